@@ -1,0 +1,72 @@
+"""A pen that draws flat shapes with anti-aliasing, in pixels of the final picture.
+
+Pillow draws at four times the size and the picture is averaged down; that is all the anti-aliasing there is.
+The canvas has a margin of MARGIN pixels on every side, so that a moved camera is a crop and never an empty edge.
+"""
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+SIZE, MARGIN, SUPERSAMPLE = 64, 8, 4
+
+PALETTE: dict[str, tuple[int, int, int]] = {  # 8-bit RGB; the colours of things are at least 90 apart
+    "paper": (250, 248, 242),
+    "ink": (40, 46, 60),
+    "ground": (214, 200, 176),
+    "shade": (120, 108, 92),
+    "water": (150, 208, 238),
+    "sun": (252, 170, 20),
+    "flame": (250, 130, 20),
+    "magnet": (160, 24, 60),
+    "wooden": (168, 112, 60),
+    "brown": (124, 76, 40),
+    "iron": (112, 120, 132),
+    "grey": (146, 150, 156),
+    "red": (222, 44, 44),
+    "green": (40, 160, 70),
+    "blue": (40, 90, 220),
+    "yellow": (246, 212, 40),
+    "purple": (146, 60, 190),
+}
+
+
+class Pen:
+    """Draws on one canvas.  All coordinates and lengths are pixels of the final 64x64 picture."""
+
+    def __init__(self) -> None:
+        side = (SIZE + 2 * MARGIN) * SUPERSAMPLE
+        self.image = Image.new("RGB", (side, side), PALETTE["paper"])
+        self.ink = ImageDraw.Draw(self.image)
+
+    def _at(self, x: float, y: float) -> tuple[float, float]:
+        return (x + MARGIN) * SUPERSAMPLE, (y + MARGIN) * SUPERSAMPLE
+
+    def rect(self, x0: float, y0: float, x1: float, y1: float, color: str) -> None:
+        (a, b), (c, d) = self._at(x0, y0), self._at(x1, y1)
+        self.ink.rectangle((a, b, c - 1, d - 1), fill=PALETTE[color])  # Pillow includes the far edge
+
+    def ellipse(self, x: float, y: float, rx: float, ry: float, color: str) -> None:
+        (a, b), (c, d) = self._at(x - rx, y - ry), self._at(x + rx, y + ry)
+        self.ink.ellipse((a, b, c - 1, d - 1), fill=PALETTE[color])
+
+    def circle(self, x: float, y: float, r: float, color: str) -> None:
+        self.ellipse(x, y, r, r, color)
+
+    def polygon(self, points: list[tuple[float, float]], color: str) -> None:
+        self.ink.polygon([self._at(x, y) for x, y in points], fill=PALETTE[color])
+
+    def line(self, points: list[tuple[float, float]], width: float, color: str) -> None:
+        self.ink.line([self._at(x, y) for x, y in points], PALETTE[color], round(width * SUPERSAMPLE), joint="curve")
+
+    def shape(self, name: str, x: float, y: float, r: float, color: str) -> None:
+        """A ball, a block or a cone of radius `r` about (x, y)."""
+        if name == "ball":
+            self.circle(x, y, r, color)
+        elif name == "block":
+            self.rect(x - r, y - r, x + r, y + r, color)
+        else:
+            self.polygon([(x, y - r), (x + r, y + r), (x - r, y + r)], color)
+
+    def canvas(self) -> np.ndarray:
+        """The finished canvas, margin included.  Shape (80 80 3), uint8."""
+        return np.asarray(self.image.reduce(SUPERSAMPLE))
