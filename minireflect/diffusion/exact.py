@@ -1,0 +1,107 @@
+"""A world whose best possible network is a formula: a mixture of Gaussians, noised, stays a mixture of Gaussians.
+
+Used where a claim about samplers, inversion or reflection should be checked without a trained network in the way (tests, notebooks).
+Idea: EDM (Karras et al. 2022, arXiv 2206.00364), whose analytic toys this follows; Tweedie's formula for the posterior mean.
+
+    p_0(x)    = sum_k weight_k N(x; mean_k, std_k^2 I)
+    p_abar(x) = sum_k weight_k N(x; sqrt(abar) mean_k, v_k I),        v_k = abar std_k^2 + 1 - abar
+    eps(x)    = -sqrt(1 - abar) grad log p_abar(x) = sqrt(1 - abar) sum_k p(k | x) (x - sqrt(abar) mean_k) / v_k
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from .schedule import Schedule
+
+NULL = -1  # the class id of "no condition"
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianMixture:
+    """Isotropic Gaussians in d dimensions; `classes` says which of them a condition allows. Computes in the precision of x.
+
+    A class is an int or one id per sample; None, or -1 for a sample, is unconditional.
+    """
+
+    means: Tensor  # [k, d]
+    stds: Tensor  # [k]
+    weights: Tensor  # [k], of any sum
+    classes: Tensor | None = None  # [k] long; None: every component is its own class
+
+    def __post_init__(self) -> None:
+        k = len(self.means)
+        if self.means.ndim != 2:
+            raise ValueError(f"means must be [k, d], got {tuple(self.means.shape)}")
+        for name in ("stds", "weights", "classes"):
+            value = getattr(self, name)
+            if value is not None and value.shape != (k,):
+                raise ValueError(f"{name} must be [{k}] to match means, got {tuple(value.shape)}")
+        if not (self.stds > 0).all() or not (self.weights > 0).all():
+            raise ValueError("stds and weights must be positive")
+
+    def _log_joint(self, x: Tensor, abar: Tensor, cls: int | Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Shapes: x (b d), abar () or (b) -> log p(k, x) (b k), centred x (b k d), variance (b k)"""
+        means, stds, weights = (v.to(x) for v in (self.means, self.stds, self.weights))
+        abar = abar.to(x).expand(len(x))[:, None]
+        centred = x[:, None] - abar[..., None].sqrt() * means
+        var = abar * stds**2 + 1 - abar
+        log_gauss = -0.5 * (centred**2).sum(-1) / var - 0.5 * x.shape[1] * (2 * math.pi * var).log()
+        log_weight = weights.log().expand(len(x), -1).masked_fill(~self._allowed(cls, x), -math.inf)
+        return log_gauss + log_weight.log_softmax(-1), centred, var
+
+    def _allowed(self, cls: int | Tensor | None, x: Tensor) -> Tensor:
+        """Which components a condition leaves.  Shapes: cls () or (b), x (b d) -> (b k) bool"""
+        cls = torch.as_tensor(NULL if cls is None else cls, device=x.device).long().expand(len(x))[:, None]
+        classes = torch.arange(len(self.means)) if self.classes is None else self.classes
+        allowed = (cls == NULL) | (cls == classes.to(x.device))
+        if not allowed.any(1).all():
+            raise ValueError(f"no component has class {cls[~allowed.any(1)].flatten().unique().tolist()}")
+        return allowed
+
+    def log_prob(self, x: Tensor, abar: Tensor, cls: int | Tensor | None = None) -> Tensor:
+        """Log-density of the noised mixture, nats.  Shapes: x (b d), abar () or (b) -> (b)"""
+        return self._log_joint(x, abar, cls)[0].logsumexp(-1)
+
+    def eps(self, x: Tensor, abar: Tensor, cls: int | Tensor | None = None) -> Tensor:
+        """The noise that the best possible network predicts.  Shapes: x (b d), abar () or (b) -> (b d)"""
+        log_joint, centred, var = self._log_joint(x, abar, cls)
+        pull = (log_joint.softmax(-1)[..., None] * centred / var[..., None]).sum(1)  # minus the score
+        return (1 - abar.to(x).expand(len(x))[:, None]).sqrt() * pull
+
+    def posterior_mean(self, x: Tensor, abar: Tensor, cls: int | Tensor | None = None) -> Tensor:
+        """E[x_0 | x_t], component by component.  Shapes: x (b d), abar () or (b) -> (b d)"""
+        log_joint, centred, var = self._log_joint(x, abar, cls)
+        abar = abar.to(x).expand(len(x))[:, None]
+        shrink = abar.sqrt() * self.stds.to(x) ** 2 / var  # how much of the surprise is signal
+        return (log_joint.softmax(-1)[..., None] * (self.means.to(x) + shrink[..., None] * centred)).sum(1)
+
+    def sample(self, n: int, generator: Generator, cls: int | None = None) -> Tensor:
+        """Draw clean points.  Shapes: -> (n d)"""
+        weights = self.weights * self._allowed(cls, self.means[:1]).squeeze(0)
+        k = torch.multinomial(weights, n, replacement=True, generator=generator)
+        noise = torch.randn(n, self.means.shape[1], generator=generator, dtype=self.means.dtype)
+        return self.means[k] + self.stds[k, None] * noise
+
+    def context(self, cls: int | Tensor | None, n: int = 1) -> Tensor:
+        """A condition in the shape in which networks take theirs, (n 1 1)."""
+        return torch.as_tensor(NULL if cls is None else cls).float().expand(n)[:, None, None]
+
+    def model(self, schedule: Schedule) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """The formula dressed as a network, with the schedule's prediction type.
+
+        Shapes: the result maps x (b d) or (b d 1 1), t (b), context (b 1 1) holding the class id -> like x
+        """
+
+        def model(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+            flat, cls = x.flatten(1), context.flatten(1)[:, 0].round()
+            abar = schedule.abar.to(t.device)[t]
+            output = self.eps(flat, abar, cls)
+            if schedule.config.prediction != "epsilon":  # half the work in the usual case
+                output = schedule.target(self.posterior_mean(flat, abar, cls), output, t)
+            return output.view(x.shape)
+
+        return model

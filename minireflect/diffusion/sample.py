@@ -1,0 +1,151 @@
+"""Guidance, and the two directions of sampling: `denoise` (noise to image) and `renoise` (image to noise).
+
+Papers: classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598); DDIM (arXiv 2010.02502); SRRL (arXiv 2505.22407), E1 and E4.
+
+    eps_fn = guided(model, cond, uncond, w)            # eps_u + w (eps_c - eps_u)
+    x_0    = last(denoise(eps_fn, x_T, table))         # t = 951, 901, ..., 1
+    x_T    = last(renoise(eps_fn, x_0, table))         # t = 1, 51, ..., 951
+
+Both directions are generators that yield every step. Collecting them is a trajectory, drawing them an animation, stopping early an edit.
+
+No autograd graph is kept unless it is asked for with `grad=True`: a reflection of K rounds would otherwise hold 40 K network
+evaluations in memory (the released SRRL does). A `torch.no_grad()` around a generator's body would leak its mode into the caller at every
+`yield`; so each step is computed inside the context, and yielded outside it.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+from .ddim import ddim_step, renoise_step
+from .schedule import Schedule, StepTable
+
+EpsFn = Callable[[Tensor, Tensor], Tensor]  # x_t (b c h w), t () or (b) long -> eps (b c h w)
+Model = Callable[
+    [Tensor, Tensor, Tensor], Tensor
+]  # x (b c h w), t (b) long, context (b t d) -> output (b c h w)
+
+
+class Step(NamedTuple):
+    """What one step of a sampler did."""
+
+    index: int  # row of the table
+    t: Tensor  # () long, the timestep label shown to the network
+    x: Tensor  # (b c h w) the latent after the step
+    x0: Tensor  # (b c h w) predicted clean latent
+    eps: Tensor  # (b c h w) predicted noise
+    mean: Tensor  # (b c h w) of the Gaussian that x was drawn from; x itself when deterministic
+    sigma: Tensor  # (b) standard deviation of that Gaussian
+    log_prob: Tensor  # (b) nats; 0 where sigma is 0
+
+
+class Trajectory(NamedTuple):
+    """A sampled path as data. `latents[:, i]` is the state of step i, `latents[:, i + 1]` its action.
+
+    In float32: stored in half precision, the action is no longer the one that was scored.
+    """
+
+    latents: Tensor  # (b s+1 c h w) float32
+    timesteps: Tensor  # (s) long
+    log_probs: Tensor  # (b s) nats
+
+
+def guided(model: Model, cond: Tensor, uncond: Tensor, w: float, schedule: Schedule | None = None) -> EpsFn:
+    """Classifier-free guidance as a function of (x, t).
+
+    w = 1 is the conditional network alone and w = 0 the unconditional one: one evaluation each. Any other w evaluates both in one batch
+    of 2 b, unconditional half first. Where gradients are enabled they flow through both halves: the policy is the guided Gaussian.
+    `schedule` converts the network's prediction type to noise; without it the output is taken as noise.
+    Shapes: cond (b t d), uncond (1 t d) or (b t d); the result maps x (b c h w), t () or (b) -> (b c h w)
+    """
+
+    def eps_fn(x: Tensor, t: Tensor) -> Tensor:
+        b = len(x)
+        t = t.to(x.device).expand(b)
+
+        def rows(context: Tensor) -> Tensor:
+            return context.expand(b, *context.shape[1:])
+
+        def eps(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+            output = model(x, t, context)
+            return output if schedule is None else schedule.to_eps(output, x, t)
+
+        if w == 1:
+            return eps(x, t, rows(cond))
+        if w == 0:
+            return eps(x, t, rows(uncond))
+        both = eps(torch.cat([x, x]), torch.cat([t, t]), torch.cat([rows(uncond), rows(cond)]))
+        eps_u, eps_c = both.chunk(2)
+        return eps_u + w * (eps_c - eps_u)  # SRRL (E1)
+
+    return eps_fn
+
+
+def denoise(
+    eps_fn: EpsFn,
+    x: Tensor,
+    table: StepTable,
+    eta: float = 0.0,
+    generator: Generator | None = None,
+    grad: bool = False,
+) -> Iterator[Step]:
+    """Noise to image, one network evaluation a step. `generator` is needed where eta > 0.
+
+    Shapes: x (b c h w) at level table.t[0]; every step yields a latent (b c h w) at level table.t_prev
+    """
+    sigmas = table.sigma(eta)
+    for i in range(len(table)):
+        with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
+            eps = eps_fn(x, table.t[i])
+            out = ddim_step(x, eps, table.abar[i], table.abar_prev[i], sigmas[i], generator=generator)
+        x = out.x_prev
+        yield Step(i, table.t[i], x, out.x0, eps, out.mean, out.sigma, out.log_prob)
+
+
+def renoise(
+    eps_fn: EpsFn, x0: Tensor, table: StepTable, refine: int = 0, grad: bool = False
+) -> Iterator[Step]:
+    """Image to noise: the steps of `denoise` at eta 0, undone from the last to the first, N moves for N steps.
+
+    The exact inverse needs eps(x_t, t) before x_t is known. Plain inversion (refine 0) uses eps(x_t_prev, t): the latent one level
+    cleaner under the label of the level it is going to (E4), an error of O(1/N). Each of `refine` rounds solves the implicit equation one
+    fixed-point iteration further, at one more evaluation a step.
+    Shapes: x0 (b c h w) at level table.t_prev[-1]; every step yields a latent (b c h w) at level table.t
+    """
+    x = x0
+    for i in reversed(range(len(table))):
+        t, abar, abar_prev = table.t[i], table.abar[i], table.abar_prev[i]
+        with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
+            guess = x
+            for _ in range(1 + refine):
+                eps = eps_fn(guess, t)
+                guess = renoise_step(x, eps, abar, abar_prev)  # SRRL (E4)
+            predicted = (x.float() - (1 - abar_prev).sqrt() * eps.float()) / abar_prev.sqrt()  # DDIM (9)
+            none = guess.new_zeros(len(x))  # no noise, hence no density
+        x = guess
+        yield Step(i, t, x, predicted, eps, x, none, none)
+
+
+def last(steps: Iterable[Step]) -> Tensor:
+    """Run a sampler to its end and keep the latent only."""
+    step = None
+    for step in steps:  # noqa: B007
+        pass
+    if step is None:
+        raise ValueError("no steps: the table is empty")
+    return step.x
+
+
+def collect(x_start: Tensor, steps: Iterable[Step]) -> Trajectory:
+    """Run a sampler to its end and keep the path.  Shapes: x_start (b c h w) -> latents (b s+1 c h w), timesteps (s), log_probs (b s)"""
+    latents, timesteps = [x_start.float()], []
+    log_probs = [x_start.new_zeros(len(x_start), 0, dtype=torch.float32)]
+    for step in steps:
+        latents.append(step.x.float())
+        timesteps.append(int(step.t))
+        log_probs.append(step.log_prob[:, None])
+    return Trajectory(
+        torch.stack(latents, 1), torch.tensor(timesteps, dtype=torch.long), torch.cat(log_probs, 1)
+    )

@@ -1,0 +1,177 @@
+"""How much signal is left at every noise level, and the table of steps that every sampler, scorer and inverse reads.
+
+Papers: DDPM (Ho et al. 2020, arXiv 2006.11239), DDIM (Song et al. 2020, arXiv 2010.02502), v-prediction (Salimans & Ho 2022).
+
+    beta    = the noise added at each of T training steps
+    abar[t] = prod_{s<=t} (1 - beta[s])               # DDPM's alpha-bar; the DDIM paper calls it alpha
+    x_t     = sqrt(abar) x_0 + sqrt(1 - abar) noise   # DDPM (4)
+
+A sampler visits only S of the T levels. Which ones, and where each step lands, is the `StepTable`; nothing else in the project
+computes `t - T // S`, so what was sampled is what is scored and what is inverted.
+
+Differs from diffusers: alpha-bar is accumulated in float64 before it is stored in float32. The rest is equal number for number,
+including one oddity that `chained=True` repairs (see `Schedule.table`).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+BetaSchedule = Literal["scaled_linear", "linear"]
+Prediction = Literal["epsilon", "v", "x0"]
+Spacing = Literal["leading", "trailing", "linspace"]
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The noise a network was trained with. The defaults are Stable Diffusion 1.x and SDXL."""
+
+    train_steps: int = 1000  # T, number of noise levels
+    beta_start: float = 0.00085  # variance added at the first level
+    beta_end: float = 0.012  # variance added at the last level
+    beta_schedule: BetaSchedule = "scaled_linear"  # "scaled_linear" is linear in sqrt(beta)
+    prediction: Prediction = "epsilon"  # what the network outputs
+
+    def __post_init__(self) -> None:
+        if self.train_steps < 1:
+            raise ValueError(f"train_steps {self.train_steps} must be at least 1")
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            raise ValueError(f"betas must satisfy 0 < {self.beta_start} <= {self.beta_end} < 1")
+        if self.beta_schedule not in get_args(BetaSchedule):
+            raise ValueError(f"beta_schedule {self.beta_schedule!r} is not one of {get_args(BetaSchedule)}")
+        if self.prediction not in get_args(Prediction):
+            raise ValueError(f"prediction {self.prediction!r} is not one of {get_args(Prediction)}")
+
+
+@dataclass(frozen=True, eq=False)
+class StepTable:
+    """S steps from noise to image: step i takes a latent at level `t[i]` to level `t_prev[i]`.
+
+    `t_prev` is -1 for a clean image (alpha-bar 1). A slice is a table again: `table[:k]` is the prefix that branches share,
+    `table[k:]` what each branch runs alone, or the part of the ladder that an edit climbs and descends. It stays on the CPU:
+    asking "is sigma zero?" then never makes a GPU wait.
+    """
+
+    t: Tensor  # [S] long, descending
+    t_prev: Tensor  # [S] long
+    abar: Tensor  # [S] float32, alpha-bar at t
+    abar_prev: Tensor  # [S] float32, alpha-bar at t_prev
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+    def __getitem__(self, part: slice) -> "StepTable":
+        if not isinstance(part, slice) or part.step not in (None, 1):
+            raise TypeError(f"a table is sliced as table[i:j], got table[{part!r}]")
+        return StepTable(self.t[part], self.t_prev[part], self.abar[part], self.abar_prev[part])
+
+    def __iter__(self) -> Iterator["StepTable"]:
+        return (self[i : i + 1] for i in range(len(self)))
+
+    def sigma(self, eta: float) -> Tensor:
+        """Standard deviation of the fresh noise of every step, [S]. Zero means deterministic, a step without a density.
+
+        eta 0 is DDIM (all zero), eta 1 is DDPM's ancestral sampler. At eta 1 the last step may still be zero: where it lands on
+        a clean image, or where `t` and `t_prev` share an alpha-bar.
+        """
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta {eta} is outside [0, 1]")
+        abar, abar_prev = self.abar.double(), self.abar_prev.double()
+        var = (1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev)  # DDIM (16), squared, eta 1
+        return (eta * var.clamp(min=0).sqrt()).float()
+
+
+class Schedule:
+    """Alpha-bar for all T levels, and the conversions that depend on it."""
+
+    def __init__(self, config: ScheduleConfig) -> None:
+        self.config = config
+        T, start, end = config.train_steps, config.beta_start, config.beta_end
+        if config.beta_schedule == "linear":
+            beta = torch.linspace(start, end, T, dtype=torch.float64)
+        else:
+            beta = torch.linspace(start**0.5, end**0.5, T, dtype=torch.float64) ** 2
+        self.abar = (1 - beta).cumprod(0).float()  # DDPM (4)
+
+    def abar_at(self, t: Tensor, like: Tensor) -> Tensor:
+        """Alpha-bar of t, shaped to multiply `like`.  Shapes: t () or (b), like (b ...) -> () or (b 1 ...)"""
+        abar = self.abar.to(t.device)[t].to(like.device)
+        return abar.reshape(-1, *[1] * (like.ndim - 1)) if abar.ndim else abar
+
+    def add_noise(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """A clean latent brought to level t in one jump.  Shapes: x0 (b c h w), t (b), noise (b c h w) -> (b c h w)"""
+        abar = self.abar_at(t, x0)
+        return abar.sqrt() * x0 + (1 - abar).sqrt() * noise  # DDPM (4)
+
+    def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What the network should output at level t.  Shapes: x0 (b c h w), noise (b c h w), t (b) -> (b c h w)"""
+        if self.config.prediction == "epsilon":
+            return noise
+        if self.config.prediction == "x0":
+            return x0
+        abar = self.abar_at(t, x0)
+        return abar.sqrt() * noise - (1 - abar).sqrt() * x0  # v, Salimans & Ho
+
+    def to_eps(self, output: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """The network's output as predicted noise: the one place where prediction types are told apart.
+
+        Uses alpha-bar of the label t, the level the network believes in. Re-noising shows it a latent one level cleaner than t,
+        where diffusers' inverse uses the latent's own level; for "epsilon" nothing is converted and the two agree.
+        Shapes: output (b c h w), x (b c h w), t () or (b) -> (b c h w)
+        """
+        if self.config.prediction == "epsilon":
+            return output
+        abar = self.abar_at(t, x)
+        if self.config.prediction == "x0":
+            return (x - abar.sqrt() * output) / (1 - abar).sqrt()  # DDPM (4) solved for the noise
+        return abar.sqrt() * output + (1 - abar).sqrt() * x  # v and x solved for the noise
+
+    def table(
+        self,
+        steps: int,
+        spacing: Spacing = "leading",
+        offset: int = 1,
+        set_alpha_to_one: bool = False,
+        chained: bool = False,
+    ) -> StepTable:
+        """Choose `steps` of the T levels.
+
+        leading   multiples of T // steps, plus `offset`: never reaches t = T - 1 (Stable Diffusion's habit, offset 1)
+        trailing  counts down from T - 1, so it starts at the noisiest level and ends above 0 (`offset` is not used)
+        linspace  from T - 1 to 0 inclusive (`offset` is not used)
+
+        The last step lands below level 0. With `set_alpha_to_one` that is a clean image: t_prev -1, alpha-bar 1, sigma 0 at every
+        eta. Without it (diffusers for Stable Diffusion; ddpo-pytorch by clamping) it is level 0: t_prev 0, alpha-bar abar[0], and
+        with leading spacing and offset 1 a small positive sigma remains (0.0206 at eta 1, 20 steps).
+
+        diffusers lands step i on `t[i] - T // steps`, which is not `t[i + 1]` for linspace, nor for trailing when steps does not
+        divide T: the next evaluation then mislabels its latent by a few levels. That is the default here, so that real
+        checkpoints give the same pictures; `chained=True` lands on `t[i + 1]`. For leading spacing the two are the same.
+        """
+        T = self.config.train_steps
+        if not 1 <= steps <= T:
+            raise ValueError(f"steps {steps} is outside 1..{T} (train_steps)")
+        if spacing == "leading":
+            t = torch.arange(steps).flip(0) * (T // steps) + offset
+        elif spacing == "trailing":  # round() takes halves to even, like numpy's
+            t = (T - torch.arange(steps, dtype=torch.float64) * (T / steps)).round().long() - 1
+        elif spacing == "linspace":
+            t = torch.linspace(0, T - 1, steps, dtype=torch.float64).round().long().flip(0)
+        else:
+            raise ValueError(f"spacing {spacing!r} is not one of {get_args(Spacing)}")
+        if t[0] >= T or t[-1] < 0:
+            raise ValueError(
+                f"{steps} {spacing} steps with offset {offset} span t = {t[-1]}..{t[0]}, outside 0..{T - 1}"
+            )
+
+        last = -1 if set_alpha_to_one else 0
+        if chained:
+            t_prev = torch.cat([t[1:], t.new_tensor([last])])
+        else:
+            t_prev = t - T // steps
+            t_prev = torch.where(t_prev < 0, last, t_prev)
+        abar_prev = torch.where(t_prev < 0, 1.0, self.abar[t_prev.clamp(min=0)])
+        return StepTable(t, t_prev, self.abar[t], abar_prev)

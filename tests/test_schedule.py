@@ -1,0 +1,163 @@
+"""The table of steps equals diffusers'; conversions between prediction types are exact."""
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+
+from minireflect.diffusion.schedule import Schedule, ScheduleConfig
+
+SPACINGS = ["leading", "trailing", "linspace"]
+STEPS = [1, 7, 10, 20, 30, 50]
+
+
+def reference(
+    spacing: str, to_one: bool = False, offset: int = 1, schedule: str = "scaled_linear"
+) -> DDIMScheduler:
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule=schedule,
+        clip_sample=False,
+        set_alpha_to_one=to_one,
+        steps_offset=offset,
+        timestep_spacing=spacing,
+    )
+
+
+@pytest.mark.parametrize("name", ["scaled_linear", "linear"])
+def test_abar_equals_diffusers(name: str) -> None:
+    ours = Schedule(ScheduleConfig(beta_schedule=name)).abar
+    theirs = reference("leading", schedule=name).alphas_cumprod
+    assert ours.dtype == torch.float32 and ours.shape == (1000,)
+    torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=0)  # they accumulate in float32, we in float64
+
+
+@pytest.mark.parametrize("to_one", [False, True])
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("steps", STEPS)
+def test_table_equals_diffusers(steps: int, spacing: str, to_one: bool) -> None:
+    ref = reference(spacing, to_one)
+    ref.set_timesteps(steps)
+    table = Schedule(ScheduleConfig()).table(steps, spacing, set_alpha_to_one=to_one)
+    assert len(table) == steps and table.t.tolist() == ref.timesteps.tolist()
+    # how DDIMScheduler.step finds the other end of a step
+    prev = ref.timesteps - 1000 // steps
+    assert table.t_prev.tolist() == [p if p >= 0 else (-1 if to_one else 0) for p in prev.tolist()]
+    abar_prev = torch.where(prev >= 0, ref.alphas_cumprod[prev.clamp(min=0)], ref.final_alpha_cumprod)
+    torch.testing.assert_close(table.abar, ref.alphas_cumprod[ref.timesteps], rtol=2e-5, atol=0)
+    torch.testing.assert_close(table.abar_prev, abar_prev, rtol=2e-5, atol=0)
+    var = torch.stack([ref._get_variance(t, p) for t, p in zip(ref.timesteps, prev)])
+    torch.testing.assert_close(table.sigma(1.0), var.clamp(min=0).sqrt(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(table.sigma(0.3), 0.3 * table.sigma(1.0))
+    assert (table.sigma(0.0) == 0).all()
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("steps", STEPS)
+def test_chained_lands_on_the_next_row(steps: int, spacing: str) -> None:
+    schedule = Schedule(ScheduleConfig())
+    plain, chained = schedule.table(steps, spacing), schedule.table(steps, spacing, chained=True)
+    assert chained.t.equal(plain.t) and chained.t_prev[:-1].equal(plain.t[1:]) and chained.t_prev[-1] == 0
+    assert chained.abar_prev.equal(schedule.abar[chained.t_prev])
+    if spacing == "leading" or (spacing == "trailing" and 1000 % steps == 0):
+        assert chained.t_prev.equal(plain.t_prev)
+
+
+def test_stored_lists() -> None:
+    """Known by heart, so that the tables hold without diffusers too."""
+    schedule = Schedule(ScheduleConfig())
+    assert schedule.table(20).t.tolist() == list(range(951, 0, -50))
+    assert schedule.table(20).t_prev.tolist() == [*range(901, 0, -50), 0]
+    # 1000 / 30 is not whole: t_prev from the table
+    assert schedule.table(30).t.tolist() == list(range(958, 0, -33))
+    assert schedule.table(4, "trailing").t.tolist() == [999, 749, 499, 249]
+    assert schedule.table(4, "linspace").t.tolist() == [999, 666, 333, 0]
+    sigma = schedule.table(20).sigma(1.0)
+    want = {951: 0.644, 501: 0.429, 101: 0.167, 51: 0.0406, 1: 0.0206}  # ddpo-pytorch's sampler, measured
+    got = {t: s for t, s in zip(schedule.table(20).t.tolist(), sigma.tolist())}
+    assert all(abs(got[t] - s) < 5e-4 for t, s in want.items())
+
+
+def test_last_step() -> None:
+    schedule = Schedule(ScheduleConfig())
+    assert schedule.table(20).sigma(1.0)[-1] == pytest.approx(0.0206, abs=1e-4)
+    assert schedule.table(20, offset=0).sigma(1.0)[-1] == 0  # t and t_prev are both level 0
+    assert schedule.table(20, "linspace").sigma(1.0)[-1] == 0
+    clean = schedule.table(20, "trailing", set_alpha_to_one=True)
+    assert clean.t_prev[-1] == -1 and clean.abar_prev[-1] == 1 and clean.sigma(1.0)[-1] == 0
+
+
+def test_variance_is_never_negative() -> None:
+    schedule = Schedule(ScheduleConfig())
+    for steps in (*range(1, 60), 250, 500, 999):
+        for spacing in SPACINGS:
+            table = schedule.table(steps, spacing)
+            sigma = table.sigma(1.0)
+            assert not sigma.isnan().any() and (1 - table.abar_prev - sigma**2 > -1e-6).all()
+
+
+def test_slices_are_tables() -> None:
+    table = Schedule(ScheduleConfig()).table(20)
+    prefix, suffix = table[:15], table[15:]
+    assert len(prefix) == 15 and len(suffix) == 5 and len(table[3:3]) == 0
+    assert torch.cat([prefix.t, suffix.t]).equal(table.t)
+    assert torch.cat([prefix.sigma(1.0), suffix.sigma(1.0)]).equal(table.sigma(1.0))
+    assert prefix.abar_prev[-1] == suffix.abar[0]
+    assert [int(rung.t) for rung in table] == table.t.tolist()
+    with pytest.raises(TypeError, match="table"):
+        table[3]
+    with pytest.raises(TypeError, match="table"):
+        table[::2]
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v", "x0"])
+def test_every_prediction_gives_back_the_noise(prediction: str) -> None:
+    schedule = Schedule(ScheduleConfig(prediction=prediction))
+    g = torch.Generator().manual_seed(0)
+    x0, noise = torch.randn(3, 2, 5, 7, generator=g), torch.randn(3, 2, 5, 7, generator=g)
+    t = torch.tensor([0, 500, 999])
+    x = schedule.add_noise(x0, t, noise)
+    eps = schedule.to_eps(schedule.target(x0, noise, t), x, t)
+    # x0 at t = 0 divides by sqrt(1 - abar) = 0.03
+    torch.testing.assert_close(eps, noise, atol=2e-5, rtol=1e-4)
+    one = schedule.to_eps(schedule.target(x0, noise, t)[1:2], x[1:2], torch.tensor(500))  # a 0-d label
+    torch.testing.assert_close(one, eps[1:2])
+
+
+def test_v_and_noise_equal_diffusers() -> None:
+    schedule, ref = Schedule(ScheduleConfig(prediction="v")), reference("leading")
+    g = torch.Generator().manual_seed(1)
+    x0, noise, t = (
+        torch.randn(2, 3, 5, 7, generator=g),
+        torch.randn(2, 3, 5, 7, generator=g),
+        torch.tensor([20, 900]),
+    )
+    torch.testing.assert_close(
+        schedule.add_noise(x0, t, noise), ref.add_noise(x0, noise, t), atol=1e-5, rtol=0
+    )
+    torch.testing.assert_close(
+        schedule.target(x0, noise, t), ref.get_velocity(x0, noise, t), atol=1e-5, rtol=0
+    )
+
+
+def test_wrong_numbers_are_named() -> None:
+    schedule = Schedule(ScheduleConfig())
+    for steps in (0, -3, 1001):
+        with pytest.raises(ValueError, match=f"steps {steps} .*1000"):
+            schedule.table(steps)
+    with pytest.raises(ValueError, match=r"1000\.\.|\.\.1000"):
+        schedule.table(1000, offset=1)  # would ask for level 1000 of 0..999
+    with pytest.raises(ValueError, match="karras"):
+        schedule.table(20, "karras")
+    with pytest.raises(ValueError, match=r"eta 1\.5"):
+        schedule.table(20).sigma(1.5)
+    for bad in (
+        {"train_steps": 0},
+        {"beta_start": 0.0},
+        {"beta_start": 0.5, "beta_end": 0.1},
+        {"beta_end": 1.0},
+        {"beta_schedule": "cosine"},
+        {"prediction": "score"},
+    ):
+        with pytest.raises(ValueError, match=str(next(iter(bad.values())))):
+            ScheduleConfig(**bad)
