@@ -1,0 +1,29 @@
+"""minireflect: image generators that judge their own pictures, turn them back into noise, and draw again.
+
+    from minireflect import load_pipeline, sample_scene, render, caption, inspect
+"""
+
+from .diffusion.reflection import reflect
+from .diffusion.sample import denoise, renoise
+from .pipeline import LatentDiffusion, load_pipeline
+from .streams import rng
+from .world.inspector import inspect
+from .world.prompts import sample_scene
+from .world.render import render
+from .world.words import caption, graph, rationale
+
+__version__ = "0.1.0"
+__all__ = [
+    "LatentDiffusion",
+    "caption",
+    "denoise",
+    "graph",
+    "inspect",
+    "load_pipeline",
+    "rationale",
+    "reflect",
+    "render",
+    "renoise",
+    "rng",
+    "sample_scene",
+]

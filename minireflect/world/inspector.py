@@ -22,10 +22,10 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from .arrangement import RADIUS, SHAPES, draw_arrangement
+from .arrangement import SHAPES, draw_arrangement
 from .laws import LAWS
 from .pen import MARGIN, PALETTE, SIZE, Pen
-from .render import _canvas
+from .render import canvas
 from .scenes import COLORS, Object, Reading, Scene
 
 TOLERANCE = 0.30  # in [0, 1]: a ball that is missing makes 0.7, a line moved by a pixel 0.2
@@ -58,7 +58,7 @@ def _blocks(pixels: np.ndarray) -> np.ndarray:
 def _drawn(scene: Scene) -> np.ndarray:
     """The scene as (64 64 3) float32 in [0, 1]."""
     x, y = MARGIN - scene.shift[0], MARGIN - scene.shift[1]
-    return _canvas(*scene.facts)[y : y + SIZE, x : x + SIZE].astype(np.float32) / 255
+    return canvas(*scene.facts)[y : y + SIZE, x : x + SIZE].astype(np.float32) / 255
 
 
 @lru_cache(maxsize=1)
@@ -70,7 +70,7 @@ def _filter() -> _Filter:
         for objects in law.combinations()
         for outcome in law.possible(objects)
     ]
-    canvases = np.stack([_canvas(*scene.facts) for scene in every]).astype(np.float32) / 255  # (n 80 80 3)
+    canvases = np.stack([canvas(*scene.facts) for scene in every]).astype(np.float32) / 255  # (n 80 80 3)
     scenes, points = [], []
     for x in steps:
         for y in steps:
@@ -96,18 +96,18 @@ def _law_candidates(pixels: np.ndarray) -> list[tuple[float, Scene]]:
         best.setdefault(f.scenes[i].facts, f.scenes[i])
     found = []
     for scene in list(best.values())[:CANDIDATES]:
-        canvas = _canvas(*scene.facts).astype(np.float32) / 255
+        drawn = canvas(*scene.facts).astype(np.float32) / 255
         x, y = scene.shift
         for axis in (0, 1):  # the error is smooth in the camera's position: refine x, then y
             tries = [(x + d, y) if axis == 0 else (x, y + d) for d in (-1, 0, 1)]
-            error, (x, y) = min((_square_error(canvas, pixels, shift), shift) for shift in tries)
+            error, (x, y) = min((_square_error(drawn, pixels, shift), shift) for shift in tries)
         found.append((error, replace(scene, shift=(x, y))))
     return sorted(found, key=lambda pair: pair[0])
 
 
-def _square_error(canvas: np.ndarray, pixels: np.ndarray, shift: tuple[int, int]) -> float:
+def _square_error(drawn: np.ndarray, pixels: np.ndarray, shift: tuple[int, int]) -> float:
     x, y = MARGIN - shift[0], MARGIN - shift[1]
-    difference = (canvas[y : y + SIZE, x : x + SIZE] - pixels).ravel()
+    difference = (drawn[y : y + SIZE, x : x + SIZE] - pixels).ravel()
     return float(difference @ difference)
 
 
@@ -127,7 +127,7 @@ def _stamps() -> np.ndarray:
 def _arrangement(pixels: np.ndarray) -> Scene | None:
     """Coloured shapes on paper, found one by one; None when something is neither paper nor a shape."""
     coverage = np.abs(pixels - PAPER).max(axis=2)  # (64 64)
-    spots, count = ndimage.label(coverage > 0.35)
+    spots, _ = ndimage.label(coverage > 0.35)
     boxes = ndimage.find_objects(spots)
     things = []
     for i, (rows, columns) in enumerate(boxes, start=1):
@@ -139,7 +139,7 @@ def _arrangement(pixels: np.ndarray) -> Scene | None:
         full = np.abs(np.array(PALETTE[name], np.float32) / 255 - PAPER).max()
         y, x = round((rows.start + rows.stop) / 2), round((columns.start + columns.stop) / 2)
         padded = np.pad(coverage / full, 12)
-        error, shape, x, y = min(
+        _, shape, x, y = min(
             (float(((padded[v + 2 : v + 22, u + 2 : u + 22] - stamp) ** 2).sum()), k, u, v)
             for k, stamp in enumerate(_stamps())
             for u in (x - 1, x, x + 1)

@@ -10,7 +10,7 @@ Train and held-out prompts differ in their combinations of objects, not only in 
 
 import random
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from .arrangement import Task, arrange, fulfils, task_list
 from .laws import LAWS
@@ -71,13 +71,13 @@ def _split(items: list, name: str, split: str) -> list:
     raise ValueError(f"split {split!r} is not one of 'train', 'held-out'")
 
 
-@lru_cache(maxsize=None)
+@cache
 def combinations(law: str, split: str) -> tuple[tuple[Object, ...], ...]:
     """The sets of objects of one law in one split."""
     return tuple(_split(LAWS[law].combinations(), law, split))
 
 
-@lru_cache(maxsize=None)
+@cache
 def tasks(split: str) -> tuple[Task, ...]:
     """The arrangement tasks of one split, split kind by kind; the three single objects are in both."""
     everything = task_list()
@@ -88,7 +88,7 @@ def tasks(split: str) -> tuple[Task, ...]:
     return tuple(chosen)
 
 
-@lru_cache(maxsize=None)
+@cache
 def prompt_set(kind: str, split: str) -> tuple[Prompt, ...]:
     """Every prompt of one kind ("physical", "unconventional", "arrangement") and split ("train", "held-out")."""
     if kind == "arrangement":
@@ -150,3 +150,41 @@ def sample_scene(seed: int, law: str | None = None, split: str = "train", lawful
         lawful = rng.random() < 0.5
     outcome = LAWS[law].lawful(objects) if lawful else rng.choice(LAWS[law].unlawful(objects))
     return jitter(Scene(law, objects, outcome), rng)
+
+
+def near_miss(prompt: Prompt, draw: random.Random, split: str = "train") -> Prompt:
+    """The same prompt with one fact wrong: its pictures are the twins of this one's, its text is a false caption.
+
+    Laws: the outcome is another one, or one object differs in as few attributes as the law allows (a balance has a
+    big and a small ball, so there two change).  Arrangements: one clause or the relation of the task is another.
+    """
+    if prompt.task:
+        others = [t for t in tasks(split) if t.kind == prompt.task.kind and t != prompt.task]
+        nearest = min(_task_distance(prompt.task, t) for t in others)
+        task = draw.choice([t for t in others if _task_distance(prompt.task, t) == nearest])
+        return Prompt(task.words, "arrangement", "arrangement", task=task)
+    law = LAWS[prompt.law]
+    objects, outcome = prompt.objects, prompt.outcome
+    if draw.random() < 0.5:
+        outcome = draw.choice([o for o in law.possible(objects) if o != outcome])
+    else:
+        others = [o for o in combinations(prompt.law, split) if o != objects and outcome in law.possible(o)]
+        nearest = min(_distance(objects, o) for o in others)
+        objects = draw.choice([o for o in others if _distance(objects, o) <= max(nearest, 1)])
+    silent = outcome == law.lawful(objects) and draw.random() < 0.5
+    return law_prompt(prompt.law, objects, None if silent else outcome)
+
+
+def _distance(a: tuple[Object, ...], b: tuple[Object, ...]) -> int:
+    """How many attributes differ between two sets of objects of one law."""
+    return sum(
+        (x.name != y.name) + (x.color != y.color) + (x.size != y.size) + (x.place != y.place) for x, y in zip(a, b)
+    )
+
+
+def _task_distance(a: Task, b: Task) -> int:
+    """How many facts differ between two tasks of one kind."""
+    differ = int(a.relation != b.relation)
+    for x, y in zip(a.clauses, b.clauses):
+        differ += (x.name != y.name) + (x.color != y.color) + (x.count != y.count)
+    return differ

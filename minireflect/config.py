@@ -1,0 +1,126 @@
+"""Everything that can be chosen, in one nested record: the command line, config.json and the presets are all this.
+
+Presets: `cpu` is the published setting for two cores, `gpu` the same with larger batches and budgets, `smoke` runs
+every line of every command in a minute and learns nothing.
+"""
+
+import json
+import typing
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from .evaluate import EvaluationConfig
+from .methods.pretrain import AutoencoderTraining, DiffusionTraining, RewardTraining
+from .methods.srrl import SRRLConfig
+from .pipeline import SamplerConfig
+from .streams import choices
+from .world.data import WorldConfig
+from .world.prompts import KINDS, draw_prompts
+
+Command = Literal["autoencoder", "diffusion", "reward", "srrl", "all"]
+COMMANDS: tuple[str, ...] = typing.get_args(Command)
+
+
+@dataclass(frozen=True)
+class PromptMix:
+    """What RL asks for: shares of the kinds of prompts, training combinations only."""
+
+    physical: float = 0.45  # share
+    unconventional: float = 0.45  # share
+    arrangement: float = 0.1  # share; keeps what is not reinforced from being forgotten
+
+    def __post_init__(self) -> None:
+        if min(self.physical, self.unconventional, self.arrangement) < 0 or self.total <= 0:
+            raise ValueError("the shares of prompts must not be negative, and not all zero")
+
+    @property
+    def total(self) -> float:
+        return self.physical + self.unconventional + self.arrangement
+
+    def draw(self, seed: int, n: int) -> Callable[[int], tuple[list[str], list[str]]]:
+        """A function from a step to `n` prompts, and for each the family of scenes whose rewards compare."""
+
+        def texts(step: int) -> tuple[list[str], list[str]]:
+            chance = choices(seed, "prompts", step)
+            weights = [self.physical, self.unconventional, self.arrangement]
+            kinds = chance.choices(KINDS, weights, k=n)
+            prompts = [chance.choice(draw_prompts(kind, "train", 8, chance)) for kind in kinds]  # 8: one of each law
+            return [p.text for p in prompts], [f"{p.kind}/{p.law}" for p in prompts]
+
+        return texts
+
+
+@dataclass(frozen=True)
+class Config:
+    command: str = "srrl"
+    seed: int = 0  # of every random stream
+    world: WorldConfig = field(default_factory=WorldConfig)
+    autoencoder: AutoencoderTraining = field(default_factory=AutoencoderTraining)
+    diffusion: DiffusionTraining = field(default_factory=DiffusionTraining)
+    reward: RewardTraining = field(default_factory=RewardTraining)
+    srrl: SRRLConfig = field(default_factory=SRRLConfig)
+    prompts: PromptMix = field(default_factory=PromptMix)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+def preset(name: str) -> Config:
+    """The configuration of a preset: smoke, cpu or gpu."""
+    base = Config()
+    if name == "cpu":
+        return base
+    if name == "gpu":
+        return replace(
+            base,
+            autoencoder=AutoencoderTraining(pictures=40_000, steps=6_000, batch=64),
+            diffusion=DiffusionTraining(pictures=60_000, steps=10_000, batch=256),
+            reward=RewardTraining(pictures=40_000, steps=6_000, batch=128),
+            srrl=SRRLConfig(iterations=400, prompts=16, group=16),
+            evaluation=EvaluationConfig(pictures=512, batch=256),
+        )
+    if name == "smoke":
+        return replace(
+            base,
+            autoencoder=AutoencoderTraining(pictures=64, steps=3, batch=4),
+            diffusion=DiffusionTraining(pictures=64, steps=3, batch=8),
+            reward=RewardTraining(pictures=64, steps=3, batch=8),
+            srrl=SRRLConfig(iterations=2, prompts=2, group=2, steps=4),
+            sampler=SamplerConfig(steps=4),
+            evaluation=EvaluationConfig(pictures=8, batch=8),
+        )
+    raise ValueError(f"preset {name!r} is not one of smoke, cpu, gpu")
+
+
+def to_dict(config: Config) -> dict:
+    """Plain JSON values."""
+    return json.loads(json.dumps(asdict(config)))
+
+
+def from_dict(kind: type, values: dict) -> object:
+    """Undo `to_dict`.  Raises ValueError on a name that the configuration does not have."""
+    known = {f.name: f for f in fields(kind)}
+    if unknown := sorted(set(values) - set(known)):
+        raise ValueError(f"{kind.__name__} has no {', '.join(unknown)}")
+    hints = typing.get_type_hints(kind)
+    built = {}
+    for name, value in values.items():
+        hint = hints[name]
+        if is_dataclass(hint):
+            value = from_dict(hint, value)
+        elif typing.get_origin(hint) is tuple:
+            value = tuple(value)
+        built[name] = value
+    return kind(**built)
+
+
+def read_config(folder: Path) -> Config:
+    """The configuration of a run.  Raises ValueError in one sentence."""
+    path = folder / "config.json"
+    try:
+        return from_dict(Config, json.loads(path.read_text()))
+    except OSError as error:
+        raise ValueError(f"there is no run to resume in {folder}: cannot read {path}") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error

@@ -1,0 +1,126 @@
+"""Pictures of a run.  Every plot of the learned reward has the exact checker beside it."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # files only, no display needed
+
+import matplotlib.pyplot as plt
+import numpy as np
+from torch import Tensor
+
+from .evaluate import Score
+
+INK, TRUTH, REWARD, BASE = "#282e3c", "#28a046", "#285adc", "#999999"
+
+
+def save(figure: plt.Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130, bbox_inches="tight", facecolor="white")
+    plt.close(figure)
+
+
+def smooth(values: list[float], span: int) -> np.ndarray:
+    """A running mean over `span` values, shorter at the start."""
+    total = np.cumsum(np.insert(np.asarray(values, float), 0, 0.0))
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(0, ends - span)
+    return (total[ends] - total[starts]) / (ends - starts)
+
+
+def training_curve(rows: list[dict], keys: dict[str, str], path: Path) -> None:
+    """Values of a pretraining stage over its steps; `keys` maps names in metrics.jsonl to labels."""
+    figure, axes = plt.subplots(figsize=(6.4, 3.4))
+    for key, label in keys.items():
+        axes.plot([r["step"] for r in rows], smooth([r[key] for r in rows], 25), label=label)
+    axes.set(xlabel="step", yscale="log")
+    axes.legend()
+    save(figure, path)
+
+
+def learning_curve(rows: list[dict], path: Path, base: tuple[float, float] | None = None) -> None:
+    """Reward and checker accuracy of the training pictures against reward calls; `base` = (reward, accuracy) at the start."""
+    figure, axes = plt.subplots(figsize=(6.4, 4))
+    calls = [r["reward_calls"] for r in rows]
+    for key, color, label in (("reward", REWARD, "learned reward, mean"), ("right", TRUTH, "right by the inspector, share")):
+        values = [r[key] for r in rows]
+        axes.plot(calls, values, color=color, alpha=0.2, lw=0.8)
+        axes.plot(calls, smooth(values, 15), color=color, label=label)
+    if base:
+        axes.axhline(base[0], color=REWARD, ls=":", lw=1, label="base, reward")
+        axes.axhline(base[1], color=TRUTH, ls=":", lw=1, label="base, right")
+    axes.set(xlabel="reward calls", ylim=(0, 1), title="Training prompts, pictures drawn with step noise")
+    axes.legend(loc="lower right", fontsize=8)
+    save(figure, path)
+
+
+def accuracy_by_law(columns: dict[str, dict[str, Score]], path: Path) -> None:
+    """Bars of accuracy per law, one panel a kind of prompt, one colour a model."""
+    kinds = list(next(iter(columns.values())))
+    figure, panels = plt.subplots(1, len(kinds), figsize=(5.2 * len(kinds), 3.4), sharey=True, squeeze=False)
+    colors = [BASE, TRUTH, REWARD, "#922ebe"]
+    for axes, kind in zip(panels[0], kinds):
+        laws = list(next(iter(columns.values()))[kind].by_law)
+        width = 0.8 / len(columns)
+        for i, (name, scores) in enumerate(columns.items()):
+            heights = [scores[kind].by_law[law] for law in laws]
+            axes.bar(np.arange(len(laws)) + i * width, heights, width, label=f"{name}: {scores[kind].accuracy:.2f}", color=colors[i % 4])
+        axes.set_xticks(np.arange(len(laws)) + 0.4 - width / 2, laws, rotation=40, ha="right")
+        axes.set(title=f"{kind}, held-out", ylim=(0, 1))
+        axes.legend(fontsize=8)
+    panels[0][0].set_ylabel("right by the inspector")
+    save(figure, path)
+
+
+def latent_moments(rows: list[dict], path: Path) -> None:
+    """Mean and standard deviation of the start latents of every round: 0 and 1 on the noise prior."""
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.2))
+    for axes, key, prior in zip(panels, ("latent_mean", "latent_std"), (0, 1)):
+        rounds = max(len(r[key]) for r in rows)
+        for k in range(rounds):
+            points = [(r["step"], r[key][k]) for r in rows if len(r[key]) > k]
+            axes.plot(*zip(*points), lw=1, label=f"round {k}")
+        axes.axhline(prior, color=INK, ls=":", lw=1)
+        axes.set(xlabel="iteration", title=key.replace("latent_", "start latents: "))
+        axes.legend(fontsize=8)
+    save(figure, path)
+
+
+def picture(axes: plt.Axes, image: Tensor, mark: str = "", right: bool | None = None) -> None:
+    """One picture with a line under it; its frame is green when right, red when wrong.  Shapes: image (3 h w)"""
+    axes.imshow(((image.clamp(-1, 1) + 1) / 2).permute(1, 2, 0).numpy(), interpolation="nearest")
+    axes.set_xticks([]), axes.set_yticks([])
+    for side in axes.spines.values():
+        side.set(color=INK if right is None else TRUTH if right else "#de2c2c", linewidth=1 if right is None else 2)
+    if mark:
+        axes.set_xlabel(mark, fontsize=7)
+
+
+def strip(rows: list[list[tuple[Tensor, str, bool | None]]], labels: list[str], heads: list[str], path: Path) -> None:
+    """Rows of pictures with a caption to the left and a verdict under each: a prompt a row, a round a column."""
+    columns = max(len(r) for r in rows)
+    figure, grid = plt.subplots(
+        len(rows), columns, figsize=(1.55 * columns + 2.6, 1.75 * len(rows) + 0.3), squeeze=False
+    )
+    for y, row in enumerate(rows):
+        for x in range(columns):
+            if x < len(row):
+                picture(grid[y][x], *row[x])
+            else:
+                grid[y][x].axis("off")
+            if y == 0 and x < len(heads):
+                grid[y][x].set_title(heads[x], fontsize=8)
+        grid[y][0].set_ylabel(wrap(labels[y]), rotation=0, ha="right", va="center", fontsize=7.5, labelpad=8)
+    figure.subplots_adjust(wspace=0.12, hspace=0.28)
+    save(figure, path)
+
+
+def wrap(text: str, width: int = 34) -> str:
+    lines, line = [], ""
+    for word in text.split():
+        if len(line) + len(word) >= width:
+            lines.append(line)
+            line = ""
+        line = f"{line} {word}".strip()
+    return "\n".join([*lines, line])

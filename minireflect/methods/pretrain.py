@@ -1,0 +1,263 @@
+"""What has to exist before anything can be reinforced: an autoencoder, a text-to-image base, and a learned reward.
+
+Three plain training loops on the imperfect world of `world/data.py`; nothing here reads the inspector.
+    autoencoder   Rombach et al. 2022:  L1 + squared error + a little KL          64x64x3 -> 8x8x4
+    diffusion     Ho et al. 2020, eq. 14:  |eps - eps_theta(x_t, t, c)|^2, captions dropped for guidance
+    reward        see rl/rewards.py
+
+    python train.py autoencoder|diffusion|reward
+"""
+
+import copy
+import math
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from ..diffusion.schedule import Schedule, ScheduleConfig
+from ..models.autoencoder import Autoencoder, AutoencoderConfig
+from ..models.clip import TextConfig, TextEncoder
+from ..models.matcher import Matcher, MatcherConfig
+from ..models.tokenizer import EOS, Tokenizer
+from ..models.unet import UNet, UNetConfig
+from ..pipeline import LatentDiffusion
+from ..run import Run
+from ..streams import choices, rng
+from ..world.data import WorldConfig, training_pairs
+from ..world.prompts import KINDS, Prompt, all_texts, draw_prompts, law_prompt, near_miss
+from ..world.render import render, to_tensor
+
+
+@dataclass(frozen=True)
+class AutoencoderTraining:
+    pictures: int = 20_000  # drawn once, then shuffled
+    steps: int = 2_500
+    batch: int = 16
+    lr: float = 2e-3  # peak; cosine to zero after a warm-up of 5 %
+    kl: float = 3e-4  # nats per latent dimension against one unit of pixel error
+
+
+@dataclass(frozen=True)
+class DiffusionTraining:
+    pictures: int = 24_000  # drawn and encoded once
+    steps: int = 5_000
+    batch: int = 128
+    lr: float = 1e-3  # peak; cosine to zero after a warm-up of 5 %
+    dropped: float = 0.1  # share of captions left empty, so that guidance has something to compare with
+    ema: float = 0.995  # decay of the averaged weights, which are the ones kept
+    prompt_length: int = 32  # tokens
+
+
+@dataclass(frozen=True)
+class RewardTraining:
+    pictures: int = 12_000  # drawn and spoilt once
+    steps: int = 3_000
+    batch: int = 64  # pictures; each is read against one true and two false captions
+    lr: float = 1e-3  # peak; cosine to zero after a warm-up of 5 %
+    contrast: float = 0.1  # weight of CLIP's own loss on the two towers
+
+
+def lr_factor(step: int, steps: int) -> float:
+    """Linear warm-up over the first 5 %, then a cosine to zero."""
+    warm = max(1, steps // 20)
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def train_autoencoder(
+    config: AutoencoderTraining, world: WorldConfig, seed: int, run: Run, device: torch.device
+) -> Autoencoder:
+    """Learn to compress pictures.  The latents' scale is measured at the end, so that their std is 1."""
+    torch.manual_seed(seed)  # weight initialisation is the one thing torch draws from its global stream
+    pixels, _, _ = training_pairs(config.pictures, world, choices(seed, "autoencoder", "pictures"))
+    model = Autoencoder(AutoencoderConfig.toy()).to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=1e-4)
+    for step in run.steps("autoencoder", config.steps, {"autoencoder": model}, optimizer, save_every=20):
+        set_lr(optimizer, config.lr * lr_factor(step, config.steps))
+        pick = torch.randint(len(pixels), (config.batch,), generator=rng(seed, "autoencoder", "batch", step))
+        images = to_tensor(pixels[pick.numpy()]).to(device)  # (b 3 64 64)
+        mean, logvar = model.moments(images)  # (b 4 8 8)
+        noise = torch.randn(mean.shape, generator=rng(seed, "autoencoder", "noise", step)).to(device)
+        error = model.decoder(model.post_quant_conv(mean + (logvar / 2).exp() * noise)) - images  # (b 3 64 64)
+        kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()  # Kingma & Welling (10), nats per dimension
+        loss = error.abs().mean() + (error**2).mean() + config.kl * kl
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        mse = (error**2).mean().item()
+        run.log("autoencoder", step, loss=loss.item(), mse=mse, kl=kl.item())
+        run.bar.set_postfix(mse=f"{mse:.4f}")
+    model.config = measured_scale(model, pixels[:1024], device)
+    return model
+
+
+@torch.no_grad()
+def measured_scale(model: Autoencoder, pixels: np.ndarray, device: torch.device) -> AutoencoderConfig:
+    """The configuration with the scaling factor that gives these pictures' latents a standard deviation of 1."""
+    latents = torch.cat([model.moments(to_tensor(part).to(device))[0] for part in np.array_split(pixels, 8)])
+    return AutoencoderConfig(**{**vars(model.config), "scaling_factor": 1 / latents.std().item()})
+
+
+def train_diffusion(
+    config: DiffusionTraining, world: WorldConfig, seed: int, autoencoder: Autoencoder, run: Run, device: torch.device
+) -> LatentDiffusion:
+    """Learn to draw from captions: text encoder and UNet together, from scratch.  -> the averaged weights."""
+    pixels, _, captions = training_pairs(config.pictures, world, choices(seed, "diffusion", "pictures"))
+    autoencoder = autoencoder.to(device).eval().requires_grad_(False)
+    latents = encode_all(autoencoder, pixels, device)  # (n 4 8 8)
+    tokenizer = Tokenizer.of(all_texts(), config.prompt_length)
+    ids = tokenizer(captions).to(device)  # (n t)
+    torch.manual_seed(seed)
+    schedule = Schedule(ScheduleConfig())
+    raw = torch.nn.ModuleDict(
+        {"text_encoder": TextEncoder(TextConfig.toy(len(tokenizer), EOS, config.prompt_length)),
+         "unet": UNet(UNetConfig.toy())}
+    ).to(device)  # fmt: skip
+    averaged = copy.deepcopy(raw).requires_grad_(False)
+    optimizer = torch.optim.AdamW(raw.parameters(), lr=config.lr, weight_decay=1e-4)
+    null = tokenizer([""]).to(device)
+    for step in run.steps("diffusion", config.steps, {"raw": raw, "averaged": averaged}, optimizer, save_every=50):
+        set_lr(optimizer, config.lr * lr_factor(step, config.steps))
+        draw = rng(seed, "diffusion", "batch", step)
+        pick = torch.randint(len(latents), (config.batch,), generator=draw)
+        t = torch.randint(schedule.config.train_steps, (config.batch,), generator=draw).to(device)
+        noise = torch.randn(config.batch, *latents.shape[1:], generator=draw).to(device)  # (b 4 8 8)
+        empty = torch.rand(config.batch, 1, generator=draw) < config.dropped  # (b 1)
+        x0, words = latents[pick], torch.where(empty.to(device), null, ids[pick])
+        output = raw["unet"](schedule.add_noise(x0, t, noise), t, raw["text_encoder"](words))
+        loss = F.mse_loss(output, schedule.target(x0, noise, t))  # DDPM (14)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(raw.parameters(), 1.0)
+        optimizer.step()
+        decay = min(config.ema, (1 + step) / (10 + step))  # short memory at first, when the weights are still noise
+        with torch.no_grad():
+            for slow, fast in zip(averaged.parameters(), raw.parameters()):
+                slow.lerp_(fast, 1 - decay)
+        run.log("diffusion", step, loss=loss.item())
+        run.bar.set_postfix(loss=f"{loss.item():.4f}")
+    return LatentDiffusion(tokenizer, averaged["text_encoder"], averaged["unet"], autoencoder, schedule).eval()
+
+
+@torch.no_grad()
+def encode_all(autoencoder: Autoencoder, pixels: np.ndarray, device: torch.device) -> Tensor:
+    """Shapes: pixels (n 64 64 3) uint8 -> (n 4 8 8) latents"""
+    parts = np.array_split(pixels, max(1, len(pixels) // 256))
+    return torch.cat([autoencoder.encode(to_tensor(part).to(device)) for part in tqdm(parts, "encoding", leave=False)])
+
+
+def fair_prompt(draw: random.Random) -> Prompt:
+    """A prompt of any kind in equal shares, lawful outcomes put into words among them; training combinations only."""
+    kind = draw.choice((*KINDS, "stated"))
+    if kind != "stated":
+        return draw.choice(draw_prompts(kind, "train", 8, draw))  # 8: one of each law
+    prompt = draw.choice(draw_prompts("physical", "train", 8, draw))
+    return law_prompt(prompt.law, prompt.objects, prompt.outcome)
+
+
+@torch.no_grad()
+def spoil(pipe: LatentDiffusion, images: Tensor, prompts: list[str], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Make clean renders look like what a generator draws; some so much that they show nothing any more.
+
+    In equal shares: clean; through the autoencoder with noise on the latents; half-denoised (noised to an early level
+    and predicted clean by the base); blurred, dimmed and noisy; and broken, for which no caption holds: half-denoised
+    from a late level, or two pictures mixed in latent space, all over or in one half.
+    Shapes: images (b 3 64 64), b prompts -> spoilt images (b 3 64 64), whether they still show the scene (b) bool
+    """
+    b = len(images)
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(b, 1, 1, 1, generator=generator).to(images)
+
+    kind = torch.randint(5, (b,), generator=generator).to(images.device)
+    way = torch.randint(3, (b,), generator=generator).to(images.device)
+    z = pipe.autoencoder.encode(images)  # (b 4 8 8)
+    noise = torch.randn(z.shape, generator=generator).to(z)
+    late = ((kind == 4) & (way == 0)).view(-1, 1, 1, 1)
+    t = torch.where(late, uniform(550, 950), uniform(20, 350)).long().flatten()
+    x_t = pipe.schedule.add_noise(z, t, noise)
+    eps = pipe.eps(prompts)(1.0)(x_t, t)
+    abar = pipe.schedule.abar_at(t, z)
+    half_denoised = (x_t - (1 - abar).sqrt() * eps) / abar.sqrt()  # DDIM (9)
+    other, share = z.roll(1, 0), uniform(0.3, 0.7)
+    columns = torch.arange(8, device=z.device) < 4
+    half = torch.where((columns if way[0] % 2 else columns[:, None]).expand(8, 8), z, other)
+    mixed = torch.where((way == 1).view(-1, 1, 1, 1), share * z + (1 - share) * other, half)
+    shaken = z + uniform(0, 0.3) * noise
+    latents = torch.where((kind == 1).view(-1, 1, 1, 1), shaken, half_denoised)
+    latents = torch.where(((kind == 4) & (way > 0)).view(-1, 1, 1, 1), mixed, latents)
+    decoded = pipe.decode(latents)
+    blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    dim = (images + 1) * uniform(0.88, 1.0) - 1
+    pixel_noise = uniform(0, 0.15) * torch.randn(images.shape, generator=generator).to(images)
+    dull = torch.where((way == 0).view(-1, 1, 1, 1), blurred, dim) + pixel_noise
+    spoilt = torch.where((kind == 3).view(-1, 1, 1, 1), dull, decoded)
+    spoilt = torch.where((kind == 0).view(-1, 1, 1, 1), images, spoilt)
+    return spoilt.clamp(-1, 1), kind != 4
+
+
+def train_reward(
+    config: RewardTraining, seed: int, pipe: LatentDiffusion, run: Run, device: torch.device, stage: str = "reward"
+) -> Matcher:
+    """Learn which captions hold for which pictures, from the scenes' own facts; the inspector has no part in it."""
+    draw = choices(seed, stage, "pictures")
+    prompts = [fair_prompt(draw) for _ in range(config.pictures)]
+    images = torch.stack([render(p.scene(draw)) for p in tqdm(prompts, "drawing", leave=False)])  # (n 3 64 64)
+    shown = torch.empty(config.pictures, dtype=torch.bool)
+    pipe.to(device)
+    for i in tqdm(range(0, config.pictures, 128), "spoiling", leave=False):
+        part, texts = images[i : i + 128].to(device), [p.text for p in prompts[i : i + 128]]
+        spoilt, kept = spoil(pipe, part, texts, rng(seed, stage, "spoil", i))
+        images[i : i + 128], shown[i : i + 128] = spoilt.cpu(), kept.cpu()
+    tokenizer = pipe.tokenizer
+    torch.manual_seed(seed)
+    model = Matcher(MatcherConfig(len(tokenizer), EOS, tokenizer.length)).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=1e-2)
+    for step in run.steps(stage, config.steps, {stage: model}, optimizer, save_every=50):
+        set_lr(optimizer, config.lr * lr_factor(step, config.steps))
+        pick = torch.randperm(config.pictures, generator=rng(seed, stage, "batch", step))[: config.batch].tolist()
+        told = choices(seed, stage, "captions", step)
+        true = [prompts[i] for i in pick]
+        texts = [p.text for p in true] + [near_miss(p, told).text for p in true for _ in range(2)]
+        ids = tokenizer(texts).to(device)  # (3b t)
+        holds = torch.cat([shown[pick].float(), torch.zeros(2 * len(pick))]).to(device)  # (3b)
+        patches = model.clip.vision(images[pick].to(device))  # (b n d)
+        hidden = model.clip.text(ids)  # (3b t d)
+        order = torch.cat([torch.arange(len(pick)), torch.arange(len(pick)).repeat_interleave(2)]).to(device)
+        logits = model.judge(patches[order], hidden, ids)  # (3b)
+        loss = F.binary_cross_entropy_with_logits(logits, holds)
+        contrast = clip_loss(model, patches, hidden[: len(pick)], ids[: len(pick)])
+        optimizer.zero_grad(set_to_none=True)
+        (loss + config.contrast * contrast).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        right = ((logits > 0) == (holds > 0.5)).float().mean().item()
+        run.log(stage, step, loss=loss.item(), contrast=contrast.item(), right=right)
+        run.bar.set_postfix(loss=f"{loss.item():.3f}", right=f"{right:.2f}")
+    return model.eval().requires_grad_(False)
+
+
+def clip_loss(model: Matcher, patches: Tensor, hidden: Tensor, ids: Tensor) -> Tensor:
+    """CLIP's symmetric cross-entropy over the batch; rows with the same sentence count as right for each other.
+
+    Shapes: patches (b 1+n d), hidden (b t d), ids (b t) -> ()
+    """
+    clip = model.clip
+    image = F.normalize(clip.image_projection(clip.vision.pooled(patches)), dim=-1)  # (b e)
+    text = F.normalize(clip.text_projection(clip.text.pooled(hidden, ids)), dim=-1)  # (b e)
+    logits = clip.logit_scale.exp().clamp(max=100) * image @ text.T  # (b b)
+    same = (ids[:, None] == ids[None]).all(-1).float()
+    target = same / same.sum(1, keepdim=True)
+    return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))

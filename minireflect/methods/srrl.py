@@ -1,0 +1,354 @@
+"""SRRL: self-reflective reinforcement learning (Pan et al. 2025, arXiv 2505.22407).  With no rounds it is DDPO.
+
+A whole denoising is one thought; between thoughts the model looks at its picture and turns it back into noise.
+
+    for each prompt c:  x_T^0 ~ N(0, I)
+        for round k = 0 .. K:
+            draw G branches  x_T^k -> x_0                      eta > 0: every step is an action with a density (E2, E3)
+            score them; re-noise the best to x_T^(k+1)         guidance w_renoise < w_denoise writes c into the noise (E4)
+    A   = GRPO or history z-score within each group (E6, E7)
+    L   = mean max(-A rho, -A clip(rho, 1 - e, 1 + e)),  rho = exp(l_new - l_old)        (E8), summed over rounds
+
+Two readings of the paper: `select` is its figure (above); `blind` is its released code, where K rounds of guided
+inversion run without a look at the reward and only the last round is drawn G times and trained.
+
+Differs from the released code: reflection keeps no graph; every iteration has its own random stream; leftover
+gradients are never dropped; latents and log-probabilities stay float32; the clip is stated in nats; group-relative
+advantages by default; guidance 1 in rollouts by default (half the cost, and the guidance is learnt into the weights);
+all rounds are trained.  The paper's choices are options: `--srrl.mode blind --srrl.train-rounds last
+--srrl.advantage history --srrl.suffixes 1 5 9 --srrl.guidance 5`.
+
+    python train.py srrl
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..diffusion.ddim import ddim_step
+from ..diffusion.reflection import ReflectionConfig, moments, renoise_to
+from ..diffusion.sample import Trajectory, collect, denoise, last
+from ..diffusion.schedule import StepTable
+from ..pipeline import LatentDiffusion
+from ..rl.advantage import (
+    RewardHistory,
+    advantage_weights,
+    group_advantage,
+    history_advantage,
+    select_best_worst,
+    zero_variance_groups,
+)
+from ..rl.policy import clip_in_nats, gaussian_kl, ppo_clip, reduce_log_prob
+from ..rl.rewards import Reward
+from ..run import Run
+from ..streams import rng
+
+
+@dataclass(frozen=True)
+class SRRLConfig:
+    iterations: int = 260  # of rollout and update
+    prompts: int = 8  # per iteration
+    group: int = 8  # G, branches per prompt and round
+    steps: int = 10  # denoising steps of a picture
+    guidance: float = 1.0  # w of the branches, in rollout and update alike
+    eta: float = 1.0  # 1 = as much step noise as DDPM; must be positive, or there is no policy
+    mode: Literal["select", "blind"] = "select"  # whether the reward chooses what is re-noised
+    rounds: int = 1  # K, reflections; 0 is DDPO
+    curriculum: int = 0  # iterations before each further round is allowed; 0 = all rounds from the start
+    train_rounds: Literal["all", "last"] = "all"  # which rounds' branches are trained on
+    w_denoise: float = 3.0  # guidance of the blind rounds' drawing
+    w_renoise: float = 0.1  # guidance of re-noising
+    renormalise: bool = False  # bring re-noised latents back to mean 0, std 1
+    fresh_noise: float = 0.0  # share l of new noise in re-noised latents, sqrt(1 - l^2) old + l new
+    suffixes: tuple[int, ...] = ()  # trained suffix lengths, taken in turns; branches share what comes before
+    same_noise: bool = True  # branches of a group start from the same x_T (else only in rounds after the first)
+    advantage: Literal["group", "history"] = "group"  # GRPO, or the paper's z-score with best/worst selection
+    history: int = 8  # stages of rewards that the z-score remembers
+    lr: float = 1e-4  # of AdamW
+    warmup: int = 10  # iterations of linear warm-up; without it the first steps destroy the model
+    updates: int = 2  # optimiser steps per iteration, each on its share of the denoising steps
+    trained: float = 1.0  # share of the denoising steps that an iteration trains on, drawn anew each time
+    reduction: Literal["mean", "sum"] = "mean"  # of the log-probability over the latent's dimensions
+    clip: float = 1e-2  # e, on the ratio of reduced log-probabilities; at 256 dimensions 2.6 nats
+    kl: float = 0.0  # weight of the KL to the base, in reduced nats per step
+    grad_norm: float = 1.0  # largest norm of an update's gradient
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "prompts", "steps", "updates"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.group < 2:
+            raise ValueError(f"group must be at least 2 to compare its members, got {self.group}")
+        if self.rounds < 0:
+            raise ValueError(f"rounds must be 0 or more, got {self.rounds}")
+        if not 0 < self.eta <= 1:
+            raise ValueError(f"eta must lie in (0, 1], got {self.eta}: without step noise there is no policy")
+        if not 0 < self.trained <= 1:
+            raise ValueError(f"trained is a share in (0, 1], got {self.trained}")
+        if any(not 1 <= s <= self.steps for s in self.suffixes):
+            raise ValueError(f"suffixes {self.suffixes} must lie between 1 and steps = {self.steps}")
+        clip_in_nats(self.clip, 1)  # raises on a clip that is not positive
+        self.reflection  # noqa: B018  raises on reflection options out of range
+
+    @property
+    def reflection(self) -> ReflectionConfig:
+        return ReflectionConfig(
+            max(1, self.rounds), self.w_denoise, self.w_renoise, self.steps,
+            renormalise=self.renormalise, fresh_noise=self.fresh_noise,
+        )  # fmt: skip
+
+
+class Round(NamedTuple):
+    """The branches of one round.  n prompts, g branches, s steps of which the last `table` were drawn per branch."""
+
+    x_T: Tensor  # (n c h w) the noise that the round started from
+    table: StepTable  # the steps in `path`
+    path: Trajectory  # latents (n*g s+1 c h w), log_probs (n*g s)
+    images: Tensor  # (n*g 3 h w)
+    rewards: Tensor  # (n g)
+
+
+class Cost(NamedTuple):
+    """What it took.  A UNet evaluation is one picture through the network once, forward."""
+
+    unet: int = 0  # evaluations while drawing
+    trained: int = 0  # evaluations while updating, each with a backward pass
+    rewards: int = 0  # reward calls, one per picture
+
+    def plus(self, unet: int = 0, trained: int = 0, rewards: int = 0) -> "Cost":
+        return Cost(self.unet + unet, self.trained + trained, self.rewards + rewards)
+
+
+@dataclass
+class Rollout:
+    """Everything that one iteration drew, and what it cost."""
+
+    texts: list[str]
+    context: Tensor  # (n t d) embedded prompts
+    rounds: list[Round] = field(default_factory=list)
+    cost: Cost = field(default_factory=Cost)
+
+
+@torch.no_grad()
+def rollout(
+    pipe: LatentDiffusion, texts: list[str], reward: Reward, config: SRRLConfig, seed: int, step: int
+) -> Rollout:
+    """Draw K + 1 rounds of G branches for each prompt.  No graph is kept; all noise comes from streams of (seed, step)."""
+    n, g = len(texts), config.group
+    context = pipe.embed(texts)  # (n t d)
+    one, many = pipe.eps(context), pipe.eps(context.repeat_interleave(g, 0))
+    table = pipe.table(config.steps)
+    shared = config.steps - config.suffixes[step % len(config.suffixes)] if config.suffixes else 0
+    x_T = pipe.noise(n, rng(seed, "start", step))  # (n c h w)
+    rounds = config.rounds if not config.curriculum else min(config.rounds, step // config.curriculum)
+    out = Rollout(texts, context)
+    double = 1 if config.guidance in (0, 1) else 2
+    reflecting = n * len(table) * 2  # doubled by guidance
+    if config.mode == "blind":
+        for k in range(rounds):
+            x_0 = last(denoise(one(config.w_denoise), x_T, table))
+            x_T = renoise_to(one(config.w_renoise), x_0, table, config.reflection, rng(seed, "reflect", step, k))
+            out.cost = out.cost.plus(unet=2 * reflecting)
+        rounds = 0
+    for k in range(rounds + 1):
+        noise = rng(seed, "branch", step, k)
+        start = x_T
+        if shared:  # branches part late: SRRL's backward-progressive suffixes
+            start = last(denoise(one(config.guidance), x_T, table[:shared], config.eta, noise))
+            out.cost = out.cost.plus(unet=n * shared * double)
+        fork = start.repeat_interleave(g, 0)  # (n*g c h w)
+        if not config.same_noise and k == 0 and not shared and (config.mode == "select" or not config.rounds):
+            fork = pipe.noise(n * g, rng(seed, "start", step, "all"))
+        own = table[shared:]
+        path = collect(fork, denoise(many(config.guidance), fork, own, config.eta, noise))
+        images = pipe.decode(path.latents[:, -1])  # (n*g 3 h w)
+        rewards = reward(images, [t for t in texts for _ in range(g)]).view(n, g)
+        out.rounds.append(Round(x_T, own, path, images, rewards))
+        out.cost = out.cost.plus(unet=n * g * len(own) * double, rewards=n * g)
+        if k < rounds:  # the reward points its thumb; what it chose becomes noise again
+            best = rewards.argmax(1) + torch.arange(n, device=rewards.device) * g
+            x_0 = path.latents[best.to(path.latents.device), -1]
+            x_T = renoise_to(one(config.w_renoise), x_0, table, config.reflection, rng(seed, "reflect", step, k))
+            out.cost = out.cost.plus(unet=reflecting)
+    return out
+
+
+def advantages(out: Rollout, config: SRRLConfig, history: RewardHistory, keys: list[str]) -> list[tuple[Tensor, Tensor]]:
+    """For each round the advantages (n g) and which branches are trained on (n g) bool."""
+    result = []
+    for k, round_ in enumerate(out.rounds):
+        rewards = round_.rewards.cpu()
+        if config.train_rounds == "last" and k + 1 < len(out.rounds):
+            result.append((torch.zeros_like(rewards), torch.zeros_like(rewards, dtype=torch.bool)))
+        elif config.advantage == "group":
+            kept = ~zero_variance_groups(rewards)
+            result.append((group_advantage(rewards), kept[:, None].expand_as(rewards)))
+        else:
+            z = history_advantage(history, keys, rewards)
+            result.append((advantage_weights(z), select_best_worst(z)))
+    if config.advantage == "history":
+        for round_ in out.rounds:
+            history.add(keys, round_.rewards.cpu())
+    return result
+
+
+class UpdateStats(NamedTuple):
+    """What an iteration's updates did; log-ratios in nats of the whole latent."""
+
+    loss: float
+    clip_high: float  # share of samples stopped by the upper clip
+    clip_low: float  # share stopped by the lower
+    log_ratio: float  # the largest seen
+    first_ratio: float  # largest |rho - 1| before the first update: 0, or something is wrong
+    kl: float  # nats per picture from the base, in closed form
+    grad_norm: float  # mean over the updates, before clipping
+    updates: int  # optimiser steps taken
+    evaluations: int  # of the UNet, with backward
+
+
+def update(
+    pipe: LatentDiffusion,
+    base: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    out: Rollout,
+    advantage: list[tuple[Tensor, Tensor]],
+    config: SRRLConfig,
+    generator: torch.Generator,
+) -> UpdateStats:
+    """PPO-clip on the branches of all rounds (E8).
+
+    An optimiser step takes its share of the denoising steps and on each all the branches of a round at once: the very
+    batches of the rollout, so that the first ratio is exactly 1.  Steps without noise (sigma 0) have no density and
+    are left out.
+    """
+    device, dims = pipe.device, math.prod(pipe.latent_shape)
+    jobs = []  # (round, step) pairs to train on
+    for k, (round_, (_, kept)) in enumerate(zip(out.rounds, advantage)):
+        noisy = [i for i, s in enumerate(round_.table.sigma(config.eta)) if s > 0]
+        if kept.any():
+            jobs += [(k, i) for i in noisy]
+    order = torch.randperm(len(jobs), generator=generator).tolist()
+    order = order[: max(1, round(config.trained * len(order)))] if jobs else []
+    chunks = [c for c in torch.tensor(order).chunk(config.updates)] if order else []
+    double = 1 if config.guidance in (0, 1) else 2
+    context = out.context.repeat_interleave(config.group, 0)
+    sums = dict.fromkeys(("loss", "high", "low", "kl", "norm"), 0.0)
+    log_ratio = first_ratio = 0.0
+    evaluations = kl_count = 0
+    for number, chunk in enumerate(chunks):
+        optimizer.zero_grad(set_to_none=True)
+        total = sum(int(advantage[jobs[j][0]][1].sum()) for j in chunk.tolist())  # samples x steps in this update
+        for j in chunk.tolist():
+            k, i = jobs[j]
+            round_, (A, kept) = out.rounds[k], advantage[k]
+            x, x_prev = round_.path.latents[:, i].to(device), round_.path.latents[:, i + 1].to(device)
+            table, sigma = round_.table, round_.table.sigma(config.eta)[i]
+            eps = pipe.eps(context)(config.guidance)(x, table.t[i])
+            now = ddim_step(x, eps, table.abar[i], table.abar_prev[i], sigma, x_prev)
+            rows = kept.flatten().to(device)
+            new = reduce_log_prob(now.log_prob, dims, config.reduction)[rows]
+            old = reduce_log_prob(round_.path.log_probs[:, i].to(device), dims, config.reduction)[rows]
+            stats = ppo_clip(new, old, A.flatten().to(device)[rows], config.clip)
+            share = int(rows.sum()) / total
+            loss = stats.loss * share
+            with_kl = config.kl > 0 or (number == 0 and j == chunk[0])
+            if with_kl:
+                with torch.no_grad():
+                    frozen = pipe_eps(pipe, base, context, config.guidance)(x, table.t[i])
+                    reference = ddim_step(x, frozen, table.abar[i], table.abar_prev[i], sigma, x_prev)
+                kl = gaussian_kl(now.mean, reference.mean, sigma)  # (n*g) nats
+                loss = loss + config.kl * share * reduce_log_prob(kl[rows], dims, config.reduction).mean()
+                sums["kl"] += kl.mean().item() * len(table)
+                kl_count += 1
+            loss.backward()
+            evaluations += len(x) * double
+            nats = (now.log_prob - round_.path.log_probs[:, i].to(device)).abs().max().item()
+            log_ratio = max(log_ratio, nats)
+            if number == 0:
+                first_ratio = max(first_ratio, abs(math.expm1(min(nats, 80.0))))
+            sums["loss"] += stats.loss.item() * share
+            sums["high"] += stats.clip_high.item() * share
+            sums["low"] += stats.clip_low.item() * share
+        norm = torch.nn.utils.clip_grad_norm_(pipe.unet.parameters(), config.grad_norm)
+        if not torch.isfinite(norm):
+            raise FloatingPointError(f"the gradient of update {number} is not finite; lower --srrl.lr")
+        sums["norm"] += norm.item()
+        optimizer.step()
+    m = max(1, len(chunks))
+    return UpdateStats(
+        sums["loss"] / m, sums["high"] / m, sums["low"] / m, log_ratio, first_ratio,
+        sums["kl"] / max(1, kl_count), sums["norm"] / m, len(chunks), evaluations,
+    )  # fmt: skip
+
+
+def pipe_eps(pipe: LatentDiffusion, unet: torch.nn.Module, context: Tensor, w: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """The epsilon function of the same pipeline with another UNet: the base, for the KL."""
+    return replace(pipe, unet=unet).eps(context)(w)
+
+
+def train_srrl(
+    config: SRRLConfig,
+    seed: int,
+    pipe: LatentDiffusion,
+    reward: Reward,
+    draw_texts: Callable[[int], tuple[list[str], list[str]]],
+    witness: Callable[[Tensor, list[str]], Tensor],
+    run: Run,
+) -> tuple[LatentDiffusion, Cost]:
+    """The loop.  `draw_texts(step)` gives prompts and the family that each belongs to; `witness` is the exact checker,
+    printed and logged beside the reward and never trained on.  -> the trained pipeline and what it took."""
+    base = copy.deepcopy(pipe.unet).eval().requires_grad_(False)
+    pipe.unet.requires_grad_(True)
+    optimizer = torch.optim.AdamW(pipe.unet.parameters(), lr=config.lr, weight_decay=1e-4)
+    history = RewardHistory(config.history)
+    memory: dict = {"cost": [0, 0, 0], "updates": 0, "history": history.state_dict()}
+    for step in run.steps("srrl", config.iterations, {"unet": pipe.unet}, optimizer, memory=memory):
+        history.load_state_dict(memory["history"])
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * min(1.0, (step + 1) / max(1, config.warmup))
+        texts, keys = draw_texts(step)
+        out = rollout(pipe, texts, reward, config, seed, step)
+        advantage = advantages(out, config, history, keys)
+        stats = update(pipe, base, optimizer, out, advantage, config, rng(seed, "update", step))
+        cost = Cost(*memory["cost"]).plus(*out.cost).plus(trained=stats.evaluations)
+        memory |= {"cost": [*cost], "updates": memory["updates"] + stats.updates, "history": history.state_dict()}
+        report(run, step, out, stats, witness, memory, config)
+    pipe.unet.eval().requires_grad_(False)
+    return pipe, Cost(*memory["cost"])
+
+
+def report(
+    run: Run,
+    step: int,
+    out: Rollout,
+    stats: UpdateStats,
+    witness: Callable[[Tensor, list[str]], Tensor],
+    memory: dict,
+    config: SRRLConfig,
+) -> None:
+    """One line a step with the numbers that reveal lies: the truth stands beside the reward."""
+    rewards = torch.stack([r.rewards for r in out.rounds]).cpu()  # (k n g)
+    texts = [t for t in out.texts for _ in range(config.group)]
+    right = [witness(r.images.cpu(), texts).mean().item() for r in out.rounds]
+    latent = [[v.mean().item() for v in moments(r.x_T)] for r in out.rounds]
+    values = {
+        "reward": rewards.mean().item(),
+        "reward_se": (rewards.std() / rewards.numel() ** 0.5).item(),
+        "right": sum(right) / len(right),
+        "reward_by_round": [r.mean().item() for r in rewards],
+        "right_by_round": right,
+        "flat_groups": sum(int(zero_variance_groups(r).sum()) for r in rewards),
+        **stats._asdict(),
+        "latent_mean": [m for m, _ in latent],
+        "latent_std": [s for _, s in latent],
+        "updates_total": memory["updates"],
+        "reward_calls": memory["cost"][2],
+        "unet_evaluations": memory["cost"][0] + memory["cost"][1],
+    }
+    run.log("srrl", step, **values)
+    run.bar.set_postfix(reward=f"{values['reward']:.2f}", right=f"{values['right']:.2f}", kl=f"{stats.kl:.1f}")

@@ -1,0 +1,244 @@
+"""The bricks of the latent-diffusion networks: residual blocks, attention, and the levels that stack them.
+
+The UNet and the autoencoder are both a ladder of *levels*. A level works at one resolution: some layers (a
+residual block, then attention or nothing), then a change of resolution or none.
+
+    Ho et al. 2020, "Denoising Diffusion Probabilistic Models", appendix B: the UNet and its time
+    Rombach et al. 2022, "Latent Diffusion", section 3.3 and appendix E.2.1: the spatial transformer
+
+Shapes: b batch, c channels, h w space, t tokens, d width, e width of the time embedding.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+def timestep_embedding(t: Tensor, width: int) -> Tensor:
+    """Numbers (times, or sizes in pixels) as `width` waves of falling frequency, cosines first.
+
+    Shapes: t (b) -> (b d)
+    """
+    if width % 2:
+        raise ValueError(f"width {width} is odd, but an embedding holds as many cosines as sines")
+    half = width // 2
+    steps = torch.arange(half, dtype=torch.float32, device=t.device) / half
+    angles = t[:, None].float() * torch.exp(
+        -math.log(10_000) * steps
+    )  # 10,000: Vaswani et al. 2017, section 3.5
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def zero(module: nn.Module) -> nn.Module:
+    """The module with all parameters at 0; at the end of a residual branch, it starts as the identity."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+class MLP(nn.Module):
+    """Two linear layers that lift an embedding to the width the residual blocks read."""
+
+    def __init__(self, width_in: int, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width_in, width)
+        self.fc2 = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: x (b d) -> (b e)"""
+        return self.fc2(F.silu(self.fc1(x)))
+
+
+class ResBlock(nn.Module):
+    """Two convolutions beside a skip path; the time embedding, if there is one, is added between them."""
+
+    def __init__(self, c_in: int, c_out: int, groups: int, eps: float, time_width: int | None = None) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, c_in, eps=eps)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.time = None if time_width is None else nn.Linear(time_width, c_out)
+        self.norm2 = nn.GroupNorm(groups, c_out, eps=eps)
+        self.conv2 = zero(nn.Conv2d(c_out, c_out, 3, padding=1))
+        self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
+
+    def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
+        """Shapes: x (b c h w), temb (b e) -> (b c2 h w)"""
+        y = self.conv1(F.silu(self.norm1(x)))
+        if self.time is not None:
+            y = y + self.time(F.silu(temb))[:, :, None, None]
+        y = self.conv2(F.silu(self.norm2(y)))
+        return self.skip(x) + y
+
+
+class Downsample(nn.Module):
+    """Half the resolution, by a strided convolution.
+
+    The UNet pads all around, the autoencoder only right and below: as SD's checkpoints were trained.
+    """
+
+    def __init__(self, channels: int, pad_all_around: bool = True) -> None:
+        super().__init__()
+        self.padding = (1, 1, 1, 1) if pad_all_around else (0, 1, 0, 1)  # left, right, top, bottom
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: x (b c h w) -> (b c h/2 w/2)"""
+        return self.conv(F.pad(x, self.padding))
+
+
+class Upsample(nn.Module):
+    """Twice the resolution: repeat each pixel, then smooth with a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: x (b c h w) -> (b c 2h 2w)"""
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+class Attention(nn.Module):
+    """Multi-head attention from `x` to `context`, or to itself when there is no context.
+
+    Query, key and value are separate layers, so that LoRA can wrap each by its name.
+    """
+
+    def __init__(self, width: int, heads: int, context_width: int | None = None, bias: bool = False) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} is not a multiple of heads {heads}")
+        context_width = width if context_width is None else context_width
+        self.heads = heads
+        self.q = nn.Linear(width, width, bias=bias)
+        self.k = nn.Linear(context_width, width, bias=bias)
+        self.v = nn.Linear(context_width, width, bias=bias)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, context: Tensor | None = None, causal: bool = False) -> Tensor:
+        """Shapes: x (b t d), context (b t2 d2) -> (b t d)"""
+        source = x if context is None else context
+        q, k, v = (
+            rearrange(y, "b t (head d) -> b head t d", head=self.heads)
+            for y in (self.q(x), self.k(source), self.v(source))
+        )
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        return self.out(rearrange(y, "b head t d -> b t (head d)"))
+
+
+class GEGLU(nn.Module):
+    """A feed-forward layer whose hidden half is gated by the other half (Shazeer 2020, "GLU Variants")."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, 8 * width)  # 4 times the width, twice: once as value, once as gate
+        self.down = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: x (b t d) -> (b t d)"""
+        value, gate = self.up(x).chunk(2, dim=-1)
+        return self.down(value * F.gelu(gate))
+
+
+class TransformerBlock(nn.Module):
+    """Look at the other pixels, then at the prompt, then think: three residual branches."""
+
+    def __init__(self, width: int, heads: int, context_width: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.self_attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width)
+        self.cross_attn = Attention(width, heads, context_width)
+        self.norm3 = nn.LayerNorm(width)
+        self.ff = GEGLU(width)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """Shapes: x (b t d), context (b t2 d2) -> (b t d)"""
+        x = x + self.self_attn(self.norm1(x))
+        x = x + self.cross_attn(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    """A feature map read as a sequence of pixels by `depth` transformer blocks; added to its input.
+
+    The projections in and out are 1x1 convolutions in SD 1.x and linear layers from SD 2 on: the same map,
+    but tensors of another shape in the checkpoints.
+    """
+
+    def __init__(
+        self, channels: int, heads: int, context_width: int, depth: int, groups: int, linear: bool
+    ) -> None:
+        super().__init__()
+        self.linear = linear
+        self.norm = nn.GroupNorm(
+            groups, channels, eps=1e-6
+        )  # 1e-6 here, 1e-5 in the residual blocks: as in SD
+        self.proj_in = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+        self.blocks = nn.ModuleList(TransformerBlock(channels, heads, context_width) for _ in range(depth))
+        self.proj_out = zero(nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """Shapes: x (b c h w), context (b t d) -> (b c h w)"""
+        height = x.shape[2]
+        y = self.norm(x)
+        y = y if self.linear else self.proj_in(y)
+        y = rearrange(y, "b c h w -> b (h w) c")
+        y = self.proj_in(y) if self.linear else y
+        for block in self.blocks:
+            y = block(y, context)
+        y = self.proj_out(y) if self.linear else y
+        y = rearrange(y, "b (h w) c -> b c h w", h=height)
+        y = y if self.linear else self.proj_out(y)
+        return x + y
+
+
+class PixelAttention(nn.Module):
+    """The autoencoder's attention: every pixel looks at every other, with one head, and no prompt."""
+
+    def __init__(self, channels: int, groups: int, eps: float) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels, eps=eps)
+        self.self_attn = Attention(channels, heads=1, bias=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: x (b c h w) -> (b c h w)"""
+        y = rearrange(self.norm(x), "b c h w -> b (h w) c")
+        return x + rearrange(self.self_attn(y), "b (h w) c -> b c h w", h=x.shape[2])
+
+
+class Layer(nn.Module):
+    """A residual block, then attention or nothing."""
+
+    def __init__(self, res: ResBlock, attn: SpatialTransformer | PixelAttention | None = None) -> None:
+        super().__init__()
+        self.res = res
+        self.attn = attn
+
+    def forward(self, x: Tensor, temb: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+        """Shapes: x (b c h w), temb (b e), context (b t d) -> (b c2 h w)"""
+        x = self.res(x, temb)
+        if self.attn is None:
+            return x
+        return self.attn(x) if context is None else self.attn(x, context)
+
+
+class Level(nn.Module):
+    """The layers of one resolution, then a change of resolution or none."""
+
+    def __init__(self, layers: list[Layer], resize: Downsample | Upsample | None = None) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.resize = resize
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The autoencoder's way through; the UNet walks the layers itself, since it keeps every one's output.
+
+        Shapes: x (b c h w) -> (b c2 h2 w2)
+        """
+        for layer in self.layers:
+            x = layer(x)
+        return x if self.resize is None else self.resize(x)

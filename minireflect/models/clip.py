@@ -1,0 +1,264 @@
+"""Two towers that place pictures and sentences in one space: CLIP, from a toy to the real sizes.
+
+    Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", section 2
+
+    text:    tokens + positions -> causal transformer -> the state at the end-of-text token -> projection
+    vision:  patches + class token + positions -> transformer -> the state of the class token -> projection
+    similarity = exp(logit_scale) * cosine
+
+The text tower alone is also what Stable Diffusion reads its prompts with.
+
+Shapes: b batch, t tokens, d width, n patches, e width of the joint space, h w space.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from .blocks import Attention
+
+# OpenAI's statistics of pictures in [0, 1]; ours are in [-1, 1], so m becomes 2m - 1 and s becomes 2s.
+OPENAI_MEAN = tuple(2 * m - 1 for m in (0.48145466, 0.4578275, 0.40821073))
+OPENAI_STD = tuple(2 * s for s in (0.26862954, 0.26130258, 0.27577711))
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    vocabulary: int  # number of token ids
+    eos: int  # id of the end-of-text token
+    length: int = 77  # longest sequence, in tokens
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    quick_gelu: bool = True  # OpenAI's x * sigmoid(1.702 x); False = the exact GELU of OpenCLIP
+    penultimate: bool = False  # forward returns the states before the last block, unnormalised (SDXL)
+    projection: int | None = None  # width of a projection of the pooled state (SDXL's second encoder)
+
+    @classmethod
+    def toy(cls, vocabulary: int, eos: int, length: int = 32) -> "TextConfig":
+        return cls(vocabulary, eos, length, width=96, layers=3, heads=4)
+
+    @classmethod
+    def clip_l(cls) -> "TextConfig":
+        """SD 1.x, and the first of SDXL's two (which reads its penultimate states)."""
+        return cls(vocabulary=49_408, eos=49_407)
+
+    @classmethod
+    def open_clip_h(cls) -> "TextConfig":
+        """SD 2.x: its files hold 23 of the 24 layers, so their last is the penultimate."""
+        return cls(vocabulary=49_408, eos=49_407, width=1024, layers=23, heads=16, quick_gelu=False)
+
+    @classmethod
+    def open_clip_bigg(cls) -> "TextConfig":
+        """The second of SDXL's two."""
+        return cls(
+            vocabulary=49_408,
+            eos=49_407,
+            width=1280,
+            layers=32,
+            heads=20,
+            quick_gelu=False,
+            penultimate=True,
+            projection=1280,
+        )
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    size: int = 224  # side of the pictures, in pixels
+    patch: int = 14  # side of a patch, in pixels
+    width: int = 1024
+    layers: int = 24
+    heads: int = 16
+    quick_gelu: bool = True
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)  # of the pictures in [-1, 1], per colour; subtracted
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)  # of the pictures in [-1, 1], per colour; divided by
+
+    def __post_init__(self) -> None:
+        if self.size % self.patch:
+            raise ValueError(f"size {self.size} is not a multiple of patch {self.patch}")
+
+    @property
+    def patches(self) -> int:
+        return (self.size // self.patch) ** 2
+
+    @classmethod
+    def toy(cls) -> "VisionConfig":
+        return cls(size=64, patch=8, width=96, layers=3, heads=4)
+
+    @classmethod
+    def clip_l14(cls) -> "VisionConfig":
+        return cls(mean=OPENAI_MEAN, std=OPENAI_STD)
+
+
+@dataclass(frozen=True)
+class CLIPConfig:
+    text: TextConfig
+    vision: VisionConfig
+    width: int = 768  # of the joint space
+
+    def __post_init__(self) -> None:
+        if self.text.projection is not None:
+            raise ValueError("CLIP has a projection of its own: text.projection must be None")
+
+    @classmethod
+    def toy(cls, vocabulary: int, eos: int, length: int = 32) -> "CLIPConfig":
+        return cls(TextConfig.toy(vocabulary, eos, length), VisionConfig.toy(), width=96)
+
+    @classmethod
+    def clip_l14(cls) -> "CLIPConfig":
+        return cls(TextConfig.clip_l(), VisionConfig.clip_l14())
+
+
+class Block(nn.Module):
+    """Attention, then a feed-forward layer, each normalised first and added to its input."""
+
+    def __init__(self, width: int, heads: int, quick_gelu: bool) -> None:
+        super().__init__()
+        self.quick_gelu = quick_gelu
+        self.norm1 = nn.LayerNorm(width)
+        self.attn = Attention(width, heads, bias=True)
+        self.norm2 = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor, causal: bool = False) -> Tensor:
+        """Shapes: x (b t d) -> (b t d)"""
+        # fmt: off
+        x = x + self.attn(self.norm1(x), causal=causal)
+        y = self.fc1(self.norm2(x))                                               # (b t 4d)
+        y = y * torch.sigmoid(1.702 * y) if self.quick_gelu else F.gelu(y)
+        return x + self.fc2(y)                                                    # (b t d)
+        # fmt: on
+
+
+class TextStates(NamedTuple):
+    penultimate: Tensor  # (b t d) what the last block reads, unnormalised
+    last: Tensor  # (b t d) what it makes of it, normalised
+
+
+class TextEncoder(nn.Module):
+    """A sentence as one hidden state per token; each sees only the tokens before it."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.config = config
+        d = config.width
+        self.token = nn.Embedding(config.vocabulary, d)
+        self.position = nn.Embedding(config.length, d)
+        self.blocks = nn.ModuleList(Block(d, config.heads, config.quick_gelu) for _ in range(config.layers))
+        self.norm_out = nn.LayerNorm(d)
+        if config.projection is not None:
+            self.text_projection = nn.Linear(d, config.projection, bias=False)
+        nn.init.normal_(self.token.weight, std=0.02)  # CLIP's own: small, so that the blocks soon have a say
+        nn.init.normal_(self.position.weight, std=0.01)
+
+    def states(self, ids: Tensor) -> TextStates:
+        """Shapes: ids (b t) -> (b t d), (b t d)"""
+        if ids.shape[1] > self.config.length:
+            raise ValueError(f"{ids.shape[1]} tokens, but the encoder has {self.config.length} positions")
+        # fmt: off
+        x = self.token(ids) + self.position.weight[: ids.shape[1]]                # (b t d)
+        penultimate = x
+        for block in self.blocks:
+            penultimate = x
+            x = block(x, causal=True)
+        return TextStates(penultimate, self.norm_out(x))
+        # fmt: on
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """The hidden states, as `config.penultimate` says.  Shapes: ids (b t) -> (b t d)"""
+        states = self.states(ids)
+        return states.penultimate if self.config.penultimate else states.last
+
+    def pooled(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """The state at the first end-of-text token, which has seen the whole sentence.
+
+        `hidden` is `states(ids).last`, which the penultimate states are not.
+
+        Shapes: hidden (b t d), ids (b t) -> (b d)
+        """
+        ends = ids == self.config.eos
+        without = int((~ends.any(dim=1)).sum())
+        if without:
+            raise ValueError(f"{without} of {len(ids)} sentences have no token {self.config.eos}")
+        first = ends.int().argmax(dim=1)  # (b): argmax takes the first of equals
+        return hidden[torch.arange(len(ids), device=ids.device), first]
+
+    def projected(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """The pooled state after `config.projection`: SDXL's pooled prompt.
+
+        Shapes: hidden (b t d), ids (b t) -> (b e)
+        """
+        return self.text_projection(self.pooled(hidden, ids))
+
+
+class VisionEncoder(nn.Module):
+    """A picture as one hidden state per patch, and in front the class token that gathers them."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        d = config.width
+        self.class_token = nn.Parameter(torch.randn(d) * d**-0.5)
+        self.patch = nn.Conv2d(3, d, config.patch, stride=config.patch, bias=False)
+        self.position = nn.Embedding(1 + config.patches, d)
+        self.norm_in = nn.LayerNorm(d)
+        self.blocks = nn.ModuleList(Block(d, config.heads, config.quick_gelu) for _ in range(config.layers))
+        self.norm_out = nn.LayerNorm(d)
+        nn.init.normal_(self.position.weight, std=0.02)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """All tokens after the last block, the class token first, unnormalised.
+
+        Shapes: images (b 3 h w) -> (b 1+n d)
+        """
+        size = self.config.size
+        if images.shape[2:] != (size, size):
+            raise ValueError(f"pictures of {images.shape[2]} x {images.shape[3]}, expected {size} x {size}")
+        mean, std = (images.new_tensor(v)[:, None, None] for v in (self.config.mean, self.config.std))
+        # fmt: off
+        x = rearrange(self.patch((images - mean) / std), "b d h w -> b (h w) d")  # (b n d)
+        x = torch.cat([self.class_token.expand(len(x), 1, -1), x], dim=1)         # (b 1+n d)
+        x = self.norm_in(x + self.position.weight)
+        for block in self.blocks:
+            x = block(x)
+        return x
+        # fmt: on
+
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """The class token, normalised.  Shapes: tokens (b t d) -> (b d)"""
+        return self.norm_out(tokens[:, 0])
+
+
+class CLIP(nn.Module):
+    """Both towers and their projections into the joint space."""
+
+    def __init__(self, config: CLIPConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.text = TextEncoder(config.text)
+        self.vision = VisionEncoder(config.vision)
+        self.text_projection = nn.Linear(config.text.width, config.width, bias=False)
+        self.image_projection = nn.Linear(config.vision.width, config.width, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # section 2.5: temperature 0.07
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Vectors of length 1.  Shapes: images (b 3 h w) -> (b e)"""
+        return F.normalize(self.image_projection(self.vision.pooled(self.vision(images))), dim=-1)
+
+    def encode_text(self, ids: Tensor) -> Tensor:
+        """Vectors of length 1.  Shapes: ids (b t) -> (b e)"""
+        return F.normalize(self.text_projection(self.text.pooled(self.text.states(ids).last, ids)), dim=-1)
+
+    def similarity(self, images: Tensor, ids: Tensor) -> Tensor:
+        """Scaled cosine of every picture with every sentence.
+
+        Shapes: images (b 3 h w), ids (b2 t) -> (b b2)
+        """
+        return self.logit_scale.exp() * self.encode_image(images) @ self.encode_text(ids).T

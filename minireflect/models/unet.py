@@ -1,0 +1,229 @@
+"""The network that predicts the noise: one class from a 2-million-parameter toy to SD 1.x, SD 2.x and SDXL.
+
+    Ronneberger et al. 2015, "U-Net"; Rombach et al. 2022, "Latent Diffusion", section 3.3
+    Podell et al. 2023, "SDXL", sections 2.1 and 2.2
+
+    remember every feature map on the way down
+    on the way up, concatenate each with the one of its own resolution
+    the time enters each residual block, the prompt each attention block
+
+Differs from diffusers, whose results it reproduces from the same weights: residual branches and the output
+start at zero, as in the original latent-diffusion code, and not at random.
+
+Shapes: b batch, c channels, h w space, t tokens of the prompt, d width, e width of the time embedding.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .blocks import (
+    MLP,
+    Downsample,
+    Layer,
+    Level,
+    ResBlock,
+    SpatialTransformer,
+    Upsample,
+    timestep_embedding,
+    zero,
+)
+
+EPS = 1e-5  # of the GroupNorms in SD's UNets
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    channels: tuple[int, ...]  # one entry per level, from the finest to the coarsest
+    depths: tuple[int, ...]  # transformer blocks per attention, per level; 0 = no attention on that level
+    mid_depth: int  # transformer blocks in the middle; 0 = no attention there
+    context_width: int  # width of the prompt's hidden states
+    res_blocks: int = 2  # residual blocks per level on the way down; one more on the way up
+    heads: int | None = None  # attention heads, the same number everywhere; give this or head_width
+    head_width: int | None = None  # channels per head, the same everywhere; give this or heads
+    use_linear_projection: bool = False  # linear (SD 2.x, SDXL) instead of 1x1 convolutions (SD 1.x)
+    in_channels: int = 4  # of the latents
+    out_channels: int = 4  # of the predicted noise
+    groups: int = 32  # of every GroupNorm
+    pooled_width: int | None = None  # SDXL: width of the pooled prompt; None = no added conditioning
+    size_count: int = 6  # SDXL: numbers that tell sizes and crop, used only with pooled_width
+    size_width: int = 256  # SDXL: width of the embedding of each of these numbers
+
+    def __post_init__(self) -> None:
+        if len(self.channels) != len(self.depths):
+            raise ValueError(
+                f"{len(self.channels)} channels but {len(self.depths)} depths: one of each per level"
+            )
+        if (self.heads is None) == (self.head_width is None):
+            raise ValueError(f"give heads or head_width, not {self.heads} and {self.head_width}")
+        for channels in self.channels:
+            if channels % self.groups:
+                raise ValueError(f"channels {channels} is not a multiple of groups {self.groups}")
+            if self.head_width is not None and channels % self.head_width:
+                raise ValueError(f"channels {channels} is not a multiple of head_width {self.head_width}")
+
+    @property
+    def time_width(self) -> int:
+        return 4 * self.channels[0]
+
+    def heads_at(self, channels: int) -> int:
+        return self.heads if self.heads is not None else channels // self.head_width
+
+    @classmethod
+    def toy(cls) -> "UNetConfig":
+        """2.6 million parameters for latents of 4 x 8 x 8."""
+        return cls(channels=(64, 96), depths=(1, 1), mid_depth=0, context_width=96, res_blocks=1, heads=4)
+
+    @classmethod
+    def sd15(cls) -> "UNetConfig":
+        return cls(
+            channels=(320, 640, 1280, 1280), depths=(1, 1, 1, 0), mid_depth=1, context_width=768, heads=8
+        )
+
+    @classmethod
+    def sd21(cls) -> "UNetConfig":
+        return cls(
+            channels=(320, 640, 1280, 1280),
+            depths=(1, 1, 1, 0),
+            mid_depth=1,
+            context_width=1024,
+            head_width=64,
+            use_linear_projection=True,
+        )
+
+    @classmethod
+    def sdxl(cls) -> "UNetConfig":
+        return cls(
+            channels=(320, 640, 1280),
+            depths=(0, 2, 10),
+            mid_depth=10,
+            context_width=2048,
+            head_width=64,
+            use_linear_projection=True,
+            pooled_width=1280,
+        )
+
+
+class Added(NamedTuple):
+    """SDXL's second condition: what the picture is about, in one vector, and how it was cut."""
+
+    pooled: Tensor  # (b d) pooled hidden state of the second text encoder
+    sizes: Tensor  # (b 6) original height and width, crop top and left, target height and width, in pixels
+
+
+class UNet(nn.Module):
+    """Predicts the noise in `x` at time `t` under the prompt `context`.
+
+    Set the attribute `checkpointing` to hold less memory in training, for one more forward pass.
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.checkpointing = False
+        first, last = config.channels[0], config.channels[-1]
+
+        self.time = MLP(first, config.time_width)
+        if config.pooled_width is not None:
+            added_width = config.pooled_width + config.size_count * config.size_width
+            self.added = MLP(added_width, config.time_width)
+        self.conv_in = nn.Conv2d(config.in_channels, first, 3, padding=1)
+
+        self.down = nn.ModuleList()
+        skips = [first]  # channels of the feature maps that the way up will read, last first
+        c = first
+        for i, (c_out, depth) in enumerate(zip(config.channels, config.depths)):
+            layers = []
+            for _ in range(config.res_blocks):
+                layers.append(self._layer(c, c_out, depth))
+                skips.append(c_out)
+                c = c_out
+            coarsest = i == len(config.channels) - 1
+            self.down.append(Level(layers, None if coarsest else Downsample(c)))
+            if not coarsest:
+                skips.append(c)
+
+        self.mid = Level([self._layer(last, last, config.mid_depth), self._layer(last, last, 0)])
+
+        self.up = nn.ModuleList()
+        for i, (c_out, depth) in reversed(list(enumerate(zip(config.channels, config.depths)))):
+            layers = []
+            for _ in range(config.res_blocks + 1):
+                layers.append(self._layer(c + skips.pop(), c_out, depth))
+                c = c_out
+            finest = i == 0
+            self.up.append(Level(layers, None if finest else Upsample(c)))
+
+        self.norm_out = nn.GroupNorm(config.groups, first, eps=EPS)
+        self.conv_out = zero(nn.Conv2d(first, config.out_channels, 3, padding=1))
+
+    def _layer(self, c_in: int, c_out: int, depth: int) -> Layer:
+        """A residual block, with attention behind it where `depth` is not 0."""
+        cfg = self.config
+        res = ResBlock(c_in, c_out, cfg.groups, EPS, cfg.time_width)
+        if depth == 0:
+            return Layer(res)
+        heads = cfg.heads_at(c_out)
+        attn = SpatialTransformer(
+            c_out, heads, cfg.context_width, depth, cfg.groups, cfg.use_linear_projection
+        )
+        return Layer(res, attn)
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor, added: Added | None = None) -> Tensor:
+        """The predicted noise. `t` is one integer time for all, or one each.
+
+        Shapes: x (b c h w), t () or (b), context (b t d) -> (b c h w)
+        """
+        self._check(x, context, added)
+        # fmt: off
+        temb = self.embed_time(x, t, added)                             # (b e)
+        x = self.conv_in(x)                                             # (b c0 h w)
+        skips = [x]
+        for level in self.down:
+            for layer in level.layers:
+                x = self._run(layer, x, temb, context)                  # (b ci h/2^i w/2^i)
+                skips.append(x)
+            if level.resize is not None:
+                x = level.resize(x)                                     # (b ci h/2^(i+1) w/2^(i+1))
+                skips.append(x)
+        for layer in self.mid.layers:
+            x = self._run(layer, x, temb, context)
+        for level in self.up:
+            for layer in level.layers:
+                x = torch.cat([x, skips.pop()], dim=1)                  # (b c+skip h/2^i w/2^i)
+                x = self._run(layer, x, temb, context)                  # (b ci h/2^i w/2^i)
+            x = x if level.resize is None else level.resize(x)
+        return self.conv_out(F.silu(self.norm_out(x)))                  # (b c h w)
+        # fmt: on
+
+    def embed_time(self, x: Tensor, t: Tensor, added: Added | None) -> Tensor:
+        """What every residual block is told: the time, and SDXL's added condition.
+
+        Shapes: x (b c h w), t () or (b) -> (b e)
+        """
+        waves = timestep_embedding(t.expand(x.shape[0]), self.config.channels[0])
+        temb = self.time(waves.to(x.dtype))
+        if added is None:
+            return temb
+        sizes = timestep_embedding(added.sizes.flatten(), self.config.size_width)  # (b*6 d)
+        sizes = sizes.reshape(x.shape[0], -1)  # (b 6*d)
+        return temb + self.added(torch.cat([added.pooled, sizes.to(x.dtype)], dim=1))
+
+    def _run(self, layer: Layer, x: Tensor, temb: Tensor, context: Tensor) -> Tensor:
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            return layer(x, temb, context)
+        # Nothing in a layer is random, so there is no state of a generator to restore.
+        return checkpoint(layer, x, temb, context, use_reentrant=False, preserve_rng_state=False)
+
+    def _check(self, x: Tensor, context: Tensor, added: Added | None) -> None:
+        multiple = 2 ** (len(self.config.channels) - 1)
+        if x.shape[2] % multiple or x.shape[3] % multiple:
+            raise ValueError(f"latents of {x.shape[2]} x {x.shape[3]} are not a multiple of {multiple}")
+        if context.shape[-1] != self.config.context_width:
+            raise ValueError(f"context of width {context.shape[-1]}, expected {self.config.context_width}")
+        if (added is None) != (self.config.pooled_width is None):
+            raise ValueError("added conditioning belongs to a config with pooled_width, and only there")

@@ -1,0 +1,186 @@
+"""Prompts to pictures: tokenizer + text encoder + UNet + autoencoder + noise schedule under one roof.
+
+    pipe = load_pipeline()                                  # the shipped weights; or a run folder of train.py
+    images = pipe.generate(["a big wooden ball on the left of a water tank"], generator=rng(0, "noise"))
+
+Weights are safetensors files that carry their network's configuration; the vocabulary travels with the text encoder.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .diffusion.reflection import ReflectionConfig, reflect
+from .diffusion.sample import EpsFn, denoise, guided, last
+from .diffusion.schedule import Schedule, ScheduleConfig, StepTable
+from .models.autoencoder import Autoencoder, AutoencoderConfig
+from .models.clip import TextConfig, TextEncoder
+from .models.tokenizer import PromptError, Tokenizer
+from .models.unet import UNet, UNetConfig
+from .models.weights import WeightsError, load_into, read_metadata, read_weights, save_weights
+
+SHIPPED = Path(__file__).parent / "pretrained"
+PARTS = ("autoencoder", "text_encoder", "unet")
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    steps: int = 20  # network evaluations of a picture, without guidance
+    guidance: float = 1.0  # w: 1 = the prompt alone, at half the cost of any other value
+    eta: float = 1.0  # 1 = as much fresh noise as DDPM, 0 = deterministic
+    spacing: str = "leading"  # of the time steps: leading, trailing, linspace
+
+    def __post_init__(self) -> None:
+        if self.guidance < 0:
+            raise ValueError(f"guidance must not be negative, got {self.guidance}")
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta must lie in [0, 1], got {self.eta}")
+
+
+@dataclass
+class LatentDiffusion:
+    """The parts, and how to draw with them.  Images are (b 3 h w) in [-1, 1], latents (b 4 h/8 w/8)."""
+
+    tokenizer: Tokenizer
+    text_encoder: TextEncoder
+    unet: UNet
+    autoencoder: Autoencoder
+    schedule: Schedule
+    image_size: int = 64  # pixels
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.unet.parameters()).device
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        side = self.image_size // self.autoencoder.config.factor
+        return (self.autoencoder.config.latent_channels, side, side)
+
+    def to(self, device: torch.device | str) -> "LatentDiffusion":
+        for part in (self.text_encoder, self.unet, self.autoencoder):
+            part.to(device)
+        return self
+
+    def eval(self) -> "LatentDiffusion":
+        for part in (self.text_encoder, self.unet, self.autoencoder):
+            part.eval().requires_grad_(False)
+        return self
+
+    def embed(self, prompts: list[str]) -> Tensor:
+        """Shapes: b prompts -> (b t d).  Raises PromptError on unknown words."""
+        return self.text_encoder(self.tokenizer(prompts).to(self.device))
+
+    def noise(self, n: int, generator: torch.Generator) -> Tensor:
+        """Start latents x_T ~ N(0, I), drawn on the CPU so that every device sees the same.  -> (n 4 h/8 w/8)"""
+        return torch.randn(n, *self.latent_shape, generator=generator).to(self.device)
+
+    def table(self, steps: int, spacing: str = "leading") -> StepTable:
+        return self.schedule.table(steps, spacing)
+
+    def eps(self, prompts: list[str] | Tensor) -> Callable[[float], EpsFn]:
+        """For prompts (or their embedding (b t d)): the epsilon function at each guidance w."""
+        with torch.no_grad():
+            cond = self.embed(prompts) if isinstance(prompts, list) else prompts
+            null = self.embed([""])
+        return lambda w: guided(self.unet, cond, null, w, self.schedule)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: list[str],
+        steps: int = SamplerConfig.steps,
+        guidance: float = SamplerConfig.guidance,
+        eta: float = SamplerConfig.eta,
+        rounds: int = 0,
+        latents: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draw a picture for each prompt; `rounds` reflects before the last drawing (SRRL's blind mode).
+
+        `latents` (b 4 h/8 w/8) are the start noise; without them it comes from `generator`, which also gives the
+        step noise for eta > 0.  Raises PromptError on an empty list or unknown words, ValueError on numbers out of
+        range.  -> (b 3 h w) in [-1, 1]
+        """
+        if not prompts:
+            raise PromptError("there is no prompt")
+        if rounds < 0:
+            raise ValueError(f"rounds must be 0 or more, got {rounds}")
+        sampler = SamplerConfig(steps, guidance, eta)
+        generator = generator or torch.Generator().manual_seed(0)
+        x = self.noise(len(prompts), generator) if latents is None else latents.to(self.device)
+        if tuple(x.shape) != (len(prompts), *self.latent_shape):
+            raise ValueError(f"latents of shape {tuple(x.shape)}, but {len(prompts)} prompts need {self.latent_shape} each")
+        make_eps, table = self.eps(prompts), self.table(sampler.steps, sampler.spacing)
+        if rounds:
+            *_, final = reflect(make_eps, x, table, ReflectionConfig(rounds=rounds, steps=steps), generator)
+            x = final.x_T
+        return self.decode(last(denoise(make_eps(guidance), x, table, eta, generator)))
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Shapes: latents (b 4 h/8 w/8) -> images (b 3 h w) in [-1, 1]"""
+        return self.autoencoder.decode(latents).clamp(-1, 1)
+
+    def save(self, folder: Path, parts: tuple[str, ...] = PARTS, dtype: torch.dtype = torch.float32) -> None:
+        """Write the parts as safetensors, each with its configuration."""
+        for name in parts:
+            save_module(folder / f"{name}.safetensors", getattr(self, name), self._about(name), dtype)
+
+    def _about(self, name: str) -> dict[str, str]:
+        if name == "text_encoder":
+            return {"words": " ".join(self.tokenizer.words)}
+        return {"schedule": json.dumps(asdict(self.schedule.config))} if name == "unet" else {}
+
+
+def save_module(path: Path, module: nn.Module, about: dict[str, str], dtype: torch.dtype = torch.float32) -> None:
+    """A network with the configuration that rebuilds it."""
+    tensors = {key: value.to(dtype) for key, value in module.state_dict().items()}
+    save_weights(path, tensors, {"config": json.dumps(asdict(module.config)), **about})
+
+
+def read_config(path: Path, kind: type) -> tuple[dict, dict[str, str]]:
+    """The configuration saved with a network, as keyword arguments of `kind`, and the rest of what was saved."""
+    metadata = read_metadata(path)
+    if "config" not in metadata:
+        raise WeightsError(f"{path} was not saved by minireflect: it carries no configuration of a {kind.__name__}")
+    values = json.loads(metadata["config"])
+    if unknown := sorted(set(values) - set(kind.__dataclass_fields__)):
+        raise WeightsError(f"{path} is not a {kind.__name__}: it has {', '.join(unknown)}")
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}, metadata
+
+
+def load_module(path: Path, network: type, config: type) -> tuple[nn.Module, dict[str, str]]:
+    """A network from its file, in evaluation mode, with what was saved beside it."""
+    values, metadata = read_config(path, config)
+    module = network(config(**values))
+    load_into(module, read_weights(path), source=str(path))
+    return module.eval().requires_grad_(False), metadata
+
+
+def load_pipeline(path: str | Path | None = None, unet: str = "unet") -> LatentDiffusion:
+    """The pipeline of a run of train.py, or the shipped one without a path.
+
+    `path` is a run folder, or a folder with the weight files; `unet` names the UNet's, of which a run of SRRL has two:
+    "unet" and the "base_unet" that it started from.  Raises WeightsError, in one sentence, when a file is
+    missing, truncated or foreign.
+    """
+    folder = weights_folder(path)
+    autoencoder, _ = load_module(folder / "autoencoder.safetensors", Autoencoder, AutoencoderConfig)
+    text_encoder, about = load_module(folder / "text_encoder.safetensors", TextEncoder, TextConfig)
+    network, about_unet = load_module(folder / f"{unet}.safetensors", UNet, UNetConfig)
+    tokenizer = Tokenizer(about["words"].split(), text_encoder.config.length)
+    schedule = Schedule(ScheduleConfig(**json.loads(about_unet["schedule"])))
+    return LatentDiffusion(tokenizer, text_encoder, network, autoencoder, schedule)
+
+
+def weights_folder(path: str | Path | None) -> Path:
+    """Where the weights of a run lie; the shipped ones for None."""
+    folder = SHIPPED if path is None else Path(path)
+    if not folder.is_dir():
+        raise WeightsError(f"there is no folder {folder}; --weights takes the run folder of a train.py command")
+    return folder / "weights" if (folder / "weights").is_dir() else folder

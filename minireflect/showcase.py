@@ -1,0 +1,96 @@
+"""Pictures for people: strips of rounds and grids of before and after, with the checker's verdict under each picture.
+
+Nothing in them is picked: prompts come in the order in which the world lists them, noise from a fixed stream.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import figures
+from .diffusion.reflection import ReflectionConfig, renoise_to
+from .diffusion.sample import denoise, last
+from .pipeline import LatentDiffusion, SamplerConfig
+from .rl.rewards import Reward
+from .streams import rng
+from .world.inspector import inspect
+from .world.laws import LAWS
+from .world.prompts import Prompt, prompt_set, understand
+
+Cell = tuple[Tensor, str, bool | None]  # picture, line under it, right or wrong
+
+
+def fixed_prompts(kinds: tuple[str, ...] = ("physical", "unconventional")) -> list[Prompt]:
+    """The first held-out prompt of every law and kind."""
+    return [next(p for p in prompt_set(kind, "held-out") if p.law == law) for law in LAWS for kind in kinds]
+
+
+@torch.no_grad()
+def draw_rounds(
+    pipe: LatentDiffusion, prompts: list[str], sampler: SamplerConfig, reflection: ReflectionConfig, seed: int
+) -> Iterator[Tensor]:
+    """Reflect with no look at the reward and yield the pictures of every round, K + 1 of them.
+
+    Round 0 is what `generate` draws.  Each picture is turned back into noise with little guidance, and drawn again
+    with `reflection.w_denoise`.  -> (b 3 h w)
+    """
+    make_eps, table = pipe.eps(prompts), pipe.table(sampler.steps, sampler.spacing)
+    x = pipe.noise(len(prompts), rng(seed, "sample"))
+    x_0 = last(denoise(make_eps(sampler.guidance), x, table, sampler.eta, rng(seed, "sample", 0)))
+    yield pipe.decode(x_0)
+    for k in range(1, reflection.rounds + 1):
+        noise = rng(seed, "sample", k)
+        x = renoise_to(make_eps(reflection.w_renoise), x_0, table, reflection, noise)
+        tail = reflection.tail(table)
+        x_0 = last(denoise(make_eps(reflection.w_denoise), x, tail, sampler.eta, noise))
+        yield pipe.decode(x_0)
+
+
+def verdict(image: Tensor, text: str, reward: float) -> Cell:
+    """A picture with what the inspector says of it and the learned reward."""
+    reading, prompt = inspect(image), understand(text)
+    if prompt is None:
+        seen = reading.scene.law if reading.scene else "unreadable"
+        return image, f"reads as: {seen} · reward {reward:.2f}", None
+    right = prompt.fulfilled_by(reading)
+    said = "right" if right else "wrong" if reading.readable else "unreadable"
+    return image, f"{said} · reward {reward:.2f}", right
+
+
+def rounds_strip(
+    pipe: LatentDiffusion,
+    reward: Reward,
+    prompts: list[str],
+    sampler: SamplerConfig,
+    reflection: ReflectionConfig,
+    seed: int,
+    path: Path,
+) -> list[list[Cell]]:
+    """Draw and save the strip: a prompt a row, a round a column.  -> the cells, row by row"""
+    rows: list[list[Cell]] = [[] for _ in prompts]
+    for images in draw_rounds(pipe, prompts, sampler, reflection, seed):
+        for row, image, text, value in zip(rows, images.cpu(), prompts, reward(images, prompts).tolist()):
+            row.append(verdict(image, text, value))
+    figures.strip(rows, prompts, [f"round {k}" for k in range(reflection.rounds + 1)], path)
+    return rows
+
+
+def before_and_after(
+    pipes: dict[str, LatentDiffusion], reward: Reward, sampler: SamplerConfig, seed: int, path: Path, copies: int = 3
+) -> None:
+    """The same prompts and the same noise through every model, `copies` pictures each."""
+    prompts = fixed_prompts()
+    texts = [p.text for p in prompts]
+    rows: list[list[Cell]] = [[] for _ in texts]
+    heads = []
+    for name, pipe in pipes.items():
+        for c in range(copies):
+            images = pipe.generate(
+                texts, sampler.steps, sampler.guidance, sampler.eta, generator=rng(seed, "before and after", c)
+            )
+            heads.append(f"{name}, noise {c + 1}")
+            for row, image, text, value in zip(rows, images.cpu(), texts, reward(images, texts).tolist()):
+                row.append(verdict(image, text, value))
+    figures.strip(rows, texts, heads, path)

@@ -1,0 +1,64 @@
+"""The pictures that the generator learns from: a world with gaps and exceptions.
+
+A base model that obeys every law and does as it is told leaves nothing to reinforce, and one that never does
+cannot be reinforced either.  So its world is imperfect in a documented way (WorldConfig): captions are often silent
+about the outcome, silent pictures sometimes break the law, and a caption that announces something unlawful is
+mostly an empty promise: the picture shows the lawful outcome all the same.
+"""
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+from tqdm import tqdm
+
+from .arrangement import arrange
+from .laws import LAWS
+from .prompts import combinations, law_prompt, tasks
+from .render import render_pixels
+from .scenes import Scene, jitter
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    arrangements: float = 0.15  # share of arrangements among the pictures, the rest is the eight laws in equal parts
+    silent: float = 0.5  # share of captions that leave the outcome out
+    exceptions: float = 0.3  # share of silent pictures that break the law
+    promised: float = 0.5  # share of speaking captions that announce an unlawful outcome
+    kept: float = 0.4  # share of those promises that the picture keeps
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} is a share and must lie in [0, 1], not {value}")
+
+
+def training_pair(world: WorldConfig, draw: random.Random) -> tuple[Scene, str]:
+    """A picture and its caption from the imperfect world; combinations of objects come from the training split."""
+    if draw.random() < world.arrangements:
+        everything = tasks("train")
+        kind = draw.choice(list(dict.fromkeys(t.kind for t in everything)))
+        task = draw.choice([t for t in everything if t.kind == kind])
+        return arrange(task, draw), task.words
+    name = draw.choice(list(LAWS))
+    law, objects = LAWS[name], draw.choice(combinations(name, "train"))
+    lawful, unlawful = law.lawful(objects), draw.choice(law.unlawful(objects))
+    if draw.random() < world.silent:
+        said, shown = None, unlawful if draw.random() < world.exceptions else lawful
+    elif draw.random() < world.promised:
+        said, shown = unlawful, unlawful if draw.random() < world.kept else lawful
+    else:
+        said, shown = lawful, lawful
+    return jitter(Scene(name, objects, shown), draw), law_prompt(name, objects, said).text
+
+
+def training_pairs(n: int, world: WorldConfig, draw: random.Random) -> tuple[np.ndarray, list[Scene], list[str]]:
+    """`n` pictures with their scenes and captions.  -> (n 64 64 3) uint8, n scenes, n captions"""
+    pixels, scenes, captions = np.empty((n, 64, 64, 3), np.uint8), [], []
+    for i in tqdm(range(n), desc="drawing the world", unit="picture", leave=False):
+        scene, caption = training_pair(world, draw)
+        pixels[i] = render_pixels(scene)
+        scenes.append(scene), captions.append(caption)
+    return pixels, scenes, captions
+
+

@@ -1,0 +1,193 @@
+"""CLIP: both towers equal to transformers' from the same weights, of the published sizes, able to learn."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import CLIPConfig as TheirConfig
+from transformers import CLIPModel, CLIPTextConfig, CLIPTextModelWithProjection
+
+from minireflect.models.clip import (
+    CLIP,
+    OPENAI_MEAN,
+    OPENAI_STD,
+    CLIPConfig,
+    TextConfig,
+    TextEncoder,
+    VisionConfig,
+    VisionEncoder,
+)
+from minireflect.models.weights import TRANSFORMERS_CLIP, TRANSFORMERS_CLIP_TEXT, load_into
+
+EOS = 49
+TEXT = TextConfig(vocabulary=50, eos=EOS, length=9, width=32, layers=3, heads=4)
+VISION = VisionConfig(size=24, patch=8, width=40, layers=2, heads=2)
+THEIR_TEXT = dict(
+    vocab_size=50,
+    bos_token_id=0,
+    eos_token_id=EOS,
+    pad_token_id=1,
+    max_position_embeddings=9,
+    hidden_size=32,
+    intermediate_size=128,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+)
+THEIR_VISION = dict(
+    image_size=24,
+    patch_size=8,
+    hidden_size=40,
+    intermediate_size=160,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+)
+
+
+def shaken(module: nn.Module) -> nn.Module:
+    """Noise on every parameter, so that no norm is the identity and no bias is silent."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return module
+
+
+def sentences() -> Tensor:
+    """Three sentences of different lengths, padded with end-of-text as in CLIP-L or with 0 as in bigG."""
+    ids = torch.randint(2, EOS, (3, 9))
+    ids[0, 4:] = EOS
+    ids[1, 8] = EOS
+    ids[2, 2], ids[2, 3:] = EOS, 0
+    return ids
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_equals_transformers(quick: bool) -> None:
+    torch.manual_seed(0)
+    act = "quick_gelu" if quick else "gelu"
+    theirs_config = TheirConfig(
+        text_config={**THEIR_TEXT, "hidden_act": act},
+        vision_config={**THEIR_VISION, "hidden_act": act},
+        projection_dim=16,
+    )
+    theirs = shaken(CLIPModel(theirs_config)).eval()
+    text = TextConfig(50, EOS, 9, width=32, layers=3, heads=4, quick_gelu=quick)
+    vision = VisionConfig(size=24, patch=8, width=40, layers=2, heads=2, quick_gelu=quick)
+    ours = CLIP(CLIPConfig(text, vision, width=16))
+    load_into(ours, theirs.state_dict(), TRANSFORMERS_CLIP)
+    images, ids = torch.randn(2, 3, 24, 24), sentences()
+    with torch.no_grad():
+        expected = theirs(input_ids=ids, pixel_values=images)
+        states, tokens = ours.text.states(ids), ours.vision(images)
+        pairs = {
+            "text states": (states.last, expected.text_model_output.last_hidden_state),
+            "text pooled": (ours.text.pooled(states.last, ids), theirs.text_model(ids).pooler_output),
+            "vision tokens": (tokens, expected.vision_model_output.last_hidden_state),
+            "vision pooled": (ours.vision.pooled(tokens), theirs.vision_model(images).pooler_output),
+            "text embedding": (ours.encode_text(ids), expected.text_embeds),
+            "image embedding": (ours.encode_image(images), expected.image_embeds),
+        }
+        similarity = ours.similarity(images, ids)
+    # float32 of order 1: 1e-5 is about 80 units in the last place.
+    for name, (found, wanted) in pairs.items():
+        assert (found - wanted).abs().max() < 1e-5, name
+    # exp(logit_scale) is 14, and multiplies the error as well.
+    assert (similarity - expected.logits_per_image).abs().max() < 1e-5 * ours.logit_scale.exp()
+
+
+def test_second_encoder_of_sdxl_equals_transformers() -> None:
+    torch.manual_seed(0)
+    theirs = shaken(
+        CLIPTextModelWithProjection(CLIPTextConfig(**THEIR_TEXT, projection_dim=20, hidden_act="gelu"))
+    ).eval()
+    config = TextConfig(
+        50, EOS, 9, width=32, layers=3, heads=4, quick_gelu=False, penultimate=True, projection=20
+    )
+    ours = TextEncoder(config)
+    tensors = {
+        **theirs.state_dict(),
+        "text_model.embeddings.position_ids": torch.arange(9),
+    }  # as older files have it
+    load_into(ours, tensors, TRANSFORMERS_CLIP_TEXT)
+    ids = sentences()
+    with torch.no_grad():
+        expected = theirs(input_ids=ids, output_hidden_states=True)
+        assert (ours(ids) - expected.hidden_states[-2]).abs().max() < 1e-5
+        assert (ours.projected(ours.states(ids).last, ids) - expected.text_embeds).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    "network, config, parameters, tensors",
+    [
+        (CLIP, CLIPConfig.toy(vocabulary=100, eos=99), 727_489, 110),
+        (TextEncoder, TextConfig.clip_l(), 123_060_480, 196),
+        (TextEncoder, TextConfig.open_clip_h(), 340_387_840, 372),
+        (TextEncoder, TextConfig.open_clip_bigg(), 694_659_840, 517),
+        (CLIP, CLIPConfig.clip_l14(), 427_616_513, 590),
+    ],
+    ids=["toy", "text L", "text H", "text bigG", "L/14"],
+)
+def test_published_sizes(
+    network: type[CLIP] | type[TextEncoder], config: CLIPConfig | TextConfig, parameters: int, tensors: int
+) -> None:
+    with torch.device("meta"):
+        clip = network(config)
+    assert sum(p.numel() for p in clip.parameters()) == parameters
+    assert len(clip.state_dict()) == tensors
+
+
+def test_a_token_sees_only_the_tokens_before_it() -> None:
+    torch.manual_seed(0)
+    encoder = shaken(TextEncoder(TEXT))
+    ids = sentences()
+    changed = ids.clone()
+    changed[:, 5] = 7
+    before, after = encoder(ids), encoder(changed)
+    assert torch.equal(before[:, :5], after[:, :5])
+    assert not torch.allclose(before[:, 5:], after[:, 5:])
+
+
+def test_embeddings_have_length_one() -> None:
+    clip = CLIP(CLIPConfig(TEXT, VISION, width=16))
+    assert torch.allclose(clip.encode_text(sentences()).norm(dim=-1), torch.ones(3))
+    assert torch.allclose(clip.encode_image(torch.randn(2, 3, 24, 24)).norm(dim=-1), torch.ones(2))
+
+
+def test_normalisation_is_that_of_openai_on_pictures_from_0_to_1() -> None:
+    torch.manual_seed(0)
+    plain = VisionEncoder(VISION)
+    normalising = VisionEncoder(VisionConfig(24, 8, 40, 2, 2, mean=OPENAI_MEAN, std=OPENAI_STD))
+    normalising.load_state_dict(plain.state_dict())
+    unit = torch.rand(2, 3, 24, 24)
+    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None]
+    std = torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None]
+    assert torch.allclose(normalising(2 * unit - 1), plain((unit - mean) / std), atol=1e-5)
+
+
+def test_learns_which_picture_belongs_to_which_sentence() -> None:
+    torch.manual_seed(0)
+    clip = CLIP(CLIPConfig(TEXT, VISION, width=16))
+    images, ids = torch.randn(3, 3, 24, 24), sentences()
+    optimizer = torch.optim.Adam(clip.parameters(), lr=1e-3, fused=True)
+    losses = []
+    for _ in range(40):
+        logits = clip.similarity(images, ids)
+        loss = nn.functional.cross_entropy(logits, torch.arange(3))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 20
+    assert clip.similarity(images, ids).argmax(dim=1).tolist() == [0, 1, 2]
+
+
+def test_refuses_what_does_not_fit() -> None:
+    text, vision = TextEncoder(TEXT), VisionEncoder(VISION)
+    with pytest.raises(ValueError, match="10 tokens, but the encoder has 9 positions"):
+        text(torch.zeros(1, 10, dtype=torch.long))
+    ids = sentences()
+    ids[1, 8] = 3
+    with pytest.raises(ValueError, match="1 of 3 sentences have no token 49"):
+        text.pooled(text(ids), ids)
+    with pytest.raises(ValueError, match="32 x 32, expected 24 x 24"):
+        vision(torch.zeros(1, 3, 32, 32))
+    with pytest.raises(ValueError, match="size 30 is not a multiple of patch 8"):
+        VisionConfig(size=30, patch=8)

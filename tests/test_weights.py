@@ -1,0 +1,169 @@
+"""Weights: what is written comes back, what does not fit is named, and a file is never half there."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from minireflect.models import weights
+from minireflect.models.weights import (
+    WeightsError,
+    load_into,
+    new_names,
+    read_metadata,
+    read_weights,
+    rename,
+    save_weights,
+)
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2))
+
+
+def filled(value: float) -> dict[str, Tensor]:
+    return {name: torch.full_like(t, value) for name, t in network().state_dict().items()}
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    net = network().to(memory_format=torch.contiguous_format)
+    tensors = {**net.state_dict(), "picture": torch.randn(1, 3, 4, 4).to(memory_format=torch.channels_last)}
+    save_weights(path, tensors, {"config": "tiny"})
+    back = read_weights(path)
+    assert back.keys() == tensors.keys()
+    assert all(torch.equal(back[name], t) for name, t in tensors.items())
+    assert read_metadata(path) == {"config": "tiny"}
+    save_weights(path, tensors)
+    assert read_metadata(path) == {}
+    assert os.listdir(tmp_path) == ["net.safetensors"]
+
+
+def test_unreadable_files_are_named_in_one_sentence(tmp_path: Path) -> None:
+    whole, cut, foreign, empty = (tmp_path / name for name in ("whole", "cut", "foreign", "empty"))
+    save_weights(whole, filled(1))
+    cut.write_bytes(whole.read_bytes()[:-7])
+    torch.save(filled(1), foreign)
+    empty.touch()
+    for path in (cut, foreign, empty):
+        for read in (read_weights, read_metadata):
+            with pytest.raises(
+                WeightsError, match=f"{path.name} is truncated or not a safetensors file"
+            ) as error:
+                read(path)
+            assert "\n" not in str(error.value)
+    for path in (tmp_path / "absent", tmp_path):
+        with pytest.raises(WeightsError, match="is not there, or not a file"):
+            read_weights(path)
+    assert issubclass(WeightsError, ValueError)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "net.safetensors"
+    save_weights(path, filled(1))
+    before = path.read_bytes()
+
+    def dies_half_way(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None) -> None:
+        Path(file).write_bytes(before[:50])
+        raise OSError("no space left on device")
+
+    def dies_at_the_end(source: Path, target: Path) -> None:
+        raise OSError("power cut")
+
+    for owner, name, broken in ((weights, "save_file", dies_half_way), (os, "replace", dies_at_the_end)):
+        with monkeypatch.context() as patch, pytest.raises(OSError):
+            patch.setattr(owner, name, broken)
+            save_weights(path, filled(2))
+        assert path.read_bytes() == before
+        assert os.listdir(tmp_path) == ["net.safetensors"]
+
+
+def test_the_bytes_reach_the_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append("fsync"), fsync(fd)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (calls.append("replace"), replace(a, b)))
+    save_weights(tmp_path / "net.safetensors", filled(1))
+    assert calls == ["fsync", "replace"]
+
+
+def test_loads_into_the_precision_of_the_module() -> None:
+    net = network()
+    load_into(net, {name: t.half() for name, t in filled(0.5).items()})
+    assert all(p.dtype == torch.float32 and (p == 0.5).all() for p in net.parameters())
+    half = network().half()
+    load_into(half, filled(0.25))
+    assert all(p.dtype == torch.float16 and (p == 0.25).all() for p in half.parameters())
+
+
+def test_a_module_on_meta_takes_the_tensors_themselves() -> None:
+    with torch.device("meta"):
+        net = network()
+    tensors = filled(3)
+    load_into(net, tensors)
+    assert net[0].weight.data_ptr() == tensors["0.weight"].data_ptr()
+    assert isinstance(net[0].weight, nn.Parameter) and net[0].weight.requires_grad
+
+
+def test_strict_both_ways_and_leaves_the_module_alone() -> None:
+    net = network()
+    before = {name: t.clone() for name, t in net.state_dict().items()}
+    tensors = filled(1)
+    del tensors["2.bias"]
+    tensors["3.weight"] = torch.zeros(7)
+    tensors["0.weight"] = torch.zeros(3, 5)
+    with pytest.raises(WeightsError) as error:
+        load_into(net, tensors, source="some.safetensors")
+    lines = str(error.value).splitlines()
+    assert lines[0] == "some.safetensors does not fit Sequential (1 missing, 1 extra, 1 misshapen):"
+    assert [line.strip() for line in lines[1:]] == [
+        "missing 2.bias (2,)",
+        "extra 3.weight (7,)",
+        "misshapen 0.weight: expected (5, 3), found (3, 5)",
+    ]
+    assert all(torch.equal(net.state_dict()[name], t) for name, t in before.items())
+
+
+@pytest.mark.parametrize("change", ["missing", "extra", "misshapen"])
+def test_each_mismatch_alone_is_an_error(change: str) -> None:
+    tensors = filled(1)
+    if change == "missing":
+        del tensors["2.bias"]
+    elif change == "extra":
+        tensors["9.bias"] = torch.zeros(1)
+    else:
+        tensors["2.bias"] = torch.zeros(1)  # would broadcast
+    with pytest.raises(WeightsError, match=change):
+        load_into(network(), tensors)
+
+
+def test_long_lists_are_cut_with_a_count() -> None:
+    tensors = {**filled(1), **{f"other.{i}": torch.zeros(1) for i in range(25)}}
+    with pytest.raises(WeightsError) as error:
+        load_into(network(), tensors)
+    lines = str(error.value).splitlines()
+    assert len(lines) == 12 and lines[-1].strip() == "... and 15 more extra"
+
+
+def test_nothing_matched_is_its_own_error() -> None:
+    with pytest.raises(
+        WeightsError, match=r"nothing in a\.bin matches Sequential: it has conv\.weight, expected 0\.weight"
+    ):
+        load_into(network(), {"conv.weight": torch.zeros(1)}, source="a.bin")
+    with pytest.raises(WeightsError, match="no tensors at all"):
+        load_into(network(), {})
+
+
+def test_renaming() -> None:
+    table = [(r"^first\.", "0."), (r"^second\.", "2."), (r"\.position_ids$", ""), (r"^2$", "")]
+    theirs = {name.replace("0.", "first.").replace("2.", "second."): t for name, t in filled(4).items()}
+    assert rename(theirs, table).keys() == network().state_dict().keys()
+    net = network()
+    load_into(net, {**theirs, "second.position_ids": torch.zeros(1)}, table)
+    assert all((p == 4).all() for p in net.parameters())
+    with pytest.raises(WeightsError, match=r"extra third\.bias \(3,\)"):
+        load_into(net, {**theirs, "third.bias": torch.zeros(3)}, table)
+    with pytest.raises(WeightsError, match=r"a1 and a2 would both be renamed a"):
+        new_names(["a1", "a2"], [(r"\d", "")])

@@ -1,0 +1,198 @@
+"""Train a model that draws, judges its own pictures, turns them back into noise and draws again.
+
+    python train.py                          SRRL from the shipped weights
+    python train.py all                      everything from nothing: autoencoder, diffusion, reward, then SRRL
+    python train.py autoencoder | diffusion | reward | srrl
+
+Every run leaves a folder: config.json, metrics.jsonl, weights, the state to resume from, and figures.
+"""
+
+import argparse
+import shutil
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import tyro
+
+from minireflect import figures
+from minireflect.config import COMMANDS, Config, preset, read_config, to_dict
+from minireflect.diffusion.reflection import ReflectionConfig
+from minireflect.evaluate import Score, evaluate, table
+from minireflect.methods import pretrain
+from minireflect.methods.srrl import train_srrl
+from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
+from minireflect.models.matcher import Matcher, MatcherConfig
+from minireflect.models.tokenizer import Tokenizer
+from minireflect.pipeline import LatentDiffusion, load_module, load_pipeline, save_module, weights_folder
+from minireflect.rl.rewards import Reward, checker, match_reward
+from minireflect.run import Interrupted, Run, RunError, write_text
+from minireflect.showcase import before_and_after, fixed_prompts, rounds_strip
+
+
+def parse(words: list[str]) -> tuple[argparse.Namespace, Config]:
+    """The few words about the run itself, and every field of the configuration as an option (tyro)."""
+    outer = argparse.ArgumentParser(add_help=False)
+    outer.add_argument("command", nargs="?", default="srrl", choices=COMMANDS, help="what to train (default: srrl)")
+    outer.add_argument("--preset", choices=("smoke", "cpu", "gpu"), help="budget (default: by the device)")
+    outer.add_argument("--out", type=Path, help="run folder (default: the first free runs/COMMAND-N)")
+    outer.add_argument("--resume", action="store_true", help="continue the run in --out")
+    outer.add_argument("--weights", type=Path, help="run to start from (default: the shipped weights)")
+    outer.add_argument("--device", choices=("cuda", "mps", "cpu"), help="default: the first of them that is there")
+    if {"-h", "--help"} & set(words):
+        outer.prog, outer.description = "train.py", __doc__
+        outer.formatter_class = argparse.RawDescriptionHelpFormatter
+        outer.print_help()
+        print("\nand every field of the configuration (defaults of the preset):\n")
+    run, rest = outer.parse_known_args([w for w in words if w not in ("-h", "--help")])
+    run.device = run.device or best_device()
+    run.preset = run.preset or ("cpu" if run.device == "cpu" else "gpu")
+    if run.resume:
+        if run.out is None:
+            raise RunError("--resume needs --out RUN: which run is to be continued?")
+        default = read_config(run.out)
+        run.command = default.command
+    else:
+        default = replace(preset(run.preset), command=run.command)
+    rest += ["--help"] * bool({"-h", "--help"} & set(words))
+    return run, tyro.cli(Config, args=rest, default=default, prog="train.py", config=(tyro.conf.AvoidSubcommands,))
+
+
+def best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def free_folder(command: str) -> Path:
+    """The first of runs/COMMAND-1, -2, ... that does not exist yet."""
+    n = 1
+    while (folder := Path("runs") / f"{command}-{n}").exists():
+        n += 1
+    return folder
+
+
+def train(args: argparse.Namespace, config: Config) -> None:
+    start, device = time.time(), torch.device(args.device)
+    source = None if args.weights is None else weights_folder(args.weights)  # before anything is written
+    if config.command not in ("all", "autoencoder"):
+        needed(config.command, args.weights)
+    run = Run(args.out or free_folder(config.command), to_dict(config), args.resume)
+    print(f"run folder {run.folder} · {args.preset} preset · {device} · {torch.get_num_threads()} threads · seed {config.seed}")
+    weights = run.folder / "weights"
+    stages = ["autoencoder", "diffusion", "reward", "srrl"] if config.command == "all" else [config.command]
+    for stage in stages:
+        folder = weights if config.command == "all" else source
+        {"autoencoder": autoencoder, "diffusion": diffusion, "reward": reward, "srrl": srrl}[stage](
+            config, run, folder, device
+        )
+    print(f"done in {(time.time() - start) / 60:.1f} minutes; look at {run.folder / 'figures'}")
+
+
+def needed(command: str, weights: Path | None) -> None:
+    """Fail on missing or broken weights before a run folder is made."""
+    folder = weights_folder(weights)
+    if command == "diffusion":
+        load_module(folder / "autoencoder.safetensors", Autoencoder, AutoencoderConfig)
+    else:
+        load_pipeline(weights)
+        if command == "srrl":
+            load_module(folder / "reward.safetensors", Matcher, MatcherConfig)
+
+
+def autoencoder(config: Config, run: Run, folder: Path | None, device: torch.device) -> None:
+    if run.is_done("autoencoder"):
+        return
+    model = pretrain.train_autoencoder(config.autoencoder, config.world, config.seed, run, device)
+    save_module(run.folder / "weights" / "autoencoder.safetensors", model, {})
+    figures.training_curve(run.metrics("autoencoder"), {"mse": "squared error"}, run.folder / "figures" / "autoencoder.png")
+    run.finish("autoencoder")
+
+
+def diffusion(config: Config, run: Run, folder: Path | None, device: torch.device) -> None:
+    if run.is_done("diffusion"):
+        return
+    weights = run.folder / "weights"
+    encoder, _ = load_module((folder or weights_folder(None)) / "autoencoder.safetensors", Autoencoder, AutoencoderConfig)
+    pipe = pretrain.train_diffusion(config.diffusion, config.world, config.seed, encoder, run, device)
+    pipe.save(weights)
+    figures.training_curve(run.metrics("diffusion"), {"loss": "squared error"}, run.folder / "figures" / "diffusion.png")
+    run.finish("diffusion")
+
+
+def reward(config: Config, run: Run, folder: Path | None, device: torch.device) -> None:
+    if run.is_done("reward"):
+        return
+    pipe = load_pipeline(folder).to(device)
+    model = pretrain.train_reward(config.reward, config.seed, pipe, run, device)
+    about = {"words": " ".join(pipe.tokenizer.words)}
+    save_module(run.folder / "weights" / "reward.safetensors", model, about)
+    figures.training_curve(run.metrics("reward"), {"loss": "cross-entropy"}, run.folder / "figures" / "reward.png")
+    run.finish("reward")
+
+
+def srrl(config: Config, run: Run, folder: Path | None, device: torch.device) -> None:
+    """Evaluate the base, reinforce it, evaluate again with the same prompts, noise and sampler."""
+    weights, pictures = run.folder / "weights", run.folder / "figures"
+    if not (weights / "base_unet.safetensors").exists():
+        for name in ("autoencoder", "text_encoder", "reward", "unet"):
+            source, target = (folder or weights_folder(None)) / f"{name}.safetensors", "base_unet" if name == "unet" else name
+            if source.parent != weights or target != name:
+                shutil.copyfile(source, weights / f"{target}.safetensors")
+    base = load_pipeline(weights, unet="base_unet").to(device)
+    matcher, about = load_module(weights / "reward.safetensors", Matcher, MatcherConfig)
+    judge = match_reward(matcher.to(device), Tokenizer(about["words"].split(), matcher.config.length))
+    before = measured(run, "base", base, judge, config)
+    pipe = load_pipeline(weights, unet="base_unet").to(device)
+    clock = time.time()
+    try:
+        train_srrl(config.srrl, config.seed, pipe, judge, config.prompts.draw(config.seed, config.srrl.prompts), checker, run)
+    finally:
+        pipe.save(weights, ("unet",))  # also when stopped: what was trained is never lost
+    minutes = (time.time() - clock) / 60
+    after = measured(run, "SRRL", pipe, judge, config)
+    text = table({"base": before, "SRRL": after})
+    rows = run.metrics("srrl")
+    cost = {k: rows[-1][k] for k in ("updates_total", "reward_calls", "unet_evaluations")}
+    summary = f"{text}\n\n{minutes:.1f} minutes · " + " · ".join(f"{v:,} {k.replace('_', ' ')}" for k, v in cost.items())
+    write_text(run.folder / "table.md", summary + "\n")
+    print(summary)
+    start = [sum(getattr(s, key) for s in before.values()) / len(before) for key in ("reward", "accuracy")]
+    figures.learning_curve(rows, pictures / "reward_and_truth.png", (start[0], start[1]))
+    figures.latent_moments(rows, pictures / "latents_by_round.png")
+    figures.accuracy_by_law({"base": before, "SRRL": after}, pictures / "accuracy_by_law.png")
+    before_and_after({"base": base, "SRRL": pipe}, judge, config.sampler, config.seed, pictures / "before_and_after.png")
+    rounds_strip(
+        pipe, judge, [p.text for p in fixed_prompts(("unconventional",))], config.sampler,
+        ReflectionConfig(rounds=3, steps=config.sampler.steps), config.seed, pictures / "rounds.png",
+    )  # fmt: skip
+    run.finish("srrl")
+
+
+def measured(run: Run, name: str, pipe: LatentDiffusion, judge: Reward, config: Config) -> dict[str, Score]:
+    """Evaluate, unless this run has done so before it was interrupted."""
+    known = [row for row in run.metrics("evaluation") if row["model"] == name]
+    if known:
+        return {kind: Score(**values) for kind, values in known[-1]["scores"].items()}
+    scores = evaluate(pipe, judge, config.sampler, config.evaluation)
+    run.log("evaluation", 0, model=name, scores={kind: vars(s) for kind, s in scores.items()})
+    return scores
+
+
+def main() -> int:
+    try:
+        run, config = parse(sys.argv[1:])
+        train(run, config)
+        return 0
+    except Interrupted as stop:
+        print(f"train.py: {stop}", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
