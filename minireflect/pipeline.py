@@ -159,6 +159,7 @@ def load_module(path: Path, network: type, config: type) -> tuple[nn.Module, dic
     values, metadata = read_config(path, config)
     module = network(config(**values))
     load_into(module, read_weights(path), source=str(path))
+    module.to(memory_format=torch.channels_last)  # convolutions are a third faster on the CPU that way
     return module.eval().requires_grad_(False), metadata
 
 

@@ -98,7 +98,7 @@ def test_equals_diffusers(case: str) -> None:
 @pytest.mark.parametrize(
     "config, parameters, tensors",
     [
-        (UNetConfig.toy(), 2_597_636, 260),
+        (UNetConfig.toy(), 2_209_540, 260),
         (UNetConfig.sd15(), 859_520_964, 686),
         (UNetConfig.sd21(), 865_910_724, 686),
         (UNetConfig.sdxl(), 2_567_463_684, 1_680),

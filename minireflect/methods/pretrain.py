@@ -45,8 +45,8 @@ class AutoencoderTraining:
 @dataclass(frozen=True)
 class DiffusionTraining:
     pictures: int = 24_000  # drawn and encoded once
-    steps: int = 5_000
-    batch: int = 128
+    steps: int = 6_000
+    batch: int = 64
     lr: float = 1e-3  # peak; cosine to zero after a warm-up of 5 %
     dropped: float = 0.1  # share of captions left empty, so that guidance has something to compare with
     ema: float = 0.995  # decay of the averaged weights, which are the ones kept
@@ -124,7 +124,7 @@ def train_diffusion(
     raw = torch.nn.ModuleDict(
         {"text_encoder": TextEncoder(TextConfig.toy(len(tokenizer), EOS, config.prompt_length)),
          "unet": UNet(UNetConfig.toy())}
-    ).to(device)  # fmt: skip
+    ).to(device, memory_format=torch.channels_last)  # fmt: skip  (a third faster on the CPU)
     averaged = copy.deepcopy(raw).requires_grad_(False)
     optimizer = torch.optim.AdamW(raw.parameters(), lr=config.lr, weight_decay=1e-4)
     null = tokenizer([""]).to(device)

@@ -1,0 +1,153 @@
+"""The inspector is the truth of this project, so it is tested hardest: every fact, every disturbance, every forgery."""
+
+import io
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFilter
+
+from minireflect.world.arrangement import arrange
+from minireflect.world.data import WorldConfig, training_pairs
+from minireflect.world.inspector import inspect, inspect_all
+from minireflect.world.laws import LAWS
+from minireflect.world.prompts import draw_prompts, near_miss, sample_scene, tasks
+from minireflect.world.render import render, render_pixels, to_tensor
+from minireflect.world.scenes import Scene
+
+N = 250  # scenes a test; the README's figures use 2,000 (scripts/inspector.py)
+LAW_NAMES = [*LAWS, "arrangement"]
+
+
+def scenes(n: int = N, start: int = 0) -> list[Scene]:
+    return [sample_scene(start + i, split="held-out" if i % 3 == 0 else "train") for i in range(n)]
+
+
+def same(read: Scene | None, drawn: Scene) -> bool:
+    """All facts equal; the shapes of an arrangement may lie two pixels off."""
+    if read is None or read.law != drawn.law or len(read.objects) != len(drawn.objects):
+        return False
+    if drawn.law != "arrangement":
+        return read.facts == drawn.facts
+    left = list(read.objects)
+    for thing in drawn.objects:
+        near = [
+            o for o in left
+            if (o.name, o.color) == (thing.name, thing.color) and max(abs(a - b) for a, b in zip(o.xy, thing.xy)) <= 2
+        ]  # fmt: skip
+        if not near:
+            return False
+        left.remove(near[0])
+    return True
+
+
+def pillow(image: torch.Tensor) -> Image.Image:
+    return Image.fromarray(((image.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy())
+
+
+def jpeg(image: torch.Tensor) -> torch.Tensor:
+    buffer = io.BytesIO()
+    pillow(image).save(buffer, "JPEG", quality=50)
+    return to_tensor(np.asarray(Image.open(buffer))[None])[0]
+
+
+def blur(image: torch.Tensor) -> torch.Tensor:
+    return to_tensor(np.asarray(pillow(image).filter(ImageFilter.GaussianBlur(1)))[None])[0]
+
+
+def shift(image: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.pad(image[None], (0, 2, 2, 0), mode="replicate")[0, :, :64, 2:]
+
+
+GENERATOR = torch.Generator().manual_seed(0)
+DISTURBANCES = {
+    "noise of 0.05": lambda x: (x + 0.1 * torch.randn(x.shape, generator=GENERATOR)).clamp(-1, 1),  # 0.05 of [0, 1]
+    "JPEG at quality 50": jpeg,
+    "a blur of one pixel": blur,
+    "a shift of two pixels": shift,
+    "10 % brighter": lambda x: ((x + 1) * 1.1 - 1).clamp(-1, 1),
+    "10 % darker": lambda x: (x + 1) * 0.9 - 1,
+}
+
+
+@pytest.mark.parametrize("law", LAW_NAMES)
+def test_every_scene_of_every_law_is_read_right(law: str) -> None:
+    for i in range(N // 5):
+        scene = sample_scene(i, law)
+        assert same(inspect(render(scene)).scene, scene), scene
+
+
+def test_every_combination_and_outcome_is_read_right() -> None:
+    for name, law in LAWS.items():
+        for objects in law.combinations():
+            for outcome in law.possible(objects):
+                scene = Scene(name, objects, outcome, (1, -2))
+                assert inspect(render(scene)).scene == scene
+
+
+@pytest.mark.parametrize("name", DISTURBANCES)
+def test_disturbed_pictures_are_still_read_right(name: str) -> None:
+    drawn = scenes(start=10_000)
+    right = [same(inspect(DISTURBANCES[name](render(s))).scene, s) for s in drawn]
+    assert np.mean(right) >= 0.99, f"{name}: {np.mean(right):.3f}"
+
+
+@pytest.mark.parametrize("kind", ["physical", "unconventional", "arrangement"])
+def test_a_picture_with_one_fact_wrong_is_never_accepted(kind: str) -> None:
+    draw = random.Random(0)
+    for prompt in draw_prompts(kind, "held-out", N, draw):
+        other = near_miss(prompt, draw)
+        assert prompt.fulfilled_by(inspect(render(prompt.scene(draw)))), prompt.text
+        reading = inspect(render(other.scene(draw)))
+        if not (other.task and prompt.task and fulfils_both(reading.scene, prompt)):
+            assert not prompt.fulfilled_by(reading), (prompt.text, other.text)
+
+
+def fulfils_both(scene: Scene | None, prompt) -> bool:  # noqa: ANN001
+    """A scene of another task may fulfil this one too: "a red ball" is also "a ball"."""
+    from minireflect.world.arrangement import fulfils
+
+    return scene is not None and scene.law == "arrangement" and fulfils(scene.objects, prompt.task)
+
+
+def test_a_picture_with_an_object_removed_is_never_accepted() -> None:
+    draw = random.Random(1)
+    for task in draw.sample(tasks("train"), 60):
+        scene = arrange(task, draw)
+        fewer = Scene("arrangement", scene.objects[1:], "")
+        if fewer.objects:
+            assert not same(inspect(render(fewer)).scene, scene)
+    pixels, drawn, _ = training_pairs(N, WorldConfig(arrangements=0), draw)
+    paper = pixels[0, 32, 0]
+    for image, scene in zip(pixels, drawn):
+        if scene.law == "balance":  # paint paper over the left ball, wherever it hangs
+            gone = image.copy()
+            gone[16:44, 4:24] = paper
+            assert not same(inspect(to_tensor(gone[None])[0]).scene, scene)
+
+
+def test_nothing_is_read_into_noise_blank_or_dissolved_pictures() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pictures = [render(s) for s in scenes(60)]
+    forged = [torch.rand(3, 64, 64, generator=generator) * 2 - 1 for _ in range(30)]
+    forged += [torch.randn(3, 64, 64, generator=generator) for _ in range(30)]
+    forged += [torch.full((3, 64, 64), v) for v in np.linspace(-1, 1, 21)]
+    forged += [0.5 * p + 0.5 * torch.randn(p.shape, generator=generator) for p in pictures]
+    forged += [0.5 * p + 0.5 * q for p, q in zip(pictures, pictures[1:])]
+    dissolve = torch.rand(60, 1, 64, 64, generator=generator) < 0.5
+    forged += [torch.where(d, p, torch.rand(p.shape, generator=generator) * 2 - 1) for d, p in zip(dissolve, pictures)]
+    assert [r.why for r in inspect_all(torch.stack(forged)) if r.readable] == []
+    assert not inspect(torch.full((3, 64, 64), float("nan"))).readable
+
+
+def test_the_wrong_shape_is_refused_in_one_sentence() -> None:
+    with pytest.raises(ValueError, match=r"shape \(3, 64, 64\), not \(3, 32, 32\)"):
+        inspect(torch.zeros(3, 32, 32))
+
+
+def test_reading_takes_no_part_of_the_scene() -> None:
+    """The same pixels give the same reading, whoever drew them."""
+    scene = sample_scene(3)
+    copy = to_tensor(np.array(render_pixels(scene))[None])[0]
+    assert inspect(copy) == inspect(render(scene))
