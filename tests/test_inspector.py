@@ -104,7 +104,7 @@ def test_a_picture_with_one_fact_wrong_is_never_accepted(kind: str) -> None:
             assert not prompt.fulfilled_by(reading), (prompt.text, other.text)
 
 
-def fulfils_both(scene: Scene | None, prompt) -> bool:  # noqa: ANN001
+def fulfils_both(scene: Scene | None, prompt) -> bool:
     """A scene of another task may fulfil this one too: "a red ball" is also "a ball"."""
     from minireflect.world.arrangement import fulfils
 

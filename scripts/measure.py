@@ -1,0 +1,258 @@
+"""The figures that the README states about the world, the inspector, the shipped weights and the reward.
+
+    python scripts/measure.py inspector autoencoder base reward [--weights RUN] [--n 2000]
+
+Everything is drawn from fixed seeds that no training used; prompts are held-out combinations.
+"""
+
+import argparse
+import io
+import random
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter
+from scipy.stats import rankdata
+from torch import Tensor
+from tqdm import tqdm
+
+from minireflect.config import preset
+from minireflect.evaluate import EvaluationConfig, draw_all, evaluate, table
+from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
+from minireflect.pipeline import LatentDiffusion, load_module, load_pipeline, weights_folder
+from minireflect.rl.rewards import Reward, load_reward, verdicts
+from minireflect.streams import choices, rng
+from minireflect.world.inspector import inspect, inspect_all
+from minireflect.world.laws import LAWS
+from minireflect.world.prompts import KINDS, Prompt, draw_prompts, near_miss, sample_scene
+from minireflect.world.render import render, to_tensor
+from minireflect.world.scenes import Reading, Scene
+
+PHYSICS = ("physical", "unconventional")
+
+
+def share(values: list[bool]) -> str:
+    return f"{sum(values)}/{len(values)} = {np.mean(values):.4f}"
+
+
+def same(read: Scene | None, drawn: Scene) -> bool:
+    """All facts equal; the shapes of an arrangement may lie two pixels off."""
+    if read is None or read.law != drawn.law or len(read.objects) != len(drawn.objects):
+        return False
+    if drawn.law != "arrangement":
+        return read.facts == drawn.facts
+    left = list(read.objects)
+    for thing in drawn.objects:
+        near = [o for o in left if (o.name, o.color) == (thing.name, thing.color)
+                and max(abs(a - b) for a, b in zip(o.xy, thing.xy)) <= 2]  # fmt: skip
+        if not near:
+            return False
+        left.remove(near[0])
+    return True
+
+
+def pillow(image: Tensor) -> Image.Image:
+    return Image.fromarray(((image.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy())
+
+
+def back(image: Image.Image) -> Tensor:
+    return to_tensor(np.asarray(image)[None])[0]
+
+
+def jpeg(image: Tensor) -> Tensor:
+    buffer = io.BytesIO()
+    pillow(image).save(buffer, "JPEG", quality=50)
+    return back(Image.open(buffer))
+
+
+def disturbances(noise: torch.Generator) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Pictures are in [-1, 1], so 0.05 of [0, 1] is 0.1 here."""
+    pad = torch.nn.functional.pad
+    return {
+        "clean": lambda x: x,
+        "Gaussian noise 0.05": lambda x: (x + 0.1 * torch.randn(x.shape, generator=noise)).clamp(-1, 1),
+        "JPEG quality 50": jpeg,
+        "blur of 1 pixel": lambda x: back(pillow(x).filter(ImageFilter.GaussianBlur(1))),
+        "shift of 2 pixels": lambda x: pad(x[None], (0, 2, 2, 0), mode="replicate")[0, :, :64, 2:],
+        "brightness +10 %": lambda x: ((x + 1) * 1.1 - 1).clamp(-1, 1),
+        "brightness -10 %": lambda x: (x + 1) * 0.9 - 1,
+    }
+
+
+def forge(scene: Scene, kind: str, draw: random.Random) -> Scene | None:
+    """The scene with an object removed (arrangements), recoloured or swapped, or its outcome reversed; else None."""
+    objects = list(scene.objects)
+    if kind == "removed":
+        if scene.law != "arrangement" or len(objects) < 2:
+            return None
+        objects.pop(draw.randrange(len(objects)))
+    elif kind == "recoloured":
+        colours = ("red", "green", "blue", "yellow", "purple")
+        i = draw.choice([i for i, o in enumerate(objects) if o.color.split(" ")[0] in colours] or [-1])
+        if i < 0:
+            return None
+        old = objects[i].color.split(" ")[0]
+        new = draw.choice([c for c in colours if c != old])
+        objects[i] = replace(objects[i], color=objects[i].color.replace(old, new))
+    elif kind == "swapped":
+        if scene.law == "balance":
+            a, b = objects
+            objects = [replace(b, place="left"), replace(a, place="right")]
+        elif scene.law == "arrangement" and len({(o.name, o.color) for o in objects}) > 1:
+            i, j = next((i, j) for i in range(len(objects)) for j in range(i)
+                        if (objects[i].name, objects[i].color) != (objects[j].name, objects[j].color))  # fmt: skip
+            objects[i], objects[j] = replace(objects[i], xy=objects[j].xy), replace(objects[j], xy=objects[i].xy)
+        else:
+            return None
+    elif kind == "reversed":
+        if scene.law == "arrangement":
+            return None
+        law = LAWS[scene.law]
+        return replace(scene, outcome=draw.choice([o for o in law.possible(scene.objects) if o != scene.outcome]))
+    return replace(scene, objects=tuple(objects))
+
+
+def measure_inspector(n: int) -> None:
+    scenes = [sample_scene(1_000_000 + i, split="held-out" if i % 2 else "train") for i in range(n)]
+    pictures = [render(s) for s in scenes]
+    inspect(pictures[0])  # draws the matched filter once
+    for name, spoil in disturbances(rng(0, "measure", "inspector")).items():
+        spoilt = [spoil(p) for p in pictures]
+        start = time.perf_counter()
+        right = [same(inspect(p).scene, s) for p, s in zip(spoilt, scenes)]
+        ms = (time.perf_counter() - start) / n * 1e3
+        print(f"  read right, {name:<20} {share(right)}   {ms:.2f} ms a picture")
+    draw = choices(0, "measure", "forge")
+    for kind in ("removed", "recoloured", "swapped", "reversed"):
+        accepted, i = [], 0
+        while len(accepted) < n:
+            scene = sample_scene(2_000_000 + i, law="arrangement" if kind == "removed" else None)
+            i += 1
+            forged = forge(scene, kind, draw)
+            if forged is not None:
+                accepted.append(same(inspect(render(forged)).scene, scene))
+        print(f"  accepted, {kind:<22} {share(accepted)}")
+    painted = []
+    for i in range(n):  # one ball of a balance painted over with paper
+        scene = sample_scene(3_000_000 + i, "balance")
+        picture = render(scene).clone()
+        x = slice(0, 25) if i % 2 else slice(39, 64)
+        colourful = (picture.amax(0) - picture.amin(0) > 0.35)[:, x]  # ink and paper are grey
+        picture[:, :, x] = torch.where(colourful, torch.tensor([0.96, 0.945, 0.9])[:, None, None], picture[:, :, x])
+        painted.append(same(inspect(picture).scene, scene))
+    print(f"  accepted, a ball painted over    {share(painted)}")
+    noise = rng(0, "measure", "noise")
+    some = pictures[:300]
+    junk = {
+        "uniform noise": [torch.rand(3, 64, 64, generator=noise) * 2 - 1 for _ in range(300)],
+        "blank": [torch.full((3, 64, 64), float(v)) for v in np.linspace(-1, 1, 300)],
+        "half dissolved into noise": [0.5 * p + 0.5 * torch.randn(p.shape, generator=noise) for p in some],
+        "half the pixels noise": [
+            torch.where(torch.rand(64, 64, generator=noise) < 0.5, p, torch.rand(p.shape, generator=noise) * 2 - 1) for p in some
+        ],
+        "dissolved into another law": [
+            0.5 * p + 0.5 * q for p, q, s, t in zip(some, some[1:], scenes, scenes[1:]) if s.law != t.law
+        ],
+    }
+    for name, images in junk.items():
+        print(f"  unreadable, {name:<27} {share([not r.readable for r in inspect_all(torch.stack(images))])}")
+
+
+@torch.no_grad()
+def through(pipe: LatentDiffusion, images: Tensor) -> Tensor:
+    return torch.cat([pipe.decode(pipe.autoencoder.encode(x)) for x in tqdm(images.split(100), "autoencoder", leave=False)])
+
+
+def measure_autoencoder(pipe: LatentDiffusion, n: int) -> None:
+    scenes = [sample_scene(4_000_000 + i, split="held-out" if i % 2 else "train") for i in range(n)]
+    images = torch.stack([render(s) for s in scenes])
+    again = through(pipe, images)
+    right = [same(r.scene, s) for r, s in zip(inspect_all(again), scenes)]
+    print(f"  reconstructions read right: {share(right)}   squared error {((again - images) ** 2).mean():.5f}")
+    for law in (*LAWS, "arrangement"):
+        print(f"    {law:<12} {share([ok for ok, s in zip(right, scenes) if s.law == law])}")
+
+
+def measure_base(pipe: LatentDiffusion, reward: Reward, n: int) -> None:
+    scores = evaluate(pipe, reward, preset("cpu").sampler, EvaluationConfig(pictures=n), KINDS)
+    print(table({"base": scores}))
+
+
+def auc(values: np.ndarray, right: np.ndarray) -> float:
+    """Area under the ROC curve by ranks (Mann-Whitney); ties count half.  Shapes: values (n), right (n) bool"""
+    positive = int(right.sum())
+    if not 0 < positive < len(right):
+        return float("nan")
+    ranks = rankdata(values)
+    return float((ranks[right].sum() - positive * (positive + 1) / 2) / (positive * (len(right) - positive)))
+
+
+def measure_reward(pipe: LatentDiffusion, reward: Reward, n: int) -> None:
+    draw = choices(0, "measure", "twins")
+    prompts = [p for kind in KINDS for p in draw_prompts(kind, "held-out", n // 3 + 1, draw)][:n]
+    right = torch.stack([render(p.scene(draw)) for p in prompts])
+    wrong = torch.stack([render(twin_scene(p, draw)) for p in prompts])
+    texts = [p.text for p in prompts]
+    law = np.array([p.law for p in prompts])
+    for name, spoil in (("clean", lambda x: x), ("after the autoencoder", lambda x: through(pipe, x))):
+        better = (reward(spoil(right), texts) > reward(spoil(wrong), texts)).numpy()
+        print(f"  prefers the right picture to its twin, {name}: {share(list(better))}")
+        print("    " + " · ".join(f"{k} {better[law == k].mean():.3f}" for k in (*LAWS, "arrangement")))
+    images, values, truth, laws, group = [], [], [], [], []
+    for kind in PHYSICS:  # few prompts, many pictures of each, so that a prompt has right ones and wrong ones
+        asked = [p for p in draw_prompts(kind, "held-out", 64, draw) for _ in range(max(1, n // 128))]
+        drawn = draw_all(pipe, asked, preset("cpu").sampler, EvaluationConfig(pictures=len(asked)), f"reward {kind}")
+        values.append(reward(drawn, [p.text for p in asked]).numpy())
+        truth.append(verdicts(drawn, asked).numpy() > 0.5)
+        laws += [p.law for p in asked]
+        group += [p.text for p in asked]
+        images.append(drawn)
+    v, t, laws, group = np.concatenate(values), np.concatenate(truth), np.array(laws), np.array(group)
+    within = [auc(v[group == g], t[group == g]) for g in dict.fromkeys(group)]
+    print(f"  on {len(v)} pictures drawn by the base, {t.mean():.3f} of them right: AUC {auc(v, t):.4f}, "
+          f"within a prompt {np.nanmean(within):.4f} (mean of {np.isfinite(within).sum()} prompts)")  # fmt: skip
+    for k in LAWS:
+        rows = laws == k
+        inner = [auc(v[group == g], t[group == g]) for g in dict.fromkeys(group[rows])]
+        inner = [x for x in inner if np.isfinite(x)]
+        print(f"    {k:<10} AUC {auc(v[rows], t[rows]):.3f}   within a prompt {np.mean(inner) if inner else float('nan'):.3f}")
+    print(f"  mean reward where right {v[t].mean():.3f}, where wrong {v[~t].mean():.3f}")
+
+
+def twin_scene(prompt: Prompt, draw: random.Random) -> Scene:
+    """A picture with one fact wrong; for arrangements drawn until it does not fulfil the prompt by chance."""
+    while True:
+        scene = near_miss(prompt, draw, "held-out").scene(draw)
+        if not prompt.fulfilled_by(Reading(scene, 0.0)):
+            return scene
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="+", choices=("inspector", "autoencoder", "base", "reward"))
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--unet", default="unet", help="unet or base_unet")
+    parser.add_argument("--n", type=int, default=2_000)
+    args = parser.parse_args()
+    torch.set_grad_enabled(False)
+    for what in args.what:
+        print(what, flush=True)
+        if what == "inspector":
+            measure_inspector(args.n)
+        elif what == "autoencoder":
+            encoder, _ = load_module(weights_folder(args.weights) / "autoencoder.safetensors", Autoencoder, AutoencoderConfig)
+            measure_autoencoder(LatentDiffusion(None, None, None, encoder, None), args.n)
+        elif what == "base":
+            measure_base(load_pipeline(args.weights, args.unet), load_reward(args.weights), args.n)
+        else:
+            measure_reward(load_pipeline(args.weights, args.unet), load_reward(args.weights), args.n)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

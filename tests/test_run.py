@@ -1,0 +1,116 @@
+"""Run folders: nothing is overwritten, nothing that was trained is lost, whatever ends the process."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from minireflect.models.weights import read_weights
+from minireflect.run import Interrupted, Run, RunError, flat
+
+LOOP = """
+import sys, time, torch
+from minireflect.run import Run
+net = torch.nn.Linear(4, 4)
+optimizer = torch.optim.AdamW(net.parameters())
+run = Run(sys.argv[1], {"a": 1}, resume=len(sys.argv) > 2)
+for step in run.steps("stage", 400, {"net": net}, optimizer):
+    net(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    run.log("stage", step, loss=float(step))
+    print(step, flush=True)
+    time.sleep(0.01)
+"""
+
+
+def start(folder: Path, *more: str) -> subprocess.Popen:
+    process = subprocess.Popen(
+        [sys.executable, "-c", LOOP, str(folder), *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    for line in process.stdout:
+        if int(line) >= 5:
+            return process
+    raise AssertionError(process.stderr.read())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, number: signal.Signals) -> None:
+    folder = tmp_path / "run"
+    process = start(folder)
+    seen = 5
+    time.sleep(0.1)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    seen = max([seen, *map(int, out.split())])
+    if number != signal.SIGKILL:
+        assert "stopped after step" in err and "--resume" in err
+    tensors = read_weights(folder / "state" / "stage.safetensors")  # readable whatever happened
+    assert tensors["net/weight"].shape == (4, 4)
+    again = start_and_finish(folder)
+    first = int(again[0])
+    assert seen <= first <= seen + 1  # at most the step that was under way is done again
+    steps = [row["step"] for row in Run(folder, {"a": 1}, resume=True).metrics("stage")]
+    assert steps == list(range(400))  # every step logged once
+
+
+def start_and_finish(folder: Path) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", LOOP.replace("time.sleep(0.01)", ""), str(folder), "resume"],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    return done.stdout.split()
+
+
+def test_another_run_is_never_overwritten(tmp_path: Path) -> None:
+    Run(tmp_path / "a", {"lr": 1})
+    with pytest.raises(RunError, match="already holds a run"):
+        Run(tmp_path / "a", {"lr": 1})
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "diary.txt").write_text("dear diary")
+    with pytest.raises(RunError, match="not an empty folder"):
+        Run(tmp_path / "b", {})
+    assert (tmp_path / "b" / "diary.txt").read_text() == "dear diary"
+
+
+def test_resume_with_another_configuration_names_the_difference(tmp_path: Path) -> None:
+    Run(tmp_path, {"srrl": {"lr": 1, "group": 8}})
+    with pytest.raises(RunError, match=r"srrl\.lr was 1, now 2"):
+        Run(tmp_path, {"srrl": {"lr": 2, "group": 8}}, resume=True)
+    with pytest.raises(RunError, match="no run to resume"):
+        Run(tmp_path / "empty", {}, resume=True)
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError):
+        Run(tmp_path / "file" / "run", {})
+
+
+def test_a_line_cut_short_by_a_kill_is_dropped(tmp_path: Path) -> None:
+    run = Run(tmp_path, {})
+    run.log("stage", 0, loss=1.0)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"stage": "stage", "st')
+    net = torch.nn.Linear(1, 1)
+    for _ in run.steps("stage", 0, {"net": net}, torch.optim.SGD(net.parameters())):
+        pass
+    assert all(json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+
+
+def test_the_old_signal_handlers_come_back(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    net = torch.nn.Linear(1, 1)
+    with pytest.raises(Interrupted):
+        for _ in Run(tmp_path, {}).steps("s", 3, {"net": net}, torch.optim.SGD(net.parameters(), lr=0.1)):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_flat_names() -> None:
+    assert flat({"a": {"b": 1, "c": {"d": 2}}, "e": 3}) == {"a.b": 1, "a.c.d": 2, "e": 3}

@@ -1,0 +1,110 @@
+"""The two scripts as a user meets them: one clear sentence and exit status 2 on bad input, nothing overwritten."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TINY = ["--srrl.iterations", "1", "--srrl.prompts", "2", "--srrl.group", "2", "--srrl.steps", "3", "--sampler.steps", "3",
+        "--evaluation.pictures", "8"]  # fmt: skip
+
+
+def run(script: str, *words: str, cwd: Path) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, str(ROOT / script), *words], cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def refused(result: subprocess.CompletedProcess, *parts: str) -> None:
+    assert result.returncode == 2, result.stderr[-2000:]
+    assert "Traceback" not in result.stderr
+    for part in parts:
+        assert part in result.stderr, result.stderr
+
+
+BAD_SAMPLES = {
+    "an unknown word": (["a pink bal in still air"], ("'pink'", "'bal'", "nearest: ", "ball")),
+    "an empty prompt": ([""], ("prompt is empty",)),
+    "no prompt": ([], ("no prompt",)),
+    "negative rounds": (["a red ball", "--rounds", "-1"], ("rounds -1",)),
+    "no steps": (["a red ball", "--steps", "0"], ("steps 0",)),
+    "too many steps": (["a red ball", "--steps", "1001"], ("1001", "1000")),
+    "a missing folder": (["a red ball", "--out", "no/such/folder/x.png"], ("no folder",)),
+    "no picture file": (["a red ball", "--out", "x.txt"], ("must end in",)),
+    "missing weights": (["a red ball", "--weights", "nowhere"], ("no folder nowhere",)),
+    "negative guidance": (["a red ball", "--guidance", "-2"], ("guidance",)),
+}
+
+
+@pytest.mark.parametrize("what", BAD_SAMPLES)
+def test_bad_input_to_sample_is_one_sentence(tmp_path: Path, what: str) -> None:
+    words, parts = BAD_SAMPLES[what]
+    refused(run("sample.py", *words, cwd=tmp_path), *parts)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_broken_weight_files_are_named(tmp_path: Path) -> None:
+    shipped = ROOT / "minireflect" / "pretrained"
+    for part in shipped.glob("*.safetensors"):
+        shutil.copy(part, tmp_path)
+    whole = (tmp_path / "unet.safetensors").read_bytes()
+    (tmp_path / "unet.safetensors").write_bytes(whole[: len(whole) // 2])
+    refused(run("sample.py", "a red ball", "--weights", ".", "--out", "x.png", cwd=tmp_path), "unet.safetensors", "truncated")
+    shutil.copy(tmp_path / "reward.safetensors", tmp_path / "unet.safetensors")
+    refused(run("sample.py", "a red ball", "--weights", ".", "--out", "x.png", cwd=tmp_path), "not a UNetConfig")
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_sample_draws_a_strip_and_its_verdicts(tmp_path: Path) -> None:
+    prompt = "a balance with a big red ball on the left pan and a small blue ball on the right pan"
+    done = run("sample.py", prompt, "--rounds", "1", "--out", "strip.png", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "strip.png").stat().st_size > 5_000
+    assert "round 0:" in done.stdout and "round 1:" in done.stdout and "reward" in done.stdout
+
+
+def test_sample_check_compares_with_the_committed_picture(tmp_path: Path) -> None:
+    done = run("sample.py", "--check", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_train_leaves_a_run_and_refuses_to_spoil_it(tmp_path: Path) -> None:
+    done = run("train.py", "--out", "run", *TINY, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    folder = tmp_path / "run"
+    assert "| held-out prompts | base | SRRL |" in done.stdout
+    figures = {p.name for p in (folder / "figures").iterdir()}
+    assert figures == {"reward_and_truth.png", "latents_by_round.png", "accuracy_by_law.png", "before_and_after.png", "rounds.png"}
+    assert json.loads((folder / "config.json").read_text())["srrl"]["iterations"] == 1
+    row = next(r for r in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if r["stage"] == "srrl")
+    for key in ("reward", "reward_se", "right", "clip_high", "clip_low", "kl", "grad_norm", "updates_total", "log_ratio",
+                "flat_groups", "latent_mean", "latent_std", "first_ratio"):  # fmt: skip
+        assert key in row
+    assert row["first_ratio"] == 0.0
+    drawn = run("sample.py", "a red ball", "--weights", "run", "--out", "x.png", "--steps", "3", cwd=tmp_path)
+    assert drawn.returncode == 0, drawn.stderr
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    refused(run("train.py", "--out", "run", *TINY, cwd=tmp_path), "already holds a run")
+    refused(run("train.py", "--out", "run", "--resume", "--srrl.lr", "0.5", cwd=tmp_path), "srrl.lr was")
+    assert before == {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+BAD_TRAININGS = {
+    "resume from nowhere": (["--resume", "--out", "nowhere"], ("nowhere",)),
+    "resume without a folder": (["--resume"], ("--out",)),
+    "a group of one": (["--srrl.group", "1"], ("group must be at least 2",)),
+    "too many steps": (["--srrl.steps", "2000"], ("2000", "1000")),
+    "a share above one": (["--world.silent", "1.5"], ("silent",)),
+    "missing weights": (["--weights", "nowhere"], ("no folder nowhere",)),
+    "an unknown command": (["trian"], ("trian",)),
+    "an unknown option": (["--srrl.lrr", "1"], ("lrr",)),
+}
+
+
+@pytest.mark.parametrize("what", BAD_TRAININGS)
+def test_bad_input_to_train_is_one_sentence(tmp_path: Path, what: str) -> None:
+    words, parts = BAD_TRAININGS[what]
+    refused(run("train.py", *words, cwd=tmp_path), *parts)
+    assert list(tmp_path.iterdir()) == []

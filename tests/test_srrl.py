@@ -1,0 +1,197 @@
+"""SRRL: ratio 1 before the first update, no graph in reflection, rewards that rise, and runs that go on exactly."""
+
+import math
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from minireflect.methods import srrl
+from minireflect.methods.srrl import SRRLConfig, advantages, rollout, train_srrl, update
+from minireflect.rl.advantage import RewardHistory
+from minireflect.run import Interrupted, Run
+from minireflect.streams import rng
+from tests.small import TEXTS, brightness, four_texts, nothing, small_pipeline
+
+CONFIG = SRRLConfig(iterations=2, prompts=4, group=4, steps=4, rounds=1, updates=2, lr=1e-3, warmup=0)
+
+
+def one_iteration(config: SRRLConfig):
+    pipe = small_pipeline()
+    base = small_pipeline().unet
+    out = rollout(pipe, TEXTS, brightness, config, 0, 0)
+    advantage = advantages(out, config, RewardHistory(), TEXTS)
+    pipe.unet.requires_grad_(True)
+    optimizer = torch.optim.AdamW(pipe.unet.parameters(), lr=config.lr)
+    return pipe, out, update(pipe, base, optimizer, out, advantage, config, rng(0, "update", 0))
+
+
+@pytest.mark.parametrize("mode", ["select", "blind"])
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_the_first_ratio_is_exactly_one(mode: str, guidance: float) -> None:
+    _, _, stats = one_iteration(replace(CONFIG, mode=mode, guidance=guidance, updates=1))
+    assert stats.first_ratio == 0.0  # |rho - 1|: same function, same batch, same float32 latents
+    assert stats.updates == 1 and stats.grad_norm > 0  # and yet its gradient is not 0
+
+
+def test_the_base_is_at_kl_zero_before_the_update_and_away_from_it_after() -> None:
+    _, _, stats = one_iteration(CONFIG)
+    assert stats.kl == 0.0
+    pipe, out, _ = one_iteration(replace(CONFIG, lr=1e-2))
+    again = update(
+        pipe, small_pipeline().unet, torch.optim.SGD(pipe.unet.parameters(), lr=0.0), out,
+        advantages(out, CONFIG, RewardHistory(), TEXTS), CONFIG, rng(0, "update", 1),
+    )  # fmt: skip
+    assert again.kl > 0 and again.first_ratio > 0
+
+
+@pytest.mark.parametrize("rounds", [0, 1, 2])
+@pytest.mark.parametrize("mode", ["select", "blind"])
+def test_rounds_branches_and_costs(mode: str, rounds: int) -> None:
+    config = replace(CONFIG, mode=mode, rounds=rounds)
+    out = rollout(small_pipeline(), TEXTS, brightness, config, 0, 0)
+    drawn = rounds + 1 if mode == "select" else 1
+    assert len(out.rounds) == drawn and out.cost.rewards == drawn * 16
+    n, g, s = 4, 4, 4
+    reflecting = rounds * n * s * 2 * (1 if mode == "select" else 2)  # guided: two evaluations; blind draws too
+    assert out.cost.unet == drawn * n * g * s + reflecting
+    for round_ in out.rounds:
+        assert round_.path.latents.shape == (16, 5, 4, 4, 4) and round_.rewards.shape == (4, 4)
+        assert round_.path.latents.dtype == torch.float32
+
+
+def test_select_renoises_the_picture_that_the_reward_prefers(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def spy(eps, x0, *rest):
+        seen.append(x0)
+        return x0
+
+    monkeypatch.setattr(srrl, "renoise_to", spy)
+    out = rollout(small_pipeline(), TEXTS, brightness, CONFIG, 0, 0)
+    best = out.rounds[0].rewards.argmax(1)
+    final = out.rounds[0].path.latents[:, -1].view(4, 4, 4, 4, 4)
+    assert torch.equal(seen[0], final[torch.arange(4), best])
+    assert torch.equal(out.rounds[1].x_T, seen[0])  # and the next round starts from what came of it
+
+
+def test_rollout_keeps_no_graph_even_when_the_policy_is_trainable() -> None:
+    pipe = small_pipeline()
+    pipe.unet.requires_grad_(True)
+    for mode in ("select", "blind"):
+        out = rollout(pipe, TEXTS, brightness, replace(CONFIG, mode=mode), 0, 0)
+        assert not any(t.requires_grad for r in out.rounds for t in (r.x_T, r.path.latents, r.path.log_probs, r.images))
+
+
+def test_drawing_leaves_the_global_stream_alone() -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    rollout(small_pipeline_keeping_state(), TEXTS, brightness, CONFIG, 0, 0)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def small_pipeline_keeping_state():
+    state = torch.get_rng_state()
+    pipe = small_pipeline()
+    torch.set_rng_state(state)
+    return pipe
+
+
+def test_branches_share_their_prefix_and_part_after_it() -> None:
+    config = replace(CONFIG, suffixes=(1, 3), rounds=0)
+    for step, suffix in ((0, 1), (1, 3), (2, 1)):
+        round_ = rollout(small_pipeline(), TEXTS, brightness, config, 0, step).rounds[0]
+        assert len(round_.table) == suffix and round_.path.latents.shape[1] == suffix + 1
+        groups = round_.path.latents.view(4, 4, suffix + 1, 4, 4, 4)
+        assert torch.equal(groups[:, 0, 0], groups[:, 3, 0]) and not torch.equal(groups[:, 0, -1], groups[:, 3, -1])
+
+
+def test_only_the_last_round_is_trained_when_asked() -> None:
+    out = rollout(small_pipeline(), TEXTS, brightness, CONFIG, 0, 0)
+    first, last = advantages(out, replace(CONFIG, train_rounds="last"), RewardHistory(), TEXTS)
+    assert not first[1].any() and last[1].all()
+
+
+def test_groups_without_variance_are_not_trained_on() -> None:
+    pipe, _, stats = one_iteration_with(nothing)
+    assert stats.updates == 0
+    assert all(torch.equal(a, b) for a, b in zip(pipe.unet.state_dict().values(), small_pipeline().unet.state_dict().values()))
+
+
+def one_iteration_with(reward):
+    pipe = small_pipeline()
+    out = rollout(pipe, TEXTS, reward, CONFIG, 0, 0)
+    pipe.unet.requires_grad_(True)
+    stats = update(
+        pipe, small_pipeline().unet, torch.optim.AdamW(pipe.unet.parameters()), out,
+        advantages(out, CONFIG, RewardHistory(), TEXTS), CONFIG, rng(0, "u"),
+    )  # fmt: skip
+    return pipe, out, stats
+
+
+def test_steps_without_noise_are_never_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last trailing step to a clean image has sigma 0, no density and no loss."""
+    pipe = small_pipeline()
+    monkeypatch.setattr(type(pipe), "table", lambda self, steps, spacing="": self.schedule.table(steps, "trailing", set_alpha_to_one=True))
+    scored = []
+    original = srrl.ddim_step
+    monkeypatch.setattr(srrl, "ddim_step", lambda *a: scored.append(float(a[4])) or original(*a))
+    out = rollout(pipe, TEXTS, brightness, CONFIG, 0, 0)
+    assert out.rounds[0].table.sigma(1.0)[-1] == 0
+    pipe.unet.requires_grad_(True)
+    stats = update(
+        pipe, small_pipeline().unet, torch.optim.AdamW(pipe.unet.parameters()), out,
+        advantages(out, CONFIG, RewardHistory(), TEXTS), CONFIG, rng(0, "u"),
+    )  # fmt: skip
+    assert min(scored) > 0 and math.isfinite(stats.loss) and stats.updates == 2
+
+
+@pytest.mark.parametrize("mode", ["select", "blind"])
+@pytest.mark.parametrize("advantage", ["group", "history"])
+def test_the_reward_rises(tmp_path: Path, mode: str, advantage: str) -> None:
+    config = SRRLConfig(
+        iterations=25, prompts=4, group=8, steps=4, rounds=1, mode=mode, advantage=advantage, lr=3e-3, warmup=3, clip=0.1
+    )
+    run = Run(tmp_path / "run", {})
+    train_srrl(config, 0, small_pipeline(), brightness, four_texts, nothing, run)
+    rewards = [row["reward"] for row in run.metrics("srrl")]
+    spread = torch.tensor(rewards[:5]).std().item()
+    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 2 * spread
+
+
+def test_two_steps_resumed_for_two_equal_four_bit_for_bit(tmp_path: Path) -> None:
+    config = replace(CONFIG, iterations=4, advantage="history")
+    whole = Run(tmp_path / "whole", {})
+    expected, cost = train_srrl(config, 0, small_pipeline(), brightness, four_texts, nothing, whole)
+
+    part = Run(tmp_path / "part", {})
+
+    def stop_at_two(step: int) -> tuple[list[str], list[str]]:
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C does: this step is finished and saved
+        return four_texts(step)
+
+    with pytest.raises(Interrupted, match="after step 2 of 4"):
+        train_srrl(config, 0, small_pipeline(), brightness, stop_at_two, nothing, part)
+    again = Run(tmp_path / "part", {}, resume=True)
+    resumed, cost_again = train_srrl(config, 0, small_pipeline(), brightness, four_texts, nothing, again)
+    for (name, a), b in zip(expected.unet.state_dict().items(), resumed.unet.state_dict().values()):
+        assert torch.equal(a, b), name
+    assert cost == cost_again
+    assert whole.metrics("srrl") == again.metrics("srrl")
+
+
+def test_bad_configurations_are_refused_with_the_numbers() -> None:
+    for field, value, message in (
+        ("group", 1, "group must be at least 2"),
+        ("eta", 0.0, "without step noise there is no policy"),
+        ("rounds", -1, "rounds must be 0 or more"),
+        ("suffixes", (9,), "between 1 and steps = 4"),
+        ("clip", 0.0, "clip"),
+        ("fresh_noise", 1.5, "fresh_noise"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            replace(CONFIG, **{field: value})
