@@ -22,21 +22,53 @@ from minireflect.streams import rng
 from minireflect.world.render import read_picture, write_picture
 
 CHECKED = SHIPPED / "check.png"
-CHECK_TOLERANCE = 4.0  # of 255, mean over the picture: other processors round differently, other weights draw differently
+CHECK_TOLERANCE = (
+    4.0  # of 255, mean over the picture: other processors round differently, other weights draw differently
+)
 
 
 def parse(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="sample.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="what to draw; several make several rows")
-    parser.add_argument("--rounds", type=int, default=0, help="reflections after the first picture (default: 0)")
+    parser = argparse.ArgumentParser(
+        prog="sample.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "prompts", nargs="*", metavar="PROMPT", help="what to draw; several make several rows"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=0, help="reflections after the first picture (default: 0)"
+    )
     parser.add_argument("--weights", type=Path, help="run folder of train.py (default: the shipped weights)")
     parser.add_argument("--seed", type=int, default=0, help="of all noise (default: 0)")
-    parser.add_argument("--out", type=Path, default=Path("sample.png"), help="picture to write (default: sample.png)")
-    parser.add_argument("--steps", type=int, default=SamplerConfig.steps, help=f"denoising steps (default: {SamplerConfig.steps})")
-    parser.add_argument("--guidance", type=float, default=SamplerConfig.guidance, help=f"of round 0 (default: {SamplerConfig.guidance})")
-    parser.add_argument("--w-denoise", type=float, default=ReflectionConfig.w_denoise, help="guidance when drawing again (default: %(default)s)")
-    parser.add_argument("--w-renoise", type=float, default=ReflectionConfig.w_renoise, help="guidance when re-noising (default: %(default)s)")
-    parser.add_argument("--check", action="store_true", help="compare with the committed picture; exit 1 when it is off")
+    parser.add_argument(
+        "--out", type=Path, default=Path("sample.png"), help="picture to write (default: sample.png)"
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=SamplerConfig.steps,
+        help=f"denoising steps (default: {SamplerConfig.steps})",
+    )
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        default=SamplerConfig.guidance,
+        help=f"of round 0 (default: {SamplerConfig.guidance})",
+    )
+    parser.add_argument(
+        "--w-denoise",
+        type=float,
+        default=ReflectionConfig.w_denoise,
+        help="guidance when drawing again (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--w-renoise",
+        type=float,
+        default=ReflectionConfig.w_renoise,
+        help="guidance when re-noising (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="compare with the committed picture; exit 1 when it is off"
+    )
     parser.add_argument("--write-check", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(words)
 

@@ -35,12 +35,16 @@ from minireflect.showcase import before_and_after, fixed_prompts, rounds_strip
 def parse(words: list[str]) -> tuple[argparse.Namespace, Config]:
     """The few words about the run itself, and every field of the configuration as an option (tyro)."""
     outer = argparse.ArgumentParser(add_help=False)
-    outer.add_argument("command", nargs="?", default="srrl", choices=COMMANDS, help="what to train (default: srrl)")
+    outer.add_argument(
+        "command", nargs="?", default="srrl", choices=COMMANDS, help="what to train (default: srrl)"
+    )
     outer.add_argument("--preset", choices=("smoke", "cpu", "gpu"), help="budget (default: by the device)")
     outer.add_argument("--out", type=Path, help="run folder (default: the first free runs/COMMAND-N)")
     outer.add_argument("--resume", action="store_true", help="continue the run in --out")
     outer.add_argument("--weights", type=Path, help="run to start from (default: the shipped weights)")
-    outer.add_argument("--device", choices=("cuda", "mps", "cpu"), help="default: the first of them that is there")
+    outer.add_argument(
+        "--device", choices=("cuda", "mps", "cpu"), help="default: the first of them that is there"
+    )
     if {"-h", "--help"} & set(words):
         outer.prog, outer.description = "train.py", __doc__
         outer.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -57,7 +61,9 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, Config]:
     else:
         default = replace(preset(run.preset), command=run.command)
     rest += ["--help"] * bool({"-h", "--help"} & set(words))
-    return run, tyro.cli(Config, args=rest, default=default, prog="train.py", config=(tyro.conf.AvoidSubcommands,))
+    return run, tyro.cli(
+        Config, args=rest, default=default, prog="train.py", config=(tyro.conf.AvoidSubcommands,)
+    )
 
 
 def best_device() -> str:
@@ -80,7 +86,9 @@ def train(args: argparse.Namespace, config: Config) -> None:
     if config.command not in ("all", "autoencoder"):
         needed(config.command, args.weights)
     run = Run(args.out or free_folder(config.command), to_dict(config), args.resume)
-    print(f"run folder {run.folder} · {args.preset} preset · {device} · {torch.get_num_threads()} threads · seed {config.seed}")
+    print(
+        f"run folder {run.folder} · {args.preset} preset · {device} · {torch.get_num_threads()} threads · seed {config.seed}"
+    )
     weights = run.folder / "weights"
     stages = ["autoencoder", "diffusion", "reward", "srrl"] if config.command == "all" else [config.command]
     for stage in stages:
@@ -107,7 +115,9 @@ def autoencoder(config: Config, run: Run, folder: Path | None, device: torch.dev
         return
     model = pretrain.train_autoencoder(config.autoencoder, config.world, config.seed, run, device)
     save_module(run.folder / "weights" / "autoencoder.safetensors", model, {})
-    figures.training_curve(run.metrics("autoencoder"), {"mse": "squared error"}, run.folder / "figures" / "autoencoder.png")
+    figures.training_curve(
+        run.metrics("autoencoder"), {"mse": "squared error"}, run.folder / "figures" / "autoencoder.png"
+    )
     run.finish("autoencoder")
 
 
@@ -115,10 +125,14 @@ def diffusion(config: Config, run: Run, folder: Path | None, device: torch.devic
     if run.is_done("diffusion"):
         return
     weights = run.folder / "weights"
-    encoder, _ = load_module((folder or weights_folder(None)) / "autoencoder.safetensors", Autoencoder, AutoencoderConfig)
+    encoder, _ = load_module(
+        (folder or weights_folder(None)) / "autoencoder.safetensors", Autoencoder, AutoencoderConfig
+    )
     pipe = pretrain.train_diffusion(config.diffusion, config.world, config.seed, encoder, run, device)
     pipe.save(weights)
-    figures.training_curve(run.metrics("diffusion"), {"loss": "squared error"}, run.folder / "figures" / "diffusion.png")
+    figures.training_curve(
+        run.metrics("diffusion"), {"loss": "squared error"}, run.folder / "figures" / "diffusion.png"
+    )
     run.finish("diffusion")
 
 
@@ -129,7 +143,9 @@ def reward(config: Config, run: Run, folder: Path | None, device: torch.device) 
     model = pretrain.train_reward(config.reward, config.seed, pipe, run, device)
     about = {"words": " ".join(pipe.tokenizer.words)}
     save_module(run.folder / "weights" / "reward.safetensors", model, about)
-    figures.training_curve(run.metrics("reward"), {"loss": "cross-entropy"}, run.folder / "figures" / "reward.png")
+    figures.training_curve(
+        run.metrics("reward"), {"loss": "cross-entropy"}, run.folder / "figures" / "reward.png"
+    )
     run.finish("reward")
 
 
@@ -138,7 +154,10 @@ def srrl(config: Config, run: Run, folder: Path | None, device: torch.device) ->
     weights, pictures = run.folder / "weights", run.folder / "figures"
     if not (weights / "base_unet.safetensors").exists():
         for name in ("autoencoder", "text_encoder", "reward", "unet"):
-            source, target = (folder or weights_folder(None)) / f"{name}.safetensors", "base_unet" if name == "unet" else name
+            source, target = (
+                (folder or weights_folder(None)) / f"{name}.safetensors",
+                "base_unet" if name == "unet" else name,
+            )
             if source.parent != weights or target != name:
                 shutil.copyfile(source, weights / f"{target}.safetensors")
     base = load_pipeline(weights, unet="base_unet").to(device)
@@ -148,7 +167,15 @@ def srrl(config: Config, run: Run, folder: Path | None, device: torch.device) ->
     pipe = load_pipeline(weights, unet="base_unet").to(device)
     clock = time.time()
     try:
-        train_srrl(config.srrl, config.seed, pipe, judge, config.prompts.draw(config.seed, config.srrl.prompts), checker, run)
+        train_srrl(
+            config.srrl,
+            config.seed,
+            pipe,
+            judge,
+            config.prompts.draw(config.seed, config.srrl.prompts),
+            checker,
+            run,
+        )
     finally:
         pipe.save(weights, ("unet",))  # also when stopped: what was trained is never lost
     minutes = (time.time() - clock) / 60
@@ -156,14 +183,18 @@ def srrl(config: Config, run: Run, folder: Path | None, device: torch.device) ->
     text = table({"base": before, "SRRL": after})
     rows = run.metrics("srrl")
     cost = {k: rows[-1][k] for k in ("updates_total", "reward_calls", "unet_evaluations")}
-    summary = f"{text}\n\n{minutes:.1f} minutes · " + " · ".join(f"{v:,} {k.replace('_', ' ')}" for k, v in cost.items())
+    summary = f"{text}\n\n{minutes:.1f} minutes · " + " · ".join(
+        f"{v:,} {k.replace('_', ' ')}" for k, v in cost.items()
+    )
     write_text(run.folder / "table.md", summary + "\n")
     print(summary)
     start = [sum(getattr(s, key) for s in before.values()) / len(before) for key in ("reward", "accuracy")]
     figures.learning_curve(rows, pictures / "reward_and_truth.png", (start[0], start[1]))
     figures.latent_moments(rows, pictures / "latents_by_round.png")
     figures.accuracy_by_law({"base": before, "SRRL": after}, pictures / "accuracy_by_law.png")
-    before_and_after({"base": base, "SRRL": pipe}, judge, config.sampler, config.seed, pictures / "before_and_after.png")
+    before_and_after(
+        {"base": base, "SRRL": pipe}, judge, config.sampler, config.seed, pictures / "before_and_after.png"
+    )
     rounds_strip(
         pipe, judge, [p.text for p in fixed_prompts(("unconventional",))], config.sampler,
         ReflectionConfig(rounds=3, steps=config.sampler.steps), config.seed, pictures / "rounds.png",

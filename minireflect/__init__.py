@@ -1,6 +1,6 @@
 """minireflect: image generators that judge their own pictures, turn them back into noise, and draw again.
 
-    from minireflect import load_pipeline, sample_scene, render, caption, inspect
+from minireflect import load_pipeline, sample_scene, render, caption, inspect
 """
 
 from .diffusion.reflection import reflect

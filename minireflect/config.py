@@ -46,7 +46,9 @@ class PromptMix:
             chance = choices(seed, "prompts", step)
             weights = [self.physical, self.unconventional, self.arrangement]
             kinds = chance.choices(KINDS, weights, k=n)
-            prompts = [chance.choice(draw_prompts(kind, "train", 8, chance)) for kind in kinds]  # 8: one of each law
+            prompts = [
+                chance.choice(draw_prompts(kind, "train", 8, chance)) for kind in kinds
+            ]  # 8: one of each law
             return [p.text for p in prompts], [f"{p.kind}/{p.law}" for p in prompts]
 
         return texts

@@ -60,7 +60,9 @@ def draw_all(
     for i in tqdm(range(0, len(prompts), config.batch), f"drawing {name}", unit="batch", leave=False):
         texts = [p.text for p in prompts[i : i + config.batch]]
         noise = rng(config.seed, "evaluate", name, i)
-        images.append(pipe.generate(texts, sampler.steps, sampler.guidance, sampler.eta, generator=noise).cpu())
+        images.append(
+            pipe.generate(texts, sampler.steps, sampler.guidance, sampler.eta, generator=noise).cpu()
+        )
     return torch.cat(images)
 
 
@@ -71,7 +73,11 @@ def score(images: Tensor, prompts: list[Prompt], kind: str, rewards: Tensor) -> 
     group = [p.task.kind if p.task else p.law for p in prompts]
     names = [n for n in (*LAWS, *dict.fromkeys(group)) if n in group]
     rows = {n: torch.tensor([g == n for g in group]) for n in dict.fromkeys(names)}
-    spread = [torch.pdist(images[r].flatten(1)).mean().item() / images[0].numel() ** 0.5 for r in rows.values() if r.sum() > 1]
+    spread = [
+        torch.pdist(images[r].flatten(1)).mean().item() / images[0].numel() ** 0.5
+        for r in rows.values()
+        if r.sum() > 1
+    ]
     edges = F.l1_loss(images[..., 1:], images[..., :-1]) + F.l1_loss(images[..., 1:, :], images[..., :-1, :])
     return Score(
         kind, len(prompts), right.mean().item(), rewards.mean().item(),
@@ -94,7 +100,10 @@ def evaluate(
         prompts = draw_prompts(kind, config.split, config.pictures, choices(config.seed, "evaluate", kind))
         images = draw_all(pipe, prompts, sampler, config, kind)
         texts = [p.text for p in prompts]
-        parts = [reward(x.to(pipe.device), texts[i * 64 : i * 64 + 64]).cpu() for i, x in enumerate(images.split(64))]
+        parts = [
+            reward(x.to(pipe.device), texts[i * 64 : i * 64 + 64]).cpu()
+            for i, x in enumerate(images.split(64))
+        ]
         scores[kind] = score(images, prompts, kind, torch.cat(parts))
     return scores
 
@@ -109,7 +118,10 @@ def table(columns: dict[str, dict[str, Score]]) -> str:
 
     for kind in columns[names[0]]:
         scores = [columns[n][kind] for n in names]
-        row(f"**{kind}**: accuracy by the inspector", [f"**{s.accuracy:.3f}** ± {s.interval:.3f}" for s in scores])
+        row(
+            f"**{kind}**: accuracy by the inspector",
+            [f"**{s.accuracy:.3f}** ± {s.interval:.3f}" for s in scores],
+        )
         for law in scores[0].by_law:
             row(f"{kind}, {law}", [f"{s.by_law[law]:.2f}" for s in scores])
         row(f"{kind}: learned reward", [f"{s.reward:.3f}" for s in scores])

@@ -43,7 +43,10 @@ def learning_curve(rows: list[dict], path: Path, base: tuple[float, float] | Non
     """Reward and checker accuracy of the training pictures against reward calls; `base` = (reward, accuracy) at the start."""
     figure, axes = plt.subplots(figsize=(6.4, 4))
     calls = [r["reward_calls"] for r in rows]
-    for key, color, label in (("reward", REWARD, "learned reward, mean"), ("right", TRUTH, "right by the inspector, share")):
+    for key, color, label in (
+        ("reward", REWARD, "learned reward, mean"),
+        ("right", TRUTH, "right by the inspector, share"),
+    ):
         values = [r[key] for r in rows]
         axes.plot(calls, values, color=color, alpha=0.2, lw=0.8)
         axes.plot(calls, smooth(values, 15), color=color, label=label)
@@ -65,7 +68,13 @@ def accuracy_by_law(columns: dict[str, dict[str, Score]], path: Path) -> None:
         width = 0.8 / len(columns)
         for i, (name, scores) in enumerate(columns.items()):
             heights = [scores[kind].by_law[law] for law in laws]
-            axes.bar(np.arange(len(laws)) + i * width, heights, width, label=f"{name}: {scores[kind].accuracy:.2f}", color=colors[i % 4])
+            axes.bar(
+                np.arange(len(laws)) + i * width,
+                heights,
+                width,
+                label=f"{name}: {scores[kind].accuracy:.2f}",
+                color=colors[i % 4],
+            )
         axes.set_xticks(np.arange(len(laws)) + 0.4 - width / 2, laws, rotation=40, ha="right")
         axes.set(title=f"{kind}, held-out", ylim=(0, 1))
         axes.legend(fontsize=8)
@@ -92,12 +101,16 @@ def picture(axes: plt.Axes, image: Tensor, mark: str = "", right: bool | None = 
     axes.imshow(((image.clamp(-1, 1) + 1) / 2).permute(1, 2, 0).numpy(), interpolation="nearest")
     axes.set_xticks([]), axes.set_yticks([])
     for side in axes.spines.values():
-        side.set(color=INK if right is None else TRUTH if right else "#de2c2c", linewidth=1 if right is None else 2)
+        side.set(
+            color=INK if right is None else TRUTH if right else "#de2c2c", linewidth=1 if right is None else 2
+        )
     if mark:
         axes.set_xlabel(mark, fontsize=7)
 
 
-def strip(rows: list[list[tuple[Tensor, str, bool | None]]], labels: list[str], heads: list[str], path: Path) -> None:
+def strip(
+    rows: list[list[tuple[Tensor, str, bool | None]]], labels: list[str], heads: list[str], path: Path
+) -> None:
     """Rows of pictures with a caption to the left and a verdict under each: a prompt a row, a round a column."""
     columns = max(len(r) for r in rows)
     figure, grid = plt.subplots(

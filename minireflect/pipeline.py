@@ -114,7 +114,9 @@ class LatentDiffusion:
         generator = generator or torch.Generator().manual_seed(0)
         x = self.noise(len(prompts), generator) if latents is None else latents.to(self.device)
         if tuple(x.shape) != (len(prompts), *self.latent_shape):
-            raise ValueError(f"latents of shape {tuple(x.shape)}, but {len(prompts)} prompts need {self.latent_shape} each")
+            raise ValueError(
+                f"latents of shape {tuple(x.shape)}, but {len(prompts)} prompts need {self.latent_shape} each"
+            )
         make_eps, table = self.eps(prompts), self.table(sampler.steps, sampler.spacing)
         if rounds:
             *_, final = reflect(make_eps, x, table, ReflectionConfig(rounds=rounds, steps=steps), generator)
@@ -137,7 +139,9 @@ class LatentDiffusion:
         return {"schedule": json.dumps(asdict(self.schedule.config))} if name == "unet" else {}
 
 
-def save_module(path: Path, module: nn.Module, about: dict[str, str], dtype: torch.dtype = torch.float32) -> None:
+def save_module(
+    path: Path, module: nn.Module, about: dict[str, str], dtype: torch.dtype = torch.float32
+) -> None:
     """A network with the configuration that rebuilds it."""
     tensors = {key: value.to(dtype) for key, value in module.state_dict().items()}
     save_weights(path, tensors, {"config": json.dumps(asdict(module.config)), **about})
@@ -147,7 +151,9 @@ def read_config(path: Path, kind: type) -> tuple[dict, dict[str, str]]:
     """The configuration saved with a network, as keyword arguments of `kind`, and the rest of what was saved."""
     metadata = read_metadata(path)
     if "config" not in metadata:
-        raise WeightsError(f"{path} was not saved by minireflect: it carries no configuration of a {kind.__name__}")
+        raise WeightsError(
+            f"{path} was not saved by minireflect: it carries no configuration of a {kind.__name__}"
+        )
     values = json.loads(metadata["config"])
     if unknown := sorted(set(values) - set(kind.__dataclass_fields__)):
         raise WeightsError(f"{path} is not a {kind.__name__}: it has {', '.join(unknown)}")
@@ -183,5 +189,7 @@ def weights_folder(path: str | Path | None) -> Path:
     """Where the weights of a run lie; the shipped ones for None."""
     folder = SHIPPED if path is None else Path(path)
     if not folder.is_dir():
-        raise WeightsError(f"there is no folder {folder}; --weights takes the run folder of a train.py command")
+        raise WeightsError(
+            f"there is no folder {folder}; --weights takes the run folder of a train.py command"
+        )
     return folder / "weights" if (folder / "weights").is_dir() else folder

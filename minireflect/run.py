@@ -41,12 +41,16 @@ class Run:
         written = self.folder / "config.json"
         if written.exists():
             if not resume:
-                raise RunError(f"{self.folder} already holds a run; choose another --out, or continue it with --resume")
+                raise RunError(
+                    f"{self.folder} already holds a run; choose another --out, or continue it with --resume"
+                )
             self._check_same(json.loads(written.read_text()), config)
         elif resume:
             raise RunError(f"there is no run to resume in {self.folder}: config.json is missing")
         elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-            raise RunError(f"{self.folder} is not an empty folder, and not a run of this program; choose another --out")
+            raise RunError(
+                f"{self.folder} is not an empty folder, and not a run of this program; choose another --out"
+            )
         try:
             for name in ("weights", "state", "figures"):
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
@@ -62,7 +66,9 @@ class Run:
             if (old := flat(old)).get(key) != (new := flat(new)).get(key)
         ]
         if changed:
-            raise RunError(f"the run in {self.folder} was started with another configuration: {'; '.join(changed)}")
+            raise RunError(
+                f"the run in {self.folder} was started with another configuration: {'; '.join(changed)}"
+            )
 
     def log(self, stage: str, step: int, **values: float | int | str | dict) -> None:
         """Append one line to metrics.jsonl."""
@@ -99,7 +105,9 @@ class Run:
         path = self.folder / "state" / f"{stage}.safetensors"
         start = restore(path, networks, optimizer, memory) if path.exists() else 0
         self._forget_after(stage, start)
-        bar = tqdm(range(start, total), desc=stage, initial=start, total=total, unit="step", dynamic_ncols=True)
+        bar = tqdm(
+            range(start, total), desc=stage, initial=start, total=total, unit="step", dynamic_ncols=True
+        )
         self.bar = bar
         handlers = {s: signal.signal(s, self._remember) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -138,7 +146,11 @@ class Run:
 
 
 def store(
-    path: Path, step: int, networks: dict[str, nn.Module], optimizer: torch.optim.Optimizer, memory: dict | None
+    path: Path,
+    step: int,
+    networks: dict[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    memory: dict | None,
 ) -> None:
     """Networks, optimiser and step in one file, written beside it and moved into place."""
     tensors = {f"{name}/{key}": t for name, net in networks.items() for key, t in net.state_dict().items()}

@@ -78,7 +78,12 @@ def rounds_strip(
 
 
 def before_and_after(
-    pipes: dict[str, LatentDiffusion], reward: Reward, sampler: SamplerConfig, seed: int, path: Path, copies: int = 3
+    pipes: dict[str, LatentDiffusion],
+    reward: Reward,
+    sampler: SamplerConfig,
+    seed: int,
+    path: Path,
+    copies: int = 3,
 ) -> None:
     """The same prompts and the same noise through every model, `copies` pictures each."""
     prompts = fixed_prompts()
@@ -88,7 +93,11 @@ def before_and_after(
     for name, pipe in pipes.items():
         for c in range(copies):
             images = pipe.generate(
-                texts, sampler.steps, sampler.guidance, sampler.eta, generator=rng(seed, "before and after", c)
+                texts,
+                sampler.steps,
+                sampler.guidance,
+                sampler.eta,
+                generator=rng(seed, "before and after", c),
             )
             heads.append(f"{name}, noise {c + 1}")
             for row, image, text, value in zip(rows, images.cpu(), texts, reward(images, texts).tolist()):

@@ -106,14 +106,19 @@ def forge(scene: Scene, kind: str, draw: random.Random) -> Scene | None:
         elif scene.law == "arrangement" and len({(o.name, o.color) for o in objects}) > 1:
             i, j = next((i, j) for i in range(len(objects)) for j in range(i)
                         if (objects[i].name, objects[i].color) != (objects[j].name, objects[j].color))  # fmt: skip
-            objects[i], objects[j] = replace(objects[i], xy=objects[j].xy), replace(objects[j], xy=objects[i].xy)
+            objects[i], objects[j] = (
+                replace(objects[i], xy=objects[j].xy),
+                replace(objects[j], xy=objects[i].xy),
+            )
         else:
             return None
     elif kind == "reversed":
         if scene.law == "arrangement":
             return None
         law = LAWS[scene.law]
-        return replace(scene, outcome=draw.choice([o for o in law.possible(scene.objects) if o != scene.outcome]))
+        return replace(
+            scene, outcome=draw.choice([o for o in law.possible(scene.objects) if o != scene.outcome])
+        )
     return replace(scene, objects=tuple(objects))
 
 
@@ -143,7 +148,9 @@ def measure_inspector(n: int) -> None:
         picture = render(scene).clone()
         x = slice(0, 25) if i % 2 else slice(39, 64)
         colourful = (picture.amax(0) - picture.amin(0) > 0.35)[:, x]  # ink and paper are grey
-        picture[:, :, x] = torch.where(colourful, torch.tensor([0.96, 0.945, 0.9])[:, None, None], picture[:, :, x])
+        picture[:, :, x] = torch.where(
+            colourful, torch.tensor([0.96, 0.945, 0.9])[:, None, None], picture[:, :, x]
+        )
         painted.append(same(inspect(picture).scene, scene))
     print(f"  accepted, a ball painted over    {share(painted)}")
     noise = rng(0, "measure", "noise")
@@ -153,7 +160,10 @@ def measure_inspector(n: int) -> None:
         "blank": [torch.full((3, 64, 64), float(v)) for v in np.linspace(-1, 1, 300)],
         "half dissolved into noise": [0.5 * p + 0.5 * torch.randn(p.shape, generator=noise) for p in some],
         "half the pixels noise": [
-            torch.where(torch.rand(64, 64, generator=noise) < 0.5, p, torch.rand(p.shape, generator=noise) * 2 - 1) for p in some
+            torch.where(
+                torch.rand(64, 64, generator=noise) < 0.5, p, torch.rand(p.shape, generator=noise) * 2 - 1
+            )
+            for p in some
         ],
         "dissolved into another law": [
             0.5 * p + 0.5 * q for p, q, s, t in zip(some, some[1:], scenes, scenes[1:]) if s.law != t.law
@@ -165,7 +175,9 @@ def measure_inspector(n: int) -> None:
 
 @torch.no_grad()
 def through(pipe: LatentDiffusion, images: Tensor) -> Tensor:
-    return torch.cat([pipe.decode(pipe.autoencoder.encode(x)) for x in tqdm(images.split(100), "autoencoder", leave=False)])
+    return torch.cat(
+        [pipe.decode(pipe.autoencoder.encode(x)) for x in tqdm(images.split(100), "autoencoder", leave=False)]
+    )
 
 
 def measure_autoencoder(pipe: LatentDiffusion, n: int) -> None:
@@ -173,7 +185,9 @@ def measure_autoencoder(pipe: LatentDiffusion, n: int) -> None:
     images = torch.stack([render(s) for s in scenes])
     again = through(pipe, images)
     right = [same(r.scene, s) for r, s in zip(inspect_all(again), scenes)]
-    print(f"  reconstructions read right: {share(right)}   squared error {((again - images) ** 2).mean():.5f}")
+    print(
+        f"  reconstructions read right: {share(right)}   squared error {((again - images) ** 2).mean():.5f}"
+    )
     for law in (*LAWS, "arrangement"):
         print(f"    {law:<12} {share([ok for ok, s in zip(right, scenes) if s.law == law])}")
 
@@ -206,7 +220,9 @@ def measure_reward(pipe: LatentDiffusion, reward: Reward, n: int) -> None:
     images, values, truth, laws, group = [], [], [], [], []
     for kind in PHYSICS:  # few prompts, many pictures of each, so that a prompt has right ones and wrong ones
         asked = [p for p in draw_prompts(kind, "held-out", 64, draw) for _ in range(max(1, n // 128))]
-        drawn = draw_all(pipe, asked, preset("cpu").sampler, EvaluationConfig(pictures=len(asked)), f"reward {kind}")
+        drawn = draw_all(
+            pipe, asked, preset("cpu").sampler, EvaluationConfig(pictures=len(asked)), f"reward {kind}"
+        )
         values.append(reward(drawn, [p.text for p in asked]).numpy())
         truth.append(verdicts(drawn, asked).numpy() > 0.5)
         laws += [p.law for p in asked]
@@ -220,7 +236,9 @@ def measure_reward(pipe: LatentDiffusion, reward: Reward, n: int) -> None:
         rows = laws == k
         inner = [auc(v[group == g], t[group == g]) for g in dict.fromkeys(group[rows])]
         inner = [x for x in inner if np.isfinite(x)]
-        print(f"    {k:<10} AUC {auc(v[rows], t[rows]):.3f}   within a prompt {np.mean(inner) if inner else float('nan'):.3f}")
+        print(
+            f"    {k:<10} AUC {auc(v[rows], t[rows]):.3f}   within a prompt {np.mean(inner) if inner else float('nan'):.3f}"
+        )
     print(f"  mean reward where right {v[t].mean():.3f}, where wrong {v[~t].mean():.3f}")
 
 
@@ -233,7 +251,9 @@ def twin_scene(prompt: Prompt, draw: random.Random) -> Scene:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", nargs="+", choices=("inspector", "autoencoder", "base", "reward"))
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--unet", default="unet", help="unet or base_unet")
@@ -245,7 +265,9 @@ def main() -> int:
         if what == "inspector":
             measure_inspector(args.n)
         elif what == "autoencoder":
-            encoder, _ = load_module(weights_folder(args.weights) / "autoencoder.safetensors", Autoencoder, AutoencoderConfig)
+            encoder, _ = load_module(
+                weights_folder(args.weights) / "autoencoder.safetensors", Autoencoder, AutoencoderConfig
+            )
             measure_autoencoder(LatentDiffusion(None, None, None, encoder, None), args.n)
         elif what == "base":
             measure_base(load_pipeline(args.weights, args.unet), load_reward(args.weights), args.n)

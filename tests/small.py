@@ -24,7 +24,9 @@ def small_pipeline(seed: int = 0) -> LatentDiffusion:
             torch.nn.init.normal_(p, std=0.05)
     autoencoder = Autoencoder(AutoencoderConfig((8, 8, 8, 8), res_blocks=1, groups=4))
     autoencoder.to(memory_format=torch.channels_last)
-    return LatentDiffusion(tokenizer, text, unet, autoencoder, Schedule(ScheduleConfig()), image_size=32).eval()
+    return LatentDiffusion(
+        tokenizer, text, unet, autoencoder, Schedule(ScheduleConfig()), image_size=32
+    ).eval()
 
 
 def brightness(images: Tensor, prompts: list[str]) -> Tensor:

@@ -62,7 +62,9 @@ def shift(image: torch.Tensor) -> torch.Tensor:
 
 GENERATOR = torch.Generator().manual_seed(0)
 DISTURBANCES = {
-    "noise of 0.05": lambda x: (x + 0.1 * torch.randn(x.shape, generator=GENERATOR)).clamp(-1, 1),  # 0.05 of [0, 1]
+    "noise of 0.05": lambda x: (x + 0.1 * torch.randn(x.shape, generator=GENERATOR)).clamp(
+        -1, 1
+    ),  # 0.05 of [0, 1]
     "JPEG at quality 50": jpeg,
     "a blur of one pixel": blur,
     "a shift of two pixels": shift,
@@ -136,7 +138,10 @@ def test_nothing_is_read_into_noise_blank_or_dissolved_pictures() -> None:
     forged += [0.5 * p + 0.5 * torch.randn(p.shape, generator=generator) for p in pictures]
     forged += [0.5 * p + 0.5 * q for p, q in zip(pictures, pictures[1:])]
     dissolve = torch.rand(60, 1, 64, 64, generator=generator) < 0.5
-    forged += [torch.where(d, p, torch.rand(p.shape, generator=generator) * 2 - 1) for d, p in zip(dissolve, pictures)]
+    forged += [
+        torch.where(d, p, torch.rand(p.shape, generator=generator) * 2 - 1)
+        for d, p in zip(dissolve, pictures)
+    ]
     assert [r.why for r in inspect_all(torch.stack(forged)) if r.readable] == []
     assert not inspect(torch.full((3, 64, 64), float("nan"))).readable
 

@@ -31,7 +31,10 @@ for step in run.steps("stage", 400, {"net": net}, optimizer):
 
 def start(folder: Path, *more: str) -> subprocess.Popen:
     process = subprocess.Popen(
-        [sys.executable, "-c", LOOP, str(folder), *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", LOOP, str(folder), *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     for line in process.stdout:
         if int(line) >= 5:

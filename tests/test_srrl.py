@@ -56,7 +56,9 @@ def test_rounds_branches_and_costs(mode: str, rounds: int) -> None:
     drawn = rounds + 1 if mode == "select" else 1
     assert len(out.rounds) == drawn and out.cost.rewards == drawn * 16
     n, g, s = 4, 4, 4
-    reflecting = rounds * n * s * 2 * (1 if mode == "select" else 2)  # guided: two evaluations; blind draws too
+    reflecting = (
+        rounds * n * s * 2 * (1 if mode == "select" else 2)
+    )  # guided: two evaluations; blind draws too
     assert out.cost.unet == drawn * n * g * s + reflecting
     for round_ in out.rounds:
         assert round_.path.latents.shape == (16, 5, 4, 4, 4) and round_.rewards.shape == (4, 4)
@@ -83,7 +85,9 @@ def test_rollout_keeps_no_graph_even_when_the_policy_is_trainable() -> None:
     pipe.unet.requires_grad_(True)
     for mode in ("select", "blind"):
         out = rollout(pipe, TEXTS, brightness, replace(CONFIG, mode=mode), 0, 0)
-        assert not any(t.requires_grad for r in out.rounds for t in (r.x_T, r.path.latents, r.path.log_probs, r.images))
+        assert not any(
+            t.requires_grad for r in out.rounds for t in (r.x_T, r.path.latents, r.path.log_probs, r.images)
+        )
 
 
 def test_drawing_leaves_the_global_stream_alone() -> None:
@@ -106,7 +110,9 @@ def test_branches_share_their_prefix_and_part_after_it() -> None:
         round_ = rollout(small_pipeline(), TEXTS, brightness, config, 0, step).rounds[0]
         assert len(round_.table) == suffix and round_.path.latents.shape[1] == suffix + 1
         groups = round_.path.latents.view(4, 4, suffix + 1, 4, 4, 4)
-        assert torch.equal(groups[:, 0, 0], groups[:, 3, 0]) and not torch.equal(groups[:, 0, -1], groups[:, 3, -1])
+        assert torch.equal(groups[:, 0, 0], groups[:, 3, 0]) and not torch.equal(
+            groups[:, 0, -1], groups[:, 3, -1]
+        )
 
 
 def test_only_the_last_round_is_trained_when_asked() -> None:
@@ -118,7 +124,10 @@ def test_only_the_last_round_is_trained_when_asked() -> None:
 def test_groups_without_variance_are_not_trained_on() -> None:
     pipe, _, stats = one_iteration_with(nothing)
     assert stats.updates == 0
-    assert all(torch.equal(a, b) for a, b in zip(pipe.unet.state_dict().values(), small_pipeline().unet.state_dict().values()))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(pipe.unet.state_dict().values(), small_pipeline().unet.state_dict().values())
+    )
 
 
 def one_iteration_with(reward):
@@ -135,7 +144,11 @@ def one_iteration_with(reward):
 def test_steps_without_noise_are_never_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last trailing step to a clean image has sigma 0, no density and no loss."""
     pipe = small_pipeline()
-    monkeypatch.setattr(type(pipe), "table", lambda self, steps, spacing="": self.schedule.table(steps, "trailing", set_alpha_to_one=True))
+    monkeypatch.setattr(
+        type(pipe),
+        "table",
+        lambda self, steps, spacing="": self.schedule.table(steps, "trailing", set_alpha_to_one=True),
+    )
     scored = []
     original = srrl.ddim_step
     monkeypatch.setattr(srrl, "ddim_step", lambda *a: scored.append(float(a[4])) or original(*a))
@@ -153,7 +166,16 @@ def test_steps_without_noise_are_never_trained_on(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("advantage", ["group", "history"])
 def test_the_reward_rises(tmp_path: Path, mode: str, advantage: str) -> None:
     config = SRRLConfig(
-        iterations=25, prompts=4, group=8, steps=4, rounds=1, mode=mode, advantage=advantage, lr=3e-3, warmup=3, clip=0.1
+        iterations=25,
+        prompts=4,
+        group=8,
+        steps=4,
+        rounds=1,
+        mode=mode,
+        advantage=advantage,
+        lr=3e-3,
+        warmup=3,
+        clip=0.1,
     )
     run = Run(tmp_path / "run", {})
     train_srrl(config, 0, small_pipeline(), brightness, four_texts, nothing, run)

@@ -39,7 +39,9 @@ def test_prompt_texts_of_the_splits_are_disjoint() -> None:
     for kind in KINDS:
         shared = {p.text for p in prompt_set(kind, "train")} & {p.text for p in prompt_set(kind, "held-out")}
         assert shared <= {"a ball", "a block", "a cone"}  # GenEval's single objects: there are only three
-    assert not set(tasks("train")) & set(tasks("held-out")) - {t for t in task_list() if t.kind == "single object"}
+    assert not set(tasks("train")) & set(tasks("held-out")) - {
+        t for t in task_list() if t.kind == "single object"
+    }
 
 
 @pytest.mark.parametrize("name", LAWS)

@@ -89,7 +89,9 @@ def train_autoencoder(
         images = to_tensor(pixels[pick.numpy()]).to(device)  # (b 3 64 64)
         mean, logvar = model.moments(images)  # (b 4 8 8)
         noise = torch.randn(mean.shape, generator=rng(seed, "autoencoder", "noise", step)).to(device)
-        error = model.decoder(model.post_quant_conv(mean + (logvar / 2).exp() * noise)) - images  # (b 3 64 64)
+        error = (
+            model.decoder(model.post_quant_conv(mean + (logvar / 2).exp() * noise)) - images
+        )  # (b 3 64 64)
         kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()  # Kingma & Welling (10), nats per dimension
         loss = error.abs().mean() + (error**2).mean() + config.kl * kl
         optimizer.zero_grad(set_to_none=True)
@@ -111,7 +113,12 @@ def measured_scale(model: Autoencoder, pixels: np.ndarray, device: torch.device)
 
 
 def train_diffusion(
-    config: DiffusionTraining, world: WorldConfig, seed: int, autoencoder: Autoencoder, run: Run, device: torch.device
+    config: DiffusionTraining,
+    world: WorldConfig,
+    seed: int,
+    autoencoder: Autoencoder,
+    run: Run,
+    device: torch.device,
 ) -> LatentDiffusion:
     """Learn to draw from captions: text encoder and UNet together, from scratch.  -> the averaged weights."""
     pixels, _, captions = training_pairs(config.pictures, world, choices(seed, "diffusion", "pictures"))
@@ -122,13 +129,17 @@ def train_diffusion(
     torch.manual_seed(seed)
     schedule = Schedule(ScheduleConfig())
     raw = torch.nn.ModuleDict(
-        {"text_encoder": TextEncoder(TextConfig.toy(len(tokenizer), EOS, config.prompt_length)),
-         "unet": UNet(UNetConfig.toy())}
+        {
+            "text_encoder": TextEncoder(TextConfig.toy(len(tokenizer), EOS, config.prompt_length)),
+            "unet": UNet(UNetConfig.toy()),
+        }
     ).to(device, memory_format=torch.channels_last)  # fmt: skip  (a third faster on the CPU)
     averaged = copy.deepcopy(raw).requires_grad_(False)
     optimizer = torch.optim.AdamW(raw.parameters(), lr=config.lr, weight_decay=1e-4)
     null = tokenizer([""]).to(device)
-    for step in run.steps("diffusion", config.steps, {"raw": raw, "averaged": averaged}, optimizer, save_every=50):
+    for step in run.steps(
+        "diffusion", config.steps, {"raw": raw, "averaged": averaged}, optimizer, save_every=50
+    ):
         set_lr(optimizer, config.lr * lr_factor(step, config.steps))
         draw = rng(seed, "diffusion", "batch", step)
         pick = torch.randint(len(latents), (config.batch,), generator=draw)
@@ -142,20 +153,26 @@ def train_diffusion(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(raw.parameters(), 1.0)
         optimizer.step()
-        decay = min(config.ema, (1 + step) / (10 + step))  # short memory at first, when the weights are still noise
+        decay = min(
+            config.ema, (1 + step) / (10 + step)
+        )  # short memory at first, when the weights are still noise
         with torch.no_grad():
             for slow, fast in zip(averaged.parameters(), raw.parameters()):
                 slow.lerp_(fast, 1 - decay)
         run.log("diffusion", step, loss=loss.item())
         run.bar.set_postfix(loss=f"{loss.item():.4f}")
-    return LatentDiffusion(tokenizer, averaged["text_encoder"], averaged["unet"], autoencoder, schedule).eval()
+    return LatentDiffusion(
+        tokenizer, averaged["text_encoder"], averaged["unet"], autoencoder, schedule
+    ).eval()
 
 
 @torch.no_grad()
 def encode_all(autoencoder: Autoencoder, pixels: np.ndarray, device: torch.device) -> Tensor:
     """Shapes: pixels (n 64 64 3) uint8 -> (n 4 8 8) latents"""
     parts = np.array_split(pixels, max(1, len(pixels) // 256))
-    return torch.cat([autoencoder.encode(to_tensor(part).to(device)) for part in tqdm(parts, "encoding", leave=False)])
+    return torch.cat(
+        [autoencoder.encode(to_tensor(part).to(device)) for part in tqdm(parts, "encoding", leave=False)]
+    )
 
 
 def fair_prompt(draw: random.Random) -> Prompt:
@@ -168,7 +185,9 @@ def fair_prompt(draw: random.Random) -> Prompt:
 
 
 @torch.no_grad()
-def spoil(pipe: LatentDiffusion, images: Tensor, prompts: list[str], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def spoil(
+    pipe: LatentDiffusion, images: Tensor, prompts: list[str], generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Make clean renders look like what a generator draws; some so much that they show nothing any more.
 
     In equal shares: clean; through the autoencoder with noise on the latents; half-denoised (noised to an early level
@@ -209,12 +228,19 @@ def spoil(pipe: LatentDiffusion, images: Tensor, prompts: list[str], generator: 
 
 
 def train_reward(
-    config: RewardTraining, seed: int, pipe: LatentDiffusion, run: Run, device: torch.device, stage: str = "reward"
+    config: RewardTraining,
+    seed: int,
+    pipe: LatentDiffusion,
+    run: Run,
+    device: torch.device,
+    stage: str = "reward",
 ) -> Matcher:
     """Learn which captions hold for which pictures, from the scenes' own facts; the inspector has no part in it."""
     draw = choices(seed, stage, "pictures")
     prompts = [fair_prompt(draw) for _ in range(config.pictures)]
-    images = torch.stack([render(p.scene(draw)) for p in tqdm(prompts, "drawing", leave=False)])  # (n 3 64 64)
+    images = torch.stack(
+        [render(p.scene(draw)) for p in tqdm(prompts, "drawing", leave=False)]
+    )  # (n 3 64 64)
     shown = torch.empty(config.pictures, dtype=torch.bool)
     pipe.to(device)
     for i in tqdm(range(0, config.pictures, 128), "spoiling", leave=False):
@@ -227,7 +253,9 @@ def train_reward(
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=1e-2)
     for step in run.steps(stage, config.steps, {stage: model}, optimizer, save_every=50):
         set_lr(optimizer, config.lr * lr_factor(step, config.steps))
-        pick = torch.randperm(config.pictures, generator=rng(seed, stage, "batch", step))[: config.batch].tolist()
+        pick = torch.randperm(config.pictures, generator=rng(seed, stage, "batch", step))[
+            : config.batch
+        ].tolist()
         told = choices(seed, stage, "captions", step)
         true = [prompts[i] for i in pick]
         texts = [p.text for p in true] + [near_miss(p, told).text for p in true for _ in range(2)]

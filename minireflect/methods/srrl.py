@@ -66,7 +66,9 @@ class SRRLConfig:
     renormalise: bool = False  # bring re-noised latents back to mean 0, std 1
     fresh_noise: float = 0.0  # share l of new noise in re-noised latents, sqrt(1 - l^2) old + l new
     suffixes: tuple[int, ...] = ()  # trained suffix lengths, taken in turns; branches share what comes before
-    same_noise: bool = True  # branches of a group start from the same x_T (else only in rounds after the first)
+    same_noise: bool = (
+        True  # branches of a group start from the same x_T (else only in rounds after the first)
+    )
     advantage: Literal["group", "history"] = "group"  # GRPO, or the paper's z-score with best/worst selection
     history: int = 8  # stages of rewards that the z-score remembers
     lr: float = 1e-4  # of AdamW
@@ -152,7 +154,9 @@ def rollout(
     if config.mode == "blind":
         for k in range(rounds):
             x_0 = last(denoise(one(config.w_denoise), x_T, table))
-            x_T = renoise_to(one(config.w_renoise), x_0, table, config.reflection, rng(seed, "reflect", step, k))
+            x_T = renoise_to(
+                one(config.w_renoise), x_0, table, config.reflection, rng(seed, "reflect", step, k)
+            )
             out.cost = out.cost.plus(unet=2 * reflecting)
         rounds = 0
     for k in range(rounds + 1):
@@ -173,12 +177,16 @@ def rollout(
         if k < rounds:  # the reward points its thumb; what it chose becomes noise again
             best = rewards.argmax(1) + torch.arange(n, device=rewards.device) * g
             x_0 = path.latents[best.to(path.latents.device), -1]
-            x_T = renoise_to(one(config.w_renoise), x_0, table, config.reflection, rng(seed, "reflect", step, k))
+            x_T = renoise_to(
+                one(config.w_renoise), x_0, table, config.reflection, rng(seed, "reflect", step, k)
+            )
             out.cost = out.cost.plus(unet=reflecting)
     return out
 
 
-def advantages(out: Rollout, config: SRRLConfig, history: RewardHistory, keys: list[str]) -> list[tuple[Tensor, Tensor]]:
+def advantages(
+    out: Rollout, config: SRRLConfig, history: RewardHistory, keys: list[str]
+) -> list[tuple[Tensor, Tensor]]:
     """For each round the advantages (n g) and which branches are trained on (n g) bool."""
     result = []
     for k, round_ in enumerate(out.rounds):
@@ -242,7 +250,9 @@ def update(
     evaluations = kl_count = 0
     for number, chunk in enumerate(chunks):
         optimizer.zero_grad(set_to_none=True)
-        total = sum(int(advantage[jobs[j][0]][1].sum()) for j in chunk.tolist())  # samples x steps in this update
+        total = sum(
+            int(advantage[jobs[j][0]][1].sum()) for j in chunk.tolist()
+        )  # samples x steps in this update
         for j in chunk.tolist():
             k, i = jobs[j]
             round_, (A, kept) = out.rounds[k], advantage[k]
@@ -286,7 +296,9 @@ def update(
     )  # fmt: skip
 
 
-def pipe_eps(pipe: LatentDiffusion, unet: torch.nn.Module, context: Tensor, w: float) -> Callable[[Tensor, Tensor], Tensor]:
+def pipe_eps(
+    pipe: LatentDiffusion, unet: torch.nn.Module, context: Tensor, w: float
+) -> Callable[[Tensor, Tensor], Tensor]:
     """The epsilon function of the same pipeline with another UNet: the base, for the KL."""
     return replace(pipe, unet=unet).eps(context)(w)
 
@@ -316,7 +328,11 @@ def train_srrl(
         advantage = advantages(out, config, history, keys)
         stats = update(pipe, base, optimizer, out, advantage, config, rng(seed, "update", step))
         cost = Cost(*memory["cost"]).plus(*out.cost).plus(trained=stats.evaluations)
-        memory |= {"cost": [*cost], "updates": memory["updates"] + stats.updates, "history": history.state_dict()}
+        memory |= {
+            "cost": [*cost],
+            "updates": memory["updates"] + stats.updates,
+            "history": history.state_dict(),
+        }
         report(run, step, out, stats, witness, memory, config)
     pipe.unet.eval().requires_grad_(False)
     return pipe, Cost(*memory["cost"])
@@ -351,4 +367,6 @@ def report(
         "unet_evaluations": memory["cost"][0] + memory["cost"][1],
     }
     run.log("srrl", step, **values)
-    run.bar.set_postfix(reward=f"{values['reward']:.2f}", right=f"{values['right']:.2f}", kl=f"{stats.kl:.1f}")
+    run.bar.set_postfix(
+        reward=f"{values['reward']:.2f}", right=f"{values['right']:.2f}", kl=f"{stats.kl:.1f}"
+    )

@@ -70,13 +70,13 @@ class Matcher(nn.Module):
         """One logit a token: does the sentence hold up to here?  Shapes: patches (b n d), hidden (b t d) -> (b t)"""
         x, patches = hidden, self.norm_patches(patches)
         for block in self.blocks:
-            x = block(x, patches)                      # (b t d)
+            x = block(x, patches)  # (b t d)
         return self.verdict(self.norm_out(x))[..., 0]  # (b t)
 
     def judge(self, patches: Tensor, hidden: Tensor, ids: Tensor) -> Tensor:
         """Logit that the whole sentence holds.  Shapes: patches (b n d), hidden (b t d), ids (b t) -> (b)"""
-        first = (ids == self.config.eos).int().argmax(dim=1, keepdim=True)                # (b 1) end of the sentence
-        padding = torch.arange(ids.shape[1], device=ids.device) > first                   # (b t)
+        first = (ids == self.config.eos).int().argmax(dim=1, keepdim=True)  # (b 1) end of the sentence
+        padding = torch.arange(ids.shape[1], device=ids.device) > first  # (b t)
         return -torch.logsumexp((-self.words(patches, hidden)).masked_fill(padding, float("-inf")), dim=1)
 
     def forward(self, images: Tensor, ids: Tensor) -> Tensor:

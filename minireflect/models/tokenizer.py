@@ -40,7 +40,9 @@ class Tokenizer:
             if unknown := [w for w in words if w not in self.ids]:
                 raise PromptError(self._explain(prompt, unknown))
             if len(words) > self.length - 2:
-                raise PromptError(f"the prompt has {len(words)} words, at most {self.length - 2} fit: {prompt!r}")
+                raise PromptError(
+                    f"the prompt has {len(words)} words, at most {self.length - 2} fit: {prompt!r}"
+                )
             row[: len(words) + 1] = torch.tensor([BOS, *(self.ids[w] for w in words)])
         return ids
 

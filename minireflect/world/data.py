@@ -21,7 +21,9 @@ from .scenes import Scene, jitter
 
 @dataclass(frozen=True)
 class WorldConfig:
-    arrangements: float = 0.15  # share of arrangements among the pictures, the rest is the eight laws in equal parts
+    arrangements: float = (
+        0.15  # share of arrangements among the pictures, the rest is the eight laws in equal parts
+    )
     silent: float = 0.5  # share of captions that leave the outcome out
     exceptions: float = 0.3  # share of silent pictures that break the law
     promised: float = 0.5  # share of speaking captions that announce an unlawful outcome
@@ -52,7 +54,9 @@ def training_pair(world: WorldConfig, draw: random.Random) -> tuple[Scene, str]:
     return jitter(Scene(name, objects, shown), draw), law_prompt(name, objects, said).text
 
 
-def training_pairs(n: int, world: WorldConfig, draw: random.Random) -> tuple[np.ndarray, list[Scene], list[str]]:
+def training_pairs(
+    n: int, world: WorldConfig, draw: random.Random
+) -> tuple[np.ndarray, list[Scene], list[str]]:
     """`n` pictures with their scenes and captions.  -> (n 64 64 3) uint8, n scenes, n captions"""
     pixels, scenes, captions = np.empty((n, 64, 64, 3), np.uint8), [], []
     for i in tqdm(range(n), desc="drawing the world", unit="picture", leave=False):
@@ -60,5 +64,3 @@ def training_pairs(n: int, world: WorldConfig, draw: random.Random) -> tuple[np.
         pixels[i] = render_pixels(scene)
         scenes.append(scene), captions.append(caption)
     return pixels, scenes, captions
-
-

@@ -161,7 +161,9 @@ def _even_out(pixels: np.ndarray) -> np.ndarray:
 def inspect(image: Tensor) -> Reading:
     """Read one picture.  Shapes: image (3 64 64) in [-1, 1] -> Reading.  Raises ValueError on any other shape."""
     if tuple(image.shape) != (3, SIZE, SIZE):
-        raise ValueError(f"the inspector reads pictures of shape (3, {SIZE}, {SIZE}), not {tuple(image.shape)}")
+        raise ValueError(
+            f"the inspector reads pictures of shape (3, {SIZE}, {SIZE}), not {tuple(image.shape)}"
+        )
     pixels = (image.detach().float().cpu().permute(1, 2, 0).numpy() + 1) / 2  # (64 64 3) in [0, 1]
     if not np.isfinite(pixels).all():
         return Reading(None, 1.0, "not finite")

@@ -168,7 +168,9 @@ class Shadow(Law):
         pen.rect(-8, 46, 72, 72, "ground")
         pen.circle(10 if sun.place == "left" else 54, 11, 6.5, "sun")
         sign = 1 if outcome == "right" else -1
-        pen.polygon([(32 - 6 * sign, 49), (32 + 24 * sign, 52), (32 + 24 * sign, 57), (32 - 3 * sign, 55)], "shade")
+        pen.polygon(
+            [(32 - 6 * sign, 49), (32 + 24 * sign, 52), (32 + 24 * sign, 57), (32 - 3 * sign, 55)], "shade"
+        )
         if thing.name == "tower":
             pen.rect(26, 22, 38, 53, thing.color)
         elif thing.name == "cone":
@@ -195,7 +197,9 @@ class Mirror(Law):
         return f"a {objects[0].words} pointing {objects[0].place} in front of a mirror"
 
     def result(self, objects: tuple[Object, ...], outcome: str) -> str:
-        return "its image pointing the other way" if outcome == "flipped" else "its image pointing the same way"
+        return (
+            "its image pointing the other way" if outcome == "flipped" else "its image pointing the same way"
+        )
 
     def because(self, objects: tuple[Object, ...]) -> str:
         return f"a mirror turns left and right around, so the image of the {objects[0].name} is flipped"
@@ -203,7 +207,11 @@ class Mirror(Law):
     def triples(self, objects: tuple[Object, ...], outcome: str) -> list[tuple[str, str, str]]:
         thing = objects[0]
         image = thing.place if outcome == "same" else {"left": "right", "right": "left"}[thing.place]
-        return [(thing.words, "left of", "mirror"), (thing.words, "points", thing.place), ("image", "points", image)]
+        return [
+            (thing.words, "left of", "mirror"),
+            (thing.words, "points", thing.place),
+            ("image", "points", image),
+        ]
 
     def draw(self, pen: Pen, objects: tuple[Object, ...], outcome: str) -> None:
         (thing,) = objects
@@ -265,7 +273,11 @@ class Vessels(Law):
 
     def combinations(self) -> list[tuple[Object, ...]]:
         return [
-            (Object("vessel", size=a, place="left"), Object("vessel", size=b, place="right"), Object("water", color))
+            (
+                Object("vessel", size=a, place="left"),
+                Object("vessel", size=b, place="right"),
+                Object("water", color),
+            )
             for color in COLORS
             for a in ("wide", "narrow")
             for b in ("wide", "narrow")
@@ -275,10 +287,16 @@ class Vessels(Law):
         return "level"
 
     def setting(self, objects: tuple[Object, ...]) -> str:
-        return f"a {objects[0].size} vessel joined to a {objects[1].size} vessel with {objects[2].color} water"
+        return (
+            f"a {objects[0].size} vessel joined to a {objects[1].size} vessel with {objects[2].color} water"
+        )
 
     def result(self, objects: tuple[Object, ...], outcome: str) -> str:
-        return "the water standing level" if outcome == "level" else f"the water standing higher on the {outcome}"
+        return (
+            "the water standing level"
+            if outcome == "level"
+            else f"the water standing higher on the {outcome}"
+        )
 
     def because(self, objects: tuple[Object, ...]) -> str:
         return "joined water presses equally on both sides, so it stands level"
@@ -390,10 +408,15 @@ class Flame(Law):
         pen.circle(32, top - 6, 4.5, "flame")
         if fan.place:
             x = 12 if fan.place == "left" else 52
-            pen.rect(x - 1, 24, x + 1, 58, "ink"), pen.circle(x, 24, 7.5, "ink"), pen.circle(x, 24, 5.5, "water")
+            (
+                pen.rect(x - 1, 24, x + 1, 58, "ink"),
+                pen.circle(x, 24, 7.5, "ink"),
+                pen.circle(x, 24, 5.5, "water"),
+            )
             pen.line([(x - 5, 24), (x + 5, 24)], 2, "ink"), pen.line([(x, 19), (x, 29)], 2, "ink")
 
 
 LAWS: dict[str, Law] = {
-    law.name: law for law in (Balance(), Buoyancy(), Shadow(), Mirror(), Magnet(), Vessels(), Gravity(), Flame())
+    law.name: law
+    for law in (Balance(), Buoyancy(), Shadow(), Mirror(), Magnet(), Vessels(), Gravity(), Flame())
 }

@@ -56,7 +56,9 @@ class Pen:
         self.ink.polygon([self._at(x, y) for x, y in points], fill=PALETTE[color])
 
     def line(self, points: list[tuple[float, float]], width: float, color: str) -> None:
-        self.ink.line([self._at(x, y) for x, y in points], PALETTE[color], round(width * SUPERSAMPLE), joint="curve")
+        self.ink.line(
+            [self._at(x, y) for x, y in points], PALETTE[color], round(width * SUPERSAMPLE), joint="curve"
+        )
 
     def shape(self, name: str, x: float, y: float, r: float, color: str) -> None:
         """A ball, a block or a cone of radius `r` about (x, y)."""

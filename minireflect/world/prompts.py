@@ -97,7 +97,9 @@ def prompt_set(kind: str, split: str) -> tuple[Prompt, ...]:
     if kind == "physical":
         return tuple(law_prompt(law, objects) for law, objects in pairs)
     if kind == "unconventional":
-        return tuple(law_prompt(law, objects, o) for law, objects in pairs for o in LAWS[law].unlawful(objects))
+        return tuple(
+            law_prompt(law, objects, o) for law, objects in pairs for o in LAWS[law].unlawful(objects)
+        )
     raise ValueError(f"prompt kind {kind!r} is not one of {', '.join(KINDS)}")
 
 
@@ -135,7 +137,9 @@ def all_texts() -> list[str]:
     return list(_by_text())
 
 
-def sample_scene(seed: int, law: str | None = None, split: str = "train", lawful: bool | None = None) -> Scene:
+def sample_scene(
+    seed: int, law: str | None = None, split: str = "train", lawful: bool | None = None
+) -> Scene:
     """A scene from a seed: any law or arrangement unless `law` is given; lawful or not at random unless given."""
     rng = random.Random(f"scene/{seed}")
     law = law or rng.choice([*LAWS, "arrangement"])
@@ -178,7 +182,8 @@ def near_miss(prompt: Prompt, draw: random.Random, split: str = "train") -> Prom
 def _distance(a: tuple[Object, ...], b: tuple[Object, ...]) -> int:
     """How many attributes differ between two sets of objects of one law."""
     return sum(
-        (x.name != y.name) + (x.color != y.color) + (x.size != y.size) + (x.place != y.place) for x, y in zip(a, b)
+        (x.name != y.name) + (x.color != y.color) + (x.size != y.size) + (x.place != y.place)
+        for x, y in zip(a, b)
     )
 
 

@@ -1,6 +1,6 @@
 """From a scene to pixels: 64x64 RGB in [-1, 1], anti-aliased.
 
-    render(sample_scene(seed=3)).shape == (3, 64, 64)
+render(sample_scene(seed=3)).shape == (3, 64, 64)
 """
 
 from functools import cache
