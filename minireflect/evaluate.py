@@ -3,11 +3,11 @@
 Every table prints both, law by law: a law at zero must not hide in an average, and a reward alone proves nothing.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from scipy.stats import binomtest
 from torch import Tensor
 from tqdm import tqdm
 
@@ -46,9 +46,10 @@ class Score:
     diversity: float  # mean distance of two pictures of one law, root mean square over pixels
 
     @property
-    def interval(self) -> float:
-        """Half the width of the 95 % interval of the accuracy (Wald)."""
-        return 1.96 * math.sqrt(max(self.accuracy * (1 - self.accuracy), 1e-9) / self.pictures)
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the accuracy (Wilson)."""
+        found = binomtest(round(self.accuracy * self.pictures), self.pictures).proportion_ci(method="wilson")
+        return found.low, found.high
 
 
 @torch.no_grad()
@@ -120,7 +121,7 @@ def table(columns: dict[str, dict[str, Score]]) -> str:
         scores = [columns[n][kind] for n in names]
         row(
             f"**{kind}**: accuracy by the inspector",
-            [f"**{s.accuracy:.3f}** ± {s.interval:.3f}" for s in scores],
+            ["**{:.3f}** [{:.2f}, {:.2f}]".format(s.accuracy, *s.interval) for s in scores],
         )
         for law in scores[0].by_law:
             row(f"{kind}, {law}", [f"{s.by_law[law]:.2f}" for s in scores])

@@ -60,10 +60,11 @@ class Run:
             raise RunError(f"cannot write to {self.folder}: {error.strerror}") from error
 
     def _check_same(self, old: dict, new: dict) -> None:
+        old, new = flat(old), flat(new)
         changed = [
             f"{key} was {old.get(key)!r}, now {new.get(key)!r}"
-            for key in sorted({*flat(old), *flat(new)})
-            if (old := flat(old)).get(key) != (new := flat(new)).get(key)
+            for key in sorted({*old, *new})
+            if old.get(key) != new.get(key)
         ]
         if changed:
             raise RunError(

@@ -45,7 +45,7 @@ class AutoencoderTraining:
 @dataclass(frozen=True)
 class DiffusionTraining:
     pictures: int = 24_000  # drawn and encoded once
-    steps: int = 6_000
+    steps: int = 4_500
     batch: int = 64
     lr: float = 1e-3  # peak; cosine to zero after a warm-up of 5 %
     dropped: float = 0.1  # share of captions left empty, so that guidance has something to compare with
@@ -56,8 +56,8 @@ class DiffusionTraining:
 @dataclass(frozen=True)
 class RewardTraining:
     pictures: int = 12_000  # drawn and spoilt once
-    steps: int = 3_000
-    batch: int = 64  # pictures; each is read against one true and two false captions
+    steps: int = 2_500
+    batch: int = 64  # pictures; each is read against a true and a false caption
     lr: float = 1e-3  # peak; cosine to zero after a warm-up of 5 %
     contrast: float = 0.1  # weight of CLIP's own loss on the two towers
 
@@ -157,8 +157,7 @@ def train_diffusion(
             config.ema, (1 + step) / (10 + step)
         )  # short memory at first, when the weights are still noise
         with torch.no_grad():
-            for slow, fast in zip(averaged.parameters(), raw.parameters()):
-                slow.lerp_(fast, 1 - decay)
+            torch._foreach_lerp_(list(averaged.parameters()), list(raw.parameters()), 1 - decay)
         run.log("diffusion", step, loss=loss.item())
         run.bar.set_postfix(loss=f"{loss.item():.4f}")
     return LatentDiffusion(
@@ -258,13 +257,12 @@ def train_reward(
         ].tolist()
         told = choices(seed, stage, "captions", step)
         true = [prompts[i] for i in pick]
-        texts = [p.text for p in true] + [near_miss(p, told).text for p in true for _ in range(2)]
-        ids = tokenizer(texts).to(device)  # (3b t)
-        holds = torch.cat([shown[pick].float(), torch.zeros(2 * len(pick))]).to(device)  # (3b)
+        texts = [p.text for p in true] + [near_miss(p, told).text for p in true]
+        ids = tokenizer(texts).to(device)  # (2b t)
+        holds = torch.cat([shown[pick].float(), torch.zeros(len(pick))]).to(device)  # (2b)
         patches = model.clip.vision(images[pick].to(device))  # (b n d)
-        hidden = model.clip.text(ids)  # (3b t d)
-        order = torch.cat([torch.arange(len(pick)), torch.arange(len(pick)).repeat_interleave(2)]).to(device)
-        logits = model.judge(patches[order], hidden, ids)  # (3b)
+        hidden = model.clip.text(ids)  # (2b t d)
+        logits = model.judge(patches.repeat(2, 1, 1), hidden, ids)  # (2b)
         loss = F.binary_cross_entropy_with_logits(logits, holds)
         contrast = clip_loss(model, patches, hidden[: len(pick)], ids[: len(pick)])
         optimizer.zero_grad(set_to_none=True)

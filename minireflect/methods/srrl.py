@@ -14,7 +14,7 @@ inversion run without a look at the reward and only the last round is drawn G ti
 
 Differs from the released code: reflection keeps no graph; every iteration has its own random stream; leftover
 gradients are never dropped; latents and log-probabilities stay float32; the clip is stated in nats; group-relative
-advantages by default; guidance 1 in rollouts by default (half the cost, and the guidance is learnt into the weights);
+advantages by default, each round crediting its own branches only; guidance 1 in rollouts by default (half the cost, and the guidance is learnt into the weights);
 all rounds are trained.  The paper's choices are options: `--srrl.mode blind --srrl.train-rounds last
 --srrl.advantage history --srrl.suffixes 1 5 9 --srrl.guidance 5`.
 
@@ -70,6 +70,9 @@ class SRRLConfig:
         True  # branches of a group start from the same x_T (else only in rounds after the first)
     )
     advantage: Literal["group", "history"] = "group"  # GRPO, or the paper's z-score with best/worst selection
+    std_floor: float = (
+        0.1  # added to a group's std of rewards, so that jitter in a solved group teaches nothing
+    )
     history: int = 8  # stages of rewards that the z-score remembers
     lr: float = 1e-4  # of AdamW
     warmup: int = 10  # iterations of linear warm-up; without it the first steps destroy the model
@@ -126,6 +129,11 @@ class Cost(NamedTuple):
         return Cost(self.unet + unet, self.trained + trained, self.rewards + rewards)
 
 
+def evaluations(w: float) -> int:
+    """UNet evaluations of one sample at guidance w: 0 and 1 need one side only."""
+    return 1 if w in (0, 1) else 2
+
+
 @dataclass
 class Rollout:
     """Everything that one iteration drew, and what it cost."""
@@ -149,22 +157,21 @@ def rollout(
     x_T = pipe.noise(n, rng(seed, "start", step))  # (n c h w)
     rounds = config.rounds if not config.curriculum else min(config.rounds, step // config.curriculum)
     out = Rollout(texts, context)
-    double = 1 if config.guidance in (0, 1) else 2
-    reflecting = n * len(table) * 2  # doubled by guidance
+    renoising = n * len(table) * evaluations(config.w_renoise)
     if config.mode == "blind":
         for k in range(rounds):
             x_0 = last(denoise(one(config.w_denoise), x_T, table))
             x_T = renoise_to(
                 one(config.w_renoise), x_0, table, config.reflection, rng(seed, "reflect", step, k)
             )
-            out.cost = out.cost.plus(unet=2 * reflecting)
+            out.cost = out.cost.plus(unet=renoising + n * len(table) * evaluations(config.w_denoise))
         rounds = 0
     for k in range(rounds + 1):
         noise = rng(seed, "branch", step, k)
         start = x_T
         if shared:  # branches part late: SRRL's backward-progressive suffixes
             start = last(denoise(one(config.guidance), x_T, table[:shared], config.eta, noise))
-            out.cost = out.cost.plus(unet=n * shared * double)
+            out.cost = out.cost.plus(unet=n * shared * evaluations(config.guidance))
         fork = start.repeat_interleave(g, 0)  # (n*g c h w)
         if not config.same_noise and k == 0 and not shared and (config.mode == "select" or not config.rounds):
             fork = pipe.noise(n * g, rng(seed, "start", step, "all"))
@@ -173,14 +180,14 @@ def rollout(
         images = pipe.decode(path.latents[:, -1])  # (n*g 3 h w)
         rewards = reward(images, [t for t in texts for _ in range(g)]).view(n, g)
         out.rounds.append(Round(x_T, own, path, images, rewards))
-        out.cost = out.cost.plus(unet=n * g * len(own) * double, rewards=n * g)
+        out.cost = out.cost.plus(unet=n * g * len(own) * evaluations(config.guidance), rewards=n * g)
         if k < rounds:  # the reward points its thumb; what it chose becomes noise again
             best = rewards.argmax(1) + torch.arange(n, device=rewards.device) * g
             x_0 = path.latents[best.to(path.latents.device), -1]
             x_T = renoise_to(
                 one(config.w_renoise), x_0, table, config.reflection, rng(seed, "reflect", step, k)
             )
-            out.cost = out.cost.plus(unet=reflecting)
+            out.cost = out.cost.plus(unet=renoising)
     return out
 
 
@@ -195,7 +202,7 @@ def advantages(
             result.append((torch.zeros_like(rewards), torch.zeros_like(rewards, dtype=torch.bool)))
         elif config.advantage == "group":
             kept = ~zero_variance_groups(rewards)
-            result.append((group_advantage(rewards), kept[:, None].expand_as(rewards)))
+            result.append((group_advantage(rewards, config.std_floor), kept[:, None].expand_as(rewards)))
         else:
             z = history_advantage(history, keys, rewards)
             result.append((advantage_weights(z), select_best_worst(z)))
@@ -243,11 +250,10 @@ def update(
     order = torch.randperm(len(jobs), generator=generator).tolist()
     order = order[: max(1, round(config.trained * len(order)))] if jobs else []
     chunks = [c for c in torch.tensor(order).chunk(config.updates)] if order else []
-    double = 1 if config.guidance in (0, 1) else 2
     context = out.context.repeat_interleave(config.group, 0)
     sums = dict.fromkeys(("loss", "high", "low", "kl", "norm"), 0.0)
     log_ratio = first_ratio = 0.0
-    evaluations = kl_count = 0
+    trained = kl_count = 0
     for number, chunk in enumerate(chunks):
         optimizer.zero_grad(set_to_none=True)
         total = sum(
@@ -276,7 +282,7 @@ def update(
                 sums["kl"] += kl.mean().item() * len(table)
                 kl_count += 1
             loss.backward()
-            evaluations += len(x) * double
+            trained += len(x) * evaluations(config.guidance)
             nats = (now.log_prob - round_.path.log_probs[:, i].to(device)).abs().max().item()
             log_ratio = max(log_ratio, nats)
             if number == 0:
@@ -292,7 +298,7 @@ def update(
     m = max(1, len(chunks))
     return UpdateStats(
         sums["loss"] / m, sums["high"] / m, sums["low"] / m, log_ratio, first_ratio,
-        sums["kl"] / max(1, kl_count), sums["norm"] / m, len(chunks), evaluations,
+        sums["kl"] / max(1, kl_count), sums["norm"] / m, len(chunks), trained,
     )  # fmt: skip
 
 

@@ -35,7 +35,7 @@ STRIDE = 2  # pixels between the camera positions of the matched filter; the res
 DIMS = 64  # principal directions kept of the matched filter's 768
 CANDIDATES = 3  # scenes that are drawn again
 NEAR = 48  # points looked at to find them
-HALFWAY = 0.4  # share of the way to another scene from which on a picture is neither
+HALFWAY = 0.47  # share of the way to another scene from which on a picture is neither
 PAPER = np.array(PALETTE["paper"], np.float32) / 255
 
 
