@@ -11,15 +11,17 @@ import argparse
 import shutil
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated, Literal
 
 import torch
 import tyro
 
 from minireflect import figures
-from minireflect.config import COMMANDS, Config, preset, read_config, to_dict
+from minireflect.config import PRESETS, Command, Config, preset, read_config, to_dict
 from minireflect.diffusion.reflection import ReflectionConfig
+from minireflect.diffusion.schedule import Schedule, ScheduleConfig
 from minireflect.evaluate import Score, evaluate, table
 from minireflect.methods import pretrain
 from minireflect.methods.srrl import train_srrl
@@ -32,37 +34,39 @@ from minireflect.run import Interrupted, Run, RunError, write_text
 from minireflect.showcase import before_and_after, fixed_prompts, rounds_strip
 
 
-def parse(words: list[str]) -> tuple[argparse.Namespace, Config]:
-    """The few words about the run itself, and every field of the configuration as an option (tyro)."""
-    outer = argparse.ArgumentParser(add_help=False)
-    outer.add_argument(
-        "command", nargs="?", default="srrl", choices=COMMANDS, help="what to train (default: srrl)"
-    )
-    outer.add_argument("--preset", choices=("smoke", "cpu", "gpu"), help="budget (default: by the device)")
-    outer.add_argument("--out", type=Path, help="run folder (default: the first free runs/COMMAND-N)")
-    outer.add_argument("--resume", action="store_true", help="continue the run in --out")
-    outer.add_argument("--weights", type=Path, help="run to start from (default: the shipped weights)")
-    outer.add_argument(
-        "--device", choices=("cuda", "mps", "cpu"), help="default: the first of them that is there"
-    )
-    if {"-h", "--help"} & set(words):
-        outer.prog, outer.description = "train.py", __doc__
-        outer.formatter_class = argparse.RawDescriptionHelpFormatter
-        outer.print_help()
-        print("\nand every field of the configuration (defaults of the preset):\n")
-    run, rest = outer.parse_known_args([w for w in words if w not in ("-h", "--help")])
-    run.device = run.device or best_device()
-    run.preset = run.preset or ("cpu" if run.device == "cpu" else "gpu")
-    if run.resume:
-        if run.out is None:
-            raise RunError("--resume needs --out RUN: which run is to be continued?")
-        default = read_config(run.out)
-        run.command = default.command
-    else:
-        default = replace(preset(run.preset), command=run.command)
-    rest += ["--help"] * bool({"-h", "--help"} & set(words))
-    return run, tyro.cli(
-        Config, args=rest, default=default, prog="train.py", config=(tyro.conf.AvoidSubcommands,)
+@dataclass(frozen=True)
+class Arguments:
+    """Train a model that draws, judges its own pictures, turns them back into noise and draws again.
+
+    Commands: `srrl` reinforces the shipped weights; `autoencoder`, `diffusion` and `reward` train what it stands on;
+    `all` does everything from nothing.
+    """
+
+    command: Annotated[Command, tyro.conf.Positional] = "srrl"  # what to train
+    preset: Literal["smoke", "cpu", "gpu"] | None = None  # budget; by the device when not given
+    out: Path | None = None  # run folder; the first free runs/COMMAND-N when not given
+    resume: bool = False  # go on with the run in --out, as it was configured
+    weights: Path | None = None  # run folder to start from; the shipped weights when not given
+    device: Literal["cuda", "mps", "cpu"] | None = None  # the first of them that is there when not given
+    config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+
+
+def parse(words: list[str]) -> Arguments:
+    """Two passes: the preset or the run to resume decides the defaults, then every field is an option (tyro)."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset"), first.add_argument("--out", type=Path), first.add_argument("--device")
+    first.add_argument("--resume", action="store_true")
+    seen, _ = first.parse_known_args(words)
+    device = seen.device or best_device()
+    name = seen.preset or ("cpu" if device == "cpu" else "gpu")
+    default = Arguments(config=preset(name if name in PRESETS else "cpu"))  # tyro explains an unknown name
+    if seen.resume:
+        if seen.out is None:
+            raise RunError("--resume needs --out RUN: which run is to go on?")
+        command, config = read_config(seen.out)
+        default = Arguments(command=command, config=config)
+    return replace(
+        tyro.cli(Arguments, args=words, default=default, prog="train.py"), device=device, preset=name
     )
 
 
@@ -80,37 +84,39 @@ def free_folder(command: str) -> Path:
     return folder
 
 
-def train(args: argparse.Namespace, config: Config) -> None:
+def train(args: Arguments) -> None:
+    config = args.config
     start, device = time.time(), torch.device(args.device)
-    source = None if args.weights is None else weights_folder(args.weights)  # before anything is written
-    if config.command not in ("all", "autoencoder"):
-        needed(config.command, args.weights)
-    run = Run(args.out or free_folder(config.command), to_dict(config), args.resume)
+    check_first(args)
+    source = weights_folder(args.weights)
+    run = Run(
+        args.out or free_folder(args.command), {"command": args.command, **to_dict(config)}, args.resume
+    )
     print(
         f"run folder {run.folder} · {args.preset} preset · {device} · {torch.get_num_threads()} threads · seed {config.seed}"
     )
     weights = run.folder / "weights"
-    stages = ["autoencoder", "diffusion", "reward", "srrl"] if config.command == "all" else [config.command]
-    for stage in stages:
-        folder = weights if config.command == "all" else source
-        {"autoencoder": autoencoder, "diffusion": diffusion, "reward": reward, "srrl": srrl}[stage](
-            config, run, folder, device
-        )
+    for stage in STAGES if args.command == "all" else [args.command]:
+        folder = weights if args.command == "all" else source
+        STAGES[stage](config, run, folder, device)
     print(f"done in {(time.time() - start) / 60:.1f} minutes; look at {run.folder / 'figures'}")
 
 
-def needed(command: str, weights: Path | None) -> None:
-    """Fail on missing or broken weights before a run folder is made."""
-    folder = weights_folder(weights)
-    if command == "diffusion":
+def check_first(args: Arguments) -> None:
+    """Fail on missing or broken weights, or steps that the schedule does not have, before a run folder is made."""
+    schedule = Schedule(ScheduleConfig())
+    for steps in (args.config.srrl.steps, args.config.sampler.steps):
+        schedule.table(steps, args.config.sampler.spacing)
+    folder = weights_folder(args.weights)
+    if args.command == "diffusion":
         load_module(folder / "autoencoder.safetensors", Autoencoder, AutoencoderConfig)
-    else:
-        load_pipeline(weights)
-        if command == "srrl":
-            load_module(folder / "reward.safetensors", Matcher, MatcherConfig)
+    elif args.command in ("reward", "srrl"):
+        load_pipeline(folder)
+    if args.command == "srrl":
+        load_module(folder / "reward.safetensors", Matcher, MatcherConfig)
 
 
-def autoencoder(config: Config, run: Run, folder: Path | None, device: torch.device) -> None:
+def autoencoder(config: Config, run: Run, folder: Path, device: torch.device) -> None:
     if run.is_done("autoencoder"):
         return
     model = pretrain.train_autoencoder(config.autoencoder, config.world, config.seed, run, device)
@@ -121,13 +127,11 @@ def autoencoder(config: Config, run: Run, folder: Path | None, device: torch.dev
     run.finish("autoencoder")
 
 
-def diffusion(config: Config, run: Run, folder: Path | None, device: torch.device) -> None:
+def diffusion(config: Config, run: Run, folder: Path, device: torch.device) -> None:
     if run.is_done("diffusion"):
         return
     weights = run.folder / "weights"
-    encoder, _ = load_module(
-        (folder or weights_folder(None)) / "autoencoder.safetensors", Autoencoder, AutoencoderConfig
-    )
+    encoder, _ = load_module(folder / "autoencoder.safetensors", Autoencoder, AutoencoderConfig)
     pipe = pretrain.train_diffusion(config.diffusion, config.world, config.seed, encoder, run, device)
     pipe.save(weights)
     figures.training_curve(
@@ -136,7 +140,7 @@ def diffusion(config: Config, run: Run, folder: Path | None, device: torch.devic
     run.finish("diffusion")
 
 
-def reward(config: Config, run: Run, folder: Path | None, device: torch.device) -> None:
+def reward(config: Config, run: Run, folder: Path, device: torch.device) -> None:
     if run.is_done("reward"):
         return
     pipe = load_pipeline(folder).to(device)
@@ -149,13 +153,13 @@ def reward(config: Config, run: Run, folder: Path | None, device: torch.device) 
     run.finish("reward")
 
 
-def srrl(config: Config, run: Run, folder: Path | None, device: torch.device) -> None:
+def srrl(config: Config, run: Run, folder: Path, device: torch.device) -> None:
     """Evaluate the base, reinforce it, evaluate again with the same prompts, noise and sampler."""
     weights, pictures = run.folder / "weights", run.folder / "figures"
     if not (weights / "base_unet.safetensors").exists():
         for name in ("autoencoder", "text_encoder", "reward", "unet"):
             source, target = (
-                (folder or weights_folder(None)) / f"{name}.safetensors",
+                folder / f"{name}.safetensors",
                 "base_unet" if name == "unet" else name,
             )
             if source.parent != weights or target != name:
@@ -212,10 +216,12 @@ def measured(run: Run, name: str, pipe: LatentDiffusion, judge: Reward, config: 
     return scores
 
 
+STAGES = {"autoencoder": autoencoder, "diffusion": diffusion, "reward": reward, "srrl": srrl}
+
+
 def main() -> int:
     try:
-        run, config = parse(sys.argv[1:])
-        train(run, config)
+        train(parse(sys.argv[1:]))
         return 0
     except Interrupted as stop:
         print(f"train.py: {stop}", file=sys.stderr)

@@ -20,7 +20,7 @@ from .world.data import WorldConfig
 from .world.prompts import KINDS, draw_prompts
 
 Command = Literal["autoencoder", "diffusion", "reward", "srrl", "all"]
-COMMANDS: tuple[str, ...] = typing.get_args(Command)
+PRESETS = ("smoke", "cpu", "gpu")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,6 @@ class PromptMix:
 
 @dataclass(frozen=True)
 class Config:
-    command: str = "srrl"
     seed: int = 0  # of every random stream
     world: WorldConfig = field(default_factory=WorldConfig)
     autoencoder: AutoencoderTraining = field(default_factory=AutoencoderTraining)
@@ -117,12 +116,13 @@ def from_dict(kind: type, values: dict) -> object:
     return kind(**built)
 
 
-def read_config(folder: Path) -> Config:
-    """The configuration of a run.  Raises ValueError in one sentence."""
+def read_config(folder: Path) -> tuple[str, Config]:
+    """The command and the configuration of a run.  Raises ValueError in one sentence."""
     path = folder / "config.json"
     try:
-        return from_dict(Config, json.loads(path.read_text()))
+        values = json.loads(path.read_text())
+        return values.pop("command"), from_dict(Config, values)
     except OSError as error:
         raise ValueError(f"there is no run to resume in {folder}: cannot read {path}") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not the configuration of a run of train.py: {error!r}") from error
