@@ -17,9 +17,8 @@ from minireflect.diffusion.reflection import ReflectionConfig
 from minireflect.models.tokenizer import PromptError, split
 from minireflect.pipeline import SHIPPED, SamplerConfig, load_pipeline
 from minireflect.rl.rewards import load_reward
-from minireflect.showcase import fixed_prompts, rounds_strip
-from minireflect.streams import rng
-from minireflect.world.render import read_picture, write_picture
+from minireflect.showcase import check_picture, rounds_strip
+from minireflect.world.render import read_picture
 
 CHECKED = SHIPPED / "check.png"
 CHECK_TOLERANCE = (
@@ -69,7 +68,6 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--check", action="store_true", help="compare with the committed picture; exit 1 when it is off"
     )
-    parser.add_argument("--write-check", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(words)
 
 
@@ -95,15 +93,8 @@ def draw(args: argparse.Namespace) -> None:
     print(f"written to {args.out}")
 
 
-def checked_pictures() -> np.ndarray:
-    """Eight fixed prompts drawn without step noise by the shipped weights, side by side.  -> (64 512 3) uint8"""
-    texts = [p.text for p in fixed_prompts(("physical",))]
-    images = load_pipeline().generate(texts, eta=0.0, generator=rng(0, "check"))  # (8 3 64 64)
-    return ((images + 1) * 127.5).round().byte().permute(2, 0, 3, 1).reshape(64, -1, 3).numpy()
-
-
 def check() -> int:
-    expected, drawn = read_picture(CHECKED), checked_pictures()
+    expected, drawn = read_picture(CHECKED), check_picture(load_pipeline())
     off = float(np.abs(expected.astype(float) - drawn).mean())
     print(f"mean difference from the committed picture: {off:.3f} of 255 (at most {CHECK_TOLERANCE})")
     return 0 if off <= CHECK_TOLERANCE else 1
@@ -112,12 +103,9 @@ def check() -> int:
 def main() -> int:
     args = parse(sys.argv[1:])
     try:
-        if args.write_check:
-            write_picture(checked_pictures(), CHECKED)
-        elif args.check:
+        if args.check:
             return check()
-        else:
-            draw(args)
+        draw(args)
         return 0
     except (ValueError, OSError) as error:
         print(f"sample.py: {error}", file=sys.stderr)

@@ -28,7 +28,14 @@ from minireflect.methods.srrl import train_srrl
 from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
 from minireflect.models.matcher import Matcher, MatcherConfig
 from minireflect.models.tokenizer import Tokenizer
-from minireflect.pipeline import LatentDiffusion, load_module, load_pipeline, save_module, weights_folder
+from minireflect.pipeline import (
+    SHIPPED,
+    LatentDiffusion,
+    load_module,
+    load_pipeline,
+    save_module,
+    weights_folder,
+)
 from minireflect.rl.rewards import Reward, checker, match_reward
 from minireflect.run import Interrupted, Run, RunError, write_text
 from minireflect.showcase import before_and_after, fixed_prompts, rounds_strip
@@ -156,30 +163,26 @@ def reward(config: Config, run: Run, folder: Path, device: torch.device) -> None
 def srrl(config: Config, run: Run, folder: Path, device: torch.device) -> None:
     """Evaluate the base, reinforce it, evaluate again with the same prompts, noise and sampler."""
     weights, pictures = run.folder / "weights", run.folder / "figures"
+    start = "base_unet" if folder == SHIPPED else "unet"  # the shipped "unet" has been reinforced already
     if not (weights / "base_unet.safetensors").exists():
-        for name in ("autoencoder", "text_encoder", "reward", "unet"):
-            source, target = (
-                folder / f"{name}.safetensors",
-                "base_unet" if name == "unet" else name,
-            )
-            if source.parent != weights or target != name:
-                shutil.copyfile(source, weights / f"{target}.safetensors")
+        parts = {
+            "autoencoder": "autoencoder",
+            "text_encoder": "text_encoder",
+            "reward": "reward",
+            start: "base_unet",
+        }
+        for source, name in parts.items():
+            if folder != weights or name != source:
+                shutil.copyfile(folder / f"{source}.safetensors", weights / f"{name}.safetensors")
     base = load_pipeline(weights, unet="base_unet").to(device)
     matcher, about = load_module(weights / "reward.safetensors", Matcher, MatcherConfig)
     judge = match_reward(matcher.to(device), Tokenizer(about["words"].split(), matcher.config.length))
     before = measured(run, "base", base, judge, config)
     pipe = load_pipeline(weights, unet="base_unet").to(device)
     clock = time.time()
+    texts = config.prompts.draw(config.seed, config.srrl.prompts)
     try:
-        train_srrl(
-            config.srrl,
-            config.seed,
-            pipe,
-            judge,
-            config.prompts.draw(config.seed, config.srrl.prompts),
-            checker,
-            run,
-        )
+        train_srrl(config.srrl, config.seed, pipe, judge, texts, checker, run)
     finally:
         pipe.save(weights, ("unet",))  # also when stopped: what was trained is never lost
     minutes = (time.time() - clock) / 60
@@ -192,8 +195,8 @@ def srrl(config: Config, run: Run, folder: Path, device: torch.device) -> None:
     )
     write_text(run.folder / "table.md", summary + "\n")
     print(summary)
-    start = [sum(getattr(s, key) for s in before.values()) / len(before) for key in ("reward", "accuracy")]
-    figures.learning_curve(rows, pictures / "reward_and_truth.png", (start[0], start[1]))
+    level = [sum(getattr(s, key) for s in before.values()) / len(before) for key in ("reward", "accuracy")]
+    figures.learning_curve(rows, pictures / "reward_and_truth.png", (level[0], level[1]))
     figures.latent_moments(rows, pictures / "latents_by_round.png")
     figures.accuracy_by_law({"base": before, "SRRL": after}, pictures / "accuracy_by_law.png")
     before_and_after(
@@ -225,6 +228,9 @@ def main() -> int:
         return 0
     except Interrupted as stop:
         print(f"train.py: {stop}", file=sys.stderr)
+        return 130
+    except KeyboardInterrupt:
+        print("train.py: stopped between two stages; what was saved can be resumed", file=sys.stderr)
         return 130
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"train.py: {error}", file=sys.stderr)

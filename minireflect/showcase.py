@@ -6,7 +6,9 @@ Nothing in them is picked: prompts come in the order in which the world lists th
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from . import figures
@@ -103,3 +105,11 @@ def before_and_after(
             for row, image, text, value in zip(rows, images.cpu(), texts, reward(images, texts).tolist()):
                 row.append(verdict(image, text, value))
     figures.strip(rows, texts, heads, path)
+
+
+@torch.no_grad()
+def check_picture(pipe: LatentDiffusion) -> np.ndarray:
+    """The first held-out physical prompt of every law, side by side, drawn without step noise.  -> (64 512 3) uint8"""
+    texts = [p.text for p in fixed_prompts(("physical",))]
+    images = pipe.generate(texts, eta=0.0, generator=rng(0, "check"))  # (8 3 64 64)
+    return rearrange(((images + 1) * 127.5).round().byte(), "b c h w -> h (b w) c").cpu().numpy()

@@ -1,6 +1,6 @@
 """The README's first picture: rounds 0 to 3 on fixed held-out prompts, from the shipped weights.  Nothing is picked.
 
-    python scripts/first_picture.py            writes docs/rounds.png and docs/world.png
+    python scripts/first_picture.py        writes docs/rounds.png, docs/world.png and what `sample.py --check` compares with
 
 Prompts are the first held-out unconventional one of every law, noise comes from seed 0.
 """
@@ -13,9 +13,10 @@ from minireflect import caption, figures, load_pipeline, render, sample_scene
 from minireflect.diffusion.reflection import ReflectionConfig
 from minireflect.pipeline import SHIPPED, SamplerConfig
 from minireflect.rl.rewards import load_reward
-from minireflect.showcase import fixed_prompts, rounds_strip
+from minireflect.showcase import check_picture, fixed_prompts, rounds_strip
 from minireflect.world.laws import LAWS
 from minireflect.world.prompts import law_prompt
+from minireflect.world.render import write_picture
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -44,6 +45,7 @@ def main() -> None:
         0,
         DOCS / "rounds.png",
     )
+    write_picture(check_picture(load_pipeline()), SHIPPED / "check.png")
     world()
 
 

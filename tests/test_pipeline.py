@@ -144,7 +144,7 @@ def test_the_shipped_base_draws_and_the_shipped_reward_judges() -> None:
     """Not a smoke test: the base is right on some physical prompts, and the reward prefers renders to their twins."""
     draw = choices(0, "shipped")
     prompts = draw_prompts("physical", "held-out", 32, draw)
-    images = load_pipeline().generate([p.text for p in prompts], generator=rng(0, "shipped"))
+    images = load_pipeline(unet="base_unet").generate([p.text for p in prompts], generator=rng(0, "shipped"))
     right = [p.fulfilled_by(inspect(image)) for p, image in zip(prompts, images)]
     assert 0.3 < sum(right) / 32 < 0.95  # between 0.50 and 0.85 over 2,000; this is a sample of 32
     true = torch.stack([render(p.scene(draw)) for p in prompts])

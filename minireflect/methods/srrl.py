@@ -30,7 +30,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ..diffusion.ddim import ddim_step
+from ..diffusion.ddim import DDIMStep, ddim_step
 from ..diffusion.reflection import ReflectionConfig, moments, renoise_to
 from ..diffusion.sample import Trajectory, collect, denoise, last
 from ..diffusion.schedule import StepTable
@@ -226,6 +226,38 @@ class UpdateStats(NamedTuple):
     evaluations: int  # of the UNet, with backward
 
 
+def score(
+    pipe: LatentDiffusion, unet: torch.nn.Module, context: Tensor, round_: Round, i: int, config: SRRLConfig
+) -> DDIMStep:
+    """Step i of a round's branches under a UNet: its mean, and the log-probability of what the branches did.
+
+    The batch is the rollout's, number for number, so that the policy that drew it gives the very log-probabilities
+    of the rollout.
+    """
+    x, x_prev = (round_.path.latents[:, j].to(context.device) for j in (i, i + 1))  # (n*g c h w)
+    eps = replace(pipe, unet=unet).eps(context)(config.guidance)(x, round_.table.t[i])
+    table = round_.table
+    return ddim_step(x, eps, table.abar[i], table.abar_prev[i], table.sigma(config.eta)[i], x_prev)
+
+
+def jobs(
+    out: Rollout, advantage: list[tuple[Tensor, Tensor]], config: SRRLConfig, generator: torch.Generator
+) -> list[list[tuple[int, int]]]:
+    """The (round, step) pairs to train on, shuffled, in one list per optimiser step.
+
+    A step without noise (sigma 0) has no density and is left out, and so is a round without anything to learn.
+    """
+    pairs = [
+        (k, i)
+        for k, (round_, (_, kept)) in enumerate(zip(out.rounds, advantage))
+        for i, sigma in enumerate(round_.table.sigma(config.eta))
+        if sigma > 0 and kept.any()
+    ]
+    order = torch.randperm(len(pairs), generator=generator)
+    order = order[: math.ceil(config.trained * len(pairs))]
+    return [[pairs[j] for j in chunk] for chunk in order.chunk(config.updates)] if len(order) else []
+
+
 def update(
     pipe: LatentDiffusion,
     base: torch.nn.Module,
@@ -235,64 +267,52 @@ def update(
     config: SRRLConfig,
     generator: torch.Generator,
 ) -> UpdateStats:
-    """PPO-clip on the branches of all rounds (E8).
-
-    An optimiser step takes its share of the denoising steps and on each all the branches of a round at once: the very
-    batches of the rollout, so that the first ratio is exactly 1.  Steps without noise (sigma 0) have no density and
-    are left out.
-    """
-    device, dims = pipe.device, math.prod(pipe.latent_shape)
-    jobs = []  # (round, step) pairs to train on
-    for k, (round_, (_, kept)) in enumerate(zip(out.rounds, advantage)):
-        noisy = [i for i, s in enumerate(round_.table.sigma(config.eta)) if s > 0]
-        if kept.any():
-            jobs += [(k, i) for i in noisy]
-    order = torch.randperm(len(jobs), generator=generator).tolist()
-    order = order[: max(1, round(config.trained * len(order)))] if jobs else []
-    chunks = [c for c in torch.tensor(order).chunk(config.updates)] if order else []
-    context = out.context.repeat_interleave(config.group, 0)
+    """PPO-clip on the branches of all rounds (E8), `config.updates` optimiser steps."""
+    dims = math.prod(pipe.latent_shape)
+    context = out.context.repeat_interleave(config.group, 0)  # (n*g t d)
     sums = dict.fromkeys(("loss", "high", "low", "kl", "norm"), 0.0)
     log_ratio = first_ratio = 0.0
     trained = kl_count = 0
+    chunks = jobs(out, advantage, config, generator)
     for number, chunk in enumerate(chunks):
         optimizer.zero_grad(set_to_none=True)
-        total = sum(
-            int(advantage[jobs[j][0]][1].sum()) for j in chunk.tolist()
-        )  # samples x steps in this update
-        for j in chunk.tolist():
-            k, i = jobs[j]
-            round_, (A, kept) = out.rounds[k], advantage[k]
-            x, x_prev = round_.path.latents[:, i].to(device), round_.path.latents[:, i + 1].to(device)
-            table, sigma = round_.table, round_.table.sigma(config.eta)[i]
-            eps = pipe.eps(context)(config.guidance)(x, table.t[i])
-            now = ddim_step(x, eps, table.abar[i], table.abar_prev[i], sigma, x_prev)
-            rows = kept.flatten().to(device)
-            new = reduce_log_prob(now.log_prob, dims, config.reduction)[rows]
-            old = reduce_log_prob(round_.path.log_probs[:, i].to(device), dims, config.reduction)[rows]
-            stats = ppo_clip(new, old, A.flatten().to(device)[rows], config.clip)
-            share = int(rows.sum()) / total
+        samples = sum(int(advantage[k][1].sum()) for k, _ in chunk)  # branches x steps in this optimiser step
+        for k, i in chunk:
+            round_, rows = out.rounds[k], advantage[k][1].flatten().to(pipe.device)  # (n*g) bool
+            now, old = (
+                score(pipe, pipe.unet, context, round_, i, config),
+                round_.path.log_probs[:, i].to(pipe.device),
+            )
+            new_reduced, old_reduced = (
+                reduce_log_prob(v, dims, config.reduction)[rows] for v in (now.log_prob, old)
+            )
+            stats = ppo_clip(
+                new_reduced, old_reduced, advantage[k][0].flatten().to(pipe.device)[rows], config.clip
+            )
+            share = int(rows.sum()) / samples
             loss = stats.loss * share
-            with_kl = config.kl > 0 or (number == 0 and j == chunk[0])
-            if with_kl:
+            if (
+                config.kl > 0 or kl_count == 0
+            ):  # for the log alone, one step an iteration is an unbiased sample
                 with torch.no_grad():
-                    frozen = pipe_eps(pipe, base, context, config.guidance)(x, table.t[i])
-                    reference = ddim_step(x, frozen, table.abar[i], table.abar_prev[i], sigma, x_prev)
-                kl = gaussian_kl(now.mean, reference.mean, sigma)  # (n*g) nats
+                    reference = score(pipe, base, context, round_, i, config)
+                kl = gaussian_kl(now.mean, reference.mean, now.sigma)  # (n*g) nats
                 loss = loss + config.kl * share * reduce_log_prob(kl[rows], dims, config.reduction).mean()
-                sums["kl"] += kl.mean().item() * len(table)
+                sums["kl"] += kl.mean().item() * len(round_.table)
                 kl_count += 1
             loss.backward()
-            trained += len(x) * evaluations(config.guidance)
-            nats = (now.log_prob - round_.path.log_probs[:, i].to(device)).abs().max().item()
+            trained += len(now.mean) * evaluations(config.guidance)
+            nats = (now.log_prob.detach() - old).abs().max().item()
             log_ratio = max(log_ratio, nats)
             if number == 0:
-                first_ratio = max(first_ratio, abs(math.expm1(min(nats, 80.0))))
-            sums["loss"] += stats.loss.item() * share
-            sums["high"] += stats.clip_high.item() * share
-            sums["low"] += stats.clip_low.item() * share
+                first_ratio = max(first_ratio, math.expm1(min(nats, 80.0)))
+            for name, value in (("loss", stats.loss), ("high", stats.clip_high), ("low", stats.clip_low)):
+                sums[name] += value.item() * share
         norm = torch.nn.utils.clip_grad_norm_(pipe.unet.parameters(), config.grad_norm)
         if not torch.isfinite(norm):
-            raise FloatingPointError(f"the gradient of update {number} is not finite; lower --srrl.lr")
+            raise FloatingPointError(
+                f"the gradient of update {number} is not finite; lower --srrl.lr {config.lr}"
+            )
         sums["norm"] += norm.item()
         optimizer.step()
     m = max(1, len(chunks))
@@ -300,13 +320,6 @@ def update(
         sums["loss"] / m, sums["high"] / m, sums["low"] / m, log_ratio, first_ratio,
         sums["kl"] / max(1, kl_count), sums["norm"] / m, len(chunks), trained,
     )  # fmt: skip
-
-
-def pipe_eps(
-    pipe: LatentDiffusion, unet: torch.nn.Module, context: Tensor, w: float
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """The epsilon function of the same pipeline with another UNet: the base, for the KL."""
-    return replace(pipe, unet=unet).eps(context)(w)
 
 
 def train_srrl(
