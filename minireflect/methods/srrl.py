@@ -77,7 +77,7 @@ class SRRLConfig:
     lr: float = 1e-4  # of AdamW
     warmup: int = 10  # iterations of linear warm-up; without it the first steps destroy the model
     updates: int = 2  # optimiser steps per iteration, each on its share of the denoising steps
-    trained: float = 1.0  # share of the denoising steps that an iteration trains on, drawn anew each time
+    trained: float = 0.5  # share of the denoising steps that an iteration trains on, drawn anew each time
     reduction: Literal["mean", "sum"] = "mean"  # of the log-probability over the latent's dimensions
     clip: float = 1e-2  # e, on the ratio of reduced log-probabilities; at 256 dimensions 2.6 nats
     kl: float = 0.0  # weight of the KL to the base, in reduced nats per step
