@@ -45,7 +45,7 @@ class AutoencoderTraining:
 @dataclass(frozen=True)
 class DiffusionTraining:
     pictures: int = 24_000  # drawn and encoded once
-    steps: int = 4_500
+    steps: int = 7_000
     batch: int = 64
     lr: float = 1e-3  # peak; cosine to zero after a warm-up of 5 %
     dropped: float = 0.1  # share of captions left empty, so that guidance has something to compare with
