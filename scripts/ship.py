@@ -1,0 +1,34 @@
+"""Copy the weights of a finished `train.py all` into the package, in half precision.
+
+python scripts/ship.py runs/all-1 [--only autoencoder text_encoder base_unet reward unet]
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from minireflect.models.weights import read_metadata, read_weights, save_weights
+from minireflect.pipeline import SHIPPED
+
+PARTS = ("autoencoder", "text_encoder", "base_unet", "reward", "unet")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    args = parser.parse_args()
+    for name in args.only:
+        source = args.run / "weights" / f"{name}.safetensors"
+        halves = {key: t.to(torch.float16) for key, t in read_weights(source).items()}
+        if bad := [key for key, t in halves.items() if not torch.isfinite(t).all()]:
+            raise ValueError(f"{source}: {bad[0]} does not fit into half precision")
+        save_weights(SHIPPED / source.name, halves, read_metadata(source))
+        print(f"{name}: {sum(t.numel() for t in halves.values()):,} parameters")
+
+
+if __name__ == "__main__":
+    main()
