@@ -48,6 +48,7 @@ class DiffusionTraining:
     steps: int = 7_000
     batch: int = 64
     lr: float = 1e-3  # peak; cosine to zero after a warm-up of 5 %
+    late: float = 20.0  # largest weight of a late noise level, see `level_weight`
     dropped: float = 0.1  # share of captions left empty, so that guidance has something to compare with
     ema: float = 0.995  # decay of the averaged weights, which are the ones kept
     prompt_length: int = 32  # tokens
@@ -148,7 +149,8 @@ def train_diffusion(
         empty = torch.rand(config.batch, 1, generator=draw) < config.dropped  # (b 1)
         x0, words = latents[pick], torch.where(empty.to(device), null, ids[pick])
         output = raw["unet"](schedule.add_noise(x0, t, noise), t, raw["text_encoder"](words))
-        loss = F.mse_loss(output, schedule.target(x0, noise, t))  # DDPM (14)
+        error = (output - schedule.target(x0, noise, t)) ** 2  # DDPM (14)
+        loss = (level_weight(schedule, t, config.late).view(-1, 1, 1, 1) * error).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(raw.parameters(), 1.0)
@@ -163,6 +165,16 @@ def train_diffusion(
     return LatentDiffusion(
         tokenizer, averaged["text_encoder"], averaged["unet"], autoencoder, schedule
     ).eval()
+
+
+def level_weight(schedule: Schedule, t: Tensor, cap: float) -> Tensor:
+    """How much the noise prediction at level t counts: 1 / abar, at most `cap`.
+
+    An error of eps is an error of x_0 times the signal-to-noise ratio, so a plain loss hardly looks at the late levels,
+    where it is decided what stands where.  1 / abar makes the loss that of v-prediction (Salimans & Ho 2022, appendix D).
+    Shapes: t (b) -> (b)
+    """
+    return (1 / schedule.abar.to(t.device)[t]).clamp(max=cap)
 
 
 @torch.no_grad()
