@@ -131,12 +131,14 @@ def test_a_picture_with_an_object_removed_is_never_accepted() -> None:
 
 def test_nothing_is_read_into_noise_blank_or_dissolved_pictures() -> None:
     generator = torch.Generator().manual_seed(0)
-    pictures = [render(s) for s in scenes(60)]
+    drawn = scenes(60)
+    pictures = [render(s) for s in drawn]
     forged = [torch.rand(3, 64, 64, generator=generator) * 2 - 1 for _ in range(30)]
     forged += [torch.randn(3, 64, 64, generator=generator) for _ in range(30)]
     forged += [torch.full((3, 64, 64), v) for v in np.linspace(-1, 1, 21)]
     forged += [0.5 * p + 0.5 * torch.randn(p.shape, generator=generator) for p in pictures]
-    forged += [0.5 * p + 0.5 * q for p, q in zip(pictures, pictures[1:])]
+    laws = [s.law for s in drawn]
+    forged += [0.5 * p + 0.5 * q for p, q, a, b in zip(pictures, pictures[1:], laws, laws[1:]) if a != b]
     dissolve = torch.rand(60, 1, 64, 64, generator=generator) < 0.5
     forged += [
         torch.where(d, p, torch.rand(p.shape, generator=generator) * 2 - 1)

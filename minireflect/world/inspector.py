@@ -28,7 +28,7 @@ from .pen import MARGIN, PALETTE, SIZE, Pen
 from .render import canvas
 from .scenes import COLORS, Object, Reading, Scene
 
-TOLERANCE = 0.30  # in [0, 1]: a ball that is missing makes 0.7, a line moved by a pixel 0.2
+TOLERANCE = 0.25  # in [0, 1]: a ball that is missing makes 0.7, a line moved by a pixel 0.2
 MEAN_TOLERANCE = 0.035  # in [0, 1], over all blocks
 REACH = 4  # pixels: camera positions looked at, twice what scenes are moved by
 STRIDE = 2  # pixels between the camera positions of the matched filter; the rest is refined
