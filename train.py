@@ -118,9 +118,14 @@ def check_first(args: Arguments) -> None:
     if args.command == "diffusion":
         load_module(folder / "autoencoder.safetensors", Autoencoder, AutoencoderConfig)
     elif args.command in ("reward", "srrl"):
-        load_pipeline(folder)
+        load_pipeline(folder, start_unet(folder))
     if args.command == "srrl":
         load_module(folder / "reward.safetensors", Matcher, MatcherConfig)
+
+
+def start_unet(folder: Path) -> str:
+    """Which UNet a run starts from: the shipped "unet" has been reinforced already, so there it is the base."""
+    return "base_unet" if folder == SHIPPED else "unet"
 
 
 def autoencoder(config: Config, run: Run, folder: Path, device: torch.device) -> None:
@@ -150,7 +155,7 @@ def diffusion(config: Config, run: Run, folder: Path, device: torch.device) -> N
 def reward(config: Config, run: Run, folder: Path, device: torch.device) -> None:
     if run.is_done("reward"):
         return
-    pipe = load_pipeline(folder).to(device)
+    pipe = load_pipeline(folder, start_unet(folder)).to(device)
     model = pretrain.train_reward(config.reward, config.seed, pipe, run, device)
     about = {"words": " ".join(pipe.tokenizer.words)}
     save_module(run.folder / "weights" / "reward.safetensors", model, about)
@@ -163,13 +168,12 @@ def reward(config: Config, run: Run, folder: Path, device: torch.device) -> None
 def srrl(config: Config, run: Run, folder: Path, device: torch.device) -> None:
     """Evaluate the base, reinforce it, evaluate again with the same prompts, noise and sampler."""
     weights, pictures = run.folder / "weights", run.folder / "figures"
-    start = "base_unet" if folder == SHIPPED else "unet"  # the shipped "unet" has been reinforced already
     if not (weights / "base_unet.safetensors").exists():
         parts = {
             "autoencoder": "autoencoder",
             "text_encoder": "text_encoder",
             "reward": "reward",
-            start: "base_unet",
+            start_unet(folder): "base_unet",
         }
         for source, name in parts.items():
             if folder != weights or name != source:

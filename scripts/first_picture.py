@@ -37,7 +37,7 @@ def main() -> None:
     texts = [p.text for p in fixed_prompts(("unconventional",))]
     reflection = ReflectionConfig(rounds=3, steps=SamplerConfig.steps)
     rounds_strip(
-        load_pipeline(SHIPPED, "srrl_unet"),
+        load_pipeline(),
         load_reward(),
         texts,
         SamplerConfig(),

@@ -27,6 +27,7 @@ def run(script: str, *words: str, cwd: Path) -> Result:
     """The script's main() in this process, from a folder of its own: the import of torch is paid once."""
     spec = importlib.util.spec_from_file_location(script.removesuffix(".py"), ROOT / script)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # tyro reads the comments beside the fields from there
     spec.loader.exec_module(module)
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
