@@ -29,7 +29,6 @@ from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
 from minireflect.models.matcher import Matcher, MatcherConfig
 from minireflect.models.tokenizer import Tokenizer
 from minireflect.pipeline import (
-    SHIPPED,
     LatentDiffusion,
     load_module,
     load_pipeline,
@@ -118,14 +117,9 @@ def check_first(args: Arguments) -> None:
     if args.command == "diffusion":
         load_module(folder / "autoencoder.safetensors", Autoencoder, AutoencoderConfig)
     elif args.command in ("reward", "srrl"):
-        load_pipeline(folder, start_unet(folder))
+        load_pipeline(folder)
     if args.command == "srrl":
         load_module(folder / "reward.safetensors", Matcher, MatcherConfig)
-
-
-def start_unet(folder: Path) -> str:
-    """Which UNet a run starts from: the shipped "unet" has been reinforced already, so there it is the base."""
-    return "base_unet" if folder == SHIPPED else "unet"
 
 
 def autoencoder(config: Config, run: Run, folder: Path, device: torch.device) -> None:
@@ -155,7 +149,7 @@ def diffusion(config: Config, run: Run, folder: Path, device: torch.device) -> N
 def reward(config: Config, run: Run, folder: Path, device: torch.device) -> None:
     if run.is_done("reward"):
         return
-    pipe = load_pipeline(folder, start_unet(folder)).to(device)
+    pipe = load_pipeline(folder).to(device)
     model = pretrain.train_reward(config.reward, config.seed, pipe, run, device)
     about = {"words": " ".join(pipe.tokenizer.words)}
     save_module(run.folder / "weights" / "reward.safetensors", model, about)
@@ -173,7 +167,7 @@ def srrl(config: Config, run: Run, folder: Path, device: torch.device) -> None:
             "autoencoder": "autoencoder",
             "text_encoder": "text_encoder",
             "reward": "reward",
-            start_unet(folder): "base_unet",
+            "unet": "base_unet",
         }
         for source, name in parts.items():
             if folder != weights or name != source:

@@ -256,7 +256,7 @@ def main() -> int:
     )
     parser.add_argument("what", nargs="+", choices=("inspector", "autoencoder", "base", "reward"))
     parser.add_argument("--weights", type=Path)
-    parser.add_argument("--unet", default="base_unet", help="base_unet, or unet: the reinforced one")
+    parser.add_argument("--unet", default="unet", help="unet, or base_unet: what a run of srrl started from")
     parser.add_argument("--n", type=int, default=2_000)
     args = parser.parse_args()
     torch.set_grad_enabled(False)

@@ -1,6 +1,6 @@
 """Copy the weights of a finished `train.py all` into the package, in half precision.
 
-python scripts/ship.py runs/all-1 [--only autoencoder text_encoder base_unet reward unet]
+python scripts/ship.py runs/all-1 [--only autoencoder text_encoder unet reward]
 """
 
 import argparse
@@ -11,7 +11,7 @@ import torch
 from minireflect.models.weights import read_metadata, read_weights, save_weights
 from minireflect.pipeline import SHIPPED
 
-PARTS = ("autoencoder", "text_encoder", "base_unet", "reward", "unet")
+PARTS = ("autoencoder", "text_encoder", "unet", "reward")
 
 
 def main() -> None:

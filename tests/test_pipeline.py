@@ -148,7 +148,7 @@ def test_the_shipped_base_draws_and_the_shipped_reward_judges() -> None:
     """
     draw = choices(0, "shipped")
     prompts = draw_prompts("physical", "held-out", 32, draw)
-    images = load_pipeline(unet="base_unet").generate([p.text for p in prompts], generator=rng(0, "shipped"))
+    images = load_pipeline().generate([p.text for p in prompts], generator=rng(0, "shipped"))
     right = [p.fulfilled_by(inspect(image)) for p, image in zip(prompts, images)]
     assert 0.3 < sum(right) / 32 < 0.9
     true = torch.stack([render(p.scene(draw)) for p in prompts])

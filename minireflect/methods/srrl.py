@@ -51,7 +51,7 @@ from ..streams import rng
 
 @dataclass(frozen=True)
 class SRRLConfig:
-    iterations: int = 50  # of rollout and update
+    iterations: int = 70  # of rollout and update
     prompts: int = 8  # per iteration
     group: int = 8  # G, branches per prompt and round
     steps: int = 10  # denoising steps of a picture
@@ -74,7 +74,7 @@ class SRRLConfig:
         0.1  # added to a group's std of rewards, so that jitter in a solved group teaches nothing
     )
     history: int = 8  # stages of rewards that the z-score remembers
-    lr: float = 2e-4  # of AdamW
+    lr: float = 1e-4  # of AdamW
     warmup: int = 10  # iterations of linear warm-up; without it the first steps destroy the model
     updates: int = 2  # optimiser steps per iteration, each on its share of the denoising steps
     trained: float = 0.5  # share of the denoising steps that an iteration trains on, drawn anew each time
