@@ -40,22 +40,6 @@ def share(values: list[bool]) -> str:
     return f"{sum(values)}/{len(values)} = {np.mean(values):.4f}"
 
 
-def same(read: Scene | None, drawn: Scene) -> bool:
-    """All facts equal; the shapes of an arrangement may lie two pixels off."""
-    if read is None or read.law != drawn.law or len(read.objects) != len(drawn.objects):
-        return False
-    if drawn.law != "arrangement":
-        return read.facts == drawn.facts
-    left = list(read.objects)
-    for thing in drawn.objects:
-        near = [o for o in left if (o.name, o.color) == (thing.name, thing.color)
-                and max(abs(a - b) for a, b in zip(o.xy, thing.xy)) <= 2]  # fmt: skip
-        if not near:
-            return False
-        left.remove(near[0])
-    return True
-
-
 def pillow(image: Tensor) -> Image.Image:
     return Image.fromarray(((image.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy())
 
@@ -129,7 +113,7 @@ def measure_inspector(n: int) -> None:
     for name, spoil in disturbances(rng(0, "measure", "inspector")).items():
         spoilt = [spoil(p) for p in pictures]
         start = time.perf_counter()
-        right = [same(inspect(p).scene, s) for p, s in zip(spoilt, scenes)]
+        right = [inspect(p).agrees_with(s) for p, s in zip(spoilt, scenes)]
         ms = (time.perf_counter() - start) / n * 1e3
         print(f"  read right, {name:<20} {share(right)}   {ms:.2f} ms a picture")
     draw = choices(0, "measure", "forge")
@@ -140,7 +124,7 @@ def measure_inspector(n: int) -> None:
             i += 1
             forged = forge(scene, kind, draw)
             if forged is not None:
-                accepted.append(same(inspect(render(forged)).scene, scene))
+                accepted.append(inspect(render(forged)).agrees_with(scene))
         print(f"  accepted, {kind:<22} {share(accepted)}")
     painted = []
     for i in range(n):  # one ball of a balance painted over with paper
@@ -151,7 +135,7 @@ def measure_inspector(n: int) -> None:
         picture[:, :, x] = torch.where(
             colourful, torch.tensor([0.96, 0.945, 0.9])[:, None, None], picture[:, :, x]
         )
-        painted.append(same(inspect(picture).scene, scene))
+        painted.append(inspect(picture).agrees_with(scene))
     print(f"  accepted, a ball painted over    {share(painted)}")
     noise = rng(0, "measure", "noise")
     some = pictures[:300]
@@ -184,7 +168,7 @@ def measure_autoencoder(pipe: LatentDiffusion, n: int) -> None:
     scenes = [sample_scene(4_000_000 + i, split="held-out" if i % 2 else "train") for i in range(n)]
     images = torch.stack([render(s) for s in scenes])
     again = through(pipe, images)
-    right = [same(r.scene, s) for r, s in zip(inspect_all(again), scenes)]
+    right = [r.agrees_with(s) for r, s in zip(inspect_all(again), scenes)]
     print(
         f"  reconstructions read right: {share(right)}   squared error {((again - images) ** 2).mean():.5f}"
     )

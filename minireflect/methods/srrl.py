@@ -74,7 +74,7 @@ class SRRLConfig:
         0.1  # added to a group's std of rewards, so that jitter in a solved group teaches nothing
     )
     history: int = 8  # stages of rewards that the z-score remembers
-    lr: float = 1e-4  # of AdamW
+    lr: float = 3e-5  # of AdamW
     warmup: int = 10  # iterations of linear warm-up; without it the first steps destroy the model
     updates: int = 2  # optimiser steps per iteration, each on its share of the denoising steps
     trained: float = 0.5  # share of the denoising steps that an iteration trains on, drawn anew each time

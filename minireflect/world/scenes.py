@@ -52,6 +52,25 @@ class Reading:
     def readable(self) -> bool:
         return self.scene is not None
 
+    def agrees_with(self, drawn: Scene) -> bool:
+        """Whether all facts of a scene were read; the shapes of an arrangement may lie two pixels off."""
+        read = self.scene
+        if read is None or read.law != drawn.law or len(read.objects) != len(drawn.objects):
+            return False
+        if drawn.law != "arrangement":
+            return read.facts == drawn.facts
+        left = list(read.objects)
+        for thing in drawn.objects:
+            near = [
+                o
+                for o in left
+                if o.words == thing.words and max(abs(a - b) for a, b in zip(o.xy, thing.xy)) <= 2
+            ]
+            if not near:
+                return False
+            left.remove(near[0])
+        return True
+
 
 MAX_SHIFT = 2  # pixels by which a sampled scene may be moved
 
