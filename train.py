@@ -138,7 +138,8 @@ def diffusion(config: Config, run: Run, folder: Path, device: torch.device) -> N
         return
     weights = run.folder / "weights"
     encoder, _ = load_module(folder / "autoencoder.safetensors", Autoencoder, AutoencoderConfig)
-    pipe = pretrain.train_diffusion(config.diffusion, config.world, config.seed, encoder, run, device)
+    start = load_pipeline(folder) if config.diffusion.continued else None
+    pipe = pretrain.train_diffusion(config.diffusion, config.world, config.seed, encoder, run, device, start)
     pipe.save(weights)
     figures.training_curve(
         run.metrics("diffusion"), {"loss": "squared error"}, run.folder / "figures" / "diffusion.png"

@@ -191,3 +191,23 @@ def test_refuses_what_does_not_fit() -> None:
         vision(torch.zeros(1, 3, 32, 32))
     with pytest.raises(ValueError, match="size 30 is not a multiple of patch 8"):
         VisionConfig(size=30, patch=8)
+    with pytest.raises(ValueError, match="stem of 2 layers makes patches of 4 pixels"):
+        VisionConfig(size=24, patch=8, stem=(8, 8))
+
+
+def test_a_convolutional_stem_makes_one_token_a_patch_and_keeps_its_place() -> None:
+    """A change in one corner of the picture stays near that corner in the stem: patch p sees 8 pixels and a margin."""
+    config = VisionConfig(size=64, patch=8, width=40, layers=1, heads=2, stem=(8, 16, 16))
+    vision = VisionEncoder(config)
+    images = torch.zeros(1, 3, 64, 64)
+    assert vision(images).shape == (1, 65, 40)
+    stem = vision.patch.eval()
+    for (
+        res
+    ) in stem.res:  # a group norm looks at the whole picture: leave it out to see what the convolutions reach
+        res.norm1 = res.norm2 = nn.Identity()
+    with torch.no_grad():
+        blank = stem(images)
+        images[..., :8, :8] = 1.0
+        changed = (stem(images) - blank).abs().sum(1)[0] > 1e-6
+    assert changed[0, 0] and not changed[4:].any() and not changed[:, 4:].any()

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from minireflect import inspect, load_pipeline, render, sample_scene
 from minireflect.diffusion.sample import denoise, guided, last
 from minireflect.evaluate import EvaluationConfig, evaluate, table
+from minireflect.methods.pretrain import caption_loss
 from minireflect.models.matcher import Matcher, MatcherConfig
 from minireflect.models.tokenizer import EOS, PromptError, Tokenizer
 from minireflect.models.weights import WeightsError
@@ -87,17 +88,38 @@ def test_tokenizer_names_unknown_words_and_the_nearest_known() -> None:
 CONFIG = MatcherConfig(vocabulary=100, eos=EOS, length=32, width=32, layers=1, heads=2, depth=1)
 
 
-def test_a_sentence_holds_no_better_than_its_weakest_word_and_padding_says_nothing() -> None:
+def test_the_verdict_has_read_the_whole_sentence_and_padding_says_nothing() -> None:
     torch.manual_seed(0)
     matcher = Matcher(CONFIG).eval()
     images = torch.randn(3, 3, 64, 64)
     ids = torch.full((3, 20), EOS)
     ids[:, :6] = torch.tensor([0, 5, 9, 12, 7, 30])
-    patches, hidden = matcher.clip.vision(images), matcher.clip.text(ids)
-    words = matcher.words(patches, hidden)[:, :7]  # begin, five words, end
-    assert torch.allclose(matcher(images, ids), -torch.logsumexp(-words, 1))
-    assert (matcher(images, ids) <= words.min(1).values).all()
-    assert torch.allclose(matcher(images, ids), matcher(images, ids[:, :10]), atol=1e-5)
+    assert torch.allclose(matcher(images, ids), matcher(images, ids[:, :7]), atol=1e-5)
+    for word in range(1, 6):
+        other = ids.clone()
+        other[:, word] = 60
+        assert (matcher(images, ids) - matcher(images, other)).abs().min() > 1e-6
+
+
+def test_the_word_to_come_is_described_without_being_read() -> None:
+    torch.manual_seed(0)
+    matcher = Matcher(CONFIG).eval()
+    patches = matcher.clip.vision(torch.randn(1, 3, 64, 64))
+    ids, other = torch.tensor([[0, 5, 9, 12, 7, EOS]]), torch.tensor([[0, 5, 9, 33, 7, EOS]])
+    one, two = (matcher.describe(patches, matcher.clip.text(x)) for x in (ids, other))
+    assert one.shape == (1, 6, CONFIG.vocabulary)
+    assert torch.allclose(one[:, :3], two[:, :3], atol=1e-6)
+    assert (one[:, 3:] - two[:, 3:]).abs().max() > 1e-4
+
+
+def test_caption_loss_counts_every_word_and_one_end() -> None:
+    """By hand: minus the mean log-probability of the words after the first, the first end included."""
+    logits = torch.randn(2, 6, 40, dtype=torch.float64, generator=rng(0, "caption"))
+    ids = torch.tensor([[0, 5, 9, EOS, EOS, EOS], [0, 5, 9, 12, 7, EOS]])
+    terms = [-logits[0, j].log_softmax(0)[ids[0, j + 1]] for j in range(3)]
+    terms += [-logits[1, j].log_softmax(0)[ids[1, j + 1]] for j in range(5)]
+    assert torch.allclose(caption_loss(logits, ids), torch.stack(terms).mean())
+    assert caption_loss(logits[:0], ids[:0]) == 0  # a batch of broken pictures
 
 
 def test_the_matcher_learns_which_caption_holds() -> None:

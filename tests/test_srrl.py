@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from minireflect.diffusion.ddim import ddim_step
 from minireflect.methods import srrl
-from minireflect.methods.srrl import SRRLConfig, advantages, rollout, train_srrl, update
+from minireflect.methods.srrl import SRRLConfig, advantages, jobs, rollout, train_srrl, update
 from minireflect.rl.advantage import RewardHistory
 from minireflect.run import Interrupted, Run
 from minireflect.streams import rng
@@ -157,9 +158,30 @@ def test_steps_without_noise_are_never_trained_on(monkeypatch: pytest.MonkeyPatc
     pipe.unet.requires_grad_(True)
     stats = update(
         pipe, small_pipeline().unet, torch.optim.AdamW(pipe.unet.parameters()), out,
-        advantages(out, CONFIG, RewardHistory(), TEXTS), CONFIG, rng(0, "u"),
+        advantages(out, CONFIG, RewardHistory(), TEXTS), replace(CONFIG, min_sigma=0.0), rng(0, "u"),
     )  # fmt: skip
     assert min(scored) > 0 and math.isfinite(stats.loss) and stats.updates == 2
+
+
+def test_almost_noiseless_steps_are_left_out_and_why() -> None:
+    """A change d of eps moves the mean by c d; KL = (c d)^2 / (2 sigma^2), so c / sigma is what a step can do."""
+    table = small_pipeline().schedule.table(10)
+    one, zero = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)
+    strength = []
+    for i, sigma in enumerate(table.sigma(1.0)):
+        means = [
+            ddim_step(zero, e, table.abar[i], table.abar_prev[i], sigma, x_prev=zero).mean
+            for e in (zero, one)
+        ]
+        strength.append(float((means[1] - means[0]).abs() / sigma))
+    assert strength[8] > 8 and sorted(strength)[-2] < 1.4  # the figures in the docstring of `jobs`
+    out = rollout(small_pipeline(), TEXTS, brightness, replace(CONFIG, steps=10), 0, 0)
+    everything = [
+        (torch.ones_like(r.rewards), torch.ones_like(r.rewards, dtype=torch.bool)) for r in out.rounds
+    ]
+    for least, count in ((0.0, 10), (0.1, 8)):
+        chosen = jobs(out, everything, replace(CONFIG, steps=10, trained=1.0, min_sigma=least), rng(0, "u"))
+        assert {i for chunk in chosen for _, i in chunk} == set(range(count))
 
 
 @pytest.mark.parametrize("mode", ["select", "blind"])

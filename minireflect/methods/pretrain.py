@@ -52,6 +52,7 @@ class DiffusionTraining:
     dropped: float = 0.1  # share of captions left empty, so that guidance has something to compare with
     ema: float = 0.995  # decay of the averaged weights, which are the ones kept
     prompt_length: int = 32  # tokens
+    continued: bool = False  # start from the base in --weights instead of from nothing
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class RewardTraining:
     batch: int = 64  # pictures; each is read against a true and a false caption
     lr: float = 1e-3  # peak; cosine to zero after a warm-up of 5 %
     contrast: float = 0.1  # weight of CLIP's own loss on the two towers
+    foreign: float = 0.1  # share of false captions that belong to any other picture; the rest are near misses
+    caption: float = 1.0  # weight of the loss of describing the picture
 
 
 def lr_factor(step: int, steps: int) -> float:
@@ -120,8 +123,12 @@ def train_diffusion(
     autoencoder: Autoencoder,
     run: Run,
     device: torch.device,
+    start: LatentDiffusion | None = None,
 ) -> LatentDiffusion:
-    """Learn to draw from captions: text encoder and UNet together, from scratch.  -> the averaged weights."""
+    """Learn to draw from captions: text encoder and UNet together.  -> the averaged weights.
+
+    They begin at random, or where the base `start` left off.
+    """
     pixels, _, captions = training_pairs(config.pictures, world, choices(seed, "diffusion", "pictures"))
     autoencoder = autoencoder.to(device).eval().requires_grad_(False)
     latents = encode_all(autoencoder, pixels, device)  # (n 4 8 8)
@@ -135,6 +142,11 @@ def train_diffusion(
             "unet": UNet(UNetConfig.toy()),
         }
     ).to(device, memory_format=torch.channels_last)  # fmt: skip  (a third faster on the CPU)
+    if start is not None:
+        if start.tokenizer.words != tokenizer.words:
+            raise ValueError("the base to continue from has another vocabulary than this world")
+        raw["text_encoder"].load_state_dict(start.text_encoder.state_dict())
+        raw["unet"].load_state_dict(start.unet.state_dict())
     averaged = copy.deepcopy(raw).requires_grad_(False)
     optimizer = torch.optim.AdamW(raw.parameters(), lr=config.lr, weight_decay=1e-4)
     null = tokenizer([""]).to(device)
@@ -270,22 +282,42 @@ def train_reward(
         ].tolist()
         told = choices(seed, stage, "captions", step)
         true = [prompts[i] for i in pick]
-        texts = [p.text for p in true] + [near_miss(p, told).text for p in true]
-        ids = tokenizer(texts).to(device)  # (2b t)
+        false = [told.choice(prompts) if told.random() < config.foreign else near_miss(p, told) for p in true]
+        texts = [p.text for p in true] + [p.text for p in false] + [full_text(p) for p in true]
+        ids = tokenizer(texts).to(device)  # (3b t)
+        ids = ids[
+            :, : int((ids == EOS).int().argmax(1).max()) + 1
+        ]  # nothing to read beyond the longest sentence
         holds = torch.cat([shown[pick].float(), torch.zeros(len(pick))]).to(device)  # (2b)
         patches = model.clip.vision(images[pick].to(device))  # (b n d)
-        hidden = model.clip.text(ids)  # (2b t d)
-        logits = model.judge(patches.repeat(2, 1, 1), hidden, ids)  # (2b)
+        hidden = model.clip.text(ids)  # (3b t d)
+        true, both, full = slice(len(pick)), slice(2 * len(pick)), slice(2 * len(pick), None)
+        logits = model.judge(patches.repeat(2, 1, 1), hidden[both], ids[both])  # (2b)
         loss = F.binary_cross_entropy_with_logits(logits, holds)
-        contrast = clip_loss(model, patches, hidden[: len(pick)], ids[: len(pick)])
+        contrast = clip_loss(model, patches, hidden[true], ids[true])
+        seen = shown[pick].to(device)
+        caption = caption_loss(model.describe(patches[seen], hidden[full][seen]), ids[full][seen])
         optimizer.zero_grad(set_to_none=True)
-        (loss + config.contrast * contrast).backward()
+        (loss + config.contrast * contrast + config.caption * caption).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         right = ((logits > 0) == (holds > 0.5)).float().mean().item()
-        run.log(stage, step, loss=loss.item(), contrast=contrast.item(), right=right)
+        run.log(stage, step, loss=loss.item(), contrast=contrast.item(), caption=caption.item(), right=right)
         run.bar.set_postfix(loss=f"{loss.item():.3f}", right=f"{right:.2f}")
     return model.eval().requires_grad_(False)
+
+
+def full_text(prompt: Prompt) -> str:
+    """The sentence that tells everything about the prompt's picture, a lawful outcome included."""
+    return prompt.text if prompt.task else law_prompt(prompt.law, prompt.objects, prompt.outcome).text
+
+
+def caption_loss(logits: Tensor, ids: Tensor) -> Tensor:
+    """Cross-entropy of every next word up to the end of the sentence.  Shapes: logits (b t v), ids (b t) -> ()"""
+    after = ids[:, 1:]  # (b t-1)
+    padding = (after == EOS).cumsum(1) - (after == EOS).int() > 0  # (b t-1) whatever follows the first end
+    total = F.cross_entropy(logits[:, :-1][~padding], after[~padding], reduction="sum")
+    return total / max(1, int((~padding).sum()))  # a small batch may hold broken pictures only
 
 
 def clip_loss(model: Matcher, patches: Tensor, hidden: Tensor, ids: Tensor) -> Tensor:

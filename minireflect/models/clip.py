@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .blocks import Attention
+from .blocks import Attention, Downsample, ResBlock
 
 # OpenAI's statistics of pictures in [0, 1]; ours are in [-1, 1], so m becomes 2m - 1 and s becomes 2s.
 OPENAI_MEAN = tuple(2 * m - 1 for m in (0.48145466, 0.4578275, 0.40821073))
@@ -76,12 +76,19 @@ class VisionConfig:
     layers: int = 24
     heads: int = 16
     quick_gelu: bool = True
+    stem: tuple[
+        int, ...
+    ] = ()  # channels of a convolutional stem in place of CLIP's patches; each halves the picture
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)  # of the pictures in [-1, 1], per colour; subtracted
     std: tuple[float, ...] = (1.0, 1.0, 1.0)  # of the pictures in [-1, 1], per colour; divided by
 
     def __post_init__(self) -> None:
         if self.size % self.patch:
             raise ValueError(f"size {self.size} is not a multiple of patch {self.patch}")
+        if self.stem and 2 ** len(self.stem) != self.patch:
+            raise ValueError(
+                f"a stem of {len(self.stem)} layers makes patches of {2 ** len(self.stem)} pixels"
+            )
 
     @property
     def patches(self) -> int:
@@ -198,6 +205,25 @@ class TextEncoder(nn.Module):
         return self.text_projection(self.pooled(hidden, ids))
 
 
+class ConvStem(nn.Module):
+    """Patches from strided convolutions, which learn from far fewer pictures (Xiao et al. 2021)."""
+
+    def __init__(self, channels: tuple[int, ...], width: int) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(3, channels[0], 4, stride=2, padding=1)
+        self.down = nn.ModuleList(Downsample(c) for c in channels[:-1])
+        self.res = nn.ModuleList(
+            ResBlock(a, b, groups=8, eps=1e-5) for a, b in zip(channels[:-1], (*channels[1:-1], width))
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Shapes: images (b 3 h w) -> (b d h/p w/p)"""
+        x = self.conv_in(images)
+        for down, res in zip(self.down, self.res):
+            x = res(down(x))
+        return x
+
+
 class VisionEncoder(nn.Module):
     """A picture as one hidden state per patch, and in front the class token that gathers them."""
 
@@ -206,7 +232,10 @@ class VisionEncoder(nn.Module):
         self.config = config
         d = config.width
         self.class_token = nn.Parameter(torch.randn(d) * d**-0.5)
-        self.patch = nn.Conv2d(3, d, config.patch, stride=config.patch, bias=False)
+        if config.stem:
+            self.patch = ConvStem(config.stem, d)
+        else:
+            self.patch = nn.Conv2d(3, d, config.patch, stride=config.patch, bias=False)
         self.position = nn.Embedding(1 + config.patches, d)
         self.norm_in = nn.LayerNorm(d)
         self.blocks = nn.ModuleList(Block(d, config.heads, config.quick_gelu) for _ in range(config.layers))

@@ -1,18 +1,19 @@
 """Does this sentence hold for this picture?  A small matching head on CLIP's two towers.
 
 CLIP compares one vector with one vector, and a global similarity does not know which fact matters: under reinforcement
-such a reward rose while the truth fell.  Here every word of the caption looks at the patches of the picture and says
-for itself whether the sentence up to it holds; the sentence holds as far as its weakest word:
+such a reward rose while the truth fell.  Here the words look at the patches of the picture, each with what stands
+before it in mind; the last of them, the end of the sentence, gives the verdict.
 
-    logit = -log sum_i exp(-logit_i)          over the words i, the end of the sentence included
+The same states can also say which word comes next.  A head that learns to describe the picture learns every fact of
+it from every picture, where a yes or no teaches one bit; that is what makes the verdict learnable from few pictures.
 
-In CLIP's place after Radford et al. 2021; the head is close to the image-text matching of ALBEF (Li et al. 2021).
-Shapes: b batch, t tokens, n patches, d width.
+In CLIP's place after Radford et al. 2021; the head is close to the image-text matching of ALBEF (Li et al. 2021),
+the captioning beside it to CoCa (Yu et al. 2022).
+Shapes: b batch, t tokens, n patches, d width, v vocabulary.
 """
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -26,16 +27,19 @@ class MatcherConfig:
     eos: int  # id of the end-of-text token
     length: int  # longest sentence, in tokens
     width: int = 96  # of both towers and the head
-    layers: int = 3  # transformer blocks of each tower
+    layers: int = 3  # transformer blocks of the text tower
+    vision_layers: int = 1  # transformer blocks of the image tower, after its convolutional stem
     heads: int = 4
     depth: int = 2  # cross-attention blocks of the head
     size: int = 64  # side of the pictures in pixels
-    patch: int = 8  # side of a patch in pixels
+    stem: tuple[int, ...] = (32, 64, 64)  # channels of the stem; three layers make patches of 8 pixels
 
     @property
     def clip(self) -> CLIPConfig:
         text = TextConfig(self.vocabulary, self.eos, self.length, self.width, self.layers, self.heads)
-        vision = VisionConfig(self.size, self.patch, self.width, self.layers, self.heads)
+        vision = VisionConfig(
+            self.size, 2 ** len(self.stem), self.width, self.vision_layers, self.heads, stem=self.stem
+        )
         return CLIPConfig(text, vision, self.width)
 
 
@@ -65,19 +69,22 @@ class Matcher(nn.Module):
         self.blocks = nn.ModuleList(CrossBlock(config.width, config.heads) for _ in range(config.depth))
         self.norm_out = nn.LayerNorm(config.width)
         self.verdict = nn.Linear(config.width, 1)
+        self.next_word = nn.Linear(config.width, config.vocabulary)
 
     def words(self, patches: Tensor, hidden: Tensor) -> Tensor:
-        """One logit a token: does the sentence hold up to here?  Shapes: patches (b n d), hidden (b t d) -> (b t)"""
+        """The words with the picture in mind.  Shapes: patches (b n d), hidden (b t d) -> (b t d)"""
         x, patches = hidden, self.norm_patches(patches)
         for block in self.blocks:
             x = block(x, patches)  # (b t d)
-        return self.verdict(self.norm_out(x))[..., 0]  # (b t)
+        return self.norm_out(x)
 
     def judge(self, patches: Tensor, hidden: Tensor, ids: Tensor) -> Tensor:
-        """Logit that the whole sentence holds.  Shapes: patches (b n d), hidden (b t d), ids (b t) -> (b)"""
-        first = (ids == self.config.eos).int().argmax(dim=1, keepdim=True)  # (b 1) end of the sentence
-        padding = torch.arange(ids.shape[1], device=ids.device) > first  # (b t)
-        return -torch.logsumexp((-self.words(patches, hidden)).masked_fill(padding, float("-inf")), dim=1)
+        """Logit that the sentence holds.  Shapes: patches (b n d), hidden (b t d), ids (b t) -> (b)"""
+        return self.verdict(self.clip.text.pooled(self.words(patches, hidden), ids))[:, 0]
+
+    def describe(self, patches: Tensor, hidden: Tensor) -> Tensor:
+        """Logits of the next word after each.  Shapes: patches (b n d), hidden (b t d) -> (b t v)"""
+        return self.next_word(self.words(patches, hidden))
 
     def forward(self, images: Tensor, ids: Tensor) -> Tensor:
         """Shapes: images (b 3 h w), ids (b t) -> (b) logits"""

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from .pen import Pen
 from .scenes import COLORS, Object
 
-BIG, SMALL = 7, 4.5  # radius in pixels of big and small things
+BIG, SMALL = 8.5, 5.5  # radius in pixels of big and small things
 
 
 class Law(ABC):
@@ -91,7 +91,7 @@ class Balance(Law):
         pen.rect(31, 20, 33, 56, "ink"), pen.polygon([(22, 59), (42, 59), (32, 51)], "ink")
         pen.line([(13, 19 + tilt), (51, 19 - tilt)], 2.5, "ink"), pen.circle(32, 19, 3, "ink")
         for ball, x, y in ((objects[0], 13, 19 + tilt), (objects[1], 51, 19 - tilt)):
-            r, pan = (BIG if ball.size == "big" else SMALL), y + 19
+            r, pan = (7 if ball.size == "big" else 4.5), y + 19
             pen.line([(x - 9, pan), (x, y), (x + 9, pan)], 1, "ink")
             pen.circle(x, pan - r, r, ball.color)
             pen.rect(x - 10, pan, x + 10, pan + 2.5, "ink")
