@@ -31,7 +31,7 @@ from .scenes import COLORS, Object, Reading, Scene
 TOLERANCE = 0.25  # in [0, 1]: a ball that is missing makes 0.7, a line moved by a pixel 0.2
 MEAN_TOLERANCE = 0.035  # in [0, 1], over all blocks
 REACH = 4  # pixels: camera positions looked at, twice what scenes are moved by
-STRIDE = 2  # pixels between the camera positions of the matched filter; the rest is refined
+STRIDE = 2  # pixels, even, between the camera positions of the matched filter; the rest is refined
 DIMS = 64  # principal directions kept of the matched filter's 768
 CANDIDATES = 3  # scenes that are drawn again
 NEAR = 48  # points looked at to find them
@@ -55,6 +55,15 @@ def _blocks(pixels: np.ndarray) -> np.ndarray:
     return pixels.reshape(h // 4, 4, w // 4, 4, 3).mean(axis=(1, 3))
 
 
+def _halved(pixels: np.ndarray) -> np.ndarray:
+    """Means of 2x2 blocks; adding strided views is ten times faster than NumPy's mean over two axes.
+
+    Shapes: pixels (n h w c) -> (n h/2 w/2 c)
+    """
+    rows = pixels[:, ::2] + pixels[:, 1::2]  # (n h/2 w c)
+    return (rows[:, :, ::2] + rows[:, :, 1::2]) / 4
+
+
 def _drawn(scene: Scene) -> np.ndarray:
     """The scene as (64 64 3) float32 in [0, 1]."""
     x, y = MARGIN - scene.shift[0], MARGIN - scene.shift[1]
@@ -70,12 +79,15 @@ def _filter() -> _Filter:
         for objects in law.combinations()
         for outcome in law.possible(objects)
     ]
+    n = len(every)
     canvases = np.stack([canvas(*scene.facts) for scene in every]).astype(np.float32) / 255  # (n 80 80 3)
+    halves = _halved(canvases)  # (n 40 40 3), because all camera positions are even
     scenes, points = [], []
     for x in steps:
         for y in steps:
-            view = canvases[:, MARGIN - y : MARGIN - y + SIZE, MARGIN - x : MARGIN - x + SIZE]
-            points.append(view.reshape(len(every), 16, 4, 16, 4, 3).mean(axis=(2, 4)).reshape(len(every), -1))
+            top, left = (MARGIN - y) // 2, (MARGIN - x) // 2
+            view = halves[:, top : top + SIZE // 2, left : left + SIZE // 2]  # (n 32 32 3)
+            points.append(_halved(view).reshape(n, -1))  # means of 4x4 blocks
             scenes += [replace(scene, shift=(x, y)) for scene in every]
     points = np.concatenate(points)  # (n 768)
     mean = points.mean(axis=0)

@@ -1,0 +1,109 @@
+"""The shapes that docstrings promise, executed: each line is parsed, and its function called at distinct prime sizes."""
+
+import inspect
+import itertools
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from minireflect.diffusion import ddim, reflection, schedule
+from minireflect.methods import pretrain
+from minireflect.models import blocks, clip, matcher
+from minireflect.rl import advantage, policy
+from tests.small import small_pipeline
+
+PRIMES = {
+    "b": 3,
+    "n": 5,
+    "g": 7,
+    "t": 11,
+    "d": 24,
+    "s": 13,
+    "t2": 17,
+    "k": 2,
+    "c": 4,
+    "h": 16,
+    "w": 24,
+    "z": 4,
+    "v": 40,
+}
+WHOLE = {"t", "ids"}  # arguments that are whole numbers
+TABLE = schedule.Schedule(schedule.ScheduleConfig())
+PIPE = small_pipeline()
+AE, NET = PIPE.autoencoder.config, PIPE.unet.config
+
+FUNCTIONS: dict[str, tuple[Callable, dict[str, int], dict]] = {  # function, sizes of its own, arguments that are no tensors
+    "per_sample": (ddim.per_sample, {}, {}),
+    "ddim_step": (ddim.ddim_step, {}, {"generator": torch.Generator()}),
+    "gaussian_log_prob": (ddim.gaussian_log_prob, {}, {}),
+    "renoise_step": (ddim.renoise_step, {}, {}),
+    "moments": (reflection.moments, {}, {}),
+    "add_noise": (TABLE.add_noise, {}, {}),
+    "target": (TABLE.target, {}, {}),
+    "to_eps": (TABLE.to_eps, {}, {}),
+    "reduce_log_prob": (policy.reduce_log_prob, {}, {"dims": 256}),
+    "ppo_clip": (policy.ppo_clip, {}, {"clip": 0.1}),
+    "gaussian_kl": (policy.gaussian_kl, {}, {}),
+    "group_advantage": (advantage.group_advantage, {}, {}),
+    "zero_variance_groups": (advantage.zero_variance_groups, {}, {}),
+    "level_weight": (pretrain.level_weight, {}, {"schedule": TABLE, "cap": 5.0}),
+    "caption_loss": (pretrain.caption_loss, {}, {}),
+    "Downsample": (blocks.Downsample(4).forward, {}, {}),
+    "Upsample": (blocks.Upsample(4).forward, {}, {}),
+    "ResBlock": (blocks.ResBlock(4, 8, 2, 1e-5, 6).forward, {"e": 6, "c2": 8}, {}),
+    "Attention": (blocks.Attention(24, 4, context_width=10).forward, {"d2": 10}, {}),
+    "CrossBlock": (matcher.CrossBlock(24, 4).forward, {}, {}),
+    "ConvStem": (clip.ConvStem((8, 8), 24).forward, {"p": 4}, {}),
+    "UNet": (PIPE.unet.forward, {"h": 8, "w": 8, "d": NET.context_width, "c": NET.in_channels}, {}),
+    "Encoder": (PIPE.autoencoder.encoder.forward, {"f": 2 ** (len(AE.channels) - 1), "z": AE.latent_channels}, {}),
+}  # fmt: skip
+
+
+def shapes_of(text: str) -> list[tuple[int, ...]]:
+    """'(b c h/2 w)' as sizes; what stands in other words is left out."""
+    return [tuple(text.split()) for text in re.findall(r"\(([^()]*)\)", text)]
+
+
+def contract(function: Callable) -> tuple[dict[str, list[tuple[str, ...]]], list[tuple[str, ...]]]:
+    """The docstring's line: every argument with the shapes it may have, and the shapes that come back."""
+    line = re.search(r"Shapes: (.*->[^.\n]*)", inspect.getdoc(function)).group(1)
+    before, after = line.split("->")
+    arguments = re.findall(r"(\w+) ((?:\([^()]*\))(?: or \([^()]*\))*)", before)
+    return {name: shapes_of(shapes) for name, shapes in arguments}, shapes_of(after)
+
+
+def size(word: str, sizes: dict[str, int]) -> int:
+    word = re.sub(r"^(\d+)([a-z])", r"\1*\2", word).replace("/", "//")
+    return eval(word, {"__builtins__": {}}, sizes)  # our own docstrings
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_promised_shapes_hold(name: str) -> None:
+    function, own, constants = FUNCTIONS[name]
+    sizes = {**PRIMES, **own}
+    takes, gives = contract(function)
+    assert takes and gives
+    for choice in itertools.product(*takes.values()):
+        tensors = {}
+        for argument, shape in zip(takes, choice):
+            real = [size(word, sizes) for word in shape]
+            tensors[argument] = (
+                torch.randint(2, 30, real) if argument in WHOLE else torch.rand(real) * 0.8 + 0.1
+            )
+        if "abar_prev" in tensors:  # a level below has less noise, and sigma no more than that level holds
+            tensors["abar_prev"], tensors["abar"] = tensors["abar_prev"] * 0.1 + 0.85, tensors["abar"] * 0.5
+        if name == "ddim_step":
+            tensors["sigma"] = tensors["sigma"] * 0.1
+        out = function(**tensors, **constants)
+        named = dict(zip(getattr(out, "_fields", ()), out if isinstance(out, tuple) else ()))
+        promised = (
+            re.findall(r"(\w+) \(([^()]*)\)", inspect.getdoc(function).split("->")[-1]) if named else []
+        )
+        pairs = [(named[field], words.split()) for field, words in promised if field in named]
+        if not named:
+            pairs = list(zip(out if isinstance(out, tuple) else (out,), gives))
+        assert pairs
+        for tensor, words in pairs:
+            assert tuple(tensor.shape) == tuple(size(word, sizes) for word in words), (name, words, choice)
