@@ -203,7 +203,7 @@ def measure_reward(pipe: LatentDiffusion, reward: Reward, n: int) -> None:
         print("    " + " · ".join(f"{k} {better[law == k].mean():.3f}" for k in (*LAWS, "arrangement")))
     images, values, truth, laws, group = [], [], [], [], []
     for kind in PHYSICS:  # few prompts, many pictures of each, so that a prompt has right ones and wrong ones
-        asked = [p for p in draw_prompts(kind, "held-out", 64, draw) for _ in range(max(1, n // 128))]
+        asked = [p for p in draw_prompts(kind, "held-out", 64, draw) for _ in range(-(-n // 128))]
         drawn = draw_all(
             pipe, asked, preset("cpu").sampler, EvaluationConfig(pictures=len(asked)), f"reward {kind}"
         )
