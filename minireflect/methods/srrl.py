@@ -78,9 +78,7 @@ class SRRLConfig:
     warmup: int = 10  # iterations of linear warm-up; without it the first steps destroy the model
     updates: int = 2  # optimiser steps per iteration, each on its share of the denoising steps
     trained: float = 0.5  # share of the denoising steps that an iteration trains on, drawn anew each time
-    min_sigma: float = (
-        0.1  # steps with less noise are not trained: their few nats of slack move the policy too far
-    )
+    min_sigma: float = 0.1  # steps with less noise are not trained, their KL explodes: see `jobs`
     reduction: Literal["mean", "sum"] = "mean"  # of the log-probability over the latent's dimensions
     clip: float = 1e-2  # e, on the ratio of reduced log-probabilities; at 256 dimensions 2.6 nats
     kl: float = 0.0  # weight of the KL to the base, in reduced nats per step
