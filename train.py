@@ -113,8 +113,14 @@ def check_first(args: Arguments) -> None:
     schedule = Schedule(ScheduleConfig())
     for steps in (args.config.srrl.steps, args.config.sampler.steps):
         schedule.table(steps, args.config.sampler.spacing)
-    folder = weights_folder(args.weights)
-    if args.command == "diffusion":
+    folder, continued = weights_folder(args.weights), args.config.diffusion.continued
+    if args.command == "all" and continued:
+        raise ValueError(
+            "--diffusion.continued goes on from a base that exists; `all` starts from nothing: use `diffusion`"
+        )
+    if args.command == "diffusion" and continued:
+        load_pipeline(folder)
+    elif args.command == "diffusion":
         load_module(folder / "autoencoder.safetensors", Autoencoder, AutoencoderConfig)
     elif args.command in ("reward", "srrl"):
         load_pipeline(folder)

@@ -191,13 +191,13 @@ def test_refuses_what_does_not_fit() -> None:
         vision(torch.zeros(1, 3, 32, 32))
     with pytest.raises(ValueError, match="size 30 is not a multiple of patch 8"):
         VisionConfig(size=30, patch=8)
-    with pytest.raises(ValueError, match="stem of 2 layers makes patches of 4 pixels"):
-        VisionConfig(size=24, patch=8, stem=(8, 8))
+    with pytest.raises(ValueError, match=r"stem of 1 \+ 1 halvings makes patches of 4 pixels"):
+        VisionConfig(size=24, patch=8, stem=(8,))
 
 
 def test_a_convolutional_stem_makes_one_token_a_patch_and_keeps_its_place() -> None:
     """A change in one corner of the picture stays near that corner in the stem: patch p sees 8 pixels and a margin."""
-    config = VisionConfig(size=64, patch=8, width=40, layers=1, heads=2, stem=(8, 16, 16))
+    config = VisionConfig(size=64, patch=8, width=40, layers=1, heads=2, stem=(8, 16))
     vision = VisionEncoder(config)
     images = torch.zeros(1, 3, 64, 64)
     assert vision(images).shape == (1, 65, 40)

@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
+
+from minireflect.models.weights import read_weights
+from minireflect.pipeline import SHIPPED
 
 ROOT = Path(__file__).parent.parent
 TINY = ["--srrl.iterations", "1", "--srrl.prompts", "2", "--srrl.group", "2", "--srrl.steps", "3", "--sampler.steps", "3",
@@ -132,6 +136,20 @@ def test_train_leaves_a_run_and_refuses_to_spoil_it(tmp_path: Path) -> None:
     assert before == {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+def test_a_base_can_be_continued(tmp_path: Path) -> None:
+    """At a rate of 0 the continued base is the base it started from; from nothing it is not."""
+    words = ["diffusion", "--preset", "smoke", "--diffusion.lr", "0", "--diffusion.steps", "1"]
+    for name, more in (("continued", ["--diffusion.continued"]), ("from_nothing", [])):
+        done = run("train.py", *words, *more, "--out", name, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-3000:]
+    shipped, continued, other = (
+        read_weights(folder / "unet.safetensors")
+        for folder in (SHIPPED, tmp_path / "continued" / "weights", tmp_path / "from_nothing" / "weights")
+    )
+    assert all(torch.equal(continued[k], shipped[k].float()) for k in shipped)
+    assert not all(torch.equal(other[k], shipped[k].float()) for k in shipped)
+
+
 BAD_TRAININGS = {
     "resume from nowhere": (["--resume", "--out", "nowhere"], ("nowhere",)),
     "resume without a folder": (["--resume"], ("--out",)),
@@ -139,6 +157,7 @@ BAD_TRAININGS = {
     "too many steps": (["--srrl.steps", "2000"], ("2000", "1000")),
     "a share above one": (["--world.silent", "1.5"], ("silent",)),
     "missing weights": (["--weights", "nowhere"], ("no folder nowhere",)),
+    "all from nothing, continued": (["all", "--diffusion.continued"], ("continued", "use `diffusion`")),
     "an unknown command": (["trian"], ("trian",)),
     "an unknown option": (["--srrl.lrr", "1"], ("lrr",)),
 }

@@ -285,18 +285,17 @@ def train_reward(
         false = [told.choice(prompts) if told.random() < config.foreign else near_miss(p, told) for p in true]
         texts = [p.text for p in true] + [p.text for p in false] + [full_text(p) for p in true]
         ids = tokenizer(texts).to(device)  # (3b t)
-        ids = ids[
-            :, : int((ids == EOS).int().argmax(1).max()) + 1
-        ]  # nothing to read beyond the longest sentence
+        longest = int((ids == EOS).int().argmax(1).max()) + 1  # beyond it there is only padding
+        ids = ids[:, :longest]
         holds = torch.cat([shown[pick].float(), torch.zeros(len(pick))]).to(device)  # (2b)
         patches = model.clip.vision(images[pick].to(device))  # (b n d)
         hidden = model.clip.text(ids)  # (3b t d)
-        true, both, full = slice(len(pick)), slice(2 * len(pick)), slice(2 * len(pick), None)
-        logits = model.judge(patches.repeat(2, 1, 1), hidden[both], ids[both])  # (2b)
+        b = len(pick)
+        logits = model.judge(patches.repeat(2, 1, 1), hidden[: 2 * b], ids[: 2 * b])  # (2b)
         loss = F.binary_cross_entropy_with_logits(logits, holds)
-        contrast = clip_loss(model, patches, hidden[true], ids[true])
-        seen = shown[pick].to(device)
-        caption = caption_loss(model.describe(patches[seen], hidden[full][seen]), ids[full][seen])
+        contrast = clip_loss(model, patches, hidden[:b], ids[:b])
+        seen = shown[pick].to(device)  # (b) bool; a broken picture cannot be described
+        caption = caption_loss(model.describe(patches[seen], hidden[2 * b :][seen]), ids[2 * b :][seen])
         optimizer.zero_grad(set_to_none=True)
         (loss + config.contrast * contrast + config.caption * caption).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -313,7 +312,10 @@ def full_text(prompt: Prompt) -> str:
 
 
 def caption_loss(logits: Tensor, ids: Tensor) -> Tensor:
-    """Cross-entropy of every next word up to the end of the sentence.  Shapes: logits (b t v), ids (b t) -> ()"""
+    """Cross-entropy of every next word up to the end of the sentence: CoCa (Yu et al. 2022), equation 3, a mean over words.
+
+    Shapes: logits (b t v), ids (b t) -> ()
+    """
     after = ids[:, 1:]  # (b t-1)
     padding = (after == EOS).cumsum(1) - (after == EOS).int() > 0  # (b t-1) whatever follows the first end
     total = F.cross_entropy(logits[:, :-1][~padding], after[~padding], reduction="sum")

@@ -68,6 +68,11 @@ class TextConfig:
         )
 
 
+def stem_patch(stem: tuple[int, ...]) -> int:
+    """Side in pixels of the patches that a convolutional stem makes."""
+    return 2 ** (len(stem) + 1)
+
+
 @dataclass(frozen=True)
 class VisionConfig:
     size: int = 224  # side of the pictures, in pixels
@@ -76,18 +81,17 @@ class VisionConfig:
     layers: int = 24
     heads: int = 16
     quick_gelu: bool = True
-    stem: tuple[
-        int, ...
-    ] = ()  # channels of a convolutional stem in place of CLIP's patches; each halves the picture
+    # channels of a convolutional stem in place of CLIP's patches, a halving of the picture each; a last halving makes `width`
+    stem: tuple[int, ...] = ()
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)  # of the pictures in [-1, 1], per colour; subtracted
     std: tuple[float, ...] = (1.0, 1.0, 1.0)  # of the pictures in [-1, 1], per colour; divided by
 
     def __post_init__(self) -> None:
         if self.size % self.patch:
             raise ValueError(f"size {self.size} is not a multiple of patch {self.patch}")
-        if self.stem and 2 ** len(self.stem) != self.patch:
+        if self.stem and stem_patch(self.stem) != self.patch:
             raise ValueError(
-                f"a stem of {len(self.stem)} layers makes patches of {2 ** len(self.stem)} pixels"
+                f"a stem of {len(self.stem)} + 1 halvings makes patches of {stem_patch(self.stem)} pixels"
             )
 
     @property
@@ -206,21 +210,21 @@ class TextEncoder(nn.Module):
 
 
 class ConvStem(nn.Module):
-    """Patches from strided convolutions, which learn from far fewer pictures (Xiao et al. 2021)."""
+    """Patches from strided convolutions, which learn from far fewer pictures (Xiao et al. 2021, arXiv 2106.14881)."""
 
     def __init__(self, channels: tuple[int, ...], width: int) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(3, channels[0], 4, stride=2, padding=1)
-        self.down = nn.ModuleList(Downsample(c) for c in channels[:-1])
+        self.down = nn.ModuleList(Downsample(c) for c in channels)
         self.res = nn.ModuleList(
-            ResBlock(a, b, groups=8, eps=1e-5) for a, b in zip(channels[:-1], (*channels[1:-1], width))
+            ResBlock(a, b, groups=8, eps=1e-5) for a, b in zip(channels, (*channels[1:], width))
         )
 
     def forward(self, images: Tensor) -> Tensor:
         """Shapes: images (b 3 h w) -> (b d h/p w/p)"""
-        x = self.conv_in(images)
+        x = self.conv_in(images)  # (b c h/2 w/2)
         for down, res in zip(self.down, self.res):
-            x = res(down(x))
+            x = res(down(x))  # half the size, the next channels
         return x
 
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import Attention
-from .clip import CLIP, CLIPConfig, TextConfig, VisionConfig
+from .clip import CLIP, CLIPConfig, TextConfig, VisionConfig, stem_patch
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class MatcherConfig:
     heads: int = 4
     depth: int = 2  # cross-attention blocks of the head
     size: int = 64  # side of the pictures in pixels
-    stem: tuple[int, ...] = (32, 64, 64)  # channels of the stem; three layers make patches of 8 pixels
+    stem: tuple[int, ...] = (32, 64)  # channels of the stem; its three halvings make patches of 8 pixels
 
     @property
     def clip(self) -> CLIPConfig:
         text = TextConfig(self.vocabulary, self.eos, self.length, self.width, self.layers, self.heads)
         vision = VisionConfig(
-            self.size, 2 ** len(self.stem), self.width, self.vision_layers, self.heads, stem=self.stem
+            self.size, stem_patch(self.stem), self.width, self.vision_layers, self.heads, stem=self.stem
         )
         return CLIPConfig(text, vision, self.width)
 

@@ -49,19 +49,18 @@ class _Filter(NamedTuple):
     square: np.ndarray  # (n), the points' squared lengths
 
 
-def _blocks(pixels: np.ndarray) -> np.ndarray:
-    """Means of 4x4 blocks.  Shapes: pixels (h w 3) -> (h/4 w/4 3)"""
-    h, w, _ = pixels.shape
-    return pixels.reshape(h // 4, 4, w // 4, 4, 3).mean(axis=(1, 3))
-
-
 def _halved(pixels: np.ndarray) -> np.ndarray:
     """Means of 2x2 blocks; adding strided views is ten times faster than NumPy's mean over two axes.
 
-    Shapes: pixels (n h w c) -> (n h/2 w/2 c)
+    Shapes: pixels (... h w c) -> (... h/2 w/2 c)
     """
-    rows = pixels[:, ::2] + pixels[:, 1::2]  # (n h/2 w c)
-    return (rows[:, :, ::2] + rows[:, :, 1::2]) / 4
+    rows = pixels[..., ::2, :, :] + pixels[..., 1::2, :, :]  # (... h/2 w c)
+    return (rows[..., ::2, :] + rows[..., 1::2, :]) / 4
+
+
+def _blocks(pixels: np.ndarray) -> np.ndarray:
+    """Means of 4x4 blocks.  Shapes: pixels (... h w c) -> (... h/4 w/4 c)"""
+    return _halved(_halved(pixels))
 
 
 def _drawn(scene: Scene) -> np.ndarray:
