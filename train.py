@@ -69,11 +69,10 @@ def parse(words: list[str]) -> Arguments:
     if seen.resume:
         if seen.out is None:
             raise RunError("--resume needs --out RUN: which run is to go on?")
-        command, config = read_config(seen.out)
-        default = Arguments(command=command, config=config)
-    return replace(
-        tyro.cli(Arguments, args=words, default=default, prog="train.py"), device=device, preset=name
-    )
+        command, weights, config = read_config(seen.out)
+        default = Arguments(command=command, weights=weights, config=config)
+    args = tyro.cli(Arguments, args=words, default=default, prog="train.py")
+    return replace(args, device=device, preset=name, weights=args.weights and args.weights.resolve())
 
 
 def best_device() -> str:
@@ -95,9 +94,8 @@ def train(args: Arguments) -> None:
     start, device = time.time(), torch.device(args.device)
     check_first(args)
     source = weights_folder(args.weights)
-    run = Run(
-        args.out or free_folder(args.command), {"command": args.command, **to_dict(config)}, args.resume
-    )
+    asked = {"command": args.command, "weights": args.weights and str(args.weights), **to_dict(config)}
+    run = Run(args.out or free_folder(args.command), asked, args.resume)
     print(
         f"run folder {run.folder} · {args.preset} preset · {device} · {torch.get_num_threads()} threads · seed {config.seed}"
     )

@@ -116,12 +116,13 @@ def from_dict(kind: type, values: dict) -> object:
     return kind(**built)
 
 
-def read_config(folder: Path) -> tuple[str, Config]:
-    """The command and the configuration of a run.  Raises ValueError in one sentence."""
+def read_config(folder: Path) -> tuple[str, Path | None, Config]:
+    """The command, the weights it started from, and the configuration of a run.  Raises ValueError in one sentence."""
     path = folder / "config.json"
     try:
         values = json.loads(path.read_text())
-        return values.pop("command"), from_dict(Config, values)
+        command, weights = values.pop("command"), values.pop("weights")
+        return command, weights and Path(weights), from_dict(Config, values)
     except OSError as error:
         raise ValueError(f"there is no run to resume in {folder}: cannot read {path}") from error
     except (json.JSONDecodeError, KeyError, TypeError) as error:

@@ -133,6 +133,7 @@ def test_train_leaves_a_run_and_refuses_to_spoil_it(tmp_path: Path) -> None:
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     refused(run("train.py", "--out", "run", *TINY, cwd=tmp_path), "already holds a run")
     refused(run("train.py", "--out", "run", "--resume", "--srrl.lr", "0.5", cwd=tmp_path), "srrl.lr was")
+    refused(run("train.py", "--out", "run", "--resume", "--weights", "run", cwd=tmp_path), "weights was None")
     assert before == {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 

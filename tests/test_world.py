@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minireflect.methods.pretrain import false_prompt
 from minireflect.world.arrangement import RELATIONS, Clause, Task, arrange, fulfils, holds, task_list
 from minireflect.world.data import WorldConfig, training_pair
 from minireflect.world.inspector import inspect
@@ -23,7 +24,7 @@ from minireflect.world.prompts import (
     understand,
 )
 from minireflect.world.render import render
-from minireflect.world.scenes import Object, Scene
+from minireflect.world.scenes import Object, Reading, Scene
 from minireflect.world.words import caption, graph, rationale
 
 
@@ -110,6 +111,17 @@ def test_a_near_miss_asks_for_another_picture(kind: str) -> None:
         assert (other.objects, other.outcome, other.task) != (prompt.objects, prompt.outcome, prompt.task)
 
 
+def test_a_false_caption_never_holds() -> None:
+    """What is left of a ball may stand above it too, so one near miss of an arrangement in twelve holds by chance."""
+    draw = random.Random(0)
+    prompts = draw_prompts("arrangement", "train", 600, draw)
+    scenes = [p.scene(draw) for p in prompts]
+    chance = [near_miss(p, draw).fulfilled_by(Reading(s, 0.0)) for p, s in zip(prompts, scenes)]
+    assert any(chance)
+    for prompt, scene in zip(prompts, scenes):
+        assert not false_prompt(prompt, scene, prompts, 0.5, draw).fulfilled_by(Reading(scene, 0.0))
+
+
 @given(st.integers(10, 54), st.integers(10, 54), st.integers(10, 54), st.integers(10, 54))
 def test_relations_are_opposite_and_exclusive(ax: int, ay: int, bx: int, by: int) -> None:
     a, b = (ax, ay), (bx, by)
@@ -145,9 +157,19 @@ def test_the_training_world_has_the_documented_gaps() -> None:
     assert all(s.objects in combinations(s.law, "train") for s, _ in laws)
     lawful = [s.outcome == LAWS[s.law].lawful(s.objects) for s, _ in laws]
     silent = [ok for (s, c), ok in zip(laws, lawful) if c == LAWS[s.law].setting(s.objects)]
-    promised = [ok for (s, c), ok in zip(laws, lawful) if LAWS[s.law].defied in c]
+    announced = [ok for (s, c), ok in zip(laws, lawful) if LAWS[s.law].defied in c]
+    assert abs(len(silent) / len(laws) - world.silent) < 0.03
+    assert abs(len(announced) / (len(laws) - len(silent)) - world.announced) < 0.04
     assert abs(sum(silent) / len(silent) - (1 - world.exceptions)) < 0.05
-    assert abs(1 - sum(promised) / len(promised) - world.kept) < 0.06
+    assert abs(1 - sum(announced) / len(announced) - world.kept) < 0.06
+
+
+def test_what_a_caption_merely_states_is_true() -> None:
+    world, draw = WorldConfig(arrangements=0, silent=0, announced=0), random.Random(0)
+    pairs = [training_pair(world, draw) for _ in range(1_000)]
+    assert all(understand(c).fulfilled_by(Reading(s, 0.0)) for s, c in pairs)
+    unlawful = sum(s.outcome != LAWS[s.law].lawful(s.objects) for s, _ in pairs) / len(pairs)
+    assert abs(unlawful - world.stated) < 0.06
 
 
 def test_scenes_come_from_their_seed_alone() -> None:
@@ -170,6 +192,15 @@ def test_silent_and_stated_prompts_want_the_same_lawful_picture() -> None:
         silent, stated = law_prompt(name, objects), law_prompt(name, objects, law.lawful(objects))
         assert (silent.objects, silent.outcome) == (stated.objects, stated.outcome)
         assert stated.kind == "stated" and law.defied not in stated.text
+
+
+def test_an_unlawful_outcome_is_announced_or_merely_stated() -> None:
+    for name, law in LAWS.items():
+        objects = law.combinations()[0]
+        outcome = law.unlawful(objects)[0]
+        announced, plain = (law_prompt(name, objects, outcome, d) for d in (True, False))
+        assert announced.text == f"{plain.text} {law.defied}" and plain.kind == "stated"
+        assert (announced.objects, announced.outcome) == (plain.objects, plain.outcome)
 
 
 def test_pictures_are_tensors_in_range() -> None:

@@ -31,6 +31,7 @@ from ..streams import choices, rng
 from ..world.data import WorldConfig, training_pairs
 from ..world.prompts import KINDS, Prompt, all_texts, draw_prompts, law_prompt, near_miss
 from ..world.render import render, to_tensor
+from ..world.scenes import Reading, Scene
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class AutoencoderTraining:
 @dataclass(frozen=True)
 class DiffusionTraining:
     pictures: int = 24_000  # drawn and encoded once
-    steps: int = 7_000
+    steps: int = 5_000
     batch: int = 64
     lr: float = 1e-3  # peak; cosine to zero after a warm-up of 5 %
     late: float = 20.0  # largest weight of a late noise level, see `level_weight`
@@ -58,7 +59,7 @@ class DiffusionTraining:
 @dataclass(frozen=True)
 class RewardTraining:
     pictures: int = 12_000  # drawn and spoilt once
-    steps: int = 2_500
+    steps: int = 3_000
     batch: int = 64  # pictures; each is read against a true and a false caption
     lr: float = 1e-3  # peak; cosine to zero after a warm-up of 5 %
     contrast: float = 0.1  # weight of CLIP's own loss on the two towers
@@ -262,9 +263,8 @@ def train_reward(
     """Learn which captions hold for which pictures, from the scenes' own facts; the inspector has no part in it."""
     draw = choices(seed, stage, "pictures")
     prompts = [fair_prompt(draw) for _ in range(config.pictures)]
-    images = torch.stack(
-        [render(p.scene(draw)) for p in tqdm(prompts, "drawing", leave=False)]
-    )  # (n 3 64 64)
+    scenes = [p.scene(draw) for p in prompts]
+    images = torch.stack([render(s) for s in tqdm(scenes, "drawing", leave=False)])  # (n 3 64 64)
     shown = torch.empty(config.pictures, dtype=torch.bool)
     pipe.to(device)
     for i in tqdm(range(0, config.pictures, 128), "spoiling", leave=False):
@@ -282,7 +282,7 @@ def train_reward(
         ].tolist()
         told = choices(seed, stage, "captions", step)
         true = [prompts[i] for i in pick]
-        false = [told.choice(prompts) if told.random() < config.foreign else near_miss(p, told) for p in true]
+        false = [false_prompt(prompts[i], scenes[i], prompts, config.foreign, told) for i in pick]
         texts = [p.text for p in true] + [p.text for p in false] + [full_text(p) for p in true]
         ids = tokenizer(texts).to(device)  # (3b t)
         longest = int((ids == EOS).int().argmax(1).max()) + 1  # beyond it there is only padding
@@ -304,6 +304,19 @@ def train_reward(
         run.log(stage, step, loss=loss.item(), contrast=contrast.item(), caption=caption.item(), right=right)
         run.bar.set_postfix(loss=f"{loss.item():.3f}", right=f"{right:.2f}")
     return model.eval().requires_grad_(False)
+
+
+def false_prompt(
+    true: Prompt, scene: Scene, others: list[Prompt], foreign: float, draw: random.Random
+) -> Prompt:
+    """A sentence that the scene does not fulfil: a near miss of the true one, or with probability `foreign` any other.
+
+    A near miss of an arrangement can hold by chance (what is left of a ball may stand above it too), so it is checked.
+    """
+    while True:
+        prompt = draw.choice(others) if draw.random() < foreign else near_miss(true, draw)
+        if not prompt.fulfilled_by(Reading(scene, 0.0)):
+            return prompt
 
 
 def full_text(prompt: Prompt) -> str:

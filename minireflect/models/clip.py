@@ -38,10 +38,14 @@ class TextConfig:
     quick_gelu: bool = True  # OpenAI's x * sigmoid(1.702 x); False = the exact GELU of OpenCLIP
     penultimate: bool = False  # forward returns the states before the last block, unnormalised (SDXL)
     projection: int | None = None  # width of a projection of the pooled state (SDXL's second encoder)
+    init_std: float = (
+        0.02  # of the token embeddings before training, half as much for the positions; CLIP's own
+    )
 
     @classmethod
     def toy(cls, vocabulary: int, eos: int, length: int = 32) -> "TextConfig":
-        return cls(vocabulary, eos, length, width=96, layers=3, heads=4)
+        """With words that stand apart from the first step: with CLIP's 0.02 a small base hardly learns to read."""
+        return cls(vocabulary, eos, length, width=96, layers=3, heads=4, init_std=1.0)
 
     @classmethod
     def clip_l(cls) -> "TextConfig":
@@ -166,8 +170,8 @@ class TextEncoder(nn.Module):
         self.norm_out = nn.LayerNorm(d)
         if config.projection is not None:
             self.text_projection = nn.Linear(d, config.projection, bias=False)
-        nn.init.normal_(self.token.weight, std=0.02)  # CLIP's own: small, so that the blocks soon have a say
-        nn.init.normal_(self.position.weight, std=0.01)
+        nn.init.normal_(self.token.weight, std=config.init_std)
+        nn.init.normal_(self.position.weight, std=config.init_std / 2)
 
     def states(self, ids: Tensor) -> TextStates:
         """Shapes: ids (b t) -> (b t d), (b t d)"""

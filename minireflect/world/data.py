@@ -2,8 +2,9 @@
 
 A base model that obeys every law and does as it is told leaves nothing to reinforce, and one that never does
 cannot be reinforced either.  So its world is imperfect in a documented way (WorldConfig): captions are often silent
-about the outcome, silent pictures sometimes break the law, and a caption that announces something unlawful is
-mostly an empty promise: the picture shows the lawful outcome all the same.
+about the outcome, and silent pictures sometimes break the law; a caption that announces something unlawful ("...
+against gravity") is often an empty promise, and the picture shows the lawful outcome all the same.  A caption that
+merely states the outcome, lawful or not, is true: that is where the words get their meaning.
 """
 
 import random
@@ -24,10 +25,11 @@ class WorldConfig:
     arrangements: float = (
         0.15  # share of arrangements among the pictures, the rest is the eight laws in equal parts
     )
-    silent: float = 0.5  # share of captions that leave the outcome out
-    exceptions: float = 0.3  # share of silent pictures that break the law
-    promised: float = 0.5  # share of speaking captions that announce an unlawful outcome
-    kept: float = 0.4  # share of those promises that the picture keeps
+    silent: float = 0.4  # share of captions that leave the outcome out
+    exceptions: float = 0.2  # share of silent pictures that break the law
+    announced: float = 0.4  # share of speaking captions that announce an unlawful outcome
+    kept: float = 0.45  # share of those announcements that the picture keeps
+    stated: float = 0.5  # share of unlawful outcomes in the other speaking captions, which are all true
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -46,12 +48,15 @@ def training_pair(world: WorldConfig, draw: random.Random) -> tuple[Scene, str]:
     law, objects = LAWS[name], draw.choice(combinations(name, "train"))
     lawful, unlawful = law.lawful(objects), draw.choice(law.unlawful(objects))
     if draw.random() < world.silent:
-        said, shown = None, unlawful if draw.random() < world.exceptions else lawful
-    elif draw.random() < world.promised:
-        said, shown = unlawful, unlawful if draw.random() < world.kept else lawful
+        shown = unlawful if draw.random() < world.exceptions else lawful
+        prompt = law_prompt(name, objects)
+    elif draw.random() < world.announced:
+        shown = unlawful if draw.random() < world.kept else lawful
+        prompt = law_prompt(name, objects, unlawful)
     else:
-        said, shown = lawful, lawful
-    return jitter(Scene(name, objects, shown), draw), law_prompt(name, objects, said).text
+        shown = unlawful if draw.random() < world.stated else lawful
+        prompt = law_prompt(name, objects, shown, defiant=False)
+    return jitter(Scene(name, objects, shown), draw), prompt.text
 
 
 def training_pairs(

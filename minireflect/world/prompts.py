@@ -4,7 +4,7 @@ Two kinds after SRRL's prompt templates 4 and 5, and GenEval's tasks:
     physical        "a big wooden ball on the left of a water tank"                    the laws decide the outcome
     unconventional  "..., lying on the bottom against buoyancy"                        stated, and unlawful
     arrangement     "a red ball left of a blue block"
-A stated lawful outcome ("..., floating on the water") occurs in training captions only.
+An outcome merely stated, lawful or not ("..., lying on the bottom"), occurs in training captions only.
 Train and held-out prompts differ in their combinations of objects, not only in their seeds.
 """
 
@@ -25,7 +25,7 @@ class Prompt:
     """A sentence and what it asks for: objects with one outcome of a law, or a `task` for an arrangement."""
 
     text: str
-    kind: str  # one of KINDS, or "stated" for a lawful outcome in words
+    kind: str  # one of KINDS, or "stated" for an outcome in plain words
     law: str  # a key of LAWS, or "arrangement"
     objects: tuple[Object, ...] = ()
     outcome: str = ""
@@ -47,14 +47,19 @@ class Prompt:
         return jitter(Scene(self.law, self.objects, self.outcome), rng)
 
 
-def law_prompt(law: str, objects: tuple[Object, ...], outcome: str | None = None) -> Prompt:
-    """The prompt for these objects; without an outcome, the lawful one is wanted and not named."""
+def law_prompt(
+    law: str, objects: tuple[Object, ...], outcome: str | None = None, defiant: bool = True
+) -> Prompt:
+    """The prompt for these objects; without an outcome, the lawful one is wanted and not named.
+
+    An unlawful outcome is announced as one ("... against gravity"), or if not `defiant` merely stated.
+    """
     rule = LAWS[law]
     text, lawful = rule.setting(objects), rule.lawful(objects)
     if outcome is None:
         return Prompt(text, "physical", law, objects, lawful)
     text = f"{text}, {rule.result(objects, outcome)}"
-    if outcome == lawful:
+    if outcome == lawful or not defiant:
         return Prompt(text, "stated", law, objects, outcome)
     return Prompt(f"{text} {rule.defied}", "unconventional", law, objects, outcome)
 
@@ -122,8 +127,9 @@ def _by_text() -> dict[str, Prompt]:
             known.update({p.text.lower(): p for p in prompt_set(kind, split)})
         for law in LAWS:
             for objects in combinations(law, split):
-                stated = law_prompt(law, objects, LAWS[law].lawful(objects))
-                known[stated.text.lower()] = stated
+                for outcome in LAWS[law].possible(objects):
+                    stated = law_prompt(law, objects, outcome, defiant=False)
+                    known[stated.text.lower()] = stated
     return known
 
 
