@@ -111,7 +111,7 @@ def check_first(args: Arguments) -> None:
     schedule = Schedule(ScheduleConfig())
     for steps in (args.config.srrl.steps, args.config.sampler.steps):
         schedule.table(steps, args.config.sampler.spacing)
-    folder, continued = weights_folder(args.weights), args.config.diffusion.continued
+    folder, continued = weights_folder(args.weights), args.config.diffusion.continued != "nothing"
     if args.command == "all" and continued:
         raise ValueError(
             "--diffusion.continued goes on from a base that exists; `all` starts from nothing: use `diffusion`"
@@ -142,7 +142,7 @@ def diffusion(config: Config, run: Run, folder: Path, device: torch.device) -> N
         return
     weights = run.folder / "weights"
     encoder, _ = load_module(folder / "autoencoder.safetensors", Autoencoder, AutoencoderConfig)
-    start = load_pipeline(folder) if config.diffusion.continued else None
+    start = load_pipeline(folder) if config.diffusion.continued != "nothing" else None
     pipe = pretrain.train_diffusion(config.diffusion, config.world, config.seed, encoder, run, device, start)
     pipe.save(weights)
     figures.training_curve(

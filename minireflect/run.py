@@ -78,9 +78,7 @@ class Run:
 
     def metrics(self, stage: str) -> list[dict]:
         """The lines of one stage, in order."""
-        path = self.folder / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [row for line in lines if (row := json.loads(line))["stage"] == stage]
+        return read_metrics(self.folder, stage)
 
     def is_done(self, stage: str) -> bool:
         """Whether a stage of this run has been finished before; its weights are there then."""
@@ -144,6 +142,13 @@ class Run:
             if row["stage"] != stage or row["step"] < start:
                 rows.append(line)
         write_text(path, "".join(row + "\n" for row in rows))
+
+
+def read_metrics(folder: Path, stage: str) -> list[dict]:
+    """The lines that one stage of a run has logged, in order; none if there is no such run."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [row for line in lines if (row := json.loads(line))["stage"] == stage]
 
 
 def store(

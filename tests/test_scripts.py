@@ -140,7 +140,7 @@ def test_train_leaves_a_run_and_refuses_to_spoil_it(tmp_path: Path) -> None:
 def test_a_base_can_be_continued(tmp_path: Path) -> None:
     """At a rate of 0 the continued base is the base it started from; from nothing it is not."""
     words = ["diffusion", "--preset", "smoke", "--diffusion.lr", "0", "--diffusion.steps", "1"]
-    for name, more in (("continued", ["--diffusion.continued"]), ("from_nothing", [])):
+    for name, more in (("continued", ["--diffusion.continued", "everything"]), ("from_nothing", [])):
         done = run("train.py", *words, *more, "--out", name, cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-3000:]
     shipped, continued, other = (
@@ -158,7 +158,10 @@ BAD_TRAININGS = {
     "too many steps": (["--srrl.steps", "2000"], ("2000", "1000")),
     "a share above one": (["--world.silent", "1.5"], ("silent",)),
     "missing weights": (["--weights", "nowhere"], ("no folder nowhere",)),
-    "all from nothing, continued": (["all", "--diffusion.continued"], ("continued", "use `diffusion`")),
+    "all from nothing, continued": (
+        ["all", "--diffusion.continued", "unet"],
+        ("continued", "use `diffusion`"),
+    ),
     "an unknown command": (["trian"], ("trian",)),
     "an unknown option": (["--srrl.lrr", "1"], ("lrr",)),
 }

@@ -12,6 +12,7 @@ import copy
 import math
 import random
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -53,7 +54,7 @@ class DiffusionTraining:
     dropped: float = 0.1  # share of captions left empty, so that guidance has something to compare with
     ema: float = 0.995  # decay of the averaged weights, which are the ones kept
     prompt_length: int = 32  # tokens
-    continued: bool = False  # start from the base in --weights instead of from nothing
+    continued: Literal["nothing", "unet", "everything"] = "nothing"  # what starts from the base in --weights
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def train_diffusion(
 ) -> LatentDiffusion:
     """Learn to draw from captions: text encoder and UNet together.  -> the averaged weights.
 
-    They begin at random, or where the base `start` left off.
+    They begin at random, or where the base `start` left off: its UNet, or both, as `config.continued` says.
     """
     pixels, _, captions = training_pairs(config.pictures, world, choices(seed, "diffusion", "pictures"))
     autoencoder = autoencoder.to(device).eval().requires_grad_(False)
@@ -144,10 +145,11 @@ def train_diffusion(
         }
     ).to(device, memory_format=torch.channels_last)  # fmt: skip  (a third faster on the CPU)
     if start is not None:
-        if start.tokenizer.words != tokenizer.words:
-            raise ValueError("the base to continue from has another vocabulary than this world")
-        raw["text_encoder"].load_state_dict(start.text_encoder.state_dict())
         raw["unet"].load_state_dict(start.unet.state_dict())
+        if config.continued == "everything":
+            if start.tokenizer.words != tokenizer.words:
+                raise ValueError("the base to continue from has another vocabulary than this world")
+            raw["text_encoder"].load_state_dict(start.text_encoder.state_dict())
     averaged = copy.deepcopy(raw).requires_grad_(False)
     optimizer = torch.optim.AdamW(raw.parameters(), lr=config.lr, weight_decay=1e-4)
     null = tokenizer([""]).to(device)
