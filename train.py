@@ -112,9 +112,10 @@ def check_first(args: Arguments) -> None:
     for steps in (args.config.srrl.steps, args.config.sampler.steps):
         schedule.table(steps, args.config.sampler.spacing)
     folder, continued = weights_folder(args.weights), args.config.diffusion.continued != "nothing"
-    if args.command == "all" and continued:
+    if args.command == "all" and (continued or args.config.reward.continued):
         raise ValueError(
-            "--diffusion.continued goes on from a base that exists; `all` starts from nothing: use `diffusion`"
+            "--diffusion.continued and --reward.continued go on from what exists; `all` starts from nothing: "
+            "use `diffusion` or `reward`"
         )
     if args.command == "diffusion" and continued:
         load_pipeline(folder)
@@ -122,7 +123,7 @@ def check_first(args: Arguments) -> None:
         load_module(folder / "autoencoder.safetensors", Autoencoder, AutoencoderConfig)
     elif args.command in ("reward", "srrl"):
         load_pipeline(folder)
-    if args.command == "srrl":
+    if args.command == "srrl" or (args.command == "reward" and args.config.reward.continued):
         load_module(folder / "reward.safetensors", Matcher, MatcherConfig)
 
 
@@ -155,7 +156,10 @@ def reward(config: Config, run: Run, folder: Path, device: torch.device) -> None
     if run.is_done("reward"):
         return
     pipe = load_pipeline(folder).to(device)
-    model = pretrain.train_reward(config.reward, config.seed, pipe, run, device)
+    start = None
+    if config.reward.continued:
+        start, _ = load_module(folder / "reward.safetensors", Matcher, MatcherConfig)
+    model = pretrain.train_reward(config.reward, config.seed, pipe, run, device, start)
     about = {"words": " ".join(pipe.tokenizer.words)}
     save_module(run.folder / "weights" / "reward.safetensors", model, about)
     figures.training_curve(

@@ -151,6 +151,15 @@ def test_a_base_can_be_continued(tmp_path: Path) -> None:
     assert not all(torch.equal(other[k], shipped[k].float()) for k in shipped)
 
 
+def test_a_reward_can_be_continued(tmp_path: Path) -> None:
+    words = ["reward", "--preset", "smoke", "--reward.lr", "0", "--reward.steps", "1", "--reward.continued"]
+    done = run("train.py", *words, "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    shipped = read_weights(SHIPPED / "reward.safetensors")
+    continued = read_weights(tmp_path / "run" / "weights" / "reward.safetensors")
+    assert all(torch.equal(continued[k], shipped[k].float()) for k in shipped)
+
+
 BAD_TRAININGS = {
     "resume from nowhere": (["--resume", "--out", "nowhere"], ("nowhere",)),
     "resume without a folder": (["--resume"], ("--out",)),

@@ -30,7 +30,7 @@ from ..pipeline import LatentDiffusion
 from ..run import Run
 from ..streams import choices, rng
 from ..world.data import WorldConfig, training_pairs
-from ..world.prompts import KINDS, Prompt, all_texts, draw_prompts, law_prompt, near_miss
+from ..world.prompts import KINDS, Prompt, all_texts, draw_prompts, law_prompt, near_miss, prompt_set
 from ..world.render import render, to_tensor
 from ..world.scenes import Reading, Scene
 
@@ -66,6 +66,7 @@ class RewardTraining:
     contrast: float = 0.1  # weight of CLIP's own loss on the two towers
     foreign: float = 0.1  # share of false captions that belong to any other picture; the rest are near misses
     caption: float = 1.0  # weight of the loss of describing the picture
+    continued: bool = False  # start from the reward in --weights instead of from nothing
 
 
 def lr_factor(step: int, steps: int) -> float:
@@ -202,8 +203,13 @@ def encode_all(autoencoder: Autoencoder, pixels: np.ndarray, device: torch.devic
 
 
 def fair_prompt(draw: random.Random) -> Prompt:
-    """A prompt of any kind in equal shares, lawful outcomes put into words among them; training combinations only."""
+    """A prompt of any kind in equal shares, lawful outcomes put into words among them; training combinations only.
+
+    Half of the arrangements say where things are, which is the hardest of their kinds to judge.
+    """
     kind = draw.choice((*KINDS, "stated"))
+    if kind == "arrangement" and draw.random() < 0.5:
+        return draw.choice([p for p in prompt_set(kind, "train") if p.task.kind == "position"])
     if kind != "stated":
         return draw.choice(draw_prompts(kind, "train", 8, draw))  # 8: one of each law
     prompt = draw.choice(draw_prompts("physical", "train", 8, draw))
@@ -260,9 +266,13 @@ def train_reward(
     pipe: LatentDiffusion,
     run: Run,
     device: torch.device,
-    stage: str = "reward",
+    start: Matcher | None = None,
 ) -> Matcher:
-    """Learn which captions hold for which pictures, from the scenes' own facts; the inspector has no part in it."""
+    """Learn which captions hold for which pictures, from the scenes' own facts; the inspector has no part in it.
+
+    The network begins at random, or where `start` left off.
+    """
+    stage = "reward"
     draw = choices(seed, stage, "pictures")
     prompts = [fair_prompt(draw) for _ in range(config.pictures)]
     scenes = [p.scene(draw) for p in prompts]
@@ -276,6 +286,8 @@ def train_reward(
     tokenizer = pipe.tokenizer
     torch.manual_seed(seed)
     model = Matcher(MatcherConfig(len(tokenizer), EOS, tokenizer.length)).to(device)
+    if start is not None:
+        model.load_state_dict(start.state_dict())
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=1e-2)
     for step in run.steps(stage, config.steps, {stage: model}, optimizer, save_every=50):
         set_lr(optimizer, config.lr * lr_factor(step, config.steps))
