@@ -30,7 +30,16 @@ from ..pipeline import LatentDiffusion
 from ..run import Run
 from ..streams import choices, rng
 from ..world.data import WorldConfig, training_pairs
-from ..world.prompts import KINDS, Prompt, all_texts, draw_prompts, law_prompt, near_miss, prompt_set
+from ..world.prompts import (
+    KINDS,
+    Prompt,
+    all_texts,
+    draw_prompts,
+    law_prompt,
+    near_miss,
+    prompt_set,
+    understand,
+)
 from ..world.render import render, to_tensor
 from ..world.scenes import Reading, Scene
 
@@ -51,6 +60,9 @@ class DiffusionTraining:
     batch: int = 64
     lr: float = 1e-3  # peak; cosine to zero after a warm-up of 5 %
     late: float = 20.0  # largest weight of a late noise level, see `level_weight`
+    words: float = (
+        0.25  # share of the steps, the first, on captions that say what is to be seen: see `plain_captions`
+    )
     dropped: float = 0.1  # share of captions left empty, so that guidance has something to compare with
     ema: float = 0.995  # decay of the averaged weights, which are the ones kept
     prompt_length: int = 32  # tokens
@@ -154,12 +166,15 @@ def train_diffusion(
     averaged = copy.deepcopy(raw).requires_grad_(False)
     optimizer = torch.optim.AdamW(raw.parameters(), lr=config.lr, weight_decay=1e-4)
     null = tokenizer([""]).to(device)
+    plain = plain_captions(captions)  # (m) rows
     for step in run.steps(
         "diffusion", config.steps, {"raw": raw, "averaged": averaged}, optimizer, save_every=50
     ):
         set_lr(optimizer, config.lr * lr_factor(step, config.steps))
         draw = rng(seed, "diffusion", "batch", step)
         pick = torch.randint(len(latents), (config.batch,), generator=draw)
+        if step < config.words * config.steps:
+            pick = plain[pick % len(plain)]
         t = torch.randint(schedule.config.train_steps, (config.batch,), generator=draw).to(device)
         noise = torch.randn(config.batch, *latents.shape[1:], generator=draw).to(device)  # (b 4 8 8)
         empty = torch.rand(config.batch, 1, generator=draw) < config.dropped  # (b 1)
@@ -181,6 +196,16 @@ def train_diffusion(
     return LatentDiffusion(
         tokenizer, averaged["text_encoder"], averaged["unet"], autoencoder, schedule
     ).eval()
+
+
+def plain_captions(captions: list[str]) -> Tensor:
+    """Which captions leave no outcome to chance: arrangements, and laws with the outcome merely stated.  -> (m) rows
+
+    The base learns to read from these first.  Among silent and broken promises it does not: after 1,750 steps on the
+    whole world its pictures did not depend on the outcome in the caption, and 100 steps on plain captions taught it.
+    """
+    kinds = [understand(caption).kind for caption in captions]
+    return torch.tensor([i for i, kind in enumerate(kinds) if kind in ("stated", "arrangement")])
 
 
 def level_weight(schedule: Schedule, t: Tensor, cap: float) -> Tensor:
