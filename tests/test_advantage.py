@@ -13,6 +13,7 @@ from minireflect.rl.advantage import (
     advantage_weights,
     group_advantage,
     history_advantage,
+    reward_weights,
     select_best_worst,
     zero_variance_groups,
 )
@@ -165,3 +166,11 @@ def test_global_randomness_is_untouched() -> None:
     history.add(["a"], torch.rand(1, 3, generator=torch.Generator().manual_seed(0)))
     group_advantage(draw(3, 4)), history_advantage(history, ["a"], draw(1, 3))
     assert torch.get_rng_state().equal(before)
+
+
+def test_reward_weights_are_shares_and_a_failed_group_has_none() -> None:
+    """By hand: 0.9 + 0.1 of 1.5, and a group of zeros."""
+    weights = reward_weights(torch.tensor([[0.9, 0.1], [0.0, 0.0], [1.0, 1.0]]), 0.5)
+    assert torch.allclose(weights, torch.tensor([[0.6, 0.1 / 1.5], [0.0, 0.0], [0.4, 0.4]]))
+    with pytest.raises(ValueError, match="must not be negative, got -0.5"):
+        reward_weights(torch.tensor([[-0.5, 1.0]]), 0.5)

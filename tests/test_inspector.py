@@ -16,7 +16,7 @@ from minireflect.world.prompts import draw_prompts, near_miss, sample_scene, tas
 from minireflect.world.render import render, render_pixels, to_tensor
 from minireflect.world.scenes import Scene
 
-N = 250  # scenes a test; the README's figures use 2,000 (scripts/inspector.py)
+N = 250  # scenes a test; the README's figures use 2,000 (scripts/measure.py)
 LAW_NAMES = [*LAWS, "arrangement"]
 
 

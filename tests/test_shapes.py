@@ -33,6 +33,7 @@ FUNCTIONS: dict[str, tuple[Callable, dict[str, int], dict]] = {  # function, siz
     "ppo_clip": (policy.ppo_clip, {}, {"clip": 0.1}),
     "gaussian_kl": (policy.gaussian_kl, {}, {}),
     "group_advantage": (advantage.group_advantage, {}, {}),
+    "reward_weights": (advantage.reward_weights, {}, {"floor": 0.5}),
     "zero_variance_groups": (advantage.zero_variance_groups, {}, {}),
     "level_weight": (pretrain.level_weight, {}, {"schedule": TABLE, "cap": 5.0}),
     "caption_loss": (pretrain.caption_loss, {}, {}),

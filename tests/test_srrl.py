@@ -8,16 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from minireflect.diffusion.ddim import ddim_step
 from minireflect.methods import srrl
-from minireflect.methods.srrl import SRRLConfig, advantages, jobs, rollout, train_srrl, update
+from minireflect.methods.srrl import Replay, SRRLConfig, advantages, jobs, rollout, train_srrl, update
 from minireflect.rl.advantage import RewardHistory
 from minireflect.run import Interrupted, Run
 from minireflect.streams import rng
 from tests.small import TEXTS, brightness, four_texts, nothing, small_pipeline
 
-CONFIG = SRRLConfig(iterations=2, prompts=4, group=4, steps=4, rounds=1, updates=2, lr=1e-3, warmup=0)
+CONFIG = SRRLConfig(
+    objective="ppo", iterations=2, prompts=4, group=4, steps=4, rounds=1, updates=2, lr=1e-3, warmup=0
+)
 
 
 def one_iteration(config: SRRLConfig):
@@ -184,10 +187,17 @@ def test_almost_noiseless_steps_are_left_out_and_why() -> None:
         assert {i for chunk in chosen for _, i in chunk} == set(range(count))
 
 
+def bright(images: Tensor, prompts: list[str]) -> Tensor:
+    """A probability that the mean pixel is above 0.  Shapes: images (b 3 h w), b prompts -> (b)"""
+    return torch.sigmoid(50 * brightness(images, prompts))
+
+
 @pytest.mark.parametrize("mode", ["select", "blind"])
-@pytest.mark.parametrize("advantage", ["group", "history"])
-def test_the_reward_rises(tmp_path: Path, mode: str, advantage: str) -> None:
+@pytest.mark.parametrize("objective, advantage", [("ppo", "group"), ("ppo", "history"), ("regress", "group")])
+def test_the_reward_rises(tmp_path: Path, mode: str, objective: str, advantage: str) -> None:
     config = SRRLConfig(
+        objective=objective,
+        updates=2 if objective == "ppo" else 8,
         iterations=25,
         prompts=4,
         group=8,
@@ -200,14 +210,72 @@ def test_the_reward_rises(tmp_path: Path, mode: str, advantage: str) -> None:
         clip=0.1,
     )
     run = Run(tmp_path / "run", {})
-    train_srrl(config, 0, small_pipeline(), brightness, four_texts, nothing, run)
+    reward = brightness if objective == "ppo" else bright
+    train_srrl(config, 0, small_pipeline(), reward, four_texts, nothing, run)
     rewards = [row["reward"] for row in run.metrics("srrl")]
     spread = torch.tensor(rewards[:5]).std().item()
     assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 2 * spread
 
 
-def test_two_steps_resumed_for_two_equal_four_bit_for_bit(tmp_path: Path) -> None:
-    config = replace(CONFIG, iterations=4, advantage="history")
+def test_the_replay_holds_the_latest_pictures_and_draws_them_by_weight() -> None:
+    replay = Replay(6, (1, 1, 1), 2)
+    for first, weight in ((0, 5.0), (4, 1.0)):  # eight pictures into six places
+        latents = torch.arange(first, first + 4.0).view(4, 1, 1, 1)
+        replay.add(latents, torch.full((4, 2), first), torch.full((4,), weight))
+    latents, ids = replay.draw(10_000, rng(0, "draw"))
+    counts = torch.bincount(latents.flatten().long(), minlength=8)
+    assert (counts[:2] == 0).all()  # 0 and 1 had to go
+    expected = torch.tensor([5.0, 5, 1, 1, 1, 1]) / 14 * 10_000
+    assert ((counts[2:] - expected).abs() < 5 * expected.sqrt()).all()
+    assert torch.equal(ids[:, 0], torch.where(latents.flatten() < 4, 0, 4))
+
+
+def test_regression_fits_what_the_reward_accepts() -> None:
+    """Its gradient is that of DDPM's loss on the accepted pictures alone, if the reward is 0 or 1 and all groups have one."""
+    config = replace(CONFIG, objective="regress", updates=1, rounds=0, batch=4_000, floor=1e-6, grad_norm=1e9)
+    pipe = small_pipeline()
+    out = rollout(pipe, TEXTS, brightness, config, 0, 0)
+    only_first = torch.zeros(4, 4).index_fill_(1, torch.tensor([0]), 1.0)  # (n g)
+    out.rounds[0] = out.rounds[0]._replace(rewards=only_first)
+    replay = Replay(16, pipe.latent_shape, pipe.tokenizer.length)
+    srrl.remember(replay, pipe, out, config)
+    latents, ids = replay.draw(4_000, rng(0, "draw"))
+    accepted = out.rounds[0].path.latents[::4, -1]
+    assert all((x == accepted).flatten(1).all(1).any() for x in latents[:50])
+    share = (ids == pipe.tokenizer([TEXTS[0]])).all(1).float().mean().item()
+    assert share == pytest.approx(0.25, abs=0.03)  # every prompt counts the same
+    pipe.unet.requires_grad_(True)
+    optimizer = torch.optim.SGD(pipe.unet.parameters(), lr=0.0)
+    stats = srrl.regress(pipe, small_pipeline().unet, optimizer, replay, config, rng(0, "update"))
+    assert stats.kl == 0.0 and stats.evaluations == 4_000
+    got = torch.cat([p.grad.flatten() for p in pipe.unet.parameters()])
+    t, noise = torch.arange(1000).repeat_interleave(4), torch.randn(4_000, 4, 4, 4, generator=rng(1, "other"))
+    x_0, context = accepted.repeat(1000, 1, 1, 1), pipe.embed(TEXTS).repeat(1000, 1, 1)
+    abar = pipe.schedule.abar[t].view(-1, 1, 1, 1)
+    error = (pipe.unet(abar.sqrt() * x_0 + (1 - abar).sqrt() * noise, t, context) - noise) ** 2
+    pipe.unet.zero_grad()
+    ((1 / abar).clamp(max=config.late) * error).mean().backward()
+    want = torch.cat([p.grad.flatten() for p in pipe.unet.parameters()])
+    assert torch.cosine_similarity(got, want, dim=0) > 0.97  # two Monte Carlo estimates of one gradient
+
+
+def test_path_kl_is_that_of_the_ancestral_sampler() -> None:
+    """Every level once, against the Gaussians of all DDPM steps written out in float64."""
+    schedule = small_pipeline().schedule
+    T = schedule.config.train_steps
+    change = torch.full((T, 1, 2, 2), 0.1)
+    abar = schedule.abar.double()
+    before = torch.cat([torch.ones(1, dtype=torch.float64), abar[:-1]])
+    beta = 1 - abar / before
+    shift = beta / ((1 - beta).sqrt() * (1 - abar).sqrt()) * 0.1  # DDPM (11): what eps does to the mean
+    total = (4 * shift**2 / (2 * beta)).sum()
+    assert srrl.path_kl(schedule, torch.arange(T), change) == pytest.approx(total.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("objective", ["ppo", "regress"])
+def test_two_steps_resumed_for_two_equal_four_bit_for_bit(tmp_path: Path, objective: str) -> None:
+    config = replace(CONFIG, iterations=4, objective=objective, advantage="history", replay=3)
+    brightness = bright  # a probability, as the regression asks for
     whole = Run(tmp_path / "whole", {})
     expected, cost = train_srrl(config, 0, small_pipeline(), brightness, four_texts, nothing, whole)
 
@@ -236,6 +304,9 @@ def test_bad_configurations_are_refused_with_the_numbers() -> None:
         ("suffixes", (9,), "between 1 and steps = 4"),
         ("clip", 0.0, "clip"),
         ("fresh_noise", 1.5, "fresh_noise"),
+        ("floor", 0.0, "floor positive"),
     ):
         with pytest.raises(ValueError, match=message):
             replace(CONFIG, **{field: value})
+    with pytest.raises(ValueError, match="kl belongs to"):
+        replace(CONFIG, objective="regress", kl=0.1)

@@ -6,8 +6,14 @@ A whole denoising is one thought; between thoughts the model looks at its pictur
         for round k = 0 .. K:
             draw G branches  x_T^k -> x_0                      eta > 0: every step is an action with a density (E2, E3)
             score them; re-noise the best to x_T^(k+1)         guidance w_renoise < w_denoise writes c into the noise (E4)
-    A   = GRPO or history z-score within each group (E6, E7)
-    L   = mean max(-A rho, -A clip(rho, 1 - e, 1 + e)),  rho = exp(l_new - l_old)        (E8), summed over rounds
+    learn from all rounds, by one of two objectives
+        ppo      A = GRPO or history z-score within each group (E6, E7), summed over rounds:
+                 L = mean max(-A rho, -A clip(rho, 1 - e, 1 + e)),  rho = exp(l_new - l_old)       (E8)
+        regress  w = r / sum of the prompt's r:  L = sum w |eps - eps_theta(x_t, t, c)|^2, x_t = x_0 noised anew
+
+`ppo` is the paper's and asks how each step of the sampler should have moved; it needs many pictures (docs/log.md). `regress` is
+reward-weighted regression (Peters & Schaal 2007; RWR in DDPO, arXiv 2305.13301): as r is the probability that the picture is
+right, it fits p(x_0 | c, right), and what a later round found teaches the first. It is the default on this budget.
 
 Two readings of the paper: `select` is its figure (above); `blind` is its released code, where K rounds of guided
 inversion run without a look at the reward and only the last round is drawn G times and trained.
@@ -15,8 +21,8 @@ inversion run without a look at the reward and only the last round is drawn G ti
 Differs from the released code: reflection keeps no graph; every iteration has its own random stream; leftover
 gradients are never dropped; latents and log-probabilities stay float32; the clip is stated in nats; group-relative
 advantages by default, each round crediting its own branches only; guidance 1 in rollouts by default (half the cost, and the guidance is learnt into the weights);
-all rounds are trained, but for their almost noiseless steps.  The paper's choices are options: `--srrl.mode blind --srrl.train-rounds last
---srrl.advantage history --srrl.suffixes 1 5 9 --srrl.guidance 5`.
+all rounds are trained, but for their almost noiseless steps.  The paper's choices are options: `--srrl.objective ppo --srrl.lr 3e-5
+--srrl.updates 2 --srrl.mode blind --srrl.train-rounds last --srrl.advantage history --srrl.suffixes 1 5 9 --srrl.guidance 5`.
 
     python train.py srrl
 """
@@ -28,18 +34,19 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..diffusion.ddim import DDIMStep, ddim_step
 from ..diffusion.reflection import ReflectionConfig, moments, renoise_to
 from ..diffusion.sample import Trajectory, collect, denoise, last
-from ..diffusion.schedule import StepTable
+from ..diffusion.schedule import Schedule, StepTable
 from ..pipeline import LatentDiffusion
 from ..rl.advantage import (
     RewardHistory,
     advantage_weights,
     group_advantage,
     history_advantage,
+    reward_weights,
     select_best_worst,
     zero_variance_groups,
 )
@@ -47,6 +54,7 @@ from ..rl.policy import clip_in_nats, gaussian_kl, ppo_clip, reduce_log_prob
 from ..rl.rewards import Reward
 from ..run import Run
 from ..streams import rng
+from .pretrain import level_weight
 
 
 @dataclass(frozen=True)
@@ -69,25 +77,42 @@ class SRRLConfig:
     same_noise: bool = (
         True  # branches of a group start from the same x_T (else only in rounds after the first)
     )
-    advantage: Literal["group", "history"] = "group"  # GRPO, or the paper's z-score with best/worst selection
+    objective: Literal["regress", "ppo"] = (
+        "regress"  # on the pictures, noised anew; or on the sampler's steps
+    )
+    replay: int = 8  # regress: iterations whose pictures are learnt from
+    batch: int = 64  # regress: pictures of an optimiser step
+    floor: float = (
+        0.5  # regress: added to the sum of a prompt's rewards, so that one that always fails counts little
+    )
+    late: float = 20.0  # regress: largest weight of a late noise level, see `level_weight`
+    advantage: Literal["group", "history"] = (
+        "group"  # ppo: GRPO, or the paper's z-score with best/worst selection
+    )
     std_floor: float = (
         0.1  # added to a group's std of rewards, so that jitter in a solved group teaches nothing
     )
-    history: int = 8  # stages of rewards that the z-score remembers
-    lr: float = 3e-5  # of AdamW
+    history: int = 8  # ppo: stages of rewards that the z-score remembers
+    lr: float = 2e-4  # of AdamW; 3e-5 for ppo
     warmup: int = 10  # iterations of linear warm-up; without it the first steps destroy the model
-    updates: int = 2  # optimiser steps per iteration, each on its share of the denoising steps
-    trained: float = 0.5  # share of the denoising steps that an iteration trains on, drawn anew each time
-    min_sigma: float = 0.1  # steps with less noise are not trained, their KL explodes: see `jobs`
-    reduction: Literal["mean", "sum"] = "mean"  # of the log-probability over the latent's dimensions
-    clip: float = 1e-2  # e, on the ratio of reduced log-probabilities; at 256 dimensions 2.6 nats
-    kl: float = 0.0  # weight of the KL to the base, in reduced nats per step
+    updates: int = 8  # optimiser steps per iteration; with ppo, each on its share of the denoising steps
+    trained: float = (
+        0.5  # ppo: share of the denoising steps that an iteration trains on, drawn anew each time
+    )
+    min_sigma: float = 0.1  # ppo: steps with less noise are not trained, their KL explodes: see `jobs`
+    reduction: Literal["mean", "sum"] = "mean"  # ppo: of the log-probability over the latent's dimensions
+    clip: float = 1e-2  # ppo: e, on the ratio of reduced log-probabilities; at 256 dimensions 2.6 nats
+    kl: float = 0.0  # ppo: weight of the KL to the base, in reduced nats per step
     grad_norm: float = 1.0  # largest norm of an update's gradient
 
     def __post_init__(self) -> None:
         for name in ("iterations", "prompts", "steps", "updates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if min(self.replay, self.batch) < 1 or self.floor <= 0:
+            raise ValueError("replay and batch must be at least 1, and floor positive")
+        if self.objective == "regress" and self.kl > 0:
+            raise ValueError("kl belongs to --srrl.objective ppo; the regression has no such term")
         if self.group < 2:
             raise ValueError(f"group must be at least 2 to compare its members, got {self.group}")
         if self.rounds < 0:
@@ -328,6 +353,94 @@ def update(
     )  # fmt: skip
 
 
+class Replay(nn.Module):
+    """The latest pictures: what each was drawn for, and how much it counts.  A module, so that a run saves it."""
+
+    def __init__(self, size: int, latent_shape: tuple[int, int, int], tokens: int) -> None:
+        super().__init__()
+        self.register_buffer("latents", torch.zeros(size, *latent_shape))  # (m c h w)
+        self.register_buffer("ids", torch.zeros(size, tokens, dtype=torch.long))  # (m t)
+        self.register_buffer("weights", torch.zeros(size))  # (m) 0 = not filled yet
+        self.register_buffer("count", torch.zeros((), dtype=torch.long))  # pictures ever added
+
+    def add(self, latents: Tensor, ids: Tensor, weights: Tensor) -> None:
+        """In place of the oldest.  Shapes: latents (b c h w), ids (b t), weights (b)"""
+        rows = (self.count.cpu() + torch.arange(len(latents))) % len(self.weights)  # (b)
+        self.latents[rows] = latents.to(self.latents)
+        self.ids[rows] = ids.to(self.ids)
+        self.weights[rows] = weights.to(self.weights)
+        self.count += len(latents)
+
+    def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """`n` pictures, as often as their weights say.  -> latents (n c h w), ids (n t)"""
+        rows = torch.multinomial(self.weights.cpu(), n, replacement=True, generator=generator)
+        return self.latents[rows.to(self.latents.device)], self.ids[rows.to(self.ids.device)]
+
+
+def remember(replay: Replay, pipe: LatentDiffusion, out: Rollout, config: SRRLConfig) -> None:
+    """Put the pictures of the trained rounds into the replay; all rounds of a prompt share its weight."""
+    rounds = out.rounds if config.train_rounds == "all" else out.rounds[-1:]
+    rewards = torch.stack([r.rewards.cpu() for r in rounds], 1)  # (n k g)
+    weights = reward_weights(rewards.flatten(1), config.floor).view_as(rewards)  # (n k g)
+    ids = pipe.tokenizer(out.texts).repeat_interleave(config.group, 0)  # (n*g t)
+    for k, round_ in enumerate(rounds):
+        replay.add(round_.path.latents[:, -1], ids, weights[:, k].flatten())
+
+
+def regress(
+    pipe: LatentDiffusion,
+    base: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    replay: Replay,
+    config: SRRLConfig,
+    generator: torch.Generator,
+) -> UpdateStats:
+    """Reward-weighted regression on the replay, `config.updates` optimiser steps of `config.batch` pictures.
+
+    It never asks how a picture was drawn, so what reflection found in a later round teaches the first round as well.
+    """
+    if not replay.weights.any():  # no picture was worth anything yet
+        return UpdateStats(0, 0, 0, 0, 0, 0, 0, 0, 0)
+    loss_sum = norm_sum = kl = 0.0
+    for number in range(config.updates):
+        x_0, ids = replay.draw(config.batch, generator)  # (b c h w), (b t)
+        t = torch.randint(pipe.schedule.config.train_steps, (len(x_0),), generator=generator).to(pipe.device)
+        noise = torch.randn(x_0.shape, generator=generator).to(x_0)  # (b c h w)
+        x_t = pipe.schedule.add_noise(x_0, t, noise)
+        with torch.no_grad():
+            context = pipe.text_encoder(ids)  # (b t d)
+        eps = pipe.eps(context)(1.0)(x_t, t)
+        if number == 0:
+            with torch.no_grad():
+                kl = path_kl(pipe.schedule, t, eps - replace(pipe, unet=base).eps(context)(1.0)(x_t, t))
+        error = ((eps - noise) ** 2).flatten(1).mean(1)  # (b) DDPM (14)
+        loss = (level_weight(pipe.schedule, t, config.late) * error).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(pipe.unet.parameters(), config.grad_norm)
+        if not torch.isfinite(norm):
+            raise FloatingPointError(
+                f"the gradient of update {number} is not finite; lower --srrl.lr {config.lr}"
+            )
+        optimizer.step()
+        loss_sum, norm_sum = loss_sum + loss.item(), norm_sum + norm.item()
+    m = config.updates
+    return UpdateStats(loss_sum / m, 0.0, 0.0, 0.0, 0.0, kl, norm_sum / m, m, m * config.batch)
+
+
+def path_kl(schedule: Schedule, t: Tensor, change: Tensor) -> float:
+    """KL between two ancestral samplers, nats per picture, estimated from the change of eps at random levels t.
+
+    One step of DDPM with variance beta:  KL = beta / (2 alpha (1 - abar)) |change|^2  (DDPM 12); T of them make the path.
+    Shapes: t (b), change (b c h w) -> ()
+    """
+    abar = schedule.abar.to(t.device)
+    before = torch.where(t > 0, abar[(t - 1).clamp(min=0)], 1.0)
+    alpha = abar[t] / before  # (b)
+    step = (1 - alpha) / (2 * alpha * (1 - abar[t])) * (change**2).flatten(1).sum(1)
+    return schedule.config.train_steps * step.mean().item()
+
+
 def train_srrl(
     config: SRRLConfig,
     seed: int,
@@ -344,14 +457,26 @@ def train_srrl(
     optimizer = torch.optim.AdamW(pipe.unet.parameters(), lr=config.lr, weight_decay=1e-4)
     history = RewardHistory(config.history)
     memory: dict = {"cost": [0, 0, 0], "updates": 0, "history": history.state_dict()}
-    for step in run.steps("srrl", config.iterations, {"unet": pipe.unet}, optimizer, memory=memory):
+    kept = (
+        config.replay
+        * config.prompts
+        * config.group
+        * (config.rounds + 1 if config.mode == "select" and config.train_rounds == "all" else 1)
+    )
+    replay = Replay(kept, pipe.latent_shape, pipe.tokenizer.length).to(pipe.device)
+    networks = {"unet": pipe.unet, "replay": replay}
+    for step in run.steps("srrl", config.iterations, networks, optimizer, memory=memory):
         history.load_state_dict(memory["history"])
         for group in optimizer.param_groups:
             group["lr"] = config.lr * min(1.0, (step + 1) / max(1, config.warmup))
         texts, keys = draw_texts(step)
         out = rollout(pipe, texts, reward, config, seed, step)
-        advantage = advantages(out, config, history, keys)
-        stats = update(pipe, base, optimizer, out, advantage, config, rng(seed, "update", step))
+        if config.objective == "regress":
+            remember(replay, pipe, out, config)
+            stats = regress(pipe, base, optimizer, replay, config, rng(seed, "update", step))
+        else:
+            advantage = advantages(out, config, history, keys)
+            stats = update(pipe, base, optimizer, out, advantage, config, rng(seed, "update", step))
         cost = Cost(*memory["cost"]).plus(*out.cost).plus(trained=stats.evaluations)
         memory |= {
             "cost": [*cost],

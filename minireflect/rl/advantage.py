@@ -49,6 +49,18 @@ def group_advantage(rewards: Tensor, eps: float = 1e-4, normalise: Normalise = "
     return A.masked_fill(zero_variance_groups(R)[:, None], 0.0).float()
 
 
+def reward_weights(rewards: Tensor, floor: float) -> Tensor:
+    """Share of a group's samples in what is learnt from it, w = r / (sum r + floor), for rewards that are probabilities.
+
+    Reward-weighted regression (Peters & Schaal 2007) with r the probability of success itself: the weighted samples are
+    the model's own, given that they succeeded. `floor` keeps a group that failed from teaching its least bad member.
+    Shapes: rewards (n g) -> (n g)
+    """
+    if (rewards < 0).any():
+        raise ValueError(f"rewards as weights must not be negative, got {rewards.min().item():.3g}")
+    return rewards.float() / (rewards.float().sum(1, keepdim=True) + floor)
+
+
 class RewardHistory:
     """The rewards that each key (a prompt, or a family of scenes) got in the last `stages` stages.
 
