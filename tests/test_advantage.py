@@ -172,5 +172,5 @@ def test_reward_weights_are_shares_and_a_failed_group_has_none() -> None:
     """By hand: 0.9 + 0.1 of 1.5, and a group of zeros."""
     weights = reward_weights(torch.tensor([[0.9, 0.1], [0.0, 0.0], [1.0, 1.0]]), 0.5)
     assert torch.allclose(weights, torch.tensor([[0.6, 0.1 / 1.5], [0.0, 0.0], [0.4, 0.4]]))
-    with pytest.raises(ValueError, match="must not be negative, got -0.5"):
+    with pytest.raises(ValueError, match="must not be negative"):
         reward_weights(torch.tensor([[-0.5, 1.0]]), 0.5)

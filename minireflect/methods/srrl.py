@@ -59,9 +59,9 @@ from .pretrain import level_weight
 
 @dataclass(frozen=True)
 class SRRLConfig:
-    iterations: int = 70  # of rollout and update
-    prompts: int = 8  # per iteration
-    group: int = 8  # G, branches per prompt and round
+    iterations: int = 60  # of rollout and update
+    prompts: int = 16  # per iteration
+    group: int = 4  # G, branches per prompt and round
     steps: int = 10  # denoising steps of a picture
     guidance: float = 1.0  # w of the branches, in rollout and update alike
     eta: float = 1.0  # 1 = as much step noise as DDPM; must be positive, or there is no policy
@@ -94,7 +94,8 @@ class SRRLConfig:
     )
     history: int = 8  # ppo: stages of rewards that the z-score remembers
     lr: float = 2e-4  # of AdamW; 3e-5 for ppo
-    warmup: int = 10  # iterations of linear warm-up; without it the first steps destroy the model
+    warmup: int = 5  # iterations of linear warm-up; without it the first steps destroy the model
+    cooldown: float = 0.3  # share of the iterations, the last, over which the rate falls to 0
     updates: int = 8  # optimiser steps per iteration; with ppo, each on its share of the denoising steps
     trained: float = (
         0.5  # ppo: share of the denoising steps that an iteration trains on, drawn anew each time
@@ -109,6 +110,8 @@ class SRRLConfig:
         for name in ("iterations", "prompts", "steps", "updates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.cooldown <= 1:
+            raise ValueError(f"cooldown is a share in [0, 1], got {self.cooldown}")
         if min(self.replay, self.batch) < 1 or self.floor <= 0:
             raise ValueError("replay and batch must be at least 1, and floor positive")
         if self.objective == "regress" and self.kl > 0:
@@ -127,6 +130,11 @@ class SRRLConfig:
             raise ValueError(f"suffixes {self.suffixes} must lie between 1 and steps = {self.steps}")
         clip_in_nats(self.clip, 1)  # raises on a clip that is not positive
         self.reflection  # noqa: B018  raises on reflection options out of range
+
+    def lr_factor(self, step: int) -> float:
+        """Linear warm-up, 1, and a linear fall to 0 at the end."""
+        left = (self.iterations - step) / (self.cooldown * self.iterations) if self.cooldown else 1.0
+        return min(1.0, (step + 1) / max(1, self.warmup), left)
 
     @property
     def reflection(self) -> ReflectionConfig:
@@ -468,7 +476,7 @@ def train_srrl(
     for step in run.steps("srrl", config.iterations, networks, optimizer, memory=memory):
         history.load_state_dict(memory["history"])
         for group in optimizer.param_groups:
-            group["lr"] = config.lr * min(1.0, (step + 1) / max(1, config.warmup))
+            group["lr"] = config.lr * config.lr_factor(step)
         texts, keys = draw_texts(step)
         out = rollout(pipe, texts, reward, config, seed, step)
         if config.objective == "regress":
