@@ -166,7 +166,7 @@ BAD_TRAININGS = {
     "a group of one": (["--srrl.group", "1"], ("group must be at least 2",)),
     "too many steps": (["--srrl.steps", "2000"], ("2000", "1000")),
     "a share above one": (["--world.silent", "1.5"], ("silent",)),
-    "missing weights": (["--weights", "nowhere"], ("no folder nowhere",)),
+    "missing weights": (["--weights", "nowhere"], ("there is no folder", "nowhere")),
     "all from nothing, continued": (
         ["all", "--diffusion.continued", "unet"],
         ("continued", "use `diffusion`"),

@@ -11,7 +11,7 @@ Three plain training loops on the imperfect world of `world/data.py`; nothing he
 import copy
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from ..diffusion.sample import denoise, last
 from ..diffusion.schedule import Schedule, ScheduleConfig
 from ..models.autoencoder import Autoencoder, AutoencoderConfig
 from ..models.clip import TextConfig, TextEncoder
@@ -41,7 +42,7 @@ from ..world.prompts import (
     understand,
 )
 from ..world.render import render, to_tensor
-from ..world.scenes import Reading, Scene
+from ..world.scenes import MAX_SHIFT, Reading, Scene
 
 
 @dataclass(frozen=True)
@@ -241,39 +242,72 @@ def fair_prompt(draw: random.Random) -> Prompt:
     return law_prompt(prompt.law, prompt.objects, prompt.outcome)
 
 
+FAITHFUL = 0.25  # in [0, 1]: the largest difference of a 4x4 block from the clean render of a picture that still shows it
+REDRAWN = 8  # denoising steps, of twenty, that a picture at most goes back and forth
+
+
+def faithful(images: Tensor, clean: Tensor) -> Tensor:
+    """Whether pictures still show what their clean renders show, seen by a camera that may have moved: no 4x4 block is far off.
+
+    Shapes: images, clean (b 3 h w) in [-1, 1] -> (b) bool
+    """
+    h, w = images.shape[2:]
+    wide = F.pad(clean, (MAX_SHIFT,) * 4, mode="replicate")
+    off = [
+        F.avg_pool2d((images - wide[:, :, y : y + h, x : x + w]) / 2, 4).abs().flatten(1).amax(1)  # (b)
+        for y in range(2 * MAX_SHIFT + 1)
+        for x in range(2 * MAX_SHIFT + 1)
+    ]
+    return torch.stack(off).amin(0) < FAITHFUL
+
+
 @torch.no_grad()
 def spoil(
-    pipe: LatentDiffusion, images: Tensor, prompts: list[str], generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Make clean renders look like what a generator draws; some so much that they show nothing any more.
+    pipe: LatentDiffusion, images: Tensor, twins: Tensor, prompts: list[str], generator: torch.Generator
+) -> Tensor:
+    """Make clean renders look like what a generator draws; some so much that they show nothing any more, see `faithful`.
 
-    In equal shares: clean; through the autoencoder with noise on the latents; half-denoised (noised to an early level
-    and predicted clean by the base); blurred, dimmed and noisy; and broken, for which no caption holds: half-denoised
-    from a late level, or two pictures mixed in latent space, all over or in one half.
-    Shapes: images (b 3 64 64), b prompts -> spoilt images (b 3 64 64), whether they still show the scene (b) bool
+    In equal shares: clean; through the autoencoder with noise on the latents; drawn again by the base from up to 8 of
+    20 steps back; blurred, dimmed and noisy; and half-denoised from a late level, or mixed in latent space, all over or in
+    one half, with its twin (one fact wrong) or another picture.
+    Shapes: images, twins (b 3 64 64), b prompts -> (b 3 64 64)
     """
     b = len(images)
 
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(b, 1, 1, 1, generator=generator).to(images)
 
-    kind = torch.randint(5, (b,), generator=generator).to(images.device)
-    way = torch.randint(3, (b,), generator=generator).to(images.device)
+    def chance(n: int) -> Tensor:
+        return torch.randint(n, (b,), generator=generator).to(images.device)
+
+    kind, way = chance(5), chance(3)
     z = pipe.autoencoder.encode(images)  # (b 4 8 8)
     noise = torch.randn(z.shape, generator=generator).to(z)
-    # by t = 850 the latent holds 3 nats about its 256 numbers: too few to tell the outcome; at 350 it holds 90
-    late = ((kind == 4) & (way == 0)).view(-1, 1, 1, 1)
-    t = torch.where(late, uniform(850, 990), uniform(20, 350)).long().flatten()
-    x_t = pipe.schedule.add_noise(z, t, noise)
-    eps = pipe.eps(prompts)(1.0)(x_t, t)
-    abar = pipe.schedule.abar_at(t, z)
-    half_denoised = (x_t - (1 - abar).sqrt() * eps) / abar.sqrt()  # DDIM (9)
-    other, share = z.roll(1, 0), uniform(0.3, 0.7)
-    columns = torch.arange(8, device=z.device) < 4
-    half = torch.where((columns if way[0] % 2 else columns[:, None]).expand(8, 8), z, other)
-    mixed = torch.where((way == 1).view(-1, 1, 1, 1), share * z + (1 - share) * other, half)
     shaken = z + uniform(0, 0.3) * noise
-    latents = torch.where((kind == 1).view(-1, 1, 1, 1), shaken, half_denoised)
+    latents = torch.where((kind == 1).view(-1, 1, 1, 1), shaken, z)
+    rows = (kind == 2).nonzero().flatten()
+    steps = int(torch.randint(1, REDRAWN + 1, (), generator=generator))
+    table = pipe.table(20)[-steps:]
+    if len(rows):
+        eps = pipe.eps([prompts[i] for i in rows.tolist()])(1.0)
+        x_t = pipe.schedule.add_noise(z[rows], table.t[:1].to(z.device).expand(len(rows)), noise[rows])
+        latents[rows] = last(denoise(eps, x_t, table, 1.0, generator))
+    rows = ((kind == 4) & (way == 0)).nonzero().flatten()
+    if len(rows):  # by t = 850 the latent holds 3 nats about its 256 numbers: too few to tell the outcome
+        eps = pipe.eps([""] * len(rows))(1.0)
+        t = uniform(850, 990).long().flatten()[rows]
+        abar = pipe.schedule.abar_at(t, z)
+        x_t = pipe.schedule.add_noise(z[rows], t, noise[rows])
+        latents[rows] = (x_t - (1 - abar).sqrt() * eps(x_t, t)) / abar.sqrt()  # DDIM (9)
+    other = torch.where((chance(3) > 0).view(-1, 1, 1, 1), pipe.autoencoder.encode(twins), z.roll(1, 0))
+    share = uniform(0.3, 0.7)
+    columns = torch.arange(8, device=z.device) < 4
+    half = torch.where(
+        (chance(2) > 0).view(-1, 1, 1, 1), columns.expand(8, 8), columns[:, None].expand(8, 8)
+    )  # (b 1 8 8) bool
+    mixed = torch.where(
+        (way == 1).view(-1, 1, 1, 1), share * z + (1 - share) * other, torch.where(half, z, other)
+    )
     latents = torch.where(((kind == 4) & (way > 0)).view(-1, 1, 1, 1), mixed, latents)
     decoded = pipe.decode(latents)
     blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
@@ -281,8 +315,7 @@ def spoil(
     pixel_noise = uniform(0, 0.15) * torch.randn(images.shape, generator=generator).to(images)
     dull = torch.where((way == 0).view(-1, 1, 1, 1), blurred, dim) + pixel_noise
     spoilt = torch.where((kind == 3).view(-1, 1, 1, 1), dull, decoded)
-    spoilt = torch.where((kind == 0).view(-1, 1, 1, 1), images, spoilt)
-    return spoilt.clamp(-1, 1), kind != 4
+    return torch.where((kind == 0).view(-1, 1, 1, 1), images, spoilt).clamp(-1, 1)
 
 
 def train_reward(
@@ -301,13 +334,18 @@ def train_reward(
     draw = choices(seed, stage, "pictures")
     prompts = [fair_prompt(draw) for _ in range(config.pictures)]
     scenes = [p.scene(draw) for p in prompts]
-    images = torch.stack([render(s) for s in tqdm(scenes, "drawing", leave=False)])  # (n 3 64 64)
+    twins = [
+        replace(near_miss(p, draw).scene(draw), shift=s.shift) for p, s in zip(prompts, scenes)
+    ]  # seen by the same camera
+    images, twin_images = (
+        torch.stack([render(s) for s in tqdm(part, "drawing", leave=False)]) for part in (scenes, twins)
+    )  # (n 3 64 64)
     shown = torch.empty(config.pictures, dtype=torch.bool)
     pipe.to(device)
     for i in tqdm(range(0, config.pictures, 128), "spoiling", leave=False):
         part, texts = images[i : i + 128].to(device), [p.text for p in prompts[i : i + 128]]
-        spoilt, kept = spoil(pipe, part, texts, rng(seed, stage, "spoil", i))
-        images[i : i + 128], shown[i : i + 128] = spoilt.cpu(), kept.cpu()
+        spoilt = spoil(pipe, part, twin_images[i : i + 128].to(device), texts, rng(seed, stage, "spoil", i))
+        images[i : i + 128], shown[i : i + 128] = spoilt.cpu(), faithful(spoilt, part).cpu()
     tokenizer = pipe.tokenizer
     torch.manual_seed(seed)
     model = Matcher(MatcherConfig(len(tokenizer), EOS, tokenizer.length)).to(device)

@@ -59,10 +59,10 @@ from .pretrain import level_weight
 
 @dataclass(frozen=True)
 class SRRLConfig:
-    iterations: int = 60  # of rollout and update
-    prompts: int = 16  # per iteration
+    iterations: int = 44  # of rollout and update
+    prompts: int = 12  # per iteration
     group: int = 4  # G, branches per prompt and round
-    steps: int = 10  # denoising steps of a picture
+    steps: int = 20  # denoising steps of a picture
     guidance: float = 1.0  # w of the branches, in rollout and update alike
     eta: float = 1.0  # 1 = as much step noise as DDPM; must be positive, or there is no policy
     mode: Literal["select", "blind"] = "select"  # whether the reward chooses what is re-noised
@@ -85,6 +85,7 @@ class SRRLConfig:
     floor: float = (
         0.5  # regress: added to the sum of a prompt's rewards, so that one that always fails counts little
     )
+    least_level: int = 250  # regress: noise levels t below it, which draw the details, are not trained
     late: float = 20.0  # regress: largest weight of a late noise level, see `level_weight`
     advantage: Literal["group", "history"] = (
         "group"  # ppo: GRPO, or the paper's z-score with best/worst selection
@@ -110,6 +111,8 @@ class SRRLConfig:
         for name in ("iterations", "prompts", "steps", "updates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.least_level < 1000:
+            raise ValueError(f"least_level is a noise level in [0, 1000), got {self.least_level}")
         if not 0 <= self.cooldown <= 1:
             raise ValueError(f"cooldown is a share in [0, 1], got {self.cooldown}")
         if min(self.replay, self.batch) < 1 or self.floor <= 0:
@@ -412,7 +415,8 @@ def regress(
     loss_sum = norm_sum = kl = 0.0
     for number in range(config.updates):
         x_0, ids = replay.draw(config.batch, generator)  # (b c h w), (b t)
-        t = torch.randint(pipe.schedule.config.train_steps, (len(x_0),), generator=generator).to(pipe.device)
+        levels = (config.least_level, pipe.schedule.config.train_steps)
+        t = torch.randint(*levels, (len(x_0),), generator=generator).to(pipe.device)  # (b)
         noise = torch.randn(x_0.shape, generator=generator).to(x_0)  # (b c h w)
         x_t = pipe.schedule.add_noise(x_0, t, noise)
         with torch.no_grad():
