@@ -37,6 +37,8 @@ FUNCTIONS: dict[str, tuple[Callable, dict[str, int], dict]] = {  # function, siz
     "zero_variance_groups": (advantage.zero_variance_groups, {}, {}),
     "level_weight": (pretrain.level_weight, {}, {"schedule": TABLE, "cap": 5.0}),
     "caption_loss": (pretrain.caption_loss, {}, {}),
+    "distance": (pretrain.distance, {}, {}),
+    "faithful": (pretrain.faithful, {}, {}),
     "Downsample": (blocks.Downsample(4).forward, {}, {}),
     "Upsample": (blocks.Upsample(4).forward, {}, {}),
     "ResBlock": (blocks.ResBlock(4, 8, 2, 1e-5, 6).forward, {"e": 6, "c2": 8}, {}),

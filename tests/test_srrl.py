@@ -225,8 +225,9 @@ def plus(images: Tensor, prompts: list[str]) -> Tensor:
 @pytest.mark.parametrize("mode", ["select", "blind"])
 def test_the_reward_rises_with_regression(tmp_path: Path, mode: str) -> None:
     config = replace(
-        CONFIG, objective="regress", iterations=25, group=16, mode=mode, lr=0.03, updates=8, replay=4
-    )
+        CONFIG, objective="regress", iterations=25, group=16, mode=mode, lr=0.03, updates=8, replay=4,
+        anchored=0,
+    )  # fmt: skip
     pipe = small_pipeline()
     pipe = replace(pipe, unet=Gaussian(pipe.schedule))
     pipe.decode = lambda x: x[:, :3]  # the latents' first channels are the picture
@@ -234,7 +235,7 @@ def test_the_reward_rises_with_regression(tmp_path: Path, mode: str) -> None:
     train_srrl(config, 0, pipe, plus, four_texts, nothing, run)
     assert rises([row["reward"] for row in run.metrics("srrl")])
     mu = pipe.unet.mu.detach()
-    assert mu[:3].mean() > 0.1 and mu[3].mean().abs() < mu[:3].mean()  # what is seen moves, the rest hardly
+    assert mu[:3].mean() > max(0.1, mu[3].mean())  # what is seen moves up, what is not seen need not
 
 
 def test_the_replay_holds_the_latest_pictures_and_draws_them_by_weight() -> None:
@@ -260,7 +261,7 @@ def test_regression_fits_what_the_reward_accepts() -> None:
         batch=4_000,
         floor=1e-6,
         grad_norm=1e9,
-        least_level=0,
+        anchored=0,
     )
     pipe = small_pipeline()
     out = rollout(pipe, TEXTS, brightness, config, 0, 0)
@@ -276,7 +277,7 @@ def test_regression_fits_what_the_reward_accepts() -> None:
     pipe.unet.requires_grad_(True)
     optimizer = torch.optim.SGD(pipe.unet.parameters(), lr=0.0)
     stats = srrl.regress(pipe, small_pipeline().unet, optimizer, replay, config, rng(0, "update"))
-    assert stats.kl == 0.0 and stats.evaluations == 4_000
+    assert stats.kl == 0.0 and stats.evaluations == 8_000
     got = torch.cat([p.grad.flatten() for p in pipe.unet.parameters()])
     t, noise = torch.arange(1000).repeat_interleave(4), torch.randn(4_000, 4, 4, 4, generator=rng(1, "other"))
     x_0, context = accepted.repeat(1000, 1, 1, 1), pipe.embed(TEXTS).repeat(1000, 1, 1)
@@ -286,6 +287,22 @@ def test_regression_fits_what_the_reward_accepts() -> None:
     ((1 / abar).clamp(max=config.late) * error).mean().backward()
     want = torch.cat([p.grad.flatten() for p in pipe.unet.parameters()])
     assert torch.cosine_similarity(got, want, dim=0) > 0.97  # two Monte Carlo estimates of one gradient
+
+
+def test_below_the_anchor_the_base_is_imitated_whatever_the_reward_says() -> None:
+    """Against the base written out: at every level below `anchored` its prediction is the target, so at the base the gradient is 0."""
+    config = replace(CONFIG, objective="regress", updates=1, rounds=0, batch=64, anchored=999, floor=1e-6)
+    pipe = small_pipeline()
+    replay = Replay(16, pipe.latent_shape, pipe.tokenizer.length)
+    srrl.remember(replay, pipe, rollout(pipe, TEXTS, plus, config, 0, 0), config)
+    pipe.unet.requires_grad_(True)
+    still = torch.optim.SGD(pipe.unet.parameters(), lr=0.0)
+    at_base = srrl.regress(pipe, small_pipeline().unet, still, replay, config, rng(0, "update"))
+    away = srrl.regress(pipe, small_pipeline(seed=1).unet, still, replay, config, rng(0, "update"))
+    unanchored = srrl.regress(
+        pipe, small_pipeline().unet, still, replay, replace(config, anchored=0), rng(0, "update")
+    )
+    assert at_base.grad_norm == 0 < min(away.grad_norm, unanchored.grad_norm)
 
 
 def test_path_kl_is_that_of_the_ancestral_sampler() -> None:
@@ -334,6 +351,7 @@ def test_bad_configurations_are_refused_with_the_numbers() -> None:
         ("clip", 0.0, "clip"),
         ("fresh_noise", 1.5, "fresh_noise"),
         ("floor", 0.0, "floor positive"),
+        ("anchored", 1000, "anchored"),
     ):
         with pytest.raises(ValueError, match=message):
             replace(CONFIG, **{field: value})

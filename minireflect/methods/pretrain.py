@@ -242,14 +242,15 @@ def fair_prompt(draw: random.Random) -> Prompt:
     return law_prompt(prompt.law, prompt.objects, prompt.outcome)
 
 
-FAITHFUL = 0.25  # in [0, 1]: the largest difference of a 4x4 block from the clean render of a picture that still shows it
+FAITHFUL = 0.25  # in [0, 1]: what still shows its scene has no 4x4 block farther off than this from the clean render
+NEARER = 0.9  # and is nearer to it than this share of the distance to its twin: a ghost between the two shows neither
 REDRAWN = 8  # denoising steps, of twenty, that a picture at most goes back and forth
 
 
-def faithful(images: Tensor, clean: Tensor) -> Tensor:
-    """Whether pictures still show what their clean renders show, seen by a camera that may have moved: no 4x4 block is far off.
+def distance(images: Tensor, clean: Tensor) -> Tensor:
+    """How far the worst 4x4 block is off, in [0, 1], between pictures in [-1, 1] of two cameras that may have moved.
 
-    Shapes: images, clean (b 3 h w) in [-1, 1] -> (b) bool
+    Shapes: images (b 3 h w), clean (b 3 h w) -> (b)
     """
     h, w = images.shape[2:]
     wide = F.pad(clean, (MAX_SHIFT,) * 4, mode="replicate")
@@ -258,7 +259,16 @@ def faithful(images: Tensor, clean: Tensor) -> Tensor:
         for y in range(2 * MAX_SHIFT + 1)
         for x in range(2 * MAX_SHIFT + 1)
     ]
-    return torch.stack(off).amin(0) < FAITHFUL
+    return torch.stack(off).amin(0)
+
+
+def faithful(images: Tensor, clean: Tensor, twins: Tensor) -> Tensor:
+    """Whether spoilt pictures still show what their clean renders show, and not just as well what their twins show.
+
+    Shapes: images (b 3 h w), clean (b 3 h w), twins (b 3 h w) -> (b) bool
+    """
+    off = distance(images, clean)
+    return (off < FAITHFUL) & (off < NEARER * distance(images, twins))
 
 
 @torch.no_grad()
@@ -344,8 +354,9 @@ def train_reward(
     pipe.to(device)
     for i in tqdm(range(0, config.pictures, 128), "spoiling", leave=False):
         part, texts = images[i : i + 128].to(device), [p.text for p in prompts[i : i + 128]]
-        spoilt = spoil(pipe, part, twin_images[i : i + 128].to(device), texts, rng(seed, stage, "spoil", i))
-        images[i : i + 128], shown[i : i + 128] = spoilt.cpu(), faithful(spoilt, part).cpu()
+        other = twin_images[i : i + 128].to(device)
+        spoilt = spoil(pipe, part, other, texts, rng(seed, stage, "spoil", i))
+        images[i : i + 128], shown[i : i + 128] = spoilt.cpu(), faithful(spoilt, part, other).cpu()
     tokenizer = pipe.tokenizer
     torch.manual_seed(seed)
     model = Matcher(MatcherConfig(len(tokenizer), EOS, tokenizer.length)).to(device)

@@ -59,9 +59,9 @@ from .pretrain import level_weight
 
 @dataclass(frozen=True)
 class SRRLConfig:
-    iterations: int = 44  # of rollout and update
-    prompts: int = 12  # per iteration
-    group: int = 4  # G, branches per prompt and round
+    iterations: int = 50  # of rollout and update
+    prompts: int = 24  # per iteration
+    group: int = 2  # G, branches per prompt and round
     steps: int = 20  # denoising steps of a picture
     guidance: float = 1.0  # w of the branches, in rollout and update alike
     eta: float = 1.0  # 1 = as much step noise as DDPM; must be positive, or there is no policy
@@ -71,7 +71,7 @@ class SRRLConfig:
     train_rounds: Literal["all", "last"] = "all"  # which rounds' branches are trained on
     w_denoise: float = 3.0  # guidance of the blind rounds' drawing
     w_renoise: float = 0.1  # guidance of re-noising
-    renormalise: bool = False  # bring re-noised latents back to mean 0, std 1
+    renormalise: bool = True  # bring re-noised latents back to mean 0, std 1
     fresh_noise: float = 0.0  # share l of new noise in re-noised latents, sqrt(1 - l^2) old + l new
     suffixes: tuple[int, ...] = ()  # trained suffix lengths, taken in turns; branches share what comes before
     same_noise: bool = (
@@ -85,7 +85,7 @@ class SRRLConfig:
     floor: float = (
         0.5  # regress: added to the sum of a prompt's rewards, so that one that always fails counts little
     )
-    least_level: int = 250  # regress: noise levels t below it, which draw the details, are not trained
+    anchored: int = 350  # regress: noise levels t below it, which draw the details, go on imitating the base
     late: float = 20.0  # regress: largest weight of a late noise level, see `level_weight`
     advantage: Literal["group", "history"] = (
         "group"  # ppo: GRPO, or the paper's z-score with best/worst selection
@@ -111,8 +111,8 @@ class SRRLConfig:
         for name in ("iterations", "prompts", "steps", "updates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.least_level < 1000:
-            raise ValueError(f"least_level is a noise level in [0, 1000), got {self.least_level}")
+        if not 0 <= self.anchored < 1000:
+            raise ValueError(f"anchored is a noise level in [0, 1000), got {self.anchored}")
         if not 0 <= self.cooldown <= 1:
             raise ValueError(f"cooldown is a share in [0, 1], got {self.cooldown}")
         if min(self.replay, self.batch) < 1 or self.floor <= 0:
@@ -161,7 +161,7 @@ class Cost(NamedTuple):
     """What it took.  A UNet evaluation is one picture through the network once, forward."""
 
     unet: int = 0  # evaluations while drawing
-    trained: int = 0  # evaluations while updating, each with a backward pass
+    trained: int = 0  # evaluations while updating, with a backward pass or of the base that is imitated
     rewards: int = 0  # reward calls, one per picture
 
     def plus(self, unet: int = 0, trained: int = 0, rewards: int = 0) -> "Cost":
@@ -262,7 +262,7 @@ class UpdateStats(NamedTuple):
     kl: float  # nats per picture from the base, in closed form
     grad_norm: float  # mean over the updates, before clipping
     updates: int  # optimiser steps taken
-    evaluations: int  # of the UNet, with backward
+    evaluations: int  # of the UNet, with a backward pass or of the base that is imitated
 
 
 def score(
@@ -408,24 +408,26 @@ def regress(
 ) -> UpdateStats:
     """Reward-weighted regression on the replay, `config.updates` optimiser steps of `config.batch` pictures.
 
-    It never asks how a picture was drawn, so what reflection found in a later round teaches the first round as well.
+    It never asks how a picture was drawn, so what reflection found in a later round teaches the first round as well. What is
+    to be seen is decided at high noise; below `config.anchored` the target is the base's prediction in place of the true
+    noise, or its own slips would be learnt as style, and pictures of combinations that no prompt asked for fall apart.
     """
     if not replay.weights.any():  # no picture was worth anything yet
         return UpdateStats(0, 0, 0, 0, 0, 0, 0, 0, 0)
     loss_sum = norm_sum = kl = 0.0
     for number in range(config.updates):
         x_0, ids = replay.draw(config.batch, generator)  # (b c h w), (b t)
-        levels = (config.least_level, pipe.schedule.config.train_steps)
-        t = torch.randint(*levels, (len(x_0),), generator=generator).to(pipe.device)  # (b)
+        t = torch.randint(pipe.schedule.config.train_steps, (len(x_0),), generator=generator).to(pipe.device)
         noise = torch.randn(x_0.shape, generator=generator).to(x_0)  # (b c h w)
         x_t = pipe.schedule.add_noise(x_0, t, noise)
         with torch.no_grad():
             context = pipe.text_encoder(ids)  # (b t d)
+            before = replace(pipe, unet=base).eps(context)(1.0)(x_t, t)  # (b c h w)
         eps = pipe.eps(context)(1.0)(x_t, t)
         if number == 0:
-            with torch.no_grad():
-                kl = path_kl(pipe.schedule, t, eps - replace(pipe, unet=base).eps(context)(1.0)(x_t, t))
-        error = ((eps - noise) ** 2).flatten(1).mean(1)  # (b) DDPM (14)
+            kl = path_kl(pipe.schedule, t, (eps - before).detach())
+        target = torch.where((t < config.anchored).view(-1, 1, 1, 1), before, noise)
+        error = ((eps - target) ** 2).flatten(1).mean(1)  # (b) DDPM (14)
         loss = (level_weight(pipe.schedule, t, config.late) * error).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -437,7 +439,7 @@ def regress(
         optimizer.step()
         loss_sum, norm_sum = loss_sum + loss.item(), norm_sum + norm.item()
     m = config.updates
-    return UpdateStats(loss_sum / m, 0.0, 0.0, 0.0, 0.0, kl, norm_sum / m, m, m * config.batch)
+    return UpdateStats(loss_sum / m, 0.0, 0.0, 0.0, 0.0, kl, norm_sum / m, m, 2 * m * config.batch)
 
 
 def path_kl(schedule: Schedule, t: Tensor, change: Tensor) -> float:
