@@ -76,8 +76,8 @@ def accuracy_by_law(columns: dict[str, dict[str, Score]], path: Path) -> None:
                 color=colors[i % 4],
             )
         axes.set_xticks(np.arange(len(laws)) + 0.4 - width / 2, laws, rotation=40, ha="right")
-        axes.set(title=f"{kind}, held-out", ylim=(0, 1))
-        axes.legend(fontsize=8)
+        axes.set(title=f"{kind}, held-out", ylim=(0, 1.2), yticks=np.linspace(0, 1, 6))
+        axes.legend(fontsize=8, ncols=len(columns), loc="upper center")  # above the highest bar
     panels[0][0].set_ylabel("right by the inspector")
     save(figure, path)
 

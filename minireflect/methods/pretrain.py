@@ -231,10 +231,10 @@ def encode_all(autoencoder: Autoencoder, pixels: np.ndarray, device: torch.devic
 def fair_prompt(draw: random.Random) -> Prompt:
     """A prompt of any kind in equal shares, lawful outcomes put into words among them; training combinations only.
 
-    Half of the arrangements say where things are, which is the hardest of their kinds to judge.
+    Three quarters of the arrangements say where things are, which is the hardest of their kinds to judge.
     """
     kind = draw.choice((*KINDS, "stated"))
-    if kind == "arrangement" and draw.random() < 0.5:
+    if kind == "arrangement" and draw.random() < 0.75:
         return draw.choice([p for p in prompt_set(kind, "train") if p.task.kind == "position"])
     if kind != "stated":
         return draw.choice(draw_prompts(kind, "train", 8, draw))  # 8: one of each law

@@ -424,8 +424,7 @@ def regress(
             context = pipe.text_encoder(ids)  # (b t d)
             before = replace(pipe, unet=base).eps(context)(1.0)(x_t, t)  # (b c h w)
         eps = pipe.eps(context)(1.0)(x_t, t)
-        if number == 0:
-            kl = path_kl(pipe.schedule, t, (eps - before).detach())
+        kl += path_kl(pipe.schedule, t, (eps - before).detach()) / config.updates
         target = torch.where((t < config.anchored).view(-1, 1, 1, 1), before, noise)
         error = ((eps - target) ** 2).flatten(1).mean(1)  # (b) DDPM (14)
         loss = (level_weight(pipe.schedule, t, config.late) * error).mean()
