@@ -20,7 +20,6 @@ import tyro
 
 from minireflect import figures
 from minireflect.config import PRESETS, Command, Config, preset, read_config, to_dict
-from minireflect.diffusion.reflection import ReflectionConfig
 from minireflect.diffusion.schedule import Schedule, ScheduleConfig
 from minireflect.evaluate import Score, evaluate, table
 from minireflect.methods import pretrain
@@ -211,7 +210,7 @@ def srrl(config: Config, run: Run, folder: Path, device: torch.device) -> None:
     )
     rounds_strip(
         pipe, judge, [p.text for p in fixed_prompts(("unconventional",))], config.sampler,
-        ReflectionConfig(rounds=3, steps=config.sampler.steps), config.seed, pictures / "rounds.png",
+        replace(config.srrl.reflection, rounds=3, steps=config.sampler.steps), config.seed, pictures / "rounds.png",
     )  # fmt: skip
     run.finish("srrl")
 

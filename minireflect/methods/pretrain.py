@@ -242,7 +242,9 @@ def fair_prompt(draw: random.Random) -> Prompt:
     return law_prompt(prompt.law, prompt.objects, prompt.outcome)
 
 
-FAITHFUL = 0.25  # in [0, 1]: what still shows its scene has no 4x4 block farther off than this from the clean render
+FAITHFUL = (
+    0.25  # in [0, 1]: what still shows its scene has no 4x4 block farther off than this from the clean render
+)
 NEARER = 0.9  # and is nearer to it than this share of the distance to its twin: a ghost between the two shows neither
 REDRAWN = 8  # denoising steps, of twenty, that a picture at most goes back and forth
 
