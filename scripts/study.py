@@ -124,7 +124,7 @@ def diversity(pipe: LatentDiffusion, images: Tensor, texts: list[str]) -> float:
     z = pipe.autoencoder.encode(images).flatten(1)  # (n d)
     groups = [[i for i, t in enumerate(texts) if t == text] for text in dict.fromkeys(texts)]
     spread = [torch.pdist(z[g]).mean().item() for g in groups if len(g) > 1]
-    return float(np.mean(spread)) / z.shape[1] ** 0.5
+    return float(np.mean(spread)) / z.shape[1] ** 0.5 if spread else float("nan")
 
 
 @torch.no_grad()

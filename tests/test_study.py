@@ -1,0 +1,56 @@
+"""The study's costs are counted, not believed: every way of drawing against a UNet that counts the pictures it sees."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from minireflect import load_pipeline
+from minireflect.rl.rewards import load_reward
+
+spec = importlib.util.spec_from_file_location("study", Path(__file__).parent.parent / "scripts" / "study.py")
+study = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(study)
+
+
+@pytest.mark.parametrize("name", study.WAYS | study.MORE_WAYS)
+def test_costs_are_what_the_network_and_the_reward_see(name: str) -> None:
+    pipe, judge, seen = load_pipeline(), load_reward(), {"unet": 0, "rewards": 0}
+
+    def count_unet(module: torch.nn.Module, arguments: tuple) -> None:
+        seen["unet"] += len(arguments[0])
+
+    def counted(images: torch.Tensor, texts: list[str]) -> torch.Tensor:
+        seen["rewards"] += len(images)
+        return judge(images, texts)
+
+    pipe.unet.register_forward_pre_hook(count_unet)
+    row = study.measure(pipe, counted, (study.WAYS | study.MORE_WAYS)[name], 0, pictures=1)
+    assert row["unet"] == seen["unet"] / 2  # pictures: one physical, one unconventional
+    assert row["rewards"] == seen["rewards"] / 2 - 1  # one more for the table, which is not the way's own
+
+
+def test_the_table_gives_mean_and_interval_over_seeds() -> None:
+    score = dict.fromkeys(("reward", "unreadable", "diversity", "edges", "brightness"), 0.5)
+    rows = [
+        {"arm": "base", "way": "one picture", "seed": i, "unet": 20.0, "rewards": 0.0}
+        | {kind: {**score, "accuracy": a} for kind in study.KINDS}
+        for i, a in enumerate((0.5, 0.6, 0.7))
+    ]
+    last = study.table(rows).splitlines()[-1]
+    assert "| base | one picture | 0.600 ± 0.248 | 0.600 ± 0.248 |" in last  # 4.303 * 0.1 / sqrt(3)
+    assert "| 20, 0 | 0 |" in last
+
+
+def test_finished_arms_are_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(study.subprocess, "run", lambda words, check: asked.append(words))
+    study.train_arm(tmp_path / "new", 3, ["--srrl.rounds", "0"])
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "config.json").write_text("{}")
+    study.train_arm(tmp_path / "begun", 3, ["--srrl.rounds", "0"])
+    (tmp_path / "done").mkdir()
+    (tmp_path / "done" / "metrics.jsonl").write_text('{"stage": "evaluation", "model": "SRRL"}\n')
+    study.train_arm(tmp_path / "done", 3, [])
+    assert [("--resume" in w, "--srrl.rounds" in w) for w in asked] == [(False, True), (True, False)]
