@@ -59,7 +59,7 @@ from .pretrain import level_weight
 
 @dataclass(frozen=True)
 class SRRLConfig:
-    iterations: int = 50  # of rollout and update
+    iterations: int = 70  # of rollout and update
     prompts: int = 24  # per iteration
     group: int = 2  # G, branches per prompt and round
     steps: int = 20  # denoising steps of a picture
