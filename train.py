@@ -22,8 +22,10 @@ from minireflect import figures
 from minireflect.config import PRESETS, Command, Config, preset, read_config, to_dict
 from minireflect.diffusion.schedule import Schedule, ScheduleConfig
 from minireflect.evaluate import Score, evaluate, table
-from minireflect.methods import pretrain
 from minireflect.methods.srrl import train_srrl
+from minireflect.methods.train_autoencoder import train_autoencoder
+from minireflect.methods.train_diffusion import train_diffusion
+from minireflect.methods.train_reward import train_reward
 from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
 from minireflect.models.matcher import Matcher, MatcherConfig
 from minireflect.models.tokenizer import Tokenizer
@@ -129,7 +131,7 @@ def check_first(args: Arguments) -> None:
 def autoencoder(config: Config, run: Run, folder: Path, device: torch.device) -> None:
     if run.is_done("autoencoder"):
         return
-    model = pretrain.train_autoencoder(config.autoencoder, config.world, config.seed, run, device)
+    model = train_autoencoder(config.autoencoder, config.world, config.seed, run, device)
     save_module(run.folder / "weights" / "autoencoder.safetensors", model, {})
     figures.training_curve(
         run.metrics("autoencoder"), {"mse": "squared error"}, run.folder / "figures" / "autoencoder.png"
@@ -143,7 +145,7 @@ def diffusion(config: Config, run: Run, folder: Path, device: torch.device) -> N
     weights = run.folder / "weights"
     encoder, _ = load_module(folder / "autoencoder.safetensors", Autoencoder, AutoencoderConfig)
     start = load_pipeline(folder) if config.diffusion.continued != "nothing" else None
-    pipe = pretrain.train_diffusion(config.diffusion, config.world, config.seed, encoder, run, device, start)
+    pipe = train_diffusion(config.diffusion, config.world, config.seed, encoder, run, device, start)
     pipe.save(weights)
     figures.training_curve(
         run.metrics("diffusion"), {"loss": "squared error"}, run.folder / "figures" / "diffusion.png"
@@ -158,7 +160,7 @@ def reward(config: Config, run: Run, folder: Path, device: torch.device) -> None
     start = None
     if config.reward.continued:
         start, _ = load_module(folder / "reward.safetensors", Matcher, MatcherConfig)
-    model = pretrain.train_reward(config.reward, config.seed, pipe, run, device, start)
+    model = train_reward(config.reward, config.seed, pipe, run, device, start)
     about = {"words": " ".join(pipe.tokenizer.words)}
     save_module(run.folder / "weights" / "reward.safetensors", model, about)
     figures.training_curve(

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Literal
 
 from .evaluate import EvaluationConfig
-from .methods.pretrain import AutoencoderTraining, DiffusionTraining, RewardTraining
-from .methods.srrl import SRRLConfig
+from .methods.rollout import SRRLConfig
+from .methods.train_autoencoder import AutoencoderTraining
+from .methods.train_diffusion import DiffusionTraining
+from .methods.train_reward import RewardTraining
 from .pipeline import SamplerConfig
 from .streams import choices
 from .world.data import WorldConfig

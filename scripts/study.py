@@ -27,7 +27,7 @@ from minireflect.config import preset
 from minireflect.diffusion.reflection import ReflectionConfig, zigzag
 from minireflect.diffusion.sample import last
 from minireflect.evaluate import EvaluationConfig, score
-from minireflect.methods.srrl import SRRLConfig, evaluations, rollout
+from minireflect.methods.rollout import SRRLConfig, evaluations, rollout
 from minireflect.pipeline import LatentDiffusion
 from minireflect.rl.rewards import Reward, load_reward
 from minireflect.run import read_metrics, write_text

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from minireflect import inspect, load_pipeline, render, sample_scene
 from minireflect.diffusion.sample import denoise, guided, last
 from minireflect.evaluate import EvaluationConfig, evaluate, table
-from minireflect.methods.pretrain import caption_loss
+from minireflect.methods.train_reward import caption_loss
 from minireflect.models.matcher import Matcher, MatcherConfig
 from minireflect.models.tokenizer import EOS, PromptError, Tokenizer
 from minireflect.models.weights import WeightsError

@@ -5,7 +5,8 @@ from dataclasses import replace
 import torch
 
 from minireflect import caption, inspect, load_pipeline, render, rng, sample_scene
-from minireflect.methods.pretrain import distance, faithful, plain_captions, spoil
+from minireflect.methods.spoil import distance, faithful, spoil
+from minireflect.methods.train_diffusion import plain_captions
 from minireflect.streams import choices
 from minireflect.world.data import WorldConfig, training_pairs
 from minireflect.world.laws import LAWS

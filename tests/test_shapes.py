@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from minireflect.diffusion import ddim, reflection, schedule
-from minireflect.methods import pretrain
+from minireflect.methods import spoil, train_diffusion, train_reward
 from minireflect.models import blocks, clip, matcher
 from minireflect.rl import advantage, policy
 from tests.small import small_pipeline
@@ -35,10 +35,10 @@ FUNCTIONS: dict[str, tuple[Callable, dict[str, int], dict]] = {  # function, siz
     "group_advantage": (advantage.group_advantage, {}, {}),
     "reward_weights": (advantage.reward_weights, {}, {"floor": 0.5}),
     "zero_variance_groups": (advantage.zero_variance_groups, {}, {}),
-    "level_weight": (pretrain.level_weight, {}, {"schedule": TABLE, "cap": 5.0}),
-    "caption_loss": (pretrain.caption_loss, {}, {}),
-    "distance": (pretrain.distance, {}, {}),
-    "faithful": (pretrain.faithful, {}, {}),
+    "level_weight": (train_diffusion.level_weight, {}, {"schedule": TABLE, "cap": 5.0}),
+    "caption_loss": (train_reward.caption_loss, {}, {}),
+    "distance": (spoil.distance, {}, {}),
+    "faithful": (spoil.faithful, {}, {}),
     "Downsample": (blocks.Downsample(4).forward, {}, {}),
     "Upsample": (blocks.Upsample(4).forward, {}, {}),
     "ResBlock": (blocks.ResBlock(4, 8, 2, 1e-5, 6).forward, {"e": 6, "c2": 8}, {}),

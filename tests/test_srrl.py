@@ -11,8 +11,12 @@ import torch
 from torch import Tensor
 
 from minireflect.diffusion.ddim import ddim_step
-from minireflect.methods import srrl
-from minireflect.methods.srrl import Replay, SRRLConfig, advantages, jobs, rollout, train_srrl, update
+from minireflect.methods import ppo, regression
+from minireflect.methods import rollout as drawing
+from minireflect.methods.ppo import advantages, jobs, update
+from minireflect.methods.regression import Replay
+from minireflect.methods.rollout import SRRLConfig, rollout
+from minireflect.methods.srrl import train_srrl
 from minireflect.rl.advantage import RewardHistory
 from minireflect.run import Interrupted, Run
 from minireflect.streams import rng
@@ -76,7 +80,7 @@ def test_select_renoises_the_picture_that_the_reward_prefers(monkeypatch: pytest
         seen.append(x0)
         return x0
 
-    monkeypatch.setattr(srrl, "renoise_to", spy)
+    monkeypatch.setattr(drawing, "renoise_to", spy)
     out = rollout(small_pipeline(), TEXTS, brightness, CONFIG, 0, 0)
     best = out.rounds[0].rewards.argmax(1)
     final = out.rounds[0].path.latents[:, -1].view(4, 4, 4, 4, 4)
@@ -154,8 +158,8 @@ def test_steps_without_noise_are_never_trained_on(monkeypatch: pytest.MonkeyPatc
         lambda self, steps, spacing="": self.schedule.table(steps, "trailing", set_alpha_to_one=True),
     )
     scored = []
-    original = srrl.ddim_step
-    monkeypatch.setattr(srrl, "ddim_step", lambda *a: scored.append(float(a[4])) or original(*a))
+    original = ppo.ddim_step
+    monkeypatch.setattr(ppo, "ddim_step", lambda *a: scored.append(float(a[4])) or original(*a))
     out = rollout(pipe, TEXTS, brightness, CONFIG, 0, 0)
     assert out.rounds[0].table.sigma(1.0)[-1] == 0
     pipe.unet.requires_grad_(True)
@@ -268,7 +272,7 @@ def test_regression_fits_what_the_reward_accepts() -> None:
     only_first = torch.zeros(4, 4).index_fill_(1, torch.tensor([0]), 1.0)  # (n g)
     out.rounds[0] = out.rounds[0]._replace(rewards=only_first)
     replay = Replay(16, pipe.latent_shape, pipe.tokenizer.length)
-    srrl.remember(replay, pipe, out, config)
+    regression.remember(replay, pipe, out, config)
     latents, ids = replay.draw(4_000, rng(0, "draw"))
     accepted = out.rounds[0].path.latents[::4, -1]
     assert all((x == accepted).flatten(1).all(1).any() for x in latents[:50])
@@ -276,7 +280,7 @@ def test_regression_fits_what_the_reward_accepts() -> None:
     assert share == pytest.approx(0.25, abs=0.03)  # every prompt counts the same
     pipe.unet.requires_grad_(True)
     optimizer = torch.optim.SGD(pipe.unet.parameters(), lr=0.0)
-    stats = srrl.regress(pipe, small_pipeline().unet, optimizer, replay, config, rng(0, "update"))
+    stats = regression.regress(pipe, small_pipeline().unet, optimizer, replay, config, rng(0, "update"))
     assert stats.kl == 0.0 and stats.evaluations == 8_000
     got = torch.cat([p.grad.flatten() for p in pipe.unet.parameters()])
     t, noise = torch.arange(1000).repeat_interleave(4), torch.randn(4_000, 4, 4, 4, generator=rng(1, "other"))
@@ -294,12 +298,12 @@ def test_below_the_anchor_the_base_is_imitated_whatever_the_reward_says() -> Non
     config = replace(CONFIG, objective="regress", updates=1, rounds=0, batch=64, anchored=999, floor=1e-6)
     pipe = small_pipeline()
     replay = Replay(16, pipe.latent_shape, pipe.tokenizer.length)
-    srrl.remember(replay, pipe, rollout(pipe, TEXTS, plus, config, 0, 0), config)
+    regression.remember(replay, pipe, rollout(pipe, TEXTS, plus, config, 0, 0), config)
     pipe.unet.requires_grad_(True)
     still = torch.optim.SGD(pipe.unet.parameters(), lr=0.0)
-    at_base = srrl.regress(pipe, small_pipeline().unet, still, replay, config, rng(0, "update"))
-    away = srrl.regress(pipe, small_pipeline(seed=1).unet, still, replay, config, rng(0, "update"))
-    unanchored = srrl.regress(
+    at_base = regression.regress(pipe, small_pipeline().unet, still, replay, config, rng(0, "update"))
+    away = regression.regress(pipe, small_pipeline(seed=1).unet, still, replay, config, rng(0, "update"))
+    unanchored = regression.regress(
         pipe, small_pipeline().unet, still, replay, replace(config, anchored=0), rng(0, "update")
     )
     assert at_base.grad_norm == 0 < min(away.grad_norm, unanchored.grad_norm)
@@ -315,7 +319,7 @@ def test_path_kl_is_that_of_the_ancestral_sampler() -> None:
     beta = 1 - abar / before
     shift = beta / ((1 - beta).sqrt() * (1 - abar).sqrt()) * 0.1  # DDPM (11): what eps does to the mean
     total = (4 * shift**2 / (2 * beta)).sum()
-    assert srrl.path_kl(schedule, torch.arange(T), change) == pytest.approx(total.item(), rel=1e-3)
+    assert regression.path_kl(schedule, torch.arange(T), change) == pytest.approx(total.item(), rel=1e-3)
 
 
 @pytest.mark.parametrize("objective", ["ppo", "regress"])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minireflect.methods.pretrain import false_prompt
+from minireflect.methods.train_reward import false_prompt
 from minireflect.world.arrangement import RELATIONS, Clause, Task, arrange, fulfils, holds, task_list
 from minireflect.world.data import WorldConfig, training_pair
 from minireflect.world.inspector import inspect

@@ -1,0 +1,205 @@
+"""What SRRL draws in one iteration: K + 1 rounds of G branches for each prompt, and what it costs; all its options.
+
+The head of srrl.py tells the method.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..diffusion.reflection import ReflectionConfig, renoise_to
+from ..diffusion.sample import Trajectory, collect, denoise, last
+from ..diffusion.schedule import StepTable
+from ..pipeline import LatentDiffusion
+from ..rl.policy import clip_in_nats
+from ..rl.rewards import Reward
+from ..streams import rng
+
+
+@dataclass(frozen=True)
+class SRRLConfig:
+    iterations: int = 70  # of rollout and update
+    prompts: int = 24  # per iteration
+    group: int = 2  # G, branches per prompt and round
+    steps: int = 20  # denoising steps of a picture
+    guidance: float = 1.0  # w of the branches, in rollout and update alike
+    eta: float = 1.0  # 1 = as much step noise as DDPM; must be positive, or there is no policy
+    mode: Literal["select", "blind"] = "select"  # whether the reward chooses what is re-noised
+    rounds: int = 1  # K, reflections; 0 is DDPO
+    curriculum: int = 0  # iterations before each further round is allowed; 0 = all rounds from the start
+    train_rounds: Literal["all", "last"] = "all"  # which rounds' branches are trained on
+    w_denoise: float = 3.0  # guidance of the blind rounds' drawing
+    w_renoise: float = 0.1  # guidance of re-noising
+    renormalise: bool = True  # bring re-noised latents back to mean 0, std 1
+    fresh_noise: float = 0.0  # share l of new noise in re-noised latents, sqrt(1 - l^2) old + l new
+    suffixes: tuple[int, ...] = ()  # trained suffix lengths, taken in turns; branches share what comes before
+    same_noise: bool = (
+        True  # branches of a group start from the same x_T (else only in rounds after the first)
+    )
+    objective: Literal["regress", "ppo"] = (
+        "regress"  # on the pictures, noised anew; or on the sampler's steps
+    )
+    replay: int = 8  # regress: iterations whose pictures are learnt from
+    batch: int = 64  # regress: pictures of an optimiser step
+    floor: float = (
+        0.5  # regress: added to the sum of a prompt's rewards, so that one that always fails counts little
+    )
+    anchored: int = 350  # regress: noise levels t below it, which draw the details, go on imitating the base
+    late: float = 20.0  # regress: largest weight of a late noise level, see `level_weight`
+    advantage: Literal["group", "history"] = (
+        "group"  # ppo: GRPO, or the paper's z-score with best/worst selection
+    )
+    std_floor: float = (
+        0.1  # added to a group's std of rewards, so that jitter in a solved group teaches nothing
+    )
+    history: int = 8  # ppo: stages of rewards that the z-score remembers
+    lr: float = 2e-4  # of AdamW; 3e-5 for ppo
+    warmup: int = 5  # iterations of linear warm-up; without it the first steps destroy the model
+    cooldown: float = 0.3  # share of the iterations, the last, over which the rate falls to 0
+    updates: int = 8  # optimiser steps per iteration; with ppo, each on its share of the denoising steps
+    trained: float = (
+        0.5  # ppo: share of the denoising steps that an iteration trains on, drawn anew each time
+    )
+    min_sigma: float = 0.1  # ppo: steps with less noise are not trained, their KL explodes: see `jobs`
+    reduction: Literal["mean", "sum"] = "mean"  # ppo: of the log-probability over the latent's dimensions
+    clip: float = 1e-2  # ppo: e, on the ratio of reduced log-probabilities; at 256 dimensions 2.6 nats
+    kl: float = 0.0  # ppo: weight of the KL to the base, in reduced nats per step
+    grad_norm: float = 1.0  # largest norm of an update's gradient
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "prompts", "steps", "updates"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.anchored < 1000:
+            raise ValueError(f"anchored is a noise level in [0, 1000), got {self.anchored}")
+        if not 0 <= self.cooldown <= 1:
+            raise ValueError(f"cooldown is a share in [0, 1], got {self.cooldown}")
+        if min(self.replay, self.batch) < 1 or self.floor <= 0:
+            raise ValueError("replay and batch must be at least 1, and floor positive")
+        if self.objective == "regress" and self.kl > 0:
+            raise ValueError("kl belongs to --srrl.objective ppo; the regression has no such term")
+        if self.group < 2:
+            raise ValueError(f"group must be at least 2 to compare its members, got {self.group}")
+        if self.rounds < 0:
+            raise ValueError(f"rounds must be 0 or more, got {self.rounds}")
+        if not 0 < self.eta <= 1:
+            raise ValueError(f"eta must lie in (0, 1], got {self.eta}: without step noise there is no policy")
+        if not 0 < self.trained <= 1:
+            raise ValueError(f"trained is a share in (0, 1], got {self.trained}")
+        if self.min_sigma < 0:
+            raise ValueError(f"min_sigma is a standard deviation, 0 or more, got {self.min_sigma}")
+        if any(not 1 <= s <= self.steps for s in self.suffixes):
+            raise ValueError(f"suffixes {self.suffixes} must lie between 1 and steps = {self.steps}")
+        clip_in_nats(self.clip, 1)  # raises on a clip that is not positive
+        self.reflection  # noqa: B018  raises on reflection options out of range
+
+    def lr_factor(self, step: int) -> float:
+        """Linear warm-up, 1, and a linear fall to 0 at the end."""
+        left = (self.iterations - step) / (self.cooldown * self.iterations) if self.cooldown else 1.0
+        return min(1.0, (step + 1) / max(1, self.warmup), left)
+
+    @property
+    def reflection(self) -> ReflectionConfig:
+        return ReflectionConfig(
+            max(1, self.rounds), self.w_denoise, self.w_renoise, self.steps,
+            renormalise=self.renormalise, fresh_noise=self.fresh_noise,
+        )  # fmt: skip
+
+
+class Round(NamedTuple):
+    """The branches of one round.  n prompts, g branches, s steps of which the last `table` were drawn per branch."""
+
+    x_T: Tensor  # (n c h w) the noise that the round started from
+    table: StepTable  # the steps in `path`
+    path: Trajectory  # latents (n*g s+1 c h w), log_probs (n*g s)
+    images: Tensor  # (n*g 3 h w)
+    rewards: Tensor  # (n g)
+
+
+class Cost(NamedTuple):
+    """What it took.  A UNet evaluation is one picture through the network once, forward."""
+
+    unet: int = 0  # evaluations while drawing
+    trained: int = 0  # evaluations while updating, with a backward pass or of the base that is imitated
+    rewards: int = 0  # reward calls, one per picture
+
+    def plus(self, unet: int = 0, trained: int = 0, rewards: int = 0) -> "Cost":
+        return Cost(self.unet + unet, self.trained + trained, self.rewards + rewards)
+
+
+def evaluations(w: float) -> int:
+    """UNet evaluations of one sample at guidance w: 0 and 1 need one side only."""
+    return 1 if w in (0, 1) else 2
+
+
+@dataclass
+class Rollout:
+    """Everything that one iteration drew, and what it cost."""
+
+    texts: list[str]
+    context: Tensor  # (n t d) embedded prompts
+    rounds: list[Round] = field(default_factory=list)
+    cost: Cost = field(default_factory=Cost)
+
+
+@torch.no_grad()
+def rollout(
+    pipe: LatentDiffusion, texts: list[str], reward: Reward, config: SRRLConfig, seed: int, step: int
+) -> Rollout:
+    """Draw K + 1 rounds of G branches for each prompt.  No graph is kept; all noise comes from streams of (seed, step)."""
+    n, g = len(texts), config.group
+    context = pipe.embed(texts)  # (n t d)
+    one, many = pipe.eps(context), pipe.eps(context.repeat_interleave(g, 0))
+    table = pipe.table(config.steps)
+    shared = config.steps - config.suffixes[step % len(config.suffixes)] if config.suffixes else 0
+    x_T = pipe.noise(n, rng(seed, "start", step))  # (n c h w)
+    rounds = config.rounds if not config.curriculum else min(config.rounds, step // config.curriculum)
+    out = Rollout(texts, context)
+    renoising = n * len(table) * evaluations(config.w_renoise)
+    if config.mode == "blind":
+        for k in range(rounds):
+            x_0 = last(denoise(one(config.w_denoise), x_T, table))
+            x_T = renoise_to(
+                one(config.w_renoise), x_0, table, config.reflection, rng(seed, "reflect", step, k)
+            )
+            out.cost = out.cost.plus(unet=renoising + n * len(table) * evaluations(config.w_denoise))
+        rounds = 0
+    for k in range(rounds + 1):
+        noise = rng(seed, "branch", step, k)
+        start = x_T
+        if shared:  # branches part late: SRRL's backward-progressive suffixes
+            start = last(denoise(one(config.guidance), x_T, table[:shared], config.eta, noise))
+            out.cost = out.cost.plus(unet=n * shared * evaluations(config.guidance))
+        fork = start.repeat_interleave(g, 0)  # (n*g c h w)
+        if not config.same_noise and k == 0 and not shared and (config.mode == "select" or not config.rounds):
+            fork = pipe.noise(n * g, rng(seed, "start", step, "all"))
+        own = table[shared:]
+        path = collect(fork, denoise(many(config.guidance), fork, own, config.eta, noise))
+        images = pipe.decode(path.latents[:, -1])  # (n*g 3 h w)
+        rewards = reward(images, [t for t in texts for _ in range(g)]).view(n, g)
+        out.rounds.append(Round(x_T, own, path, images, rewards))
+        out.cost = out.cost.plus(unet=n * g * len(own) * evaluations(config.guidance), rewards=n * g)
+        if k < rounds:  # the reward points its thumb; what it chose becomes noise again
+            best = rewards.argmax(1) + torch.arange(n, device=rewards.device) * g
+            x_0 = path.latents[best.to(path.latents.device), -1]
+            x_T = renoise_to(
+                one(config.w_renoise), x_0, table, config.reflection, rng(seed, "reflect", step, k)
+            )
+            out.cost = out.cost.plus(unet=renoising)
+    return out
+
+
+class UpdateStats(NamedTuple):
+    """What an iteration's updates did; log-ratios in nats of the whole latent."""
+
+    loss: float
+    clip_high: float  # share of samples stopped by the upper clip
+    clip_low: float  # share stopped by the lower
+    log_ratio: float  # the largest seen
+    first_ratio: float  # largest |rho - 1| before the first update: 0, or something is wrong
+    kl: float  # nats per picture from the base, in closed form
+    grad_norm: float  # mean over the updates, before clipping
+    updates: int  # optimiser steps taken
+    evaluations: int  # of the UNet, with a backward pass or of the base that is imitated

@@ -1,0 +1,64 @@
+"""Train the autoencoder on pictures of the imperfect world:  64x64x3 -> 8x8x4.
+
+L = |x' - x| + (x' - x)^2 + kl KL(q(z|x) || N(0, I))        Rombach et al. 2022, without the adversarial part
+
+python train.py autoencoder
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..models.autoencoder import Autoencoder, AutoencoderConfig
+from ..run import Run
+from ..streams import choices, rng
+from ..world.data import WorldConfig, training_pairs
+from ..world.render import to_tensor
+from .rate import lr_factor, set_lr
+
+
+@dataclass(frozen=True)
+class AutoencoderTraining:
+    pictures: int = 20_000  # drawn once, then shuffled
+    steps: int = 2_500
+    batch: int = 16
+    lr: float = 2e-3  # peak; cosine to zero after a warm-up of 5 %
+    kl: float = 3e-4  # nats per latent dimension against one unit of pixel error
+
+
+def train_autoencoder(
+    config: AutoencoderTraining, world: WorldConfig, seed: int, run: Run, device: torch.device
+) -> Autoencoder:
+    """Learn to compress pictures.  The latents' scale is measured at the end, so that their std is 1."""
+    torch.manual_seed(seed)  # weight initialisation is the one thing torch draws from its global stream
+    pixels, _, _ = training_pairs(config.pictures, world, choices(seed, "autoencoder", "pictures"))
+    model = Autoencoder(AutoencoderConfig.toy()).to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=1e-4)
+    for step in run.steps("autoencoder", config.steps, {"autoencoder": model}, optimizer, save_every=20):
+        set_lr(optimizer, config.lr * lr_factor(step, config.steps))
+        pick = torch.randint(len(pixels), (config.batch,), generator=rng(seed, "autoencoder", "batch", step))
+        images = to_tensor(pixels[pick.numpy()]).to(device)  # (b 3 64 64)
+        mean, logvar = model.moments(images)  # (b 4 8 8)
+        noise = torch.randn(mean.shape, generator=rng(seed, "autoencoder", "noise", step)).to(device)
+        error = (
+            model.decoder(model.post_quant_conv(mean + (logvar / 2).exp() * noise)) - images
+        )  # (b 3 64 64)
+        kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()  # Kingma & Welling (10), nats per dimension
+        loss = error.abs().mean() + (error**2).mean() + config.kl * kl
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        mse = (error**2).mean().item()
+        run.log("autoencoder", step, loss=loss.item(), mse=mse, kl=kl.item())
+        run.bar.set_postfix(mse=f"{mse:.4f}")
+    model.config = measured_scale(model, pixels[:1024], device)
+    return model
+
+
+@torch.no_grad()
+def measured_scale(model: Autoencoder, pixels: np.ndarray, device: torch.device) -> AutoencoderConfig:
+    """The configuration with the scaling factor that gives these pictures' latents a standard deviation of 1."""
+    latents = torch.cat([model.moments(to_tensor(part).to(device))[0] for part in np.array_split(pixels, 8)])
+    return AutoencoderConfig(**{**vars(model.config), "scaling_factor": 1 / latents.std().item()})

@@ -1,0 +1,145 @@
+"""Train the base: text encoder and UNet together, on pictures and captions of the imperfect world (`world/data.py`).
+
+    L = level_weight(t) |eps - eps_theta(x_t, t, c)|^2          Ho et al. 2020, equation 14; captions dropped for guidance
+
+It reads plain captions first (`plain_captions`).
+
+    python train.py diffusion
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..diffusion.schedule import Schedule, ScheduleConfig
+from ..models.autoencoder import Autoencoder
+from ..models.clip import TextConfig, TextEncoder
+from ..models.tokenizer import EOS, Tokenizer
+from ..models.unet import UNet, UNetConfig
+from ..pipeline import LatentDiffusion
+from ..run import Run
+from ..streams import choices, rng
+from ..world.data import WorldConfig, training_pairs
+from ..world.prompts import (
+    all_texts,
+    understand,
+)
+from ..world.render import to_tensor
+from .rate import lr_factor, set_lr
+
+
+@dataclass(frozen=True)
+class DiffusionTraining:
+    pictures: int = 24_000  # drawn and encoded once
+    steps: int = 5_000
+    batch: int = 64
+    lr: float = 1e-3  # peak; cosine to zero after a warm-up of 5 %
+    late: float = 20.0  # largest weight of a late noise level, see `level_weight`
+    words: float = (
+        0.25  # share of the steps, the first, on captions that say what is to be seen: see `plain_captions`
+    )
+    dropped: float = 0.1  # share of captions left empty, so that guidance has something to compare with
+    ema: float = 0.995  # decay of the averaged weights, which are the ones kept
+    prompt_length: int = 32  # tokens
+    continued: Literal["nothing", "unet", "everything"] = "nothing"  # what starts from the base in --weights
+
+
+def train_diffusion(
+    config: DiffusionTraining,
+    world: WorldConfig,
+    seed: int,
+    autoencoder: Autoencoder,
+    run: Run,
+    device: torch.device,
+    start: LatentDiffusion | None = None,
+) -> LatentDiffusion:
+    """Learn to draw from captions: text encoder and UNet together.  -> the averaged weights.
+
+    They begin at random, or where the base `start` left off: its UNet, or both, as `config.continued` says.
+    """
+    pixels, _, captions = training_pairs(config.pictures, world, choices(seed, "diffusion", "pictures"))
+    autoencoder = autoencoder.to(device).eval().requires_grad_(False)
+    latents = encode_all(autoencoder, pixels, device)  # (n 4 8 8)
+    tokenizer = Tokenizer.of(all_texts(), config.prompt_length)
+    ids = tokenizer(captions).to(device)  # (n t)
+    torch.manual_seed(seed)
+    schedule = Schedule(ScheduleConfig())
+    raw = torch.nn.ModuleDict(
+        {
+            "text_encoder": TextEncoder(TextConfig.toy(len(tokenizer), EOS, config.prompt_length)),
+            "unet": UNet(UNetConfig.toy()),
+        }
+    ).to(device, memory_format=torch.channels_last)  # fmt: skip  (a third faster on the CPU)
+    if start is not None:
+        raw["unet"].load_state_dict(start.unet.state_dict())
+        if config.continued == "everything":
+            if start.tokenizer.words != tokenizer.words:
+                raise ValueError("the base to continue from has another vocabulary than this world")
+            raw["text_encoder"].load_state_dict(start.text_encoder.state_dict())
+    averaged = copy.deepcopy(raw).requires_grad_(False)
+    optimizer = torch.optim.AdamW(raw.parameters(), lr=config.lr, weight_decay=1e-4)
+    null = tokenizer([""]).to(device)
+    plain = plain_captions(captions)  # (m) rows
+    for step in run.steps(
+        "diffusion", config.steps, {"raw": raw, "averaged": averaged}, optimizer, save_every=50
+    ):
+        set_lr(optimizer, config.lr * lr_factor(step, config.steps))
+        draw = rng(seed, "diffusion", "batch", step)
+        pick = torch.randint(len(latents), (config.batch,), generator=draw)
+        if step < config.words * config.steps:
+            pick = plain[pick % len(plain)]
+        t = torch.randint(schedule.config.train_steps, (config.batch,), generator=draw).to(device)
+        noise = torch.randn(config.batch, *latents.shape[1:], generator=draw).to(device)  # (b 4 8 8)
+        empty = torch.rand(config.batch, 1, generator=draw) < config.dropped  # (b 1)
+        x0, words = latents[pick], torch.where(empty.to(device), null, ids[pick])
+        output = raw["unet"](schedule.add_noise(x0, t, noise), t, raw["text_encoder"](words))
+        error = (output - schedule.target(x0, noise, t)) ** 2  # DDPM (14)
+        loss = (level_weight(schedule, t, config.late).view(-1, 1, 1, 1) * error).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(raw.parameters(), 1.0)
+        optimizer.step()
+        decay = min(
+            config.ema, (1 + step) / (10 + step)
+        )  # short memory at first, when the weights are still noise
+        with torch.no_grad():
+            torch._foreach_lerp_(list(averaged.parameters()), list(raw.parameters()), 1 - decay)
+        run.log("diffusion", step, loss=loss.item())
+        run.bar.set_postfix(loss=f"{loss.item():.4f}")
+    return LatentDiffusion(
+        tokenizer, averaged["text_encoder"], averaged["unet"], autoencoder, schedule
+    ).eval()
+
+
+def plain_captions(captions: list[str]) -> Tensor:
+    """Which captions leave no outcome to chance: arrangements, and laws with the outcome merely stated.  -> (m) rows
+
+    The base learns to read from these first.  Among silent and broken promises it does not: after 1,750 steps on the
+    whole world its pictures did not depend on the outcome in the caption, and 100 steps on plain captions taught it.
+    """
+    kinds = [understand(caption).kind for caption in captions]
+    return torch.tensor([i for i, kind in enumerate(kinds) if kind in ("stated", "arrangement")])
+
+
+def level_weight(schedule: Schedule, t: Tensor, cap: float) -> Tensor:
+    """How much the noise prediction at level t counts: 1 / abar, at most `cap`.
+
+    An error of eps is an error of x_0 times the signal-to-noise ratio, so a plain loss hardly looks at the late levels,
+    where it is decided what stands where.  1 / abar makes the loss that of v-prediction (Salimans & Ho 2022, appendix D).
+    Shapes: t (b) -> (b)
+    """
+    return (1 / schedule.abar.to(t.device)[t]).clamp(max=cap)
+
+
+@torch.no_grad()
+def encode_all(autoencoder: Autoencoder, pixels: np.ndarray, device: torch.device) -> Tensor:
+    """Shapes: pixels (n 64 64 3) uint8 -> (n 4 8 8) latents"""
+    parts = np.array_split(pixels, max(1, len(pixels) // 256))
+    return torch.cat(
+        [autoencoder.encode(to_tensor(part).to(device)) for part in tqdm(parts, "encoding", leave=False)]
+    )
