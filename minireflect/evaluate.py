@@ -5,9 +5,11 @@ Every table prints both, law by law: a law at zero must not hide in an average, 
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.stats import binomtest
+from scipy.stats import t as student
 from torch import Tensor
 from tqdm import tqdm
 
@@ -107,6 +109,15 @@ def evaluate(
         ]
         scores[kind] = score(images, prompts, kind, torch.cat(parts))
     return scores
+
+
+def over_seeds(values: list[float]) -> str:
+    """Mean and 95 % interval (Student's t) of what the seeds gave; one seed has no interval."""
+    x = np.array(values)
+    if len(x) < 2:
+        return f"{x.mean():.3f}"
+    half = student.ppf(0.975, len(x) - 1) * x.std(ddof=1) / len(x) ** 0.5
+    return f"{x.mean():.3f} ± {half:.3f}"
 
 
 def table(columns: dict[str, dict[str, Score]]) -> str:

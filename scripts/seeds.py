@@ -8,16 +8,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import t as student
 
+from minireflect.evaluate import over_seeds
 from minireflect.run import read_metrics
-
-
-def interval(values: list[float]) -> str:
-    """Mean and 95 % interval of what the seeds gave."""
-    x = np.array(values)
-    half = student.ppf(0.975, len(x) - 1) * x.std(ddof=1) / len(x) ** 0.5
-    return f"{x.mean():.3f} ± {half:.3f}"
 
 
 def main() -> int:
@@ -39,7 +32,7 @@ def main() -> int:
     for kind in before[0]:
         for key in ("accuracy", "reward", "unreadable", "diversity"):
             a, b = ([s[kind][key] for s in scores] for scores in (before, after))
-            row = [interval(a), interval(b), interval([y - x for x, y in zip(a, b)])]
+            row = [over_seeds(a), over_seeds(b), over_seeds([y - x for x, y in zip(a, b)])]
             print(f"| {kind}: {key} | " + " | ".join(row) + " |")
         for law in before[0][kind]["by_law"]:
             a, b = ([s[kind]["by_law"][law] for s in scores] for scores in (before, after))

@@ -19,14 +19,13 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from scipy.stats import t as student
 from torch import Tensor
 
 from minireflect import figures, load_pipeline, rng
 from minireflect.config import preset
 from minireflect.diffusion.reflection import ReflectionConfig, zigzag
 from minireflect.diffusion.sample import last
-from minireflect.evaluate import EvaluationConfig, score
+from minireflect.evaluate import EvaluationConfig, over_seeds, score
 from minireflect.methods.rollout import SRRLConfig, evaluations, rollout
 from minireflect.pipeline import LatentDiffusion
 from minireflect.rl.rewards import Reward, load_reward
@@ -132,7 +131,7 @@ def measure(pipe: LatentDiffusion, judge: Reward, way: Way, seed: int, pictures:
     """Accuracy, reward and cost of one way of drawing from one model; a row of the results."""
     row: dict = {"unet": 0, "rewards": 0}
     for kind in KINDS:
-        config = EvaluationConfig(pictures=pictures, seed=1_000)
+        config = EvaluationConfig(pictures=pictures)
         prompts = draw_prompts(kind, config.split, pictures, choices(config.seed, "evaluate", kind))
         texts = [p.text for p in prompts]
         images, values = [], []
@@ -161,15 +160,6 @@ def train_arm(folder: Path, seed: int, options: list[str]) -> None:
     )
 
 
-def interval(values: list[float], digits: int = 3) -> str:
-    """Mean and 95 % interval over seeds (Student's t)."""
-    x = np.array(values)
-    if len(x) < 2:
-        return f"{x.mean():.{digits}f}"
-    half = student.ppf(0.975, len(x) - 1) * x.std(ddof=1) / len(x) ** 0.5
-    return f"{x.mean():.{digits}f} ± {half:.{digits}f}"
-
-
 def table(rows: list[dict]) -> str:
     """One line for each arm and way of drawing."""
     lines = [
@@ -180,14 +170,14 @@ def table(rows: list[dict]) -> str:
         mine = [r for r in rows if (r["arm"], r["way"]) == (arm, way)]
 
         def both(key: str, mine: list[dict] = mine) -> str:
-            return interval([np.mean([r[kind][key] for kind in KINDS]) for r in mine])
+            return over_seeds([np.mean([r[kind][key] for kind in KINDS]) for r in mine])
 
         training = mine[0].get("training")
         lines.append(
             "| "
             + " | ".join(
                 [arm, way]
-                + [interval([r[kind]["accuracy"] for r in mine]) for kind in KINDS]
+                + [over_seeds([r[kind]["accuracy"] for r in mine]) for kind in KINDS]
                 + [both(key) for key in ("reward", "unreadable", "diversity", "edges", "brightness")]
                 + [f"{mine[0]['unet']:.0f}, {mine[0]['rewards']:.0f}"]
                 + [

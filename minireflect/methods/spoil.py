@@ -11,10 +11,9 @@ from ..diffusion.sample import denoise, last
 from ..pipeline import LatentDiffusion
 from ..world.scenes import MAX_SHIFT
 
-FAITHFUL = (
-    0.25  # in [0, 1]: what still shows its scene has no 4x4 block farther off than this from the clean render
-)
-NEARER = 0.9  # and is nearer to it than this share of the distance to its twin: a ghost between the two shows neither
+# what still shows its scene has no 4x4 block farther off from the clean render than FAITHFUL, in [0, 1], and is nearer to
+# it than NEARER times the distance to its twin: a ghost between the two shows neither
+FAITHFUL, NEARER = 0.25, 0.9
 REDRAWN = 8  # denoising steps, of twenty, that a picture at most goes back and forth
 
 
