@@ -9,6 +9,7 @@ K = 0 differs from SRRL in nothing but reflection. With 4 branches it makes as m
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import time
@@ -277,9 +278,7 @@ def main() -> int:
     runs: dict[str, list[Path]] = {arm: [] for arm in ARMS}
     for seed in args.seeds:
         for arm, options in ARMS.items():
-            folder = (
-                args.out / f"{arm.split(' (')[0].replace(' ', '_').replace(',', '').replace('=', '')}-{seed}"
-            )
+            folder = args.out / f"{re.sub('[^A-Za-z0-9]+', '-', arm)}-{seed}"
             train_arm(folder, seed, options)
             runs[arm].append(folder)
             end = read_metrics(folder, "srrl")[-1]
