@@ -51,8 +51,8 @@ def learning_curve(rows: list[dict], path: Path, base: tuple[float, float] | Non
         axes.plot(calls, values, color=color, alpha=0.2, lw=0.8)
         axes.plot(calls, smooth(values, 15), color=color, label=label)
     if base:
-        axes.axhline(base[0], color=REWARD, ls=":", lw=1, label="base, reward")
-        axes.axhline(base[1], color=TRUTH, ls=":", lw=1, label="base, right")
+        axes.axhline(base[0], color=REWARD, ls=":", lw=1, label="base, held-out prompts, reward")
+        axes.axhline(base[1], color=TRUTH, ls=":", lw=1, label="base, held-out prompts, right")
     axes.set(xlabel="reward calls", ylim=(0, 1), title="Training prompts, pictures drawn with step noise")
     axes.legend(loc="lower right", fontsize=8)
     save(figure, path)
