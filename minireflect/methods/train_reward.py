@@ -34,8 +34,8 @@ from .spoil import faithful, spoil
 
 @dataclass(frozen=True)
 class RewardTraining:
-    pictures: int = 12_000  # drawn and spoilt once
-    steps: int = 3_000
+    pictures: int = 16_000  # drawn and spoilt once
+    steps: int = 5_000
     batch: int = 64  # pictures; each is read against a true and a false caption
     lr: float = 1e-3  # peak; cosine to zero after a warm-up of 5 %
     contrast: float = 0.1  # weight of CLIP's own loss on the two towers
