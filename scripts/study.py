@@ -90,7 +90,7 @@ def searched(**options: object) -> Way:
 
 def blind(pipe: LatentDiffusion, judge: Reward, texts: list[str], seed: int, batch: int) -> Drawn:
     """One blind reflection, the guidance gap as published."""
-    reflection = ReflectionConfig(rounds=1, steps=SAMPLER.steps, renormalise=True)
+    reflection = ReflectionConfig(rounds=1, steps=SAMPLER.steps)
     *_, images = draw_rounds(pipe, texts, SAMPLER, reflection, seed * 1_000 + batch)
     sides = [SAMPLER.guidance, reflection.w_renoise, reflection.w_denoise]
     return Drawn(images, len(texts) * SAMPLER.steps * sum(map(evaluations, sides)), 0)

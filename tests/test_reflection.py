@@ -1,5 +1,6 @@
 """Reflection writes the prompt into the noise, drifts off the prior while it does so, and what repairs that."""
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -20,6 +21,7 @@ from minireflect.diffusion.schedule import Schedule, ScheduleConfig
 
 SCHEDULE = Schedule(ScheduleConfig())
 TABLE = SCHEDULE.table(20)
+PUBLISHED = ReflectionConfig(renormalise=False)
 D = 16
 # the direction that tells the two classes apart; its entries sum to 0
 AXIS = torch.tensor([1.0, -1.0]).repeat(D // 2) / D**0.5
@@ -49,7 +51,7 @@ def test_forward_process_is_the_composition() -> None:
     x0, x_next = condition_guided_forward(make_eps(3.0), make_eps(0.1), x_T, TABLE)
     assert x0.equal(last(denoise(make_eps(3.0), x_T, TABLE)))
     assert x_next.equal(last(renoise(make_eps(0.1), x0, TABLE)))
-    rounds = list(reflect(make_eps, x_T, TABLE, ReflectionConfig(rounds=2)))
+    rounds = list(reflect(make_eps, x_T, TABLE, ReflectionConfig(rounds=2, renormalise=False)))
     assert [r.k for r in rounds] == [0, 1, 2] and rounds[0].x_T.equal(x_T)
     assert rounds[0].x0.equal(x0) and rounds[1].x_T.equal(x_next)
     again = condition_guided_forward(make_eps(3.0), make_eps(0.1), x_next, TABLE)
@@ -83,7 +85,7 @@ def test_guidance_gap_moves_the_noise_where_e5_says() -> None:
 @cache
 def history(**options: float | bool) -> tuple[list[float], list[float], list[float], list[float]]:
     """Guided mean and std, unguided std, per-sample std of the noise, by round."""
-    config = ReflectionConfig(rounds=5, **options)
+    config = ReflectionConfig(rounds=5, **{"renormalise": False, **options})
     rounds = list(reflect(make_eps, noise(), TABLE, config, torch.Generator().manual_seed(1)))
     columns = [(along(r.x_T).mean(), along(r.x_T).std(), across(r.x_T), r.std.mean()) for r in rounds]
     return tuple([float(v) for v in column] for column in zip(*columns))
@@ -122,31 +124,31 @@ def test_renormalising_repairs_the_scale_and_fresh_noise_the_diversity() -> None
 def test_renoise_to_options() -> None:
     x0 = last(denoise(make_eps(3.0), noise(50), TABLE))
     eps = make_eps(0.1)
-    assert renoise_to(eps, x0, TABLE, ReflectionConfig()).equal(last(renoise(eps, x0, TABLE)))
+    assert renoise_to(eps, x0, TABLE, PUBLISHED).equal(last(renoise(eps, x0, TABLE)))
 
-    half = ReflectionConfig(level=0.5)
+    half = replace(PUBLISHED, level=0.5)
     assert half.tail(TABLE).t.tolist() == TABLE.t[10:].tolist()
     plain = renoise_to(eps, x0, TABLE, half)
     assert plain.equal(last(renoise(eps, x0, TABLE[10:])))
 
-    whole = renoise_to(eps, x0, TABLE, ReflectionConfig(renormalise=True))
+    whole = renoise_to(eps, x0, TABLE, ReflectionConfig())
     mean, std = moments(whole)
     torch.testing.assert_close(mean, torch.zeros(50), atol=1e-5, rtol=0)
     torch.testing.assert_close(std, torch.ones(50), atol=1e-5, rtol=0)
 
-    partly = renoise_to(eps, x0, TABLE, ReflectionConfig(level=0.5, renormalise=True))
+    partly = renoise_to(eps, x0, TABLE, ReflectionConfig(level=0.5))
     abar = TABLE.abar[10]
     # the noise in it, not the picture in it
     mean, std = moments((partly - abar.sqrt() * x0) / (1 - abar).sqrt())
     torch.testing.assert_close(std, torch.ones(50), atol=1e-4, rtol=0)
 
     g = torch.Generator().manual_seed(4)
-    fresh = renoise_to(eps, x0, TABLE, ReflectionConfig(fresh_noise=1.0), g)
+    fresh = renoise_to(eps, x0, TABLE, replace(PUBLISHED, fresh_noise=1.0), g)
     assert fresh.equal(noise(50, seed=4))  # all new: best-of-N
-    mixed = renoise_to(eps, x0, TABLE, ReflectionConfig(fresh_noise=0.6), torch.Generator().manual_seed(4))
+    mixed = renoise_to(eps, x0, TABLE, replace(PUBLISHED, fresh_noise=0.6), torch.Generator().manual_seed(4))
     torch.testing.assert_close(mixed, 0.8 * last(renoise(eps, x0, TABLE)) + 0.6 * fresh)
     with pytest.raises(ValueError, match=r"fresh_noise 0\.6 .*generator"):
-        renoise_to(eps, x0, TABLE, ReflectionConfig(fresh_noise=0.6))
+        renoise_to(eps, x0, TABLE, replace(PUBLISHED, fresh_noise=0.6))
 
 
 def test_a_partial_level_costs_partial_rounds() -> None:
@@ -183,7 +185,7 @@ def test_no_graph_is_kept_and_no_global_randomness_used() -> None:
 
     before = torch.get_rng_state()
     x_T = noise(3).requires_grad_()
-    config = ReflectionConfig(rounds=2, renormalise=True, fresh_noise=0.2)
+    config = ReflectionConfig(rounds=2, fresh_noise=0.2)
     for r in reflect(trainable, x_T, TABLE, config, torch.Generator().manual_seed(0)):
         assert torch.is_grad_enabled() and not any(v.requires_grad for v in (r.x_T, r.x0, r.mean, r.std))
     outputs = condition_guided_forward(trainable(3.0), trainable(0.1), x_T, TABLE)

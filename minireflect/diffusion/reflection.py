@@ -8,8 +8,8 @@ Paper: SRRL (Pan et al. 2025, arXiv 2505.22407), E4 and E5; step by step: Z-Samp
 
 -(eps_c - eps_u) is proportional to the gradient of log p(prompt | x): the guidance gap pushes the noise to where the prompt is likely.
 
-Differs from the released code: no graph is kept; the noise may be re-noised only in part (`level`), brought back to mean 0 and std 1
-(`renormalise`), or mixed with new noise (`fresh_noise`), because blind reflection drifts off the prior: in the exact world the mean along
+Differs from the released code: no graph is kept; the noise is brought back to mean 0 and std 1 (`renormalise`), may be re-noised only in part
+(`level`), or mixed with new noise (`fresh_noise`), because blind reflection drifts off the prior: in the exact world the mean along
 the guided axis grows round by round and its spread collapses (tests/test_reflection.py). Reading the reward between the
 rounds is the business of methods/srrl.py.
 """
@@ -28,14 +28,14 @@ from .schedule import StepTable
 
 @dataclass(frozen=True)
 class ReflectionConfig:
-    """How often to reflect and how the picture is turned back into noise. The defaults are SRRL's."""
+    """How often to reflect and how the picture is turned back into noise. The defaults are SRRL's, but for `renormalise`."""
 
     rounds: int = 1  # K, number of re-noisings; K + 1 pictures
     w_denoise: float = 3.0  # guidance, noise to image
     w_renoise: float = 0.1  # guidance, image to noise
     steps: int = 20  # rows of the table
     level: float = 1.0  # share of the table that is re-noised; 1 is all the way to x_T
-    renormalise: bool = False  # bring the noise of each sample back to mean 0, std 1
+    renormalise: bool = True  # bring the noise of each sample back to mean 0, std 1; False as published
     fresh_noise: float = 0.0  # l in sqrt(1 - l^2) old + l new
 
     def __post_init__(self) -> None:
