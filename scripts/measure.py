@@ -1,6 +1,6 @@
-"""The figures that the README states about the world, the inspector, the shipped weights and the reward.
+"""The figures that the README states about the world, the inspector, the shipped weights, the reward and the speed.
 
-    python scripts/measure.py inspector autoencoder base reward [--weights RUN] [--n 2000]
+    python scripts/measure.py inspector autoencoder base reward speed [--weights RUN] [--n 2000]
 
 Everything is drawn from fixed seeds that no training used; prompts are held-out combinations.
 """
@@ -19,10 +19,12 @@ import torch
 from PIL import Image, ImageFilter
 from scipy.stats import rankdata
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from minireflect.config import preset
 from minireflect.evaluate import EvaluationConfig, draw_all, evaluate, table
+from minireflect.methods.rollout import rollout
 from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
 from minireflect.pipeline import LatentDiffusion, load_module, load_pipeline, weights_folder
 from minireflect.rl.rewards import Reward, load_reward, verdicts
@@ -226,6 +228,67 @@ def measure_reward(pipe: LatentDiffusion, reward: Reward, n: int) -> None:
     print(f"  mean reward where right {v[t].mean():.3f}, where wrong {v[~t].mean():.3f}")
 
 
+def seconds(
+    device: torch.device, works: dict[str, Callable[[], object]], repeats: int = 15
+) -> dict[str, float]:
+    """Median time of each work, taken in turns so that whatever else the machine does hits all of them alike."""
+    taken: dict[str, list[float]] = {name: [] for name in works}
+    for i in range(repeats + 2):
+        for name, work in works.items():
+            start = time.perf_counter()
+            work()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if i >= 2:  # the first two warm up
+                taken[name].append(time.perf_counter() - start)
+    return {name: float(np.median(times)) for name, times in taken.items()}
+
+
+def measure_speed(pipe: LatentDiffusion, reward: Reward) -> None:
+    """The hot loops against their floor: the rate at which this machine multiplies matrices of 1024, measured in between."""
+    config, device = preset("cpu").srrl, pipe.device
+    texts = [
+        p.text for p in draw_prompts("physical", "train", config.prompts, choices(0, "measure", "speed"))
+    ]
+    b = config.prompts * config.group
+    x_T, t = pipe.noise(b, rng(0, "measure", "speed")), torch.full((b,), 500, device=device)
+    context = pipe.embed(texts).repeat_interleave(config.group, 0)  # (b t d)
+    a = torch.randn(1024, 1024, device=device)
+
+    def update() -> None:
+        with torch.enable_grad():
+            pipe.unet(x_T, t, context).square().mean().backward()
+
+    pipe.unet.requires_grad_(True)
+    works = {
+        "matrix product": lambda: a @ a,
+        "UNet, forward": lambda: pipe.unet(x_T, t, context),
+        "UNet, forward and backward": update,
+    }
+    flops = {}
+    for name, work in works.items():
+        with FlopCounterMode(display=False) as counter:
+            work()
+        flops[name] = counter.get_total_flops()
+    taken = seconds(device, works)
+    peak = flops["matrix product"] / taken["matrix product"]
+    print(f"  floor: {peak / 1e9:,.0f} GFLOP/s in float32 on {device}, {torch.get_num_threads()} threads")
+    for name in list(works)[1:]:
+        rate = flops[name] / taken[name]
+        print(
+            f"  {name:<27} batch {b}: {flops[name] / b / 1e6:.0f} MFLOP and {1e3 * taken[name] / b:.2f} ms a picture, "
+            f"{rate / peak:.0%} of the floor"
+        )
+    start = time.perf_counter()
+    drawn = rollout(pipe, texts, reward, config, 0, 0)
+    minutes = (time.perf_counter() - start) / 60
+    pictures = sum(len(r.images) for r in drawn.rounds)
+    share = drawn.cost.unet * taken["UNet, forward"] / b / 60 / minutes
+    print(
+        f"  rollout of SRRL: {pictures / minutes / 60:.1f} pictures a second, {share:.0%} of the time in the UNet"
+    )
+
+
 def twin_scene(prompt: Prompt, draw: random.Random) -> Scene:
     """A picture with one fact wrong; for arrangements drawn until it does not fulfil the prompt by chance."""
     while True:
@@ -238,7 +301,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", nargs="+", choices=("inspector", "autoencoder", "base", "reward"))
+    parser.add_argument("what", nargs="+", choices=("inspector", "autoencoder", "base", "reward", "speed"))
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--unet", default="unet", help="unet, or base_unet: what a run of srrl started from")
     parser.add_argument("--n", type=int, default=2_000)
@@ -255,8 +318,10 @@ def main() -> int:
             measure_autoencoder(LatentDiffusion(None, None, None, encoder, None), args.n)
         elif what == "base":
             measure_base(load_pipeline(args.weights, args.unet), load_reward(args.weights), args.n)
-        else:
+        elif what == "reward":
             measure_reward(load_pipeline(args.weights, args.unet), load_reward(args.weights), args.n)
+        else:
+            measure_speed(load_pipeline(args.weights, args.unet), load_reward(args.weights))
     return 0
 
 
