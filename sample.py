@@ -3,7 +3,8 @@
     python sample.py "a balance with a big red ball on the left pan and a small blue ball on the right pan" --rounds 3 --out strip.png
     python sample.py --check          draw the committed picture again and compare
 
-Round 0 is the picture as drawn.  Every further round turns the last one back into noise and draws it anew.
+Round 0 is the picture as drawn.  In every further round what the learned reward calls wrong is turned back into noise, and
+drawn anew from the opposite of that noise; `--blind` draws everything again, as SRRL's code does, whatever the reward says.
 """
 
 import argparse
@@ -57,7 +58,7 @@ def parse(words: list[str]) -> argparse.Namespace:
         "--w-denoise",
         type=float,
         default=ReflectionConfig.w_denoise,
-        help="guidance when drawing again (default: %(default)s)",
+        help="guidance when drawing again, with --blind (default: %(default)s)",
     )
     parser.add_argument(
         "--w-renoise",
@@ -65,6 +66,7 @@ def parse(words: list[str]) -> argparse.Namespace:
         default=ReflectionConfig.w_renoise,
         help="guidance when re-noising (default: %(default)s)",
     )
+    parser.add_argument("--blind", action="store_true", help="reflect with no look at the reward")
     parser.add_argument(
         "--check", action="store_true", help="compare with the committed picture; exit 1 when it is off"
     )
@@ -85,7 +87,7 @@ def draw(args: argparse.Namespace) -> None:
     pipe, reward = load_pipeline(args.weights), load_reward(args.weights)
     pipe.tokenizer(args.prompts)  # unknown words are named before anything is drawn
     pipe.table(args.steps)
-    rows = rounds_strip(pipe, reward, args.prompts, sampler, reflection, args.seed, args.out)
+    rows = rounds_strip(pipe, reward, args.prompts, sampler, reflection, args.seed, args.out, args.blind)
     for prompt, row in zip(args.prompts, rows):
         print(prompt)
         for k, (_, said, _) in enumerate(row):

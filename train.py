@@ -213,6 +213,7 @@ def srrl(config: Config, run: Run, folder: Path, device: torch.device) -> None:
     rounds_strip(
         pipe, judge, [p.text for p in fixed_prompts(("unconventional",))], config.sampler,
         replace(config.srrl.reflection, rounds=3, steps=config.sampler.steps), config.seed, pictures / "rounds.png",
+        blind=config.srrl.mode == "blind",
     )  # fmt: skip
     run.finish("srrl")
 

@@ -31,23 +31,39 @@ def fixed_prompts(kinds: tuple[str, ...] = ("physical", "unconventional")) -> li
 
 @torch.no_grad()
 def draw_rounds(
-    pipe: LatentDiffusion, prompts: list[str], sampler: SamplerConfig, reflection: ReflectionConfig, seed: int
+    pipe: LatentDiffusion,
+    prompts: list[str],
+    sampler: SamplerConfig,
+    reflection: ReflectionConfig,
+    seed: int,
+    judge: Reward | None = None,
+    renoise_steps: int | None = None,
 ) -> Iterator[Tensor]:
-    """Reflect with no look at the reward and yield the pictures of every round, K + 1 of them.
+    """Reflect and yield the pictures of every round, K + 1 of them; round 0 is what `generate` draws.
 
-    Round 0 is what `generate` draws.  Each picture is turned back into noise with little guidance, and drawn again
-    with `reflection.w_denoise`.  -> (b 3 h w)
+    With a judge, what it calls right (reward 0.5 or more) is kept, and the rest is drawn again from the opposite of its noise,
+    at `sampler.guidance`. Without one the rounds are blind, as in SRRL's code: every picture is turned back into noise with
+    little guidance, and drawn again with `reflection.w_denoise`. Re-noising takes as many steps as drawing when not given.
+    -> (b 3 h w)
     """
-    make_eps, table = pipe.eps(prompts), pipe.table(sampler.steps, sampler.spacing)
+    table = pipe.table(sampler.steps, sampler.spacing)
+    back = pipe.table(renoise_steps or sampler.steps, sampler.spacing)
+    w = sampler.guidance if judge else reflection.w_denoise
     x = pipe.noise(len(prompts), rng(seed, "sample"))
-    x_0 = last(denoise(make_eps(sampler.guidance), x, table, sampler.eta, rng(seed, "sample", 0)))
-    yield pipe.decode(x_0)
+    x_0 = last(denoise(pipe.eps(prompts)(sampler.guidance), x, table, sampler.eta, rng(seed, "sample", 0)))
+    images, rows = pipe.decode(x_0), torch.arange(len(prompts))
+    yield images
     for k in range(1, reflection.rounds + 1):
-        noise = rng(seed, "sample", k)
-        x = renoise_to(make_eps(reflection.w_renoise), x_0, table, reflection, noise)
-        tail = reflection.tail(table)
-        x_0 = last(denoise(make_eps(reflection.w_denoise), x, tail, sampler.eta, noise))
-        yield pipe.decode(x_0)
+        if judge and len(rows):
+            rows = rows[(judge(images[rows], [prompts[i] for i in rows]) < 0.5).cpu()]  # still wrong
+        if len(rows):
+            make_eps, noise = pipe.eps([prompts[i] for i in rows]), rng(seed, "sample", k)
+            sign = -torch.ones(len(rows), device=x_0.device) if judge else None
+            x = renoise_to(make_eps(reflection.w_renoise), x_0[rows], back, reflection, noise, sign)
+            drawn = last(denoise(make_eps(w), x, reflection.tail(table), sampler.eta, noise))
+            x_0, images = x_0.clone(), images.clone()
+            x_0[rows], images[rows] = drawn, pipe.decode(drawn)
+        yield images
 
 
 def verdict(image: Tensor, text: str, reward: float) -> Cell:
@@ -69,10 +85,11 @@ def rounds_strip(
     reflection: ReflectionConfig,
     seed: int,
     path: Path,
+    blind: bool = False,
 ) -> list[list[Cell]]:
     """Draw and save the strip: a prompt a row, a round a column.  -> the cells, row by row"""
     rows: list[list[Cell]] = [[] for _ in prompts]
-    for images in draw_rounds(pipe, prompts, sampler, reflection, seed):
+    for images in draw_rounds(pipe, prompts, sampler, reflection, seed, None if blind else reward):
         for row, image, text, value in zip(rows, images.cpu(), prompts, reward(images, prompts).tolist()):
             row.append(verdict(image, text, value))
     figures.strip(rows, prompts, [f"round {k}" for k in range(reflection.rounds + 1)], path)

@@ -1,6 +1,6 @@
-"""The figures that the README states about the world, the inspector, the shipped weights, the reward and the speed.
+"""The figures that the README states about the world, the inspector, the shipped weights, reflection and the speed.
 
-    python scripts/measure.py inspector autoencoder base reward speed [--weights RUN] [--n 2000]
+    python scripts/measure.py inspector autoencoder base reward memory speed [--weights RUN] [--n 2000]
 
 Everything is drawn from fixed seeds that no training used; prompts are held-out combinations.
 """
@@ -23,6 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from minireflect.config import preset
+from minireflect.diffusion.reflection import ReflectionConfig, renoise_to
+from minireflect.diffusion.sample import denoise, last
 from minireflect.evaluate import EvaluationConfig, draw_all, evaluate, table
 from minireflect.methods.rollout import rollout
 from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
@@ -228,6 +230,42 @@ def measure_reward(pipe: LatentDiffusion, reward: Reward, n: int) -> None:
     print(f"  mean reward where right {v[t].mean():.3f}, where wrong {v[~t].mean():.3f}")
 
 
+def measure_memory(pipe: LatentDiffusion, n: int) -> None:
+    """Pictures drawn, turned back into noise and drawn again: what becomes of the right ones and of the wrong ones?"""
+    config, table = preset("cpu").srrl, pipe.table(preset("cpu").srrl.steps)
+    ours, published = config.reflection, ReflectionConfig(renormalise=False)
+    prompts = [
+        p
+        for kind in PHYSICS
+        for p in draw_prompts(kind, "held-out", n // 2, choices(0, "measure", "memory", kind))
+    ]
+    found: dict[str, list[Tensor]] = {}
+    for i in tqdm(range(0, len(prompts), 48), "drawing and drawing again", leave=False):
+        part = prompts[i : i + 48]
+        eps, noise = pipe.eps([p.text for p in part]), rng(0, "measure", "memory", i)
+
+        def draw(x_T: Tensor, eps=eps, noise=noise) -> Tensor:
+            return last(denoise(eps(config.guidance), x_T, table, config.eta, noise))
+
+        x_0, plain = draw(pipe.noise(len(part), noise)), torch.ones(len(part), device=pipe.device)
+        back = [eps(config.w_renoise), x_0, pipe.table(config.renoise_steps), ours, noise]
+        starts = {
+            "new noise": pipe.noise(len(part), noise),
+            "its noise, as published": renoise_to(eps(published.w_renoise), x_0, table, published),
+            "its noise": renoise_to(*back, plain),
+            "the opposite of its noise": renoise_to(*back, -plain),
+        }
+        for name, z in {"first": x_0, **{k: draw(x) for k, x in starts.items()}}.items():
+            found.setdefault(name, []).append(verdicts(pipe.decode(z), part) > 0.5)
+    right = {name: torch.cat(v) for name, v in found.items()}
+    first = right.pop("first")
+    print(f"  drawn once: {share(first.tolist())} right")
+    for name, again in right.items():
+        print(
+            f"  drawn again from {name:<26} of the right ones {share(again[first].tolist()):<18} of the wrong ones {share(again[~first].tolist())}"
+        )
+
+
 def seconds(
     device: torch.device, works: dict[str, Callable[[], object]], repeats: int = 15
 ) -> dict[str, float]:
@@ -301,7 +339,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", nargs="+", choices=("inspector", "autoencoder", "base", "reward", "speed"))
+    parser.add_argument(
+        "what", nargs="+", choices=("inspector", "autoencoder", "base", "reward", "memory", "speed")
+    )
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--unet", default="unet", help="unet, or base_unet: what a run of srrl started from")
     parser.add_argument("--n", type=int, default=2_000)
@@ -320,6 +360,8 @@ def main() -> int:
             measure_base(load_pipeline(args.weights, args.unet), load_reward(args.weights), args.n)
         elif what == "reward":
             measure_reward(load_pipeline(args.weights, args.unet), load_reward(args.weights), args.n)
+        elif what == "memory":
+            measure_memory(load_pipeline(args.weights, args.unet), min(args.n, 512))
         else:
             measure_speed(load_pipeline(args.weights, args.unet), load_reward(args.weights))
     return 0

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from minireflect import inspect, load_pipeline, render, sample_scene
+from minireflect.diffusion.reflection import ReflectionConfig
 from minireflect.diffusion.sample import denoise, guided, last
 from minireflect.evaluate import EvaluationConfig, evaluate, table
 from minireflect.methods.train_reward import caption_loss
@@ -15,6 +16,7 @@ from minireflect.models.tokenizer import EOS, PromptError, Tokenizer
 from minireflect.models.weights import WeightsError
 from minireflect.pipeline import SamplerConfig
 from minireflect.rl.rewards import checker, load_reward, match_reward
+from minireflect.showcase import draw_rounds
 from minireflect.streams import choices, rng
 from minireflect.world.prompts import all_texts, draw_prompts, near_miss
 from tests.small import TEXTS, brightness, small_pipeline
@@ -41,6 +43,32 @@ def test_rounds_change_the_picture_and_zero_rounds_do_not() -> None:
     x = pipe.noise(4, rng(0, "x"))
     plain, none, two = (pipe.generate(TEXTS, steps=3, eta=0.0, rounds=k, latents=x) for k in (0, 0, 2))
     assert torch.equal(plain, none) and not torch.allclose(plain, two)
+
+
+def test_judged_rounds_keep_what_is_right_and_draw_the_rest_again() -> None:
+    pipe, sampler = small_pipeline(), SamplerConfig(steps=3)
+    opinions, asked = [dict(zip(TEXTS, v)) for v in ((0.1, 0.9, 0.4, 0.5), (0.6, 0.0, 0.3, 0.0))], []
+
+    def judge(images: torch.Tensor, texts: list[str]) -> torch.Tensor:
+        asked.append((images, texts))
+        return torch.tensor([opinions[len(asked) - 1][t] for t in texts])
+
+    first, second, third = draw_rounds(pipe, TEXTS, sampler, ReflectionConfig(rounds=2, steps=3), 0, judge)
+    same = [[torch.equal(a, b) for a, b in zip(*pair)] for pair in ((first, second), (second, third))]
+    assert same == [[False, True, False, True], [True, True, False, True]]
+    assert torch.equal(asked[0][0], first) and asked[0][1] == TEXTS
+    assert torch.equal(asked[1][0], second[[0, 2]]) and asked[1][1] == [
+        TEXTS[0],
+        TEXTS[2],
+    ]  # only what is new
+    blind = list(draw_rounds(pipe, TEXTS, sampler, ReflectionConfig(rounds=1, steps=3), 0))
+    assert torch.equal(blind[0], first) and not any(torch.equal(a, b) for a, b in zip(*blind))
+    content = list(
+        draw_rounds(
+            pipe, TEXTS, sampler, ReflectionConfig(rounds=2, steps=3), 0, lambda x, texts: torch.ones(len(x))
+        )
+    )
+    assert all(torch.equal(first, x) for x in content)
 
 
 @pytest.mark.parametrize(

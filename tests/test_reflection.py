@@ -151,6 +151,32 @@ def test_renoise_to_options() -> None:
         renoise_to(eps, x0, TABLE, replace(PUBLISHED, fresh_noise=0.6))
 
 
+def test_the_opposite_noise_avoids_a_picture_and_the_same_noise_repeats_it() -> None:
+    """Two classes, mirror images of each other: exact eps is odd, so the opposite noise draws the mirrored picture."""
+    config = ReflectionConfig()
+    unguided = make_eps(0.0)
+    x0 = last(denoise(unguided, noise(), TABLE))
+    wrong = along(x0) < 0  # the prompt asks for class 0, whose mean lies on the positive side
+    assert 0.4 < wrong.float().mean() < 0.6
+    same, opposite = (
+        renoise_to(unguided, x0, TABLE, config, sign=s * torch.ones(len(x0))) for s in (1.0, -1.0)
+    )
+    torch.testing.assert_close(opposite, -same)
+    assert same.equal(renoise_to(unguided, x0, TABLE, config))
+    sign = torch.where(wrong, -1.0, 1.0)
+    judged = renoise_to(unguided, x0, TABLE, config, sign=sign)
+    assert judged.equal(torch.where(wrong[:, None, None, None], opposite, same))
+    right = {
+        name: (along(last(denoise(unguided, x, TABLE))) > 0).float().mean()
+        for name, x in {"blind": same, "judged": judged, "fresh": noise(seed=1)}.items()
+    }
+    assert right["judged"] > 0.98 and abs(right["blind"] - 0.5) < 0.1 and abs(right["fresh"] - 0.5) < 0.1
+    # in part of the way up, the picture stays and only the noise in it turns over
+    half = replace(config, level=0.5)
+    up, down = (renoise_to(unguided, x0, TABLE, half, sign=s * torch.ones(len(x0))) for s in (1.0, -1.0))
+    torch.testing.assert_close((up + down) / 2, TABLE.abar[10].sqrt() * x0)
+
+
 def test_a_partial_level_costs_partial_rounds() -> None:
     calls: list[int] = []
 

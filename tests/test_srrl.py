@@ -58,15 +58,15 @@ def test_the_base_is_at_kl_zero_before_the_update_and_away_from_it_after() -> No
 
 @pytest.mark.parametrize("rounds", [0, 1, 2])
 @pytest.mark.parametrize("mode", ["select", "blind"])
-def test_rounds_branches_and_costs(mode: str, rounds: int) -> None:
-    config = replace(CONFIG, mode=mode, rounds=rounds)
+@pytest.mark.parametrize("w_renoise", [0.0, 0.1])
+def test_rounds_branches_and_costs(mode: str, rounds: int, w_renoise: float) -> None:
+    config = replace(CONFIG, mode=mode, rounds=rounds, w_renoise=w_renoise, renoise_steps=3)
     out = rollout(small_pipeline(), TEXTS, brightness, config, 0, 0)
     drawn = rounds + 1 if mode == "select" else 1
     assert len(out.rounds) == drawn and out.cost.rewards == drawn * 16
     n, g, s = 4, 4, 4
-    reflecting = (
-        rounds * n * s * 2 * (1 if mode == "select" else 2)
-    )  # guided: two evaluations; blind draws too
+    back = config.renoise_steps * (2 if w_renoise else 1)  # guided: two evaluations
+    reflecting = rounds * n * (back + (0 if mode == "select" else s * 2))  # blind draws too, guided
     assert out.cost.unet == drawn * n * g * s + reflecting
     for round_ in out.rounds:
         assert round_.path.latents.shape == (16, 5, 4, 4, 4) and round_.rewards.shape == (4, 4)
@@ -86,6 +86,25 @@ def test_select_renoises_the_picture_that_the_reward_prefers(monkeypatch: pytest
     final = out.rounds[0].path.latents[:, -1].view(4, 4, 4, 4, 4)
     assert torch.equal(seen[0], final[torch.arange(4), best])
     assert torch.equal(out.rounds[1].x_T, seen[0])  # and the next round starts from what came of it
+
+
+def test_what_the_reward_refuses_is_drawn_again_from_the_opposite_noise() -> None:
+    """The same noise with another sign, or another noise, for the prompts whose best picture is below `accept`."""
+    config = replace(CONFIG, fresh_noise=0.0, wrong="repeat")
+    first, again = rollout(small_pipeline(), TEXTS, brightness, config, 0, 0).rounds
+    best = first.rewards.amax(1)
+    accept = best.sort().values[2].item()  # two are refused, two accepted
+    refused = best < accept
+    for wrong in ("opposite", "fresh"):
+        _, second = rollout(
+            small_pipeline(), TEXTS, brightness, replace(config, wrong=wrong, accept=accept), 0, 0
+        ).rounds
+        assert torch.equal(second.x_T[~refused], again.x_T[~refused])
+        if wrong == "opposite":
+            assert torch.equal(second.x_T[refused], -again.x_T[refused])
+        else:
+            alike = torch.cosine_similarity(second.x_T[refused].flatten(1), again.x_T[refused].flatten(1))
+            assert alike.abs().max() < 0.5  # 64 numbers: chance gives 0.125
 
 
 def test_rollout_keeps_no_graph_even_when_the_policy_is_trainable() -> None:

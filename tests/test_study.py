@@ -23,7 +23,7 @@ def test_costs_are_what_the_network_and_the_reward_see(name: str) -> None:
 
     def counted(images: torch.Tensor, texts: list[str]) -> torch.Tensor:
         seen["rewards"] += len(images)
-        return judge(images, texts)
+        return 0 * judge(images, texts)  # nothing pleases, so that every way does all its rounds
 
     pipe.unet.register_forward_pre_hook(count_unet)
     row = study.measure(pipe, counted, (study.WAYS | study.MORE_WAYS)[name], 0, pictures=1)

@@ -82,15 +82,18 @@ def renoise_to(
     table: StepTable,
     config: ReflectionConfig,
     generator: Generator | None = None,
+    sign: Tensor | None = None,
 ) -> Tensor:
     """Turn pictures back into noise as the config says; the result starts `config.tail(table)`.
 
     The options act on the noise in x_t = sqrt(abar) x0 + sqrt(1 - abar) noise. All the way up (level 1) x_T itself is that noise.
-    Shapes: x0 (b c h w) -> (b c h w)
+    `sign` -1 gives the opposite of a picture's noise, which is as likely as the noise itself: drawn again, the noise of a
+    picture repeats it, right or wrong, and its opposite avoids it.
+    Shapes: x0 (b c h w), sign (b) of +1 and -1 -> (b c h w)
     """
     tail = config.tail(table)
     x = last(renoise(renoise_eps, x0, tail))
-    if not config.renormalise and config.fresh_noise == 0:
+    if not config.renormalise and config.fresh_noise == 0 and sign is None:
         return x
     abar = tail.abar[0] if config.level < 1 else torch.tensor(0.0)
     noise = (x - abar.sqrt() * x0) / (1 - abar).sqrt()
@@ -98,6 +101,8 @@ def renoise_to(
         mean, std = moments(noise)
         shape = (-1, *[1] * (x.ndim - 1))
         noise = (noise - mean.view(shape)) / std.view(shape).clamp(min=1e-6)  # a constant latent has no noise
+    if sign is not None:
+        noise = sign.view(-1, *[1] * (x.ndim - 1)) * noise
     if config.fresh_noise > 0:
         if generator is None:
             raise ValueError(f"fresh_noise {config.fresh_noise} draws noise: pass a generator")

@@ -30,10 +30,15 @@ class SRRLConfig:
     rounds: int = 1  # K, reflections; 0 is DDPO
     curriculum: int = 0  # iterations before each further round is allowed; 0 = all rounds from the start
     train_rounds: Literal["all", "last"] = "all"  # which rounds' branches are trained on
+    wrong: Literal["opposite", "fresh", "repeat"] = (
+        "opposite"  # select: what is drawn again in place of a picture judged wrong: minus its noise, new noise, its noise
+    )
+    accept: float = 0.5  # select: reward from which a picture counts as right
     w_denoise: float = 3.0  # guidance of the blind rounds' drawing
-    w_renoise: float = 0.1  # guidance of re-noising
+    w_renoise: float = 0.0  # guidance of re-noising
+    renoise_steps: int = 5  # steps of re-noising
     renormalise: bool = True  # bring re-noised latents back to mean 0, std 1
-    fresh_noise: float = 0.0  # share l of new noise in re-noised latents, sqrt(1 - l^2) old + l new
+    fresh_noise: float = 0.5  # share l of new noise in re-noised latents, sqrt(1 - l^2) old + l new
     suffixes: tuple[int, ...] = ()  # trained suffix lengths, taken in turns; branches share what comes before
     same_noise: bool = (
         True  # branches of a group start from the same x_T (else only in rounds after the first)
@@ -69,7 +74,7 @@ class SRRLConfig:
     grad_norm: float = 1.0  # largest norm of an update's gradient
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "prompts", "steps", "updates"):
+        for name in ("iterations", "prompts", "steps", "renoise_steps", "updates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.anchored < 1000:
@@ -157,12 +162,13 @@ def rollout(
     x_T = pipe.noise(n, rng(seed, "start", step))  # (n c h w)
     rounds = config.rounds if not config.curriculum else min(config.rounds, step // config.curriculum)
     out = Rollout(texts, context)
-    renoising = n * len(table) * evaluations(config.w_renoise)
+    back = pipe.table(config.renoise_steps)
+    renoising = n * len(back) * evaluations(config.w_renoise)
     if config.mode == "blind":
         for k in range(rounds):
             x_0 = last(denoise(one(config.w_denoise), x_T, table))
             x_T = renoise_to(
-                one(config.w_renoise), x_0, table, config.reflection, rng(seed, "reflect", step, k)
+                one(config.w_renoise), x_0, back, config.reflection, rng(seed, "reflect", step, k)
             )
             out.cost = out.cost.plus(unet=renoising + n * len(table) * evaluations(config.w_denoise))
         rounds = 0
@@ -182,11 +188,14 @@ def rollout(
         out.rounds.append(Round(x_T, own, path, images, rewards))
         out.cost = out.cost.plus(unet=n * g * len(own) * evaluations(config.guidance), rewards=n * g)
         if k < rounds:  # the reward points its thumb; what it chose becomes noise again
-            best = rewards.argmax(1) + torch.arange(n, device=rewards.device) * g
-            x_0 = path.latents[best.to(path.latents.device), -1]
-            x_T = renoise_to(
-                one(config.w_renoise), x_0, table, config.reflection, rng(seed, "reflect", step, k)
-            )
+            value, best = (v.to(path.latents.device) for v in rewards.max(1))  # (n)
+            x_0 = path.latents[best + torch.arange(n, device=best.device) * g, -1]  # (n c h w)
+            wrong = (value < config.accept).to(x_T.device)  # (n) bool
+            sign = torch.where(wrong, -1.0, 1.0) if config.wrong == "opposite" else None
+            noise = rng(seed, "reflect", step, k)
+            x_T = renoise_to(one(config.w_renoise), x_0, back, config.reflection, noise, sign)
+            if config.wrong == "fresh":
+                x_T = torch.where(wrong.view(-1, 1, 1, 1), pipe.noise(n, noise), x_T)
             out.cost = out.cost.plus(unet=renoising)
     return out
 

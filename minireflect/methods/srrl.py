@@ -5,7 +5,9 @@ A whole denoising is one thought; between thoughts the model looks at its pictur
     for each prompt c:  x_T^0 ~ N(0, I)
         for round k = 0 .. K:
             draw G branches  x_T^k -> x_0                      eta > 0: every step is an action with a density (E2, E3)
-            score them; re-noise the best to x_T^(k+1)         guidance w_renoise < w_denoise writes c into the noise (E4)
+            score them; re-noise the best to x_T^(k+1)         guidance w_renoise below that of drawing: the condition-guided
+                                                               forward process (E4)
+            a best that the reward refuses: x_T^(k+1) = minus that noise        ours, see below
     learn from all rounds, by one of two objectives
         ppo      A = GRPO or history z-score within each group (E6, E7), summed over rounds:
                  L = mean max(-A rho, -A clip(rho, 1 - e, 1 + e)),  rho = exp(l_new - l_old)       (E8)
@@ -18,11 +20,18 @@ right, it fits p(x_0 | c, right), and what a later round found teaches the first
 Two readings of the paper: `select` is its figure (above); `blind` is its released code, where K rounds of guided
 inversion run without a look at the reward and only the last round is drawn G times and trained.
 
+Why minus: a re-noised picture is remembered, right or wrong. Of pictures that the base drew right, 0.89 are right again when drawn
+from their noise, and of wrong ones 0.14 are; from new noise both are right about as often as any picture. The opposite noise is as
+likely under N(0, I), and avoids what was drawn: 0.60 of the wrong ones are mended, against 0.47 by new noise (docs/log.md).
+`--srrl.wrong repeat` re-noises wrong pictures as if they were right, `fresh` forgets them.
+
 Differs from the released code: reflection keeps no graph; every iteration has its own random stream; leftover
 gradients are never dropped; latents and log-probabilities stay float32; the clip is stated in nats; group-relative
 advantages by default, each round crediting its own branches only; guidance 1 in rollouts by default (half the cost, and the guidance is learnt into the weights);
-all rounds are trained, but for their almost noiseless steps.  The paper's choices are options: `--srrl.objective ppo --srrl.lr 3e-5
---srrl.updates 2 --srrl.mode blind --srrl.train-rounds last --srrl.advantage history --srrl.suffixes 1 5 9 --srrl.guidance 5`.
+re-noising without guidance, in 5 steps, to the scale of the prior and with half new noise; all rounds are trained, but for their almost
+noiseless steps.  The paper's choices are options: `--srrl.objective ppo --srrl.lr 3e-5 --srrl.updates 2 --srrl.mode blind
+--srrl.w-renoise 0.1 --srrl.renoise-steps 20 --srrl.no-renormalise --srrl.fresh-noise 0 --srrl.train-rounds last --srrl.advantage history
+--srrl.suffixes 1 5 9 --srrl.guidance 5`.
 
     python train.py srrl
 """
