@@ -16,7 +16,7 @@ from minireflect.methods import rollout as drawing
 from minireflect.methods.ppo import advantages, jobs, update
 from minireflect.methods.regression import Replay
 from minireflect.methods.rollout import SRRLConfig, rollout
-from minireflect.methods.srrl import train_srrl
+from minireflect.methods.srrl import mended, train_srrl
 from minireflect.rl.advantage import RewardHistory
 from minireflect.run import Interrupted, Run
 from minireflect.streams import rng
@@ -105,6 +105,13 @@ def test_what_the_reward_refuses_is_drawn_again_from_the_opposite_noise() -> Non
         else:
             alike = torch.cosine_similarity(second.x_T[refused].flatten(1), again.x_T[refused].flatten(1))
             assert alike.abs().max() < 0.5  # 64 numbers: chance gives 0.125
+
+
+def test_mended_counts_only_what_was_refused() -> None:
+    before = torch.tensor([[0.1, 0.2], [0.1, 0.9], [0.4, 0.3], [0.0, 0.0]])
+    after = torch.tensor([[0.0, 0.6], [0.0, 0.0], [0.1, 0.1], [0.5, 0.0]])
+    assert mended(before, after, 0.5) == pytest.approx(2 / 3)
+    assert mended(before + 1, after, 0.5) is None
 
 
 def test_rollout_keeps_no_graph_even_when_the_policy_is_trainable() -> None:

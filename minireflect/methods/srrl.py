@@ -79,7 +79,7 @@ def train_srrl(
         * (config.rounds + 1 if config.mode == "select" and config.train_rounds == "all" else 1)
     )
     replay = Replay(kept, pipe.latent_shape, pipe.tokenizer.length).to(pipe.device)
-    networks = {"unet": pipe.unet, "replay": replay}
+    networks = {"unet": pipe.unet} | ({"replay": replay} if config.objective == "regress" else {})
     for step in run.steps("srrl", config.iterations, networks, optimizer, memory=memory):
         history.load_state_dict(memory["history"])
         for group in optimizer.param_groups:
@@ -123,6 +123,7 @@ def report(
         "right": sum(right) / len(right),
         "reward_by_round": [r.mean().item() for r in rewards],
         "right_by_round": right,
+        "mended": [mended(a, b, config.accept) for a, b in zip(rewards, rewards[1:])],
         "flat_groups": sum(int(zero_variance_groups(r).sum()) for r in rewards),
         **stats._asdict(),
         "latent_mean": [m for m, _ in latent],
@@ -135,3 +136,12 @@ def report(
     run.bar.set_postfix(
         reward=f"{values['reward']:.2f}", right=f"{values['right']:.2f}", kl=f"{stats.kl:.1f}"
     )
+
+
+def mended(before: Tensor, after: Tensor, accept: float) -> float | None:
+    """Of the prompts whose best picture was refused, the share with an accepted one a round later; None if none was refused.
+
+    Shapes: before, after (n g) rewards
+    """
+    refused = before.amax(1) < accept  # (n)
+    return (after.amax(1)[refused] >= accept).float().mean().item() if refused.any() else None
