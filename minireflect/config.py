@@ -29,8 +29,8 @@ PRESETS = ("smoke", "cpu", "gpu")
 class PromptMix:
     """What RL asks for: shares of the kinds of prompts, training combinations only."""
 
-    physical: float = 0.45  # share
-    unconventional: float = 0.45  # share
+    physical: float = 0.6  # share
+    unconventional: float = 0.3  # share
     arrangement: float = 0.1  # share; keeps what is not reinforced from being forgotten
 
     def __post_init__(self) -> None:

@@ -92,6 +92,12 @@ def renoise_to(
     Shapes: x0 (b c h w), sign (b) of +1 and -1 -> (b c h w)
     """
     tail = config.tail(table)
+    if config.fresh_noise > 0:
+        if generator is None:
+            raise ValueError(f"fresh_noise {config.fresh_noise} draws noise: pass a generator")
+        new = torch.randn(x0.shape, generator=generator, device=generator.device).to(x0.device)
+        if config.fresh_noise == 1 and config.level == 1:
+            return new  # nothing of the picture is left: best-of-N, and no need to re-noise
     x = last(renoise(renoise_eps, x0, tail))
     if not config.renormalise and config.fresh_noise == 0 and sign is None:
         return x
@@ -104,9 +110,6 @@ def renoise_to(
     if sign is not None:
         noise = sign.view(-1, *[1] * (x.ndim - 1)) * noise
     if config.fresh_noise > 0:
-        if generator is None:
-            raise ValueError(f"fresh_noise {config.fresh_noise} draws noise: pass a generator")
-        new = torch.randn(x.shape, generator=generator, device=generator.device).to(x.device)
         noise = (1 - config.fresh_noise**2) ** 0.5 * noise + config.fresh_noise * new
     return abar.sqrt() * x0 + (1 - abar).sqrt() * noise  # DDPM (4)
 
