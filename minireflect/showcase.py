@@ -15,7 +15,7 @@ from . import figures
 from .diffusion.reflection import ReflectionConfig, renoise_to
 from .diffusion.sample import denoise, last
 from .pipeline import LatentDiffusion, SamplerConfig
-from .rl.rewards import Reward
+from .rl.rewards import ACCEPT, Reward
 from .streams import rng
 from .world.inspector import inspect
 from .world.laws import LAWS
@@ -41,7 +41,7 @@ def draw_rounds(
 ) -> Iterator[Tensor]:
     """Reflect and yield the pictures of every round, K + 1 of them; round 0 is what `generate` draws.
 
-    With a judge, what it calls right (reward 0.5 or more) is kept, and the rest is drawn again from the opposite of its noise,
+    With a judge, what it calls right (a reward of ACCEPT or more) is kept, and the rest is drawn again from the opposite of its noise,
     at `sampler.guidance`. Without one the rounds are blind, as in SRRL's code: every picture is turned back into noise with
     little guidance, and drawn again with `reflection.w_denoise`. Re-noising takes as many steps as drawing when not given.
     -> (b 3 h w)
@@ -55,7 +55,7 @@ def draw_rounds(
     yield images
     for k in range(1, reflection.rounds + 1):
         if judge and len(rows):
-            rows = rows[(judge(images[rows], [prompts[i] for i in rows]) < 0.5).cpu()]  # still wrong
+            rows = rows[(judge(images[rows], [prompts[i] for i in rows]) < ACCEPT).cpu()]  # still wrong
         if len(rows):
             make_eps, noise = pipe.eps([prompts[i] for i in rows]), rng(seed, "sample", k)
             sign = -torch.ones(len(rows), device=x_0.device) if judge else None

@@ -30,7 +30,7 @@ from minireflect.diffusion.sample import last
 from minireflect.evaluate import EvaluationConfig, over_seeds, score
 from minireflect.methods.rollout import SRRLConfig, evaluations, rollout
 from minireflect.pipeline import LatentDiffusion
-from minireflect.rl.rewards import Reward, load_reward
+from minireflect.rl.rewards import ACCEPT, Reward, load_reward
 from minireflect.run import read_metrics, write_text
 from minireflect.showcase import draw_rounds
 from minireflect.streams import choices
@@ -112,7 +112,7 @@ def while_wrong(rounds: int, remember: bool) -> Way:
 
         def counted(images: Tensor, prompts: list[str]) -> Tensor:
             values = judge(images, prompts)
-            asked.append((len(images), int((values < 0.5).sum())))
+            asked.append((len(images), int((values < ACCEPT).sum())))
             return values
 
         seeds = seed * 1_000 + batch

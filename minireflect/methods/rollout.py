@@ -14,7 +14,7 @@ from ..diffusion.sample import Trajectory, collect, denoise, last
 from ..diffusion.schedule import StepTable
 from ..pipeline import LatentDiffusion
 from ..rl.policy import clip_in_nats
-from ..rl.rewards import Reward
+from ..rl.rewards import ACCEPT, Reward
 from ..streams import rng
 
 
@@ -33,7 +33,7 @@ class SRRLConfig:
     wrong: Literal["opposite", "fresh", "repeat"] = (
         "opposite"  # select: what is drawn again in place of a picture judged wrong: minus its noise, new noise, its noise
     )
-    accept: float = 0.5  # select: reward from which a picture counts as right
+    accept: float = ACCEPT  # select: reward from which a picture counts as right
     w_denoise: float = 3.0  # guidance of the blind rounds' drawing
     w_renoise: float = 0.0  # guidance of re-noising
     renoise_steps: int = 5  # steps of re-noising

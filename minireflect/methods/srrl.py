@@ -20,9 +20,9 @@ right, it fits p(x_0 | c, right), and what a later round found teaches the first
 Two readings of the paper: `select` is its figure (above); `blind` is its released code, where K rounds of guided
 inversion run without a look at the reward and only the last round is drawn G times and trained.
 
-Why minus: a re-noised picture is remembered, right or wrong. Of pictures that the base drew right, 0.89 are right again when drawn
-from their noise, and of wrong ones 0.14 are; from new noise both are right about as often as any picture. The opposite noise is as
-likely under N(0, I), and avoids what was drawn: 0.60 of the wrong ones are mended, against 0.47 by new noise (docs/log.md).
+Why minus: a re-noised picture is remembered, right or wrong. Of pictures that the base drew right, 0.87 are right again when drawn
+from their noise, and of wrong ones 0.18 are; from new noise 0.56 and 0.44. The opposite noise is as likely under N(0, I), and avoids
+what was drawn: 0.62 of the wrong ones are mended (512 held-out pictures, `python scripts/measure.py memory`).
 `--srrl.wrong repeat` re-noises wrong pictures as if they were right, `fresh` forgets them.
 
 Differs from the released code: reflection keeps no graph; every iteration has its own random stream; leftover
