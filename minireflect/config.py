@@ -80,7 +80,7 @@ def preset(name: str) -> Config:
             autoencoder=AutoencoderTraining(pictures=40_000, steps=6_000, batch=64),
             diffusion=DiffusionTraining(pictures=60_000, steps=10_000, batch=256),
             reward=RewardTraining(pictures=40_000, steps=6_000, batch=128),
-            srrl=SRRLConfig(iterations=400, prompts=32, group=8, batch=256),
+            srrl=SRRLConfig(iterations=400, prompts=256, batch=256),
             evaluation=EvaluationConfig(pictures=512, batch=256),
         )
     if name == "smoke":
@@ -89,7 +89,7 @@ def preset(name: str) -> Config:
             autoencoder=AutoencoderTraining(pictures=64, steps=3, batch=4),
             diffusion=DiffusionTraining(pictures=64, steps=3, batch=8),
             reward=RewardTraining(pictures=64, steps=3, batch=8),
-            srrl=SRRLConfig(iterations=2, prompts=2, group=2, steps=4, updates=2, batch=4),
+            srrl=SRRLConfig(iterations=2, prompts=4, steps=4, updates=2, batch=4),
             sampler=SamplerConfig(steps=4),
             evaluation=EvaluationConfig(pictures=8, batch=8),
         )

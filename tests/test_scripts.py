@@ -163,7 +163,7 @@ def test_a_reward_can_be_continued(tmp_path: Path) -> None:
 BAD_TRAININGS = {
     "resume from nowhere": (["--resume", "--out", "nowhere"], ("nowhere",)),
     "resume without a folder": (["--resume"], ("--out",)),
-    "a group of one": (["--srrl.group", "1"], ("group must be at least 2",)),
+    "a group of one": (["--srrl.objective", "ppo"], ("ppo needs at least 2", "--srrl.group 4")),
     "too many steps": (["--srrl.steps", "2000"], ("2000", "1000")),
     "a share above one": (["--world.silent", "1.5"], ("silent",)),
     "missing weights": (["--weights", "nowhere"], ("there is no folder", "nowhere")),

@@ -23,8 +23,8 @@ from minireflect.streams import rng
 from tests.small import TEXTS, brightness, four_texts, nothing, small_pipeline
 
 CONFIG = SRRLConfig(
-    objective="ppo", iterations=2, prompts=4, group=4, steps=4, rounds=1, updates=2, lr=1e-3, warmup=0
-)
+    objective="ppo", iterations=2, prompts=4, group=4, steps=4, rounds=1, redraw="all", updates=2, lr=1e-3, warmup=0
+)  # fmt: skip
 
 
 def one_iteration(config: SRRLConfig):
@@ -107,11 +107,66 @@ def test_what_the_reward_refuses_is_drawn_again_from_the_opposite_noise() -> Non
             assert alike.abs().max() < 0.5  # 64 numbers: chance gives 0.125
 
 
+def test_accepted_prompts_are_not_drawn_again() -> None:
+    """Round by round only what was refused goes on, with its own prompt, and only that is paid for."""
+    config = replace(CONFIG, rounds=3, redraw="refused", fresh_noise=0.0)
+    first = rollout(small_pipeline(), TEXTS, brightness, config, 0, 0).rounds[0].rewards.amax(1)
+    config = replace(config, accept=first.sort().values[2].item())  # two are refused, two accepted
+    asked = []
+
+    def judge(images: Tensor, prompts: list[str]) -> Tensor:
+        asked.append(prompts)
+        rewards = brightness(images, prompts)
+        return rewards + {1: 0, 2: -10, 3: 10}[len(asked)]  # the third round pleases: there is no fourth
+
+    out = rollout(small_pipeline(), TEXTS, judge, config, 0, 0)
+    refused = (first < config.accept).nonzero().flatten()
+    assert [r.rows.tolist() for r in out.rounds[:2]] == [[0, 1, 2, 3], refused.tolist()] and len(
+        out.rounds
+    ) == 3
+    assert asked[1] == [TEXTS[i] for i in refused for _ in range(4)] == out.texts_of(out.rounds[1])
+    assert torch.equal(out.context_of(out.rounds[1]), out.context[refused].repeat_interleave(4, 0))
+    pictures = sum(len(r.images) for r in out.rounds)
+    assert out.cost.rewards == pictures < 4 * 16
+    turned = sum(len(r.rows) for r in out.rounds[1:])
+    assert out.cost.unet == pictures * 4 + turned * config.renoise_steps
+    alone = rollout(small_pipeline(), TEXTS, brightness, replace(config, rounds=1, redraw="all"), 0, 0)
+    assert torch.allclose(
+        out.rounds[1].x_T, alone.rounds[1].x_T[refused], atol=1e-5
+    )  # nobody is mistaken for another
+
+
+def test_refused_rounds_are_learnt_from_with_their_own_prompts() -> None:
+    config = replace(CONFIG, objective="regress", rounds=1, redraw="refused", accept=math.inf, group=2)
+    pipe = small_pipeline()
+    out = rollout(pipe, TEXTS, plus, config, 0, 0)
+    kept = torch.tensor([1, 3])
+    again = out.rounds[1]
+    part = again._replace(
+        rows=kept,
+        rewards=again.rewards[kept],
+        path=again.path._replace(latents=again.path.latents.unflatten(0, (4, 2))[kept].flatten(0, 1)),
+    )
+    out.rounds[1] = part
+    replay = Replay(12, pipe.latent_shape, pipe.tokenizer.length)
+    regression.remember(replay, pipe, out, config)
+    first = out.rounds[0].rewards
+    total = first.sum(1)
+    total[kept] += part.rewards.sum(1)
+    expected = torch.cat([(first / (total + config.floor)[:, None]).flatten(),
+                          (part.rewards / (total[kept] + config.floor)[:, None]).flatten()])  # fmt: skip
+    assert torch.allclose(replay.weights, expected)
+    assert torch.equal(replay.ids[8:], pipe.tokenizer([TEXTS[1], TEXTS[1], TEXTS[3], TEXTS[3]]))
+
+
 def test_mended_counts_only_what_was_refused() -> None:
-    before = torch.tensor([[0.1, 0.2], [0.1, 0.9], [0.4, 0.3], [0.0, 0.0]])
-    after = torch.tensor([[0.0, 0.6], [0.0, 0.0], [0.1, 0.1], [0.5, 0.0]])
+    out = rollout(small_pipeline(), TEXTS, brightness, replace(CONFIG, group=2), 0, 0)
+    before = out.rounds[0]._replace(rewards=torch.tensor([[0.1, 0.2], [0.1, 0.9], [0.4, 0.3], [0.0, 0.0]]))
+    after = out.rounds[1]._replace(rewards=torch.tensor([[0.0, 0.6], [0.0, 0.0], [0.1, 0.1], [0.5, 0.0]]))
     assert mended(before, after, 0.5) == pytest.approx(2 / 3)
-    assert mended(before + 1, after, 0.5) is None
+    few = torch.tensor([0, 2, 3])  # the accepted prompt was not drawn again
+    assert mended(before, after._replace(rows=few, rewards=after.rewards[few]), 0.5) == pytest.approx(2 / 3)
+    assert mended(before._replace(rewards=before.rewards + 1), after, 0.5) is None
 
 
 def test_rollout_keeps_no_graph_even_when_the_policy_is_trainable() -> None:
@@ -374,7 +429,7 @@ def test_two_steps_resumed_for_two_equal_four_bit_for_bit(tmp_path: Path, object
 
 def test_bad_configurations_are_refused_with_the_numbers() -> None:
     for field, value, message in (
-        ("group", 1, "group must be at least 2"),
+        ("group", 1, "group is 1; ppo needs at least 2"),
         ("eta", 0.0, "without step noise there is no policy"),
         ("rounds", -1, "rounds must be 0 or more"),
         ("suffixes", (9,), "between 1 and steps = 4"),

@@ -33,11 +33,11 @@ def advantages(
             kept = ~zero_variance_groups(rewards)
             result.append((group_advantage(rewards, config.std_floor), kept[:, None].expand_as(rewards)))
         else:
-            z = history_advantage(history, keys, rewards)
+            z = history_advantage(history, [keys[i] for i in round_.rows.tolist()], rewards)
             result.append((advantage_weights(z), select_best_worst(z)))
     if config.advantage == "history":
         for round_ in out.rounds:
-            history.add(keys, round_.rewards.cpu())
+            history.add([keys[i] for i in round_.rows.tolist()], round_.rewards.cpu())
     return result
 
 
@@ -87,7 +87,6 @@ def update(
 ) -> UpdateStats:
     """PPO-clip on the branches of all rounds (E8), `config.updates` optimiser steps."""
     dims = math.prod(pipe.latent_shape)
-    context = out.context.repeat_interleave(config.group, 0)  # (n*g t d)
     sums = dict.fromkeys(("loss", "high", "low", "kl", "norm"), 0.0)
     log_ratio = first_ratio = 0.0
     trained = kl_count = 0
@@ -97,6 +96,7 @@ def update(
         samples = sum(int(advantage[k][1].sum()) for k, _ in chunk)  # branches x steps in this optimiser step
         for k, i in chunk:
             round_, rows = out.rounds[k], advantage[k][1].flatten().to(pipe.device)  # (n*g) bool
+            context = out.context_of(round_)  # (n*g t d)
             now, old = (
                 score(pipe, pipe.unet, context, round_, i, config),
                 round_.path.log_probs[:, i].to(pipe.device),

@@ -45,11 +45,15 @@ class Replay(nn.Module):
 def remember(replay: Replay, pipe: LatentDiffusion, out: Rollout, config: SRRLConfig) -> None:
     """Put the pictures of the trained rounds into the replay; all rounds of a prompt share its weight."""
     rounds = out.rounds if config.train_rounds == "all" else out.rounds[-1:]
-    rewards = torch.stack([r.rewards.cpu() for r in rounds], 1)  # (n k g)
-    weights = reward_weights(rewards.flatten(1), config.floor).view_as(rewards)  # (n k g)
-    ids = pipe.tokenizer(out.texts).repeat_interleave(config.group, 0)  # (n*g t)
+    rewards = torch.zeros(
+        len(out.texts), len(rounds), config.group
+    )  # (n k g) 0 where a round was not spent on a prompt
     for k, round_ in enumerate(rounds):
-        replay.add(round_.path.latents[:, -1], ids, weights[:, k].flatten())
+        rewards[round_.rows.cpu(), k] = round_.rewards.float().cpu()
+    weights = reward_weights(rewards.flatten(1), config.floor).view_as(rewards)  # (n k g)
+    for k, round_ in enumerate(rounds):
+        ids = pipe.tokenizer(out.texts_of(round_))  # (n*g t)
+        replay.add(round_.path.latents[:, -1], ids, weights[round_.rows.cpu(), k].flatten())
 
 
 def regress(

@@ -1,4 +1,4 @@
-"""What SRRL draws in one iteration: K + 1 rounds of G branches for each prompt, and what it costs; all its options.
+"""What SRRL draws in one iteration: up to K + 1 rounds of G branches for each prompt, and what it costs; all its options.
 
 The head of srrl.py tells the method.
 """
@@ -20,19 +20,20 @@ from ..streams import rng
 
 @dataclass(frozen=True)
 class SRRLConfig:
-    iterations: int = 90  # of rollout and update
-    prompts: int = 24  # per iteration
-    group: int = 2  # G, branches per prompt and round
+    iterations: int = 60  # of rollout and update
+    prompts: int = 64  # per iteration
+    group: int = 1  # G, branches per prompt and round
     steps: int = 20  # denoising steps of a picture
     guidance: float = 1.0  # w of the branches, in rollout and update alike
     eta: float = 1.0  # 1 = as much step noise as DDPM; must be positive, or there is no policy
     mode: Literal["select", "blind"] = "select"  # whether the reward chooses what is re-noised
-    rounds: int = 1  # K, reflections; 0 is DDPO
+    rounds: int = 3  # K, reflections at most; 0 is DDPO
     curriculum: int = 0  # iterations before each further round is allowed; 0 = all rounds from the start
     train_rounds: Literal["all", "last"] = "all"  # which rounds' branches are trained on
     wrong: Literal["opposite", "fresh", "repeat"] = (
         "opposite"  # select: what is drawn again in place of a picture judged wrong: minus its noise, new noise, its noise
     )
+    redraw: Literal["refused", "all"] = "refused"  # select: which prompts another round is spent on
     accept: float = ACCEPT  # select: reward from which a picture counts as right
     w_denoise: float = 3.0  # guidance of the blind rounds' drawing
     w_renoise: float = 0.0  # guidance of re-noising
@@ -85,8 +86,11 @@ class SRRLConfig:
             raise ValueError("replay and batch must be at least 1, and floor positive")
         if self.objective == "regress" and self.kl > 0:
             raise ValueError("kl belongs to --srrl.objective ppo; the regression has no such term")
-        if self.group < 2:
-            raise ValueError(f"group must be at least 2 to compare its members, got {self.group}")
+        if self.group < (2 if self.objective == "ppo" else 1):
+            raise ValueError(
+                f"group is {self.group}; {self.objective} needs at least {1 if self.objective == 'regress' else '2, to compare its members'}: "
+                f"try --srrl.group 4"
+            )
         if self.rounds < 0:
             raise ValueError(f"rounds must be 0 or more, got {self.rounds}")
         if not 0 < self.eta <= 1:
@@ -116,6 +120,7 @@ class SRRLConfig:
 class Round(NamedTuple):
     """The branches of one round.  n prompts, g branches, s steps of which the last `table` were drawn per branch."""
 
+    rows: Tensor  # (n) which prompts of the rollout it was spent on
     x_T: Tensor  # (n c h w) the noise that the round started from
     table: StepTable  # the steps in `path`
     path: Trajectory  # latents (n*g s+1 c h w), log_probs (n*g s)
@@ -148,31 +153,43 @@ class Rollout:
     rounds: list[Round] = field(default_factory=list)
     cost: Cost = field(default_factory=Cost)
 
+    def texts_of(self, round_: Round) -> list[str]:
+        """The prompt of every branch of a round."""
+        per_prompt = round_.rewards.shape[1]
+        return [self.texts[i] for i in round_.rows.tolist() for _ in range(per_prompt)]
+
+    def context_of(self, round_: Round) -> Tensor:
+        """The embedded prompt of every branch of a round.  -> (n*g t d)"""
+        return self.context[round_.rows].repeat_interleave(round_.rewards.shape[1], 0)
+
 
 @torch.no_grad()
 def rollout(
     pipe: LatentDiffusion, texts: list[str], reward: Reward, config: SRRLConfig, seed: int, step: int
 ) -> Rollout:
-    """Draw K + 1 rounds of G branches for each prompt.  No graph is kept; all noise comes from streams of (seed, step)."""
+    """Draw up to K + 1 rounds of G branches for each prompt.  No graph is kept; all noise comes from streams of (seed, step)."""
     n, g = len(texts), config.group
     context = pipe.embed(texts)  # (n t d)
-    one, many = pipe.eps(context), pipe.eps(context.repeat_interleave(g, 0))
+    one = pipe.eps(context)  # one picture a prompt
+    rows = torch.arange(n, device=context.device)  # prompts of this round
     table = pipe.table(config.steps)
     shared = config.steps - config.suffixes[step % len(config.suffixes)] if config.suffixes else 0
     x_T = pipe.noise(n, rng(seed, "start", step))  # (n c h w)
     rounds = config.rounds if not config.curriculum else min(config.rounds, step // config.curriculum)
     out = Rollout(texts, context)
     back = pipe.table(config.renoise_steps)
-    renoising = n * len(back) * evaluations(config.w_renoise)
+    renoising = len(back) * evaluations(config.w_renoise)  # of one picture
     if config.mode == "blind":
         for k in range(rounds):
             x_0 = last(denoise(one(config.w_denoise), x_T, table))
             x_T = renoise_to(
                 one(config.w_renoise), x_0, back, config.reflection, rng(seed, "reflect", step, k)
             )
-            out.cost = out.cost.plus(unet=renoising + n * len(table) * evaluations(config.w_denoise))
+            out.cost = out.cost.plus(unet=n * renoising + n * len(table) * evaluations(config.w_denoise))
         rounds = 0
     for k in range(rounds + 1):
+        n = len(rows)
+        one, many = pipe.eps(context[rows]), pipe.eps(context[rows].repeat_interleave(g, 0))
         noise = rng(seed, "branch", step, k)
         start = x_T
         if shared:  # branches part late: SRRL's backward-progressive suffixes
@@ -184,19 +201,24 @@ def rollout(
         own = table[shared:]
         path = collect(fork, denoise(many(config.guidance), fork, own, config.eta, noise))
         images = pipe.decode(path.latents[:, -1])  # (n*g 3 h w)
-        rewards = reward(images, [t for t in texts for _ in range(g)]).view(n, g)
-        out.rounds.append(Round(x_T, own, path, images, rewards))
+        rewards = reward(images, [texts[i] for i in rows.tolist() for _ in range(g)]).view(n, g)
+        out.rounds.append(Round(rows, x_T, own, path, images, rewards))
         out.cost = out.cost.plus(unet=n * g * len(own) * evaluations(config.guidance), rewards=n * g)
         if k < rounds:  # the reward points its thumb; what it chose becomes noise again
             value, best = (v.to(path.latents.device) for v in rewards.max(1))  # (n)
             x_0 = path.latents[best + torch.arange(n, device=best.device) * g, -1]  # (n c h w)
             wrong = (value < config.accept).to(x_T.device)  # (n) bool
+            if config.redraw == "refused":  # what was accepted is done
+                if not wrong.any():
+                    break
+                rows, x_T, x_0, wrong = rows[wrong], x_T[wrong], x_0[wrong], wrong[wrong]
+                one = pipe.eps(context[rows])
             sign = torch.where(wrong, -1.0, 1.0) if config.wrong == "opposite" else None
             noise = rng(seed, "reflect", step, k)
             x_T = renoise_to(one(config.w_renoise), x_0, back, config.reflection, noise, sign)
             if config.wrong == "fresh":
-                x_T = torch.where(wrong.view(-1, 1, 1, 1), pipe.noise(n, noise), x_T)
-            out.cost = out.cost.plus(unet=renoising)
+                x_T = torch.where(wrong.view(-1, 1, 1, 1), pipe.noise(len(rows), noise), x_T)
+            out.cost = out.cost.plus(unet=len(rows) * renoising)
     return out
 
 

@@ -47,8 +47,8 @@ def spoil(
 ) -> Tensor:
     """Make clean renders look like what a generator draws; some so much that they show nothing any more, see `faithful`.
 
-    In equal shares: clean; through the autoencoder with noise on the latents; drawn again by the base from up to 8 of
-    20 steps back; blurred, dimmed and noisy; and half-denoised from a late level, or mixed in latent space, all over or in
+    In equal shares, the second of them twice: clean; drawn again by the base from up to 8 of 20 steps back; through the
+    autoencoder with noise on the latents; blurred, dimmed and noisy; and half-denoised from a late level, or mixed in latent space, all over or in
     one half, with its twin (one fact wrong) or another picture.
     Shapes: images, twins (b 3 64 64), b prompts -> (b 3 64 64)
     """
@@ -60,12 +60,12 @@ def spoil(
     def chance(n: int) -> Tensor:
         return torch.randint(n, (b,), generator=generator).to(images.device)
 
-    kind, way = chance(5), chance(3)
+    kind, way = chance(6), chance(3)
     z = pipe.autoencoder.encode(images)  # (b 4 8 8)
     noise = torch.randn(z.shape, generator=generator).to(z)
     shaken = z + uniform(0, 0.3) * noise
     latents = torch.where((kind == 1).view(-1, 1, 1, 1), shaken, z)
-    rows = (kind == 2).nonzero().flatten()
+    rows = ((kind == 2) | (kind == 5)).nonzero().flatten()
     steps = int(torch.randint(1, REDRAWN + 1, (), generator=generator))
     table = pipe.table(20)[-steps:]
     if len(rows):

@@ -7,7 +7,7 @@ A whole denoising is one thought; between thoughts the model looks at its pictur
             draw G branches  x_T^k -> x_0                      eta > 0: every step is an action with a density (E2, E3)
             score them; re-noise the best to x_T^(k+1)         guidance w_renoise below that of drawing: the condition-guided
                                                                forward process (E4)
-            a best that the reward refuses: x_T^(k+1) = minus that noise        ours, see below
+            ours: a prompt whose best is accepted is done, what is refused goes on from minus its noise, see below
     learn from all rounds, by one of two objectives
         ppo      A = GRPO or history z-score within each group (E6, E7), summed over rounds:
                  L = mean max(-A rho, -A clip(rho, 1 - e, 1 + e)),  rho = exp(l_new - l_old)       (E8)
@@ -25,11 +25,14 @@ from their noise, and of wrong ones 0.18 are; from new noise 0.56 and 0.44. The 
 what was drawn: 0.62 of the wrong ones are mended (512 held-out pictures, `python scripts/measure.py memory`).
 `--srrl.wrong repeat` re-noises wrong pictures as if they were right, `fresh` forgets them.
 
+Why accepted prompts are done: drawing them again teaches nothing new and costs as much. Spent on other prompts, the same reward calls
+teach more, and fewer prompts are learnt by heart (docs/log.md). `--srrl.redraw all` gives every prompt all rounds.
+
 Differs from the released code: reflection keeps no graph; every iteration has its own random stream; leftover
 gradients are never dropped; latents and log-probabilities stay float32; the clip is stated in nats; group-relative
 advantages by default, each round crediting its own branches only; guidance 1 in rollouts by default (half the cost, and the guidance is learnt into the weights);
 re-noising without guidance, in 5 steps, to the scale of the prior and with half new noise; all rounds are trained, but for their almost
-noiseless steps.  The paper's choices are options: `--srrl.objective ppo --srrl.lr 3e-5 --srrl.updates 2 --srrl.mode blind
+noiseless steps.  The paper's choices are options: `--srrl.objective ppo --srrl.lr 3e-5 --srrl.updates 2 --srrl.group 5 --srrl.mode blind
 --srrl.w-renoise 0.1 --srrl.renoise-steps 20 --srrl.no-renormalise --srrl.fresh-noise 0 --srrl.train-rounds last --srrl.advantage history
 --srrl.suffixes 1 5 9 --srrl.guidance 5`.
 
@@ -53,7 +56,7 @@ from ..run import Run
 from ..streams import rng
 from .ppo import advantages, update
 from .regression import Replay, regress, remember
-from .rollout import Cost, Rollout, SRRLConfig, UpdateStats, rollout
+from .rollout import Cost, Rollout, Round, SRRLConfig, UpdateStats, rollout
 
 
 def train_srrl(
@@ -113,18 +116,19 @@ def report(
     config: SRRLConfig,
 ) -> None:
     """One line a step with the numbers that reveal lies: the truth stands beside the reward."""
-    rewards = torch.stack([r.rewards for r in out.rounds]).cpu()  # (k n g)
-    texts = [t for t in out.texts for _ in range(config.group)]
-    right = [witness(r.images.cpu(), texts).mean().item() for r in out.rounds]
+    by_round = [r.rewards.cpu() for r in out.rounds]  # (n g) each
+    rewards = torch.cat([r.flatten() for r in by_round])
+    verdicts = [witness(r.images.cpu(), out.texts_of(r)) for r in out.rounds]
     latent = [[v.mean().item() for v in moments(r.x_T)] for r in out.rounds]
     values = {
         "reward": rewards.mean().item(),
         "reward_se": (rewards.std() / rewards.numel() ** 0.5).item(),
-        "right": sum(right) / len(right),
-        "reward_by_round": [r.mean().item() for r in rewards],
-        "right_by_round": right,
-        "mended": [mended(a, b, config.accept) for a, b in zip(rewards, rewards[1:])],
-        "flat_groups": sum(int(zero_variance_groups(r).sum()) for r in rewards),
+        "right": torch.cat(verdicts).mean().item(),
+        "reward_by_round": [r.mean().item() for r in by_round],
+        "right_by_round": [v.mean().item() for v in verdicts],
+        "pictures_by_round": [len(v) for v in verdicts],
+        "mended": [mended(a, b, config.accept) for a, b in zip(out.rounds, out.rounds[1:])],
+        "flat_groups": sum(int(zero_variance_groups(r).sum()) for r in by_round),
         **stats._asdict(),
         "latent_mean": [m for m, _ in latent],
         "latent_std": [s for _, s in latent],
@@ -138,10 +142,8 @@ def report(
     )
 
 
-def mended(before: Tensor, after: Tensor, accept: float) -> float | None:
-    """Of the prompts whose best picture was refused, the share with an accepted one a round later; None if none was refused.
-
-    Shapes: before, after (n g) rewards
-    """
-    refused = before.amax(1) < accept  # (n)
-    return (after.amax(1)[refused] >= accept).float().mean().item() if refused.any() else None
+def mended(before: Round, after: Round, accept: float) -> float | None:
+    """Of the prompts whose best picture was refused, the share with an accepted one a round later; None if none was refused."""
+    refused = before.rows[before.rewards.amax(1) < accept].tolist()
+    again = dict(zip(after.rows.tolist(), (after.rewards.amax(1) >= accept).tolist()))
+    return sum(again[i] for i in refused) / len(refused) if refused else None
