@@ -41,20 +41,18 @@ ROOT = Path(__file__).parent.parent
 KINDS = ("physical", "unconventional")
 SAMPLER = preset("cpu").sampler
 
-ARMS = {  # options of train.py
-    "SRRL": [],
-    "K = 0": ["--srrl.rounds", "0", "--srrl.prompts", "84"],
-    "DDPO": ["--srrl.rounds", "0", "--srrl.prompts", "21", "--srrl.group", "4",
+SHORT = ["--srrl.iterations", "60", "--evaluation.pictures", "8"]  # the study draws its own table
+COMPARED = {  # options of train.py
+    "SRRL": SHORT,
+    "K = 0": [*SHORT, "--srrl.rounds", "0", "--srrl.prompts", "84"],
+    "DDPO": [*SHORT, "--srrl.rounds", "0", "--srrl.prompts", "21", "--srrl.group", "4",
              "--srrl.objective", "ppo", "--srrl.lr", "3e-5", "--srrl.updates", "2"],
-    "SRRL, blind": ["--srrl.mode", "blind", "--srrl.rounds", "1", "--srrl.prompts", "32",
+    "SRRL, blind": [*SHORT, "--srrl.mode", "blind", "--srrl.rounds", "1", "--srrl.prompts", "32",
                     "--srrl.w-renoise", "0.1", "--srrl.renoise-steps", "20", "--srrl.fresh-noise", "0"],
-    "SRRL, forgetting": ["--srrl.wrong", "fresh"],
 }  # fmt: skip
-HACKING = {  # trained twice as long at full rate, held to the base and not
-    "anchored to the base": ["--srrl.iterations", "120", "--srrl.cooldown", "0"],
-    "no anchor": ["--srrl.iterations", "120", "--srrl.cooldown", "0", "--srrl.anchored", "0"],
-}
-QUICK = ["--evaluation.pictures", "8"]  # train.py's own table; the study draws its own
+DEFAULT = {"SRRL, default budget": []}
+LONG = {"SRRL, no anchor": ["--srrl.iterations", "120", "--srrl.cooldown", "0", "--srrl.anchored", "0",
+                            "--evaluation.pictures", "8"]}  # fmt: skip
 
 
 class Drawn(NamedTuple):
@@ -144,6 +142,7 @@ MORE_WAYS: dict[str, Way] = {  # of the base alone
     "new noise while wrong": while_wrong(3, remember=False),
     "reflect, blind": blind,
     "twice the steps": plain(2 * SAMPLER.steps),
+    "best of 2": searched(rounds=0, group=2, same_noise=False),
     "best of 4": searched(rounds=0, group=4, same_noise=False),
     "zigzag in every step": stepwise,
 }
@@ -229,6 +228,79 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def paired(rows: list[dict]) -> str:
+    """By how much SRRL is ahead of every other trained arm: both kinds of prompts, seed by seed, and the interval of the mean."""
+    lines = ["| SRRL minus | drawn by | physical | unconventional |", "|---|---|---|---|"]
+    of = {(r["arm"], r["way"], r["seed"]): r for r in rows}
+    for arm in list(COMPARED)[1:]:
+        for way in WAYS:
+            seeds = [s for a, w, s in of if (a, w) == (arm, way) and ("SRRL", way, s) in of]
+            if not seeds:
+                continue
+            ahead = [
+                over_seeds(
+                    [of["SRRL", way, s][kind]["accuracy"] - of[arm, way, s][kind]["accuracy"] for s in seeds]
+                )
+                for kind in KINDS
+            ]
+            lines.append(f"| {arm} | {way} | {' | '.join(ahead)} |")
+    return "\n".join(lines)
+
+
+def at_equal_cost(runs: dict[str, list[Path]], window: int = 8) -> str:
+    """Right first pictures of training prompts once every arm has spent the same, mean of the `window` iterations up to there."""
+    logs = {arm: [read_metrics(f, "srrl") for f in folders] for arm, folders in runs.items()}
+    lines, cells = [], {arm: [] for arm in logs}
+    heads = ["arm"]
+    for key, name in (("reward_calls", "reward calls"), ("unet_evaluations", "UNet evaluations")):
+        budget = min(log[-1][key] for several in logs.values() for log in several)
+        heads.append(f"after {budget:,} {name}")
+        for arm, several in logs.items():
+            spent = [[r for r in log if r[key] <= budget][-window:] for log in several]
+            cells[arm].append(over_seeds([np.mean([r["right_by_round"][0] for r in part]) for part in spent]))
+    lines = ["| " + " | ".join(heads) + " |", "|---|---|---|"]
+    return "\n".join(lines + [f"| {arm} | {' | '.join(values)} |" for arm, values in cells.items()])
+
+
+def page(rows: list[dict], runs: dict[str, list[Path]]) -> str:
+    """docs/study.md"""
+    arms = COMPARED | DEFAULT | LONG
+    options = "\n".join(
+        f"- **{arm}**: `{' '.join(['python train.py', *words])}`" for arm, words in arms.items()
+    )
+    minutes = sum(training(f)["minutes"] for folders in runs.values() for f in folders)
+    seeds = len(next(iter(runs.values())))
+    return f"""# Does reflection help?
+
+Made by `python scripts/study.py`; {minutes:.0f} minutes of training in all, on the processor that it ran on. Every arm starts from the shipped base and its
+reward; {seeds} seeds, mean ± 95 % interval over them (Student's t). {rows[0]["physical"]["pictures"]} held-out prompts of each kind; right = by the exact inspector.
+
+{options}
+
+*One picture*: {SAMPLER.steps} steps, no look at any reward. *Reflect while wrong*: what the reward refuses is drawn again from the opposite of its noise, three times
+at most; *new noise while wrong*: the same without memory. *Best of N*: N pictures, the reward chooses. *Reflect, blind*: one round of the guidance gap, nobody looks.
+*Zigzag*: the gap inside every step. Edges and brightness are statistics of the pictures that no reward asks for.
+
+{table(rows)}
+
+![Accuracy of all arms](study_arms.png)
+
+## By how much, seed by seed
+
+{paired(rows)}
+
+## At equal cost in training
+
+{at_equal_cost({arm: runs[arm] for arm in COMPARED})}
+
+![Right pictures in training against both costs](study_curves.png)
+
+## Reward and truth over a long training
+
+![Learned reward and truth](study_hacking.png)
+"""
+
+
 def bars(rows: list[dict], path: Path) -> None:
     """Accuracy of every arm and way, with intervals over seeds."""
     names = list(dict.fromkeys((r["arm"], r["way"]) for r in rows))
@@ -310,26 +382,22 @@ def main() -> int:
             found = " ".join(f"{kind} {row[kind]['accuracy']:.3f}" for kind in KINDS)
             print(f"{arm} · {name} · seed {seed}: {found} ({time.time() - clock:.0f} s)", flush=True)
 
-    runs: dict[str, list[Path]] = {arm: [] for arm in ARMS}
-    for arm, options in ARMS.items():
-        for seed in args.seeds:
-            folder = args.out / f"{re.sub('[^A-Za-z0-9]+', '-', arm)}-{seed}"
-            train_arm(folder, seed, [*options, *QUICK])
-            runs[arm].append(folder)
-            add(arm, load_pipeline(folder), WAYS, seed, {"training": training(folder)})
+    runs: dict[str, list[Path]] = {}
+    for arms, seeds in ((COMPARED, args.seeds), (DEFAULT, args.seeds), (LONG, args.seeds[:1])):
+        for arm, options in arms.items():
+            for seed in seeds:
+                folder = args.out / f"{re.sub('[^A-Za-z0-9]+', '-', arm)}-{seed}"
+                train_arm(folder, seed, options)
+                runs[arm] = [*runs.get(arm, []), folder]
+                add(arm, load_pipeline(folder), WAYS, seed, {"training": training(folder)})
     for seed in args.seeds:
         add("base", load_pipeline(), WAYS | MORE_WAYS, seed, {})
-    long = {name: [args.out / f"long-{name.replace(' ', '-')}-0"] for name in HACKING}
-    for name, options in HACKING.items():
-        folder = long[name][0]
-        train_arm(folder, 0, [*options, *QUICK])
-        add(f"120 iterations, {name}", load_pipeline(folder), WAYS, 0, {"training": training(folder)})
-    rows.sort(key=lambda r: ["base", *ARMS].index(r["arm"]) if r["arm"] in ("base", *ARMS) else len(ARMS) + 1)
-    write_text(args.docs / "study.md", table(rows) + "\n")
+    rows.sort(key=lambda r: ["base", *runs].index(r["arm"]))
+    write_text(args.docs / "study.md", page(rows, runs))
     bars(rows, args.docs / "study_arms.png")
-    curves(runs, args.docs / "study_curves.png")
-    hacking(long, args.docs / "study_hacking.png")
-    print(table(rows))
+    curves({arm: runs[arm] for arm in COMPARED}, args.docs / "study_curves.png")
+    hacking({arm: runs[arm] for arm in (*LONG, *DEFAULT)}, args.docs / "study_hacking.png")
+    print(args.docs / "study.md")
     return 0
 
 

@@ -1,6 +1,7 @@
 """The study's costs are counted, not believed: every way of drawing against a UNet that counts the pictures it sees."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,33 @@ def test_finished_arms_are_not_trained_again(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "done" / "metrics.jsonl").write_text('{"stage": "evaluation", "model": "SRRL"}\n')
     study.train_arm(tmp_path / "done", 3, [])
     assert [("--resume" in w, "--srrl.rounds" in w) for w in asked] == [(False, True), (True, False)]
+
+
+def test_differences_are_taken_seed_by_seed() -> None:
+    """The seeds differ by much, the arms always by 0.1: the interval of the difference is nothing, not that of the arms."""
+    rows = [
+        {"arm": arm, "way": "one picture", "seed": i}
+        | {kind: {"accuracy": a + ahead} for kind in study.KINDS}
+        for arm, ahead in (("SRRL", 0.1), ("K = 0", 0.0))
+        for i, a in enumerate((0.2, 0.5, 0.8))
+    ]
+    assert study.paired(rows).splitlines()[2:] == [
+        "| K = 0 | one picture | 0.100 ± 0.000 | 0.100 ± 0.000 |"
+    ]
+
+
+def test_equal_cost_compares_where_the_cheapest_arm_ends(tmp_path: Path) -> None:
+    runs = {}
+    for arm, calls in (("dear", 20), ("cheap", 10)):
+        runs[arm] = [tmp_path / arm]
+        runs[arm][0].mkdir()
+        rows = [
+            {"stage": "srrl", "step": i, "right_by_round": [i / 10, 0.0], "reward_calls": calls * (i + 1)}
+            | {"unet_evaluations": 100 * (i + 1)}
+            for i in range(6)
+        ]
+        (runs[arm][0] / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    text = study.at_equal_cost(runs, window=2)
+    assert "after 60 reward calls | after 600 UNet evaluations" in text
+    assert "| dear | 0.150 | 0.450 |" in text  # iterations 1 and 2 by calls, 4 and 5 by evaluations
+    assert "| cheap | 0.450 | 0.450 |" in text

@@ -20,7 +20,7 @@ from ..streams import rng
 
 @dataclass(frozen=True)
 class SRRLConfig:
-    iterations: int = 60  # of rollout and update
+    iterations: int = 90  # of rollout and update
     prompts: int = 64  # per iteration
     group: int = 1  # G, branches per prompt and round
     steps: int = 20  # denoising steps of a picture
