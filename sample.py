@@ -64,7 +64,7 @@ def parse(words: list[str]) -> argparse.Namespace:
         "--w-renoise",
         type=float,
         default=ReflectionConfig.w_renoise,
-        help="guidance when re-noising (default: %(default)s)",
+        help="guidance when re-noising, with --blind (default: %(default)s)",
     )
     parser.add_argument("--blind", action="store_true", help="reflect with no look at the reward")
     parser.add_argument(

@@ -6,6 +6,7 @@ from minireflect import load_pipeline, sample_scene, render, caption, inspect
 from .diffusion.reflection import reflect
 from .diffusion.sample import denoise, renoise
 from .pipeline import LatentDiffusion, load_pipeline
+from .rl.rewards import load_reward
 from .streams import rng
 from .world.inspector import inspect
 from .world.prompts import sample_scene
@@ -20,6 +21,7 @@ __all__ = [
     "graph",
     "inspect",
     "load_pipeline",
+    "load_reward",
     "rationale",
     "reflect",
     "render",

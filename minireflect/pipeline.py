@@ -7,14 +7,14 @@ Weights are safetensors files that carry their network's configuration; the voca
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from .diffusion.reflection import ReflectionConfig, reflect
+from .diffusion.reflection import ACCEPT, OPPOSITE, ReflectionConfig, reflect, renoise_to
 from .diffusion.sample import EpsFn, denoise, guided, last
 from .diffusion.schedule import Schedule, ScheduleConfig, StepTable
 from .models.autoencoder import Autoencoder, AutoencoderConfig
@@ -25,6 +25,10 @@ from .models.weights import WeightsError, load_into, read_metadata, read_weights
 
 SHIPPED = Path(__file__).parent / "pretrained"
 PARTS = ("autoencoder", "text_encoder", "unet")
+
+Judge = Callable[
+    [Tensor, list[str]], Tensor
+]  # images (b 3 h w), b prompts -> (b), a probability to be right: rl/rewards.py
 
 
 @dataclass(frozen=True)
@@ -99,10 +103,12 @@ class LatentDiffusion:
         rounds: int = 0,
         latents: Tensor | None = None,
         generator: torch.Generator | None = None,
+        judge: Judge | None = None,
     ) -> Tensor:
-        """Draw a picture for each prompt; `rounds` reflects before the last drawing (SRRL's blind mode).
+        """Draw a picture for each prompt, and reflect `rounds` times.
 
-        `latents` (b 4 h/8 w/8) are the start noise; without them it comes from `generator`, which also gives the
+        With a judge, such as `load_reward()`, what it refuses is drawn again, see `judged_rounds`. Without one, every picture
+        is turned back into noise before the last drawing, right or wrong (SRRL's blind mode). `latents` (b 4 h/8 w/8) are the start noise; without them it comes from `generator`, which also gives the
         step noise for eta > 0.  Raises PromptError on an empty list or unknown words, ValueError on numbers out of
         range.  -> (b 3 h w) in [-1, 1]
         """
@@ -118,10 +124,48 @@ class LatentDiffusion:
                 f"latents of shape {tuple(x.shape)}, but {len(prompts)} prompts need {self.latent_shape} each"
             )
         make_eps, table = self.eps(prompts), self.table(sampler.steps, sampler.spacing)
+        if judge:
+            *_, images = self.judged_rounds(prompts, judge, rounds, sampler, x, generator)
+            return images
         if rounds:
             *_, final = reflect(make_eps, x, table, ReflectionConfig(rounds=rounds, steps=steps), generator)
             x = final.x_T
         return self.decode(last(denoise(make_eps(guidance), x, table, eta, generator)))
+
+    @torch.no_grad()
+    def judged_rounds(
+        self,
+        prompts: list[str],
+        judge: Judge,
+        rounds: int,
+        sampler: SamplerConfig,
+        x_T: Tensor,
+        generator: torch.Generator,
+        redraw: ReflectionConfig = OPPOSITE,
+    ) -> Iterator[Tensor]:
+        """Draw, then draw again what the judge refuses, `rounds` times at most, from the opposite of its noise.
+
+        A picture that the judge gives ACCEPT or more is kept. The opposite, as the noise of a wrong picture would repeat it:
+        see `renoise_to`. Yields all pictures after every round, rounds + 1 times.
+        Shapes: b prompts, x_T (b 4 h/8 w/8); yields (b 3 h w)
+        """
+        table, back = self.table(sampler.steps, sampler.spacing), self.table(redraw.steps)
+        x_0 = last(denoise(self.eps(prompts)(sampler.guidance), x_T, table, sampler.eta, generator))
+        images, rows = self.decode(x_0), torch.arange(len(prompts))
+        yield images
+        for _ in range(rounds):
+            if len(rows):
+                rows = rows[(judge(images[rows], [prompts[i] for i in rows]) < ACCEPT).cpu()]  # still wrong
+            if len(rows):
+                make_eps, sign = (
+                    self.eps([prompts[i] for i in rows]),
+                    -torch.ones(len(rows), device=x_0.device),
+                )
+                x = renoise_to(make_eps(redraw.w_renoise), x_0[rows], back, redraw, generator, sign)
+                drawn = last(denoise(make_eps(sampler.guidance), x, table, sampler.eta, generator))
+                x_0, images = x_0.clone(), images.clone()
+                x_0[rows], images[rows] = drawn, self.decode(drawn)
+            yield images
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

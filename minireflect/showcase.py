@@ -15,7 +15,7 @@ from . import figures
 from .diffusion.reflection import ReflectionConfig, renoise_to
 from .diffusion.sample import denoise, last
 from .pipeline import LatentDiffusion, SamplerConfig
-from .rl.rewards import ACCEPT, Reward
+from .rl.rewards import Reward
 from .streams import rng
 from .world.inspector import inspect
 from .world.laws import LAWS
@@ -30,40 +30,24 @@ def fixed_prompts(kinds: tuple[str, ...] = ("physical", "unconventional")) -> li
 
 
 @torch.no_grad()
-def draw_rounds(
-    pipe: LatentDiffusion,
-    prompts: list[str],
-    sampler: SamplerConfig,
-    reflection: ReflectionConfig,
-    seed: int,
-    judge: Reward | None = None,
-    renoise_steps: int | None = None,
+def blind_rounds(
+    pipe: LatentDiffusion, prompts: list[str], sampler: SamplerConfig, reflection: ReflectionConfig, seed: int
 ) -> Iterator[Tensor]:
-    """Reflect and yield the pictures of every round, K + 1 of them; round 0 is what `generate` draws.
+    """Reflect as SRRL's code does and yield the pictures of every round, K + 1 of them; round 0 is what `generate` draws.
 
-    With a judge, what it calls right (a reward of ACCEPT or more) is kept, and the rest is drawn again from the opposite of its noise,
-    at `sampler.guidance`. Without one the rounds are blind, as in SRRL's code: every picture is turned back into noise with
-    little guidance, and drawn again with `reflection.w_denoise`. Re-noising takes as many steps as drawing when not given.
+    Every picture, right or wrong, is turned back into noise with little guidance, and drawn again with `reflection.w_denoise`.
     -> (b 3 h w)
     """
-    table = pipe.table(sampler.steps, sampler.spacing)
-    back = pipe.table(renoise_steps or sampler.steps, sampler.spacing)
-    w = sampler.guidance if judge else reflection.w_denoise
-    x = pipe.noise(len(prompts), rng(seed, "sample"))
-    x_0 = last(denoise(pipe.eps(prompts)(sampler.guidance), x, table, sampler.eta, rng(seed, "sample", 0)))
-    images, rows = pipe.decode(x_0), torch.arange(len(prompts))
-    yield images
-    for k in range(1, reflection.rounds + 1):
-        if judge and len(rows):
-            rows = rows[(judge(images[rows], [prompts[i] for i in rows]) < ACCEPT).cpu()]  # still wrong
-        if len(rows):
-            make_eps, noise = pipe.eps([prompts[i] for i in rows]), rng(seed, "sample", k)
-            sign = -torch.ones(len(rows), device=x_0.device) if judge else None
-            x = renoise_to(make_eps(reflection.w_renoise), x_0[rows], back, reflection, noise, sign)
-            drawn = last(denoise(make_eps(w), x, reflection.tail(table), sampler.eta, noise))
-            x_0, images = x_0.clone(), images.clone()
-            x_0[rows], images[rows] = drawn, pipe.decode(drawn)
-        yield images
+    table, make_eps = pipe.table(sampler.steps, sampler.spacing), pipe.eps(prompts)
+    noise = rng(seed, "sample")
+    x_0 = last(
+        denoise(make_eps(sampler.guidance), pipe.noise(len(prompts), noise), table, sampler.eta, noise)
+    )
+    yield pipe.decode(x_0)
+    for _ in range(reflection.rounds):
+        x = renoise_to(make_eps(reflection.w_renoise), x_0, table, reflection, noise)
+        x_0 = last(denoise(make_eps(reflection.w_denoise), x, reflection.tail(table), sampler.eta, noise))
+        yield pipe.decode(x_0)
 
 
 def verdict(image: Tensor, text: str, reward: float) -> Cell:
@@ -87,9 +71,15 @@ def rounds_strip(
     path: Path,
     blind: bool = False,
 ) -> list[list[Cell]]:
-    """Draw and save the strip: a prompt a row, a round a column.  -> the cells, row by row"""
+    """Draw and save the strip: a prompt a row, a round a column; judged by the reward, or `blind`.  -> the cells, row by row"""
     rows: list[list[Cell]] = [[] for _ in prompts]
-    for images in draw_rounds(pipe, prompts, sampler, reflection, seed, None if blind else reward):
+    if blind:
+        drawn = blind_rounds(pipe, prompts, sampler, reflection, seed)
+    else:
+        noise = rng(seed, "sample")
+        x_T = pipe.noise(len(prompts), noise)
+        drawn = pipe.judged_rounds(prompts, reward, reflection.rounds, sampler, x_T, noise)
+    for images in drawn:
         for row, image, text, value in zip(rows, images.cpu(), prompts, reward(images, prompts).tolist()):
             row.append(verdict(image, text, value))
     figures.strip(rows, prompts, [f"round {k}" for k in range(reflection.rounds + 1)], path)

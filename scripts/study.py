@@ -26,14 +26,14 @@ from torch import Tensor
 
 from minireflect import figures, load_pipeline, rng
 from minireflect.config import preset
-from minireflect.diffusion.reflection import ReflectionConfig, zigzag
+from minireflect.diffusion.reflection import ACCEPT, OPPOSITE, ReflectionConfig, zigzag
 from minireflect.diffusion.sample import last
 from minireflect.evaluate import EvaluationConfig, over_seeds, score
 from minireflect.methods.rollout import SRRLConfig, evaluations, rollout
 from minireflect.pipeline import LatentDiffusion
-from minireflect.rl.rewards import ACCEPT, Reward, load_reward
+from minireflect.rl.rewards import Reward, load_reward
 from minireflect.run import read_metrics, write_text
-from minireflect.showcase import draw_rounds
+from minireflect.showcase import blind_rounds
 from minireflect.streams import choices
 from minireflect.world.prompts import draw_prompts
 
@@ -93,18 +93,14 @@ def searched(**options: object) -> Way:
 def blind(pipe: LatentDiffusion, judge: Reward, texts: list[str], seed: int, batch: int) -> Drawn:
     """One blind reflection, the guidance gap as published, the noise brought back to the prior."""
     reflection = ReflectionConfig(rounds=1, steps=SAMPLER.steps)
-    *_, images = draw_rounds(pipe, texts, SAMPLER, reflection, seed * 1_000 + batch)
+    *_, images = blind_rounds(pipe, texts, SAMPLER, reflection, seed * 1_000 + batch)
     sides = [SAMPLER.guidance, reflection.w_renoise, reflection.w_denoise]
     return Drawn(images, len(texts) * SAMPLER.steps * sum(map(evaluations, sides)), 0)
 
 
-def while_wrong(rounds: int, remember: bool) -> Way:
-    """What the reward refuses is drawn again, `rounds` times at most: from the opposite of its noise, or from new noise."""
-    config = SRRLConfig()
-    reflection = replace(
-        config.reflection, rounds=rounds, fresh_noise=config.fresh_noise if remember else 1.0
-    )
-    back = config.renoise_steps * evaluations(reflection.w_renoise) if remember else 0
+def while_wrong(redraw: ReflectionConfig, rounds: int = 3) -> Way:
+    """What the reward refuses is drawn again, `rounds` times at most."""
+    back = 0 if redraw.fresh_noise == 1 else redraw.steps * evaluations(redraw.w_renoise)
 
     def way(pipe: LatentDiffusion, judge: Reward, texts: list[str], seed: int, batch: int) -> Drawn:
         asked = []
@@ -114,8 +110,9 @@ def while_wrong(rounds: int, remember: bool) -> Way:
             asked.append((len(images), int((values < ACCEPT).sum())))
             return values
 
-        seeds = seed * 1_000 + batch
-        *_, images = draw_rounds(pipe, texts, SAMPLER, reflection, seeds, counted, config.renoise_steps)
+        noise = rng(seed, "plain", batch)
+        x_T = pipe.noise(len(texts), noise)
+        *_, images = pipe.judged_rounds(texts, counted, rounds, SAMPLER, x_T, noise, redraw)
         drawing = SAMPLER.steps * evaluations(SAMPLER.guidance)
         again = sum(wrong for _, wrong in asked)
         return Drawn(images, len(texts) * drawing + again * (back + drawing), sum(n for n, _ in asked))
@@ -136,10 +133,10 @@ def stepwise(pipe: LatentDiffusion, judge: Reward, texts: list[str], seed: int, 
 
 WAYS: dict[str, Way] = {
     "one picture": plain(SAMPLER.steps),
-    "reflect while wrong": while_wrong(3, remember=True),
+    "reflect while wrong": while_wrong(OPPOSITE),
 }
 MORE_WAYS: dict[str, Way] = {  # of the base alone
-    "new noise while wrong": while_wrong(3, remember=False),
+    "new noise while wrong": while_wrong(replace(OPPOSITE, fresh_noise=1.0)),
     "reflect, blind": blind,
     "twice the steps": plain(2 * SAMPLER.steps),
     "best of 2": searched(rounds=0, group=2, same_noise=False),

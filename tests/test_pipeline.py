@@ -16,7 +16,7 @@ from minireflect.models.tokenizer import EOS, PromptError, Tokenizer
 from minireflect.models.weights import WeightsError
 from minireflect.pipeline import SamplerConfig
 from minireflect.rl.rewards import checker, load_reward, match_reward
-from minireflect.showcase import draw_rounds
+from minireflect.showcase import blind_rounds
 from minireflect.streams import choices, rng
 from minireflect.world.prompts import all_texts, draw_prompts, near_miss
 from tests.small import TEXTS, brightness, small_pipeline
@@ -53,7 +53,9 @@ def test_judged_rounds_keep_what_is_right_and_draw_the_rest_again() -> None:
         asked.append((images, texts))
         return torch.tensor([opinions[len(asked) - 1][t] for t in texts])
 
-    first, second, third = draw_rounds(pipe, TEXTS, sampler, ReflectionConfig(rounds=2, steps=3), 0, judge)
+    noise = rng(0, "sample")
+    x_T = pipe.noise(len(TEXTS), noise)
+    first, second, third = pipe.judged_rounds(TEXTS, judge, 2, sampler, x_T, noise)
     same = [[torch.equal(a, b) for a, b in zip(*pair)] for pair in ((first, second), (second, third))]
     assert same == [[False, True, False, True], [True, True, False, True]]
     assert torch.equal(asked[0][0], first) and asked[0][1] == TEXTS
@@ -61,14 +63,20 @@ def test_judged_rounds_keep_what_is_right_and_draw_the_rest_again() -> None:
         TEXTS[0],
         TEXTS[2],
     ]  # only what is new
-    blind = list(draw_rounds(pipe, TEXTS, sampler, ReflectionConfig(rounds=1, steps=3), 0))
-    assert torch.equal(blind[0], first) and not any(torch.equal(a, b) for a, b in zip(*blind))
-    content = list(
-        draw_rounds(
-            pipe, TEXTS, sampler, ReflectionConfig(rounds=2, steps=3), 0, lambda x, texts: torch.ones(len(x))
-        )
+    asked.clear()
+    again = pipe.generate(TEXTS, steps=3, rounds=2, generator=rng(0, "sample"), judge=judge)
+    assert torch.equal(again, third)
+    content = pipe.generate(
+        TEXTS, 3, rounds=2, generator=rng(0, "sample"), judge=lambda x, texts: torch.ones(len(x))
     )
-    assert all(torch.equal(first, x) for x in content)
+    assert torch.equal(content, first)
+
+
+def test_blind_rounds_draw_everything_again() -> None:
+    pipe, sampler = small_pipeline(), SamplerConfig(steps=3)
+    first, second = blind_rounds(pipe, TEXTS, sampler, ReflectionConfig(rounds=1, steps=3), 0)
+    assert torch.equal(first, pipe.generate(TEXTS, steps=3, generator=rng(0, "sample")))
+    assert not any(torch.equal(a, b) for a, b in zip(first, second))
 
 
 @pytest.mark.parametrize(

@@ -65,9 +65,7 @@ def test_differences_are_taken_seed_by_seed() -> None:
         for arm, ahead in (("SRRL", 0.1), ("K = 0", 0.0))
         for i, a in enumerate((0.2, 0.5, 0.8))
     ]
-    assert study.paired(rows).splitlines()[2:] == [
-        "| K = 0 | one picture | 0.100 ± 0.000 | 0.100 ± 0.000 |"
-    ]
+    assert study.paired(rows).splitlines()[2:] == ["| K = 0 | one picture | 0.100 ± 0.000 | 0.100 ± 0.000 |"]
 
 
 def test_equal_cost_compares_where_the_cheapest_arm_ends(tmp_path: Path) -> None:

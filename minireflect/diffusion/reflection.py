@@ -55,6 +55,11 @@ class ReflectionConfig:
         return table[len(table) - round(self.level * len(table)) :]
 
 
+ACCEPT = 0.5  # reward from which a picture counts as right: the judge is as sure as not
+# how a refused picture becomes noise before it is turned over: coarsely, without guidance, half of it new
+OPPOSITE = ReflectionConfig(w_renoise=0.0, steps=5, fresh_noise=0.5)
+
+
 class Round(NamedTuple):
     """One picture of a reflection."""
 

@@ -9,12 +9,12 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ..diffusion.reflection import ReflectionConfig, renoise_to
+from ..diffusion.reflection import ACCEPT, OPPOSITE, ReflectionConfig, renoise_to
 from ..diffusion.sample import Trajectory, collect, denoise, last
 from ..diffusion.schedule import StepTable
 from ..pipeline import LatentDiffusion
 from ..rl.policy import clip_in_nats
-from ..rl.rewards import ACCEPT, Reward
+from ..rl.rewards import Reward
 from ..streams import rng
 
 
@@ -36,10 +36,12 @@ class SRRLConfig:
     redraw: Literal["refused", "all"] = "refused"  # select: which prompts another round is spent on
     accept: float = ACCEPT  # select: reward from which a picture counts as right
     w_denoise: float = 3.0  # guidance of the blind rounds' drawing
-    w_renoise: float = 0.0  # guidance of re-noising
-    renoise_steps: int = 5  # steps of re-noising
+    w_renoise: float = OPPOSITE.w_renoise  # guidance of re-noising
+    renoise_steps: int = OPPOSITE.steps  # steps of re-noising
     renormalise: bool = True  # bring re-noised latents back to mean 0, std 1
-    fresh_noise: float = 0.5  # share l of new noise in re-noised latents, sqrt(1 - l^2) old + l new
+    fresh_noise: float = (
+        OPPOSITE.fresh_noise
+    )  # share l of new noise in re-noised latents, sqrt(1 - l^2) old + l new
     suffixes: tuple[int, ...] = ()  # trained suffix lengths, taken in turns; branches share what comes before
     same_noise: bool = (
         True  # branches of a group start from the same x_T (else only in rounds after the first)

@@ -20,7 +20,6 @@ from ..world.inspector import inspect_all
 from ..world.prompts import Prompt, understand
 
 Reward = Callable[[Tensor, list[str]], Tensor]
-ACCEPT = 0.5  # reward from which a picture counts as right: the network is as sure as not
 
 
 def match_reward(matcher: Matcher, tokenizer: Tokenizer, batch: int = 256) -> Reward:
