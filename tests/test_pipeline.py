@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minireflect import inspect, load_pipeline, render, sample_scene
-from minireflect.diffusion.reflection import ReflectionConfig
+from minireflect import inspect, load_pipeline, pipeline, render, sample_scene
+from minireflect.diffusion.reflection import ReflectionConfig, renoise_to
 from minireflect.diffusion.sample import denoise, guided, last
 from minireflect.evaluate import EvaluationConfig, evaluate, table
 from minireflect.methods.train_reward import caption_loss
@@ -45,7 +45,14 @@ def test_rounds_change_the_picture_and_zero_rounds_do_not() -> None:
     assert torch.equal(plain, none) and not torch.allclose(plain, two)
 
 
-def test_judged_rounds_keep_what_is_right_and_draw_the_rest_again() -> None:
+def test_judged_rounds_keep_what_is_right_and_draw_the_rest_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    signs = []
+
+    def spy(*args):
+        signs.append(args[-1])
+        return renoise_to(*args)
+
+    monkeypatch.setattr(pipeline, "renoise_to", spy)
     pipe, sampler = small_pipeline(), SamplerConfig(steps=3)
     opinions, asked = [dict(zip(TEXTS, v)) for v in ((0.1, 0.9, 0.4, 0.5), (0.6, 0.0, 0.3, 0.0))], []
 
@@ -63,6 +70,7 @@ def test_judged_rounds_keep_what_is_right_and_draw_the_rest_again() -> None:
         TEXTS[0],
         TEXTS[2],
     ]  # only what is new
+    assert [sign.tolist() for sign in signs] == [[-1, -1], [-1]]  # turned over
     asked.clear()
     again = pipe.generate(TEXTS, steps=3, rounds=2, generator=rng(0, "sample"), judge=judge)
     assert torch.equal(again, third)

@@ -107,33 +107,44 @@ def test_what_the_reward_refuses_is_drawn_again_from_the_opposite_noise() -> Non
             assert alike.abs().max() < 0.5  # 64 numbers: chance gives 0.125
 
 
+def likes_the_first_and_third(images: Tensor, prompts: list[str]) -> Tensor:
+    return brightness(images, prompts) + torch.tensor([5.0 * (p in TEXTS[::2]) for p in prompts])
+
+
+REFUSED = replace(
+    CONFIG, redraw="refused", accept=1.0, rounds=3
+)  # the second and fourth prompt, for that judge
+
+
 def test_accepted_prompts_are_not_drawn_again() -> None:
-    """Round by round only what was refused goes on, with its own prompt, and only that is paid for."""
-    config = replace(CONFIG, rounds=3, redraw="refused", fresh_noise=0.0)
-    first = rollout(small_pipeline(), TEXTS, brightness, config, 0, 0).rounds[0].rewards.amax(1)
-    config = replace(config, accept=first.sort().values[2].item())  # two are refused, two accepted
+    """Round by round only what was refused goes on, with its own prompt and picture, and only that is paid for."""
+    config = replace(REFUSED, fresh_noise=0.0)
     asked = []
 
     def judge(images: Tensor, prompts: list[str]) -> Tensor:
         asked.append(prompts)
-        rewards = brightness(images, prompts)
-        return rewards + {1: 0, 2: -10, 3: 10}[len(asked)]  # the third round pleases: there is no fourth
+        pleased = 10 * (len(asked) == 3)  # by the third round: there is no fourth
+        return likes_the_first_and_third(images, prompts) + pleased
 
     out = rollout(small_pipeline(), TEXTS, judge, config, 0, 0)
-    refused = (first < config.accept).nonzero().flatten()
-    assert [r.rows.tolist() for r in out.rounds[:2]] == [[0, 1, 2, 3], refused.tolist()] and len(
-        out.rounds
-    ) == 3
-    assert asked[1] == [TEXTS[i] for i in refused for _ in range(4)] == out.texts_of(out.rounds[1])
-    assert torch.equal(out.context_of(out.rounds[1]), out.context[refused].repeat_interleave(4, 0))
-    pictures = sum(len(r.images) for r in out.rounds)
-    assert out.cost.rewards == pictures < 4 * 16
-    turned = sum(len(r.rows) for r in out.rounds[1:])
-    assert out.cost.unet == pictures * 4 + turned * config.renoise_steps
-    alone = rollout(small_pipeline(), TEXTS, brightness, replace(config, rounds=1, redraw="all"), 0, 0)
-    assert torch.allclose(
-        out.rounds[1].x_T, alone.rounds[1].x_T[refused], atol=1e-5
-    )  # nobody is mistaken for another
+    assert [r.rows.tolist() for r in out.rounds] == [[0, 1, 2, 3], [1, 3], [1, 3]]
+    assert asked[1] == [TEXTS[i] for i in (1, 3) for _ in range(4)] == out.texts_of(out.rounds[1])
+    assert torch.equal(out.context_of(out.rounds[1]), out.context[[1, 3]].repeat_interleave(4, 0))
+    assert out.cost.rewards == 8 * 4 and out.cost.unet == 8 * 4 * 4 + 4 * config.renoise_steps
+    everybody = replace(config, rounds=1, redraw="all")
+    alone = rollout(small_pipeline(), TEXTS, likes_the_first_and_third, everybody, 0, 0).rounds[1]
+    assert torch.allclose(out.rounds[1].x_T, alone.x_T[[1, 3]], atol=1e-5)  # nobody is mistaken for another
+
+
+def test_the_first_ratio_is_one_in_rounds_of_some_prompts_too() -> None:
+    pipe = small_pipeline()
+    out = rollout(pipe, TEXTS, likes_the_first_and_third, replace(REFUSED, updates=1), 0, 0)
+    advantage = advantages(out, REFUSED, RewardHistory(), TEXTS)
+    pipe.unet.requires_grad_(True)
+    optimizer = torch.optim.SGD(pipe.unet.parameters(), lr=0.0)
+    config = replace(REFUSED, updates=1, trained=1.0)
+    stats = update(pipe, small_pipeline().unet, optimizer, out, advantage, config, rng(0, "u"))
+    assert stats.first_ratio == 0.0 and stats.grad_norm > 0
 
 
 def test_refused_rounds_are_learnt_from_with_their_own_prompts() -> None:
