@@ -20,7 +20,7 @@ from ..streams import rng
 
 @dataclass(frozen=True)
 class SRRLConfig:
-    iterations: int = 90  # of rollout and update
+    iterations: int = 60  # of rollout and update
     prompts: int = 64  # per iteration
     group: int = 1  # G, branches per prompt and round
     steps: int = 20  # denoising steps of a picture
@@ -54,7 +54,7 @@ class SRRLConfig:
     floor: float = (
         0.5  # regress: added to the sum of a prompt's rewards, so that one that always fails counts little
     )
-    anchored: int = 350  # regress: noise levels t below it, which draw the details, go on imitating the base
+    anchored: int = 150  # regress: noise levels t below it, which draw the details, go on imitating the base
     late: float = 20.0  # regress: largest weight of a late noise level, see `level_weight`
     advantage: Literal["group", "history"] = (
         "group"  # ppo: GRPO, or the paper's z-score with best/worst selection
