@@ -124,7 +124,7 @@ class LatentDiffusion:
                 f"latents of shape {tuple(x.shape)}, but {len(prompts)} prompts need {self.latent_shape} each"
             )
         make_eps, table = self.eps(prompts), self.table(sampler.steps, sampler.spacing)
-        if judge:
+        if judge and rounds:
             *_, images = self.judged_rounds(prompts, judge, rounds, sampler, x, generator)
             return images
         if rounds:
@@ -145,26 +145,29 @@ class LatentDiffusion:
     ) -> Iterator[Tensor]:
         """Draw, then draw again what the judge refuses, `rounds` times at most, from the opposite of its noise.
 
-        A picture that the judge gives ACCEPT or more is kept. The opposite, as the noise of a wrong picture would repeat it:
-        see `renoise_to`. Yields all pictures after every round, rounds + 1 times.
+        A picture that the judge gives ACCEPT or more is done. The opposite, as the noise of a wrong picture would repeat it:
+        see `renoise_to`. Of what is never accepted, the picture that the judge liked best is kept. Yields the best so far
+        after every round, rounds + 1 times; each drawn picture is judged once.
         Shapes: b prompts, x_T (b 4 h/8 w/8); yields (b 3 h w)
         """
         table, back = self.table(sampler.steps, sampler.spacing), self.table(redraw.steps)
         x_0 = last(denoise(self.eps(prompts)(sampler.guidance), x_T, table, sampler.eta, generator))
-        images, rows = self.decode(x_0), torch.arange(len(prompts))
+        images = self.decode(x_0)
+        values = judge(images, prompts)  # (b)
         yield images
         for _ in range(rounds):
+            rows = (values < ACCEPT).nonzero().flatten()  # (n) refused so far
             if len(rows):
-                rows = rows[(judge(images[rows], [prompts[i] for i in rows]) < ACCEPT).cpu()]  # still wrong
-            if len(rows):
-                make_eps, sign = (
-                    self.eps([prompts[i] for i in rows]),
-                    -torch.ones(len(rows), device=x_0.device),
-                )
+                asked = [prompts[i] for i in rows.tolist()]
+                make_eps, sign = self.eps(asked), -torch.ones(len(rows), device=x_0.device)
                 x = renoise_to(make_eps(redraw.w_renoise), x_0[rows], back, redraw, generator, sign)
                 drawn = last(denoise(make_eps(sampler.guidance), x, table, sampler.eta, generator))
-                x_0, images = x_0.clone(), images.clone()
-                x_0[rows], images[rows] = drawn, self.decode(drawn)
+                seen = self.decode(drawn)
+                says = judge(seen, asked)  # (n)
+                better = says > values[rows]
+                x_0, images, values = x_0.clone(), images.clone(), values.clone()
+                x_0[rows] = drawn  # what comes next avoids the latest, not the best
+                images[rows[better]], values[rows[better]] = seen[better], says[better]
             yield images
 
     @torch.no_grad()

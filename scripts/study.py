@@ -26,7 +26,7 @@ from torch import Tensor
 
 from minireflect import figures, load_pipeline, rng
 from minireflect.config import preset
-from minireflect.diffusion.reflection import ACCEPT, OPPOSITE, ReflectionConfig, zigzag
+from minireflect.diffusion.reflection import OPPOSITE, ReflectionConfig, zigzag
 from minireflect.diffusion.sample import last
 from minireflect.evaluate import EvaluationConfig, over_seeds, score
 from minireflect.methods.rollout import SRRLConfig, evaluations, rollout
@@ -105,16 +105,15 @@ def while_wrong(redraw: ReflectionConfig, rounds: int = 3) -> Way:
         asked = []
 
         def counted(images: Tensor, prompts: list[str]) -> Tensor:
-            values = judge(images, prompts)
-            asked.append((len(images), int((values < ACCEPT).sum())))
-            return values
+            asked.append(len(images))
+            return judge(images, prompts)
 
         noise = rng(seed, "plain", batch)
         x_T = pipe.noise(len(texts), noise)
         *_, images = pipe.judged_rounds(texts, counted, rounds, SAMPLER, x_T, noise, redraw)
         drawing = SAMPLER.steps * evaluations(SAMPLER.guidance)
-        again = sum(wrong for _, wrong in asked)
-        return Drawn(images, len(texts) * drawing + again * (back + drawing), sum(n for n, _ in asked))
+        again = sum(asked[1:])
+        return Drawn(images, len(texts) * drawing + again * (back + drawing), sum(asked))
 
     return way
 

@@ -41,6 +41,7 @@ class RewardTraining:
     contrast: float = 0.1  # weight of CLIP's own loss on the two towers
     foreign: float = 0.1  # share of false captions that belong to any other picture; the rest are near misses
     caption: float = 1.0  # weight of the loss of describing the picture
+    spoilt: bool = True  # learn from pictures spoilt as a generator spoils them; without, RL finds what the reward never saw
     continued: bool = False  # start from the reward in --weights instead of from nothing
 
 
@@ -80,9 +81,9 @@ def train_reward(
     images, twin_images = (
         torch.stack([render(s) for s in tqdm(part, "drawing", leave=False)]) for part in (scenes, twins)
     )  # (n 3 64 64)
-    shown = torch.empty(config.pictures, dtype=torch.bool)
+    shown = torch.ones(config.pictures, dtype=torch.bool)
     pipe.to(device)
-    for i in tqdm(range(0, config.pictures, 128), "spoiling", leave=False):
+    for i in tqdm(range(0, config.pictures * config.spoilt, 128), "spoiling", leave=False):
         part, texts = images[i : i + 128].to(device), [p.text for p in prompts[i : i + 128]]
         other = twin_images[i : i + 128].to(device)
         spoilt = spoil(pipe, part, other, texts, rng(seed, stage, "spoil", i))
