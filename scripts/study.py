@@ -355,6 +355,7 @@ def main() -> int:
     parser.add_argument("--pictures", type=int, default=256, help="of each kind of prompt in every row")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    args.docs.mkdir(parents=True, exist_ok=True)
     judge, results = load_reward(), args.out / "results.jsonl"
     rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     known = {(r["arm"], r["way"], r["seed"]) for r in rows}
