@@ -170,58 +170,91 @@ def rollout(
     pipe: LatentDiffusion, texts: list[str], reward: Reward, config: SRRLConfig, seed: int, step: int
 ) -> Rollout:
     """Draw up to K + 1 rounds of G branches for each prompt.  No graph is kept; all noise comes from streams of (seed, step)."""
-    n, g = len(texts), config.group
-    context = pipe.embed(texts)  # (n t d)
-    one = pipe.eps(context)  # one picture a prompt
-    rows = torch.arange(n, device=context.device)  # prompts of this round
-    table = pipe.table(config.steps)
-    shared = config.steps - config.suffixes[step % len(config.suffixes)] if config.suffixes else 0
-    x_T = pipe.noise(n, rng(seed, "start", step))  # (n c h w)
+    out = Rollout(texts, pipe.embed(texts))
+    rows = torch.arange(len(texts), device=out.context.device)  # (n) the prompts of a round
+    x_T = pipe.noise(len(texts), rng(seed, "start", step))  # (n c h w)
     rounds = config.rounds if not config.curriculum else min(config.rounds, step // config.curriculum)
-    out = Rollout(texts, context)
-    back = pipe.table(config.renoise_steps)
-    renoising = len(back) * evaluations(config.w_renoise)  # of one picture
     if config.mode == "blind":
         for k in range(rounds):
-            x_0 = last(denoise(one(config.w_denoise), x_T, table))
-            x_T = renoise_to(
-                one(config.w_renoise), x_0, back, config.reflection, rng(seed, "reflect", step, k)
-            )
-            out.cost = out.cost.plus(unet=n * renoising + n * len(table) * evaluations(config.w_denoise))
+            x_T = reflect_blindly(pipe, out, x_T, config, rng(seed, "reflect", step, k))
         rounds = 0
     for k in range(rounds + 1):
-        n = len(rows)
-        one, many = pipe.eps(context[rows]), pipe.eps(context[rows].repeat_interleave(g, 0))
-        noise = rng(seed, "branch", step, k)
-        start = x_T
-        if shared:  # branches part late: SRRL's backward-progressive suffixes
-            start = last(denoise(one(config.guidance), x_T, table[:shared], config.eta, noise))
-            out.cost = out.cost.plus(unet=n * shared * evaluations(config.guidance))
-        fork = start.repeat_interleave(g, 0)  # (n*g c h w)
-        if not config.same_noise and k == 0 and not shared and (config.mode == "select" or not config.rounds):
-            fork = pipe.noise(n * g, rng(seed, "start", step, "all"))
-        own = table[shared:]
-        path = collect(fork, denoise(many(config.guidance), fork, own, config.eta, noise))
-        images = pipe.decode(path.latents[:, -1])  # (n*g 3 h w)
-        rewards = reward(images, [texts[i] for i in rows.tolist() for _ in range(g)]).view(n, g)
-        out.rounds.append(Round(rows, x_T, own, path, images, rewards))
-        out.cost = out.cost.plus(unet=n * g * len(own) * evaluations(config.guidance), rewards=n * g)
-        if k < rounds:  # the reward points its thumb; what it chose becomes noise again
-            value, best = (v.to(path.latents.device) for v in rewards.max(1))  # (n)
-            x_0 = path.latents[best + torch.arange(n, device=best.device) * g, -1]  # (n c h w)
-            wrong = (value < config.accept).to(x_T.device)  # (n) bool
-            if config.redraw == "refused":  # what was accepted is done
-                if not wrong.any():
-                    break
-                rows, x_T, x_0, wrong = rows[wrong], x_T[wrong], x_0[wrong], wrong[wrong]
-                one = pipe.eps(context[rows])
-            sign = torch.where(wrong, -1.0, 1.0) if config.wrong == "opposite" else None
-            noise = rng(seed, "reflect", step, k)
-            x_T = renoise_to(one(config.w_renoise), x_0, back, config.reflection, noise, sign)
-            if config.wrong == "fresh":
-                x_T = torch.where(wrong.view(-1, 1, 1, 1), pipe.noise(len(rows), noise), x_T)
-            out.cost = out.cost.plus(unet=len(rows) * renoising)
+        x_T_of_branches = None  # as their prompt's
+        if not (config.same_noise or config.suffixes or k or (config.mode == "blind" and config.rounds)):
+            x_T_of_branches = pipe.noise(len(texts) * config.group, rng(seed, "start", step, "all"))
+        round_ = draw_round(
+            pipe, out, rows, x_T, x_T_of_branches, reward, config, step, rng(seed, "branch", step, k)
+        )
+        out.rounds.append(round_)
+        if k == rounds:
+            break
+        rows, x_T = reflect_on(pipe, out, round_, config, rng(seed, "reflect", step, k))
+        if not len(rows):
+            break
     return out
+
+
+def draw_round(
+    pipe: LatentDiffusion,
+    out: Rollout,
+    rows: Tensor,
+    x_T: Tensor,
+    x_T_of_branches: Tensor | None,
+    reward: Reward,
+    config: SRRLConfig,
+    step: int,
+    noise: torch.Generator,
+) -> Round:
+    """G branches of every prompt in `rows`, scored.  Shapes: rows (n), x_T (n c h w), x_T_of_branches (n*g c h w)"""
+    n, g, table = len(rows), config.group, pipe.table(config.steps)
+    shared = config.steps - config.suffixes[step % len(config.suffixes)] if config.suffixes else 0
+    start = x_T
+    if shared:  # branches part late: SRRL's backward-progressive suffixes
+        eps = pipe.eps(out.context[rows])(config.guidance)
+        start = last(denoise(eps, x_T, table[:shared], config.eta, noise))
+        out.cost = out.cost.plus(unet=n * shared * evaluations(config.guidance))
+    fork = start.repeat_interleave(g, 0) if x_T_of_branches is None else x_T_of_branches  # (n*g c h w)
+    eps = pipe.eps(out.context[rows].repeat_interleave(g, 0))(config.guidance)
+    path = collect(fork, denoise(eps, fork, table[shared:], config.eta, noise))
+    images = pipe.decode(path.latents[:, -1])  # (n*g 3 h w)
+    rewards = reward(images, [out.texts[i] for i in rows.tolist() for _ in range(g)]).view(n, g)
+    out.cost = out.cost.plus(
+        unet=n * g * (config.steps - shared) * evaluations(config.guidance), rewards=n * g
+    )
+    return Round(rows, x_T, table[shared:], path, images, rewards)
+
+
+def reflect_on(
+    pipe: LatentDiffusion, out: Rollout, round_: Round, config: SRRLConfig, noise: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """The reward points its thumb: which prompts get another round, and from which noise.  -> rows (m), x_T (m c h w)"""
+    n, g = round_.rewards.shape
+    value, best = (v.to(round_.rows.device) for v in round_.rewards.max(1))  # (n)
+    x_0 = round_.path.latents[best + torch.arange(n, device=best.device) * g, -1]  # (n c h w)
+    rows, wrong = round_.rows, value < config.accept  # (n), (n) bool
+    if config.redraw == "refused":  # what was accepted is done
+        rows, x_0, wrong = rows[wrong], x_0[wrong], wrong[wrong]
+    if not len(rows):
+        return rows, x_0
+    sign = torch.where(wrong, -1.0, 1.0) if config.wrong == "opposite" else None
+    eps, back = pipe.eps(out.context[rows])(config.w_renoise), pipe.table(config.renoise_steps)
+    x_T = renoise_to(eps, x_0, back, config.reflection, noise, sign)
+    if config.wrong == "fresh":
+        x_T = torch.where(wrong.view(-1, 1, 1, 1), pipe.noise(len(rows), noise), x_T)
+    out.cost = out.cost.plus(unet=len(rows) * len(back) * evaluations(config.w_renoise))
+    return rows, x_T
+
+
+def reflect_blindly(
+    pipe: LatentDiffusion, out: Rollout, x_T: Tensor, config: SRRLConfig, noise: torch.Generator
+) -> Tensor:
+    """SRRL's released code: draw with guidance, re-noise with less, whatever was drawn.  Shapes: x_T (n c h w) -> (n c h w)"""
+    table, back = pipe.table(config.steps), pipe.table(config.renoise_steps)
+    make_eps = pipe.eps(out.context)
+    x_0 = last(denoise(make_eps(config.w_denoise), x_T, table))
+    each = len(table) * evaluations(config.w_denoise) + len(back) * evaluations(config.w_renoise)
+    out.cost = out.cost.plus(unet=len(x_T) * each)
+    return renoise_to(make_eps(config.w_renoise), x_0, back, config.reflection, noise)
 
 
 class UpdateStats(NamedTuple):
