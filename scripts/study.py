@@ -11,6 +11,7 @@ go to new prompts.  How many that is, 84 an iteration in place of 64, was read o
 import argparse
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -30,7 +31,7 @@ from minireflect.diffusion.reflection import OPPOSITE, ReflectionConfig, zigzag
 from minireflect.diffusion.sample import last
 from minireflect.evaluate import EvaluationConfig, over_seeds, score
 from minireflect.methods.rollout import SRRLConfig, evaluations, rollout
-from minireflect.pipeline import LatentDiffusion
+from minireflect.pipeline import PARTS, SHIPPED, LatentDiffusion
 from minireflect.rl.rewards import Reward, load_reward
 from minireflect.run import read_metrics, write_text
 from minireflect.showcase import blind_rounds
@@ -50,8 +51,8 @@ COMPARED = {  # options of train.py
     "SRRL, blind": [*QUICK, "--srrl.mode", "blind", "--srrl.rounds", "1", "--srrl.prompts", "32",
                     "--srrl.w-renoise", "0.1", "--srrl.renoise-steps", "20", "--srrl.fresh-noise", "0"],
 }  # fmt: skip
-LONG = {"SRRL, no anchor": ["--srrl.iterations", "120", "--srrl.cooldown", "0", "--srrl.anchored", "0",
-                            "--evaluation.pictures", "8"]}  # fmt: skip
+CLEAN = "SRRL, judge of clean pictures"  # a reward that never saw a spoilt picture: what RL makes of it
+JUDGE = ["reward", "--reward.no-spoilt", "--reward.steps", "800"]
 
 
 class Drawn(NamedTuple):
@@ -185,6 +186,19 @@ def train_arm(folder: Path, seed: int, options: list[str]) -> None:
     )
 
 
+def clean_judge(folder: Path) -> Path:
+    """The shipped weights with a reward that was trained on clean renders only."""
+    weights = folder / "weights"
+    if not (weights / "reward.safetensors").exists():
+        subprocess.run(
+            [sys.executable, str(ROOT / "train.py"), *JUDGE, "--preset", "cpu", "--out", str(folder)],
+            check=True,
+        )
+    for part in PARTS:
+        shutil.copyfile(SHIPPED / f"{part}.safetensors", weights / f"{part}.safetensors")
+    return folder
+
+
 def training(folder: Path) -> dict:
     """What a finished run took."""
     end = read_metrics(folder, "srrl")[-1]
@@ -259,9 +273,8 @@ def at_equal_cost(runs: dict[str, list[Path]], window: int = 8) -> str:
 
 def page(rows: list[dict], runs: dict[str, list[Path]]) -> str:
     """docs/study.md"""
-    arms = COMPARED | LONG
     options = "\n".join(
-        f"- **{arm}**: `{' '.join(['python train.py', *words])}`" for arm, words in arms.items()
+        f"- **{arm}**: `{' '.join(['python train.py', *words])}`" for arm, words in COMPARED.items()
     )
     minutes = sum(training(f)["minutes"] for folders in runs.values() for f in folders)
     seeds = len(next(iter(runs.values())))
@@ -290,7 +303,9 @@ at most; *new noise while wrong*: the same without memory. *Best of N*: N pictur
 
 ![Right pictures in training against both costs](study_curves.png)
 
-## Reward and truth over a long training
+## When the reward is wrong
+
+**{CLEAN}** is SRRL with a reward from `python train.py {" ".join(JUDGE)}`, everything else as in SRRL. Its own reward stands in the table and in the figure.
 
 ![Learned reward and truth](study_hacking.png)
 """
@@ -356,11 +371,13 @@ def main() -> int:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     args.docs.mkdir(parents=True, exist_ok=True)
-    judge, results = load_reward(), args.out / "results.jsonl"
+    results = args.out / "results.jsonl"
     rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     known = {(r["arm"], r["way"], r["seed"]) for r in rows}
 
-    def add(arm: str, pipe: LatentDiffusion, ways: dict[str, Way], seed: int, more: dict) -> None:
+    def add(
+        arm: str, pipe: LatentDiffusion, judge: Reward, ways: dict[str, Way], seed: int, more: dict
+    ) -> None:
         for name, way in ways.items():
             if (arm, name, seed) in known:
                 continue
@@ -379,20 +396,22 @@ def main() -> int:
             print(f"{arm} · {name} · seed {seed}: {found} ({time.time() - clock:.0f} s)", flush=True)
 
     runs: dict[str, list[Path]] = {}
-    for arms, seeds in ((COMPARED, args.seeds), (LONG, args.seeds[:1])):
+    clean = {CLEAN: [*QUICK, "--weights", str(clean_judge(args.out / "judge-of-clean-pictures"))]}
+    for arms, seeds in ((COMPARED, args.seeds), (clean, args.seeds[:1])):
         for arm, options in arms.items():
             for seed in seeds:
                 folder = args.out / f"{re.sub('[^A-Za-z0-9]+', '-', arm)}-{seed}"
                 train_arm(folder, seed, options)
                 runs[arm] = [*runs.get(arm, []), folder]
-                add(arm, load_pipeline(folder), WAYS, seed, {"training": training(folder)})
+                own = load_reward(folder)  # the reward that it was trained with
+                add(arm, load_pipeline(folder), own, WAYS, seed, {"training": training(folder)})
     for seed in args.seeds:
-        add("base", load_pipeline(), WAYS | MORE_WAYS, seed, {})
+        add("base", load_pipeline(), load_reward(), WAYS | MORE_WAYS, seed, {})
     rows.sort(key=lambda r: ["base", *runs].index(r["arm"]))
     write_text(args.docs / "study.md", page(rows, runs))
     bars(rows, args.docs / "study_arms.png")
     curves({arm: runs[arm] for arm in COMPARED}, args.docs / "study_curves.png")
-    hacking({arm: runs[arm] for arm in (*LONG, "SRRL")}, args.docs / "study_hacking.png")
+    hacking({arm: runs[arm] for arm in (CLEAN, "SRRL")}, args.docs / "study_hacking.png")
     print(args.docs / "study.md")
     return 0
 
