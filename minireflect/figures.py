@@ -40,20 +40,20 @@ def training_curve(rows: list[dict], keys: dict[str, str], path: Path) -> None:
 
 
 def learning_curve(rows: list[dict], path: Path, base: tuple[float, float] | None = None) -> None:
-    """Reward and checker accuracy of the training pictures against reward calls; `base` = (reward, accuracy) at the start."""
+    """Reward and checker accuracy of the first pictures in training, before any reflection; `base` = (reward, accuracy) at the start."""
     figure, axes = plt.subplots(figsize=(6.4, 4))
     calls = [r["reward_calls"] for r in rows]
     for key, color, label in (
-        ("reward", REWARD, "learned reward, mean"),
-        ("right", TRUTH, "right by the inspector, share"),
+        ("reward_by_round", REWARD, "learned reward, mean"),
+        ("right_by_round", TRUTH, "right by the inspector, share"),
     ):
-        values = [r[key] for r in rows]
+        values = [r[key][0] for r in rows]
         axes.plot(calls, values, color=color, alpha=0.2, lw=0.8)
         axes.plot(calls, smooth(values, 15), color=color, label=label)
     if base:
         axes.axhline(base[0], color=REWARD, ls=":", lw=1, label="base, held-out prompts, reward")
         axes.axhline(base[1], color=TRUTH, ls=":", lw=1, label="base, held-out prompts, right")
-    axes.set(xlabel="reward calls", ylim=(0, 1), title="Training prompts, pictures drawn with step noise")
+    axes.set(xlabel="reward calls", ylim=(0, 1), title="Training prompts, first pictures (round 0)")
     axes.legend(loc="lower right", fontsize=8)
     save(figure, path)
 

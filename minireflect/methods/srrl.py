@@ -138,7 +138,9 @@ def report(
     }
     run.log("srrl", step, **values)
     run.bar.set_postfix(
-        reward=f"{values['reward']:.2f}", right=f"{values['right']:.2f}", kl=f"{stats.kl:.1f}"
+        reward=f"{values['reward_by_round'][0]:.2f}",
+        right=f"{values['right_by_round'][0]:.2f}",
+        kl=f"{stats.kl:.1f}",
     )
 
 
