@@ -324,7 +324,7 @@ def bars(rows: list[dict], path: Path) -> None:
     axes.set_yticks(range(len(names)), [f"{a} · {w}" for a, w in names], fontsize=7)
     axes.invert_yaxis()
     axes.set(xlim=(0, 1), xlabel="right by the inspector, held-out; a dot is a seed")
-    axes.legend(fontsize=8, loc="lower right")
+    axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
     figures.save(figure, path)
 
 
@@ -339,6 +339,7 @@ def curves(runs: dict[str, list[Path]], path: Path) -> None:
             axes.plot(x, right.mean(0), color=color, label=arm)
             axes.fill_between(x, right.min(0), right.max(0), color=color, alpha=0.15, lw=0)
             axes.set(xlabel=key.replace("_", " ").replace("unet", "UNet"), ylim=(0, 1))
+            axes.locator_params(axis="x", nbins=5)
     panels[0].set_ylabel("right by the inspector, round 0,\ntraining prompts")
     panels[0].legend(fontsize=7, loc="lower right")
     figures.save(figure, path)
