@@ -1,7 +1,7 @@
 """The study's costs are counted, not believed: every way of drawing against a UNet that counts the pictures it sees."""
 
-import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,12 +10,13 @@ import torch
 from minireflect import load_pipeline
 from minireflect.rl.rewards import load_reward
 
-spec = importlib.util.spec_from_file_location("study", Path(__file__).parent.parent / "scripts" / "study.py")
-study = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(study)
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+import study
+import study_report
+import study_ways
 
 
-@pytest.mark.parametrize("name", study.WAYS | study.MORE_WAYS)
+@pytest.mark.parametrize("name", study_ways.WAYS | study_ways.MORE_WAYS)
 def test_costs_are_what_the_network_and_the_reward_see(name: str) -> None:
     pipe, judge, seen = load_pipeline(), load_reward(), {"unet": 0, "rewards": 0}
 
@@ -27,7 +28,7 @@ def test_costs_are_what_the_network_and_the_reward_see(name: str) -> None:
         return 0 * judge(images, texts)  # nothing pleases, so that every way does all its rounds
 
     pipe.unet.register_forward_pre_hook(count_unet)
-    row = study.measure(pipe, counted, (study.WAYS | study.MORE_WAYS)[name], 0, pictures=1)
+    row = study_ways.measure(pipe, counted, (study_ways.WAYS | study_ways.MORE_WAYS)[name], 0, pictures=1)
     assert row["unet"] == seen["unet"] / 2  # pictures: one physical, one unconventional
     assert row["rewards"] == seen["rewards"] / 2 - 1  # one more for the table, which is not the way's own
 
@@ -36,10 +37,10 @@ def test_the_table_gives_mean_and_interval_over_seeds() -> None:
     score = dict.fromkeys(("reward", "unreadable", "diversity", "edges", "brightness"), 0.5)
     rows = [
         {"arm": "base", "way": "one picture", "seed": i, "unet": 20.0, "rewards": 0.0}
-        | {kind: {**score, "accuracy": a} for kind in study.KINDS}
+        | {kind: {**score, "accuracy": a} for kind in study_ways.KINDS}
         for i, a in enumerate((0.5, 0.6, 0.7))
     ]
-    last = study.table(rows).splitlines()[-1]
+    last = study_report.table(rows).splitlines()[-1]
     assert "| base | one picture | 0.600 ± 0.248 | 0.600 ± 0.248 |" in last  # 4.303 * 0.1 / sqrt(3)
     assert "| 20, 0 | 0 |" in last
 
@@ -61,11 +62,13 @@ def test_differences_are_taken_seed_by_seed() -> None:
     """The seeds differ by much, the arms always by 0.1: the interval of the difference is nothing, not that of the arms."""
     rows = [
         {"arm": arm, "way": "one picture", "seed": i}
-        | {kind: {"accuracy": a + ahead} for kind in study.KINDS}
+        | {kind: {"accuracy": a + ahead} for kind in study_ways.KINDS}
         for arm, ahead in (("SRRL", 0.1), ("K = 0", 0.0))
         for i, a in enumerate((0.2, 0.5, 0.8))
     ]
-    assert study.paired(rows).splitlines()[2:] == ["| K = 0 | one picture | 0.100 ± 0.000 | 0.100 ± 0.000 |"]
+    assert study_report.paired(rows, ["K = 0"]).splitlines()[2:] == [
+        "| K = 0 | one picture | 0.100 ± 0.000 | 0.100 ± 0.000 |"
+    ]
 
 
 def test_equal_cost_compares_where_the_cheapest_arm_ends(tmp_path: Path) -> None:
@@ -79,7 +82,7 @@ def test_equal_cost_compares_where_the_cheapest_arm_ends(tmp_path: Path) -> None
             for i in range(6)
         ]
         (runs[arm][0] / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    text = study.at_equal_cost(runs, window=2)
+    text = study_report.at_equal_cost(runs, window=2)
     assert "after 60 reward calls | after 600 UNet evaluations" in text
     assert "| dear | 0.150 | 0.450 |" in text  # iterations 1 and 2 by calls, 4 and 5 by evaluations
     assert "| cheap | 0.450 | 0.450 |" in text

@@ -1,0 +1,143 @@
+"""The ways of drawing that the study compares, each with what it costs: UNet evaluations and reward calls, counted."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minireflect import rng
+from minireflect.config import preset
+from minireflect.diffusion.reflection import OPPOSITE, ReflectionConfig, zigzag
+from minireflect.diffusion.sample import last
+from minireflect.evaluate import EvaluationConfig, score
+from minireflect.methods.rollout import SRRLConfig, evaluations, rollout
+from minireflect.pipeline import LatentDiffusion
+from minireflect.rl.rewards import Reward
+from minireflect.showcase import blind_rounds
+from minireflect.streams import choices
+from minireflect.world.prompts import draw_prompts
+
+KINDS = ("physical", "unconventional")
+SAMPLER = preset("cpu").sampler
+
+
+class Drawn(NamedTuple):
+    images: Tensor  # (b 3 h w)
+    unet: int  # evaluations for all b
+    rewards: int  # reward calls for all b
+
+
+Way = Callable[[LatentDiffusion, Reward, list[str], int, int], Drawn]  # pipe, judge, texts, seed, batch
+
+
+def plain(steps: int) -> Way:
+    """One picture, no look at any reward."""
+
+    def way(pipe: LatentDiffusion, judge: Reward, texts: list[str], seed: int, batch: int) -> Drawn:
+        images = pipe.generate(
+            texts, steps, SAMPLER.guidance, SAMPLER.eta, generator=rng(seed, "plain", batch)
+        )
+        return Drawn(images, len(texts) * steps * evaluations(SAMPLER.guidance), 0)
+
+    return way
+
+
+def searched(**options: object) -> Way:
+    """The picture of all branches and rounds that the reward likes best: best-of-N at K = 0, reflection with selection else."""
+    config = SRRLConfig(steps=SAMPLER.steps, guidance=SAMPLER.guidance, **options)
+
+    def way(pipe: LatentDiffusion, judge: Reward, texts: list[str], seed: int, batch: int) -> Drawn:
+        out = rollout(pipe, texts, judge, config, seed, batch)
+        rewards = torch.cat([r.rewards for r in out.rounds], 1)  # (b k*g)
+        images = torch.stack([r.images.unflatten(0, (len(texts), -1)) for r in out.rounds], 1).flatten(1, 2)
+        best = images[torch.arange(len(texts)), rewards.argmax(1)]  # (b 3 h w)
+        return Drawn(best, out.cost.unet, out.cost.rewards)
+
+    return way
+
+
+def blind(pipe: LatentDiffusion, judge: Reward, texts: list[str], seed: int, batch: int) -> Drawn:
+    """One blind reflection, the guidance gap as published, the noise brought back to the prior."""
+    reflection = ReflectionConfig(rounds=1, steps=SAMPLER.steps)
+    *_, images = blind_rounds(pipe, texts, SAMPLER, reflection, seed * 1_000 + batch)
+    sides = [SAMPLER.guidance, reflection.w_renoise, reflection.w_denoise]
+    return Drawn(images, len(texts) * SAMPLER.steps * sum(map(evaluations, sides)), 0)
+
+
+def while_wrong(redraw: ReflectionConfig, rounds: int = 3) -> Way:
+    """What the reward refuses is drawn again, `rounds` times at most."""
+    back = 0 if redraw.fresh_noise == 1 else redraw.steps * evaluations(redraw.w_renoise)
+
+    def way(pipe: LatentDiffusion, judge: Reward, texts: list[str], seed: int, batch: int) -> Drawn:
+        asked = []
+
+        def counted(images: Tensor, prompts: list[str]) -> Tensor:
+            asked.append(len(images))
+            return judge(images, prompts)
+
+        noise = rng(seed, "plain", batch)
+        x_T = pipe.noise(len(texts), noise)
+        *_, images = pipe.judged_rounds(texts, counted, rounds, SAMPLER, x_T, noise, redraw)
+        drawing = SAMPLER.steps * evaluations(SAMPLER.guidance)
+        again = sum(asked[1:])
+        return Drawn(images, len(texts) * drawing + again * (back + drawing), sum(asked))
+
+    return way
+
+
+@torch.no_grad()
+def stepwise(pipe: LatentDiffusion, judge: Reward, texts: list[str], seed: int, batch: int) -> Drawn:
+    """Reflection inside every step (Z-Sampling), with the same gap."""
+    gap = ReflectionConfig()
+    x_T = pipe.noise(len(texts), rng(seed, "plain", batch))
+    moves = zigzag(pipe.eps(texts), x_T, pipe.table(SAMPLER.steps), gap.w_denoise, gap.w_renoise)
+    down, up = 2 * SAMPLER.steps - 1, SAMPLER.steps - 1
+    cost = down * evaluations(gap.w_denoise) + up * evaluations(gap.w_renoise)
+    return Drawn(pipe.decode(last(moves)), len(texts) * cost, 0)
+
+
+WAYS: dict[str, Way] = {
+    "one picture": plain(SAMPLER.steps),
+    "reflect while wrong": while_wrong(OPPOSITE),
+}
+MORE_WAYS: dict[str, Way] = {  # of the base alone
+    "new noise while wrong": while_wrong(replace(OPPOSITE, fresh_noise=1.0)),
+    "reflect, blind": blind,
+    "twice the steps": plain(2 * SAMPLER.steps),
+    "best of 2": searched(rounds=0, group=2, same_noise=False),
+    "best of 4": searched(rounds=0, group=4, same_noise=False),
+    "zigzag in every step": stepwise,
+}
+
+
+def diversity(pipe: LatentDiffusion, images: Tensor, texts: list[str]) -> float:
+    """Mean distance of two pictures of one prompt, root mean square over the autoencoder's latents."""
+    z = pipe.autoencoder.encode(images).flatten(1)  # (n d)
+    groups = [[i for i, t in enumerate(texts) if t == text] for text in dict.fromkeys(texts)]
+    spread = [torch.pdist(z[g]).mean().item() for g in groups if len(g) > 1]
+    return float(np.mean(spread)) / z.shape[1] ** 0.5 if spread else float("nan")
+
+
+@torch.no_grad()
+def measure(pipe: LatentDiffusion, judge: Reward, way: Way, seed: int, pictures: int) -> dict:
+    """Accuracy, reward and cost of one way of drawing from one model; a row of the results."""
+    row: dict = {"unet": 0, "rewards": 0}
+    for kind in KINDS:
+        config = EvaluationConfig(pictures=pictures)
+        prompts = draw_prompts(kind, config.split, pictures, choices(config.seed, "evaluate", kind))
+        texts = [p.text for p in prompts]
+        images, values = [], []
+        for i in range(0, pictures, config.batch):
+            part = texts[i : i + config.batch]
+            drawn = way(pipe, judge, part, 2_000 + seed, i)
+            images.append(drawn.images), values.append(judge(drawn.images, part))
+            row["unet"] += drawn.unet
+            row["rewards"] += drawn.rewards
+        found = score(torch.cat(images), prompts, kind, torch.cat(values))
+        row[kind] = {**vars(found), "diversity": diversity(pipe, torch.cat(images), texts)}
+    row["unet"] /= pictures * len(KINDS)  # per picture
+    row["rewards"] /= pictures * len(KINDS)
+    return row
