@@ -1,6 +1,7 @@
 """Prompts to pictures: tokenizer + text encoder + UNet + autoencoder + noise schedule under one roof.
 
-    pipe = load_pipeline()                                  # the shipped weights; or a run folder of train.py
+    pipe = load_pipeline()                                  # the shipped weights; or a run folder of train.py;
+                                                            # or Stable Diffusion, a folder or a file: checkpoints.py
     images = pipe.generate(["a big wooden ball on the left of a water tank"], generator=rng(0, "noise"))
 
 Weights are safetensors files that carry their network's configuration; the vocabulary travels with the text encoder.
@@ -16,11 +17,11 @@ from torch import Tensor, nn
 
 from .diffusion.reflection import ACCEPT, OPPOSITE, ReflectionConfig, reflect, renoise_to
 from .diffusion.sample import EpsFn, denoise, guided, last
-from .diffusion.schedule import Schedule, ScheduleConfig, StepTable
+from .diffusion.schedule import Prediction, Schedule, ScheduleConfig, StepTable
 from .models.autoencoder import Autoencoder, AutoencoderConfig
-from .models.clip import TextConfig, TextEncoder
-from .models.tokenizer import PromptError, Tokenizer
-from .models.unet import UNet, UNetConfig
+from .models.clip import TextConfig, TextEncoder, TwoTextEncoders
+from .models.tokenizer import BytePairs, NoVocabulary, PromptError, Tokenizer, TwoBytePairs
+from .models.unet import Added, UNet, UNetConfig
 from .models.weights import WeightsError, load_into, read_metadata, read_weights, save_weights
 
 SHIPPED = Path(__file__).parent / "pretrained"
@@ -49,12 +50,14 @@ class SamplerConfig:
 class LatentDiffusion:
     """The parts, and how to draw with them.  Images are (b 3 h w) in [-1, 1], latents (b 4 h/8 w/8)."""
 
-    tokenizer: Tokenizer
-    text_encoder: TextEncoder
+    tokenizer: Tokenizer | BytePairs | TwoBytePairs | NoVocabulary
+    text_encoder: TextEncoder | TwoTextEncoders
     unet: UNet
     autoencoder: Autoencoder
     schedule: Schedule
     image_size: int = 64  # pixels
+    zero_null: bool = False  # the empty prompt is all zeros, not what the encoder makes of it (SDXL)
+    micro_batch: int = 0  # pictures that go through a network at once, where more do not fit; 0 = all
 
     @property
     def device(self) -> torch.device:
@@ -79,6 +82,25 @@ class LatentDiffusion:
         """Shapes: b prompts -> (b t d).  Raises PromptError on unknown words."""
         return self.text_encoder(self.tokenizer(prompts).to(self.device))
 
+    def null(self) -> Tensor:
+        """The empty prompt, which guidance leads away from.  -> (1 t d)"""
+        null = self.embed([""])
+        return torch.zeros_like(null) if self.zero_null else null
+
+    def predict(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        """What the UNet says, computed in its precision and returned in float32.
+
+        SDXL also wants the pooled prompt, the last row of its context (see `TwoTextEncoders`), and is told that the picture is
+        of the size that it was trained on, and not cropped.
+        Shapes: x (b c h w), t () or (b), context (b t d) -> (b c h w)
+        """
+        dtype, added = next(self.unet.parameters()).dtype, None
+        if width := self.unet.config.pooled_width:
+            side = self.image_size
+            sizes = torch.tensor([side, side, 0, 0, side, side], device=x.device).expand(len(x), -1)  # (b 6)
+            added, context = Added(context[:, -1, :width].to(dtype), sizes), context[:, :-1]
+        return self.unet(x.to(dtype), t, context.to(dtype), added).float()
+
     def noise(self, n: int, generator: torch.Generator) -> Tensor:
         """Start latents x_T ~ N(0, I), drawn on the CPU so that every device sees the same.  -> (n 4 h/8 w/8)"""
         return torch.randn(n, *self.latent_shape, generator=generator).to(self.device)
@@ -87,11 +109,24 @@ class LatentDiffusion:
         return self.schedule.table(steps, spacing)
 
     def eps(self, prompts: list[str] | Tensor) -> Callable[[float], EpsFn]:
-        """For prompts (or their embedding (b t d)): the epsilon function at each guidance w."""
+        """For prompts (or their embedding (b t d)): the epsilon function at each guidance w, `micro_batch` pictures at once."""
         with torch.no_grad():
             cond = self.embed(prompts) if isinstance(prompts, list) else prompts
-            null = self.embed([""])
-        return lambda w: guided(self.unet, cond, null, w, self.schedule)
+            null = self.null()
+        m = self.micro_batch
+        if not m or len(cond) <= m:
+            return lambda w: guided(self.predict, cond, null, w, self.schedule)
+
+        def make_eps(w: float) -> EpsFn:
+            parts = [guided(self.predict, c, null, w, self.schedule) for c in cond.split(m)]
+
+            def eps(x: Tensor, t: Tensor) -> Tensor:
+                each = zip(parts, x.split(m), t.expand(len(x)).split(m))
+                return torch.cat([part(x_part, t_part) for part, x_part, t_part in each])  # (b c h w)
+
+            return eps
+
+        return make_eps
 
     @torch.no_grad()
     def generate(
@@ -172,8 +207,14 @@ class LatentDiffusion:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Shapes: latents (b 4 h/8 w/8) -> images (b 3 h w) in [-1, 1]"""
-        return self.autoencoder.decode(latents).clamp(-1, 1)
+        """Shapes: latents (b 4 h/8 w/8) -> images (b 3 h w) in [-1, 1].  Raises FloatingPointError on a picture that is not finite."""
+        parts = latents.split(self.micro_batch or len(latents))
+        images = torch.cat([self.autoencoder.decode(part).clamp(-1, 1) for part in parts])
+        if not images.isfinite().all():
+            raise FloatingPointError(
+                "a decoded picture is not finite; draw in float32 or bfloat16 (--precision), as float16 may overflow"
+            )
+        return images
 
     def save(self, folder: Path, parts: tuple[str, ...] = PARTS, dtype: torch.dtype = torch.float32) -> None:
         """Write the parts as safetensors, each with its configuration."""
@@ -216,20 +257,38 @@ def load_module(path: Path, network: type, config: type) -> tuple[nn.Module, dic
     return module.eval().requires_grad_(False), metadata
 
 
-def load_pipeline(path: str | Path | None = None, unet: str = "unet") -> LatentDiffusion:
-    """The pipeline of a run of train.py, or the shipped one without a path.
+def load_pipeline(
+    path: str | Path | None = None,
+    unet: str = "unet",
+    dtype: torch.dtype | None = None,
+    tokenizer: str | Path | None = None,
+    prediction: Prediction | None = None,
+    image_size: int | None = None,
+) -> LatentDiffusion:
+    """The pipeline of a run of train.py, of Stable Diffusion (SD 1.x, 2.x, SDXL), or the shipped one without a path.
 
-    `path` is a run folder, or a folder with the weight files; `unet` names the UNet's, of which a run of SRRL has two:
-    "unet" and the "base_unet" that it started from.  Raises WeightsError, in one sentence, when a file is
-    missing, truncated or foreign.
+    `path` is a run folder, or a folder with our weight files; `unet` names the UNet's, of which a run of SRRL has two:
+    "unet" and the "base_unet" that it started from.  Or it is a diffusers folder, or an original .safetensors or .ckpt file; the
+    other arguments are for those, see `checkpoints.load_checkpoint`.
+    Raises WeightsError when a file is missing, truncated or foreign.
     """
+    if path is not None and is_checkpoint(path):
+        from .checkpoints import load_checkpoint  # which builds on this file
+
+        return load_checkpoint(path, dtype, tokenizer, prediction, image_size)
     folder = weights_folder(path)
     autoencoder, _ = load_module(folder / "autoencoder.safetensors", Autoencoder, AutoencoderConfig)
     text_encoder, about = load_module(folder / "text_encoder.safetensors", TextEncoder, TextConfig)
     network, about_unet = load_module(folder / f"{unet}.safetensors", UNet, UNetConfig)
-    tokenizer = Tokenizer(about["words"].split(), text_encoder.config.length)
+    words = Tokenizer(about["words"].split(), text_encoder.config.length)
     schedule = Schedule(ScheduleConfig(**json.loads(about_unet["schedule"])))
-    return LatentDiffusion(tokenizer, text_encoder, network, autoencoder, schedule)
+    return LatentDiffusion(words, text_encoder, network, autoencoder, schedule)
+
+
+def is_checkpoint(path: str | Path) -> bool:
+    """Whether a path is a published checkpoint and not a run of ours."""
+    path = Path(path)
+    return path.is_file() or (path / "model_index.json").is_file()
 
 
 def weights_folder(path: str | Path | None) -> Path:

@@ -8,7 +8,8 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
-from minireflect.models.weights import DIFFUSERS_AUTOENCODER, load_into
+from minireflect.models.names import DIFFUSERS_AUTOENCODER
+from minireflect.models.weights import load_into
 
 TINY = AutoencoderConfig(channels=(8, 16, 16), res_blocks=2, groups=4, scaling_factor=0.5)
 

@@ -16,7 +16,8 @@ from minireflect.models.clip import (
     VisionConfig,
     VisionEncoder,
 )
-from minireflect.models.weights import TRANSFORMERS_CLIP, TRANSFORMERS_CLIP_TEXT, load_into
+from minireflect.models.names import TRANSFORMERS_CLIP, TRANSFORMERS_CLIP_TEXT
+from minireflect.models.weights import load_into
 
 EOS = 49
 TEXT = TextConfig(vocabulary=50, eos=EOS, length=9, width=32, layers=3, heads=4)

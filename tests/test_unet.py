@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from minireflect.models.blocks import timestep_embedding
 from minireflect.models.unet import Added, UNet, UNetConfig
-from minireflect.models.weights import DIFFUSERS_UNET, load_into
+from minireflect.models.names import DIFFUSERS_UNET
+from minireflect.models.weights import load_into
 
 TINY = UNetConfig(
     channels=(16, 32), depths=(1, 1), mid_depth=1, context_width=12, res_blocks=1, heads=2, groups=4

@@ -129,6 +129,15 @@ class CLIPConfig:
     def clip_l14(cls) -> "CLIPConfig":
         return cls(TextConfig.clip_l(), VisionConfig.clip_l14())
 
+    @classmethod
+    def open_clip_h14(cls) -> "CLIPConfig":
+        """ViT-H/14, the reward of SRRL."""
+        text = TextConfig(49_408, 49_407, width=1024, layers=24, heads=16, quick_gelu=False)
+        vision = VisionConfig(
+            width=1280, layers=32, heads=16, quick_gelu=False, mean=OPENAI_MEAN, std=OPENAI_STD
+        )
+        return cls(text, vision, width=1024)
+
 
 class Block(nn.Module):
     """Attention, then a feed-forward layer, each normalised first and added to its input."""
@@ -211,6 +220,30 @@ class TextEncoder(nn.Module):
         Shapes: hidden (b t d), ids (b t) -> (b e)
         """
         return self.text_projection(self.pooled(hidden, ids))
+
+
+class TwoTextEncoders(nn.Module):
+    """SDXL reads every prompt twice, and puts the hidden states of both encoders side by side.
+
+    What else the UNet wants, the second encoder's pooled and projected state, travels as one more row of the hidden states,
+    filled up with zeros: a prompt stays one tensor that can be repeated, stacked and cut like any other.
+    """
+
+    def __init__(self, first: TextConfig, second: TextConfig) -> None:
+        super().__init__()
+        if second.projection is None or second.projection > first.width + second.width:
+            raise ValueError(f"the second encoder needs a projection, at most {first.width + second.width} wide")
+        self.first, self.second = TextEncoder(first), TextEncoder(second)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Shapes: ids (b 2t), for the first encoder and for the second -> (b t+1 d)"""
+        one, two = ids.chunk(2, dim=1)  # (b t) each
+        states = self.second.states(two)
+        second = states.penultimate if self.second.config.penultimate else states.last
+        hidden = torch.cat([self.first(one), second], dim=2)  # (b t d1+d2)
+        pooled = self.second.projected(states.last, two)  # (b e)
+        row = F.pad(pooled, (0, hidden.shape[2] - pooled.shape[1]))  # (b d)
+        return torch.cat([hidden, row[:, None]], dim=1)
 
 
 class ConvStem(nn.Module):

@@ -1,11 +1,17 @@
-"""Words to numbers, one token a word: the world speaks with about ninety of them.
+"""Words to numbers.
 
-Real checkpoints come with a byte-pair tokenizer of their own; this one says so when it does not know a word.
+    Tokenizer       one token a word: the synthetic world speaks with about ninety of them, and any other is an error
+    BytePairs       CLIP's: the vocabulary of a real checkpoint, through the `tokenizers` library
+
+Both turn b prompts into (b t) token ids: begin, the words, end, and fill up.
 """
 
 import difflib
+import json
 import re
+import warnings
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -57,3 +63,116 @@ class Tokenizer:
 def split(text: str) -> list[str]:
     """Lower-case words without punctuation."""
     return re.findall(r"[\w']+", text.lower())
+
+
+# CLIP's own pattern: contractions, runs of letters, single digits, runs of anything else
+PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+BEGIN_TEXT, END_TEXT = "<|startoftext|>", "<|endoftext|>"
+
+
+class BytePairs:
+    """CLIP's byte-pair encoding (Sennrich et al. 2016; Radford et al. 2021, section 2.4).
+
+    `folder` holds `tokenizer.json`, or `vocab.json` and `merges.txt`.  Prompts longer than `length` are cut, with a warning.
+    Raises PromptError when the vocabulary is missing or broken, ImportError when the library is.
+    """
+
+    def __init__(self, folder: str | Path, length: int = 77, pad: str | None = None) -> None:
+        folder = Path(folder)
+        self.length = length
+        try:
+            self._engine = _engine(folder)
+        except PromptError:
+            raise
+        except Exception as error:  # the library raises bare exceptions
+            raise PromptError(f"the vocabulary in {folder} cannot be read: {error}") from error
+        self.bos, self.eos = (self._id(token, folder) for token in (BEGIN_TEXT, END_TEXT))
+        self.pad = self._id(pad or _declared_pad(folder), folder)
+
+    def _id(self, token: str, folder: Path) -> int:
+        number = self._engine.token_to_id(token)
+        if number is None:
+            raise PromptError(f"the vocabulary in {folder} has no token {token}")
+        return number
+
+    def __len__(self) -> int:
+        return self._engine.get_vocab_size()
+
+    def __call__(self, prompts: list[str]) -> Tensor:
+        """Shapes: b prompts -> (b t) token ids"""
+        ids = torch.full((len(prompts), self.length), self.pad)
+        for row, found in zip(ids, self._engine.encode_batch(prompts, add_special_tokens=False)):
+            words = found.ids[: self.length - 2]
+            if lost := found.tokens[self.length - 2 :]:
+                text = "".join(lost).replace("</w>", " ").strip()
+                warnings.warn(f"the prompt is longer than {self.length - 2} tokens; not read: {text!r}", stacklevel=2)
+            row[: len(words) + 2] = torch.tensor([self.bos, *words, self.eos])
+        return ids
+
+
+class TwoBytePairs:
+    """SDXL's two encoders read the same words, but fill up differently: ids for the first, then for the second."""
+
+    def __init__(self, first: BytePairs, second: BytePairs) -> None:
+        self.first, self.second = first, second
+        self.length = first.length + second.length
+
+    def __call__(self, prompts: list[str]) -> Tensor:
+        """Shapes: b prompts -> (b t) token ids, t those of both"""
+        return torch.cat([self.first(prompts), self.second(prompts)], dim=1)
+
+
+class NoVocabulary:
+    """In place of a tokenizer where a checkpoint brings none, as original single files do; says so when it is needed."""
+
+    def __init__(self, source: str | Path, length: int) -> None:
+        self.source, self.length = source, length
+
+    def __call__(self, prompts: list[str]) -> Tensor:
+        raise PromptError(
+            f"{self.source} brings no vocabulary to read prompts with: give the folder of its tokenizer "
+            "(vocab.json and merges.txt, or tokenizer.json) as load_pipeline(..., tokenizer=FOLDER) or --tokenizer FOLDER"
+        )
+
+
+def _engine(folder: Path) -> "tokenizers.Tokenizer":  # noqa: F821  imported below, as it is needed for real checkpoints only
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise ImportError("real checkpoints need the tokenizers library: pip install 'minireflect[checkpoints]'") from error
+    from tokenizers import Regex, models, normalizers, pre_tokenizers
+
+    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        vocabulary = json.loads((folder / "vocab.json").read_text("utf-8"))
+        lines = (folder / "merges.txt").read_text("utf-8").splitlines()
+        merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+        engine = tokenizers.Tokenizer(
+            models.BPE(vocabulary, merges, unk_token=END_TEXT, end_of_word_suffix="</w>", continuing_subword_prefix="")
+        )
+        engine.normalizer = normalizers.Sequence(
+            [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+        )
+        engine.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(PIECES), behavior="removed", invert=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False),
+            ]
+        )
+        engine.add_special_tokens([t for t in (BEGIN_TEXT, END_TEXT) if t in vocabulary])
+        return engine
+    if (folder / "tokenizer.json").is_file():
+        engine = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        engine.no_padding(), engine.no_truncation()
+        return engine
+    raise PromptError(f"there is no vocabulary in {folder}: neither tokenizer.json nor vocab.json with merges.txt")
+
+
+def _declared_pad(folder: Path) -> str:
+    """What the checkpoint fills up with: end-of-text in CLIP-L, "!" in OpenCLIP's."""
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            token = json.loads((folder / name).read_text("utf-8")).get("pad_token")
+            token = token.get("content") if isinstance(token, dict) else token
+            if token:
+                return token
+    return END_TEXT

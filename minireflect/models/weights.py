@@ -1,26 +1,27 @@
-"""Weights on disk and into modules: safetensors files, rename tables as data, a loader strict both ways.
+"""Weights on disk and into modules: safetensors and torch files, no pickle executed, a loader strict both ways.
 
     save_weights(path, unet.state_dict(), {"config": ...})
     load_into(unet, read_weights(path))                                      # ours
-    load_into(unet, read_weights(theirs), DIFFUSERS_UNET, source=theirs)     # a published checkpoint
+    load_into(unet, read_weights(theirs), DIFFUSERS_UNET, source=theirs)     # a published checkpoint: names.py
 
 Strict means: every tensor of the module is filled, every tensor of the file is used, every shape agrees;
 otherwise nothing is written and the error names them one by one. A loader that skips what it does not know
 gives a network that is part pretrained, part random, and draws fog.
 """
 
+import json
 import os
+import pickle
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-Table = list[
-    tuple[str, str]
-]  # (regular expression, replacement), applied in order; a name that ends empty is dropped
+from .names import Table
 
 SHOWN = 10  # names listed per kind of mismatch, before "and 123 more"
 
@@ -52,13 +53,78 @@ def save_weights(
         temporary.unlink(missing_ok=True)
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU."""
+def read_weights(path: str | Path, prefix: str = "") -> dict[str, Tensor]:
+    """The tensors of a file whose names begin with `prefix`, without it, on the CPU and in the precision of the file.
+
+    Takes safetensors, torch files (.ckpt, .pt, .bin, .pth: read with weights_only, so that nothing in them is executed), and
+    the index of a file in several parts (.index.json).  What does not begin with the prefix is not read.
+    Raises WeightsError when the file is missing, truncated, or holds more than tensors.
+    """
+    path = Path(path)
     _check_file(path)
+    if path.suffix == ".json":
+        return _read_parts(path, prefix)
+    if path.suffix in TORCH_FILES:
+        tensors = _read_torch(path)
+        return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
     try:
-        return load_file(path)
+        with safe_open(path, "pt") as file:
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118  not a dict
+            return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path} is truncated or not a safetensors file: {error}") from error
+
+
+def tensor_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors of a file, which `read_weights` would give.  Raises WeightsError as it does."""
+    path = Path(path)
+    _check_file(path)
+    if path.suffix == ".json" or path.suffix in TORCH_FILES:
+        return {name: tuple(t.shape) for name, t in read_weights(path).items()}
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} is truncated or not a safetensors file: {error}") from error
+
+
+def _read_parts(index: Path, prefix: str) -> dict[str, Tensor]:
+    """The tensors of all the files that an index names, each where the index says."""
+    try:
+        where = json.loads(index.read_text())["weight_map"]  # tensor name -> file
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise WeightsError(f"{index} is not the index of a file in several parts: {error!r}") from error
+    found: dict[str, Tensor] = {}
+    for part in sorted(set(where.values())):
+        found |= read_weights(index.parent / part, prefix)
+    asked = {name.removeprefix(prefix) for name in where if name.startswith(prefix)}
+    if lost := sorted(asked - found.keys()):
+        raise WeightsError(f"{index} lists {len(lost)} tensors that its files do not have, {lost[0]} first")
+    return found
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    """A torch file, with `weights_only`: the unpickler builds tensors and containers, and refuses anything that would run."""
+    try:
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # files from before torch 1.6 cannot be mapped into memory
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).replace("\n", " ")
+        named = re.search(r"(?:GLOBAL|global) (\S+)", reason)
+        what = f"it asks for {named[1]}" if named else "it is not one of tensors alone"
+        raise WeightsError(
+            f"{path} is a pickle that may run code when it is opened, and was not opened: {what}; "
+            "use the safetensors file of this checkpoint"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise WeightsError(f"{path} is truncated or not a torch file: {error}") from error
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path} holds a {type(content).__name__}, expected tensors by name")
+    return {name: t for name, t in content.items() if isinstance(t, Tensor)}
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -71,64 +137,15 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         raise WeightsError(f"{path} is truncated or not a safetensors file: {error}") from error
 
 
+TORCH_FILES = (".ckpt", ".pt", ".pth", ".bin")
+
+
 def _check_file(path: str | Path) -> None:
     if not Path(path).is_file():
         raise WeightsError(f"{path} is not there, or not a file")
 
 
 # --- names --------------------------------------------------------------------------------------------------
-
-# Shared by diffusers' UNet2DConditionModel and AutoencoderKL.
-_DIFFUSERS_LEVELS: Table = [
-    (r"\b(down|up|mid)_blocks?\.", r"\1."),
-    (r"\bresnets\.(\d+)", r"layers.\1.res"),
-    (r"\battentions\.(\d+)", r"layers.\1.attn"),
-    (r"\b(?:down|up)samplers\.0\.", "resize."),
-    (r"\bconv_shortcut\b", "skip"),
-    (r"\bconv_norm_out\b", "norm_out"),
-    (r"\bto_(q|k|v|out)(?:\.0)?\.", r"\1."),
-]
-
-DIFFUSERS_UNET: Table = [
-    *_DIFFUSERS_LEVELS,
-    (r"\btime_emb_proj\b", "time"),
-    (r"^(time|add)_embedding\.linear_", r"\1.fc"),
-    (r"^add\.", "added."),
-    (r"\btransformer_blocks\b", "blocks"),
-    (r"\battn1\b", "self_attn"),
-    (r"\battn2\b", "cross_attn"),
-    (r"\bff\.net\.0\.proj\b", "ff.up"),
-    (r"\bff\.net\.2\b", "ff.down"),
-]
-
-DIFFUSERS_AUTOENCODER: Table = [
-    # Older files, SD 1.5's among them, spell the attention so.
-    (r"\.query\.", ".to_q."),
-    (r"\.key\.", ".to_k."),
-    (r"\.value\.", ".to_v."),
-    (r"\.proj_attn\.", ".to_out.0."),
-    *_DIFFUSERS_LEVELS,
-    (r"\.attn\.(q|k|v|out)\.", r".attn.self_attn.\1."),
-    (r"\bgroup_norm\b", "norm"),
-]
-
-TRANSFORMERS_CLIP: Table = [
-    (r"^.*\bposition_ids$", ""),  # 0, 1, 2, ...: older files store the index, we need none
-    (r"^(text|vision)_model\.", r"\1."),
-    (r"\bembeddings\.class_embedding$", "class_token"),
-    (r"\bembeddings\.(token|patch|position)_embedding\b", r"\1"),
-    (r"\bencoder\.layers\b", "blocks"),
-    (r"\bself_attn\.(\w+)_proj\b", r"attn.\1"),
-    (r"\blayer_norm([12])\b", r"norm\1"),
-    (r"\bmlp\.", ""),
-    (r"\bpre_layrnorm\b", "norm_in"),  # sic
-    (r"\b(?:final_layer_norm|post_layernorm)\b", "norm_out"),
-    (r"^visual_projection\b", "image_projection"),
-]
-
-# CLIPTextModel and CLIPTextModelWithProjection, for a TextEncoder alone.
-TRANSFORMERS_CLIP_TEXT: Table = [*TRANSFORMERS_CLIP, (r"^text\.", "")]
-
 
 def new_names(names: Iterable[str], table: Table) -> dict[str, str]:
     """Old name -> new name. Two that become one are an error: one of the tensors would be lost."""
