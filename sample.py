@@ -2,9 +2,11 @@
 
     python sample.py "a balance with a big red ball on the left pan and a small blue ball on the right pan" --rounds 3 --out strip.png
     python sample.py --check          draw the committed picture again and compare
+    python sample.py --base PATH [--lora FILE] "a fox riding a bike"          Stable Diffusion, a folder or a file
 
 Round 0 is the picture as drawn.  In every further round what the learned reward calls wrong is turned back into noise, and
 drawn anew from the opposite of that noise; `--blind` draws everything again, as SRRL's code does, whatever the reward says.
+With `--base` the rounds are blind, as no reward is shipped for real pictures.
 """
 
 import argparse
@@ -13,14 +15,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torchvision.utils import save_image
 
+from minireflect import figures
 from minireflect.diffusion.reflection import ReflectionConfig
+from minireflect.methods.finetune import PRECISIONS, FinetuneConfig, load_base
+from minireflect.models.lora import load_lora, merge_lora
 from minireflect.models.tokenizer import PromptError, split
-from minireflect.pipeline import SHIPPED, SamplerConfig, load_pipeline
+from minireflect.pipeline import SHIPPED, SamplerConfig, best_device, load_pipeline
 from minireflect.rl.rewards import load_reward
-from minireflect.showcase import check_picture, rounds_strip
+from minireflect.showcase import blind_rounds, check_picture, rounds_strip
 from minireflect.world.render import read_picture
 
+BASE_GUIDANCE = 7.5  # diffusers' default for Stable Diffusion
 CHECKED = SHIPPED / "check.png"
 CHECK_TOLERANCE = (
     4.0  # of 255, mean over the picture: other processors round differently, other weights draw differently
@@ -51,8 +58,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--guidance",
         type=float,
-        default=SamplerConfig.guidance,
-        help=f"of round 0 (default: {SamplerConfig.guidance})",
+        help=f"of round 0 (default: {SamplerConfig.guidance}; with --base {BASE_GUIDANCE})",
     )
     parser.add_argument(
         "--w-denoise",
@@ -70,20 +76,64 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--check", action="store_true", help="compare with the committed picture; exit 1 when it is off"
     )
-    return parser.parse_args(words)
+    real = parser.add_argument_group("real checkpoints")
+    real.add_argument("--base", type=Path, help="Stable Diffusion 1.x, 2.x or SDXL: a diffusers folder or a single file")
+    real.add_argument("--lora", type=Path, help="adapter of train.py srrl --base, of diffusers or peft")
+    real.add_argument("--tokenizer", type=Path, help="folder with the vocabulary, for single files")
+    real.add_argument("--size", type=int, help="pixels (default: what the base was trained on)")
+    real.add_argument("--prediction", choices=("epsilon", "v", "x0"), help="of a base that does not say it")
+    real.add_argument("--eta", type=float, default=0.0, help="step noise, 0 to 1 (default: 0, deterministic)")
+    real.add_argument("--precision", choices=tuple(PRECISIONS), help="default: bf16 on a GPU, fp32 on a CPU")
+    real.add_argument("--device", help="cuda, mps or cpu (default: the first of them that is there)")
+    args = parser.parse_args(words)
+    if args.guidance is None:
+        args.guidance = SamplerConfig.guidance if args.base is None else BASE_GUIDANCE
+    return args
 
 
-def draw(args: argparse.Namespace) -> None:
+def check_arguments(args: argparse.Namespace) -> None:
+    """Bad input is named before anything is loaded."""
     if not args.prompts:
         raise PromptError('there is no prompt; try: python sample.py "a tall red candle in still air"')
-    if any(not split(p) for p in args.prompts):
+    if args.base is None and any(not split(p) for p in args.prompts):
         raise PromptError("a prompt is empty")
-    sampler = SamplerConfig(args.steps, args.guidance)
-    reflection = ReflectionConfig(args.rounds, args.w_denoise, args.w_renoise, args.steps)
+    if args.base is None and (args.lora or args.size or args.tokenizer):
+        raise ValueError("--lora, --size and --tokenizer belong to a real checkpoint: give --base PATH")
     if args.out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".pdf", ".svg"):
         raise ValueError(f"--out {args.out} must end in .png, .jpg, .pdf or .svg")
     if not args.out.absolute().parent.is_dir():
         raise ValueError(f"there is no folder {args.out.absolute().parent} to write {args.out.name} into")
+
+
+def draw_real(args: argparse.Namespace) -> None:
+    """A prompt a row; a column for every blind round."""
+    device = torch.device(args.device or best_device())
+    where = FinetuneConfig(
+        base=str(args.base), tokenizer=args.tokenizer and str(args.tokenizer), size=args.size,
+        prediction=args.prediction, precision=args.precision,
+    )  # fmt: skip
+    pipe = load_base(where, device)
+    if args.lora:
+        merge_lora(load_lora(pipe.unet, args.lora))
+    sampler = SamplerConfig(args.steps, args.guidance, args.eta)
+    reflection = ReflectionConfig(args.rounds, args.w_denoise, args.w_renoise, args.steps)
+    heads = [f"round {k}" for k in range(args.rounds + 1)]
+    rounds = list(blind_rounds(pipe, args.prompts, sampler, reflection, args.seed))  # (b 3 h w) each
+    if len(rounds) == 1 and args.out.suffix.lower() in (".png", ".jpg", ".jpeg"):
+        save_image((rounds[0].cpu() + 1) / 2, args.out)  # pixel for pixel, eight in a row
+    else:
+        cells = [[(image.cpu(), "", None) for image in row] for row in zip(*rounds)]
+        figures.strip(cells, args.prompts, heads, args.out)
+    print(f"written to {args.out}")
+
+
+def draw(args: argparse.Namespace) -> None:
+    check_arguments(args)
+    if args.base is not None:
+        draw_real(args)
+        return
+    sampler = SamplerConfig(args.steps, args.guidance)
+    reflection = ReflectionConfig(args.rounds, args.w_denoise, args.w_renoise, args.steps)
     pipe, reward = load_pipeline(args.weights), load_reward(args.weights)
     pipe.tokenizer(args.prompts)  # unknown words are named before anything is drawn
     pipe.table(args.steps)
@@ -109,7 +159,7 @@ def main() -> int:
             return check()
         draw(args)
         return 0
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         print(f"sample.py: {error}", file=sys.stderr)
         return 2
 

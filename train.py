@@ -3,6 +3,7 @@
     python train.py                          SRRL from the shipped weights
     python train.py all                      everything from nothing: autoencoder, diffusion, reward, then SRRL
     python train.py autoencoder | diffusion | reward | srrl
+    python train.py srrl --base PATH --reward clip --clip PATH --prompts FILE      LoRA on Stable Diffusion
 
 Every run leaves a folder: config.json, metrics.jsonl, weights, the state to resume from, and figures.
 """
@@ -22,6 +23,7 @@ from minireflect import figures
 from minireflect.config import PRESETS, Command, Config, preset, read_config, to_dict
 from minireflect.diffusion.schedule import Schedule, ScheduleConfig
 from minireflect.evaluate import Score, evaluate, table
+from minireflect.methods.finetune import SAMPLER, SRRL, FinetuneConfig, finetune, read_prompts
 from minireflect.methods.srrl import train_srrl
 from minireflect.methods.train_autoencoder import train_autoencoder
 from minireflect.methods.train_diffusion import train_diffusion
@@ -31,6 +33,7 @@ from minireflect.models.matcher import Matcher, MatcherConfig
 from minireflect.models.tokenizer import Tokenizer
 from minireflect.pipeline import (
     LatentDiffusion,
+    best_device,
     load_module,
     load_pipeline,
     save_module,
@@ -55,31 +58,32 @@ class Arguments:
     resume: bool = False  # go on with the run in --out, as it was configured
     weights: Path | None = None  # run folder to start from; the shipped weights when not given
     device: Literal["cuda", "mps", "cpu"] | None = None  # the first of them that is there when not given
+    finetune: Annotated[FinetuneConfig, tyro.conf.arg(name="")] = field(default_factory=FinetuneConfig)
     config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 
 
 def parse(words: list[str]) -> Arguments:
-    """Two passes: the preset or the run to resume decides the defaults, then every field is an option (tyro)."""
+    """Two passes: the preset, the base or the run to resume decides the defaults, then every field is an option (tyro)."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset"), first.add_argument("--out", type=Path), first.add_argument("--device")
-    first.add_argument("--resume", action="store_true")
+    first.add_argument("--resume", action="store_true"), first.add_argument("--base")
     seen, _ = first.parse_known_args(words)
     device = seen.device or best_device()
     name = seen.preset or ("cpu" if device == "cpu" else "gpu")
-    default = Arguments(config=preset(name if name in PRESETS else "cpu"))  # tyro explains an unknown name
+    config = preset(name if name in PRESETS else "cpu")  # tyro explains an unknown name
+    if seen.base is not None:
+        config = replace(config, srrl=SRRL, sampler=SAMPLER)
+    default = Arguments(config=config)
     if seen.resume:
         if seen.out is None:
             raise RunError("--resume needs --out RUN: which run is to go on?")
-        command, weights, config = read_config(seen.out)
-        default = Arguments(command=command, weights=weights, config=config)
+        command, weights, finetuned, config = read_config(seen.out)
+        default = Arguments(command=command, weights=weights, finetune=finetuned, config=config)
     args = tyro.cli(Arguments, args=words, default=default, prog="train.py")
-    return replace(args, device=device, preset=name, weights=args.weights and args.weights.resolve())
-
-
-def best_device() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    there = {k: v for k in ("base", "clip", "prompts", "tokenizer") if (v := getattr(args.finetune, k)) and Path(v).exists()}
+    finetuned = replace(args.finetune, **{k: str(Path(v).resolve()) for k, v in there.items()})
+    weights = args.weights and args.weights.resolve()
+    return replace(args, device=device, preset=name, weights=weights, finetune=finetuned)
 
 
 def free_folder(command: str) -> Path:
@@ -91,16 +95,21 @@ def free_folder(command: str) -> Path:
 
 
 def train(args: Arguments) -> None:
-    config = args.config
+    config, base = args.config, args.finetune.base
     start, device = time.time(), torch.device(args.device)
     check_first(args)
-    source = weights_folder(args.weights)
     asked = {"command": args.command, "weights": args.weights and str(args.weights), **to_dict(config)}
+    if base is not None:
+        asked |= {"finetune": to_dict(args.finetune)}
     run = Run(args.out or free_folder(args.command), asked, args.resume)
     print(
         f"run folder {run.folder} · {args.preset} preset · {device} · {torch.get_num_threads()} threads · seed {config.seed}"
     )
-    weights = run.folder / "weights"
+    if base is not None:
+        finetune(args.finetune, config.srrl, config.sampler, config.seed, run, device)
+        print(f"done in {(time.time() - start) / 60:.1f} minutes; look at {run.folder / 'figures'}")
+        return
+    weights, source = run.folder / "weights", weights_folder(args.weights)
     for stage in STAGES if args.command == "all" else [args.command]:
         folder = weights if args.command == "all" else source
         STAGES[stage](config, run, folder, device)
@@ -112,6 +121,9 @@ def check_first(args: Arguments) -> None:
     schedule = Schedule(ScheduleConfig())
     for steps in (args.config.srrl.steps, args.config.sampler.steps):
         schedule.table(steps, args.config.sampler.spacing)
+    if args.finetune.base is not None:
+        check_base(args)
+        return
     folder, continued = weights_folder(args.weights), args.config.diffusion.continued != "nothing"
     if args.command == "all" and (continued or args.config.reward.continued):
         raise ValueError(
@@ -126,6 +138,17 @@ def check_first(args: Arguments) -> None:
         load_pipeline(folder)
     if args.command == "srrl" or (args.command == "reward" and args.config.reward.continued):
         load_module(folder / "reward.safetensors", Matcher, MatcherConfig)
+
+
+def check_base(args: Arguments) -> None:
+    """The same for a real checkpoint; its tensors are read when the run begins."""
+    if args.command != "srrl" or args.weights is not None:
+        raise ValueError("--base takes LoRA to a real checkpoint: it goes with the command srrl, and not with --weights")
+    if not Path(args.finetune.base).exists():
+        raise ValueError(f"there is no checkpoint {args.finetune.base}; --base takes a diffusers folder or a single file")
+    if args.finetune.reward == "clip" and args.finetune.clip is None:
+        raise ValueError("--reward clip needs --clip PATH; without one there is --reward incompressibility")
+    read_prompts(args.finetune.prompts)
 
 
 def autoencoder(config: Config, run: Run, folder: Path, device: torch.device) -> None:
@@ -241,7 +264,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("train.py: stopped between two stages; what was saved can be resumed", file=sys.stderr)
         return 130
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
 

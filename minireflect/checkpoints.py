@@ -67,7 +67,7 @@ class Part(NamedTuple):
     """A network's tensors under our names, and where they came from."""
 
     tensors: Tensors
-    config: dict  # the part's config.json; empty in a single file
+    config: dict  # the part's config.json, or what else is known
     source: str  # for error messages
 
 
@@ -147,17 +147,20 @@ def _family(parts: dict[str, Part], path: Path) -> Family:
 # --- where the parts lie ------------------------------------------------------------------------------------
 
 
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model", "open_clip_model", "open_clip_pytorch_model")
+ENDINGS = (  # safetensors before torch files, full precision before half, in several parts before one
+    ".safetensors.index.json", ".safetensors", ".safetensors.index.fp16.json", ".fp16.safetensors",
+    ".bin.index.json", ".bin", ".bin.index.fp16.json", ".fp16.bin",
+)  # fmt: skip
+
+
 def weights_file(folder: Path) -> Path:
-    """The file with a part's tensors: in several parts before one, safetensors before torch, full precision before half."""
-    found = [
-        p for p in sorted(folder.iterdir(), key=lambda p: (".fp16." in p.name or "index.fp16" in p.name, p.name))
-        if p.is_file() and re.match(r"(diffusion_pytorch_model|model|pytorch_model|open_clip_model|open_clip_pytorch_model)\b", p.name)
-    ] if folder.is_dir() else []  # fmt: skip
-    for suffix in (r"\.safetensors\.index(\.fp16)?\.json", r"(?<!\d)\.safetensors", r"\.bin\.index(\.fp16)?\.json", r"(?<!\d)\.(bin|pt|pth|ckpt)"):  # fmt: skip
-        for p in found:
-            if re.search(suffix + "$", p.name) and "non_ema" not in p.name:
-                return p
-    raise WeightsError(f"there are no weights in {folder}: expected a .safetensors or .bin file, or the index of several")
+    """The file with a part's tensors, or the index of several.  Raises WeightsError when there is none."""
+    for ending in ENDINGS:
+        for stem in STEMS:
+            if (folder / f"{stem}{ending}").is_file():
+                return folder / f"{stem}{ending}"
+    raise WeightsError(f"there are no weights in {folder}: expected {STEMS[0]}{ENDINGS[1]}, or another of its names and endings")
 
 
 def _json(path: Path) -> dict:
@@ -250,7 +253,8 @@ def _single_file(path: Path, tokenizer: str | Path | None) -> tuple[dict[str, Pa
             else:
                 tensors = {n.removeprefix(prefix): t for n, t in everything.items() if n.startswith(prefix)}
             source = f"{path} ({prefix}*)"
-            parts[part] = Part(_original(part, tensors, source), {}, source)
+            ours, config = _original(part, tensors, source)
+            parts[part] = Part(ours, config, source)
     for part in ("unet", "vae"):
         if part not in parts:
             raise WeightsError(f"{path} has no {part}: expected tensors {PREFIXES[part][0]}...")
@@ -279,23 +283,23 @@ def _tokenizer_for(family: Family, folder: Path, length: int) -> BytePairs | Two
     return end if family is SD1 else TwoBytePairs(end, BytePairs(folder, length, pad="!"))
 
 
-def _original(part: str, tensors: Tensors, source: str) -> Tensors:
-    """The tensors of a part of an original file under our names."""
+def _original(part: str, tensors: Tensors, source: str) -> tuple[Tensors, dict]:
+    """The tensors of a part of an original file under our names, and what its layout tells of its configuration."""
     if part == "unet":
         levels = 1 + sum(name.endswith(".0.op.weight") for name in tensors)
-        blocks = 1 + max(int(m[1]) for name in tensors if (m := re.match(r"input_blocks\.(\d+)\.", name)))
-        return names_as_ours(tensors, names.original_unet(levels, blocks // levels - 1), source)
+        blocks = _count(tensors, r"input_blocks\.(\d+)\.")
+        return names_as_ours(tensors, names.original_unet(levels, blocks // levels - 1), source), {}
     if part == "vae":
-        levels = 1 + max((int(m[1]) for name in tensors if (m := re.match(r"encoder\.down\.(\d+)\.", name))), default=0)
+        levels = _count(tensors, r"encoder\.down\.(\d+)\.")
         tensors, table = names.original_autoencoder(tensors, levels)
-        return names_as_ours(tensors, table, source)
-    if any(name.startswith("text_model.") for name in tensors):
-        return names_as_ours(tensors, names.TRANSFORMERS_CLIP_TEXT, source)
+        return names_as_ours(tensors, table, source), {}
+    if any(name.startswith("text_model.") for name in tensors):  # OpenAI's CLIP-L, in transformers' names
+        return names_as_ours(tensors, names.TRANSFORMERS_CLIP_TEXT, source), {"hidden_act": "quick_gelu"}
     ours = names_as_ours(names.open_clip(tensors), names.OPEN_CLIP_TEXT, source)
     if part == "text_encoder":  # SD 2.x reads what the last block but one writes, normalised, and never the last
         last = f"blocks.{_count(ours, r'blocks.([0-9]+)[.]') - 1}."
         ours = {n: t for n, t in ours.items() if not n.startswith(last) and n != "text_projection.weight"}
-    return ours
+    return ours, {"hidden_act": "gelu"}
 
 
 def names_as_ours(tensors: Tensors, table: names.Table, source: str | Path) -> Tensors:
@@ -381,7 +385,7 @@ def text_sizes(tensors: Tensors, config: dict, source: str, penultimate: bool, p
     vocabulary, width = _need(tensors, f"{prefix}token.weight", source).shape
     eos = config.get("eos_token_id", vocabulary - 1)
     projection = tensors.get("text_projection.weight") if not prefix else None
-    activation = config.get("hidden_act") or ("quick_gelu" if width == 768 else "gelu")
+    activation = config.get("hidden_act", "quick_gelu")  # transformers' own default
     if activation not in ("quick_gelu", "gelu"):
         raise WeightsError(f"{source} asks for hidden_act = {activation!r}; expected quick_gelu or gelu")
     return TextConfig(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from .evaluate import EvaluationConfig
+from .methods.finetune import FinetuneConfig
 from .methods.rollout import SRRLConfig
 from .methods.train_autoencoder import AutoencoderTraining
 from .methods.train_diffusion import DiffusionTraining
@@ -96,7 +97,7 @@ def preset(name: str) -> Config:
     raise ValueError(f"preset {name!r} is not one of smoke, cpu, gpu")
 
 
-def to_dict(config: Config) -> dict:
+def to_dict(config: Config | FinetuneConfig) -> dict:
     """Plain JSON values."""
     return json.loads(json.dumps(asdict(config)))
 
@@ -118,13 +119,14 @@ def from_dict(kind: type, values: dict) -> object:
     return kind(**built)
 
 
-def read_config(folder: Path) -> tuple[str, Path | None, Config]:
+def read_config(folder: Path) -> tuple[str, Path | None, FinetuneConfig, Config]:
     """The command, the weights it started from, and the configuration of a run.  Raises ValueError in one sentence."""
     path = folder / "config.json"
     try:
         values = json.loads(path.read_text())
         command, weights = values.pop("command"), values.pop("weights")
-        return command, weights and Path(weights), from_dict(Config, values)
+        finetuned = from_dict(FinetuneConfig, values.pop("finetune", {}))
+        return command, weights and Path(weights), finetuned, from_dict(Config, values)
     except OSError as error:
         raise ValueError(f"there is no run to resume in {folder}: cannot read {path}") from error
     except (json.JSONDecodeError, KeyError, TypeError) as error:

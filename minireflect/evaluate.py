@@ -81,13 +81,18 @@ def score(images: Tensor, prompts: list[Prompt], kind: str, rewards: Tensor) -> 
         for r in rows.values()
         if r.sum() > 1
     ]
-    edges = F.l1_loss(images[..., 1:], images[..., :-1]) + F.l1_loss(images[..., 1:, :], images[..., :-1, :])
     return Score(
         kind, len(prompts), right.mean().item(), rewards.mean().item(),
         sum(not r.readable for r in readings) / len(readings),
         {n: right[r].mean().item() for n, r in rows.items()},
-        images.mean().item(), edges.item() / 2, sum(spread) / max(1, len(spread)),
+        *off_reward(images), sum(spread) / max(1, len(spread)),
     )  # fmt: skip
+
+
+def off_reward(images: Tensor) -> tuple[float, float]:
+    """Mean pixel, in [-1, 1], and mean absolute difference of neighbouring pixels: what changes when a reward is fooled."""
+    edges = F.l1_loss(images[..., 1:], images[..., :-1]) + F.l1_loss(images[..., 1:, :], images[..., :-1, :])
+    return images.mean().item(), edges.item() / 2
 
 
 def evaluate(

@@ -82,6 +82,20 @@ def accuracy_by_law(columns: dict[str, dict[str, Score]], path: Path) -> None:
     save(figure, path)
 
 
+def reward_curve(rows: list[dict], path: Path, name: str) -> None:
+    """The reward of every round in training, where there is no checker to stand beside it."""
+    figure, axes = plt.subplots(figsize=(6.4, 3.6))
+    for k in range(max(len(r["reward_by_round"]) for r in rows)):
+        points = [(r["reward_calls"], r["reward_by_round"][k]) for r in rows if len(r["reward_by_round"]) > k]
+        calls, values = zip(*points)
+        line = axes.plot(calls, smooth(list(values), 5), label=f"round {k}")
+        axes.plot(calls, values, color=line[0].get_color(), alpha=0.25, lw=0.8)
+    axes.set(xlabel="reward calls", ylabel=name, title="Training prompts; no checker says whether the pictures are better")
+    axes.title.set_fontsize(9)
+    axes.legend(fontsize=8)
+    save(figure, path)
+
+
 def latent_moments(rows: list[dict], path: Path) -> None:
     """Mean and standard deviation of the start latents of every round: 0 and 1 on the noise prior."""
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.2))

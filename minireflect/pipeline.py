@@ -95,8 +95,8 @@ class LatentDiffusion:
         Shapes: x (b c h w), t () or (b), context (b t d) -> (b c h w)
         """
         dtype, added = next(self.unet.parameters()).dtype, None
-        if width := self.unet.config.pooled_width:
-            side = self.image_size
+        if isinstance(self.text_encoder, TwoTextEncoders):
+            side, width = self.image_size, self.text_encoder.second.config.projection
             sizes = torch.tensor([side, side, 0, 0, side, side], device=x.device).expand(len(x), -1)  # (b 6)
             added, context = Added(context[:, -1, :width].to(dtype), sizes), context[:, :-1]
         return self.unet(x.to(dtype), t, context.to(dtype), added).float()
@@ -289,6 +289,13 @@ def is_checkpoint(path: str | Path) -> bool:
     """Whether a path is a published checkpoint and not a run of ours."""
     path = Path(path)
     return path.is_file() or (path / "model_index.json").is_file()
+
+
+def best_device() -> str:
+    """cuda, mps or cpu: the first of them that is there."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def weights_folder(path: str | Path | None) -> Path:

@@ -114,6 +114,22 @@ def before_and_after(
     figures.strip(rows, texts, heads, path)
 
 
+def columns_of(
+    drawn: dict[str, Tensor], reward: Reward, prompts: list[str], path: Path, rows: int = 8
+) -> None:
+    """Pictures of the same prompts by several models, side by side, the reward under each: the first `rows`.
+
+    Shapes: drawn (n 3 h w) each, n prompts
+    """
+    prompts = prompts[:rows]
+    values = {name: reward(images[:rows], prompts).tolist() for name, images in drawn.items()}
+    cells = [
+        [(images[i].cpu(), f"reward {values[name][i]:.3f}", None) for name, images in drawn.items()]
+        for i in range(len(prompts))
+    ]
+    figures.strip(cells, prompts, list(drawn), path)
+
+
 @torch.no_grad()
 def check_picture(pipe: LatentDiffusion) -> np.ndarray:
     """The first held-out physical prompt of every law, side by side, drawn without step noise.  -> (64 512 3) uint8"""

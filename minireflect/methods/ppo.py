@@ -18,6 +18,7 @@ from ..rl.advantage import (
 )
 from ..rl.policy import gaussian_kl, ppo_clip, reduce_log_prob
 from .rollout import Rollout, Round, SRRLConfig, UpdateStats, evaluations
+from .step import backward, parts, take_step
 
 
 def advantages(
@@ -42,14 +43,20 @@ def advantages(
 
 
 def score(
-    pipe: LatentDiffusion, unet: torch.nn.Module, context: Tensor, round_: Round, i: int, config: SRRLConfig
+    pipe: LatentDiffusion,
+    unet: torch.nn.Module,
+    context: Tensor,
+    round_: Round,
+    i: int,
+    config: SRRLConfig,
+    part: slice,
 ) -> DDIMStep:
-    """Step i of a round's branches under a UNet: its mean, and the log-probability of what the branches did.
+    """Step i of a part of a round's branches under a UNet: its mean, and the log-probability of what the branches did.
 
     The batch is the rollout's, number for number, so that the policy that drew it gives the very log-probabilities
-    of the rollout.
+    of the rollout.  Shapes: context (b t d) of the part's branches
     """
-    x, x_prev = (round_.path.latents[:, j].to(context.device) for j in (i, i + 1))  # (n*g c h w)
+    x, x_prev = (round_.path.latents[part, j].to(context.device) for j in (i, i + 1))  # (b c h w)
     eps = replace(pipe, unet=unet).eps(context)(config.guidance)(x, round_.table.t[i])
     table = round_.table
     return ddim_step(x, eps, table.abar[i], table.abar_prev[i], table.sigma(config.eta)[i], x_prev)
@@ -94,18 +101,18 @@ def update(
     for number, chunk in enumerate(chunks):
         optimizer.zero_grad(set_to_none=True)
         samples = sum(int(advantage[k][1].sum()) for k, _ in chunk)  # branches x steps in this optimiser step
-        for k, i in chunk:
-            round_, rows = out.rounds[k], advantage[k][1].flatten().to(pipe.device)  # (n*g) bool
-            context = out.context_of(round_)  # (n*g t d)
-            now, old = (
-                score(pipe, pipe.unet, context, round_, i, config),
-                round_.path.log_probs[:, i].to(pipe.device),
-            )
+        for k, i, part in [(k, i, part) for k, i in chunk for part in parts(len(out.rounds[k].images), pipe)]:
+            round_, rows = out.rounds[k], advantage[k][1].flatten()[part].to(pipe.device)  # (b) bool
+            if not rows.any():
+                continue
+            context = out.context_of(round_)[part]  # (b t d)
+            now = score(pipe, pipe.unet, context, round_, i, config, part)
+            old = round_.path.log_probs[part, i].to(pipe.device)
             new_reduced, old_reduced = (
                 reduce_log_prob(v, dims, config.reduction)[rows] for v in (now.log_prob, old)
             )
             stats = ppo_clip(
-                new_reduced, old_reduced, advantage[k][0].flatten().to(pipe.device)[rows], config.clip
+                new_reduced, old_reduced, advantage[k][0].flatten()[part].to(pipe.device)[rows], config.clip
             )
             share = int(rows.sum()) / samples
             loss = stats.loss * share
@@ -113,12 +120,12 @@ def update(
                 config.kl > 0 or kl_count == 0
             ):  # for the log alone, one step an iteration is an unbiased sample
                 with torch.no_grad():
-                    reference = score(pipe, base, context, round_, i, config)
-                kl = gaussian_kl(now.mean, reference.mean, now.sigma)  # (n*g) nats
+                    reference = score(pipe, base, context, round_, i, config, part)
+                kl = gaussian_kl(now.mean, reference.mean, now.sigma)  # (b) nats
                 loss = loss + config.kl * share * reduce_log_prob(kl[rows], dims, config.reduction).mean()
                 sums["kl"] += kl.mean().item() * len(round_.table)
                 kl_count += 1
-            loss.backward()
+            backward(loss, pipe.unet)
             trained += len(now.mean) * evaluations(config.guidance)
             nats = (now.log_prob.detach() - old).abs().max().item()
             log_ratio = max(log_ratio, nats)
@@ -126,13 +133,7 @@ def update(
                 first_ratio = max(first_ratio, math.expm1(min(nats, 80.0)))
             for name, value in (("loss", stats.loss), ("high", stats.clip_high), ("low", stats.clip_low)):
                 sums[name] += value.item() * share
-        norm = torch.nn.utils.clip_grad_norm_(pipe.unet.parameters(), config.grad_norm)
-        if not torch.isfinite(norm):
-            raise FloatingPointError(
-                f"the gradient of update {number} is not finite; lower --srrl.lr {config.lr}"
-            )
-        sums["norm"] += norm.item()
-        optimizer.step()
+        sums["norm"] += take_step(optimizer, pipe.unet, config, number)
     m = max(1, len(chunks))
     return UpdateStats(
         sums["loss"] / m, sums["high"] / m, sums["low"] / m, log_ratio, first_ratio,

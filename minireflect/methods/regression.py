@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from ..diffusion.schedule import Schedule
 from ..pipeline import LatentDiffusion
-from ..rl.advantage import (
-    reward_weights,
-)
+from ..rl.advantage import reward_weights
 from .rollout import Rollout, SRRLConfig, UpdateStats
+from .step import backward, parts, take_step
 from .train_diffusion import level_weight
 
 
@@ -78,23 +77,22 @@ def regress(
         t = torch.randint(pipe.schedule.config.train_steps, (len(x_0),), generator=generator).to(pipe.device)
         noise = torch.randn(x_0.shape, generator=generator).to(x_0)  # (b c h w)
         x_t = pipe.schedule.add_noise(x_0, t, noise)
-        with torch.no_grad():
-            context = pipe.text_encoder(ids)  # (b t d)
-            before = replace(pipe, unet=base).eps(context)(1.0)(x_t, t)  # (b c h w)
-        eps = pipe.eps(context)(1.0)(x_t, t)
-        kl += path_kl(pipe.schedule, t, (eps - before).detach()) / config.updates
-        target = torch.where((t < config.anchored).view(-1, 1, 1, 1), before, noise)
-        error = ((eps - target) ** 2).flatten(1).mean(1)  # (b) DDPM (14)
-        loss = (level_weight(pipe.schedule, t, config.late) * error).mean()
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(pipe.unet.parameters(), config.grad_norm)
-        if not torch.isfinite(norm):
-            raise FloatingPointError(
-                f"the gradient of update {number} is not finite; lower --srrl.lr {config.lr}"
-            )
-        optimizer.step()
-        loss_sum, norm_sum = loss_sum + loss.item(), norm_sum + norm.item()
+        loss_of_all = 0.0
+        for part in parts(len(x_0), pipe):
+            with torch.no_grad():
+                context = pipe.text_encoder(ids[part])  # (b t d)
+                before = replace(pipe, unet=base).eps(context)(1.0)(x_t[part], t[part])  # (b c h w)
+            eps = pipe.eps(context)(1.0)(x_t[part], t[part])
+            share = len(eps) / len(x_0)
+            kl += share * path_kl(pipe.schedule, t[part], (eps - before).detach()) / config.updates
+            target = torch.where((t[part] < config.anchored).view(-1, 1, 1, 1), before, noise[part])
+            error = ((eps - target) ** 2).flatten(1).mean(1)  # (b) DDPM (14)
+            loss = share * (level_weight(pipe.schedule, t[part], config.late) * error).mean()
+            backward(loss, pipe.unet)
+            loss_of_all += loss.item()
+        norm = take_step(optimizer, pipe.unet, config, number)
+        loss_sum, norm_sum = loss_sum + loss_of_all, norm_sum + norm
     m = config.updates
     return UpdateStats(loss_sum / m, 0.0, 0.0, 0.0, 0.0, kl, norm_sum / m, m, 2 * m * config.batch)
 

@@ -46,11 +46,10 @@ import torch
 from torch import Tensor
 
 from ..diffusion.reflection import moments
+from ..models.lora import adapters, lora_layers, remove_lora
+from ..models.unet import UNet
 from ..pipeline import LatentDiffusion
-from ..rl.advantage import (
-    RewardHistory,
-    zero_variance_groups,
-)
+from ..rl.advantage import RewardHistory, zero_variance_groups
 from ..rl.rewards import Reward
 from ..run import Run
 from ..streams import rng
@@ -65,24 +64,24 @@ def train_srrl(
     pipe: LatentDiffusion,
     reward: Reward,
     draw_texts: Callable[[int], tuple[list[str], list[str]]],
-    witness: Callable[[Tensor, list[str]], Tensor],
+    witness: Callable[[Tensor, list[str]], Tensor] | None,
     run: Run,
 ) -> tuple[LatentDiffusion, Cost]:
     """The loop.  `draw_texts(step)` gives prompts and the family that each belongs to; `witness` is the exact checker,
-    printed and logged beside the reward and never trained on.  -> the trained pipeline and what it took."""
-    base = copy.deepcopy(pipe.unet).eval().requires_grad_(False)
-    pipe.unet.requires_grad_(True)
-    optimizer = torch.optim.AdamW(pipe.unet.parameters(), lr=config.lr, weight_decay=1e-4)
+    printed and logged beside the reward and never trained on, where there is one.  A UNet with LoRA learns in its adapters
+    alone.  -> the trained pipeline and what it took."""
+    base = reference(pipe.unet)
+    trained = adapters(pipe.unet) if lora_layers(pipe.unet) else pipe.unet
+    trained.requires_grad_(True)
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=config.lr, weight_decay=1e-4)
     history = RewardHistory(config.history)
     memory: dict = {"cost": [0, 0, 0], "updates": 0, "history": history.state_dict()}
-    kept = (
-        config.replay
-        * config.prompts
-        * config.group
-        * (config.rounds + 1 if config.mode == "select" and config.train_rounds == "all" else 1)
-    )
-    replay = Replay(kept, pipe.latent_shape, pipe.tokenizer.length).to(pipe.device)
-    networks = {"unet": pipe.unet} | ({"replay": replay} if config.objective == "regress" else {})
+    networks = {"unet": trained}
+    if config.objective == "regress":
+        spent = config.rounds + 1 if config.mode == "select" and config.train_rounds == "all" else 1
+        kept = config.replay * config.prompts * config.group * spent
+        replay = Replay(kept, pipe.latent_shape, pipe.tokenizer.length).to(pipe.device)
+        networks["replay"] = replay
     for step in run.steps("srrl", config.iterations, networks, optimizer, memory=memory):
         history.load_state_dict(memory["history"])
         for group in optimizer.param_groups:
@@ -106,27 +105,35 @@ def train_srrl(
     return pipe, Cost(*memory["cost"])
 
 
+def reference(unet: UNet) -> UNet:
+    """The policy that it starts from, frozen.  With LoRA it is the same weights, held once, without the adapters."""
+    if not lora_layers(unet):
+        return copy.deepcopy(unet).eval().requires_grad_(False)
+    shared = {id(p): p for p in unet.parameters() if not p.requires_grad}  # copied by reference
+    return remove_lora(copy.deepcopy(unet, shared)).eval().requires_grad_(False)
+
+
 def report(
     run: Run,
     step: int,
     out: Rollout,
     stats: UpdateStats,
-    witness: Callable[[Tensor, list[str]], Tensor],
+    witness: Callable[[Tensor, list[str]], Tensor] | None,
     memory: dict,
     config: SRRLConfig,
 ) -> None:
     """One line a step with the numbers that reveal lies: the truth stands beside the reward."""
     by_round = [r.rewards.cpu() for r in out.rounds]  # (n g) each
     rewards = torch.cat([r.flatten() for r in by_round])
-    verdicts = [witness(r.images.cpu(), out.texts_of(r)) for r in out.rounds]
+    verdicts = [witness(r.images.cpu(), out.texts_of(r)) for r in out.rounds] if witness else []
     latent = [[v.mean().item() for v in moments(r.x_T)] for r in out.rounds]
     values = {
         "reward": rewards.mean().item(),
         "reward_se": (rewards.std() / rewards.numel() ** 0.5).item(),
-        "right": torch.cat(verdicts).mean().item(),
+        "right": torch.cat(verdicts).mean().item() if verdicts else None,
         "reward_by_round": [r.mean().item() for r in by_round],
         "right_by_round": [v.mean().item() for v in verdicts],
-        "pictures_by_round": [len(v) for v in verdicts],
+        "pictures_by_round": [r.numel() for r in by_round],
         "mended": [mended(a, b, config.accept) for a, b in zip(out.rounds, out.rounds[1:])],
         "flat_groups": sum(int(zero_variance_groups(r).sum()) for r in by_round),
         **stats._asdict(),
@@ -137,11 +144,10 @@ def report(
         "unet_evaluations": memory["cost"][0] + memory["cost"][1],
     }
     run.log("srrl", step, **values)
-    run.bar.set_postfix(
-        reward=f"{values['reward_by_round'][0]:.2f}",
-        right=f"{values['right_by_round'][0]:.2f}",
-        kl=f"{stats.kl:.1f}",
-    )
+    shown = {"reward": f"{values['reward_by_round'][0]:.2f}"}
+    if verdicts:
+        shown["right"] = f"{values['right_by_round'][0]:.2f}"
+    run.bar.set_postfix(**shown, kl=f"{stats.kl:.1f}")
 
 
 def mended(before: Round, after: Round, accept: float) -> float | None:

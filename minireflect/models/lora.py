@@ -13,7 +13,6 @@ stay what they were.
 """
 
 import json
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,22 +43,24 @@ class LoRAConfig:
 class LoRA(nn.Module):
     """The two small matrices, in float32 whatever the layer's precision: small steps would vanish in half."""
 
-    def __init__(self, width_in: int, width_out: int, rank: int) -> None:
+    def __init__(self, width_in: int, width_out: int, rank: int, generator: torch.Generator | None) -> None:
         super().__init__()
         self.A = nn.Parameter(torch.empty(rank, width_in))
         self.B = nn.Parameter(torch.zeros(width_out, rank))
-        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))  # as peft, and as every nn.Linear
+        nn.init.uniform_(self.A, -(width_in**-0.5), width_in**-0.5, generator)  # as peft, and as every nn.Linear
 
 
 class LoRALinear(nn.Linear):
     """A linear layer with an adapter.  `scale` 0 turns the adapter off."""
 
-    def __init__(self, layer: nn.Linear, rank: int, scale: float) -> None:
+    def __init__(
+        self, layer: nn.Linear, rank: int, scale: float, generator: torch.Generator | None = None
+    ) -> None:
         nn.Module.__init__(self)  # takes over the layer's own tensors, makes none
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.weight, self.bias = layer.weight, layer.bias
         self.scale = scale
-        self.lora = LoRA(self.in_features, self.out_features, rank).to(layer.weight.device)
+        self.lora = LoRA(self.in_features, self.out_features, rank, generator).to(layer.weight.device)
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: x (b t d) -> (b t e)"""
@@ -74,8 +75,11 @@ def lora_layers(module: nn.Module) -> dict[str, LoRALinear]:
     return {name: layer for name, layer in module.named_modules() if isinstance(layer, LoRALinear)}
 
 
-def add_lora(module: nn.Module, config: LoRAConfig) -> nn.Module:
-    """Give every linear layer whose name ends as a target an adapter, and freeze all else.  Raises ValueError when there is none."""
+def add_lora(module: nn.Module, config: LoRAConfig, generator: torch.Generator | None = None) -> nn.Module:
+    """Give every linear layer whose name ends as a target an adapter, and freeze all else.  Raises ValueError when there is none.
+
+    `generator`, on the CPU, draws A; without it the global one does.
+    """
     if lora_layers(module):
         raise ValueError("this network has LoRA already; merge_lora or remove_lora it first")
     ends = tuple(f".{t}" for t in config.targets)
@@ -84,18 +88,20 @@ def add_lora(module: nn.Module, config: LoRAConfig) -> nn.Module:
         if not any(f".{n}".endswith(end) for n in chosen):
             raise ValueError(f"no layer's name ends in {target!r}; try q, k, v, out, ff.up or ff.down")
     scale = (config.alpha or config.rank) / config.rank
-    _install(module, {name: (config.rank, scale) for name in chosen})
+    _install(module, {name: (config.rank, scale) for name in chosen}, generator)
     return module
 
 
-def _install(module: nn.Module, layers: dict[str, tuple[int, float]]) -> None:
+def _install(
+    module: nn.Module, layers: dict[str, tuple[int, float]], generator: torch.Generator | None = None
+) -> None:
     module.requires_grad_(False)
     for name, (rank, scale) in layers.items():
         layer = module.get_submodule(name)
         if not isinstance(layer, nn.Linear):
             raise ValueError(f"{name} is a {type(layer).__name__}; LoRA goes on linear layers")
         parent, _, last = name.rpartition(".")
-        setattr(module.get_submodule(parent), last, LoRALinear(layer, rank, scale))
+        setattr(module.get_submodule(parent), last, LoRALinear(layer, rank, scale, generator))
 
 
 def adapters(module: nn.Module) -> nn.ModuleDict:
@@ -185,7 +191,7 @@ def read_lora(path: str | Path) -> dict[str, tuple[Tensor, Tensor, float]]:
     alphas: dict[str, float] = {}
     strange = []
     for name, tensor in tensors.items():
-        bare = re.sub(PREFIX, "", name)
+        bare = re.sub(r"\.processor\.(to_\w+)_lora\.", r".\1.lora.", re.sub(PREFIX, "", name))  # the oldest files
         if bare.endswith(".alpha"):
             alphas[bare.removesuffix(".alpha")] = float(tensor)
             continue
@@ -194,9 +200,7 @@ def read_lora(path: str | Path) -> dict[str, tuple[Tensor, Tensor, float]]:
             strange.append(f"{name} {tuple(tensor.shape)}")
             continue
         side = "A" if (match[1] or match[2] or match[3]) in ("A", "down") else "B"
-        layer = bare[: match.start()].replace(".processor.", ".")
-        layer = re.sub(r"\.(to_(?:q|k|v|out))_lora$", r".\1", layer)
-        pairs.setdefault(layer, {})[side] = tensor
+        pairs.setdefault(bare[: match.start()], {})[side] = tensor
     halves = [f"{n}: missing lora_{'B' if 'A' in p else 'A'}.weight" for n, p in pairs.items() if len(p) < 2]
     if strange or halves or not pairs:
         some = "; ".join((strange + halves)[:10]) or "it is empty"

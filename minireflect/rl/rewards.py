@@ -3,6 +3,9 @@
     match_reward     learned; the probability that the sentence holds for the picture.  What RL climbs, and can fool.
     checker          exact; 1 where the inspector reads what the prompt asks for, else 0.  The witness: never trained on,
                      and a reward only where a study wants to see the ceiling.
+    clip_reward      for real pictures: CLIP's cosine of picture and prompt, SRRL's reward (there ViT-H/14)
+    incompressibility, compressibility
+                     for real pictures: kilobytes as JPEG, and minus that; DDPO's first tasks, which need no weights
 
 Shapes: images (b 3 h w) in [-1, 1], b prompts -> (b)
 """
@@ -11,10 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torchvision.io import encode_jpeg
 
+from ..models.clip import CLIP
 from ..models.matcher import Matcher, MatcherConfig
-from ..models.tokenizer import Tokenizer
+from ..models.tokenizer import BytePairs, Tokenizer
 from ..pipeline import load_module, weights_folder
 from ..world.inspector import inspect_all
 from ..world.prompts import Prompt, understand
@@ -52,3 +58,35 @@ def verdicts(images: Tensor, prompts: list[Prompt]) -> Tensor:
     """1 where the inspector's reading fulfils the prompt, else 0.  Shapes: images (b 3 64 64), b prompts -> (b)"""
     readings = inspect_all(images)
     return torch.tensor([float(p.fulfilled_by(r)) for p, r in zip(prompts, readings)])
+
+
+def clip_reward(clip: CLIP, tokenizer: BytePairs, batch: int = 32) -> Reward:
+    """CLIP's cosine between a picture and its prompt, in [-1, 1]; about 0.2 to 0.4 where they fit (E6 of SRRL's code)."""
+    size = clip.config.vision.size
+
+    @torch.no_grad()
+    def reward(images: Tensor, prompts: list[str]) -> Tensor:
+        weight = clip.text_projection.weight
+        ids = tokenizer(prompts).to(weight.device)
+        values = []
+        for x, y in zip(images.split(batch), ids.split(batch)):
+            x = F.interpolate(x.to(weight.device).float(), (size, size), mode="bicubic", antialias=True).clamp(-1, 1)
+            values.append((clip.encode_image(x.to(weight.dtype)) * clip.encode_text(y)).sum(1))  # (b)
+        return torch.cat(values).float().to(images.device)
+
+    return reward
+
+
+QUALITY = 95  # of the JPEG, as in DDPO's code
+
+
+def incompressibility(images: Tensor, prompts: list[str]) -> Tensor:
+    """Kilobytes of the picture as a JPEG (Black et al. 2023, section 5.1): the policy learns detail and noise."""
+    pictures = ((images + 1) * 127.5).round().clamp(0, 255).byte().cpu()  # (b 3 h w)
+    sizes = [len(encode_jpeg(picture, QUALITY)) / 1000 for picture in pictures]
+    return torch.tensor(sizes, device=images.device)
+
+
+def compressibility(images: Tensor, prompts: list[str]) -> Tensor:
+    """Minus the kilobytes of the picture as a JPEG: the policy learns blank walls."""
+    return -incompressibility(images, prompts)
