@@ -77,7 +77,9 @@ def parse(words: list[str]) -> argparse.Namespace:
         "--check", action="store_true", help="compare with the committed picture; exit 1 when it is off"
     )
     real = parser.add_argument_group("real checkpoints")
-    real.add_argument("--base", type=Path, help="Stable Diffusion 1.x, 2.x or SDXL: a diffusers folder or a single file")
+    real.add_argument(
+        "--base", type=Path, help="Stable Diffusion 1.x, 2.x or SDXL: a diffusers folder or a single file"
+    )
     real.add_argument("--lora", type=Path, help="adapter of train.py srrl --base, of diffusers or peft")
     real.add_argument("--tokenizer", type=Path, help="folder with the vocabulary, for single files")
     real.add_argument("--size", type=int, help="pixels (default: what the base was trained on)")

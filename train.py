@@ -80,7 +80,11 @@ def parse(words: list[str]) -> Arguments:
         command, weights, finetuned, config = read_config(seen.out)
         default = Arguments(command=command, weights=weights, finetune=finetuned, config=config)
     args = tyro.cli(Arguments, args=words, default=default, prog="train.py")
-    there = {k: v for k in ("base", "clip", "prompts", "tokenizer") if (v := getattr(args.finetune, k)) and Path(v).exists()}
+    there = {
+        k: v
+        for k in ("base", "clip", "prompts", "tokenizer")
+        if (v := getattr(args.finetune, k)) and Path(v).exists()
+    }
     finetuned = replace(args.finetune, **{k: str(Path(v).resolve()) for k, v in there.items()})
     weights = args.weights and args.weights.resolve()
     return replace(args, device=device, preset=name, weights=weights, finetune=finetuned)
@@ -143,9 +147,13 @@ def check_first(args: Arguments) -> None:
 def check_base(args: Arguments) -> None:
     """The same for a real checkpoint; its tensors are read when the run begins."""
     if args.command != "srrl" or args.weights is not None:
-        raise ValueError("--base takes LoRA to a real checkpoint: it goes with the command srrl, and not with --weights")
+        raise ValueError(
+            "--base takes LoRA to a real checkpoint: it goes with the command srrl, and not with --weights"
+        )
     if not Path(args.finetune.base).exists():
-        raise ValueError(f"there is no checkpoint {args.finetune.base}; --base takes a diffusers folder or a single file")
+        raise ValueError(
+            f"there is no checkpoint {args.finetune.base}; --base takes a diffusers folder or a single file"
+        )
     if args.finetune.reward == "clip" and args.finetune.clip is None:
         raise ValueError("--reward clip needs --clip PATH; without one there is --reward incompressibility")
     read_prompts(args.finetune.prompts)

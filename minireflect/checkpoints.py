@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -138,10 +138,16 @@ def _family(parts: dict[str, Part], path: Path) -> Family:
         return SDXL
     projection = [t for name, t in shapes.items() if name.endswith("attn.proj_in.weight")]
     if not projection:
-        raise WeightsError(f"nothing in {path} is a UNet with attention: not a checkpoint of Stable Diffusion")
+        raise WeightsError(
+            f"nothing in {path} is a UNet with attention: not a checkpoint of Stable Diffusion"
+        )
     if "added.fc1.weight" in shapes:
         raise WeightsError(f"{path} has SDXL's UNet, but not its two text encoders")
-    return SD2 if projection[0].ndim == 2 or parts["text_encoder"].tensors["token.weight"].shape[1] == 1024 else SD1
+    return (
+        SD2
+        if projection[0].ndim == 2 or parts["text_encoder"].tensors["token.weight"].shape[1] == 1024
+        else SD1
+    )
 
 
 # --- where the parts lie ------------------------------------------------------------------------------------
@@ -160,7 +166,9 @@ def weights_file(folder: Path) -> Path:
         for stem in STEMS:
             if (folder / f"{stem}{ending}").is_file():
                 return folder / f"{stem}{ending}"
-    raise WeightsError(f"there are no weights in {folder}: expected {STEMS[0]}{ENDINGS[1]}, or another of its names and endings")
+    raise WeightsError(
+        f"there are no weights in {folder}: expected {STEMS[0]}{ENDINGS[1]}, or another of its names and endings"
+    )
 
 
 def _json(path: Path) -> dict:
@@ -238,10 +246,14 @@ def _single_file(path: Path, tokenizer: str | Path | None) -> tuple[dict[str, Pa
     prefixes = tuple(p for several in PREFIXES.values() for p in several)
     if not any(name.startswith(PREFIXES["unet"]) for name in shapes):
         some = ", ".join(list(shapes)[:3]) or "no tensors at all"
-        raise WeightsError(f"{path} is not an original file of Stable Diffusion: it has {some}, expected model.diffusion_model...")
+        raise WeightsError(
+            f"{path} is not an original file of Stable Diffusion: it has {some}, expected model.diffusion_model..."
+        )
     strange = [n for n in shapes if not n.startswith(prefixes) and not re.match(LEFT_OUT, n)]
     if strange:
-        raise WeightsError(f"{path} has {len(strange)} tensors that belong to no part: {', '.join(strange[:10])}")
+        raise WeightsError(
+            f"{path} has {len(strange)} tensors that belong to no part: {', '.join(strange[:10])}"
+        )
     everything = read_weights(path) if path.suffix in TORCH_FILES else None  # a torch file is unpickled once
     parts: dict[str, Part] = {}
     for part, several in PREFIXES.items():
@@ -262,7 +274,9 @@ def _single_file(path: Path, tokenizer: str | Path | None) -> tuple[dict[str, Pa
         raise WeightsError(f"{path} has no text encoder: expected tensors {PREFIXES['text_encoder'][0]}...")
     about = path.with_suffix(".yaml")  # published beside the file, where it is
     known = {"prediction_type": "v_prediction"} if "v_pred" in shapes else {}
-    if about.is_file() and (stated := re.search(r"parameterization:\s*[\"']?(eps|v)\b", about.read_text("utf-8"))):
+    if about.is_file() and (
+        stated := re.search(r"parameterization:\s*[\"']?(eps|v)\b", about.read_text("utf-8"))
+    ):
         known = {"prediction_type": "v_prediction" if stated[1] == "v" else "epsilon"}
     parts["scheduler"] = Part({}, known, str(about))
 
@@ -296,7 +310,9 @@ def _original(part: str, tensors: Tensors, source: str) -> tuple[Tensors, dict]:
     if any(name.startswith("text_model.") for name in tensors):  # OpenAI's CLIP-L, in transformers' names
         return names_as_ours(tensors, names.TRANSFORMERS_CLIP_TEXT, source), {"hidden_act": "quick_gelu"}
     ours = names_as_ours(names.open_clip(tensors), names.OPEN_CLIP_TEXT, source)
-    if part == "text_encoder":  # SD 2.x reads what the last block but one writes, normalised, and never the last
+    if (
+        part == "text_encoder"
+    ):  # SD 2.x reads what the last block but one writes, normalised, and never the last
         last = f"blocks.{_count(ours, r'blocks.([0-9]+)[.]') - 1}."
         ours = {n: t for n, t in ours.items() if not n.startswith(last) and n != "text_projection.weight"}
     return ours, {"hidden_act": "gelu"}
@@ -320,7 +336,9 @@ def _count(tensors: Tensors, pattern: str) -> int:
 
 def _need(tensors: Tensors, name: str, source: str) -> Tensor:
     if name not in tensors:
-        raise WeightsError(f"missing {name} in {source}, which has {', '.join(list(tensors)[:3]) or 'no tensors'}")
+        raise WeightsError(
+            f"missing {name} in {source}, which has {', '.join(list(tensors)[:3]) or 'no tensors'}"
+        )
     return tensors[name]
 
 
@@ -341,9 +359,13 @@ def unet_sizes(part: Part, family: Family) -> UNetConfig:
             raise WeightsError(f"{source} asks for {key} = {config[key]!r}; this UNet does {value!r} only")
     conv_in = _need(tensors, "conv_in.weight", source)
     if conv_in.shape[1] != 4:
-        raise WeightsError(f"{source} reads {conv_in.shape[1]} channels, as for inpainting; only text to image (4) is supported")
+        raise WeightsError(
+            f"{source} reads {conv_in.shape[1]} channels, as for inpainting; only text to image (4) is supported"
+        )
     levels = _count(tensors, r"down\.(\d+)\.")
-    channels = tuple(_need(tensors, f"down.{i}.layers.0.res.conv1.weight", source).shape[0] for i in range(levels))
+    channels = tuple(
+        _need(tensors, f"down.{i}.layers.0.res.conv1.weight", source).shape[0] for i in range(levels)
+    )
     depths = tuple(_count(tensors, rf"down\.{i}\.layers\.0\.attn\.blocks\.(\d+)\.") for i in range(levels))
     context = next((t.shape[1] for n, t in tensors.items() if n.endswith("cross_attn.k.weight")), 0)
     linear = next((t.ndim == 2 for n, t in tensors.items() if n.endswith("attn.proj_in.weight")), False)
@@ -380,7 +402,9 @@ def autoencoder_sizes(part: Part, family: Family) -> AutoencoderConfig:
     )  # fmt: skip
 
 
-def text_sizes(tensors: Tensors, config: dict, source: str, penultimate: bool, prefix: str = "") -> TextConfig:
+def text_sizes(
+    tensors: Tensors, config: dict, source: str, penultimate: bool, prefix: str = ""
+) -> TextConfig:
     """`penultimate` is SDXL's habit, and is not written down anywhere in a checkpoint."""
     vocabulary, width = _need(tensors, f"{prefix}token.weight", source).shape
     eos = config.get("eos_token_id", vocabulary - 1)
@@ -390,7 +414,9 @@ def text_sizes(tensors: Tensors, config: dict, source: str, penultimate: bool, p
         raise WeightsError(f"{source} asks for hidden_act = {activation!r}; expected quick_gelu or gelu")
     return TextConfig(
         vocabulary,
-        vocabulary - 1 if eos == 2 else eos,  # 2: a mistake in the files of that time, which the libraries know as such
+        vocabulary - 1
+        if eos == 2
+        else eos,  # 2: a mistake in the files of that time, which the libraries know as such
         len(_need(tensors, f"{prefix}position.weight", source)),
         width,
         _count(tensors, re.escape(prefix) + r"blocks\.(\d+)\."),
@@ -401,12 +427,12 @@ def text_sizes(tensors: Tensors, config: dict, source: str, penultimate: bool, p
     )
 
 
-def _schedule(
-    known: dict, prediction: Prediction | None, family: Family, path: Path
-) -> ScheduleConfig:
+def _schedule(known: dict, prediction: Prediction | None, family: Family, path: Path) -> ScheduleConfig:
     """The scheduler's configuration where there is one; which sampler it was written for does not matter."""
     if known.get("rescale_betas_zero_snr") or known.get("trained_betas") is not None:
-        raise WeightsError(f"{path} has a schedule of its own (zero terminal SNR or listed betas), which is not supported")
+        raise WeightsError(
+            f"{path} has a schedule of its own (zero terminal SNR or listed betas), which is not supported"
+        )
     stated = known.get("prediction_type", "epsilon" if "beta_start" in known else None)
     if prediction is None and stated is None and family.prediction != "epsilon":
         warnings.warn(
@@ -445,7 +471,9 @@ def _filled(network: type[nn.Module], config: object, part: Part, dtype: torch.d
     return module.eval().requires_grad_(False)
 
 
-def _filled_text(parts: dict[str, Part], family: Family, dtype: torch.dtype | None) -> TextEncoder | TwoTextEncoders:
+def _filled_text(
+    parts: dict[str, Part], family: Family, dtype: torch.dtype | None
+) -> TextEncoder | TwoTextEncoders:
     encoders, configs = ["text_encoder"] + ["text_encoder_2"] * (family is SDXL), []
     for name in encoders:
         part = parts[name]
@@ -505,7 +533,11 @@ def load_clip(
         default = "quick_gelu" if model.get("quick_gelu") else "gelu"
         ours = names_as_ours(names.open_clip(tensors), names.OPEN_CLIP, file)
     if quick_gelu is not None:
-        default, text, vision = ("quick_gelu" if quick_gelu else "gelu"), {**text, "hidden_act": None}, {**vision, "hidden_act": None}
+        default, text, vision = (
+            ("quick_gelu" if quick_gelu else "gelu"),
+            {**text, "hidden_act": None},
+            {**vision, "hidden_act": None},
+        )
     source = str(file)
     patch = _need(ours, "vision.patch.weight", source)  # (d 3 p p)
     position = _need(ours, "vision.position.weight", source)  # (1+n d)
@@ -518,7 +550,9 @@ def load_clip(
         mean=tuple(2 * m - 1 for m in about["image_mean"]) if about.get("image_mean") else OPENAI_MEAN,
         std=tuple(2 * s for s in about["image_std"]) if about.get("image_std") else OPENAI_STD,
     )  # fmt: skip
-    text_config = text_sizes(ours, {**text, "hidden_act": text.get("hidden_act") or default}, source, False, "text.")
+    text_config = text_sizes(
+        ours, {**text, "hidden_act": text.get("hidden_act") or default}, source, False, "text."
+    )
     joint = _need(ours, "text_projection.weight", source).shape[0]
     clip = _filled(CLIP, CLIPConfig(text_config, vision_config, joint), Part(ours, {}, source), dtype)
     where = Path(tokenizer) if tokenizer else folder
@@ -536,7 +570,9 @@ def load_clip(
 def describe(path: str | Path) -> str:
     """A checkpoint, a CLIP, a LoRA or a file of ours in a few lines; loads it, so that whatever does not fit is named."""
     path = Path(path)
-    if is_checkpoint(path) and (path.is_dir() or any(n.startswith(PREFIXES["unet"]) for n in tensor_shapes(path))):
+    if is_checkpoint(path) and (
+        path.is_dir() or any(n.startswith(PREFIXES["unet"]) for n in tensor_shapes(path))
+    ):
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             pipe = load_checkpoint(path)
@@ -544,9 +580,15 @@ def describe(path: str | Path) -> str:
         for name in ("text_encoder", "unet", "autoencoder"):
             lines.append(f"  {name:13} {_counted(getattr(pipe, name))}: all matched")
         c = pipe.schedule.config
-        lines.append(f"  predicts {c.prediction}, {c.train_steps} levels, beta {c.beta_start} to {c.beta_end} {c.beta_schedule}")
+        lines.append(
+            f"  predicts {c.prediction}, {c.train_steps} levels, beta {c.beta_start} to {c.beta_end} {c.beta_schedule}"
+        )
         words = pipe.tokenizer
-        lines.append("  no vocabulary: give --tokenizer FOLDER" if isinstance(words, NoVocabulary) else f"  prompts of {words.length} tokens")
+        lines.append(
+            "  no vocabulary: give --tokenizer FOLDER"
+            if isinstance(words, NoVocabulary)
+            else f"  prompts of {words.length} tokens"
+        )
         return "\n".join(lines + [f"  note: {w.message}" for w in said])
     shapes = tensor_shapes(weights_file(path) if path.is_dir() else path)
     if any("lora" in name for name in shapes):
@@ -555,7 +597,11 @@ def describe(path: str | Path) -> str:
         return f"{path}: a LoRA of {len(layers)} layers, rank {', '.join(map(str, ranks))}, first {next(iter(layers))}"
     if any(n.startswith(("vision_model.", "visual.")) for n in shapes):
         clip, words = load_clip(path)
-        about = "no vocabulary: give --tokenizer FOLDER" if isinstance(words, NoVocabulary) else f"{words.length} tokens"
+        about = (
+            "no vocabulary: give --tokenizer FOLDER"
+            if isinstance(words, NoVocabulary)
+            else f"{words.length} tokens"
+        )
         return f"{path}: CLIP, {_counted(clip)}: all matched; pictures of {clip.config.vision.size} pixels, {about}"
     some = ", ".join(f"{n} {s}" for n, s in list(shapes.items())[:5])
     return f"{path}: {len(shapes)} tensors, of no family known here: {some}"
@@ -564,7 +610,11 @@ def describe(path: str | Path) -> str:
 def _name_of(pipe: LatentDiffusion) -> str:
     if isinstance(pipe.text_encoder, TwoTextEncoders):
         return SDXL.name
-    return SD2.name if pipe.text_encoder.config.width == 1024 or pipe.unet.config.use_linear_projection else SD1.name
+    return (
+        SD2.name
+        if pipe.text_encoder.config.width == 1024 or pipe.unet.config.use_linear_projection
+        else SD1.name
+    )
 
 
 def _counted(module: nn.Module) -> str:
@@ -574,7 +624,9 @@ def _counted(module: nn.Module) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m minireflect.checkpoints", description=describe.__doc__)
-    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="diffusers folder, original file, CLIP or LoRA")
+    parser.add_argument(
+        "paths", nargs="+", type=Path, metavar="PATH", help="diffusers folder, original file, CLIP or LoRA"
+    )
     for path in parser.parse_args().paths:
         try:
             print(describe(path))

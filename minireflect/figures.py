@@ -90,7 +90,11 @@ def reward_curve(rows: list[dict], path: Path, name: str) -> None:
         calls, values = zip(*points)
         line = axes.plot(calls, smooth(list(values), 5), label=f"round {k}")
         axes.plot(calls, values, color=line[0].get_color(), alpha=0.25, lw=0.8)
-    axes.set(xlabel="reward calls", ylabel=name, title="Training prompts; no checker says whether the pictures are better")
+    axes.set(
+        xlabel="reward calls",
+        ylabel=name,
+        title="Training prompts; no checker says whether the pictures are better",
+    )
     axes.title.set_fontsize(9)
     axes.legend(fontsize=8)
     save(figure, path)

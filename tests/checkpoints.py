@@ -22,7 +22,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-WORDS = ["a photo of a cat riding a red bicycle", "two birds on a wire", "the ball rolls uphill, it's 2026!", "naïve café"]
+WORDS = [
+    "a photo of a cat riding a red bicycle",
+    "two birds on a wire",
+    "the ball rolls uphill, it's 2026!",
+    "naïve café",
+]
 FAMILIES = ("sd1", "sd2", "sdxl")
 
 
@@ -38,8 +43,12 @@ def vocabulary(folder: Path, texts: list[str] = WORDS, size: int = 700) -> Path:
         vocab_size=size, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
     )
     engine.train_from_iterator([t.lower() for t in texts] * 4, trainer)
-    merges = [" ".join(m) if isinstance(m, list) else m for m in json.loads(engine.to_str())["model"]["merges"]]
-    tokens = dict.fromkeys([*alphabet, *[c + "</w>" for c in alphabet], *[m.replace(" ", "") for m in merges]])
+    merges = [
+        " ".join(m) if isinstance(m, list) else m for m in json.loads(engine.to_str())["model"]["merges"]
+    ]
+    tokens = dict.fromkeys(
+        [*alphabet, *[c + "</w>" for c in alphabet], *[m.replace(" ", "") for m in merges]]
+    )
     ids = {token: i for i, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
     (folder / "vocab.json").write_text(json.dumps(ids), "utf-8")
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", "utf-8")
@@ -54,7 +63,9 @@ def shaken(module: nn.Module) -> nn.Module:
     return module.eval()
 
 
-def text_encoder(width: int, vocabulary: int, layers: int, act: str, projection: int | None = None) -> nn.Module:
+def text_encoder(
+    width: int, vocabulary: int, layers: int, act: str, projection: int | None = None
+) -> nn.Module:
     config = CLIPTextConfig(
         vocab_size=vocabulary, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
         num_attention_heads=max(1, width // 64), hidden_act=act, bos_token_id=vocabulary - 2, eos_token_id=vocabulary - 1,
@@ -69,7 +80,9 @@ def pipeline(family: str, folder: Path, seed: int = 0) -> DiffusionPipeline:
     words = vocabulary(folder / "words")
     ids = json.loads((words / "vocab.json").read_text("utf-8"))
     end = CLIPTokenizer(str(words / "vocab.json"), str(words / "merges.txt"), model_max_length=77)
-    bang = CLIPTokenizer(str(words / "vocab.json"), str(words / "merges.txt"), pad_token="!", model_max_length=77)
+    bang = CLIPTokenizer(
+        str(words / "vocab.json"), str(words / "merges.txt"), pad_token="!", model_max_length=77
+    )
     common = dict(block_out_channels=(64, 128), layers_per_block=1, norm_num_groups=32, sample_size=16)
     if family == "sdxl":
         unet = UNet2DConditionModel(
@@ -97,9 +110,20 @@ def pipeline(family: str, folder: Path, seed: int = 0) -> DiffusionPipeline:
         return StableDiffusionXLPipeline(
             vae, text_encoder(64, len(ids), 2, "quick_gelu"), text_encoder(128, len(ids), 3, "gelu", 24), end, bang, unet, scheduler
         )  # fmt: skip
-    text = text_encoder(64, len(ids), 2, "quick_gelu") if family == "sd1" else text_encoder(128, len(ids), 2, "gelu")
+    text = (
+        text_encoder(64, len(ids), 2, "quick_gelu")
+        if family == "sd1"
+        else text_encoder(128, len(ids), 2, "gelu")
+    )
     return StableDiffusionPipeline(
-        vae, text, end if family == "sd1" else bang, unet, scheduler, None, None, requires_safety_checker=False
+        vae,
+        text,
+        end if family == "sd1" else bang,
+        unet,
+        scheduler,
+        None,
+        None,
+        requires_safety_checker=False,
     )
 
 
@@ -194,7 +218,9 @@ def original_file(pipe: DiffusionPipeline, family: str) -> dict[str, Tensor]:
     levels = len(pipe.unet.config.block_out_channels)
     unet = original_unet(pipe.unet.state_dict(), levels, pipe.unet.config.layers_per_block)
     tensors = unet | original_vae(pipe.vae.state_dict(), len(pipe.vae.config.block_out_channels))
-    words = {f"text_model.{n.removeprefix('text_model.')}": t for n, t in pipe.text_encoder.state_dict().items()}
+    words = {
+        f"text_model.{n.removeprefix('text_model.')}": t for n, t in pipe.text_encoder.state_dict().items()
+    }
     if family == "sd1":
         tensors |= {f"cond_stage_model.transformer.{n}": t for n, t in words.items()}
         tensors["cond_stage_model.transformer.text_model.embeddings.position_ids"] = torch.arange(77)[None]
@@ -205,7 +231,11 @@ def original_file(pipe: DiffusionPipeline, family: str) -> dict[str, Tensor]:
         tensors |= open_clip_text(pipe.text_encoder_2.state_dict(), "conditioner.embedders.1.model.")
         tensors["conditioner.embedders.1.model.logit_scale"] = torch.tensor(4.6)
     if family != "sdxl":
-        tensors |= {"betas": torch.zeros(1000), "alphas_cumprod": torch.zeros(1000), "model_ema.decay": torch.zeros(())}
+        tensors |= {
+            "betas": torch.zeros(1000),
+            "alphas_cumprod": torch.zeros(1000),
+            "model_ema.decay": torch.zeros(()),
+        }
     return {n: t.contiguous() for n, t in tensors.items()}
 
 
@@ -216,3 +246,27 @@ def save_original(pipe: DiffusionPipeline, family: str, path: Path) -> Path:
     else:
         save_file(tensors, path)
     return path
+
+
+def trainable(folder: Path) -> Path:
+    """A base whose pictures are mostly blown out to white: a JPEG grows where they darken, which a small policy can learn.
+
+    Latents of 8 x 8, pictures of 32 x 32; saved in diffusers' layout.
+    """
+    pipe = pipeline("sd1", folder)
+    pipe.unet = shaken(UNet2DConditionModel(
+        block_out_channels=(32, 64), layers_per_block=1, norm_num_groups=8, sample_size=8, attention_head_dim=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=64,
+    ))  # fmt: skip
+    pipe.vae = shaken(AutoencoderKL(
+        block_out_channels=(16, 16, 32), layers_per_block=1, norm_num_groups=4, latent_channels=4, sample_size=32,
+        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, scaling_factor=0.18215,
+    ))  # fmt: skip
+    last = pipe.vae.decoder.conv_out
+    with torch.no_grad():
+        drawn = pipe.vae.decode(torch.randn(16, 4, 8, 8) / 0.18215).sample
+        last.weight.mul_(0.4 / drawn.std())
+        last.bias.fill_(1 - 0.4 * drawn.mean() / drawn.std())
+    pipe.save_pretrained(folder / "sd")
+    return folder / "sd"

@@ -52,7 +52,9 @@ class Checkpoint(NamedTuple):
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkpoint]:
+def checkpoint(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Checkpoint]:
     root = tmp_path_factory.mktemp(request.param)
     theirs = pipeline(request.param, root)
     theirs.set_progress_bar_config(disable=True)
@@ -64,7 +66,9 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 def from_file(checkpoint: Checkpoint, path: Path | None = None) -> object:
     """Single files do not say what SD 2.x predicts, nor the size of small pictures."""
     prediction = "v" if checkpoint.family == "sd2" else None
-    return load_checkpoint(path or checkpoint.file, tokenizer=checkpoint.words, prediction=prediction, image_size=SIZE)
+    return load_checkpoint(
+        path or checkpoint.file, tokenizer=checkpoint.words, prediction=prediction, image_size=SIZE
+    )
 
 
 def close(found: Tensor, expected: Tensor, relative: float = 1e-4) -> bool:
@@ -88,7 +92,9 @@ def test_every_network_equals_diffusers(checkpoint: Checkpoint) -> None:
     images = torch.rand(2, 3, 32, 32) * 2 - 1
     mean = theirs.vae.encode(images).latent_dist.mean * theirs.vae.config.scaling_factor
     assert close(ours.autoencoder.encode(images), mean)
-    assert close(ours.autoencoder.decode(mean), theirs.vae.decode(mean / theirs.vae.config.scaling_factor).sample)
+    assert close(
+        ours.autoencoder.decode(mean), theirs.vae.decode(mean / theirs.vae.config.scaling_factor).sample
+    )
     if checkpoint.family == "sdxl":
         hidden, _, pooled, _ = theirs.encode_prompt(WORDS, do_classifier_free_guidance=False)
         assert close(ours.embed(WORDS)[:, :-1], hidden)
@@ -102,7 +108,13 @@ def test_every_network_equals_diffusers(checkpoint: Checkpoint) -> None:
 def test_the_picture_is_the_one_that_diffusers_draws(checkpoint: Checkpoint) -> None:
     x_T, texts = torch.randn(2, 4, 16, 16), WORDS[:2]
     expected = checkpoint.theirs(
-        texts, num_inference_steps=20, guidance_scale=7.5, latents=x_T, output_type="pt", height=SIZE, width=SIZE
+        texts,
+        num_inference_steps=20,
+        guidance_scale=7.5,
+        latents=x_T,
+        output_type="pt",
+        height=SIZE,
+        width=SIZE,
     ).images
     for ours in (load_pipeline(checkpoint.folder), from_file(checkpoint)):
         found = ours.generate(texts, steps=20, guidance=7.5, eta=0.0, latents=x_T)
@@ -138,7 +150,9 @@ def test_half_precision_is_kept_or_asked_for(checkpoint: Checkpoint, tmp_path: P
     as_stored = from_file(checkpoint, file)
     assert {p.dtype for p in as_stored.unet.parameters()} == {torch.float16}
     assert {p.dtype for p in as_stored.text_encoder.parameters()} == {torch.float16}
-    assert {p.dtype for p in as_stored.autoencoder.parameters()} == {torch.float32}  # SDXL's overflows in half
+    assert {p.dtype for p in as_stored.autoencoder.parameters()} == {
+        torch.float32
+    }  # SDXL's overflows in half
     asked = load_checkpoint(file, torch.bfloat16, checkpoint.words, "epsilon", SIZE)
     assert {p.dtype for p in asked.unet.parameters()} == {torch.bfloat16}
     images = asked.generate(WORDS[:1], 2, 3.0, 0.0)
@@ -170,7 +184,9 @@ def test_the_empty_prompt_of_sdxl_is_zeros_unless_the_checkpoint_says_otherwise(
         theirs.save_pretrained(tmp_path / str(zeros))
         ours = load_checkpoint(tmp_path / str(zeros))
         with torch.no_grad():
-            expected = theirs(WORDS[0], num_inference_steps=4, latents=x_T, output_type="pt", height=SIZE, width=SIZE).images
+            expected = theirs(
+                WORDS[0], num_inference_steps=4, latents=x_T, output_type="pt", height=SIZE, width=SIZE
+            ).images
         found = ours.generate(WORDS[:1], 4, 5.0, 0.0, latents=x_T)  # 5.0: diffusers' default for SDXL
         assert (found / 2 + 0.5 - expected).abs().max() < 1e-3
         pictures.append(found)
@@ -211,7 +227,9 @@ def real_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.filterwarnings("ignore:the prompt is longer")
 @pytest.mark.parametrize("form", ["merges", "json"])
 def test_token_ids_equal_transformers(real_vocabulary: Path, tmp_path: Path, form: str) -> None:
-    theirs = CLIPTokenizer(str(real_vocabulary / "vocab.json"), str(real_vocabulary / "merges.txt"), model_max_length=77)
+    theirs = CLIPTokenizer(
+        str(real_vocabulary / "vocab.json"), str(real_vocabulary / "merges.txt"), model_max_length=77
+    )
     folder = real_vocabulary
     if form == "json":
         theirs.save_pretrained(tmp_path)
@@ -283,7 +301,13 @@ def test_open_clip_state_dict(tmp_path: Path, quick: bool) -> None:
     text = open_clip.CLIPTextCfg(context_length=77, vocab_size=600, width=64, heads=1, layers=2)
     theirs = shaken(open_clip.CLIP(32, vision, text, quick_gelu=quick))
     torch.save(theirs.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
-    about = {"model_cfg": {"quick_gelu": quick, "vision_cfg": {"head_width": 32, "width": 64}, "text_cfg": {"heads": 1}}}
+    about = {
+        "model_cfg": {
+            "quick_gelu": quick,
+            "vision_cfg": {"head_width": 32, "width": 64},
+            "text_cfg": {"heads": 1},
+        }
+    }
     (tmp_path / "open_clip_config.json").write_text(json.dumps(about))
     clip, tokenizer = load_clip(tmp_path)
     ids = torch.randint(1, 590, (3, 77))
@@ -301,10 +325,13 @@ def test_open_clip_state_dict(tmp_path: Path, quick: bool) -> None:
     assert torch.equal(alone.text_projection.weight, clip.text_projection.weight)
 
 
-@pytest.mark.parametrize("name, ours", [("ViT-L-14", CLIPConfig.clip_l14()), ("ViT-H-14", CLIPConfig.open_clip_h14())])
+@pytest.mark.parametrize(
+    "name, ours", [("ViT-L-14", CLIPConfig.clip_l14()), ("ViT-H-14", CLIPConfig.open_clip_h14())]
+)
 def test_open_clip_at_the_published_sizes(name: str, ours: CLIPConfig) -> None:
     """Without weights: the tensors that OpenCLIP makes for its own configuration have our names and shapes."""
-    from minireflect.models.names import OPEN_CLIP, open_clip as converted
+    from minireflect.models.names import OPEN_CLIP
+    from minireflect.models.names import open_clip as converted
     from minireflect.models.weights import rename
 
     with torch.device("meta"):
@@ -411,9 +438,15 @@ class Payload:
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path: Path, legacy: bool) -> None:
     mark, path = tmp_path / "it ran", tmp_path / "evil.ckpt"
-    torch.save({"state_dict": {"a": torch.zeros(1)}, "b": Payload(mark)}, path, _use_new_zipfile_serialization=not legacy)
+    torch.save(
+        {"state_dict": {"a": torch.zeros(1)}, "b": Payload(mark)},
+        path,
+        _use_new_zipfile_serialization=not legacy,
+    )
     for read in (read_weights, load_pipeline, load_clip):
-        with pytest.raises(WeightsError, match=r"may run code .* was not opened: .*exec.* use the safetensors file"):
+        with pytest.raises(
+            WeightsError, match=r"may run code .* was not opened: .*exec.* use the safetensors file"
+        ):
             read(path)
     assert not mark.exists()
     torch.load(path, weights_only=False)  # the trap is a real one
@@ -455,7 +488,13 @@ def test_inspect_says_what_is_in_it(checkpoint: Checkpoint) -> None:
 
 def test_inspect_is_a_command(tmp_path: Path) -> None:
     save_file({"a.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
-    command = [sys.executable, "-m", "minireflect.checkpoints", str(tmp_path / "other.safetensors"), "nowhere"]
+    command = [
+        sys.executable,
+        "-m",
+        "minireflect.checkpoints",
+        str(tmp_path / "other.safetensors"),
+        "nowhere",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert "1 tensors, of no family known here" in done.stdout
     assert done.returncode == 2 and done.stderr.startswith("nowhere: ") and "Traceback" not in done.stderr

@@ -130,7 +130,9 @@ def test_names_for_diffusers_are_the_rename_table_backwards() -> None:
         attention_head_dim=2, addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=64,
         use_linear_projection=True,
     )  # fmt: skip
-    linear = [n for n, m in theirs.named_modules() if isinstance(m, nn.Linear) and "proj_" not in n.split(".")[-1]]
+    linear = [
+        n for n, m in theirs.named_modules() if isinstance(m, nn.Linear) and "proj_" not in n.split(".")[-1]
+    ]
     ours = new_names([f"{n}.weight" for n in linear], DIFFUSERS_UNET)
     back = new_names([n.removesuffix(".weight") for n in ours.values()], TO_DIFFUSERS)
     assert list(back.values()) == linear
@@ -143,7 +145,9 @@ def test_diffusers_draws_the_same_picture_with_our_lora(family: str, tmp_path: P
     theirs.save_pretrained(tmp_path / "sd")
     ours, x_T = load_checkpoint(tmp_path / "sd"), torch.randn(1, 4, 16, 16)
     without = ours.generate(WORDS[:1], 4, 3.0, 0.0, latents=x_T)
-    learnt(add_lora(ours.unet, LoRAConfig(rank=3, alpha=6.0, targets=("q", "k", "v", "out", "ff.up", "ff.down"))))
+    learnt(
+        add_lora(ours.unet, LoRAConfig(rank=3, alpha=6.0, targets=("q", "k", "v", "out", "ff.up", "ff.down")))
+    )
     save_lora(tmp_path / "lora.safetensors", ours.unet)
     found = ours.generate(WORDS[:1], 4, 3.0, 0.0, latents=x_T) / 2 + 0.5
     assert (found - without / 2 - 0.5).abs().max() > 0.02
@@ -160,7 +164,12 @@ def test_we_draw_the_same_picture_with_a_lora_of_peft(form: str, tmp_path: Path)
     theirs.save_pretrained(tmp_path / "sd")
     alpha = 4 if form != "diffusers" else 10  # without metadata alpha is taken for the rank
     theirs.unet.add_adapter(
-        LoraConfig(r=4, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=["to_q", "to_k", "to_v", "to_out.0"])
+        LoraConfig(
+            r=4,
+            lora_alpha=alpha,
+            init_lora_weights="gaussian",
+            target_modules=["to_q", "to_k", "to_v", "to_out.0"],
+        )
     )
     for name, p in theirs.unet.named_parameters():
         if "lora_B" in name:
@@ -169,7 +178,11 @@ def test_we_draw_the_same_picture_with_a_lora_of_peft(form: str, tmp_path: Path)
     if form == "peft":
         save_file({f"base_model.model.{n}": t for n, t in tensors.items()}, tmp_path / "lora.safetensors")
     else:
-        about = {"unet_lora_adapter_metadata": theirs.unet.peft_config["default"].to_dict()} if form == "diffusers" else {}
+        about = (
+            {"unet_lora_adapter_metadata": theirs.unet.peft_config["default"].to_dict()}
+            if form == "diffusers"
+            else {}
+        )
         StableDiffusionPipeline.save_lora_weights(
             tmp_path, convert_state_dict_to_diffusers(tensors), weight_name="lora.safetensors", **about
         )
@@ -204,20 +217,29 @@ def test_older_layouts_are_read(tmp_path: Path) -> None:
     def same(path: Path) -> bool:
         found = read_lora(path)
         return found.keys() == expected.keys() and all(
-            torch.allclose(found[n][2] * found[n][1] @ found[n][0], s * B @ A, atol=1e-6) for n, (A, B, s) in expected.items()
+            torch.allclose(found[n][2] * found[n][1] @ found[n][0], s * B @ A, atol=1e-6)
+            for n, (A, B, s) in expected.items()
         )
 
     down_up = {n.replace("lora_A", "lora.down").replace("lora_B", "lora.up"): t for n, t in tensors.items()}
     save_file(down_up, tmp_path / "middle.safetensors")
     processors = {
-        n.replace(".to_q.lora_A", ".processor.to_q_lora.down").replace(".to_q.lora_B", ".processor.to_q_lora.up"): t
+        n.replace(".to_q.lora_A", ".processor.to_q_lora.down").replace(
+            ".to_q.lora_B", ".processor.to_q_lora.up"
+        ): t
         for n, t in tensors.items()
     }
     save_file(processors, tmp_path / "old.safetensors")
-    with_alpha = {n: t * (2 if "lora_B" in n else 1) for n, t in tensors.items()}  # alpha 1 of rank 2 takes half of it
+    with_alpha = {
+        n: t * (2 if "lora_B" in n else 1) for n, t in tensors.items()
+    }  # alpha 1 of rank 2 takes half of it
     with_alpha |= {n.replace("lora_A.weight", "alpha"): torch.tensor(1.0) for n in tensors if "lora_A" in n}
     save_file(with_alpha, tmp_path / "alpha.safetensors")
-    assert same(tmp_path / "middle.safetensors") and same(tmp_path / "old.safetensors") and same(tmp_path / "alpha.safetensors")
+    assert (
+        same(tmp_path / "middle.safetensors")
+        and same(tmp_path / "old.safetensors")
+        and same(tmp_path / "alpha.safetensors")
+    )
 
 
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from minireflect.models.blocks import timestep_embedding
-from minireflect.models.unet import Added, UNet, UNetConfig
 from minireflect.models.names import DIFFUSERS_UNET
+from minireflect.models.unet import Added, UNet, UNetConfig
 from minireflect.models.weights import load_into
 
 TINY = UNetConfig(

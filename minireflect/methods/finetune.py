@@ -49,15 +49,21 @@ SAMPLER = SamplerConfig(steps=20, guidance=5.0)
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    base: str | None = None  # Stable Diffusion, folder or file: train LoRA on it in place of the synthetic world
-    reward: Literal["clip", "incompressibility", "compressibility"] = "clip"  # with --base: what is reinforced
+    base: str | None = (
+        None  # Stable Diffusion, folder or file: train LoRA on it in place of the synthetic world
+    )
+    reward: Literal["clip", "incompressibility", "compressibility"] = (
+        "clip"  # with --base: what is reinforced
+    )
     clip: str | None = None  # CLIP, folder or file, for --reward clip
     prompts: str = "animals"  # with --base: a file with a prompt a line, or animals, colours, relations, physical_law, counter_intuitive
     tokenizer: str | None = None  # folder with the vocabulary of a base that brings none, as single files do
     size: int | None = None  # pixels; what the base was trained on when not given
     prediction: Prediction | None = None  # of a base that does not say it
     lora: LoRAConfig = field(default_factory=LoRAConfig)
-    precision: Literal["fp32", "bf16", "fp16"] | None = None  # of the base; bf16 on a GPU, fp32 on a CPU when not given
+    precision: Literal["fp32", "bf16", "fp16"] | None = (
+        None  # of the base; bf16 on a GPU, fp32 on a CPU when not given
+    )
     micro_batch: int = 4  # pictures at once, in drawing and in learning; less needs less memory
     checkpointing: bool = False  # hold fewer activations for the backward pass, for one more forward
     compile: bool = False  # torch.compile: a minute or more at the start, faster after
@@ -65,7 +71,9 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         if self.micro_batch < 1 or self.shown < 1:
-            raise ValueError(f"micro_batch and shown must be at least 1, got {self.micro_batch} and {self.shown}")
+            raise ValueError(
+                f"micro_batch and shown must be at least 1, got {self.micro_batch} and {self.shown}"
+            )
 
 
 def read_prompts(name: str) -> list[str]:
@@ -89,7 +97,9 @@ def read_prompts(name: str) -> list[str]:
 def load_base(config: FinetuneConfig, device: torch.device) -> LatentDiffusion:
     """The checkpoint, in the precision and size that were asked for, on the device."""
     precision = config.precision or ("bf16" if device.type == "cuda" else "fp32")
-    pipe = load_checkpoint(config.base, PRECISIONS[precision], config.tokenizer, config.prediction, config.size)
+    pipe = load_checkpoint(
+        config.base, PRECISIONS[precision], config.tokenizer, config.prediction, config.size
+    )
     if isinstance(pipe.tokenizer, NoVocabulary):
         pipe.tokenizer([""])  # raises, and says what to give
     pipe.micro_batch = config.micro_batch
@@ -121,7 +131,12 @@ def draw_from(prompts: list[str], seed: int, n: int) -> Callable[[int], tuple[li
 
 
 def finetune(
-    config: FinetuneConfig, srrl: SRRLConfig, sampler: SamplerConfig, seed: int, run: Run, device: torch.device
+    config: FinetuneConfig,
+    srrl: SRRLConfig,
+    sampler: SamplerConfig,
+    seed: int,
+    run: Run,
+    device: torch.device,
 ) -> LatentDiffusion:
     """Score the base, train LoRA on it, score it again with the same prompts and noise; figures and a table.  -> the trained pipeline"""
     judge, prompts = load_judge(config, device), read_prompts(config.prompts)
@@ -142,9 +157,15 @@ def finetune(
     lines = ["| | " + " | ".join(before) + " |", "|---|" + "---|" * len(before)]
     for name, values in (("base", before), ("SRRL", after)):
         lines.append(f"| {name} | " + " | ".join(f"{v:.4f}" for v in values.values()) + " |")
-    cost = [f"{rows[-1][k]:,} {k.replace('_', ' ')}" for k in ("updates_total", "reward_calls", "unet_evaluations")]
+    cost = [
+        f"{rows[-1][k]:,} {k.replace('_', ' ')}"
+        for k in ("updates_total", "reward_calls", "unet_evaluations")
+    ]
     drawn = sum(sum(r["pictures_by_round"]) for r in rows)
-    cost += [f"{len(lora_layers(pipe.unet))} layers with LoRA", f"{drawn / hours:,.0f} pictures an hour, drawn and learnt from"]
+    cost += [
+        f"{len(lora_layers(pipe.unet))} layers with LoRA",
+        f"{drawn / hours:,.0f} pictures an hour, drawn and learnt from",
+    ]
     if device.type == "cuda":
         cost.append(f"peak memory {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB")
     summary = "\n".join(lines) + f"\n\n{60 * hours:.1f} minutes · " + " · ".join(cost)
@@ -165,7 +186,9 @@ def scored(
     for i in range(0, len(prompts), pipe.micro_batch):
         texts = prompts[i : i + pipe.micro_batch]
         noise = rng(1_000, "evaluate", i)
-        images.append(pipe.generate(texts, sampler.steps, sampler.guidance, sampler.eta, generator=noise).cpu())
+        images.append(
+            pipe.generate(texts, sampler.steps, sampler.guidance, sampler.eta, generator=noise).cpu()
+        )
     drawn = torch.cat(images)
     rewards = judge(drawn.to(pipe.device), prompts).cpu()
     brightness, edges = off_reward(drawn)

@@ -232,7 +232,9 @@ class TwoTextEncoders(nn.Module):
     def __init__(self, first: TextConfig, second: TextConfig) -> None:
         super().__init__()
         if second.projection is None or second.projection > first.width + second.width:
-            raise ValueError(f"the second encoder needs a projection, at most {first.width + second.width} wide")
+            raise ValueError(
+                f"the second encoder needs a projection, at most {first.width + second.width} wide"
+            )
         self.first, self.second = TextEncoder(first), TextEncoder(second)
 
     def forward(self, ids: Tensor) -> Tensor:

@@ -29,7 +29,12 @@ from .weights import WeightsError, new_names, read_metadata, read_weights, save_
 class LoRAConfig:
     rank: int = 4  # r
     alpha: float | None = None  # the difference is scaled by alpha / rank; None = rank, that is by 1
-    targets: tuple[str, ...] = ("q", "k", "v", "out")  # ends of the names of linear layers, such as "cross_attn.q" or "ff.up"
+    targets: tuple[str, ...] = (
+        "q",
+        "k",
+        "v",
+        "out",
+    )  # ends of the names of linear layers, such as "cross_attn.q" or "ff.up"
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -47,7 +52,9 @@ class LoRA(nn.Module):
         super().__init__()
         self.A = nn.Parameter(torch.empty(rank, width_in))
         self.B = nn.Parameter(torch.zeros(width_out, rank))
-        nn.init.uniform_(self.A, -(width_in**-0.5), width_in**-0.5, generator)  # as peft, and as every nn.Linear
+        nn.init.uniform_(
+            self.A, -(width_in**-0.5), width_in**-0.5, generator
+        )  # as peft, and as every nn.Linear
 
 
 class LoRALinear(nn.Linear):
@@ -114,7 +121,9 @@ def merge_lora(module: nn.Module) -> nn.Module:
     """Add every difference to its layer, which becomes an ordinary one: as fast as before, W + (alpha / r) B A."""
     for layer in lora_layers(module).values():
         delta = layer.scale * layer.lora.B.double() @ layer.lora.A.double()
-        layer.weight = nn.Parameter((layer.weight.double() + delta).to(layer.weight.dtype), requires_grad=False)
+        layer.weight = nn.Parameter(
+            (layer.weight.double() + delta).to(layer.weight.dtype), requires_grad=False
+        )
     return remove_lora(module)
 
 
@@ -191,7 +200,9 @@ def read_lora(path: str | Path) -> dict[str, tuple[Tensor, Tensor, float]]:
     alphas: dict[str, float] = {}
     strange = []
     for name, tensor in tensors.items():
-        bare = re.sub(r"\.processor\.(to_\w+)_lora\.", r".\1.lora.", re.sub(PREFIX, "", name))  # the oldest files
+        bare = re.sub(
+            r"\.processor\.(to_\w+)_lora\.", r".\1.lora.", re.sub(PREFIX, "", name)
+        )  # the oldest files
         if bare.endswith(".alpha"):
             alphas[bare.removesuffix(".alpha")] = float(tensor)
             continue
@@ -205,7 +216,9 @@ def read_lora(path: str | Path) -> dict[str, tuple[Tensor, Tensor, float]]:
     if strange or halves or not pairs:
         some = "; ".join((strange + halves)[:10]) or "it is empty"
         raise WeightsError(f"{path} is not a LoRA of a UNet that can be read whole: {some}")
-    stated = json.loads(metadata.get("lora_adapter_metadata", "{}"))  # as recent versions of diffusers write it
+    stated = json.loads(
+        metadata.get("lora_adapter_metadata", "{}")
+    )  # as recent versions of diffusers write it
     r, alpha = stated.get("unet.r"), stated.get("unet.lora_alpha")
     ours = json.loads(metadata.get(OUR_ALPHAS, "{}"))
     found = {}
@@ -231,9 +244,14 @@ def _checked(
             wrong.append(f"extra {name}" + ("" if layer is None else f", a {type(layer).__name__}"))
         elif (A.shape[1], B.shape[0]) != (layer.in_features, layer.out_features) or A.shape[0] != B.shape[1]:
             expected = f"(r {layer.in_features}) and ({layer.out_features} r)"
-            wrong.append(f"misshapen {name}: expected {expected}, found {tuple(A.shape)} and {tuple(B.shape)}")
+            wrong.append(
+                f"misshapen {name}: expected {expected}, found {tuple(A.shape)} and {tuple(B.shape)}"
+            )
     if wrong:
-        raise WeightsError(f"{path} does not fit this network, {len(wrong)} of {len(layers)} layers:\n  " + "\n  ".join(wrong[:10]))
+        raise WeightsError(
+            f"{path} does not fit this network, {len(wrong)} of {len(layers)} layers:\n  "
+            + "\n  ".join(wrong[:10])
+        )
     return layers
 
 

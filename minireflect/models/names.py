@@ -72,7 +72,10 @@ TRANSFORMERS_CLIP_TEXT: Table = [*TRANSFORMERS_CLIP, (r"^text\.", "")]
 
 def original_unet(levels: int, res_blocks: int) -> Table:
     """latent-diffusion counts the blocks of all levels through; where a level begins depends on the size of the network."""
-    down, up = res_blocks + 1, res_blocks + 1  # entries per level: on the way down the last is the change of resolution
+    down, up = (
+        res_blocks + 1,
+        res_blocks + 1,
+    )  # entries per level: on the way down the last is the change of resolution
     table: Table = [
         (r"^time_embed\.0\.", "time.fc1."),
         (r"^time_embed\.2\.", "time.fc2."),
@@ -86,12 +89,17 @@ def original_unet(levels: int, res_blocks: int) -> Table:
         (r"^middle_block\.2\.", "mid.layers.1.res."),
     ]
     for i in range(levels):
-        table += [(rf"^input_blocks\.{1 + i * down + j}\.", f"down.{i}.layers.{j}.") for j in range(res_blocks)]
+        table += [
+            (rf"^input_blocks\.{1 + i * down + j}\.", f"down.{i}.layers.{j}.") for j in range(res_blocks)
+        ]
         table += [(rf"^input_blocks\.{1 + i * down + res_blocks}\.0\.op\.", f"down.{i}.resize.conv.")]
         table += [(rf"^output_blocks\.{i * up + j}\.", f"up.{i}.layers.{j}.") for j in range(up)]
     return [
         *table,
-        (r"^(up\.\d+)\.layers\.\d+\.[12]\.conv\.", r"\1.resize.conv."),  # behind the residual block, or the attention
+        (
+            r"^(up\.\d+)\.layers\.\d+\.[12]\.conv\.",
+            r"\1.resize.conv.",
+        ),  # behind the residual block, or the attention
         (r"\.layers\.(\d+)\.0\.", r".layers.\1.res."),
         (r"\.layers\.(\d+)\.1\.", r".layers.\1.attn."),
         (r"\bin_layers\.0\b", "norm1"),
@@ -105,13 +113,12 @@ def original_unet(levels: int, res_blocks: int) -> Table:
     ]
 
 
-def original_autoencoder(
-    tensors: dict[str, Tensor], levels: int
-) -> tuple[dict[str, Tensor], Table]:
+def original_autoencoder(tensors: dict[str, Tensor], levels: int) -> tuple[dict[str, Tensor], Table]:
     """The tensors with the attention's 1x1 convolutions as the linear layers that they are, and the table for their names."""
     attention = (".q.weight", ".k.weight", ".v.weight", ".proj_out.weight")
     tensors = {
-        name: t.flatten(1) if ".attn_1." in name and name.endswith(attention) else t for name, t in tensors.items()
+        name: t.flatten(1) if ".attn_1." in name and name.endswith(attention) else t
+        for name, t in tensors.items()
     }
     table: Table = [
         (r"^loss\..*$", ""),  # the discriminator that the autoencoder was trained against

@@ -105,7 +105,9 @@ class BytePairs:
             words = found.ids[: self.length - 2]
             if lost := found.tokens[self.length - 2 :]:
                 text = "".join(lost).replace("</w>", " ").strip()
-                warnings.warn(f"the prompt is longer than {self.length - 2} tokens; not read: {text!r}", stacklevel=2)
+                warnings.warn(
+                    f"the prompt is longer than {self.length - 2} tokens; not read: {text!r}", stacklevel=2
+                )
             row[: len(words) + 2] = torch.tensor([self.bos, *words, self.eos])
         return ids
 
@@ -139,7 +141,9 @@ def _engine(folder: Path) -> "tokenizers.Tokenizer":  # noqa: F821  imported bel
     try:
         import tokenizers
     except ImportError as error:
-        raise ImportError("real checkpoints need the tokenizers library: pip install 'minireflect[checkpoints]'") from error
+        raise ImportError(
+            "real checkpoints need the tokenizers library: pip install 'minireflect[checkpoints]'"
+        ) from error
     from tokenizers import Regex, models, normalizers, pre_tokenizers
 
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
@@ -147,7 +151,13 @@ def _engine(folder: Path) -> "tokenizers.Tokenizer":  # noqa: F821  imported bel
         lines = (folder / "merges.txt").read_text("utf-8").splitlines()
         merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
         engine = tokenizers.Tokenizer(
-            models.BPE(vocabulary, merges, unk_token=END_TEXT, end_of_word_suffix="</w>", continuing_subword_prefix="")
+            models.BPE(
+                vocabulary,
+                merges,
+                unk_token=END_TEXT,
+                end_of_word_suffix="</w>",
+                continuing_subword_prefix="",
+            )
         )
         engine.normalizer = normalizers.Sequence(
             [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
@@ -164,7 +174,9 @@ def _engine(folder: Path) -> "tokenizers.Tokenizer":  # noqa: F821  imported bel
         engine = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
         engine.no_padding(), engine.no_truncation()
         return engine
-    raise PromptError(f"there is no vocabulary in {folder}: neither tokenizer.json nor vocab.json with merges.txt")
+    raise PromptError(
+        f"there is no vocabulary in {folder}: neither tokenizer.json nor vocab.json with merges.txt"
+    )
 
 
 def _declared_pad(folder: Path) -> str:

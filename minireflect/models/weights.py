@@ -147,6 +147,7 @@ def _check_file(path: str | Path) -> None:
 
 # --- names --------------------------------------------------------------------------------------------------
 
+
 def new_names(names: Iterable[str], table: Table) -> dict[str, str]:
     """Old name -> new name. Two that become one are an error: one of the tensors would be lost."""
     new: dict[str, str] = {}

@@ -70,7 +70,9 @@ def clip_reward(clip: CLIP, tokenizer: BytePairs, batch: int = 32) -> Reward:
         ids = tokenizer(prompts).to(weight.device)
         values = []
         for x, y in zip(images.split(batch), ids.split(batch)):
-            x = F.interpolate(x.to(weight.device).float(), (size, size), mode="bicubic", antialias=True).clamp(-1, 1)
+            x = F.interpolate(
+                x.to(weight.device).float(), (size, size), mode="bicubic", antialias=True
+            ).clamp(-1, 1)
             values.append((clip.encode_image(x.to(weight.dtype)) * clip.encode_text(y)).sum(1))  # (b)
         return torch.cat(values).float().to(images.device)
 

@@ -1,0 +1,306 @@
+"""SRRL on a real checkpoint's layout: the reward rises, half precision and parts change nothing that they should not."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import CLIPConfig, CLIPModel
+
+from minireflect.checkpoints import load_checkpoint
+from minireflect.methods.finetune import (
+    SRRL,
+    FinetuneConfig,
+    draw_from,
+    finetune,
+    load_base,
+    load_judge,
+    read_prompts,
+)
+from minireflect.methods.ppo import advantages, update
+from minireflect.methods.regression import Replay, regress, remember
+from minireflect.methods.rollout import SRRLConfig, rollout
+from minireflect.methods.srrl import reference
+from minireflect.methods.step import HALF_SCALE, backward, take_step
+from minireflect.models.lora import LoRAConfig, adapters, add_lora, lora_layers
+from minireflect.models.tokenizer import PromptError
+from minireflect.pipeline import LatentDiffusion, SamplerConfig
+from minireflect.rl.advantage import RewardHistory
+from minireflect.rl.rewards import incompressibility
+from minireflect.run import Run
+from minireflect.streams import rng
+from tests.checkpoints import WORDS, shaken, trainable, vocabulary
+from tests.test_scripts import refused, run
+
+QUICK = replace(
+    SRRL, iterations=20, prompts=2, group=24, steps=4, renoise_steps=4, guidance=1.0, w_renoise=0.0, lr=2e-2, clip=3e-2,
+    warmup=2, cooldown=0.0, min_sigma=0.3,
+)  # fmt: skip
+TEXTS = WORDS[:2]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trainable(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("prompts") / "two.txt"
+    path.write_text("# two of them\n\n" + "\n".join(TEXTS) + "\n")
+    return path
+
+
+def with_lora(base: Path, dtype: torch.dtype = torch.float32, micro_batch: int = 0) -> LatentDiffusion:
+    pipe = load_checkpoint(base, dtype)
+    add_lora(pipe.unet, LoRAConfig(), rng(0, "lora"))
+    pipe.micro_batch = micro_batch
+    return pipe
+
+
+def one_update(pipe: LatentDiffusion, config: SRRLConfig) -> dict[str, torch.Tensor]:
+    """Rollout and one iteration of updates.  -> the adapters after it, and `first_ratio`"""
+    trained, start = adapters(pipe.unet), reference(pipe.unet)
+    optimizer = torch.optim.SGD(trained.parameters(), lr=1.0)
+    out = rollout(pipe, TEXTS, incompressibility, config, 0, 0)
+    if config.objective == "regress":
+        replay = Replay(64, pipe.latent_shape, pipe.tokenizer.length)
+        remember(replay, pipe, out, config)
+        stats = regress(pipe, start, optimizer, replay, config, rng(0, "update"))
+    else:
+        history = RewardHistory(config.history)
+        stats = update(
+            pipe, start, optimizer, out, advantages(out, config, history, TEXTS), config, rng(0, "update")
+        )
+    return {**trained.state_dict(), "first_ratio": torch.tensor(stats.first_ratio)}
+
+
+def test_the_reward_rises_on_incompressibility(base: Path, prompts: Path, tmp_path: Path) -> None:
+    """K = 1, 20 iterations; the same 16 noises before and after, drawn by the sampler alone."""
+    config = FinetuneConfig(
+        base=str(base), reward="incompressibility", prompts=str(prompts), micro_batch=24, shown=16
+    )
+    folder = Run(tmp_path / "run", {})
+    before = load_file(base / "unet" / "diffusion_pytorch_model.safetensors")
+    pipe = finetune(config, QUICK, SamplerConfig(4, 1.0, 1.0), 0, folder, torch.device("cpu"))
+    first, last = folder.metrics("evaluation")
+    error = (first["reward_se"] ** 2 + last["reward_se"] ** 2) ** 0.5
+    assert last["reward"] > first["reward"] + 4 * error  # seen: 10 in two seeds
+    rows = folder.metrics("srrl")
+    assert all(len(r["reward_by_round"]) == 2 and r["first_ratio"] == 0.0 for r in rows)
+    assert {p.name for p in (tmp_path / "run" / "figures").iterdir()} == {
+        "reward.png",
+        "latents_by_round.png",
+        "before_and_after.png",
+    }
+    assert "layers with LoRA" in (tmp_path / "run" / "table.md").read_text()
+    assert (tmp_path / "run" / "weights" / "lora.safetensors").stat().st_size < 200_000
+    ours = load_checkpoint(base).unet.state_dict()
+    assert len(before) == len(ours) and all(
+        torch.equal(pipe.unet.state_dict()[n], t) for n, t in ours.items()
+    )  # frozen
+
+
+@pytest.mark.parametrize("objective", ["ppo", "regress"])
+def test_in_parts_the_update_is_the_same(base: Path, objective: str) -> None:
+    config = replace(QUICK, group=3, objective=objective, batch=6, floor=1.0, updates=1)
+    whole, parts = (one_update(with_lora(base, micro_batch=m), config) for m in (0, 2))
+    assert whole.pop("first_ratio") == parts.pop("first_ratio") == 0.0
+    moved = [n for n in whole if n.endswith("B") and whole[n].any()]
+    assert len(moved) == len(lora_layers(with_lora(base).unet))
+    for name in moved:
+        assert (whole[name] - parts[name]).abs().max() < 1e-3 * whole[name].abs().max() + 1e-7, name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_half_precision_the_first_ratio_is_one_and_latents_are_float32(
+    base: Path, dtype: torch.dtype
+) -> None:
+    pipe = with_lora(base, dtype, micro_batch=2)
+    config = replace(QUICK, group=3, updates=1)
+    out = rollout(pipe, TEXTS, incompressibility, config, 0, 0)
+    path = out.rounds[0].path
+    assert path.latents.dtype == path.log_probs.dtype == torch.float32
+    after = one_update(pipe, config)
+    assert after.pop("first_ratio") == 0.0
+    full = one_update(with_lora(base), config)
+    a, b = (torch.cat([v[n].flatten() for n in sorted(v) if n.endswith("B")]) for v in (after, full))
+    assert torch.cosine_similarity(a, b, dim=0) > 0.5  # rollouts differ by rounding; the direction must not
+
+
+def test_float16_gradients_are_scaled_and_scaled_back() -> None:
+    half = torch.nn.Linear(1, 1, bias=False).half()
+    half.weight = torch.nn.Parameter(half.weight.detach(), requires_grad=False)
+    half.lora = torch.nn.Parameter(torch.zeros(1))
+    loss = (1e-9 * half.lora.half().float()).sum()  # a gradient that float16 cannot hold
+    backward(loss, half)
+    assert half.lora.grad.item() == pytest.approx(1e-9 * HALF_SCALE, rel=1e-2)
+    norm = take_step(torch.optim.SGD([half.lora], lr=1.0), half, SRRLConfig(), 0)
+    assert norm == pytest.approx(1e-9, rel=1e-2)
+
+
+def test_checkpointing_changes_no_gradient(base: Path) -> None:
+    config = replace(QUICK, group=2, updates=1)
+    results = []
+    for checkpointing in (False, True):
+        pipe = with_lora(base)
+        pipe.unet.checkpointing = checkpointing
+        results.append(one_update(pipe, config))
+    assert all(torch.equal(results[0][n], results[1][n]) for n in results[0])
+
+
+# --- options ------------------------------------------------------------------------------------------------
+
+
+def test_prompts_come_from_a_file_or_from_ours(prompts: Path, tmp_path: Path) -> None:
+    assert read_prompts(str(prompts)) == TEXTS
+    for name in ("animals", "colours", "relations", "physical_law", "counter_intuitive"):
+        lines = read_prompts(name)
+        assert len(lines) >= 20 and len(set(lines)) == len(lines)
+    with pytest.raises(PromptError, match="ours are animals, colours, counter_intuitive"):
+        read_prompts("nowhere")
+    empty = tmp_path / "empty.txt"
+    empty.write_text("# nothing\n\n")
+    with pytest.raises(PromptError, match="no prompt in"):
+        read_prompts(str(empty))
+    empty.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(PromptError, match="not a text file"):
+        read_prompts(str(empty))
+
+
+def test_prompts_are_drawn_anew_each_step_and_again_the_same() -> None:
+    draw = draw_from(read_prompts("animals"), 0, 8)
+    assert draw(3) == draw(3) and draw(3) != draw(4)
+    texts, families = draw(0)
+    assert texts == families and len(texts) == 8
+
+
+def test_clip_is_the_reward_where_there_is_one(tmp_path: Path) -> None:
+    ids = json.loads((vocabulary(tmp_path) / "vocab.json").read_text("utf-8"))
+    text = dict(
+        vocab_size=len(ids),
+        hidden_size=32,
+        intermediate_size=128,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        eos_token_id=len(ids) - 1,
+    )
+    vision = dict(
+        image_size=28,
+        patch_size=14,
+        hidden_size=64,
+        intermediate_size=256,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+    )
+    shaken(CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16))).save_pretrained(
+        tmp_path
+    )
+    judge = load_judge(FinetuneConfig(base="x", clip=str(tmp_path)), torch.device("cpu"))
+    values = judge(torch.rand(2, 3, 40, 40) * 2 - 1, TEXTS)  # any size of picture
+    assert values.shape == (2,) and (values.abs() <= 1).all() and values[0] != values[1]
+    with pytest.raises(ValueError, match="needs --clip PATH"):
+        load_judge(FinetuneConfig(base="x"), torch.device("cpu"))
+
+
+def test_the_base_is_loaded_as_asked(base: Path) -> None:
+    pipe = load_base(
+        FinetuneConfig(base=str(base), precision="bf16", micro_batch=3, size=64), torch.device("cpu")
+    )
+    assert next(pipe.unet.parameters()).dtype == torch.bfloat16
+    assert pipe.micro_batch == 3 and pipe.latent_shape == (4, 16, 16)
+
+
+# --- the command line ---------------------------------------------------------------------------------------
+
+SMALL = ["--srrl.steps", "3", "--srrl.renoise-steps", "3", "--srrl.prompts", "2", "--srrl.group", "2", "--shown", "2",
+         "--srrl.iterations", "2", "--srrl.cooldown", "0", "--sampler.steps", "3"]  # fmt: skip
+
+
+def test_train_resume_and_sample_from_the_command_line(base: Path, prompts: Path, tmp_path: Path) -> None:
+    words = [
+        "srrl",
+        "--base",
+        str(base),
+        "--reward",
+        "incompressibility",
+        "--prompts",
+        str(prompts),
+        *SMALL,
+        "--device",
+        "cpu",
+    ]
+    done = run("train.py", *words, "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "| base |" in done.stdout and "pictures an hour" in done.stdout
+    expected = load_file(tmp_path / "run" / "weights" / "lora.safetensors")
+    half = [*words, "--out", "half"]
+    half[half.index("--srrl.iterations") + 1] = "1"
+    assert run("train.py", *half, cwd=tmp_path).returncode == 0
+    config = (
+        tmp_path / "half" / "config.json"
+    )  # as if the longer run had been stopped after its first iteration
+    values = json.loads(config.read_text())
+    values["srrl"]["iterations"] = 2
+    config.write_text(json.dumps(values))
+    again = run("train.py", "--resume", "--out", "half", "--device", "cpu", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr[-3000:]
+    found = load_file(tmp_path / "half" / "weights" / "lora.safetensors")
+    rows = [json.loads(line) for line in (tmp_path / "half" / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows if r["stage"] == "srrl"] == [0, 1]
+    assert found.keys() == expected.keys() and all(torch.equal(found[n], t) for n, t in expected.items())
+    drawn = run(
+        "sample.py", "--base", str(base), "--lora", "run/weights/lora.safetensors", "a cat", "a dog", "--steps", "2",
+        "--out", "x.png", cwd=tmp_path,
+    )  # fmt: skip
+    assert drawn.returncode == 0 and (tmp_path / "x.png").exists(), drawn.stderr
+    strip = run(
+        "sample.py",
+        "--base",
+        str(base),
+        "a cat",
+        "--rounds",
+        "1",
+        "--steps",
+        "2",
+        "--out",
+        "y.png",
+        cwd=tmp_path,
+    )
+    assert strip.returncode == 0 and (tmp_path / "y.png").exists(), strip.stderr
+
+
+BAD = {
+    "no such base": (["srrl", "--base", "nowhere"], ("there is no checkpoint", "nowhere")),
+    "another command": (["diffusion", "--base", "."], ("goes with the command srrl",)),
+    "clip without CLIP": (["srrl", "--base", "."], ("needs --clip PATH",)),
+    "no such prompts": (
+        ["srrl", "--base", ".", "--reward", "compressibility", "--prompts", "nowhere"],
+        ("there is no file of prompts nowhere",),
+    ),
+    "a rank of 0": (["srrl", "--base", ".", "--lora.rank", "0"], ("rank must be at least 1",)),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_input_to_train_is_one_sentence(tmp_path: Path, what: str) -> None:
+    words, parts = BAD[what]
+    refused(run("train.py", *words, cwd=tmp_path), *parts)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_input_to_sample_is_one_sentence(base: Path, tmp_path: Path) -> None:
+    refused(
+        run("sample.py", "--base", str(tmp_path / "nowhere"), "a cat", cwd=tmp_path), "there is no checkpoint"
+    )
+    refused(run("sample.py", "--lora", "x", "a red ball", cwd=tmp_path), "give --base PATH")
+    refused(
+        run("sample.py", "--base", str(base), "a cat", "--size", "33", cwd=tmp_path),
+        "33 is not a multiple of 8",
+    )
+    refused(
+        run("sample.py", "--base", str(base), "--lora", "nowhere", "a cat", cwd=tmp_path),
+        "nowhere is not there",
+    )
