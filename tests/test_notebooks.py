@@ -8,6 +8,8 @@ import nbclient
 import nbformat
 import pytest
 
+from tests.checkpoints import trainable
+
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LARGEST = 400_000  # bytes of a file, pictures included
@@ -18,13 +20,15 @@ def sources(notebook: dict, kind: str) -> list[str]:
 
 
 def test_there_are_notebooks() -> None:
-    assert len(NOTEBOOKS) >= 7
+    assert len(NOTEBOOKS) >= 8
 
 
 @pytest.mark.notebook
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_notebook_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notebook_runs(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """In a fresh kernel, from the notebook's own folder; nbclient raises on the first cell that fails."""
+    if "MINIREFLECT_BASE" in path.read_text():
+        monkeypatch.setenv("MINIREFLECT_BASE", str(trainable(tmp_path)))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = nbformat.read(path, as_version=4)
