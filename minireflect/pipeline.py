@@ -70,7 +70,7 @@ class LatentDiffusion:
 
     def to(self, device: torch.device | str) -> "LatentDiffusion":
         for part in (self.text_encoder, self.unet, self.autoencoder):
-            part.to(device)
+            part.to(device, memory_format=torch.channels_last)  # as convolutions like it, here and there
         return self
 
     def eval(self) -> "LatentDiffusion":

@@ -35,8 +35,20 @@ COMPARED = {  # options of train.py
     "SRRL, blind": [*QUICK, "--srrl.mode", "blind", "--srrl.rounds", "1", "--srrl.prompts", "32",
                     "--srrl.w-renoise", "0.1", "--srrl.renoise-steps", "20", "--srrl.fresh-noise", "0"],
 }  # fmt: skip
-CLEAN = "SRRL, judge of clean pictures"  # a reward that never saw a spoilt picture: what RL makes of it
+# A reward that never saw a spoilt picture, and what RL makes of it, long: one seed each.
 JUDGE = ["reward", "--reward.no-spoilt", "--reward.steps", "800"]
+LONG, FAST = (
+    ["--srrl.iterations", "120"],
+    ["--srrl.iterations", "160", "--srrl.lr", "5e-4", "--srrl.cooldown", "0"],
+)
+CLEAN = "judge of clean pictures"
+HACKED = {
+    f"{CLEAN}, fast": [*QUICK, *FAST, "--srrl.anchored", "0"],
+    f"{CLEAN}, fast, anchored": [*QUICK, *FAST],
+    CLEAN: [*QUICK, *LONG, "--srrl.anchored", "0"],
+    f"{CLEAN}, anchored": [*QUICK, *LONG],
+}
+SHOWN = [f"{CLEAN}, fast", f"{CLEAN}, fast, anchored", "SRRL"]  # in the figure
 
 
 def train(folder: Path, words: list[str]) -> None:
@@ -105,7 +117,8 @@ def main() -> int:
             print(f"{arm} · {name} · seed {seed}: {found} ({time.time() - clock:.0f} s)", flush=True)
 
     runs: dict[str, list[Path]] = {}
-    clean = {CLEAN: [*QUICK, "--weights", str(clean_judge(args.out / "judge-of-clean-pictures"))]}
+    judge = ["--weights", str(clean_judge(args.out / "judge-of-clean-pictures"))]
+    clean = {arm: [*options, *judge] for arm, options in HACKED.items()}
     for arms, seeds in ((COMPARED, args.seeds), (clean, args.seeds[:1])):
         for arm, options in arms.items():
             for seed in seeds:
@@ -118,12 +131,16 @@ def main() -> int:
         add("base", load_pipeline(), load_reward(), WAYS | MORE_WAYS, seed, {})
     rows.sort(key=lambda r: ["base", *runs].index(r["arm"]))
     compared = {arm: runs[arm] for arm in COMPARED}
-    options = "\n".join(f"- **{arm}**: `{' '.join(['python train.py', *o])}`" for arm, o in COMPARED.items())
+    options, hacks = (
+        "\n".join(f"- **{arm}**: `{' '.join(['python train.py', *o])}`" for arm, o in arms.items())
+        for arms in (COMPARED, HACKED)
+    )
     judge = " ".join(["python train.py", *JUDGE])
-    write_text(args.docs / "study.md", page(rows, compared, options, CLEAN, judge))
+    write_text(args.docs / "study.md", page(rows, compared, options, hacks, judge))
     bars(rows, args.docs / "study_arms.png")
     curves(compared, args.docs / "study_curves.png")
-    hacking({arm: runs[arm] for arm in (CLEAN, "SRRL")}, args.docs / "study_hacking.png")
+    hacking({arm: runs[arm] for arm in SHOWN}, args.docs / "study_hacking.png")
+    shutil.copyfile(runs[SHOWN[0]][0] / "figures" / "before_and_after.png", args.docs / "study_hacked.png")
     print(args.docs / "study.md")
     return 0
 

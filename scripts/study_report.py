@@ -62,22 +62,27 @@ def paired(rows: list[dict], others: list[str]) -> str:
 
 
 def at_equal_cost(runs: dict[str, list[Path]], window: int = 8) -> str:
-    """Right first pictures of training prompts once every arm has spent the same, mean of the `window` iterations up to there."""
+    """SRRL beside each other arm once both have spent what the cheaper of the two has: right first pictures of training prompts,
+    mean of the `window` iterations up to there."""
     logs = {arm: [read_metrics(f, "srrl") for f in folders] for arm, folders in runs.items()}
-    lines, cells = [], {arm: [] for arm in logs}
-    heads = ["arm"]
-    for key, name in (("reward_calls", "reward calls"), ("unet_evaluations", "UNet evaluations")):
-        budget = min(log[-1][key] for several in logs.values() for log in several)
-        heads.append(f"after {budget:,} {name}")
-        for arm, several in logs.items():
-            spent = [[r for r in log if r[key] <= budget][-window:] for log in several]
-            cells[arm].append(over_seeds([np.mean([r["right_by_round"][0] for r in part]) for part in spent]))
-    lines = ["| " + " | ".join(heads) + " |", "|---|---|---|"]
-    return "\n".join(lines + [f"| {arm} | {' | '.join(values)} |" for arm, values in cells.items()])
+    lines = [
+        "| SRRL and | at reward calls | SRRL | the other | at UNet evaluations | SRRL | the other |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for arm in list(runs)[1:]:
+        cells = []
+        for key in ("reward_calls", "unet_evaluations"):
+            budget = min(log[-1][key] for several in (logs["SRRL"], logs[arm]) for log in several)
+            cells.append(f"{budget:,}")
+            for several in (logs["SRRL"], logs[arm]):
+                spent = [[r for r in log if r[key] <= budget][-window:] for log in several]
+                cells.append(over_seeds([np.mean([r["right_by_round"][0] for r in part]) for part in spent]))
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
-def page(rows: list[dict], compared: dict[str, list[Path]], options: str, clean: str, judge: str) -> str:
-    """docs/study.md: the runs of the compared arms and their options, the arm of the clean judge and how that judge is made."""
+def page(rows: list[dict], compared: dict[str, list[Path]], options: str, hacks: str, judge: str) -> str:
+    """docs/study.md: the compared arms' runs and options, the options of those with the clean judge, and how that judge is made."""
     took = {(r["arm"], r["seed"]): r["training"]["minutes"] for r in rows if "training" in r}
     minutes, seeds = sum(took.values()), len(next(iter(compared.values())))
     return f"""# Does reflection help?
@@ -107,9 +112,15 @@ at most; *new noise while wrong*: the same without memory. *Best of N*: N pictur
 
 ## When the reward is wrong
 
-**{clean}** is SRRL with a reward from `{judge}`, everything else as in SRRL. Its own reward stands in the table and in the figure.
+A judge that has seen clean renders only (`{judge}`) does not know what a ruined picture is. SRRL with it, one seed each, `--weights` that judge's:
 
-![Learned reward and truth](study_hacking.png)
+{hacks}
+
+![Learned reward and truth of first pictures in training](study_hacking.png)
+
+The same prompts and noise before and after the run to the left, with the inspector's verdict and the judge's reward under each picture:
+
+![Pictures of the hacked reward](study_hacked.png)
 """
 
 

@@ -193,6 +193,16 @@ def test_the_empty_prompt_of_sdxl_is_zeros_unless_the_checkpoint_says_otherwise(
     assert (pictures[0] - pictures[1]).abs().max() > 1e-2
 
 
+def test_the_end_token_of_old_configurations_is_a_known_mistake(tmp_path: Path) -> None:
+    """They say 2 where CLIP has the last token of its vocabulary; the pooled prompt is read there all the same."""
+    theirs = pipeline("sdxl", tmp_path)
+    theirs.save_pretrained(tmp_path / "sd")
+    expected = load_checkpoint(tmp_path / "sd").embed(WORDS)
+    config = tmp_path / "sd" / "text_encoder_2" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"eos_token_id": 2}))
+    assert torch.equal(load_checkpoint(tmp_path / "sd").embed(WORDS), expected)
+
+
 # --- prompts ------------------------------------------------------------------------------------------------
 
 
@@ -255,11 +265,11 @@ def test_a_long_prompt_is_cut_and_says_what_is_lost(tmp_path: Path) -> None:
 
 
 def test_a_missing_or_broken_vocabulary_is_named(tmp_path: Path) -> None:
-    with pytest.raises(PromptError, match="neither tokenizer.json nor vocab.json"):
+    with pytest.raises(PromptError, match=r"neither tokenizer.json nor vocab.json"):
         BytePairs(tmp_path)
     vocabulary(tmp_path)
     (tmp_path / "vocab.json").write_text("{")
-    with pytest.raises(PromptError, match="cannot be read"):
+    with pytest.raises(PromptError, match=r"cannot be read"):
         BytePairs(tmp_path)
     (tmp_path / "vocab.json").write_text(json.dumps({"a": 0}))
     (tmp_path / "merges.txt").write_text("#version: 0.2\n")
@@ -396,7 +406,7 @@ def test_a_file_of_something_else_is_an_error(checkpoint: Checkpoint, tmp_path: 
         load_pipeline(tmp_path / "other.safetensors")
     with pytest.raises(WeightsError, match="there is no checkpoint"):
         load_checkpoint(tmp_path / "absent")
-    with pytest.raises(WeightsError, match="missing vision.patch.weight"):
+    with pytest.raises(WeightsError, match=r"missing vision.patch.weight"):
         load_clip(tmp_path / "other.safetensors")
     assert "of no family known here: a.weight" in describe(tmp_path / "other.safetensors")
     cut = tmp_path / "cut.safetensors"
@@ -419,9 +429,9 @@ def test_a_folder_without_a_part_is_an_error(tmp_path: Path) -> None:
     config.write_text(json.dumps(values))
     for file in (tmp_path / "sd" / "vae").glob("*.safetensors"):
         file.unlink()
-    with pytest.raises(WeightsError, match="there are no weights in .*vae"):
+    with pytest.raises(WeightsError, match=r"there are no weights in .*vae"):
         load_checkpoint(tmp_path / "sd")
-    with pytest.raises(WeightsError, match="model_index.json is missing"):
+    with pytest.raises(WeightsError, match=r"model_index.json is missing"):
         load_checkpoint(tmp_path)
 
 
@@ -473,7 +483,7 @@ def test_what_a_single_file_does_not_say_is_assumed_aloud(tmp_path: Path) -> Non
     with pytest.warns(UserWarning, match="assuming 'v', as SD 2.x at 768 pixels does"):
         pipe = load_checkpoint(file)
     assert pipe.schedule.config.prediction == "v" and pipe.image_size == 768
-    with pytest.raises(PromptError, match="brings no vocabulary .* --tokenizer FOLDER"):
+    with pytest.raises(PromptError, match=r"brings no vocabulary .* --tokenizer FOLDER"):
         pipe.embed(["a cat"])
     (tmp_path / "v2.yaml").write_text("model:\n  params:\n    parameterization: eps\n")
     assert load_checkpoint(file).schedule.config.prediction == "epsilon"

@@ -23,7 +23,7 @@ from minireflect.methods.ppo import advantages, update
 from minireflect.methods.regression import Replay, regress, remember
 from minireflect.methods.rollout import SRRLConfig, rollout
 from minireflect.methods.srrl import reference
-from minireflect.methods.step import HALF_SCALE, backward, take_step
+from minireflect.methods.step import HALF_SCALE, backward, parts, take_step
 from minireflect.models.lora import LoRAConfig, adapters, add_lora, lora_layers
 from minireflect.models.tokenizer import PromptError
 from minireflect.pipeline import LatentDiffusion, SamplerConfig
@@ -106,12 +106,25 @@ def test_the_reward_rises_on_incompressibility(base: Path, prompts: Path, tmp_pa
 @pytest.mark.parametrize("objective", ["ppo", "regress"])
 def test_in_parts_the_update_is_the_same(base: Path, objective: str) -> None:
     config = replace(QUICK, group=3, objective=objective, batch=6, floor=1.0, updates=1)
-    whole, parts = (one_update(with_lora(base, micro_batch=m), config) for m in (0, 2))
-    assert whole.pop("first_ratio") == parts.pop("first_ratio") == 0.0
+    whole, split = (one_update(with_lora(base, micro_batch=m), config) for m in (0, 2))
+    assert whole.pop("first_ratio") == split.pop("first_ratio") == 0.0
     moved = [n for n in whole if n.endswith("B") and whole[n].any()]
     assert len(moved) == len(lora_layers(with_lora(base).unet))
     for name in moved:
-        assert (whole[name] - parts[name]).abs().max() < 1e-3 * whole[name].abs().max() + 1e-7, name
+        assert (whole[name] - split[name]).abs().max() < 1e-3 * whole[name].abs().max() + 1e-7, name
+
+
+def test_parts_are_those_that_were_drawn(base: Path) -> None:
+    """Each part has its own backward pass, or memory would hold the graph of all."""
+    pipe = with_lora(base, micro_batch=4)
+    assert parts(10, pipe) == [slice(0, 4), slice(4, 8), slice(8, 10)]
+    seen: list[int] = []
+    pipe.unet.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    with torch.no_grad():
+        pipe.eps(["a"] * 10)(1.0)(torch.randn(10, 4, 8, 8), torch.tensor(500))
+    assert seen == [4, 4, 2]
+    pipe.micro_batch = 0
+    assert parts(10, pipe) == [slice(0, 10)]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -1,0 +1,388 @@
+"""Stable Diffusion 1.5 with random weights: our networks beside diffusers' and transformers', from the same tensors.
+
+    python benchmarks/sd15.py parity            largest relative differences, and the memory that loading an fp16 file takes
+    python benchmarks/sd15.py loading           that memory alone
+    python benchmarks/sd15.py speed             time (alternating in one process, medians) and peak memory (a process each)
+    python benchmarks/sd15.py speed --small     the same at a twentieth of the size, in a minute
+
+Nothing is downloaded; the weights are drawn at random, as large as the published ones.  Needs the [test] dependencies.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
+
+from minireflect.diffusion.schedule import Schedule, ScheduleConfig
+from minireflect.models import names
+from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
+from minireflect.models.clip import CLIP, TextConfig, TextEncoder, VisionConfig
+from minireflect.models.clip import CLIPConfig as OurCLIP
+from minireflect.models.tokenizer import NoVocabulary
+from minireflect.models.unet import UNet, UNetConfig
+from minireflect.models.weights import load_into
+from minireflect.pipeline import LatentDiffusion, best_device
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # tests/checkpoints.py writes the original layout
+
+CHANNELS = {"sd15": (320, 640, 1280, 1280), "small": (64, 128, 256, 256)}
+TEXT = {"sd15": (768, 12), "small": (128, 4)}
+VAE = {"sd15": (128, 256, 512, 512), "small": (32, 64, 128, 128)}
+
+
+def theirs(size: str) -> dict[str, nn.Module]:
+    """diffusers' and transformers' networks, on the CPU in float32."""
+    width, layers = TEXT[size]
+    unet = UNet2DConditionModel(
+        block_out_channels=CHANNELS[size], cross_attention_dim=width, attention_head_dim=8, sample_size=64,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=VAE[size], layers_per_block=2, down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, scaling_factor=0.18215, sample_size=512,
+    )  # fmt: skip
+    text = CLIPTextModel(CLIPTextConfig(
+        vocab_size=49_408, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
+        num_attention_heads=width // 64, hidden_act="quick_gelu", eos_token_id=49_407, bos_token_id=49_406,
+    ))  # fmt: skip
+    return {"unet": unet.eval(), "vae": vae.eval(), "text": text.eval()}
+
+
+def ours(size: str, other: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """Our networks with their tensors."""
+    width, layers = TEXT[size]
+    with torch.device("meta"):
+        unet = UNet(UNetConfig(CHANNELS[size], (1, 1, 1, 0), 1, width, heads=8))
+        vae = Autoencoder(AutoencoderConfig(VAE[size], scaling_factor=0.18215))
+        text = TextEncoder(TextConfig(49_408, 49_407, width=width, layers=layers, heads=width // 64))
+    load_into(unet, other["unet"].state_dict(), names.DIFFUSERS_UNET)
+    load_into(vae, other["vae"].state_dict(), names.DIFFUSERS_AUTOENCODER)
+    load_into(text, other["text"].state_dict(), names.TRANSFORMERS_CLIP_TEXT)
+    return {"unet": unet.eval(), "vae": vae.eval(), "text": text.eval()}
+
+
+def off(found: Tensor, expected: Tensor) -> float:
+    """Largest difference over the largest value."""
+    return ((found.float() - expected.float()).abs().max() / expected.float().abs().max()).item()
+
+
+# --- parity -------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def parity(size: str, latent: int) -> None:
+    torch.manual_seed(0)
+    them = theirs(size)
+    us = ours(size, them)
+    print(
+        f"UNet: {sum(p.numel() for p in us['unet'].parameters()):,} parameters, {len(us['unet'].state_dict())} tensors"
+    )
+    x, t = torch.randn(1, 4, latent, latent), torch.tensor([501])
+    ids = torch.randint(0, 49_000, (2, 77))
+    ids[:, 20:] = 49_407
+    hidden = them["text"](ids).last_hidden_state
+    rows = {"text encoder": off(us["text"](ids), hidden)}
+    rows["UNet"] = off(us["unet"](x, t, hidden[:1]), them["unet"](x, t, hidden[:1]).sample)
+    images = torch.rand(1, 3, 8 * latent, 8 * latent) * 2 - 1
+    mean = them["vae"].encode(images).latent_dist.mean
+    rows["autoencoder, encode"] = off(us["vae"].moments(images)[0], mean)
+    rows["autoencoder, decode"] = off(us["vae"].decode(x), them["vae"].decode(x / 0.18215).sample)
+    picture = twenty_steps(us, them, hidden, x)
+    rows["picture, 20 DDIM steps, guidance 7.5 (absolute, of a range of 2)"] = (
+        (picture[0] - picture[1]).abs().max().item()
+    )
+    us.clear()
+    rows |= clip_parity(size)
+    for name, value in rows.items():
+        print(f"{name:66} {value:.1e}")
+    memory_of_loading(them, size)
+
+
+def twenty_steps(
+    us: dict[str, nn.Module], them: dict[str, nn.Module], hidden: Tensor, x: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same prompt, null and noise through our pipeline and through diffusers'."""
+    pipe = diffusers_pipeline(them)
+    side = 8 * x.shape[-1]
+    theirs_ = pipe(
+        prompt_embeds=hidden[:1], negative_prompt_embeds=hidden[1:], latents=x, num_inference_steps=20, guidance_scale=7.5,
+        output_type="pt", height=side, width=side,
+    ).images  # fmt: skip
+    mine = pipeline_of(us, side)
+    mine.null = lambda: hidden[1:]
+    return mine.generate_from(hidden[:1], 20, 7.5, x) / 2 + 0.5, theirs_
+
+
+def diffusers_pipeline(them: dict[str, nn.Module]) -> StableDiffusionPipeline:
+    """With DDIM, as SD 1.5's configuration has it."""
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
+        steps_offset=1,
+    )  # fmt: skip
+    pipe = StableDiffusionPipeline(
+        them["vae"], them["text"], None, them["unet"], scheduler, None, None, requires_safety_checker=False
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+class Pipeline(LatentDiffusion):
+    """Ours, with prompts that are embedded already."""
+
+    @torch.no_grad()
+    def generate_from(self, context: Tensor, steps: int, guidance: float, x: Tensor) -> Tensor:
+        from minireflect.diffusion.sample import denoise, last
+
+        return self.decode(last(denoise(self.eps(context)(guidance), x, self.table(steps))))
+
+
+def pipeline_of(us: dict[str, nn.Module], side: int) -> Pipeline:
+    return Pipeline(NoVocabulary("", 77), us["text"], us["unet"], us["vae"], Schedule(ScheduleConfig()), side)
+
+
+def clip_parity(size: str) -> dict[str, float]:
+    """ViT-L/14, both towers."""
+    layers = (12, 24) if size == "sd15" else (2, 2)
+    them = CLIPModel(CLIPConfig(
+        text_config=dict(vocab_size=49_408, hidden_size=768, intermediate_size=3072, num_hidden_layers=layers[0], num_attention_heads=12,
+                         eos_token_id=49_407),
+        vision_config=dict(image_size=224, patch_size=14, hidden_size=1024, intermediate_size=4096, num_hidden_layers=layers[1],
+                           num_attention_heads=16),
+        projection_dim=768,
+    )).eval()  # fmt: skip
+    with torch.device("meta"):
+        us = CLIP(
+            OurCLIP(TextConfig(49_408, 49_407, layers=layers[0]), VisionConfig(layers=layers[1]), width=768)
+        )
+    load_into(us, them.state_dict(), names.TRANSFORMERS_CLIP)
+    images, ids = torch.randn(2, 3, 224, 224), torch.randint(0, 49_000, (2, 77))
+    ids[:, 9] = 49_407
+    expected = them(input_ids=ids, pixel_values=images)
+    return {
+        "CLIP L/14, pictures": off(us.encode_image(images), expected.image_embeds),
+        "CLIP L/14, sentences": off(us.encode_text(ids), expected.text_embeds),
+    }
+
+
+LOADING = """
+import sys
+from pathlib import Path
+import torch, torchvision, tokenizers, matplotlib.pyplot
+from minireflect import load_pipeline
+import minireflect.checkpoints
+def resident(what):
+    return 1024 * int(next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(what)).split()[1])
+Path("/proc/self/clear_refs").write_text("5")
+before = resident("VmRSS")
+pipe = load_pipeline(sys.argv[1])
+loaded = resident("VmHWM")
+total = sum(p.flatten()[::1024].float().sum().item() for m in (pipe.unet, pipe.text_encoder, pipe.autoencoder) for p in m.parameters())
+print(loaded - before, resident("VmHWM") - before, next(pipe.unet.parameters()).dtype)
+"""
+
+
+def memory_of_loading(them: dict[str, nn.Module], size: str) -> None:
+    """Peak resident memory of a process that loads the original fp16 file, over its size, and after every weight was read."""
+    from tests.checkpoints import original_unet, original_vae
+
+    tensors = original_unet(them["unet"].state_dict(), 4, 2) | original_vae(them["vae"].state_dict(), 4)
+    tensors |= {
+        f"cond_stage_model.transformer.text_model.{n.removeprefix('text_model.')}": t
+        for n, t in them["text"].state_dict().items()
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"{size}.safetensors"
+        save_file({n: t.half().contiguous() for n, t in tensors.items()}, file)
+        done = subprocess.run(
+            [sys.executable, "-c", LOADING, str(file)], capture_output=True, text=True, check=True
+        )
+        loaded, touched, dtype = done.stdout.split()
+        bytes_ = file.stat().st_size
+    print(f"fp16 file of {bytes_ / 1e9:.2f} GB loaded as {dtype}: peak {int(loaded) / bytes_:.2f} times its size, "
+          f"{int(touched) / bytes_:.2f} after every weight was read")  # fmt: skip
+
+
+# --- speed --------------------------------------------------------------------------------------------------
+
+Work = dict[str, Callable[[], object]]
+
+
+def work(
+    side: str, nets: dict[str, nn.Module], latent: int, device: torch.device, dtype: torch.dtype
+) -> Work:
+    """What is timed, for one side."""
+    nets = {k: m.to(device, dtype) for k, m in nets.items()}
+    g = torch.Generator().manual_seed(0)
+    width = nets["text"].config.hidden_size if side == "theirs" else nets["text"].config.width
+    x = torch.randn(1, 4, latent, latent, generator=g).to(device, dtype)
+    context = torch.randn(1, 77, width, generator=g).to(device, dtype)
+    images = torch.randn(1, 3, 8 * latent, 8 * latent, generator=g).to(device, dtype)
+    t, ids = torch.tensor([501], device=device), torch.full((2, 77), 49_407, device=device)
+
+    def predict(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        return nets["unet"](x, t, context) if side == "ours" else nets["unet"](x, t, context).sample
+
+    def backward() -> None:
+        predict(x, t, context).float().square().mean().backward()
+        nets["unet"].zero_grad(set_to_none=True)
+
+    def encode() -> Tensor:
+        return (
+            nets["vae"].moments(images)[0] if side == "ours" else nets["vae"].encode(images).latent_dist.mean
+        )
+
+    def decode() -> Tensor:
+        return nets["vae"].decode(x) if side == "ours" else nets["vae"].decode(x / 0.18215).sample
+
+    def text() -> Tensor:
+        return nets["text"](ids) if side == "ours" else nets["text"](ids).last_hidden_state
+
+    def frozen(call: Callable[[], object]) -> Callable[[], object]:
+        return torch.no_grad()(call)
+
+    tasks = {
+        "UNet forward": frozen(lambda: predict(x, t, context)), "UNet forward and backward": backward, "text encoder": frozen(text),
+        "autoencoder encode": frozen(encode), "autoencoder decode": frozen(decode),
+    }  # fmt: skip
+    if dtype != torch.float32:
+        return tasks
+    if side == "ours":
+        pipe = pipeline_of(nets, 8 * latent)
+        pipe.null = lambda: context
+        tasks["20 steps with guidance"] = lambda: pipe.generate_from(context, 20, 7.5, x)
+    else:
+        pipe = diffusers_pipeline(nets)
+        tasks["20 steps with guidance"] = lambda: pipe(
+            prompt_embeds=context, negative_prompt_embeds=context, latents=x, num_inference_steps=20, guidance_scale=7.5,
+            output_type="pt", height=8 * latent, width=8 * latent,
+        )  # fmt: skip
+    return tasks
+
+
+def sync(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def speed(size: str, latent: int, repeats: int, device: torch.device, dtype: torch.dtype) -> None:
+    """Alternating in one process: whatever slows the machine down slows both sides."""
+    torch.manual_seed(0)
+    them = theirs(size)
+    us = ours(size, {k: m for k, m in them.items()})
+    for module in us.values():
+        module.requires_grad_(True)
+        if device.type == "cpu":
+            module.to(memory_format=torch.channels_last)  # as load_checkpoint does there
+    both = {
+        "ours": work("ours", us, latent, device, dtype),
+        "theirs": work("theirs", them, latent, device, dtype),
+    }
+    print(
+        f"| {size}, latents {latent} x {latent}, {device}, {str(dtype)[6:]}, {torch.get_num_threads()} threads | ours, s | theirs, s | ratio | peak memory, ratio |"
+    )
+    print("|---|---|---|---|---|")
+    for name in both["ours"]:
+        times: dict[str, list[float]] = {"ours": [], "theirs": []}
+        for i in range(repeats + 1):
+            for side in ("ours", "theirs") if i % 2 else ("theirs", "ours"):
+                sync(device)
+                start = time.perf_counter()
+                both[side][name]()
+                sync(device)
+                if i:  # the first is a warm-up
+                    times[side].append(time.perf_counter() - start)
+        mine, other = (statistics.median(times[s]) for s in ("ours", "theirs"))
+        ratio = statistics.median(a / b for a, b in zip(times["ours"], times["theirs"]))
+        memory = [peak_memory(s, name, size, latent, device, both) for s in ("ours", "theirs")]
+        print(
+            f"| {name} | {mine:.3f} | {other:.3f} | {ratio:.2f} | {memory[0] / memory[1]:.2f} |", flush=True
+        )
+
+
+def peak_memory(
+    side: str, name: str, size: str, latent: int, device: torch.device, both: dict[str, Work]
+) -> float:
+    """Bytes above what the weights take: measured here on a GPU, in a process of its own on the CPU."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        both[side][name]()
+        return torch.cuda.max_memory_allocated() - before
+    words = [
+        sys.executable,
+        __file__,
+        "memory",
+        "--side",
+        side,
+        "--task",
+        name,
+        "--size",
+        size,
+        "--latent",
+        str(latent),
+    ]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, env=os.environ)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def memory(side: str, task: str, size: str, latent: int) -> None:
+    """Peak resident memory of one task in this process, above what it was before the task."""
+    torch.manual_seed(0)
+    nets = theirs(size)
+    if side == "ours":
+        nets = ours(size, nets)
+        for module in nets.values():
+            module.requires_grad_(True).to(memory_format=torch.channels_last)
+    call = work(side, nets, latent, torch.device("cpu"), torch.float32)[task]
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins here
+    before = resident("VmRSS")
+    call()
+    print(json.dumps(resident("VmHWM") - before))
+
+
+def resident(what: str) -> int:
+    """A line of this process's status, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(what)).split()[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("parity", "loading", "speed", "memory"))
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--size", choices=tuple(CHANNELS))
+    parser.add_argument(
+        "--latent", type=int, default=32, help="side of the latents (default: 32, pictures of 256)"
+    )
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default=best_device())
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--side"), parser.add_argument("--task")
+    args = parser.parse_args()
+    size = args.size or ("small" if args.small else "sd15")
+    if args.what == "parity":
+        parity(size, args.latent)
+    elif args.what == "loading":
+        memory_of_loading(theirs(size), size)
+    elif args.what == "speed":
+        speed(size, args.latent, args.repeats, torch.device(args.device), getattr(torch, args.dtype))
+    else:
+        memory(args.side, args.task, size, args.latent)
+
+
+if __name__ == "__main__":
+    main()
