@@ -101,7 +101,8 @@ def update(
     for number, chunk in enumerate(chunks):
         optimizer.zero_grad(set_to_none=True)
         samples = sum(int(advantage[k][1].sum()) for k, _ in chunk)  # branches x steps in this optimiser step
-        for k, i, part in [(k, i, part) for k, i in chunk for part in parts(len(out.rounds[k].images), pipe)]:
+        pieces = [(*pair, part) for pair in chunk for part in parts(len(out.rounds[pair[0]].images), pipe)]
+        for k, i, part in pieces:
             round_, rows = out.rounds[k], advantage[k][1].flatten()[part].to(pipe.device)  # (b) bool
             if not rows.any():
                 continue
