@@ -94,12 +94,12 @@ class LatentDiffusion:
         of the size that it was trained on, and not cropped.
         Shapes: x (b c h w), t () or (b), context (b t d) -> (b c h w)
         """
-        dtype, added = next(self.unet.parameters()).dtype, None
+        dtype, added = next(self.unet.parameters()).dtype, ()
         if isinstance(self.text_encoder, TwoTextEncoders):
             side, width = self.image_size, self.text_encoder.second.config.projection
             sizes = torch.tensor([side, side, 0, 0, side, side], device=x.device).expand(len(x), -1)  # (b 6)
-            added, context = Added(context[:, -1, :width].to(dtype), sizes), context[:, :-1]
-        return self.unet(x.to(dtype), t, context.to(dtype), added).float()
+            added, context = (Added(context[:, -1, :width].to(dtype), sizes),), context[:, :-1]
+        return self.unet(x.to(dtype), t, context.to(dtype), *added).float()
 
     def noise(self, n: int, generator: torch.Generator) -> Tensor:
         """Start latents x_T ~ N(0, I), drawn on the CPU so that every device sees the same.  -> (n 4 h/8 w/8)"""
