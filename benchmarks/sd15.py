@@ -283,8 +283,8 @@ def speed(size: str, latent: int, repeats: int, device: torch.device, dtype: tor
     us = ours(size, {k: m for k, m in them.items()})
     for module in us.values():
         module.requires_grad_(True)
-        if device.type == "cpu":
-            module.to(memory_format=torch.channels_last)  # as load_checkpoint does there
+        if device.type == "cuda":
+            module.to(memory_format=torch.channels_last)  # as LatentDiffusion.to does there
     both = {
         "ours": work("ours", us, latent, device, dtype),
         "theirs": work("theirs", them, latent, device, dtype),
@@ -344,7 +344,7 @@ def memory(side: str, task: str, size: str, latent: int) -> None:
     if side == "ours":
         nets = ours(size, nets)
         for module in nets.values():
-            module.requires_grad_(True).to(memory_format=torch.channels_last)
+            module.requires_grad_(True)
     call = work(side, nets, latent, torch.device("cpu"), torch.float32)[task]
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins here
     before = resident("VmRSS")

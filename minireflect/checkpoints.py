@@ -468,10 +468,6 @@ def _filled(network: type[nn.Module], config: object, part: Part, dtype: torch.d
         module = network(config).to(dtype or stored)
     load_into(module, part.tensors, source=part.source)
     part.tensors.clear()
-    if (
-        next(module.parameters()).dtype == torch.float32
-    ):  # what a CPU computes in; half precision waits for `to(device)`
-        module.to(memory_format=torch.channels_last)  # convolutions are a third faster that way
     return module.eval().requires_grad_(False)
 
 

@@ -69,8 +69,12 @@ class LatentDiffusion:
         return (self.autoencoder.config.latent_channels, side, side)
 
     def to(self, device: torch.device | str) -> "LatentDiffusion":
+        on_gpu = (
+            torch.device(device).type == "cuda"
+        )  # whose convolutions want the channels of a pixel side by side
+        layout = torch.channels_last if on_gpu else torch.preserve_format
         for part in (self.text_encoder, self.unet, self.autoencoder):
-            part.to(device, memory_format=torch.channels_last)  # as convolutions like it, here and there
+            part.to(device, memory_format=layout)
         return self
 
     def eval(self) -> "LatentDiffusion":

@@ -1,9 +1,11 @@
 """What the study writes: the page with its tables, and three figures."""
 
+import os
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from study_ways import KINDS, SAMPLER, WAYS
 
 from minireflect import figures
@@ -87,7 +89,7 @@ def page(rows: list[dict], compared: dict[str, list[Path]], options: str, hacks:
     minutes, seeds = sum(took.values()), len(next(iter(compared.values())))
     return f"""# Does reflection help?
 
-Made by `python scripts/study.py`; {minutes:.0f} minutes of training in all, on the processor that it ran on. Every arm starts from the shipped base and its
+Made by `python scripts/study.py`, {minutes:.0f} minutes of training in all, on {os.cpu_count()} cores{" and a GPU" if torch.cuda.is_available() else " without a GPU"}. Every arm starts from the shipped base and its
 reward; {seeds} seeds, mean ± 95 % interval over them (Student's t). {rows[0]["physical"]["pictures"]} held-out prompts of each kind; right = by the exact inspector.
 
 {options}
@@ -170,5 +172,7 @@ def hacking(runs: dict[str, list[Path]], path: Path) -> None:
         ):
             axes.plot(calls, figures.smooth([r[key][0] for r in log], 15), color=color, label=label)
         axes.set(title=name, xlabel="reward calls", ylim=(0, 1))
+        axes.title.set_fontsize(10)
+        axes.locator_params(axis="x", nbins=5)
         axes.legend(fontsize=8, loc="lower right")
     figures.save(figure, path)

@@ -81,12 +81,12 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int, pad_all_around: bool = True) -> None:
         super().__init__()
-        self.padding = (1, 1, 1, 1) if pad_all_around else (0, 1, 0, 1)  # left, right, top, bottom
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+        self.pad_all_around = pad_all_around
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1 if pad_all_around else 0)
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: x (b c h w) -> (b c h/2 w/2)"""
-        return self.conv(F.pad(x, self.padding))
+        return self.conv(x if self.pad_all_around else F.pad(x, (0, 1, 0, 1)))  # left, right, top, bottom
 
 
 class Upsample(nn.Module):
