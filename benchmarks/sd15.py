@@ -100,7 +100,7 @@ def parity(size: str, latent: int) -> None:
     rows["autoencoder, encode"] = off(us["vae"].moments(images)[0], mean)
     rows["autoencoder, decode"] = off(us["vae"].decode(x), them["vae"].decode(x / 0.18215).sample)
     picture = twenty_steps(us, them, hidden, x)
-    rows["picture, 20 DDIM steps, guidance 7.5 (absolute, of a range of 2)"] = (
+    rows["picture, 20 DDIM steps, guidance 7.5 (absolute, of a range of 1)"] = (
         (picture[0] - picture[1]).abs().max().item()
     )
     us.clear()

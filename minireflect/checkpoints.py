@@ -10,68 +10,33 @@ folder; a single file has none, and the values are then those that its family wa
 """
 
 import argparse
-import json
-import re
 import sys
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .diffusion.schedule import Prediction, Schedule, ScheduleConfig
 from .models import names
-from .models.autoencoder import Autoencoder, AutoencoderConfig
+from .models.autoencoder import Autoencoder
 from .models.clip import (
     CLIP,
     OPENAI_MEAN,
     OPENAI_STD,
     CLIPConfig,
-    TextConfig,
     TextEncoder,
     TwoTextEncoders,
     VisionConfig,
 )
+from .models.layouts import PREFIXES, names_as_ours, parts_of_file, parts_of_folder, read_json, weights_file
 from .models.lora import read_lora
-from .models.tokenizer import BytePairs, NoVocabulary, PromptError, TwoBytePairs
-from .models.unet import UNet, UNetConfig
-from .models.weights import TORCH_FILES, WeightsError, load_into, new_names, read_weights, tensor_shapes
+from .models.sizes import SD1, SD2, SDXL, Family, Part, autoencoder_sizes, count, need, text_sizes, unet_sizes
+from .models.tokenizer import BytePairs, NoVocabulary, PromptError
+from .models.unet import UNet
+from .models.weights import WeightsError, load_into, read_weights, tensor_shapes
 from .pipeline import LatentDiffusion, is_checkpoint
-
-Shapes = dict[str, tuple[int, ...]]
-Tensors = dict[str, Tensor]
-EOS = 49_407  # CLIP's end of text, the last of its vocabulary
-
-
-@dataclass(frozen=True)
-class Family:
-    """What the tensors of a family do not tell; configuration files, where there are any, know better."""
-
-    name: str
-    heads: int | None  # of the UNet's attention: a number for all levels ...
-    head_width: int | None  # ... or channels for each
-    scaling_factor: float  # of the latents: 1 / their standard deviation
-    image_size: int  # pixels
-    prediction: Prediction = "epsilon"
-
-
-SD1 = Family("SD 1.x", heads=8, head_width=None, scaling_factor=0.18215, image_size=512)
-SD2 = Family("SD 2.x", heads=None, head_width=64, scaling_factor=0.18215, image_size=768, prediction="v")
-SDXL = Family("SDXL", heads=None, head_width=64, scaling_factor=0.13025, image_size=1024)
-
-
-class Part(NamedTuple):
-    """A network's tensors under our names, and where they came from."""
-
-    tensors: Tensors
-    config: dict  # the part's config.json, or what else is known
-    source: str  # for error messages
-
-
-# --- the whole pipeline -------------------------------------------------------------------------------------
 
 
 def load_checkpoint(
@@ -90,12 +55,12 @@ def load_checkpoint(
     """
     path = Path(path)
     if path.is_dir():
-        parts, read_tokenizer = _folder(path, tokenizer)
+        parts, read_tokenizer = parts_of_folder(path, tokenizer)
     elif path.is_file():
-        parts, read_tokenizer = _single_file(path, tokenizer)
+        parts, read_tokenizer = parts_of_file(path, tokenizer)
     else:
         raise WeightsError(f"there is no checkpoint {path}")
-    family = _family(parts, path)
+    family = family_of(parts, path)
     unet_config = unet_sizes(parts["unet"], family)
     unet = _filled(UNet, unet_config, parts["unet"], dtype)
     autoencoder = _filled(Autoencoder, autoencoder_sizes(parts["vae"], family), parts["vae"], torch.float32)
@@ -129,7 +94,7 @@ def text_length(encoder: TextEncoder | TwoTextEncoders) -> int:
     return (encoder.first if isinstance(encoder, TwoTextEncoders) else encoder).config.length
 
 
-def _family(parts: dict[str, Part], path: Path) -> Family:
+def family_of(parts: dict[str, Part], path: Path) -> Family:
     """Told by what is there: a second text encoder, or how the attention is projected."""
     shapes = parts["unet"].tensors
     if "text_encoder_2" in parts:
@@ -143,292 +108,13 @@ def _family(parts: dict[str, Part], path: Path) -> Family:
         )
     if "added.fc1.weight" in shapes:
         raise WeightsError(f"{path} has SDXL's UNet, but not its two text encoders")
-    return (
-        SD2
-        if projection[0].ndim == 2 or parts["text_encoder"].tensors["token.weight"].shape[1] == 1024
-        else SD1
-    )
-
-
-# --- where the parts lie ------------------------------------------------------------------------------------
-
-
-STEMS = ("diffusion_pytorch_model", "model", "pytorch_model", "open_clip_model", "open_clip_pytorch_model")
-ENDINGS = (  # safetensors before torch files, full precision before half, in several parts before one
-    ".safetensors.index.json", ".safetensors", ".safetensors.index.fp16.json", ".fp16.safetensors",
-    ".bin.index.json", ".bin", ".bin.index.fp16.json", ".fp16.bin",
-)  # fmt: skip
-
-
-def weights_file(folder: Path) -> Path:
-    """The file with a part's tensors, or the index of several.  Raises WeightsError when there is none."""
-    for ending in ENDINGS:
-        for stem in STEMS:
-            if (folder / f"{stem}{ending}").is_file():
-                return folder / f"{stem}{ending}"
-    raise WeightsError(
-        f"there are no weights in {folder}: expected {STEMS[0]}{ENDINGS[1]}, or another of its names and endings"
-    )
-
-
-def _json(path: Path) -> dict:
-    """A configuration file; empty if there is none."""
-    if not path.is_file():
-        return {}
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{path} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise WeightsError(f"{path} holds a {type(values).__name__}, expected a configuration")
-    return values
-
-
-DIFFUSERS_TABLES = {
-    "unet": names.DIFFUSERS_UNET,
-    "vae": names.DIFFUSERS_AUTOENCODER,
-    "text_encoder": names.TRANSFORMERS_CLIP_TEXT,
-    "text_encoder_2": names.TRANSFORMERS_CLIP_TEXT,
-}
-
-AnyTokenizer = BytePairs | TwoBytePairs | NoVocabulary
-ReadTokenizer = Callable[[Family, int], AnyTokenizer]  # of prompts of so many tokens
-
-
-def _folder(path: Path, tokenizer: str | Path | None) -> tuple[dict[str, Part], ReadTokenizer]:
-    """A folder as diffusers writes it."""
-    index = _json(path / "model_index.json")
-    if not index:
-        raise WeightsError(f"{path} is not a diffusers folder: model_index.json is missing")
-    parts = {"index": Part({}, index, "model_index.json")}
-    for part, table in DIFFUSERS_TABLES.items():
-        if index.get(part, [None])[0] is None and not (path / part).is_dir():
-            continue
-        file = weights_file(path / part)
-        tensors = names_as_ours(read_weights(file), table, file)
-        parts[part] = Part(tensors, _json(path / part / "config.json"), str(file))
-    for part in ("unet", "vae"):
-        if part not in parts:
-            raise WeightsError(f"{path} has no folder {part}: not a checkpoint of Stable Diffusion")
-    if "text_encoder" not in parts and "text_encoder_2" not in parts:
-        raise WeightsError(f"{path} has no folder text_encoder: not a checkpoint of Stable Diffusion")
-    parts["scheduler"] = Part({}, _json(path / "scheduler" / "scheduler_config.json"), "scheduler")
-
-    def read(family: Family, length: int) -> AnyTokenizer:
-        if tokenizer is not None:
-            return _tokenizer_for(family, Path(tokenizer), length)
-        if not (path / "tokenizer").is_dir():
-            return _no_vocabulary(path, family, length)
-        first = BytePairs(path / "tokenizer", length)
-        return first if family is not SDXL else TwoBytePairs(first, BytePairs(path / "tokenizer_2", length))
-
-    return parts, read
-
-
-def _no_vocabulary(path: Path, family: Family, length: int) -> NoVocabulary:
-    return NoVocabulary(path, 2 * length if family is SDXL else length)
-
-
-# Beside the networks, original files hold the schedule's tables (computed here) and a running average of the UNet
-# (which the weights of published files already are).
-LEFT_OUT = r"^(model_ema\.|denoiser\.|model\.diffusion_model$|(alphas|betas|sqrt|log_one_minus|posterior|lvlb)\w*$|logvar$|scale_factor$|v_pred$|ztsnr$)"
-PREFIXES = {  # of the parts of an original file; the layout of a text encoder follows from its names
-    "unet": ("model.diffusion_model.",),
-    "vae": ("first_stage_model.",),
-    "text_encoder": ("cond_stage_model.transformer.", "cond_stage_model.model.", "conditioner.embedders.0.transformer."),
-    "text_encoder_2": ("conditioner.embedders.1.model.",),
-}  # fmt: skip
-
-
-def _single_file(path: Path, tokenizer: str | Path | None) -> tuple[dict[str, Part], ReadTokenizer]:
-    """An original file: all parts in one, with prefixes."""
-    shapes = tensor_shapes(path)
-    prefixes = tuple(p for several in PREFIXES.values() for p in several)
-    if not any(name.startswith(PREFIXES["unet"]) for name in shapes):
-        some = ", ".join(list(shapes)[:3]) or "no tensors at all"
-        raise WeightsError(
-            f"{path} is not an original file of Stable Diffusion: it has {some}, expected model.diffusion_model..."
-        )
-    strange = [n for n in shapes if not n.startswith(prefixes) and not re.match(LEFT_OUT, n)]
-    if strange:
-        raise WeightsError(
-            f"{path} has {len(strange)} tensors that belong to no part: {', '.join(strange[:10])}"
-        )
-    everything = read_weights(path) if path.suffix in TORCH_FILES else None  # a torch file is unpickled once
-    parts: dict[str, Part] = {}
-    for part, several in PREFIXES.items():
-        for prefix in several:
-            if not any(name.startswith(prefix) for name in shapes):
-                continue
-            if everything is None:
-                tensors = read_weights(path, prefix)
-            else:
-                tensors = {n.removeprefix(prefix): t for n, t in everything.items() if n.startswith(prefix)}
-            source = f"{path} ({prefix}*)"
-            ours, config = _original(part, tensors, source)
-            parts[part] = Part(ours, config, source)
-    for part in ("unet", "vae"):
-        if part not in parts:
-            raise WeightsError(f"{path} has no {part}: expected tensors {PREFIXES[part][0]}...")
-    if "text_encoder" not in parts and "text_encoder_2" not in parts:
-        raise WeightsError(f"{path} has no text encoder: expected tensors {PREFIXES['text_encoder'][0]}...")
-    about = path.with_suffix(".yaml")  # published beside the file, where it is
-    known = {"prediction_type": "v_prediction"} if "v_pred" in shapes else {}
-    if about.is_file() and (
-        stated := re.search(r"parameterization:\s*[\"']?(eps|v)\b", about.read_text("utf-8"))
-    ):
-        known = {"prediction_type": "v_prediction" if stated[1] == "v" else "epsilon"}
-    parts["scheduler"] = Part({}, known, str(about))
-
-    def read(family: Family, length: int) -> AnyTokenizer:
-        for folder in [Path(tokenizer)] if tokenizer else [path.parent / "tokenizer", path.parent]:
-            if tokenizer or any((folder / n).is_file() for n in ("tokenizer.json", "vocab.json")):
-                return _tokenizer_for(family, folder, length)
-        return _no_vocabulary(path, family, length)
-
-    return parts, read
-
-
-def _tokenizer_for(family: Family, folder: Path, length: int) -> BytePairs | TwoBytePairs:
-    """OpenCLIP's encoders fill up with "!", the token 0, and OpenAI's with end-of-text."""
-    if family is SD2:
-        return BytePairs(folder, length, pad="!")
-    end = BytePairs(folder, length, pad="<|endoftext|>")
-    return end if family is SD1 else TwoBytePairs(end, BytePairs(folder, length, pad="!"))
-
-
-def _original(part: str, tensors: Tensors, source: str) -> tuple[Tensors, dict]:
-    """The tensors of a part of an original file under our names, and what its layout tells of its configuration."""
-    if part == "unet":
-        levels = 1 + sum(name.endswith(".0.op.weight") for name in tensors)
-        blocks = _count(tensors, r"input_blocks\.(\d+)\.")
-        return names_as_ours(tensors, names.original_unet(levels, blocks // levels - 1), source), {}
-    if part == "vae":
-        levels = _count(tensors, r"encoder\.down\.(\d+)\.")
-        tensors, table = names.original_autoencoder(tensors, levels)
-        return names_as_ours(tensors, table, source), {}
-    if any(name.startswith("text_model.") for name in tensors):  # OpenAI's CLIP-L, in transformers' names
-        return names_as_ours(tensors, names.TRANSFORMERS_CLIP_TEXT, source), {"hidden_act": "quick_gelu"}
-    ours = names_as_ours(names.open_clip(tensors), names.OPEN_CLIP_TEXT, source)
-    if (
-        part == "text_encoder"
-    ):  # SD 2.x reads what the last block but one writes, normalised, and never the last
-        last = f"blocks.{_count(ours, r'blocks.([0-9]+)[.]') - 1}."
-        ours = {n: t for n, t in ours.items() if not n.startswith(last) and n != "text_projection.weight"}
-    return ours, {"hidden_act": "gelu"}
-
-
-def names_as_ours(tensors: Tensors, table: names.Table, source: str | Path) -> Tensors:
-    """Renamed; a clash of two names is told with the file."""
-    try:
-        return {name: tensors[old] for old, name in new_names(tensors, table).items()}
-    except WeightsError as error:
-        raise WeightsError(f"{source}: {error}") from error
-
-
-# --- sizes off the tensors ----------------------------------------------------------------------------------
-
-
-def _count(tensors: Tensors, pattern: str) -> int:
-    """How many numbers a place in the names counts up to."""
-    return 1 + max((int(m[1]) for name in tensors if (m := re.match(pattern, name))), default=-1)
-
-
-def _need(tensors: Tensors, name: str, source: str) -> Tensor:
-    if name not in tensors:
-        raise WeightsError(
-            f"missing {name} in {source}, which has {', '.join(list(tensors)[:3]) or 'no tensors'}"
-        )
-    return tensors[name]
-
-
-# What a configuration may ask for that our UNet does not do; all published SD 1.x, 2.x and SDXL agree on these.
-ASSUMED = {
-    "act_fn": "silu", "flip_sin_to_cos": True, "freq_shift": 0, "center_input_sample": False, "norm_eps": 1e-5,
-    "class_embed_type": None, "resnet_time_scale_shift": "default", "mid_block_scale_factor": 1, "downsample_padding": 1,
-    "dual_cross_attention": False, "only_cross_attention": False, "time_embedding_type": "positional",
-    "encoder_hid_dim": None, "timestep_post_act": None,
-}  # fmt: skip
-
-
-def unet_sizes(part: Part, family: Family) -> UNetConfig:
-    """The configuration of a UNet from its tensors; heads and groups from config.json, or as the family has them."""
-    tensors, config, source = part
-    for key, value in ASSUMED.items():
-        if config.get(key, value) != value:
-            raise WeightsError(f"{source} asks for {key} = {config[key]!r}; this UNet does {value!r} only")
-    conv_in = _need(tensors, "conv_in.weight", source)
-    if conv_in.shape[1] != 4:
-        raise WeightsError(
-            f"{source} reads {conv_in.shape[1]} channels, as for inpainting; only text to image (4) is supported"
-        )
-    levels = _count(tensors, r"down\.(\d+)\.")
-    channels = tuple(
-        _need(tensors, f"down.{i}.layers.0.res.conv1.weight", source).shape[0] for i in range(levels)
-    )
-    depths = tuple(_count(tensors, rf"down\.{i}\.layers\.0\.attn\.blocks\.(\d+)\.") for i in range(levels))
-    context = next((t.shape[1] for n, t in tensors.items() if n.endswith("cross_attn.k.weight")), 0)
-    linear = next((t.ndim == 2 for n, t in tensors.items() if n.endswith("attn.proj_in.weight")), False)
-    heads, head_width = family.heads, family.head_width
-    stated = config.get("num_attention_heads") or config.get("attention_head_dim")  # heads, despite its name
-    if isinstance(stated, int):
-        heads, head_width = stated, None
-    elif stated:
-        widths = {c // h for c, h in zip(channels, stated)}
-        if len(widths) > 1:
-            raise WeightsError(f"{source}: heads {stated} at channels {channels} are of several widths")
-        heads, head_width = None, widths.pop()
-    pooled, size_width = None, config.get("addition_time_embed_dim") or 256
-    if "added.fc1.weight" in tensors:
-        pooled = tensors["added.fc1.weight"].shape[1] - 6 * size_width
-    return UNetConfig(
-        channels, depths, _count(tensors, r"mid\.layers\.0\.attn\.blocks\.(\d+)\."), context,
-        _count(tensors, r"down\.0\.layers\.(\d+)\."), heads, head_width, linear, conv_in.shape[1],
-        _need(tensors, "conv_out.weight", source).shape[0], config.get("norm_num_groups") or 32, pooled, 6, size_width,
-    )  # fmt: skip
-
-
-def autoencoder_sizes(part: Part, family: Family) -> AutoencoderConfig:
-    tensors, config, source = part
-    levels = _count(tensors, r"encoder\.down\.(\d+)\.")
-    return AutoencoderConfig(
-        tuple(_need(tensors, f"encoder.down.{i}.layers.0.res.conv1.weight", source).shape[0] for i in range(levels)),
-        _count(tensors, r"encoder\.down\.0\.layers\.(\d+)\."),
-        config.get("norm_num_groups") or 32,
-        _need(tensors, "encoder.conv_in.weight", source).shape[1],
-        _need(tensors, "post_quant_conv.weight", source).shape[0],
-        config.get("scaling_factor") or family.scaling_factor,
-        "encoder.mid.layers.0.attn.norm.weight" in tensors,
-    )  # fmt: skip
-
-
-def text_sizes(
-    tensors: Tensors, config: dict, source: str, penultimate: bool, prefix: str = ""
-) -> TextConfig:
-    """`penultimate` is SDXL's habit, and is not written down anywhere in a checkpoint."""
-    vocabulary, width = _need(tensors, f"{prefix}token.weight", source).shape
-    eos = config.get("eos_token_id", vocabulary - 1)
-    projection = tensors.get("text_projection.weight") if not prefix else None
-    activation = config.get("hidden_act", "quick_gelu")  # transformers' own default
-    if activation not in ("quick_gelu", "gelu"):
-        raise WeightsError(f"{source} asks for hidden_act = {activation!r}; expected quick_gelu or gelu")
-    return TextConfig(
-        vocabulary,
-        vocabulary - 1
-        if eos == 2
-        else eos,  # 2: a mistake in the files of that time, which the libraries know as such
-        len(_need(tensors, f"{prefix}position.weight", source)),
-        width,
-        _count(tensors, re.escape(prefix) + r"blocks\.(\d+)\."),
-        config.get("num_attention_heads") or width // 64,  # 64 channels a head in all published text towers
-        activation == "quick_gelu",
-        penultimate,
-        None if projection is None else projection.shape[0],
-    )
+    is_sd2 = projection[0].ndim == 2 or parts["text_encoder"].tensors["token.weight"].shape[1] == 1024
+    return SD2 if is_sd2 else SD1
 
 
 def _schedule(known: dict, prediction: Prediction | None, family: Family, path: Path) -> ScheduleConfig:
-    """The scheduler's configuration where there is one; which sampler it was written for does not matter."""
+    """The scheduler's configuration where there is one.  Which sampler it was written for does not matter: ours is DDIM, and
+    its table of steps is Stable Diffusion's (leading, offset 1)."""
     if known.get("rescale_betas_zero_snr") or known.get("trained_betas") is not None:
         raise WeightsError(
             f"{path} has a schedule of its own (zero terminal SNR or listed betas), which is not supported"
@@ -456,9 +142,6 @@ def _image_size(config: dict, factor: int, family: Family, schedule: ScheduleCon
     if isinstance(side, int):
         return side * factor
     return 512 if family is SD2 and schedule.prediction == "epsilon" else family.image_size
-
-
-# --- modules ------------------------------------------------------------------------------------------------
 
 
 def _filled(network: type[nn.Module], config: object, part: Part, dtype: torch.dtype | None) -> nn.Module:
@@ -518,13 +201,13 @@ def load_clip(
     file = weights_file(path) if path.is_dir() else path
     tensors = read_weights(file)
     if any(name.startswith("text_model.") for name in tensors):
-        config = _json(folder / "config.json")
+        config = read_json(folder / "config.json")
         text, vision = config.get("text_config") or {}, config.get("vision_config") or {}
-        about = _json(folder / "preprocessor_config.json")
+        about = read_json(folder / "preprocessor_config.json")
         default = "quick_gelu"  # transformers' own
         ours = names_as_ours(tensors, names.TRANSFORMERS_CLIP, file)
     else:
-        config = _json(folder / "open_clip_config.json")
+        config = read_json(folder / "open_clip_config.json")
         model = config.get("model_cfg") or {}
         about = {f"image_{k}": v for k, v in (config.get("preprocess_cfg") or {}).items()}
         text, vision = ({} if not model.get(k, {}).get("heads") else {"num_attention_heads": model[k]["heads"]} for k in ("text_cfg", "vision_cfg"))  # fmt: skip
@@ -539,12 +222,12 @@ def load_clip(
             {**vision, "hidden_act": None},
         )
     source = str(file)
-    patch = _need(ours, "vision.patch.weight", source)  # (d 3 p p)
-    position = _need(ours, "vision.position.weight", source)  # (1+n d)
+    patch = need(ours, "vision.patch.weight", source)  # (d 3 p p)
+    position = need(ours, "vision.position.weight", source)  # (1+n d)
     width = patch.shape[0]
     vision_config = VisionConfig(
         round((len(position) - 1) ** 0.5) * patch.shape[2], patch.shape[2], width,
-        _count(ours, r"vision\.blocks\.(\d+)\."),
+        count(ours, r"vision\.blocks\.(\d+)\."),
         vision.get("num_attention_heads") or VISION_HEADS.get(width, width // 64),
         (vision.get("hidden_act") or default) == "quick_gelu",
         mean=tuple(2 * m - 1 for m in about["image_mean"]) if about.get("image_mean") else OPENAI_MEAN,
@@ -553,7 +236,7 @@ def load_clip(
     text_config = text_sizes(
         ours, {**text, "hidden_act": text.get("hidden_act") or default}, source, False, "text."
     )
-    joint = _need(ours, "text_projection.weight", source).shape[0]
+    joint = need(ours, "text_projection.weight", source).shape[0]
     clip = _filled(CLIP, CLIPConfig(text_config, vision_config, joint), Part(ours, {}, source), dtype)
     where = Path(tokenizer) if tokenizer else folder
     try:
@@ -564,7 +247,7 @@ def load_clip(
         return LoadedCLIP(clip, NoVocabulary(path, text_config.length))
 
 
-# --- what is in it ------------------------------------------------------------------------------------------
+# --- what is in it -------------------------------------------------------------------------------------------
 
 
 def describe(path: str | Path) -> str:

@@ -21,8 +21,9 @@ from transformers import CLIPConfig as TheirConfig
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from minireflect import load_pipeline
-from minireflect.checkpoints import describe, load_checkpoint, load_clip, weights_file
+from minireflect.checkpoints import describe, load_checkpoint, load_clip
 from minireflect.models.clip import CLIP, CLIPConfig
+from minireflect.models.layouts import weights_file
 from minireflect.models.tokenizer import BytePairs, NoVocabulary, PromptError
 from minireflect.models.unet import Added
 from minireflect.models.weights import WeightsError, read_weights

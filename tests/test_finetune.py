@@ -31,7 +31,7 @@ from minireflect.rl.advantage import RewardHistory
 from minireflect.rl.rewards import incompressibility
 from minireflect.run import Run
 from minireflect.streams import rng
-from tests.checkpoints import WORDS, shaken, trainable, vocabulary
+from tests.checkpoints import WORDS, pipeline, shaken, trainable, vocabulary
 from tests.test_scripts import refused, run
 
 QUICK = replace(
@@ -112,6 +112,18 @@ def test_in_parts_the_update_is_the_same(base: Path, objective: str) -> None:
     assert len(moved) == len(lora_layers(with_lora(base).unet))
     for name in moved:
         assert (whole[name] - split[name]).abs().max() < 1e-3 * whole[name].abs().max() + 1e-7, name
+
+
+@pytest.mark.parametrize("family", ["sd2", "sdxl"])
+def test_the_other_families_learn_too(family: str, tmp_path: Path) -> None:
+    """v-prediction, and two text encoders with a pooled prompt, through rollout, reflection and update."""
+    pipeline(family, tmp_path).save_pretrained(tmp_path / "sd")
+    pipe = with_lora(tmp_path / "sd", micro_batch=2)
+    after = one_update(pipe, replace(QUICK, group=2, guidance=2.0, updates=1))
+    assert after.pop("first_ratio") == 0.0
+    assert all(t.isfinite().all() for t in after.values()) and any(
+        t.any() for n, t in after.items() if n.endswith("B")
+    )
 
 
 def test_parts_are_those_that_were_drawn(base: Path) -> None:

@@ -69,8 +69,8 @@ class ResBlock(nn.Module):
         y = self.conv1(F.silu(self.norm1(x)))
         if self.time is not None:
             y = y + self.time(F.silu(temb))[:, :, None, None]
-        y = self.conv2(F.silu(self.norm2(y)))
-        return self.skip(x) + y
+        y = F.silu(self.norm2(y))  # in a line of its own: what conv1 made need not be held while conv2 works
+        return self.skip(x) + self.conv2(y)
 
 
 class Downsample(nn.Module):
