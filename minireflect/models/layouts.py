@@ -65,7 +65,7 @@ def parts_of_folder(path: Path, tokenizer: str | Path | None) -> tuple[dict[str,
         raise WeightsError(f"{path} is not a diffusers folder: model_index.json is missing")
     parts = {"index": Part({}, index, "model_index.json")}
     for part, table in DIFFUSERS_TABLES.items():
-        if index.get(part, [None])[0] is None and not (path / part).is_dir():
+        if (index.get(part) or [None])[0] is None and not (path / part).is_dir():
             continue
         file = weights_file(path / part)
         tensors = names_as_ours(read_weights(file), table, file)
