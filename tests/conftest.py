@@ -1,5 +1,19 @@
 """One thread per worker: pytest-xdist already keeps every core busy, and two that share cores slow each other down."""
 
+import socket
+
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reaches for the network fails: a checkpoint is loaded from the disk alone."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("somebody opened a socket")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "create_connection", refuse)

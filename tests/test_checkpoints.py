@@ -2,7 +2,6 @@
 
 import json
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -33,15 +32,7 @@ from tests.checkpoints import FAMILIES, WORDS, original_file, pipeline, save_ori
 SIZE = 32  # pixels of the small checkpoints
 
 
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here may reach for the network: a socket is an error."""
-
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("somebody opened a socket")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "create_connection", refuse)
+pytestmark = pytest.mark.usefixtures("no_network")
 
 
 class Checkpoint(NamedTuple):

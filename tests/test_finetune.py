@@ -34,6 +34,7 @@ from minireflect.streams import rng
 from tests.checkpoints import WORDS, pipeline, shaken, trainable, vocabulary
 from tests.test_scripts import refused, run
 
+pytestmark = pytest.mark.usefixtures("no_network")
 QUICK = replace(
     SRRL, iterations=20, prompts=2, group=24, steps=4, renoise_steps=4, guidance=1.0, w_renoise=0.0, lr=2e-2, clip=3e-2,
     warmup=2, cooldown=0.0, min_sigma=0.3,

@@ -30,6 +30,7 @@ from minireflect.models.unet import UNet, UNetConfig
 from minireflect.models.weights import WeightsError, new_names
 from tests.checkpoints import FAMILIES, WORDS, pipeline
 
+pytestmark = pytest.mark.usefixtures("no_network")
 SIZE = 32
 STEPS = dict(num_inference_steps=4, guidance_scale=3.0, output_type="pt", height=SIZE, width=SIZE)
 
