@@ -6,6 +6,7 @@ Arms are trained by `train.py`, one after the other, and drawn from in several w
 on where it stopped: a run that is finished is not trained again, and a row that is measured is not drawn again.
 K = 0 differs from SRRL in nothing but reflection: the reward calls that SRRL spends on drawing refused pictures again
 go to new prompts.  How many that is, 84 an iteration in place of 64, was read off a run of SRRL.
+With few prompts it is the same to blind SRRL: as many pictures to learn from, as often, and no reflection.
 """
 
 import argparse
@@ -34,6 +35,7 @@ COMPARED = {  # options of train.py
              "--srrl.objective", "ppo", "--srrl.lr", "3e-5", "--srrl.updates", "2"],
     "SRRL, blind": [*QUICK, "--srrl.mode", "blind", "--srrl.rounds", "1", "--srrl.prompts", "32",
                     "--srrl.w-renoise", "0.1", "--srrl.renoise-steps", "20", "--srrl.fresh-noise", "0"],
+    "K = 0, few prompts": [*QUICK, "--srrl.rounds", "0", "--srrl.prompts", "32"],
 }  # fmt: skip
 # A reward that never saw a spoilt picture, and what RL makes of it, long: one seed each.
 JUDGE = ["reward", "--reward.no-spoilt", "--reward.steps", "800"]
