@@ -445,6 +445,7 @@ def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path: Path, legacy: 
         path,
         _use_new_zipfile_serialization=not legacy,
     )
+    assert b"exec" in path.read_bytes()  # the trap is in the file
     for read in (read_weights, load_pipeline, load_clip):
         with pytest.raises(
             WeightsError, match=r"may run code .* was not opened: .*exec.* use the safetensors file"
