@@ -157,11 +157,11 @@ def _filled(network: type[nn.Module], config: object, part: Part, dtype: torch.d
 def _filled_text(
     parts: dict[str, Part], family: Family, dtype: torch.dtype | None
 ) -> TextEncoder | TwoTextEncoders:
-    encoders, configs = ["text_encoder"] + ["text_encoder_2"] * (family is SDXL), []
-    for name in encoders:
-        part = parts[name]
-        config = text_sizes(part.tensors, part.config, part.source, penultimate=family is SDXL)
-        configs.append(config)
+    """SDXL has two encoders, the others one."""
+    configs = [
+        text_sizes(parts[name].tensors, parts[name].config, parts[name].source, penultimate=family is SDXL)
+        for name in (("text_encoder", "text_encoder_2") if family is SDXL else ("text_encoder",))
+    ]
     if family is not SDXL:
         return _filled(TextEncoder, configs[0], parts["text_encoder"], dtype)
     if configs[1].projection is None:
@@ -210,9 +210,11 @@ def load_clip(
         config = read_json(folder / "open_clip_config.json")
         model = config.get("model_cfg") or {}
         about = {f"image_{k}": v for k, v in (config.get("preprocess_cfg") or {}).items()}
-        text, vision = ({} if not model.get(k, {}).get("heads") else {"num_attention_heads": model[k]["heads"]} for k in ("text_cfg", "vision_cfg"))  # fmt: skip
-        if head_width := model.get("vision_cfg", {}).get("head_width"):
-            vision["num_attention_heads"] = model["vision_cfg"]["width"] // head_width
+        text, vision = model.get("text_cfg") or {}, model.get("vision_cfg") or {}
+        if "heads" in text:
+            text = {"num_attention_heads": text["heads"]}
+        if "head_width" in vision:
+            vision = {"num_attention_heads": vision["width"] // vision["head_width"]}
         default = "quick_gelu" if model.get("quick_gelu") else "gelu"
         ours = names_as_ours(names.open_clip(tensors), names.OPEN_CLIP, file)
     if quick_gelu is not None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from . import names
 from .sizes import SD1, SD2, SDXL, Family, Part, Tensors, count
 from .tokenizer import BytePairs, NoVocabulary, TwoBytePairs
-from .weights import TORCH_FILES, WeightsError, new_names, read_weights, tensor_shapes
+from .weights import WeightsError, new_names, read_weights, tensor_shapes
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model", "open_clip_model", "open_clip_pytorch_model")
 ENDINGS = (  # safetensors before torch files, full precision before half, in several parts before one
@@ -117,18 +117,13 @@ def parts_of_file(path: Path, tokenizer: str | Path | None) -> tuple[dict[str, P
         raise WeightsError(
             f"{path} has {len(strange)} tensors that belong to no part: {', '.join(strange[:10])}"
         )
-    everything = read_weights(path) if path.suffix in TORCH_FILES else None  # a torch file is unpickled once
     parts: dict[str, Part] = {}
     for part, several in PREFIXES.items():
         for prefix in several:
             if not any(name.startswith(prefix) for name in shapes):
                 continue
-            if everything is None:
-                tensors = read_weights(path, prefix)
-            else:
-                tensors = {n.removeprefix(prefix): t for n, t in everything.items() if n.startswith(prefix)}
             source = f"{path} ({prefix}*)"
-            ours, config = _original(part, tensors, source)
+            ours, config = _original(part, read_weights(path, prefix), source)
             parts[part] = Part(ours, config, source)
     for part in ("unet", "vae"):
         if part not in parts:
@@ -173,9 +168,8 @@ def _original(part: str, tensors: Tensors, source: str) -> tuple[Tensors, dict]:
     if any(name.startswith("text_model.") for name in tensors):  # OpenAI's CLIP-L, in transformers' names
         return names_as_ours(tensors, names.TRANSFORMERS_CLIP_TEXT, source), {"hidden_act": "quick_gelu"}
     ours = names_as_ours(names.open_clip(tensors), names.OPEN_CLIP_TEXT, source)
-    if (
-        part == "text_encoder"
-    ):  # SD 2.x reads what the last block but one writes, normalised, and never the last
+    if part == "text_encoder":
+        # SD 2.x reads what the last block but one writes, normalised, and never the last
         last = f"blocks.{count(ours, r'blocks.([0-9]+)[.]') - 1}."
         ours = {n: t for n, t in ours.items() if not n.startswith(last) and n != "text_projection.weight"}
     return ours, {"hidden_act": "gelu"}
