@@ -2,11 +2,13 @@
 
     python sample.py "a balance with a big red ball on the left pan and a small blue ball on the right pan" --rounds 3 --out strip.png
     python sample.py --check          draw the committed picture again and compare
+    python sample.py --method rlrig "red ball on blue box; green cube left of yellow cylinder"
     python sample.py --base PATH [--lora FILE] "a fox riding a bike"          Stable Diffusion, a folder or a file
 
 Round 0 is the picture as drawn.  In every further round what the learned reward calls wrong is turned back into noise, and
 drawn anew from the opposite of that noise; `--blind` draws everything again, as SRRL's code does, whatever the reward says.
-With `--base` the rounds are blind, as no reward is shipped for real pictures.
+With `--base` the rounds are blind, as no reward is shipped for real pictures.  With `--method rlrig` a prompt is a scene graph, as triples,
+a sentence or a .json file of LAION-SG's; the strip shows picture, unmet requirements, edit prompt, next picture.
 """
 
 import argparse
@@ -19,12 +21,17 @@ from torchvision.utils import save_image
 
 from minireflect import figures
 from minireflect.diffusion.reflection import ReflectionConfig
+from minireflect.methods.edit_loop import LoopConfig
 from minireflect.methods.finetune import PRECISIONS, FinetuneConfig, load_base
+from minireflect.methods.rlrig import load_parts
 from minireflect.models.lora import load_lora, merge_lora
 from minireflect.models.tokenizer import PromptError, split
-from minireflect.pipeline import SHIPPED, SamplerConfig, best_device, load_pipeline
+from minireflect.pipeline import SHIPPED, SamplerConfig, best_device, load_pipeline, weights_folder
+from minireflect.rl.checker import RIG
 from minireflect.rl.rewards import load_reward
-from minireflect.showcase import blind_rounds, check_picture, rounds_strip
+from minireflect.showcase import blind_rounds, check_picture, edit_strip, rounds_strip
+from minireflect.streams import choices
+from minireflect.world.graph import lay_out, read_graph
 from minireflect.world.render import read_picture
 
 BASE_GUIDANCE = 7.5  # diffusers' default for Stable Diffusion
@@ -42,7 +49,10 @@ def parse(words: list[str]) -> argparse.Namespace:
         "prompts", nargs="*", metavar="PROMPT", help="what to draw; several make several rows"
     )
     parser.add_argument(
-        "--rounds", type=int, default=0, help="reflections after the first picture (default: 0)"
+        "--rounds", type=int, help="reflections after the first picture (default: 0; with --method rlrig 3)"
+    )
+    parser.add_argument(
+        "--method", choices=("srrl", "rlrig"), default="srrl", help="whose rounds (default: %(default)s)"
     )
     parser.add_argument("--weights", type=Path, help="run folder of train.py (default: the shipped weights)")
     parser.add_argument("--seed", type=int, default=0, help="of all noise (default: 0)")
@@ -90,6 +100,8 @@ def parse(words: list[str]) -> argparse.Namespace:
     args = parser.parse_args(words)
     if args.guidance is None:
         args.guidance = SamplerConfig.guidance if args.base is None else BASE_GUIDANCE
+    if args.rounds is None:
+        args.rounds = LoopConfig.rounds if args.method == "rlrig" else 0
     return args
 
 
@@ -129,8 +141,29 @@ def draw_real(args: argparse.Namespace) -> None:
     print(f"written to {args.out}")
 
 
+def draw_rig(args: argparse.Namespace) -> None:
+    graphs = [read_graph(p) for p in args.prompts]
+    for graph in graphs:
+        lay_out(
+            graph, choices(args.seed, "layout")
+        )  # what no picture can show is named before anything is drawn
+    loop = LoopConfig(rounds=args.rounds, steps=args.steps, guidance=args.guidance)
+    parts = load_parts(weights_folder(RIG if args.weights is None else args.weights))
+    for graph, row in zip(graphs, edit_strip(parts, graphs, loop, args.seed, args.out)):
+        print(graph.sentence)
+        for k, (_, said, right) in enumerate(row):
+            print(
+                f"  {'drawn' if k == 0 else f'edit {k}'}: {'right' if right else 'wrong'}; "
+                + said.replace("\n", " ")
+            )
+    print(f"written to {args.out}")
+
+
 def draw(args: argparse.Namespace) -> None:
     check_arguments(args)
+    if args.method == "rlrig":
+        draw_rig(args)
+        return
     if args.base is not None:
         draw_real(args)
         return

@@ -3,6 +3,8 @@
     python train.py                          SRRL from the shipped weights
     python train.py all                      everything from nothing: autoencoder, diffusion, reward, then SRRL
     python train.py autoencoder | diffusion | reward | srrl
+    python train.py rlrig                    RL-RIG from the shipped weights: the Actor, then the editor
+    python train.py checker | actor          what RL-RIG stands on; with --scenes graphs also autoencoder, diffusion, all
     python train.py srrl --base PATH --reward clip --clip PATH --prompts FILE      LoRA on Stable Diffusion
 
 Every run leaves a folder: config.json, metrics.jsonl, weights, the state to resume from, and figures.
@@ -20,13 +22,32 @@ import torch
 import tyro
 
 from minireflect import figures
-from minireflect.config import PRESETS, Command, Config, preset, read_config, to_dict
+from minireflect.config import PRESETS, RIG_COMMANDS, Command, Config, preset, read_config, to_dict
 from minireflect.diffusion.schedule import Schedule, ScheduleConfig
-from minireflect.evaluate import Score, evaluate, table
+from minireflect.evaluate import (
+    GraphScore,
+    Score,
+    evaluate,
+    evaluate_loop,
+    evaluation_graphs,
+    graph_table,
+    table,
+)
 from minireflect.methods.finetune import SAMPLER, SRRL, FinetuneConfig, finetune, read_prompts
+from minireflect.methods.rlrig import (
+    PARTS,
+    Loop,
+    controls,
+    load_parts,
+    loop_of,
+    train_actor_grpo,
+    train_editor,
+)
 from minireflect.methods.srrl import train_srrl
+from minireflect.methods.train_actor import train_actor
 from minireflect.methods.train_autoencoder import train_autoencoder
-from minireflect.methods.train_diffusion import train_diffusion
+from minireflect.methods.train_checker import train_checker
+from minireflect.methods.train_diffusion import GRAPH_NETWORKS, LAW_NETWORKS, train_diffusion
 from minireflect.methods.train_reward import train_reward
 from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
 from minireflect.models.matcher import Matcher, MatcherConfig
@@ -39,9 +60,13 @@ from minireflect.pipeline import (
     save_module,
     weights_folder,
 )
+from minireflect.rl.checker import RIG, Checker, load_checker
 from minireflect.rl.rewards import Reward, checker, match_reward
 from minireflect.run import Interrupted, Run, RunError, write_text
-from minireflect.showcase import before_and_after, fixed_prompts, rounds_strip
+from minireflect.showcase import before_and_after, edit_strip, fixed_prompts, rounds_strip
+from minireflect.streams import choices
+from minireflect.world.data import Captioned, captioned_laws
+from minireflect.world.edits import captioned_graphs
 
 
 @dataclass(frozen=True)
@@ -49,7 +74,8 @@ class Arguments:
     """Train a model that draws, judges its own pictures, turns them back into noise and draws again.
 
     Commands: `srrl` reinforces the shipped weights; `autoencoder`, `diffusion` and `reward` train what it stands on;
-    `all` does everything from nothing.
+    `all` does everything from nothing. `rlrig` is the second system, on scene graphs; `checker` and `actor` train what it
+    stands on, and with --scenes graphs so do `autoencoder` and `diffusion`.
     """
 
     command: Annotated[Command, tyro.conf.Positional] = "srrl"  # what to train
@@ -113,25 +139,34 @@ def train(args: Arguments) -> None:
         finetune(args.finetune, config.srrl, config.sampler, config.seed, run, device)
         print(f"done in {(time.time() - start) / 60:.1f} minutes; look at {run.folder / 'figures'}")
         return
-    weights, source = run.folder / "weights", weights_folder(args.weights)
-    for stage in STAGES if args.command == "all" else [args.command]:
+    weights, source = run.folder / "weights", source_of(args)
+    everything = RIG_STAGES if config.scenes == "graphs" else LAW_STAGES
+    for stage in everything if args.command == "all" else [args.command]:
         folder = weights if args.command == "all" else source
-        STAGES[stage](config, run, folder, device)
+        (LAW_STAGES | RIG_STAGES)[stage](config, run, folder, device)
     print(f"done in {(time.time() - start) / 60:.1f} minutes; look at {run.folder / 'figures'}")
+
+
+def source_of(args: Arguments) -> Path:
+    """The folder with the weights to start from."""
+    rig = args.command in RIG_COMMANDS or args.config.scenes == "graphs"
+    return weights_folder(RIG if rig and args.weights is None else args.weights)
 
 
 def check_first(args: Arguments) -> None:
     """Fail on missing or broken weights, or steps that the schedule does not have, before a run folder is made."""
     schedule = Schedule(ScheduleConfig())
-    for steps in (args.config.srrl.steps, args.config.sampler.steps):
+    for steps in (args.config.srrl.steps, args.config.sampler.steps, args.config.rlrig.loop.steps):
         schedule.table(steps, args.config.sampler.spacing)
     if args.finetune.base is not None:
         check_base(args)
         return
-    folder, continued = weights_folder(args.weights), args.config.diffusion.continued != "nothing"
-    if args.command == "all" and (continued or args.config.reward.continued):
+    folder, continued = source_of(args), args.config.diffusion.continued != "nothing"
+    if args.command == "all" and (
+        continued or args.config.reward.continued or args.config.autoencoder.continued
+    ):
         raise ValueError(
-            "--diffusion.continued and --reward.continued go on from what exists; `all` starts from nothing: "
+            "--autoencoder.continued, --diffusion.continued and --reward.continued go on from what exists; `all` starts from nothing: "
             "use `diffusion` or `reward`"
         )
     if args.command == "diffusion" and continued:
@@ -140,6 +175,10 @@ def check_first(args: Arguments) -> None:
         load_module(folder / "autoencoder.safetensors", Autoencoder, AutoencoderConfig)
     elif args.command in ("reward", "srrl"):
         load_pipeline(folder)
+    if args.command in RIG_COMMANDS:
+        load_pipeline(folder)
+    if args.command == "rlrig":
+        load_parts(folder)
     if args.command == "srrl" or (args.command == "reward" and args.config.reward.continued):
         load_module(folder / "reward.safetensors", Matcher, MatcherConfig)
 
@@ -159,10 +198,23 @@ def check_base(args: Arguments) -> None:
     read_prompts(args.finetune.prompts)
 
 
+def captioned(config: Config, stage: str, pictures: int) -> Captioned:
+    """What the autoencoder and the base learn from."""
+    draw = choices(config.seed, stage, "pictures")
+    if config.scenes == "graphs":
+        return captioned_graphs(pictures, draw)
+    return captioned_laws(pictures, config.world, draw)
+
+
 def autoencoder(config: Config, run: Run, folder: Path, device: torch.device) -> None:
     if run.is_done("autoencoder"):
         return
-    model = train_autoencoder(config.autoencoder, config.world, config.seed, run, device)
+    network = AutoencoderConfig.flat() if config.scenes == "graphs" else AutoencoderConfig.toy()
+    pixels = captioned(config, "autoencoder", config.autoencoder.pictures).pixels
+    start = None
+    if config.autoencoder.continued:
+        start, _ = load_module(folder / "autoencoder.safetensors", Autoencoder, AutoencoderConfig)
+    model = train_autoencoder(config.autoencoder, network, pixels, config.seed, run, device, start)
     save_module(run.folder / "weights" / "autoencoder.safetensors", model, {})
     figures.training_curve(
         run.metrics("autoencoder"), {"mse": "squared error"}, run.folder / "figures" / "autoencoder.png"
@@ -176,7 +228,9 @@ def diffusion(config: Config, run: Run, folder: Path, device: torch.device) -> N
     weights = run.folder / "weights"
     encoder, _ = load_module(folder / "autoencoder.safetensors", Autoencoder, AutoencoderConfig)
     start = load_pipeline(folder) if config.diffusion.continued != "nothing" else None
-    pipe = train_diffusion(config.diffusion, config.world, config.seed, encoder, run, device, start)
+    sizes = GRAPH_NETWORKS if config.scenes == "graphs" else LAW_NETWORKS
+    data = captioned(config, "diffusion", config.diffusion.pictures)
+    pipe = train_diffusion(config.diffusion, sizes, data, config.seed, encoder, run, device, start)
     pipe.save(weights)
     figures.training_curve(
         run.metrics("diffusion"), {"loss": "squared error"}, run.folder / "figures" / "diffusion.png"
@@ -259,7 +313,82 @@ def measured(run: Run, name: str, pipe: LatentDiffusion, judge: Reward, config: 
     return scores
 
 
-STAGES = {"autoencoder": autoencoder, "diffusion": diffusion, "reward": reward, "srrl": srrl}
+def checker_and_judge(config: Config, run: Run, folder: Path, device: torch.device) -> None:
+    """The Checker, and the judge that is held out: another seed, another size, other pictures."""
+    for offset, name in enumerate(("checker", "judge")):
+        if run.is_done(name):
+            continue
+        pipe = load_pipeline(folder)
+        model = train_checker(config.checker, name, config.seed + offset, pipe, run, device)
+        about = {"words": " ".join(pipe.tokenizer.words)}
+        save_module(run.folder / "weights" / f"{name}.safetensors", model, about)
+        figures.training_curve(
+            run.metrics(name), {"loss": "cross-entropy"}, run.folder / "figures" / f"{name}.png"
+        )
+        run.finish(name)
+
+
+def actor(config: Config, run: Run, folder: Path, device: torch.device) -> None:
+    if run.is_done("actor"):
+        return
+    pipe = load_pipeline(folder)
+    model = train_actor(config.actor, config.seed, pipe.autoencoder, pipe.tokenizer, run, device)
+    save_module(run.folder / "weights" / "actor.safetensors", model, {})
+    figures.training_curve(
+        run.metrics("actor"), {"loss": "nats a token"}, run.folder / "figures" / "actor.png"
+    )
+    run.finish("actor")
+
+
+def rlrig(config: Config, run: Run, folder: Path, device: torch.device) -> None:
+    """Measure the controls, train the Actor and then the editor, measuring after each on the same graphs and noise."""
+    weights, pictures = run.folder / "weights", run.folder / "figures"
+    copy_weights(folder, weights, {name: name for name in PARTS} | {"actor": "base_actor"})
+    judge, clock = load_checker(weights, "judge"), time.time()
+    parts = load_parts(weights, actor="base_actor", editor="unet", device=device)
+    rows = {}
+    for name, loop in controls(parts, config.rlrig.loop).items():
+        rows[name] = measured_loop(run, name, loop, judge, config)
+    for name, phase in (("phase 1", train_actor_grpo), ("phase 1 + 2", train_editor)):
+        try:
+            phase(config.rlrig, config.seed, parts, run)
+        finally:  # also when stopped: what was trained is never lost
+            save_module(weights / "actor.safetensors", parts.actor, {})
+            save_module(weights / "editor.safetensors", parts.editor.unet, {})
+        rows[name] = measured_loop(run, name, loop_of(parts, config.rlrig.loop), judge, config)
+    summary = f"{graph_table(rows)}\n\n{(time.time() - clock) / 60:.1f} minutes"
+    write_text(run.folder / "table.md", summary + "\n")
+    print(summary)
+    stages = {"phase 1, the Actor": run.metrics("phase-1"), "phase 2, the editor": run.metrics("phase-2")}
+    figures.phases(stages, pictures / "phases.png")
+    figures.graph_bars(rows, pictures / "scores.png")
+    graphs = evaluation_graphs(config.evaluation)[:6]
+    edit_strip(parts, graphs, config.rlrig.loop, config.seed, pictures / "edits.png")
+    run.finish("rlrig")
+
+
+def measured_loop(run: Run, name: str, loop: Loop, judge: Checker, config: Config) -> GraphScore:
+    """Measure a loop, unless this run has done so before it was interrupted."""
+    known = [row for row in run.metrics("evaluation") if row["model"] == name]
+    if known:
+        return GraphScore(**known[-1]["score"])
+    score = evaluate_loop(loop, judge, config.evaluation, name)
+    run.log("evaluation", 0, model=name, score=vars(score))
+    return score
+
+
+def copy_weights(source: Path, target: Path, names: dict[str, str]) -> None:
+    """Keep beside a run what it started from."""
+    for name, kept in names.items():
+        there, here = source / f"{name}.safetensors", target / f"{kept}.safetensors"
+        if not here.exists() and there != here:
+            shutil.copyfile(there, here)
+
+
+LAW_STAGES = {"autoencoder": autoencoder, "diffusion": diffusion, "reward": reward, "srrl": srrl}
+RIG_STAGES = {
+    "autoencoder": autoencoder, "diffusion": diffusion, "checker": checker_and_judge, "actor": actor, "rlrig": rlrig,
+}  # fmt: skip
 
 
 def main() -> int:

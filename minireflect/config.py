@@ -12,9 +12,13 @@ from pathlib import Path
 from typing import Literal
 
 from .evaluate import EvaluationConfig
+from .methods.edit_loop import LoopConfig
 from .methods.finetune import FinetuneConfig
+from .methods.rlrig import RLRIGConfig
 from .methods.rollout import SRRLConfig
+from .methods.train_actor import ActorTraining
 from .methods.train_autoencoder import AutoencoderTraining
+from .methods.train_checker import CheckerTraining
 from .methods.train_diffusion import DiffusionTraining
 from .methods.train_reward import RewardTraining
 from .pipeline import SamplerConfig
@@ -22,7 +26,8 @@ from .streams import choices
 from .world.data import WorldConfig
 from .world.prompts import KINDS, draw_prompts
 
-Command = Literal["autoencoder", "diffusion", "reward", "srrl", "all"]
+Command = Literal["autoencoder", "diffusion", "reward", "srrl", "checker", "actor", "rlrig", "all"]
+RIG_COMMANDS = ("checker", "actor", "rlrig")  # these belong to the world of scene graphs
 PRESETS = ("smoke", "cpu", "gpu")
 
 
@@ -60,11 +65,15 @@ class PromptMix:
 @dataclass(frozen=True)
 class Config:
     seed: int = 0  # of every random stream
+    scenes: Literal["laws", "graphs"] = "laws"  # what `autoencoder`, `diffusion` and `all` learn to draw
     world: WorldConfig = field(default_factory=WorldConfig)
     autoencoder: AutoencoderTraining = field(default_factory=AutoencoderTraining)
     diffusion: DiffusionTraining = field(default_factory=DiffusionTraining)
     reward: RewardTraining = field(default_factory=RewardTraining)
     srrl: SRRLConfig = field(default_factory=SRRLConfig)
+    checker: CheckerTraining = field(default_factory=CheckerTraining)
+    actor: ActorTraining = field(default_factory=ActorTraining)
+    rlrig: RLRIGConfig = field(default_factory=RLRIGConfig)
     prompts: PromptMix = field(default_factory=PromptMix)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -91,6 +100,16 @@ def preset(name: str) -> Config:
             diffusion=DiffusionTraining(pictures=64, steps=3, batch=8),
             reward=RewardTraining(pictures=64, steps=3, batch=8),
             srrl=SRRLConfig(iterations=2, prompts=4, steps=4, updates=2, batch=4),
+            checker=CheckerTraining(pictures=32, steps=3, batch=4),
+            actor=ActorTraining(pictures=32, steps=3, batch=4),
+            rlrig=RLRIGConfig(
+                LoopConfig(rounds=1, steps=4),
+                graphs=3,
+                group=2,
+                actor_iterations=2,
+                editor_iterations=2,
+                editor=SRRLConfig(updates=1, batch=4),
+            ),
             sampler=SamplerConfig(steps=4),
             evaluation=EvaluationConfig(pictures=8, batch=8),
         )

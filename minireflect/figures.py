@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from torch import Tensor
 
-from .evaluate import Score
+from .evaluate import GraphScore, Score
 
 INK, TRUTH, REWARD, BASE = "#282e3c", "#28a046", "#285adc", "#999999"
 
@@ -155,3 +155,38 @@ def wrap(text: str, width: int = 34) -> str:
             line = ""
         line = f"{line} {word}".strip()
     return "\n".join([*lines, line])
+
+
+def phases(stages: dict[str, list[dict]], path: Path) -> None:
+    """RL-RIG's two phases side by side: the reward of the first round's edits, and how many are right."""
+    figure, panels = plt.subplots(1, len(stages), figsize=(5 * len(stages), 3.4), sharey=True, squeeze=False)
+    for axes, (name, rows) in zip(panels[0], stages.items()):
+        for key, color, label in (
+            ("reward", REWARD, "requirements met, says the Checker"),
+            ("accepted", "#922ebe", "pictures right, says the Checker"),
+            ("right", TRUTH, "pictures right, by the inspector"),
+        ):
+            values = [r[key] for r in rows]
+            axes.plot([r["step"] for r in rows], values, color=color, alpha=0.25, lw=0.8)
+            axes.plot([r["step"] for r in rows], smooth(values, 8), color=color, label=label)
+        axes.set(xlabel="iteration", ylim=(0, 1), title=f"{name}: edits of wrong pictures, training graphs")
+        axes.title.set_fontsize(9)
+        axes.legend(fontsize=7, loc="lower right")
+    save(figure, path)
+
+
+def graph_bars(rows: dict[str, GraphScore], path: Path) -> None:
+    """SG-IoU and the share of pictures fully right of every loop, with its UNet evaluations."""
+    figure, axes = plt.subplots(figsize=(7.2, 0.5 * len(rows) + 1.2))
+    y = np.arange(len(rows))
+    axes.barh(y - 0.2, [r.sg_iou for r in rows.values()], 0.38, color=REWARD, label="SG-IoU")
+    axes.barh(y + 0.2, [r.right for r in rows.values()], 0.38, color=TRUTH, label="fully right")
+    for i, row in enumerate(rows.values()):
+        axes.text(
+            0.01, i + 0.2, f"{row.evaluations:.0f} evaluations", fontsize=6.5, va="center", color="white"
+        )
+    axes.set_yticks(y, list(rows))
+    axes.set(xlim=(0, 1), title="held-out graphs, read by the inspector")
+    axes.invert_yaxis()
+    axes.legend(fontsize=8, loc="lower right")
+    save(figure, path)

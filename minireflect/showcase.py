@@ -14,9 +14,12 @@ from torch import Tensor
 from . import figures
 from .diffusion.reflection import ReflectionConfig, renoise_to
 from .diffusion.sample import denoise, last
+from .methods.edit_loop import LoopConfig
+from .methods.rlrig import Parts, loop_of
 from .pipeline import LatentDiffusion, SamplerConfig
 from .rl.rewards import Reward
 from .streams import rng
+from .world.graph import SceneGraph
 from .world.inspector import inspect
 from .world.laws import LAWS
 from .world.prompts import Prompt, prompt_set, understand
@@ -136,3 +139,28 @@ def check_picture(pipe: LatentDiffusion) -> np.ndarray:
     texts = [p.text for p in fixed_prompts(("physical",))]
     images = pipe.generate(texts, eta=0.0, generator=rng(0, "check"))  # (8 3 64 64)
     return rearrange(((images + 1) * 127.5).round().byte(), "b c h w -> h (b w) c").cpu().numpy()
+
+
+def edit_strip(
+    parts: Parts, graphs: list[SceneGraph], loop: LoopConfig, seed: int, path: Path
+) -> list[list[Cell]]:
+    """RL-RIG at work, a graph a row: picture, unmet requirements, edit prompt, next picture.  -> the cells, row by row"""
+    rows: list[list[Cell]] = [[] for _ in graphs]
+    for look in loop_of(parts, loop)(graphs, rng(seed, "edits")):
+        edited = {i: n for n, i in enumerate(look.rows.tolist())}
+        for i, graph in enumerate(graphs):
+            if look.edits and i not in edited:
+                continue
+            image, said = look.images[i], look.answers
+            edit, n = "", edited.get(i, i)
+            if look.edits:
+                image, said, edit = look.tried[n], look.said, look.edits[n]
+            missed = [r.words for r, ok in zip(graph.requirements, said.met[n].tolist()) if not ok]
+            lines = [f"edit: {edit}"] if edit else []
+            lines.append("unmet: " + "; ".join(missed) if missed else "all met, says the Checker")
+            reading = inspect(image.cpu())
+            right = reading.scene is not None and graph.fulfilled_by(reading.scene.objects)
+            rows[i].append((image.cpu(), "\n".join(figures.wrap(line) for line in lines), right))
+    heads = ["drawn", *(f"edit {k}" for k in range(1, loop.rounds + 1))]
+    figures.strip(rows, [g.sentence for g in graphs], heads, path)
+    return rows

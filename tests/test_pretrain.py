@@ -6,16 +6,17 @@ import torch
 
 from minireflect import caption, inspect, load_pipeline, render, rng, sample_scene
 from minireflect.methods.spoil import distance, faithful, spoil
-from minireflect.methods.train_diffusion import plain_captions
 from minireflect.streams import choices
-from minireflect.world.data import WorldConfig, training_pairs
+from minireflect.world.data import WorldConfig, captioned_laws, training_pairs
 from minireflect.world.laws import LAWS
 from minireflect.world.prompts import draw_prompts, near_miss, understand
 
 
 def test_plain_captions_say_what_is_to_be_seen() -> None:
     _, scenes, captions = training_pairs(400, WorldConfig(), choices(0, "plain"))
-    rows = plain_captions(captions).tolist()
+    data = captioned_laws(400, WorldConfig(), choices(0, "plain"))
+    rows = data.plain
+    assert data.captions == captions
     assert 100 < len(rows) < 300
     for i in rows:
         meant = understand(captions[i])

@@ -97,16 +97,18 @@ def renoise_to(
     Shapes: x0 (b c h w), sign (b) of +1 and -1 -> (b c h w)
     """
     tail = config.tail(table)
+    abar = tail.abar[0] if config.level < 1 else torch.tensor(0.0)
     if config.fresh_noise > 0:
         if generator is None:
             raise ValueError(f"fresh_noise {config.fresh_noise} draws noise: pass a generator")
         new = torch.randn(x0.shape, generator=generator, device=generator.device).to(x0.device)
-        if config.fresh_noise == 1 and config.level == 1:
-            return new  # nothing of the picture is left: best-of-N, and no need to re-noise
+        if (
+            config.fresh_noise == 1
+        ):  # nothing of the picture's noise is left (SDEdit; at level 1 best-of-N): no need to find it
+            return (x0 * abar.sqrt() + (1 - abar).sqrt() * new) if config.level < 1 else new
     x = last(renoise(renoise_eps, x0, tail))
     if not config.renormalise and config.fresh_noise == 0 and sign is None:
         return x
-    abar = tail.abar[0] if config.level < 1 else torch.tensor(0.0)
     noise = (x - abar.sqrt() * x0) / (1 - abar).sqrt()
     if config.renormalise:
         mean, std = moments(noise)

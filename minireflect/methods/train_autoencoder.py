@@ -1,4 +1,4 @@
-"""Train the autoencoder on pictures of the imperfect world:  64x64x3 -> 8x8x4.
+"""Train the autoencoder on pictures of a world:  64x64x3 -> 8x8x4.
 
 L = |x' - x| + (x' - x)^2 + kl KL(q(z|x) || N(0, I))        Rombach et al. 2022, without the adversarial part
 
@@ -12,8 +12,7 @@ import torch
 
 from ..models.autoencoder import Autoencoder, AutoencoderConfig
 from ..run import Run
-from ..streams import choices, rng
-from ..world.data import WorldConfig, training_pairs
+from ..streams import rng
 from ..world.render import to_tensor
 from .rate import lr_factor, set_lr
 
@@ -25,35 +24,57 @@ class AutoencoderTraining:
     batch: int = 16
     lr: float = 2e-3  # peak; cosine to zero after a warm-up of 5 %
     kl: float = 3e-4  # nats per latent dimension against one unit of pixel error
+    noise: float = 0.0  # most noise added to the latents, in their standard deviations: those of a generator are not exact
+    continued: bool = False  # go on with the decoder of the one in --weights; its latents stay what they are
 
 
 def train_autoencoder(
-    config: AutoencoderTraining, world: WorldConfig, seed: int, run: Run, device: torch.device
+    config: AutoencoderTraining,
+    network: AutoencoderConfig,
+    pixels: np.ndarray,
+    seed: int,
+    run: Run,
+    device: torch.device,
+    start: Autoencoder | None = None,
 ) -> Autoencoder:
-    """Learn to compress pictures.  The latents' scale is measured at the end, so that their std is 1."""
+    """Learn to compress pictures.  The latents' scale is measured at the end, so that their std is 1.
+
+    From a `start` only the decoder learns, and scale and latents are kept.
+    Shapes: pixels (n 64 64 3) uint8
+    """
     torch.manual_seed(seed)  # weight initialisation is the one thing torch draws from its global stream
-    pixels, _, _ = training_pairs(config.pictures, world, choices(seed, "autoencoder", "pictures"))
-    model = Autoencoder(AutoencoderConfig.toy()).to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=1e-4)
+    model = Autoencoder(network if start is None else start.config)
+    model = model.to(device, memory_format=torch.channels_last)
+    if start is not None:
+        model.load_state_dict(start.state_dict())
+        model.encoder.requires_grad_(False), model.quant_conv.requires_grad_(False)
+    learning = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learning, lr=config.lr, weight_decay=1e-4)
     for step in run.steps("autoencoder", config.steps, {"autoencoder": model}, optimizer, save_every=20):
         set_lr(optimizer, config.lr * lr_factor(step, config.steps))
         pick = torch.randint(len(pixels), (config.batch,), generator=rng(seed, "autoencoder", "batch", step))
         images = to_tensor(pixels[pick.numpy()]).to(device)  # (b 3 64 64)
         mean, logvar = model.moments(images)  # (b 4 8 8)
-        noise = torch.randn(mean.shape, generator=rng(seed, "autoencoder", "noise", step)).to(device)
-        error = (
-            model.decoder(model.post_quant_conv(mean + (logvar / 2).exp() * noise)) - images
-        )  # (b 3 64 64)
+        chance = rng(seed, "autoencoder", "noise", step)
+        noise = torch.randn(mean.shape, generator=chance).to(device)  # (b 4 8 8)
+        spread = (logvar / 2).exp()
+        if config.noise:
+            most = config.noise / model.config.scaling_factor
+            spread = (
+                spread**2 + (most * torch.rand(len(mean), 1, 1, 1, generator=chance).to(device)) ** 2
+            ).sqrt()
+        error = model.decoder(model.post_quant_conv(mean + spread * noise)) - images  # (b 3 64 64)
         kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()  # Kingma & Welling (10), nats per dimension
         loss = error.abs().mean() + (error**2).mean() + config.kl * kl
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(learning, 1.0)
         optimizer.step()
         mse = (error**2).mean().item()
         run.log("autoencoder", step, loss=loss.item(), mse=mse, kl=kl.item())
         run.bar.set_postfix(mse=f"{mse:.4f}")
-    model.config = measured_scale(model, pixels[:1024], device)
+    if start is None:
+        model.config = measured_scale(model, pixels[:1024], device)
     return model
 
 

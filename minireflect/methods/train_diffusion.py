@@ -1,15 +1,15 @@
-"""Train the base: text encoder and UNet together, on pictures and captions of the imperfect world (`world/data.py`).
+"""Train the base: text encoder and UNet together, on pictures and captions (`world/data.py`, `world/edits.py`).
 
     L = level_weight(t) |eps - eps_theta(x_t, t, c)|^2          Ho et al. 2020, equation 14; captions dropped for guidance
 
-It reads plain captions first (`plain_captions`).
+It reads plain captions first (`Captioned.plain`).
 
     python train.py diffusion
 """
 
 import copy
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,12 +23,9 @@ from ..models.tokenizer import EOS, Tokenizer
 from ..models.unet import UNet, UNetConfig
 from ..pipeline import LatentDiffusion
 from ..run import Run
-from ..streams import choices, rng
-from ..world.data import WorldConfig, training_pairs
-from ..world.prompts import (
-    all_texts,
-    understand,
-)
+from ..streams import rng
+from ..world.data import Captioned
+from ..world.edits import PROMPT_LENGTH
 from ..world.render import to_tensor
 from .rate import lr_factor, set_lr
 
@@ -41,17 +38,29 @@ class DiffusionTraining:
     lr: float = 1e-3  # peak; cosine to zero after a warm-up of 5 %
     late: float = 20.0  # largest weight of a late noise level, see `level_weight`
     words: float = (
-        0.25  # share of the steps, the first, on captions that say what is to be seen: see `plain_captions`
+        0.25  # share of the steps, the first, on captions that say what is to be seen: see `Captioned`
     )
     dropped: float = 0.1  # share of captions left empty, so that guidance has something to compare with
     ema: float = 0.995  # decay of the averaged weights, which are the ones kept
-    prompt_length: int = 32  # tokens
     continued: Literal["nothing", "unet", "everything"] = "nothing"  # what starts from the base in --weights
+
+
+class Networks(NamedTuple):
+    """The sizes of a base."""
+
+    unet: UNetConfig
+    text_width: int
+    prompt_length: int  # tokens
+
+
+LAW_NETWORKS = Networks(UNetConfig.toy(), 96, 32)
+GRAPH_NETWORKS = Networks(UNetConfig.small(), 64, PROMPT_LENGTH)
 
 
 def train_diffusion(
     config: DiffusionTraining,
-    world: WorldConfig,
+    sizes: Networks,
+    data: Captioned,
     seed: int,
     autoencoder: Autoencoder,
     run: Run,
@@ -62,17 +71,18 @@ def train_diffusion(
 
     They begin at random, or where the base `start` left off: its UNet, or both, as `config.continued` says.
     """
-    pixels, _, captions = training_pairs(config.pictures, world, choices(seed, "diffusion", "pictures"))
     autoencoder = autoencoder.to(device).eval().requires_grad_(False)
-    latents = encode_all(autoencoder, pixels, device)  # (n 4 8 8)
-    tokenizer = Tokenizer.of(all_texts(), config.prompt_length)
-    ids = tokenizer(captions).to(device)  # (n t)
+    latents = encode_all(autoencoder, data.pixels, device)  # (n 4 8 8)
+    tokenizer = Tokenizer.of(data.sayable, sizes.prompt_length)
+    ids = tokenizer(data.captions).to(device)  # (n t)
     torch.manual_seed(seed)
     schedule = Schedule(ScheduleConfig())
     raw = torch.nn.ModuleDict(
         {
-            "text_encoder": TextEncoder(TextConfig.toy(len(tokenizer), EOS, config.prompt_length)),
-            "unet": UNet(UNetConfig.toy()),
+            "text_encoder": TextEncoder(
+                TextConfig.toy(len(tokenizer), EOS, tokenizer.length, sizes.text_width)
+            ),
+            "unet": UNet(sizes.unet),
         }
     ).to(device, memory_format=torch.channels_last)  # fmt: skip  (a third faster on the CPU)
     if start is not None:
@@ -84,7 +94,7 @@ def train_diffusion(
     averaged = copy.deepcopy(raw).requires_grad_(False)
     optimizer = torch.optim.AdamW(raw.parameters(), lr=config.lr, weight_decay=1e-4)
     null = tokenizer([""]).to(device)
-    plain = plain_captions(captions)  # (m) rows
+    plain = torch.tensor(data.plain)  # (m) rows
     for step in run.steps(
         "diffusion", config.steps, {"raw": raw, "averaged": averaged}, optimizer, save_every=50
     ):
@@ -114,16 +124,6 @@ def train_diffusion(
     return LatentDiffusion(
         tokenizer, averaged["text_encoder"], averaged["unet"], autoencoder, schedule
     ).eval()
-
-
-def plain_captions(captions: list[str]) -> Tensor:
-    """Which captions leave no outcome to chance: arrangements, and laws with the outcome merely stated.  -> (m) rows
-
-    The base learns to read from these first.  Among silent and broken promises it does not: after 1,750 steps on the
-    whole world its pictures did not depend on the outcome in the caption, and 100 steps on plain captions taught it.
-    """
-    kinds = [understand(caption).kind for caption in captions]
-    return torch.tensor([i for i, kind in enumerate(kinds) if kind in ("stated", "arrangement")])
 
 
 def level_weight(schedule: Schedule, t: Tensor, cap: float) -> Tensor:

@@ -49,6 +49,11 @@ class AutoencoderConfig:
         return cls(channels=(16, 32, 64, 128), res_blocks=1, groups=8)
 
     @classmethod
+    def flat(cls) -> "AutoencoderConfig":
+        """The same for flat shapes on paper, the pictures of scene graphs, with half the parameters."""
+        return cls(channels=(16, 32, 64, 96), res_blocks=1, groups=8)
+
+    @classmethod
     def sd(cls) -> "AutoencoderConfig":
         """SD 1.x and 2.x; SDXL's differs in the scaling factor only (0.13025)."""
         return cls(channels=(128, 256, 512, 512), scaling_factor=0.18215)  # 1 / std of SD's latents

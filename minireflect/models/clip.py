@@ -43,9 +43,9 @@ class TextConfig:
     )
 
     @classmethod
-    def toy(cls, vocabulary: int, eos: int, length: int = 32) -> "TextConfig":
+    def toy(cls, vocabulary: int, eos: int, length: int = 32, width: int = 96) -> "TextConfig":
         """With words that stand apart from the first step: with CLIP's 0.02 a small base hardly learns to read."""
-        return cls(vocabulary, eos, length, width=96, layers=3, heads=4, init_std=1.0)
+        return cls(vocabulary, eos, length, width=width, layers=3, heads=4, init_std=1.0)
 
     @classmethod
     def clip_l(cls) -> "TextConfig":

@@ -81,6 +81,13 @@ class UNetConfig:
         )
 
     @classmethod
+    def small(cls) -> "UNetConfig":
+        """1.0 million parameters, for scene graphs."""
+        return cls(
+            channels=(32, 64), depths=(1, 1), mid_depth=0, context_width=64, res_blocks=1, heads=4, groups=8
+        )
+
+    @classmethod
     def sd15(cls) -> "UNetConfig":
         return cls(
             channels=(320, 640, 1280, 1280), depths=(1, 1, 1, 0), mid_depth=1, context_width=768, heads=8

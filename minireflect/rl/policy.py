@@ -59,10 +59,13 @@ def clip_in_nats(clip: float, dims: int, reduction: Reduction = "sum") -> ClipUn
     return ClipUnits(clip, nats, nats / dims)
 
 
-def ppo_clip(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, clip: float) -> PPOStats:
+def ppo_clip(
+    log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, clip: float, weight: Tensor | None = None
+) -> PPOStats:
     """PPO's clipped surrogate, to be minimised. Steps without a density (sigma 0) must be left out by the caller.
 
-    Shapes: log_prob (n), old_log_prob (n), advantage (n) -> loss ()
+    `weight` makes the loss a weighted sum in place of the mean: GRPO gives a token 1 / (G |a_i|), see `token_weights`.
+    Shapes: log_prob (n), old_log_prob (n), advantage (n), weight (n) -> loss ()
     """
     if not log_prob.shape == old_log_prob.shape == advantage.shape:
         shapes = [tuple(v.shape) for v in (log_prob, old_log_prob, advantage)]
@@ -71,13 +74,28 @@ def ppo_clip(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, clip: fl
     log_ratio = log_prob.float() - old_log_prob.detach().float()
     ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
     clipped = ratio.clamp(1 - clip, 1 + clip)
-    loss = torch.maximum(-advantage * ratio, -advantage * clipped).mean()  # PPO (7), SRRL (E8)
+    each = torch.maximum(-advantage * ratio, -advantage * clipped)  # PPO (7), SRRL (E8)
+    loss = each.mean() if weight is None else (weight * each).sum()
 
     with torch.no_grad():
         high = ((ratio > 1 + clip) & (advantage > 0)).float().mean()
         low = ((ratio < 1 - clip) & (advantage < 0)).float().mean()
         kl = (ratio - 1 - ratio.log()).mean()
         return PPOStats(loss, high, low, ratio.mean(), ratio.max(), log_ratio.abs().max(), kl)
+
+
+def token_weights(mask: Tensor) -> Tensor:
+    """1 / (b |a_i|) for every token of sequence i: all sequences count alike, however long.  Shapes: mask (b t) bool -> (b t)"""
+    return mask / (mask.sum(1, keepdim=True).clamp(min=1) * len(mask))  # GRPO (3)
+
+
+def token_kl(log_prob: Tensor, reference: Tensor) -> Tensor:
+    """Schulman's k3 estimate of KL(pi || pi_ref) from sampled tokens, never negative: r - 1 - log r, r = pi_ref / pi.
+
+    Shapes: log_prob (n), reference (n) -> (n) nats
+    """
+    log_r = (reference.detach() - log_prob).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return log_r.exp() - 1 - log_r  # GRPO (4)
 
 
 def gaussian_kl(mean: Tensor, mean_ref: Tensor, sigma: Tensor) -> Tensor:

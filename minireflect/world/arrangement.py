@@ -12,11 +12,15 @@ from dataclasses import dataclass
 from .pen import Pen
 from .scenes import COLORS, Object, Scene
 
-SHAPES = ("ball", "block", "cone")
+SHAPES = ("ball", "block", "cone")  # of GenEval's tasks
+THINGS = (*SHAPES, "cylinder", "box")  # of scene graphs (graph.py)
+FLAT = ("block", "cylinder", "box")  # something can rest on these
 RADIUS = 7  # pixels
+BOX = 12  # pixels, of a box: a frame with room for one thing
 GAP = 19  # least distance of two centres in pixels, so that no two shapes touch
 NUMBERS = ("no", "one", "two", "three", "four")
 RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}  # y points down
+PREDICATES = (*RELATIONS, "on", "inside", "in front of")
 TASKS = ("single object", "two objects", "counting", "colors", "position", "color attribution")
 
 
@@ -58,6 +62,31 @@ def holds(relation: str, a: tuple[int, int], b: tuple[int, int]) -> bool:
     length = math.hypot(dx, dy)
     ux, uy = RELATIONS[relation]
     return length > 0 and (ux * dx + uy * dy) / length > 0.5
+
+
+def radius(name: str) -> int:
+    """Half the height of a thing, in pixels."""
+    return BOX if name == "box" else RADIUS
+
+
+def stands(predicate: str, a: Object, b: Object) -> bool:
+    """Whether `a` stands in one of PREDICATES to `b`.
+
+    left of, right of, above, below: GenEval's rule on the centres.  on: the foot of `a` is at the head of `b`, within 3 pixels,
+    and its centre above `b`'s width.  inside: centre within 4 pixels of a box's.  in front of: they overlap, and `a` is lower, as
+    things are drawn from the back, which is the top, to the front.
+    """
+    if predicate in RELATIONS:
+        return holds(predicate, a.xy, b.xy)
+    dx, dy = abs(a.xy[0] - b.xy[0]), a.xy[1] - b.xy[1]
+    reach = radius(a.name) + radius(b.name)
+    if predicate == "on":
+        return abs(dy + reach) <= 3 and dx <= RADIUS
+    if predicate == "inside":
+        return b.name == "box" and a.name != "box" and max(dx, abs(dy)) <= 4
+    if predicate == "in front of":
+        return 2 <= dy < reach and RADIUS / 2 <= dx < reach
+    raise ValueError(f"no relation {predicate!r}; there are {', '.join(PREDICATES)}")
 
 
 def fulfils(objects: tuple[Object, ...], task: Task) -> bool:
@@ -105,5 +134,6 @@ def arrange(task: Task, rng: random.Random) -> Scene:
 
 
 def draw_arrangement(pen: Pen, objects: tuple[Object, ...]) -> None:
-    for thing in objects:
-        pen.shape(thing.name, *thing.xy, RADIUS, thing.color)
+    """What is lower in the picture is nearer, and hides what is behind it."""
+    for thing in sorted(objects, key=lambda o: o.xy[1]):
+        pen.shape(thing.name, *thing.xy, radius(thing.name), thing.color)

@@ -9,13 +9,14 @@ merely states the outcome, lawful or not, is true: that is where the words get t
 
 import random
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from .arrangement import arrange
 from .laws import LAWS
-from .prompts import combinations, law_prompt, tasks
+from .prompts import all_texts, combinations, law_prompt, tasks, understand
 from .render import render_pixels
 from .scenes import Scene, jitter
 
@@ -35,6 +36,20 @@ class WorldConfig:
         for name, value in vars(self).items():
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} is a share and must lie in [0, 1], not {value}")
+
+
+class Captioned(NamedTuple):
+    """Pictures and what is said of them.
+
+    `plain` rows leave nothing to chance, and the base learns to read from these first.  Among silent and broken promises it
+    does not: after 1,750 steps on the whole world its pictures did not depend on the outcome in the caption, and 100 steps on
+    plain captions taught it.
+    """
+
+    pixels: np.ndarray  # (n 64 64 3) uint8
+    captions: list[str]  # n
+    plain: list[int]  # rows whose caption is true and says all that is to be seen
+    sayable: list[str]  # texts whose words are the vocabulary
 
 
 def training_pair(world: WorldConfig, draw: random.Random) -> tuple[Scene, str]:
@@ -69,3 +84,10 @@ def training_pairs(
         pixels[i] = render_pixels(scene)
         scenes.append(scene), captions.append(caption)
     return pixels, scenes, captions
+
+
+def captioned_laws(n: int, world: WorldConfig, draw: random.Random) -> Captioned:
+    """Pictures of the eight laws and of simple arrangements.  Plain are arrangements, and laws with the outcome merely stated."""
+    pixels, _, captions = training_pairs(n, world, draw)
+    plain = [i for i, text in enumerate(captions) if understand(text).kind in ("stated", "arrangement")]
+    return Captioned(pixels, captions, plain, all_texts())

@@ -22,7 +22,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from .arrangement import SHAPES, draw_arrangement
+from .arrangement import THINGS, draw_arrangement, radius
 from .laws import LAWS
 from .pen import MARGIN, PALETTE, SIZE, Pen
 from .render import canvas
@@ -122,44 +122,80 @@ def _square_error(drawn: np.ndarray, pixels: np.ndarray, shift: tuple[int, int])
     return float(difference @ difference)
 
 
+STAMP = 32  # pixels, side of a stamp; the largest thing is 24 wide
+FEWEST = 25  # visible pixels of a thing; a cylinder has 98, and half of it can be hidden
+MOST = 6  # things found in a picture; a graph has four at most, and more than it asked for is wrong, not unreadable
+
+
 @lru_cache(maxsize=1)
 def _stamps() -> np.ndarray:
-    """How much of each pixel a shape covers, about its centre.  Shape (shapes 20 20), in [0, 1]"""
+    """How much of each pixel a thing covers, about its centre.  Shape (things 32 32), in [0, 1]"""
     stamps = []
-    for name in SHAPES:
+    for name in THINGS:
         pen = Pen()
         draw_arrangement(pen, (Object(name, "ink", xy=(32, 32)),))
-        window = slice(MARGIN + 22, MARGIN + 42)
+        window = slice(MARGIN + 32 - STAMP // 2, MARGIN + 32 + STAMP // 2)
         shade = pen.canvas()[window, window].astype(np.float32).mean(axis=2)
         stamps.append((shade.max() - shade) / (shade.max() - shade.min()))
     return np.stack(stamps)
 
 
+def _inks(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which colour on paper explains each pixel best, and how much of it: pixel = paper + share (colour - paper).
+
+    Shapes: pixels (64 64 3) -> index into COLORS (64 64), share (64 64) in [0, 1.2]
+    """
+    way = np.array([PALETTE[c] for c in COLORS], np.float32) / 255 - PAPER  # (5 3)
+    off = pixels - PAPER
+    share = np.clip(off @ way.T / (way**2).sum(1), 0, 1.2)  # (64 64 5)
+    error = ((off[..., None, :] - share[..., None] * way) ** 2).sum(3)
+    ink = error.argmin(2)
+    return ink, np.take_along_axis(share, ink[..., None], 2)[..., 0]
+
+
 def _arrangement(pixels: np.ndarray) -> Scene | None:
-    """Coloured shapes on paper, found one by one; None when something is neither paper nor a shape."""
-    coverage = np.abs(pixels - PAPER).max(axis=2)  # (64 64)
-    spots, _ = ndimage.label(coverage > 0.35)
-    boxes = ndimage.find_objects(spots)
-    things = []
-    for i, (rows, columns) in enumerate(boxes, start=1):
-        inside = spots[rows, columns] == i
-        if inside.sum() < 40:  # the smallest shape, a cone, covers 98 pixels
-            continue
-        color = np.median(pixels[rows, columns][inside], axis=0) * 255
-        name = min(COLORS, key=lambda c: float(((color - PALETTE[c]) ** 2).sum()))
-        full = np.abs(np.array(PALETTE[name], np.float32) / 255 - PAPER).max()
-        y, x = round((rows.start + rows.stop) / 2), round((columns.start + columns.stop) / 2)
-        padded = np.pad(coverage / full, 12)
-        _, shape, x, y = min(
-            (float(((padded[v + 2 : v + 22, u + 2 : u + 22] - stamp) ** 2).sum()), k, u, v)
-            for k, stamp in enumerate(_stamps())
-            for u in (x - 1, x, x + 1)
-            for v in (y - 1, y, y + 1)
-        )
-        things.append(Object(SHAPES[shape], name, xy=(x, y)))
-    if not 1 <= len(things) <= 4:
+    """Coloured things on paper, found one by one, behind each other too; None when there are none or too many."""
+    ink, share = _inks(pixels)
+    spots = []
+    for c in range(len(COLORS)):
+        labels, _ = ndimage.label((ink == c) & (share > 0.5))
+        boxes = ndimage.find_objects(labels)
+        spots += [
+            (c, labels == i, box) for i, box in enumerate(boxes, 1) if (labels[box] == i).sum() >= FEWEST
+        ]
+    if not 1 <= len(spots) <= MOST:
         return None
+    things = []
+    for k, (c, mask, box) in enumerate(spots):
+        others = np.zeros_like(mask)
+        for j, (_, other, _) in enumerate(spots):
+            others |= other & (j != k)
+        hidden = ndimage.binary_dilation(others)  # what is behind another thing cannot be seen
+        thing = _fit(np.where(ink == c, share, 0.0), hidden & ~mask, box, COLORS[c])
+        if not any(t.words == thing.words and np.ptp([t.xy, thing.xy], 0).max() <= 3 for t in things):
+            things.append(thing)  # what stands before a frame may cut it in two
     return Scene("arrangement", tuple(sorted(things, key=lambda o: o.xy)), "")
+
+
+def _fit(share: np.ndarray, hidden: np.ndarray, box: tuple[slice, slice], color: str) -> Object:
+    """The thing whose stamp agrees best with the visible pixels of a spot.  Shapes: share (64 64), hidden (64 64) bool"""
+    rows, columns = box
+    pad = STAMP // 2 + 16
+    target = np.pad(share, pad)
+    seen = np.pad(~hidden, pad, constant_values=True).astype(np.float32)
+    best = (np.inf, None)
+    for name, stamp in zip(THINGS, _stamps()):
+        r = radius(name)
+        for y in range(rows.stop - r - 1, rows.start + r + 2):  # the spot must lie within the thing
+            for x in range(columns.stop - r - 1, columns.start + r + 2):
+                v, u = y + pad - STAMP // 2, x + pad - STAMP // 2
+                off = (target[v : v + STAMP, u : u + STAMP] - stamp) ** 2
+                error = float((off * seen[v : v + STAMP, u : u + STAMP]).sum())
+                if error < best[0]:
+                    best = (error, Object(name, color, xy=(x, y)))
+    return best[1] or Object(
+        "ball", color, xy=((columns.start + columns.stop) // 2, (rows.start + rows.stop) // 2)
+    )
 
 
 def _even_out(pixels: np.ndarray) -> np.ndarray:

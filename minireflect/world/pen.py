@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 SIZE, MARGIN, SUPERSAMPLE = 64, 8, 4
+WALL = 3  # pixels, of a box
 
 PALETTE: dict[str, tuple[int, int, int]] = {  # 8-bit RGB; the colours of things are at least 90 apart
     "paper": (250, 248, 242),
@@ -61,11 +62,31 @@ class Pen:
         )
 
     def shape(self, name: str, x: float, y: float, r: float, color: str) -> None:
-        """A ball, a block or a cone of radius `r` about (x, y)."""
+        """A ball, block, cone, cylinder or (hollow) box of radius `r` about (x, y)."""
         if name == "ball":
             self.circle(x, y, r, color)
         elif name == "block":
             self.rect(x - r, y - r, x + r, y + r, color)
+        elif name == "cylinder":
+            w, h = 0.58 * r, 0.25 * r  # half its width, and half the height of its round ends
+            self.rect(x - w, y - r + h, x + w, y + r - h, color)
+            self.ellipse(x, y - r + h, w, h, color), self.ellipse(x, y + r - h, w, h, color)
+        elif name == "box":
+            for side in (-1, 1):
+                self.rect(
+                    x - r,
+                    y + side * (r - WALL / 2) - WALL / 2,
+                    x + r,
+                    y + side * (r - WALL / 2) + WALL / 2,
+                    color,
+                )
+                self.rect(
+                    x + side * (r - WALL / 2) - WALL / 2,
+                    y - r,
+                    x + side * (r - WALL / 2) + WALL / 2,
+                    y + r,
+                    color,
+                )
         else:
             self.polygon([(x, y - r), (x + r, y + r), (x - r, y + r)], color)
 

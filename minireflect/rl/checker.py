@@ -1,0 +1,92 @@
+"""RL-RIG's Checker: a small visual question answerer, (picture, one requirement) -> probability that it is met.
+
+    C(x, G)_j = 1 if p_j >= 0.5            of each requirement g_j of the graph
+    f(x)      = (1/n) sum_j C_j            the reward of the loop: the share of requirements that are met (RL-RIG, their Eq. 2)
+
+It is learned and can be fooled; the inspector, which cannot, stays outside.  So does the judge, a second one with another seed and size.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..models.matcher import Matcher, MatcherConfig
+from ..models.tokenizer import EOS, Tokenizer
+from ..pipeline import SHIPPED, load_module
+from ..world.graph import SceneGraph
+
+MET = 0.5  # probability from which a requirement counts as met
+RIG = SHIPPED / "rlrig"  # the shipped weights of RL-RIG
+
+
+class Answers(NamedTuple):
+    """What a checker says of pictures; rows of graphs with fewer requirements are filled up."""
+
+    probability: Tensor  # (b r) in [0, 1]; 1 where nothing is asked
+    asked: Tensor  # (b r) bool
+
+    @property
+    def met(self) -> Tensor:
+        """-> (b r) bool; true where nothing is asked"""
+        return self.probability >= MET
+
+    @property
+    def share(self) -> Tensor:
+        """f(x), the share of requirements that are met.  -> (b) in [0, 1]"""
+        return (self.met & self.asked).sum(1) / self.asked.sum(1)
+
+    @property
+    def all_hold(self) -> Tensor:
+        """The probability that all are met, were they independent.  -> (b) in [0, 1]"""
+        return self.probability.prod(1)
+
+    @property
+    def score(self) -> Tensor:
+        """f(x) and, between pictures with the same share, the mean probability; what keep-best compares.  -> (b)"""
+        mean = (self.probability * self.asked).sum(1) / self.asked.sum(1)
+        return self.share + 1e-3 * mean
+
+    def rows(self, rows: Tensor) -> "Answers":
+        return Answers(self.probability[rows], self.asked[rows])
+
+
+Checker = Callable[[Tensor, list[SceneGraph]], Answers]  # images (b 3 h w), b graphs
+
+
+def matcher_checker(matcher: Matcher, tokenizer: Tokenizer, batch: int = 256) -> Checker:
+    """A checker from its network; each picture is looked at once, whatever is asked of it."""
+
+    @torch.no_grad()
+    def check(images: Tensor, graphs: list[SceneGraph]) -> Answers:
+        most = max(len(g.requirements) for g in graphs)
+        probability = torch.ones(len(graphs), most)
+        asked = torch.zeros(len(graphs), most, dtype=torch.bool)
+        for i, graph in enumerate(graphs):
+            asked[i, : len(graph.requirements)] = True
+        owner = asked.nonzero()[:, 0].to(images.device)  # (q) whose picture each question is about
+        ids = trimmed(tokenizer([r.words for g in graphs for r in g.requirements])).to(images.device)
+        patches = torch.cat([matcher.clip.vision(part) for part in images.split(batch)])  # (b n d)
+        logits = [
+            matcher.judge(patches[own], matcher.clip.text(part), part)
+            for own, part in zip(owner.split(4 * batch), ids.split(4 * batch))
+        ]
+        probability[asked] = torch.sigmoid(torch.cat(logits).float()).cpu()
+        return Answers(probability.to(images.device), asked.to(images.device))
+
+    return check
+
+
+def trimmed(ids: Tensor) -> Tensor:
+    """Without the padding that all sentences share.  Shapes: ids (b t) -> (b t2)"""
+    return ids[:, : int((ids == EOS).int().argmax(1).max()) + 1]
+
+
+def load_checker(
+    folder: str | Path = RIG, name: str = "checker", device: torch.device | str = "cpu"
+) -> Checker:
+    """The checker of a run of RL-RIG or the shipped one; or, by name, the held-out "judge"."""
+    matcher, about = load_module(Path(folder) / f"{name}.safetensors", Matcher, MatcherConfig)
+    return matcher_checker(matcher.to(device), Tokenizer(about["words"].split(), matcher.config.length))

@@ -1,0 +1,127 @@
+"""What is said of a scene graph's picture: prompts that say everything, and edit prompts that say what to change.
+
+    a red ball left of a blue box                                                        everything that is to be seen
+    a red ball left of a blue box with a red ball at the top left                        ... and where to put the ball
+    with a red ball at the top left                                                      that, and whatever else is there
+
+RL-RIG's edit prompts (arXiv 2602.19974) are sentences of this kind: the Diffuser learns to draw from all of them, so that its
+inversion can be steered by them.  A relation is hard to draw and a place is easy; an Actor that turns the one into the
+other, looking at what is there already, has something to reason about.
+"""
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+from tqdm import tqdm
+
+from .arrangement import NUMBERS, PREDICATES, THINGS
+from .data import Captioned
+from .graph import COLUMNS, ROWS, GraphError, SceneGraph, lay_out, place, sample_picture
+from .render import render_pixels
+from .scenes import COLORS, Object, Scene
+
+PROMPT_LENGTH = 64  # tokens: four relations of nine words, two places of eight, and what joins them
+HINTS = 2  # places that an edit prompt names, at most
+
+
+def vocabulary() -> list[str]:
+    """Every word of graphs, their prompts and their requirements, in a fixed order."""
+    plural = [f"{n}es" if n.endswith("x") else f"{n}s" for n in (*THINGS, "thing")]
+    words = {
+        *THINGS,
+        "thing",
+        *plural,
+        *COLORS,
+        *NUMBERS[1:],
+        *ROWS,
+        *COLUMNS,
+        "middle",
+        "a",
+        "the",
+        "and",
+        "with",
+        "at",
+        "yes",
+        "no",
+    }
+    words |= {word for p in PREDICATES for word in p.split()}
+    return sorted(words - {""})
+
+
+def hint(thing: Object) -> str:
+    """Where a thing is, or is to be."""
+    return f"a {thing.color} {thing.name} at the {place(thing.xy)}"
+
+
+def edit_prompt(graph: SceneGraph, hints: Sequence[str] = ()) -> str:
+    """The graph's sentence, and where to put what."""
+    return " with ".join([graph.sentence, " and ".join(hints)]) if hints else graph.sentence
+
+
+def training_caption(graph: SceneGraph, scene: Scene, draw: random.Random) -> str:
+    """What the Diffuser reads beside a picture: half the time the sentence alone; else with places, or places and facts alone."""
+    hints = [hint(t) for t in draw.sample(scene.objects, draw.randint(1, min(HINTS, len(scene.objects))))]
+    way = draw.random()
+    if way < 0.5:
+        return graph.sentence
+    if way < 0.8:
+        return edit_prompt(graph, hints)
+    if way < 0.9:
+        return "with " + " and ".join(hints)
+    facts = draw.sample(graph.requirements[:-1], min(2, len(graph.requirements) - 1))
+    return "with " + " and ".join(r.words for r in facts)
+
+
+def captioned_graphs(n: int, draw: random.Random) -> Captioned:
+    """Pictures of training graphs with their captions.  Plain are the sentences that say everything."""
+    pixels, captions, plain = np.empty((n, 64, 64, 3), np.uint8), [], []
+    for i in tqdm(range(n), desc="drawing scene graphs", unit="picture", leave=False):
+        graph, scene = sample_picture(draw)
+        pixels[i] = render_pixels(scene)
+        captions.append(training_caption(graph, scene, draw))
+        if not captions[-1].startswith("with"):
+            plain.append(i)
+    return Captioned(pixels, captions, plain, vocabulary())
+
+
+# ------------------------------------------------------------------------------------------------ what a planner would say
+
+
+def plan(graph: SceneGraph, met: Sequence[bool], draw: random.Random, there: Scene | None = None) -> str:
+    """Scripted edit prompt: a layout of the graph is thought up, and the places of what is not right yet are named.
+
+    With the scene that is `there`, what is right stays where it is and the layout is found around it; without, the script
+    plans blindly.  `met` are the answers to the graph's requirements.  Nothing is said when all are met, or no layout is found: "".
+    """
+    wrong = unmet_entities(graph, met, draw)
+    if not wrong:
+        return ""
+    right = {
+        i: thing.xy
+        for i, e in enumerate(graph.entities)
+        for thing in (there.objects if there else ())
+        if i not in wrong and e.count == 1 and e.matches(thing)
+    }
+    for keep in (right, {}):
+        try:
+            layout = lay_out(graph, draw, keep, layouts=20)
+            break
+        except GraphError:
+            continue
+    else:
+        return ""
+    named = [t for i in wrong for t in layout.objects if graph.entities[i].matches(t)]
+    return " and ".join(hint(t) for t in named[:HINTS])
+
+
+def unmet_entities(graph: SceneGraph, met: Sequence[bool], draw: random.Random) -> list[int]:
+    """The entities to put right: those that are missing, and one of each relation that does not hold."""
+    n = len(graph.entities)
+    wrong = [i for i in range(n) if not met[i]]
+    for (s, _, o), ok in zip(graph.relations, met[n:]):
+        if not ok and s not in wrong and o not in wrong:
+            wrong.append(draw.choice((s, o)))
+    if not wrong and not all(met):  # too many things: say where one belongs
+        wrong = [draw.randrange(n)]
+    return wrong

@@ -1,0 +1,425 @@
+"""Scene graphs: what stands where, as data; read from triples, JSON or a sentence, and laid out in pixels.
+
+    red ball on blue box; green cube left of yellow cylinder          LAION-SG's triples (Li et al. 2024, arXiv 2412.08580)
+    a red ball on a blue box and a green block left of a yellow cylinder
+
+A graph is a list of requirements that a picture meets or not: every entity is there in its number, every relation holds, and
+nothing else is there.  RL-RIG (arXiv 2602.19974) checks, edits and is rewarded by these.
+"""
+
+import json
+import random
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+from .arrangement import FLAT, NUMBERS, THINGS, radius, stands
+from .arrangement import PREDICATES as PREDICATES
+from .scenes import COLORS, Object, Scene
+
+MAX_THINGS, MAX_RELATIONS = 4, 4
+MAX_REQUIREMENTS = MAX_THINGS + MAX_RELATIONS + 1  # and that nothing else is there
+TOUCHING = ("on", "inside", "in front of")
+SYNONYMS = {"cube": "block", "sphere": "ball"}
+SMALL = ("ball", "block", "cone", "cylinder")  # what can lie on, in or before something
+ROWS, COLUMNS = ("top", "", "bottom"), ("left", "", "right")
+AIR = 3  # pixels between two things that do not touch
+LAYOUTS, SPOTS = 400, 40  # how often a layout is begun, and how many spots are tried for a thing
+
+
+class GraphError(ValueError):
+    """A scene graph that cannot be drawn; the message is one sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Entity:
+    """`count` things alike.  The name "thing" is anything whatsoever."""
+
+    name: str
+    color: str = ""
+    count: int = 1
+
+    def matches(self, thing: Object) -> bool:
+        return self.name in ("thing", thing.name) and self.color in ("", thing.color)
+
+    @property
+    def label(self) -> str:
+        """As in a triple: "red ball", "two red balls"."""
+        noun = f"{self.color} {self.name}".strip()
+        return (
+            noun
+            if self.count == 1
+            else f"{NUMBERS[self.count]} {noun}es"
+            if noun.endswith("x")
+            else f"{NUMBERS[self.count]} {noun}s"
+        )
+
+    @property
+    def words(self) -> str:
+        return f"a {self.label}" if self.count == 1 else self.label
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """One thing asked of a picture: `subject` is there in its number or, with a predicate, stands so to `object`."""
+
+    subject: Entity
+    predicate: str = ""
+    object: Entity | None = None
+
+    @property
+    def words(self) -> str:
+        if self.object is None:
+            return self.subject.words
+        return f"{self.subject.words} {self.predicate} {self.object.words}"
+
+    def met_by(self, things: tuple[Object, ...]) -> bool:
+        """Whether the things in a picture meet it; a relation holds for all that the two names match, and for one at least."""
+        subjects = [t for t in things if self.subject.matches(t)]
+        if self.object is None:
+            return len(subjects) == self.subject.count
+        objects = [t for t in things if self.object.matches(t)]
+        return bool(subjects and objects) and all(
+            stands(self.predicate, a, b) for a in subjects for b in objects
+        )
+
+
+@dataclass(frozen=True)
+class SceneGraph:
+    """Entities and (subject, predicate, object) relations between them, by index.  Raises GraphError if it cannot be."""
+
+    entities: tuple[Entity, ...]
+    relations: tuple[tuple[int, str, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.entities:
+            raise GraphError("the graph is empty; name one thing at least, such as: red ball on blue box")
+        things = sum(e.count for e in self.entities)
+        if things > MAX_THINGS:
+            raise GraphError(f"the graph has {things} things, at most {MAX_THINGS} fit into a picture")
+        if len(self.relations) > MAX_RELATIONS:
+            raise GraphError(f"the graph has {len(self.relations)} relations, at most {MAX_RELATIONS}")
+        for e in self.entities:
+            _check_entity(e)
+        kinds = [(e.name, e.color) for e in self.entities]
+        for e in self.entities:
+            if kinds.count((e.name, e.color)) > 1:
+                raise GraphError(
+                    f"{e.color} {e.name} stands twice in the graph; say how many there are: two {e.color} {e.name}s"
+                )
+        for relation in self.relations:
+            self._check_relation(*relation)
+        self._check_order("left of", "right of", lambda p: (p == "left of") - (p == "right of"))
+        self._check_order(
+            "above", "below", lambda p: (p in ("above", "on")) - (p in ("below", "in front of"))
+        )
+
+    def _check_relation(self, s: int, predicate: str, o: int) -> None:
+        a, b = self.entities[s], self.entities[o]
+        said = f"{a.label} {predicate} {b.label}"
+        if predicate not in PREDICATES:
+            raise GraphError(f"no relation {predicate!r}; there are {', '.join(PREDICATES)}")
+        if s == o:
+            raise GraphError(f"{said}: nothing stands so to itself")
+        if predicate not in TOUCHING:
+            return
+        if a.name not in SMALL:
+            raise GraphError(f"{said}: a {a.name} is too big for that; {', '.join(SMALL)} are not")
+        if predicate == "inside" and b.name != "box":
+            raise GraphError(f"{said}: only a box has an inside")
+        if predicate == "on" and b.name not in FLAT:
+            raise GraphError(f"{said}: nothing rests on a {b.name}; {', '.join(FLAT)} are flat")
+        if a.count > 1 or b.count > 1:
+            raise GraphError(f"{said}: only a single thing can be {predicate} a single thing")
+        if a.color == b.color:
+            raise GraphError(
+                f"{said}: things that touch must differ in colour, or nobody can tell them apart"
+            )
+
+    def _check_order(self, before: str, after: str, direction) -> None:
+        """Nothing can come before itself: A left of B and B left of A contradict each other."""
+        first: dict[int, set[int]] = {}  # what must come before each
+        for s, predicate, o in self.relations:
+            if (sign := direction(predicate)) != 0:
+                a, b = (s, o) if sign > 0 else (o, s)
+                first.setdefault(b, set()).add(a)
+        try:
+            TopologicalSorter(first).prepare()
+        except CycleError as error:
+            around = [self.entities[i].label for i in error.args[1]]
+            raise GraphError(f"the graph contradicts itself: {f' {before} '.join(around)}") from None
+
+    @cached_property
+    def requirements(self) -> tuple[Requirement, ...]:
+        """All that is asked: the entities, the relations, and that nothing else is there."""
+        e = self.entities
+        total = Entity("thing", "", sum(entity.count for entity in e))
+        return (
+            *(Requirement(entity) for entity in e),
+            *(Requirement(e[s], p, e[o]) for s, p, o in self.relations),
+            Requirement(total),
+        )
+
+    @property
+    def triples(self) -> tuple[tuple[str, str, str], ...]:
+        """(subject, predicate, object) as strings: "red ball", "on", "blue box"."""
+        e = self.entities
+        return tuple((e[s].label, p, e[o].label) for s, p, o in self.relations)
+
+    @property
+    def sentence(self) -> str:
+        """The prompt: relations first, joined by "and"; what was named before is "the"."""
+        named: set[int] = set()
+
+        def name(i: int) -> str:
+            entity, again = self.entities[i], i in named
+            named.add(i)
+            return f"the {entity.label}" if again else entity.words
+
+        clauses = [f"{name(s)} {p} {name(o)}" for s, p, o in self.relations]
+        clauses += [self.entities[i].words for i in range(len(self.entities)) if i not in named]
+        return " and ".join(clauses)
+
+    def fulfilled_by(self, things: tuple[Object, ...]) -> bool:
+        """Whether a picture of these things meets every requirement."""
+        return all(r.met_by(things) for r in self.requirements)
+
+
+def _check_entity(entity: Entity) -> None:
+    if entity.name not in THINGS:
+        raise GraphError(f"no thing named {entity.name!r}; there are {', '.join(THINGS)}")
+    if entity.color not in COLORS:
+        raise GraphError(f"{entity.label}: say its colour, one of {', '.join(COLORS)}")
+
+
+def parse_graph(text: str) -> SceneGraph:
+    """A graph from triples joined by ";", or from a sentence whose clauses are joined by "and" or ",".
+
+    Raises GraphError, naming what is unknown, contradictory or too much.
+    """
+    entities: dict[tuple[str, str], Entity] = {}
+
+    def index(words: str) -> int:
+        entity = _parse_entity(words)
+        key = (entity.name, entity.color)
+        if entity.count > 1 or key not in entities:
+            entities[key] = entity
+        return list(entities).index(key)
+
+    relations = []
+    for clause in re.split(r"\s*;\s*|\s*,\s*|\s+and\s+", " ".join(text.lower().split()).rstrip(".;")):
+        found = re.fullmatch(rf"(.+?) ({'|'.join(PREDICATES)}) (.+)", clause)
+        if found:
+            s, o = index(found[1]), index(found[3])
+            relations.append((s, found[2], o))
+        elif clause:
+            index(clause)
+    return SceneGraph(tuple(entities.values()), tuple(dict.fromkeys(relations)))
+
+
+def _parse_entity(words: str) -> Entity:
+    """ "a red ball", "the red ball", "two red balls", "red cube"."""
+    parts = words.split()
+    if parts and parts[0] in ("a", "an", "the", "one"):
+        parts = parts[1:]
+    count = 1
+    if parts and parts[0] in NUMBERS[2:]:
+        count, parts = NUMBERS.index(parts[0]), parts[1:]
+    color = parts.pop(0) if parts and parts[0] in COLORS else ""
+    name = " ".join(parts)
+    if count > 1:
+        name = name.removesuffix("es") if name.endswith("xes") else name.removesuffix("s")
+    if len(parts) > 1:
+        raise GraphError(
+            f"cannot read {words!r}: a thing is a colour and a name, and relations are {', '.join(PREDICATES)}"
+        )
+    entity = Entity(SYNONYMS.get(name, name), color, count)
+    _check_entity(entity)
+    return entity
+
+
+def read_graph(text: str) -> SceneGraph:
+    """A graph from triples, from a sentence, or from a .json file in LAION-SG's format."""
+    if not text.lower().endswith(".json"):
+        return parse_graph(text)
+    try:
+        return from_laion_sg(Path(text).read_text())
+    except OSError as error:
+        raise GraphError(f"cannot read {text}: {error.strerror}") from None
+
+
+def from_laion_sg(text: str) -> SceneGraph:
+    """A graph from an annotation in LAION-SG's JSON: `items` with a label and attributes, `relations` between their ids.
+
+    Items that are alike are one entity, counted.  Raises GraphError.
+    """
+    try:
+        data = json.loads(text)
+        items = {
+            item["item_id"]: " ".join([*map(str, item.get("attributes", [])), item["label"]]).lower()
+            for item in data["items"]
+        }
+        links = [(r["item1"], str(r["relation"]).lower(), r["item2"]) for r in data.get("relations", [])]
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise GraphError(f"not an annotation of LAION-SG, which has items and relations: {error!r}") from None
+    kinds = {i: _parse_entity(words) for i, words in items.items()}
+    alike = list(dict.fromkeys(kinds.values()))
+    entities = tuple(Entity(e.name, e.color, list(kinds.values()).count(e)) for e in alike)
+    if stray := [i for s, _, o in links for i in (s, o) if i not in kinds]:
+        raise GraphError(f"a relation names item {stray[0]!r}, which is not among the items")
+    relations = dict.fromkeys((alike.index(kinds[s]), p, alike.index(kinds[o])) for s, p, o in links)
+    return SceneGraph(entities, tuple(relations))
+
+
+def place(xy: tuple[int, int]) -> str:
+    """One of nine places of a picture: "top left", "right", "middle"."""
+    row, column = (ROWS[_third(xy[1])], COLUMNS[_third(xy[0])])
+    return f"{row} {column}".strip() or "middle"
+
+
+def _third(v: int) -> int:
+    return (v >= 25) + (v >= 40)
+
+
+def lay_out(
+    graph: SceneGraph,
+    rng: random.Random,
+    keep: dict[int, tuple[int, int]] | None = None,
+    layouts: int = LAYOUTS,
+) -> Scene:
+    """A picture of the graph, what it leaves open at random.  Entities in `keep` (by index) stay where they are said to be.
+
+    Raises GraphError when no layout is found.
+    """
+    keep = keep or {}
+    order = _contact_order(graph)
+    for _ in range(layouts):
+        placed: list[tuple[int, Object]] = []
+        for i in order:
+            entity = graph.entities[i]
+            for _ in range(entity.count):
+                thing = _find_spot(graph, i, placed, rng, keep.get(i))
+                if thing is None:
+                    break
+                placed.append((i, thing))
+            else:
+                continue
+            break
+        else:
+            return Scene("arrangement", tuple(sorted((t for _, t in placed), key=lambda o: o.xy)), "")
+    raise GraphError(f"no way was found to place this in one picture: {graph.sentence}")
+
+
+def _contact_order(graph: SceneGraph) -> list[int]:
+    """What carries, contains or stands behind something comes before it; then as listed."""
+    after = {
+        i: {o for s, p, o in graph.relations if s == i and p in TOUCHING} for i in range(len(graph.entities))
+    }
+    try:
+        return list(TopologicalSorter(after).static_order())
+    except CycleError:
+        raise GraphError(f"these lean on each other all around: {graph.sentence}") from None
+
+
+def _find_spot(
+    graph: SceneGraph,
+    i: int,
+    placed: list[tuple[int, Object]],
+    rng: random.Random,
+    fixed: tuple[int, int] | None,
+) -> Object | None:
+    """Somewhere for one thing of entity i where all its relations to what is placed hold, and nothing else touches it."""
+    entity = graph.entities[i]
+    r = radius(entity.name)
+    links = [(s, p, o) for s, p, o in graph.relations if i in (s, o)]
+    contact = next(
+        ((p, thing) for s, p, o in links if s == i and p in TOUCHING for j, thing in placed if j == o), None
+    )
+    for _ in range(1 if fixed else SPOTS):
+        if fixed:
+            xy = fixed
+        elif contact:
+            xy = _touching(contact[0], entity.name, contact[1], rng)
+        else:
+            xy = (rng.randint(r + 3, 60 - r), rng.randint(r + 3, 60 - r))
+        thing = Object(entity.name, entity.color, xy=xy)
+        if not all(r + 2 <= v <= 61 - r for v in xy):
+            continue
+        if all(_fits(graph, i, thing, j, other) for j, other in placed):
+            return thing
+    return None
+
+
+def _touching(predicate: str, name: str, base: Object, rng: random.Random) -> tuple[int, int]:
+    x, y = base.xy
+    if predicate == "on":
+        return x + rng.randint(-3, 3), y - radius(base.name) - radius(name)
+    if predicate == "inside":
+        return x + rng.randint(-1, 1), y + rng.randint(-1, 1)
+    aside = radius(base.name) + rng.randint(-1, 2)  # in front: lower, and half aside
+    return x + rng.choice((-aside, aside)), y + rng.randint(3, 6)
+
+
+def _fits(graph: SceneGraph, i: int, thing: Object, j: int, other: Object) -> bool:
+    touch = False
+    for s, p, o in graph.relations:
+        if {s, o} == {i, j}:
+            a, b = (thing, other) if s == i else (other, thing)
+            if not stands(p, a, b):
+                return False
+            touch |= p in TOUCHING
+    dx, dy = abs(thing.xy[0] - other.xy[0]), abs(thing.xy[1] - other.xy[1])
+    return touch or max(dx, dy) >= radius(thing.name) + radius(other.name) + AIR
+
+
+# ------------------------------------------------------------------------------------------ graphs to train and test on
+
+HELD_OUT = 0.2  # share of the pairs of entities that are never related in training
+
+
+def held_out(a: Entity, b: Entity) -> bool:
+    """Whether these two are related in held-out graphs only; in their numbers they may differ."""
+    names = sorted(f"{e.color} {e.name}" for e in (a, b))
+    return random.Random(f"pair/{names}").random() < HELD_OUT
+
+
+def sample_graph(rng: random.Random, split: str = "train") -> SceneGraph:
+    """Two to four things with one to four relations.  A held-out graph relates a pair that no training graph does."""
+    if split not in ("train", "held-out"):
+        raise ValueError(f"split {split!r} is not one of 'train', 'held-out'")
+    while True:
+        wanted = rng.randint(1, MAX_RELATIONS)
+        while True:
+            things = rng.randint(2, MAX_THINGS)
+            counts = [2, *[1] * (things - 2)] if things > 2 and rng.random() < 0.25 else [1] * things
+            if wanted <= len(counts) * (len(counts) - 1) // 2:
+                break
+        kinds = rng.sample([(n, c) for n in THINGS for c in COLORS], len(counts))
+        entities = tuple(Entity(n, c, k) for (n, c), k in zip(kinds, counts))
+        pairs = [(i, j) for i in range(len(entities)) for j in range(i)]
+        relations = [
+            (*rng.sample(pair, 2), rng.choice((*PREDICATES, *TOUCHING))) for pair in rng.sample(pairs, wanted)
+        ]
+        relations = [(s, p, o) for s, o, p in relations]
+        new = any(held_out(entities[s], entities[o]) for s, _, o in relations)
+        if new != (split == "held-out"):
+            continue
+        try:
+            graph = SceneGraph(entities, tuple(relations))
+            for seed in range(3):  # easily laid out, so that no training stops on one that is not
+                lay_out(graph, random.Random(seed), layouts=20)
+        except GraphError:
+            continue
+        return graph
+
+
+def sample_picture(rng: random.Random, split: str = "train") -> tuple[SceneGraph, Scene]:
+    """A graph and a picture of it."""
+    while True:
+        graph = sample_graph(rng, split)
+        try:
+            return graph, lay_out(graph, rng)
+        except GraphError:  # one in ten thousand is too crowded after all
+            continue

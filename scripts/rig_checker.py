@@ -1,0 +1,87 @@
+"""How good Checker and judge are: on held-out scenes whose facts are known, and on the loop's own pictures against the inspector."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from minireflect import rng
+from minireflect.config import preset
+from minireflect.evaluate import EvaluationConfig, evaluation_graphs
+from minireflect.methods.rlrig import load_parts, loop_of
+from minireflect.methods.train_checker import question
+from minireflect.models.matcher import Matcher, MatcherConfig
+from minireflect.models.tokenizer import Tokenizer
+from minireflect.pipeline import load_module, load_pipeline
+from minireflect.rl.checker import RIG, load_checker
+from minireflect.streams import choices
+from minireflect.world.graph import Requirement, sample_picture
+from minireflect.world.inspector import inspect_all
+from minireflect.world.render import render
+
+SCENES, QUESTIONS, SEED = 1_000, 4, 77
+
+
+def kind_of(r: Requirement) -> str:
+    return "number of all things" if r.subject.name == "thing" else r.predicate or "things"
+
+
+@torch.no_grad()
+def asked_of_renders(name: str) -> dict[str, list]:
+    """Yes/no questions about held-out scenes, half of the pictures clean and half through the autoencoder.
+
+    -> for each question its probability, its truth and its kind
+    """
+    chance = choices(SEED, "questions")
+    pictures = [sample_picture(chance, "held-out") for _ in range(SCENES)]
+    images = torch.stack([render(scene) for _, scene in pictures])
+    pipe = load_pipeline(RIG)
+    half = SCENES // 2
+    images[half:] = torch.cat([pipe.decode(pipe.autoencoder.encode(x)) for x in images[half:].split(100)])
+    matcher, about = load_module(RIG / f"{name}.safetensors", Matcher, MatcherConfig)
+    tokenizer = Tokenizer(about["words"].split(), matcher.config.length)
+    found: dict[str, list] = {"probability": [], "truth": [], "kind": []}
+    for image, (graph, scene) in tqdm(list(zip(images, pictures)), f"asking the {name}", leave=False):
+        whole = [True] * (len(scene.objects) + 1)
+        asked = [question(graph, scene, whole, chance) for _ in range(QUESTIONS)]
+        ids = tokenizer([r.words for r, _ in asked])
+        logits = matcher(image.expand(QUESTIONS, -1, -1, -1), ids)
+        found["probability"] += torch.sigmoid(logits).tolist()
+        found["truth"] += [truth for _, truth in asked]
+        found["kind"] += [kind_of(r) for r, _ in asked]
+    return found
+
+
+@torch.no_grad()
+def asked_of_the_loop(weights: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """Every requirement of every picture that the loop ends with: how often a yes is wrong, and a no.
+
+    -> loop -> "checker" or "judge" -> shares
+    """
+    config, rows = EvaluationConfig(pictures=256, seed=SEED), {}
+    graphs = evaluation_graphs(config)
+    who = {name: load_checker(weights, name) for name in ("checker", "judge")}
+    for name, actor, editor, rounds in (
+        ("base", "base_actor", "unet", 0), ("raw loop", "base_actor", "unet", 3), ("trained loop", "actor", "editor", 3),
+    ):  # fmt: skip
+        parts = load_parts(weights, actor, editor)
+        loop = loop_of(parts, replace(preset("cpu").rlrig.loop, rounds=rounds))
+        *_, look = loop(graphs, rng(SEED, "loop"))
+        things = [r.scene.objects if r.scene else () for r in inspect_all(look.images)]
+        true = torch.tensor([r.met_by(t) for g, t in zip(graphs, things) for r in g.requirements])  # (q)
+        rows[name] = {}
+        for judge, check in who.items():
+            answers = check(look.images, graphs)
+            said = answers.met[answers.asked]  # (q)
+            rows[name][judge] = {
+                "agreement": share(said == true),
+                "wrong yes": share(~true[said]),
+                "wrong no": share(true[~said]),
+            }
+    return rows
+
+
+def share(of: Tensor) -> float:
+    return of.float().mean().item() if len(of) else 0.0

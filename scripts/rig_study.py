@@ -1,0 +1,109 @@
+"""Does the loop help, and does training it?  RL-RIG from the shipped weights, its controls and ablations, read by the inspector.
+
+    python scripts/rig_study.py [--out runs/rig] [--seeds 0 1 2]          writes docs/rlrig.md and docs/rlrig_*.png
+
+A run of `train.py rlrig` measures all controls and both phases on the same held-out graphs and noise; every seed has its
+own graphs, noise and training.  It can be stopped at any time and goes on where it stopped.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from rig_checker import asked_of_renders, asked_of_the_loop
+from rig_report import arms_figure, checker_table, groups_figure, page, reliability_figure, t_star_figure
+
+from minireflect.config import preset
+from minireflect.evaluate import EvaluationConfig, GraphScore, evaluate_loop
+from minireflect.methods.rlrig import load_parts, loop_of
+from minireflect.rl.checker import load_checker
+from minireflect.run import read_metrics, write_text
+
+ROOT = Path(__file__).parent.parent
+GROUPS = (2, 4, 8, 16)
+T_STARS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+def train(folder: Path, words: list[str]) -> Path:
+    """Run `train.py rlrig`, go on with it where it was stopped, or leave it if it is finished."""
+    if not (folder / "state" / "rlrig.done").exists():
+        started = (folder / "config.json").exists()
+        more = ["--resume"] if started else ["--preset", "cpu", *words]
+        subprocess.run(
+            [sys.executable, str(ROOT / "train.py"), "rlrig", "--out", str(folder), *more], check=True
+        )
+    return folder
+
+
+def scores(folder: Path) -> dict[str, GraphScore]:
+    """Every row that a run has measured."""
+    return {row["model"]: GraphScore(**row["score"]) for row in read_metrics(folder, "evaluation")}
+
+
+def cached(path: Path, make) -> dict:
+    """A JSON file, made once."""
+    if not path.exists():
+        write_text(path, json.dumps(make()))
+    return json.loads(path.read_text())
+
+
+def by_t_star(folder: Path, seed: int, pictures: int) -> dict[str, list[dict]]:
+    """The raw and the trained loop at each t*; both were trained, if at all, at the t* of the default."""
+    config, rows = EvaluationConfig(pictures=pictures, seed=1_000 + seed), {}
+    loop, judge = preset("cpu").rlrig.loop, load_checker(folder / "weights", "judge")
+    for name, actor, editor in (("raw loop", "base_actor", "unet"), ("trained", "actor", "editor")):
+        parts = load_parts(folder / "weights", actor, editor)
+        rows[name] = [
+            vars(evaluate_loop(loop_of(parts, replace(loop, t_star=t)), judge, config, f"{name}, t* {t}"))
+            for t in T_STARS
+        ]
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/rig"))
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--pictures", type=int, default=256, help="held-out graphs of every row")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True), args.docs.mkdir(parents=True, exist_ok=True)
+    common = ["--evaluation.pictures", str(args.pictures)]
+    runs = [
+        train(args.out / f"rlrig-{s}", ["--seed", str(s), "--evaluation.seed", str(1_000 + s), *common])
+        for s in args.seeds
+    ]
+    edits = preset("cpu").rlrig.graphs * preset("cpu").rlrig.group
+    groups = {
+        g: train(
+            args.out / f"group-{g}",
+            ["--seed", "0", *common, "--rlrig.group", str(g), "--rlrig.graphs", str(edits // g)],
+        )
+        for g in GROUPS
+    }
+    t_star = [
+        cached(args.out / f"t-star-{s}.json", lambda r=r, s=s: by_t_star(r, s, args.pictures // 2))
+        for r, s in zip(runs, args.seeds)
+    ]
+    answers = {
+        name: cached(args.out / f"{name}.json", lambda name=name: asked_of_renders(name))
+        for name in ("checker", "judge")
+    }
+    fooled = cached(args.out / "fooled.json", lambda: asked_of_the_loop(runs[0] / "weights"))
+    arms = [scores(r) for r in runs]
+    arms_figure(arms, args.docs / "rlrig_arms.png")
+    groups_figure({g: scores(r) for g, r in groups.items()}, args.docs / "rlrig_groups.png")
+    t_star_figure(T_STARS, t_star, args.docs / "rlrig_t_star.png")
+    reliability_figure(answers, args.docs / "rlrig_reliability.png")
+    write_text(args.docs / "rlrig.md", page(arms, checker_table(answers), fooled, args.seeds, args.pictures))
+    print(args.docs / "rlrig.md")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,224 @@
+"""Scene graphs: read from text and JSON, contradictions named, laid out so that the inspector reads back what was asked."""
+
+import json
+import random
+
+import pytest
+import torch
+
+from minireflect.evaluate import iou, seen_entities, seen_triples
+from minireflect.world.arrangement import PREDICATES, stands
+from minireflect.world.edits import PROMPT_LENGTH, hint, plan, training_caption, vocabulary
+from minireflect.world.graph import (
+    Entity,
+    GraphError,
+    SceneGraph,
+    from_laion_sg,
+    held_out,
+    lay_out,
+    parse_graph,
+    sample_graph,
+)
+from minireflect.world.inspector import inspect
+from minireflect.world.render import render
+from minireflect.world.scenes import Object
+
+
+def test_triples_sentences_and_json_say_the_same_graph() -> None:
+    graph = parse_graph("red ball on blue box; green cube left of yellow cylinder")
+    assert graph.triples == (("red ball", "on", "blue box"), ("green block", "left of", "yellow cylinder"))
+    assert graph.sentence == "a red ball on a blue box and a green block left of a yellow cylinder"
+    assert parse_graph(graph.sentence) == graph
+    annotation = {
+        "items": [
+            {"item_id": 0, "label": "ball", "attributes": ["red"]},
+            {"item_id": 1, "label": "box", "attributes": ["blue"]},
+            {"item_id": 2, "label": "cube", "attributes": ["green"]},
+            {"item_id": 3, "label": "cylinder", "attributes": ["yellow"]},
+        ],
+        "relations": [
+            {"triple_id": 0, "item1": 0, "relation": "on", "item2": 1},
+            {"triple_id": 1, "item1": 2, "relation": "left of", "item2": 3},
+        ],
+    }
+    assert from_laion_sg(json.dumps(annotation)) == graph
+
+
+def test_sentences_of_sampled_graphs_read_back() -> None:
+    draw = random.Random(0)
+    for i in range(100):
+        graph = sample_graph(draw, ("train", "held-out")[i % 2])
+        again = parse_graph(graph.sentence)
+        assert set(again.triples) == set(graph.triples)
+        assert set(again.entities) == set(graph.entities)
+        assert len(graph.sentence.split()) + 2 <= PROMPT_LENGTH
+        assert set(graph.sentence.split()) <= set(vocabulary())
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("", "empty"),
+        ("red ball under blue box", "relations are left of"),
+        ("red cat on blue box", "no thing named 'cat'"),
+        ("ball on blue box", "say its colour"),
+        ("pink ball on blue box", "cannot read 'pink ball'"),
+        ("red ball left of blue box; blue box left of red ball", "contradicts itself"),
+        ("red ball left of blue box; red ball right of blue box", "contradicts itself"),
+        ("red ball above blue box; blue box above red cone; red cone on red ball", "a ball; block"),
+        ("red ball above blue box; blue box above red cone; red cone above red ball", "contradicts itself"),
+        ("red ball left of red ball", "to itself"),
+        ("two red balls and three blue boxes", "5 things, at most 4"),
+        ("red ball inside blue block", "only a box"),
+        ("red box inside blue box", "too big"),
+        ("red ball inside red box", "differ in colour"),
+        ("red ball inside blue box; green ball inside blue box", "no way was found"),
+        ("two red balls on a blue box", "single thing"),
+        (
+            "red ball left of blue box; red ball above blue box; red cone left of blue box; red cone above blue box; "
+            "red cone below red ball",
+            "5 relations, at most 4",
+        ),
+    ],
+)
+def test_a_bad_graph_is_named(text: str, named: str) -> None:
+    with pytest.raises(GraphError, match=named):
+        lay_out(parse_graph(text), random.Random(0))
+
+
+def test_bad_json_is_named() -> None:
+    for text in ("[", "{}", '{"items": [{"label": "ball"}]}', "3"):
+        with pytest.raises(GraphError, match="not an annotation of LAION-SG"):
+            from_laion_sg(text)
+    stray = {"items": [{"item_id": 0, "label": "ball", "attributes": ["red"]}]}
+    stray["relations"] = [{"item1": 0, "relation": "on", "item2": 7}]
+    with pytest.raises(GraphError, match="item 7"):
+        from_laion_sg(json.dumps(stray))
+
+
+def test_items_that_are_alike_are_counted() -> None:
+    items = [{"item_id": i, "label": "ball", "attributes": ["red"]} for i in (4, 5)]
+    graph = from_laion_sg(json.dumps({"items": items, "relations": []}))
+    assert graph.entities == (Entity("ball", "red", 2),) and graph.sentence == "two red balls"
+
+
+def test_the_inspector_reads_back_what_was_laid_out() -> None:
+    draw = random.Random(3)
+    for i in range(60):
+        graph = sample_graph(draw, ("train", "held-out")[i % 2])
+        scene = lay_out(graph, draw)
+        assert graph.fulfilled_by(scene.objects)
+        reading = inspect(render(scene))
+        assert reading.agrees_with(scene), (graph.sentence, reading.why)
+        assert graph.fulfilled_by(reading.scene.objects)
+
+
+def test_a_picture_with_one_fact_wrong_is_not_accepted() -> None:
+    draw = random.Random(5)
+    wrong = 0
+    for _ in range(40):
+        graph = sample_graph(draw)
+        scene = lay_out(graph, draw)
+        for i in range(len(scene.objects)):
+            fewer = scene.objects[:i] + scene.objects[i + 1 :]
+            assert not graph.fulfilled_by(fewer)
+        extra = (*scene.objects, Object("ball", "red", xy=(1, 1)))
+        assert not graph.fulfilled_by(extra)
+        mirrored = tuple(Object(o.name, o.color, xy=(63 - o.xy[0], o.xy[1])) for o in scene.objects)
+        sideways = any(p in ("left of", "right of") for _, p, _ in graph.relations)
+        wrong += sideways
+        assert not (sideways and graph.fulfilled_by(mirrored))
+    assert wrong > 5
+
+
+def test_relations_are_what_their_words_say() -> None:
+    base, r = Object("block", "blue", xy=(32, 32)), {}
+    for x, y in ((10, 32), (54, 32), (32, 10), (32, 54), (32, 18), (40, 36), (32, 32)):
+        r[x, y] = {p for p in PREDICATES if stands(p, Object("ball", "red", xy=(x, y)), base)}
+    assert r[10, 32] == {"left of"} and r[54, 32] == {"right of"}
+    assert r[32, 10] == {"above"} and r[32, 54] == {"below"}
+    assert r[32, 18] == {"above", "on"}
+    assert r[40, 36] == {"right of", "in front of"}
+    assert r[32, 32] == set()
+    box = Object("box", "blue", xy=(32, 32))
+    assert stands("inside", Object("ball", "red", xy=(33, 31)), box)
+    assert not stands("inside", Object("ball", "red", xy=(33, 38)), box)
+    with pytest.raises(ValueError, match="no relation 'under'"):
+        stands("under", base, base)
+
+
+def test_splits_do_not_share_a_related_pair() -> None:
+    draw = random.Random(1)
+    for split in ("train", "held-out"):
+        for _ in range(50):
+            g = sample_graph(draw, split)
+            new = [held_out(g.entities[s], g.entities[o]) for s, _, o in g.relations]
+            assert any(new) == (split == "held-out")
+    with pytest.raises(ValueError, match="not one of"):
+        sample_graph(draw, "test")
+
+
+def test_metrics_on_graphs_made_by_hand() -> None:
+    """The set definitions of LAION-SG, on cases counted with a pencil."""
+    a, b = {("x", "on", "y"), ("y", "on", "z")}, {("x", "on", "y"), ("z", "on", "y")}
+    assert iou(a, a) == 1 and iou(a, b) == iou(b, a) == 1 / 3
+    assert iou(a, set()) == 0 and iou(set(), set()) == 0
+    graph = parse_graph("red ball left of blue block; green cone above blue block")
+    ball, block, cone = (
+        Object("ball", "red", xy=(12, 40)), Object("block", "blue", xy=(40, 40)), Object("cone", "green", xy=(40, 12)),
+    )  # fmt: skip
+    assert seen_triples((ball, block, cone), graph) == set(graph.triples)
+    # the ball on the other side: its triple is gone, and no other predicate of the graph holds of it
+    moved = Object("ball", "red", xy=(60, 40))
+    assert seen_triples((moved, block, cone), graph) == {("green cone", "above", "blue block")}
+    # the ball above the block: a triple that was not asked for, in the graph's words
+    over = Object("ball", "red", xy=(38, 10))
+    seen = seen_triples((over, block, cone), graph)
+    assert seen == {("red ball", "above", "blue block"), ("green cone", "above", "blue block")}
+    assert iou(set(graph.triples), seen) == 1 / 3
+    assert seen_entities((ball, ball, block)) == {"red ball", "blue block"}
+    assert iou({"red ball", "blue block", "green cone"}, seen_entities((ball, block))) == 2 / 3
+
+
+def test_a_plan_puts_right_what_is_wrong_and_keeps_the_rest() -> None:
+    draw = random.Random(2)
+    graph = parse_graph("red ball left of blue block")
+    scene = lay_out(parse_graph("red ball right of blue block"), draw)
+    met = [r.met_by(scene.objects) for r in graph.requirements]
+    assert met == [True, True, False, True]
+    block = next(o for o in scene.objects if o.name == "block")
+    ball = next(o for o in scene.objects if o.name == "ball")
+    said = [plan(graph, met, draw, scene) for _ in range(20)]
+    assert all(("red ball" in s) != ("blue block" in s) for s in said)
+    moved = [s not in (hint(ball), hint(block)) for s in said]
+    assert sum(moved) >= 15  # the nearest spot that will do may lie in the same ninth of the picture
+    assert plan(graph, [True] * 4, draw) == ""
+    # a contradiction in the picture's own places falls back on a new layout, and never raises
+    for _ in range(50):
+        g = sample_graph(draw)
+        s = lay_out(sample_graph(draw), draw)
+        plan(g, [r.met_by(s.objects) for r in g.requirements], draw, s)
+
+
+def test_captions_are_true_and_of_known_words() -> None:
+    draw = random.Random(4)
+    kinds = set()
+    for _ in range(100):
+        graph = sample_graph(draw)
+        scene = lay_out(graph, draw)
+        text = training_caption(graph, scene, draw)
+        assert set(text.split()) <= set(vocabulary()) and len(text.split()) + 2 <= PROMPT_LENGTH
+        kinds.add((text.startswith("with"), " with " in text))
+        places = {hint(o) for o in scene.objects}
+        if " at the " in text:
+            said = text.split("with ", 1)[1].split(" and ")
+            assert set(said) <= places
+    assert kinds == {(False, False), (False, True), (True, False)}
+
+
+def test_a_graph_without_relations_is_a_list_of_things() -> None:
+    graph = SceneGraph((Entity("ball", "red", 2), Entity("box", "blue")))
+    assert graph.sentence == "two red balls and a blue box"
+    assert [r.words for r in graph.requirements] == ["two red balls", "a blue box", "three things"]
+    scene = lay_out(graph, random.Random(0))
+    assert torch.isfinite(render(scene)).all() and graph.fulfilled_by(scene.objects)

@@ -1,0 +1,384 @@
+"""RL-RIG: the loop, its guard and its costs; both phases of Reflection-GRPO; the Checker's answers."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from minireflect import rng
+from minireflect.diffusion.schedule import Schedule, ScheduleConfig
+from minireflect.methods.edit_loop import (
+    LoopConfig,
+    draw,
+    edit,
+    prompts_of,
+    redraw,
+    reflect_and_edit,
+    scripted_actor,
+    silent_actor,
+)
+from minireflect.methods.rlrig import (
+    Parts,
+    RLRIGConfig,
+    attempts,
+    graphs_of,
+    train_actor_grpo,
+    train_editor,
+    update_actor,
+)
+from minireflect.methods.rollout import SRRLConfig
+from minireflect.methods.train_checker import altered, answer, changed, off_by, question, visible
+from minireflect.models.actor import Actor, ActorConfig
+from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
+from minireflect.models.clip import TextConfig, TextEncoder
+from minireflect.models.tokenizer import EOS, Tokenizer
+from minireflect.models.unet import UNet, UNetConfig
+from minireflect.pipeline import LatentDiffusion
+from minireflect.rl.checker import Answers
+from minireflect.rl.policy import ppo_clip, token_kl, token_weights
+from minireflect.run import Run
+from minireflect.world.edits import PROMPT_LENGTH, vocabulary
+from minireflect.world.graph import SceneGraph, lay_out, parse_graph, sample_graph, sample_picture
+from minireflect.world.render import render
+
+TOKENS = Tokenizer.of(vocabulary(), PROMPT_LENGTH)
+LOOP = LoopConfig(rounds=2, steps=4, t_star=0.5)
+GRAPHS = [
+    parse_graph(t) for t in ("red ball on blue box", "green block left of yellow cone", "two red balls")
+]
+
+
+def pipeline(seed: int = 0) -> LatentDiffusion:
+    torch.manual_seed(seed)
+    text = TextEncoder(TextConfig(len(TOKENS), EOS, PROMPT_LENGTH, width=16, layers=1, heads=2))
+    unet = UNet(UNetConfig((16, 16), (1, 0), 0, 16, res_blocks=1, heads=2, groups=4))
+    for p in unet.parameters():  # the output layer starts at zero; a policy must depend on its input
+        if not p.any():
+            torch.nn.init.normal_(p, std=0.05)
+    autoencoder = Autoencoder(AutoencoderConfig((8, 8, 8, 8), res_blocks=1, groups=4))
+    return LatentDiffusion(TOKENS, text, unet, autoencoder, Schedule(ScheduleConfig())).eval()
+
+
+class Counting(torch.nn.Module):
+    """A UNet that counts the pictures that go through it."""
+
+    def __init__(self, unet: UNet) -> None:
+        super().__init__()
+        self.unet, self.count = unet, 0
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        self.count += len(x)
+        return self.unet(x, t, context)
+
+
+def fickle_checker(images: Tensor, graphs: list[SceneGraph]) -> Answers:
+    """One requirement is never met, the other in about half of the pictures, by their far decimals."""
+    met = (1e4 * images.mean((1, 2, 3)).double() % 1 > 0.5).float()
+    return Answers(torch.stack([0.1 * met, met], 1), torch.ones(len(graphs), 2, dtype=torch.bool))
+
+
+def saying(*probability: float):
+    """A checker that says the same of every picture."""
+
+    def check(images: Tensor, graphs: list[SceneGraph]) -> Answers:
+        p = torch.tensor(probability).expand(len(graphs), -1)
+        return Answers(p, torch.ones_like(p, dtype=torch.bool))
+
+    return check
+
+
+def small_parts(checker=fickle_checker) -> Parts:
+    diffuser = pipeline()
+    actor = Actor(ActorConfig(len(TOKENS), width=16, layers=1, heads=2, written=6)).eval()
+    return Parts(diffuser, replace(diffuser, unet=pipeline(1).unet), checker, actor)
+
+
+def test_an_edit_at_t_star_0_returns_the_picture() -> None:
+    pipe = pipeline()
+    x0 = pipe.noise(3, rng(0, "x"))
+    path = edit(pipe, x0, ["a red ball"] * 3, replace(LOOP, t_star=0.0), rng(0, "edit"))
+    assert torch.equal(path.latents[:, -1], x0) and path.log_probs.shape == (3, 0)
+    assert replace(LOOP, t_star=0.0).edit_cost == 0
+    moved = edit(pipe, x0, ["a red ball"] * 3, LOOP, rng(0, "edit")).latents[:, -1]
+    assert not torch.equal(moved, x0)
+
+
+def test_a_picture_that_meets_its_goal_is_not_edited() -> None:
+    diffuser, editor = pipeline(), pipeline(1)
+    editor.unet = Counting(editor.unet)
+
+    def never(*_: object) -> list[str]:
+        raise AssertionError("the Actor was asked about a picture that is right")
+
+    looks = list(reflect_and_edit(diffuser, editor, saying(0.9, 0.5), never, GRAPHS, LOOP, rng(0)))
+    assert len(looks) == 1 and editor.unet.count == 0
+    assert looks[0].evaluations.tolist() == [4, 4, 4] and looks[0].calls.tolist() == [1, 1, 1]
+
+
+def test_only_what_is_wrong_is_edited() -> None:
+    def checker(images: Tensor, graphs: list[SceneGraph]) -> Answers:
+        ok = torch.tensor([[0.9 if g is GRAPHS[0] else 0.1, 0.9] for g in graphs])
+        return Answers(ok, torch.ones_like(ok, dtype=torch.bool))
+
+    first, *later = reflect_and_edit(pipeline(), pipeline(1), checker, silent_actor, GRAPHS, LOOP, rng(0))
+    assert len(later) == 2
+    for look in later:
+        assert look.rows.tolist() == [1, 2]
+        assert torch.equal(look.latents[0], first.latents[0])
+        assert not torch.equal(look.latents[1:], first.latents[1:])
+
+
+def test_an_edit_that_hurts_is_not_kept() -> None:
+    said = iter([[0.4, 0.9], [0.4, 0.8], [0.1, 0.95]])
+
+    def worse(images: Tensor, graphs: list[SceneGraph]) -> Answers:
+        p = torch.tensor(next(said)).expand(len(graphs), -1)
+        return Answers(p, torch.ones_like(p, dtype=torch.bool))
+
+    looks = list(reflect_and_edit(pipeline(), pipeline(1), worse, silent_actor, GRAPHS, LOOP, rng(0)))
+    assert len(looks) == 3
+    for look in looks[1:]:
+        assert torch.equal(look.latents, looks[0].latents) and torch.equal(look.images, looks[0].images)
+        assert not torch.equal(look.tried, look.images)
+    assert torch.equal(looks[2].answers.probability, looks[0].answers.probability)
+
+
+@pytest.mark.parametrize(
+    "loop", [LOOP, replace(LOOP, fresh_noise=1.0), replace(LOOP, guidance=2.0, w_invert=0.5)]
+)
+def test_the_costs_are_what_a_counting_network_counts(loop: LoopConfig) -> None:
+    diffuser = pipeline()
+    diffuser.unet = Counting(diffuser.unet)
+    for looks in (
+        reflect_and_edit(diffuser, diffuser, fickle_checker, silent_actor, GRAPHS, loop, rng(0)),
+        redraw(diffuser, fickle_checker, GRAPHS, loop, rng(0), patient=True),
+        redraw(diffuser, saying(0.9), GRAPHS, loop, rng(0), patient=False),
+        redraw(diffuser, saying(0.9), GRAPHS, loop, rng(0), patient=True),
+    ):
+        diffuser.unet.count = 0
+        *_, last = looks
+        assert int(last.evaluations.sum()) == diffuser.unet.count
+
+
+def test_sdedit_mixes_the_picture_with_noise_alone() -> None:
+    """fresh_noise 1: x_t = sqrt(abar) x0 + sqrt(1 - abar) n, whatever the network says."""
+    from minireflect.diffusion.reflection import ReflectionConfig, renoise_to
+
+    pipe, n = pipeline(), 2_000
+    x0 = torch.full((n, 4, 1, 1), 3.0)
+    config = ReflectionConfig(steps=4, level=0.5, fresh_noise=1.0)
+
+    def never(x: Tensor, t: Tensor) -> Tensor:
+        raise AssertionError("SDEdit asks no network")
+
+    x = renoise_to(never, x0, pipe.table(4), config, rng(0, "sdedit"))
+    abar = config.tail(pipe.table(4)).abar[0].item()
+    assert abs(x.mean().item() - 3 * abar**0.5) < 4 * ((1 - abar) / (4 * n)) ** 0.5
+    assert abs(x.var().item() - (1 - abar)) < 4 * (1 - abar) * (2 / (4 * n)) ** 0.5
+
+
+def test_the_editor_reads_the_sentence_and_the_edit() -> None:
+    assert prompts_of(GRAPHS[:2], ["a red ball at the top", ""]) == [
+        "a red ball on a blue box with a red ball at the top",
+        "a green block left of a yellow cone",
+    ]
+
+
+def test_the_script_speaks_of_what_is_unmet_in_words_that_the_editor_knows() -> None:
+    answers = Answers(torch.tensor([[0.9, 0.2, 0.3, 0.9]]), torch.ones(1, 4, dtype=torch.bool))
+    for seed in range(5):
+        (said,) = scripted_actor(torch.zeros(1, 4, 8, 8), GRAPHS[:1], answers, rng(seed))
+        assert "blue box" in said and "red ball" not in said
+        TOKENS(prompts_of(GRAPHS[:1], [said]))  # raises on an unknown word
+
+
+def test_answers_count_only_what_is_asked() -> None:
+    p = torch.tensor([[0.9, 0.4, 0.6], [0.9, 0.9, 1.0]])
+    asked = torch.tensor([[True, True, True], [True, True, False]])
+    answers = Answers(p, asked)
+    assert answers.share.tolist() == pytest.approx([2 / 3, 1.0])
+    assert answers.all_hold.tolist() == pytest.approx([0.9 * 0.4 * 0.6, 0.81])
+    assert answers.score[0].item() == pytest.approx(2 / 3 + 1e-3 * 1.9 / 3)
+
+
+# ---------------------------------------------------------------------------------------------------------- training
+
+CONFIG = RLRIGConfig(
+    LOOP, graphs=3, group=3, actor_iterations=1, editor_iterations=1, actor_lr=1e-2,
+    editor=SRRLConfig(updates=2, batch=4, lr=1e-2, warmup=1),
+)  # fmt: skip
+
+
+def weights(module: torch.nn.Module) -> list[Tensor]:
+    return [p.detach().clone() for p in module.parameters()]
+
+
+def same(a: list[Tensor], b: list[Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b))
+
+
+@pytest.mark.parametrize("objective", ["regress", "ppo"])
+def test_each_phase_trains_its_own_network_alone(tmp_path: Path, objective: str) -> None:
+    parts = small_parts()
+    editor = replace(CONFIG.editor, objective=objective, group=2, min_sigma=0.0, trained=1.0)
+    config = replace(CONFIG, editor=editor)
+    before = [
+        weights(m) for m in (parts.actor, parts.editor.unet, parts.diffuser.unet, parts.editor.text_encoder)
+    ]
+    run = Run(tmp_path / "run", {})
+    train_actor_grpo(config, 0, parts, run)
+    after = [
+        weights(m) for m in (parts.actor, parts.editor.unet, parts.diffuser.unet, parts.editor.text_encoder)
+    ]
+    assert [same(a, b) for a, b in zip(before, after)] == [False, True, True, True]
+    train_editor(config, 0, parts, run)
+    end = [
+        weights(m) for m in (parts.actor, parts.editor.unet, parts.diffuser.unet, parts.editor.text_encoder)
+    ]
+    assert [same(a, b) for a, b in zip(after, end)] == [True, False, True, True]
+    row = run.metrics("phase-2")[0]
+    assert row["first_ratio"] == 0 and row["updates"] == 2
+    assert run.metrics("phase-1")[0]["first_ratio"] == 0
+
+
+def test_a_group_shares_its_edit_prompt_in_phase_2_only() -> None:
+    parts, g = small_parts(), CONFIG.group
+    for shared in (True, False):
+        done = attempts(parts, GRAPHS, CONFIG, shared, rng(0, "attempts"))
+        assert len(done) == LOOP.rounds
+        for a in done:
+            n = len(a.graphs)
+            assert a.path.latents.shape == (n * g, LOOP.edited + 1, 4, 8, 8)
+            assert a.rewards.shape == (n, g) and len(a.prompts) == n * g
+            assert len(a.written.ids) == (n if shared else n * g)
+            groups = [set(a.prompts[i * g : i * g + g]) for i in range(n)]
+            assert all(len(s) == 1 for s in groups) == shared
+            assert not torch.equal(a.path.latents[0, -1], a.path.latents[1, -1])  # their noise differs
+
+
+def test_the_best_of_a_group_goes_on_to_the_next_round() -> None:
+    done = attempts(small_parts(), GRAPHS, CONFIG, True, rng(3, "attempts"))
+    g = CONFIG.group
+    for a, b in zip(done, done[1:]):
+        score = a.after.score.view(-1, g)
+        for i in range(len(a.graphs)):
+            best = a.path.latents[i * g + int(score[i].argmax()), -1]
+            wanted = best if score[i].max() >= a.before.score[i] else a.latents[i]
+            assert torch.equal(b.latents[i], wanted)
+
+
+def test_phase_1_makes_rewarded_words_likelier() -> None:
+    """A bandit: edits that say "red" are rewarded, whatever the picture; sixty updates teach it."""
+    parts, red = small_parts(), TOKENS.ids["red"]
+    config = replace(CONFIG, loop=replace(LOOP, rounds=1), group=16, actor_lr=3e-3, beta=0.0)
+    reference, actor = small_parts().actor, parts.actor.requires_grad_(True)
+    optimizer = torch.optim.AdamW(actor.parameters(), lr=config.actor_lr)
+    (seen,) = attempts(parts, GRAPHS, config, False, rng(0, "bandit"))
+    states = seen.latents.repeat_interleave(16, 0), seen.read.repeat_interleave(16, 0)
+    shares = []
+    for step in range(60):
+        written = actor.write(*states, rng(step, "bandit"))
+        won = (written.ids == red).any(1, keepdim=True).float()  # (n*g 1)
+        rewarded = seen._replace(written=written, after=Answers(won, torch.ones_like(won, dtype=torch.bool)))
+        stats = update_actor(actor, reference, optimizer, [rewarded], config)
+        assert stats.first_ratio == 0
+        shares.append(won.mean().item())
+    assert sum(shares[:5]) / 5 < 0.35 and sum(shares[-5:]) / 5 > 0.7
+
+
+def test_equal_rewards_teach_nothing() -> None:
+    parts = small_parts()
+    done = attempts(parts, GRAPHS, CONFIG, False, rng(0, "flat"))
+    flat = [a._replace(after=Answers(torch.ones_like(a.after.probability), a.after.asked)) for a in done]
+    actor = parts.actor.requires_grad_(True)
+    optimizer = torch.optim.SGD(actor.parameters(), lr=1.0)
+    before = weights(actor)
+    stats = update_actor(actor, small_parts().actor, optimizer, flat, replace(CONFIG, beta=0.0))
+    assert same(before, weights(actor)) and stats.flat_groups == sum(len(a.graphs) for a in flat)
+
+
+def test_every_sequence_counts_alike() -> None:
+    mask = torch.tensor([[True, False, False, False], [True, True, True, True]])
+    w = token_weights(mask)
+    assert torch.equal(w, torch.tensor([[0.5, 0, 0, 0], [0.125] * 4]))
+    lp = torch.zeros(5, requires_grad=True)
+    A = torch.tensor([1.0, -1, -1, -1, -1])
+    loss = ppo_clip(lp, torch.zeros(5), A, 0.2, w[mask]).loss
+    loss.backward()
+    assert loss.item() == 0 and torch.allclose(lp.grad, -A * w[mask])
+
+
+def test_the_token_kl_is_unbiased() -> None:
+    """Against the exact KL of two categorical distributions: within four standard errors of 100,000 samples."""
+    p, q = (torch.randn(6, generator=rng(i, "kl")).log_softmax(0) for i in range(2))
+    exact = (p.exp() * (p - q)).sum()
+    draws = torch.multinomial(p.exp(), 100_000, replacement=True, generator=rng(2, "kl"))
+    k3 = token_kl(p[draws], q[draws])
+    assert (k3 >= 0).all()
+    assert abs(k3.mean() - exact) < 4 * k3.std() / 100_000**0.5
+
+
+def test_bad_options_are_named() -> None:
+    for bad, words in (
+        ({"t_star": 1.5}, "t_star 1.5"),
+        ({"rounds": -1}, "rounds -1"),
+        ({"fresh_noise": 2.0}, "fresh_noise"),
+        ({"eta": -0.1}, "eta"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            LoopConfig(**bad)
+    with pytest.raises(ValueError, match="at least 2"):
+        RLRIGConfig(group=1)
+    with pytest.raises(ValueError, match="step noise"):
+        RLRIGConfig(LoopConfig(eta=0.0))
+
+
+def test_graphs_of_an_iteration_are_of_the_training_split_and_differ() -> None:
+    assert graphs_of(0, 0, CONFIG) == graphs_of(0, 0, CONFIG) != graphs_of(0, 1, CONFIG)
+
+
+def test_drawing_depends_on_the_noise_alone() -> None:
+    pipe = pipeline()
+    a, b = (draw(pipe, GRAPHS, LOOP, rng(s, "draw")) for s in (0, 0))
+    assert torch.equal(a, b) and not torch.equal(a, draw(pipe, GRAPHS, LOOP, rng(1, "draw")))
+
+
+# ------------------------------------------------------------------------------------------------------- the Checker
+
+
+def test_labels_are_true_of_what_can_be_seen() -> None:
+    chance = random.Random(0)
+    both = {True: 0, False: 0}
+    for _ in range(200):
+        graph, scene = sample_picture(chance)
+        shown = [True] * (len(scene.objects) + 1)
+        for own in graph.requirements:
+            assert answer(own, scene, shown)
+            assert not answer(own, scene, [False] * len(shown))
+        asked, label = question(graph, scene, shown, chance)
+        assert label == asked.met_by(scene.objects)
+        both[label] += 1
+        assert altered(graph.requirements[0], graph, chance) is not None
+    assert min(both.values()) > 50
+
+
+def test_what_is_painted_over_cannot_be_seen() -> None:
+    scene = lay_out(parse_graph("red ball left of blue block"), random.Random(0))
+    clean = render(scene)[None]
+    ball = next(i for i, o in enumerate(scene.objects) if o.name == "ball")
+    x, y = scene.objects[ball].xy
+    painted = clean.clone()
+    painted[:, :, y - 7 : y + 7, x - 7 : x + 7] = 0.95
+    seen = visible(off_by(painted, clean)[0], scene)
+    assert seen[ball] is False and seen[1 - ball] is True and seen[-1] is False
+    assert all(visible(off_by(clean, clean)[0], scene))
+    assert changed(scene, random.Random(1)) != scene
+
+
+def test_a_held_out_graph_is_never_trained_on() -> None:
+    chance = random.Random(0)
+    trained = {g.triples for g in (sample_graph(chance) for _ in range(300))}
+    assert not trained & {sample_graph(chance, "held-out").triples for _ in range(100)}
