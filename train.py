@@ -139,10 +139,9 @@ def train(args: Arguments) -> None:
         finetune(args.finetune, config.srrl, config.sampler, config.seed, run, device)
         print(f"done in {(time.time() - start) / 60:.1f} minutes; look at {run.folder / 'figures'}")
         return
-    weights, source = run.folder / "weights", source_of(args)
     everything = RIG_STAGES if config.scenes == "graphs" else LAW_STAGES
     for stage in everything if args.command == "all" else [args.command]:
-        folder = weights if args.command == "all" else source
+        folder = run.folder / "weights" if args.command == "all" else source_of(args)
         (LAW_STAGES | RIG_STAGES)[stage](config, run, folder, device)
     print(f"done in {(time.time() - start) / 60:.1f} minutes; look at {run.folder / 'figures'}")
 
@@ -161,25 +160,26 @@ def check_first(args: Arguments) -> None:
     if args.finetune.base is not None:
         check_base(args)
         return
-    folder, continued = source_of(args), args.config.diffusion.continued != "nothing"
-    if args.command == "all" and (
-        continued or args.config.reward.continued or args.config.autoencoder.continued
-    ):
-        raise ValueError(
-            "--autoencoder.continued, --diffusion.continued and --reward.continued go on from what exists; `all` starts from nothing: "
-            "use `diffusion` or `reward`"
-        )
-    if args.command == "diffusion" and continued:
-        load_pipeline(folder)
-    elif args.command == "diffusion":
+    config = args.config
+    if args.command == "all":
+        stages = (config.autoencoder, config.reward, config.checker)
+        if config.diffusion.continued != "nothing" or any(stage.continued for stage in stages):
+            raise ValueError(
+                "--autoencoder.continued, --diffusion.continued and the like go on from what exists; `all` starts from nothing: "
+                "use `autoencoder`, `diffusion`, `reward` or `checker`"
+            )
+        return
+    folder = source_of(args)
+    if args.command == "autoencoder":
+        if config.autoencoder.continued:
+            load_module(folder / "autoencoder.safetensors", Autoencoder, AutoencoderConfig)
+    elif args.command == "diffusion" and config.diffusion.continued == "nothing":
         load_module(folder / "autoencoder.safetensors", Autoencoder, AutoencoderConfig)
-    elif args.command in ("reward", "srrl"):
-        load_pipeline(folder)
-    if args.command in RIG_COMMANDS:
-        load_pipeline(folder)
-    if args.command == "rlrig":
+    elif args.command == "rlrig":
         load_parts(folder)
-    if args.command == "srrl" or (args.command == "reward" and args.config.reward.continued):
+    else:
+        load_pipeline(folder)
+    if args.command == "srrl" or (args.command == "reward" and config.reward.continued):
         load_module(folder / "reward.safetensors", Matcher, MatcherConfig)
 
 
@@ -318,8 +318,10 @@ def checker_and_judge(config: Config, run: Run, folder: Path, device: torch.devi
     for offset, name in enumerate(("checker", "judge")):
         if run.is_done(name):
             continue
-        pipe = load_pipeline(folder)
-        model = train_checker(config.checker, name, config.seed + offset, pipe, run, device)
+        pipe, start = load_pipeline(folder), None
+        if config.checker.continued:
+            start, _ = load_module(folder / f"{name}.safetensors", Matcher, MatcherConfig)
+        model = train_checker(config.checker, name, config.seed + offset, pipe, run, device, start)
         about = {"words": " ".join(pipe.tokenizer.words)}
         save_module(run.folder / "weights" / f"{name}.safetensors", model, about)
         figures.training_curve(

@@ -1,11 +1,22 @@
 """What the base and the reward learn from: captions that are true, pictures spoilt as a generator spoils them, and their labels."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from minireflect import caption, inspect, load_pipeline, render, rng, sample_scene
+from minireflect.diffusion.schedule import Schedule, ScheduleConfig
 from minireflect.methods.spoil import distance, faithful, spoil
+from minireflect.methods.train_diffusion import (
+    DiffusionTraining,
+    learn_to_read,
+    level_chances,
+    level_weight,
+)
+from minireflect.models.clip import TextConfig, TextEncoder
+from minireflect.models.tokenizer import EOS, Tokenizer
+from minireflect.run import Run
 from minireflect.streams import choices
 from minireflect.world.data import WorldConfig, captioned_laws, training_pairs
 from minireflect.world.laws import LAWS
@@ -56,3 +67,35 @@ def test_spoilt_pictures_have_the_label_that_the_inspector_would_give() -> None:
     assert faithful(clean, clean, other).all() and not faithful(other, clean, other).any()
     assert (shown == right).float().mean() > 0.9
     assert 0.6 < shown.float().mean() < 0.9  # both kinds are there to learn from
+
+
+def test_levels_drawn_by_weight_have_the_same_mean_loss() -> None:
+    """For any error of a level: sum of chance x weight x error is the mean of level_weight x error, in float64."""
+    schedule = Schedule(ScheduleConfig())
+    error = torch.rand(1000, generator=rng(0, "error")).double()
+    wanted = (level_weight(schedule, torch.arange(1000), 20.0).double() * error).mean()
+    spreads = []
+    for levels in (0.0, 0.5, 0.9):
+        chance, weight = (v.double() for v in level_chances(schedule, 20.0, levels))
+        assert abs(chance.sum() - 1) < 1e-5
+        assert abs((chance * weight * error).sum() / wanted - 1) < 1e-5
+        spreads.append((chance * (weight * error) ** 2).sum() - wanted**2)
+    assert spreads[0] > spreads[1] > spreads[2]
+
+
+def test_the_text_encoder_learns_to_read_places(tmp_path: Path) -> None:
+    """Four captions, four pictures that differ in one place: after 150 steps they are told apart."""
+    words = ["red", "left", "right", "top", "bottom"]
+    tokenizer = Tokenizer.of(words, 4)
+    torch.manual_seed(0)
+    encoder = TextEncoder(TextConfig(len(tokenizer), EOS, 4, width=16, layers=1, heads=2, init_std=1.0))
+    latents = torch.zeros(4, 4, 2, 2)
+    for i in range(4):
+        latents[i, :, i // 2, i % 2] = 1.0
+    config = DiffusionTraining(reading=150, batch=16)
+    ids, before = tokenizer([f"red {w}" for w in words[1:]]), encoder.token.weight.detach().clone()
+    learn_to_read(config, encoder, latents, ids, torch.arange(4), 0, run := Run(tmp_path / "run", {}))
+    losses = [row["loss"] for row in run.metrics("reading")]
+    assert losses[0] > 0.1 and losses[-1] < 0.01
+    assert not torch.equal(before, encoder.token.weight)
+    learn_to_read(replace(config, reading=0), encoder, latents, ids, torch.arange(4), 0, run)  # nothing to do

@@ -271,15 +271,15 @@ def test_the_best_of_a_group_goes_on_to_the_next_round() -> None:
 
 
 def test_phase_1_makes_rewarded_words_likelier() -> None:
-    """A bandit: edits that say "red" are rewarded, whatever the picture; sixty updates teach it."""
+    """A bandit: edits that say "red" are rewarded, whatever the picture; forty iterations teach it."""
     parts, red = small_parts(), TOKENS.ids["red"]
-    config = replace(CONFIG, loop=replace(LOOP, rounds=1), group=16, actor_lr=3e-3, beta=0.0)
+    config = replace(CONFIG, loop=replace(LOOP, rounds=1), group=16, actor_lr=5e-3, beta=0.0)
     reference, actor = small_parts().actor, parts.actor.requires_grad_(True)
     optimizer = torch.optim.AdamW(actor.parameters(), lr=config.actor_lr)
     (seen,) = attempts(parts, GRAPHS, config, False, rng(0, "bandit"))
     states = seen.latents.repeat_interleave(16, 0), seen.read.repeat_interleave(16, 0)
     shares = []
-    for step in range(60):
+    for step in range(40):
         written = actor.write(*states, rng(step, "bandit"))
         won = (written.ids == red).any(1, keepdim=True).float()  # (n*g 1)
         rewarded = seen._replace(written=written, after=Answers(won, torch.ones_like(won, dtype=torch.bool)))

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from minireflect.methods.rlrig import PARTS
 from minireflect.models.weights import read_weights
 from minireflect.pipeline import SHIPPED
 
@@ -63,6 +64,17 @@ BAD_SAMPLES = {
     "no picture file": (["a red ball", "--out", "x.txt"], ("must end in",)),
     "missing weights": (["a red ball", "--weights", "nowhere"], ("no folder nowhere",)),
     "negative guidance": (["a red ball", "--guidance", "-2"], ("guidance",)),
+    "an unknown relation": (["--method", "rlrig", "red ball under blue box"], ("relations are left of",)),
+    "a contradiction": (
+        ["--method", "rlrig", "red ball left of blue box; blue box left of red ball"],
+        ("contradicts itself", "red ball left of blue box left of red ball"),
+    ),
+    "too many things": (["--method", "rlrig", "four red balls; blue box"], ("5 things", "at most 4")),
+    "a graph that no picture shows": (
+        ["--method", "rlrig", "red ball inside blue box; green ball inside blue box"],
+        ("no way was found",),
+    ),
+    "a missing annotation": (["--method", "rlrig", "nowhere.json"], ("cannot read nowhere.json",)),
 }
 
 
@@ -160,6 +172,25 @@ def test_a_reward_can_be_continued(tmp_path: Path) -> None:
     assert all(torch.equal(continued[k], shipped[k].float()) for k in shipped)
 
 
+def test_rlrig_from_nothing_to_a_strip(tmp_path: Path) -> None:
+    """Every line of the second system: `all --scenes graphs`, then `rlrig` from what that made, then a strip."""
+    done = run("train.py", "all", "--scenes", "graphs", "--preset", "smoke", "--out", "all", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    weights = {p.stem for p in (tmp_path / "all" / "weights").iterdir()}
+    assert weights == {*PARTS, "base_actor", "editor"}
+    done = run("train.py", "rlrig", "--preset", "smoke", "--weights", "all", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for row in ("base", "best of", "repeated generation", "scripted Actor", "warmed-up Actor", "phase 1 + 2"):
+        assert row in done.stdout
+    figures = {p.name for p in (tmp_path / "run" / "figures").iterdir()}
+    assert figures == {"phases.png", "scores.png", "edits.png"}
+    words = ["--method", "rlrig", "red ball on blue box", "--rounds", "1", "--steps", "4", "--weights", "run"]
+    drawn = run("sample.py", *words, "--out", "strip.png", cwd=tmp_path)
+    assert drawn.returncode == 0, drawn.stderr[-3000:]
+    assert "a red ball on a blue box" in drawn.stdout and "drawn: " in drawn.stdout
+    assert (tmp_path / "strip.png").stat().st_size > 5_000
+
+
 BAD_TRAININGS = {
     "resume from nowhere": (["--resume", "--out", "nowhere"], ("nowhere",)),
     "resume without a folder": (["--resume"], ("--out",)),
@@ -171,6 +202,8 @@ BAD_TRAININGS = {
         ["all", "--diffusion.continued", "unet"],
         ("continued", "use `diffusion`"),
     ),
+    "an edit that goes too far": (["rlrig", "--rlrig.loop.t-star", "1.5"], ("t_star 1.5",)),
+    "a group that cannot compare": (["rlrig", "--rlrig.group", "1"], ("group is 1", "at least 2")),
     "an unknown command": (["trian"], ("trian",)),
     "an unknown option": (["--srrl.lrr", "1"], ("lrr",)),
 }

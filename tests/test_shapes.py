@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from minireflect.diffusion import ddim, reflection, schedule
-from minireflect.methods import spoil, train_diffusion, train_reward
-from minireflect.models import blocks, clip, matcher
+from minireflect.methods import spoil, train_checker, train_diffusion, train_reward
+from minireflect.models import blocks, clip, matcher, transformer
 from minireflect.rl import advantage, policy
 from tests.small import small_pipeline
 
@@ -36,6 +36,12 @@ FUNCTIONS: dict[str, tuple[Callable, dict[str, int], dict]] = {  # function, siz
     "reward_weights": (advantage.reward_weights, {}, {"floor": 0.5}),
     "zero_variance_groups": (advantage.zero_variance_groups, {}, {}),
     "level_weight": (train_diffusion.level_weight, {}, {"schedule": TABLE, "cap": 5.0}),
+    "Reader": (train_diffusion.Reader(4, 6, 32).forward, {"h": 6, "w": 6}, {}),
+    "token_weights": (policy.token_weights, {}, {}),
+    "token_kl": (policy.token_kl, {}, {}),
+    "rotate": (transformer.rotate, {}, {}),
+    "RMSNorm": (transformer.RMSNorm(32).forward, {}, {}),
+    "off_by": (train_checker.off_by, {}, {}),
     "caption_loss": (train_reward.caption_loss, {}, {}),
     "distance": (spoil.distance, {}, {}),
     "faithful": (spoil.faithful, {}, {}),

@@ -140,3 +140,10 @@ def test_edits_survive_the_way_through_tokens() -> None:
     assert read_out(TOKENS, ids) == edits
     assert mask.sum(1).tolist() == [8, 1, 3]  # the words and the end
     assert all(row[n - 1] == EOS for row, n in zip(ids.tolist(), [8, 1, 3]))
+
+
+def test_the_actor_reads_what_is_unmet_first() -> None:
+    ids = questions(TOKENS, [["a red ball", "a blue box", "two things"]], [[True, False, True]], 12)
+    assert read_out(TOKENS, ids) == ["no a blue box yes a red ball yes two things"]
+    with pytest.raises(ValueError, match="12 words, at most 11 fit"):
+        questions(TOKENS, [["a red ball"] * 3], [[True] * 3], 11)

@@ -1,10 +1,13 @@
 """The UNet: equal to diffusers' from the same weights, of the published sizes, and able to learn."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from minireflect import rng
 from minireflect.models.blocks import timestep_embedding
 from minireflect.models.names import DIFFUSERS_UNET
 from minireflect.models.unet import Added, UNet, UNetConfig
@@ -182,3 +185,16 @@ def test_refuses_what_does_not_fit() -> None:
         UNetConfig(channels=(32,), depths=(1,), mid_depth=1, context_width=8, head_width=24)
     with pytest.raises(ValueError, match="heads or head_width"):
         UNetConfig(channels=(32,), depths=(1,), mid_depth=1, context_width=8)
+
+
+def test_pixels_can_be_told_where_they_are() -> None:
+    """`side` adds one learned map behind the first convolution, zero at the start: the same network until it is trained."""
+    plain, told = UNet(UNetConfig.small()), UNet(replace(UNetConfig.small(), side=None))
+    assert plain.where.shape == (32, 8, 8) and not plain.where.any()
+    missing = plain.load_state_dict(told.state_dict(), strict=False).missing_keys
+    assert missing == ["where"]
+    x, context = torch.randn(2, 4, 8, 8, generator=rng(0, "x")), torch.randn(2, 3, 64, generator=rng(0, "c"))
+    torch.nn.init.normal_(plain.conv_out.weight), told.load_state_dict(plain.state_dict(), strict=False)
+    assert torch.equal(plain(x, torch.tensor(5), context), told(x, torch.tensor(5), context))
+    torch.nn.init.normal_(plain.where)
+    assert not torch.equal(plain(x, torch.tensor(5), context), told(x, torch.tensor(5), context))

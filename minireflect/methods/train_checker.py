@@ -40,6 +40,8 @@ class CheckerTraining:
     batch: int = 48  # pictures; each is asked QUESTIONS questions
     lr: float = 1.5e-3  # peak; cosine to zero after a warm-up of 5 %
     caption: float = 1.0  # weight of the loss of saying what stands where
+    relations: float = 0.6  # share of questions about how things stand to each other, the hardest
+    continued: bool = False  # go on from the ones in --weights
 
 
 def checker_sizes(name: str, vocabulary: int, length: int) -> MatcherConfig:
@@ -50,9 +52,18 @@ def checker_sizes(name: str, vocabulary: int, length: int) -> MatcherConfig:
 
 
 def train_checker(
-    config: CheckerTraining, name: str, seed: int, pipe: LatentDiffusion, run: Run, device: torch.device
+    config: CheckerTraining,
+    name: str,
+    seed: int,
+    pipe: LatentDiffusion,
+    run: Run,
+    device: torch.device,
+    start: Matcher | None = None,
 ) -> Matcher:
-    """Learn to answer from the scenes' own facts.  `name` is "checker" or "judge"; each has its own streams and size."""
+    """Learn to answer from the scenes' own facts.  `name` is "checker" or "judge"; each has its own streams and size.
+
+    The network begins at random, or where `start` left off.
+    """
     draw = choices(seed, name, "pictures")
     graphs, scenes = zip(*(sample_picture(draw) for _ in range(config.pictures)))
     twins = [changed(s, draw) for s in scenes]
@@ -60,12 +71,18 @@ def train_checker(
     tokenizer = pipe.tokenizer
     torch.manual_seed(seed)
     model = Matcher(checker_sizes(name, len(tokenizer), tokenizer.length)).to(device)
+    if start is not None:
+        model.load_state_dict(start.state_dict())
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=1e-2)
     for step in run.steps(name, config.steps, {name: model}, optimizer, save_every=50):
         set_lr(optimizer, config.lr * lr_factor(step, config.steps))
         pick = torch.randperm(config.pictures, generator=rng(seed, name, "batch", step))[: config.batch]
         pick, told = pick.tolist(), choices(seed, name, "questions", step)
-        asked = [question(graphs[i], scenes[i], shown[i], told) for i in pick for _ in range(QUESTIONS)]
+        asked = [
+            question(graphs[i], scenes[i], shown[i], told, config.relations)
+            for i in pick
+            for _ in range(QUESTIONS)
+        ]
         truth = torch.tensor([label for _, label in asked], device=device).float()  # (q)
         whole = [i for i in pick if all(shown[i])]  # a broken picture cannot be described
         ids = tokenizer([r.words for r, _ in asked]).to(device)
@@ -142,10 +159,11 @@ def visible(off: Tensor, scene: Scene) -> list[bool]:
 
 
 def question(
-    graph: SceneGraph, scene: Scene, shown: list[bool], draw: random.Random
+    graph: SceneGraph, scene: Scene, shown: list[bool], draw: random.Random, relations: float = 0.5
 ) -> tuple[Requirement, bool]:
-    """A requirement and whether the picture meets it: half the time one of its own, else, of a whole picture, one with a fact changed."""
-    own = draw.choice(graph.requirements)
+    """A requirement and whether the picture meets it: one of its own or, of a whole picture, one with a fact changed."""
+    related = draw.random() < relations
+    own = draw.choice([r for r in graph.requirements if bool(r.predicate) == related])
     if not shown[-1] or draw.random() < 0.4:
         return own, answer(own, scene, shown)
     asked = altered(own, graph, draw)

@@ -1,6 +1,6 @@
 """RL-RIG's Actor: looks at a picture and at what the Checker said of it, and writes an edit prompt token by token.
 
-    picture's latents (one row each) · requirement yes|no · requirement yes|no · ... · begin · edit prompt · end
+    picture's latents (one row each) · no requirement · ... · yes requirement · ... · begin · edit prompt · end
 
 Wang et al. 2026, arXiv 2602.19974, where it is a vision-language model of billions.  A policy: its log-probabilities are those of the
 distribution that the tokens were sampled from, the end token included.
@@ -26,8 +26,8 @@ class ActorConfig:
     vocabulary: int  # number of token ids
     latent_channels: int = 4
     side: int = 8  # of the latents
-    read: int = 96  # tokens of requirements and answers, at most
-    written: int = 20  # tokens of an edit prompt, its end included, at most
+    read: int = 60  # tokens of requirements and answers; four things with four relations take 59
+    written: int = 16  # tokens of an edit prompt, its end included; two places take as many
     width: int = 96
     layers: int = 3
     heads: int = 4
@@ -113,14 +113,13 @@ class Actor(nn.Module):
 def questions(
     tokenizer: Tokenizer, requirements: list[list[str]], answers: list[list[bool]], length: int
 ) -> Tensor:
-    """What the Actor reads about each picture: every requirement and its answer, as tokens.  -> (b length)
+    """What the Actor reads about each picture, as tokens: "no a red ball left of a blue box yes a red ball yes a blue box ...".
 
-    Raises ValueError when they are too long.
+    What is unmet comes first, and every answer before its requirement, so that the words after it are read with it in mind.
+    -> (b length).  Raises ValueError when they are too long.
     """
-    texts = [
-        " ".join(f"{r} {ANSWERS[a]}" for r, a in zip(asked, said))
-        for asked, said in zip(requirements, answers)
-    ]
+    rows = [sorted(zip(said, asked), key=lambda r: r[0]) for asked, said in zip(requirements, answers)]
+    texts = [" ".join(f"{ANSWERS[a]} {r}" for a, r in row) for row in rows]
     ids = Tokenizer(tokenizer.words, length + 2)(texts)  # (b length+2) begin and end included
     return ids[:, 1:-1]
 

@@ -52,6 +52,9 @@ class UNetConfig:
     pooled_width: int | None = None  # SDXL: width of the pooled prompt; None = no added conditioning
     size_count: int = 6  # SDXL: numbers that tell sizes and crop, used only with pooled_width
     size_width: int = 256  # SDXL: width of the embedding of each of these numbers
+    side: int | None = (
+        None  # of latents whose pixels are told where they are; None as in SD, where the padding must tell
+    )
 
     def __post_init__(self) -> None:
         if len(self.channels) != len(self.depths):
@@ -82,9 +85,16 @@ class UNetConfig:
 
     @classmethod
     def small(cls) -> "UNetConfig":
-        """1.0 million parameters, for scene graphs."""
+        """1.0 million parameters, for scene graphs; without `side` it does not learn what "at the top left" means."""
         return cls(
-            channels=(32, 64), depths=(1, 1), mid_depth=0, context_width=64, res_blocks=1, heads=4, groups=8
+            channels=(32, 64),
+            depths=(1, 1),
+            mid_depth=0,
+            context_width=64,
+            res_blocks=1,
+            heads=4,
+            groups=8,
+            side=8,
         )
 
     @classmethod
@@ -141,6 +151,8 @@ class UNet(nn.Module):
             added_width = config.pooled_width + config.size_count * config.size_width
             self.added = MLP(added_width, config.time_width)
         self.conv_in = nn.Conv2d(config.in_channels, first, 3, padding=1)
+        if config.side is not None:
+            self.where = nn.Parameter(torch.zeros(first, config.side, config.side))
 
         self.down = nn.ModuleList()
         skips = [first]  # channels of the feature maps that the way up will read, last first
@@ -191,6 +203,7 @@ class UNet(nn.Module):
         # fmt: off
         temb = self.embed_time(x, t, added)                             # (b e)
         x = self.conv_in(x)                                             # (b c0 h w)
+        x = x if self.config.side is None else x + self.where
         skips = [x]
         for level in self.down:
             for layer in level.layers:

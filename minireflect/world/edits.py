@@ -60,27 +60,34 @@ def edit_prompt(graph: SceneGraph, hints: Sequence[str] = ()) -> str:
 
 
 def training_caption(graph: SceneGraph, scene: Scene, draw: random.Random) -> str:
-    """What the Diffuser reads beside a picture: half the time the sentence alone; else with places, or places and facts alone."""
-    hints = [hint(t) for t in draw.sample(scene.objects, draw.randint(1, min(HINTS, len(scene.objects))))]
+    """What the Diffuser reads beside a picture: mostly the sentence, often with places; else the places of some or all things, or facts."""
+    some = [hint(t) for t in draw.sample(scene.objects, draw.randint(1, min(HINTS, len(scene.objects))))]
     way = draw.random()
-    if way < 0.5:
+    if way < 0.35:
         return graph.sentence
-    if way < 0.8:
-        return edit_prompt(graph, hints)
+    if way < 0.6:
+        return edit_prompt(graph, some)
+    if way < 0.7:
+        return f"with {' and '.join(some)}"
     if way < 0.9:
-        return "with " + " and ".join(hints)
+        return every_place(scene, draw)
     facts = draw.sample(graph.requirements[:-1], min(2, len(graph.requirements) - 1))
-    return "with " + " and ".join(r.words for r in facts)
+    return f"with {' and '.join(r.words for r in facts)}"
+
+
+def every_place(scene: Scene, draw: random.Random) -> str:
+    """Where everything is, in any order."""
+    return f"with {' and '.join(hint(t) for t in draw.sample(scene.objects, len(scene.objects)))}"
 
 
 def captioned_graphs(n: int, draw: random.Random) -> Captioned:
-    """Pictures of training graphs with their captions.  Plain are the sentences that say everything."""
+    """Pictures of training graphs with their captions.  Plain are those that say where everything is: words are learnt from these."""
     pixels, captions, plain = np.empty((n, 64, 64, 3), np.uint8), [], []
     for i in tqdm(range(n), desc="drawing scene graphs", unit="picture", leave=False):
         graph, scene = sample_picture(draw)
         pixels[i] = render_pixels(scene)
         captions.append(training_caption(graph, scene, draw))
-        if not captions[-1].startswith("with"):
+        if captions[-1].count(" at the ") == len(scene.objects):
             plain.append(i)
     return Captioned(pixels, captions, plain, vocabulary())
 
