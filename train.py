@@ -93,10 +93,12 @@ def parse(words: list[str]) -> Arguments:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset"), first.add_argument("--out", type=Path), first.add_argument("--device")
     first.add_argument("--resume", action="store_true"), first.add_argument("--base")
+    first.add_argument("--scenes", default="laws")
     seen, _ = first.parse_known_args(words)
     device = seen.device or best_device()
     name = seen.preset or ("cpu" if device == "cpu" else "gpu")
-    config = preset(name if name in PRESETS else "cpu")  # tyro explains an unknown name
+    scenes = "graphs" if seen.scenes == "graphs" else "laws"  # tyro explains an unknown name
+    config = preset(name if name in PRESETS else "cpu", scenes)
     if seen.base is not None:
         config = replace(config, srrl=SRRL, sampler=SAMPLER)
     default = Arguments(config=config)

@@ -79,16 +79,25 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 
-def preset(name: str) -> Config:
-    """The configuration of a preset: smoke, cpu or gpu."""
+def preset(name: str, scenes: str = "laws") -> Config:
+    """The configuration of a preset, smoke, cpu or gpu, and what is to be drawn, laws or graphs."""
+    if scenes not in ("laws", "graphs"):
+        raise ValueError(f"scenes {scenes!r} is not one of laws, graphs")
     base = Config()
+    if scenes == "graphs":
+        base = replace(
+            base,
+            scenes=scenes,
+            autoencoder=AutoencoderTraining(pictures=10_000, steps=5_000, kl=1e-4, noise=0.25),
+            diffusion=DiffusionTraining(pictures=16_000, steps=8_000, words=0.3, levels=0.5, reading=1_600),
+        )
     if name == "cpu":
         return base
     if name == "gpu":
         return replace(
             base,
-            autoencoder=AutoencoderTraining(pictures=40_000, steps=6_000, batch=64),
-            diffusion=DiffusionTraining(pictures=60_000, steps=10_000, batch=256),
+            autoencoder=replace(base.autoencoder, pictures=40_000, steps=6_000, batch=64),
+            diffusion=replace(base.diffusion, pictures=60_000, steps=10_000, batch=256),
             reward=RewardTraining(pictures=40_000, steps=6_000, batch=128),
             srrl=SRRLConfig(iterations=400, prompts=256, batch=256),
             evaluation=EvaluationConfig(pictures=512, batch=256),
@@ -96,8 +105,10 @@ def preset(name: str) -> Config:
     if name == "smoke":
         return replace(
             base,
-            autoencoder=AutoencoderTraining(pictures=64, steps=3, batch=4),
-            diffusion=DiffusionTraining(pictures=64, steps=3, batch=8),
+            autoencoder=replace(base.autoencoder, pictures=64, steps=3, batch=4),
+            diffusion=replace(
+                base.diffusion, pictures=64, steps=3, batch=8, reading=min(3, base.diffusion.reading)
+            ),
             reward=RewardTraining(pictures=64, steps=3, batch=8),
             srrl=SRRLConfig(iterations=2, prompts=4, steps=4, updates=2, batch=4),
             checker=CheckerTraining(pictures=32, steps=3, batch=4),

@@ -131,9 +131,14 @@ def strip(
 ) -> None:
     """Rows of pictures with a caption to the left and a verdict under each: a prompt a row, a round a column."""
     columns = max(len(r) for r in rows)
-    figure, grid = plt.subplots(
-        len(rows), columns, figsize=(1.55 * columns + 2.6, 1.75 * len(rows) + 0.3), squeeze=False
-    )
+    more = max(
+        mark.count("\n") for row in rows for _, mark, _ in row
+    )  # lines under a picture beyond the first
+    size = (
+        1.55 * columns + 2.6,
+        (1.75 + 0.12 * more) * len(rows) + 0.3,
+    )  # inches; a line of 7 points takes 0.12
+    figure, grid = plt.subplots(len(rows), columns, figsize=size, squeeze=False)
     for y, row in enumerate(rows):
         for x in range(columns):
             if x < len(row):
@@ -143,7 +148,7 @@ def strip(
             if y == 0 and x < len(heads):
                 grid[y][x].set_title(heads[x], fontsize=8)
         grid[y][0].set_ylabel(wrap(labels[y]), rotation=0, ha="right", va="center", fontsize=7.5, labelpad=8)
-    figure.subplots_adjust(wspace=0.12, hspace=0.28)
+    figure.subplots_adjust(wspace=0.12, hspace=0.28 + 0.09 * more)
     save(figure, path)
 
 

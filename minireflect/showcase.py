@@ -24,6 +24,8 @@ from .world.inspector import inspect
 from .world.laws import LAWS
 from .world.prompts import Prompt, prompt_set, understand
 
+UNMET_SHOWN = 2  # requirements listed under a picture
+
 Cell = tuple[Tensor, str, bool | None]  # picture, line under it, right or wrong
 
 
@@ -157,10 +159,12 @@ def edit_strip(
                 image, said, edit = look.tried[n], look.said, look.edits[n]
             missed = [r.words for r, ok in zip(graph.requirements, said.met[n].tolist()) if not ok]
             lines = [f"edit: {edit}"] if edit else []
-            lines.append("unmet: " + "; ".join(missed) if missed else "all met, says the Checker")
+            more = [f"and {len(missed) - UNMET_SHOWN} more"] if len(missed) > UNMET_SHOWN else []
+            listed = "; ".join([*missed[:UNMET_SHOWN], *more])
+            lines.append(f"unmet: {listed}" if missed else "all met, says the Checker")
             reading = inspect(image.cpu())
             right = reading.scene is not None and graph.fulfilled_by(reading.scene.objects)
-            rows[i].append((image.cpu(), "\n".join(figures.wrap(line) for line in lines), right))
+            rows[i].append((image.cpu(), "\n".join(figures.wrap(line, 30) for line in lines), right))
     heads = ["drawn", *(f"edit {k}" for k in range(1, loop.rounds + 1))]
     figures.strip(rows, [g.sentence for g in graphs], heads, path)
     return rows
