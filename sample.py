@@ -31,7 +31,8 @@ from minireflect.rl.checker import RIG
 from minireflect.rl.rewards import load_reward
 from minireflect.showcase import blind_rounds, check_picture, edit_strip, rounds_strip
 from minireflect.streams import choices
-from minireflect.world.graph import lay_out, read_graph
+from minireflect.world.graph import read_graph
+from minireflect.world.layout import lay_out
 from minireflect.world.render import read_picture
 
 BASE_GUIDANCE = 7.5  # diffusers' default for Stable Diffusion

@@ -11,7 +11,6 @@ Every run leaves a folder: config.json, metrics.jsonl, weights, the state to res
 """
 
 import argparse
-import shutil
 import sys
 import time
 from dataclasses import dataclass, field, replace
@@ -21,52 +20,24 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from minireflect import figures
 from minireflect.config import PRESETS, RIG_COMMANDS, Command, Config, preset, read_config, to_dict
 from minireflect.diffusion.schedule import Schedule, ScheduleConfig
-from minireflect.evaluate import (
-    GraphScore,
-    Score,
-    evaluate,
-    evaluate_loop,
-    evaluation_graphs,
-    graph_table,
-    table,
-)
 from minireflect.methods.finetune import SAMPLER, SRRL, FinetuneConfig, finetune, read_prompts
 from minireflect.methods.rlrig import (
-    PARTS,
-    Loop,
-    controls,
     load_parts,
-    loop_of,
-    train_actor_grpo,
-    train_editor,
 )
-from minireflect.methods.srrl import train_srrl
-from minireflect.methods.train_actor import train_actor
-from minireflect.methods.train_autoencoder import train_autoencoder
-from minireflect.methods.train_checker import train_checker
-from minireflect.methods.train_diffusion import GRAPH_NETWORKS, LAW_NETWORKS, train_diffusion
-from minireflect.methods.train_reward import train_reward
 from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
 from minireflect.models.matcher import Matcher, MatcherConfig
-from minireflect.models.tokenizer import Tokenizer
 from minireflect.pipeline import (
-    LatentDiffusion,
     best_device,
     load_module,
     load_pipeline,
-    save_module,
     weights_folder,
 )
-from minireflect.rl.checker import RIG, Checker, load_checker
-from minireflect.rl.rewards import Reward, checker, match_reward
-from minireflect.run import Interrupted, Run, RunError, write_text
-from minireflect.showcase import before_and_after, edit_strip, fixed_prompts, rounds_strip
-from minireflect.streams import choices
-from minireflect.world.data import Captioned, captioned_laws
-from minireflect.world.edits import captioned_graphs
+from minireflect.rig_stages import RIG_STAGES
+from minireflect.rl.checker import RIG
+from minireflect.run import Interrupted, Run, RunError
+from minireflect.stages import LAW_STAGES
 
 
 @dataclass(frozen=True)
@@ -198,201 +169,6 @@ def check_base(args: Arguments) -> None:
     if args.finetune.reward == "clip" and args.finetune.clip is None:
         raise ValueError("--reward clip needs --clip PATH; without one there is --reward incompressibility")
     read_prompts(args.finetune.prompts)
-
-
-def captioned(config: Config, stage: str, pictures: int) -> Captioned:
-    """What the autoencoder and the base learn from."""
-    draw = choices(config.seed, stage, "pictures")
-    if config.scenes == "graphs":
-        return captioned_graphs(pictures, draw)
-    return captioned_laws(pictures, config.world, draw)
-
-
-def autoencoder(config: Config, run: Run, folder: Path, device: torch.device) -> None:
-    if run.is_done("autoencoder"):
-        return
-    network = AutoencoderConfig.flat() if config.scenes == "graphs" else AutoencoderConfig.toy()
-    pixels = captioned(config, "autoencoder", config.autoencoder.pictures).pixels
-    start = None
-    if config.autoencoder.continued:
-        start, _ = load_module(folder / "autoencoder.safetensors", Autoencoder, AutoencoderConfig)
-    model = train_autoencoder(config.autoencoder, network, pixels, config.seed, run, device, start)
-    save_module(run.folder / "weights" / "autoencoder.safetensors", model, {})
-    figures.training_curve(
-        run.metrics("autoencoder"), {"mse": "squared error"}, run.folder / "figures" / "autoencoder.png"
-    )
-    run.finish("autoencoder")
-
-
-def diffusion(config: Config, run: Run, folder: Path, device: torch.device) -> None:
-    if run.is_done("diffusion"):
-        return
-    weights = run.folder / "weights"
-    encoder, _ = load_module(folder / "autoencoder.safetensors", Autoencoder, AutoencoderConfig)
-    start = load_pipeline(folder) if config.diffusion.continued != "nothing" else None
-    sizes = GRAPH_NETWORKS if config.scenes == "graphs" else LAW_NETWORKS
-    data = captioned(config, "diffusion", config.diffusion.pictures)
-    pipe = train_diffusion(config.diffusion, sizes, data, config.seed, encoder, run, device, start)
-    pipe.save(weights)
-    figures.training_curve(
-        run.metrics("diffusion"), {"loss": "squared error"}, run.folder / "figures" / "diffusion.png"
-    )
-    run.finish("diffusion")
-
-
-def reward(config: Config, run: Run, folder: Path, device: torch.device) -> None:
-    if run.is_done("reward"):
-        return
-    pipe = load_pipeline(folder).to(device)
-    start = None
-    if config.reward.continued:
-        start, _ = load_module(folder / "reward.safetensors", Matcher, MatcherConfig)
-    model = train_reward(config.reward, config.seed, pipe, run, device, start)
-    about = {"words": " ".join(pipe.tokenizer.words)}
-    save_module(run.folder / "weights" / "reward.safetensors", model, about)
-    figures.training_curve(
-        run.metrics("reward"), {"loss": "cross-entropy"}, run.folder / "figures" / "reward.png"
-    )
-    run.finish("reward")
-
-
-def srrl(config: Config, run: Run, folder: Path, device: torch.device) -> None:
-    """Evaluate the base, reinforce it, evaluate again with the same prompts, noise and sampler."""
-    weights, pictures = run.folder / "weights", run.folder / "figures"
-    if not (weights / "base_unet.safetensors").exists():
-        parts = {
-            "autoencoder": "autoencoder",
-            "text_encoder": "text_encoder",
-            "reward": "reward",
-            "unet": "base_unet",
-        }
-        for source, name in parts.items():
-            if folder != weights or name != source:
-                shutil.copyfile(folder / f"{source}.safetensors", weights / f"{name}.safetensors")
-    base = load_pipeline(weights, unet="base_unet").to(device)
-    matcher, about = load_module(weights / "reward.safetensors", Matcher, MatcherConfig)
-    judge = match_reward(matcher.to(device), Tokenizer(about["words"].split(), matcher.config.length))
-    before = measured(run, "base", base, judge, config)
-    pipe = load_pipeline(weights, unet="base_unet").to(device)
-    clock = time.time()
-    texts = config.prompts.draw(config.seed, config.srrl.prompts)
-    try:
-        train_srrl(config.srrl, config.seed, pipe, judge, texts, checker, run)
-    finally:
-        pipe.save(weights, ("unet",))  # also when stopped: what was trained is never lost
-    minutes = (time.time() - clock) / 60
-    after = measured(run, "SRRL", pipe, judge, config)
-    text = table({"base": before, "SRRL": after})
-    rows = run.metrics("srrl")
-    cost = {k: rows[-1][k] for k in ("updates_total", "reward_calls", "unet_evaluations")}
-    summary = f"{text}\n\n{minutes:.1f} minutes · " + " · ".join(
-        f"{v:,} {k.replace('_', ' ')}" for k, v in cost.items()
-    )
-    write_text(run.folder / "table.md", summary + "\n")
-    print(summary)
-    level = [sum(getattr(s, key) for s in before.values()) / len(before) for key in ("reward", "accuracy")]
-    figures.learning_curve(rows, pictures / "reward_and_truth.png", (level[0], level[1]))
-    figures.latent_moments(rows, pictures / "latents_by_round.png")
-    figures.accuracy_by_law({"base": before, "SRRL": after}, pictures / "accuracy_by_law.png")
-    before_and_after(
-        {"base": base, "SRRL": pipe}, judge, config.sampler, config.seed, pictures / "before_and_after.png"
-    )
-    rounds_strip(
-        pipe, judge, [p.text for p in fixed_prompts(("unconventional",))], config.sampler,
-        replace(config.srrl.reflection, rounds=3, steps=config.sampler.steps), config.seed, pictures / "rounds.png",
-        blind=config.srrl.mode == "blind",
-    )  # fmt: skip
-    run.finish("srrl")
-
-
-def measured(run: Run, name: str, pipe: LatentDiffusion, judge: Reward, config: Config) -> dict[str, Score]:
-    """Evaluate, unless this run has done so before it was interrupted."""
-    known = [row for row in run.metrics("evaluation") if row["model"] == name]
-    if known:
-        return {kind: Score(**values) for kind, values in known[-1]["scores"].items()}
-    scores = evaluate(pipe, judge, config.sampler, config.evaluation)
-    run.log("evaluation", 0, model=name, scores={kind: vars(s) for kind, s in scores.items()})
-    return scores
-
-
-def checker_and_judge(config: Config, run: Run, folder: Path, device: torch.device) -> None:
-    """The Checker, and the judge that is held out: another seed, another size, other pictures."""
-    for offset, name in enumerate(("checker", "judge")):
-        if run.is_done(name):
-            continue
-        pipe, start = load_pipeline(folder), None
-        if config.checker.continued:
-            start, _ = load_module(folder / f"{name}.safetensors", Matcher, MatcherConfig)
-        model = train_checker(config.checker, name, config.seed + offset, pipe, run, device, start)
-        about = {"words": " ".join(pipe.tokenizer.words)}
-        save_module(run.folder / "weights" / f"{name}.safetensors", model, about)
-        figures.training_curve(
-            run.metrics(name), {"loss": "cross-entropy"}, run.folder / "figures" / f"{name}.png"
-        )
-        run.finish(name)
-
-
-def actor(config: Config, run: Run, folder: Path, device: torch.device) -> None:
-    if run.is_done("actor"):
-        return
-    pipe = load_pipeline(folder)
-    model = train_actor(config.actor, config.seed, pipe.autoencoder, pipe.tokenizer, run, device)
-    save_module(run.folder / "weights" / "actor.safetensors", model, {})
-    figures.training_curve(
-        run.metrics("actor"), {"loss": "nats a token"}, run.folder / "figures" / "actor.png"
-    )
-    run.finish("actor")
-
-
-def rlrig(config: Config, run: Run, folder: Path, device: torch.device) -> None:
-    """Measure the controls, train the Actor and then the editor, measuring after each on the same graphs and noise."""
-    weights, pictures = run.folder / "weights", run.folder / "figures"
-    copy_weights(folder, weights, {name: name for name in PARTS} | {"actor": "base_actor"})
-    judge, clock = load_checker(weights, "judge"), time.time()
-    parts = load_parts(weights, actor="base_actor", editor="unet", device=device)
-    rows = {}
-    for name, loop in controls(parts, config.rlrig.loop).items():
-        rows[name] = measured_loop(run, name, loop, judge, config)
-    for name, phase in (("phase 1", train_actor_grpo), ("phase 1 + 2", train_editor)):
-        try:
-            phase(config.rlrig, config.seed, parts, run)
-        finally:  # also when stopped: what was trained is never lost
-            save_module(weights / "actor.safetensors", parts.actor, {})
-            save_module(weights / "editor.safetensors", parts.editor.unet, {})
-        rows[name] = measured_loop(run, name, loop_of(parts, config.rlrig.loop), judge, config)
-    summary = f"{graph_table(rows)}\n\n{(time.time() - clock) / 60:.1f} minutes"
-    write_text(run.folder / "table.md", summary + "\n")
-    print(summary)
-    stages = {"phase 1, the Actor": run.metrics("phase-1"), "phase 2, the editor": run.metrics("phase-2")}
-    figures.phases(stages, pictures / "phases.png")
-    figures.graph_bars(rows, pictures / "scores.png")
-    graphs = evaluation_graphs(config.evaluation)[:6]
-    edit_strip(parts, graphs, config.rlrig.loop, config.seed, pictures / "edits.png")
-    run.finish("rlrig")
-
-
-def measured_loop(run: Run, name: str, loop: Loop, judge: Checker, config: Config) -> GraphScore:
-    """Measure a loop, unless this run has done so before it was interrupted."""
-    known = [row for row in run.metrics("evaluation") if row["model"] == name]
-    if known:
-        return GraphScore(**known[-1]["score"])
-    score = evaluate_loop(loop, judge, config.evaluation, name)
-    run.log("evaluation", 0, model=name, score=vars(score))
-    return score
-
-
-def copy_weights(source: Path, target: Path, names: dict[str, str]) -> None:
-    """Keep beside a run what it started from."""
-    for name, kept in names.items():
-        there, here = source / f"{name}.safetensors", target / f"{kept}.safetensors"
-        if not here.exists() and there != here:
-            shutil.copyfile(there, here)
-
-
-LAW_STAGES = {"autoencoder": autoencoder, "diffusion": diffusion, "reward": reward, "srrl": srrl}
-RIG_STAGES = {
-    "autoencoder": autoencoder, "diffusion": diffusion, "checker": checker_and_judge, "actor": actor, "rlrig": rlrig,
-}  # fmt: skip
 
 
 def main() -> int:

@@ -18,9 +18,10 @@ from .pipeline import LatentDiffusion, SamplerConfig
 from .rl.checker import Answers, Checker
 from .rl.rewards import Reward
 from .streams import choices, rng
-from .world.graph import MAX_REQUIREMENTS, Requirement, SceneGraph, sample_graph
+from .world.graph import MAX_REQUIREMENTS, Requirement, SceneGraph
 from .world.inspector import inspect_all
 from .world.laws import LAWS
+from .world.layout import sample_graph
 from .world.prompts import Prompt, draw_prompts
 from .world.scenes import Object
 

@@ -17,8 +17,9 @@ from minireflect.models.tokenizer import Tokenizer
 from minireflect.pipeline import load_module, load_pipeline
 from minireflect.rl.checker import RIG, load_checker
 from minireflect.streams import choices
-from minireflect.world.graph import Requirement, sample_picture
+from minireflect.world.graph import Requirement
 from minireflect.world.inspector import inspect_all
+from minireflect.world.layout import sample_picture
 from minireflect.world.render import render
 
 SCENES, QUESTIONS, SEED = 1_000, 4, 77

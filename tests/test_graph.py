@@ -9,17 +9,9 @@ import torch
 from minireflect.evaluate import iou, seen_entities, seen_triples
 from minireflect.world.arrangement import PREDICATES, stands
 from minireflect.world.edits import PROMPT_LENGTH, hint, plan, training_caption, vocabulary
-from minireflect.world.graph import (
-    Entity,
-    GraphError,
-    SceneGraph,
-    from_laion_sg,
-    held_out,
-    lay_out,
-    parse_graph,
-    sample_graph,
-)
+from minireflect.world.graph import Entity, GraphError, SceneGraph, from_laion_sg, parse_graph
 from minireflect.world.inspector import inspect
+from minireflect.world.layout import held_out, lay_out, sample_graph
 from minireflect.world.render import render
 from minireflect.world.scenes import Object
 

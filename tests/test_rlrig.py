@@ -41,7 +41,8 @@ from minireflect.rl.checker import Answers
 from minireflect.rl.policy import ppo_clip, token_kl, token_weights
 from minireflect.run import Run
 from minireflect.world.edits import PROMPT_LENGTH, vocabulary
-from minireflect.world.graph import SceneGraph, lay_out, parse_graph, sample_graph, sample_picture
+from minireflect.world.graph import SceneGraph, parse_graph
+from minireflect.world.layout import lay_out, sample_graph, sample_picture
 from minireflect.world.render import render
 
 TOKENS = Tokenizer.of(vocabulary(), PROMPT_LENGTH)

@@ -37,8 +37,9 @@ from ..rl.checker import RIG, Answers, Checker, load_checker
 from ..rl.policy import ppo_clip, token_kl, token_weights
 from ..run import Run
 from ..streams import choices, rng
-from ..world.graph import SceneGraph, sample_graph
+from ..world.graph import SceneGraph
 from ..world.inspector import inspect_all
+from ..world.layout import sample_graph
 from .edit_loop import (
     Act,
     Look,

@@ -20,7 +20,8 @@ from ..run import Run
 from ..streams import choices, rng
 from ..world.arrangement import THINGS
 from ..world.edits import plan
-from ..world.graph import GraphError, SceneGraph, lay_out, sample_graph
+from ..world.graph import GraphError, SceneGraph
+from ..world.layout import lay_out, sample_graph
 from ..world.render import render
 from ..world.scenes import COLORS, Scene
 from .rate import lr_factor, set_lr

@@ -23,7 +23,8 @@ from ..run import Run
 from ..streams import choices, rng
 from ..world.arrangement import PREDICATES, THINGS, radius
 from ..world.edits import hint
-from ..world.graph import Entity, Requirement, SceneGraph, sample_picture
+from ..world.graph import Entity, Requirement, SceneGraph
+from ..world.layout import sample_picture
 from ..world.render import render
 from ..world.scenes import COLORS, Scene
 from .rate import lr_factor, set_lr

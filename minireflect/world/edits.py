@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from .arrangement import NUMBERS, PREDICATES, THINGS
 from .data import Captioned
-from .graph import COLUMNS, ROWS, GraphError, SceneGraph, lay_out, place, sample_picture
+from .graph import GraphError, SceneGraph
+from .layout import COLUMNS, ROWS, lay_out, place, sample_picture
 from .render import render_pixels
 from .scenes import COLORS, Object, Scene
 

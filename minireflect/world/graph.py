@@ -1,4 +1,4 @@
-"""Scene graphs: what stands where, as data; read from triples, JSON or a sentence, and laid out in pixels.
+"""Scene graphs: what stands where, as data; read from triples, JSON or a sentence.
 
     red ball on blue box; green cube left of yellow cylinder          LAION-SG's triples (Li et al. 2024, arXiv 2412.08580)
     a red ball on a blue box and a green block left of a yellow cylinder
@@ -8,25 +8,21 @@ nothing else is there.  RL-RIG (arXiv 2602.19974) checks, edits and is rewarded 
 """
 
 import json
-import random
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-from .arrangement import FLAT, NUMBERS, THINGS, radius, stands
-from .arrangement import PREDICATES as PREDICATES
-from .scenes import COLORS, Object, Scene
+from .arrangement import FLAT, NUMBERS, PREDICATES, THINGS, stands
+from .scenes import COLORS, Object
 
 MAX_THINGS, MAX_RELATIONS = 4, 4
 MAX_REQUIREMENTS = MAX_THINGS + MAX_RELATIONS + 1  # and that nothing else is there
 TOUCHING = ("on", "inside", "in front of")
 SYNONYMS = {"cube": "block", "sphere": "ball"}
 SMALL = ("ball", "block", "cone", "cylinder")  # what can lie on, in or before something
-ROWS, COLUMNS = ("top", "", "bottom"), ("left", "", "right")
-AIR = 3  # pixels between two things that do not touch
-LAYOUTS, SPOTS = 400, 40  # how often a layout is begun, and how many spots are tried for a thing
 
 
 class GraphError(ValueError):
@@ -111,10 +107,8 @@ class SceneGraph:
                 )
         for relation in self.relations:
             self._check_relation(*relation)
-        self._check_order("left of", "right of", lambda p: (p == "left of") - (p == "right of"))
-        self._check_order(
-            "above", "below", lambda p: (p in ("above", "on")) - (p in ("below", "in front of"))
-        )
+        self._check_order("left of", lambda p: (p == "left of") - (p == "right of"))
+        self._check_order("above", lambda p: (p in ("above", "on")) - (p in ("below", "in front of")))
 
     def _check_relation(self, s: int, predicate: str, o: int) -> None:
         a, b = self.entities[s], self.entities[o]
@@ -138,8 +132,11 @@ class SceneGraph:
                 f"{said}: things that touch must differ in colour, or nobody can tell them apart"
             )
 
-    def _check_order(self, before: str, after: str, direction) -> None:
-        """Nothing can come before itself: A left of B and B left of A contradict each other."""
+    def _check_order(self, before: str, direction: Callable[[str], int]) -> None:
+        """Nothing can come before itself: A left of B and B left of A contradict each other.
+
+        `direction` of a predicate: +1 if its subject comes first, -1 if its object does, 0 if it says nothing of the order.
+        """
         first: dict[int, set[int]] = {}  # what must come before each
         for s, predicate, o in self.relations:
             if (sign := direction(predicate)) != 0:
@@ -271,155 +268,3 @@ def from_laion_sg(text: str) -> SceneGraph:
         raise GraphError(f"a relation names item {stray[0]!r}, which is not among the items")
     relations = dict.fromkeys((alike.index(kinds[s]), p, alike.index(kinds[o])) for s, p, o in links)
     return SceneGraph(entities, tuple(relations))
-
-
-def place(xy: tuple[int, int]) -> str:
-    """One of nine places of a picture: "top left", "right", "middle"."""
-    row, column = (ROWS[_third(xy[1])], COLUMNS[_third(xy[0])])
-    return f"{row} {column}".strip() or "middle"
-
-
-def _third(v: int) -> int:
-    return (v >= 25) + (v >= 40)
-
-
-def lay_out(
-    graph: SceneGraph,
-    rng: random.Random,
-    keep: dict[int, tuple[int, int]] | None = None,
-    layouts: int = LAYOUTS,
-) -> Scene:
-    """A picture of the graph, what it leaves open at random.  Entities in `keep` (by index) stay where they are said to be.
-
-    Raises GraphError when no layout is found.
-    """
-    keep = keep or {}
-    order = _contact_order(graph)
-    for _ in range(layouts):
-        placed: list[tuple[int, Object]] = []
-        for i in order:
-            entity = graph.entities[i]
-            for _ in range(entity.count):
-                thing = _find_spot(graph, i, placed, rng, keep.get(i))
-                if thing is None:
-                    break
-                placed.append((i, thing))
-            else:
-                continue
-            break
-        else:
-            return Scene("arrangement", tuple(sorted((t for _, t in placed), key=lambda o: o.xy)), "")
-    raise GraphError(f"no way was found to place this in one picture: {graph.sentence}")
-
-
-def _contact_order(graph: SceneGraph) -> list[int]:
-    """What carries, contains or stands behind something comes before it; then as listed."""
-    after = {
-        i: {o for s, p, o in graph.relations if s == i and p in TOUCHING} for i in range(len(graph.entities))
-    }
-    try:
-        return list(TopologicalSorter(after).static_order())
-    except CycleError:
-        raise GraphError(f"these lean on each other all around: {graph.sentence}") from None
-
-
-def _find_spot(
-    graph: SceneGraph,
-    i: int,
-    placed: list[tuple[int, Object]],
-    rng: random.Random,
-    fixed: tuple[int, int] | None,
-) -> Object | None:
-    """Somewhere for one thing of entity i where all its relations to what is placed hold, and nothing else touches it."""
-    entity = graph.entities[i]
-    r = radius(entity.name)
-    links = [(s, p, o) for s, p, o in graph.relations if i in (s, o)]
-    contact = next(
-        ((p, thing) for s, p, o in links if s == i and p in TOUCHING for j, thing in placed if j == o), None
-    )
-    for _ in range(1 if fixed else SPOTS):
-        if fixed:
-            xy = fixed
-        elif contact:
-            xy = _touching(contact[0], entity.name, contact[1], rng)
-        else:
-            xy = (rng.randint(r + 3, 60 - r), rng.randint(r + 3, 60 - r))
-        thing = Object(entity.name, entity.color, xy=xy)
-        if not all(r + 2 <= v <= 61 - r for v in xy):
-            continue
-        if all(_fits(graph, i, thing, j, other) for j, other in placed):
-            return thing
-    return None
-
-
-def _touching(predicate: str, name: str, base: Object, rng: random.Random) -> tuple[int, int]:
-    x, y = base.xy
-    if predicate == "on":
-        return x + rng.randint(-3, 3), y - radius(base.name) - radius(name)
-    if predicate == "inside":
-        return x + rng.randint(-1, 1), y + rng.randint(-1, 1)
-    aside = radius(base.name) + rng.randint(-1, 2)  # in front: lower, and half aside
-    return x + rng.choice((-aside, aside)), y + rng.randint(3, 6)
-
-
-def _fits(graph: SceneGraph, i: int, thing: Object, j: int, other: Object) -> bool:
-    touch = False
-    for s, p, o in graph.relations:
-        if {s, o} == {i, j}:
-            a, b = (thing, other) if s == i else (other, thing)
-            if not stands(p, a, b):
-                return False
-            touch |= p in TOUCHING
-    dx, dy = abs(thing.xy[0] - other.xy[0]), abs(thing.xy[1] - other.xy[1])
-    return touch or max(dx, dy) >= radius(thing.name) + radius(other.name) + AIR
-
-
-# ------------------------------------------------------------------------------------------ graphs to train and test on
-
-HELD_OUT = 0.2  # share of the pairs of entities that are never related in training
-
-
-def held_out(a: Entity, b: Entity) -> bool:
-    """Whether these two are related in held-out graphs only; in their numbers they may differ."""
-    names = sorted(f"{e.color} {e.name}" for e in (a, b))
-    return random.Random(f"pair/{names}").random() < HELD_OUT
-
-
-def sample_graph(rng: random.Random, split: str = "train") -> SceneGraph:
-    """Two to four things with one to four relations.  A held-out graph relates a pair that no training graph does."""
-    if split not in ("train", "held-out"):
-        raise ValueError(f"split {split!r} is not one of 'train', 'held-out'")
-    while True:
-        wanted = rng.randint(1, MAX_RELATIONS)
-        while True:
-            things = rng.randint(2, MAX_THINGS)
-            counts = [2, *[1] * (things - 2)] if things > 2 and rng.random() < 0.25 else [1] * things
-            if wanted <= len(counts) * (len(counts) - 1) // 2:
-                break
-        kinds = rng.sample([(n, c) for n in THINGS for c in COLORS], len(counts))
-        entities = tuple(Entity(n, c, k) for (n, c), k in zip(kinds, counts))
-        pairs = [(i, j) for i in range(len(entities)) for j in range(i)]
-        relations = [
-            (*rng.sample(pair, 2), rng.choice((*PREDICATES, *TOUCHING))) for pair in rng.sample(pairs, wanted)
-        ]
-        relations = [(s, p, o) for s, o, p in relations]
-        new = any(held_out(entities[s], entities[o]) for s, _, o in relations)
-        if new != (split == "held-out"):
-            continue
-        try:
-            graph = SceneGraph(entities, tuple(relations))
-            for seed in range(3):  # easily laid out, so that no training stops on one that is not
-                lay_out(graph, random.Random(seed), layouts=20)
-        except GraphError:
-            continue
-        return graph
-
-
-def sample_picture(rng: random.Random, split: str = "train") -> tuple[SceneGraph, Scene]:
-    """A graph and a picture of it."""
-    while True:
-        graph = sample_graph(rng, split)
-        try:
-            return graph, lay_out(graph, rng)
-        except GraphError:  # one in ten thousand is too crowded after all
-            continue
