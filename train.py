@@ -3,8 +3,8 @@
     python train.py                          SRRL from the shipped weights
     python train.py all                      everything from nothing: autoencoder, diffusion, reward, then SRRL
     python train.py autoencoder | diffusion | reward | srrl
-    python train.py rlrig                    RL-RIG from the shipped weights: the Actor, then the editor
-    python train.py checker | actor          what RL-RIG stands on; with --scenes graphs also autoencoder, diffusion, all
+    python train.py all --scenes graphs      RL-RIG from nothing; its weights are not shipped yet
+    python train.py checker | actor | rlrig --weights RUN          one stage of it, from such a run
     python train.py srrl --base PATH --reward clip --clip PATH --prompts FILE      LoRA on Stable Diffusion
 
 Every run leaves a folder: config.json, metrics.jsonl, weights, the state to resume from, and figures.
@@ -23,17 +23,10 @@ import tyro
 from minireflect.config import PRESETS, RIG_COMMANDS, Command, Config, preset, read_config, to_dict
 from minireflect.diffusion.schedule import Schedule, ScheduleConfig
 from minireflect.methods.finetune import SAMPLER, SRRL, FinetuneConfig, finetune, read_prompts
-from minireflect.methods.rlrig import (
-    load_parts,
-)
+from minireflect.methods.rlrig import load_parts
 from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
 from minireflect.models.matcher import Matcher, MatcherConfig
-from minireflect.pipeline import (
-    best_device,
-    load_module,
-    load_pipeline,
-    weights_folder,
-)
+from minireflect.pipeline import best_device, load_module, load_pipeline, weights_folder
 from minireflect.rig_stages import RIG_STAGES
 from minireflect.rl.checker import RIG
 from minireflect.run import Interrupted, Run, RunError
@@ -46,7 +39,7 @@ class Arguments:
 
     Commands: `srrl` reinforces the shipped weights; `autoencoder`, `diffusion` and `reward` train what it stands on;
     `all` does everything from nothing. `rlrig` is the second system, on scene graphs; `checker` and `actor` train what it
-    stands on, and with --scenes graphs so do `autoencoder` and `diffusion`.
+    stands on, and with --scenes graphs so do `autoencoder` and `diffusion`; these start from --weights RUN.
     """
 
     command: Annotated[Command, tyro.conf.Positional] = "srrl"  # what to train

@@ -8,29 +8,12 @@ import torch
 
 from . import figures
 from .config import Config
-from .evaluate import (
-    GraphScore,
-    evaluate_loop,
-    evaluation_graphs,
-    graph_table,
-)
-from .methods.rlrig import (
-    PARTS,
-    Loop,
-    controls,
-    load_parts,
-    loop_of,
-    train_actor_grpo,
-    train_editor,
-)
+from .evaluate import GraphScore, evaluate_loop, evaluation_graphs, graph_table
+from .methods.rlrig import PARTS, Loop, controls, load_parts, loop_of, train_actor_grpo, train_editor
 from .methods.train_actor import train_actor
 from .methods.train_checker import train_checker
 from .models.matcher import Matcher, MatcherConfig
-from .pipeline import (
-    load_module,
-    load_pipeline,
-    save_module,
-)
+from .pipeline import load_module, load_pipeline, save_module
 from .rl.checker import Checker, load_checker
 from .run import Run, write_text
 from .showcase import edit_strip

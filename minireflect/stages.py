@@ -14,11 +14,7 @@ import torch
 
 from . import figures
 from .config import Config
-from .evaluate import (
-    Score,
-    evaluate,
-    table,
-)
+from .evaluate import Score, evaluate, table
 from .methods.srrl import train_srrl
 from .methods.train_autoencoder import train_autoencoder
 from .methods.train_diffusion import GRAPH_NETWORKS, LAW_NETWORKS, train_diffusion
@@ -26,12 +22,7 @@ from .methods.train_reward import train_reward
 from .models.autoencoder import Autoencoder, AutoencoderConfig
 from .models.matcher import Matcher, MatcherConfig
 from .models.tokenizer import Tokenizer
-from .pipeline import (
-    LatentDiffusion,
-    load_module,
-    load_pipeline,
-    save_module,
-)
+from .pipeline import LatentDiffusion, load_module, load_pipeline, save_module
 from .rl.rewards import Reward, checker, match_reward
 from .run import Run, write_text
 from .showcase import before_and_after, fixed_prompts, rounds_strip

@@ -102,14 +102,8 @@ class Parts(NamedTuple):
         return learned_actor(self.actor, self.diffuser.tokenizer)
 
 
-PARTS = (
-    "autoencoder",
-    "text_encoder",
-    "unet",
-    "checker",
-    "judge",
-    "actor",
-)  # of a folder with RL-RIG's weights
+# the files of a folder with RL-RIG's weights
+PARTS = ("autoencoder", "text_encoder", "unet", "checker", "judge", "actor")
 
 
 def load_parts(
@@ -239,9 +233,7 @@ def update_actor(
     read = torch.cat([a.read.repeat_interleave(g, 0) for a in done])  # (m s)
     ids, mask = (torch.cat([getattr(a.written, name) for a in done]) for name in ("ids", "mask"))  # (m t)
     weight, A = token_weights(mask), advantage[:, None].expand_as(mask)
-    with (
-        torch.no_grad()
-    ):  # scored again in one batch: the cache rounds otherwise than the whole sequence does
+    with torch.no_grad():  # in one batch, as below: the cache rounds otherwise than the whole sequence does
         old, ref = actor(latents, read, ids), reference(latents, read, ids)  # (m t)
     for number in range(config.actor_updates):
         logits = actor.all_logits(latents, read, ids).log_softmax(-1)  # (m t v)
@@ -259,16 +251,8 @@ def update_actor(
                 f"the gradient of the Actor is not finite; lower --rlrig.actor-lr {config.actor_lr}"
             )
         optimizer.step()
-    return ActorStats(
-        stats.loss.item(),
-        stats.clip_high.item(),
-        stats.clip_low.item(),
-        first,
-        kl.item(),
-        entropy,
-        norm.item(),
-        flat,
-    )
+    shares = stats.clip_high.item(), stats.clip_low.item()
+    return ActorStats(stats.loss.item(), *shares, first, kl.item(), entropy, norm.item(), flat)
 
 
 def train_actor_grpo(config: RLRIGConfig, seed: int, parts: Parts, run: Run) -> Actor:
