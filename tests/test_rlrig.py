@@ -34,10 +34,11 @@ from minireflect.methods.train_checker import altered, answer, changed, off_by, 
 from minireflect.models.actor import Actor, ActorConfig
 from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
 from minireflect.models.clip import TextConfig, TextEncoder
+from minireflect.models.matcher import CrossBlock, Matcher, MatcherConfig
 from minireflect.models.tokenizer import EOS, Tokenizer
 from minireflect.models.unet import UNet, UNetConfig
 from minireflect.pipeline import LatentDiffusion
-from minireflect.rl.checker import Answers
+from minireflect.rl.checker import Answers, matcher_checker
 from minireflect.rl.policy import ppo_clip, token_kl, token_weights
 from minireflect.run import Run
 from minireflect.world.edits import PROMPT_LENGTH, vocabulary
@@ -211,6 +212,42 @@ CONFIG = RLRIGConfig(
     LOOP, graphs=3, group=3, actor_iterations=1, editor_iterations=1, actor_lr=1e-2,
     editor=SRRLConfig(updates=2, batch=4, lr=1e-2, warmup=1),
 )  # fmt: skip
+
+
+def small_matcher(fused: bool) -> Matcher:
+    torch.manual_seed(0)
+    sizes = MatcherConfig(
+        len(TOKENS), EOS, PROMPT_LENGTH, 16, 1, heads=2, stem=(8, 8), fused=fused, init_std=1.0
+    )
+    return Matcher(sizes).eval()
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_every_question_is_answered_as_if_it_were_the_only_one(fused: bool) -> None:
+    matcher = small_matcher(fused)
+    images = torch.randn(3, 3, 64, 64, generator=rng(0, "images"))
+    answers = matcher_checker(matcher, TOKENS, batch=2)(images, GRAPHS)
+    for i, graph in enumerate(GRAPHS):
+        n = len(graph.requirements)
+        assert answers.asked[i].tolist() == [j < n for j in range(answers.asked.shape[1])]
+        assert (answers.probability[i, n:] == 1).all()
+        for requirement, p in zip(graph.requirements, answers.probability[i]):
+            alone = torch.sigmoid(matcher(images[i : i + 1], TOKENS([requirement.words])))
+            torch.testing.assert_close(p[None], alone, atol=1e-5, rtol=0)
+    assert answers.probability[answers.asked].std() > 1e-3  # it does depend on what is asked
+
+
+def test_fused_words_hear_what_the_words_before_them_saw() -> None:
+    """What a word has seen reaches the next block of later words only if they look at each other there."""
+    x, patches = torch.randn(1, 3, 16, generator=rng(0, "x")), torch.randn(1, 4, 16, generator=rng(0, "p"))
+    other = torch.cat([-x[:, :1], x[:, 1:]], 1)
+    torch.manual_seed(0)
+    for fused in (False, True):
+        block = CrossBlock(16, 2, fused)
+        moved = (block(other, patches) - block(x, patches)).abs().amax((0, 2))  # (t)
+        assert moved[0] > 1e-3 and bool((moved[1:] > 1e-4).all()) is fused
+        late = torch.cat([x[:, :-1], -x[:, -1:]], 1)
+        assert torch.equal(block(late, patches)[:, :-1], block(x, patches)[:, :-1])  # and never the other way
 
 
 def weights(module: torch.nn.Module) -> list[Tensor]:

@@ -48,8 +48,12 @@ class CheckerTraining:
 def checker_sizes(name: str, vocabulary: int, length: int) -> MatcherConfig:
     """The network of the "checker" or of the held-out "judge", which is smaller and deeper."""
     if name == "judge":
-        return MatcherConfig(vocabulary, EOS, length, width=48, layers=2, depth=3, stem=(16, 32))
-    return MatcherConfig(vocabulary, EOS, length, width=64, layers=2, depth=2, stem=(24, 48))
+        return MatcherConfig(
+            vocabulary, EOS, length, width=48, layers=2, depth=3, stem=(16, 32), fused=True, init_std=1.0
+        )
+    return MatcherConfig(
+        vocabulary, EOS, length, width=64, layers=2, depth=2, stem=(24, 48), fused=True, init_std=1.0
+    )
 
 
 def train_checker(
@@ -71,7 +75,9 @@ def train_checker(
     images, shown = spoilt_scenes(pipe.to(device), graphs, scenes, twins, seed, name)
     tokenizer = pipe.tokenizer
     torch.manual_seed(seed)
-    model = Matcher(checker_sizes(name, len(tokenizer), tokenizer.length)).to(device)
+    model = Matcher(checker_sizes(name, len(tokenizer), tokenizer.length)).to(
+        device, memory_format=torch.channels_last
+    )
     if start is not None:
         model.load_state_dict(start.state_dict())
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=1e-2)
@@ -90,7 +96,7 @@ def train_checker(
         told_ids = trimmed(tokenizer([described(scenes[i]) for i in whole])).to(device)
         ids = trimmed(ids)  # (q t)
         patches = model.clip.vision(images[pick].to(device))  # (b n d)
-        logits = model.judge(patches.repeat_interleave(QUESTIONS, 0), model.clip.text(ids), ids)  # (q)
+        logits = model.judge(patches, model.clip.text(ids), ids)  # (q)
         loss = F.binary_cross_entropy_with_logits(logits, truth)
         rows = [n for n, i in enumerate(pick) if all(shown[i])]
         caption = caption_loss(model.describe(patches[rows], model.clip.text(told_ids)), told_ids)

@@ -89,6 +89,7 @@ class VisionConfig:
     stem: tuple[int, ...] = ()
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)  # of the pictures in [-1, 1], per colour; subtracted
     std: tuple[float, ...] = (1.0, 1.0, 1.0)  # of the pictures in [-1, 1], per colour; divided by
+    init_std: float = 0.02  # of the position embeddings before training; CLIP's own
 
     def __post_init__(self) -> None:
         if self.size % self.patch:
@@ -283,7 +284,7 @@ class VisionEncoder(nn.Module):
         self.norm_in = nn.LayerNorm(d)
         self.blocks = nn.ModuleList(Block(d, config.heads, config.quick_gelu) for _ in range(config.layers))
         self.norm_out = nn.LayerNorm(d)
-        nn.init.normal_(self.position.weight, std=0.02)
+        nn.init.normal_(self.position.weight, std=config.init_std)
 
     def forward(self, images: Tensor) -> Tensor:
         """All tokens after the last block, the class token first, unnormalised.

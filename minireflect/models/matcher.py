@@ -15,6 +15,7 @@ Shapes: b batch, t tokens, n patches, d width, v vocabulary.
 from dataclasses import dataclass
 
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from .blocks import Attention
@@ -33,28 +34,53 @@ class MatcherConfig:
     depth: int = 2  # cross-attention blocks of the head
     size: int = 64  # side of the pictures in pixels
     stem: tuple[int, ...] = (32, 64)  # channels of the stem; its three halvings make patches of 8 pixels
+    fused: bool = False  # each block of the head begins with the words looking at each other, as in ALBEF
+    init_std: float = (
+        0.02  # of words and positions before training; at CLIP's 0.02 it takes long to learn where things are
+    )
 
     @property
     def clip(self) -> CLIPConfig:
-        text = TextConfig(self.vocabulary, self.eos, self.length, self.width, self.layers, self.heads)
-        vision = VisionConfig(
-            self.size, stem_patch(self.stem), self.width, self.vision_layers, self.heads, stem=self.stem
+        text = TextConfig(
+            self.vocabulary,
+            self.eos,
+            self.length,
+            self.width,
+            self.layers,
+            self.heads,
+            init_std=self.init_std,
         )
+        vision = VisionConfig(
+            self.size, stem_patch(self.stem), self.width, self.vision_layers, self.heads, stem=self.stem,
+            init_std=self.init_std,
+        )  # fmt: skip
         return CLIPConfig(text, vision, self.width)
 
 
 class CrossBlock(nn.Module):
-    """The words look at the picture, then think."""
+    """The words look at each other, if `fused`, and at the picture, then think.
 
-    def __init__(self, width: int, heads: int) -> None:
+    Without the first, what one word has seen stays with it: enough for one fact, slow to learn for how two things stand.
+    """
+
+    def __init__(self, width: int, heads: int, fused: bool = False) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        if fused:
+            self.norm0, self.own = nn.LayerNorm(width), Attention(width, heads, bias=True)
+        self.fused = fused
         self.attn = Attention(width, heads, context_width=width, bias=True)
         self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor, patches: Tensor) -> Tensor:
-        """Shapes: x (b t d), patches (b n d) -> (b t d)"""
-        x = x + self.attn(self.norm1(x), patches)
+        """Of p pictures each is looked at by b/p sentences, which follow one another: its keys and values are made once.
+
+        Shapes: x (b t d), patches (p n d) -> (b t d)
+        """
+        if self.fused:
+            x = x + self.own(self.norm0(x), causal=True)
+        asking = rearrange(self.norm1(x), "(p s) t d -> p (s t) d", p=len(patches))
+        x = x + self.attn(asking, patches).view_as(x)
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
 
 
@@ -66,20 +92,22 @@ class Matcher(nn.Module):
         self.config = config
         self.clip = CLIP(config.clip)
         self.norm_patches = nn.LayerNorm(config.width)
-        self.blocks = nn.ModuleList(CrossBlock(config.width, config.heads) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(
+            CrossBlock(config.width, config.heads, config.fused) for _ in range(config.depth)
+        )
         self.norm_out = nn.LayerNorm(config.width)
         self.verdict = nn.Linear(config.width, 1)
         self.next_word = nn.Linear(config.width, config.vocabulary)
 
     def words(self, patches: Tensor, hidden: Tensor) -> Tensor:
-        """The words with the picture in mind.  Shapes: patches (b n d), hidden (b t d) -> (b t d)"""
+        """The words with the picture in mind, b/p sentences to a picture.  Shapes: patches (p n d), hidden (b t d) -> (b t d)"""
         x, patches = hidden, self.norm_patches(patches)
         for block in self.blocks:
             x = block(x, patches)  # (b t d)
         return self.norm_out(x)
 
     def judge(self, patches: Tensor, hidden: Tensor, ids: Tensor) -> Tensor:
-        """Logit that the sentence holds.  Shapes: patches (b n d), hidden (b t d), ids (b t) -> (b)"""
+        """Logit that the sentence holds, b/p sentences to a picture.  Shapes: patches (p n d), hidden (b t d), ids (b t) -> (b)"""
         return self.verdict(self.clip.text.pooled(self.words(patches, hidden), ids))[:, 0]
 
     def describe(self, patches: Tensor, hidden: Tensor) -> Tensor:

@@ -62,19 +62,22 @@ def matcher_checker(matcher: Matcher, tokenizer: Tokenizer, batch: int = 256) ->
     @torch.no_grad()
     def check(images: Tensor, graphs: list[SceneGraph]) -> Answers:
         most = max(len(g.requirements) for g in graphs)
-        probability = torch.ones(len(graphs), most)
         asked = torch.zeros(len(graphs), most, dtype=torch.bool)
-        for i, graph in enumerate(graphs):
-            asked[i, : len(graph.requirements)] = True
-        owner = asked.nonzero()[:, 0].to(images.device)  # (q) whose picture each question is about
-        ids = trimmed(tokenizer([r.words for g in graphs for r in g.requirements])).to(images.device)
-        patches = torch.cat([matcher.clip.vision(part) for part in images.split(batch)])  # (b n d)
+        words = []
+        for row, graph in zip(
+            asked, graphs
+        ):  # rows are filled up with their first question, which nobody hears answered
+            texts = [r.words for r in graph.requirements]
+            row[: len(texts)] = True
+            words += texts + texts[:1] * (most - len(texts))
+        ids = trimmed(tokenizer(words)).to(images.device)  # (b*r t)
         logits = [
-            matcher.judge(patches[own], matcher.clip.text(part), part)
-            for own, part in zip(owner.split(4 * batch), ids.split(4 * batch))
+            matcher.judge(matcher.clip.vision(part), matcher.clip.text(rows), rows)
+            for part, rows in zip(images.split(batch), ids.split(batch * most))
         ]
-        probability[asked] = torch.sigmoid(torch.cat(logits).float()).cpu()
-        return Answers(probability.to(images.device), asked.to(images.device))
+        asked = asked.to(images.device)
+        probability = torch.sigmoid(torch.cat(logits).float()).view_as(asked)
+        return Answers(probability.masked_fill(~asked, 1.0), asked)
 
     return check
 
