@@ -78,14 +78,14 @@ def main() -> int:
         train(args.out / f"rlrig-{s}", ["--seed", str(s), "--evaluation.seed", str(1_000 + s), *common])
         for s in args.seeds
     ]
-    edits = preset("cpu").rlrig.graphs * preset("cpu").rlrig.group
+    usual, edits = preset("cpu").rlrig.group, preset("cpu").rlrig.graphs * preset("cpu").rlrig.group
+    first = ["--seed", str(args.seeds[0]), "--evaluation.seed", str(1_000 + args.seeds[0]), *common]
     groups = {
-        g: train(
-            args.out / f"group-{g}",
-            ["--seed", "0", *common, "--rlrig.group", str(g), "--rlrig.graphs", str(edits // g)],
+        g: runs[0] if g == usual else train(
+            args.out / f"group-{g}", [*first, "--rlrig.group", str(g), "--rlrig.graphs", str(edits // g)]
         )
         for g in GROUPS
-    }
+    }  # fmt: skip
     t_star = [
         cached(args.out / f"t-star-{s}.json", lambda r=r, s=s: by_t_star(r, s, args.pictures // 2))
         for r, s in zip(runs, args.seeds)

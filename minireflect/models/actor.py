@@ -52,7 +52,7 @@ class Actor(nn.Module):
         self.config = config
         self.transformer = Transformer(config.transformer)
         self.look = nn.Linear(config.latent_channels, config.width)
-        self.where = nn.Parameter(0.02 * torch.randn(config.side**2, config.width))
+        self.where = nn.Parameter(torch.randn(config.side**2, config.width))
 
     def read(self, latents: Tensor, ids: Tensor) -> Tensor:
         """Picture and requirements as rows.  Shapes: latents (b c h w), ids (b n) -> (b s d)"""

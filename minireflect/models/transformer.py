@@ -127,9 +127,11 @@ class Transformer(nn.Module):
         self.head = nn.Linear(config.width, config.vocabulary, bias=False)
         cos, sin = rotation(config.length, config.width // config.heads)
         self.register_buffer("cos", cos, persistent=False), self.register_buffer("sin", sin, persistent=False)
-        for weight in self.parameters():
+        for name, weight in self.named_parameters():  # GPT-2's scheme, with stds that suit a small width
             if weight.ndim == 2:
-                nn.init.normal_(weight, std=0.02)  # GPT-2's, as in Llama
+                last = name.endswith(("out.weight", "down.weight"))
+                std = config.width**-0.5 * ((2 * config.layers) ** -0.5 if last else 1)
+                nn.init.normal_(weight, std=1.0 if name.startswith("embed") else std)
 
     def cache(self, batch: int) -> Cache:
         return Cache(self.config, batch, self.head.weight)
