@@ -23,7 +23,7 @@ from minireflect import figures
 from minireflect.diffusion.reflection import ReflectionConfig
 from minireflect.methods.edit_loop import LoopConfig
 from minireflect.methods.finetune import PRECISIONS, FinetuneConfig, load_base
-from minireflect.methods.rlrig import load_parts
+from minireflect.methods.rig_parts import load_parts
 from minireflect.models.lora import load_lora, merge_lora
 from minireflect.models.tokenizer import PromptError, split
 from minireflect.pipeline import SHIPPED, SamplerConfig, best_device, load_pipeline, weights_folder

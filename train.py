@@ -23,7 +23,7 @@ import tyro
 from minireflect.config import PRESETS, RIG_COMMANDS, Command, Config, preset, read_config, to_dict
 from minireflect.diffusion.schedule import Schedule, ScheduleConfig
 from minireflect.methods.finetune import SAMPLER, SRRL, FinetuneConfig, finetune, read_prompts
-from minireflect.methods.rlrig import load_parts
+from minireflect.methods.rig_parts import load_parts
 from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
 from minireflect.models.matcher import Matcher, MatcherConfig
 from minireflect.pipeline import best_device, load_module, load_pipeline, weights_folder

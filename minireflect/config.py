@@ -16,6 +16,7 @@ from .methods.edit_loop import LoopConfig
 from .methods.finetune import FinetuneConfig
 from .methods.rlrig import RLRIGConfig
 from .methods.rollout import SRRLConfig
+from .methods.step import UpdateConfig
 from .methods.train_actor import ActorTraining
 from .methods.train_autoencoder import AutoencoderTraining
 from .methods.train_checker import CheckerTraining
@@ -119,7 +120,7 @@ def preset(name: str, scenes: str = "laws") -> Config:
                 group=2,
                 actor_iterations=2,
                 editor_iterations=2,
-                editor=SRRLConfig(updates=1, batch=4),
+                editor=UpdateConfig(updates=1, batch=4),
             ),
             sampler=SamplerConfig(steps=4),
             evaluation=EvaluationConfig(pictures=8, batch=8),

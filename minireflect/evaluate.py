@@ -13,7 +13,7 @@ from scipy.stats import t as student
 from torch import Tensor
 from tqdm import tqdm
 
-from .methods.rlrig import Loop
+from .methods.rig_parts import Loop
 from .pipeline import LatentDiffusion, SamplerConfig
 from .rl.checker import Answers, Checker
 from .rl.rewards import Reward

@@ -9,7 +9,8 @@ import torch
 from . import figures
 from .config import Config
 from .evaluate import GraphScore, evaluate_loop, evaluation_graphs, graph_table
-from .methods.rlrig import PARTS, Loop, controls, load_parts, loop_of, train_actor_grpo, train_editor
+from .methods.rig_parts import PARTS, Loop, controls, load_parts, loop_of
+from .methods.rlrig import train_actor_grpo, train_editor
 from .methods.train_actor import train_actor
 from .methods.train_checker import train_checker
 from .models.matcher import Matcher, MatcherConfig

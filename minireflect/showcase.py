@@ -15,7 +15,7 @@ from . import figures
 from .diffusion.reflection import ReflectionConfig, renoise_to
 from .diffusion.sample import denoise, last
 from .methods.edit_loop import LoopConfig
-from .methods.rlrig import Parts, loop_of
+from .methods.rig_parts import Parts, loop_of
 from .pipeline import LatentDiffusion, SamplerConfig
 from .rl.rewards import Reward
 from .streams import rng

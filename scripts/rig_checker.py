@@ -10,7 +10,7 @@ from tqdm import tqdm
 from minireflect import rng
 from minireflect.config import preset
 from minireflect.evaluate import EvaluationConfig, evaluation_graphs
-from minireflect.methods.rlrig import load_parts, loop_of
+from minireflect.methods.rig_parts import load_parts, loop_of
 from minireflect.methods.train_checker import question
 from minireflect.models.matcher import Matcher, MatcherConfig
 from minireflect.models.tokenizer import Tokenizer

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from minireflect.methods.rlrig import PARTS as RIG_PARTS
+from minireflect.methods.rig_parts import PARTS as RIG_PARTS
 from minireflect.models.weights import read_metadata, read_weights, save_weights
 from minireflect.pipeline import SHIPPED
 from minireflect.rl.checker import RIG

@@ -20,8 +20,8 @@ from minireflect.methods.edit_loop import (
     scripted_actor,
     silent_actor,
 )
+from minireflect.methods.rig_parts import Parts
 from minireflect.methods.rlrig import (
-    Parts,
     RLRIGConfig,
     attempts,
     graphs_of,
@@ -29,7 +29,7 @@ from minireflect.methods.rlrig import (
     train_editor,
     update_actor,
 )
-from minireflect.methods.rollout import SRRLConfig
+from minireflect.methods.step import UpdateConfig
 from minireflect.methods.train_checker import altered, answer, changed, off_by, question, visible
 from minireflect.models.actor import Actor, ActorConfig
 from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
@@ -210,7 +210,7 @@ def test_answers_count_only_what_is_asked() -> None:
 
 CONFIG = RLRIGConfig(
     LOOP, graphs=3, group=3, actor_iterations=1, editor_iterations=1, actor_lr=1e-2,
-    editor=SRRLConfig(updates=2, batch=4, lr=1e-2, warmup=1),
+    editor=UpdateConfig(updates=2, batch=4, lr=1e-2, warmup=1),
 )  # fmt: skip
 
 
@@ -261,7 +261,7 @@ def same(a: list[Tensor], b: list[Tensor]) -> bool:
 @pytest.mark.parametrize("objective", ["regress", "ppo"])
 def test_each_phase_trains_its_own_network_alone(tmp_path: Path, objective: str) -> None:
     parts = small_parts()
-    editor = replace(CONFIG.editor, objective=objective, group=2, min_sigma=0.0, trained=1.0)
+    editor = replace(CONFIG.editor, objective=objective, min_sigma=0.0, trained=1.0)
     config = replace(CONFIG, editor=editor)
     before = [
         weights(m) for m in (parts.actor, parts.editor.unet, parts.diffuser.unet, parts.editor.text_encoder)
@@ -311,7 +311,7 @@ def test_the_best_of_a_group_goes_on_to_the_next_round() -> None:
 def test_phase_1_makes_rewarded_words_likelier() -> None:
     """A bandit: edits that say "red" are rewarded, whatever the picture; forty iterations teach it."""
     parts, red = small_parts(), TOKENS.ids["red"]
-    config = replace(CONFIG, loop=replace(LOOP, rounds=1), group=16, actor_lr=5e-3, beta=0.0)
+    config = replace(CONFIG, loop=replace(LOOP, rounds=1), group=16, actor_lr=1e-3, beta=0.0)
     reference, actor = small_parts().actor, parts.actor.requires_grad_(True)
     optimizer = torch.optim.AdamW(actor.parameters(), lr=config.actor_lr)
     (seen,) = attempts(parts, GRAPHS, config, False, rng(0, "bandit"))

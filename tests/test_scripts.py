@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from minireflect.methods.rlrig import PARTS
+from minireflect.methods.rig_parts import PARTS
 from minireflect.models.weights import read_weights
 from minireflect.pipeline import SHIPPED
 

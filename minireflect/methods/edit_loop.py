@@ -28,6 +28,7 @@ from ..rl.checker import Answers, Checker
 from ..streams import choices
 from ..world.edits import edit_prompt, plan
 from ..world.graph import SceneGraph
+from .rollout import evaluations
 
 
 @dataclass(frozen=True)
@@ -66,17 +67,13 @@ class LoopConfig:
     @property
     def draw_cost(self) -> int:
         """UNet evaluations of a picture drawn."""
-        return self.steps * _evaluations(self.guidance)
+        return self.steps * evaluations(self.guidance)
 
     @property
     def edit_cost(self) -> int:
         """UNet evaluations of a picture edited."""
-        back = 0 if self.fresh_noise == 1 else _evaluations(self.w_invert)
-        return self.edited * (back + _evaluations(self.guidance))
-
-
-def _evaluations(w: float) -> int:
-    return 1 if w in (0, 1) else 2
+        back = 0 if self.fresh_noise == 1 else evaluations(self.w_invert)
+        return self.edited * (back + evaluations(self.guidance))
 
 
 Act = Callable[

@@ -19,44 +19,29 @@ learns by regression by default, on what the Checker gives all requirements a hi
 """
 
 import copy
-import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
 from ..diffusion.sample import Trajectory, collect, denoise
-from ..models.actor import Actor, ActorConfig, Written, read_out
-from ..models.unet import UNet, UNetConfig
-from ..pipeline import LatentDiffusion, load_module, load_pipeline
+from ..models.actor import Actor, Written, read_out
+from ..pipeline import LatentDiffusion
 from ..rl.advantage import RewardHistory, group_advantage, zero_variance_groups
-from ..rl.checker import RIG, Answers, Checker, load_checker
+from ..rl.checker import Answers
 from ..rl.policy import ppo_clip, token_kl, token_weights
 from ..run import Run
 from ..streams import choices, rng
 from ..world.graph import SceneGraph
 from ..world.inspector import inspect_all
 from ..world.layout import sample_graph
-from .edit_loop import (
-    Act,
-    Look,
-    LoopConfig,
-    ask,
-    draw,
-    invert,
-    learned_actor,
-    prompts_of,
-    redraw,
-    reflect_and_edit,
-    scripted_actor,
-    silent_actor,
-)
+from .edit_loop import LoopConfig, ask, draw, invert, prompts_of
 from .ppo import advantages, update
 from .regression import Replay, regress, remember
+from .rig_parts import Parts
 from .rollout import Rollout, Round, SRRLConfig
+from .step import UpdateConfig
 
 
 @dataclass(frozen=True)
@@ -72,9 +57,7 @@ class RLRIGConfig:
     std_floor: float = 0.02  # added to a group's std of rewards
     grad_norm: float = 1.0  # largest norm of an Actor's gradient
     editor_iterations: int = 60  # of phase 2
-    editor: SRRLConfig = field(
-        default_factory=lambda: SRRLConfig(lr=2e-4, updates=8, batch=64, floor=0.5, anchored=150)
-    )  # phase 2; of these what concerns the update
+    editor: UpdateConfig = field(default_factory=UpdateConfig)  # how phase 2 learns
 
     def __post_init__(self) -> None:
         if min(self.graphs, self.actor_updates) < 1 or min(self.actor_iterations, self.editor_iterations) < 0:
@@ -87,69 +70,6 @@ class RLRIGConfig:
             raise ValueError(
                 "training needs a round, an edit of one step at least, and step noise: rounds, t_star, eta"
             )
-
-
-class Parts(NamedTuple):
-    """The four of RL-RIG."""
-
-    diffuser: LatentDiffusion
-    editor: LatentDiffusion  # the Inverse Diffuser; the Diffuser's networks, until phase 2 trains its UNet
-    checker: Checker
-    actor: Actor
-
-    @property
-    def act(self) -> Act:
-        return learned_actor(self.actor, self.diffuser.tokenizer)
-
-
-# the files of a folder with RL-RIG's weights
-PARTS = ("autoencoder", "text_encoder", "unet", "checker", "judge", "actor")
-
-
-def load_parts(
-    folder: str | Path = RIG, actor: str = "actor", editor: str = "editor", device: torch.device | str = "cpu"
-) -> Parts:
-    """RL-RIG from a folder with its weights.  Without an editor's there, it is the Diffuser itself.
-
-    A run of train.py also holds what it started from: the Actor "base_actor", and "unet", the Diffuser's and so the first editor's.
-    Raises WeightsError when a file is missing or another's.
-    """
-    folder = Path(folder)
-    editor = editor if (folder / f"{editor}.safetensors").exists() else "unet"
-    diffuser = load_pipeline(folder).to(device)
-    unet, _ = load_module(folder / f"{editor}.safetensors", UNet, UNetConfig)
-    policy, _ = load_module(folder / f"{actor}.safetensors", Actor, ActorConfig)
-    checker = load_checker(folder, "checker", device)
-    return Parts(diffuser, replace(diffuser, unet=unet).to(device), checker, policy.to(device))
-
-
-Loop = Callable[[list[SceneGraph], Generator], Iterable[Look]]
-
-
-def loop_of(parts: Parts, config: LoopConfig, act: Act | None = None) -> Loop:
-    """The loop as a function of graphs and noise, with the Actor of the parts unless another is given."""
-    act = act or parts.act
-    return lambda graphs, noise: reflect_and_edit(
-        parts.diffuser, parts.editor, parts.checker, act, graphs, config, noise
-    )
-
-
-def redraws(parts: Parts, config: LoopConfig, patient: bool) -> Loop:
-    """Best-of-N of the Diffuser or, if `patient`, repeated generation."""
-    return lambda graphs, noise: redraw(parts.diffuser, parts.checker, graphs, config, noise, patient)
-
-
-def controls(parts: Parts, config: LoopConfig) -> dict[str, Loop]:
-    """What the trained loop is compared with; N is such that it can spend at least what the loop can."""
-    n = math.ceil(config.rounds * config.edit_cost / config.draw_cost)
-    return {
-        "base": loop_of(parts, replace(config, rounds=0)),
-        f"best of {n + 1}": redraws(parts, replace(config, rounds=n), False),
-        "repeated generation": redraws(parts, replace(config, rounds=n), True),
-        "raw loop, silent": loop_of(parts, config, silent_actor),
-        "raw loop, scripted Actor": loop_of(parts, config, scripted_actor),
-        "raw loop, warmed-up Actor": loop_of(parts, config),
-    }
 
 
 class Attempt(NamedTuple):
@@ -170,6 +90,17 @@ class Attempt(NamedTuple):
     def rewards(self) -> Tensor:
         """f(x) of every edit.  -> (n g)"""
         return self.after.share.view(-1, self.group)
+
+    @property
+    def best(self) -> tuple[Tensor, Answers]:
+        """What the next round goes on from: the best edit of each group, unless the picture was better.  -> (n c h w), n"""
+        score, best = self.after.score.view(-1, self.group).max(1)  # (n)
+        better = score >= self.before.score
+        pick = best + torch.arange(len(best), device=best.device) * self.group  # (n) rows of the best edits
+        new, asked = self.after.probability[pick], self.after.asked[pick]  # (n r)
+        old = self.before.probability[:, : new.shape[1]]
+        latents = torch.where(better.view(-1, 1, 1, 1), self.path.latents[pick, -1], self.latents)
+        return latents, Answers(torch.where(better[:, None], new, old), asked)
 
 
 @torch.no_grad()
@@ -200,14 +131,7 @@ def attempts(
         images = editor.decode(path.latents[:, -1])
         after = parts.checker(images, each)
         done.append(Attempt(graphs, x0, answers, read, written, prompts, path, images, after, g))
-        score, best = after.score.view(-1, g).max(1)  # (n)
-        better = score >= answers.score
-        pick = best + torch.arange(len(graphs), device=best.device) * g  # (n) rows of the best edits
-        x0 = torch.where(better.view(-1, 1, 1, 1), path.latents[pick, -1], x0)
-        probability = torch.where(
-            better[:, None], after.probability[pick], answers.probability[:, : after.probability.shape[1]]
-        )
-        answers = Answers(probability, after.asked[pick])
+        x0, answers = done[-1].best
     return done
 
 
@@ -286,7 +210,7 @@ def train_editor(config: RLRIGConfig, seed: int, parts: Parts, run: Run) -> Late
         networks["replay"] = replay
     for step in run.steps("phase-2", config.editor_iterations, networks, optimizer, memory=memory):
         for group in optimizer.param_groups:
-            group["lr"] = settings.lr * settings.lr_factor(step)
+            group["lr"] = settings.lr * settings.lr_factor(step, config.editor_iterations)
         done = attempts(parts, graphs_of(seed, step, config), config, True, rng(seed, "phase 2", step))
         if not done:
             continue
@@ -303,12 +227,11 @@ def train_editor(config: RLRIGConfig, seed: int, parts: Parts, run: Run) -> Late
 
 
 def update_options(config: RLRIGConfig) -> SRRLConfig:
-    """The update's options, with the loop's sampler."""
+    """Phase 2 as SRRL's update reads it, with the loop's sampler."""
     loop = config.loop
-    return replace(
-        config.editor, iterations=max(1, config.editor_iterations), group=config.group, steps=loop.steps,
-        guidance=loop.guidance, eta=loop.eta,
-    )  # fmt: skip
+    return SRRLConfig(
+        **vars(config.editor), group=config.group, steps=loop.steps, guidance=loop.guidance, eta=loop.eta
+    )
 
 
 def as_rollout(editor: LatentDiffusion, done: list[Attempt], config: RLRIGConfig) -> Rollout:

@@ -1,4 +1,4 @@
-"""What SRRL draws in one iteration: up to K + 1 rounds of G branches for each prompt, and what it costs; all its options.
+"""What SRRL draws in one iteration: up to K + 1 rounds of G branches for each prompt, and what it costs; all options of that.
 
 The head of srrl.py tells the method.
 """
@@ -13,13 +13,15 @@ from ..diffusion.reflection import ACCEPT, OPPOSITE, ReflectionConfig, renoise_t
 from ..diffusion.sample import Trajectory, collect, denoise, last
 from ..diffusion.schedule import StepTable
 from ..pipeline import LatentDiffusion
-from ..rl.policy import clip_in_nats
 from ..rl.rewards import Reward
 from ..streams import rng
+from .step import UpdateConfig
 
 
 @dataclass(frozen=True)
-class SRRLConfig:
+class SRRLConfig(UpdateConfig):
+    """What an iteration draws; how it is learnt from stands in `UpdateConfig`."""
+
     iterations: int = 60  # of rollout and update
     prompts: int = 64  # per iteration
     group: int = 1  # G, branches per prompt and round
@@ -46,48 +48,16 @@ class SRRLConfig:
     same_noise: bool = (
         True  # branches of a group start from the same x_T (else only in rounds after the first)
     )
-    objective: Literal["regress", "ppo"] = (
-        "regress"  # on the pictures, noised anew; or on the sampler's steps
-    )
-    replay: int = 8  # regress: iterations whose pictures are learnt from
-    batch: int = 64  # regress: pictures of an optimiser step
-    floor: float = (
-        0.5  # regress: added to the sum of a prompt's rewards, so that one that always fails counts little
-    )
-    anchored: int = 150  # regress: noise levels t below it, which draw the details, go on imitating the base
-    late: float = 20.0  # regress: largest weight of a late noise level, see `level_weight`
     advantage: Literal["group", "history"] = (
         "group"  # ppo: GRPO, or the paper's z-score with best/worst selection
     )
-    std_floor: float = (
-        0.1  # added to a group's std of rewards, so that jitter in a solved group teaches nothing
-    )
     history: int = 8  # ppo: stages of rewards that the z-score remembers
-    lr: float = 2e-4  # of AdamW; 3e-5 for ppo
-    warmup: int = 5  # iterations of linear warm-up; without it the first steps destroy the model
-    cooldown: float = 0.3  # share of the iterations, the last, over which the rate falls to 0
-    updates: int = 8  # optimiser steps per iteration; with ppo, each on its share of the denoising steps
-    trained: float = (
-        0.5  # ppo: share of the denoising steps that an iteration trains on, drawn anew each time
-    )
-    min_sigma: float = 0.1  # ppo: steps with less noise are not trained, their KL explodes: see `jobs`
-    reduction: Literal["mean", "sum"] = "mean"  # ppo: of the log-probability over the latent's dimensions
-    clip: float = 1e-2  # ppo: e, on the ratio of reduced log-probabilities; at 256 dimensions 2.6 nats
-    kl: float = 0.0  # ppo: weight of the KL to the base, in reduced nats per step
-    grad_norm: float = 1.0  # largest norm of an update's gradient
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "prompts", "steps", "renoise_steps", "updates"):
+        super().__post_init__()
+        for name in ("iterations", "prompts", "steps", "renoise_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.anchored < 1000:
-            raise ValueError(f"anchored is a noise level in [0, 1000), got {self.anchored}")
-        if not 0 <= self.cooldown <= 1:
-            raise ValueError(f"cooldown is a share in [0, 1], got {self.cooldown}")
-        if min(self.replay, self.batch) < 1 or self.floor <= 0:
-            raise ValueError("replay and batch must be at least 1, and floor positive")
-        if self.objective == "regress" and self.kl > 0:
-            raise ValueError("kl belongs to --srrl.objective ppo; the regression has no such term")
         if self.group < (2 if self.objective == "ppo" else 1):
             raise ValueError(
                 f"group is {self.group}; {self.objective} needs at least {1 if self.objective == 'regress' else '2, to compare its members'}: "
@@ -97,19 +67,9 @@ class SRRLConfig:
             raise ValueError(f"rounds must be 0 or more, got {self.rounds}")
         if not 0 < self.eta <= 1:
             raise ValueError(f"eta must lie in (0, 1], got {self.eta}: without step noise there is no policy")
-        if not 0 < self.trained <= 1:
-            raise ValueError(f"trained is a share in (0, 1], got {self.trained}")
-        if self.min_sigma < 0:
-            raise ValueError(f"min_sigma is a standard deviation, 0 or more, got {self.min_sigma}")
         if any(not 1 <= s <= self.steps for s in self.suffixes):
             raise ValueError(f"suffixes {self.suffixes} must lie between 1 and steps = {self.steps}")
-        clip_in_nats(self.clip, 1)  # raises on a clip that is not positive
         self.reflection  # noqa: B018  raises on reflection options out of range
-
-    def lr_factor(self, step: int) -> float:
-        """Linear warm-up, 1, and a linear fall to 0 at the end."""
-        left = (self.iterations - step) / (self.cooldown * self.iterations) if self.cooldown else 1.0
-        return min(1.0, (step + 1) / max(1, self.warmup), left)
 
     @property
     def reflection(self) -> ReflectionConfig:

@@ -85,7 +85,7 @@ def train_srrl(
     for step in run.steps("srrl", config.iterations, networks, optimizer, memory=memory):
         history.load_state_dict(memory["history"])
         for group in optimizer.param_groups:
-            group["lr"] = config.lr * config.lr_factor(step)
+            group["lr"] = config.lr * config.lr_factor(step, config.iterations)
         texts, keys = draw_texts(step)
         out = rollout(pipe, texts, reward, config, seed, step)
         if config.objective == "regress":
