@@ -10,8 +10,9 @@ from .rl.rewards import load_reward
 from .streams import rng
 from .world.inspector import inspect
 from .world.prompts import sample_scene
+from .world.rationales import rationale
 from .world.render import render
-from .world.words import caption, graph, rationale
+from .world.words import caption, graph
 
 __version__ = "0.1.0"
 __all__ = [

@@ -23,9 +23,10 @@ from minireflect.world.prompts import (
     tasks,
     understand,
 )
+from minireflect.world.rationales import rationale
 from minireflect.world.render import render
 from minireflect.world.scenes import Object, Reading, Scene
-from minireflect.world.words import caption, graph, rationale
+from minireflect.world.words import caption, graph
 
 
 @pytest.mark.parametrize("name", LAWS)
