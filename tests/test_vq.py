@@ -1,0 +1,95 @@
+"""The vector-quantised autoencoder: nearest codewords, gradients straight through, words that nobody uses."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from minireflect import rng
+from minireflect.methods.train_vq import VQTraining, perplexity, train_vq
+from minireflect.models.vq import Quantiser, VQAutoencoder, VQConfig
+from minireflect.pipeline import load_module, save_module
+from minireflect.run import Run
+from minireflect.streams import choices
+from minireflect.world.data import WorldConfig, training_pairs
+
+SMALL = VQConfig((8, 8, 8, 8), groups=4, codes=32, dimensions=4)
+
+
+def quantiser() -> Quantiser:
+    torch.manual_seed(0)
+    return Quantiser(SMALL)
+
+
+def test_a_code_becomes_the_nearest_word() -> None:
+    """Against brute force over all distances in float64 (van den Oord's equation 2)."""
+    q, z = quantiser(), torch.randn(3, 4, 5, 6, generator=rng(0, "z"))
+    found = q(z)
+    unit = torch.nn.functional.normalize(z, dim=1).permute(0, 2, 3, 1).double()  # (b h w d)
+    distances = torch.cdist(unit.reshape(-1, 4), q.codebook.double())  # (b*h*w k)
+    assert torch.equal(found.ids.flatten(), distances.argmin(1))
+    nearest = q.codebook[found.ids].permute(0, 3, 1, 2)
+    torch.testing.assert_close(found.vectors, nearest, atol=1e-6, rtol=0)
+    wanted = 1.25 * distances.amin(1).square().mean() / 4  # beta 0.25; a mean over dimensions
+    torch.testing.assert_close(found.loss.double(), wanted, atol=1e-6, rtol=0)
+
+
+def test_words_come_back_as_themselves() -> None:
+    """Codebook round trip: every word is its own nearest."""
+    q = quantiser()
+    ids = torch.randperm(32, generator=rng(0, "ids")).view(1, 4, 8)
+    assert torch.equal(q(q.vectors(ids)).ids, ids)
+
+
+def test_the_gradient_passes_straight_through() -> None:
+    """With equal directions d loss / d codes is that of the words; each term of the loss moves its own side alone."""
+    q = quantiser()
+    z = torch.nn.functional.normalize(torch.randn(2, 4, 3, 3, generator=rng(0, "z")), dim=1).requires_grad_()
+    found = q(z)
+    weight = torch.randn(found.vectors.shape, generator=rng(0, "w"))
+    (grad,) = torch.autograd.grad((weight * found.vectors).sum(), z, retain_graph=True)
+    tangent = weight - (weight * z).sum(1, keepdim=True) * z  # of the normalisation, at vectors of length 1
+    torch.testing.assert_close(grad, tangent.detach(), atol=1e-5, rtol=0)
+    to_words = torch.autograd.grad(found.vectors.sum(), q.words.weight, retain_graph=True, allow_unused=True)
+    assert to_words == (None,)  # the decoder's gradient does not reach the codebook; L_vq's does
+    assert torch.autograd.grad(found.loss, q.words.weight)[0].abs().sum() > 0
+
+
+def test_unused_words_move_to_what_is_badly_served_and_used_ones_stay() -> None:
+    q, z = quantiser(), torch.randn(4, 4, 8, 8, generator=rng(0, "z")).abs()
+    with torch.no_grad():
+        q.words.weight[5:20] = -q.words.weight[5:20].abs()  # on the far side of all codes
+    used = torch.bincount(q(z).ids.flatten(), minlength=32)
+    before, error = q.codebook.clone(), q(z).loss.item()
+    moved = q.revive(z, used, rng(0, "revive"))
+    assert moved == int((used == 0).sum()) >= 15
+    assert torch.equal(q.codebook[used > 0], before[used > 0])
+    assert q(z).loss.item() < error
+    assert q.revive(z, torch.ones(32), rng(0, "revive")) == 0
+
+
+def test_perplexity_counts_words_evenly_used() -> None:
+    assert perplexity(torch.tensor([5.0, 5, 5, 5, 0, 0])) == pytest.approx(4)
+    assert perplexity(torch.tensor([7.0, 0, 0])) == pytest.approx(1)
+
+
+def test_it_learns_keeps_and_refuses(tmp_path: Path) -> None:
+    pixels, _, _ = training_pairs(8, WorldConfig(), choices(0, "vq"))
+    run = Run(tmp_path / "run", {})
+    config = VQTraining(steps=60, batch=4, codes=32, revived=10)
+    model = train_vq(config, pixels, 0, run, torch.device("cpu")).eval()
+    rows = run.metrics("vq")
+    assert sum(r["mse"] for r in rows[-10:]) < 0.7 * sum(r["mse"] for r in rows[:10])
+    assert all(0 < r["used"] <= 1 and 1 <= r["perplexity"] <= 32 for r in rows if "used" in r)
+    save_module(tmp_path / "vq.safetensors", model, {})
+    again, _ = load_module(tmp_path / "vq.safetensors", VQAutoencoder, VQConfig)
+    images = torch.rand(2, 3, 64, 64, generator=rng(0, "x")) * 2 - 1
+    ids = model.encode(images)
+    assert ids.shape == (2, 8, 8) and torch.equal(again.encode(images), ids)
+    torch.testing.assert_close(again.decode(ids), model.decode(ids))
+    with pytest.raises(ValueError, match="codebook has 32"):
+        model.decode(ids + 32)
+    with pytest.raises(ValueError, match="not a multiple of 8"):
+        model.encode(images[:, :, :60])
+    with pytest.raises(ValueError, match="both must be 2 or more"):
+        VQConfig(codes=1)
