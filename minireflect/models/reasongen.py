@@ -25,8 +25,8 @@ from .transformer import Cache, Transformer, TransformerConfig
 class ReasonGenConfig:
     vocabulary: int  # v, word ids, BOS and EOS included
     codes: int  # k, words of the picture's codebook
-    prompt: int = 28  # p
-    rationale: int = 52  # r, BOI included
+    prompt: int = 28  # p; the longest of ours takes all
+    rationale: int = 44  # r, BOI included; the longest of ours takes 43
     side: int = 8  # of the grid of image tokens, n = side^2
     width: int = 128
     layers: int = 6

@@ -68,6 +68,12 @@ def rationale(scene: Scene, style: str = "", draw: random.Random | None = None) 
     return _reasoned(scene.law, scene.objects, scene.outcome, style)
 
 
+def vocabulary() -> list[str]:
+    """Every rationale of the laws, and words enough for those of arrangements."""
+    things = [f"a {c} {n} at the {where}" for n in SHAPES for c in COLORS for where in PLACES]
+    return [*_law_rationales(), *(f"{n} thing things" for n in NUMBERS[1:]), *things]
+
+
 def _told(scene: Scene, style: str, draw: random.Random) -> str:
     things = list(scene.objects)
     if style == "any":

@@ -1,0 +1,158 @@
+"""ReasonGen-R1's first stage: supervised fine-tuning on prompts, rationales and pictures (arXiv 2505.24875, section 3.1).
+
+    L = sum_i s_i CE_i / sum_i s_i,     s = 2 for the rationale's words and BOI, 1 for image tokens, 0 for what is given or filled up
+
+Prompt and rationale are left empty in a tenth of the samples, so that guidance has something to compare with.
+
+Differs from the released code: BOI, the switch from thinking to drawing, is learnt (there its weight is 0, and generation is told when to
+switch); nothing is clamped, as text and image positions have logits of their own (there one row of logits is padded with -1e9 and clamped at 30).
+
+    python train.py reason-sft
+"""
+
+import random
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from ..models.reasongen import ReasonGen, ReasonGenConfig
+from ..models.tokenizer import EOS, Tokenizer, split
+from ..models.vq import VQAutoencoder
+from ..run import Run
+from ..streams import choices, rng
+from ..world.data import WorldConfig, training_pairs
+from ..world.prompts import all_texts
+from ..world.rationales import rationale, vocabulary
+from ..world.render import to_tensor
+from .rate import lr_factor, set_lr
+
+Thoughts = Literal["true", "none", "shuffled"]
+
+
+@dataclass(frozen=True)
+class ReasonTraining:
+    pictures: int = 20_000  # drawn and turned into tokens once
+    steps: int = 4_000
+    batch: int = 48
+    lr: float = 1.5e-3  # peak; cosine to zero after a warm-up of 5 %
+    text: float = 2.0  # weight of a word of the rationale, the paper's
+    image: float = 1.0  # weight of an image token
+    dropped: float = 0.1  # share of samples without prompt and rationale
+    rationales: Thoughts = "true"  # of the picture; none at all; or another picture's of the same law
+
+
+class Lessons(NamedTuple):
+    """What is learnt from, as tokens."""
+
+    prompts: Tensor  # (m p)
+    words: Tensor  # (m r) rationale, BOI, EOS
+    codes: Tensor  # (m n)
+
+
+def reason_tokenizer(length: int) -> Tokenizer:
+    """Knows the words of all prompts and rationales."""
+    return Tokenizer.of([*all_texts(), *vocabulary()], length)
+
+
+def as_words(tokenizer: Tokenizer, rationales: list[str], config: ReasonGenConfig) -> Tensor:
+    """Rationales as they are written: words, BOI, EOS to fill up; an empty one is BOI alone.  -> (b r)
+
+    Raises ValueError when one is too long.
+    """
+    rows = torch.full((len(rationales), config.rationale), EOS)
+    for row, text in zip(rows, rationales):
+        ids = [tokenizer.ids[w] for w in split(text)] + [config.boi]
+        if len(ids) > config.rationale:
+            raise ValueError(
+                f"a rationale of {len(ids) - 1} words, at most {config.rationale - 1} fit: {text!r}"
+            )
+        row[: len(ids)] = torch.tensor(ids)
+    return rows
+
+
+def as_text(tokenizer: Tokenizer, words: Tensor) -> list[str]:
+    """Rationales as text, up to BOI.  Shapes: words (b r)"""
+    return [
+        " ".join(tokenizer.words[i - 2] for i in row if EOS < i < len(tokenizer)) for row in words.tolist()
+    ]
+
+
+def learnt(words: Tensor, boi: int) -> Tensor:
+    """Which words of a rationale are to be learnt: all up to BOI, itself included.  Shapes: words (b r) -> (b r) bool"""
+    ended = (words == boi).cumsum(1)
+    return (ended == 0) | (words == boi)
+
+
+def lessons(
+    training: ReasonTraining, world: WorldConfig, seed: int, tokenizer: Tokenizer, config: ReasonGenConfig, vq: VQAutoencoder, device: torch.device
+) -> Lessons:  # fmt: skip
+    """Draw the world and turn it into tokens."""
+    draw = choices(seed, "reason-sft", "pictures")
+    pixels, scenes, captions = training_pairs(training.pictures, world, draw)
+    thoughts = [rationale(s, draw=draw) for s in scenes]
+    if training.rationales == "shuffled":
+        thoughts = shuffled(thoughts, [s.law for s in scenes], draw)
+    if training.rationales == "none":
+        thoughts = [""] * len(scenes)
+    codes = encode_all(vq.to(device), pixels, device)  # (m n)
+    return Lessons(tokenizer(captions).to(device), as_words(tokenizer, thoughts, config).to(device), codes)
+
+
+def shuffled(thoughts: list[str], laws: list[str], draw: random.Random) -> list[str]:
+    """Each picture with the rationale of another of the same law: the same words, the wrong scene."""
+    given = list(thoughts)
+    for law in dict.fromkeys(laws):
+        rows = [i for i, name in enumerate(laws) if name == law]
+        for i, j in zip(rows, draw.sample(rows, len(rows))):
+            given[i] = thoughts[j]
+    return given
+
+
+@torch.no_grad()
+def encode_all(vq: VQAutoencoder, pixels: np.ndarray, device: torch.device) -> Tensor:
+    """Shapes: pixels (m 64 64 3) uint8 -> (m n)"""
+    parts = np.array_split(pixels, max(1, len(pixels) // 256))
+    return torch.cat(
+        [vq.encode(to_tensor(p).to(device)).flatten(1) for p in tqdm(parts, "encoding", leave=False)]
+    )
+
+
+def train_reasongen(
+    training: ReasonTraining, world: WorldConfig, seed: int, vq: VQAutoencoder, run: Run, device: torch.device
+) -> tuple[ReasonGen, Tokenizer]:
+    """Learn to think and to draw."""
+    torch.manual_seed(seed)
+    tokenizer = reason_tokenizer(ReasonGenConfig.prompt)
+    config = ReasonGenConfig(
+        len(tokenizer),
+        vq.config.codes,
+        rationale=1 if training.rationales == "none" else ReasonGenConfig.rationale,
+    )
+    model = ReasonGen(config).to(device)
+    data = lessons(training, world, seed, tokenizer, config, vq.eval().requires_grad_(False), device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=training.lr, betas=(0.9, 0.95), weight_decay=1e-2)
+    for step in run.steps("reason-sft", training.steps, {"model": model}, optimizer, save_every=50):
+        set_lr(optimizer, training.lr * lr_factor(step, training.steps))
+        chance = rng(seed, "reason-sft", "batch", step)
+        pick = torch.randint(len(data.codes), (training.batch,), generator=chance)
+        empty = torch.rand(training.batch, 1, generator=chance).to(device) < training.dropped  # (b 1)
+        blank = model.blank(training.batch, device)
+        prompts, words = (torch.where(empty, b, v[pick]) for b, v in zip(blank, data))
+        text, image = model(prompts, words, data.codes[pick])  # (b r v+1), (b n k)
+        mask = learnt(words, config.boi) & ~empty  # (b r)
+        of_text = F.cross_entropy(text[mask], words[mask])
+        of_image = F.cross_entropy(image.flatten(0, 1), data.codes[pick].flatten())
+        share = training.text * mask.sum(), training.image * data.codes[pick].numel()
+        loss = (share[0] * of_text + share[1] * of_image) / sum(share)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        run.log("reason-sft", step, loss=loss.item(), text=of_text.item(), image=of_image.item())
+        run.bar.set_postfix(text=f"{of_text.item():.3f}", image=f"{of_image.item():.3f} nats")
+    return model.eval().requires_grad_(False), tokenizer

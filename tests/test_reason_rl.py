@@ -1,0 +1,208 @@
+"""ReasonGen-R1's training: what counts in SFT and GRPO, which groups teach, and a controller that holds an entropy at its target."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from minireflect import rng
+from minireflect.methods.reasongen import (
+    Groups,
+    Painter,
+    ReasonRLConfig,
+    collect_groups,
+    token_shares,
+    train_reason_grpo,
+    update_painter,
+)
+from minireflect.methods.train_reasongen import as_text, as_words, learnt, reason_tokenizer, shuffled
+from minireflect.models.reasongen import Drawn, ReasonGen, ReasonGenConfig, SamplingConfig
+from minireflect.models.tokenizer import EOS
+from minireflect.models.vq import VQAutoencoder, VQConfig
+from minireflect.rl.entropy import AdaptiveEntropy, EntropyConfig, entropy_of
+from minireflect.run import Run
+from minireflect.streams import choices
+from minireflect.world.prompts import draw_prompts
+from minireflect.world.rationales import rationale, read_rationale
+
+WORDS = reason_tokenizer(ReasonGenConfig.prompt)
+
+
+def painter(seed: int = 0, codes: int = 16) -> Painter:
+    torch.manual_seed(seed)
+    sizes = ReasonGenConfig(len(WORDS), codes, rationale=6, width=32, layers=1, heads=2, hidden=32)
+    vq = VQAutoencoder(VQConfig((8, 8, 8, 8), groups=4, codes=codes, dimensions=4))
+    return Painter(ReasonGen(sizes).eval(), WORDS, vq.eval())
+
+
+def texts(n: int, step: int = 0, number: int = 0) -> list[str]:
+    return [p.text for p in draw_prompts("physical", "train", n, choices(0, "texts", step, number))]
+
+
+def even(images: Tensor, prompts: list[str]) -> Tensor:
+    """A judge that likes about half of all pictures, by their far decimals."""
+    return (1e4 * images.mean((1, 2, 3)).double() % 1 > 0.5).float()
+
+
+CONFIG = ReasonRLConfig(iterations=2, prompts=3, group=4, most=3, lr=1e-2, warmup=1)
+
+
+def test_rationales_go_through_tokens_and_back() -> None:
+    config = ReasonGenConfig(len(WORDS), 8)
+    draw = choices(0, "words")
+    scenes = [p.scene(draw) for k in ("physical", "unconventional", "arrangement") for p in draw_prompts(k, "train", 60, draw)]  # fmt: skip
+    written = [rationale(s, draw=draw) for s in scenes]
+    ids = as_words(WORDS, written, config)
+    assert ids.shape == (180, config.rationale) and ((ids == config.boi).sum(1) == 1).all()
+    assert [read_rationale(t) for t in as_text(WORDS, ids)] == [read_rationale(t) for t in written]
+    mask = learnt(ids, config.boi)
+    for row, counts in zip(ids.tolist(), mask.tolist()):
+        end = row.index(config.boi)
+        assert counts == [i <= end for i in range(len(row))] and set(row[end + 1 :]) <= {EOS}
+    with pytest.raises(ValueError, match="at most 2 fit"):
+        as_words(WORDS, ["a red ball"], ReasonGenConfig(len(WORDS), 8, rationale=3))
+
+
+def test_shuffled_rationales_stay_in_their_law() -> None:
+    thoughts, laws = (
+        [f"{law} {i}" for law in "ab" for i in range(50)],
+        [law for law in "ab" for _ in range(50)],
+    )
+    moved = shuffled(thoughts, laws, choices(0, "shuffle"))
+    assert sorted(moved) == sorted(thoughts) and all(t.startswith(law) for t, law in zip(moved, laws))
+    assert sum(a == b for a, b in zip(moved, thoughts)) < 10
+
+
+def test_every_chosen_token_counts_alike_or_every_modality() -> None:
+    chosen = torch.tensor([[True, True, False], [True, False, False]])
+    text, image = token_shares(chosen, 4, modality=False)
+    assert torch.allclose(text[chosen], torch.tensor(1 / 11)) and torch.allclose(image, torch.tensor(1 / 11))
+    assert (text[~chosen] == 0).all()
+    text, image = token_shares(chosen, 4, modality=True)
+    assert text.sum().item() == pytest.approx(0.5) and image.sum().item() == pytest.approx(0.5)
+    text, image = token_shares(torch.zeros(2, 3, dtype=torch.bool), 4, modality=True)
+    assert text.sum() == 0 and image.sum().item() == pytest.approx(1)
+
+
+def test_only_mixed_groups_are_kept_and_drawing_goes_on_until_there_are_enough() -> None:
+    asked = []
+
+    def prompts(n: int, step: int, number: int) -> list[str]:
+        asked.append((n, step, number))
+        return texts(n, step, number)
+
+    groups, tally = collect_groups(painter(), even, prompts, CONFIG, 7, rng(0, "groups"))
+    assert groups.rewards.shape == (3, 4) and len(groups.texts) == 3 and len(groups.drawn.codes) == 12
+    assert (groups.rewards.amax(1) == 1).all() and (groups.rewards.amin(1) == 0).all()
+    assert asked == [(3, 7, i) for i in range(len(asked))] and tally.drawn == 3 * len(asked)
+    nobody = lambda images, prompts: torch.zeros(len(images))  # noqa: E731
+    asked.clear()
+    nothing, tally = collect_groups(painter(), nobody, prompts, CONFIG, 7, rng(0, "groups"))
+    assert nothing is None and len(asked) == CONFIG.most and tally.mixed == 0 and tally.reward == 0
+
+
+def test_rewarded_tokens_become_likelier_and_the_first_ratio_is_1() -> None:
+    """A bandit: pictures that begin with an even token are right; forty updates teach it."""
+    p = painter()
+    reference = painter().model
+    config = ReasonRLConfig(prompts=4, group=8, updates=1, adaptive=False)
+    optimizer = torch.optim.AdamW(p.model.requires_grad_(True).parameters(), lr=3e-3)
+    asked = texts(4)
+    each = [t for t in asked for _ in range(8)]
+    shares = []
+    for step in range(40):
+        drawn = p.draw(each, config.sampling, rng(step, "bandit"))
+        rewards = (drawn.codes[:, 0] % 2 == 0).float().view(4, 8)
+        stats = update_painter(p, reference, optimizer, Groups(asked, drawn, rewards), (), config, rng(step))
+        assert stats.first_ratio == 0 and stats.kl >= 0
+        shares.append(rewards.mean().item())
+    assert sum(shares[:5]) / 5 < 0.65 and sum(shares[-5:]) / 5 > 0.9
+
+
+def test_tokens_that_were_not_chosen_have_no_gradient() -> None:
+    p = painter()
+    drawn = p.draw(texts(2) * 2, SamplingConfig(), rng(0, "chosen"))
+    drawn = Drawn(drawn.words, torch.zeros_like(drawn.chosen), *drawn[2:])  # as if all words had been given
+    groups = Groups(texts(2), drawn, torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
+    optimizer = torch.optim.SGD(p.model.requires_grad_(True).parameters(), lr=0.0)
+    update_painter(p, painter().model, optimizer, groups, (), ReasonRLConfig(prompts=2, group=2, updates=1, adaptive=False), rng(0))  # fmt: skip
+    head = p.model.transformer.head.weight.grad
+    assert head[: p.model.config.boi + 1].abs().sum() == 0 and head[p.model.config.boi + 1 :].abs().sum() > 0
+
+
+def test_entropy_is_that_of_torch_and_impossible_tokens_count_nothing() -> None:
+    logits = torch.randn(5, 9, generator=rng(0, "h"))
+    wanted = torch.distributions.Categorical(logits=logits).entropy()
+    torch.testing.assert_close(entropy_of(logits.log_softmax(-1)), wanted)
+    log_prob = torch.tensor([0.5, 0.5, 0.0]).log()
+    assert entropy_of(log_prob).item() == pytest.approx(math.log(2))
+
+
+@pytest.mark.parametrize("start", [0.2, 1.9])
+def test_the_controller_moves_the_entropy_to_its_target_from_both_sides(start: float) -> None:
+    """A policy over eight tokens that only minimises alpha H; its entropy begins below or above the target of 1.2 nats."""
+    sharp = torch.tensor(6.0 if start < 1 else 0.8)
+    policy = (sharp * torch.linspace(0, 1, 8) ** 2).requires_grad_()
+    optimizer = torch.optim.SGD([policy], lr=0.5)
+    control = AdaptiveEntropy(EntropyConfig(target=1.2, bound=0.2, lr=5e-3))
+    history = []
+    for _ in range(3000):
+        h = entropy_of(policy.log_softmax(-1))
+        optimizer.zero_grad()
+        (control.alpha * h).backward()
+        optimizer.step()
+        control.step(h.item())
+        history.append(h.item())
+    assert (history[0] < 1.0) is (start < 1)  # it swings around its target, as what only integrates does
+    assert (
+        abs(sum(history[-1500:]) / 1500 - 1.2) < 0.15
+        and max(history[-1500:]) < 1.9
+        and min(history[-1500:]) > 0.5
+    )
+
+
+def test_alpha_does_not_stick_at_its_bound() -> None:
+    control = AdaptiveEntropy(EntropyConfig(target=1.0, bound=5e-3, lr=1e-3))
+    for _ in range(400):
+        control.step(3.0)
+    assert control.alpha == pytest.approx(5e-3, rel=1e-3)
+    steps = 0
+    while control.alpha > 0 and steps < 200:
+        control.step(0.5)
+        steps += 1
+    assert steps < 60 and control.alpha <= 0
+
+
+def test_adam_of_the_controller_is_torchs() -> None:
+    config = EntropyConfig(target=1.0, bound=1e3, lr=1e-2)
+    control, psi = AdaptiveEntropy(config), torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
+    adam = torch.optim.Adam([psi], lr=1e-2, maximize=True)
+    for h in (2.0, 1.5, 0.3, 0.9, 1.1, 4.0):
+        adam.zero_grad()
+        (torch.sinh(psi) * (h - 1.0)).backward()
+        adam.step(), control.step(h)
+        assert control.alpha == pytest.approx(math.sinh(psi.item()), rel=1e-4)
+
+
+def test_a_training_says_what_it_did_and_is_the_same_twice(tmp_path: Path) -> None:
+    one, two = painter(), painter()
+    run = Run(tmp_path / "one", {})
+    train_reason_grpo(CONFIG, 0, one, even, texts, run)
+    rows = run.metrics("reason-grpo")
+    assert len(rows) == 2 and all(0 <= r["right"] <= 1 and r["tokens"] > 0 for r in rows)
+    train_reason_grpo(CONFIG, 0, two, even, texts, Run(tmp_path / "two", {}))
+    assert all(torch.equal(a, b) for a, b in zip(one.model.parameters(), two.model.parameters()))
+    assert not torch.equal(one.model.where, painter().model.where)
+
+
+@pytest.mark.parametrize(
+    "bad, named",
+    [({"group": 1}, "at least 2"), ({"updates": 99}, "cannot share 16"), ({"most": 0}, "at least 1")],
+)
+def test_bad_options_are_named(bad: dict, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        ReasonRLConfig(**bad)
+    with pytest.raises(ValueError, match="bound"):
+        EntropyConfig(1.0, bound=0.0)
