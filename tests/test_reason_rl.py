@@ -145,10 +145,10 @@ def test_the_controller_moves_the_entropy_to_its_target_from_both_sides(start: f
     """A policy over eight tokens that only minimises alpha H; its entropy begins below or above the target of 1.2 nats."""
     sharp = torch.tensor(6.0 if start < 1 else 0.8)
     policy = (sharp * torch.linspace(0, 1, 8) ** 2).requires_grad_()
-    optimizer = torch.optim.SGD([policy], lr=0.5)
+    optimizer = torch.optim.SGD([policy], lr=0.2)
     control = AdaptiveEntropy(EntropyConfig(target=1.2, bound=0.2, lr=5e-3))
     history = []
-    for _ in range(3000):
+    for _ in range(2000):
         h = entropy_of(policy.log_softmax(-1))
         optimizer.zero_grad()
         (control.alpha * h).backward()
@@ -157,7 +157,7 @@ def test_the_controller_moves_the_entropy_to_its_target_from_both_sides(start: f
         history.append(h.item())
     assert (history[0] < 1.0) is (start < 1)  # it swings around its target, as what only integrates does
     assert (
-        abs(sum(history[-1500:]) / 1500 - 1.2) < 0.15
+        abs(sum(history[-1000:]) / 1000 - 1.2) < 0.15
         and max(history[-1500:]) < 1.9
         and min(history[-1500:]) > 0.5
     )
