@@ -1,6 +1,7 @@
 """ReasonGen-R1's training: what counts in SFT and GRPO, which groups teach, and a controller that holds an entropy at its target."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from minireflect import rng
+from minireflect.evaluate_reason import ReasonEvaluation, evaluate_painter, reason_table
 from minireflect.methods.reasongen import (
     Groups,
     Painter,
@@ -24,6 +26,7 @@ from minireflect.models.vq import VQAutoencoder, VQConfig
 from minireflect.rl.entropy import AdaptiveEntropy, EntropyConfig, entropy_of
 from minireflect.run import Run
 from minireflect.streams import choices
+from minireflect.world.arrangement import TASKS
 from minireflect.world.prompts import draw_prompts
 from minireflect.world.rationales import rationale, read_rationale
 
@@ -206,3 +209,17 @@ def test_bad_options_are_named(bad: dict, named: str) -> None:
         ReasonRLConfig(**bad)
     with pytest.raises(ValueError, match="bound"):
         EntropyConfig(1.0, bound=0.0)
+
+
+def test_an_untrained_painter_is_measured_as_what_it_is() -> None:
+    """Noise for pictures and sentences: nothing is right, promised or kept, and best-of-N costs N times the tokens."""
+    config = ReasonEvaluation(pictures=12, batch=16)
+    score = evaluate_painter(painter(), even, config)
+    assert score.geneval == dict.fromkeys([*TASKS, "overall"], 0.0)
+    assert (
+        score.physical == score.unconventional == score.planned == score.kept == 0 and score.unreadable == 1
+    )
+    assert 0.2 < score.accepted < 0.8 and score.fooled == 1 and 64 < score.tokens <= 64 + 5
+    best = evaluate_painter(painter(), even, replace(config, best_of=3))
+    assert best.accepted > score.accepted and 2.8 < best.tokens / score.tokens < 3.2
+    assert reason_table({"one": score, "best of 3": best}).count("\n") == 3

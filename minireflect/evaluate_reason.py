@@ -1,0 +1,110 @@
+"""How well ReasonGen-R1 thinks and draws: GenEval's tasks, the laws, and whether the rationale is right about the picture.
+
+Everything is read by the inspector and by the parser of rationales, neither of which training ever asks.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from tqdm import tqdm
+
+from . import geneval
+from .methods.reasongen import Painter, thoughts
+from .models.reasongen import SamplingConfig
+from .rl.rewards import Reward
+from .streams import choices, rng
+from .world.inspector import inspect_all
+from .world.prompts import Prompt, draw_prompts
+from .world.rationales import read_rationale
+
+
+@dataclass(frozen=True)
+class ReasonEvaluation:
+    pictures: int = 240  # of arrangements, physical and unconventional prompts each
+    batch: int = 64
+    seed: int = 1_000
+    split: str = "held-out"  # combinations of objects that no training has seen, or "train"
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    best_of: int = 1  # pictures of a prompt, of which the judge's favourite counts
+
+
+@dataclass(frozen=True)
+class ReasonScore:
+    """Shares of the pictures, unless said otherwise."""
+
+    geneval: dict[str, float]  # by kind of task, and "overall", their mean
+    physical: float  # right by the inspector
+    unconventional: float
+    accepted: float  # by the judge, over all prompts
+    fooled: float  # of those, the share that is not right
+    unreadable: float
+    planned: float  # rationales that promise what the prompt asks for
+    kept: float  # of the rationales that say something, the share whose promise the picture keeps
+    tokens: float  # sampled for a prompt, words and image tokens, number
+
+
+def evaluation_prompts(config: ReasonEvaluation) -> list[Prompt]:
+    """The prompts that every row of a table is measured on."""
+    chance = choices(config.seed, "evaluate", "reason")
+    return [
+        p for kind in ("arrangement", "physical", "unconventional")
+        for p in draw_prompts(kind, config.split, config.pictures, chance)
+    ]  # fmt: skip
+
+
+@torch.no_grad()
+def evaluate_painter(
+    painter: Painter, judge: Reward, config: ReasonEvaluation, name: str = ""
+) -> ReasonScore:
+    """Draw fixed prompts with fixed noise; with `best_of`, each as often, and the picture that the judge likes best."""
+    prompts, n = evaluation_prompts(config), config.best_of
+    images, rewards, plans, tokens = [], [], [], 0
+    for i in tqdm(range(0, len(prompts), config.batch), f"measuring {name}", unit="batch", leave=False):
+        texts = [p.text for p in prompts[i : i + config.batch]]
+        tries = []
+        for k in range(n):
+            drawn = painter.draw(texts, config.sampling, rng(config.seed, "evaluate", "reason", i, k))
+            pictures = painter.pictures(drawn.codes)
+            tries.append((pictures.cpu(), judge(pictures, texts).cpu(), thoughts(painter, drawn)))
+            tokens += int(drawn.chosen.sum()) + drawn.codes.numel()
+        best = torch.stack([r for _, r, _ in tries]).argmax(0).tolist()  # (b)
+        images += [tries[k][0][j] for j, k in enumerate(best)]
+        rewards += [tries[k][1][j].item() for j, k in enumerate(best)]
+        plans += [read_rationale(tries[k][2][j]) for j, k in enumerate(best)]
+    readings = inspect_all(torch.stack(images))
+    right = [p.fulfilled_by(r) for p, r in zip(prompts, readings)]
+    things = [r.scene.objects if r.scene and r.scene.law == "arrangement" else () for r in readings]
+    m = config.pictures
+    accepted = [ok for ok, r in zip(right, rewards) if r >= 0.5]
+    said = [(plan, r) for plan, r in zip(plans, readings) if plan]
+    return ReasonScore(
+        geneval=geneval.scores(things[:m], [p.task for p in prompts[:m]]),
+        physical=sum(right[m : 2 * m]) / m,
+        unconventional=sum(right[2 * m :]) / m,
+        accepted=len(accepted) / len(prompts),
+        fooled=1 - sum(accepted) / len(accepted) if accepted else 0.0,
+        unreadable=sum(not r.readable for r in readings) / len(prompts),
+        planned=sum(plan is not None and plan.fulfils(p) for plan, p in zip(plans, prompts)) / len(prompts),
+        kept=sum(plan.shown_in(r) for plan, r in said) / len(said) if said else 0.0,
+        tokens=tokens / len(prompts),
+    )
+
+
+def reason_table(rows: dict[str, ReasonScore]) -> str:
+    """A Markdown table: a model a row."""
+    kinds = list(next(iter(rows.values())).geneval)
+    heads = [*kinds, "physical", "unconventional", "judge accepts", "of these wrong", "unreadable", "rationale right", "picture keeps it", "tokens"]  # fmt: skip
+    lines = ["| held-out prompts | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
+    for name, s in rows.items():
+        values = [
+            *s.geneval.values(),
+            s.physical,
+            s.unconventional,
+            s.accepted,
+            s.fooled,
+            s.unreadable,
+            s.planned,
+            s.kept,
+        ]
+        lines.append(f"| {name} | " + " | ".join(f"{v:.3f}" for v in values) + f" | {s.tokens:.0f} |")
+    return "\n".join(lines)
