@@ -20,7 +20,7 @@ from minireflect.methods.edit_loop import (
     scripted_actor,
     silent_actor,
 )
-from minireflect.methods.rig_parts import Parts
+from minireflect.methods.rig_parts import Parts, load_parts, loop_of
 from minireflect.methods.rlrig import (
     RLRIGConfig,
     attempts,
@@ -38,9 +38,10 @@ from minireflect.models.matcher import CrossBlock, Matcher, MatcherConfig
 from minireflect.models.tokenizer import EOS, Tokenizer
 from minireflect.models.unet import UNet, UNetConfig
 from minireflect.pipeline import LatentDiffusion
-from minireflect.rl.checker import Answers, matcher_checker
+from minireflect.rl.checker import Answers, load_checker, matcher_checker
 from minireflect.rl.policy import ppo_clip, token_kl, token_weights
 from minireflect.run import Run
+from minireflect.streams import choices
 from minireflect.world.edits import PROMPT_LENGTH, vocabulary
 from minireflect.world.graph import SceneGraph, parse_graph
 from minireflect.world.layout import lay_out, sample_graph, sample_picture
@@ -420,3 +421,29 @@ def test_a_held_out_graph_is_never_trained_on() -> None:
     chance = random.Random(0)
     trained = {g.triples for g in (sample_graph(chance) for _ in range(300))}
     assert not trained & {sample_graph(chance, "held-out").triples for _ in range(100)}
+
+
+@pytest.mark.parametrize("name", ["checker", "judge"])
+def test_the_shipped_networks_answer_about_held_out_scenes(name: str) -> None:
+    """Half of the requirements are true, half are another graph's; 97 % is what 2,000 questions measure (docs/log.md)."""
+    check, draw = load_checker(name=name), choices(3, "held-out")
+    pictures = [sample_picture(draw, "held-out") for _ in range(60)]
+    images = torch.stack([render(scene) for _, scene in pictures])
+    graphs = [g for g, _ in pictures]
+    right = []
+    for asked in (graphs, graphs[1:] + graphs[:1]):
+        answers = check(images, asked)
+        for (_, scene), graph, met in zip(pictures, asked, answers.met):
+            right += [
+                r.met_by(scene.objects) == bool(said) for r, said in zip(graph.requirements, met.tolist())
+            ]
+    assert len(right) > 400 and sum(right) / len(right) > 0.94
+
+
+def test_the_shipped_loop_keeps_what_is_right_and_edits_the_rest() -> None:
+    parts, graphs = load_parts(), graphs_of(5, 0, replace(CONFIG, graphs=12))
+    first, *later = loop_of(parts, LoopConfig(rounds=1))(graphs, rng(0, "shipped"))
+    accepted = first.answers.met.all(1)
+    assert later and torch.equal(later[-1].images[accepted], first.images[accepted])
+    assert (later[-1].answers.score >= first.answers.score).all()
+    assert all(edit.count(" at the ") >= 1 for edit in later[-1].edits)  # it names places
