@@ -5,6 +5,7 @@
     python train.py autoencoder | diffusion | reward | srrl
     python train.py all --scenes graphs      RL-RIG from nothing; its weights are not shipped yet
     python train.py checker | actor | rlrig --weights RUN          one stage of it, from such a run
+    python train.py vq | reason-sft | reason-grpo --weights RUN    ReasonGen-R1, a stage at a time; its weights are not shipped yet
     python train.py srrl --base PATH --reward clip --clip PATH --prompts FILE      LoRA on Stable Diffusion
 
 Every run leaves a folder: config.json, metrics.jsonl, weights, the state to resume from, and figures.
@@ -20,13 +21,24 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from minireflect.config import PRESETS, RIG_COMMANDS, Command, Config, preset, read_config, to_dict
+from minireflect.config import (
+    PRESETS,
+    REASON_COMMANDS,
+    RIG_COMMANDS,
+    Command,
+    Config,
+    preset,
+    read_config,
+    to_dict,
+)
 from minireflect.diffusion.schedule import Schedule, ScheduleConfig
 from minireflect.methods.finetune import SAMPLER, SRRL, FinetuneConfig, finetune, read_prompts
 from minireflect.methods.rig_parts import load_parts
 from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
 from minireflect.models.matcher import Matcher, MatcherConfig
+from minireflect.models.vq import VQAutoencoder, VQConfig
 from minireflect.pipeline import best_device, load_module, load_pipeline, weights_folder
+from minireflect.reason_stages import REASON, REASON_STAGES, load_painter
 from minireflect.rig_stages import RIG_STAGES
 from minireflect.rl.checker import RIG
 from minireflect.run import Interrupted, Run, RunError
@@ -107,15 +119,22 @@ def train(args: Arguments) -> None:
         return
     everything = RIG_STAGES if config.scenes == "graphs" else LAW_STAGES
     for stage in everything if args.command == "all" else [args.command]:
-        folder = run.folder / "weights" if args.command == "all" else source_of(args)
-        (LAW_STAGES | RIG_STAGES)[stage](config, run, folder, device)
+        folder = run.folder / "weights" if begins_from_nothing(args) else source_of(args)
+        (LAW_STAGES | RIG_STAGES | REASON_STAGES)[stage](config, run, folder, device)
     print(f"done in {(time.time() - start) / 60:.1f} minutes; look at {run.folder / 'figures'}")
+
+
+def begins_from_nothing(args: Arguments) -> bool:
+    if args.command == "autoencoder":
+        return not args.config.autoencoder.continued
+    return args.command in ("all", "vq")
 
 
 def source_of(args: Arguments) -> Path:
     """The folder with the weights to start from."""
     rig = args.command in RIG_COMMANDS or args.config.scenes == "graphs"
-    return weights_folder(RIG if rig and args.weights is None else args.weights)
+    shipped = RIG if rig else REASON if args.command in REASON_COMMANDS else None
+    return weights_folder(args.weights or shipped)
 
 
 def check_first(args: Arguments) -> None:
@@ -134,15 +153,19 @@ def check_first(args: Arguments) -> None:
                 "--autoencoder.continued, --diffusion.continued and the like go on from what exists; `all` starts from nothing: "
                 "use `autoencoder`, `diffusion`, `reward` or `checker`"
             )
+    if begins_from_nothing(args):
         return
     folder = source_of(args)
-    if args.command == "autoencoder":
-        if config.autoencoder.continued:
-            load_module(folder / "autoencoder.safetensors", Autoencoder, AutoencoderConfig)
-    elif args.command == "diffusion" and config.diffusion.continued == "nothing":
+    if args.command == "autoencoder" or (
+        args.command == "diffusion" and config.diffusion.continued == "nothing"
+    ):
         load_module(folder / "autoencoder.safetensors", Autoencoder, AutoencoderConfig)
     elif args.command == "rlrig":
         load_parts(folder)
+    elif args.command == "reason-sft":
+        load_module(folder / "vq.safetensors", VQAutoencoder, VQConfig)
+    elif args.command == "reason-grpo":
+        load_painter(folder)
     else:
         load_pipeline(folder)
     if args.command == "srrl" or (args.command == "reward" and config.reward.continued):

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Literal
 
 from .evaluate import EvaluationConfig
+from .evaluate_reason import ReasonEvaluation
 from .methods.edit_loop import LoopConfig
 from .methods.finetune import FinetuneConfig
+from .methods.reasongen import ReasonRLConfig
 from .methods.rlrig import RLRIGConfig
 from .methods.rollout import SRRLConfig
 from .methods.step import UpdateConfig
@@ -21,14 +23,29 @@ from .methods.train_actor import ActorTraining
 from .methods.train_autoencoder import AutoencoderTraining
 from .methods.train_checker import CheckerTraining
 from .methods.train_diffusion import DiffusionTraining
+from .methods.train_reasongen import ReasonTraining
 from .methods.train_reward import RewardTraining
+from .methods.train_vq import VQTraining
 from .pipeline import SamplerConfig
 from .streams import choices
 from .world.data import WorldConfig
 from .world.prompts import KINDS, draw_prompts
 
-Command = Literal["autoencoder", "diffusion", "reward", "srrl", "checker", "actor", "rlrig", "all"]
+Command = Literal[
+    "autoencoder",
+    "diffusion",
+    "reward",
+    "srrl",
+    "checker",
+    "actor",
+    "rlrig",
+    "vq",
+    "reason-sft",
+    "reason-grpo",
+    "all",
+]
 RIG_COMMANDS = ("checker", "actor", "rlrig")  # these belong to the world of scene graphs
+REASON_COMMANDS = ("vq", "reason-sft", "reason-grpo")
 PRESETS = ("smoke", "cpu", "gpu")
 
 
@@ -75,9 +92,14 @@ class Config:
     checker: CheckerTraining = field(default_factory=CheckerTraining)
     actor: ActorTraining = field(default_factory=ActorTraining)
     rlrig: RLRIGConfig = field(default_factory=RLRIGConfig)
+    vq: VQTraining = field(default_factory=VQTraining)
+    sft: ReasonTraining = field(default_factory=ReasonTraining)
+    grpo: ReasonRLConfig = field(default_factory=ReasonRLConfig)
+    asked: PromptMix = field(default_factory=lambda: PromptMix(0.35, 0.25, 0.4))  # by reason-grpo
     prompts: PromptMix = field(default_factory=PromptMix)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    reasoning: ReasonEvaluation = field(default_factory=ReasonEvaluation)  # of reason-sft and reason-grpo
 
 
 def preset(name: str, scenes: str = "laws") -> Config:
@@ -122,6 +144,10 @@ def preset(name: str, scenes: str = "laws") -> Config:
                 editor_iterations=2,
                 editor=UpdateConfig(updates=1, batch=4),
             ),
+            vq=VQTraining(pictures=32, steps=3, batch=4, codes=32, revived=2),
+            sft=ReasonTraining(pictures=32, steps=3, batch=4),
+            grpo=ReasonRLConfig(iterations=2, prompts=2, group=2, most=1),
+            reasoning=ReasonEvaluation(pictures=6, batch=6),
             sampler=SamplerConfig(steps=4),
             evaluation=EvaluationConfig(pictures=8, batch=8),
         )

@@ -180,6 +180,29 @@ def phases(stages: dict[str, list[dict]], path: Path) -> None:
     save(figure, path)
 
 
+def reason_curves(rows: list[dict], targets: dict[str, float], path: Path) -> None:
+    """ReasonGen-R1 in training: verdict and truth; the entropy of words and of image tokens with their targets; the weights that hold them."""
+    figure, panels = plt.subplots(1, 3, figsize=(12, 3.2))
+    step = [r["step"] for r in rows]
+    for key, color, label in (
+        ("reward", REWARD, "right, says the judge"),
+        ("right", TRUTH, "right, by the inspector"),
+    ):
+        panels[0].plot(step, smooth([r[key] for r in rows], 8), color=color, label=label)
+    panels[0].set(xlabel="iteration", ylim=(0, 1), title="training prompts")
+    learnt = [r for r in rows if "text_entropy" in r]
+    for key, color in (("text", REWARD), ("image", TRUTH)):
+        at = [r["step"] for r in learnt]
+        panels[1].plot(at, [r[f"{key}_entropy"] for r in learnt], color=color, label=f"{key} tokens")
+        panels[1].axhline(targets[key], color=color, ls=":", lw=0.8)
+        panels[2].plot(step, [r[f"alpha_{key}"] for r in rows], color=color, label=f"alpha of {key}")
+    panels[1].set(xlabel="iteration", ylabel="nats a token", title="entropy, targets dotted", ylim=(0, None))
+    panels[2].set(xlabel="iteration", title="above 0 entropy is penalised")
+    for axes in panels:
+        axes.legend(fontsize=7)
+    save(figure, path)
+
+
 def graph_bars(rows: dict[str, GraphScore], path: Path) -> None:
     """SG-IoU and the share of pictures fully right of every loop, with its UNet evaluations."""
     figure, axes = plt.subplots(figsize=(7.2, 0.5 * len(rows) + 1.2))

@@ -4,6 +4,7 @@ Nothing in them is picked: prompts come in the order in which the world lists th
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from torch import Tensor
 from . import figures
 from .diffusion.reflection import ReflectionConfig, renoise_to
 from .diffusion.sample import denoise, last
+from .evaluate_reason import ReasonEvaluation, evaluation_prompts
 from .methods.edit_loop import LoopConfig
+from .methods.reasongen import Painter, thoughts
 from .methods.rig_parts import Parts, loop_of
 from .pipeline import LatentDiffusion, SamplerConfig
 from .rl.rewards import Reward
@@ -168,3 +171,19 @@ def edit_strip(
     heads = ["drawn", *(f"edit {k}" for k in range(1, loop.rounds + 1))]
     figures.strip(rows, [g.sentence for g in graphs], heads, path)
     return rows
+
+
+def thoughts_strip(painter: Painter, judge: Reward, config: ReasonEvaluation, seed: int, path: Path) -> None:
+    """ReasonGen-R1 at work, a prompt a row: the rationale as written, the picture, the verdict; the first prompts of each kind."""
+    prompts = evaluation_prompts(replace(config, pictures=3))
+    texts = [p.text for p in prompts]
+    cells: list[list[Cell]] = [[] for _ in prompts]
+    for k in range(2):
+        drawn = painter.draw(texts, config.sampling, rng(seed, "thoughts", k))
+        images = painter.pictures(drawn.codes).cpu()
+        for row, prompt, image, said, r in zip(
+            cells, prompts, images, thoughts(painter, drawn), judge(images, texts)
+        ):
+            lines = [*figures.wrap(said or "(no rationale)", 44).splitlines()[:8], f"judge {r:.2f}"]
+            row.append((image, "\n".join(lines), prompt.fulfilled_by(inspect(image))))
+    figures.strip(cells, texts, ["one", "another"], path)

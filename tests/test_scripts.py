@@ -191,6 +191,21 @@ def test_rlrig_from_nothing_to_a_strip(tmp_path: Path) -> None:
     assert (tmp_path / "strip.png").stat().st_size > 5_000
 
 
+def test_reasongen_from_nothing_to_pictures(tmp_path: Path) -> None:
+    """Every line of the third system: the codebook, fine-tuning on rationales, reinforcement."""
+    for command, source in (("vq", None), ("reason-sft", "vq"), ("reason-grpo", "reason-sft")):
+        words = [*(["--weights", source] if source else []), "--preset", "smoke", "--out", command]
+        done = run("train.py", command, *words, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-3000:]
+    for row in ("| SFT |", "| best of 4 |", "| SFT + GRPO |"):
+        assert row in done.stdout
+    assert {p.name for p in (tmp_path / command / "figures").iterdir()} == {"reason_grpo.png", "thoughts.png"}
+    weights = {p.stem for p in (tmp_path / command / "weights").iterdir()}
+    assert weights == {"base_reasongen", "reasongen", "vq"}
+    bad = run("train.py", "reason-grpo", "--weights", "vq", "--out", "bad", cwd=tmp_path)
+    assert bad.returncode == 2 and "reasongen.safetensors" in bad.stderr and "Traceback" not in bad.stderr
+
+
 BAD_TRAININGS = {
     "resume from nowhere": (["--resume", "--out", "nowhere"], ("nowhere",)),
     "resume without a folder": (["--resume"], ("--out",)),

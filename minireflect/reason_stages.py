@@ -1,0 +1,125 @@
+"""The stages of ReasonGen-R1, see stages.py:  vq -> reason-sft -> reason-grpo
+
+Its judge is SRRL's learned reward, from the same folder if it is there, else the shipped one.
+"""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from . import figures
+from .config import Config
+from .evaluate_reason import ReasonScore, evaluate_painter, reason_table
+from .methods.reasongen import Painter, train_reason_grpo
+from .methods.train_reasongen import train_reasongen
+from .methods.train_vq import train_vq
+from .models.reasongen import ReasonGen, ReasonGenConfig
+from .models.tokenizer import Tokenizer
+from .models.vq import VQAutoencoder, VQConfig
+from .pipeline import SHIPPED, load_module, save_module
+from .rl.rewards import Reward, load_reward
+from .run import Run, write_text
+from .showcase import thoughts_strip
+from .streams import choices
+from .world.data import training_pairs
+
+REASON = SHIPPED / "reasongen"  # the shipped weights of ReasonGen-R1
+
+
+def load_painter(
+    folder: str | Path = REASON, name: str = "reasongen", device: torch.device | str = "cpu"
+) -> Painter:
+    """ReasonGen-R1 from a folder with its weights: "reasongen", or the "base_reasongen" that reinforcement started from."""
+    model, about = load_module(Path(folder) / f"{name}.safetensors", ReasonGen, ReasonGenConfig)
+    vq, _ = load_module(Path(folder) / "vq.safetensors", VQAutoencoder, VQConfig)
+    return Painter(model.to(device), Tokenizer(about["words"].split(), model.config.prompt), vq.to(device))
+
+
+def save_painter(folder: Path, name: str, painter: Painter) -> None:
+    save_module(folder / f"{name}.safetensors", painter.model, {"words": " ".join(painter.tokenizer.words)})
+
+
+def judge_of(folder: Path) -> Reward:
+    return load_reward(folder if (folder / "reward.safetensors").exists() else None)
+
+
+def vq(config: Config, run: Run, folder: Path, device: torch.device) -> None:
+    if run.is_done("vq"):
+        return
+    draw = choices(config.seed, "vq", "pictures")
+    pixels, _, _ = training_pairs(config.vq.pictures, config.world, draw)
+    model = train_vq(config.vq, pixels, config.seed, run, device)
+    save_module(run.folder / "weights" / "vq.safetensors", model, {})
+    figures.training_curve(run.metrics("vq"), {"mse": "squared error"}, run.folder / "figures" / "vq.png")
+    run.finish("vq")
+
+
+def reason_sft(config: Config, run: Run, folder: Path, device: torch.device) -> None:
+    if run.is_done("reason-sft"):
+        return
+    weights = run.folder / "weights"
+    codebook, _ = load_module(folder / "vq.safetensors", VQAutoencoder, VQConfig)
+    model, tokenizer = train_reasongen(config.sft, config.world, config.seed, codebook, run, device)
+    save_module(weights / "vq.safetensors", codebook, {})
+    painter = Painter(model, tokenizer, codebook)
+    save_painter(weights, "reasongen", painter)
+    figures.training_curve(
+        run.metrics("reason-sft"),
+        {"text": "nats a word", "image": "nats an image token"},
+        run.folder / "figures" / "reason_sft.png",
+    )
+    score = measured_painter(run, "SFT", painter, judge_of(folder), config)
+    report(run, {"SFT": score})
+    thoughts_strip(
+        painter, judge_of(folder), config.reasoning, config.seed, run.folder / "figures" / "thoughts.png"
+    )
+    run.finish("reason-sft")
+
+
+def reason_grpo(config: Config, run: Run, folder: Path, device: torch.device) -> None:
+    """Measure, reinforce, measure again with the same prompts and noise."""
+    weights, judge, clock = run.folder / "weights", judge_of(folder), time.time()
+    if not (weights / "base_reasongen.safetensors").exists():
+        first = load_painter(folder)
+        save_painter(weights, "base_reasongen", first)
+        save_module(weights / "vq.safetensors", first.vq, {})
+    painter = load_painter(weights, "base_reasongen", device)
+    rows = {"SFT": measured_painter(run, "SFT", painter, judge, config)}
+    rows["best of 4"] = measured_painter(run, "best of 4", painter, judge, config, best_of=4)
+
+    def prompts(n: int, step: int, number: int) -> list[str]:
+        return config.asked.draw(config.seed, n)(step * config.grpo.most + number)[0]
+
+    try:
+        train_reason_grpo(config.grpo, config.seed, painter, judge, prompts, run)
+    finally:  # also when stopped: what was trained is never lost
+        save_painter(weights, "reasongen", painter)
+    rows["SFT + GRPO"] = measured_painter(run, "SFT + GRPO", painter, judge, config)
+    report(run, rows, f"{(time.time() - clock) / 60:.1f} minutes")
+    targets = {"text": config.grpo.text.target, "image": config.grpo.image.target}
+    figures.reason_curves(run.metrics("reason-grpo"), targets, run.folder / "figures" / "reason_grpo.png")
+    thoughts_strip(painter, judge, config.reasoning, config.seed, run.folder / "figures" / "thoughts.png")
+    run.finish("reason-grpo")
+
+
+def report(run: Run, rows: dict[str, ReasonScore], last: str = "") -> None:
+    text = "\n\n".join([reason_table(rows), *([last] if last else [])])
+    write_text(run.folder / "table.md", text + "\n")
+    print(text)
+
+
+def measured_painter(
+    run: Run, name: str, painter: Painter, judge: Reward, config: Config, best_of: int = 1
+) -> ReasonScore:
+    """Measure, unless this run has done so before it was interrupted."""
+    known = [row for row in run.metrics("evaluation") if row["model"] == name]
+    if known:
+        return ReasonScore(**known[-1]["score"])
+    score = evaluate_painter(painter, judge, replace(config.reasoning, best_of=best_of), name)
+    run.log("evaluation", 0, model=name, score=vars(score))
+    return score
+
+
+REASON_STAGES = {"vq": vq, "reason-sft": reason_sft, "reason-grpo": reason_grpo}
