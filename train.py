@@ -3,8 +3,8 @@
     python train.py                          SRRL from the shipped weights
     python train.py all                      everything from nothing: autoencoder, diffusion, reward, then SRRL
     python train.py autoencoder | diffusion | reward | srrl
-    python train.py all --scenes graphs      RL-RIG from nothing; its weights are not shipped yet
-    python train.py checker | actor | rlrig --weights RUN          one stage of it, from such a run
+    python train.py rlrig                    RL-RIG from the shipped weights; all --scenes graphs from nothing
+    python train.py checker | actor          what it stands on
     python train.py vq | reason-sft | reason-grpo --weights RUN    ReasonGen-R1, a stage at a time; its weights are not shipped yet
     python train.py srrl --base PATH --reward clip --clip PATH --prompts FILE      LoRA on Stable Diffusion
 
@@ -51,7 +51,8 @@ class Arguments:
 
     Commands: `srrl` reinforces the shipped weights; `autoencoder`, `diffusion` and `reward` train what it stands on;
     `all` does everything from nothing. `rlrig` is the second system, on scene graphs; `checker` and `actor` train what it
-    stands on, and with --scenes graphs so do `autoencoder` and `diffusion`; these start from --weights RUN.
+    stands on, and with --scenes graphs so do `autoencoder` and `diffusion`. `vq`, `reason-sft` and `reason-grpo` are the
+    stages of the third, which start from --weights RUN.
     """
 
     command: Annotated[Command, tyro.conf.Positional] = "srrl"  # what to train
