@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from . import geneval
-from .methods.reasongen import Painter, thoughts
+from .methods.reasongen import Painter
 from .models.reasongen import SamplingConfig
 from .rl.rewards import Reward
 from .streams import choices, rng
@@ -65,7 +65,7 @@ def evaluate_painter(
         for k in range(n):
             drawn = painter.draw(texts, config.sampling, rng(config.seed, "evaluate", "reason", i, k))
             pictures = painter.pictures(drawn.codes)
-            tries.append((pictures.cpu(), judge(pictures, texts).cpu(), thoughts(painter, drawn)))
+            tries.append((pictures.cpu(), judge(pictures, texts).cpu(), painter.thoughts(drawn)))
             tokens += int(drawn.chosen.sum()) + drawn.codes.numel()
         best = torch.stack([r for _, r, _ in tries]).argmax(0).tolist()  # (b)
         images += [tries[k][0][j] for j, k in enumerate(best)]

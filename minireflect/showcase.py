@@ -17,7 +17,7 @@ from .diffusion.reflection import ReflectionConfig, renoise_to
 from .diffusion.sample import denoise, last
 from .evaluate_reason import ReasonEvaluation, evaluation_prompts
 from .methods.edit_loop import LoopConfig
-from .methods.reasongen import Painter, thoughts
+from .methods.reasongen import Painter
 from .methods.rig_parts import Parts, loop_of
 from .pipeline import LatentDiffusion, SamplerConfig
 from .rl.rewards import Reward
@@ -182,8 +182,8 @@ def thoughts_strip(painter: Painter, judge: Reward, config: ReasonEvaluation, se
         drawn = painter.draw(texts, config.sampling, rng(seed, "thoughts", k))
         images = painter.pictures(drawn.codes).cpu()
         for row, prompt, image, said, r in zip(
-            cells, prompts, images, thoughts(painter, drawn), judge(images, texts)
+            cells, prompts, images, painter.thoughts(drawn), judge(images, texts)
         ):
-            lines = [*figures.wrap(said or "(no rationale)", 44).splitlines()[:8], f"judge {r:.2f}"]
+            lines = [*figures.wrap(said or "(no rationale)", 44).splitlines()[:6], f"judge {r:.2f}"]
             row.append((image, "\n".join(lines), prompt.fulfilled_by(inspect(image))))
     figures.strip(cells, texts, ["one", "another"], path)

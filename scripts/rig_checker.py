@@ -1,9 +1,13 @@
-"""How good Checker and judge are: on held-out scenes whose facts are known, and on the loop's own pictures against the inspector."""
+"""How good Checker and judge are: on held-out scenes whose facts are known, and on the loop's own pictures against the inspector.
+
+python scripts/rig_checker.py          prints the first, for the shipped two
+"""
 
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from rig_report import checker_table
 from torch import Tensor
 from tqdm import tqdm
 
@@ -86,3 +90,7 @@ def asked_of_the_loop(weights: Path) -> dict[str, dict[str, dict[str, float]]]:
 
 def share(of: Tensor) -> float:
     return of.float().mean().item() if len(of) else 0.0
+
+
+if __name__ == "__main__":
+    print(checker_table({name: asked_of_renders(name) for name in ("checker", "judge")}))

@@ -86,6 +86,10 @@ class Painter(NamedTuple):
         ids = self.tokenizer(prompts).to(next(self.model.parameters()).device)
         return self.model.write(ids, sampling, generator)
 
+    def thoughts(self, drawn: Drawn) -> list[str]:
+        """The rationales as written.  -> b"""
+        return as_text(self.tokenizer, drawn.words)
+
 
 class Groups(NamedTuple):
     """Samples to learn from: n prompts, G of each, one after the other."""
@@ -250,8 +254,3 @@ def train_reason_grpo(
             reward=f"{tally.reward:.2f}", right=f"{tally.right:.2f}", mixed=f"{tally.mixed}/{tally.drawn}"
         )
     return model.eval().requires_grad_(False)
-
-
-def thoughts(painter: Painter, drawn: Drawn) -> list[str]:
-    """The rationales as written."""
-    return as_text(painter.tokenizer, drawn.words)
