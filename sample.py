@@ -3,12 +3,14 @@
     python sample.py "a balance with a big red ball on the left pan and a small blue ball on the right pan" --rounds 3 --out strip.png
     python sample.py --check          draw the committed picture again and compare
     python sample.py --method rlrig "red ball on blue box; green cube left of yellow cylinder"
+    python sample.py --method reasongen --weights RUN "a tall red candle in still air"
     python sample.py --base PATH [--lora FILE] "a fox riding a bike"          Stable Diffusion, a folder or a file
 
 Round 0 is the picture as drawn.  In every further round what the learned reward calls wrong is turned back into noise, and
 drawn anew from the opposite of that noise; `--blind` draws everything again, as SRRL's code does, whatever the reward says.
 With `--base` the rounds are blind, as no reward is shipped for real pictures.  With `--method rlrig` a prompt is a scene graph, as triples,
-a sentence or a .json file of LAION-SG's; the strip shows picture, unmet requirements, edit prompt, next picture.
+a sentence or a .json file of LAION-SG's; the strip shows picture, unmet requirements, edit prompt, next picture.  With `--method reasongen`
+there are no rounds: it shows the rationale as written, the picture and the verdict, of two samples.
 """
 
 import argparse
@@ -25,11 +27,13 @@ from minireflect.methods.edit_loop import LoopConfig
 from minireflect.methods.finetune import PRECISIONS, FinetuneConfig, load_base
 from minireflect.methods.rig_parts import load_parts
 from minireflect.models.lora import load_lora, merge_lora
+from minireflect.models.reasongen import SamplingConfig
 from minireflect.models.tokenizer import PromptError, split
 from minireflect.pipeline import SHIPPED, SamplerConfig, best_device, load_pipeline, weights_folder
+from minireflect.reason_stages import REASON, judge_of, load_painter
 from minireflect.rl.checker import RIG
 from minireflect.rl.rewards import load_reward
-from minireflect.showcase import blind_rounds, check_picture, edit_strip, rounds_strip
+from minireflect.showcase import blind_rounds, check_picture, edit_strip, rounds_strip, thoughts_strip
 from minireflect.streams import choices
 from minireflect.world.graph import read_graph
 from minireflect.world.layout import lay_out
@@ -53,7 +57,10 @@ def parse(words: list[str]) -> argparse.Namespace:
         "--rounds", type=int, help="reflections after the first picture (default: 0; with --method rlrig 3)"
     )
     parser.add_argument(
-        "--method", choices=("srrl", "rlrig"), default="srrl", help="whose rounds (default: %(default)s)"
+        "--method",
+        choices=("srrl", "rlrig", "reasongen"),
+        default="srrl",
+        help="who draws (default: %(default)s)",
     )
     parser.add_argument("--weights", type=Path, help="run folder of train.py (default: the shipped weights)")
     parser.add_argument("--seed", type=int, default=0, help="of all noise (default: 0)")
@@ -160,8 +167,22 @@ def draw_rig(args: argparse.Namespace) -> None:
     print(f"written to {args.out}")
 
 
+def draw_reason(args: argparse.Namespace) -> None:
+    folder = weights_folder(REASON if args.weights is None else args.weights)
+    painter, judge = load_painter(folder), judge_of(folder)
+    rows = thoughts_strip(painter, judge, args.prompts, SamplingConfig(), args.seed, args.out)
+    for prompt, row in zip(args.prompts, rows):
+        print(prompt)
+        for thought, (_, said, _) in row:
+            print(f"  {thought or '(no rationale)'}\n    {said.splitlines()[-1]}")
+    print(f"written to {args.out}")
+
+
 def draw(args: argparse.Namespace) -> None:
     check_arguments(args)
+    if args.method == "reasongen":
+        draw_reason(args)
+        return
     if args.method == "rlrig":
         draw_rig(args)
         return

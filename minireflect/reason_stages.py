@@ -11,7 +11,7 @@ import torch
 
 from . import figures
 from .config import Config
-from .evaluate_reason import ReasonScore, evaluate_painter, reason_table
+from .evaluate_reason import ReasonScore, evaluate_painter, evaluation_prompts, reason_table
 from .methods.reasongen import Painter, train_reason_grpo
 from .methods.train_reasongen import train_reasongen
 from .methods.train_vq import train_vq
@@ -72,9 +72,7 @@ def reason_sft(config: Config, run: Run, folder: Path, device: torch.device) -> 
     )
     score = measured_painter(run, "SFT", painter, judge_of(folder), config)
     report(run, {"SFT": score})
-    thoughts_strip(
-        painter, judge_of(folder), config.reasoning, config.seed, run.folder / "figures" / "thoughts.png"
-    )
+    show(painter, judge_of(folder), config, run)
     run.finish("reason-sft")
 
 
@@ -100,7 +98,7 @@ def reason_grpo(config: Config, run: Run, folder: Path, device: torch.device) ->
     report(run, rows, f"{(time.time() - clock) / 60:.1f} minutes")
     targets = {"text": config.grpo.text.target, "image": config.grpo.image.target}
     figures.reason_curves(run.metrics("reason-grpo"), targets, run.folder / "figures" / "reason_grpo.png")
-    thoughts_strip(painter, judge, config.reasoning, config.seed, run.folder / "figures" / "thoughts.png")
+    show(painter, judge, config, run)
     run.finish("reason-grpo")
 
 
@@ -108,6 +106,14 @@ def report(run: Run, rows: dict[str, ReasonScore], last: str = "") -> None:
     text = "\n\n".join([reason_table(rows), *([last] if last else [])])
     write_text(run.folder / "table.md", text + "\n")
     print(text)
+
+
+def show(painter: Painter, judge: Reward, config: Config, run: Run) -> None:
+    """The first prompts of each kind, nothing picked."""
+    texts = [p.text for p in evaluation_prompts(replace(config.reasoning, pictures=3))]
+    thoughts_strip(
+        painter, judge, texts, config.reasoning.sampling, config.seed, run.folder / "figures" / "thoughts.png"
+    )
 
 
 def measured_painter(

@@ -9,7 +9,7 @@ import torch
 from . import figures
 from .config import Config
 from .evaluate import GraphScore, evaluate_loop, evaluation_graphs, graph_table
-from .methods.rig_parts import PARTS, Loop, controls, load_parts, loop_of
+from .methods.rig_parts import PARTS, Loop, controls, load_parts, loop_of, trained_controls
 from .methods.rlrig import train_actor_grpo, train_editor
 from .methods.train_actor import train_actor
 from .methods.train_checker import train_checker
@@ -66,6 +66,8 @@ def rlrig(config: Config, run: Run, folder: Path, device: torch.device) -> None:
             save_module(weights / "actor.safetensors", parts.actor, {})
             save_module(weights / "editor.safetensors", parts.editor.unet, {})
         rows[name] = measured_loop(run, name, loop_of(parts, config.rlrig.loop), judge, config)
+    for name, loop in trained_controls(parts, config.rlrig.loop).items():
+        rows[name] = measured_loop(run, name, loop, judge, config)
     summary = f"{graph_table(rows)}\n\n{(time.time() - clock) / 60:.1f} minutes"
     write_text(run.folder / "table.md", summary + "\n")
     print(summary)

@@ -4,7 +4,6 @@ Nothing in them is picked: prompts come in the order in which the world lists th
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +14,10 @@ from torch import Tensor
 from . import figures
 from .diffusion.reflection import ReflectionConfig, renoise_to
 from .diffusion.sample import denoise, last
-from .evaluate_reason import ReasonEvaluation, evaluation_prompts
 from .methods.edit_loop import LoopConfig
 from .methods.reasongen import Painter
 from .methods.rig_parts import Parts, loop_of
+from .models.reasongen import SamplingConfig
 from .pipeline import LatentDiffusion, SamplerConfig
 from .rl.rewards import Reward
 from .streams import rng
@@ -173,17 +172,19 @@ def edit_strip(
     return rows
 
 
-def thoughts_strip(painter: Painter, judge: Reward, config: ReasonEvaluation, seed: int, path: Path) -> None:
-    """ReasonGen-R1 at work, a prompt a row: the rationale as written, the picture, the verdict; the first prompts of each kind."""
-    prompts = evaluation_prompts(replace(config, pictures=3))
-    texts = [p.text for p in prompts]
-    cells: list[list[Cell]] = [[] for _ in prompts]
+def thoughts_strip(
+    painter: Painter, judge: Reward, texts: list[str], sampling: SamplingConfig, seed: int, path: Path
+) -> list[list[tuple[str, Cell]]]:
+    """ReasonGen-R1 at work, a prompt a row, twice: the rationale as written, the picture, the verdict.  -> rationale and cell, row by row"""
+    rows: list[list[tuple[str, Cell]]] = [[] for _ in texts]
     for k in range(2):
-        drawn = painter.draw(texts, config.sampling, rng(seed, "thoughts", k))
+        drawn = painter.draw(texts, sampling, rng(seed, "thoughts", k))
         images = painter.pictures(drawn.codes).cpu()
-        for row, prompt, image, said, r in zip(
-            cells, prompts, images, painter.thoughts(drawn), judge(images, texts)
+        for row, text, image, said, r in zip(
+            rows, texts, images, painter.thoughts(drawn), judge(images, texts).tolist()
         ):
-            lines = [*figures.wrap(said or "(no rationale)", 44).splitlines()[:6], f"judge {r:.2f}"]
-            row.append((image, "\n".join(lines), prompt.fulfilled_by(inspect(image))))
-    figures.strip(cells, texts, ["one", "another"], path)
+            _, line, right = verdict(image, text, r)
+            thought = figures.wrap(said or "(no rationale)", 44).splitlines()[:6]
+            row.append((said, (image, "\n".join([*thought, line]), right)))
+    figures.strip([[cell for _, cell in row] for row in rows], texts, ["one", "another"], path)
+    return rows

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from minireflect.evaluate import GraphScore, over_seeds
-from minireflect.figures import INK, REWARD, TRUTH, save
+from minireflect.figures import BASE, INK, REWARD, TRUTH, save
 
 COLUMNS = {
     "sg_iou": "SG-IoU",
@@ -141,7 +141,7 @@ def t_star_figure(t_stars: tuple[float, ...], runs: list[dict[str, list[dict]]],
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.4))
     for axes, keys in zip(panels, (("sg_iou", "right"), ("repaired", "damaged"))):
         for key, style in zip(keys, ("-", "--")):
-            for name, color in zip(runs[0], (INK, REWARD)):
+            for name, color in zip(runs[0], (INK, BASE, REWARD)):
                 values = np.array([[row[key] for row in run[name]] for run in runs])  # (seeds t)
                 axes.plot(
                     t_stars,

@@ -51,15 +51,18 @@ def cached(path: Path, make) -> dict:
 
 
 def by_t_star(folder: Path, seed: int, pictures: int) -> dict[str, list[dict]]:
-    """The raw and the trained loop at each t*; both were trained, if at all, at the t* of the default."""
+    """The raw loop, also where it inverts, and the trained loop at each t*; what is trained was so at the t* of the default."""
     config, rows = EvaluationConfig(pictures=pictures, seed=1_000 + seed), {}
     loop, judge = preset("cpu").rlrig.loop, load_checker(folder / "weights", "judge")
-    for name, actor, editor in (("raw loop", "base_actor", "unet"), ("trained", "actor", "editor")):
-        parts = load_parts(folder / "weights", actor, editor)
-        rows[name] = [
-            vars(evaluate_loop(loop_of(parts, replace(loop, t_star=t)), judge, config, f"{name}, t* {t}"))
-            for t in T_STARS
-        ]
+    for name, actor, editor, fresh in (
+        ("raw loop", "base_actor", "unet", loop.fresh_noise),
+        ("raw loop, half of the noise inverted", "base_actor", "unet", 0.5),
+        ("trained", "actor", "editor", loop.fresh_noise),
+    ):
+        parts, rows[name] = load_parts(folder / "weights", actor, editor), []
+        for t in T_STARS:
+            arm = loop_of(parts, replace(loop, t_star=t, fresh_noise=fresh))
+            rows[name].append(vars(evaluate_loop(arm, judge, config, f"{name}, t* {t}")))
     return rows
 
 

@@ -202,6 +202,10 @@ def test_reasongen_from_nothing_to_pictures(tmp_path: Path) -> None:
     assert {p.name for p in (tmp_path / command / "figures").iterdir()} == {"reason_grpo.png", "thoughts.png"}
     weights = {p.stem for p in (tmp_path / command / "weights").iterdir()}
     assert weights == {"base_reasongen", "reasongen", "vq"}
+    drawn = run("sample.py", "--method", "reasongen", "--weights", "reason-grpo", "a tall red candle in still air", "--out", "s.png", cwd=tmp_path)  # fmt: skip
+    assert drawn.returncode == 0 and "reward" in drawn.stdout and (tmp_path / "s.png").exists()
+    odd = run("sample.py", "--method", "reasongen", "--weights", "reason-grpo", "a purple dragon", cwd=tmp_path)  # fmt: skip
+    assert odd.returncode == 2 and "dragon" in odd.stderr and "Traceback" not in odd.stderr
     bad = run("train.py", "reason-grpo", "--weights", "vq", "--out", "bad", cwd=tmp_path)
     assert bad.returncode == 2 and "reasongen.safetensors" in bad.stderr and "Traceback" not in bad.stderr
 

@@ -8,7 +8,8 @@
         x = x' unless the Checker likes x better                        keep-best: an edit can hurt
 
 Differs from the paper, whose code is not public: the Inverse Diffuser is the Diffuser itself, its inversion `renoise` and its drawing
-`denoise`; it reads the graph's sentence and the edit prompt after it.
+`denoise`; it reads the graph's sentence and the edit prompt after it. All noise at t* is new by default (SDEdit, Meng et al. 2021, arXiv
+2108.01073), because a picture that DDIM inverts hardly lets anything be moved (docs/log.md); `fresh_noise` below 1 inverts.
 """
 
 from collections.abc import Callable, Iterator
@@ -35,12 +36,12 @@ from .rollout import evaluations
 class LoopConfig:
     rounds: int = 3  # K, edits at most; 0 draws once
     t_star: float = (
-        0.6  # t*, share of the steps that an edit goes back; 0 changes nothing, 1 is all the way to noise
+        0.9  # t*, share of the steps that an edit goes back; 0 changes nothing, 1 is all the way to noise
     )
     steps: int = 20  # of drawing a picture
     guidance: float = 1.0  # w of drawing and of editing
     w_invert: float = 0.0  # guidance of the inversion; 0 = no prompt at all
-    fresh_noise: float = 0.5  # share of new noise in the inverted picture; 1 = SDEdit, which inverts nothing
+    fresh_noise: float = 1.0  # share of new noise in the picture at t*; 1 = SDEdit, which inverts nothing
     eta: float = 1.0  # step noise, 1 = as much as DDPM
 
     def __post_init__(self) -> None:

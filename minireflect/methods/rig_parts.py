@@ -87,3 +87,14 @@ def controls(parts: Parts, config: LoopConfig) -> dict[str, Loop]:
         "raw loop, scripted Actor": loop_of(parts, config, scripted_actor),
         "raw loop, warmed-up Actor": loop_of(parts, config),
     }
+
+
+def trained_controls(parts: Parts, config: LoopConfig) -> dict[str, Loop]:
+    """What of the trained loop's gain is the editor's alone: it draws anew from the sentence, or edits and nobody speaks."""
+    n = math.ceil(config.rounds * config.edit_cost / config.draw_cost)
+    return {
+        "trained editor, repeated generation": redraws(
+            parts._replace(diffuser=parts.editor), replace(config, rounds=n), True
+        ),
+        "trained editor, silent": loop_of(parts, config, silent_actor),
+    }
