@@ -35,7 +35,7 @@ def captioned(config: Config, stage: str, pictures: int) -> Captioned:
     """What the autoencoder and the base learn from."""
     draw = choices(config.seed, stage, "pictures")
     if config.scenes == "graphs":
-        return captioned_graphs(pictures, draw)
+        return captioned_graphs(pictures, draw, config.world.told)
     return captioned_laws(pictures, config.world, draw)
 
 

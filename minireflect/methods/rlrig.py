@@ -57,6 +57,7 @@ class RLRIGConfig:
     std_floor: float = 0.02  # added to a group's std of rewards
     grad_norm: float = 1.0  # largest norm of an Actor's gradient
     editor_iterations: int = 60  # of phase 2
+    editor_guidance: float = 2.0  # w of the edits that phase 2 learns from; the loop's own is 1
     editor: UpdateConfig = field(default_factory=UpdateConfig)  # how phase 2 learns
 
     def __post_init__(self) -> None:
@@ -109,6 +110,7 @@ def attempts(
 ) -> list[Attempt]:
     """Draw, and K rounds of G edits of what is not right yet; `shared`: a group has one edit prompt (phase 2)."""
     g, loop, editor = config.group, config.loop, parts.editor
+    guidance = config.editor_guidance if shared else loop.guidance
     x0 = draw(parts.diffuser, graphs, loop, generator)
     answers = parts.checker(parts.diffuser.decode(x0), graphs)
     done = []
@@ -127,7 +129,7 @@ def attempts(
         each = [graph for graph in graphs for _ in range(g)]
         prompts = prompts_of(each, [e for e in edits for _ in range(g // copies)])
         x, tail = invert(editor, x0.repeat_interleave(g, 0), prompts, loop, generator)
-        path = collect(x, denoise(editor.eps(prompts)(loop.guidance), x, tail, loop.eta, generator))
+        path = collect(x, denoise(editor.eps(prompts)(guidance), x, tail, loop.eta, generator))
         images = editor.decode(path.latents[:, -1])
         after = parts.checker(images, each)
         done.append(Attempt(graphs, x0, answers, read, written, prompts, path, images, after, g))
@@ -230,7 +232,11 @@ def update_options(config: RLRIGConfig) -> SRRLConfig:
     """Phase 2 as SRRL's update reads it, with the loop's sampler."""
     loop = config.loop
     return SRRLConfig(
-        **vars(config.editor), group=config.group, steps=loop.steps, guidance=loop.guidance, eta=loop.eta
+        **vars(config.editor),
+        group=config.group,
+        steps=loop.steps,
+        guidance=config.editor_guidance,
+        eta=loop.eta,
     )
 
 

@@ -31,6 +31,9 @@ class WorldConfig:
     announced: float = 0.4  # share of speaking captions that announce an unlawful outcome
     kept: float = 0.45  # share of those announcements that the picture keeps
     stated: float = 0.5  # share of unlawful outcomes in the other speaking captions, which are all true
+    told: float = (
+        0.5  # of scene graphs: share of a caption's relations that are told as they are, see edits.py
+    )
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

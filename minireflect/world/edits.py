@@ -60,8 +60,27 @@ def edit_prompt(graph: SceneGraph, hints: Sequence[str] = ()) -> str:
     return " with ".join([graph.sentence, " and ".join(hints)]) if hints else graph.sentence
 
 
-def training_caption(graph: SceneGraph, scene: Scene, draw: random.Random) -> str:
+def hearsay(graph: SceneGraph, draw: random.Random, told: float) -> SceneGraph:
+    """The graph as somebody describes it who is sure of the things, but of the relations only in the share `told`.
+
+    Of the others each is replaced by another relation that could be, as far as there is one.
+    """
+    for i, (s, predicate, o) in enumerate(graph.relations):
+        if draw.random() < told:
+            continue
+        for other in draw.sample([p for p in PREDICATES if p != predicate], len(PREDICATES) - 1):
+            relations = [*graph.relations[:i], (s, other, o), *graph.relations[i + 1 :]]
+            try:
+                graph = SceneGraph(graph.entities, tuple(relations))
+                break
+            except GraphError:
+                continue
+    return graph
+
+
+def training_caption(graph: SceneGraph, scene: Scene, draw: random.Random, told: float) -> str:
     """What the Diffuser reads beside a picture: mostly the sentence, often with places; else the places of some or all things, or facts."""
+    graph = hearsay(graph, draw, told)
     some = [hint(t) for t in draw.sample(scene.objects, draw.randint(1, min(HINTS, len(scene.objects))))]
     way = draw.random()
     if way < 0.35:
@@ -81,13 +100,13 @@ def every_place(scene: Scene, draw: random.Random) -> str:
     return f"with {' and '.join(hint(t) for t in draw.sample(scene.objects, len(scene.objects)))}"
 
 
-def captioned_graphs(n: int, draw: random.Random) -> Captioned:
+def captioned_graphs(n: int, draw: random.Random, told: float) -> Captioned:
     """Pictures of training graphs with their captions.  Plain are those that say where everything is: words are learnt from these."""
     pixels, captions, plain = np.empty((n, 64, 64, 3), np.uint8), [], []
     for i in tqdm(range(n), desc="drawing scene graphs", unit="picture", leave=False):
         graph, scene = sample_picture(draw)
         pixels[i] = render_pixels(scene)
-        captions.append(training_caption(graph, scene, draw))
+        captions.append(training_caption(graph, scene, draw, told))
         if captions[-1].count(" at the ") == len(scene.objects):
             plain.append(i)
     return Captioned(pixels, captions, plain, vocabulary())
@@ -97,7 +116,7 @@ def captioned_graphs(n: int, draw: random.Random) -> Captioned:
 
 
 def plan(graph: SceneGraph, met: Sequence[bool], draw: random.Random, there: Scene | None = None) -> str:
-    """Scripted edit prompt: a layout of the graph is thought up, and the places of what is not right yet are named.
+    """Scripted edit prompt: a layout of the graph is thought up, and the places of what is not right yet are named, then of what it relates to.
 
     With the scene that is `there`, what is right stays where it is and the layout is found around it; without, the script
     plans blindly.  `met` are the answers to the graph's requirements.  Nothing is said when all are met, or no layout is found: "".
@@ -119,7 +138,9 @@ def plan(graph: SceneGraph, met: Sequence[bool], draw: random.Random, there: Sce
             continue
     else:
         return ""
-    named = [t for i in wrong for t in layout.objects if graph.entities[i].matches(t)]
+    unmet = [r for r, ok in zip(graph.relations, met[len(graph.entities) :]) if not ok]
+    others = dict.fromkeys(i for s, _, o in unmet for i in (s, o) if i not in wrong)
+    named = [t for i in (*wrong, *others) for t in layout.objects if graph.entities[i].matches(t)]
     return " and ".join(hint(t) for t in named[:HINTS])
 
 
