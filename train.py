@@ -148,7 +148,7 @@ def check_first(args: Arguments) -> None:
         return
     config = args.config
     if args.command == "all":
-        stages = (config.autoencoder, config.reward, config.checker)
+        stages = (config.autoencoder, config.reward, config.checker, config.actor)
         if config.diffusion.continued != "nothing" or any(stage.continued for stage in stages):
             raise ValueError(
                 "--autoencoder.continued, --diffusion.continued and the like go on from what exists; `all` starts from nothing: "

@@ -13,6 +13,7 @@ from .methods.rig_parts import PARTS, Loop, controls, load_parts, loop_of, train
 from .methods.rlrig import train_actor_grpo, train_editor
 from .methods.train_actor import train_actor
 from .methods.train_checker import train_checker
+from .models.actor import Actor, ActorConfig
 from .models.matcher import Matcher, MatcherConfig
 from .pipeline import load_module, load_pipeline, save_module
 from .rl.checker import Checker, load_checker
@@ -41,8 +42,10 @@ def checker_and_judge(config: Config, run: Run, folder: Path, device: torch.devi
 def actor(config: Config, run: Run, folder: Path, device: torch.device) -> None:
     if run.is_done("actor"):
         return
-    pipe = load_pipeline(folder)
-    model = train_actor(config.actor, config.seed, pipe.autoencoder, pipe.tokenizer, run, device)
+    pipe, start = load_pipeline(folder), None
+    if config.actor.continued:
+        start, _ = load_module(folder / "actor.safetensors", Actor, ActorConfig)
+    model = train_actor(config.actor, config.seed, pipe.autoencoder, pipe.tokenizer, run, device, start)
     save_module(run.folder / "weights" / "actor.safetensors", model, {})
     figures.training_curve(
         run.metrics("actor"), {"loss": "nats a token"}, run.folder / "figures" / "actor.png"
@@ -53,7 +56,12 @@ def actor(config: Config, run: Run, folder: Path, device: torch.device) -> None:
 def rlrig(config: Config, run: Run, folder: Path, device: torch.device) -> None:
     """Measure the controls, train the Actor and then the editor, measuring after each on the same graphs and noise."""
     weights, pictures = run.folder / "weights", run.folder / "figures"
-    copy_weights(folder, weights, {name: name for name in PARTS} | {"actor": "base_actor"})
+    warmed_up = (
+        "base_actor" if (folder / "base_actor.safetensors").exists() else "actor"
+    )  # a finished run has both
+    copy_weights(
+        folder, weights, {name: name for name in PARTS if name != "actor"} | {warmed_up: "base_actor"}
+    )
     judge, clock = load_checker(weights, "judge"), time.time()
     parts = load_parts(weights, actor="base_actor", editor="unet", device=device)
     rows = {}

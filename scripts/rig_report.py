@@ -21,6 +21,7 @@ COLUMNS = {
     "fooled": "Checker fooled",
 }
 TRAINED = "phase 1 + 2"
+COLORS = plt.get_cmap("tab20")
 
 
 def spread(arms: list[dict[str, GraphScore]], arm: str, key: str) -> str:
@@ -115,8 +116,8 @@ def arms_figure(arms: list[dict[str, GraphScore]], path: Path) -> None:
         for i, arm in enumerate(arms[0]):
             x = [rows[arm].evaluations for rows in arms]
             y = [getattr(rows[arm], key) for rows in arms]
-            axes.plot(x, y, "o", color=f"C{i}", ms=4, label=arm if axes is panels[0] else None)
-            axes.plot(np.mean(x), np.mean(y), "_", color=f"C{i}", ms=18, mew=2)
+            axes.plot(x, y, "o", color=COLORS(i), ms=4, label=arm if axes is panels[0] else None)
+            axes.plot(np.mean(x), np.mean(y), "_", color=COLORS(i), ms=18, mew=2)
         axes.set(xlabel="UNet evaluations a picture", ylabel=f"{name}, by the inspector", ylim=(0, 1))
     panels[0].legend(fontsize=7, loc="lower right")
     save(figure, path)
@@ -131,7 +132,9 @@ def groups_figure(groups: dict[int, dict[str, GraphScore]], path: Path) -> None:
             axes.plot(x, values, style, color=color, marker="o", ms=3, label=f"{name}, {arm}")
     axes.set_xticks(x, [str(g) for g in groups])
     axes.set(
-        xlabel="group size G, at equal edits an iteration", ylim=(0, 1), title="one seed, held-out graphs"
+        xlabel="group size G, at equal edits an iteration",
+        ylim=(0, 1),
+        title="one seed, shorter training, held-out graphs",
     )
     axes.legend(fontsize=7)
     save(figure, path)

@@ -24,6 +24,7 @@ from minireflect.run import read_metrics, write_text
 
 ROOT = Path(__file__).parent.parent
 GROUPS = (2, 4, 8, 16)
+SHORT = ["--rlrig.actor-iterations", "8", "--rlrig.editor-iterations", "25", "--evaluation.pictures", "128"]
 T_STARS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
@@ -73,22 +74,30 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/rig"))
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--pictures", type=int, default=256, help="held-out graphs of every row")
+    parser.add_argument("--pictures", type=int, default=160, help="held-out graphs of every row")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True), args.docs.mkdir(parents=True, exist_ok=True)
-    common = ["--evaluation.pictures", str(args.pictures)]
     runs = [
-        train(args.out / f"rlrig-{s}", ["--seed", str(s), "--evaluation.seed", str(1_000 + s), *common])
+        train(
+            args.out / f"rlrig-{s}",
+            [
+                "--seed",
+                str(s),
+                "--evaluation.seed",
+                str(1_000 + s),
+                "--evaluation.pictures",
+                str(args.pictures),
+            ],
+        )
         for s in args.seeds
     ]
-    usual, edits = preset("cpu").rlrig.group, preset("cpu").rlrig.graphs * preset("cpu").rlrig.group
-    first = ["--seed", str(args.seeds[0]), "--evaluation.seed", str(1_000 + args.seeds[0]), *common]
+    edits = preset("cpu").rlrig.graphs * preset("cpu").rlrig.group
     groups = {
-        g: runs[0] if g == usual else train(
-            args.out / f"group-{g}", [*first, "--rlrig.group", str(g), "--rlrig.graphs", str(edits // g)]
+        g: train(
+            args.out / f"group-{g}", [*SHORT, "--rlrig.group", str(g), "--rlrig.graphs", str(edits // g)]
         )
         for g in GROUPS
-    }  # fmt: skip
+    }
     t_star = [
         cached(args.out / f"t-star-{s}.json", lambda r=r, s=s: by_t_star(r, s, args.pictures // 2))
         for r, s in zip(runs, args.seeds)

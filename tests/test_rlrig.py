@@ -48,7 +48,7 @@ from minireflect.world.layout import lay_out, sample_graph, sample_picture
 from minireflect.world.render import render
 
 TOKENS = Tokenizer.of(vocabulary(), PROMPT_LENGTH)
-LOOP = LoopConfig(rounds=2, steps=4, t_star=0.5)
+LOOP = LoopConfig(rounds=2, steps=4, t_star=0.5, fresh_noise=0.5, edit_guidance=1.0)
 GRAPHS = [
     parse_graph(t) for t in ("red ball on blue box", "green block left of yellow cone", "two red balls")
 ]
@@ -150,7 +150,8 @@ def test_an_edit_that_hurts_is_not_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    "loop", [LOOP, replace(LOOP, fresh_noise=1.0), replace(LOOP, guidance=2.0, w_invert=0.5)]
+    "loop",
+    [LOOP, replace(LOOP, fresh_noise=1.0), replace(LOOP, guidance=2.0, w_invert=0.5, edit_guidance=2.0)],
 )
 def test_the_costs_are_what_a_counting_network_counts(loop: LoopConfig) -> None:
     diffuser = pipeline()
@@ -210,7 +211,8 @@ def test_answers_count_only_what_is_asked() -> None:
 # ---------------------------------------------------------------------------------------------------------- training
 
 CONFIG = RLRIGConfig(
-    LOOP, graphs=3, group=3, actor_iterations=1, editor_iterations=1, actor_lr=1e-2,
+    LOOP,
+    rounds=2, graphs=3, group=3, actor_iterations=1, editor_iterations=1, actor_lr=1e-2,
     editor=UpdateConfig(updates=2, batch=4, lr=1e-2, warmup=1),
 )  # fmt: skip
 
@@ -287,7 +289,7 @@ def test_a_group_shares_its_edit_prompt_in_phase_2_only() -> None:
     parts, g = small_parts(), CONFIG.group
     for shared in (True, False):
         done = attempts(parts, GRAPHS, CONFIG, shared, rng(0, "attempts"))
-        assert len(done) == LOOP.rounds
+        assert len(done) == CONFIG.rounds == 2
         for a in done:
             n = len(a.graphs)
             assert a.path.latents.shape == (n * g, LOOP.edited + 1, 4, 8, 8)
@@ -312,7 +314,7 @@ def test_the_best_of_a_group_goes_on_to_the_next_round() -> None:
 def test_phase_1_makes_rewarded_words_likelier() -> None:
     """A bandit: edits that say "red" are rewarded, whatever the picture; forty iterations teach it."""
     parts, red = small_parts(), TOKENS.ids["red"]
-    config = replace(CONFIG, loop=replace(LOOP, rounds=1), group=16, actor_lr=1e-3, beta=0.0)
+    config = replace(CONFIG, rounds=1, group=16, actor_lr=1e-3, beta=0.0)
     reference, actor = small_parts().actor, parts.actor.requires_grad_(True)
     optimizer = torch.optim.AdamW(actor.parameters(), lr=config.actor_lr)
     (seen,) = attempts(parts, GRAPHS, config, False, rng(0, "bandit"))

@@ -39,7 +39,8 @@ class LoopConfig:
         0.9  # t*, share of the steps that an edit goes back; 0 changes nothing, 1 is all the way to noise
     )
     steps: int = 20  # of drawing a picture
-    guidance: float = 1.0  # w of drawing and of editing
+    guidance: float = 1.0  # w of drawing
+    edit_guidance: float = 2.0  # w of editing
     w_invert: float = 0.0  # guidance of the inversion; 0 = no prompt at all
     fresh_noise: float = 1.0  # share of new noise in the picture at t*; 1 = SDEdit, which inverts nothing
     eta: float = 1.0  # step noise, 1 = as much as DDPM
@@ -74,7 +75,7 @@ class LoopConfig:
     def edit_cost(self) -> int:
         """UNet evaluations of a picture edited."""
         back = 0 if self.fresh_noise == 1 else evaluations(self.w_invert)
-        return self.edited * (back + evaluations(self.guidance))
+        return self.edited * (back + evaluations(self.edit_guidance))
 
 
 Act = Callable[
@@ -148,7 +149,7 @@ def edit(
 ) -> Trajectory:
     """The Inverse Diffuser: invert to level t*, draw on under the prompts.  Shapes: x0 (b c h w), b prompts"""
     x, tail = invert(pipe, x0, prompts, config, generator)
-    return collect(x, denoise(pipe.eps(prompts)(config.guidance), x, tail, config.eta, generator))
+    return collect(x, denoise(pipe.eps(prompts)(config.edit_guidance), x, tail, config.eta, generator))
 
 
 class Look(NamedTuple):

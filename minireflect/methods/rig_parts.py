@@ -77,11 +77,14 @@ def redraws(parts: Parts, config: LoopConfig, patient: bool) -> Loop:
 
 
 def controls(parts: Parts, config: LoopConfig) -> dict[str, Loop]:
-    """What the trained loop is compared with; N is such that it can spend at least what the loop can."""
+    """What the trained loop is compared with; the larger N is such that it can spend at least what the loop can, the other half of it."""
     n = math.ceil(config.rounds * config.edit_cost / config.draw_cost)
+    best_of = {
+        f"best of {k + 1}": redraws(parts, replace(config, rounds=k), False) for k in (math.ceil(n / 2), n)
+    }
     return {
         "base": loop_of(parts, replace(config, rounds=0)),
-        f"best of {n + 1}": redraws(parts, replace(config, rounds=n), False),
+        **best_of,
         "repeated generation": redraws(parts, replace(config, rounds=n), True),
         "raw loop, silent": loop_of(parts, config, silent_actor),
         "raw loop, scripted Actor": loop_of(parts, config, scripted_actor),

@@ -12,7 +12,7 @@
 The Diffuser that draws round 0 is frozen.  The loop itself is in edit_loop.py.
 
 Differs from the paper, of which neither text nor code is public (this follows its abstract and its reviews): the Actor sees the picture's latents and
-the answers, and writes where to put what; rounds after the first are trained on as well; the editor is the Diffuser's UNet and
+the answers, and writes where to put what; one round is trained on by default (`--rlrig.rounds`); the editor is the Diffuser's UNet and
 learns by regression by default, on what the Checker gives all requirements a high probability (`--rlrig.editor.objective ppo` is theirs).
 
     python train.py rlrig
@@ -47,18 +47,20 @@ from .step import UpdateConfig
 @dataclass(frozen=True)
 class RLRIGConfig:
     loop: LoopConfig = field(default_factory=LoopConfig)
-    graphs: int = 24  # per iteration
-    group: int = 8  # G, edits of a picture and round
-    actor_iterations: int = 40  # of phase 1
-    actor_lr: float = 1e-4  # of AdamW
+    graphs: int = 40  # per iteration
+    group: int = 4  # G, edits of a picture and round
+    rounds: int = 1  # K of training; the loop that is measured has its own
+    actor_iterations: int = 10  # of phase 1
+    actor_lr: float = 3e-4  # of AdamW
     actor_updates: int = 2  # optimiser steps per iteration
     clip: float = 0.2  # e, on the ratio of a token's probabilities
     beta: float = 0.01  # weight of the KL to the warmed-up Actor, nats per token
     std_floor: float = 0.02  # added to a group's std of rewards
     grad_norm: float = 1.0  # largest norm of an Actor's gradient
     editor_iterations: int = 60  # of phase 2
-    editor_guidance: float = 2.0  # w of the edits that phase 2 learns from; the loop's own is 1
-    editor: UpdateConfig = field(default_factory=UpdateConfig)  # how phase 2 learns
+    editor: UpdateConfig = field(
+        default_factory=lambda: UpdateConfig(lr=3e-4, anchored=300)
+    )  # how phase 2 learns
 
     def __post_init__(self) -> None:
         if min(self.graphs, self.actor_updates) < 1 or min(self.actor_iterations, self.editor_iterations) < 0:
@@ -67,9 +69,9 @@ class RLRIGConfig:
             raise ValueError(
                 f"group is {self.group}: an edit is compared with others of the same picture, so at least 2"
             )
-        if self.loop.rounds < 1 or not self.loop.edited or self.loop.eta == 0:
+        if self.rounds < 1 or not self.loop.edited or self.loop.eta == 0:
             raise ValueError(
-                "training needs a round, an edit of one step at least, and step noise: rounds, t_star, eta"
+                "training needs a round, an edit of one step at least, and step noise: rounds, loop.t-star, loop.eta"
             )
 
 
@@ -110,11 +112,10 @@ def attempts(
 ) -> list[Attempt]:
     """Draw, and K rounds of G edits of what is not right yet; `shared`: a group has one edit prompt (phase 2)."""
     g, loop, editor = config.group, config.loop, parts.editor
-    guidance = config.editor_guidance if shared else loop.guidance
     x0 = draw(parts.diffuser, graphs, loop, generator)
     answers = parts.checker(parts.diffuser.decode(x0), graphs)
     done = []
-    for _ in range(loop.rounds):
+    for _ in range(config.rounds):
         rows = (~answers.met.all(1)).nonzero().flatten()  # (n)
         if not len(rows):
             break
@@ -129,7 +130,7 @@ def attempts(
         each = [graph for graph in graphs for _ in range(g)]
         prompts = prompts_of(each, [e for e in edits for _ in range(g // copies)])
         x, tail = invert(editor, x0.repeat_interleave(g, 0), prompts, loop, generator)
-        path = collect(x, denoise(editor.eps(prompts)(guidance), x, tail, loop.eta, generator))
+        path = collect(x, denoise(editor.eps(prompts)(loop.edit_guidance), x, tail, loop.eta, generator))
         images = editor.decode(path.latents[:, -1])
         after = parts.checker(images, each)
         done.append(Attempt(graphs, x0, answers, read, written, prompts, path, images, after, g))
@@ -205,7 +206,7 @@ def train_editor(config: RLRIGConfig, seed: int, parts: Parts, run: Run) -> Late
     memory = {"calls": 0, "evaluations": 0}
     networks = {"unet": unet}
     if settings.objective == "regress":
-        kept = settings.replay * config.graphs * config.group * config.loop.rounds
+        kept = settings.replay * config.graphs * config.group * config.rounds
         replay = Replay(kept, parts.editor.latent_shape, parts.editor.tokenizer.length).to(
             parts.editor.device
         )
@@ -235,7 +236,7 @@ def update_options(config: RLRIGConfig) -> SRRLConfig:
         **vars(config.editor),
         group=config.group,
         steps=loop.steps,
-        guidance=config.editor_guidance,
+        guidance=loop.edit_guidance,
         eta=loop.eta,
     )
 

@@ -35,6 +35,7 @@ class ActorTraining:
     lr: float = 2e-3  # peak; cosine to zero after a warm-up of 5 %
     noise: float = 0.3  # most noise on the latents, whose std is 1
     mistaken: float = 0.03  # share of answers turned round, as a Checker's sometimes are
+    continued: bool = False  # go on from the one in --weights
 
 
 def wrong_scene(graph: SceneGraph, draw: random.Random) -> Scene:
@@ -76,13 +77,16 @@ def train_actor(
     tokenizer: Tokenizer,
     run: Run,
     device: torch.device,
+    start: Actor | None = None,
 ) -> Actor:
-    """Imitate the script."""
+    """Imitate the script, from nothing or from where `start` left off."""
     draw = choices(seed, "actor", "pictures")
     scenes, asked, said, edits = zip(*(lesson(draw, config.mistaken) for _ in range(config.pictures)))
     latents = encode(autoencoder.to(device), scenes, device)  # (n 4 8 8)
     torch.manual_seed(seed)
     actor = Actor(ActorConfig(len(tokenizer))).to(device)
+    if start is not None:
+        actor.load_state_dict(start.state_dict())
     ids = questions(tokenizer, asked, said, actor.config.read).to(device)  # (n s)
     written, mask = (v.to(device) for v in write_down(tokenizer, edits, actor.config.written))  # (n t)
     optimizer = torch.optim.AdamW(actor.parameters(), lr=config.lr, weight_decay=1e-2)

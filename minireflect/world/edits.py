@@ -116,7 +116,7 @@ def captioned_graphs(n: int, draw: random.Random, told: float) -> Captioned:
 
 
 def plan(graph: SceneGraph, met: Sequence[bool], draw: random.Random, there: Scene | None = None) -> str:
-    """Scripted edit prompt: a layout of the graph is thought up, and the places of what is not right yet are named, then of what it relates to.
+    """Scripted edit prompt: a layout of the graph is thought up, and the places of what is not right yet are named, and of what it relates to.
 
     With the scene that is `there`, what is right stays where it is and the layout is found around it; without, the script
     plans blindly.  `met` are the answers to the graph's requirements.  Nothing is said when all are met, or no layout is found: "".
@@ -139,8 +139,13 @@ def plan(graph: SceneGraph, met: Sequence[bool], draw: random.Random, there: Sce
     else:
         return ""
     unmet = [r for r, ok in zip(graph.relations, met[len(graph.entities) :]) if not ok]
-    others = dict.fromkeys(i for s, _, o in unmet for i in (s, o) if i not in wrong)
-    named = [t for i in (*wrong, *others) for t in layout.objects if graph.entities[i].matches(t)]
+    related = [
+        i for s, _, o in unmet if {s, o} & set(wrong) for i in (s, o)
+    ]  # in the order in which they are told
+    alone = [i for i in wrong if i not in related]
+    named = [
+        t for i in dict.fromkeys(alone + related) for t in layout.objects if graph.entities[i].matches(t)
+    ]
     return " and ".join(hint(t) for t in named[:HINTS])
 
 
