@@ -65,7 +65,8 @@ def rlrig(config: Config, run: Run, folder: Path, device: torch.device) -> None:
     judge, clock = load_checker(weights, "judge"), time.time()
     parts = load_parts(weights, actor="base_actor", editor="unet", device=device)
     rows = {}
-    for name, loop in controls(parts, config.rlrig.loop).items():
+    first = controls(parts, config.rlrig.loop) if config.rlrig.controls else {}
+    for name, loop in first.items():
         rows[name] = measured_loop(run, name, loop, judge, config)
     for name, phase in (("phase 1", train_actor_grpo), ("phase 1 + 2", train_editor)):
         try:
@@ -74,7 +75,8 @@ def rlrig(config: Config, run: Run, folder: Path, device: torch.device) -> None:
             save_module(weights / "actor.safetensors", parts.actor, {})
             save_module(weights / "editor.safetensors", parts.editor.unet, {})
         rows[name] = measured_loop(run, name, loop_of(parts, config.rlrig.loop), judge, config)
-    for name, loop in trained_controls(parts, config.rlrig.loop).items():
+    last = trained_controls(parts, config.rlrig.loop) if config.rlrig.controls else {}
+    for name, loop in last.items():
         rows[name] = measured_loop(run, name, loop, judge, config)
     summary = f"{graph_table(rows)}\n\n{(time.time() - clock) / 60:.1f} minutes"
     write_text(run.folder / "table.md", summary + "\n")

@@ -24,7 +24,7 @@ from minireflect.run import read_metrics, write_text
 
 ROOT = Path(__file__).parent.parent
 GROUPS = (2, 4, 8, 16)
-SHORT = ["--rlrig.actor-iterations", "8", "--rlrig.editor-iterations", "25", "--evaluation.pictures", "128"]
+SHORT = ["--rlrig.actor-iterations", "8", "--rlrig.editor-iterations", "25", "--rlrig.no-controls"]
 T_STARS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
@@ -77,27 +77,14 @@ def main() -> int:
     parser.add_argument("--pictures", type=int, default=160, help="held-out graphs of every row")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True), args.docs.mkdir(parents=True, exist_ok=True)
+    common = ["--evaluation.pictures", str(args.pictures)]
     runs = [
-        train(
-            args.out / f"rlrig-{s}",
-            [
-                "--seed",
-                str(s),
-                "--evaluation.seed",
-                str(1_000 + s),
-                "--evaluation.pictures",
-                str(args.pictures),
-            ],
-        )
+        train(args.out / f"rlrig-{s}", ["--seed", str(s), "--evaluation.seed", str(1_000 + s), *common])
         for s in args.seeds
     ]
     edits = preset("cpu").rlrig.graphs * preset("cpu").rlrig.group
-    groups = {
-        g: train(
-            args.out / f"group-{g}", [*SHORT, "--rlrig.group", str(g), "--rlrig.graphs", str(edits // g)]
-        )
-        for g in GROUPS
-    }
+    short = {g: [*SHORT, *common, "--rlrig.group", str(g), "--rlrig.graphs", str(edits // g)] for g in GROUPS}
+    groups = {g: train(args.out / f"group-{g}", words) for g, words in short.items()}
     t_star = [
         cached(args.out / f"t-star-{s}.json", lambda r=r, s=s: by_t_star(r, s, args.pictures // 2))
         for r, s in zip(runs, args.seeds)

@@ -195,7 +195,8 @@ def test_the_script_speaks_of_what_is_unmet_in_words_that_the_editor_knows() -> 
     answers = Answers(torch.tensor([[0.9, 0.2, 0.3, 0.9]]), torch.ones(1, 4, dtype=torch.bool))
     for seed in range(5):
         (said,) = scripted_actor(torch.zeros(1, 4, 8, 8), GRAPHS[:1], answers, rng(seed))
-        assert "blue box" in said and "red ball" not in said
+        ball, box = said.split(" and ")  # both ends of the relation that does not hold, as it tells them
+        assert "red ball" in ball and "blue box" in box
         TOKENS(prompts_of(GRAPHS[:1], [said]))  # raises on an unknown word
 
 

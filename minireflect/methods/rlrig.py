@@ -62,6 +62,8 @@ class RLRIGConfig:
         default_factory=lambda: UpdateConfig(lr=3e-4, anchored=300)
     )  # how phase 2 learns
 
+    controls: bool = True  # measure what the loop is compared with as well
+
     def __post_init__(self) -> None:
         if min(self.graphs, self.actor_updates) < 1 or min(self.actor_iterations, self.editor_iterations) < 0:
             raise ValueError("graphs and actor_updates must be at least 1, and iterations 0 or more")
