@@ -16,6 +16,7 @@ import torch
 from minireflect.methods.rig_parts import PARTS
 from minireflect.models.weights import read_weights
 from minireflect.pipeline import SHIPPED
+from minireflect.rl.checker import RIG
 
 ROOT = Path(__file__).parent.parent
 TINY = ["--srrl.iterations", "1", "--srrl.prompts", "2", "--srrl.group", "2", "--srrl.steps", "3", "--sampler.steps", "3",
@@ -172,6 +173,15 @@ def test_a_reward_can_be_continued(tmp_path: Path) -> None:
     assert all(torch.equal(continued[k], shipped[k].float()) for k in shipped)
 
 
+def test_an_actor_can_be_continued(tmp_path: Path) -> None:
+    words = ["actor", "--preset", "smoke", "--actor.lr", "0", "--actor.steps", "1", "--actor.continued"]
+    done = run("train.py", *words, "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    shipped = read_weights(RIG / "actor.safetensors")
+    continued = read_weights(tmp_path / "run" / "weights" / "actor.safetensors")
+    assert all(torch.equal(continued[k], shipped[k].float()) for k in shipped)
+
+
 def test_rlrig_from_nothing_to_a_strip(tmp_path: Path) -> None:
     """Every line of the second system: `all --scenes graphs`, then `rlrig` from what that made, then a strip."""
     done = run("train.py", "all", "--scenes", "graphs", "--preset", "smoke", "--out", "all", cwd=tmp_path)
@@ -180,8 +190,14 @@ def test_rlrig_from_nothing_to_a_strip(tmp_path: Path) -> None:
     assert weights == {*PARTS, "base_actor", "editor"}
     done = run("train.py", "rlrig", "--preset", "smoke", "--weights", "all", "--out", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    for row in ("base", "best of", "repeated generation", "scripted Actor", "warmed-up Actor", "phase 1 + 2"):
+    for row in ("base", "best of", "repeated generation", "scripted Actor", "warmed-up Actor", "phase 1 + 2", "trained editor, silent"):  # fmt: skip
         assert row in done.stdout
+    untrained = ["--rlrig.actor-iterations", "0", "--rlrig.editor-iterations", "0", "--rlrig.no-controls"]
+    again = run("train.py", "rlrig", "--preset", "smoke", "--weights", "run", "--out", "again", *untrained, cwd=tmp_path)  # fmt: skip
+    assert again.returncode == 0 and "phase 1 + 2" in again.stdout and "best of" not in again.stdout
+    started = read_weights(tmp_path / "run" / "weights" / "base_actor.safetensors")  # as that run did
+    ended = read_weights(tmp_path / "again" / "weights" / "actor.safetensors")
+    assert all(torch.equal(started[k], ended[k]) for k in started)
     figures = {p.name for p in (tmp_path / "run" / "figures").iterdir()}
     assert figures == {"phases.png", "scores.png", "edits.png"}
     words = ["--method", "rlrig", "red ball on blue box", "--rounds", "1", "--steps", "4", "--weights", "run"]
