@@ -210,9 +210,8 @@ def graph_bars(rows: dict[str, GraphScore], path: Path) -> None:
     axes.barh(y - 0.2, [r.sg_iou for r in rows.values()], 0.38, color=REWARD, label="SG-IoU")
     axes.barh(y + 0.2, [r.right for r in rows.values()], 0.38, color=TRUTH, label="fully right")
     for i, row in enumerate(rows.values()):
-        axes.text(
-            0.01, i + 0.2, f"{row.evaluations:.0f} evaluations", fontsize=6.5, va="center", color="white"
-        )
+        said = f"{row.evaluations:.0f} evaluations"
+        axes.text(row.right + 0.01, i + 0.2, said, fontsize=6.5, va="center", color=INK)
     axes.set_yticks(y, list(rows))
     axes.set(xlim=(0, 1), title="held-out graphs, read by the inspector")
     axes.invert_yaxis()

@@ -77,10 +77,11 @@ def redraws(parts: Parts, config: LoopConfig, patient: bool) -> Loop:
 
 
 def controls(parts: Parts, config: LoopConfig) -> dict[str, Loop]:
-    """What the trained loop is compared with; the larger N is such that it can spend at least what the loop can, the other half of it."""
+    """What the trained loop is compared with; N is such that it spends at least what the loop can, or two thirds of it, as most loops end early."""
     n = math.ceil(config.rounds * config.edit_cost / config.draw_cost)
     best_of = {
-        f"best of {k + 1}": redraws(parts, replace(config, rounds=k), False) for k in (math.ceil(n / 2), n)
+        f"best of {k + 1}": redraws(parts, replace(config, rounds=k), False)
+        for k in (math.ceil(2 * n / 3), n)
     }
     return {
         "base": loop_of(parts, replace(config, rounds=0)),
