@@ -21,7 +21,6 @@ COLUMNS = {
     "fooled": "Checker fooled",
 }
 TRAINED = "phase 1 + 2"
-COLORS = plt.get_cmap("tab20")
 
 
 def spread(arms: list[dict[str, GraphScore]], arm: str, key: str) -> str:
@@ -110,16 +109,16 @@ def reliability_figure(answers: dict[str, dict[str, list]], path: Path) -> None:
 
 
 def arms_figure(arms: list[dict[str, GraphScore]], path: Path) -> None:
-    """SG-IoU and share fully right of every arm against what it costs; every seed a dot."""
+    """SG-IoU and share fully right of every arm against what it costs; every seed a point, their mean a bar."""
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.2))
     for axes, key, name in zip(panels, ("sg_iou", "right"), ("SG-IoU", "pictures fully right")):
         for i, arm in enumerate(arms[0]):
             x = [rows[arm].evaluations for rows in arms]
             y = [getattr(rows[arm], key) for rows in arms]
-            axes.plot(x, y, "o", color=COLORS(i), ms=4, label=arm if axes is panels[0] else None)
-            axes.plot(np.mean(x), np.mean(y), "_", color=COLORS(i), ms=18, mew=2)
-        axes.set(xlabel="UNet evaluations a picture", ylabel=f"{name}, by the inspector", ylim=(0, 1))
-    panels[0].legend(fontsize=7, loc="lower right")
+            axes.plot(x, y, "os^D"[i // 3], color=f"C{i}", ms=4, label=arm)
+            axes.plot(np.mean(x), np.mean(y), "_", color=f"C{i}", ms=18, mew=2)
+        axes.set(xlabel="UNet evaluations a picture", ylabel=f"{name}, by the inspector", ylim=(0, 0.7))
+    panels[1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.02, 1))
     save(figure, path)
 
 
@@ -207,7 +206,11 @@ And on all requirements of 256 pictures that the loops end with, the inspector b
 
 ## Ablations
 
+The number of edits of a picture that are compared with each other, at equal edits an iteration, in a shorter training (8 and 25 iterations) of one seed:
+
 ![group sizes](rlrig_groups.png)
+
+How far an edit goes back, half as many graphs of each seed (means, and the range of the seeds). What is trained was trained at the default:
 
 ![levels](rlrig_t_star.png)
 """
