@@ -151,7 +151,12 @@ def test_an_edit_that_hurts_is_not_kept() -> None:
 
 @pytest.mark.parametrize(
     "loop",
-    [LOOP, replace(LOOP, fresh_noise=1.0), replace(LOOP, guidance=2.0, w_invert=0.5, edit_guidance=2.0)],
+    [
+        LOOP,
+        replace(LOOP, fresh_noise=1.0),
+        replace(LOOP, guidance=2.0, w_invert=0.5),
+        replace(LOOP, edit_guidance=2.0),
+    ],
 )
 def test_the_costs_are_what_a_counting_network_counts(loop: LoopConfig) -> None:
     diffuser = pipeline()
