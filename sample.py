@@ -173,8 +173,8 @@ def draw_reason(args: argparse.Namespace) -> None:
     rows = thoughts_strip(painter, judge, args.prompts, SamplingConfig(), args.seed, args.out)
     for prompt, row in zip(args.prompts, rows):
         print(prompt)
-        for thought, (_, said, _) in row:
-            print(f"  {thought or '(no rationale)'}\n    {said.splitlines()[-1]}")
+        for thought, said in row:
+            print(f"  {thought}\n    {said}")
     print(f"written to {args.out}")
 
 

@@ -174,17 +174,18 @@ def edit_strip(
 
 def thoughts_strip(
     painter: Painter, judge: Reward, texts: list[str], sampling: SamplingConfig, seed: int, path: Path
-) -> list[list[tuple[str, Cell]]]:
-    """ReasonGen-R1 at work, a prompt a row, twice: the rationale as written, the picture, the verdict.  -> rationale and cell, row by row"""
-    rows: list[list[tuple[str, Cell]]] = [[] for _ in texts]
+) -> list[list[tuple[str, str]]]:
+    """ReasonGen-R1 at work, a prompt a row, twice: the rationale as written, the picture, the verdict.  -> rationale and verdict, row by row"""
+    cells: list[list[Cell]] = [[] for _ in texts]
+    said: list[list[tuple[str, str]]] = [[] for _ in texts]
     for k in range(2):
         drawn = painter.draw(texts, sampling, rng(seed, "thoughts", k))
-        images = painter.pictures(drawn.codes).cpu()
-        for row, text, image, said, r in zip(
-            rows, texts, images, painter.thoughts(drawn), judge(images, texts).tolist()
-        ):
-            _, line, right = verdict(image, text, r)
-            thought = figures.wrap(said or "(no rationale)", 44).splitlines()[:6]
-            row.append((said, (image, "\n".join([*thought, line]), right)))
-    figures.strip([[cell for _, cell in row] for row in rows], texts, ["one", "another"], path)
-    return rows
+        images = painter.pictures(drawn.codes).cpu()  # (b 3 64 64)
+        rewards, thoughts = judge(images, texts).tolist(), painter.thoughts(drawn)  # b, b
+        for i, (text, image, thought, reward) in enumerate(zip(texts, images, thoughts, rewards)):
+            _, line, right = verdict(image, text, reward)
+            said[i].append((thought or "(no rationale)", line))
+            shown = figures.wrap(said[i][-1][0], 44).splitlines()[:6]
+            cells[i].append((image, "\n".join([*shown, line]), right))
+    figures.strip(cells, texts, ["one", "another"], path)
+    return said

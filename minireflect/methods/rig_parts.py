@@ -76,9 +76,14 @@ def redraws(parts: Parts, config: LoopConfig, patient: bool) -> Loop:
     return lambda graphs, noise: redraw(parts.diffuser, parts.checker, graphs, config, noise, patient)
 
 
+def most_redraws(config: LoopConfig) -> int:
+    """Further pictures that cost at least what the loop's edits can."""
+    return math.ceil(config.rounds * config.edit_cost / config.draw_cost)
+
+
 def controls(parts: Parts, config: LoopConfig) -> dict[str, Loop]:
     """What the trained loop is compared with; N is such that it spends at least what the loop can, or two thirds of it, as most loops end early."""
-    n = math.ceil(config.rounds * config.edit_cost / config.draw_cost)
+    n = most_redraws(config)
     best_of = {
         f"best of {k + 1}": redraws(parts, replace(config, rounds=k), False)
         for k in (math.ceil(2 * n / 3), n)
@@ -95,7 +100,7 @@ def controls(parts: Parts, config: LoopConfig) -> dict[str, Loop]:
 
 def trained_controls(parts: Parts, config: LoopConfig) -> dict[str, Loop]:
     """What of the trained loop's gain is the editor's alone: it draws anew from the sentence, or edits and nobody speaks."""
-    n = math.ceil(config.rounds * config.edit_cost / config.draw_cost)
+    n = most_redraws(config)
     return {
         "trained editor, repeated generation": redraws(
             parts._replace(diffuser=parts.editor), replace(config, rounds=n), True
