@@ -67,16 +67,18 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, default=Path("sample.png"), help="picture to write (default: sample.png)"
     )
-    parser.add_argument(
-        "--steps",
-        type=int,
-        default=SamplerConfig.steps,
-        help=f"denoising steps (default: {SamplerConfig.steps})",
-    )
+    parser.add_argument("--steps", type=int, help=f"denoising steps (default: {SamplerConfig.steps})")
     parser.add_argument(
         "--guidance",
         type=float,
-        help=f"of round 0 (default: {SamplerConfig.guidance}; with --base {BASE_GUIDANCE})",
+        help=f"of round 0 (default: {SamplerConfig.guidance}; with --base {BASE_GUIDANCE}; "
+        f"with --method reasongen of image tokens, {SamplingConfig.guidance})",
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=SamplingConfig.temperature,
+        help="of words and image tokens, with --method reasongen (default: %(default)s)",
     )
     parser.add_argument(
         "--w-denoise",
@@ -106,8 +108,16 @@ def parse(words: list[str]) -> argparse.Namespace:
     real.add_argument("--precision", choices=tuple(PRECISIONS), help="default: bf16 on a GPU, fp32 on a CPU")
     real.add_argument("--device", help="cuda, mps or cpu (default: the first of them that is there)")
     args = parser.parse_args(words)
+    if args.method == "reasongen" and (args.rounds is not None or args.steps is not None):
+        parser.error(
+            "--rounds and --steps belong to diffusion: --method reasongen draws once, token by token"
+        )
     if args.guidance is None:
-        args.guidance = SamplerConfig.guidance if args.base is None else BASE_GUIDANCE
+        drawn_in_tokens = args.method == "reasongen"
+        usual = SamplingConfig.guidance if drawn_in_tokens else SamplerConfig.guidance
+        args.guidance = usual if args.base is None else BASE_GUIDANCE
+    if args.steps is None:
+        args.steps = SamplerConfig.steps
     if args.rounds is None:
         args.rounds = LoopConfig.rounds if args.method == "rlrig" else 0
     return args
@@ -170,7 +180,8 @@ def draw_rig(args: argparse.Namespace) -> None:
 def draw_reason(args: argparse.Namespace) -> None:
     folder = weights_folder(REASON if args.weights is None else args.weights)
     painter, judge = load_painter(folder), judge_of(folder)
-    rows = thoughts_strip(painter, judge, args.prompts, SamplingConfig(), args.seed, args.out)
+    sampling = SamplingConfig(temperature=args.temperature, guidance=args.guidance)
+    rows = thoughts_strip(painter, judge, args.prompts, sampling, args.seed, args.out)
     for prompt, row in zip(args.prompts, rows):
         print(prompt)
         for thought, said in row:

@@ -23,7 +23,6 @@ import tyro
 
 from minireflect.config import (
     PRESETS,
-    REASON_COMMANDS,
     RIG_COMMANDS,
     Command,
     Config,
@@ -36,9 +35,8 @@ from minireflect.methods.finetune import SAMPLER, SRRL, FinetuneConfig, finetune
 from minireflect.methods.rig_parts import load_parts
 from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
 from minireflect.models.matcher import Matcher, MatcherConfig
-from minireflect.models.vq import VQAutoencoder, VQConfig
 from minireflect.pipeline import best_device, load_module, load_pipeline, weights_folder
-from minireflect.reason_stages import REASON, REASON_STAGES, load_painter
+from minireflect.reason_stages import REASON, REASON_STAGES, load_autoencoder, load_codec, load_painter
 from minireflect.rig_stages import RIG_STAGES
 from minireflect.rl.checker import RIG
 from minireflect.run import Interrupted, Run, RunError
@@ -128,13 +126,13 @@ def train(args: Arguments) -> None:
 def begins_from_nothing(args: Arguments) -> bool:
     if args.command == "autoencoder":
         return not args.config.autoencoder.continued
-    return args.command in ("all", "vq")
+    return args.command == "all"
 
 
 def source_of(args: Arguments) -> Path:
     """The folder with the weights to start from."""
     rig = args.command in RIG_COMMANDS or args.config.scenes == "graphs"
-    shipped = RIG if rig else REASON if args.command in REASON_COMMANDS else None
+    shipped = RIG if rig else REASON if args.command in ("reason-sft", "reason-grpo") else None
     return weights_folder(args.weights or shipped)
 
 
@@ -163,8 +161,10 @@ def check_first(args: Arguments) -> None:
         load_module(folder / "autoencoder.safetensors", Autoencoder, AutoencoderConfig)
     elif args.command == "rlrig":
         load_parts(folder)
+    elif args.command == "vq":
+        load_autoencoder(folder)
     elif args.command == "reason-sft":
-        load_module(folder / "vq.safetensors", VQAutoencoder, VQConfig)
+        load_codec(folder)
     elif args.command == "reason-grpo":
         load_painter(folder)
     else:

@@ -11,11 +11,13 @@ from tqdm import tqdm
 from . import geneval
 from .methods.reasongen import Painter
 from .models.reasongen import SamplingConfig
+from .models.vq import Codec
 from .rl.rewards import Reward
 from .streams import choices, rng
 from .world.inspector import inspect_all
 from .world.prompts import Prompt, draw_prompts
 from .world.rationales import read_rationale
+from .world.render import render
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class ReasonEvaluation:
     split: str = "held-out"  # combinations of objects that no training has seen, or "train"
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     best_of: int = 1  # pictures of a prompt, of which the judge's favourite counts
+    swapped: bool = False  # draw each picture from the rationale of another prompt of its law or task
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,40 @@ def evaluation_prompts(config: ReasonEvaluation) -> list[Prompt]:
     ]  # fmt: skip
 
 
+def another_of_its_kind(prompts: list[Prompt]) -> list[int]:
+    """For each prompt the row of the next one of the same law or task, the first for the last."""
+    kinds = [(p.kind, p.task.kind if p.task else p.law) for p in prompts]
+    rows = {kind: [i for i, k in enumerate(kinds) if k == kind] for kind in dict.fromkeys(kinds)}
+    following = {i: j for members in rows.values() for i, j in zip(members, members[1:] + members[:1])}
+    return [following[i] for i in range(len(prompts))]
+
+
+def codec_table(codec: Codec, config: ReasonEvaluation) -> str:
+    """How many scenes the inspector still reads right after the autoencoder, and after the codebook: a Markdown table."""
+    prompts = evaluation_prompts(config)
+    chance = choices(config.seed, "evaluate", "codec")
+    images = torch.stack([render(p.scene(chance)) for p in prompts])  # (m 3 64 64)
+    ways = {
+        "as rendered": lambda x: x,
+        "through the autoencoder": lambda x: codec.autoencoder.decode(codec.autoencoder.encode(x)).clamp(
+            -1, 1
+        ),
+        "through the codebook": lambda x: codec.pictures(codec.words(x)),
+    }
+    lines = ["| held-out scenes read right | arrangement | physical | unconventional | squared error |", "|---|---|---|---|---|"]  # fmt: skip
+    for name, way in ways.items():
+        with torch.no_grad():
+            seen = torch.cat([way(x) for x in images.split(config.batch)])
+        right = [p.fulfilled_by(r) for p, r in zip(prompts, inspect_all(seen))]
+        shares = [
+            sum(right[i : i + config.pictures]) / config.pictures
+            for i in range(0, len(right), config.pictures)
+        ]
+        cells = [f"{v:.3f}" for v in shares] + [f"{(seen - images).square().mean().item():.4f}"]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 @torch.no_grad()
 def evaluate_painter(
     painter: Painter, judge: Reward, config: ReasonEvaluation, name: str = ""
@@ -63,7 +100,11 @@ def evaluate_painter(
         texts = [p.text for p in prompts[i : i + config.batch]]
         tries = []
         for k in range(n):
-            drawn = painter.draw(texts, config.sampling, rng(config.seed, "evaluate", "reason", i, k))
+            noise = rng(config.seed, "evaluate", "reason", i, k)
+            drawn = painter.draw(texts, config.sampling, noise)
+            if config.swapped:
+                words = drawn.words[another_of_its_kind(prompts[i : i + config.batch])]
+                drawn = painter.draw(texts, config.sampling, noise, words)
             pictures = painter.pictures(drawn.codes)
             tries.append((pictures.cpu(), judge(pictures, texts).cpu(), painter.thoughts(drawn)))
             tokens += int(drawn.chosen.sum()) + drawn.codes.numel()

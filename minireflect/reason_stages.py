@@ -11,13 +11,14 @@ import torch
 
 from . import figures
 from .config import Config
-from .evaluate_reason import ReasonScore, evaluate_painter, evaluation_prompts, reason_table
+from .evaluate_reason import ReasonScore, codec_table, evaluate_painter, evaluation_prompts, reason_table
 from .methods.reasongen import Painter, train_reason_grpo
 from .methods.train_reasongen import train_reasongen
 from .methods.train_vq import train_vq
+from .models.autoencoder import Autoencoder, AutoencoderConfig
 from .models.reasongen import ReasonGen, ReasonGenConfig
 from .models.tokenizer import Tokenizer
-from .models.vq import VQAutoencoder, VQConfig
+from .models.vq import Codec, VQAutoencoder, VQConfig
 from .pipeline import SHIPPED, load_module, save_module
 from .rl.rewards import Reward, load_reward
 from .run import Run, write_text
@@ -25,6 +26,7 @@ from .showcase import thoughts_strip
 from .streams import choices
 from .world.data import training_pairs
 
+BEST_OF = (2, 4)  # without rationale, two pictures take more tokens than one with a rationale
 REASON = SHIPPED / "reasongen"  # the shipped weights of ReasonGen-R1
 
 
@@ -33,16 +35,40 @@ def load_painter(
 ) -> Painter:
     """ReasonGen-R1 from a folder with its weights: "reasongen", or the "base_reasongen" that reinforcement started from."""
     model, about = load_module(Path(folder) / f"{name}.safetensors", ReasonGen, ReasonGenConfig)
-    vq, _ = load_module(Path(folder) / "vq.safetensors", VQAutoencoder, VQConfig)
-    return Painter(model.to(device), Tokenizer(about["words"].split(), model.config.prompt), vq.to(device))
+    words, thinks = Tokenizer(about["words"].split(), model.config.prompt), about.get("thinks") != "no"
+    return Painter(model.to(device), words, load_codec(folder).to(device), thinks)
 
 
 def save_painter(folder: Path, name: str, painter: Painter) -> None:
-    save_module(folder / f"{name}.safetensors", painter.model, {"words": " ".join(painter.tokenizer.words)})
+    about = {"words": " ".join(painter.tokenizer.words), "thinks": "yes" if painter.thinks else "no"}
+    save_module(folder / f"{name}.safetensors", painter.model, about)
+    save_codec(folder, painter.codec)
 
 
-def judge_of(folder: Path) -> Reward:
-    return load_reward(folder if (folder / "reward.safetensors").exists() else None)
+def load_codec(folder: str | Path) -> Codec:
+    vq, _ = load_module(Path(folder) / "vq.safetensors", VQAutoencoder, VQConfig)
+    return Codec(load_autoencoder(folder), vq)
+
+
+def save_codec(folder: Path, codec: Codec) -> None:
+    save_module(folder / "autoencoder.safetensors", codec.autoencoder, {})
+    save_module(folder / "vq.safetensors", codec.vq, {})
+
+
+def load_autoencoder(folder: str | Path) -> Autoencoder:
+    """The folder's, else the shipped one."""
+    return load_module(
+        or_shipped(folder, "autoencoder") / "autoencoder.safetensors", Autoencoder, AutoencoderConfig
+    )[0]
+
+
+def judge_of(folder: str | Path) -> Reward:
+    """The folder's, else the shipped one."""
+    return load_reward(or_shipped(folder, "reward"))
+
+
+def or_shipped(folder: str | Path, name: str) -> Path:
+    return Path(folder) if (Path(folder) / f"{name}.safetensors").exists() else SHIPPED
 
 
 def vq(config: Config, run: Run, folder: Path, device: torch.device) -> None:
@@ -50,8 +76,12 @@ def vq(config: Config, run: Run, folder: Path, device: torch.device) -> None:
         return
     draw = choices(config.seed, "vq", "pictures")
     pixels, _, _ = training_pairs(config.vq.pictures, config.world, draw)
-    model = train_vq(config.vq, pixels, config.seed, run, device)
-    save_module(run.folder / "weights" / "vq.safetensors", model, {})
+    autoencoder = load_autoencoder(folder)
+    codec = Codec(autoencoder, train_vq(config.vq, pixels, config.seed, autoencoder, run, device))
+    save_codec(run.folder / "weights", codec)
+    readable = codec_table(codec, config.reasoning)
+    write_text(run.folder / "table.md", readable + "\n")
+    print(readable)
     figures.training_curve(run.metrics("vq"), {"mse": "squared error"}, run.folder / "figures" / "vq.png")
     run.finish("vq")
 
@@ -60,10 +90,9 @@ def reason_sft(config: Config, run: Run, folder: Path, device: torch.device) -> 
     if run.is_done("reason-sft"):
         return
     weights = run.folder / "weights"
-    codebook, _ = load_module(folder / "vq.safetensors", VQAutoencoder, VQConfig)
-    model, tokenizer = train_reasongen(config.sft, config.world, config.seed, codebook, run, device)
-    save_module(weights / "vq.safetensors", codebook, {})
-    painter = Painter(model, tokenizer, codebook)
+    codec = load_codec(folder)
+    model, tokenizer = train_reasongen(config.sft, config.world, config.seed, codec, run, device)
+    painter = Painter(model, tokenizer, codec, thinks=config.sft.rationales != "none")
     save_painter(weights, "reasongen", painter)
     figures.training_curve(
         run.metrics("reason-sft"),
@@ -81,11 +110,11 @@ def reason_grpo(config: Config, run: Run, folder: Path, device: torch.device) ->
     weights, judge, clock = run.folder / "weights", judge_of(folder), time.time()
     if not (weights / "base_reasongen.safetensors").exists():
         first = load_painter(folder)
-        save_painter(weights, "base_reasongen", first)
-        save_module(weights / "vq.safetensors", first.vq, {})
+        save_painter(weights, "base_reasongen", first._replace(thinks=first.thinks or config.grpo.freed))
     painter = load_painter(weights, "base_reasongen", device)
     rows = {"SFT": measured_painter(run, "SFT", painter, judge, config)}
-    rows["best of 4"] = measured_painter(run, "best of 4", painter, judge, config, best_of=4)
+    for n in BEST_OF if config.grpo.controls else ():
+        rows[f"SFT, best of {n}"] = measured_painter(run, f"SFT, best of {n}", painter, judge, config, n)
 
     def prompts(n: int, step: int, number: int) -> list[str]:
         return config.asked.draw(config.seed, n)(step * config.grpo.most + number)[0]

@@ -20,9 +20,10 @@ from minireflect.methods.reasongen import (
     update_painter,
 )
 from minireflect.methods.train_reasongen import as_text, as_words, learnt, reason_tokenizer, shuffled
+from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
 from minireflect.models.reasongen import Drawn, ReasonGen, ReasonGenConfig, SamplingConfig
 from minireflect.models.tokenizer import EOS
-from minireflect.models.vq import VQAutoencoder, VQConfig
+from minireflect.models.vq import Codec, VQAutoencoder, VQConfig
 from minireflect.rl.entropy import AdaptiveEntropy, EntropyConfig, entropy_of
 from minireflect.run import Run
 from minireflect.streams import choices
@@ -36,8 +37,9 @@ WORDS = reason_tokenizer(ReasonGenConfig.prompt)
 def painter(seed: int = 0, codes: int = 16) -> Painter:
     torch.manual_seed(seed)
     sizes = ReasonGenConfig(len(WORDS), codes, rationale=6, width=32, layers=1, heads=2, hidden=32)
-    vq = VQAutoencoder(VQConfig((8, 8, 8, 8), groups=4, codes=codes, dimensions=4))
-    return Painter(ReasonGen(sizes).eval(), WORDS, vq.eval())
+    vq = VQAutoencoder(VQConfig(width=8, groups=4, codes=codes, dimensions=4))
+    autoencoder = Autoencoder(AutoencoderConfig((8, 8, 8, 8), res_blocks=1, groups=4))
+    return Painter(ReasonGen(sizes).eval(), WORDS, Codec(autoencoder.eval(), vq.eval()))
 
 
 def texts(n: int, step: int = 0, number: int = 0) -> list[str]:

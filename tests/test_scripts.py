@@ -213,11 +213,11 @@ def test_reasongen_from_nothing_to_pictures(tmp_path: Path) -> None:
         words = [*(["--weights", source] if source else []), "--preset", "smoke", "--out", command]
         done = run("train.py", command, *words, cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-3000:]
-    for row in ("| SFT |", "| best of 4 |", "| SFT + GRPO |"):
+    for row in ("| SFT |", "| SFT, best of 2 |", "| SFT, best of 4 |", "| SFT + GRPO |"):
         assert row in done.stdout
     assert {p.name for p in (tmp_path / command / "figures").iterdir()} == {"reason_grpo.png", "thoughts.png"}
     weights = {p.stem for p in (tmp_path / command / "weights").iterdir()}
-    assert weights == {"base_reasongen", "reasongen", "vq"}
+    assert weights == {"base_reasongen", "reasongen", "vq", "autoencoder"}
     drawn = run("sample.py", "--method", "reasongen", "--weights", "reason-grpo", "a tall red candle in still air", "--out", "s.png", cwd=tmp_path)  # fmt: skip
     assert drawn.returncode == 0 and "reward" in drawn.stdout and (tmp_path / "s.png").exists()
     odd = run("sample.py", "--method", "reasongen", "--weights", "reason-grpo", "a purple dragon", cwd=tmp_path)  # fmt: skip

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from minireflect import rng
 from minireflect.models.actor import Actor, ActorConfig, questions, read_out, write_down
 from minireflect.models.tokenizer import EOS, Tokenizer
-from minireflect.models.transformer import EPS, Transformer, TransformerConfig
+from minireflect.models.transformer import Transformer, TransformerConfig
 from minireflect.world.edits import PROMPT_LENGTH, vocabulary
+
+from .llama import llama
 
 CONFIG = TransformerConfig(vocabulary=17, length=23, width=24, layers=2, heads=3, hidden=40)
 TOKENS = Tokenizer.of(vocabulary(), PROMPT_LENGTH)
@@ -30,22 +31,7 @@ def logits(model: Transformer, ids: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def test_the_same_weights_give_llamas_logits() -> None:
     ours = loud(Transformer(CONFIG))
-    theirs = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=17, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=3,
-            max_position_embeddings=23, rms_norm_eps=EPS, rope_theta=10_000.0, attn_implementation="eager",
-        )
-    ).eval()  # fmt: skip
-    names = {"embed": "model.embed_tokens", "norm_out": "model.norm", "head": "lm_head"}
-    inner = {
-        "norm1": "input_layernorm", "norm2": "post_attention_layernorm", "attn.q": "self_attn.q_proj",
-        "attn.k": "self_attn.k_proj", "attn.v": "self_attn.v_proj", "attn.out": "self_attn.o_proj",
-        "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj",
-    }  # fmt: skip
-    for i in range(2):
-        names |= {f"blocks.{i}.{a}": f"model.layers.{i}.{b}" for a, b in inner.items()}
-    state = {f"{names[k.removesuffix('.weight')]}.weight": v for k, v in ours.state_dict().items()}
-    theirs.load_state_dict(state)
+    theirs = llama(ours, attention="eager")
     ids = torch.randint(17, (5, 19), generator=rng(0, "ids"))
     assert (
         logits(ours, ids) - theirs(ids).logits

@@ -7,13 +7,14 @@ import torch
 
 from minireflect import rng
 from minireflect.methods.train_vq import VQTraining, perplexity, train_vq
-from minireflect.models.vq import Quantiser, VQAutoencoder, VQConfig
-from minireflect.pipeline import load_module, save_module
+from minireflect.models.vq import Codec, Quantiser, VQAutoencoder, VQConfig
+from minireflect.pipeline import load_module, load_pipeline, save_module
 from minireflect.run import Run
 from minireflect.streams import choices
 from minireflect.world.data import WorldConfig, training_pairs
+from minireflect.world.render import to_tensor
 
-SMALL = VQConfig((8, 8, 8, 8), groups=4, codes=32, dimensions=4)
+SMALL = VQConfig(width=8, groups=4, codes=32, dimensions=4)
 
 
 def quantiser() -> Quantiser:
@@ -76,20 +77,24 @@ def test_perplexity_counts_words_evenly_used() -> None:
 def test_it_learns_keeps_and_refuses(tmp_path: Path) -> None:
     pixels, _, _ = training_pairs(8, WorldConfig(), choices(0, "vq"))
     run = Run(tmp_path / "run", {})
-    config = VQTraining(steps=60, batch=4, codes=32, revived=10)
-    model = train_vq(config, pixels, 0, run, torch.device("cpu")).eval()
+    config = VQTraining(steps=60, batch=4, drawn=4, codes=32, revived=10)
+    autoencoder = load_pipeline().autoencoder
+    model = train_vq(config, pixels, 0, autoencoder, run, torch.device("cpu"))
     rows = run.metrics("vq")
     assert sum(r["mse"] for r in rows[-10:]) < 0.7 * sum(r["mse"] for r in rows[:10])
     assert all(0 < r["used"] <= 1 and 1 <= r["perplexity"] <= 32 for r in rows if "used" in r)
     save_module(tmp_path / "vq.safetensors", model, {})
     again, _ = load_module(tmp_path / "vq.safetensors", VQAutoencoder, VQConfig)
-    images = torch.rand(2, 3, 64, 64, generator=rng(0, "x")) * 2 - 1
-    ids = model.encode(images)
-    assert ids.shape == (2, 8, 8) and torch.equal(again.encode(images), ids)
-    torch.testing.assert_close(again.decode(ids), model.decode(ids))
+    images = to_tensor(pixels[:2])
+    one, two = Codec(autoencoder, model), Codec(autoencoder, again)
+    ids = one.words(images)
+    assert ids.shape == (2, 64) and torch.equal(two.words(images), ids)
+    assert torch.equal(ids.view(2, 8, 8), model.encode(autoencoder.encode(images)))  # row by row
+    torch.testing.assert_close(two.pictures(ids), one.pictures(ids))
+    assert one.pictures(ids).shape == images.shape and one.pictures(ids).abs().max() <= 1
     with pytest.raises(ValueError, match="codebook has 32"):
-        model.decode(ids + 32)
-    with pytest.raises(ValueError, match="not a multiple of 8"):
-        model.encode(images[:, :, :60])
+        one.pictures(ids + 32)
+    with pytest.raises(ValueError, match="not a multiple of groups"):
+        VQConfig(width=30)
     with pytest.raises(ValueError, match="both must be 2 or more"):
         VQConfig(codes=1)

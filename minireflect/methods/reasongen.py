@@ -26,7 +26,7 @@ from torch import Generator, Tensor
 from ..diffusion.reflection import ACCEPT
 from ..models.reasongen import Drawn, ReasonGen, SamplingConfig
 from ..models.tokenizer import Tokenizer
-from ..models.vq import VQAutoencoder
+from ..models.vq import Codec
 from ..rl.advantage import group_advantage, zero_variance_groups
 from ..rl.entropy import AdaptiveEntropy, EntropyConfig, entropy_of
 from ..rl.policy import ppo_clip, token_kl
@@ -56,6 +56,10 @@ class ReasonRLConfig:
     image: EntropyConfig = field(default_factory=lambda: EntropyConfig(target=1.0))
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     grad_norm: float = 1.0  # largest norm of a gradient
+    freed: bool = (
+        False  # let a model that was trained without rationales write words: GRPO without SFT on them
+    )
+    controls: bool = True  # measure best-of-N beside
 
     def __post_init__(self) -> None:
         if min(self.iterations, self.prompts, self.most, self.updates) < 1:
@@ -73,18 +77,22 @@ class Painter(NamedTuple):
 
     model: ReasonGen
     tokenizer: Tokenizer
-    vq: VQAutoencoder
+    codec: Codec
+    thinks: bool = True  # writes a rationale first; else every rationale is BOI, given and not chosen
 
-    @torch.no_grad()
     def pictures(self, codes: Tensor) -> Tensor:
         """Shapes: codes (b n) -> (b 3 64 64) in [-1, 1]"""
-        side = self.model.config.side
-        return self.vq.decode(codes.view(-1, side, side)).clamp(-1, 1)
+        return self.codec.pictures(codes)
 
-    def draw(self, prompts: list[str], sampling: SamplingConfig, generator: Generator) -> Drawn:
-        """Think and draw, once for each prompt."""
-        ids = self.tokenizer(prompts).to(next(self.model.parameters()).device)
-        return self.model.write(ids, sampling, generator)
+    def draw(
+        self, prompts: list[str], sampling: SamplingConfig, generator: Generator, words: Tensor | None = None
+    ) -> Drawn:
+        """Think and draw, once for each prompt; or draw only, from given rationales.  Shapes: words (b r)"""
+        device = next(self.model.parameters()).device
+        ids = self.tokenizer(prompts).to(device)
+        if words is None and not self.thinks:
+            words = self.model.blank(len(prompts), device)[1]
+        return self.model.write(ids, sampling, generator, words)
 
     def thoughts(self, drawn: Drawn) -> list[str]:
         """The rationales as written.  -> b"""

@@ -11,7 +11,7 @@ switch); nothing is clamped, as text and image positions have logits of their ow
 """
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ..models.reasongen import ReasonGen, ReasonGenConfig
 from ..models.tokenizer import EOS, Tokenizer, split
-from ..models.vq import VQAutoencoder
+from ..models.vq import Codec
 from ..run import Run
 from ..streams import choices, rng
 from ..world.data import WorldConfig, training_pairs
@@ -43,6 +43,7 @@ class ReasonTraining:
     text: float = 2.0  # weight of a word of the rationale, the paper's
     image: float = 1.0  # weight of an image token
     dropped: float = 0.1  # share of samples without prompt and rationale
+    arrangements: float = 0.35  # share of arrangements among the pictures, in place of the world's
     rationales: Thoughts = "true"  # of the picture; none at all; or another picture's of the same law
 
 
@@ -89,17 +90,18 @@ def learnt(words: Tensor, boi: int) -> Tensor:
 
 
 def lessons(
-    training: ReasonTraining, world: WorldConfig, seed: int, tokenizer: Tokenizer, config: ReasonGenConfig, vq: VQAutoencoder, device: torch.device
+    training: ReasonTraining, world: WorldConfig, seed: int, tokenizer: Tokenizer, config: ReasonGenConfig, codec: Codec, device: torch.device
 ) -> Lessons:  # fmt: skip
     """Draw the world and turn it into tokens."""
     draw = choices(seed, "reason-sft", "pictures")
+    world = replace(world, arrangements=training.arrangements)
     pixels, scenes, captions = training_pairs(training.pictures, world, draw)
     thoughts = [rationale(s, draw=draw) for s in scenes]
     if training.rationales == "shuffled":
         thoughts = shuffled(thoughts, [s.law for s in scenes], draw)
     if training.rationales == "none":
         thoughts = [""] * len(scenes)
-    codes = encode_all(vq.to(device), pixels, device)  # (m n)
+    codes = encode_all(codec.to(device), pixels, device)  # (m n)
     return Lessons(tokenizer(captions).to(device), as_words(tokenizer, thoughts, config).to(device), codes)
 
 
@@ -113,28 +115,22 @@ def shuffled(thoughts: list[str], laws: list[str], draw: random.Random) -> list[
     return given
 
 
-@torch.no_grad()
-def encode_all(vq: VQAutoencoder, pixels: np.ndarray, device: torch.device) -> Tensor:
+def encode_all(codec: Codec, pixels: np.ndarray, device: torch.device) -> Tensor:
     """Shapes: pixels (m 64 64 3) uint8 -> (m n)"""
     parts = np.array_split(pixels, max(1, len(pixels) // 256))
-    return torch.cat(
-        [vq.encode(to_tensor(p).to(device)).flatten(1) for p in tqdm(parts, "encoding", leave=False)]
-    )
+    encoding = tqdm(parts, "encoding", unit="batch", leave=False)
+    return torch.cat([codec.words(to_tensor(p).to(device)) for p in encoding])
 
 
 def train_reasongen(
-    training: ReasonTraining, world: WorldConfig, seed: int, vq: VQAutoencoder, run: Run, device: torch.device
+    training: ReasonTraining, world: WorldConfig, seed: int, codec: Codec, run: Run, device: torch.device
 ) -> tuple[ReasonGen, Tokenizer]:
     """Learn to think and to draw."""
     torch.manual_seed(seed)
     tokenizer = reason_tokenizer(ReasonGenConfig.prompt)
-    config = ReasonGenConfig(
-        len(tokenizer),
-        vq.config.codes,
-        rationale=1 if training.rationales == "none" else ReasonGenConfig.rationale,
-    )
+    config = ReasonGenConfig(len(tokenizer), codec.vq.config.codes)
     model = ReasonGen(config).to(device)
-    data = lessons(training, world, seed, tokenizer, config, vq.eval().requires_grad_(False), device)
+    data = lessons(training, world, seed, tokenizer, config, codec, device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=training.lr, betas=(0.9, 0.95), weight_decay=1e-2)
     for step in run.steps("reason-sft", training.steps, {"model": model}, optimizer, save_every=50):
         set_lr(optimizer, training.lr * lr_factor(step, training.steps))

@@ -1,6 +1,8 @@
-"""Train the vector-quantised autoencoder on pictures of the world:  64x64x3 -> 8x8 words of a codebook.
+"""Train the vector-quantised autoencoder on latents of pictures of the world:  4x8x8 numbers -> 8x8 words of a codebook.
 
-L = |x' - x| + (x' - x)^2 + L_vq                models/vq.py; van den Oord et al. 2017, without an adversarial part
+L = (z' - z)^2 + |x' - x| + (x' - x)^2 + L_vq                models/vq.py; van den Oord et al. 2017, without an adversarial part
+
+z are the latents of the autoencoder, which stays as it is; x' is what it draws from z', for some of the batch only, as that costs most.
 
 python train.py vq
 """
@@ -9,8 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
+from ..models.autoencoder import Autoencoder
 from ..models.vq import VQAutoencoder, VQConfig
 from ..run import Run
 from ..streams import rng
@@ -20,47 +25,64 @@ from .rate import lr_factor, set_lr
 
 @dataclass(frozen=True)
 class VQTraining:
-    pictures: int = 20_000  # drawn once, then shuffled
-    steps: int = 4_000
-    batch: int = 16
+    pictures: int = 12_000  # drawn once, then shuffled
+    steps: int = 3_500
+    batch: int = 64
+    drawn: int = 12  # of the batch, compared as pictures too
     lr: float = 2e-3  # peak; cosine to zero after a warm-up of 5 %
     codes: int = 1024  # words of the codebook
     revived: int = (
-        50  # steps between two looks at which words nobody uses; those are moved, up to half of the training
+        50  # steps between two looks at which words nobody uses; those are moved, for half of the training
     )
 
 
 def train_vq(
-    config: VQTraining, pixels: np.ndarray, seed: int, run: Run, device: torch.device
+    config: VQTraining,
+    pixels: np.ndarray,
+    seed: int,
+    autoencoder: Autoencoder,
+    run: Run,
+    device: torch.device,
 ) -> VQAutoencoder:
-    """Learn to compress pictures to tokens.  Shapes: pixels (n 64 64 3) uint8"""
+    """Learn to say pictures in words of a codebook.  Shapes: pixels (n 64 64 3) uint8"""
     torch.manual_seed(seed)
-    model = VQAutoencoder(VQConfig(codes=config.codes)).to(device, memory_format=torch.channels_last)
+    autoencoder = autoencoder.to(device).eval().requires_grad_(False)
+    latents = latents_of(autoencoder, pixels, device)  # (n z 8 8)
+    model = VQAutoencoder(VQConfig(latents.shape[1], codes=config.codes)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=1e-4)
     seen = torch.nn.Module()  # a module, so that a run saves it
     seen.register_buffer("used", torch.zeros(config.codes, device=device))  # (k) choices since the last look
     for step in run.steps("vq", config.steps, {"vq": model, "seen": seen}, optimizer, save_every=20):
         set_lr(optimizer, config.lr * lr_factor(step, config.steps))
         pick = torch.randint(len(pixels), (config.batch,), generator=rng(seed, "vq", "batch", step))
-        images = to_tensor(pixels[pick.numpy()]).to(device)  # (b 3 64 64)
-        z = model.codes(images)  # (b d 8 8)
-        vectors, ids, loss_vq = model.quantiser(z)
-        error = model.draw(vectors) - images  # (b 3 64 64)
-        loss = error.abs().mean() + (error**2).mean() + loss_vq
+        z = latents[pick]  # (b z 8 8)
+        out, found, codes = model(z)
+        images = to_tensor(pixels[pick[: config.drawn].numpy()]).to(device)  # (m 3 64 64)
+        error = autoencoder.decode(out[: config.drawn]) - images  # (m 3 64 64)
+        of_latents, of_pictures = F.mse_loss(out, z), (error**2).mean()
+        loss = of_latents + error.abs().mean() + of_pictures + found.loss
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        seen.used += torch.bincount(ids.flatten(), minlength=config.codes)
-        values = {"loss": loss.item(), "mse": (error**2).mean().item(), "vq": loss_vq.item()}
+        seen.used += torch.bincount(found.ids.flatten(), minlength=config.codes)
+        values = {"loss": loss.item(), "mse": of_pictures.item(), "latents": of_latents.item()}
         if (step + 1) % config.revived == 0:
             values |= {"used": (seen.used > 0).float().mean().item(), "perplexity": perplexity(seen.used)}
             if 2 * step < config.steps:
-                model.quantiser.revive(z.detach(), seen.used, rng(seed, "vq", "revive", step))
+                model.quantiser.revive(codes.detach(), seen.used, rng(seed, "vq", "revive", step))
             seen.used.zero_()
         run.log("vq", step, **values)
         run.bar.set_postfix(mse=f"{values['mse']:.4f}")
-    return model
+    return model.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def latents_of(autoencoder: Autoencoder, pixels: np.ndarray, device: torch.device) -> Tensor:
+    """Shapes: pixels (n 64 64 3) uint8 -> (n z 8 8)"""
+    parts = np.array_split(pixels, max(1, len(pixels) // 256))
+    encoding = tqdm(parts, "encoding", unit="batch", leave=False)
+    return torch.cat([autoencoder.encode(to_tensor(p).to(device)) for p in encoding])
 
 
 def perplexity(used: Tensor) -> float:

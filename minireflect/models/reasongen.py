@@ -29,7 +29,7 @@ class ReasonGenConfig:
     rationale: int = 44  # r, BOI included; the longest of ours takes 43
     side: int = 8  # of the grid of image tokens, n = side^2
     width: int = 128
-    layers: int = 6
+    layers: int = 4
     heads: int = 4
     hidden: int = 352  # of the MLP
 

@@ -1,0 +1,84 @@
+"""ReasonGen-R1's sampling beside transformers' `generate` with the same weights: tokens a second, alternating in one process, medians.
+
+    python benchmarks/reasongen.py [--pictures 64] [--repeats 5]
+
+Both write 108 tokens after a prompt of 28, with a cache, from the whole distribution.  Ours chooses words and image tokens from a vocabulary each and adds places;
+theirs has one vocabulary.  The last line is all of it: thinking, drawing, decoding.  Needs the [test] dependencies.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from minireflect.methods.reasongen import Painter
+from minireflect.methods.train_reasongen import reason_tokenizer
+from minireflect.models.reasongen import ReasonGen, ReasonGenConfig, SamplingConfig
+from minireflect.models.vq import Codec, VQAutoencoder, VQConfig
+from minireflect.pipeline import load_pipeline
+from minireflect.streams import choices, rng
+from minireflect.world.prompts import draw_prompts
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # tests/llama.py has the table of names
+
+
+def seconds(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median of each, in turn, after one round that does not count."""
+    taken = {name: [] for name in ways}
+    for _ in range(repeats + 1):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            taken[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times[1:]) for name, times in taken.items()}
+
+
+@torch.no_grad()
+def main() -> int:
+    from tests.llama import llama
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pictures", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    tokenizer = reason_tokenizer(ReasonGenConfig.prompt)
+    config = ReasonGenConfig(len(tokenizer), VQConfig.codes)
+    model = ReasonGen(config).eval()
+    theirs = llama(model.transformer)
+    codec = Codec(load_pipeline().autoencoder, VQAutoencoder(VQConfig()).eval())
+    painter = Painter(model, tokenizer, codec)
+    texts = [p.text for p in draw_prompts("physical", "train", args.pictures, choices(0, "benchmark"))]
+    prompts, tokens = tokenizer(texts), config.rationale + config.side**2
+
+    def ours() -> None:
+        model.write(prompts, SamplingConfig(), rng(0, "benchmark"))
+
+    def generate() -> None:
+        theirs.generate(
+            prompts, attention_mask=torch.ones_like(prompts), do_sample=True, top_k=0, top_p=1.0,
+            min_new_tokens=tokens, max_new_tokens=tokens,
+        )  # fmt: skip
+
+    def pictures() -> None:
+        painter.pictures(painter.draw(texts, SamplingConfig(), rng(0, "benchmark")).codes)
+
+    taken = seconds({"ours": ours, "transformers": generate, "pictures": pictures}, args.repeats)
+    total = args.pictures * tokens
+    for name in ("ours", "transformers"):
+        print(f"{name}: {taken[name]:.2f} s, {total / taken[name]:,.0f} tokens a second")
+    print(f"ours / theirs: {taken['transformers'] / taken['ours']:.2f} times the tokens a second")
+    print(
+        f"{args.pictures} pictures with rationales: {taken['pictures']:.2f} s on {torch.get_num_threads()} threads"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

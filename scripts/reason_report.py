@@ -1,0 +1,121 @@
+"""The page and the figures of reason_study.py."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from minireflect.evaluate import over_seeds
+from minireflect.evaluate_reason import ReasonScore
+from minireflect.figures import BASE, REWARD, TRUTH, save, smooth
+
+COLUMNS = {
+    "physical": "physical",
+    "unconventional": "unconventional",
+    "accepted": "judge accepts",
+    "fooled": "of these wrong",
+    "unreadable": "unreadable",
+    "planned": "rationale right",
+    "kept": "picture keeps it",
+}
+FULL = "SFT + GRPO"
+
+
+def values(score: ReasonScore) -> dict[str, float]:
+    """Everything that a row shows."""
+    return {**score.geneval, **{key: getattr(score, key) for key in COLUMNS}}
+
+
+def spread(arms: list[dict[str, ReasonScore]], arm: str, key: str) -> str:
+    return over_seeds([values(rows[arm])[key] for rows in arms])
+
+
+def difference(arms: list[dict[str, ReasonScore]], arm: str, other: str, key: str) -> str:
+    return over_seeds([values(rows[arm])[key] - values(rows[other])[key] for rows in arms])
+
+
+def arms_table(arms: list[dict[str, ReasonScore]]) -> str:
+    tasks = list(arms[0][FULL].geneval)
+    heads = [*tasks[:-1], "**GenEval mean**", *COLUMNS.values(), "tokens"]
+    lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
+    for arm in arms[0]:
+        cells = [spread(arms, arm, key) for key in [*tasks, *COLUMNS]]
+        tokens = f"{np.mean([rows[arm].tokens for rows in arms]):.0f}"
+        lines.append(f"| {arm} | " + " | ".join([*cells, tokens]) + " |")
+    return "\n".join(lines)
+
+
+def differences_table(arms: list[dict[str, ReasonScore]]) -> str:
+    keys = ("overall", "physical", "unconventional")
+    lines = [f"| {FULL} minus | GenEval mean | physical | unconventional |", "|---|---|---|---|"]
+    for arm in arms[0]:
+        if arm != FULL:
+            lines.append(f"| {arm} | " + " | ".join(difference(arms, FULL, arm, key) for key in keys) + " |")
+    return "\n".join(lines)
+
+
+def arms_figure(arms: list[dict[str, ReasonScore]], path: Path) -> None:
+    """Every arm a row, every seed a point, their mean a line."""
+    keys = {"overall": "GenEval mean", "physical": "physical laws", "unconventional": "against the laws"}
+    figure, panels = plt.subplots(1, 3, figsize=(11, 0.32 * len(arms[0]) + 1.4), sharey=True)
+    y = np.arange(len(arms[0]))
+    for axes, (key, title), color in zip(panels, keys.items(), (REWARD, TRUTH, BASE)):
+        for i, arm in enumerate(arms[0]):
+            points = [values(rows[arm])[key] for rows in arms]
+            axes.barh(i, np.mean(points), 0.7, color=color, alpha=0.35)
+            axes.plot(points, [i] * len(points), "o", color=color, ms=4)
+        axes.set(title=f"{title}, by the inspector", xlim=(0, 1))
+        axes.grid(axis="x", alpha=0.3)
+    panels[0].set_yticks(y, list(arms[0]), fontsize=8)
+    panels[0].invert_yaxis()
+    save(figure, path)
+
+
+def entropy_figure(training: dict[str, list[list[dict]]], targets: dict[str, float], path: Path) -> None:
+    """Entropy per modality, and what the judge and the inspector say meanwhile; every seed a line."""
+    figure, panels = plt.subplots(1, 4, figsize=(15, 3.4))
+    names = {"true": ("adaptive", REWARD), "steady": ("without", BASE)}
+    for name, (label, color) in names.items():
+        for number, rows in enumerate(training[name]):
+            learnt = [r for r in rows if "text_entropy" in r]
+            shown = label if number == 0 else None
+            for axes, key in zip(panels, ("text", "image")):
+                x, y = [r["step"] for r in learnt], [r[f"{key}_entropy"] for r in learnt]
+                axes.plot(x, smooth(y, 4), color=color, lw=1, label=shown)
+            for axes, key in zip(panels[2:], ("reward", "right")):
+                x, y = [r["step"] for r in rows], [r[key] for r in rows]
+                axes.plot(x, smooth(y, 8), color=color, lw=1, label=shown)
+    for axes, key in zip(panels, ("text", "image")):
+        axes.axhline(targets[key], color=TRUTH, ls=":", lw=1, label="target")
+        axes.set(title=f"entropy of {key} tokens, nats", ylim=(0, None))
+    panels[2].set(title="right, says the judge", ylim=(0, 1))
+    panels[3].set(title="right, by the inspector", ylim=(0, 1))
+    for axes in panels:
+        axes.set_xlabel("iteration")
+        axes.legend(fontsize=7)
+    save(figure, path)
+
+
+def page(arms: list[dict[str, ReasonScore]], seeds: list[int], pictures: int) -> str:
+    return f"""# ReasonGen-R1: do the words help, and what does reinforcing them do?
+
+Made by `python scripts/reason_study.py`: seeds {", ".join(map(str, seeds))}, {pictures} held-out prompts each of arrangements (GenEval's six tasks in turn), physical
+laws and unconventional outcomes, read by the inspector. Every seed has its own training, prompts and noise; means over the seeds with 95 % intervals (Student's t).
+*Rationale right*: it promises what the prompt asks for, by the parser of our grammar. *Picture keeps it*: of the rationales that parse, those whose promise the
+inspector finds in the picture. *Tokens*: sampled for a prompt. Best of N: the picture that the judge likes best.
+
+{arms_table(arms)}
+
+![arms](reasongen_arms.png)
+
+{differences_table(arms)}
+
+Rows: *shuffled rationale* was fine-tuned on rationales of other scenes of the same law, the same words in the same numbers; *another prompt's rationale* is the model
+after GRPO, made to draw what it thought of another prompt of the same law. *GRPO without SFT* is the model without rationales, free to write words.
+
+## Entropy
+
+GRPO with and without the adaptive entropy term, every seed a line, on training prompts:
+
+![entropy](reasongen_entropy.png)
+"""

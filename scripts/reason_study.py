@@ -1,0 +1,109 @@
+"""Do the words help, and what does reinforcing them do?  ReasonGen-R1 and its controls from the shipped codebook, read by the inspector.
+
+    python scripts/reason_study.py [--out runs/reason] [--seeds 0 1 2]          writes docs/reasongen.md and docs/reasongen_*.png
+
+Three ways of fine-tuning (true rationales, none, another scene's), then GRPO on them.  Every seed has its own pictures, training,
+prompts and noise; all rows of a seed share prompts.  It can be stopped at any time and goes on where it stopped.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from reason_report import arms_figure, entropy_figure, page
+
+from minireflect.config import preset
+from minireflect.evaluate_reason import ReasonScore, evaluate_painter
+from minireflect.reason_stages import judge_of, load_painter
+from minireflect.run import read_metrics, write_text
+
+ROOT = Path(__file__).parent.parent
+THOUGHTS = ("true", "none", "shuffled")
+REINFORCED = {  # name: (which fine-tuning it starts from, options)
+    "true": ("true", []),
+    "none": ("none", []),
+    "freed": ("none", ["--grpo.freed", "--grpo.no-controls"]),
+    "steady": ("true", ["--grpo.no-adaptive", "--grpo.no-controls"]),
+}
+ARMS = {  # name in the table: (kind of run, its row)
+    "no rationale": ("sft-none", "SFT"),
+    "no rationale, best of 2": ("grpo-none", "SFT, best of 2"),
+    "no rationale, best of 4": ("grpo-none", "SFT, best of 4"),
+    "no rationale + GRPO (AR-GRPO)": ("grpo-none", "SFT + GRPO"),
+    "GRPO without SFT": ("grpo-freed", "SFT + GRPO"),
+    "shuffled rationale": ("sft-shuffled", "SFT"),
+    "rationale": ("sft-true", "SFT"),
+    "rationale, best of 2": ("grpo-true", "SFT, best of 2"),
+    "rationale, best of 4": ("grpo-true", "SFT, best of 4"),
+    "SFT + GRPO": ("grpo-true", "SFT + GRPO"),
+    "SFT + GRPO, another prompt's rationale": ("swapped", "swapped"),
+    "SFT + GRPO without adaptive entropy": ("grpo-steady", "SFT + GRPO"),
+}
+
+
+def train(command: str, folder: Path, words: list[str]) -> Path:
+    """Run a command of `train.py`, go on with it where it was stopped, or leave it if it is finished."""
+    if not (folder / "state" / f"{command}.done").exists():
+        started = (folder / "config.json").exists()
+        more = ["--resume"] if started else ["--preset", "cpu", *words]
+        subprocess.run(
+            [sys.executable, str(ROOT / "train.py"), command, "--out", str(folder), *more], check=True
+        )
+    return folder
+
+
+def scores(folder: Path) -> dict[str, ReasonScore]:
+    """Every row that a run has measured."""
+    return {row["model"]: ReasonScore(**row["score"]) for row in read_metrics(folder, "evaluation")}
+
+
+def swapped(folder: Path, seed: int, pictures: int) -> dict[str, ReasonScore]:
+    """The model after GRPO, drawing what it thought of another prompt of the same law.  Measured once."""
+    path = folder.parent / f"swapped-{seed}.json"
+    if not path.exists():
+        config = replace(preset("cpu").reasoning, pictures=pictures, seed=1_000 + seed, swapped=True)
+        weights = folder / "weights"
+        score = evaluate_painter(load_painter(weights), judge_of(weights), config, "swapped")
+        write_text(path, json.dumps(vars(score)))
+    return {"swapped": ReasonScore(**json.loads(path.read_text()))}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/reason"))
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--pictures", type=int, default=240, help="held-out prompts of each kind")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True), args.docs.mkdir(parents=True, exist_ok=True)
+    arms, training = [], {"true": [], "steady": []}
+    for seed in args.seeds:
+        common = ["--seed", str(seed), "--reasoning.seed", str(1_000 + seed)]
+        common += ["--reasoning.pictures", str(args.pictures)]
+        runs = {}
+        for kind in THOUGHTS:
+            words = [*common, "--sft.rationales", kind]
+            runs[f"sft-{kind}"] = train("reason-sft", args.out / f"sft-{kind}-{seed}", words)
+        for name, (start, options) in REINFORCED.items():
+            words = [*common, *options, "--weights", str(runs[f"sft-{start}"])]
+            runs[f"grpo-{name}"] = train("reason-grpo", args.out / f"grpo-{name}-{seed}", words)
+        found = {kind: scores(folder) for kind, folder in runs.items()}
+        found["swapped"] = swapped(runs["grpo-true"], seed, args.pictures)
+        arms.append({arm: found[kind][row] for arm, (kind, row) in ARMS.items()})
+        for name, rows in training.items():
+            rows.append(read_metrics(runs[f"grpo-{name}"], "reason-grpo"))
+    targets = {"text": preset("cpu").grpo.text.target, "image": preset("cpu").grpo.image.target}
+    arms_figure(arms, args.docs / "reasongen_arms.png")
+    entropy_figure(training, targets, args.docs / "reasongen_entropy.png")
+    write_text(args.docs / "reasongen.md", page(arms, args.seeds, args.pictures))
+    print(args.docs / "reasongen.md")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
