@@ -125,7 +125,7 @@ def train(args: Arguments) -> None:
 
 def begins_from_nothing(args: Arguments) -> bool:
     if args.command == "autoencoder":
-        return not args.config.autoencoder.continued
+        return not (args.config.autoencoder.continued or args.config.autoencoder.taught)
     return args.command == "all"
 
 
@@ -163,10 +163,10 @@ def check_first(args: Arguments) -> None:
         load_parts(folder)
     elif args.command == "vq":
         load_autoencoder(folder)
+    elif args.command == "reason-grpo" or (args.command == "reason-sft" and config.sft.continued):
+        load_painter(folder)
     elif args.command == "reason-sft":
         load_codec(folder)
-    elif args.command == "reason-grpo":
-        load_painter(folder)
     else:
         load_pipeline(folder)
     if args.command == "srrl" or (args.command == "reward" and config.reward.continued):

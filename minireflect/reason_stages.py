@@ -82,7 +82,9 @@ def vq(config: Config, run: Run, folder: Path, device: torch.device) -> None:
     readable = codec_table(codec, config.reasoning)
     write_text(run.folder / "table.md", readable + "\n")
     print(readable)
-    figures.training_curve(run.metrics("vq"), {"mse": "squared error"}, run.folder / "figures" / "vq.png")
+    figures.training_curve(
+        run.metrics("vq"), {"latents": "squared error of the latents"}, run.folder / "figures" / "vq.png"
+    )
     run.finish("vq")
 
 
@@ -90,8 +92,11 @@ def reason_sft(config: Config, run: Run, folder: Path, device: torch.device) -> 
     if run.is_done("reason-sft"):
         return
     weights = run.folder / "weights"
-    codec = load_codec(folder)
-    model, tokenizer = train_reasongen(config.sft, config.world, config.seed, codec, run, device)
+    codec, start = load_codec(folder), None
+    if config.sft.continued:
+        first = load_painter(folder)
+        start = first.model, first.tokenizer
+    model, tokenizer = train_reasongen(config.sft, config.world, config.seed, codec, run, device, start)
     painter = Painter(model, tokenizer, codec, thinks=config.sft.rationales != "none")
     save_painter(weights, "reasongen", painter)
     figures.training_curve(

@@ -16,7 +16,7 @@ from . import figures
 from .config import Config
 from .evaluate import Score, evaluate, table
 from .methods.srrl import train_srrl
-from .methods.train_autoencoder import train_autoencoder
+from .methods.train_autoencoder import teach_autoencoder, train_autoencoder
 from .methods.train_diffusion import GRAPH_NETWORKS, LAW_NETWORKS, train_diffusion
 from .methods.train_reward import train_reward
 from .models.autoencoder import Autoencoder, AutoencoderConfig
@@ -45,9 +45,12 @@ def autoencoder(config: Config, run: Run, folder: Path, device: torch.device) ->
     network = AutoencoderConfig.flat() if config.scenes == "graphs" else AutoencoderConfig.toy()
     pixels = captioned(config, "autoencoder", config.autoencoder.pictures).pixels
     start = None
-    if config.autoencoder.continued:
+    if config.autoencoder.continued or config.autoencoder.taught:
         start, _ = load_module(folder / "autoencoder.safetensors", Autoencoder, AutoencoderConfig)
-    model = train_autoencoder(config.autoencoder, network, pixels, config.seed, run, device, start)
+    if config.autoencoder.taught:
+        model = teach_autoencoder(config.autoencoder, start, pixels, config.seed, run, device)
+    else:
+        model = train_autoencoder(config.autoencoder, network, pixels, config.seed, run, device, start)
     save_module(run.folder / "weights" / "autoencoder.safetensors", model, {})
     figures.training_curve(
         run.metrics("autoencoder"), {"mse": "squared error"}, run.folder / "figures" / "autoencoder.png"

@@ -1,7 +1,8 @@
 """Copy the weights of a finished `train.py all` into the package, in half precision.
 
 python scripts/ship.py runs/all-1 [--only autoencoder text_encoder unet reward]
-python scripts/ship.py runs/rlrig-1 --rig [--only ...]      those of a finished `train.py rlrig`, before and after reinforcement
+python scripts/ship.py runs/rlrig-1 --system rlrig [--only ...]                those of a finished `train.py rlrig`, before and after reinforcement
+python scripts/ship.py runs/reason-grpo-1 --system reasongen [--only ...]      those of a finished `train.py reason-grpo`, likewise
 """
 
 import argparse
@@ -12,10 +13,14 @@ import torch
 from minireflect.methods.rig_parts import PARTS as RIG_PARTS
 from minireflect.models.weights import read_metadata, read_weights, save_weights
 from minireflect.pipeline import SHIPPED
+from minireflect.reason_stages import REASON
 from minireflect.rl.checker import RIG
 
-PARTS = ("autoencoder", "text_encoder", "unet", "reward")
-RIG_FILES = (*RIG_PARTS, "base_actor", "editor")
+SYSTEMS = {  # where the weights lie, and which
+    "srrl": (SHIPPED, ("autoencoder", "text_encoder", "unet", "reward")),
+    "rlrig": (RIG, (*RIG_PARTS, "base_actor", "editor")),
+    "reasongen": (REASON, ("vq", "base_reasongen", "reasongen")),  # its autoencoder is SRRL's
+}
 
 
 def main() -> None:
@@ -23,12 +28,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path)
-    parser.add_argument("--rig", action="store_true", help="RL-RIG's weights")
-    parser.add_argument("--only", nargs="+", choices=sorted({*PARTS, *RIG_FILES}))
+    parser.add_argument("--system", choices=SYSTEMS, default="srrl", help="default: %(default)s")
+    parser.add_argument(
+        "--only", nargs="+", choices=sorted({n for _, names in SYSTEMS.values() for n in names})
+    )
     args = parser.parse_args()
-    target = RIG if args.rig else SHIPPED
+    target, names = SYSTEMS[args.system]
     target.mkdir(exist_ok=True)
-    for name in args.only or (RIG_FILES if args.rig else PARTS):
+    for name in args.only or names:
         source = args.run / "weights" / f"{name}.safetensors"
         halves = {key: t.to(torch.float16) for key, t in read_weights(source).items()}
         if bad := [key for key, t in halves.items() if not torch.isfinite(t).all()]:

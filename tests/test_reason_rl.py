@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from minireflect import rng
-from minireflect.evaluate_reason import ReasonEvaluation, evaluate_painter, reason_table
+from minireflect.evaluate_reason import (
+    ReasonEvaluation,
+    another_of_its_kind,
+    evaluate_painter,
+    evaluation_prompts,
+    reason_table,
+)
 from minireflect.methods.reasongen import (
     Groups,
     Painter,
@@ -19,9 +25,9 @@ from minireflect.methods.reasongen import (
     train_reason_grpo,
     update_painter,
 )
-from minireflect.methods.train_reasongen import as_text, as_words, learnt, reason_tokenizer, shuffled
+from minireflect.methods.train_reasongen import as_text, as_words, reason_tokenizer, shuffled
 from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
-from minireflect.models.reasongen import Drawn, ReasonGen, ReasonGenConfig, SamplingConfig
+from minireflect.models.reasongen import Drawn, ReasonGen, ReasonGenConfig, SamplingConfig, up_to
 from minireflect.models.tokenizer import EOS
 from minireflect.models.vq import Codec, VQAutoencoder, VQConfig
 from minireflect.rl.entropy import AdaptiveEntropy, EntropyConfig, entropy_of
@@ -62,12 +68,42 @@ def test_rationales_go_through_tokens_and_back() -> None:
     ids = as_words(WORDS, written, config)
     assert ids.shape == (180, config.rationale) and ((ids == config.boi).sum(1) == 1).all()
     assert [read_rationale(t) for t in as_text(WORDS, ids)] == [read_rationale(t) for t in written]
-    mask = learnt(ids, config.boi)
+    mask = up_to(ids, config.boi)
     for row, counts in zip(ids.tolist(), mask.tolist()):
         end = row.index(config.boi)
         assert counts == [i <= end for i in range(len(row))] and set(row[end + 1 :]) <= {EOS}
     with pytest.raises(ValueError, match="at most 2 fit"):
         as_words(WORDS, ["a red ball"], ReasonGenConfig(len(WORDS), 8, rationale=3))
+
+
+def test_who_does_not_think_is_given_the_switch() -> None:
+    """Both get as many image tokens; the one that does not think chooses no word."""
+    p, asked = painter(), texts(5)
+    silent = p._replace(thinks=False).draw(asked, SamplingConfig(), rng(0, "silent"))
+    assert torch.equal(silent.words, p.model.blank(5, torch.device("cpu"))[1]) and not silent.chosen.any()
+    spoken = p.draw(asked, SamplingConfig(), rng(0, "silent"))
+    assert spoken.chosen.any(1).all() and spoken.codes.shape == silent.codes.shape
+    given = p.draw(asked, SamplingConfig(), rng(0, "silent"), spoken.words)
+    assert torch.equal(given.words, spoken.words) and not given.chosen.any()
+
+
+def test_swapped_rationales_are_anothers_of_the_same_law() -> None:
+    prompts = evaluation_prompts(ReasonEvaluation(pictures=16))
+    other = another_of_its_kind(prompts)
+    assert sorted(other) == list(range(48)) and all(i != j for i, j in enumerate(other))
+    for p, q in zip(prompts, (prompts[i] for i in other)):
+        assert (p.kind, p.law) == (q.kind, q.law) and (p.task is None or p.task.kind == q.task.kind)
+    seen = []
+
+    class Spy(Painter):
+        def draw(self, asked, sampling, generator, words=None):
+            drawn = super().draw(asked, sampling, generator, words)
+            seen.append((words, drawn.words))
+            return drawn
+
+    evaluate_painter(Spy(*painter()), even, ReasonEvaluation(pictures=16, batch=48, swapped=True))
+    (nothing, written), (given, drawn) = seen
+    assert nothing is None and torch.equal(given, written[other]) and torch.equal(drawn, given)
 
 
 def test_shuffled_rationales_stay_in_their_law() -> None:

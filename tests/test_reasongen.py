@@ -13,6 +13,8 @@ from minireflect.models.reasongen import (
     guide,
     pick,
     sampled_from,
+    trim,
+    up_to,
 )
 from minireflect.models.tokenizer import BOS, EOS
 
@@ -63,6 +65,19 @@ def test_thinking_ends_with_the_switch_and_only_what_was_chosen_counts() -> None
         forced = end == SIZES.rationale - 1
         assert chosen.tolist() == [i <= end and not (forced and i == end) for i in range(SIZES.rationale)]
     assert {2, SIZES.rationale - 1} <= set(ends.tolist())  # some stop early, and some are stopped
+
+
+def test_a_picture_depends_on_its_own_rationale_and_on_no_filling() -> None:
+    """Alone or beside longer ones, trimmed or not: the same logits."""
+    net, out = model(), written()
+    text, image = net(prompts(), out.words, out.codes)
+    mask = up_to(out.words, SIZES.boi)
+    assert 1 < mask.sum(1).min() < mask.sum(1).max()
+    for i in range(6):
+        alone = trim(prompts()[i : i + 1], EOS), trim(out.words[i : i + 1], SIZES.boi), out.codes[i : i + 1]
+        one_text, one_image = net(*alone)
+        torch.testing.assert_close(one_image[0], image[i], atol=1e-5, rtol=0)
+        torch.testing.assert_close(one_text[0], text[i, mask[i]], atol=1e-5, rtol=0)
 
 
 def test_a_given_rationale_is_drawn_and_not_scored() -> None:

@@ -213,6 +213,8 @@ def test_reasongen_from_nothing_to_pictures(tmp_path: Path) -> None:
         words = [*(["--weights", source] if source else []), "--preset", "smoke", "--out", command]
         done = run("train.py", command, *words, cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-3000:]
+        if command == "vq":
+            assert "| as rendered | 1.000 | 1.000 | 1.000 | 0.0000 |" in done.stdout
     for row in ("| SFT |", "| SFT, best of 2 |", "| SFT, best of 4 |", "| SFT + GRPO |"):
         assert row in done.stdout
     assert {p.name for p in (tmp_path / command / "figures").iterdir()} == {"reason_grpo.png", "thoughts.png"}
@@ -222,6 +224,8 @@ def test_reasongen_from_nothing_to_pictures(tmp_path: Path) -> None:
     assert drawn.returncode == 0 and "reward" in drawn.stdout and (tmp_path / "s.png").exists()
     odd = run("sample.py", "--method", "reasongen", "--weights", "reason-grpo", "a purple dragon", cwd=tmp_path)  # fmt: skip
     assert odd.returncode == 2 and "dragon" in odd.stderr and "Traceback" not in odd.stderr
+    rounds = run("sample.py", "--method", "reasongen", "--rounds", "3", "a tall red candle in still air", cwd=tmp_path)  # fmt: skip
+    assert rounds.returncode == 2 and "draws once" in rounds.stderr
     bad = run("train.py", "reason-grpo", "--weights", "vq", "--out", "bad", cwd=tmp_path)
     assert bad.returncode == 2 and "reasongen.safetensors" in bad.stderr and "Traceback" not in bad.stderr
 

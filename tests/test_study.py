@@ -8,9 +8,12 @@ import pytest
 import torch
 
 from minireflect import load_pipeline
+from minireflect.evaluate_reason import ReasonScore
 from minireflect.rl.rewards import load_reward
+from minireflect.world.arrangement import TASKS
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+import reason_study
 import study
 import study_report
 import study_ways
@@ -85,3 +88,45 @@ def test_equal_cost_compares_where_the_cheaper_arm_ends(tmp_path: Path) -> None:
     text = study_report.at_equal_cost(runs, window=2)
     # iterations 1 and 2 of SRRL by calls, 4 and 5 of the other; 4 and 5 of both by evaluations
     assert "| cheap | 60 | 0.150 | 0.450 | 600 | 0.450 | 0.450 |" in text
+
+
+def test_the_study_of_reasongen_reads_every_row_from_a_run_that_measures_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two seeds of invented scores: every arm finds its row, means and paired differences are right."""
+    asked = []
+
+    def trained(words: list[str], check: bool) -> None:
+        folder = Path(words[words.index("--out") + 1])
+        asked.append((folder.name, words))
+        (folder / "state").mkdir(parents=True)
+        (folder / "state" / f"{words[2]}.done").write_text("")
+        names = ["SFT"]
+        if words[2] == "reason-grpo":
+            names += [] if "--grpo.no-controls" in words else ["SFT, best of 2", "SFT, best of 4"]
+            names += ["SFT + GRPO"]
+        seed = int(words[words.index("--seed") + 1])
+        rows = [{"stage": "evaluation", "model": n, "score": vars(invented(seed, n))} for n in names]
+        step = {"stage": "reason-grpo", "step": 0, "reward": 0.5, "right": 0.4, "text_entropy": 0.2}
+        rows.append({**step, "image_entropy": 1.0})
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+    def invented(seed: int, name: str) -> ReasonScore:
+        value = 0.3 + 0.2 * seed + (0.1 if name == "SFT + GRPO" else 0.0)
+        tasks = dict.fromkeys([*TASKS, "overall"], value)
+        return ReasonScore(tasks, value, value, value, 0.1, 0.1, value, value, 87.0)
+
+    monkeypatch.setattr(reason_study.subprocess, "run", trained)
+    monkeypatch.setattr(reason_study, "swapped", lambda folder, seed, n: {"swapped": invented(seed, "SFT")})
+    words = ["reason_study.py", "--out", str(tmp_path / "out"), "--docs", str(tmp_path / "docs"), "--seeds", "0", "1"]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", words)
+    assert reason_study.main() == 0
+    assert len(asked) == 2 * (len(reason_study.THOUGHTS) + len(reason_study.REINFORCED))
+    starts = {name: w[w.index("--weights") + 1] for name, w in asked if "--weights" in w}
+    assert starts["grpo-freed-1"].endswith("sft-none-1") and starts["grpo-steady-0"].endswith("sft-true-0")
+    page = (tmp_path / "docs" / "reasongen.md").read_text()
+    assert page.count("| no rationale | 0.400 ± 1.271 |") == 1  # 12.706 * 0.1414 / sqrt(2)
+    assert "| no rationale | 0.100 ± 0.000 | 0.100 ± 0.000 | 0.100 ± 0.000 |" in page
+    assert {p.name for p in (tmp_path / "docs").iterdir()} == {"reasongen.md", "reasongen_arms.png", "reasongen_entropy.png"}  # fmt: skip
+    asked.clear()
+    assert reason_study.main() == 0 and not asked  # what is finished is not done again

@@ -52,6 +52,31 @@ def test_the_cache_changes_nothing() -> None:
 
 
 @torch.no_grad()
+def test_what_fills_up_changes_nothing() -> None:
+    """Three sequences of 9, 6 and 4 tokens in one batch, gaps in the middle and at the end: each as if it stood alone, cached or not."""
+    model = loud(Transformer(CONFIG))
+    valid = torch.ones(3, 12, dtype=torch.bool)
+    valid[0, 9:], valid[1, 2:5], valid[1, 9:], valid[2, 1:4], valid[2, 7:] = False, False, False, False, False
+    ids = torch.randint(17, (3, 12), generator=rng(3, "ids"))
+    whole = model.head(model(model.embed(ids), valid=valid))
+    for row, counts, found in zip(ids, valid, whole):
+        alone = logits(model, row[counts][None])[0]
+        assert (found[counts] - alone).abs().max() < 1e-5
+    cache, parts = model.cache(3), []
+    for part, counts in zip(ids.split([5, 1, 4, 1, 1], 1), valid.split([5, 1, 4, 1, 1], 1)):
+        parts.append(model.head(model(model.embed(part), cache, counts)))
+    assert (torch.cat(parts, 1) - whole)[valid].abs().max() < 1e-5
+    late, rest = (
+        model.cache(3),
+        torch.ones(3, 4, dtype=torch.bool),
+    )  # tokens without a mask after some with one
+    first = model.head(model(model.embed(ids[:, :8]), late, valid[:, :8]))
+    second = model.head(model(model.embed(ids[:, 8:]), late))
+    together = model.head(model(model.embed(ids), valid=torch.cat([valid[:, :8], rest], 1)))
+    assert (torch.cat([first, second], 1) - together)[:, 8:].abs().max() < 1e-5
+
+
+@torch.no_grad()
 def test_no_token_sees_what_follows_it() -> None:
     model = loud(Transformer(CONFIG))
     ids = torch.randint(17, (2, 11), generator=rng(2, "ids"))

@@ -77,11 +77,11 @@ def test_perplexity_counts_words_evenly_used() -> None:
 def test_it_learns_keeps_and_refuses(tmp_path: Path) -> None:
     pixels, _, _ = training_pairs(8, WorldConfig(), choices(0, "vq"))
     run = Run(tmp_path / "run", {})
-    config = VQTraining(steps=60, batch=4, drawn=4, codes=32, revived=10)
+    config = VQTraining(steps=60, batch=4, codes=32, revived=10)
     autoencoder = load_pipeline().autoencoder
     model = train_vq(config, pixels, 0, autoencoder, run, torch.device("cpu"))
     rows = run.metrics("vq")
-    assert sum(r["mse"] for r in rows[-10:]) < 0.7 * sum(r["mse"] for r in rows[:10])
+    assert sum(r["latents"] for r in rows[-10:]) < 0.7 * sum(r["latents"] for r in rows[:10])
     assert all(0 < r["used"] <= 1 and 1 <= r["perplexity"] <= 32 for r in rows if "used" in r)
     save_module(tmp_path / "vq.safetensors", model, {})
     again, _ = load_module(tmp_path / "vq.safetensors", VQAutoencoder, VQConfig)

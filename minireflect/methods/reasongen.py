@@ -24,8 +24,8 @@ import torch
 from torch import Generator, Tensor
 
 from ..diffusion.reflection import ACCEPT
-from ..models.reasongen import Drawn, ReasonGen, SamplingConfig
-from ..models.tokenizer import Tokenizer
+from ..models.reasongen import Drawn, ReasonGen, SamplingConfig, trim
+from ..models.tokenizer import EOS, Tokenizer
 from ..models.vq import Codec
 from ..rl.advantage import group_advantage, zero_variance_groups
 from ..rl.entropy import AdaptiveEntropy, EntropyConfig, entropy_of
@@ -174,11 +174,12 @@ def update_painter(
     model, n, g = painter.model, len(groups.texts), config.group
     device = groups.rewards.device
     each = [t for t in groups.texts for _ in range(g)]
-    prompts = painter.tokenizer(each).to(device)  # (n*g p)
+    prompts = trim(painter.tokenizer(each).to(device), EOS)  # (n*g p)
+    written = trim(groups.drawn.words, model.config.boi)  # (n*g r)
     advantage = group_advantage(groups.rewards).flatten()  # (n*g)
     order = torch.randperm(n, generator=generator)
     shares = [(i[:, None] * g + torch.arange(g)).flatten().to(device) for i in order.chunk(config.updates)]
-    given = [(prompts[rows], groups.drawn.words[rows], groups.drawn.codes[rows]) for rows in shares]
+    given = [(prompts[rows], written[rows], groups.drawn.codes[rows]) for rows in shares]
     with (
         torch.no_grad()
     ):  # in one pass each, as below: the cache rounds otherwise than the whole sequence does
@@ -186,7 +187,7 @@ def update_painter(
         ref = [torch.cat(reference.log_probs(*tokens, config.sampling), 1) for tokens in given]
     totals, first = [], 0.0
     for number, (rows, tokens) in enumerate(zip(shares, given)):
-        (_, words, codes), chosen = tokens, groups.drawn.chosen[rows]
+        (_, words, codes), chosen = tokens, groups.drawn.chosen[rows, : written.shape[1]]
         texts, images = model.distributions(*tokens, config.sampling)  # (m r v+1), (m n k)
         now = torch.cat(
             [texts.gather(2, words[..., None])[..., 0], images.gather(2, codes[..., None])[..., 0]], 1

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from ..models.reasongen import ReasonGen, ReasonGenConfig
+from ..models.reasongen import ReasonGen, ReasonGenConfig, trim, up_to
 from ..models.tokenizer import EOS, Tokenizer, split
 from ..models.vq import Codec
 from ..run import Run
@@ -44,6 +44,12 @@ class ReasonTraining:
     image: float = 1.0  # weight of an image token
     dropped: float = 0.1  # share of samples without prompt and rationale
     arrangements: float = 0.35  # share of arrangements among the pictures, in place of the world's
+    continued: bool = (
+        False  # go on with the model in --weights, such as one that learnt to draw without rationales
+    )
+    continued: bool = (
+        False  # go on with the model in --weights, such as one that learnt to draw without rationales
+    )
     rationales: Thoughts = "true"  # of the picture; none at all; or another picture's of the same law
 
 
@@ -83,12 +89,6 @@ def as_text(tokenizer: Tokenizer, words: Tensor) -> list[str]:
     ]
 
 
-def learnt(words: Tensor, boi: int) -> Tensor:
-    """Which words of a rationale are to be learnt: all up to BOI, itself included.  Shapes: words (b r) -> (b r) bool"""
-    ended = (words == boi).cumsum(1)
-    return (ended == 0) | (words == boi)
-
-
 def lessons(
     training: ReasonTraining, world: WorldConfig, seed: int, tokenizer: Tokenizer, config: ReasonGenConfig, codec: Codec, device: torch.device
 ) -> Lessons:  # fmt: skip
@@ -123,13 +123,18 @@ def encode_all(codec: Codec, pixels: np.ndarray, device: torch.device) -> Tensor
 
 
 def train_reasongen(
-    training: ReasonTraining, world: WorldConfig, seed: int, codec: Codec, run: Run, device: torch.device
-) -> tuple[ReasonGen, Tokenizer]:
-    """Learn to think and to draw."""
+    training: ReasonTraining, world: WorldConfig, seed: int, codec: Codec, run: Run, device: torch.device,
+    start: tuple[ReasonGen, Tokenizer] | None = None,
+) -> tuple[ReasonGen, Tokenizer]:  # fmt: skip
+    """Learn to think and to draw, from nothing or from `start`."""
     torch.manual_seed(seed)
-    tokenizer = reason_tokenizer(ReasonGenConfig.prompt)
-    config = ReasonGenConfig(len(tokenizer), codec.vq.config.codes)
-    model = ReasonGen(config).to(device)
+    if start is None:
+        tokenizer = reason_tokenizer(ReasonGenConfig.prompt)
+        config = ReasonGenConfig(len(tokenizer), codec.vq.config.codes)
+        model = ReasonGen(config).to(device)
+    else:
+        model, tokenizer = start[0].to(device).train().requires_grad_(True), start[1]
+        config = model.config
     data = lessons(training, world, seed, tokenizer, config, codec, device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=training.lr, betas=(0.9, 0.95), weight_decay=1e-2)
     for step in run.steps("reason-sft", training.steps, {"model": model}, optimizer, save_every=50):
@@ -139,8 +144,9 @@ def train_reasongen(
         empty = torch.rand(training.batch, 1, generator=chance).to(device) < training.dropped  # (b 1)
         blank = model.blank(training.batch, device)
         prompts, words = (torch.where(empty, b, v[pick]) for b, v in zip(blank, data))
+        prompts, words = trim(prompts, EOS), trim(words, config.boi)
         text, image = model(prompts, words, data.codes[pick])  # (b r v+1), (b n k)
-        mask = learnt(words, config.boi) & ~empty  # (b r)
+        mask = up_to(words, config.boi) & ~empty  # (b r)
         of_text = F.cross_entropy(text[mask], words[mask])
         of_image = F.cross_entropy(image.flatten(0, 1), data.codes[pick].flatten())
         share = training.text * mask.sum(), training.image * data.codes[pick].numel()

@@ -49,6 +49,11 @@ class AutoencoderConfig:
         return cls(channels=(16, 32, 64, 128), res_blocks=1, groups=8)
 
     @classmethod
+    def small(cls) -> "AutoencoderConfig":
+        """The same with 1.0 million, for one that is taught by the toy (methods/train_autoencoder.py)."""
+        return cls(channels=(16, 32, 64, 64), res_blocks=1, groups=8)
+
+    @classmethod
     def flat(cls) -> "AutoencoderConfig":
         """The same for flat shapes on paper, the pictures of scene graphs, with half the parameters."""
         return cls(channels=(16, 32, 64, 96), res_blocks=1, groups=8)

@@ -2,7 +2,7 @@
 
     prompt (p tokens) · rationale, then BOI (r tokens) · n image tokens, row by row          arXiv 2505.24875, section 3
 
-Prompt and rationale are filled up to fixed lengths, so that a picture's tokens always stand at the same places.  BOI, begin of image, is
+In a batch prompts and rationales are filled up to one length; what fills up is seen by nobody.  BOI, begin of image, is
 the switch from thinking to drawing: the model chooses it and is trained to.  Its two kinds of tokens have a vocabulary each and share one
 output layer: at a text position only text can come, at an image position only image tokens.
 
@@ -108,6 +108,11 @@ class ReasonGen(nn.Module):
         text = self.transformer.embed(torch.cat([prompts, words], 1))
         return torch.cat([text, self.embed_codes(codes[:, :-1])], 1)
 
+    def valid(self, prompts: Tensor, words: Tensor, images: int) -> Tensor:
+        """Which of the tokens only fill up.  Shapes: prompts (b p), words (b r) -> (b p+r+images) bool"""
+        pixels = torch.ones(len(prompts), images, dtype=torch.bool, device=prompts.device)
+        return torch.cat([up_to(prompts, EOS), up_to(words, self.config.boi), pixels], 1)
+
     def text_logits(self, hidden: Tensor) -> Tensor:
         """Shapes: hidden (... d) -> (... v+1), the words and BOI"""
         return hidden @ self.transformer.head.weight[: self.config.vocabulary + 1].T
@@ -122,8 +127,15 @@ class ReasonGen(nn.Module):
         Shapes: prompts (b p), words (b r), codes (b n) -> (b r v+1), (b n k)
         """
         p, r = prompts.shape[1], words.shape[1]
-        hidden = self.transformer(self.rows(prompts, words, codes))  # (b p+r+n-1 d)
-        return self.text_logits(hidden[:, p - 1 : p + r - 1]), self.image_logits(hidden[:, p + r - 1 :])
+        valid = self.valid(prompts, words, codes.shape[1] - 1)  # (b p+r+n-1)
+        hidden = self.transformer(self.rows(prompts, words, codes), valid=valid)  # (b p+r+n-1 d)
+        first, start = (
+            last_of(hidden[:, :p], valid[:, :p]),
+            last_of(hidden[:, p : p + r], valid[:, p : p + r]),
+        )  # (b 1 d)
+        text = torch.cat([first, hidden[:, p : p + r - 1]], 1)  # (b r d): what stands before each word
+        image = torch.cat([start, hidden[:, p + r :]], 1)  # (b n d)
+        return self.text_logits(text), self.image_logits(image)
 
     def log_probs(
         self, prompts: Tensor, words: Tensor, codes: Tensor, sampling: SamplingConfig
@@ -160,14 +172,17 @@ class ReasonGen(nn.Module):
 
         Shapes: prompts (b p), words (b r)
         """
-        cache = self.transformer.cache(len(prompts))
-        hidden = self.transformer(self.transformer.embed(prompts), cache)[:, -1:]  # (b 1 d)
+        prompts = trim(prompts, EOS)
+        cache, valid = self.transformer.cache(len(prompts)), up_to(prompts, EOS)
+        hidden = last_of(self.transformer(self.transformer.embed(prompts), cache, valid), valid)  # (b 1 d)
         if words is None:
             words, chosen, words_log_prob, hidden = self.think(hidden, cache, sampling, generator)
         else:
             chosen = torch.zeros_like(words, dtype=torch.bool)
             words_log_prob = torch.zeros(words.shape, device=words.device)
-            hidden = self.transformer(self.transformer.embed(words), cache)[:, -1:]
+            read = trim(words, self.config.boi)
+            valid = up_to(read, self.config.boi)
+            hidden = last_of(self.transformer(self.transformer.embed(read), cache, valid), valid)
         codes, codes_log_prob = self.draw(hidden, cache, sampling, generator)
         return Drawn(words, chosen, codes, words_log_prob, codes_log_prob)
 
@@ -183,17 +198,21 @@ class ReasonGen(nn.Module):
         chosen = torch.zeros(b, r, dtype=torch.bool, device=hidden.device)
         log_probs = torch.zeros(b, r, device=hidden.device)
         going = torch.ones(b, dtype=torch.bool, device=hidden.device)  # (b) who has not said BOI yet
+        after = hidden  # (b 1 d) of BOI
         for i in range(r):
             if i == r - 1:
                 words[going, i] = boi
-            elif going.any():
+            else:
                 log_prob = sampled_from(self.text_logits(hidden)[:, 0].float(), sampling)  # (b v+1)
                 token = pick(log_prob, generator)  # (b)
                 words[going, i], chosen[:, i] = token[going], going
                 log_probs[going, i] = log_prob.gather(1, token[:, None])[going, 0]
-                going = going & (token != boi)
-            hidden = self.transformer(self.transformer.embed(words[:, i : i + 1]), cache)
-        return words, chosen, log_probs, hidden
+            hidden = self.transformer(self.transformer.embed(words[:, i : i + 1]), cache, going[:, None])
+            after = torch.where(going[:, None, None], hidden, after)
+            going = going & (words[:, i] != boi)
+            if not going.any():
+                break
+        return words, chosen, log_probs, after
 
     def draw(
         self, hidden: Tensor, cache: Cache, sampling: SamplingConfig, generator: Generator
@@ -203,7 +222,7 @@ class ReasonGen(nn.Module):
         guided = sampling.guidance != 1
         if guided:  # the unconditional half goes along with a cache of its own
             other = self.transformer.cache(b)
-            start = torch.cat(self.blank(b, hidden.device), 1)  # (b p+r)
+            start = torch.tensor([BOS, EOS, self.config.boi], device=hidden.device).expand(b, 3)
             without = self.transformer(self.transformer.embed(start), other)[:, -1:]  # (b 1 d)
         codes = torch.empty(b, n, dtype=torch.long, device=hidden.device)
         log_probs = torch.empty(b, n, device=hidden.device)
@@ -220,6 +239,23 @@ class ReasonGen(nn.Module):
                 if guided:
                     without = self.transformer(row, other)
         return codes, log_probs
+
+
+def up_to(ids: Tensor, end: int) -> Tensor:
+    """Which tokens count: all up to the first `end`, itself included.  Shapes: ids (b t) -> (b t) bool"""
+    ends = (ids == end).int()
+    return ends.cumsum(1) - ends == 0
+
+
+def trim(ids: Tensor, end: int) -> Tensor:
+    """Without the last columns, where every row has ended.  Shapes: ids (b t) -> (b t')"""
+    return ids[:, : int(up_to(ids, end).sum(1).max())]
+
+
+def last_of(hidden: Tensor, valid: Tensor) -> Tensor:
+    """The state of the last token that counts.  Shapes: hidden (b t d), valid (b t) -> (b 1 d)"""
+    at = valid.sum(1) - 1  # (b)
+    return hidden[torch.arange(len(hidden), device=hidden.device), at][:, None]
 
 
 def guide(logits: Tensor, without: Tensor, w: float) -> Tensor:

@@ -7,6 +7,7 @@
     x = x + mlp(norm(x))
 
 A cache keeps the keys and values of what was read, so that every new token costs one row in place of the whole sequence.
+Sequences of different lengths share a batch: what fills up is marked as not valid, is seen by nobody, and takes no position.
 
 Shapes: b batch, t tokens, d width, n heads, v vocabulary.
 """
@@ -42,7 +43,8 @@ class Cache:
     def __init__(self, config: TransformerConfig, batch: int, like: Tensor) -> None:
         shape = (config.layers, batch, config.heads, config.length, config.width // config.heads)
         self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
-        self.used = 0
+        self.valid = torch.ones(batch, config.length, dtype=torch.bool, device=like.device)
+        self.used, self.filled = 0, False  # tokens so far; whether some are not valid
 
     def add(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Shapes: k, v (b n t d/n) -> all keys and values so far, (b n used+t d/n) each"""
@@ -71,7 +73,7 @@ def rotation(length: int, width: int) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair of dimensions (i, i + width/2) by its angle.  Shapes: x (b n t d), cos (t d), sin (t d) -> (b n t d)"""
+    """Turn each pair of dimensions (i, i + width/2) by its angle.  Shapes: x (b n t d), cos and sin (t d) or (b 1 t d) -> (b n t d)"""
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], -1) * sin
 
@@ -84,15 +86,14 @@ class CausalAttention(nn.Module):
         self.q, self.k, self.v = (nn.Linear(d, d, bias=False) for _ in range(3))
         self.out = nn.Linear(d, d, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, layer: int, cache: Cache | None) -> Tensor:
-        """Shapes: x (b t d), cos (t d/n), sin (t d/n) -> (b t d)"""
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, layer: int, cache: Cache | None
+    ) -> Tensor:
+        """Without a mask each token sees itself and all before.  Shapes: x (b t d), cos and sin as `rotate`, mask (t u) or (b 1 t u) -> (b t d)"""
         q, k, v = (rearrange(f(x), "b t (n d) -> b n t d", n=self.heads) for f in (self.q, self.k, self.v))
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        mask = None
         if cache is not None:
             k, v = cache.add(layer, k, v)
-            if q.shape[2] > 1 and cache.used:  # new tokens see all the old ones, and of the new those before
-                mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=x.device).tril(cache.used)
         causal = mask is None and q.shape[2] > 1
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
         return self.out(rearrange(y, "b n t d -> b t (n d)"))
@@ -108,9 +109,11 @@ class Block(nn.Module):
             nn.Linear(d, h, bias=False), nn.Linear(d, h, bias=False), nn.Linear(h, d, bias=False),
         )  # fmt: skip
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, layer: int, cache: Cache | None) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, layer: int, cache: Cache | None
+    ) -> Tensor:
         """Shapes: x (b t d) -> (b t d)"""
-        x = x + self.attn(self.norm1(x), cos, sin, layer, cache)
+        x = x + self.attn(self.norm1(x), cos, sin, mask, layer, cache)
         y = self.norm2(x)
         return x + self.down(F.silu(self.gate(y)) * self.up(y))
 
@@ -136,19 +139,32 @@ class Transformer(nn.Module):
     def cache(self, batch: int) -> Cache:
         return Cache(self.config, batch, self.head.weight)
 
-    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(self, x: Tensor, cache: Cache | None = None, valid: Tensor | None = None) -> Tensor:
         """The last states, of which `head` makes logits; with a cache, x goes on where it ended.
 
+        `valid` says which of x are tokens and which only fill up; without it all are.
         Raises ValueError on more tokens than the configuration's length.
-        Shapes: x (b t d) -> (b t d)
+        Shapes: x (b t d), valid (b t) bool -> (b t d)
         """
         start = cache.used if cache is not None else 0
         end = start + x.shape[1]
         if end > self.config.length:
             raise ValueError(f"a sequence of {end} tokens, but the transformer reads {self.config.length}")
-        cos, sin = self.cos[start:end], self.sin[start:end]
+        if cache is not None and (valid is not None or cache.filled):
+            cache.filled = True
+            cache.valid[:, start:end] = True if valid is None else valid
+            valid = cache.valid[:, :end]  # (b u), of all so far
+        mask, cos, sin = None, self.cos[start:end], self.sin[start:end]  # (t d/n)
+        if valid is not None or (
+            start and end - start > 1
+        ):  # new tokens see the old ones, and of the new those before
+            mask = torch.ones(end - start, end, dtype=torch.bool, device=x.device).tril(start)  # (t u)
+        if valid is not None:
+            mask = (mask & valid[:, None, None]) | mask.new_ones(mask.shape).tril(start).triu(start)  # itself
+            at = (valid.cumsum(1) - 1).clamp(min=0)[:, start:]  # (b t) positions
+            cos, sin = self.cos[at][:, None], self.sin[at][:, None]  # (b 1 t d/n)
         for i, block in enumerate(self.blocks):
-            x = block(x, cos, sin, i, cache)  # (b t d)
+            x = block(x, cos, sin, mask, i, cache)  # (b t d)
         if cache is not None:
             cache.used = end
         return self.norm_out(x)
