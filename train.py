@@ -23,6 +23,7 @@ import tyro
 
 from minireflect.config import (
     PRESETS,
+    REASON_COMMANDS,
     RIG_COMMANDS,
     Command,
     Config,
@@ -132,7 +133,7 @@ def begins_from_nothing(args: Arguments) -> bool:
 def source_of(args: Arguments) -> Path:
     """The folder with the weights to start from."""
     rig = args.command in RIG_COMMANDS or args.config.scenes == "graphs"
-    shipped = RIG if rig else REASON if args.command in ("reason-sft", "reason-grpo") else None
+    shipped = RIG if rig else REASON if args.command in REASON_COMMANDS else None
     return weights_folder(args.weights or shipped)
 
 
@@ -161,12 +162,12 @@ def check_first(args: Arguments) -> None:
         load_module(folder / "autoencoder.safetensors", Autoencoder, AutoencoderConfig)
     elif args.command == "rlrig":
         load_parts(folder)
-    elif args.command == "vq":
-        load_autoencoder(folder)
     elif args.command == "reason-grpo" or (args.command == "reason-sft" and config.sft.continued):
         load_painter(folder)
-    elif args.command == "reason-sft":
+    elif args.command == "reason-sft" or (args.command == "vq" and config.vq.continued):
         load_codec(folder)
+    elif args.command == "vq":
+        load_autoencoder(folder)
     else:
         load_pipeline(folder)
     if args.command == "srrl" or (args.command == "reward" and config.reward.continued):

@@ -14,7 +14,7 @@ from .config import Config
 from .evaluate_reason import ReasonScore, codec_table, evaluate_painter, evaluation_prompts, reason_table
 from .methods.reasongen import Painter, train_reason_grpo
 from .methods.train_reasongen import train_reasongen
-from .methods.train_vq import train_vq
+from .methods.train_vq import refine_vq, train_vq
 from .models.autoencoder import Autoencoder, AutoencoderConfig
 from .models.reasongen import ReasonGen, ReasonGenConfig
 from .models.tokenizer import Tokenizer
@@ -76,8 +76,12 @@ def vq(config: Config, run: Run, folder: Path, device: torch.device) -> None:
         return
     draw = choices(config.seed, "vq", "pictures")
     pixels, _, _ = training_pairs(config.vq.pictures, config.world, draw)
-    autoencoder = load_autoencoder(folder)
-    codec = Codec(autoencoder, train_vq(config.vq, pixels, config.seed, autoencoder, run, device))
+    if config.vq.continued:
+        codec = load_codec(folder)
+        refine_vq(config.vq, pixels, config.seed, codec, run, device)
+    else:
+        autoencoder = load_autoencoder(folder)
+        codec = Codec(autoencoder, train_vq(config.vq, pixels, config.seed, autoencoder, run, device))
     save_codec(run.folder / "weights", codec)
     readable = codec_table(codec, config.reasoning)
     write_text(run.folder / "table.md", readable + "\n")

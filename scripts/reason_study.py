@@ -2,8 +2,8 @@
 
     python scripts/reason_study.py [--out runs/reason] [--seeds 0 1 2]          writes docs/reasongen.md and docs/reasongen_*.png
 
-Three ways of fine-tuning (true rationales, none, another scene's), then GRPO on them.  Every seed has its own pictures, training,
-prompts and noise; all rows of a seed share prompts.  It can be stopped at any time and goes on where it stopped.
+One model learns to draw without rationales.  From it three ways of fine-tuning (true rationales, none, another scene's), then GRPO on them.
+Every seed has its own pictures, training, prompts and noise, the first model aside; all rows of a seed share prompts.  It can be stopped at any time and goes on where it stopped.
 """
 
 import argparse
@@ -22,13 +22,15 @@ from minireflect.run import read_metrics, write_text
 
 ROOT = Path(__file__).parent.parent
 THOUGHTS = ("true", "none", "shuffled")
+TUNING = ["--sft.continued", "--sft.steps", "1500", "--sft.batch", "48", "--sft.pictures", "20000", "--sft.lr", "5e-4"]  # fmt: skip
 REINFORCED = {  # name: (which fine-tuning it starts from, options)
     "true": ("true", []),
     "none": ("none", []),
-    "freed": ("none", ["--grpo.freed", "--grpo.no-controls"]),
+    "freed": ("base", ["--grpo.freed", "--grpo.no-controls"]),
     "steady": ("true", ["--grpo.no-adaptive", "--grpo.no-controls"]),
 }
 ARMS = {  # name in the table: (kind of run, its row)
+    "drawing only, before fine-tuning": ("base", "SFT"),
     "no rationale": ("sft-none", "SFT"),
     "no rationale, best of 2": ("grpo-none", "SFT, best of 2"),
     "no rationale, best of 4": ("grpo-none", "SFT, best of 4"),
@@ -39,7 +41,7 @@ ARMS = {  # name in the table: (kind of run, its row)
     "rationale, best of 2": ("grpo-true", "SFT, best of 2"),
     "rationale, best of 4": ("grpo-true", "SFT, best of 4"),
     "SFT + GRPO": ("grpo-true", "SFT + GRPO"),
-    "SFT + GRPO, another prompt's rationale": ("swapped", "swapped"),
+    "SFT + GRPO, another prompt's rationale": ("swapped", "SFT"),
     "SFT + GRPO without adaptive entropy": ("grpo-steady", "SFT + GRPO"),
 }
 
@@ -60,15 +62,18 @@ def scores(folder: Path) -> dict[str, ReasonScore]:
     return {row["model"]: ReasonScore(**row["score"]) for row in read_metrics(folder, "evaluation")}
 
 
-def swapped(folder: Path, seed: int, pictures: int) -> dict[str, ReasonScore]:
-    """The model after GRPO, drawing what it thought of another prompt of the same law.  Measured once."""
-    path = folder.parent / f"swapped-{seed}.json"
+def measured(
+    weights: Path, args: argparse.Namespace, seed: int, swapped: bool = False
+) -> dict[str, ReasonScore]:
+    """A row that no run measures itself: the first model, or one that draws what it thought of another prompt.  Measured once."""
+    name = f"{'swapped' if swapped else 'base'}-{seed}"
+    path = args.out / f"{name}.json"
     if not path.exists():
-        config = replace(preset("cpu").reasoning, pictures=pictures, seed=1_000 + seed, swapped=True)
-        weights = folder / "weights"
-        score = evaluate_painter(load_painter(weights), judge_of(weights), config, "swapped")
-        write_text(path, json.dumps(vars(score)))
-    return {"swapped": ReasonScore(**json.loads(path.read_text()))}
+        config = replace(preset("cpu").reasoning, pictures=args.pictures, seed=1_000 + seed, swapped=swapped)
+        write_text(
+            path, json.dumps(vars(evaluate_painter(load_painter(weights), judge_of(weights), config, name)))
+        )
+    return {"SFT": ReasonScore(**json.loads(path.read_text()))}
 
 
 def main() -> int:
@@ -82,18 +87,21 @@ def main() -> int:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True), args.docs.mkdir(parents=True, exist_ok=True)
     arms, training = [], {"true": [], "steady": []}
+    base = train("reason-sft", args.out / "base", ["--sft.rationales", "none"])
     for seed in args.seeds:
         common = ["--seed", str(seed), "--reasoning.seed", str(1_000 + seed)]
         common += ["--reasoning.pictures", str(args.pictures)]
-        runs = {}
+        runs = {"sft-base": base}
         for kind in THOUGHTS:
-            words = [*common, "--sft.rationales", kind]
+            words = [*common, *TUNING, "--weights", str(base), "--sft.rationales", kind]
             runs[f"sft-{kind}"] = train("reason-sft", args.out / f"sft-{kind}-{seed}", words)
         for name, (start, options) in REINFORCED.items():
             words = [*common, *options, "--weights", str(runs[f"sft-{start}"])]
             runs[f"grpo-{name}"] = train("reason-grpo", args.out / f"grpo-{name}-{seed}", words)
         found = {kind: scores(folder) for kind, folder in runs.items()}
-        found["swapped"] = swapped(runs["grpo-true"], seed, args.pictures)
+        weights = runs["grpo-true"] / "weights"
+        found["swapped"] = measured(weights, args, seed, swapped=True)
+        found["base"] = measured(base / "weights", args, seed)
         arms.append({arm: found[kind][row] for arm, (kind, row) in ARMS.items()})
         for name, rows in training.items():
             rows.append(read_metrics(runs[f"grpo-{name}"], "reason-grpo"))

@@ -105,7 +105,7 @@ def test_the_study_of_reasongen_reads_every_row_from_a_run_that_measures_it(
         if words[2] == "reason-grpo":
             names += [] if "--grpo.no-controls" in words else ["SFT, best of 2", "SFT, best of 4"]
             names += ["SFT + GRPO"]
-        seed = int(words[words.index("--seed") + 1])
+        seed = int(words[words.index("--seed") + 1]) if "--seed" in words else 0
         rows = [{"stage": "evaluation", "model": n, "score": vars(invented(seed, n))} for n in names]
         step = {"stage": "reason-grpo", "step": 0, "reward": 0.5, "right": 0.4, "text_entropy": 0.2}
         rows.append({**step, "image_entropy": 1.0})
@@ -117,13 +117,14 @@ def test_the_study_of_reasongen_reads_every_row_from_a_run_that_measures_it(
         return ReasonScore(tasks, value, value, value, 0.1, 0.1, value, value, 87.0)
 
     monkeypatch.setattr(reason_study.subprocess, "run", trained)
-    monkeypatch.setattr(reason_study, "swapped", lambda folder, seed, n: {"swapped": invented(seed, "SFT")})
+    monkeypatch.setattr(reason_study, "measured", lambda w, args, seed, swapped=False: {"SFT": invented(seed, "SFT")})  # fmt: skip
     words = ["reason_study.py", "--out", str(tmp_path / "out"), "--docs", str(tmp_path / "docs"), "--seeds", "0", "1"]  # fmt: skip
     monkeypatch.setattr(sys, "argv", words)
     assert reason_study.main() == 0
-    assert len(asked) == 2 * (len(reason_study.THOUGHTS) + len(reason_study.REINFORCED))
+    assert len(asked) == 1 + 2 * (len(reason_study.THOUGHTS) + len(reason_study.REINFORCED))
     starts = {name: w[w.index("--weights") + 1] for name, w in asked if "--weights" in w}
-    assert starts["grpo-freed-1"].endswith("sft-none-1") and starts["grpo-steady-0"].endswith("sft-true-0")
+    assert starts["grpo-freed-1"].endswith("base") and starts["sft-true-1"].endswith("base")
+    assert starts["grpo-none-1"].endswith("sft-none-1") and starts["grpo-steady-0"].endswith("sft-true-0")
     page = (tmp_path / "docs" / "reasongen.md").read_text()
     assert page.count("| no rationale | 0.400 ± 1.271 |") == 1  # 12.706 * 0.1414 / sqrt(2)
     assert "| no rationale | 0.100 ± 0.000 | 0.100 ± 0.000 | 0.100 ± 0.000 |" in page

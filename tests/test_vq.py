@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from minireflect import rng
-from minireflect.methods.train_vq import VQTraining, perplexity, train_vq
+from minireflect.methods.train_vq import VQTraining, perplexity, refine_vq, train_vq, weights
 from minireflect.models.vq import Codec, Quantiser, VQAutoencoder, VQConfig
 from minireflect.pipeline import load_module, load_pipeline, save_module
 from minireflect.run import Run
@@ -67,6 +67,29 @@ def test_unused_words_move_to_what_is_badly_served_and_used_ones_stay() -> None:
     assert torch.equal(q.codebook[used > 0], before[used > 0])
     assert q(z).loss.item() < error
     assert q.revive(z, torch.ones(32), rng(0, "revive")) == 0
+
+
+def test_the_decoder_goes_on_and_the_words_stay(tmp_path: Path) -> None:
+    pixels, _, _ = training_pairs(8, WorldConfig(), choices(0, "vq"))
+    autoencoder, images = load_pipeline().autoencoder, to_tensor(pixels)
+    torch.manual_seed(0)
+    codec = Codec(autoencoder, VQAutoencoder(VQConfig(codes=32)).eval())
+    with torch.no_grad():
+        before, error = codec.words(images), (codec.pictures(codec.words(images)) - images).square().mean()
+    run = Run(tmp_path / "run", {})
+    model = refine_vq(VQTraining(steps=30, drawn=4), pixels, 0, codec, run, torch.device("cpu"))
+    after = Codec(autoencoder, model)
+    assert torch.equal(after.words(images), before)
+    assert (after.pictures(before) - images).square().mean() < 0.7 * error
+    assert len(run.metrics("vq")) == 30 and all(r["mse"] > 0 for r in run.metrics("vq"))
+
+
+def test_coloured_pixels_weigh_more_and_all_together_one() -> None:
+    images = torch.full((1, 3, 2, 2), 0.9)
+    images[0, :, 0, 0] = torch.tensor([-0.6, 0.2, 0.7])  # blue; the rest is paper
+    weight = weights(images, 5.0)
+    assert weight.shape == (1, 1, 2, 2) and weight.mean().item() == pytest.approx(1)
+    assert weight[0, 0, 0, 0] / weight[0, 0, 1, 1] == pytest.approx(5)
 
 
 def test_perplexity_counts_words_evenly_used() -> None:

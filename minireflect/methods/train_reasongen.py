@@ -36,9 +36,9 @@ Thoughts = Literal["true", "none", "shuffled"]
 
 @dataclass(frozen=True)
 class ReasonTraining:
-    pictures: int = 20_000  # drawn and turned into tokens once
-    steps: int = 4_000
-    batch: int = 48
+    pictures: int = 40_000  # drawn and turned into tokens once
+    steps: int = 12_000
+    batch: int = 64
     lr: float = 1.5e-3  # peak; cosine to zero after a warm-up of 5 %
     text: float = 2.0  # weight of a word of the rationale, the paper's
     image: float = 1.0  # weight of an image token
