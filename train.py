@@ -133,7 +133,8 @@ def begins_from_nothing(args: Arguments) -> bool:
 def source_of(args: Arguments) -> Path:
     """The folder with the weights to start from."""
     rig = args.command in RIG_COMMANDS or args.config.scenes == "graphs"
-    shipped = RIG if rig else REASON if args.command in REASON_COMMANDS else None
+    tokens = args.command in REASON_COMMANDS and (args.command != "vq" or args.config.vq.continued)
+    shipped = RIG if rig else REASON if tokens else None
     return weights_folder(args.weights or shipped)
 
 
