@@ -25,10 +25,10 @@ from minireflect.methods.reasongen import (
     train_reason_grpo,
     update_painter,
 )
-from minireflect.methods.train_reasongen import as_text, as_words, hide, reason_tokenizer, shuffled
+from minireflect.methods.train_reasongen import as_text, as_words, reason_tokenizer, shuffled
 from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
 from minireflect.models.reasongen import Drawn, ReasonGen, ReasonGenConfig, SamplingConfig, up_to
-from minireflect.models.tokenizer import BOS, EOS
+from minireflect.models.tokenizer import EOS
 from minireflect.models.vq import Codec, VQAutoencoder, VQConfig
 from minireflect.rl.entropy import AdaptiveEntropy, EntropyConfig, entropy_of
 from minireflect.run import Run
@@ -74,18 +74,6 @@ def test_rationales_go_through_tokens_and_back() -> None:
         assert counts == [i <= end for i in range(len(row))] and set(row[end + 1 :]) <= {EOS}
     with pytest.raises(ValueError, match="at most 2 fit"):
         as_words(WORDS, ["a red ball"], ReasonGenConfig(len(WORDS), 8, rationale=3))
-
-
-def test_hidden_words_are_words_and_as_many_as_asked_for() -> None:
-    ids = WORDS(texts(64))
-    boi = len(WORDS)
-    ids[:, -1] = boi
-    seen = hide(ids, 0.3, boi, rng(0, "hide"))
-    changed = seen != ids
-    assert (seen[changed] == BOS).all() and ((ids > EOS) & (ids != boi))[changed].all()
-    share = changed.sum() / ((ids > EOS) & (ids != boi)).sum()
-    assert 0.25 < share < 0.35  # about 900 words: 3 standard errors
-    assert torch.equal(hide(ids, 0.0, boi, rng(0, "hide")), ids)
 
 
 def test_who_does_not_think_is_given_the_switch() -> None:

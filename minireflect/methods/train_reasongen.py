@@ -2,9 +2,7 @@
 
     L = sum_i s_i CE_i / sum_i s_i,     s = 2 for the rationale's words and BOI, 1 for image tokens, 0 for what is given or filled up
 
-Prompt and rationale are left empty in a tenth of the samples, so that guidance has something to compare with.  In the others some words are hidden: a law
-has twenty combinations of objects, which are learnt by heart sooner than what each word means (an image token of a combination that training has not
-seen took 2.6 nats without this, one of those it has seen 0.24).
+Prompt and rationale are left empty in a tenth of the samples, so that guidance has something to compare with.
 
 Differs from the released code: BOI, the switch from thinking to drawing, is learnt (there its weight is 0, and generation is told when to
 switch); nothing is clamped, as text and image positions have logits of their own (there one row of logits is padded with -1e9 and clamped at 30).
@@ -19,11 +17,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Tensor
 from tqdm import tqdm
 
 from ..models.reasongen import ReasonGen, ReasonGenConfig, trim, up_to
-from ..models.tokenizer import BOS, EOS, Tokenizer, split
+from ..models.tokenizer import EOS, Tokenizer, split
 from ..models.vq import Codec
 from ..run import Run
 from ..streams import choices, rng
@@ -45,7 +43,6 @@ class ReasonTraining:
     text: float = 2.0  # weight of a word of the rationale, the paper's
     image: float = 1.0  # weight of an image token
     dropped: float = 0.1  # share of samples without prompt and rationale
-    hidden: float = 0.2  # share of words that cannot be read, in the other samples
     arrangements: float = 0.35  # share of arrangements among the pictures, in place of the world's
     continued: bool = (
         False  # go on with the model in --weights, such as one that learnt to draw without rationales
@@ -108,12 +105,6 @@ def lessons(
     return Lessons(tokenizer(captions).to(device), as_words(tokenizer, thoughts, config).to(device), codes)
 
 
-def hide(ids: Tensor, share: float, boi: int, chance: Generator) -> Tensor:
-    """Replace words by BOS at random, never BOS, EOS or BOI themselves.  Shapes: ids (b t) -> (b t)"""
-    out_of_sight = (torch.rand(ids.shape, generator=chance) < share).to(ids.device)
-    return torch.where(out_of_sight & (ids > EOS) & (ids != boi), BOS, ids)
-
-
 def shuffled(thoughts: list[str], laws: list[str], draw: random.Random) -> list[str]:
     """Each picture with the rationale of another of the same law: the same words, the wrong scene."""
     given = list(thoughts)
@@ -154,10 +145,9 @@ def train_reasongen(
         blank = model.blank(training.batch, device)
         prompts, words = (torch.where(empty, b, v[pick]) for b, v in zip(blank, data))
         prompts, words = trim(prompts, EOS), trim(words, config.boi)
-        read = (hide(ids, training.hidden, config.boi, chance) for ids in (prompts, words))
-        text, image = model(*read, data.codes[pick])  # (b r v+1), (b n k)
+        text, image = model(prompts, words, data.codes[pick])  # (b r v+1), (b n k)
         mask = up_to(words, config.boi) & ~empty  # (b r)
-        of_text = F.cross_entropy(text[mask], words[mask])
+        of_text = F.cross_entropy(text[mask], words[mask], reduction="sum") / mask.sum().clamp(min=1)
         of_image = F.cross_entropy(image.flatten(0, 1), data.codes[pick].flatten())
         share = training.text * mask.sum(), training.image * data.codes[pick].numel()
         loss = (share[0] * of_text + share[1] * of_image) / sum(share)

@@ -2,8 +2,8 @@
 
 L = (z' - z)^2 + L_vq                            models/vq.py; van den Oord et al. 2017, without an adversarial part
 
-z are the latents of the autoencoder, which stays as it is.  Comparing also what it draws from z' with the pictures, from the start on, did harm:
-the error of the latents was three times as large after as many steps.  Afterwards it helps.  With `continued` the decoder alone goes on:
+z are the latents of the autoencoder, which stays as it is.  With what it draws from z' compared with the pictures from the start on, the error of
+the latents fell three times more slowly (and at half the batch, as that costs most of the time).  With `continued` the decoder alone goes on:
 
 L = (z' - z)^2 + w (|x' - x| + (x' - x)^2)       coloured pixels weigh more: a plain mean is content with a blue block that has a purple corner
 
