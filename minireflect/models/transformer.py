@@ -73,7 +73,10 @@ def rotation(length: int, width: int) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair of dimensions (i, i + width/2) by its angle.  Shapes: x (b n t d), cos and sin (t d) or (b 1 t d) -> (b n t d)"""
+    """Turn each pair of dimensions (i, i + width/2) by its angle; cos and sin may also be (b 1 t d), an angle for each sequence.
+
+    Shapes: x (b n t d), cos (t d), sin (t d) -> (b n t d)
+    """
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], -1) * sin
 
