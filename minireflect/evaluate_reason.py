@@ -68,11 +68,10 @@ def codec_table(codec: Codec, config: ReasonEvaluation) -> str:
     prompts = evaluation_prompts(config)
     chance = choices(config.seed, "evaluate", "codec")
     images = torch.stack([render(p.scene(chance)) for p in prompts])  # (m 3 64 64)
+    pixels = codec.autoencoder
     ways = {
         "as rendered": lambda x: x,
-        "through the autoencoder": lambda x: codec.autoencoder.decode(codec.autoencoder.encode(x)).clamp(
-            -1, 1
-        ),
+        "through the autoencoder": lambda x: pixels.decode(pixels.encode(x)).clamp(-1, 1),
         "through the codebook": lambda x: codec.pictures(codec.words(x)),
     }
     lines = ["| held-out scenes read right | arrangement | physical | unconventional | squared error |", "|---|---|---|---|---|"]  # fmt: skip
@@ -80,10 +79,8 @@ def codec_table(codec: Codec, config: ReasonEvaluation) -> str:
         with torch.no_grad():
             seen = torch.cat([way(x) for x in images.split(config.batch)])
         right = [p.fulfilled_by(r) for p, r in zip(prompts, inspect_all(seen))]
-        shares = [
-            sum(right[i : i + config.pictures]) / config.pictures
-            for i in range(0, len(right), config.pictures)
-        ]
+        n = config.pictures  # of each kind
+        shares = [sum(right[i : i + n]) / n for i in range(0, len(right), n)]
         cells = [f"{v:.3f}" for v in shares] + [f"{(seen - images).square().mean().item():.4f}"]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -56,9 +56,7 @@ class ReasonRLConfig:
     image: EntropyConfig = field(default_factory=lambda: EntropyConfig(target=1.0))
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     grad_norm: float = 1.0  # largest norm of a gradient
-    freed: bool = (
-        False  # let a model that was trained without rationales write words: GRPO without SFT on them
-    )
+    freed: bool = False  # let a model trained without rationales write words: GRPO without SFT
     controls: bool = True  # measure best-of-N beside
 
     def __post_init__(self) -> None:

@@ -33,9 +33,7 @@ class VQTraining:
     batch: int = 128
     lr: float = 2e-3  # peak; cosine to zero after a warm-up of 5 %
     codes: int = 1024  # words of the codebook
-    revived: int = (
-        50  # steps between two looks at which words nobody uses; those are moved, for half of the training
-    )
+    revived: int = 50  # steps between two looks at which words nobody uses; they are moved, in the first half
     continued: bool = False  # go on with the decoder of the one in --weights, by what it draws; its words stay what they are
     drawn: int = 16  # pictures of a batch then
     colored: float = 5.0  # weight of a coloured pixel then, where one of the paper weighs 1

@@ -129,10 +129,8 @@ class ReasonGen(nn.Module):
         p, r = prompts.shape[1], words.shape[1]
         valid = self.valid(prompts, words, codes.shape[1] - 1)  # (b p+r+n-1)
         hidden = self.transformer(self.rows(prompts, words, codes), valid=valid)  # (b p+r+n-1 d)
-        first, start = (
-            last_of(hidden[:, :p], valid[:, :p]),
-            last_of(hidden[:, p : p + r], valid[:, p : p + r]),
-        )  # (b 1 d)
+        first = last_of(hidden[:, :p], valid[:, :p])  # (b 1 d) after the prompt
+        start = last_of(hidden[:, p : p + r], valid[:, p : p + r])  # (b 1 d) after BOI
         text = torch.cat([first, hidden[:, p : p + r - 1]], 1)  # (b r d): what stands before each word
         image = torch.cat([start, hidden[:, p + r :]], 1)  # (b n d)
         return self.text_logits(text), self.image_logits(image)

@@ -158,9 +158,8 @@ class Transformer(nn.Module):
             cache.valid[:, start:end] = True if valid is None else valid
             valid = cache.valid[:, :end]  # (b u), of all so far
         mask, cos, sin = None, self.cos[start:end], self.sin[start:end]  # (t d/n)
-        if valid is not None or (
-            start and end - start > 1
-        ):  # new tokens see the old ones, and of the new those before
+        if valid is not None or (start and end - start > 1):
+            # new tokens see the old ones, and of the new those before
             mask = torch.ones(end - start, end, dtype=torch.bool, device=x.device).tril(start)  # (t u)
         if valid is not None:
             mask = (mask & valid[:, None, None]) | mask.new_ones(mask.shape).tril(start).triu(start)  # itself
