@@ -149,7 +149,8 @@ def check_first(args: Arguments) -> None:
     config = args.config
     if args.command == "all":
         stages = (config.autoencoder, config.reward, config.checker, config.actor)
-        if config.diffusion.continued != "nothing" or any(stage.continued for stage in stages):
+        going_on = [stage.continued for stage in stages] + [config.autoencoder.taught]
+        if config.diffusion.continued != "nothing" or any(going_on):
             raise ValueError(
                 "--autoencoder.continued, --diffusion.continued and the like go on from what exists; `all` starts from nothing: "
                 "use `autoencoder`, `diffusion`, `reward` or `checker`"

@@ -1,19 +1,18 @@
-"""Do the words help, and what does reinforcing them do?  ReasonGen-R1 and its controls from the shipped codebook, read by the inspector.
+"""Do the words help, and what does reinforcing them do?  ReasonGen-R1 and its controls, read by the inspector.
 
     python scripts/reason_study.py [--out runs/reason] [--seeds 0 1 2]          writes docs/reasongen.md and docs/reasongen_*.png
 
-One model learns to draw without rationales.  From it three ways of fine-tuning (true rationales, none, another scene's), then GRPO on them.
-Every seed has its own pictures, training, prompts and noise, the first model aside; all rows of a seed share prompts.  It can be stopped at any time and goes on where it stopped.
+A codebook is trained, and one model learns to draw in its words, without rationales.  From it three ways of fine-tuning (true rationales, none, another scene's), then GRPO on them.
+Every seed has its own pictures, training, prompts and noise, these two aside; all rows of a seed share prompts.  It can be stopped at any time and goes on where it stopped.
 """
 
 import argparse
-import json
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 from reason_report import arms_figure, entropy_figure, page
+from rig_study import cached, train
 
 from minireflect.config import preset
 from minireflect.evaluate_reason import ReasonScore, evaluate_painter
@@ -46,17 +45,6 @@ ARMS = {  # name in the table: (kind of run, its row)
 }
 
 
-def train(command: str, folder: Path, words: list[str]) -> Path:
-    """Run a command of `train.py`, go on with it where it was stopped, or leave it if it is finished."""
-    if not (folder / "state" / f"{command}.done").exists():
-        started = (folder / "config.json").exists()
-        more = ["--resume"] if started else ["--preset", "cpu", *words]
-        subprocess.run(
-            [sys.executable, str(ROOT / "train.py"), command, "--out", str(folder), *more], check=True
-        )
-    return folder
-
-
 def scores(folder: Path) -> dict[str, ReasonScore]:
     """Every row that a run has measured."""
     return {row["model"]: ReasonScore(**row["score"]) for row in read_metrics(folder, "evaluation")}
@@ -67,13 +55,12 @@ def measured(
 ) -> dict[str, ReasonScore]:
     """A row that no run measures itself: the first model, or one that draws what it thought of another prompt.  Measured once."""
     name = f"{'swapped' if swapped else 'base'}-{seed}"
+    config = replace(preset("cpu").reasoning, pictures=args.pictures, seed=1_000 + seed, swapped=swapped)
     path = args.out / f"{name}.json"
-    if not path.exists():
-        config = replace(preset("cpu").reasoning, pictures=args.pictures, seed=1_000 + seed, swapped=swapped)
-        write_text(
-            path, json.dumps(vars(evaluate_painter(load_painter(weights), judge_of(weights), config, name)))
-        )
-    return {"SFT": ReasonScore(**json.loads(path.read_text()))}
+    score = cached(
+        path, lambda: vars(evaluate_painter(load_painter(weights), judge_of(weights), config, name))
+    )
+    return {"SFT": ReasonScore(**score)}
 
 
 def main() -> int:
@@ -87,7 +74,9 @@ def main() -> int:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True), args.docs.mkdir(parents=True, exist_ok=True)
     arms, training = [], {"true": [], "steady": []}
-    base = train("reason-sft", args.out / "base", ["--sft.rationales", "none"])
+    codebook = train("vq", args.out / "vq", [])
+    words = ["--weights", str(codebook), "--sft.rationales", "none"]
+    base = train("reason-sft", args.out / "base", words)
     for seed in args.seeds:
         common = ["--seed", str(seed), "--reasoning.seed", str(1_000 + seed)]
         common += ["--reasoning.pictures", str(args.pictures)]

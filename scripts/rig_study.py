@@ -28,13 +28,13 @@ SHORT = ["--rlrig.actor-iterations", "8", "--rlrig.editor-iterations", "25", "--
 T_STARS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
-def train(folder: Path, words: list[str]) -> Path:
-    """Run `train.py rlrig`, go on with it where it was stopped, or leave it if it is finished."""
-    if not (folder / "state" / "rlrig.done").exists():
+def train(command: str, folder: Path, words: list[str]) -> Path:
+    """Run a command of `train.py`, go on with it where it was stopped, or leave it if it is finished."""
+    if not (folder / "state" / f"{command}.done").exists():
         started = (folder / "config.json").exists()
         more = ["--resume"] if started else ["--preset", "cpu", *words]
         subprocess.run(
-            [sys.executable, str(ROOT / "train.py"), "rlrig", "--out", str(folder), *more], check=True
+            [sys.executable, str(ROOT / "train.py"), command, "--out", str(folder), *more], check=True
         )
     return folder
 
@@ -79,12 +79,14 @@ def main() -> int:
     args.out.mkdir(parents=True, exist_ok=True), args.docs.mkdir(parents=True, exist_ok=True)
     common = ["--evaluation.pictures", str(args.pictures)]
     runs = [
-        train(args.out / f"rlrig-{s}", ["--seed", str(s), "--evaluation.seed", str(1_000 + s), *common])
+        train(
+            "rlrig", args.out / f"rlrig-{s}", ["--seed", str(s), "--evaluation.seed", str(1_000 + s), *common]
+        )
         for s in args.seeds
     ]
     edits = preset("cpu").rlrig.graphs * preset("cpu").rlrig.group
     short = {g: [*SHORT, *common, "--rlrig.group", str(g), "--rlrig.graphs", str(edits // g)] for g in GROUPS}
-    groups = {g: train(args.out / f"group-{g}", words) for g, words in short.items()}
+    groups = {g: train("rlrig", args.out / f"group-{g}", words) for g, words in short.items()}
     t_star = [
         cached(args.out / f"t-star-{s}.json", lambda r=r, s=s: by_t_star(r, s, args.pictures // 2))
         for r, s in zip(runs, args.seeds)

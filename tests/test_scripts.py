@@ -241,6 +241,8 @@ BAD_TRAININGS = {
         ["all", "--diffusion.continued", "unet"],
         ("continued", "starts from nothing", "`diffusion`"),
     ),
+    "all from nothing, taught": (["all", "--autoencoder.taught"], ("starts from nothing",)),
+    "taught and continued": (["autoencoder", "--autoencoder.taught", "--autoencoder.continued"], ("choose",)),
     "an edit that goes too far": (["rlrig", "--rlrig.loop.t-star", "1.5"], ("t_star 1.5",)),
     "a group that cannot compare": (["rlrig", "--rlrig.group", "1"], ("group is 1", "at least 2")),
     "an unknown command": (["trian"], ("trian",)),

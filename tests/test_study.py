@@ -14,6 +14,7 @@ from minireflect.world.arrangement import TASKS
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 import reason_study
+import rig_study
 import study
 import study_report
 import study_ways
@@ -116,13 +117,14 @@ def test_the_study_of_reasongen_reads_every_row_from_a_run_that_measures_it(
         tasks = dict.fromkeys([*TASKS, "overall"], value)
         return ReasonScore(tasks, value, value, value, 0.1, 0.1, value, value, 87.0)
 
-    monkeypatch.setattr(reason_study.subprocess, "run", trained)
+    monkeypatch.setattr(rig_study.subprocess, "run", trained)
     monkeypatch.setattr(reason_study, "measured", lambda w, args, seed, swapped=False: {"SFT": invented(seed, "SFT")})  # fmt: skip
     words = ["reason_study.py", "--out", str(tmp_path / "out"), "--docs", str(tmp_path / "docs"), "--seeds", "0", "1"]  # fmt: skip
     monkeypatch.setattr(sys, "argv", words)
     assert reason_study.main() == 0
-    assert len(asked) == 1 + 2 * (len(reason_study.THOUGHTS) + len(reason_study.REINFORCED))
+    assert len(asked) == 2 + 2 * (len(reason_study.THOUGHTS) + len(reason_study.REINFORCED))
     starts = {name: w[w.index("--weights") + 1] for name, w in asked if "--weights" in w}
+    assert starts["base"].endswith("vq")
     assert starts["grpo-freed-1"].endswith("base") and starts["sft-true-1"].endswith("base")
     assert starts["grpo-none-1"].endswith("sft-none-1") and starts["grpo-steady-0"].endswith("sft-true-0")
     page = (tmp_path / "docs" / "reasongen.md").read_text()

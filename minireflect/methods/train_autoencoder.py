@@ -33,6 +33,10 @@ class AutoencoderTraining:
     taught: bool = False  # a smaller one learns from the one in --weights
     continued: bool = False  # go on with the decoder of the one in --weights; its latents stay what they are
 
+    def __post_init__(self) -> None:
+        if self.taught and self.continued:
+            raise ValueError("taught begins a smaller autoencoder, continued goes on with this one: choose")
+
 
 def train_autoencoder(
     config: AutoencoderTraining,
