@@ -84,6 +84,20 @@ def test_the_decoder_goes_on_and_the_words_stay(tmp_path: Path) -> None:
     assert len(run.metrics("vq")) == 30 and all(r["mse"] > 0 for r in run.metrics("vq"))
 
 
+def test_a_word_depends_on_its_patch_alone() -> None:
+    """Whatever stands around it, the same 8x8 pixels are the same word; and a changed pixel changes this word at most."""
+    torch.manual_seed(0)
+    vq, chance = VQAutoencoder(SMALL), rng(0, "pictures")
+    one, other = torch.rand(2, 1, 3, 64, 64, generator=chance) * 2 - 1
+    other[..., 24:32, 16:24] = one[..., 24:32, 16:24]
+    assert vq.encode(one)[0, 3, 2] == vq.encode(other)[0, 3, 2]
+    codes = [vq.encoder(x) for x in (one, other)]  # (1 d 8 8)
+    torch.testing.assert_close(codes[0][..., 3, 2], codes[1][..., 3, 2], atol=1e-5, rtol=0)
+    assert ((codes[0] - codes[1]).abs().amax(1)[0] > 1e-3).sum() == 63  # and everywhere else they differ
+    shifted = torch.cat([one[..., 8:], one[..., :8]], -1)  # by one patch
+    torch.testing.assert_close(vq.encoder(shifted), codes[0].roll(-1, -1), atol=1e-5, rtol=0)
+
+
 def test_coloured_pixels_weigh_more_and_all_together_one() -> None:
     images = torch.full((1, 3, 2, 2), 0.9)
     images[0, :, 0, 0] = torch.tensor([-0.6, 0.2, 0.7])  # blue; the rest is paper
@@ -112,7 +126,7 @@ def test_it_learns_keeps_and_refuses(tmp_path: Path) -> None:
     one, two = Codec(autoencoder, model), Codec(autoencoder, again)
     ids = one.words(images)
     assert ids.shape == (2, 64) and torch.equal(two.words(images), ids)
-    assert torch.equal(ids.view(2, 8, 8), model.encode(autoencoder.encode(images)))  # row by row
+    assert torch.equal(ids.view(2, 8, 8), model.encode(images))  # row by row
     torch.testing.assert_close(two.pictures(ids), one.pictures(ids))
     assert one.pictures(ids).shape == images.shape and one.pictures(ids).abs().max() <= 1
     with pytest.raises(ValueError, match="codebook has 32"):

@@ -11,11 +11,9 @@ import copy
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..diffusion.schedule import Schedule, ScheduleConfig
 from ..models.autoencoder import Autoencoder
@@ -28,8 +26,8 @@ from ..run import Run
 from ..streams import rng
 from ..world.data import Captioned
 from ..world.edits import PROMPT_LENGTH
-from ..world.render import to_tensor
 from .rate import lr_factor, set_lr
+from .train_autoencoder import encode_all
 
 READING_RATE = 2e-3  # of AdamW, peak
 
@@ -80,7 +78,7 @@ def train_diffusion(
     They begin at random, or where the base `start` left off: its UNet, or both, as `config.continued` says.
     """
     autoencoder = autoencoder.to(device).eval().requires_grad_(False)
-    latents = encode_all(autoencoder, data.pixels, device)  # (n 4 8 8)
+    latents = encode_all(autoencoder.encode, data.pixels, device)  # (n 4 8 8)
     tokenizer = Tokenizer.of(data.sayable, sizes.prompt_length)
     ids = tokenizer(data.captions).to(device)  # (n t)
     torch.manual_seed(seed)
@@ -211,12 +209,3 @@ def level_chances(schedule: Schedule, cap: float, levels: float) -> tuple[Tensor
     )
     chance = levels * share / share.sum() + (1 - levels) / len(share)
     return chance, share / chance
-
-
-@torch.no_grad()
-def encode_all(autoencoder: Autoencoder, pixels: np.ndarray, device: torch.device) -> Tensor:
-    """Shapes: pixels (n 64 64 3) uint8 -> (n 4 8 8) latents"""
-    parts = np.array_split(pixels, max(1, len(pixels) // 256))
-    return torch.cat(
-        [autoencoder.encode(to_tensor(part).to(device)) for part in tqdm(parts, "encoding", leave=False)]
-    )

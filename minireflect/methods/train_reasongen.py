@@ -14,11 +14,9 @@ import random
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from ..models.reasongen import ReasonGen, ReasonGenConfig, trim, up_to
 from ..models.tokenizer import EOS, Tokenizer, split
@@ -28,8 +26,8 @@ from ..streams import choices, rng
 from ..world.data import WorldConfig, training_pairs
 from ..world.prompts import all_texts
 from ..world.rationales import rationale, vocabulary
-from ..world.render import to_tensor
 from .rate import lr_factor, set_lr
+from .train_autoencoder import encode_all
 
 Thoughts = Literal["true", "none", "shuffled"]
 
@@ -45,10 +43,7 @@ class ReasonTraining:
     dropped: float = 0.1  # share of samples without prompt and rationale
     arrangements: float = 0.35  # share of arrangements among the pictures, in place of the world's
     continued: bool = (
-        False  # go on with the model in --weights, such as one that learnt to draw without rationales
-    )
-    continued: bool = (
-        False  # go on with the model in --weights, such as one that learnt to draw without rationales
+        False  # go on with the model in --weights, as one that learnt to draw without rationales
     )
     rationales: Thoughts = "true"  # of the picture; none at all; or another picture's of the same law
 
@@ -101,7 +96,7 @@ def lessons(
         thoughts = shuffled(thoughts, [s.law for s in scenes], draw)
     if training.rationales == "none":
         thoughts = [""] * len(scenes)
-    codes = encode_all(codec.to(device), pixels, device)  # (m n)
+    codes = encode_all(codec.to(device).words, pixels, device)  # (m n)
     return Lessons(tokenizer(captions).to(device), as_words(tokenizer, thoughts, config).to(device), codes)
 
 
@@ -113,13 +108,6 @@ def shuffled(thoughts: list[str], laws: list[str], draw: random.Random) -> list[
         for i, j in zip(rows, draw.sample(rows, len(rows))):
             given[i] = thoughts[j]
     return given
-
-
-def encode_all(codec: Codec, pixels: np.ndarray, device: torch.device) -> Tensor:
-    """Shapes: pixels (m 64 64 3) uint8 -> (m n)"""
-    parts = np.array_split(pixels, max(1, len(pixels) // 256))
-    encoding = tqdm(parts, "encoding", unit="batch", leave=False)
-    return torch.cat([codec.words(to_tensor(p).to(device)) for p in encoding])
 
 
 def train_reasongen(

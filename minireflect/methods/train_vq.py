@@ -1,8 +1,8 @@
-"""Train the vector-quantised autoencoder on latents of pictures of the world:  4x8x8 numbers -> 8x8 words of a codebook.
+"""Train the vector-quantised autoencoder on pictures of the world:  64x64 pixels -> 8x8 words of a codebook -> 4x8x8 latents.
 
 L = (z' - z)^2 + L_vq                            models/vq.py; van den Oord et al. 2017, without an adversarial part
 
-z are the latents of the autoencoder, which stays as it is.  With what it draws from z' compared with the pictures from the start on, the error of
+z are the latents that the autoencoder, which stays as it is, makes of the picture.  With what it draws from z' compared with the pictures from the start on, the error of
 the latents fell three times more slowly (and at half the batch, as that costs most of the time).  With `continued` the decoder alone goes on:
 
 L = (z' - z)^2 + w (|x' - x| + (x' - x)^2)       coloured pixels weigh more: a plain mean is content with a blue block that has a purple corner
@@ -16,7 +16,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from ..models.autoencoder import Autoencoder
 from ..models.vq import Codec, VQAutoencoder, VQConfig
@@ -24,6 +23,7 @@ from ..run import Run
 from ..streams import rng
 from ..world.render import to_tensor
 from .rate import lr_factor, set_lr
+from .train_autoencoder import encode_all
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class VQTraining:
     steps: int = 4_000
     batch: int = 128
     lr: float = 2e-3  # peak; cosine to zero after a warm-up of 5 %
-    codes: int = 1024  # words of the codebook
+    codes: int = 512  # words of the codebook
     revived: int = 50  # steps between two looks at which words nobody uses; they are moved, in the first half
     continued: bool = False  # go on with the decoder of the one in --weights, by what it draws; its words stay what they are
     drawn: int = 16  # pictures of a batch then
@@ -50,7 +50,7 @@ def train_vq(
     """Learn to say pictures in words of a codebook.  Shapes: pixels (n 64 64 3) uint8"""
     torch.manual_seed(seed)
     autoencoder = autoencoder.to(device).eval().requires_grad_(False)
-    latents = latents_of(autoencoder, pixels, device)  # (n z 8 8)
+    latents = encode_all(autoencoder.encode, pixels, device)  # (n z 8 8)
     model = VQAutoencoder(VQConfig(latents.shape[1], codes=config.codes)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=1e-4)
     seen = torch.nn.Module()  # a module, so that a run saves it
@@ -58,8 +58,8 @@ def train_vq(
     for step in run.steps("vq", config.steps, {"vq": model, "seen": seen}, optimizer, save_every=20):
         set_lr(optimizer, config.lr * lr_factor(step, config.steps))
         pick = torch.randint(len(pixels), (config.batch,), generator=rng(seed, "vq", "batch", step))
-        z = latents[pick]  # (b z 8 8)
-        out, found, codes = model(z)
+        z, images = latents[pick], to_tensor(pixels[pick.numpy()]).to(device)  # (b z 8 8), (b 3 64 64)
+        out, found, codes = model(images)
         of_latents = F.mse_loss(out, z)
         loss = of_latents + found.loss
         optimizer.zero_grad(set_to_none=True)
@@ -85,9 +85,8 @@ def refine_vq(
     codec = codec.to(device)
     model = codec.vq.train()
     model.decoder.requires_grad_(True)
-    latents = latents_of(codec.autoencoder, pixels, device)  # (n z 8 8)
-    with torch.no_grad():
-        ids = torch.cat([model.encode(part) for part in latents.split(256)])  # (n 8 8)
+    latents = encode_all(codec.autoencoder.encode, pixels, device)  # (n z 8 8)
+    ids = encode_all(model.encode, pixels, device)  # (n 8 8)
     optimizer = torch.optim.AdamW(model.decoder.parameters(), lr=config.lr, weight_decay=1e-4)
     for step in run.steps("vq", config.steps, {"vq": model}, optimizer, save_every=20):
         set_lr(optimizer, config.lr * lr_factor(step, config.steps))
@@ -112,14 +111,6 @@ def weights(images: Tensor, colored: float) -> Tensor:
     vivid = images.amax(1, keepdim=True) - images.amin(1, keepdim=True) > 0.5  # of 2, black to white
     weight = torch.where(vivid, colored, 1.0)
     return weight / weight.mean()
-
-
-@torch.no_grad()
-def latents_of(autoencoder: Autoencoder, pixels: np.ndarray, device: torch.device) -> Tensor:
-    """Shapes: pixels (n 64 64 3) uint8 -> (n z 8 8)"""
-    parts = np.array_split(pixels, max(1, len(pixels) // 256))
-    encoding = tqdm(parts, "encoding", unit="batch", leave=False)
-    return torch.cat([autoencoder.encode(to_tensor(p).to(device)) for p in encoding])
 
 
 def perplexity(used: Tensor) -> float:

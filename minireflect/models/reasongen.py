@@ -28,10 +28,10 @@ class ReasonGenConfig:
     prompt: int = 28  # p; the longest of ours takes all
     rationale: int = 44  # r, BOI included; the longest of ours takes 43
     side: int = 8  # of the grid of image tokens, n = side^2
-    width: int = 128
+    width: int = 96
     layers: int = 4
     heads: int = 4
-    hidden: int = 352  # of the MLP
+    hidden: int = 264  # of the MLP
 
     @property
     def boi(self) -> int:

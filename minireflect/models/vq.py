@@ -8,10 +8,12 @@ Codes and codewords have length 1 and few dimensions (Yu et al. 2022, arXiv 2110
 ReasonGen-R1 builds, do the same): nearest is then most alike, and nearly all codewords find use.  Those that do not are
 moved onto codes that are badly served (`revive`), as in Jukebox (Dhariwal et al. 2020, section 3.1).
 
-What is quantised are the latents of the autoencoder, whose decoder then draws: the new networks work at 8x8 only, have a tenth of its
-parameters, and were trained in a tenth of the time that a whole new autoencoder took to become as good.
+A word is chosen by one patch of 8x8 pixels and by nothing around it: the encoder is a network over the patch alone.  The same patch is then the same word
+in every picture, which a model needs that shall draw combinations of things it has never seen together.  (Words of the autoencoder's latents are not
+so: it normalises over the whole picture, and of patches equal in every pixel a third got the same word.)  The decoder sees all words together, and makes
+latents of the autoencoder, whose decoder draws.
 
-Shapes: b batch, z latent channels, h w space in latent pixels, d dimensions of a codeword, k size of the codebook.
+Shapes: b batch, c h w pictures in pixels or in patches, z latent channels, d dimensions of a codeword, k size of the codebook.
 """
 
 import math
@@ -30,10 +32,12 @@ from .blocks import ResBlock
 @dataclass(frozen=True)
 class VQConfig:
     latent_channels: int = 4  # z, of the autoencoder
-    width: int = 64  # channels of encoder and decoder
-    res_blocks: int = 2  # of each
+    patch: int = 8  # pixels to a side; what the autoencoder makes one latent pixel of
+    hidden: int = 128  # channels of the encoder
+    width: int = 64  # channels of the decoder
+    res_blocks: int = 2  # of the decoder
     groups: int = 8  # of every GroupNorm
-    codes: int = 1024  # k, words of the codebook
+    codes: int = 512  # k, words of the codebook
     dimensions: int = 8  # d, of a codeword
     beta: float = 0.25  # weight of the commitment, van den Oord's
 
@@ -98,24 +102,29 @@ class Quantiser(nn.Module):
 
 
 class VQAutoencoder(nn.Module):
-    """Latents of a picture and their words."""
+    """Patches of a picture to words, and these to latents."""
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = stack(config.latent_channels, config.dimensions, config)
+        m, d = config.hidden, config.dimensions
+        self.encoder = nn.Sequential(
+            nn.Conv2d(3, m, config.patch, stride=config.patch),
+            *(nn.SiLU(), nn.Conv2d(m, m, 1)),
+            *(nn.SiLU(), nn.Conv2d(m, d, 1)),
+        )
         self.quantiser = Quantiser(config)
         self.decoder = stack(config.dimensions, config.latent_channels, config)
 
-    def forward(self, latents: Tensor) -> tuple[Tensor, Quantised, Tensor]:
-        """Shapes: latents (b z h w) -> (b z h w) after quantisation, what was chosen, (b d h w) the codes before"""
-        codes = self.encoder(latents)
+    def forward(self, images: Tensor) -> tuple[Tensor, Quantised, Tensor]:
+        """Shapes: images (b 3 8h 8w) -> (b z h w) latents after quantisation, what was chosen, (b d h w) the codes before"""
+        codes = self.encoder(images)
         found = self.quantiser(codes)
         return self.decoder(found.vectors), found, codes
 
-    def encode(self, latents: Tensor) -> Tensor:
-        """Word ids.  Shapes: latents (b z h w) -> (b h w)"""
-        return self.quantiser(self.encoder(latents)).ids
+    def encode(self, images: Tensor) -> Tensor:
+        """Word ids.  Shapes: images (b 3 8h 8w) -> (b h w)"""
+        return self.quantiser(self.encoder(images)).ids
 
     def decode(self, ids: Tensor) -> Tensor:
         """Latents.  Raises ValueError on an id that the codebook does not have.  Shapes: ids (b h w) -> (b z h w)"""
@@ -127,7 +136,7 @@ class VQAutoencoder(nn.Module):
 
 
 class Codec(NamedTuple):
-    """Pictures in [-1, 1] to words and back: the autoencoder with the codebook between its halves."""
+    """Pictures in [-1, 1] to words, and by way of the autoencoder's latents back."""
 
     autoencoder: Autoencoder
     vq: VQAutoencoder
@@ -138,7 +147,7 @@ class Codec(NamedTuple):
     @torch.no_grad()
     def words(self, images: Tensor) -> Tensor:
         """Row by row.  Shapes: images (b 3 64 64) -> (b 64)"""
-        return self.vq.encode(self.autoencoder.encode(images)).flatten(1)
+        return self.vq.encode(images).flatten(1)
 
     @torch.no_grad()
     def pictures(self, words: Tensor) -> Tensor:
@@ -148,7 +157,7 @@ class Codec(NamedTuple):
 
 
 def stack(c_in: int, c_out: int, config: VQConfig) -> nn.Sequential:
-    """Residual blocks between two convolutions; each sees its surroundings, so a word can mean a part of something larger."""
+    """Residual blocks between two convolutions; each sees its surroundings."""
     c = config.width
     blocks = [ResBlock(c, c, config.groups, EPS) for _ in range(config.res_blocks)]
     last = nn.GroupNorm(config.groups, c, eps=EPS), nn.SiLU(), nn.Conv2d(c, c_out, 3, padding=1)
