@@ -21,7 +21,7 @@ from minireflect.run import read_metrics, write_text
 
 ROOT = Path(__file__).parent.parent
 THOUGHTS = ("true", "none", "shuffled")
-TUNING = ["--sft.continued", "--sft.steps", "1500", "--sft.batch", "48", "--sft.pictures", "20000", "--sft.lr", "5e-4"]  # fmt: skip
+TUNING = ["--sft.continued", "--sft.steps", "1000", "--sft.batch", "48", "--sft.pictures", "20000", "--sft.lr", "5e-4"]  # fmt: skip
 REINFORCED = {  # name: (which fine-tuning it starts from, options)
     "true": ("true", []),
     "none": ("none", []),
@@ -70,7 +70,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/reason"))
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--pictures", type=int, default=240, help="held-out prompts of each kind")
+    parser.add_argument("--pictures", type=int, default=120, help="held-out prompts of each kind")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True), args.docs.mkdir(parents=True, exist_ok=True)
     arms, training = [], {"true": [], "steady": []}

@@ -25,15 +25,24 @@ from minireflect.methods.reasongen import (
     train_reason_grpo,
     update_painter,
 )
-from minireflect.methods.train_reasongen import as_text, as_words, reason_tokenizer, shuffled
+from minireflect.methods.train_reasongen import (
+    ReasonTraining,
+    as_text,
+    as_words,
+    hide,
+    lessons,
+    reason_tokenizer,
+    shuffled,
+)
 from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
 from minireflect.models.reasongen import Drawn, ReasonGen, ReasonGenConfig, SamplingConfig, up_to
-from minireflect.models.tokenizer import EOS
+from minireflect.models.tokenizer import BOS, EOS
 from minireflect.models.vq import Codec, VQAutoencoder, VQConfig
 from minireflect.rl.entropy import AdaptiveEntropy, EntropyConfig, entropy_of
 from minireflect.run import Run
 from minireflect.streams import choices
 from minireflect.world.arrangement import TASKS
+from minireflect.world.data import WorldConfig
 from minireflect.world.prompts import draw_prompts
 from minireflect.world.rationales import rationale, read_rationale
 
@@ -116,6 +125,37 @@ def test_shuffled_rationales_stay_in_their_law() -> None:
     assert sum(a == b for a, b in zip(moved, thoughts)) < 10
 
 
+def test_a_dense_caption_is_the_rationale_as_prompt() -> None:
+    """With the same draws: where the prompt is dense it is that picture's rationale, and nothing is left to think."""
+    p, none = painter(), torch.device("cpu")
+    told = {
+        dense: lessons(ReasonTraining(40, dense=dense), WorldConfig(), 0, WORDS, ReasonGenConfig(len(WORDS), 16), p.codec, none)
+        for dense in (0.0, 0.5, 1.0)
+    }  # fmt: skip
+    boi = ReasonGenConfig(len(WORDS), 16).boi
+    plain, mixed, dense = (
+        [(as_text(WORDS, torch.where(ids == EOS, boi, ids))[0], words) for ids, words in zip(t.prompts[:, None, 1:], as_text(WORDS, t.words))]
+        for t in told.values()
+    )  # fmt: skip
+    assert all(read_rationale(thought) and prompt != thought for prompt, thought in plain)
+    assert dense == [(thought, "") for _, thought in plain]
+    assert all(row in (a, b) for row, a, b in zip(mixed, plain, dense))
+    assert 10 < sum(row == b for row, b in zip(mixed, dense)) < 30
+    assert all(torch.equal(t.codes, told[0.0].codes) for t in told.values())
+    with pytest.raises(ValueError, match=r"dense is 1\.5"):
+        ReasonTraining(dense=1.5)
+
+
+def test_hidden_words_are_words() -> None:
+    ids = WORDS(texts(200))
+    hidden = hide(ids, 0.25, rng(0, "hide"))
+    words = ids > EOS
+    assert torch.equal(hidden[~words], ids[~words])
+    assert ((hidden == ids) | (hidden == BOS)).all()
+    assert (hidden != ids)[words].float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert torch.equal(hide(ids, 0.0, rng(0, "hide")), ids)
+
+
 def test_every_chosen_token_counts_alike_or_every_modality() -> None:
     chosen = torch.tensor([[True, True, False], [True, False, False]])
     text, image = token_shares(chosen, 4, modality=False)
@@ -137,7 +177,20 @@ def test_only_mixed_groups_are_kept_and_drawing_goes_on_until_there_are_enough()
     groups, tally = collect_groups(painter(), even, prompts, CONFIG, 7, rng(0, "groups"))
     assert groups.rewards.shape == (3, 4) and len(groups.texts) == 3 and len(groups.drawn.codes) == 12
     assert (groups.rewards.amax(1) == 1).all() and (groups.rewards.amin(1) == 0).all()
-    assert asked == [(3, 7, i) for i in range(len(asked))] and tally.drawn == 3 * len(asked)
+    assert [(step, number) for _, step, number in asked] == [(7, i) for i in range(len(asked))]
+    assert asked[0][0] == 3 and all(1 <= n <= 3 for n, _, _ in asked)
+    assert tally.drawn == sum(n for n, _, _ in asked) and tally.mixed == 3
+    asked.clear()
+
+    def all_but_first(images: Tensor, prompts: list[str]) -> Tensor:
+        """The first group of a draw is refused, in all others one sample is accepted."""
+        number = torch.arange(len(images))
+        return ((number >= 4) & (number % 4 == 1)).float()
+
+    _, tally = collect_groups(painter(), all_but_first, prompts, CONFIG, 7, rng(0, "groups"))
+    assert [n for n, _, _ in asked] == [3, 2] and (tally.drawn, tally.mixed) == (5, 3)
+    assert tally.reward == pytest.approx(3 / 20)
+    asked.clear()
     nobody = lambda images, prompts: torch.zeros(len(images))  # noqa: E731
     asked.clear()
     nothing, tally = collect_groups(painter(), nobody, prompts, CONFIG, 7, rng(0, "groups"))

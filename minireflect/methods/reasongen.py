@@ -16,6 +16,7 @@ tokens outweigh twenty words.
 """
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -118,25 +119,30 @@ class Tally(NamedTuple):
 def collect_groups(
     painter: Painter, judge: Reward, prompts: Prompts, config: ReasonRLConfig, step: int, generator: Generator
 ) -> tuple[Groups | None, Tally]:
-    """Draw until there are enough groups that teach something, or `most` times.  -> those, None if there is none"""
+    """Draw until there are enough groups that teach something, or `most` times.  -> those, None if there is none
+
+    After the first draw only as many prompts are drawn as should do, by the share of mixed groups so far.
+    """
     kept: list[Groups] = []
     drawn = mixed = 0
     rewards, right, words = [], [], []
     for number in range(config.most):
-        texts = prompts(config.prompts, step, number)
+        wanted = config.prompts - mixed
+        asked = math.ceil(wanted * drawn / mixed) if mixed else config.prompts
+        texts = prompts(min(asked, config.prompts), step, number)
         each = [t for t in texts for _ in range(config.group)]
         out = painter.draw(each, config.sampling, generator)
         images = painter.pictures(out.codes)
         R = (judge(images, each) >= ACCEPT).float().view(-1, config.group)  # (n g)
-        rewards.append(R.mean().item()), words.append(out.chosen.sum(1).float().mean().item())
-        right.append(checker(images.cpu(), each).mean().item())
-        rows = (~zero_variance_groups(R)).nonzero().flatten()[: config.prompts - mixed]
+        rewards.append(R.flatten()), words.append(out.chosen.sum(1).float())
+        right.append(checker(images.cpu(), each))
+        rows = (~zero_variance_groups(R)).nonzero().flatten()[:wanted]
         drawn, mixed = drawn + len(texts), mixed + len(rows)
         flat = (rows[:, None] * config.group + torch.arange(config.group, device=rows.device)).flatten()
         kept.append(Groups([texts[i] for i in rows.tolist()], Drawn(*(v[flat] for v in out)), R[rows]))
         if mixed == config.prompts:
             break
-    tally = Tally(drawn, mixed, *(sum(v) / len(v) for v in (rewards, right, words)))
+    tally = Tally(drawn, mixed, *(torch.cat(v).mean().item() for v in (rewards, right, words)))
     if not mixed:
         return None, tally
     together = Drawn(*(torch.cat(parts) for parts in zip(*(g.drawn for g in kept))))

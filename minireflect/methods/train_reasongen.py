@@ -16,10 +16,10 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Generator, Tensor
 
 from ..models.reasongen import ReasonGen, ReasonGenConfig, trim, up_to
-from ..models.tokenizer import EOS, Tokenizer, split
+from ..models.tokenizer import BOS, EOS, Tokenizer, split
 from ..models.vq import Codec
 from ..run import Run
 from ..streams import choices, rng
@@ -34,10 +34,10 @@ Thoughts = Literal["true", "none", "shuffled"]
 
 @dataclass(frozen=True)
 class ReasonTraining:
-    pictures: int = 40_000  # drawn and turned into tokens once
-    steps: int = 12_000
+    pictures: int = 50_000  # drawn and turned into tokens once
+    steps: int = 5_000
     batch: int = 64
-    lr: float = 1.5e-3  # peak; cosine to zero after a warm-up of 5 %
+    lr: float = 2e-3  # peak; cosine to zero after a warm-up of 5 %
     text: float = 2.0  # weight of a word of the rationale, the paper's
     image: float = 1.0  # weight of an image token
     dropped: float = 0.1  # share of samples without prompt and rationale
@@ -45,7 +45,16 @@ class ReasonTraining:
     continued: bool = (
         False  # go on with the model in --weights, as one that learnt to draw without rationales
     )
+    hidden: float = (
+        0.0  # share of a prompt's words that are hidden, so that none is learnt by heart as a whole
+    )
+    dense: float = 0.0  # share of the pictures with the rationale for a prompt, and no rationale: dense captions, as Janus-Pro learnt from
     rationales: Thoughts = "true"  # of the picture; none at all; or another picture's of the same law
+
+    def __post_init__(self) -> None:
+        for name in ("dropped", "hidden", "dense", "arrangements"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, a share from 0 to 1 is wanted")
 
 
 class Lessons(NamedTuple):
@@ -94,10 +103,19 @@ def lessons(
     thoughts = [rationale(s, draw=draw) for s in scenes]
     if training.rationales == "shuffled":
         thoughts = shuffled(thoughts, [s.law for s in scenes], draw)
-    if training.rationales == "none":
-        thoughts = [""] * len(scenes)
+    is_dense = [draw.random() < training.dense for _ in scenes]
+    captions = [
+        thought if dense else caption for thought, caption, dense in zip(thoughts, captions, is_dense)
+    ]
+    thoughts = ["" if dense or training.rationales == "none" else t for t, dense in zip(thoughts, is_dense)]
     codes = encode_all(codec.to(device).words, pixels, device)  # (m n)
     return Lessons(tokenizer(captions).to(device), as_words(tokenizer, thoughts, config).to(device), codes)
+
+
+def hide(prompts: Tensor, share: float, chance: Generator) -> Tensor:
+    """A share of the words replaced by BOS, which stands nowhere else inside a prompt.  Shapes: prompts (b p) -> (b p)"""
+    chosen = torch.rand(prompts.shape, generator=chance).to(prompts.device) < share  # (b p)
+    return prompts.masked_fill(chosen & (prompts > EOS), BOS)
 
 
 def shuffled(thoughts: list[str], laws: list[str], draw: random.Random) -> list[str]:
@@ -124,7 +142,7 @@ def train_reasongen(
         model, tokenizer = start[0].to(device).train().requires_grad_(True), start[1]
         config = model.config
     data = lessons(training, world, seed, tokenizer, config, codec, device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=training.lr, betas=(0.9, 0.95), weight_decay=1e-2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=training.lr, betas=(0.9, 0.95), weight_decay=5e-2)
     for step in run.steps("reason-sft", training.steps, {"model": model}, optimizer, save_every=50):
         set_lr(optimizer, training.lr * lr_factor(step, training.steps))
         chance = rng(seed, "reason-sft", "batch", step)
@@ -132,6 +150,7 @@ def train_reasongen(
         empty = torch.rand(training.batch, 1, generator=chance).to(device) < training.dropped  # (b 1)
         blank = model.blank(training.batch, device)
         prompts, words = (torch.where(empty, b, v[pick]) for b, v in zip(blank, data))
+        prompts = hide(prompts, training.hidden, chance)
         prompts, words = trim(prompts, EOS), trim(words, config.boi)
         text, image = model(prompts, words, data.codes[pick])  # (b r v+1), (b n k)
         mask = up_to(words, config.boi) & ~empty  # (b r)

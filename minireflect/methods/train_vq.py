@@ -28,11 +28,11 @@ from .train_autoencoder import encode_all
 
 @dataclass(frozen=True)
 class VQTraining:
-    pictures: int = 12_000  # drawn once, then shuffled
-    steps: int = 4_000
+    pictures: int = 30_000  # drawn once, then shuffled
+    steps: int = 5_000
     batch: int = 128
     lr: float = 2e-3  # peak; cosine to zero after a warm-up of 5 %
-    codes: int = 512  # words of the codebook
+    codes: int = 1024  # words of the codebook
     revived: int = 50  # steps between two looks at which words nobody uses; they are moved, in the first half
     continued: bool = False  # go on with the decoder of the one in --weights, by what it draws; its words stay what they are
     drawn: int = 16  # pictures of a batch then

@@ -25,13 +25,14 @@ from .transformer import Cache, Transformer, TransformerConfig
 class ReasonGenConfig:
     vocabulary: int  # v, word ids, BOS and EOS included
     codes: int  # k, words of the picture's codebook
-    prompt: int = 28  # p; the longest of ours takes all
+    prompt: int = 44  # p; ours take 28, and a rationale for a prompt 44
     rationale: int = 44  # r, BOI included; the longest of ours takes 43
     side: int = 8  # of the grid of image tokens, n = side^2
     width: int = 96
     layers: int = 4
     heads: int = 4
     hidden: int = 264  # of the MLP
+    dropout: float = 0.0  # in training; the combinations are few, and soon known by heart
 
     @property
     def boi(self) -> int:
@@ -42,7 +43,13 @@ class ReasonGenConfig:
     def transformer(self) -> TransformerConfig:
         length = self.prompt + self.rationale + self.side**2
         return TransformerConfig(
-            self.vocabulary + 1 + self.codes, length, self.width, self.layers, self.heads, self.hidden
+            self.vocabulary + 1 + self.codes,
+            length,
+            self.width,
+            self.layers,
+            self.heads,
+            self.hidden,
+            self.dropout,
         )
 
 

@@ -37,7 +37,7 @@ class VQConfig:
     width: int = 64  # channels of the decoder
     res_blocks: int = 2  # of the decoder
     groups: int = 8  # of every GroupNorm
-    codes: int = 512  # k, words of the codebook
+    codes: int = 1024  # k, words of the codebook
     dimensions: int = 8  # d, of a codeword
     beta: float = 0.25  # weight of the commitment, van den Oord's
 
