@@ -2,7 +2,7 @@
 
     python scripts/reason_study.py [--out runs/reason] [--seeds 0 1 2]          writes docs/reasongen.md and docs/reasongen_*.png
 
-A codebook is trained, and one model learns to draw in its words, without rationales.  From it three ways of fine-tuning (true rationales, none, another scene's), then GRPO on them.
+A codebook is trained, and one model learns to draw in its words, from prompts and from dense captions, without rationales.  From it three ways of fine-tuning (true rationales, none, another scene's), then GRPO on them.
 Every seed has its own pictures, training, prompts and noise, these two aside; all rows of a seed share prompts.  It can be stopped at any time and goes on where it stopped.
 """
 
@@ -75,7 +75,7 @@ def main() -> int:
     args.out.mkdir(parents=True, exist_ok=True), args.docs.mkdir(parents=True, exist_ok=True)
     arms, training = [], {"true": [], "steady": []}
     codebook = train("vq", args.out / "vq", [])
-    words = ["--weights", str(codebook), "--sft.rationales", "none"]
+    words = ["--weights", str(codebook), "--sft.rationales", "none", "--sft.dense", "0.5"]
     base = train("reason-sft", args.out / "base", words)
     for seed in args.seeds:
         common = ["--seed", str(seed), "--reasoning.seed", str(1_000 + seed)]

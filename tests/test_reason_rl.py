@@ -29,14 +29,13 @@ from minireflect.methods.train_reasongen import (
     ReasonTraining,
     as_text,
     as_words,
-    hide,
     lessons,
     reason_tokenizer,
     shuffled,
 )
 from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
 from minireflect.models.reasongen import Drawn, ReasonGen, ReasonGenConfig, SamplingConfig, up_to
-from minireflect.models.tokenizer import BOS, EOS
+from minireflect.models.tokenizer import EOS
 from minireflect.models.vq import Codec, VQAutoencoder, VQConfig
 from minireflect.rl.entropy import AdaptiveEntropy, EntropyConfig, entropy_of
 from minireflect.run import Run
@@ -146,16 +145,6 @@ def test_a_dense_caption_is_the_rationale_as_prompt() -> None:
         ReasonTraining(dense=1.5)
 
 
-def test_hidden_words_are_words() -> None:
-    ids = WORDS(texts(200))
-    hidden = hide(ids, 0.25, rng(0, "hide"))
-    words = ids > EOS
-    assert torch.equal(hidden[~words], ids[~words])
-    assert ((hidden == ids) | (hidden == BOS)).all()
-    assert (hidden != ids)[words].float().mean().item() == pytest.approx(0.25, abs=0.03)
-    assert torch.equal(hide(ids, 0.0, rng(0, "hide")), ids)
-
-
 def test_every_chosen_token_counts_alike_or_every_modality() -> None:
     chosen = torch.tensor([[True, True, False], [True, False, False]])
     text, image = token_shares(chosen, 4, modality=False)
@@ -192,7 +181,6 @@ def test_only_mixed_groups_are_kept_and_drawing_goes_on_until_there_are_enough()
     assert tally.reward == pytest.approx(3 / 20)
     asked.clear()
     nobody = lambda images, prompts: torch.zeros(len(images))  # noqa: E731
-    asked.clear()
     nothing, tally = collect_groups(painter(), nobody, prompts, CONFIG, 7, rng(0, "groups"))
     assert nothing is None and len(asked) == CONFIG.most and tally.mixed == 0 and tally.reward == 0
 

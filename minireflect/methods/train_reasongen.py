@@ -16,10 +16,10 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Tensor
 
 from ..models.reasongen import ReasonGen, ReasonGenConfig, trim, up_to
-from ..models.tokenizer import BOS, EOS, Tokenizer, split
+from ..models.tokenizer import EOS, Tokenizer, split
 from ..models.vq import Codec
 from ..run import Run
 from ..streams import choices, rng
@@ -52,7 +52,7 @@ class ReasonTraining:
     rationales: Thoughts = "true"  # of the picture; none at all; or another picture's of the same law
 
     def __post_init__(self) -> None:
-        for name in ("dropped", "hidden", "dense", "arrangements"):
+        for name in ("dropped", "dense", "arrangements"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, a share from 0 to 1 is wanted")
 
@@ -112,12 +112,6 @@ def lessons(
     return Lessons(tokenizer(captions).to(device), as_words(tokenizer, thoughts, config).to(device), codes)
 
 
-def hide(prompts: Tensor, share: float, chance: Generator) -> Tensor:
-    """A share of the words replaced by BOS, which stands nowhere else inside a prompt.  Shapes: prompts (b p) -> (b p)"""
-    chosen = torch.rand(prompts.shape, generator=chance).to(prompts.device) < share  # (b p)
-    return prompts.masked_fill(chosen & (prompts > EOS), BOS)
-
-
 def shuffled(thoughts: list[str], laws: list[str], draw: random.Random) -> list[str]:
     """Each picture with the rationale of another of the same law: the same words, the wrong scene."""
     given = list(thoughts)
@@ -150,7 +144,6 @@ def train_reasongen(
         empty = torch.rand(training.batch, 1, generator=chance).to(device) < training.dropped  # (b 1)
         blank = model.blank(training.batch, device)
         prompts, words = (torch.where(empty, b, v[pick]) for b, v in zip(blank, data))
-        prompts = hide(prompts, training.hidden, chance)
         prompts, words = trim(prompts, EOS), trim(words, config.boi)
         text, image = model(prompts, words, data.codes[pick])  # (b r v+1), (b n k)
         mask = up_to(words, config.boi) & ~empty  # (b r)
