@@ -2,7 +2,7 @@
 
     python benchmarks/reasongen.py [--pictures 64] [--repeats 5]
 
-Both write 108 tokens after a prompt of 28, with a cache, from the whole distribution.  Ours chooses words and image tokens from a vocabulary each and adds places;
+Both write 108 tokens after a prompt, with a cache, from the whole distribution.  Ours chooses words and image tokens from a vocabulary each and adds places;
 theirs has one vocabulary.  The last line is all of it: thinking, drawing, decoding.  Needs the [test] dependencies.
 """
 
@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ import torch
 from minireflect.methods.reasongen import Painter
 from minireflect.methods.train_reasongen import reason_tokenizer
 from minireflect.models.reasongen import ReasonGen, ReasonGenConfig, SamplingConfig
+from minireflect.models.transformer import Transformer
 from minireflect.models.vq import Codec, VQAutoencoder, VQConfig
 from minireflect.pipeline import load_pipeline
 from minireflect.streams import choices, rng
@@ -38,6 +40,18 @@ def seconds(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, fl
 
 
 @torch.no_grad()
+def in_one(model: ReasonGen) -> Transformer:
+    """The transformer with one vocabulary of words and image tokens, as transformers' models have it."""
+    sizes = model.config.transformer
+    whole = Transformer(replace(sizes, vocabulary=sizes.vocabulary + model.config.codes))
+    state = model.transformer.state_dict()
+    state["embed.weight"] = torch.cat([state["embed.weight"], model.code_rows()])
+    state["head.weight"] = torch.cat([state["head.weight"], model.code_heads()])
+    whole.load_state_dict(state)
+    return whole
+
+
+@torch.no_grad()
 def main() -> int:
     from tests.llama import llama
 
@@ -51,7 +65,7 @@ def main() -> int:
     tokenizer = reason_tokenizer(ReasonGenConfig.prompt)
     config = ReasonGenConfig(len(tokenizer), VQConfig.codes)
     model = ReasonGen(config).eval()
-    theirs = llama(model.transformer)
+    theirs = llama(in_one(model))
     codec = Codec(load_pipeline().autoencoder, VQAutoencoder(VQConfig()).eval())
     painter = Painter(model, tokenizer, codec)
     texts = [p.text for p in draw_prompts("physical", "train", args.pictures, choices(0, "benchmark"))]

@@ -130,8 +130,8 @@ def train_reasongen(
     torch.manual_seed(seed)
     if start is None:
         tokenizer = reason_tokenizer(ReasonGenConfig.prompt)
-        config = ReasonGenConfig(len(tokenizer), codec.vq.config.codes)
-        model = ReasonGen(config).to(device)
+        config = ReasonGenConfig(len(tokenizer), codec.vq.config.codes, codec.vq.config.dimensions)
+        model = ReasonGen(config, codec.vq.quantiser.codebook).to(device)
     else:
         model, tokenizer = start[0].to(device).train().requires_grad_(True), start[1]
         config = model.config

@@ -3,8 +3,12 @@
     prompt (p tokens) · rationale, then BOI (r tokens) · n image tokens, row by row          arXiv 2505.24875, section 3
 
 In a batch prompts and rationales are filled up to one length; what fills up is seen by nobody.  BOI, begin of image, is
-the switch from thinking to drawing: the model chooses it and is trained to.  Its two kinds of tokens have a vocabulary each and share one
-output layer: at a text position only text can come, at an image position only image tokens.
+the switch from thinking to drawing: the model chooses it and is trained to.  Its two kinds of tokens have a vocabulary each: at a text position
+only text can come, at an image position only image tokens.
+
+What it reads for an image token, and what it compares a state with to choose one, are made from the codeword by two small networks (Janus'
+"aligner", arXiv 2410.13848, for the first; it has a row for each in the second).  Words that look alike are then read alike, also those that training
+has hardly seen.
 
 Log-probabilities are those of the distribution that was sampled from, temperature, top-k, top-p and guidance included.
 
@@ -15,16 +19,20 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from .tokenizer import BOS, EOS
-from .transformer import Cache, Transformer, TransformerConfig
+from .transformer import Cache, RMSNorm, Transformer, TransformerConfig
+
+SHARPNESS = 3.0  # std of the weights that first see a codeword; neighbours in the codebook are some 0.2 apart, and have to be told from each other
 
 
 @dataclass(frozen=True)
 class ReasonGenConfig:
     vocabulary: int  # v, word ids, BOS and EOS included
     codes: int  # k, words of the picture's codebook
+    dimensions: int = 8  # of a codeword
     prompt: int = 44  # p; ours take 28, and a rationale for a prompt 44
     rationale: int = 44  # r, BOI included; the longest of ours takes 43
     side: int = 8  # of the grid of image tokens, n = side^2
@@ -99,21 +107,40 @@ class Drawn(NamedTuple):
 
 
 class ReasonGen(nn.Module):
-    def __init__(self, config: ReasonGenConfig) -> None:
+    """`codebook` (k 8): the codewords of what turns its image tokens into pictures, each of length 1."""
+
+    codebook: Tensor
+
+    def __init__(self, config: ReasonGenConfig, codebook: Tensor | None = None) -> None:
         super().__init__()
         self.config = config
         self.transformer = Transformer(config.transformer)
+        if codebook is None:  # weights will bring theirs
+            codebook = F.normalize(torch.randn(config.codes, config.dimensions), dim=-1)
+        self.register_buffer("codebook", codebook.detach().clone())
+        d, m = config.width, config.hidden
+        self.aligner = nn.Sequential(nn.Linear(config.dimensions, m), nn.SiLU(), nn.Linear(m, d), RMSNorm(d))
+        self.image_head = nn.Sequential(nn.Linear(config.dimensions, m), nn.SiLU(), nn.Linear(m, d))
+        for network in (self.aligner, self.image_head):
+            nn.init.normal_(network[0].weight, std=SHARPNESS)
         self.where = nn.Parameter(torch.randn(config.side**2, config.width))  # a place in the picture
 
-    def embed_codes(self, codes: Tensor, start: int = 0) -> Tensor:
-        """Image tokens with their places, of which the first is `start`.  Shapes: codes (b m) -> (b m d)"""
-        rows = self.transformer.embed(codes + self.config.vocabulary + 1)
-        return rows + self.where[start : start + codes.shape[1]]
+    def code_rows(self) -> Tensor:
+        """What is read for each image token, its place aside.  -> (k d)"""
+        return self.aligner(self.codebook)
+
+    def code_heads(self) -> Tensor:
+        """What a state is compared with for each image token.  -> (k d)"""
+        return self.image_head(self.codebook)
+
+    def place(self, rows: Tensor, start: int = 0) -> Tensor:
+        """Image tokens with their places, of which the first is `start`.  Shapes: rows (b m d) -> (b m d)"""
+        return rows + self.where[start : start + rows.shape[1]]
 
     def rows(self, prompts: Tensor, words: Tensor, codes: Tensor) -> Tensor:
         """What the transformer reads: everything but the last image token.  Shapes: prompts (b p), words (b r), codes (b n) -> (b p+r+n-1 d)"""
         text = self.transformer.embed(torch.cat([prompts, words], 1))
-        return torch.cat([text, self.embed_codes(codes[:, :-1])], 1)
+        return torch.cat([text, self.place(self.code_rows()[codes[:, :-1]])], 1)
 
     def valid(self, prompts: Tensor, words: Tensor, images: int) -> Tensor:
         """Which of the tokens only fill up.  Shapes: prompts (b p), words (b r) -> (b p+r+images) bool"""
@@ -122,11 +149,7 @@ class ReasonGen(nn.Module):
 
     def text_logits(self, hidden: Tensor) -> Tensor:
         """Shapes: hidden (... d) -> (... v+1), the words and BOI"""
-        return hidden @ self.transformer.head.weight[: self.config.vocabulary + 1].T
-
-    def image_logits(self, hidden: Tensor) -> Tensor:
-        """Shapes: hidden (... d) -> (... k)"""
-        return hidden @ self.transformer.head.weight[self.config.vocabulary + 1 :].T
+        return self.transformer.head(hidden)
 
     def forward(self, prompts: Tensor, words: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of every word of the rationale and every token of the picture, given all that stands before.
@@ -140,7 +163,7 @@ class ReasonGen(nn.Module):
         start = last_of(hidden[:, p : p + r], valid[:, p : p + r])  # (b 1 d) after BOI
         text = torch.cat([first, hidden[:, p : p + r - 1]], 1)  # (b r d): what stands before each word
         image = torch.cat([start, hidden[:, p + r :]], 1)  # (b n d)
-        return self.text_logits(text), self.image_logits(image)
+        return self.text_logits(text), image @ self.code_heads().T
 
     def log_probs(
         self, prompts: Tensor, words: Tensor, codes: Tensor, sampling: SamplingConfig
@@ -229,17 +252,18 @@ class ReasonGen(nn.Module):
             other = self.transformer.cache(b)
             start = torch.tensor([BOS, EOS, self.config.boi], device=hidden.device).expand(b, 3)
             without = self.transformer(self.transformer.embed(start), other)[:, -1:]  # (b 1 d)
+        rows, heads = self.code_rows(), self.code_heads()  # (k d) each
         codes = torch.empty(b, n, dtype=torch.long, device=hidden.device)
         log_probs = torch.empty(b, n, device=hidden.device)
         for i in range(n):
-            logits = self.image_logits(hidden)[:, 0]  # (b k)
+            logits = hidden[:, 0] @ heads.T  # (b k)
             if guided:
-                logits = guide(logits, self.image_logits(without)[:, 0], sampling.guidance)
+                logits = guide(logits, without[:, 0] @ heads.T, sampling.guidance)
             log_prob = sampled_from(logits.float(), sampling)
             codes[:, i] = pick(log_prob, generator)
             log_probs[:, i] = log_prob.gather(1, codes[:, i : i + 1])[:, 0]
             if i + 1 < n:
-                row = self.embed_codes(codes[:, i : i + 1], i)  # (b 1 d)
+                row = self.place(rows[codes[:, i : i + 1]], i)  # (b 1 d)
                 hidden = self.transformer(row, cache)
                 if guided:
                     without = self.transformer(row, other)
