@@ -92,9 +92,12 @@ def test_words_with_one_codeword_are_one_word() -> None:
     """Two ids of the same codeword are as likely as each other everywhere, and read alike; other ids are not."""
     net, out = model(), written()
     net.codebook[3] = net.codebook[5]
-    image = net(prompts(), out.words, out.codes)[1]
+    text, image = net(prompts(), out.words, out.codes)
     torch.testing.assert_close(image[..., 3], image[..., 5], atol=1e-5, rtol=0)
     assert (image[..., 3] - image[..., 4]).abs().max() > 1e-2
+    assert (
+        text.shape[2] == SIZES.vocabulary + 1 and image.shape[2] == SIZES.codes
+    )  # words and BOI; image tokens
     codes = torch.where(out.codes == 3, 5, torch.where(out.codes == 5, 3, out.codes))
     assert not torch.equal(codes, out.codes)
     torch.testing.assert_close(net(prompts(), out.words, codes)[1], image, atol=1e-5, rtol=0)

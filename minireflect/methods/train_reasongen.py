@@ -34,8 +34,8 @@ Thoughts = Literal["true", "none", "shuffled"]
 
 @dataclass(frozen=True)
 class ReasonTraining:
-    pictures: int = 50_000  # drawn and turned into tokens once
-    steps: int = 5_000
+    pictures: int = 60_000  # drawn and turned into tokens once
+    steps: int = 4_500
     batch: int = 64
     lr: float = 2e-3  # peak; cosine to zero after a warm-up of 5 %
     text: float = 2.0  # weight of a word of the rationale, the paper's

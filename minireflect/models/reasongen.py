@@ -40,7 +40,6 @@ class ReasonGenConfig:
     layers: int = 4
     heads: int = 4
     hidden: int = 264  # of the MLP
-    dropout: float = 0.0  # in training; the combinations are few, and soon known by heart
 
     @property
     def boi(self) -> int:
@@ -51,13 +50,12 @@ class ReasonGenConfig:
     def transformer(self) -> TransformerConfig:
         length = self.prompt + self.rationale + self.side**2
         return TransformerConfig(
-            self.vocabulary + 1 + self.codes,
+            self.vocabulary + 1,
             length,
             self.width,
             self.layers,
             self.heads,
             self.hidden,
-            self.dropout,
         )
 
 

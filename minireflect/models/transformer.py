@@ -31,7 +31,6 @@ class TransformerConfig:
     layers: int = 3
     heads: int = 4
     hidden: int = 256  # of the MLP; Llama takes 8/3 of the width
-    dropout: float = 0.0  # share of what a block adds that is hidden in training (Srivastava et al. 2014)
 
     def __post_init__(self) -> None:
         if self.width % self.heads or self.width // self.heads % 2:
@@ -108,7 +107,6 @@ class Block(nn.Module):
         super().__init__()
         d, h = config.width, config.hidden
         self.norm1, self.norm2 = RMSNorm(d), RMSNorm(d)
-        self.dropout = nn.Dropout(config.dropout)
         self.attn = CausalAttention(config)
         self.gate, self.up, self.down = (
             nn.Linear(d, h, bias=False), nn.Linear(d, h, bias=False), nn.Linear(h, d, bias=False),
@@ -118,9 +116,9 @@ class Block(nn.Module):
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, layer: int, cache: Cache | None
     ) -> Tensor:
         """Shapes: x (b t d) -> (b t d)"""
-        x = x + self.dropout(self.attn(self.norm1(x), cos, sin, mask, layer, cache))
+        x = x + self.attn(self.norm1(x), cos, sin, mask, layer, cache)
         y = self.norm2(x)
-        return x + self.dropout(self.down(F.silu(self.gate(y)) * self.up(y)))
+        return x + self.down(F.silu(self.gate(y)) * self.up(y))
 
 
 class Transformer(nn.Module):
