@@ -186,7 +186,7 @@ def test_only_mixed_groups_are_kept_and_drawing_goes_on_until_there_are_enough()
 
 
 def test_rewarded_tokens_become_likelier_and_the_first_ratio_is_1() -> None:
-    """A bandit: pictures that begin with an even token are right; twenty updates teach it."""
+    """A bandit: pictures that begin with an even token are right; forty updates teach it."""
     p = painter()
     reference = painter().model
     config = ReasonRLConfig(prompts=4, group=8, updates=1, adaptive=False)
@@ -194,13 +194,13 @@ def test_rewarded_tokens_become_likelier_and_the_first_ratio_is_1() -> None:
     asked = texts(4)
     each = [t for t in asked for _ in range(8)]
     shares = []
-    for step in range(20):
+    for step in range(40):
         drawn = p.draw(each, config.sampling, rng(step, "bandit"))
         rewards = (drawn.codes[:, 0] % 2 == 0).float().view(4, 8)
         stats = update_painter(p, reference, optimizer, Groups(asked, drawn, rewards), (), config, rng(step))
         assert stats.first_ratio == 0 and stats.kl >= 0
         shares.append(rewards.mean().item())
-    assert sum(shares[:5]) / 5 < 0.4 and sum(shares[-5:]) / 5 > 0.9
+    assert sum(shares[:5]) / 5 < 0.6 and sum(shares[-5:]) / 5 > 0.9
 
 
 def test_tokens_that_were_not_chosen_have_no_gradient() -> None:
