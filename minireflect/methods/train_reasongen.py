@@ -42,13 +42,8 @@ class ReasonTraining:
     image: float = 1.0  # weight of an image token
     dropped: float = 0.1  # share of samples without prompt and rationale
     arrangements: float = 0.35  # share of arrangements among the pictures, in place of the world's
-    continued: bool = (
-        False  # go on with the model in --weights, as one that learnt to draw without rationales
-    )
-    hidden: float = (
-        0.0  # share of a prompt's words that are hidden, so that none is learnt by heart as a whole
-    )
-    dense: float = 0.0  # share of the pictures with the rationale for a prompt, and no rationale: dense captions, as Janus-Pro learnt from
+    continued: bool = False  # go on with the model in --weights, perhaps one that learnt to draw
+    dense: float = 0.0  # share of pictures with the rationale as prompt, a dense caption, and nothing thought
     rationales: Thoughts = "true"  # of the picture; none at all; or another picture's of the same law
 
     def __post_init__(self) -> None:

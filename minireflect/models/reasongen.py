@@ -50,12 +50,7 @@ class ReasonGenConfig:
     def transformer(self) -> TransformerConfig:
         length = self.prompt + self.rationale + self.side**2
         return TransformerConfig(
-            self.vocabulary + 1,
-            length,
-            self.width,
-            self.layers,
-            self.heads,
-            self.hidden,
+            self.vocabulary + 1, length, self.width, self.layers, self.heads, self.hidden
         )
 
 
