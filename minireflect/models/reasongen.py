@@ -12,7 +12,7 @@ has hardly seen.
 
 Log-probabilities are those of the distribution that was sampled from, temperature, top-k, top-p and guidance included.
 
-Shapes: b batch, p r n tokens of prompt, rationale and picture, v words, k codewords, d width.
+Shapes: b batch, p r n tokens of prompt, rationale and picture, v words, k codewords of c numbers, d width.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ SHARPNESS = 3.0  # std of the weights that first see a codeword; neighbours in t
 class ReasonGenConfig:
     vocabulary: int  # v, word ids, BOS and EOS included
     codes: int  # k, words of the picture's codebook
-    dimensions: int = 8  # of a codeword
+    dimensions: int = 8  # c, of a codeword
     prompt: int = 44  # p; ours take 28, and a rationale for a prompt 44
     rationale: int = 44  # r, BOI included; the longest of ours takes 43
     side: int = 8  # of the grid of image tokens, n = side^2
@@ -100,7 +100,7 @@ class Drawn(NamedTuple):
 
 
 class ReasonGen(nn.Module):
-    """`codebook` (k 8): the codewords of what turns its image tokens into pictures, each of length 1."""
+    """`codebook` (k c): the codewords of what turns its image tokens into pictures, each of length 1."""
 
     codebook: Tensor
 
@@ -109,14 +109,14 @@ class ReasonGen(nn.Module):
         self.config = config
         self.transformer = Transformer(config.transformer)
         if codebook is None:  # weights will bring theirs
-            codebook = F.normalize(torch.randn(config.codes, config.dimensions), dim=-1)
+            codebook = F.normalize(torch.randn(config.codes, config.dimensions), dim=-1)  # (k c)
         self.register_buffer("codebook", codebook.detach().clone())
         d, m = config.width, config.hidden
         self.aligner = nn.Sequential(nn.Linear(config.dimensions, m), nn.SiLU(), nn.Linear(m, d), RMSNorm(d))
         self.image_head = nn.Sequential(nn.Linear(config.dimensions, m), nn.SiLU(), nn.Linear(m, d))
         for network in (self.aligner, self.image_head):
             nn.init.normal_(network[0].weight, std=SHARPNESS)
-        self.where = nn.Parameter(torch.randn(config.side**2, config.width))  # a place in the picture
+        self.where = nn.Parameter(torch.randn(config.side**2, config.width))  # (n d) a place in the picture
 
     def code_rows(self) -> Tensor:
         """What is read for each image token, its place aside.  -> (k d)"""
@@ -140,10 +140,6 @@ class ReasonGen(nn.Module):
         pixels = torch.ones(len(prompts), images, dtype=torch.bool, device=prompts.device)
         return torch.cat([up_to(prompts, EOS), up_to(words, self.config.boi), pixels], 1)
 
-    def text_logits(self, hidden: Tensor) -> Tensor:
-        """Shapes: hidden (... d) -> (... v+1), the words and BOI"""
-        return self.transformer.head(hidden)
-
     def forward(self, prompts: Tensor, words: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of every word of the rationale and every token of the picture, given all that stands before.
 
@@ -156,7 +152,7 @@ class ReasonGen(nn.Module):
         start = last_of(hidden[:, p : p + r], valid[:, p : p + r])  # (b 1 d) after BOI
         text = torch.cat([first, hidden[:, p : p + r - 1]], 1)  # (b r d): what stands before each word
         image = torch.cat([start, hidden[:, p + r :]], 1)  # (b n d)
-        return self.text_logits(text), image @ self.code_heads().T
+        return self.transformer.head(text), image @ self.code_heads().T
 
     def log_probs(
         self, prompts: Tensor, words: Tensor, codes: Tensor, sampling: SamplingConfig
@@ -224,7 +220,7 @@ class ReasonGen(nn.Module):
             if i == r - 1:
                 words[going, i] = boi
             else:
-                log_prob = sampled_from(self.text_logits(hidden)[:, 0].float(), sampling)  # (b v+1)
+                log_prob = sampled_from(self.transformer.head(hidden)[:, 0].float(), sampling)  # (b v+1)
                 token = pick(log_prob, generator)  # (b)
                 words[going, i], chosen[:, i] = token[going], going
                 log_probs[going, i] = log_prob.gather(1, token[:, None])[going, 0]
