@@ -180,6 +180,15 @@ def test_only_mixed_groups_are_kept_and_drawing_goes_on_until_there_are_enough()
     assert [n for n, _, _ in asked] == [3, 2] and (tally.drawn, tally.mixed) == (5, 3)
     assert tally.reward == pytest.approx(3 / 20)
     asked.clear()
+
+    def better_later(images: Tensor, prompts: list[str]) -> Tensor:
+        """Of the first draw one group is mixed, of later ones all are: more than wanted."""
+        number = torch.arange(len(images))
+        return ((number % 4 == 1) & ((number < 4) | (len(asked) > 1))).float()
+
+    groups, tally = collect_groups(painter(), better_later, prompts, CONFIG, 7, rng(0, "groups"))
+    assert [n for n, _, _ in asked] == [3, 3] and tally.mixed == len(groups.texts) == 3
+    asked.clear()
     nobody = lambda images, prompts: torch.zeros(len(images))  # noqa: E731
     nothing, tally = collect_groups(painter(), nobody, prompts, CONFIG, 7, rng(0, "groups"))
     assert nothing is None and len(asked) == CONFIG.most and tally.mixed == 0 and tally.reward == 0
