@@ -2,7 +2,8 @@
 
     python scripts/reason_study.py [--out runs/reason] [--seeds 0 1 2]          writes docs/reasongen.md and docs/reasongen_*.png
 
-A codebook is trained, and one model learns to draw in its words, from prompts and from dense captions, without rationales.  From it three ways of fine-tuning (true rationales, none, another scene's), then GRPO on them.
+A codebook is trained, and one model learns to draw in its words, from prompts and from dense captions, then goes on with other pictures and learns
+what a rationale is, but never to draw from its own: the base.  From it three ways of fine-tuning (true rationales, none, another scene's), then GRPO on them.
 Every seed has its own pictures, training, prompts and noise, these two aside; all rows of a seed share prompts.  It can be stopped at any time and goes on where it stopped.
 """
 
@@ -21,6 +22,8 @@ from minireflect.run import read_metrics, write_text
 
 ROOT = Path(__file__).parent.parent
 THOUGHTS = ("true", "none", "shuffled")
+DRAWING = ["--sft.rationales", "none", "--sft.dense", "0.5", "--sft.bf16"]
+LONGER = ["--seed", "1", "--sft.continued", "--sft.steps", "5000", "--sft.lr", "1.5e-3", "--sft.told", "64"]
 TUNING = ["--sft.continued", "--sft.steps", "1000", "--sft.batch", "48", "--sft.pictures", "20000", "--sft.lr", "5e-4"]  # fmt: skip
 REINFORCED = {  # name: (which fine-tuning it starts from, options)
     "true": ("true", []),
@@ -75,8 +78,8 @@ def main() -> int:
     args.out.mkdir(parents=True, exist_ok=True), args.docs.mkdir(parents=True, exist_ok=True)
     arms, training = [], {"true": [], "steady": []}
     codebook = train("vq", args.out / "vq", [])
-    words = ["--weights", str(codebook), "--sft.rationales", "none", "--sft.dense", "0.5"]
-    base = train("reason-sft", args.out / "base", words)
+    first = train("reason-sft", args.out / "first", [*DRAWING, "--weights", str(codebook)])
+    base = train("reason-sft", args.out / "base", [*DRAWING, *LONGER, "--weights", str(first)])
     for seed in args.seeds:
         common = ["--seed", str(seed), "--reasoning.seed", str(1_000 + seed)]
         common += ["--reasoning.pictures", str(args.pictures)]

@@ -32,9 +32,10 @@ from minireflect.methods.train_reasongen import (
     lessons,
     reason_tokenizer,
     shuffled,
+    told_loss,
 )
 from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
-from minireflect.models.reasongen import Drawn, ReasonGen, ReasonGenConfig, SamplingConfig, up_to
+from minireflect.models.reasongen import Drawn, ReasonGen, ReasonGenConfig, SamplingConfig, trim, up_to
 from minireflect.models.tokenizer import EOS
 from minireflect.models.vq import Codec, VQAutoencoder, VQConfig
 from minireflect.rl.entropy import AdaptiveEntropy, EntropyConfig, entropy_of
@@ -145,6 +146,25 @@ def test_a_dense_caption_is_the_rationale_as_prompt() -> None:
         ReasonTraining(dense=1.5)
 
 
+def test_a_rationale_learnt_without_its_picture_scores_as_it_does_with_it() -> None:
+    """Words stand before the picture, so nothing of it counts; and only rationales have words to score, up to BOI."""
+    p = painter()
+    model = p.model.requires_grad_(True)
+    sizes, training = ReasonGenConfig(len(WORDS), 16), ReasonTraining(12, rationales="none", dense=0.5, told=64)
+    data = lessons(training, WorldConfig(), 0, WORDS, sizes, p.codec, torch.device("cpu"))
+    data = data._replace(captions=data.captions[:1], thoughts=data.thoughts[:1])  # whichever is picked, the first
+    data = data._replace(codes=data.codes[:1])
+    loss = told_loss(model, data, training, torch.device("cpu"), rng(0, "test"))
+    given = trim(data.captions, EOS), trim(data.thoughts, sizes.boi)
+    words, _ = model.log_probs(*given, data.codes[:, :20], SamplingConfig())
+    counted = up_to(given[1], sizes.boi)
+    assert counted.sum() > 10
+    assert loss.item() == pytest.approx(-(words * counted).sum().item() / counted.sum().item(), rel=1e-5)
+    loss.backward()
+    drawing = [*model.image_head.parameters(), *model.aligner.parameters()]
+    assert not any(w.grad is not None and w.grad.any() for w in drawing)
+
+
 def test_every_chosen_token_counts_alike_or_every_modality() -> None:
     chosen = torch.tensor([[True, True, False], [True, False, False]])
     text, image = token_shares(chosen, 4, modality=False)
@@ -229,6 +249,11 @@ def test_entropy_is_that_of_torch_and_impossible_tokens_count_nothing() -> None:
     torch.testing.assert_close(entropy_of(logits.log_softmax(-1)), wanted)
     log_prob = torch.tensor([0.5, 0.5, 0.0]).log()
     assert entropy_of(log_prob).item() == pytest.approx(math.log(2))
+    logits = torch.tensor([1.0, 0.5, -200.0, -torch.inf]).requires_grad_()  # of which the third underflows
+    entropy_of(logits.log_softmax(-1)).backward()
+    two = logits.detach()[:2].clone().requires_grad_()
+    torch.distributions.Categorical(logits=two).entropy().backward()
+    torch.testing.assert_close(logits.grad, torch.cat([two.grad, torch.zeros(2)]))
 
 
 @pytest.mark.parametrize("start", [0.2, 1.9])

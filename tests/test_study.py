@@ -122,9 +122,9 @@ def test_the_study_of_reasongen_reads_every_row_from_a_run_that_measures_it(
     words = ["reason_study.py", "--out", str(tmp_path / "out"), "--docs", str(tmp_path / "docs"), "--seeds", "0", "1"]  # fmt: skip
     monkeypatch.setattr(sys, "argv", words)
     assert reason_study.main() == 0
-    assert len(asked) == 2 + 2 * (len(reason_study.THOUGHTS) + len(reason_study.REINFORCED))
+    assert len(asked) == 3 + 2 * (len(reason_study.THOUGHTS) + len(reason_study.REINFORCED))
     starts = {name: w[w.index("--weights") + 1] for name, w in asked if "--weights" in w}
-    assert starts["base"].endswith("vq")
+    assert starts["first"].endswith("vq") and starts["base"].endswith("first")
     assert starts["grpo-freed-1"].endswith("base") and starts["sft-true-1"].endswith("base")
     assert starts["grpo-none-1"].endswith("sft-none-1") and starts["grpo-steady-0"].endswith("sft-true-0")
     page = (tmp_path / "docs" / "reasongen.md").read_text()

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Generator, Tensor
 
 from ..models.reasongen import ReasonGen, ReasonGenConfig, trim, up_to
 from ..models.tokenizer import EOS, Tokenizer, split
@@ -44,6 +44,8 @@ class ReasonTraining:
     arrangements: float = 0.35  # share of arrangements among the pictures, in place of the world's
     continued: bool = False  # go on with the model in --weights, perhaps one that learnt to draw
     dense: float = 0.0  # share of pictures with the rationale as prompt, a dense caption, and nothing thought
+    bf16: bool = False  # multiply in bfloat16: 1.7 times faster where the processor can, such as CPUs with AMX
+    told: int = 0  # rationales a step that are learnt without their picture, from the prompt: thinking for a third of the price
     rationales: Thoughts = "true"  # of the picture; none at all; or another picture's of the same law
 
     def __post_init__(self) -> None:
@@ -58,6 +60,8 @@ class Lessons(NamedTuple):
     prompts: Tensor  # (m p)
     words: Tensor  # (m r) rationale, BOI, EOS
     codes: Tensor  # (m n)
+    captions: Tensor  # (m p) never a dense one
+    thoughts: Tensor  # (m r) of the picture, also where none is wanted
 
 
 def reason_tokenizer(length: int) -> Tokenizer:
@@ -99,12 +103,14 @@ def lessons(
     if training.rationales == "shuffled":
         thoughts = shuffled(thoughts, [s.law for s in scenes], draw)
     is_dense = [draw.random() < training.dense for _ in scenes]
-    captions = [
-        thought if dense else caption for thought, caption, dense in zip(thoughts, captions, is_dense)
-    ]
-    thoughts = ["" if dense or training.rationales == "none" else t for t, dense in zip(thoughts, is_dense)]
+    prompts = [thought if dense else caption for thought, caption, dense in zip(thoughts, captions, is_dense)]
+    words = ["" if dense or training.rationales == "none" else t for t, dense in zip(thoughts, is_dense)]
     codes = encode_all(codec.to(device).words, pixels, device)  # (m n)
-    return Lessons(tokenizer(captions).to(device), as_words(tokenizer, thoughts, config).to(device), codes)
+
+    def ids(prompts: list[str], words: list[str]) -> tuple[Tensor, Tensor]:
+        return tokenizer(prompts).to(device), as_words(tokenizer, words, config).to(device)
+
+    return Lessons(*ids(prompts, words), codes, *ids(captions, thoughts))
 
 
 def shuffled(thoughts: list[str], laws: list[str], draw: random.Random) -> list[str]:
@@ -115,6 +121,18 @@ def shuffled(thoughts: list[str], laws: list[str], draw: random.Random) -> list[
         for i, j in zip(rows, draw.sample(rows, len(rows))):
             given[i] = thoughts[j]
     return given
+
+
+def told_loss(
+    model: ReasonGen, data: Lessons, training: ReasonTraining, device: torch.device, chance: Generator
+) -> Tensor:
+    """Mean cross-entropy of the words of `training.told` rationales, which end in BOI before anything is drawn.  -> () nats a word"""
+    pick = torch.randint(len(data.codes), (training.told,), generator=chance)
+    prompts, words = trim(data.captions[pick], EOS), trim(data.thoughts[pick], model.config.boi)
+    with torch.autocast(device.type, torch.bfloat16, enabled=training.bf16):
+        text, _ = model(prompts, words, data.codes[pick, :1])  # (b r v+1)
+    mask = up_to(words, model.config.boi)  # (b r)
+    return F.cross_entropy(text[mask].float(), words[mask])
 
 
 def train_reasongen(
@@ -140,12 +158,16 @@ def train_reasongen(
         blank = model.blank(training.batch, device)
         prompts, words = (torch.where(empty, b, v[pick]) for b, v in zip(blank, data))
         prompts, words = trim(prompts, EOS), trim(words, config.boi)
-        text, image = model(prompts, words, data.codes[pick])  # (b r v+1), (b n k)
+        with torch.autocast(device.type, torch.bfloat16, enabled=training.bf16):
+            text, image = model(prompts, words, data.codes[pick])  # (b r v+1), (b n k)
         mask = up_to(words, config.boi) & ~empty  # (b r)
-        of_text = F.cross_entropy(text[mask], words[mask], reduction="sum") / mask.sum().clamp(min=1)
-        of_image = F.cross_entropy(image.flatten(0, 1), data.codes[pick].flatten())
+        of_text = F.cross_entropy(text[mask].float(), words[mask], reduction="sum") / mask.sum().clamp(min=1)
+        of_image = F.cross_entropy(image.float().flatten(0, 1), data.codes[pick].flatten())
         share = training.text * mask.sum(), training.image * data.codes[pick].numel()
         loss = (share[0] * of_text + share[1] * of_image) / sum(share)
+        if training.told:
+            of_text = told_loss(model, data, training, device, rng(seed, "reason-sft", "told", step))
+            loss = loss + of_text
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
