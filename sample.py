@@ -23,6 +23,7 @@ from torchvision.utils import save_image
 
 from minireflect import figures
 from minireflect.diffusion.reflection import ReflectionConfig
+from minireflect.evaluate_reason import ReasonEvaluation
 from minireflect.methods.edit_loop import LoopConfig
 from minireflect.methods.finetune import PRECISIONS, FinetuneConfig, load_base
 from minireflect.methods.rig_parts import load_parts
@@ -77,7 +78,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--temperature",
         type=float,
-        default=SamplingConfig.temperature,
+        default=ReasonEvaluation().sampling.temperature,
         help="of words and image tokens, with --method reasongen (default: %(default)s)",
     )
     parser.add_argument(

@@ -95,7 +95,7 @@ class Config:
     vq: VQTraining = field(default_factory=VQTraining)
     sft: ReasonTraining = field(default_factory=ReasonTraining)
     grpo: ReasonRLConfig = field(default_factory=ReasonRLConfig)
-    asked: PromptMix = field(default_factory=lambda: PromptMix(0.35, 0.25, 0.4))  # by reason-grpo
+    asked: PromptMix = field(default_factory=lambda: PromptMix(0.3, 0.4, 0.3))  # by reason-grpo
     prompts: PromptMix = field(default_factory=PromptMix)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

@@ -26,7 +26,7 @@ class ReasonEvaluation:
     batch: int = 64
     seed: int = 1_000
     split: str = "held-out"  # combinations of objects that no training has seen, or "train"
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.8))
     best_of: int = 1  # pictures of a prompt, of which the judge's favourite counts
     swapped: bool = False  # draw each picture from the rationale of another prompt of its law or task
 

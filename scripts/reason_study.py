@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 THOUGHTS = ("true", "none", "shuffled")
 DRAWING = ["--sft.rationales", "none", "--sft.dense", "0.5", "--sft.bf16"]
 LONGER = ["--seed", "1", "--sft.continued", "--sft.steps", "5000", "--sft.lr", "1.5e-3", "--sft.told", "64"]
-TUNING = ["--sft.continued", "--sft.steps", "1000", "--sft.batch", "48", "--sft.pictures", "20000", "--sft.lr", "5e-4"]  # fmt: skip
+TUNING = ["--sft.continued", "--sft.steps", "1000", "--sft.batch", "48", "--sft.pictures", "20000", "--sft.lr", "5e-4", "--sft.bf16"]  # fmt: skip
 REINFORCED = {  # name: (which fine-tuning it starts from, options)
     "true": ("true", []),
     "none": ("none", []),

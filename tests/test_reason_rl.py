@@ -66,7 +66,7 @@ def even(images: Tensor, prompts: list[str]) -> Tensor:
     return (1e4 * images.mean((1, 2, 3)).double() % 1 > 0.5).float()
 
 
-CONFIG = ReasonRLConfig(iterations=2, prompts=3, group=4, most=3, lr=1e-2, warmup=1)
+CONFIG = ReasonRLConfig(iterations=2, prompts=3, group=4, most=3, lr=1e-2)
 
 
 def test_rationales_go_through_tokens_and_back() -> None:

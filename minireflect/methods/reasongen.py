@@ -34,7 +34,7 @@ from ..rl.policy import ppo_clip, token_kl
 from ..rl.rewards import Reward, checker
 from ..run import Run
 from ..streams import rng
-from .rate import set_lr
+from .rate import lr_factor, set_lr
 from .train_reasongen import as_text
 
 Prompts = Callable[[int, int, int], list[str]]  # how many, of which iteration, of which draw in it
@@ -42,20 +42,19 @@ Prompts = Callable[[int, int, int], list[str]]  # how many, of which iteration, 
 
 @dataclass(frozen=True)
 class ReasonRLConfig:
-    iterations: int = 60
+    iterations: int = 100
     prompts: int = 16  # groups that an iteration learns from
     group: int = 8  # G, samples of a prompt
     most: int = 4  # draws of prompts an iteration at most, until enough groups are mixed
     updates: int = 2  # optimiser steps an iteration, each on its share of the groups
-    lr: float = 1e-4  # of AdamW
-    warmup: int = 5  # iterations of linear warm-up
+    lr: float = 2e-4  # of AdamW, peak; cosine to zero after a warm-up of 5 %
     clip: float = 0.2  # e, on the ratio of a token's probabilities
-    beta: float = 0.0  # weight of the KL to the model before RL, nats a token; the paper has none
+    beta: float = 0.05  # weight of the KL to the model before RL, nats a token: keeps pictures readable; the paper has none
     modality: bool = False  # text and image tokens with a mean each, in place of one over all tokens
     adaptive: bool = True  # hold the entropies at their targets
-    text: EntropyConfig = field(default_factory=lambda: EntropyConfig(target=0.3))
-    image: EntropyConfig = field(default_factory=lambda: EntropyConfig(target=1.0))
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    text: EntropyConfig = field(default_factory=lambda: EntropyConfig(target=0.14))  # what SFT ends with
+    image: EntropyConfig = field(default_factory=lambda: EntropyConfig(target=0.2))
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.8))
     grad_norm: float = 1.0  # largest norm of a gradient
     freed: bool = False  # let a model trained without rationales write words: GRPO without SFT
     controls: bool = True  # measure best-of-N beside
@@ -241,7 +240,7 @@ def train_reason_grpo(
     networks = {"model": model, "text_entropy": entropies[0], "image_entropy": entropies[1]}
     memory = {"judged": 0, "tokens": 0}
     for step in run.steps("reason-grpo", config.iterations, networks, optimizer, memory=memory):
-        set_lr(optimizer, config.lr * min(1.0, (step + 1) / max(1, config.warmup)))
+        set_lr(optimizer, config.lr * lr_factor(step, config.iterations))
         chance = rng(seed, "reason-grpo", step)
         groups, tally = collect_groups(painter, judge, prompts, config, step, chance)
         samples = tally.drawn * config.group
