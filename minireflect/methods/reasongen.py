@@ -50,7 +50,9 @@ class ReasonRLConfig:
     lr: float = 2e-4  # of AdamW, peak; cosine to zero after a warm-up of 5 %
     clip: float = 0.2  # e, on the ratio of a token's probabilities
     beta: float = 0.05  # weight of the KL to the model before RL, nats a token: keeps pictures readable; the paper has none
-    modality: bool = False  # text and image tokens with a mean each, in place of one over all tokens
+    modality: bool = (
+        True  # text and image tokens with a mean each, in place of one over all tokens, the paper's
+    )
     adaptive: bool = True  # hold the entropies at their targets
     text: EntropyConfig = field(default_factory=lambda: EntropyConfig(target=0.14))  # what SFT ends with
     image: EntropyConfig = field(default_factory=lambda: EntropyConfig(target=0.2))

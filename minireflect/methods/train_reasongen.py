@@ -44,7 +44,7 @@ class ReasonTraining:
     arrangements: float = 0.35  # share of arrangements among the pictures, in place of the world's
     continued: bool = False  # go on with the model in --weights, perhaps one that learnt to draw
     dense: float = 0.0  # share of pictures with the rationale as prompt, a dense caption, and nothing thought
-    bf16: bool = False  # multiply in bfloat16: 1.7 times faster where the processor can, such as CPUs with AMX
+    bf16: bool = False  # multiply in bfloat16, 1.7 times faster where the processor can (CPUs with AMX)
     told: int = 0  # rationales a step that are learnt without their picture, from the prompt: thinking for a third of the price
     rationales: Thoughts = "true"  # of the picture; none at all; or another picture's of the same law
 

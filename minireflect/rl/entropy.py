@@ -60,5 +60,5 @@ class AdaptiveEntropy(nn.Module):
 
 def entropy_of(log_prob: Tensor) -> Tensor:
     """Of each distribution, in nats; tokens that cannot be drawn (-inf) count nothing.  Shapes: log_prob (... v) -> (...)"""
-    p = log_prob.exp()
-    return -(p * log_prob.masked_fill(p == 0, 0)).sum(-1)  # entr(p) has a gradient of inf * 0 where p underflows
+    p = log_prob.exp()  # not torch.special.entr(p): where p underflows its gradient is inf * 0
+    return -(p * log_prob.masked_fill(p == 0, 0)).sum(-1)
