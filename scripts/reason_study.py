@@ -17,13 +17,19 @@ from rig_study import cached, train
 
 from minireflect.config import preset
 from minireflect.evaluate_reason import ReasonScore, evaluate_painter
+from minireflect.models.reasongen import SamplingConfig
 from minireflect.reason_stages import judge_of, load_painter
 from minireflect.run import read_metrics, write_text
 
 ROOT = Path(__file__).parent.parent
 THOUGHTS = ("true", "none", "shuffled")
 DRAWING = ["--sft.rationales", "none", "--sft.dense", "0.5", "--sft.bf16"]
-LONGER = ["--seed", "1", "--sft.continued", "--sft.steps", "5000", "--sft.lr", "1.5e-3", "--sft.told", "64"]
+LEGS = {  # each goes on from the one before, with pictures of its own
+    "base-1": DRAWING,
+    "base-2": [*DRAWING, "--sft.continued", "--seed", "1", "--sft.steps", "5000", "--sft.lr", "1.5e-3", "--sft.told", "64"],
+    "base-3": [*DRAWING, "--sft.continued", "--seed", "2", "--sft.steps", "6000", "--sft.lr", "1e-3", "--sft.told", "32", "--sft.arrangements", "0.45"],
+}  # fmt: skip
+COOL = SamplingConfig(temperature=0.4)
 TUNING = ["--sft.continued", "--sft.steps", "1000", "--sft.batch", "48", "--sft.pictures", "20000", "--sft.lr", "5e-4", "--sft.bf16"]  # fmt: skip
 REINFORCED = {  # name: (which fine-tuning it starts from, options)
     "true": ("true", []),
@@ -37,12 +43,14 @@ ARMS = {  # name in the table: (kind of run, its row)
     "no rationale, best of 2": ("grpo-none", "SFT, best of 2"),
     "no rationale, best of 4": ("grpo-none", "SFT, best of 4"),
     "no rationale + GRPO (AR-GRPO)": ("grpo-none", "SFT + GRPO"),
+    "no rationale + GRPO at temperature 0.4": ("cool-none", "SFT"),
     "GRPO without SFT": ("grpo-freed", "SFT + GRPO"),
     "shuffled rationale": ("sft-shuffled", "SFT"),
     "rationale": ("sft-true", "SFT"),
     "rationale, best of 2": ("grpo-true", "SFT, best of 2"),
     "rationale, best of 4": ("grpo-true", "SFT, best of 4"),
     "SFT + GRPO": ("grpo-true", "SFT + GRPO"),
+    "SFT + GRPO at temperature 0.4": ("cool-true", "SFT"),
     "SFT + GRPO, another prompt's rationale": ("swapped", "SFT"),
     "SFT + GRPO without adaptive entropy": ("grpo-steady", "SFT + GRPO"),
 }
@@ -54,11 +62,11 @@ def scores(folder: Path) -> dict[str, ReasonScore]:
 
 
 def measured(
-    weights: Path, args: argparse.Namespace, seed: int, swapped: bool = False
+    weights: Path, args: argparse.Namespace, seed: int, name: str, **changes: object
 ) -> dict[str, ReasonScore]:
-    """A row that no run measures itself: the first model, or one that draws what it thought of another prompt.  Measured once."""
-    name = f"{'swapped' if swapped else 'base'}-{seed}"
-    config = replace(preset("cpu").reasoning, pictures=args.pictures, seed=1_000 + seed, swapped=swapped)
+    """A row that no run measures itself, with changes to how it is measured.  Measured once."""
+    name = f"{name}-{seed}"
+    config = replace(preset("cpu").reasoning, pictures=args.pictures, seed=1_000 + seed, **changes)
     path = args.out / f"{name}.json"
     score = cached(
         path, lambda: vars(evaluate_painter(load_painter(weights), judge_of(weights), config, name))
@@ -77,9 +85,9 @@ def main() -> int:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True), args.docs.mkdir(parents=True, exist_ok=True)
     arms, training = [], {"true": [], "steady": []}
-    codebook = train("vq", args.out / "vq", [])
-    first = train("reason-sft", args.out / "first", [*DRAWING, "--weights", str(codebook)])
-    base = train("reason-sft", args.out / "base", [*DRAWING, *LONGER, "--weights", str(first)])
+    base = train("vq", args.out / "vq", [])
+    for name, words in LEGS.items():
+        base = train("reason-sft", args.out / name, [*words, "--weights", str(base)])
     for seed in args.seeds:
         common = ["--seed", str(seed), "--reasoning.seed", str(1_000 + seed)]
         common += ["--reasoning.pictures", str(args.pictures)]
@@ -91,9 +99,11 @@ def main() -> int:
             words = [*common, *options, "--weights", str(runs[f"sft-{start}"])]
             runs[f"grpo-{name}"] = train("reason-grpo", args.out / f"grpo-{name}-{seed}", words)
         found = {kind: scores(folder) for kind, folder in runs.items()}
-        weights = runs["grpo-true"] / "weights"
-        found["swapped"] = measured(weights, args, seed, swapped=True)
-        found["base"] = measured(base / "weights", args, seed)
+        weights = {name: folder / "weights" for name, folder in runs.items()}
+        found["base"] = measured(weights["sft-base"], args, seed, "base")
+        found["swapped"] = measured(weights["grpo-true"], args, seed, "swapped", swapped=True)
+        for name in ("none", "true"):
+            found[f"cool-{name}"] = measured(weights[f"grpo-{name}"], args, seed, f"cool-{name}", sampling=COOL)  # fmt: skip
         arms.append({arm: found[kind][row] for arm, (kind, row) in ARMS.items()})
         for name, rows in training.items():
             rows.append(read_metrics(runs[f"grpo-{name}"], "reason-grpo"))

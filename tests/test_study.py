@@ -118,14 +118,14 @@ def test_the_study_of_reasongen_reads_every_row_from_a_run_that_measures_it(
         return ReasonScore(tasks, value, value, value, 0.1, 0.1, value, value, 87.0)
 
     monkeypatch.setattr(rig_study.subprocess, "run", trained)
-    monkeypatch.setattr(reason_study, "measured", lambda w, args, seed, swapped=False: {"SFT": invented(seed, "SFT")})  # fmt: skip
+    monkeypatch.setattr(reason_study, "measured", lambda w, args, seed, name, **changes: {"SFT": invented(seed, "SFT")})  # fmt: skip
     words = ["reason_study.py", "--out", str(tmp_path / "out"), "--docs", str(tmp_path / "docs"), "--seeds", "0", "1"]  # fmt: skip
     monkeypatch.setattr(sys, "argv", words)
     assert reason_study.main() == 0
-    assert len(asked) == 3 + 2 * (len(reason_study.THOUGHTS) + len(reason_study.REINFORCED))
+    assert len(asked) == 4 + 2 * (len(reason_study.THOUGHTS) + len(reason_study.REINFORCED))
     starts = {name: w[w.index("--weights") + 1] for name, w in asked if "--weights" in w}
-    assert starts["first"].endswith("vq") and starts["base"].endswith("first")
-    assert starts["grpo-freed-1"].endswith("base") and starts["sft-true-1"].endswith("base")
+    assert starts["base-1"].endswith("vq") and starts["base-3"].endswith("base-2")
+    assert starts["grpo-freed-1"].endswith("base-3") and starts["sft-true-1"].endswith("base-3")
     assert starts["grpo-none-1"].endswith("sft-none-1") and starts["grpo-steady-0"].endswith("sft-true-0")
     page = (tmp_path / "docs" / "reasongen.md").read_text()
     assert page.count("| no rationale | 0.400 ± 1.271 |") == 1  # 12.706 * 0.1414 / sqrt(2)
