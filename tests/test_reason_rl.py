@@ -146,6 +146,8 @@ def test_a_dense_caption_is_the_rationale_as_prompt() -> None:
     assert all(torch.equal(t.codes, told[0.0].codes) for t in told.values())
     with pytest.raises(ValueError, match=r"dense is 1\.5"):
         ReasonTraining(dense=1.5)
+    with pytest.raises(ValueError, match="told is -1"):
+        ReasonTraining(told=-1)
 
 
 def test_a_rationale_learnt_without_its_picture_scores_as_it_does_with_it() -> None:

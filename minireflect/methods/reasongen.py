@@ -9,8 +9,8 @@ Groups whose rewards are all equal are thrown away and others drawn (DAPO, arXiv
 SRRL at 0.5, never the inspector.  Without rationales this is AR-GRPO (arXiv 2508.06924) with another reward.
 
 Differs from the released code: tokens that the policy did not choose (a forced BOI, what fills up) carry no gradient; updates see the very distribution
-that was sampled from; a missing judge is an error (there rewards are then random); token mean or, `modality`, a mean for each modality, as 64 image
-tokens outweigh twenty words.
+that was sampled from; a missing judge is an error (there rewards are then random).  By default words and image tokens have a mean each in L (`modality`), as
+64 image tokens outweigh twenty words, and beta is not 0: pictures stay readable (docs/log.md, thirteenth session).
 
     python train.py reason-grpo
 """
@@ -49,10 +49,8 @@ class ReasonRLConfig:
     updates: int = 2  # optimiser steps an iteration, each on its share of the groups
     lr: float = 2e-4  # of AdamW, peak; cosine to zero after a warm-up of 5 %
     clip: float = 0.2  # e, on the ratio of a token's probabilities
-    beta: float = 0.05  # weight of the KL to the model before RL, nats a token: keeps pictures readable; the paper has none
-    modality: bool = (
-        True  # text and image tokens with a mean each, in place of one over all tokens, the paper's
-    )
+    beta: float = 0.05  # weight of the KL to the model before RL, nats a token: the paper has none
+    modality: bool = True  # words and image tokens with a mean each; the paper has one over all
     adaptive: bool = True  # hold the entropies at their targets
     text: EntropyConfig = field(default_factory=lambda: EntropyConfig(target=0.14))  # what SFT ends with
     image: EntropyConfig = field(default_factory=lambda: EntropyConfig(target=0.2))

@@ -2,7 +2,8 @@
 
     L = sum_i s_i CE_i / sum_i s_i,     s = 2 for the rationale's words and BOI, 1 for image tokens, 0 for what is given or filled up
 
-Prompt and rationale are left empty in a tenth of the samples, so that guidance has something to compare with.
+Prompt and rationale are left empty in a tenth of the samples, so that guidance has something to compare with.  What the paper's base knows before,
+drawing from dense captions and writing, ours learns in the same loop: `dense` makes rationales prompts, `told` adds the mean CE of rationales without pictures.
 
 Differs from the released code: BOI, the switch from thinking to drawing, is learnt (there its weight is 0, and generation is told when to
 switch); nothing is clamped, as text and image positions have logits of their own (there one row of logits is padded with -1e9 and clamped at 30).
@@ -52,6 +53,8 @@ class ReasonTraining:
         for name in ("dropped", "dense", "arrangements"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, a share from 0 to 1 is wanted")
+        if self.told < 0:
+            raise ValueError(f"told is {self.told}, a number of rationales is wanted, 0 for none")
 
 
 class Lessons(NamedTuple):

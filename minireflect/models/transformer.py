@@ -98,9 +98,7 @@ class CausalAttention(nn.Module):
         if cache is not None:
             k, v = cache.add(layer, k, v)
         causal = mask is None and q.shape[2] > 1
-        with torch.autocast(
-            x.device.type, enabled=False
-        ):  # in bf16 its gradient is six times slower on a CPU
+        with torch.autocast(x.device.type, enabled=False):  # its gradient in bf16 is slow on CPUs
             y = F.scaled_dot_product_attention(q, k, v.to(q.dtype), attn_mask=mask, is_causal=causal)
         return self.out(rearrange(y, "b n t d -> b t (n d)"))
 
