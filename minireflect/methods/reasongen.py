@@ -49,7 +49,7 @@ class ReasonRLConfig:
     updates: int = 2  # optimiser steps an iteration, each on its share of the groups
     lr: float = 2e-4  # of AdamW, peak; cosine to zero after a warm-up of 5 %
     clip: float = 0.2  # e, on the ratio of a token's probabilities
-    beta: float = 0.05  # weight of the KL to the model before RL, nats a token: the paper has none
+    beta: float = 0.05  # weight of the KL to the model before RL, nats a token; the paper has none
     modality: bool = True  # words and image tokens with a mean each; the paper has one over all
     adaptive: bool = True  # hold the entropies at their targets
     text: EntropyConfig = field(default_factory=lambda: EntropyConfig(target=0.14))  # what SFT ends with
