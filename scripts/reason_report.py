@@ -102,7 +102,7 @@ def page(arms: list[dict[str, ReasonScore]], seeds: list[int], pictures: int) ->
 Made by `python scripts/reason_study.py`: seeds {", ".join(map(str, seeds))}, {pictures} held-out prompts each of arrangements (GenEval's six tasks in turn), physical
 laws and unconventional outcomes, read by the inspector. Every seed has its own training, prompts and noise; means over the seeds with 95 % intervals (Student's t).
 *Rationale right*: it promises what the prompt asks for, by the parser of our grammar. *Picture keeps it*: of the rationales that parse, those whose promise the
-inspector finds in the picture. *Tokens*: sampled for a prompt. Best of N: the picture that the judge likes best.
+inspector finds in the picture. *Tokens*: sampled for a prompt. Temperature 0.8 unless a row says otherwise. Best of N: the picture that the judge likes best.
 
 {arms_table(arms)}
 

@@ -240,7 +240,7 @@ def test_rewarded_tokens_become_likelier_and_the_first_ratio_is_1() -> None:
     reference = painter().model
     soft = SamplingConfig(temperature=4.0)  # untrained it is sure of a token or two
     config = ReasonRLConfig(prompts=4, group=8, updates=1, adaptive=False, beta=0.0, sampling=soft)
-    optimizer = torch.optim.AdamW(p.model.requires_grad_(True).parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(p.model.requires_grad_(True).parameters(), lr=2e-3)
     asked = texts(4)
     each = [t for t in asked for _ in range(8)]
     at_first = p.draw(each * 8, config.sampling, rng(0, "first")).codes[:, 0].bincount(minlength=16)
@@ -252,7 +252,7 @@ def test_rewarded_tokens_become_likelier_and_the_first_ratio_is_1() -> None:
         stats = update_painter(p, reference, optimizer, Groups(asked, drawn, rewards), (), config, rng(step))
         assert stats.first_ratio == 0 and stats.kl >= 0
         shares.append(rewards.mean().item())
-    assert sum(shares[:5]) / 5 < 0.6 and sum(shares[-5:]) / 5 > 0.8
+    assert sum(shares[:5]) / 5 < 0.6 and sum(shares[-5:]) / 5 > 0.9
 
 
 def test_tokens_that_were_not_chosen_have_no_gradient() -> None:

@@ -168,13 +168,14 @@ def train_reasongen(
         of_image = F.cross_entropy(image.float().flatten(0, 1), data.codes[pick].flatten())
         share = training.text * mask.sum(), training.image * data.codes[pick].numel()
         loss = (share[0] * of_text + share[1] * of_image) / sum(share)
+        losses = {"text": of_text.item(), "image": of_image.item()}
         if training.told:
-            of_text = told_loss(model, data, training, device, rng(seed, "reason-sft", "told", step))
-            loss = loss + of_text
+            of_told = told_loss(model, data, training, device, rng(seed, "reason-sft", "told", step))
+            loss, losses["told"] = loss + of_told, of_told.item()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        run.log("reason-sft", step, loss=loss.item(), text=of_text.item(), image=of_image.item())
-        run.bar.set_postfix(text=f"{of_text.item():.3f}", image=f"{of_image.item():.3f} nats")
+        run.log("reason-sft", step, loss=loss.item(), **losses)
+        run.bar.set_postfix({name: f"{nats:.3f} nats" for name, nats in losses.items()})
     return model.eval().requires_grad_(False), tokenizer
