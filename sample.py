@@ -3,7 +3,7 @@
     python sample.py "a balance with a big red ball on the left pan and a small blue ball on the right pan" --rounds 3 --out strip.png
     python sample.py --check          draw the committed picture again and compare
     python sample.py --method rlrig "red ball on blue box; green cube left of yellow cylinder"
-    python sample.py --method reasongen --weights RUN "a tall red candle in still air"
+    python sample.py --method reasongen "a tall red candle in still air"
     python sample.py --base PATH [--lora FILE] "a fox riding a bike"          Stable Diffusion, a folder or a file
 
 Round 0 is the picture as drawn.  In every further round what the learned reward calls wrong is turned back into noise, and

@@ -5,7 +5,7 @@
     python train.py autoencoder | diffusion | reward | srrl
     python train.py rlrig                    RL-RIG from the shipped weights; all --scenes graphs from nothing
     python train.py checker | actor          what it stands on
-    python train.py vq | reason-sft | reason-grpo --weights RUN    ReasonGen-R1, a stage at a time; its weights are not shipped yet
+    python train.py vq | reason-sft | reason-grpo                  ReasonGen-R1, a stage at a time
     python train.py srrl --base PATH --reward clip --clip PATH --prompts FILE      LoRA on Stable Diffusion
 
 Every run leaves a folder: config.json, metrics.jsonl, weights, the state to resume from, and figures.
@@ -51,7 +51,7 @@ class Arguments:
     Commands: `srrl` reinforces the shipped weights; `autoencoder`, `diffusion` and `reward` train what it stands on;
     `all` does everything from nothing. `rlrig` is the second system, on scene graphs; `checker` and `actor` train what it
     stands on, and with --scenes graphs so do `autoencoder` and `diffusion`. `vq`, `reason-sft` and `reason-grpo` are the
-    stages of the third, which start from --weights RUN.
+    stages of the third.
     """
 
     command: Annotated[Command, tyro.conf.Positional] = "srrl"  # what to train

@@ -27,7 +27,8 @@ def values(score: ReasonScore) -> dict[str, float]:
 
 
 def spread(arms: list[dict[str, ReasonScore]], arm: str, key: str) -> str:
-    return over_seeds([values(rows[arm])[key] for rows in arms])
+    found = [values(rows[arm])[key] for rows in arms]
+    return "" if key in ("planned", "kept") and not any(found) else over_seeds(found)  # no rationale
 
 
 def difference(arms: list[dict[str, ReasonScore]], arm: str, other: str, key: str) -> str:
@@ -49,7 +50,7 @@ def differences_table(arms: list[dict[str, ReasonScore]]) -> str:
     keys = ("overall", "physical", "unconventional")
     lines = [f"| {FULL} minus | GenEval mean | physical | unconventional |", "|---|---|---|---|"]
     for arm in arms[0]:
-        if arm != FULL:
+        if arm != FULL and "training" not in arm:
             lines.append(f"| {arm} | " + " | ".join(difference(arms, FULL, arm, key) for key in keys) + " |")
     return "\n".join(lines)
 
@@ -72,34 +73,34 @@ def arms_figure(arms: list[dict[str, ReasonScore]], path: Path) -> None:
 
 
 def entropy_figure(training: dict[str, list[list[dict]]], targets: dict[str, float], path: Path) -> None:
-    """Entropy per modality, and what the judge and the inspector say meanwhile; every seed a line."""
-    figure, panels = plt.subplots(1, 4, figsize=(15, 3.4))
-    names = {"true": ("adaptive", REWARD), "steady": ("without", BASE)}
-    for name, (label, color) in names.items():
-        for number, rows in enumerate(training[name]):
-            learnt = [r for r in rows if "text_entropy" in r]
-            shown = label if number == 0 else None
-            for axes, key in zip(panels, ("text", "image")):
-                x, y = [r["step"] for r in learnt], [r[f"{key}_entropy"] for r in learnt]
-                axes.plot(x, smooth(y, 4), color=color, lw=1, label=shown)
-            for axes, key in zip(panels[2:], ("reward", "right")):
-                x, y = [r["step"] for r in rows], [r[key] for r in rows]
-                axes.plot(x, smooth(y, 8), color=color, lw=1, label=shown)
-    for axes, key in zip(panels, ("text", "image")):
-        axes.axhline(targets[key], color=TRUTH, ls=":", lw=1, label="target")
-        axes.set(title=f"entropy of {key} tokens, nats", ylim=(0, None))
-    panels[2].set(title="right, says the judge", ylim=(0, 1))
-    panels[3].set(title="right, by the inspector", ylim=(0, 1))
-    for axes in panels:
-        axes.set_xlabel("iteration")
-        axes.legend(fontsize=7)
+    """Entropy per modality, and what the judge and the inspector say meanwhile; every seed a line.  Below, the same under strain."""
+    figure, rows = plt.subplots(2, 4, figsize=(15, 6.6))
+    pairs = (("true", "steady"), ("strained", "strained-steady"))
+    for panels, (adaptive, steady) in zip(rows, pairs):
+        for name, label, color in ((adaptive, "adaptive", REWARD), (steady, "without", BASE)):
+            for number, steps in enumerate(training[name]):
+                learnt = [r for r in steps if "text_entropy" in r]
+                keys = {"text_entropy": learnt, "image_entropy": learnt, "reward": steps, "right": steps}
+                for axes, (key, shown) in zip(panels, keys.items()):
+                    x, y = [r["step"] for r in shown], [r[key] for r in shown]
+                    axes.plot(x, smooth(y, 6), color=color, lw=1, label=label if number == 0 else None)
+        for axes, key in zip(panels, ("text", "image")):
+            axes.axhline(targets[key], color=TRUTH, ls=":", lw=1, label="target")
+            axes.set(title=f"entropy of {key} tokens, nats", ylim=(0, None))
+        panels[2].set(title="right, says the judge", ylim=(0, 1))
+        panels[3].set(title="right, by the inspector", ylim=(0, 1))
+        for axes in panels:
+            axes.set_xlabel("iteration")
+            axes.legend(fontsize=7)
+    rows[1][0].set_ylabel("no KL, lr 1e-3, one seed")
+    figure.tight_layout()
     save(figure, path)
 
 
 def page(arms: list[dict[str, ReasonScore]], seeds: list[int], pictures: int) -> str:
     return f"""# ReasonGen-R1: do the words help, and what does reinforcing them do?
 
-Made by `python scripts/reason_study.py`: seeds {", ".join(map(str, seeds))}, {pictures} held-out prompts each of arrangements (GenEval's six tasks in turn), physical
+Made by `python scripts/reason_study.py`: seeds {", ".join(map(str, seeds))}, {pictures} prompts each of arrangements (GenEval's six tasks in turn), physical
 laws and unconventional outcomes, read by the inspector. Every seed has its own training, prompts and noise; means over the seeds with 95 % intervals (Student's t).
 *Rationale right*: it promises what the prompt asks for, by the parser of our grammar. *Picture keeps it*: of the rationales that parse, those whose promise the
 inspector finds in the picture. *Tokens*: sampled for a prompt. Temperature 0.8 unless a row says otherwise. Best of N: the picture that the judge likes best.
@@ -111,11 +112,13 @@ inspector finds in the picture. *Tokens*: sampled for a prompt. Temperature 0.8 
 {differences_table(arms)}
 
 Rows: *shuffled rationale* was fine-tuned on rationales of other scenes of the same law, the same words in the same numbers; *another prompt's rationale* is the model
-after GRPO, made to draw what it thought of another prompt of the same law. *GRPO without SFT* is the model without rationales, free to write words.
+after GRPO, made to draw what it thought of another prompt of the same law. *GRPO without SFT* is the model without rationales, free to write words. *Training
+combinations*: new prompts of combinations of things and colours that training has seen; all other rows are of held-out ones.
 
 ## Entropy
 
-GRPO with and without the adaptive entropy term, every seed a line, on training prompts:
+GRPO with and without the adaptive entropy term, every seed a line, on training prompts. Above as it is by default; below, the first seed, without the KL to the model
+before and with a step five times as large:
 
 ![entropy](reasongen_entropy.png)
 """

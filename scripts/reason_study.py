@@ -8,6 +8,7 @@ Every seed has its own pictures, training, prompts and noise, these two aside; a
 """
 
 import argparse
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -29,49 +30,49 @@ LEGS = {  # each goes on from the one before, with pictures of its own
     "base-2": [*DRAWING, "--sft.continued", "--seed", "1", "--sft.steps", "5000", "--sft.lr", "1.5e-3", "--sft.told", "64"],
     "base-3": [*DRAWING, "--sft.continued", "--seed", "2", "--sft.steps", "6000", "--sft.lr", "1e-3", "--sft.told", "32", "--sft.arrangements", "0.45"],
 }  # fmt: skip
-COOL = SamplingConfig(temperature=0.4)
 TUNING = ["--sft.continued", "--sft.steps", "1000", "--sft.batch", "48", "--sft.pictures", "20000", "--sft.lr", "5e-4", "--sft.bf16"]  # fmt: skip
 REINFORCED = {  # name: (which fine-tuning it starts from, options)
     "true": ("true", []),
     "none": ("none", []),
-    "freed": ("base", ["--grpo.freed", "--grpo.no-controls"]),
-    "steady": ("true", ["--grpo.no-adaptive", "--grpo.no-controls"]),
+    "freed": ("base", ["--grpo.freed"]),
+    "steady": ("true", ["--grpo.no-adaptive"]),
 }
-ARMS = {  # name in the table: (kind of run, its row)
-    "drawing only, before fine-tuning": ("base", "SFT"),
-    "no rationale": ("sft-none", "SFT"),
-    "no rationale, best of 2": ("grpo-none", "SFT, best of 2"),
-    "no rationale, best of 4": ("grpo-none", "SFT, best of 4"),
-    "no rationale + GRPO (AR-GRPO)": ("grpo-none", "SFT + GRPO"),
-    "no rationale + GRPO at temperature 0.4": ("cool-none", "SFT"),
-    "GRPO without SFT": ("grpo-freed", "SFT + GRPO"),
-    "shuffled rationale": ("sft-shuffled", "SFT"),
-    "rationale": ("sft-true", "SFT"),
-    "rationale, best of 2": ("grpo-true", "SFT, best of 2"),
-    "rationale, best of 4": ("grpo-true", "SFT, best of 4"),
-    "SFT + GRPO": ("grpo-true", "SFT + GRPO"),
-    "SFT + GRPO at temperature 0.4": ("cool-true", "SFT"),
-    "SFT + GRPO, another prompt's rationale": ("swapped", "SFT"),
-    "SFT + GRPO without adaptive entropy": ("grpo-steady", "SFT + GRPO"),
+STRAIN = ["--grpo.beta", "0", "--grpo.lr", "1e-3", "--grpo.iterations", "60"]
+STRAINED = {  # of the first seed: no KL and a step five times as large, to see what the adaptive term holds
+    "strained": STRAIN,
+    "strained-steady": [*STRAIN, "--grpo.no-adaptive"],
+}
+COOL = {"sampling": SamplingConfig(temperature=0.4)}
+ARMS = {  # name in the table: (run, how it is measured)
+    "drawing only, before fine-tuning": ("sft-base", {}),
+    "no rationale": ("sft-none", {}),
+    "no rationale, best of 2": ("sft-none", {"best_of": 2}),
+    "no rationale, best of 4": ("sft-none", {"best_of": 4}),
+    "no rationale + GRPO (AR-GRPO)": ("grpo-none", {}),
+    "no rationale + GRPO at temperature 0.4": ("grpo-none", COOL),
+    "GRPO without SFT": ("grpo-freed", {}),
+    "shuffled rationale": ("sft-shuffled", {}),
+    "rationale": ("sft-true", {}),
+    "rationale, best of 2": ("sft-true", {"best_of": 2}),
+    "rationale, best of 4": ("sft-true", {"best_of": 4}),
+    "SFT + GRPO": ("grpo-true", {}),
+    "SFT + GRPO at temperature 0.4": ("grpo-true", COOL),
+    "SFT + GRPO, another prompt's rationale": ("grpo-true", {"swapped": True}),
+    "SFT + GRPO without adaptive entropy": ("grpo-steady", {}),
+    "SFT + GRPO, training combinations": ("grpo-true", {"split": "train"}),
+    "SFT + GRPO, training combinations at temperature 0.4": ("grpo-true", {"split": "train", **COOL}),
 }
 
 
-def scores(folder: Path) -> dict[str, ReasonScore]:
-    """Every row that a run has measured."""
-    return {row["model"]: ReasonScore(**row["score"]) for row in read_metrics(folder, "evaluation")}
-
-
-def measured(
-    weights: Path, args: argparse.Namespace, seed: int, name: str, **changes: object
-) -> dict[str, ReasonScore]:
-    """A row that no run measures itself, with changes to how it is measured.  Measured once."""
-    name = f"{name}-{seed}"
-    config = replace(preset("cpu").reasoning, pictures=args.pictures, seed=1_000 + seed, **changes)
-    path = args.out / f"{name}.json"
+def measured(weights: Path, args: argparse.Namespace, seed: int, arm: str) -> ReasonScore:
+    """A row of the table, measured once."""
+    config = replace(preset("cpu").reasoning, pictures=args.pictures, seed=1_000 + seed, **ARMS[arm][1])
+    path = args.out / "rows" / f"{re.sub(r'[^a-z0-9]+', '-', arm.lower())}-{seed}-{args.pictures}.json"
+    path.parent.mkdir(exist_ok=True)
     score = cached(
-        path, lambda: vars(evaluate_painter(load_painter(weights), judge_of(weights), config, name))
+        path, lambda: vars(evaluate_painter(load_painter(weights), judge_of(weights), config, arm))
     )
-    return {"SFT": ReasonScore(**score)}
+    return ReasonScore(**score)
 
 
 def main() -> int:
@@ -81,32 +82,26 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/reason"))
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--pictures", type=int, default=120, help="held-out prompts of each kind")
+    parser.add_argument("--pictures", type=int, default=360, help="held-out prompts of each kind")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True), args.docs.mkdir(parents=True, exist_ok=True)
-    arms, training = [], {"true": [], "steady": []}
+    arms, training = [], {}
     base = train("vq", args.out / "vq", [])
     for name, words in LEGS.items():
         base = train("reason-sft", args.out / name, [*words, "--weights", str(base)])
     for seed in args.seeds:
-        common = ["--seed", str(seed), "--reasoning.seed", str(1_000 + seed)]
-        common += ["--reasoning.pictures", str(args.pictures)]
+        common = ["--seed", str(seed), "--reasoning.pictures", "24"]  # the rows are measured below
         runs = {"sft-base": base}
         for kind in THOUGHTS:
             words = [*common, *TUNING, "--weights", str(base), "--sft.rationales", kind]
             runs[f"sft-{kind}"] = train("reason-sft", args.out / f"sft-{kind}-{seed}", words)
-        for name, (start, options) in REINFORCED.items():
-            words = [*common, *options, "--weights", str(runs[f"sft-{start}"])]
+        reinforced = REINFORCED | {n: ("true", o) for n, o in STRAINED.items() if seed == args.seeds[0]}
+        for name, (start, options) in reinforced.items():
+            words = [*common, *options, "--grpo.no-controls", "--weights", str(runs[f"sft-{start}"])]
             runs[f"grpo-{name}"] = train("reason-grpo", args.out / f"grpo-{name}-{seed}", words)
-        found = {kind: scores(folder) for kind, folder in runs.items()}
-        weights = {name: folder / "weights" for name, folder in runs.items()}
-        found["base"] = measured(weights["sft-base"], args, seed, "base")
-        found["swapped"] = measured(weights["grpo-true"], args, seed, "swapped", swapped=True)
-        for name in ("none", "true"):
-            found[f"cool-{name}"] = measured(weights[f"grpo-{name}"], args, seed, f"cool-{name}", sampling=COOL)  # fmt: skip
-        arms.append({arm: found[kind][row] for arm, (kind, row) in ARMS.items()})
-        for name, rows in training.items():
-            rows.append(read_metrics(runs[f"grpo-{name}"], "reason-grpo"))
+            if start == "true":
+                training.setdefault(name, []).append(read_metrics(runs[f"grpo-{name}"], "reason-grpo"))
+        arms.append({arm: measured(runs[run] / "weights", args, seed, arm) for arm, (run, _) in ARMS.items()})
     targets = {"text": preset("cpu").grpo.text.target, "image": preset("cpu").grpo.image.target}
     arms_figure(arms, args.docs / "reasongen_arms.png")
     entropy_figure(training, targets, args.docs / "reasongen_entropy.png")

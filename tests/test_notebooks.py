@@ -20,7 +20,7 @@ def sources(notebook: dict, kind: str) -> list[str]:
 
 
 def test_there_are_notebooks() -> None:
-    assert len(NOTEBOOKS) >= 9
+    assert len(NOTEBOOKS) >= 10
 
 
 @pytest.mark.notebook

@@ -40,6 +40,7 @@ from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
 from minireflect.models.reasongen import Drawn, ReasonGen, ReasonGenConfig, SamplingConfig, trim, up_to
 from minireflect.models.tokenizer import EOS
 from minireflect.models.vq import Codec, VQAutoencoder, VQConfig
+from minireflect.reason_stages import judge_of, load_painter
 from minireflect.rl.entropy import AdaptiveEntropy, EntropyConfig, entropy_of
 from minireflect.run import Run
 from minireflect.streams import choices
@@ -359,3 +360,10 @@ def test_an_untrained_painter_is_measured_as_what_it_is() -> None:
     best = evaluate_painter(painter(), even, replace(config, best_of=3))
     assert best.accepted > score.accepted and 2.8 < best.tokens / score.tokens < 3.2
     assert reason_table({"one": score, "best of 3": best}).count("\n") == 3
+
+
+def test_the_shipped_model_plans_what_is_asked_and_draws_what_it_planned() -> None:
+    """Far below what it reaches, far above chance; 24 prompts of each kind, of training combinations."""
+    config = ReasonEvaluation(pictures=24, split="train", sampling=SamplingConfig(temperature=0.4))
+    score = evaluate_painter(load_painter(), judge_of("."), config)
+    assert score.planned > 0.85 and score.kept > 0.6 and score.physical > 0.6 and score.fooled < 0.4

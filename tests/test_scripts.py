@@ -224,6 +224,10 @@ def test_reasongen_from_nothing_to_pictures(tmp_path: Path) -> None:
     assert drawn.returncode == 0 and "reward" in drawn.stdout and (tmp_path / "s.png").exists()
     odd = run("sample.py", "--method", "reasongen", "--weights", "reason-grpo", "a purple dragon", cwd=tmp_path)  # fmt: skip
     assert odd.returncode == 2 and "dragon" in odd.stderr and "Traceback" not in odd.stderr
+    shipped = run("sample.py", "--method", "reasongen", "a tall red candle in still air", "--out", "t.png", cwd=tmp_path)  # fmt: skip
+    assert (
+        shipped.returncode == 0 and "flame" in shipped.stdout and (tmp_path / "t.png").stat().st_size > 5_000
+    )
     rounds = run("sample.py", "--method", "reasongen", "--rounds", "3", "a tall red candle in still air", cwd=tmp_path)  # fmt: skip
     assert rounds.returncode == 2 and "draws once" in rounds.stderr
     bad = run("train.py", "reason-grpo", "--weights", "vq", "--out", "bad", cwd=tmp_path)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from minireflect import load_pipeline
-from minireflect.evaluate_reason import ReasonScore
+from minireflect.evaluate_reason import ReasonEvaluation, ReasonScore
 from minireflect.rl.rewards import load_reward
 from minireflect.world.arrangement import TASKS
 
@@ -91,38 +91,37 @@ def test_equal_cost_compares_where_the_cheaper_arm_ends(tmp_path: Path) -> None:
     assert "| cheap | 60 | 0.150 | 0.450 | 600 | 0.450 | 0.450 |" in text
 
 
-def test_the_study_of_reasongen_reads_every_row_from_a_run_that_measures_it(
+def test_the_study_of_reasongen_measures_every_row_on_the_run_that_it_belongs_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two seeds of invented scores: every arm finds its row, means and paired differences are right."""
-    asked = []
+    """Two seeds of invented scores: every arm finds its run, means and paired differences are right."""
+    asked, drawn = [], []
 
     def trained(words: list[str], check: bool) -> None:
         folder = Path(words[words.index("--out") + 1])
         asked.append((folder.name, words))
         (folder / "state").mkdir(parents=True)
         (folder / "state" / f"{words[2]}.done").write_text("")
-        names = ["SFT"]
-        if words[2] == "reason-grpo":
-            names += [] if "--grpo.no-controls" in words else ["SFT, best of 2", "SFT, best of 4"]
-            names += ["SFT + GRPO"]
-        seed = int(words[words.index("--seed") + 1]) if "--seed" in words else 0
-        rows = [{"stage": "evaluation", "model": n, "score": vars(invented(seed, n))} for n in names]
         step = {"stage": "reason-grpo", "step": 0, "reward": 0.5, "right": 0.4, "text_entropy": 0.2}
-        rows.append({**step, "image_entropy": 1.0})
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+        (folder / "metrics.jsonl").write_text(json.dumps({**step, "image_entropy": 1.0}) + "\n")
 
-    def invented(seed: int, name: str) -> ReasonScore:
-        value = 0.3 + 0.2 * seed + (0.1 if name == "SFT + GRPO" else 0.0)
+    def invented(weights: Path, judge: object, config: ReasonEvaluation, arm: str) -> ReasonScore:
+        run = weights.parent.name
+        drawn.append((arm, run, config))
+        value = 0.3 + 0.2 * (config.seed - 1_000) + (0.1 if run.startswith("grpo-true") else 0.0)
         tasks = dict.fromkeys([*TASKS, "overall"], value)
         return ReasonScore(tasks, value, value, value, 0.1, 0.1, value, value, 87.0)
 
     monkeypatch.setattr(rig_study.subprocess, "run", trained)
-    monkeypatch.setattr(reason_study, "measured", lambda w, args, seed, name, **changes: {"SFT": invented(seed, "SFT")})  # fmt: skip
+    monkeypatch.setattr(reason_study, "load_painter", lambda weights: weights)
+    monkeypatch.setattr(reason_study, "judge_of", lambda weights: None)
+    monkeypatch.setattr(reason_study, "evaluate_painter", invented)
     words = ["reason_study.py", "--out", str(tmp_path / "out"), "--docs", str(tmp_path / "docs"), "--seeds", "0", "1"]  # fmt: skip
     monkeypatch.setattr(sys, "argv", words)
     assert reason_study.main() == 0
-    assert len(asked) == 4 + 2 * (len(reason_study.THOUGHTS) + len(reason_study.REINFORCED))
+    assert len(asked) == 4 + 2 * (len(reason_study.THOUGHTS) + len(reason_study.REINFORCED)) + len(
+        reason_study.STRAINED
+    )
     starts = {name: w[w.index("--weights") + 1] for name, w in asked if "--weights" in w}
     assert starts["base-1"].endswith("vq") and starts["base-3"].endswith("base-2")
     assert starts["grpo-freed-1"].endswith("base-3") and starts["sft-true-1"].endswith("base-3")
@@ -131,5 +130,9 @@ def test_the_study_of_reasongen_reads_every_row_from_a_run_that_measures_it(
     assert page.count("| no rationale | 0.400 ± 1.271 |") == 1  # 12.706 * 0.1414 / sqrt(2)
     assert "| no rationale | 0.100 ± 0.000 | 0.100 ± 0.000 | 0.100 ± 0.000 |" in page
     assert {p.name for p in (tmp_path / "docs").iterdir()} == {"reasongen.md", "reasongen_arms.png", "reasongen_entropy.png"}  # fmt: skip
-    asked.clear()
-    assert reason_study.main() == 0 and not asked  # what is finished is not done again
+    assert [r for arm, r, c in drawn if c.swapped] == ["grpo-true-0", "grpo-true-1"]
+    assert {(arm, r) for arm, r, c in drawn if c.best_of == 4 and c.seed == 1_001} == {
+        ("no rationale, best of 4", "sft-none-1"), ("rationale, best of 4", "sft-true-1")
+    }  # fmt: skip
+    asked.clear(), drawn.clear()
+    assert reason_study.main() == 0 and not asked and not drawn  # what is finished is not done again
