@@ -131,14 +131,12 @@ def strip(
 ) -> None:
     """Rows of pictures with a caption to the left and a verdict under each: a prompt a row, a round a column."""
     columns = max(len(r) for r in rows)
-    more = max(
-        mark.count("\n") for row in rows for _, mark, _ in row
-    )  # lines under a picture beyond the first
+    lines = [1 + max(mark.count("\n") for _, mark, _ in row) for row in rows]  # under the pictures of a row
     size = (
         1.55 * columns + 2.6,
-        (1.75 + 0.12 * more) * len(rows) + 0.3,
-    )  # inches; a line of 7 points takes 0.12
-    figure, grid = plt.subplots(len(rows), columns, figsize=size, squeeze=False)
+        sum(1.55 + 0.13 * n for n in lines) + 0.3,
+    )  # inches; a line of 7 points takes 0.13
+    figure, grid = plt.subplots(len(rows), columns, figsize=size, squeeze=False, layout="compressed")
     for y, row in enumerate(rows):
         for x in range(columns):
             if x < len(row):
@@ -148,7 +146,6 @@ def strip(
             if y == 0 and x < len(heads):
                 grid[y][x].set_title(heads[x], fontsize=8)
         grid[y][0].set_ylabel(wrap(labels[y]), rotation=0, ha="right", va="center", fontsize=7.5, labelpad=8)
-    figure.subplots_adjust(wspace=0.12, hspace=0.28 + 0.09 * more)
     save(figure, path)
 
 
@@ -182,7 +179,7 @@ def phases(stages: dict[str, list[dict]], path: Path) -> None:
 
 def reason_curves(rows: list[dict], targets: dict[str, float], path: Path) -> None:
     """ReasonGen-R1 in training: verdict and truth; the entropy of words and of image tokens with their targets; the weights that hold them."""
-    figure, panels = plt.subplots(1, 3, figsize=(12, 3.2))
+    figure, panels = plt.subplots(1, 3, figsize=(12, 3.2), layout="constrained")
     step = [r["step"] for r in rows]
     for key, color, label in (
         ("reward", REWARD, "right, says the judge"),

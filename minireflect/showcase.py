@@ -185,7 +185,7 @@ def thoughts_strip(
         for i, (text, image, thought, reward) in enumerate(zip(texts, images, thoughts, rewards)):
             _, line, right = verdict(image, text, reward)
             said[i].append((thought or "(no rationale)", line))
-            shown = figures.wrap(said[i][-1][0], 44).splitlines()[:6]
+            shown = figures.wrap(said[i][-1][0], 28).splitlines()[:8]
             cells[i].append((image, "\n".join([*shown, line]), right))
     figures.strip(cells, texts, ["one", "another"], path)
     return said

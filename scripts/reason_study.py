@@ -39,7 +39,10 @@ REINFORCED = {  # name: (which fine-tuning it starts from, options)
 }
 STRAIN = ["--grpo.beta", "0", "--grpo.lr", "1e-3", "--grpo.iterations", "60"]
 STRAINED = {  # of the first seed: no KL and a step five times as large, to see what the adaptive term holds
-    "strained": STRAIN,
+    "strained": [
+        *STRAIN,
+        *(f"--grpo.{m}.{k}={v}" for m in ("text", "image") for k, v in (("bound", 0.1), ("lr", 4e-3))),
+    ],
     "strained-steady": [*STRAIN, "--grpo.no-adaptive"],
 }
 COOL = {"sampling": SamplingConfig(temperature=0.4)}
