@@ -39,6 +39,10 @@ def test_round_trip(tmp_path: Path) -> None:
     save_weights(path, tensors)
     assert read_metadata(path) == {}
     assert os.listdir(tmp_path) == ["net.safetensors"]
+    (tmp_path / "plain").touch()
+    assert (
+        path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+    )  # a class can read its teacher's weights
 
 
 def test_unreadable_files_are_named_in_one_sentence(tmp_path: Path) -> None:

@@ -44,7 +44,10 @@ def save_weights(
     # In the same folder, since a rename is atomic only within a disk.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         save_file({name: t.detach().contiguous() for name, t in tensors.items()}, temporary, metadata)
+        temporary.chmod(mode)  # safetensors leaves it to its owner alone, whatever the umask says
         if durable:
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())  # the bytes first, then the name: a power cut must not swap the two
