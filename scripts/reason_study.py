@@ -37,16 +37,7 @@ REINFORCED = {  # name: (which fine-tuning it starts from, options)
     "steady": ("true", ["--grpo.no-adaptive"]),
 }
 STRAIN = ["--grpo.beta", "0", "--grpo.lr", "1e-3", "--grpo.iterations", "60"]
-STRONG = [
-    "--grpo.text.bound",
-    "0.1",
-    "--grpo.text.lr",
-    "4e-3",
-    "--grpo.image.bound",
-    "0.1",
-    "--grpo.image.lr",
-    "4e-3",
-]
+STRONG = ["--grpo.text.bound", "0.1", "--grpo.text.lr", "4e-3", "--grpo.image.bound", "0.1", "--grpo.image.lr", "4e-3"]  # fmt: skip
 STRAINED = {  # of the first seed: no KL and a step five times as large, to see what the adaptive term holds
     "strained": [*STRAIN, *STRONG],
     "strained-steady": [*STRAIN, "--grpo.no-adaptive"],
