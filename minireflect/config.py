@@ -144,7 +144,7 @@ def preset(name: str, scenes: str = "laws") -> Config:
                 editor_iterations=2,
                 editor=UpdateConfig(updates=1, batch=4),
             ),
-            vq=VQTraining(pictures=32, steps=3, batch=4, codes=32, revived=2),
+            vq=VQTraining(pictures=32, steps=3, batch=4, forms=32, colors=16, revived=2),
             sft=ReasonTraining(pictures=32, steps=3, batch=4),
             grpo=ReasonRLConfig(iterations=2, prompts=2, group=2, most=1),
             reasoning=ReasonEvaluation(pictures=6, batch=6),

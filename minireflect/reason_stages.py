@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from . import figures
@@ -24,7 +25,8 @@ from .rl.rewards import Reward, load_reward
 from .run import Run, write_text
 from .showcase import thoughts_strip
 from .streams import choices
-from .world.data import training_pairs
+from .world.data import training_pairs, twin
+from .world.render import render_pixels
 
 BEST_OF = (2, 4)  # without rationale, two pictures take more tokens than one with a rationale
 REASON = SHIPPED / "reasongen"  # the shipped weights of ReasonGen-R1
@@ -75,13 +77,14 @@ def vq(config: Config, run: Run, folder: Path, device: torch.device) -> None:
     if run.is_done("vq"):
         return
     draw = choices(config.seed, "vq", "pictures")
-    pixels, _, _ = training_pairs(config.vq.pictures, config.world, draw)
+    pixels, scenes, _ = training_pairs(config.vq.pictures // 2, config.world, draw)
+    twins = np.stack([render_pixels(twin(scene, draw)) for scene in scenes])
     if config.vq.continued:
         codec = load_codec(folder)
-        refine_vq(config.vq, pixels, config.seed, codec, run, device)
+        refine_vq(config.vq, np.concatenate([pixels, twins]), config.seed, codec, run, device)
     else:
         autoencoder = load_autoencoder(folder)
-        codec = Codec(autoencoder, train_vq(config.vq, pixels, config.seed, autoencoder, run, device))
+        codec = Codec(autoencoder, train_vq(config.vq, pixels, twins, config.seed, autoencoder, run, device))
     save_codec(run.folder / "weights", codec)
     readable = codec_table(codec, config.reasoning)
     write_text(run.folder / "table.md", readable + "\n")

@@ -191,16 +191,17 @@ def update_painter(
     totals, first = [], 0.0
     for number, (rows, tokens) in enumerate(zip(shares, given)):
         (_, words, codes), chosen = tokens, groups.drawn.chosen[rows, : written.shape[1]]
-        texts, images = model.distributions(*tokens, config.sampling)  # (m r v+1), (m n k)
-        now = torch.cat(
-            [texts.gather(2, words[..., None])[..., 0], images.gather(2, codes[..., None])[..., 0]], 1
-        )
+        choices = model.distributions(*tokens, config.sampling)
+        now = torch.cat(model.chosen(choices, words, codes), 1)  # (m r+n)
         weight = torch.cat(token_shares(chosen, codes.shape[1], config.modality), 1)  # (m r+n)
         counted = weight > 0
         A = advantage[rows, None].expand_as(now)
         stats = ppo_clip(now[counted], old[number][counted], A[counted], config.clip, weight[counted])
         kl = (weight[counted] * token_kl(now[counted], ref[number][counted])).sum()
-        H = mean_entropy(texts, chosen), mean_entropy(images, torch.ones_like(codes, dtype=torch.bool))
+        every = torch.ones_like(codes, dtype=torch.bool)
+        # of a token: of its form, and of its colours given the form that was drawn
+        of_image = mean_entropy(choices.forms, every) + mean_entropy(choices.colors, every)
+        H = mean_entropy(choices.text, chosen), of_image
         loss = stats.loss + config.beta * kl
         if config.adaptive:
             loss = loss + sum(control.alpha * h for control, h in zip(entropies, H))

@@ -133,7 +133,7 @@ def told_loss(
     pick = torch.randint(len(data.codes), (training.told,), generator=chance)
     prompts, words = trim(data.captions[pick], EOS), trim(data.thoughts[pick], model.config.boi)
     with torch.autocast(device.type, torch.bfloat16, enabled=training.bf16):
-        text, _ = model(prompts, words, data.codes[pick, :1])  # (b r v+1)
+        text = model(prompts, words, data.codes[pick, :1]).text  # (b r v+1)
     mask = up_to(words, model.config.boi)  # (b r)
     return F.cross_entropy(text[mask].float(), words[mask])
 
@@ -146,8 +146,9 @@ def train_reasongen(
     torch.manual_seed(seed)
     if start is None:
         tokenizer = reason_tokenizer(ReasonGenConfig.prompt)
-        config = ReasonGenConfig(len(tokenizer), codec.vq.config.codes, codec.vq.config.dimensions)
-        model = ReasonGen(config, codec.vq.quantiser.codebook).to(device)
+        sizes = codec.vq.config
+        config = ReasonGenConfig(len(tokenizer), sizes.forms, sizes.colors, sizes.dimensions)
+        model = ReasonGen(config, (codec.vq.forms.codebook, codec.vq.colors.codebook)).to(device)
     else:
         model, tokenizer = start[0].to(device).train().requires_grad_(True), start[1]
         config = model.config
@@ -162,10 +163,13 @@ def train_reasongen(
         prompts, words = (torch.where(empty, b, v[pick]) for b, v in zip(blank, data))
         prompts, words = trim(prompts, EOS), trim(words, config.boi)
         with torch.autocast(device.type, torch.bfloat16, enabled=training.bf16):
-            text, image = model(prompts, words, data.codes[pick])  # (b r v+1), (b n k)
+            text, *image = model(prompts, words, data.codes[pick])  # (b r v+1), (b n f), (b n k)
         mask = up_to(words, config.boi) & ~empty  # (b r)
         of_text = F.cross_entropy(text[mask].float(), words[mask], reduction="sum") / mask.sum().clamp(min=1)
-        of_image = F.cross_entropy(image.float().flatten(0, 1), data.codes[pick].flatten())
+        of_image = sum(
+            F.cross_entropy(logits.float().flatten(0, 1), ids.flatten())
+            for logits, ids in zip(image, model.split(data.codes[pick]))
+        )  # nats of a form, and of colours given the form
         share = training.text * mask.sum(), training.image * data.codes[pick].numel()
         loss = (share[0] * of_text + share[1] * of_image) / sum(share)
         losses = {"text": of_text.item(), "image": of_image.item()}

@@ -8,7 +8,8 @@ merely states the outcome, lawful or not, is true: that is where the words get t
 """
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from .arrangement import arrange
 from .laws import LAWS
 from .prompts import all_texts, combinations, law_prompt, tasks, understand
 from .render import render_pixels
-from .scenes import Scene, jitter
+from .scenes import COLORS, Object, Scene, jitter
 
 
 @dataclass(frozen=True)
@@ -94,3 +95,23 @@ def captioned_laws(n: int, world: WorldConfig, draw: random.Random) -> Captioned
     pixels, _, captions = training_pairs(n, world, draw)
     plain = [i for i, text in enumerate(captions) if understand(text).kind in ("stated", "arrangement")]
     return Captioned(pixels, captions, plain, all_texts())
+
+
+INKS = (*COLORS, "wooden", "brown", "iron", "grey")  # what things are painted with
+
+
+def twin(scene: Scene, draw: random.Random) -> Scene:
+    """The same scene in other colours, each thing's drawn by itself; never one that is held out.  Its picture may break the world's rules: a wooden candle."""
+    while True:
+        things = tuple(replace(o, color=draw.choice(INKS)) if o.color else o for o in scene.objects)
+        if scene.law == "arrangement" or things not in _held_out_as_painted(scene.law):
+            return replace(scene, objects=things)
+
+
+@cache
+def _held_out_as_painted(law: str) -> frozenset[tuple[Object, ...]]:
+    """Held-out combinations with colours as they are seen: red plastic is red."""
+    return frozenset(
+        tuple(replace(o, color=o.color.split(" ")[0]) for o in objects)
+        for objects in combinations(law, "held-out")
+    )
