@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from minireflect import rng
-from minireflect.methods.train_vq import VQTraining, perplexity, refine_vq, train_vq, weights
+from minireflect.methods.train_vq import VQTraining, perplexity, refine_vq, things, train_vq, weights
 from minireflect.models.vq import Codec, Quantiser, VQAutoencoder, VQConfig
 from minireflect.pipeline import load_module, load_pipeline, save_module
 from minireflect.run import Run
@@ -138,6 +138,17 @@ def test_coloured_pixels_weigh_more_and_all_together_one() -> None:
     weight = weights(images, 5.0)
     assert weight.shape == (1, 1, 2, 2) and weight.mean().item() == pytest.approx(1)
     assert weight[0, 0, 0, 0] / weight[0, 0, 1, 1] == pytest.approx(5)
+
+
+def test_patches_with_things_weigh_more_and_all_together_one() -> None:
+    """A pixel that differs marks its patch, whichever of the two has it; the smallest differences mark none."""
+    images = torch.full((2, 3, 16, 24), 0.9)
+    images[0, 1, 9, 17] = 0.2
+    images[1, :, :8, :8] += 0.04
+    weight = things(images, torch.full_like(images, 0.9), 5.0)
+    assert weight.shape == (2, 1, 2, 3) and weight.mean().item() == pytest.approx(1)
+    assert (weight / weight[0, 0, 0, 0]).flatten().tolist() == pytest.approx([1] * 5 + [5] + [1] * 6)
+    torch.testing.assert_close(things(torch.full_like(images, 0.9), images, 5.0), weight)
 
 
 def test_perplexity_counts_words_evenly_used() -> None:

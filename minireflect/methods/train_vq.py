@@ -1,8 +1,9 @@
 """Train the vector-quantised autoencoder on pictures of the world:  64x64 pixels -> 8x8 forms with colours -> 4x8x8 latents.
 
-L = (z' - z)^2 + L_vq                            models/vq.py; van den Oord et al. 2017, without an adversarial part
+L = w (z' - z)^2 + L_vq                          models/vq.py; van den Oord et al. 2017, without an adversarial part
 
 Every scene is drawn twice, the second time in other colours.  Each of the two is then to be made from its own colours and the other's forms.
+Where the two differ there are things, and these patches weigh more (w, 1 on average): a small ball in a large tank is few pixels, and whether it is wooden is the whole story.
 z are the latents that the autoencoder, which stays as it is, makes of the picture.  With what it draws from z' compared with the pictures from the start on, the error of
 the latents fell three times more slowly (and at half the batch, as that costs most of the time).  With `continued` the decoder alone goes on:
 
@@ -35,6 +36,7 @@ class VQTraining:
     lr: float = 2e-3  # peak; cosine to zero after a warm-up of 5 %
     forms: int = 512  # words of the first codebook
     colors: int = 256  # words of the second
+    things: float = 5.0  # weight of a patch with a thing, where one without weighs 1
     revived: int = 50  # steps between two looks at which words nobody uses; they are moved, in the first half
     continued: bool = False  # go on with the decoder of the one in --weights, by what it draws; its words stay what they are
     drawn: int = 16  # pictures of a batch then
@@ -66,9 +68,11 @@ def train_vq(
         pick = torch.randint(n, (config.batch // 2,), generator=rng(seed, "vq", "batch", step))
         pick = torch.cat([pick, pick + n])  # (b)
         images = to_tensor(both[pick.numpy()]).to(device)  # (b 3 64 64)
-        out, found, codes = model(images, images.roll(config.batch // 2, 0))
-        of_latents = F.mse_loss(out, latents[pick])
-        loss = of_latents + found.loss
+        twin = images.roll(config.batch // 2, 0)
+        out, found, codes = model(images, twin)
+        error = (out - latents[pick]) ** 2  # (b z 8 8)
+        of_latents = error.mean()
+        loss = (things(images, twin, config.things) * error).mean() + found.loss
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -113,6 +117,13 @@ def refine_vq(
         run.log("vq", step, loss=loss.item(), latents=of_latents.item(), mse=mse)
         run.bar.set_postfix(mse=f"{mse:.4f}")
     return model.eval().requires_grad_(False)
+
+
+def things(images: Tensor, twins: Tensor, weight: float) -> Tensor:
+    """How much each patch counts, 1 on average: those where the two differ `weight` times as much.  Shapes: images, twins (b 3 8h 8w) -> (b 1 h w)"""
+    differ = F.max_pool2d((images - twins).abs().amax(1, keepdim=True), 8) > 0.1  # of 2, black to white
+    value = torch.where(differ, weight, 1.0)
+    return value / value.mean()
 
 
 def weights(images: Tensor, colored: float) -> Tensor:
