@@ -2,8 +2,8 @@
 
     python scripts/reason_study.py [--out runs/reason] [--seeds 0 1 2]          writes docs/reasongen.md and docs/reasongen_*.png
 
-A codebook is trained, and one model learns to draw in its words, from prompts and from dense captions, then goes on with other pictures and learns
-what a rationale is, but never to draw from its own: the base.  From it three ways of fine-tuning (true rationales, none, another scene's), then GRPO on them.
+Codebooks are trained, and a captioner that will read rationales; and one model learns to draw in forms and colours, from prompts and from dense captions,
+and what a rationale is, but never to draw from its own: the base.  From it three ways of fine-tuning (true rationales, none, another scene's), then GRPO on them.
 Every seed has its own pictures, training, prompts and noise, these two aside; all rows of a seed share prompts.  It can be stopped at any time and goes on where it stopped.
 """
 
@@ -23,17 +23,17 @@ from minireflect.run import read_metrics, write_text
 
 ROOT = Path(__file__).parent.parent
 THOUGHTS = ("true", "none", "shuffled")
-DRAWING = ["--sft.rationales", "none", "--sft.dense", "0.5", "--sft.bf16"]
-LEGS = {  # each goes on from the one before, with pictures of its own
-    "base-1": DRAWING,
-    "base-2": [*DRAWING, "--sft.continued", "--seed", "1", "--sft.steps", "5000", "--sft.lr", "1.5e-3", "--sft.told", "64"],
-    "base-3": [*DRAWING, "--sft.continued", "--seed", "2", "--sft.steps", "6000", "--sft.lr", "1e-3", "--sft.told", "32", "--sft.arrangements", "0.45"],
-}  # fmt: skip
-TUNING = ["--sft.continued", "--sft.steps", "1000", "--sft.batch", "48", "--sft.pictures", "20000", "--sft.lr", "5e-4", "--sft.bf16"]  # fmt: skip
+BEYOND = ["--sft.altered", "0.5", "--sft.related", "0.4"]  # lessons of what no prompt asks for
+BASE = [
+    *("--sft.rationales", "none", "--sft.dense", "0.5", "--sft.told", "32", "--sft.arrangements", "0.4"), *BEYOND,
+    *("--sft.pictures", "120000", "--sft.steps", "12000", "--sft.bf16"),
+]  # fmt: skip
+TUNING = ["--sft.continued", "--sft.steps", "1000", "--sft.batch", "48", "--sft.pictures", "20000", "--sft.lr", "5e-4", "--sft.bf16", *BEYOND]  # fmt: skip
 REINFORCED = {  # name: (which fine-tuning it starts from, options)
     "true": ("true", []),
+    "unread": ("true", ["--grpo.no-reads"]),
     "none": ("none", []),
-    "freed": ("base", ["--grpo.freed"]),
+    "freed": ("base", ["--grpo.freed", "--grpo.no-reads"]),
     "steady": ("true", ["--grpo.no-adaptive"]),
 }
 STRAIN = ["--grpo.beta", "0", "--grpo.lr", "1e-3", "--grpo.iterations", "60"]
@@ -58,6 +58,7 @@ ARMS = {  # name in the table: (run, how it is measured)
     "SFT + GRPO": ("grpo-true", {}),
     "SFT + GRPO at temperature 0.4": ("grpo-true", COOL),
     "SFT + GRPO, another prompt's rationale": ("grpo-true", {"swapped": True}),
+    "SFT + GRPO, rationales not read": ("grpo-unread", {}),
     "SFT + GRPO without adaptive entropy": ("grpo-steady", {}),
     "SFT + GRPO, training combinations": ("grpo-true", {"split": "train"}),
     "SFT + GRPO, training combinations at temperature 0.4": ("grpo-true", {"split": "train", **COOL}),
@@ -86,9 +87,9 @@ def main() -> int:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True), args.docs.mkdir(parents=True, exist_ok=True)
     arms, training = [], {}
-    base = train("vq", args.out / "vq", [])
-    for name, words in LEGS.items():
-        base = train("reason-sft", args.out / name, [*words, "--weights", str(base)])
+    codec = train("vq", args.out / "vq", [])
+    captioner = train("captioner", args.out / "captioner", ["--weights", str(codec)])
+    base = train("reason-sft", args.out / "base", [*BASE, "--weights", str(captioner)])
     for seed in args.seeds:
         common = ["--seed", str(seed), "--reasoning.pictures", "24"]  # the rows are measured below
         runs = {"sft-base": base}
