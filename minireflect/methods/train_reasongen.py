@@ -3,7 +3,8 @@
     L = sum_i s_i CE_i / sum_i s_i,     s = 2 for the rationale's words and BOI, 1 for image tokens, 0 for what is given or filled up
 
 Prompt and rationale are left empty in a tenth of the samples, so that guidance has something to compare with.  What the paper's base knows before,
-drawing from dense captions and writing, ours learns in the same loop: `dense` makes rationales prompts, `told` adds the mean CE of rationales without pictures.
+drawing from dense captions and writing, ours learns in the same loop: `dense` makes rationales prompts, `told` adds the mean CE of rationales without pictures,
+and `altered` and `related` show and say what no prompt asks for, so that what things look like, where they are and what becomes of them is learnt apart.
 
 Differs from the released code: BOI, the switch from thinking to drawing, is learnt (there its weight is 0, and generation is told when to
 switch); nothing is clamped, as text and image positions have logits of their own (there one row of logits is padded with -1e9 and clamped at 30).
@@ -45,12 +46,14 @@ class ReasonTraining:
     arrangements: float = 0.35  # share of arrangements among the pictures, in place of the world's
     continued: bool = False  # go on with the model in --weights, perhaps one that learnt to draw
     dense: float = 0.0  # share of pictures with the rationale as prompt, a dense caption, and nothing thought
+    altered: float = 0.0  # share of the laws' pictures with things and outcomes that no prompt asks for, see world/data.py
+    related: float = 0.0  # share of the captions of two things that name both colours and how they stand
     bf16: bool = False  # multiply in bfloat16, 1.7 times faster where the processor can (CPUs with AMX)
     told: int = 0  # rationales a step that are learnt without their picture, from the prompt: thinking for a third of the price
     rationales: Thoughts = "true"  # of the picture; none at all; or another picture's of the same law
 
     def __post_init__(self) -> None:
-        for name in ("dropped", "dense", "arrangements"):
+        for name in ("dropped", "dense", "arrangements", "altered", "related"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, a share from 0 to 1 is wanted")
         if self.told < 0:
@@ -101,7 +104,7 @@ def lessons(
     """Draw the world and turn it into tokens."""
     draw = choices(seed, "reason-sft", "pictures")
     world = replace(world, arrangements=training.arrangements)
-    pixels, scenes, captions = training_pairs(training.pictures, world, draw)
+    pixels, scenes, captions = training_pairs(training.pictures, world, draw, training.altered, training.related)
     thoughts = [rationale(s, draw=draw) for s in scenes]
     if training.rationales == "shuffled":
         thoughts = shuffled(thoughts, [s.law for s in scenes], draw)
