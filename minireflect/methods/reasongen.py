@@ -1,12 +1,14 @@
 """ReasonGen-R1's second stage: GRPO on rationale and picture together, with a judge's verdict (arXiv 2505.24875, section 3.2).
 
     for each iteration:
-        until enough groups are mixed:  draw prompts;  G x (rationale, picture) each;  R = 1 if the judge accepts the picture, else 0
+        until enough groups are mixed:  draw prompts;  G x (rationale, picture) each
+        R = 1 if the judge accepts the picture for its prompt, and the captioner for its rationale, else 0
         A = (R - mean) / (std + e) in each group, the same for every token that the policy chose, word or image token
         L = mean over tokens of max(-A rho, -A clip(rho, 1 - e, 1 + e)) + beta KL(pi || pi_ref) + alpha_text H_text + alpha_image H_image
 
 Groups whose rewards are all equal are thrown away and others drawn (DAPO, arXiv 2503.14476, section 3.2).  The judge is the learned matcher of
-SRRL at 0.5, never the inspector.  Without rationales this is AR-GRPO (arXiv 2508.06924) with another reward.
+SRRL at 0.5, never the inspector.  The paper's sees the picture only, and so words drift away from what is drawn; `reads` asks, besides, that a learned captioner
+finds no word of the rationale unlikely in the picture.  Without rationales this is AR-GRPO (arXiv 2508.06924) with another reward.
 
 Differs from the released code: tokens that the policy did not choose (a forced BOI, what fills up) carry no gradient; updates see the very distribution
 that was sampled from; a missing judge is an error (there rewards are then random).  By default words and image tokens have a mean each in L (`modality`), as
@@ -37,6 +39,7 @@ from ..streams import rng
 from .rate import lr_factor, set_lr
 from .train_reasongen import as_text
 
+EXPECTED = 0.1  # least probability that a word of a kept rationale has; of some styles to begin a true one with, each has a third
 Prompts = Callable[[int, int, int], list[str]]  # how many, of which iteration, of which draw in it
 
 
@@ -56,6 +59,7 @@ class ReasonRLConfig:
     image: EntropyConfig = field(default_factory=lambda: EntropyConfig(target=0.2))
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.8))
     grad_norm: float = 1.0  # largest norm of a gradient
+    reads: bool = True  # a picture must also keep what its rationale promises; the paper's judge does not read
     freed: bool = False  # let a model trained without rationales write words: GRPO without SFT
     controls: bool = True  # measure best-of-N beside
 
@@ -116,7 +120,8 @@ class Tally(NamedTuple):
 
 
 def collect_groups(
-    painter: Painter, judge: Reward, prompts: Prompts, config: ReasonRLConfig, step: int, generator: Generator
+    painter: Painter, judge: Reward, prompts: Prompts, config: ReasonRLConfig, step: int, generator: Generator,
+    captioner: Reward | None = None,
 ) -> tuple[Groups | None, Tally]:
     """Draw until there are enough groups that teach something, or `most` times.  -> those, None if there is none
 
@@ -132,7 +137,10 @@ def collect_groups(
         each = [t for t in texts for _ in range(config.group)]
         out = painter.draw(each, config.sampling, generator)
         images = painter.pictures(out.codes)
-        R = (judge(images, each) >= ACCEPT).float().view(-1, config.group)  # (n g)
+        accepted = judge(images, each) >= ACCEPT  # (n*g)
+        if captioner:
+            accepted &= captioner(images, painter.thoughts(out)) >= EXPECTED
+        R = accepted.float().view(-1, config.group)  # (n g)
         rewards.append(R.flatten()), words.append(out.chosen.sum(1).float())
         right.append(checker(images.cpu(), each))
         rows = (~zero_variance_groups(R)).nonzero().flatten()[:wanted]
@@ -230,8 +238,9 @@ def mean_entropy(log_prob: Tensor, mask: Tensor) -> Tensor:
 
 
 def train_reason_grpo(
-    config: ReasonRLConfig, seed: int, painter: Painter, judge: Reward, prompts: Prompts, run: Run
-) -> ReasonGen:
+    config: ReasonRLConfig, seed: int, painter: Painter, judge: Reward, prompts: Prompts, run: Run,
+    captioner: Reward | None = None,
+) -> ReasonGen:  # fmt: skip
     """Reinforce thinking and drawing.  -> the model"""
     reference = copy.deepcopy(painter.model).eval().requires_grad_(False)
     model = painter.model.requires_grad_(True)
@@ -243,7 +252,7 @@ def train_reason_grpo(
     for step in run.steps("reason-grpo", config.iterations, networks, optimizer, memory=memory):
         set_lr(optimizer, config.lr * lr_factor(step, config.iterations))
         chance = rng(seed, "reason-grpo", step)
-        groups, tally = collect_groups(painter, judge, prompts, config, step, chance)
+        groups, tally = collect_groups(painter, judge, prompts, config, step, chance, captioner)
         samples = tally.drawn * config.group
         memory["judged"] += samples
         memory["tokens"] += round(samples * (tally.words + model.config.side**2))

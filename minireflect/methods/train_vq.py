@@ -31,7 +31,7 @@ from .train_autoencoder import encode_all
 @dataclass(frozen=True)
 class VQTraining:
     pictures: int = 30_000  # drawn once, then shuffled; half of them are the twins of the others
-    steps: int = 5_000
+    steps: int = 6_000
     batch: int = 128  # pictures, twins included
     lr: float = 2e-3  # peak; cosine to zero after a warm-up of 5 %
     forms: int = 512  # words of the first codebook
