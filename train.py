@@ -5,7 +5,7 @@
     python train.py autoencoder | diffusion | reward | srrl
     python train.py rlrig                    RL-RIG from the shipped weights; all --scenes graphs from nothing
     python train.py checker | actor          what it stands on
-    python train.py vq | reason-sft | reason-grpo                  ReasonGen-R1, a stage at a time
+    python train.py vq | captioner | reason-sft | reason-grpo      ReasonGen-R1, a stage at a time
     python train.py srrl --base PATH --reward clip --clip PATH --prompts FILE      LoRA on Stable Diffusion
 
 Every run leaves a folder: config.json, metrics.jsonl, weights, the state to resume from, and figures.
@@ -50,8 +50,8 @@ class Arguments:
 
     Commands: `srrl` reinforces the shipped weights; `autoencoder`, `diffusion` and `reward` train what it stands on;
     `all` does everything from nothing. `rlrig` is the second system, on scene graphs; `checker` and `actor` train what it
-    stands on, and with --scenes graphs so do `autoencoder` and `diffusion`. `vq`, `reason-sft` and `reason-grpo` are the
-    stages of the third.
+    stands on, and with --scenes graphs so do `autoencoder` and `diffusion`. `vq`, `captioner`, `reason-sft` and `reason-grpo`
+    are the stages of the third.
     """
 
     command: Annotated[Command, tyro.conf.Positional] = "srrl"  # what to train
@@ -166,6 +166,8 @@ def check_first(args: Arguments) -> None:
         load_parts(folder)
     elif args.command == "reason-grpo" or (args.command == "reason-sft" and config.sft.continued):
         load_painter(folder)
+    elif args.command == "captioner":
+        pass  # it looks at the world, and takes along what it finds
     elif args.command == "reason-sft" or (args.command == "vq" and config.vq.continued):
         load_codec(folder)
     elif args.command == "vq":

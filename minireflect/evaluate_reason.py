@@ -3,21 +3,24 @@
 Everything is read by the inspector and by the parser of rationales, neither of which training ever asks.
 """
 
-from dataclasses import dataclass, field
+import random
+from dataclasses import dataclass, field, replace
 
 import torch
 from tqdm import tqdm
 
 from . import geneval
-from .methods.reasongen import Painter
+from .methods.reasongen import EXPECTED, Painter
 from .models.reasongen import SamplingConfig
 from .models.vq import Codec
 from .rl.rewards import Reward
 from .streams import choices, rng
+from .world.arrangement import arrange
 from .world.inspector import inspect_all
-from .world.prompts import Prompt, draw_prompts
-from .world.rationales import read_rationale
+from .world.prompts import Prompt, draw_prompts, near_miss
+from .world.rationales import plan_of, rationale, read_rationale
 from .world.render import render
+from .world.scenes import COLORS, Scene
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,40 @@ def codec_table(codec: Codec, config: ReasonEvaluation) -> str:
         shares = [sum(right[i : i + n]) / n for i in range(0, len(right), n)]
         cells = [f"{v:.3f}" for v in shares] + [f"{(seen - images).square().mean().item():.4f}"]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def false_rationale(prompt: Prompt, scene: Scene, split: str, draw: random.Random) -> str:
+    """What a picture of the scene does not keep by one fact: of laws that of a near miss; of arrangements one thing of another colour, or things elsewhere."""
+    while True:
+        if prompt.task is None:
+            other = near_miss(prompt, draw, split).scene(draw)
+        elif draw.random() < 0.5:
+            other = arrange(prompt.task, draw)
+        else:
+            things, i = list(scene.objects), draw.randrange(len(scene.objects))
+            things[i] = replace(things[i], color=draw.choice(COLORS))
+            other = replace(scene, objects=tuple(things))
+        if plan_of(other) != plan_of(scene):
+            return rationale(other, draw=draw)
+
+
+def reader_table(captioner: Reward, config: ReasonEvaluation, device: torch.device) -> str:
+    """How many true rationales of pictures it finds kept, and how many false ones: a Markdown table."""
+    lines = ["| rationales found kept | arrangement | physical | unconventional |", "|---|---|---|---|"]
+    for split in ("train", "held-out"):
+        prompts = evaluation_prompts(replace(config, split=split))
+        draw = choices(config.seed, "evaluate", "captioner", split)
+        scenes = [p.scene(draw) for p in prompts]
+        images = torch.stack([render(s) for s in scenes]).to(device)  # (m 3 64 64)
+        told = {
+            "true": [rationale(s, draw=draw) for s in scenes],
+            "false by one fact": [false_rationale(p, s, split, draw) for p, s in zip(prompts, scenes)],
+        }
+        for name, texts in told.items():
+            kept = captioner(images, texts) >= EXPECTED  # (m)
+            cells = [f"{part.float().mean():.3f}" for part in kept.split(config.pictures)]
+            lines.append(f"| {name}, {split} combinations | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -1,6 +1,7 @@
-"""The stages of ReasonGen-R1, see stages.py:  vq -> reason-sft -> reason-grpo
+"""The stages of ReasonGen-R1, see stages.py:  vq -> captioner -> reason-sft -> reason-grpo
 
-Its judge is SRRL's learned reward, from the same folder if it is there, else the shipped one.
+Its judge is SRRL's learned reward, from the same folder if it is there, else the shipped one.  What reads rationales, the captioner, is handed on from
+stage to stage, and trained when `reason-grpo` wants it and the folder has none.
 """
 
 import time
@@ -12,16 +13,25 @@ import torch
 
 from . import figures
 from .config import Config
-from .evaluate_reason import ReasonScore, codec_table, evaluate_painter, evaluation_prompts, reason_table
+from .evaluate_reason import (
+    ReasonScore,
+    codec_table,
+    evaluate_painter,
+    evaluation_prompts,
+    reader_table,
+    reason_table,
+)
 from .methods.reasongen import Painter, train_reason_grpo
-from .methods.train_reasongen import train_reasongen
+from .methods.train_captioner import train_captioner
+from .methods.train_reasongen import reason_tokenizer, train_reasongen
 from .methods.train_vq import refine_vq, train_vq
 from .models.autoencoder import Autoencoder, AutoencoderConfig
+from .models.matcher import Matcher, MatcherConfig
 from .models.reasongen import ReasonGen, ReasonGenConfig
 from .models.tokenizer import Tokenizer
 from .models.vq import Codec, VQAutoencoder, VQConfig
 from .pipeline import SHIPPED, load_module, save_module
-from .rl.rewards import Reward, load_reward
+from .rl.rewards import Reward, caption_reward, load_captioner, load_reward
 from .run import Run, write_text
 from .showcase import thoughts_strip
 from .streams import choices
@@ -64,9 +74,9 @@ def load_autoencoder(folder: str | Path) -> Autoencoder:
     )[0]
 
 
-def judge_of(folder: str | Path) -> Reward:
+def judge_of(folder: str | Path, device: torch.device | str = "cpu") -> Reward:
     """The folder's, else the shipped one."""
-    return load_reward(or_shipped(folder, "reward"))
+    return load_reward(or_shipped(folder, "reward"), device)
 
 
 def or_shipped(folder: str | Path, name: str) -> Path:
@@ -95,6 +105,32 @@ def vq(config: Config, run: Run, folder: Path, device: torch.device) -> None:
     run.finish("vq")
 
 
+def captioner(config: Config, run: Run, folder: Path, device: torch.device) -> None:
+    """Learn to read rationales, and measure how well on combinations that no training has seen."""
+    if run.is_done("captioner"):
+        return
+    weights, tokenizer = run.folder / "weights", reason_tokenizer(ReasonGenConfig.prompt)
+    model = train_captioner(config.captioner, config.world, config.seed, tokenizer, run, device)
+    save_module(weights / "captioner.safetensors", model, {"words": " ".join(tokenizer.words)})
+    if (folder / "vq.safetensors").exists():
+        save_codec(weights, load_codec(folder))
+    readable = reader_table(caption_reward(model, tokenizer), config.reasoning, device)
+    write_text(run.folder / "captioner.md", readable + "\n")
+    print(readable)
+    figures.training_curve(
+        run.metrics("captioner"), {"loss": "nats a word"}, run.folder / "figures" / "captioner.png"
+    )
+    run.finish("captioner")
+
+
+def hand_on_captioner(folder: Path, weights: Path) -> None:
+    """So that a later stage finds it."""
+    name = "captioner.safetensors"
+    if (folder / name).exists() and not (weights / name).exists():
+        model, about = load_module(folder / name, Matcher, MatcherConfig)
+        save_module(weights / name, model, {"words": about["words"]})
+
+
 def reason_sft(config: Config, run: Run, folder: Path, device: torch.device) -> None:
     if run.is_done("reason-sft"):
         return
@@ -106,6 +142,7 @@ def reason_sft(config: Config, run: Run, folder: Path, device: torch.device) -> 
     model, tokenizer = train_reasongen(config.sft, config.world, config.seed, codec, run, device, start)
     painter = Painter(model, tokenizer, codec, thinks=config.sft.rationales != "none")
     save_painter(weights, "reasongen", painter)
+    hand_on_captioner(folder, weights)
     figures.training_curve(
         run.metrics("reason-sft"),
         {"text": "nats a word", "image": "nats an image token"},
@@ -119,11 +156,16 @@ def reason_sft(config: Config, run: Run, folder: Path, device: torch.device) -> 
 
 def reason_grpo(config: Config, run: Run, folder: Path, device: torch.device) -> None:
     """Measure, reinforce, measure again with the same prompts and noise."""
-    weights, judge, clock = run.folder / "weights", judge_of(folder), time.time()
+    weights, judge, clock = run.folder / "weights", judge_of(folder, device), time.time()
     if not (weights / "base_reasongen.safetensors").exists():
         first = load_painter(folder)
         save_painter(weights, "base_reasongen", first._replace(thinks=first.thinks or config.grpo.freed))
-    painter = load_painter(weights, "base_reasongen", device)
+    painter, reader = load_painter(weights, "base_reasongen", device), None
+    if config.grpo.reads and painter.thinks:
+        hand_on_captioner(folder, weights)
+        if not (weights / "captioner.safetensors").exists():
+            captioner(config, run, folder, device)
+        reader = load_captioner(weights, device)
     rows = {"SFT": measured_painter(run, "SFT", painter, judge, config)}
     for n in BEST_OF if config.grpo.controls else ():
         rows[f"SFT, best of {n}"] = measured_painter(run, f"SFT, best of {n}", painter, judge, config, n)
@@ -132,7 +174,7 @@ def reason_grpo(config: Config, run: Run, folder: Path, device: torch.device) ->
         return config.asked.draw(config.seed, n)(step * config.grpo.most + number)[0]
 
     try:
-        train_reason_grpo(config.grpo, config.seed, painter, judge, prompts, run)
+        train_reason_grpo(config.grpo, config.seed, painter, judge, prompts, run, reader)
     finally:  # also when stopped: what was trained is never lost
         save_painter(weights, "reasongen", painter)
     rows["SFT + GRPO"] = measured_painter(run, "SFT + GRPO", painter, judge, config)
@@ -169,4 +211,4 @@ def measured_painter(
     return score
 
 
-REASON_STAGES = {"vq": vq, "reason-sft": reason_sft, "reason-grpo": reason_grpo}
+REASON_STAGES = {"vq": vq, "captioner": captioner, "reason-sft": reason_sft, "reason-grpo": reason_grpo}

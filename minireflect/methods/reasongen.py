@@ -59,7 +59,9 @@ class ReasonRLConfig:
     image: EntropyConfig = field(default_factory=lambda: EntropyConfig(target=0.2))
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.8))
     grad_norm: float = 1.0  # largest norm of a gradient
-    reads: bool = True  # a picture must also keep what its rationale promises; the paper's judge does not read
+    reads: bool = (
+        True  # a picture must also keep what its rationale promises; the paper's judge does not read
+    )
     freed: bool = False  # let a model trained without rationales write words: GRPO without SFT
     controls: bool = True  # measure best-of-N beside
 
@@ -120,7 +122,12 @@ class Tally(NamedTuple):
 
 
 def collect_groups(
-    painter: Painter, judge: Reward, prompts: Prompts, config: ReasonRLConfig, step: int, generator: Generator,
+    painter: Painter,
+    judge: Reward,
+    prompts: Prompts,
+    config: ReasonRLConfig,
+    step: int,
+    generator: Generator,
     captioner: Reward | None = None,
 ) -> tuple[Groups | None, Tally]:
     """Draw until there are enough groups that teach something, or `most` times.  -> those, None if there is none

@@ -82,7 +82,10 @@ def train_vq(
             used = getattr(seen, name)
             used += torch.bincount(chosen.ids.flatten(), minlength=len(used))
             if (step + 1) % config.revived == 0:
-                values |= {f"{name}_used": (used > 0).float().mean().item(), f"{name}_perplexity": perplexity(used)}
+                values |= {
+                    f"{name}_used": (used > 0).float().mean().item(),
+                    f"{name}_perplexity": perplexity(used),
+                }
                 if 2 * step < config.steps:
                     book.revive(z.detach(), used, rng(seed, "vq", "revive", name, step))
                 used.zero_()

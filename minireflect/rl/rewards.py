@@ -54,10 +54,13 @@ def caption_reward(matcher: Matcher, tokenizer: Tokenizer, batch: int = 256) -> 
 
     @torch.no_grad()
     def reward(images: Tensor, rationales: list[str]) -> Tensor:
-        known = [0 < len(w := split(t)) <= tokenizer.length - 2 and tokenizer.ids.keys() >= {*w} for t in rationales]
+        known = [
+            0 < len(w := split(t)) <= tokenizer.length - 2 and tokenizer.ids.keys() >= {*w}
+            for t in rationales
+        ]
         rows = torch.tensor(known, device=images.device).nonzero().flatten()
         least = torch.zeros(len(images), device=images.device)
-        for part in rows.split(batch):
+        for part in rows.split(batch) if len(rows) else ():
             ids = trim(tokenizer([rationales[i] for i in part.tolist()]), EOS).to(images.device)  # (m t)
             logits = matcher.describe(matcher.clip.vision(images[part]), matcher.clip.text(ids))  # (m t v)
             after = ids[:, 1:]  # (m t-1)
