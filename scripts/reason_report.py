@@ -112,8 +112,8 @@ inspector finds in the picture. *Tokens*: sampled for a prompt. Temperature 0.8 
 {differences_table(arms)}
 
 Rows: *shuffled rationale* was fine-tuned on rationales of other scenes of the same law, the same words in the same numbers; *another prompt's rationale* is the model
-after GRPO, made to draw what it thought of another prompt of the same law. *GRPO without SFT* is the model without rationales, free to write words. *Training
-combinations*: new prompts of combinations of things and colours that training has seen; all other rows are of held-out ones.
+after GRPO, made to draw what it thought of another prompt of the same law. *GRPO without SFT* is the model without rationales, free to write words, and rewarded
+by the judge of the picture alone, as is *rationales not read*; where else there are rationales a captioner must find them kept. *Training combinations*: new prompts of combinations of things and colours that training has seen; all other rows are of held-out ones.
 
 ## Entropy
 
