@@ -55,8 +55,8 @@ class ReasonRLConfig:
     beta: float = 0.05  # weight of the KL to the model before RL, nats a token; the paper has none
     modality: bool = True  # words and image tokens with a mean each; the paper has one over all
     adaptive: bool = True  # hold the entropies at their targets
-    text: EntropyConfig = field(default_factory=lambda: EntropyConfig(target=0.14))  # what SFT ends with
-    image: EntropyConfig = field(default_factory=lambda: EntropyConfig(target=0.2))
+    text: EntropyConfig = field(default_factory=lambda: EntropyConfig(target=0.11))  # what SFT ends with
+    image: EntropyConfig = field(default_factory=lambda: EntropyConfig(target=0.19))
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.8))
     grad_norm: float = 1.0  # largest norm of a gradient
     reads: bool = (
