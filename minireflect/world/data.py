@@ -103,9 +103,10 @@ def captioned_laws(n: int, world: WorldConfig, draw: random.Random) -> Captioned
 
 
 INKS = (*COLORS, "wooden", "brown", "iron", "grey")  # what things are painted with
+PLASTICS = tuple(f"{color} plastic" for color in COLORS)
 LOOKS = {  # (shapes, colours) of lessons beyond what prompts ask for, so that reasons stay true: wood is lighter than water; elsewhere any ink
-    "buoyancy": (("ball", "block", "cone"), ("wooden", "iron")),
-    "magnet": (("ball", "block", "cone"), ("iron", *(f"{c} plastic" for c in COLORS))),
+    "buoyancy": (("ball", "block", "cone"), ("wooden", "iron", *PLASTICS)),
+    "magnet": (("ball", "block", "cone"), ("iron", *PLASTICS)),
 }
 
 
