@@ -28,6 +28,7 @@ BASE = [
     *("--sft.rationales", "none", "--sft.dense", "0.5", "--sft.told", "32", "--sft.arrangements", "0.4"), *BEYOND,
     *("--sft.pictures", "120000", "--sft.steps", "12000", "--sft.bf16"),
 ]  # fmt: skip
+AGAIN = ["--sft.continued", "--seed", "1", "--sft.pictures", "40000", "--sft.steps", "3000", "--sft.lr", "1e-3"]
 TUNING = ["--sft.continued", "--sft.steps", "1000", "--sft.batch", "48", "--sft.pictures", "20000", "--sft.lr", "5e-4", "--sft.bf16", *BEYOND]  # fmt: skip
 REINFORCED = {  # name: (which fine-tuning it starts from, options)
     "true": ("true", []),
@@ -90,6 +91,7 @@ def main() -> int:
     codec = train("vq", args.out / "vq", [])
     captioner = train("captioner", args.out / "captioner", ["--weights", str(codec)])
     base = train("reason-sft", args.out / "base", [*BASE, "--weights", str(captioner)])
+    base = train("reason-sft", args.out / "base-2", [*BASE, *AGAIN, "--weights", str(base)])  # other pictures
     for seed in args.seeds:
         common = ["--seed", str(seed), "--reasoning.pictures", "24"]  # the rows are measured below
         runs = {"sft-base": base}

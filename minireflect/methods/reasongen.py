@@ -39,13 +39,13 @@ from ..streams import rng
 from .rate import lr_factor, set_lr
 from .train_reasongen import as_text
 
-EXPECTED = 0.1  # least probability that a word of a kept rationale has; of some styles to begin a true one with, each has a third
+EXPECTED = 0.05  # least probability that a word of a kept rationale has; the first of four things in any order, in one of three styles, has a twelfth
 Prompts = Callable[[int, int, int], list[str]]  # how many, of which iteration, of which draw in it
 
 
 @dataclass(frozen=True)
 class ReasonRLConfig:
-    iterations: int = 100
+    iterations: int = 60
     prompts: int = 16  # groups that an iteration learns from
     group: int = 8  # G, samples of a prompt
     most: int = 4  # draws of prompts an iteration at most, until enough groups are mixed

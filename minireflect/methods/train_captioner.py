@@ -32,8 +32,8 @@ class CaptionerTraining:
     batch: int = 64
     lr: float = 1e-3  # peak; cosine to zero after a warm-up of 5 %
     width: int = 64  # of the network
-    arrangements: float = 0.5  # share of arrangements among the pictures
-    altered: float = 0.5  # share of the laws' pictures with things that no prompt asks for
+    arrangements: float = 0.3  # share of arrangements among the pictures
+    altered: float = 0.6  # share of the laws' pictures with things that no prompt asks for
 
     def __post_init__(self) -> None:
         for name in ("arrangements", "altered"):
