@@ -23,7 +23,7 @@ from .evaluate_reason import (
 )
 from .methods.reasongen import Painter, train_reason_grpo
 from .methods.train_captioner import train_captioner
-from .methods.train_reasongen import reason_tokenizer, train_reasongen
+from .methods.train_reasongen import lessons, reason_tokenizer, train_reasongen
 from .methods.train_vq import refine_vq, train_vq
 from .models.autoencoder import Autoencoder, AutoencoderConfig
 from .models.matcher import Matcher, MatcherConfig
@@ -173,8 +173,12 @@ def reason_grpo(config: Config, run: Run, folder: Path, device: torch.device) ->
     def prompts(n: int, step: int, number: int) -> list[str]:
         return config.asked.draw(config.seed, n)(step * config.grpo.most + number)[0]
 
+    known = None
+    if config.grpo.recall:
+        wanted = replace(config.grpo.lessons, rationales="true" if painter.thinks else "none")
+        known = lessons(wanted, config.world, config.seed, painter.tokenizer, painter.model.config, painter.codec, device)  # fmt: skip
     try:
-        train_reason_grpo(config.grpo, config.seed, painter, judge, prompts, run, reader)
+        train_reason_grpo(config.grpo, config.seed, painter, judge, prompts, run, reader, known)
     finally:  # also when stopped: what was trained is never lost
         save_painter(weights, "reasongen", painter)
     rows["SFT + GRPO"] = measured_painter(run, "SFT + GRPO", painter, judge, config)

@@ -28,16 +28,30 @@ BASE = [
     *("--sft.rationales", "none", "--sft.dense", "0.5", "--sft.told", "32", "--sft.arrangements", "0.4"), *BEYOND,
     *("--sft.pictures", "120000", "--sft.steps", "12000", "--sft.bf16"),
 ]  # fmt: skip
-AGAIN = ["--sft.continued", "--seed", "1", "--sft.pictures", "40000", "--sft.steps", "3000", "--sft.lr", "1e-3"]
+AGAIN = [
+    "--sft.continued",
+    "--seed",
+    "1",
+    "--sft.pictures",
+    "40000",
+    "--sft.steps",
+    "3000",
+    "--sft.lr",
+    "1e-3",
+]
 TUNING = ["--sft.continued", "--sft.steps", "1000", "--sft.batch", "48", "--sft.pictures", "20000", "--sft.lr", "5e-4", "--sft.bf16", *BEYOND]  # fmt: skip
+REINFORCING = ["--grpo.no-controls", "--grpo.lessons.bf16"]
 REINFORCED = {  # name: (which fine-tuning it starts from, options)
     "true": ("true", []),
     "unread": ("true", ["--grpo.no-reads"]),
     "none": ("none", []),
-    "freed": ("base", ["--grpo.freed", "--grpo.no-reads"]),
+    "freed": (
+        "base",
+        ["--grpo.freed", "--grpo.no-reads", "--grpo.recall", "0"],
+    ),  # recalled rationales would be SFT
     "steady": ("true", ["--grpo.no-adaptive"]),
 }
-STRAIN = ["--grpo.beta", "0", "--grpo.lr", "1e-3", "--grpo.iterations", "60"]
+STRAIN = ["--grpo.beta", "0", "--grpo.recall", "0", "--grpo.lr", "1e-3"]
 STRONG = ["--grpo.text.bound", "0.1", "--grpo.text.lr", "4e-3", "--grpo.image.bound", "0.1", "--grpo.image.lr", "4e-3"]  # fmt: skip
 STRAINED = {  # of the first seed: no KL and a step five times as large, to see what the adaptive term holds
     "strained": [*STRAIN, *STRONG],
@@ -100,7 +114,7 @@ def main() -> int:
             runs[f"sft-{kind}"] = train("reason-sft", args.out / f"sft-{kind}-{seed}", words)
         reinforced = REINFORCED | {n: ("true", o) for n, o in STRAINED.items() if seed == args.seeds[0]}
         for name, (start, options) in reinforced.items():
-            words = [*common, *options, "--grpo.no-controls", "--weights", str(runs[f"sft-{start}"])]
+            words = [*common, *REINFORCING, *options, "--weights", str(runs[f"sft-{start}"])]
             runs[f"grpo-{name}"] = train("reason-grpo", args.out / f"grpo-{name}-{seed}", words)
             if start == "true":
                 training.setdefault(name, []).append(read_metrics(runs[f"grpo-{name}"], "reason-grpo"))

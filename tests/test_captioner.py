@@ -76,7 +76,9 @@ def test_a_block_takes_no_pictures_and_several_sentences_to_one() -> None:
 def test_it_learns_to_tell_true_from_false(tmp_path: Path) -> None:
     """From six pictures, which it may learn by heart: the true plan of each is kept, that of another is not."""
     run = Run(tmp_path / "run", {})
-    config = CaptionerTraining(pictures=6, steps=160, batch=16, lr=4e-3, width=32, arrangements=0.0, altered=0.0)
+    config = CaptionerTraining(
+        pictures=6, steps=160, batch=16, lr=4e-3, width=32, arrangements=0.0, altered=0.0
+    )
     net = train_captioner(config, WorldConfig(), 0, WORDS, run, torch.device("cpu"))
     losses = [row["loss"] for row in run.metrics("captioner")]
     assert len(losses) == 160 and losses[-1] < 0.3 * losses[0]
@@ -104,8 +106,12 @@ def test_the_table_counts_what_is_found_kept() -> None:
     """Whoever believes everything finds all kept, and whoever believes nothing none."""
     config = ReasonEvaluation(pictures=6)
     for value in (0.0, EXPECTED, 1.0):
-        table = reader_table(lambda images, texts, v=value: torch.full((len(texts),), v), config, torch.device("cpu"))
-        assert table.count("| 1.000") == (12 if value else 0) and table.count("| 0.000") == (0 if value else 12)
+        table = reader_table(
+            lambda images, texts, v=value: torch.full((len(texts),), v), config, torch.device("cpu")
+        )
+        assert table.count("| 1.000") == (12 if value else 0) and table.count("| 0.000") == (
+            0 if value else 12
+        )
 
 
 def test_a_picture_that_does_not_keep_its_rationale_is_not_right() -> None:

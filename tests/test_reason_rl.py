@@ -30,6 +30,7 @@ from minireflect.methods.train_reasongen import (
     ReasonTraining,
     as_text,
     as_words,
+    lesson_loss,
     lessons,
     reason_tokenizer,
     shuffled,
@@ -254,6 +255,27 @@ def test_rewarded_tokens_become_likelier_and_the_first_ratio_is_1() -> None:
         assert stats.first_ratio == 0 and stats.kl >= 0
         shares.append(rewards.mean().item())
     assert sum(shares[:5]) / 5 < 0.6 and sum(shares[-5:]) / 5 > 0.9
+
+
+def test_where_no_sample_is_better_only_what_is_recalled_teaches() -> None:
+    """Without advantage, KL and entropy the gradient is that of stage 1's loss, times the weight."""
+    p, config = painter(), ReasonTraining(20, batch=8, altered=0.5)
+    known = lessons(config, WorldConfig(), 0, WORDS, p.model.config, p.codec, torch.device("cpu"))
+    groups = Groups(
+        texts(2), p.draw([t for t in texts(2) for _ in range(4)], SamplingConfig(), rng(0)), torch.ones(2, 4)
+    )
+    silent = ReasonRLConfig(
+        prompts=2, group=4, updates=1, adaptive=False, beta=0.0, recall=0.5, lessons=config, grad_norm=1e9
+    )
+    optimizer = torch.optim.SGD(p.model.requires_grad_(True).parameters(), lr=0.0)
+    update_painter(p, painter().model, optimizer, groups, (), silent, rng(7), known)
+    found = [w.grad.clone() for w in p.model.parameters()]
+    p.model.zero_grad()
+    chance = rng(7)
+    torch.randperm(2, generator=chance)  # which group comes first is drawn before
+    (0.5 * lesson_loss(p.model, known, config, torch.device("cpu"), chance)[0]).backward()
+    torch.testing.assert_close(found, [w.grad for w in p.model.parameters()], rtol=1e-5, atol=1e-8)
+    assert sum(g.abs().sum() for g in found) > 0
 
 
 def test_tokens_that_were_not_chosen_have_no_gradient() -> None:

@@ -37,7 +37,7 @@ from ..rl.rewards import Reward, checker
 from ..run import Run
 from ..streams import rng
 from .rate import lr_factor, set_lr
-from .train_reasongen import as_text
+from .train_reasongen import Lessons, ReasonTraining, as_text, lesson_loss
 
 EXPECTED = 0.05  # least probability that a word of a kept rationale has; the first of four things in any order, in one of three styles, has a twelfth
 Prompts = Callable[[int, int, int], list[str]]  # how many, of which iteration, of which draw in it
@@ -50,9 +50,9 @@ class ReasonRLConfig:
     group: int = 8  # G, samples of a prompt
     most: int = 4  # draws of prompts an iteration at most, until enough groups are mixed
     updates: int = 2  # optimiser steps an iteration, each on its share of the groups
-    lr: float = 2e-4  # of AdamW, peak; cosine to zero after a warm-up of 5 %
+    lr: float = 3e-4  # of AdamW, peak; cosine to zero after a warm-up of 5 %
     clip: float = 0.2  # e, on the ratio of a token's probabilities
-    beta: float = 0.05  # weight of the KL to the model before RL, nats a token; the paper has none
+    beta: float = 0.02  # weight of the KL to the model before RL, nats a token; the paper has none
     modality: bool = True  # words and image tokens with a mean each; the paper has one over all
     adaptive: bool = True  # hold the entropies at their targets
     text: EntropyConfig = field(default_factory=lambda: EntropyConfig(target=0.11))  # what SFT ends with
@@ -62,6 +62,10 @@ class ReasonRLConfig:
     reads: bool = (
         True  # a picture must also keep what its rationale promises; the paper's judge does not read
     )
+    recall: float = 0.3  # weight of the loss of stage 1 on true pictures, gamma of InstructGPT's eq. (2); the paper has none
+    lessons: ReasonTraining = field(
+        default_factory=lambda: ReasonTraining(pictures=6_000, batch=48, altered=0.5, related=0.4)
+    )  # what is recalled
     freed: bool = False  # let a model trained without rationales write words: GRPO without SFT
     controls: bool = True  # measure best-of-N beside
 
@@ -187,6 +191,7 @@ def token_shares(chosen: Tensor, image_tokens: int, modality: bool) -> tuple[Ten
 def update_painter(
     painter: Painter, reference: ReasonGen, optimizer: torch.optim.Optimizer, groups: Groups,
     entropies: tuple[AdaptiveEntropy, AdaptiveEntropy], config: ReasonRLConfig, generator: Generator,
+    known: Lessons | None = None,
 ) -> ReasonStats:  # fmt: skip
     """`config.updates` optimiser steps, each on its share of the groups."""
     model, n, g = painter.model, len(groups.texts), config.group
@@ -220,6 +225,8 @@ def update_painter(
         loss = stats.loss + config.beta * kl
         if config.adaptive:
             loss = loss + sum(control.alpha * h for control, h in zip(entropies, H))
+        if known:
+            loss = loss + config.recall * lesson_loss(model, known, config.lessons, device, generator)[0]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_norm)
@@ -246,9 +253,9 @@ def mean_entropy(log_prob: Tensor, mask: Tensor) -> Tensor:
 
 def train_reason_grpo(
     config: ReasonRLConfig, seed: int, painter: Painter, judge: Reward, prompts: Prompts, run: Run,
-    captioner: Reward | None = None,
+    captioner: Reward | None = None, known: Lessons | None = None,
 ) -> ReasonGen:  # fmt: skip
-    """Reinforce thinking and drawing.  -> the model"""
+    """Reinforce thinking and drawing, and recall what is known.  -> the model"""
     reference = copy.deepcopy(painter.model).eval().requires_grad_(False)
     model = painter.model.requires_grad_(True)
     device = next(model.parameters()).device
@@ -266,7 +273,7 @@ def train_reason_grpo(
         stats = {}
         if groups:
             learnt = update_painter(
-                painter, reference, optimizer, groups, entropies, config, rng(seed, "update", step)
+                painter, reference, optimizer, groups, entropies, config, rng(seed, "update", step), known
             )
             stats = learnt._asdict()
         values = {

@@ -49,9 +49,7 @@ def train_captioner(
     world = replace(world, arrangements=config.arrangements)
     pixels, scenes, _ = training_pairs(config.pictures, world, draw, config.altered)
     torch.manual_seed(seed)
-    sizes = MatcherConfig(
-        len(tokenizer), EOS, tokenizer.length, width=config.width, fused=True, init_std=1.0
-    )
+    sizes = MatcherConfig(len(tokenizer), EOS, tokenizer.length, width=config.width, fused=True, init_std=1.0)
     model = Matcher(sizes).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=1e-2)
     for step in run.steps("captioner", config.steps, {"captioner": model}, optimizer, save_every=50):

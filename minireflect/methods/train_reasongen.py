@@ -133,6 +133,28 @@ def shuffled(thoughts: list[str], laws: list[str], draw: random.Random) -> list[
     return given
 
 
+def lesson_loss(
+    model: ReasonGen, data: Lessons, training: ReasonTraining, device: torch.device, chance: Generator
+) -> tuple[Tensor, dict[str, float]]:
+    """L of a batch of lessons.  -> () nats a token, its parts in nats a word and an image token"""
+    pick = torch.randint(len(data.codes), (training.batch,), generator=chance)
+    empty = torch.rand(training.batch, 1, generator=chance).to(device) < training.dropped  # (b 1)
+    blank = model.blank(training.batch, device)
+    prompts, words = (torch.where(empty, b, v[pick]) for b, v in zip(blank, data))
+    prompts, words = trim(prompts, EOS), trim(words, model.config.boi)
+    with torch.autocast(device.type, torch.bfloat16, enabled=training.bf16):
+        text, *image = model(prompts, words, data.codes[pick])  # (b r v+1), (b n f), (b n k)
+    mask = up_to(words, model.config.boi) & ~empty  # (b r)
+    of_text = F.cross_entropy(text[mask].float(), words[mask], reduction="sum") / mask.sum().clamp(min=1)
+    of_image = sum(
+        F.cross_entropy(logits.float().flatten(0, 1), ids.flatten())
+        for logits, ids in zip(image, model.split(data.codes[pick]))
+    )  # nats of a form, and of colours given the form
+    share = training.text * mask.sum(), training.image * data.codes[pick].numel()
+    loss = (share[0] * of_text + share[1] * of_image) / sum(share)
+    return loss, {"text": of_text.item(), "image": of_image.item()}
+
+
 def told_loss(
     model: ReasonGen, data: Lessons, training: ReasonTraining, device: torch.device, chance: Generator
 ) -> Tensor:
@@ -164,22 +186,7 @@ def train_reasongen(
     for step in run.steps("reason-sft", training.steps, {"model": model}, optimizer, save_every=50):
         set_lr(optimizer, training.lr * lr_factor(step, training.steps))
         chance = rng(seed, "reason-sft", "batch", step)
-        pick = torch.randint(len(data.codes), (training.batch,), generator=chance)
-        empty = torch.rand(training.batch, 1, generator=chance).to(device) < training.dropped  # (b 1)
-        blank = model.blank(training.batch, device)
-        prompts, words = (torch.where(empty, b, v[pick]) for b, v in zip(blank, data))
-        prompts, words = trim(prompts, EOS), trim(words, config.boi)
-        with torch.autocast(device.type, torch.bfloat16, enabled=training.bf16):
-            text, *image = model(prompts, words, data.codes[pick])  # (b r v+1), (b n f), (b n k)
-        mask = up_to(words, config.boi) & ~empty  # (b r)
-        of_text = F.cross_entropy(text[mask].float(), words[mask], reduction="sum") / mask.sum().clamp(min=1)
-        of_image = sum(
-            F.cross_entropy(logits.float().flatten(0, 1), ids.flatten())
-            for logits, ids in zip(image, model.split(data.codes[pick]))
-        )  # nats of a form, and of colours given the form
-        share = training.text * mask.sum(), training.image * data.codes[pick].numel()
-        loss = (share[0] * of_text + share[1] * of_image) / sum(share)
-        losses = {"text": of_text.item(), "image": of_image.item()}
+        loss, losses = lesson_loss(model, data, training, device, chance)
         if training.told:
             of_told = told_loss(model, data, training, device, rng(seed, "reason-sft", "told", step))
             loss, losses["told"] = loss + of_told, of_told.item()
