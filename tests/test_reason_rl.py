@@ -1,5 +1,6 @@
 """ReasonGen-R1's training: what counts in SFT and GRPO, which groups teach, and a controller that holds an entropy at its target."""
 
+import copy
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -53,9 +54,9 @@ from minireflect.world.rationales import rationale, read_rationale
 WORDS = reason_tokenizer(ReasonGenConfig.prompt)
 
 
-def painter(seed: int = 0) -> Painter:
+def painter(seed: int = 0, rationale: int = 6) -> Painter:
     torch.manual_seed(seed)
-    sizes = ReasonGenConfig(len(WORDS), 16, 4, rationale=6, width=32, layers=1, heads=2, hidden=32)
+    sizes = ReasonGenConfig(len(WORDS), 16, 4, rationale=rationale, width=32, layers=1, heads=2, hidden=32)
     vq = VQAutoencoder(VQConfig(width=8, groups=4, forms=16, colors=4, dimensions=4))
     autoencoder = Autoencoder(AutoencoderConfig((8, 8, 8, 8), res_blocks=1, groups=4))
     return Painter(ReasonGen(sizes).eval(), WORDS, Codec(autoencoder.eval(), vq.eval()))
@@ -259,7 +260,7 @@ def test_rewarded_tokens_become_likelier_and_the_first_ratio_is_1() -> None:
 
 def test_where_no_sample_is_better_only_what_is_recalled_teaches() -> None:
     """Without advantage, KL and entropy the gradient is that of stage 1's loss, times the weight."""
-    p, config = painter(), ReasonTraining(20, batch=8, altered=0.5)
+    p, config = painter(rationale=64), ReasonTraining(20, batch=8, altered=0.5)
     known = lessons(config, WorldConfig(), 0, WORDS, p.model.config, p.codec, torch.device("cpu"))
     groups = Groups(
         texts(2), p.draw([t for t in texts(2) for _ in range(4)], SamplingConfig(), rng(0)), torch.ones(2, 4)
@@ -268,7 +269,7 @@ def test_where_no_sample_is_better_only_what_is_recalled_teaches() -> None:
         prompts=2, group=4, updates=1, adaptive=False, beta=0.0, recall=0.5, lessons=config, grad_norm=1e9
     )
     optimizer = torch.optim.SGD(p.model.requires_grad_(True).parameters(), lr=0.0)
-    update_painter(p, painter().model, optimizer, groups, (), silent, rng(7), known)
+    update_painter(p, copy.deepcopy(p.model), optimizer, groups, (), silent, rng(7), known)
     found = [w.grad.clone() for w in p.model.parameters()]
     p.model.zero_grad()
     chance = rng(7)

@@ -59,8 +59,8 @@ def train_captioner(
         ids = trim(tokenizer([rationale(scenes[i], draw=told) for i in pick.tolist()]), EOS).to(
             device
         )  # (b t)
-        patches = model.clip.vision(to_tensor(pixels[pick.numpy()]).to(device))  # (b n d)
-        loss = caption_loss(model.describe(patches, model.clip.text(ids)), ids)
+        patches = model.vision(to_tensor(pixels[pick.numpy()]).to(device))  # (b n d)
+        loss = caption_loss(model.describe(patches, model.text(ids)), ids)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

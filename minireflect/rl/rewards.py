@@ -62,7 +62,7 @@ def caption_reward(matcher: Matcher, tokenizer: Tokenizer, batch: int = 256) -> 
         least = torch.zeros(len(images), device=images.device)
         for part in rows.split(batch) if len(rows) else ():
             ids = trim(tokenizer([rationales[i] for i in part.tolist()]), EOS).to(images.device)  # (m t)
-            logits = matcher.describe(matcher.clip.vision(images[part]), matcher.clip.text(ids))  # (m t v)
+            logits = matcher.describe(matcher.vision(images[part]), matcher.text(ids))  # (m t v)
             after = ids[:, 1:]  # (m t-1)
             each = logits[:, :-1].float().softmax(-1).gather(2, after[..., None])[..., 0]  # (m t-1)
             least[part] = each.where(up_to(after, EOS), 1.0).amin(1)
