@@ -155,7 +155,9 @@ def check_first(args: Arguments) -> None:
                 "--autoencoder.continued, --diffusion.continued and the like go on from what exists; `all` starts from nothing: "
                 "use `autoencoder`, `diffusion`, `reward` or `checker`"
             )
-    if begins_from_nothing(args):
+    if (
+        begins_from_nothing(args) or args.command == "captioner"
+    ):  # which needs no weights, and takes along what it finds
         return
     folder = source_of(args)
     if args.command == "autoencoder" or (
@@ -166,8 +168,6 @@ def check_first(args: Arguments) -> None:
         load_parts(folder)
     elif args.command == "reason-grpo" or (args.command == "reason-sft" and config.sft.continued):
         load_painter(folder)
-    elif args.command == "captioner":
-        pass  # it looks at the world, and takes along what it finds
     elif args.command == "reason-sft" or (args.command == "vq" and config.vq.continued):
         load_codec(folder)
     elif args.command == "vq":

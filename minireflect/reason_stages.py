@@ -4,6 +4,7 @@ Its judge is SRRL's learned reward, from the same folder if it is there, else th
 stage to stage, and trained when `reason-grpo` wants it and the folder has none.
 """
 
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,6 @@ from .methods.train_captioner import train_captioner
 from .methods.train_reasongen import lessons, reason_tokenizer, train_reasongen
 from .methods.train_vq import refine_vq, train_vq
 from .models.autoencoder import Autoencoder, AutoencoderConfig
-from .models.matcher import Matcher, MatcherConfig
 from .models.reasongen import ReasonGen, ReasonGenConfig
 from .models.tokenizer import Tokenizer
 from .models.vq import Codec, VQAutoencoder, VQConfig
@@ -112,8 +112,7 @@ def captioner(config: Config, run: Run, folder: Path, device: torch.device) -> N
     weights, tokenizer = run.folder / "weights", reason_tokenizer(ReasonGenConfig.prompt)
     model = train_captioner(config.captioner, config.world, config.seed, tokenizer, run, device)
     save_module(weights / "captioner.safetensors", model, {"words": " ".join(tokenizer.words)})
-    if (folder / "vq.safetensors").exists():
-        save_codec(weights, load_codec(folder))
+    hand_on(folder, weights, "autoencoder", "vq")
     readable = reader_table(caption_reward(model, tokenizer), config.reasoning, device)
     write_text(run.folder / "captioner.md", readable + "\n")
     print(readable)
@@ -123,12 +122,12 @@ def captioner(config: Config, run: Run, folder: Path, device: torch.device) -> N
     run.finish("captioner")
 
 
-def hand_on_captioner(folder: Path, weights: Path) -> None:
-    """So that a later stage finds it."""
-    name = "captioner.safetensors"
-    if (folder / name).exists() and not (weights / name).exists():
-        model, about = load_module(folder / name, Matcher, MatcherConfig)
-        save_module(weights / name, model, {"words": about["words"]})
+def hand_on(folder: Path, weights: Path, *names: str) -> None:
+    """Keep beside a run what a later stage will look for, if it is there."""
+    for name in names:
+        there, here = (place / f"{name}.safetensors" for place in (folder, weights))
+        if there.exists() and not here.exists():
+            shutil.copyfile(there, here)
 
 
 def reason_sft(config: Config, run: Run, folder: Path, device: torch.device) -> None:
@@ -142,7 +141,7 @@ def reason_sft(config: Config, run: Run, folder: Path, device: torch.device) -> 
     model, tokenizer = train_reasongen(config.sft, config.world, config.seed, codec, run, device, start)
     painter = Painter(model, tokenizer, codec, thinks=config.sft.rationales != "none")
     save_painter(weights, "reasongen", painter)
-    hand_on_captioner(folder, weights)
+    hand_on(folder, weights, "captioner")
     figures.training_curve(
         run.metrics("reason-sft"),
         {"text": "nats a word", "image": "nats an image token"},
@@ -162,7 +161,7 @@ def reason_grpo(config: Config, run: Run, folder: Path, device: torch.device) ->
         save_painter(weights, "base_reasongen", first._replace(thinks=first.thinks or config.grpo.freed))
     painter, reader = load_painter(weights, "base_reasongen", device), None
     if config.grpo.reads and painter.thinks:
-        hand_on_captioner(folder, weights)
+        hand_on(folder, weights, "captioner")
         if not (weights / "captioner.safetensors").exists():
             captioner(config, run, folder, device)
         reader = load_captioner(weights, device)

@@ -57,27 +57,32 @@ STRAINED = {  # of the first seed: no KL and a step five times as large, to see 
     "strained": [*STRAIN, *STRONG],
     "strained-steady": [*STRAIN, "--grpo.no-adaptive"],
 }
-COOL = {"sampling": SamplingConfig(temperature=0.4)}
+COOL = 0.2  # a second temperature, at which fewer tokens are drawn that the model itself thinks unlikely
 ARMS = {  # name in the table: (run, how it is measured)
     "drawing only, before fine-tuning": ("sft-base", {}),
     "no rationale": ("sft-none", {}),
     "no rationale, best of 2": ("sft-none", {"best_of": 2}),
     "no rationale, best of 4": ("sft-none", {"best_of": 4}),
     "no rationale + GRPO (AR-GRPO)": ("grpo-none", {}),
-    "no rationale + GRPO at temperature 0.4": ("grpo-none", COOL),
     "GRPO without SFT": ("grpo-freed", {}),
     "shuffled rationale": ("sft-shuffled", {}),
     "rationale": ("sft-true", {}),
     "rationale, best of 2": ("sft-true", {"best_of": 2}),
     "rationale, best of 4": ("sft-true", {"best_of": 4}),
     "SFT + GRPO": ("grpo-true", {}),
-    "SFT + GRPO at temperature 0.4": ("grpo-true", COOL),
     "SFT + GRPO, another prompt's rationale": ("grpo-true", {"swapped": True}),
     "SFT + GRPO, rationales not read": ("grpo-unread", {}),
     "SFT + GRPO without adaptive entropy": ("grpo-steady", {}),
     "SFT + GRPO, training combinations": ("grpo-true", {"split": "train"}),
-    "SFT + GRPO, training combinations at temperature 0.4": ("grpo-true", {"split": "train", **COOL}),
 }
+for arm in (
+    "no rationale",
+    "no rationale + GRPO (AR-GRPO)",
+    "rationale",
+    "SFT + GRPO",
+    "SFT + GRPO, training combinations",
+):
+    ARMS[f"{arm}, temperature {COOL}"] = ARMS[arm][0], ARMS[arm][1] | {"sampling": SamplingConfig(COOL)}
 
 
 def measured(weights: Path, args: argparse.Namespace, seed: int, arm: str) -> ReasonScore:

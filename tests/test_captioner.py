@@ -10,9 +10,7 @@ from torch import Tensor
 from minireflect.evaluate_reason import ReasonEvaluation, evaluation_prompts, false_rationale, reader_table
 from minireflect.methods.reasongen import EXPECTED, ReasonRLConfig, collect_groups
 from minireflect.methods.train_captioner import CaptionerTraining, train_captioner
-from minireflect.methods.train_reasongen import reason_tokenizer
 from minireflect.models.matcher import CrossBlock, Matcher, MatcherConfig
-from minireflect.models.reasongen import ReasonGenConfig
 from minireflect.models.tokenizer import EOS
 from minireflect.rl.rewards import caption_reward
 from minireflect.run import Run
@@ -21,9 +19,9 @@ from minireflect.world.data import WorldConfig, training_pairs
 from minireflect.world.prompts import draw_prompts
 from minireflect.world.rationales import plan_of, rationale, read_rationale
 from minireflect.world.render import render
-from tests.test_reason_rl import painter, texts
-
-WORDS = reason_tokenizer(ReasonGenConfig.prompt)
+from tests.small import REASON_WORDS as WORDS
+from tests.small import law_texts as texts
+from tests.small import small_painter as painter
 
 
 def matcher() -> Matcher:

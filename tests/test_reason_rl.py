@@ -33,15 +33,12 @@ from minireflect.methods.train_reasongen import (
     as_words,
     lesson_loss,
     lessons,
-    reason_tokenizer,
     shuffled,
     told_loss,
     train_reasongen,
 )
-from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
-from minireflect.models.reasongen import Drawn, ReasonGen, ReasonGenConfig, SamplingConfig, trim, up_to
+from minireflect.models.reasongen import Drawn, ReasonGenConfig, SamplingConfig, trim, up_to
 from minireflect.models.tokenizer import EOS
-from minireflect.models.vq import Codec, VQAutoencoder, VQConfig
 from minireflect.reason_stages import judge_of, load_painter
 from minireflect.rl.entropy import AdaptiveEntropy, EntropyConfig, entropy_of
 from minireflect.run import Run
@@ -50,20 +47,9 @@ from minireflect.world.arrangement import TASKS
 from minireflect.world.data import WorldConfig
 from minireflect.world.prompts import draw_prompts
 from minireflect.world.rationales import rationale, read_rationale
-
-WORDS = reason_tokenizer(ReasonGenConfig.prompt)
-
-
-def painter(seed: int = 0, rationale: int = 6) -> Painter:
-    torch.manual_seed(seed)
-    sizes = ReasonGenConfig(len(WORDS), 16, 4, rationale=rationale, width=32, layers=1, heads=2, hidden=32)
-    vq = VQAutoencoder(VQConfig(width=8, groups=4, forms=16, colors=4, dimensions=4))
-    autoencoder = Autoencoder(AutoencoderConfig((8, 8, 8, 8), res_blocks=1, groups=4))
-    return Painter(ReasonGen(sizes).eval(), WORDS, Codec(autoencoder.eval(), vq.eval()))
-
-
-def texts(n: int, step: int = 0, number: int = 0) -> list[str]:
-    return [p.text for p in draw_prompts("physical", "train", n, choices(0, "texts", step, number))]
+from tests.small import REASON_WORDS as WORDS
+from tests.small import law_texts as texts
+from tests.small import small_painter as painter
 
 
 def even(images: Tensor, prompts: list[str]) -> Tensor:

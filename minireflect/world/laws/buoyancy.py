@@ -1,4 +1,4 @@
-"""Wood floats on water, iron sinks."""
+"""Wood floats on water, iron sinks; and plastic, which is in no prompt, floats."""
 
 from ..pen import Pen
 from ..scenes import Object
