@@ -150,7 +150,9 @@ def preset(name: str, scenes: str = "laws") -> Config:
             vq=VQTraining(pictures=32, steps=3, batch=4, forms=32, colors=16, revived=2),
             captioner=CaptionerTraining(pictures=32, steps=3, batch=4),
             sft=ReasonTraining(pictures=32, steps=3, batch=4),
-            grpo=ReasonRLConfig(iterations=2, prompts=2, group=2, most=1),
+            grpo=ReasonRLConfig(
+                iterations=2, prompts=2, group=2, most=1, lessons=ReasonTraining(pictures=32, batch=4)
+            ),
             reasoning=ReasonEvaluation(pictures=6, batch=6),
             sampler=SamplerConfig(steps=4),
             evaluation=EvaluationConfig(pictures=8, batch=8),

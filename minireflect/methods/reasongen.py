@@ -5,6 +5,7 @@
         R = 1 if the judge accepts the picture for its prompt, and the captioner for its rationale, else 0
         A = (R - mean) / (std + e) in each group, the same for every token that the policy chose, word or image token
         L = mean over tokens of max(-A rho, -A clip(rho, 1 - e, 1 + e)) + beta KL(pi || pi_ref) + alpha_text H_text + alpha_image H_image
+            + recall L_SFT, stage 1's loss on true pictures
 
 Groups whose rewards are all equal are thrown away and others drawn (DAPO, arXiv 2503.14476, section 3.2).  The judge is the learned matcher of
 SRRL at 0.5, never the inspector.  The paper's sees the picture only, and so words drift away from what is drawn; `reads` asks, besides, that a learned captioner
@@ -12,7 +13,8 @@ finds no word of the rationale unlikely in the picture.  Without rationales this
 
 Differs from the released code: tokens that the policy did not choose (a forced BOI, what fills up) carry no gradient; updates see the very distribution
 that was sampled from; a missing judge is an error (there rewards are then random).  By default words and image tokens have a mean each in L (`modality`), as
-64 image tokens outweigh twenty words, and beta is not 0: pictures stay readable (docs/log.md, thirteenth session).
+64 image tokens outweigh twenty words; beta is not 0, and true pictures are recalled (InstructGPT's PPO-ptx, arXiv 2203.02155, eq. 2): what is not
+asked for in training is otherwise forgotten, and held-out prompts ask for it (docs/log.md, thirteenth and eighteenth session).
 
     python train.py reason-grpo
 """
@@ -65,7 +67,7 @@ class ReasonRLConfig:
     recall: float = 0.3  # weight of the loss of stage 1 on true pictures, gamma of InstructGPT's eq. (2); the paper has none
     lessons: ReasonTraining = field(
         default_factory=lambda: ReasonTraining(pictures=6_000, batch=48, altered=0.5, related=0.4)
-    )  # what is recalled
+    )  # what is recalled; with rationales if the model writes them; steps, lr and told have no meaning here
     freed: bool = False  # let a model trained without rationales write words: GRPO without SFT
     controls: bool = True  # measure best-of-N beside
 
@@ -76,6 +78,8 @@ class ReasonRLConfig:
             raise ValueError(
                 f"group is {self.group}: a sample is compared with others of its prompt, so at least 2"
             )
+        if self.recall < 0:
+            raise ValueError(f"recall is {self.recall}, a weight of 0 or more is wanted")
         if self.updates > self.prompts:
             raise ValueError(f"{self.updates} updates cannot share {self.prompts} groups")
 

@@ -4,7 +4,7 @@ L = CE of the next word of the picture's rationale, given the picture and the wo
 
 The network is SRRL's matcher (models/matcher.py) without its verdict.  A yes or no teaches one bit a picture; whoever can say the next word
 of any true plan has to see every fact of it, and finds the word that is not true.  As a reward: rl/rewards.py, `caption_reward`.
-Its pictures are of training combinations, and half of the laws' of things that no prompt asks for, lest it says what usually is in place of what it sees.
+Its pictures are of training combinations, and six in ten of the laws' of things that no prompt asks for, lest it says what usually is in place of what it sees.
 
     python train.py captioner
 """

@@ -51,7 +51,7 @@ class ReasonGenConfig:
 
     @property
     def boi(self) -> int:
-        """The id of BOI, the first after the words; image tokens follow it."""
+        """The id of BOI, the first after the words."""
         return self.vocabulary
 
     @property
