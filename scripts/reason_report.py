@@ -116,7 +116,7 @@ inspector finds in the picture. *Tokens*: sampled for a prompt. Temperature 0.8 
 
 Rows: *shuffled rationale* was fine-tuned on rationales of other scenes of the same law, the same words in the same numbers; *another prompt's rationale* is the model
 after GRPO, made to draw what it thought of another prompt of the same law. *GRPO without SFT* is the model without rationales, free to write words, and rewarded
-by the judge of the picture alone, as is *rationales not read*; where else there are rationales a captioner must find them kept. GRPO recalls
+by the judge of the picture alone; where else there are rationales a captioner must find them kept. GRPO recalls
 true pictures, and where it has them rationales, beside what it is rewarded for; *without SFT* it recalls nothing. *Training combinations*: new prompts of combinations of things and colours that training has seen; all other rows are of held-out ones.
 
 ## Entropy

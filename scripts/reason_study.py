@@ -28,32 +28,19 @@ BASE = [
     *("--sft.rationales", "none", "--sft.dense", "0.5", "--sft.told", "32", "--sft.arrangements", "0.4"), *BEYOND,
     *("--sft.pictures", "120000", "--sft.steps", "12000", "--sft.bf16"),
 ]  # fmt: skip
-AGAIN = [
-    "--sft.continued",
-    "--seed",
-    "1",
-    "--sft.pictures",
-    "40000",
-    "--sft.steps",
-    "3000",
-    "--sft.lr",
-    "1e-3",
-]
+AGAIN = ["--sft.continued", "--seed", "1", "--sft.pictures", "40000", "--sft.steps", "3000", "--sft.lr", "1e-3"]  # fmt: skip
 TUNING = ["--sft.continued", "--sft.steps", "1000", "--sft.batch", "48", "--sft.pictures", "20000", "--sft.lr", "5e-4", "--sft.bf16", *BEYOND]  # fmt: skip
 REINFORCING = ["--grpo.no-controls", "--grpo.lessons.bf16"]
+FREED = ["--grpo.freed", "--grpo.no-reads", "--grpo.recall", "0"]  # recalled rationales would be SFT
 REINFORCED = {  # name: (which fine-tuning it starts from, options)
     "true": ("true", []),
-    "unread": ("true", ["--grpo.no-reads"]),
     "none": ("none", []),
-    "freed": (
-        "base",
-        ["--grpo.freed", "--grpo.no-reads", "--grpo.recall", "0"],
-    ),  # recalled rationales would be SFT
+    "freed": ("base", FREED),
     "steady": ("true", ["--grpo.no-adaptive"]),
 }
-STRAIN = ["--grpo.beta", "0", "--grpo.recall", "0", "--grpo.lr", "1e-3"]
+STRAIN = ["--grpo.iterations", "40", "--grpo.beta", "0", "--grpo.recall", "0", "--grpo.lr", "1e-3"]
 STRONG = ["--grpo.text.bound", "0.1", "--grpo.text.lr", "4e-3", "--grpo.image.bound", "0.1", "--grpo.image.lr", "4e-3"]  # fmt: skip
-STRAINED = {  # of the first seed: no KL and a step five times as large, to see what the adaptive term holds
+STRAINED = {  # of the first seed: nothing that holds it and steps three times as large, to see what the adaptive term holds
     "strained": [*STRAIN, *STRONG],
     "strained-steady": [*STRAIN, "--grpo.no-adaptive"],
 }
@@ -71,7 +58,6 @@ ARMS = {  # name in the table: (run, how it is measured)
     "rationale, best of 4": ("sft-true", {"best_of": 4}),
     "SFT + GRPO": ("grpo-true", {}),
     "SFT + GRPO, another prompt's rationale": ("grpo-true", {"swapped": True}),
-    "SFT + GRPO, rationales not read": ("grpo-unread", {}),
     "SFT + GRPO without adaptive entropy": ("grpo-steady", {}),
     "SFT + GRPO, training combinations": ("grpo-true", {"split": "train"}),
 }

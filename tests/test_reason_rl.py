@@ -348,7 +348,12 @@ def test_a_training_says_what_it_did_and_is_the_same_twice(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     "bad, named",
-    [({"group": 1}, "at least 2"), ({"updates": 99}, "cannot share 16"), ({"most": 0}, "at least 1"), ({"recall": -1.0}, "recall is -1")],  # fmt: skip
+    [
+        ({"group": 1}, "at least 2"),
+        ({"updates": 99}, "cannot share 16"),
+        ({"most": 0}, "at least 1"),
+        ({"recall": -1.0}, "recall is -1"),
+    ],
 )
 def test_bad_options_are_named(bad: dict, named: str) -> None:
     with pytest.raises(ValueError, match=named):

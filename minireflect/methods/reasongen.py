@@ -47,7 +47,7 @@ Prompts = Callable[[int, int, int], list[str]]  # how many, of which iteration, 
 
 @dataclass(frozen=True)
 class ReasonRLConfig:
-    iterations: int = 60
+    iterations: int = 80
     prompts: int = 16  # groups that an iteration learns from
     group: int = 8  # G, samples of a prompt
     most: int = 4  # draws of prompts an iteration at most, until enough groups are mixed
