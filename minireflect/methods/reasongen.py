@@ -61,9 +61,7 @@ class ReasonRLConfig:
     image: EntropyConfig = field(default_factory=lambda: EntropyConfig(target=0.19))
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.8))
     grad_norm: float = 1.0  # largest norm of a gradient
-    reads: bool = (
-        True  # a picture must also keep what its rationale promises; the paper's judge does not read
-    )
+    reads: bool = True  # a picture must also keep what its rationale promises; the paper's need not
     recall: float = 0.3  # weight of the loss of stage 1 on true pictures, gamma of InstructGPT's eq. (2); the paper has none
     lessons: ReasonTraining = field(
         default_factory=lambda: ReasonTraining(pictures=6_000, batch=48, altered=0.5, related=0.4)
