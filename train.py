@@ -155,9 +155,7 @@ def check_first(args: Arguments) -> None:
                 "--autoencoder.continued, --diffusion.continued and the like go on from what exists; `all` starts from nothing: "
                 "use `autoencoder`, `diffusion`, `reward` or `checker`"
             )
-    if (
-        begins_from_nothing(args) or args.command == "captioner"
-    ):  # which needs no weights, and takes along what it finds
+    if begins_from_nothing(args) or args.command == "captioner":  # takes along what weights there are
         return
     folder = source_of(args)
     if args.command == "autoencoder" or (

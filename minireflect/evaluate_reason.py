@@ -71,7 +71,7 @@ def codec_table(codec: Codec, config: ReasonEvaluation) -> str:
     prompts = evaluation_prompts(config)
     chance = choices(config.seed, "evaluate", "codec")
     images = torch.stack([render(p.scene(chance)) for p in prompts])  # (m 3 64 64)
-    pixels = codec.autoencoder
+    pixels, device = codec.autoencoder, next(codec.vq.parameters()).device
     ways = {
         "as rendered": lambda x: x,
         "through the autoencoder": lambda x: pixels.decode(pixels.encode(x)).clamp(-1, 1),
@@ -80,7 +80,7 @@ def codec_table(codec: Codec, config: ReasonEvaluation) -> str:
     lines = ["| held-out scenes read right | arrangement | physical | unconventional | squared error |", "|---|---|---|---|---|"]  # fmt: skip
     for name, way in ways.items():
         with torch.no_grad():
-            seen = torch.cat([way(x) for x in images.split(config.batch)])
+            seen = torch.cat([way(x.to(device)).cpu() for x in images.split(config.batch)])
         right = [p.fulfilled_by(r) for p, r in zip(prompts, inspect_all(seen))]
         n = config.pictures  # of each kind
         shares = [sum(right[i : i + n]) / n for i in range(0, len(right), n)]

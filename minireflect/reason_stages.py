@@ -147,9 +147,9 @@ def reason_sft(config: Config, run: Run, folder: Path, device: torch.device) -> 
         {"text": "nats a word", "image": "nats an image token"},
         run.folder / "figures" / "reason_sft.png",
     )
-    score = measured_painter(run, "SFT", painter, judge_of(folder), config)
-    report(run, {"SFT": score})
-    show(painter, judge_of(folder), config, run)
+    judge = judge_of(folder, device)
+    report(run, {"SFT": measured_painter(run, "SFT", painter, judge, config)})
+    show(painter, judge, config, run)
     run.finish("reason-sft")
 
 

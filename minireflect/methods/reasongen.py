@@ -205,9 +205,7 @@ def update_painter(
     order = torch.randperm(n, generator=generator)
     shares = [(i[:, None] * g + torch.arange(g)).flatten().to(device) for i in order.chunk(config.updates)]
     given = [(prompts[rows], written[rows], groups.drawn.codes[rows]) for rows in shares]
-    with (
-        torch.no_grad()
-    ):  # in one pass each, as below: the cache rounds otherwise than the whole sequence does
+    with torch.no_grad():  # in one pass each, as below: the cache rounds otherwise than the whole does
         old = [torch.cat(model.log_probs(*tokens, config.sampling), 1) for tokens in given]  # (m r+n) each
         ref = [torch.cat(reference.log_probs(*tokens, config.sampling), 1) for tokens in given]
     totals, first = [], 0.0

@@ -56,9 +56,8 @@ def train_captioner(
         set_lr(optimizer, config.lr * lr_factor(step, config.steps))
         pick = torch.randint(len(pixels), (config.batch,), generator=rng(seed, "captioner", "batch", step))
         told = choices(seed, "captioner", "styles", step)
-        ids = trim(tokenizer([rationale(scenes[i], draw=told) for i in pick.tolist()]), EOS).to(
-            device
-        )  # (b t)
+        texts = [rationale(scenes[i], draw=told) for i in pick.tolist()]
+        ids = trim(tokenizer(texts), EOS).to(device)  # (b t)
         patches = model.vision(to_tensor(pixels[pick.numpy()]).to(device))  # (b n d)
         loss = caption_loss(model.describe(patches, model.text(ids)), ids)
         optimizer.zero_grad(set_to_none=True)

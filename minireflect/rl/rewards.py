@@ -36,7 +36,8 @@ def match_reward(matcher: Matcher, tokenizer: Tokenizer, batch: int = 256) -> Re
 
     @torch.no_grad()
     def reward(images: Tensor, prompts: list[str]) -> Tensor:
-        ids = tokenizer(prompts).to(images.device)
+        device = next(matcher.parameters()).device
+        images, ids = images.to(device), tokenizer(prompts).to(device)
         parts = [matcher(x, y) for x, y in zip(images.split(batch), ids.split(batch))]
         return torch.sigmoid(torch.cat(parts).float())
 
@@ -58,6 +59,7 @@ def caption_reward(matcher: Matcher, tokenizer: Tokenizer, batch: int = 256) -> 
             0 < len(w := split(t)) <= tokenizer.length - 2 and tokenizer.ids.keys() >= {*w}
             for t in rationales
         ]
+        images = images.to(next(matcher.parameters()).device)
         rows = torch.tensor(known, device=images.device).nonzero().flatten()
         least = torch.zeros(len(images), device=images.device)
         for part in rows.split(batch) if len(rows) else ():
