@@ -68,7 +68,8 @@ def arms_figure(arms: list[dict[str, ReasonScore]], path: Path) -> None:
             points = [values(rows[arm])[key] for rows in arms]
             axes.barh(i, np.mean(points), 0.7, color=color, alpha=0.35)
             axes.plot(points, [i] * len(points), "o", color=color, ms=4)
-        axes.set(title=f"{title}, by the inspector", xlim=(0, 1))
+        axes.set_title(f"{title}, by the inspector", fontsize=10)
+        axes.set_xlim(0, 1)
         axes.grid(axis="x", alpha=0.3)
     panels[0].set_yticks(y, list(arms[0]), fontsize=8)
     panels[0].invert_yaxis()
