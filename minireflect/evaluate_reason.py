@@ -47,6 +47,9 @@ class ReasonScore:
     planned: float  # rationales that promise what the prompt asks for
     kept: float  # of the rationales that say something, the share whose promise the picture keeps
     tokens: float  # sampled for a prompt, words and image tokens, number
+    parts: dict[str, tuple[float, float, float]] = field(
+        default_factory=dict
+    )  # right, planned and kept of a law's or task's prompts
 
 
 def evaluation_prompts(config: ReasonEvaluation) -> list[Prompt]:
@@ -151,7 +154,11 @@ def evaluate_painter(
     things = [r.scene.objects if r.scene and r.scene.law == "arrangement" else () for r in readings]
     m = config.pictures
     accepted = [ok for ok, r in zip(right, rewards) if r >= 0.5]
-    said = [(plan, r) for plan, r in zip(plans, readings) if plan]
+    planned = [plan is not None and plan.fulfils(p) for plan, p in zip(plans, prompts)]
+    kept = [plan is not None and plan.shown_in(r) for plan, r in zip(plans, readings)]
+    names = [p.task.kind if p.task else f"{p.kind} {p.law}" for p in prompts]
+    rows = {name: [i for i, n in enumerate(names) if n == name] for name in dict.fromkeys(names)}
+    said = sum(plan is not None for plan in plans)
     return ReasonScore(
         geneval=geneval.scores(things[:m], [p.task for p in prompts[:m]]),
         physical=sum(right[m : 2 * m]) / m,
@@ -159,9 +166,13 @@ def evaluate_painter(
         accepted=len(accepted) / len(prompts),
         fooled=1 - sum(accepted) / len(accepted) if accepted else 0.0,
         unreadable=sum(not r.readable for r in readings) / len(prompts),
-        planned=sum(plan is not None and plan.fulfils(p) for plan, p in zip(plans, prompts)) / len(prompts),
-        kept=sum(plan.shown_in(r) for plan, r in said) / len(said) if said else 0.0,
+        planned=sum(planned) / len(prompts),
+        kept=sum(kept) / said if said else 0.0,
         tokens=tokens / len(prompts),
+        parts={
+            name: tuple(sum(v[i] for i in part) / len(part) for v in (right, planned, kept))
+            for name, part in rows.items()
+        },
     )
 
 

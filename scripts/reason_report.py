@@ -19,6 +19,7 @@ COLUMNS = {
     "kept": "picture keeps it",
 }
 FULL = "SFT + GRPO"
+COOLEST = "SFT + GRPO, temperature 0.2"
 
 
 def values(score: ReasonScore) -> dict[str, float]:
@@ -55,6 +56,15 @@ def differences_table(arms: list[dict[str, ReasonScore]]) -> str:
         if name != FULL and "training" not in name:
             whole = FULL + comma + temperature
             lines.append(f"| {arm} | " + " | ".join(difference(arms, whole, arm, key) for key in keys) + " |")
+    return "\n".join(lines)
+
+
+def parts_table(arms: list[dict[str, ReasonScore]], arm: str) -> str:
+    """Where a row is right, and where it is not: task by task and law by law, means over the seeds."""
+    lines = [f"| {arm} | right | rationale right | picture keeps it |", "|---|---|---|---|"]
+    for name in arms[0][arm].parts:
+        cells = [over_seeds(values) for values in zip(*(rows[arm].parts[name] for rows in arms))]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -119,6 +129,8 @@ Rows: *shuffled rationale* was fine-tuned on rationales of other scenes of the s
 after GRPO, made to draw what it thought of another prompt of the same law. *GRPO without SFT* is the model without rationales, free to write words, and rewarded
 by the judge of the picture alone; where else there are rationales a captioner must find them kept. GRPO recalls
 true pictures, and where it has them rationales, beside what it is rewarded for; *without SFT* it recalls nothing. *Training combinations*: new prompts of combinations of things and colours that training has seen; all other rows are of held-out ones.
+
+{parts_table(arms, COOLEST)}
 
 ## Entropy
 
