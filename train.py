@@ -5,7 +5,7 @@
     python train.py autoencoder | diffusion | reward | srrl
     python train.py rlrig                    RL-RIG from the shipped weights; all --scenes graphs from nothing
     python train.py checker | actor          what it stands on
-    python train.py vq | reason-sft | reason-grpo                  ReasonGen-R1, a stage at a time
+    python train.py vq | captioner | reason-sft | reason-grpo      ReasonGen-R1, a stage at a time
     python train.py srrl --base PATH --reward clip --clip PATH --prompts FILE      LoRA on Stable Diffusion
 
 Every run leaves a folder: config.json, metrics.jsonl, weights, the state to resume from, and figures.
@@ -50,8 +50,8 @@ class Arguments:
 
     Commands: `srrl` reinforces the shipped weights; `autoencoder`, `diffusion` and `reward` train what it stands on;
     `all` does everything from nothing. `rlrig` is the second system, on scene graphs; `checker` and `actor` train what it
-    stands on, and with --scenes graphs so do `autoencoder` and `diffusion`. `vq`, `reason-sft` and `reason-grpo` are the
-    stages of the third.
+    stands on, and with --scenes graphs so do `autoencoder` and `diffusion`. `vq`, `captioner`, `reason-sft` and `reason-grpo`
+    are the stages of the third.
     """
 
     command: Annotated[Command, tyro.conf.Positional] = "srrl"  # what to train
@@ -155,7 +155,7 @@ def check_first(args: Arguments) -> None:
                 "--autoencoder.continued, --diffusion.continued and the like go on from what exists; `all` starts from nothing: "
                 "use `autoencoder`, `diffusion`, `reward` or `checker`"
             )
-    if begins_from_nothing(args):
+    if begins_from_nothing(args) or args.command == "captioner":  # takes along what weights there are
         return
     folder = source_of(args)
     if args.command == "autoencoder" or (

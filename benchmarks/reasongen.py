@@ -41,12 +41,12 @@ def seconds(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, fl
 
 @torch.no_grad()
 def in_one(model: ReasonGen) -> Transformer:
-    """The transformer with one vocabulary of words and image tokens, as transformers' models have it."""
+    """The transformer with one vocabulary of words and forms, as transformers' models have it.  They cannot choose twice in a step: its patches have no colours."""
     sizes = model.config.transformer
-    whole = Transformer(replace(sizes, vocabulary=sizes.vocabulary + model.config.codes))
-    state = model.transformer.state_dict()
-    state["embed.weight"] = torch.cat([state["embed.weight"], model.code_rows()])
-    state["head.weight"] = torch.cat([state["head.weight"], model.code_heads()])
+    whole = Transformer(replace(sizes, vocabulary=sizes.vocabulary + model.config.forms))
+    state, forms = model.transformer.state_dict(), model.forms()
+    state["embed.weight"] = torch.cat([state["embed.weight"], forms.read])
+    state["head.weight"] = torch.cat([state["head.weight"], forms.heads])
     whole.load_state_dict(state)
     return whole
 
@@ -63,7 +63,7 @@ def main() -> int:
     args = parser.parse_args()
     torch.manual_seed(0)
     tokenizer = reason_tokenizer(ReasonGenConfig.prompt)
-    config = ReasonGenConfig(len(tokenizer), VQConfig.codes)
+    config = ReasonGenConfig(len(tokenizer), VQConfig.forms, VQConfig.colors)
     model = ReasonGen(config).eval()
     theirs = llama(in_one(model))
     codec = Codec(load_pipeline().autoencoder, VQAutoencoder(VQConfig()).eval())

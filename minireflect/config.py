@@ -21,6 +21,7 @@ from .methods.rollout import SRRLConfig
 from .methods.step import UpdateConfig
 from .methods.train_actor import ActorTraining
 from .methods.train_autoencoder import AutoencoderTraining
+from .methods.train_captioner import CaptionerTraining
 from .methods.train_checker import CheckerTraining
 from .methods.train_diffusion import DiffusionTraining
 from .methods.train_reasongen import ReasonTraining
@@ -40,12 +41,13 @@ Command = Literal[
     "actor",
     "rlrig",
     "vq",
+    "captioner",
     "reason-sft",
     "reason-grpo",
     "all",
 ]
 RIG_COMMANDS = ("checker", "actor", "rlrig")  # these belong to the world of scene graphs
-REASON_COMMANDS = ("vq", "reason-sft", "reason-grpo")
+REASON_COMMANDS = ("vq", "captioner", "reason-sft", "reason-grpo")
 PRESETS = ("smoke", "cpu", "gpu")
 
 
@@ -93,6 +95,7 @@ class Config:
     actor: ActorTraining = field(default_factory=ActorTraining)
     rlrig: RLRIGConfig = field(default_factory=RLRIGConfig)
     vq: VQTraining = field(default_factory=VQTraining)
+    captioner: CaptionerTraining = field(default_factory=CaptionerTraining)
     sft: ReasonTraining = field(default_factory=ReasonTraining)
     grpo: ReasonRLConfig = field(default_factory=ReasonRLConfig)
     asked: PromptMix = field(default_factory=lambda: PromptMix(0.3, 0.4, 0.3))  # by reason-grpo
@@ -144,9 +147,12 @@ def preset(name: str, scenes: str = "laws") -> Config:
                 editor_iterations=2,
                 editor=UpdateConfig(updates=1, batch=4),
             ),
-            vq=VQTraining(pictures=32, steps=3, batch=4, codes=32, revived=2),
+            vq=VQTraining(pictures=32, steps=3, batch=4, forms=32, colors=16, revived=2),
+            captioner=CaptionerTraining(pictures=32, steps=3, batch=4),
             sft=ReasonTraining(pictures=32, steps=3, batch=4),
-            grpo=ReasonRLConfig(iterations=2, prompts=2, group=2, most=1),
+            grpo=ReasonRLConfig(
+                iterations=2, prompts=2, group=2, most=1, lessons=ReasonTraining(pictures=32, batch=4)
+            ),
             reasoning=ReasonEvaluation(pictures=6, batch=6),
             sampler=SamplerConfig(steps=4),
             evaluation=EvaluationConfig(pictures=8, batch=8),

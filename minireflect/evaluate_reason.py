@@ -3,21 +3,24 @@
 Everything is read by the inspector and by the parser of rationales, neither of which training ever asks.
 """
 
-from dataclasses import dataclass, field
+import random
+from dataclasses import dataclass, field, replace
 
 import torch
 from tqdm import tqdm
 
 from . import geneval
-from .methods.reasongen import Painter
+from .methods.reasongen import EXPECTED, Painter
 from .models.reasongen import SamplingConfig
 from .models.vq import Codec
 from .rl.rewards import Reward
 from .streams import choices, rng
+from .world.arrangement import arrange
 from .world.inspector import inspect_all
-from .world.prompts import Prompt, draw_prompts
-from .world.rationales import read_rationale
+from .world.prompts import Prompt, draw_prompts, near_miss
+from .world.rationales import plan_of, rationale, read_rationale
 from .world.render import render
+from .world.scenes import COLORS, Scene
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,9 @@ class ReasonScore:
     planned: float  # rationales that promise what the prompt asks for
     kept: float  # of the rationales that say something, the share whose promise the picture keeps
     tokens: float  # sampled for a prompt, words and image tokens, number
+    parts: dict[str, tuple[float, float, float]] = field(
+        default_factory=dict
+    )  # right, planned and kept of a law's or task's prompts
 
 
 def evaluation_prompts(config: ReasonEvaluation) -> list[Prompt]:
@@ -68,7 +74,7 @@ def codec_table(codec: Codec, config: ReasonEvaluation) -> str:
     prompts = evaluation_prompts(config)
     chance = choices(config.seed, "evaluate", "codec")
     images = torch.stack([render(p.scene(chance)) for p in prompts])  # (m 3 64 64)
-    pixels = codec.autoencoder
+    pixels, device = codec.autoencoder, next(codec.vq.parameters()).device
     ways = {
         "as rendered": lambda x: x,
         "through the autoencoder": lambda x: pixels.decode(pixels.encode(x)).clamp(-1, 1),
@@ -77,12 +83,46 @@ def codec_table(codec: Codec, config: ReasonEvaluation) -> str:
     lines = ["| held-out scenes read right | arrangement | physical | unconventional | squared error |", "|---|---|---|---|---|"]  # fmt: skip
     for name, way in ways.items():
         with torch.no_grad():
-            seen = torch.cat([way(x) for x in images.split(config.batch)])
+            seen = torch.cat([way(x.to(device)).cpu() for x in images.split(config.batch)])
         right = [p.fulfilled_by(r) for p, r in zip(prompts, inspect_all(seen))]
         n = config.pictures  # of each kind
         shares = [sum(right[i : i + n]) / n for i in range(0, len(right), n)]
         cells = [f"{v:.3f}" for v in shares] + [f"{(seen - images).square().mean().item():.4f}"]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def false_rationale(prompt: Prompt, scene: Scene, split: str, draw: random.Random) -> str:
+    """What a picture of the scene does not keep by one fact: of laws that of a near miss; of arrangements one thing of another colour, or things elsewhere."""
+    while True:
+        if prompt.task is None:
+            other = near_miss(prompt, draw, split).scene(draw)
+        elif draw.random() < 0.5:
+            other = arrange(prompt.task, draw)
+        else:
+            things, i = list(scene.objects), draw.randrange(len(scene.objects))
+            things[i] = replace(things[i], color=draw.choice(COLORS))
+            other = replace(scene, objects=tuple(things))
+        if plan_of(other) != plan_of(scene):
+            return rationale(other, draw=draw)
+
+
+def reader_table(captioner: Reward, config: ReasonEvaluation, device: torch.device) -> str:
+    """How many true rationales of pictures it finds kept, and how many false ones: a Markdown table."""
+    lines = ["| rationales found kept | arrangement | physical | unconventional |", "|---|---|---|---|"]
+    for split in ("train", "held-out"):
+        prompts = evaluation_prompts(replace(config, split=split))
+        draw = choices(config.seed, "evaluate", "captioner", split)
+        scenes = [p.scene(draw) for p in prompts]
+        images = torch.stack([render(s) for s in scenes]).to(device)  # (m 3 64 64)
+        told = {
+            "true": [rationale(s, draw=draw) for s in scenes],
+            "false by one fact": [false_rationale(p, s, split, draw) for p, s in zip(prompts, scenes)],
+        }
+        for name, texts in told.items():
+            kept = captioner(images, texts) >= EXPECTED  # (m)
+            cells = [f"{part.float().mean():.3f}" for part in kept.split(config.pictures)]
+            lines.append(f"| {name}, {split} combinations | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -114,7 +154,11 @@ def evaluate_painter(
     things = [r.scene.objects if r.scene and r.scene.law == "arrangement" else () for r in readings]
     m = config.pictures
     accepted = [ok for ok, r in zip(right, rewards) if r >= 0.5]
-    said = [(plan, r) for plan, r in zip(plans, readings) if plan]
+    planned = [plan is not None and plan.fulfils(p) for plan, p in zip(plans, prompts)]
+    kept = [plan is not None and plan.shown_in(r) for plan, r in zip(plans, readings)]
+    names = [p.task.kind if p.task else f"{p.kind} {p.law}" for p in prompts]
+    rows = {name: [i for i, n in enumerate(names) if n == name] for name in dict.fromkeys(names)}
+    said = sum(plan is not None for plan in plans)
     return ReasonScore(
         geneval=geneval.scores(things[:m], [p.task for p in prompts[:m]]),
         physical=sum(right[m : 2 * m]) / m,
@@ -122,9 +166,13 @@ def evaluate_painter(
         accepted=len(accepted) / len(prompts),
         fooled=1 - sum(accepted) / len(accepted) if accepted else 0.0,
         unreadable=sum(not r.readable for r in readings) / len(prompts),
-        planned=sum(plan is not None and plan.fulfils(p) for plan, p in zip(plans, prompts)) / len(prompts),
-        kept=sum(plan.shown_in(r) for plan, r in said) / len(said) if said else 0.0,
+        planned=sum(planned) / len(prompts),
+        kept=sum(kept) / said if said else 0.0,
         tokens=tokens / len(prompts),
+        parts={
+            name: tuple(sum(v[i] for i in part) / len(part) for v in (right, planned, kept))
+            for name, part in rows.items()
+        },
     )
 
 

@@ -149,6 +149,33 @@ def strip(
     save(figure, path)
 
 
+def blocks(
+    rows: list[list[tuple[Tensor, str, bool | None]]], labels: list[str], abreast: int, path: Path
+) -> None:
+    """Pictures with a verdict under each, and above them what was asked for: a prompt a block, `abreast` blocks side by side."""
+    line, side, gap = 0.13, 1.5, 0.12  # inches: of a line of 7 points, a picture, and between two
+    columns = max(len(r) for r in rows)
+    labels = [wrap(label, 27 * columns) for label in labels]
+    lanes = [list(zip(labels, rows))[i : i + abreast] for i in range(0, len(rows), abreast)]
+    above = [line * (1 + max(label.count("\n") for label, _ in lane)) + 0.08 for lane in lanes]
+    below = [
+        line * (1 + max(m.count("\n") for _, row in lane for _, m, _ in row)) + 2 * gap for lane in lanes
+    ]
+    width, height = (side + gap) * columns * len(lanes[0]), sum(above) + sum(below) + side * len(lanes)
+    figure, y = plt.figure(figsize=(width, height)), height
+    for lane, up, down in zip(lanes, above, below):
+        y -= up + side
+        for i, (label, row) in enumerate(lane):
+            x = (side + gap) * columns * i
+            middle = x + ((side + gap) * len(row) - gap) / 2
+            figure.text(middle / width, (y + side + 0.06) / height, label, ha="center", va="bottom", fontsize=7.5)  # fmt: skip
+            for k, cell in enumerate(row):
+                box = ((x + (side + gap) * k) / width, y / height, side / width, side / height)
+                picture(figure.add_axes(box), *cell)
+        y -= down
+    save(figure, path)
+
+
 def wrap(text: str, width: int = 34) -> str:
     lines, line = [], ""
     for word in text.split():

@@ -1,30 +1,42 @@
-"""The stages of ReasonGen-R1, see stages.py:  vq -> reason-sft -> reason-grpo
+"""The stages of ReasonGen-R1, see stages.py:  vq -> captioner -> reason-sft -> reason-grpo
 
-Its judge is SRRL's learned reward, from the same folder if it is there, else the shipped one.
+Its judge is SRRL's learned reward, from the same folder if it is there, else the shipped one.  What reads rationales, the captioner, is handed on from
+stage to stage, and trained when `reason-grpo` wants it and the folder has none.
 """
 
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from . import figures
 from .config import Config
-from .evaluate_reason import ReasonScore, codec_table, evaluate_painter, evaluation_prompts, reason_table
+from .evaluate_reason import (
+    ReasonScore,
+    codec_table,
+    evaluate_painter,
+    evaluation_prompts,
+    reader_table,
+    reason_table,
+)
 from .methods.reasongen import Painter, train_reason_grpo
-from .methods.train_reasongen import train_reasongen
+from .methods.train_captioner import train_captioner
+from .methods.train_reasongen import lessons, reason_tokenizer, train_reasongen
 from .methods.train_vq import refine_vq, train_vq
 from .models.autoencoder import Autoencoder, AutoencoderConfig
 from .models.reasongen import ReasonGen, ReasonGenConfig
 from .models.tokenizer import Tokenizer
 from .models.vq import Codec, VQAutoencoder, VQConfig
 from .pipeline import SHIPPED, load_module, save_module
-from .rl.rewards import Reward, load_reward
+from .rl.rewards import Reward, caption_reward, load_captioner, load_reward
 from .run import Run, write_text
 from .showcase import thoughts_strip
 from .streams import choices
-from .world.data import training_pairs
+from .world.data import training_pairs, twin
+from .world.render import render_pixels
 
 BEST_OF = (2, 4)  # without rationale, two pictures take more tokens than one with a rationale
 REASON = SHIPPED / "reasongen"  # the shipped weights of ReasonGen-R1
@@ -62,9 +74,9 @@ def load_autoencoder(folder: str | Path) -> Autoencoder:
     )[0]
 
 
-def judge_of(folder: str | Path) -> Reward:
+def judge_of(folder: str | Path, device: torch.device | str = "cpu") -> Reward:
     """The folder's, else the shipped one."""
-    return load_reward(or_shipped(folder, "reward"))
+    return load_reward(or_shipped(folder, "reward"), device)
 
 
 def or_shipped(folder: str | Path, name: str) -> Path:
@@ -75,13 +87,14 @@ def vq(config: Config, run: Run, folder: Path, device: torch.device) -> None:
     if run.is_done("vq"):
         return
     draw = choices(config.seed, "vq", "pictures")
-    pixels, _, _ = training_pairs(config.vq.pictures, config.world, draw)
+    pixels, scenes, _ = training_pairs(config.vq.pictures // 2, config.world, draw)
+    twins = np.stack([render_pixels(twin(scene, draw)) for scene in scenes])
     if config.vq.continued:
         codec = load_codec(folder)
-        refine_vq(config.vq, pixels, config.seed, codec, run, device)
+        refine_vq(config.vq, np.concatenate([pixels, twins]), config.seed, codec, run, device)
     else:
         autoencoder = load_autoencoder(folder)
-        codec = Codec(autoencoder, train_vq(config.vq, pixels, config.seed, autoencoder, run, device))
+        codec = Codec(autoencoder, train_vq(config.vq, pixels, twins, config.seed, autoencoder, run, device))
     save_codec(run.folder / "weights", codec)
     readable = codec_table(codec, config.reasoning)
     write_text(run.folder / "table.md", readable + "\n")
@@ -90,6 +103,31 @@ def vq(config: Config, run: Run, folder: Path, device: torch.device) -> None:
         run.metrics("vq"), {"latents": "squared error of the latents"}, run.folder / "figures" / "vq.png"
     )
     run.finish("vq")
+
+
+def captioner(config: Config, run: Run, folder: Path, device: torch.device) -> None:
+    """Learn to read rationales, and measure how well on combinations that no training has seen."""
+    if run.is_done("captioner"):
+        return
+    weights, tokenizer = run.folder / "weights", reason_tokenizer(ReasonGenConfig.prompt)
+    model = train_captioner(config.captioner, config.world, config.seed, tokenizer, run, device)
+    save_module(weights / "captioner.safetensors", model, {"words": " ".join(tokenizer.words)})
+    hand_on(folder, weights, "autoencoder", "vq")
+    readable = reader_table(caption_reward(model, tokenizer), config.reasoning, device)
+    write_text(run.folder / "captioner.md", readable + "\n")
+    print(readable)
+    figures.training_curve(
+        run.metrics("captioner"), {"loss": "nats a word"}, run.folder / "figures" / "captioner.png"
+    )
+    run.finish("captioner")
+
+
+def hand_on(folder: Path, weights: Path, *names: str) -> None:
+    """Keep beside a run what a later stage will look for, if it is there."""
+    for name in names:
+        there, here = (place / f"{name}.safetensors" for place in (folder, weights))
+        if there.exists() and not here.exists():
+            shutil.copyfile(there, here)
 
 
 def reason_sft(config: Config, run: Run, folder: Path, device: torch.device) -> None:
@@ -103,24 +141,30 @@ def reason_sft(config: Config, run: Run, folder: Path, device: torch.device) -> 
     model, tokenizer = train_reasongen(config.sft, config.world, config.seed, codec, run, device, start)
     painter = Painter(model, tokenizer, codec, thinks=config.sft.rationales != "none")
     save_painter(weights, "reasongen", painter)
+    hand_on(folder, weights, "captioner")
     figures.training_curve(
         run.metrics("reason-sft"),
         {"text": "nats a word", "image": "nats an image token"},
         run.folder / "figures" / "reason_sft.png",
     )
-    score = measured_painter(run, "SFT", painter, judge_of(folder), config)
-    report(run, {"SFT": score})
-    show(painter, judge_of(folder), config, run)
+    judge = judge_of(folder, device)
+    report(run, {"SFT": measured_painter(run, "SFT", painter, judge, config)})
+    show(painter, judge, config, run)
     run.finish("reason-sft")
 
 
 def reason_grpo(config: Config, run: Run, folder: Path, device: torch.device) -> None:
     """Measure, reinforce, measure again with the same prompts and noise."""
-    weights, judge, clock = run.folder / "weights", judge_of(folder), time.time()
+    weights, judge, clock = run.folder / "weights", judge_of(folder, device), time.time()
     if not (weights / "base_reasongen.safetensors").exists():
         first = load_painter(folder)
         save_painter(weights, "base_reasongen", first._replace(thinks=first.thinks or config.grpo.freed))
-    painter = load_painter(weights, "base_reasongen", device)
+    painter, reader = load_painter(weights, "base_reasongen", device), None
+    if config.grpo.reads and painter.thinks:
+        hand_on(folder, weights, "captioner")
+        if not (weights / "captioner.safetensors").exists():
+            captioner(config, run, folder, device)
+        reader = load_captioner(weights, device)
     rows = {"SFT": measured_painter(run, "SFT", painter, judge, config)}
     for n in BEST_OF if config.grpo.controls else ():
         rows[f"SFT, best of {n}"] = measured_painter(run, f"SFT, best of {n}", painter, judge, config, n)
@@ -128,8 +172,12 @@ def reason_grpo(config: Config, run: Run, folder: Path, device: torch.device) ->
     def prompts(n: int, step: int, number: int) -> list[str]:
         return config.asked.draw(config.seed, n)(step * config.grpo.most + number)[0]
 
+    known = None
+    if config.grpo.recall:
+        wanted = replace(config.grpo.lessons, rationales="true" if painter.thinks else "none")
+        known = lessons(wanted, config.world, config.seed, painter.tokenizer, painter.model.config, painter.codec, device)  # fmt: skip
     try:
-        train_reason_grpo(config.grpo, config.seed, painter, judge, prompts, run)
+        train_reason_grpo(config.grpo, config.seed, painter, judge, prompts, run, reader, known)
     finally:  # also when stopped: what was trained is never lost
         save_painter(weights, "reasongen", painter)
     rows["SFT + GRPO"] = measured_painter(run, "SFT + GRPO", painter, judge, config)
@@ -166,4 +214,4 @@ def measured_painter(
     return score
 
 
-REASON_STAGES = {"vq": vq, "reason-sft": reason_sft, "reason-grpo": reason_grpo}
+REASON_STAGES = {"vq": vq, "captioner": captioner, "reason-sft": reason_sft, "reason-grpo": reason_grpo}

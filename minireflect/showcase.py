@@ -175,7 +175,7 @@ def edit_strip(
 def thoughts_strip(
     painter: Painter, judge: Reward, texts: list[str], sampling: SamplingConfig, seed: int, path: Path
 ) -> list[list[tuple[str, str]]]:
-    """ReasonGen-R1 at work, a prompt a row, twice: the rationale as written, the picture, the verdict.  -> rationale and verdict, row by row"""
+    """ReasonGen-R1 at work, every prompt twice: the rationale as written, the picture, the verdict.  -> rationale and verdict, row by row"""
     cells: list[list[Cell]] = [[] for _ in texts]
     said: list[list[tuple[str, str]]] = [[] for _ in texts]
     for k in range(2):
@@ -185,7 +185,7 @@ def thoughts_strip(
         for i, (text, image, thought, reward) in enumerate(zip(texts, images, thoughts, rewards)):
             _, line, right = verdict(image, text, reward)
             said[i].append((thought or "(no rationale)", line))
-            shown = figures.wrap(said[i][-1][0], 28).splitlines()[:8]
+            shown = figures.wrap(said[i][-1][0], 29).splitlines()[:8]
             cells[i].append((image, "\n".join([*shown, line]), right))
-    figures.strip(cells, texts, ["one", "another"], path)
+    figures.blocks(cells, texts, 3, path)
     return said

@@ -2,8 +2,8 @@
 
     python scripts/reason_study.py [--out runs/reason] [--seeds 0 1 2]          writes docs/reasongen.md and docs/reasongen_*.png
 
-A codebook is trained, and one model learns to draw in its words, from prompts and from dense captions, then goes on with other pictures and learns
-what a rationale is, but never to draw from its own: the base.  From it three ways of fine-tuning (true rationales, none, another scene's), then GRPO on them.
+Codebooks are trained, and a captioner that will read rationales; and one model learns to draw in forms and colours, from prompts and from dense captions,
+and what a rationale is, but never to draw from its own: the base.  From it three ways of fine-tuning (true rationales, none, another scene's), then GRPO on them.
 Every seed has its own pictures, training, prompts and noise, these two aside; all rows of a seed share prompts.  It can be stopped at any time and goes on where it stopped.
 """
 
@@ -23,45 +23,52 @@ from minireflect.run import read_metrics, write_text
 
 ROOT = Path(__file__).parent.parent
 THOUGHTS = ("true", "none", "shuffled")
-DRAWING = ["--sft.rationales", "none", "--sft.dense", "0.5", "--sft.bf16"]
-LEGS = {  # each goes on from the one before, with pictures of its own
-    "base-1": DRAWING,
-    "base-2": [*DRAWING, "--sft.continued", "--seed", "1", "--sft.steps", "5000", "--sft.lr", "1.5e-3", "--sft.told", "64"],
-    "base-3": [*DRAWING, "--sft.continued", "--seed", "2", "--sft.steps", "6000", "--sft.lr", "1e-3", "--sft.told", "32", "--sft.arrangements", "0.45"],
-}  # fmt: skip
-TUNING = ["--sft.continued", "--sft.steps", "1000", "--sft.batch", "48", "--sft.pictures", "20000", "--sft.lr", "5e-4", "--sft.bf16"]  # fmt: skip
+BEYOND = ["--sft.altered", "0.5", "--sft.related", "0.4"]  # lessons of what no prompt asks for
+BASE = [
+    *("--sft.rationales", "none", "--sft.dense", "0.5", "--sft.told", "32", "--sft.arrangements", "0.4"), *BEYOND,
+    *("--sft.pictures", "120000", "--sft.steps", "12000", "--sft.bf16"),
+]  # fmt: skip
+AGAIN = ["--sft.continued", "--seed", "1", "--sft.pictures", "40000", "--sft.steps", "3000", "--sft.lr", "1e-3"]  # fmt: skip
+TUNING = ["--sft.continued", "--sft.steps", "1000", "--sft.batch", "48", "--sft.pictures", "20000", "--sft.lr", "5e-4", "--sft.bf16", *BEYOND]  # fmt: skip
+REINFORCING = ["--grpo.no-controls", "--grpo.lessons.bf16"]
+FREED = ["--grpo.freed", "--grpo.no-reads", "--grpo.recall", "0"]  # recalled rationales would be SFT
 REINFORCED = {  # name: (which fine-tuning it starts from, options)
     "true": ("true", []),
     "none": ("none", []),
-    "freed": ("base", ["--grpo.freed"]),
+    "freed": ("base", FREED),
     "steady": ("true", ["--grpo.no-adaptive"]),
 }
-STRAIN = ["--grpo.beta", "0", "--grpo.lr", "1e-3", "--grpo.iterations", "60"]
+STRAIN = ["--grpo.iterations", "40", "--grpo.beta", "0", "--grpo.recall", "0", "--grpo.lr", "1e-3"]
 STRONG = ["--grpo.text.bound", "0.1", "--grpo.text.lr", "4e-3", "--grpo.image.bound", "0.1", "--grpo.image.lr", "4e-3"]  # fmt: skip
-STRAINED = {  # of the first seed: no KL and a step five times as large, to see what the adaptive term holds
+STRAINED = {  # of the first seed: nothing that holds it and steps three times as large, to see what the adaptive term holds
     "strained": [*STRAIN, *STRONG],
     "strained-steady": [*STRAIN, "--grpo.no-adaptive"],
 }
-COOL = {"sampling": SamplingConfig(temperature=0.4)}
+COOL = 0.2  # a second temperature, at which fewer tokens are drawn that the model itself thinks unlikely
 ARMS = {  # name in the table: (run, how it is measured)
     "drawing only, before fine-tuning": ("sft-base", {}),
     "no rationale": ("sft-none", {}),
     "no rationale, best of 2": ("sft-none", {"best_of": 2}),
     "no rationale, best of 4": ("sft-none", {"best_of": 4}),
     "no rationale + GRPO (AR-GRPO)": ("grpo-none", {}),
-    "no rationale + GRPO at temperature 0.4": ("grpo-none", COOL),
     "GRPO without SFT": ("grpo-freed", {}),
     "shuffled rationale": ("sft-shuffled", {}),
     "rationale": ("sft-true", {}),
     "rationale, best of 2": ("sft-true", {"best_of": 2}),
     "rationale, best of 4": ("sft-true", {"best_of": 4}),
     "SFT + GRPO": ("grpo-true", {}),
-    "SFT + GRPO at temperature 0.4": ("grpo-true", COOL),
     "SFT + GRPO, another prompt's rationale": ("grpo-true", {"swapped": True}),
     "SFT + GRPO without adaptive entropy": ("grpo-steady", {}),
     "SFT + GRPO, training combinations": ("grpo-true", {"split": "train"}),
-    "SFT + GRPO, training combinations at temperature 0.4": ("grpo-true", {"split": "train", **COOL}),
 }
+for arm in (
+    "no rationale",
+    "no rationale + GRPO (AR-GRPO)",
+    "rationale",
+    "SFT + GRPO",
+    "SFT + GRPO, training combinations",
+):
+    ARMS[f"{arm}, temperature {COOL}"] = ARMS[arm][0], ARMS[arm][1] | {"sampling": SamplingConfig(COOL)}
 
 
 def measured(weights: Path, args: argparse.Namespace, seed: int, arm: str) -> ReasonScore:
@@ -86,9 +93,10 @@ def main() -> int:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True), args.docs.mkdir(parents=True, exist_ok=True)
     arms, training = [], {}
-    base = train("vq", args.out / "vq", [])
-    for name, words in LEGS.items():
-        base = train("reason-sft", args.out / name, [*words, "--weights", str(base)])
+    codec = train("vq", args.out / "vq", [])
+    captioner = train("captioner", args.out / "captioner", ["--weights", str(codec)])
+    base = train("reason-sft", args.out / "base", [*BASE, "--weights", str(captioner)])
+    base = train("reason-sft", args.out / "base-2", [*BASE, *AGAIN, "--weights", str(base)])  # other pictures
     for seed in args.seeds:
         common = ["--seed", str(seed), "--reasoning.pictures", "24"]  # the rows are measured below
         runs = {"sft-base": base}
@@ -97,7 +105,7 @@ def main() -> int:
             runs[f"sft-{kind}"] = train("reason-sft", args.out / f"sft-{kind}-{seed}", words)
         reinforced = REINFORCED | {n: ("true", o) for n, o in STRAINED.items() if seed == args.seeds[0]}
         for name, (start, options) in reinforced.items():
-            words = [*common, *options, "--grpo.no-controls", "--weights", str(runs[f"sft-{start}"])]
+            words = [*common, *REINFORCING, *options, "--weights", str(runs[f"sft-{start}"])]
             runs[f"grpo-{name}"] = train("reason-grpo", args.out / f"grpo-{name}-{seed}", words)
             if start == "true":
                 training.setdefault(name, []).append(read_metrics(runs[f"grpo-{name}"], "reason-grpo"))

@@ -1,16 +1,22 @@
-"""A pipeline of random weights, small enough to train in a second; what it draws is noise."""
+"""A pipeline and a painter of random weights, small enough to train in a second; what they draw is noise."""
 
 import torch
 from torch import Tensor
 
 from minireflect.diffusion.schedule import Schedule, ScheduleConfig
+from minireflect.methods.reasongen import Painter
+from minireflect.methods.train_reasongen import reason_tokenizer
 from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
 from minireflect.models.clip import TextConfig, TextEncoder
+from minireflect.models.reasongen import ReasonGen, ReasonGenConfig
 from minireflect.models.tokenizer import EOS, Tokenizer
 from minireflect.models.unet import UNet, UNetConfig
+from minireflect.models.vq import Codec, VQAutoencoder, VQConfig
 from minireflect.pipeline import LatentDiffusion
-from minireflect.world.prompts import all_texts
+from minireflect.streams import choices
+from minireflect.world.prompts import all_texts, draw_prompts
 
+REASON_WORDS = reason_tokenizer(ReasonGenConfig.prompt)
 TEXTS = ["a red ball", "a tall red candle in still air", "a blue block", "a green cone"]
 
 
@@ -27,6 +33,20 @@ def small_pipeline(seed: int = 0) -> LatentDiffusion:
     return LatentDiffusion(
         tokenizer, text, unet, autoencoder, Schedule(ScheduleConfig()), image_size=32
     ).eval()
+
+
+def small_painter(seed: int = 0, rationale: int = 6) -> Painter:
+    torch.manual_seed(seed)
+    sizes = ReasonGenConfig(
+        len(REASON_WORDS), 16, 4, rationale=rationale, width=32, layers=1, heads=2, hidden=32
+    )
+    vq = VQAutoencoder(VQConfig(width=8, groups=4, forms=16, colors=4, dimensions=4))
+    autoencoder = Autoencoder(AutoencoderConfig((8, 8, 8, 8), res_blocks=1, groups=4))
+    return Painter(ReasonGen(sizes).eval(), REASON_WORDS, Codec(autoencoder.eval(), vq.eval()))
+
+
+def law_texts(n: int, step: int = 0, number: int = 0) -> list[str]:
+    return [p.text for p in draw_prompts("physical", "train", n, choices(0, "texts", step, number))]
 
 
 def brightness(images: Tensor, prompts: list[str]) -> Tensor:

@@ -82,7 +82,7 @@ def test_equals_transformers(quick: bool) -> None:
             "text states": (states.last, expected.text_model_output.last_hidden_state),
             "text pooled": (ours.text.pooled(states.last, ids), theirs.text_model(ids).pooler_output),
             "vision tokens": (tokens, expected.vision_model_output.last_hidden_state),
-            "vision pooled": (ours.vision.pooled(tokens), theirs.vision_model(images).pooler_output),
+            "vision pooled": (ours.pooled(tokens), theirs.vision_model(images).pooler_output),
             "text embedding": (ours.encode_text(ids), expected.text_embeds),
             "image embedding": (ours.encode_image(images), expected.image_embeds),
         }

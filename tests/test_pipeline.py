@@ -150,9 +150,9 @@ def test_the_verdict_has_read_the_whole_sentence_and_padding_says_nothing() -> N
 def test_the_word_to_come_is_described_without_being_read() -> None:
     torch.manual_seed(0)
     matcher = Matcher(CONFIG).eval()
-    patches = matcher.clip.vision(torch.randn(1, 3, 64, 64))
+    patches = matcher.vision(torch.randn(1, 3, 64, 64))
     ids, other = torch.tensor([[0, 5, 9, 12, 7, EOS]]), torch.tensor([[0, 5, 9, 33, 7, EOS]])
-    one, two = (matcher.describe(patches, matcher.clip.text(x)) for x in (ids, other))
+    one, two = (matcher.describe(patches, matcher.text(x)) for x in (ids, other))
     assert one.shape == (1, 6, CONFIG.vocabulary)
     assert torch.allclose(one[:, :3], two[:, :3], atol=1e-6)
     assert (one[:, 3:] - two[:, 3:]).abs().max() > 1e-4

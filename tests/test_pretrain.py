@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from minireflect import caption, inspect, load_pipeline, render, rng, sample_scene
 from minireflect.diffusion.schedule import Schedule, ScheduleConfig
@@ -14,6 +15,7 @@ from minireflect.methods.train_diffusion import (
     level_chances,
     level_weight,
 )
+from minireflect.methods.train_reward import JointSpace
 from minireflect.models.clip import TextConfig, TextEncoder
 from minireflect.models.tokenizer import EOS, Tokenizer
 from minireflect.run import Run
@@ -99,3 +101,20 @@ def test_the_text_encoder_learns_to_read_places(tmp_path: Path) -> None:
     assert losses[0] > 0.1 and losses[-1] < 0.01
     assert not torch.equal(before, encoder.token.weight)
     learn_to_read(replace(config, reading=0), encoder, latents, ids, torch.arange(4), 0, run)  # nothing to do
+
+
+def test_the_contrastive_loss_is_that_of_clip() -> None:
+    """Figure 3 of its paper: cross-entropy with the own sentence, and with the own picture.  A sentence that two pictures share is right for both: the target is spread over them."""
+    joint = JointSpace(8).eval()
+    image, text = torch.randn(2, 5, 8, generator=rng(0, "joint"))
+    ids = torch.arange(10).view(5, 2)
+    unit = F.normalize(joint.image(image), dim=-1), F.normalize(joint.text(text), dim=-1)
+    logits = joint.logit_scale.exp() * unit[1] @ unit[0].T
+    torch.testing.assert_close(
+        joint.loss(image, text, ids),
+        0.5 * (F.cross_entropy(logits, torch.arange(5)) + F.cross_entropy(logits.T, torch.arange(5))),
+    )
+    ids[1] = ids[0]
+    log_prob = [(logits if d else logits.T).log_softmax(-1) for d in (0, 1)]
+    each = [-torch.cat([p[:2, :2].mean(1), p.diagonal()[2:]]).mean() for p in log_prob]
+    torch.testing.assert_close(joint.loss(image, text, ids), sum(each) / 2)

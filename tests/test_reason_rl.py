@@ -1,5 +1,6 @@
 """ReasonGen-R1's training: what counts in SFT and GRPO, which groups teach, and a controller that holds an entropy at its target."""
 
+import copy
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -30,16 +31,14 @@ from minireflect.methods.train_reasongen import (
     ReasonTraining,
     as_text,
     as_words,
+    lesson_loss,
     lessons,
-    reason_tokenizer,
     shuffled,
     told_loss,
     train_reasongen,
 )
-from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
-from minireflect.models.reasongen import Drawn, ReasonGen, ReasonGenConfig, SamplingConfig, trim, up_to
+from minireflect.models.reasongen import Drawn, ReasonGenConfig, SamplingConfig, trim, up_to
 from minireflect.models.tokenizer import EOS
-from minireflect.models.vq import Codec, VQAutoencoder, VQConfig
 from minireflect.reason_stages import judge_of, load_painter
 from minireflect.rl.entropy import AdaptiveEntropy, EntropyConfig, entropy_of
 from minireflect.run import Run
@@ -48,20 +47,9 @@ from minireflect.world.arrangement import TASKS
 from minireflect.world.data import WorldConfig
 from minireflect.world.prompts import draw_prompts
 from minireflect.world.rationales import rationale, read_rationale
-
-WORDS = reason_tokenizer(ReasonGenConfig.prompt)
-
-
-def painter(seed: int = 0, codes: int = 16) -> Painter:
-    torch.manual_seed(seed)
-    sizes = ReasonGenConfig(len(WORDS), codes, rationale=6, width=32, layers=1, heads=2, hidden=32)
-    vq = VQAutoencoder(VQConfig(width=8, groups=4, codes=codes, dimensions=4))
-    autoencoder = Autoencoder(AutoencoderConfig((8, 8, 8, 8), res_blocks=1, groups=4))
-    return Painter(ReasonGen(sizes).eval(), WORDS, Codec(autoencoder.eval(), vq.eval()))
-
-
-def texts(n: int, step: int = 0, number: int = 0) -> list[str]:
-    return [p.text for p in draw_prompts("physical", "train", n, choices(0, "texts", step, number))]
+from tests.small import REASON_WORDS as WORDS
+from tests.small import law_texts as texts
+from tests.small import small_painter as painter
 
 
 def even(images: Tensor, prompts: list[str]) -> Tensor:
@@ -73,7 +61,7 @@ CONFIG = ReasonRLConfig(iterations=2, prompts=3, group=4, most=3, lr=1e-2)
 
 
 def test_rationales_go_through_tokens_and_back() -> None:
-    config = ReasonGenConfig(len(WORDS), 8)
+    config = ReasonGenConfig(len(WORDS), 8, 4)
     draw = choices(0, "words")
     scenes = [p.scene(draw) for k in ("physical", "unconventional", "arrangement") for p in draw_prompts(k, "train", 60, draw)]  # fmt: skip
     written = [rationale(s, draw=draw) for s in scenes]
@@ -85,7 +73,7 @@ def test_rationales_go_through_tokens_and_back() -> None:
         end = row.index(config.boi)
         assert counts == [i <= end for i in range(len(row))] and set(row[end + 1 :]) <= {EOS}
     with pytest.raises(ValueError, match="at most 2 fit"):
-        as_words(WORDS, ["a red ball"], ReasonGenConfig(len(WORDS), 8, rationale=3))
+        as_words(WORDS, ["a red ball"], ReasonGenConfig(len(WORDS), 8, 4, rationale=3))
 
 
 def test_who_does_not_think_is_given_the_switch() -> None:
@@ -132,10 +120,10 @@ def test_a_dense_caption_is_the_rationale_as_prompt() -> None:
     """With the same draws: where the prompt is dense it is that picture's rationale, and nothing is left to think."""
     p, none = painter(), torch.device("cpu")
     told = {
-        dense: lessons(ReasonTraining(40, dense=dense), WorldConfig(), 0, WORDS, ReasonGenConfig(len(WORDS), 16), p.codec, none)
+        dense: lessons(ReasonTraining(40, dense=dense), WorldConfig(), 0, WORDS, ReasonGenConfig(len(WORDS), 16, 4), p.codec, none)
         for dense in (0.0, 0.5, 1.0)
     }  # fmt: skip
-    boi = ReasonGenConfig(len(WORDS), 16).boi
+    boi = ReasonGenConfig(len(WORDS), 16, 4).boi
     plain, mixed, dense = (
         [(as_text(WORDS, torch.where(ids == EOS, boi, ids))[0], words) for ids, words in zip(t.prompts[:, None, 1:], as_text(WORDS, t.words))]
         for t in told.values()
@@ -155,7 +143,7 @@ def test_a_rationale_learnt_without_its_picture_scores_as_it_does_with_it() -> N
     """Words stand before the picture, so nothing of it counts; and only rationales have words to score, up to BOI."""
     p = painter()
     model = p.model.requires_grad_(True)
-    sizes = ReasonGenConfig(len(WORDS), 16)
+    sizes = ReasonGenConfig(len(WORDS), 16, 4)
     training = ReasonTraining(12, rationales="none", dense=0.5, told=64)
     data = lessons(training, WorldConfig(), 0, WORDS, sizes, p.codec, torch.device("cpu"))
     lengths = up_to(data.thoughts, sizes.boi).sum(1)
@@ -168,7 +156,7 @@ def test_a_rationale_learnt_without_its_picture_scores_as_it_does_with_it() -> N
     counted = up_to(given[1], sizes.boi)
     assert loss.item() == pytest.approx(-(words * counted).sum().item() / counted.sum().item(), rel=1e-5)
     loss.backward()
-    drawing = [*model.image_head.parameters(), *model.aligner.parameters()]
+    drawing = [*model.forms.parameters(), *model.colors.parameters(), *model.then.parameters()]
     assert not any(w.grad is not None and w.grad.any() for w in drawing)
 
 
@@ -178,7 +166,7 @@ def test_bfloat16_learns_the_same_from_the_same(tmp_path: Path) -> None:
     for bf16 in (False, True):
         training = ReasonTraining(24, steps=3, batch=8, lr=1e-3, dense=0.5, bf16=bf16)
         run = Run(tmp_path / str(bf16), {})
-        codec = painter(codes=16).codec
+        codec = painter().codec
         model, _ = train_reasongen(training, WorldConfig(), 0, codec, run, torch.device("cpu"))
         assert all(w.dtype == torch.float32 for w in model.parameters())
         losses[bf16] = torch.tensor([row["loss"] for row in run.metrics("reason-sft")])
@@ -236,7 +224,7 @@ def test_only_mixed_groups_are_kept_and_drawing_goes_on_until_there_are_enough()
 
 
 def test_rewarded_tokens_become_likelier_and_the_first_ratio_is_1() -> None:
-    """A bandit: pictures that begin with one of eight tokens are right, every second by its share at first; forty updates teach it."""
+    """A bandit: pictures that begin with one of eight forms are right, every second by its share at first; forty updates teach it."""
     p = painter()
     reference = painter().model
     soft = SamplingConfig(temperature=4.0)  # untrained it is sure of a token or two
@@ -244,16 +232,37 @@ def test_rewarded_tokens_become_likelier_and_the_first_ratio_is_1() -> None:
     optimizer = torch.optim.AdamW(p.model.requires_grad_(True).parameters(), lr=2e-3)
     asked = texts(4)
     each = [t for t in asked for _ in range(8)]
-    at_first = p.draw(each * 8, config.sampling, rng(0, "first")).codes[:, 0].bincount(minlength=16)
-    liked = at_first.argsort(descending=True)[1::2]  # (8)
+    at_first = p.draw(each * 8, config.sampling, rng(0, "first")).codes[:, 0] // 4
+    liked = at_first.bincount(minlength=16).argsort(descending=True)[1::2]  # (8)
     shares = []
     for step in range(40):
         drawn = p.draw(each, config.sampling, rng(step, "bandit"))
-        rewards = torch.isin(drawn.codes[:, 0], liked).float().view(4, 8)
+        rewards = torch.isin(drawn.codes[:, 0] // 4, liked).float().view(4, 8)
         stats = update_painter(p, reference, optimizer, Groups(asked, drawn, rewards), (), config, rng(step))
         assert stats.first_ratio == 0 and stats.kl >= 0
         shares.append(rewards.mean().item())
     assert sum(shares[:5]) / 5 < 0.6 and sum(shares[-5:]) / 5 > 0.9
+
+
+def test_where_no_sample_is_better_only_what_is_recalled_teaches() -> None:
+    """Without advantage, KL and entropy the gradient is that of stage 1's loss, times the weight."""
+    p, config = painter(rationale=64), ReasonTraining(20, batch=8, altered=0.5)
+    known = lessons(config, WorldConfig(), 0, WORDS, p.model.config, p.codec, torch.device("cpu"))
+    groups = Groups(
+        texts(2), p.draw([t for t in texts(2) for _ in range(4)], SamplingConfig(), rng(0)), torch.ones(2, 4)
+    )
+    silent = ReasonRLConfig(
+        prompts=2, group=4, updates=1, adaptive=False, beta=0.0, recall=0.5, lessons=config, grad_norm=1e9
+    )
+    optimizer = torch.optim.SGD(p.model.requires_grad_(True).parameters(), lr=0.0)
+    update_painter(p, copy.deepcopy(p.model), optimizer, groups, (), silent, rng(7), known)
+    found = [w.grad.clone() for w in p.model.parameters()]
+    p.model.zero_grad()
+    chance = rng(7)
+    torch.randperm(2, generator=chance)  # which group comes first is drawn before
+    (0.5 * lesson_loss(p.model, known, config, torch.device("cpu"), chance)[0]).backward()
+    torch.testing.assert_close(found, [w.grad for w in p.model.parameters()], rtol=1e-5, atol=1e-8)
+    assert sum(g.abs().sum() for g in found) > 0
 
 
 def test_tokens_that_were_not_chosen_have_no_gradient() -> None:
@@ -264,7 +273,7 @@ def test_tokens_that_were_not_chosen_have_no_gradient() -> None:
     optimizer = torch.optim.SGD(p.model.requires_grad_(True).parameters(), lr=0.0)
     update_painter(p, painter().model, optimizer, groups, (), ReasonRLConfig(prompts=2, group=2, updates=1, adaptive=False), rng(0))  # fmt: skip
     assert p.model.transformer.head.weight.grad.abs().sum() == 0
-    assert p.model.image_head[0].weight.grad.abs().sum() > 0
+    assert p.model.forms.head[0].weight.grad.abs().sum() > 0
 
 
 def test_entropy_is_that_of_torch_and_impossible_tokens_count_nothing() -> None:
@@ -339,7 +348,12 @@ def test_a_training_says_what_it_did_and_is_the_same_twice(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     "bad, named",
-    [({"group": 1}, "at least 2"), ({"updates": 99}, "cannot share 16"), ({"most": 0}, "at least 1")],
+    [
+        ({"group": 1}, "at least 2"),
+        ({"updates": 99}, "cannot share 16"),
+        ({"most": 0}, "at least 1"),
+        ({"recall": -1.0}, "recall is -1"),
+    ],
 )
 def test_bad_options_are_named(bad: dict, named: str) -> None:
     with pytest.raises(ValueError, match=named):

@@ -19,7 +19,7 @@ from minireflect.models.reasongen import (
 from minireflect.models.tokenizer import BOS, EOS
 
 SIZES = ReasonGenConfig(
-    vocabulary=12, codes=20, prompt=5, rationale=7, side=3, width=32, layers=2, heads=2, hidden=48
+    vocabulary=12, forms=6, colors=4, prompt=5, rationale=7, side=3, width=32, layers=2, heads=2, hidden=48
 )
 WAYS = {
     "plain": SamplingConfig(),
@@ -70,13 +70,14 @@ def test_thinking_ends_with_the_switch_and_only_what_was_chosen_counts() -> None
 def test_a_picture_depends_on_its_own_rationale_and_on_no_filling() -> None:
     """Alone or beside longer ones, trimmed or not: the same logits."""
     net, out = model(), written()
-    text, image = net(prompts(), out.words, out.codes)
+    text, *image = net(prompts(), out.words, out.codes)
     mask = up_to(out.words, SIZES.boi)
     assert 1 < mask.sum(1).min() < mask.sum(1).max()
     for i in range(6):
         alone = trim(prompts()[i : i + 1], EOS), trim(out.words[i : i + 1], SIZES.boi), out.codes[i : i + 1]
-        one_text, one_image = net(*alone)
-        torch.testing.assert_close(one_image[0], image[i], atol=1e-5, rtol=0)
+        one_text, *one_image = net(*alone)
+        for one, among in zip(one_image, image):
+            torch.testing.assert_close(one[0], among[i], atol=1e-5, rtol=0)
         torch.testing.assert_close(one_text[0], text[i, mask[i]], atol=1e-5, rtol=0)
 
 
@@ -88,31 +89,55 @@ def test_a_given_rationale_is_drawn_and_not_scored() -> None:
     assert out.codes.min() >= 0 and out.codes.max() < SIZES.codes
 
 
-def test_words_with_one_codeword_are_one_word() -> None:
-    """Two ids of the same codeword are as likely as each other everywhere, and read alike; other ids are not."""
+@pytest.mark.parametrize("book", ["forms", "colors"])
+def test_words_with_one_codeword_are_one_word(book: str) -> None:
+    """Two forms (colours) of the same codeword are as likely as each other everywhere, and read alike; others are not."""
     net, out = model(), written()
-    net.codebook[3] = net.codebook[5]
-    text, image = net(prompts(), out.words, out.codes)
-    torch.testing.assert_close(image[..., 3], image[..., 5], atol=1e-5, rtol=0)
-    assert (image[..., 3] - image[..., 4]).abs().max() > 1e-2
-    assert (
-        text.shape[2] == SIZES.vocabulary + 1 and image.shape[2] == SIZES.codes
-    )  # words and BOI; image tokens
-    codes = torch.where(out.codes == 3, 5, torch.where(out.codes == 5, 3, out.codes))
+    vectors = getattr(net, book).vectors
+    vectors[1] = vectors[3]
+    said = net(prompts(), out.words, out.codes)
+    logits = getattr(said, book)
+    torch.testing.assert_close(logits[..., 1], logits[..., 3], atol=1e-5, rtol=0)
+    assert (logits[..., 1] - logits[..., 2]).abs().max() > 1e-2
+    assert said.text.shape[2] == SIZES.vocabulary + 1  # words and BOI
+    assert said.forms.shape == (6, 9, 6) and said.colors.shape == (6, 9, 4)
+    step = SIZES.colors if book == "forms" else 1
+    number = net.split(out.codes)[book == "colors"]
+    codes = out.codes + torch.where(number == 1, 2 * step, torch.where(number == 3, -2 * step, 0))
     assert not torch.equal(codes, out.codes)
-    torch.testing.assert_close(net(prompts(), out.words, codes)[1], image, atol=1e-5, rtol=0)
+    for after, before in zip(net(prompts(), out.words, codes), said):
+        torch.testing.assert_close(after, before, atol=1e-5, rtol=0)
+
+
+def test_the_probabilities_of_a_tokens_pairs_sum_to_1() -> None:
+    """Whatever stands before it: of all forms times colours one comes."""
+    net, out = model(), written()
+    for i in (0, 4, 8):
+        every = torch.arange(SIZES.codes)
+        codes = out.codes[:1].repeat(SIZES.codes, 1)
+        codes[:, i] = every
+        given = prompts()[:1].repeat(SIZES.codes, 1), out.words[:1].repeat(SIZES.codes, 1), codes
+        with torch.no_grad():
+            log_prob = net.log_probs(*given, WAYS["guided"])[1][:, i]
+        assert log_prob.exp().sum().item() == pytest.approx(1, abs=1e-5)
+        with torch.no_grad():
+            colors = net(*given).colors[:, i].view(SIZES.forms, SIZES.colors, SIZES.colors)
+        assert (colors[0] - colors[1]).abs().max() > 1e-3  # colours know their form
+        torch.testing.assert_close(colors[:, 0], colors[:, 1], atol=1e-5, rtol=0)  # and not themselves
 
 
 def test_nothing_sees_what_follows_it() -> None:
     net, out = model(), written()
-    text, image = net(prompts(), out.words, out.codes)
+    said = net(prompts(), out.words, out.codes)
     for i in range(SIZES.side**2 - 1):
         codes = out.codes.clone()
-        codes[:, i] = (codes[:, i] + 1) % SIZES.codes
-        other_text, other = net(prompts(), out.words, codes)
-        torch.testing.assert_close(other[:, : i + 1], image[:, : i + 1], atol=1e-6, rtol=0)
-        torch.testing.assert_close(other_text, text, atol=1e-6, rtol=0)
-        assert (other[:, i + 1] - image[:, i + 1]).abs().max() > 1e-3
+        codes[:, i] = (codes[:, i] + SIZES.colors + 1) % SIZES.codes  # another form, and other colours
+        other = net(prompts(), out.words, codes)
+        torch.testing.assert_close(other.text, said.text, atol=1e-6, rtol=0)
+        torch.testing.assert_close(other.forms[:, : i + 1], said.forms[:, : i + 1], atol=1e-6, rtol=0)
+        torch.testing.assert_close(other.colors[:, :i], said.colors[:, :i], atol=1e-6, rtol=0)
+        for after, before in zip(other[1:], said[1:]):
+            assert (after[:, i + 1] - before[:, i + 1]).abs().max() > 1e-3
 
 
 def written() -> Drawn:

@@ -209,7 +209,8 @@ def test_rlrig_from_nothing_to_a_strip(tmp_path: Path) -> None:
 
 def test_reasongen_from_nothing_to_pictures(tmp_path: Path) -> None:
     """Every line of the third system: the codebook, fine-tuning on rationales, reinforcement."""
-    for command, source in (("vq", None), ("reason-sft", "vq"), ("reason-grpo", "reason-sft")):
+    stages = {"vq": None, "captioner": "vq", "reason-sft": "captioner", "reason-grpo": "reason-sft"}
+    for command, source in stages.items():
         words = [*(["--weights", source] if source else []), "--preset", "smoke", "--out", command]
         done = run("train.py", command, *words, cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-3000:]
@@ -219,7 +220,7 @@ def test_reasongen_from_nothing_to_pictures(tmp_path: Path) -> None:
         assert row in done.stdout
     assert {p.name for p in (tmp_path / command / "figures").iterdir()} == {"reason_grpo.png", "thoughts.png"}
     weights = {p.stem for p in (tmp_path / command / "weights").iterdir()}
-    assert weights == {"base_reasongen", "reasongen", "vq", "autoencoder"}
+    assert weights == {"base_reasongen", "reasongen", "vq", "autoencoder", "captioner"}
     drawn = run("sample.py", "--method", "reasongen", "--weights", "reason-grpo", "a tall red candle in still air", "--out", "s.png", cwd=tmp_path)  # fmt: skip
     assert drawn.returncode == 0 and "reward" in drawn.stdout and (tmp_path / "s.png").exists()
     odd = run("sample.py", "--method", "reasongen", "--weights", "reason-grpo", "a purple dragon", cwd=tmp_path)  # fmt: skip

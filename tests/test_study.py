@@ -123,13 +123,19 @@ def test_the_study_of_reasongen_measures_every_row_on_the_run_that_it_belongs_to
         reason_study.STRAINED
     )
     starts = {name: w[w.index("--weights") + 1] for name, w in asked if "--weights" in w}
-    assert starts["base-1"].endswith("vq") and starts["base-3"].endswith("base-2")
-    assert starts["grpo-freed-1"].endswith("base-3") and starts["sft-true-1"].endswith("base-3")
+    assert [starts[name].split("/")[-1] for name in ("captioner", "base", "base-2")] == [
+        "vq",
+        "captioner",
+        "base",
+    ]
+    assert starts["grpo-freed-1"].endswith("base-2") and starts["sft-true-1"].endswith("base-2")
     assert starts["grpo-none-1"].endswith("sft-none-1") and starts["grpo-steady-0"].endswith("sft-true-0")
     page = (tmp_path / "docs" / "reasongen.md").read_text()
     assert page.count("| no rationale | 0.400 ± 1.271 |") == 1  # 12.706 * 0.1414 / sqrt(2)
     assert "| no rationale | 0.100 ± 0.000 | 0.100 ± 0.000 | 0.100 ± 0.000 |" in page
     assert {p.name for p in (tmp_path / "docs").iterdir()} == {"reasongen.md", "reasongen_arms.png", "reasongen_entropy.png"}  # fmt: skip
+    assert "| no rationale, temperature 0.2 | 0.100 ± 0.000 | 0.100 ± 0.000 | 0.100 ± 0.000 |" in page
+    assert {arm for arm, _, c in drawn if c.sampling.temperature == 0.2} == {arm for arm in reason_study.ARMS if "0.2" in arm}  # fmt: skip
     assert [r for arm, r, c in drawn if c.swapped] == ["grpo-true-0", "grpo-true-1"]
     assert {(arm, r) for arm, r, c in drawn if c.best_of == 4 and c.seed == 1_001} == {
         ("no rationale, best of 4", "sft-none-1"), ("rationale, best of 4", "sft-true-1")

@@ -2,24 +2,25 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from minireflect import rng
-from minireflect.methods.train_vq import VQTraining, perplexity, refine_vq, train_vq, weights
+from minireflect.methods.train_vq import VQTraining, perplexity, refine_vq, things, train_vq, weights
 from minireflect.models.vq import Codec, Quantiser, VQAutoencoder, VQConfig
 from minireflect.pipeline import load_module, load_pipeline, save_module
 from minireflect.run import Run
 from minireflect.streams import choices
-from minireflect.world.data import WorldConfig, training_pairs
-from minireflect.world.render import to_tensor
+from minireflect.world.data import WorldConfig, training_pairs, twin
+from minireflect.world.render import render_pixels, to_tensor
 
-SMALL = VQConfig(width=8, groups=4, codes=32, dimensions=4)
+SMALL = VQConfig(width=8, groups=4, forms=32, colors=16, dimensions=4)
 
 
 def quantiser() -> Quantiser:
     torch.manual_seed(0)
-    return Quantiser(SMALL)
+    return Quantiser(32, 4)
 
 
 def test_a_code_becomes_the_nearest_word() -> None:
@@ -73,7 +74,7 @@ def test_the_decoder_goes_on_and_the_words_stay(tmp_path: Path) -> None:
     pixels, _, _ = training_pairs(8, WorldConfig(), choices(0, "vq"))
     autoencoder, images = load_pipeline().autoencoder, to_tensor(pixels)
     torch.manual_seed(0)
-    codec = Codec(autoencoder, VQAutoencoder(VQConfig(codes=32)).eval())
+    codec = Codec(autoencoder, VQAutoencoder(VQConfig(forms=32, colors=16)).eval())
     with torch.no_grad():
         before, error = codec.words(images), (codec.pictures(codec.words(images)) - images).square().mean()
     run = Run(tmp_path / "run", {})
@@ -91,11 +92,25 @@ def test_a_word_depends_on_its_patch_alone() -> None:
     one, other = torch.rand(2, 1, 3, 64, 64, generator=chance) * 2 - 1
     other[..., 24:32, 16:24] = one[..., 24:32, 16:24]
     assert vq.encode(one)[0, 3, 2] == vq.encode(other)[0, 3, 2]
-    codes = [vq.encoder(x) for x in (one, other)]  # (1 d 8 8)
-    torch.testing.assert_close(codes[0][..., 3, 2], codes[1][..., 3, 2], atol=1e-5, rtol=0)
-    assert ((codes[0] - codes[1]).abs().amax(1)[0] > 1e-3).sum() == 63  # and everywhere else they differ
-    shifted = torch.cat([one[..., 8:], one[..., :8]], -1)  # by one patch
-    torch.testing.assert_close(vq.encoder(shifted), codes[0].roll(-1, -1), atol=1e-5, rtol=0)
+    for encoder in (vq.see_form, vq.see_color):
+        codes = [encoder(x) for x in (one, other)]  # (1 d 8 8)
+        torch.testing.assert_close(codes[0][..., 3, 2], codes[1][..., 3, 2], atol=1e-5, rtol=0)
+        assert ((codes[0] - codes[1]).abs().amax(1)[0] > 1e-3).sum() == 63  # and everywhere else they differ
+        shifted = torch.cat([one[..., 8:], one[..., :8]], -1)  # by one patch
+        torch.testing.assert_close(encoder(shifted), codes[0].roll(-1, -1), atol=1e-5, rtol=0)
+
+
+def test_a_picture_is_its_own_colours_and_its_twins_forms() -> None:
+    """What training makes of a picture and a twin is what the codebooks make of the form of the one and the colours of the other."""
+    torch.manual_seed(0)
+    vq = VQAutoencoder(SMALL).eval()
+    images, twins = torch.rand(2, 3, 3, 64, 64, generator=rng(0, "pictures")) * 2 - 1
+    out, found, codes = vq(images, twins)
+    assert torch.equal(found.form.ids, vq.encode(twins) // 16)
+    assert torch.equal(found.color.ids, vq.encode(images) % 16)
+    torch.testing.assert_close(out, vq.decode(found.form.ids * 16 + found.color.ids), atol=1e-6, rtol=0)
+    assert codes[0].shape == codes[1].shape == (3, 4, 8, 8)
+    torch.testing.assert_close(found.loss, found.form.loss + found.color.loss)
 
 
 def test_coloured_pixels_weigh_more_and_all_together_one() -> None:
@@ -106,20 +121,35 @@ def test_coloured_pixels_weigh_more_and_all_together_one() -> None:
     assert weight[0, 0, 0, 0] / weight[0, 0, 1, 1] == pytest.approx(5)
 
 
+def test_patches_with_things_weigh_more_and_all_together_one() -> None:
+    """A pixel that differs marks its patch, whichever of the two has it; the smallest differences mark none."""
+    images = torch.full((2, 3, 16, 24), 0.9)
+    images[0, 1, 9, 17] = 0.2
+    images[1, :, :8, :8] += 0.04
+    weight = things(images, torch.full_like(images, 0.9), 5.0)
+    assert weight.shape == (2, 1, 2, 3) and weight.mean().item() == pytest.approx(1)
+    assert (weight / weight[0, 0, 0, 0]).flatten().tolist() == pytest.approx([1] * 5 + [5] + [1] * 6)
+    torch.testing.assert_close(things(torch.full_like(images, 0.9), images, 5.0), weight)
+
+
 def test_perplexity_counts_words_evenly_used() -> None:
     assert perplexity(torch.tensor([5.0, 5, 5, 5, 0, 0])) == pytest.approx(4)
     assert perplexity(torch.tensor([7.0, 0, 0])) == pytest.approx(1)
 
 
 def test_it_learns_keeps_and_refuses(tmp_path: Path) -> None:
-    pixels, _, _ = training_pairs(8, WorldConfig(), choices(0, "vq"))
+    pixels, scenes, _ = training_pairs(8, WorldConfig(), choices(0, "vq"))
+    twins = np.stack([render_pixels(twin(s, choices(0, "twins"))) for s in scenes])
     run = Run(tmp_path / "run", {})
-    config = VQTraining(steps=60, batch=4, codes=32, revived=10)
+    config = VQTraining(steps=60, batch=4, forms=32, colors=16, revived=10)
     autoencoder = load_pipeline().autoencoder
-    model = train_vq(config, pixels, 0, autoencoder, run, torch.device("cpu"))
+    model = train_vq(config, pixels, twins, 0, autoencoder, run, torch.device("cpu"))
     rows = run.metrics("vq")
     assert sum(r["latents"] for r in rows[-10:]) < 0.7 * sum(r["latents"] for r in rows[:10])
-    assert all(0 < r["used"] <= 1 and 1 <= r["perplexity"] <= 32 for r in rows if "used" in r)
+    looks = [r for r in rows if "forms_used" in r]
+    assert len(looks) == 6
+    for name, k in (("forms", 32), ("colors", 16)):
+        assert all(0 < r[f"{name}_used"] <= 1 and 1 <= r[f"{name}_perplexity"] <= k for r in looks)
     save_module(tmp_path / "vq.safetensors", model, {})
     again, _ = load_module(tmp_path / "vq.safetensors", VQAutoencoder, VQConfig)
     images = to_tensor(pixels[:2])
@@ -129,9 +159,9 @@ def test_it_learns_keeps_and_refuses(tmp_path: Path) -> None:
     assert torch.equal(ids.view(2, 8, 8), model.encode(images))  # row by row
     torch.testing.assert_close(two.pictures(ids), one.pictures(ids))
     assert one.pictures(ids).shape == images.shape and one.pictures(ids).abs().max() <= 1
-    with pytest.raises(ValueError, match="codebook has 32"):
-        one.pictures(ids + 32)
+    with pytest.raises(ValueError, match="codebooks have 512"):
+        one.pictures(ids + 512)
     with pytest.raises(ValueError, match="not a multiple of groups"):
         VQConfig(width=30)
-    with pytest.raises(ValueError, match="both must be 2 or more"):
-        VQConfig(codes=1)
+    with pytest.raises(ValueError, match="all must be 2 or more"):
+        VQConfig(colors=1)

@@ -1,16 +1,20 @@
 """ReasonGen-R1's second stage: GRPO on rationale and picture together, with a judge's verdict (arXiv 2505.24875, section 3.2).
 
     for each iteration:
-        until enough groups are mixed:  draw prompts;  G x (rationale, picture) each;  R = 1 if the judge accepts the picture, else 0
+        until enough groups are mixed:  draw prompts;  G x (rationale, picture) each
+        R = 1 if the judge accepts the picture for its prompt, and the captioner for its rationale, else 0
         A = (R - mean) / (std + e) in each group, the same for every token that the policy chose, word or image token
         L = mean over tokens of max(-A rho, -A clip(rho, 1 - e, 1 + e)) + beta KL(pi || pi_ref) + alpha_text H_text + alpha_image H_image
+            + recall L_SFT, stage 1's loss on true pictures
 
 Groups whose rewards are all equal are thrown away and others drawn (DAPO, arXiv 2503.14476, section 3.2).  The judge is the learned matcher of
-SRRL at 0.5, never the inspector.  Without rationales this is AR-GRPO (arXiv 2508.06924) with another reward.
+SRRL at 0.5, never the inspector.  The paper's sees the picture only, and so words drift away from what is drawn; `reads` asks, besides, that a learned captioner
+finds no word of the rationale unlikely in the picture.  Without rationales this is AR-GRPO (arXiv 2508.06924) with another reward.
 
 Differs from the released code: tokens that the policy did not choose (a forced BOI, what fills up) carry no gradient; updates see the very distribution
 that was sampled from; a missing judge is an error (there rewards are then random).  By default words and image tokens have a mean each in L (`modality`), as
-64 image tokens outweigh twenty words, and beta is not 0: pictures stay readable (docs/log.md, thirteenth session).
+64 image tokens outweigh twenty words; beta is not 0, and true pictures are recalled (InstructGPT's PPO-ptx, arXiv 2203.02155, eq. 2): what is not
+asked for in training is otherwise forgotten, and held-out prompts ask for it (docs/log.md, thirteenth and eighteenth session).
 
     python train.py reason-grpo
 """
@@ -35,27 +39,33 @@ from ..rl.rewards import Reward, checker
 from ..run import Run
 from ..streams import rng
 from .rate import lr_factor, set_lr
-from .train_reasongen import as_text
+from .train_reasongen import Lessons, ReasonTraining, as_text, lesson_loss
 
+EXPECTED = 0.05  # least probability that a word of a kept rationale has; the first of four things in any order, in one of three styles, has a twelfth
 Prompts = Callable[[int, int, int], list[str]]  # how many, of which iteration, of which draw in it
 
 
 @dataclass(frozen=True)
 class ReasonRLConfig:
-    iterations: int = 100
+    iterations: int = 80
     prompts: int = 16  # groups that an iteration learns from
     group: int = 8  # G, samples of a prompt
     most: int = 4  # draws of prompts an iteration at most, until enough groups are mixed
     updates: int = 2  # optimiser steps an iteration, each on its share of the groups
-    lr: float = 2e-4  # of AdamW, peak; cosine to zero after a warm-up of 5 %
+    lr: float = 3e-4  # of AdamW, peak; cosine to zero after a warm-up of 5 %
     clip: float = 0.2  # e, on the ratio of a token's probabilities
-    beta: float = 0.05  # weight of the KL to the model before RL, nats a token; the paper has none
+    beta: float = 0.02  # weight of the KL to the model before RL, nats a token; the paper has none
     modality: bool = True  # words and image tokens with a mean each; the paper has one over all
     adaptive: bool = True  # hold the entropies at their targets
-    text: EntropyConfig = field(default_factory=lambda: EntropyConfig(target=0.14))  # what SFT ends with
-    image: EntropyConfig = field(default_factory=lambda: EntropyConfig(target=0.2))
+    text: EntropyConfig = field(default_factory=lambda: EntropyConfig(target=0.11))  # what SFT ends with
+    image: EntropyConfig = field(default_factory=lambda: EntropyConfig(target=0.19))
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.8))
     grad_norm: float = 1.0  # largest norm of a gradient
+    reads: bool = True  # a picture must also keep what its rationale promises; the paper's need not
+    recall: float = 0.3  # weight of the loss of stage 1 on true pictures, gamma of InstructGPT's eq. (2); the paper has none
+    lessons: ReasonTraining = field(
+        default_factory=lambda: ReasonTraining(pictures=6_000, batch=48, altered=0.5, related=0.4)
+    )  # what is recalled; with rationales if the model writes them; steps, lr and told have no meaning here
     freed: bool = False  # let a model trained without rationales write words: GRPO without SFT
     controls: bool = True  # measure best-of-N beside
 
@@ -66,6 +76,8 @@ class ReasonRLConfig:
             raise ValueError(
                 f"group is {self.group}: a sample is compared with others of its prompt, so at least 2"
             )
+        if self.recall < 0:
+            raise ValueError(f"recall is {self.recall}, a weight of 0 or more is wanted")
         if self.updates > self.prompts:
             raise ValueError(f"{self.updates} updates cannot share {self.prompts} groups")
 
@@ -116,7 +128,13 @@ class Tally(NamedTuple):
 
 
 def collect_groups(
-    painter: Painter, judge: Reward, prompts: Prompts, config: ReasonRLConfig, step: int, generator: Generator
+    painter: Painter,
+    judge: Reward,
+    prompts: Prompts,
+    config: ReasonRLConfig,
+    step: int,
+    generator: Generator,
+    captioner: Reward | None = None,
 ) -> tuple[Groups | None, Tally]:
     """Draw until there are enough groups that teach something, or `most` times.  -> those, None if there is none
 
@@ -132,7 +150,10 @@ def collect_groups(
         each = [t for t in texts for _ in range(config.group)]
         out = painter.draw(each, config.sampling, generator)
         images = painter.pictures(out.codes)
-        R = (judge(images, each) >= ACCEPT).float().view(-1, config.group)  # (n g)
+        accepted = judge(images, each) >= ACCEPT  # (n*g)
+        if captioner:
+            accepted &= captioner(images, painter.thoughts(out)) >= EXPECTED
+        R = accepted.float().view(-1, config.group)  # (n g)
         rewards.append(R.flatten()), words.append(out.chosen.sum(1).float())
         right.append(checker(images.cpu(), each))
         rows = (~zero_variance_groups(R)).nonzero().flatten()[:wanted]
@@ -172,6 +193,7 @@ def token_shares(chosen: Tensor, image_tokens: int, modality: bool) -> tuple[Ten
 def update_painter(
     painter: Painter, reference: ReasonGen, optimizer: torch.optim.Optimizer, groups: Groups,
     entropies: tuple[AdaptiveEntropy, AdaptiveEntropy], config: ReasonRLConfig, generator: Generator,
+    known: Lessons | None = None,
 ) -> ReasonStats:  # fmt: skip
     """`config.updates` optimiser steps, each on its share of the groups."""
     model, n, g = painter.model, len(groups.texts), config.group
@@ -183,27 +205,28 @@ def update_painter(
     order = torch.randperm(n, generator=generator)
     shares = [(i[:, None] * g + torch.arange(g)).flatten().to(device) for i in order.chunk(config.updates)]
     given = [(prompts[rows], written[rows], groups.drawn.codes[rows]) for rows in shares]
-    with (
-        torch.no_grad()
-    ):  # in one pass each, as below: the cache rounds otherwise than the whole sequence does
+    with torch.no_grad():  # in one pass each, as below: the cache rounds otherwise than the whole does
         old = [torch.cat(model.log_probs(*tokens, config.sampling), 1) for tokens in given]  # (m r+n) each
         ref = [torch.cat(reference.log_probs(*tokens, config.sampling), 1) for tokens in given]
     totals, first = [], 0.0
     for number, (rows, tokens) in enumerate(zip(shares, given)):
         (_, words, codes), chosen = tokens, groups.drawn.chosen[rows, : written.shape[1]]
-        texts, images = model.distributions(*tokens, config.sampling)  # (m r v+1), (m n k)
-        now = torch.cat(
-            [texts.gather(2, words[..., None])[..., 0], images.gather(2, codes[..., None])[..., 0]], 1
-        )
+        choices = model.distributions(*tokens, config.sampling)
+        now = torch.cat(model.chosen(choices, words, codes), 1)  # (m r+n)
         weight = torch.cat(token_shares(chosen, codes.shape[1], config.modality), 1)  # (m r+n)
         counted = weight > 0
         A = advantage[rows, None].expand_as(now)
         stats = ppo_clip(now[counted], old[number][counted], A[counted], config.clip, weight[counted])
         kl = (weight[counted] * token_kl(now[counted], ref[number][counted])).sum()
-        H = mean_entropy(texts, chosen), mean_entropy(images, torch.ones_like(codes, dtype=torch.bool))
+        every = torch.ones_like(codes, dtype=torch.bool)
+        # of a token: of its form, and of its colours given the form that was drawn
+        of_image = mean_entropy(choices.forms, every) + mean_entropy(choices.colors, every)
+        H = mean_entropy(choices.text, chosen), of_image
         loss = stats.loss + config.beta * kl
         if config.adaptive:
             loss = loss + sum(control.alpha * h for control, h in zip(entropies, H))
+        if known:
+            loss = loss + config.recall * lesson_loss(model, known, config.lessons, device, generator)[0]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_norm)
@@ -229,9 +252,10 @@ def mean_entropy(log_prob: Tensor, mask: Tensor) -> Tensor:
 
 
 def train_reason_grpo(
-    config: ReasonRLConfig, seed: int, painter: Painter, judge: Reward, prompts: Prompts, run: Run
-) -> ReasonGen:
-    """Reinforce thinking and drawing.  -> the model"""
+    config: ReasonRLConfig, seed: int, painter: Painter, judge: Reward, prompts: Prompts, run: Run,
+    captioner: Reward | None = None, known: Lessons | None = None,
+) -> ReasonGen:  # fmt: skip
+    """Reinforce thinking and drawing, and recall what is known.  -> the model"""
     reference = copy.deepcopy(painter.model).eval().requires_grad_(False)
     model = painter.model.requires_grad_(True)
     device = next(model.parameters()).device
@@ -242,14 +266,14 @@ def train_reason_grpo(
     for step in run.steps("reason-grpo", config.iterations, networks, optimizer, memory=memory):
         set_lr(optimizer, config.lr * lr_factor(step, config.iterations))
         chance = rng(seed, "reason-grpo", step)
-        groups, tally = collect_groups(painter, judge, prompts, config, step, chance)
+        groups, tally = collect_groups(painter, judge, prompts, config, step, chance, captioner)
         samples = tally.drawn * config.group
         memory["judged"] += samples
         memory["tokens"] += round(samples * (tally.words + model.config.side**2))
         stats = {}
         if groups:
             learnt = update_painter(
-                painter, reference, optimizer, groups, entropies, config, rng(seed, "update", step)
+                painter, reference, optimizer, groups, entropies, config, rng(seed, "update", step), known
             )
             stats = learnt._asdict()
         values = {

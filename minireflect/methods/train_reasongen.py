@@ -3,7 +3,8 @@
     L = sum_i s_i CE_i / sum_i s_i,     s = 2 for the rationale's words and BOI, 1 for image tokens, 0 for what is given or filled up
 
 Prompt and rationale are left empty in a tenth of the samples, so that guidance has something to compare with.  What the paper's base knows before,
-drawing from dense captions and writing, ours learns in the same loop: `dense` makes rationales prompts, `told` adds the mean CE of rationales without pictures.
+drawing from dense captions and writing, ours learns in the same loop: `dense` makes rationales prompts, `told` adds the mean CE of rationales without pictures,
+and `altered` and `related` show and say what no prompt asks for, so that what things look like, where they are and what becomes of them is learnt apart.
 
 Differs from the released code: BOI, the switch from thinking to drawing, is learnt (there its weight is 0, and generation is told when to
 switch); nothing is clamped, as text and image positions have logits of their own (there one row of logits is padded with -1e9 and clamped at 30).
@@ -45,12 +46,14 @@ class ReasonTraining:
     arrangements: float = 0.35  # share of arrangements among the pictures, in place of the world's
     continued: bool = False  # go on with the model in --weights, perhaps one that learnt to draw
     dense: float = 0.0  # share of pictures with the rationale as prompt, a dense caption, and nothing thought
+    altered: float = 0.0  # share of the laws' pictures that no prompt asks for, see world/data.py
+    related: float = 0.0  # share of the captions of two things that name both colours and how they stand
     bf16: bool = False  # multiply in bfloat16, 1.7 times faster where the processor can (CPUs with AMX)
     told: int = 0  # rationales a step that are learnt without their picture, from the prompt: thinking for a third of the price
     rationales: Thoughts = "true"  # of the picture; none at all; or another picture's of the same law
 
     def __post_init__(self) -> None:
-        for name in ("dropped", "dense", "arrangements"):
+        for name in ("dropped", "dense", "arrangements", "altered", "related"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, a share from 0 to 1 is wanted")
         if self.told < 0:
@@ -101,7 +104,9 @@ def lessons(
     """Draw the world and turn it into tokens."""
     draw = choices(seed, "reason-sft", "pictures")
     world = replace(world, arrangements=training.arrangements)
-    pixels, scenes, captions = training_pairs(training.pictures, world, draw)
+    pixels, scenes, captions = training_pairs(
+        training.pictures, world, draw, training.altered, training.related
+    )
     thoughts = [rationale(s, draw=draw) for s in scenes]
     if training.rationales == "shuffled":
         thoughts = shuffled(thoughts, [s.law for s in scenes], draw)
@@ -126,6 +131,28 @@ def shuffled(thoughts: list[str], laws: list[str], draw: random.Random) -> list[
     return given
 
 
+def lesson_loss(
+    model: ReasonGen, data: Lessons, training: ReasonTraining, device: torch.device, chance: Generator
+) -> tuple[Tensor, dict[str, float]]:
+    """L of a batch of lessons.  -> () nats a token, its parts in nats a word and an image token"""
+    pick = torch.randint(len(data.codes), (training.batch,), generator=chance)
+    empty = torch.rand(training.batch, 1, generator=chance).to(device) < training.dropped  # (b 1)
+    blank = model.blank(training.batch, device)
+    prompts, words = (torch.where(empty, b, v[pick]) for b, v in zip(blank, data))
+    prompts, words = trim(prompts, EOS), trim(words, model.config.boi)
+    with torch.autocast(device.type, torch.bfloat16, enabled=training.bf16):
+        text, *image = model(prompts, words, data.codes[pick])  # (b r v+1), (b n f), (b n k)
+    mask = up_to(words, model.config.boi) & ~empty  # (b r)
+    of_text = F.cross_entropy(text[mask].float(), words[mask], reduction="sum") / mask.sum().clamp(min=1)
+    of_image = sum(
+        F.cross_entropy(logits.float().flatten(0, 1), ids.flatten())
+        for logits, ids in zip(image, model.split(data.codes[pick]))
+    )  # nats of a form, and of colours given the form
+    share = training.text * mask.sum(), training.image * data.codes[pick].numel()
+    loss = (share[0] * of_text + share[1] * of_image) / sum(share)
+    return loss, {"text": of_text.item(), "image": of_image.item()}
+
+
 def told_loss(
     model: ReasonGen, data: Lessons, training: ReasonTraining, device: torch.device, chance: Generator
 ) -> Tensor:
@@ -133,7 +160,7 @@ def told_loss(
     pick = torch.randint(len(data.codes), (training.told,), generator=chance)
     prompts, words = trim(data.captions[pick], EOS), trim(data.thoughts[pick], model.config.boi)
     with torch.autocast(device.type, torch.bfloat16, enabled=training.bf16):
-        text, _ = model(prompts, words, data.codes[pick, :1])  # (b r v+1)
+        text = model(prompts, words, data.codes[pick, :1]).text  # (b r v+1)
     mask = up_to(words, model.config.boi)  # (b r)
     return F.cross_entropy(text[mask].float(), words[mask])
 
@@ -146,8 +173,9 @@ def train_reasongen(
     torch.manual_seed(seed)
     if start is None:
         tokenizer = reason_tokenizer(ReasonGenConfig.prompt)
-        config = ReasonGenConfig(len(tokenizer), codec.vq.config.codes, codec.vq.config.dimensions)
-        model = ReasonGen(config, codec.vq.quantiser.codebook).to(device)
+        sizes = codec.vq.config
+        config = ReasonGenConfig(len(tokenizer), sizes.forms, sizes.colors, sizes.dimensions)
+        model = ReasonGen(config, (codec.vq.forms.codebook, codec.vq.colors.codebook)).to(device)
     else:
         model, tokenizer = start[0].to(device).train().requires_grad_(True), start[1]
         config = model.config
@@ -156,19 +184,7 @@ def train_reasongen(
     for step in run.steps("reason-sft", training.steps, {"model": model}, optimizer, save_every=50):
         set_lr(optimizer, training.lr * lr_factor(step, training.steps))
         chance = rng(seed, "reason-sft", "batch", step)
-        pick = torch.randint(len(data.codes), (training.batch,), generator=chance)
-        empty = torch.rand(training.batch, 1, generator=chance).to(device) < training.dropped  # (b 1)
-        blank = model.blank(training.batch, device)
-        prompts, words = (torch.where(empty, b, v[pick]) for b, v in zip(blank, data))
-        prompts, words = trim(prompts, EOS), trim(words, config.boi)
-        with torch.autocast(device.type, torch.bfloat16, enabled=training.bf16):
-            text, image = model(prompts, words, data.codes[pick])  # (b r v+1), (b n k)
-        mask = up_to(words, config.boi) & ~empty  # (b r)
-        of_text = F.cross_entropy(text[mask].float(), words[mask], reduction="sum") / mask.sum().clamp(min=1)
-        of_image = F.cross_entropy(image.float().flatten(0, 1), data.codes[pick].flatten())
-        share = training.text * mask.sum(), training.image * data.codes[pick].numel()
-        loss = (share[0] * of_text + share[1] * of_image) / sum(share)
-        losses = {"text": of_text.item(), "image": of_image.item()}
+        loss, losses = lesson_loss(model, data, training, device, chance)
         if training.told:
             of_told = told_loss(model, data, training, device, rng(seed, "reason-sft", "told", step))
             loss, losses["told"] = loss + of_told, of_told.item()

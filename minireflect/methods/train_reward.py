@@ -5,12 +5,13 @@ L = BCE(match) + contrast CLIP(towers) + caption CE(next word)         the netwo
 python train.py reward
 """
 
+import math
 import random
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..models.matcher import Matcher, MatcherConfig
@@ -93,8 +94,10 @@ def train_reward(
     model = Matcher(MatcherConfig(len(tokenizer), EOS, tokenizer.length)).to(device)
     if start is not None:
         model.load_state_dict(start.state_dict())
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=1e-2)
-    for step in run.steps(stage, config.steps, {stage: model}, optimizer, save_every=50):
+    joint = JointSpace(model.config.width).to(device)
+    parameters = [*model.parameters(), *joint.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=1e-2)
+    for step in run.steps(stage, config.steps, {stage: model, "joint": joint}, optimizer, save_every=50):
         set_lr(optimizer, config.lr * lr_factor(step, config.steps))
         pick = torch.randperm(config.pictures, generator=rng(seed, stage, "batch", step))[
             : config.batch
@@ -107,17 +110,17 @@ def train_reward(
         longest = int((ids == EOS).int().argmax(1).max()) + 1  # beyond it there is only padding
         ids = ids[:, :longest]
         holds = torch.cat([shown[pick].float(), torch.zeros(len(pick))]).to(device)  # (2b)
-        patches = model.clip.vision(images[pick].to(device))  # (b n d)
-        hidden = model.clip.text(ids)  # (3b t d)
+        patches = model.vision(images[pick].to(device))  # (b n d)
+        hidden = model.text(ids)  # (3b t d)
         b = len(pick)
         logits = model.judge(patches.repeat(2, 1, 1), hidden[: 2 * b], ids[: 2 * b])  # (2b)
         loss = F.binary_cross_entropy_with_logits(logits, holds)
-        contrast = clip_loss(model, patches, hidden[:b], ids[:b])
+        contrast = joint.loss(patches[:, 0], model.text.pooled(hidden[:b], ids[:b]), ids[:b])
         seen = shown[pick].to(device)  # (b) bool; a broken picture cannot be described
         caption = caption_loss(model.describe(patches[seen], hidden[2 * b :][seen]), ids[2 * b :][seen])
         optimizer.zero_grad(set_to_none=True)
         (loss + config.contrast * contrast + config.caption * caption).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         right = ((logits > 0) == (holds > 0.5)).float().mean().item()
         run.log(stage, step, loss=loss.item(), contrast=contrast.item(), caption=caption.item(), right=right)
@@ -154,15 +157,22 @@ def caption_loss(logits: Tensor, ids: Tensor) -> Tensor:
     return total / max(1, int((~padding).sum()))  # a small batch may hold broken pictures only
 
 
-def clip_loss(model: Matcher, patches: Tensor, hidden: Tensor, ids: Tensor) -> Tensor:
-    """CLIP's symmetric cross-entropy over the batch; rows with the same sentence count as right for each other.
+class JointSpace(nn.Module):
+    """What CLIP adds to its towers, for its own loss; nobody needs it afterwards."""
 
-    Shapes: patches (b 1+n d), hidden (b t d), ids (b t) -> ()
-    """
-    clip = model.clip
-    image = F.normalize(clip.image_projection(clip.vision.pooled(patches)), dim=-1)  # (b e)
-    text = F.normalize(clip.text_projection(clip.text.pooled(hidden, ids)), dim=-1)  # (b e)
-    logits = clip.logit_scale.exp().clamp(max=100) * image @ text.T  # (b b)
-    same = (ids[:, None] == ids[None]).all(-1).float()
-    target = same / same.sum(1, keepdim=True)
-    return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.text = nn.Linear(width, width, bias=False)
+        self.image = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width, bias=False))
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # section 2.5: temperature 0.07
+
+    def loss(self, image: Tensor, text: Tensor, ids: Tensor) -> Tensor:
+        """CLIP's symmetric cross-entropy over the batch; rows with the same sentence count as right for each other.
+
+        Shapes: image (b d) class tokens, text (b d) pooled, ids (b t) -> ()
+        """
+        image, text = F.normalize(self.image(image), dim=-1), F.normalize(self.text(text), dim=-1)
+        logits = self.logit_scale.exp().clamp(max=100) * image @ text.T  # (b b)
+        same = (ids[:, None] == ids[None]).all(-1).float()
+        target = same / same.sum(1, keepdim=True)
+        return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))

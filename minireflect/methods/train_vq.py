@@ -1,7 +1,9 @@
-"""Train the vector-quantised autoencoder on pictures of the world:  64x64 pixels -> 8x8 words of a codebook -> 4x8x8 latents.
+"""Train the vector-quantised autoencoder on pictures of the world:  64x64 pixels -> 8x8 forms with colours -> 4x8x8 latents.
 
-L = (z' - z)^2 + L_vq                            models/vq.py; van den Oord et al. 2017, without an adversarial part
+L = w (z' - z)^2 + L_vq                          models/vq.py; van den Oord et al. 2017, without an adversarial part
 
+Every scene is drawn twice, the second time in other colours.  Each of the two is then to be made from its own colours and the other's forms.
+Where the two differ there are things, and these patches weigh more (w, 1 on average): a small ball in a large tank is few pixels, and whether it is wooden is the whole story.
 z are the latents that the autoencoder, which stays as it is, makes of the picture.  With what it draws from z' compared with the pictures from the start on, the error of
 the latents fell three times more slowly (and at half the batch, as that costs most of the time).  With `continued` the decoder alone goes on:
 
@@ -28,11 +30,13 @@ from .train_autoencoder import encode_all
 
 @dataclass(frozen=True)
 class VQTraining:
-    pictures: int = 30_000  # drawn once, then shuffled
-    steps: int = 5_000
-    batch: int = 128
+    pictures: int = 30_000  # drawn once, then shuffled; half of them are the twins of the others
+    steps: int = 6_000
+    batch: int = 128  # pictures, twins included
     lr: float = 2e-3  # peak; cosine to zero after a warm-up of 5 %
-    codes: int = 1024  # words of the codebook
+    forms: int = 512  # words of the first codebook
+    colors: int = 256  # words of the second
+    things: float = 5.0  # weight of a patch with a thing, where one without weighs 1
     revived: int = 50  # steps between two looks at which words nobody uses; they are moved, in the first half
     continued: bool = False  # go on with the decoder of the one in --weights, by what it draws; its words stay what they are
     drawn: int = 16  # pictures of a batch then
@@ -42,37 +46,49 @@ class VQTraining:
 def train_vq(
     config: VQTraining,
     pixels: np.ndarray,
+    twins: np.ndarray,
     seed: int,
     autoencoder: Autoencoder,
     run: Run,
     device: torch.device,
 ) -> VQAutoencoder:
-    """Learn to say pictures in words of a codebook.  Shapes: pixels (n 64 64 3) uint8"""
+    """Learn to say pictures in forms and colours.  Shapes: pixels, twins (n 64 64 3) uint8"""
     torch.manual_seed(seed)
     autoencoder = autoencoder.to(device).eval().requires_grad_(False)
-    latents = encode_all(autoencoder.encode, pixels, device)  # (n z 8 8)
-    model = VQAutoencoder(VQConfig(latents.shape[1], codes=config.codes)).to(device)
+    n, both = len(pixels), np.concatenate([pixels, twins])
+    latents = encode_all(autoencoder.encode, both, device)  # (2n z 8 8)
+    model = VQAutoencoder(VQConfig(latents.shape[1], forms=config.forms, colors=config.colors)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=1e-4)
-    seen = torch.nn.Module()  # a module, so that a run saves it
-    seen.register_buffer("used", torch.zeros(config.codes, device=device))  # (k) choices since the last look
+    books = {"forms": model.forms, "colors": model.colors}
+    seen = torch.nn.Module()  # a module, so that a run saves it: choices since the last look
+    for name, book in books.items():
+        seen.register_buffer(name, torch.zeros(len(book.words.weight), device=device))  # (k)
     for step in run.steps("vq", config.steps, {"vq": model, "seen": seen}, optimizer, save_every=20):
         set_lr(optimizer, config.lr * lr_factor(step, config.steps))
-        pick = torch.randint(len(pixels), (config.batch,), generator=rng(seed, "vq", "batch", step))
-        z, images = latents[pick], to_tensor(pixels[pick.numpy()]).to(device)  # (b z 8 8), (b 3 64 64)
-        out, found, codes = model(images)
-        of_latents = F.mse_loss(out, z)
-        loss = of_latents + found.loss
+        pick = torch.randint(n, (config.batch // 2,), generator=rng(seed, "vq", "batch", step))
+        pick = torch.cat([pick, pick + n])  # (b)
+        images = to_tensor(both[pick.numpy()]).to(device)  # (b 3 64 64)
+        twin = images.roll(config.batch // 2, 0)
+        out, found, codes = model(images, twin)
+        error = (out - latents[pick]) ** 2  # (b z 8 8)
+        of_latents = error.mean()
+        loss = (things(images, twin, config.things) * error).mean() + found.loss
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        seen.used += torch.bincount(found.ids.flatten(), minlength=config.codes)
         values = {"loss": loss.item(), "latents": of_latents.item()}
-        if (step + 1) % config.revived == 0:
-            values |= {"used": (seen.used > 0).float().mean().item(), "perplexity": perplexity(seen.used)}
-            if 2 * step < config.steps:
-                model.quantiser.revive(codes.detach(), seen.used, rng(seed, "vq", "revive", step))
-            seen.used.zero_()
+        for (name, book), chosen, z in zip(books.items(), found, codes):
+            used = getattr(seen, name)
+            used += torch.bincount(chosen.ids.flatten(), minlength=len(used))
+            if (step + 1) % config.revived == 0:
+                values |= {
+                    f"{name}_used": (used > 0).float().mean().item(),
+                    f"{name}_perplexity": perplexity(used),
+                }
+                if 2 * step < config.steps:
+                    book.revive(z.detach(), used, rng(seed, "vq", "revive", name, step))
+                used.zero_()
         run.log("vq", step, **values)
         run.bar.set_postfix(latents=f"{values['latents']:.4f}")
     return model.eval().requires_grad_(False)
@@ -104,6 +120,13 @@ def refine_vq(
         run.log("vq", step, loss=loss.item(), latents=of_latents.item(), mse=mse)
         run.bar.set_postfix(mse=f"{mse:.4f}")
     return model.eval().requires_grad_(False)
+
+
+def things(images: Tensor, twins: Tensor, weight: float) -> Tensor:
+    """How much each patch counts, 1 on average: those where the two differ `weight` times as much.  Shapes: images, twins (b 3 8h 8w) -> (b 1 h w)"""
+    differ = F.max_pool2d((images - twins).abs().amax(1, keepdim=True), 8) > 0.1  # of 2, black to white
+    value = torch.where(differ, weight, 1.0)
+    return value / value.mean()
 
 
 def weights(images: Tensor, colored: float) -> Tensor:

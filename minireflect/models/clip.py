@@ -283,7 +283,6 @@ class VisionEncoder(nn.Module):
         self.position = nn.Embedding(1 + config.patches, d)
         self.norm_in = nn.LayerNorm(d)
         self.blocks = nn.ModuleList(Block(d, config.heads, config.quick_gelu) for _ in range(config.layers))
-        self.norm_out = nn.LayerNorm(d)
         nn.init.normal_(self.position.weight, std=config.init_std)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -304,10 +303,6 @@ class VisionEncoder(nn.Module):
         return x
         # fmt: on
 
-    def pooled(self, tokens: Tensor) -> Tensor:
-        """The class token, normalised.  Shapes: tokens (b t d) -> (b d)"""
-        return self.norm_out(tokens[:, 0])
-
 
 class CLIP(nn.Module):
     """Both towers and their projections into the joint space."""
@@ -318,12 +313,17 @@ class CLIP(nn.Module):
         self.text = TextEncoder(config.text)
         self.vision = VisionEncoder(config.vision)
         self.text_projection = nn.Linear(config.text.width, config.width, bias=False)
+        self.image_norm = nn.LayerNorm(config.vision.width)
         self.image_projection = nn.Linear(config.vision.width, config.width, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # section 2.5: temperature 0.07
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Vectors of length 1.  Shapes: images (b 3 h w) -> (b e)"""
-        return F.normalize(self.image_projection(self.vision.pooled(self.vision(images))), dim=-1)
+        return F.normalize(self.image_projection(self.pooled(self.vision(images))), dim=-1)
+
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """The class token, normalised.  Shapes: tokens (b t d) -> (b d)"""
+        return self.image_norm(tokens[:, 0])
 
     def encode_text(self, ids: Tensor) -> Tensor:
         """Vectors of length 1.  Shapes: ids (b t) -> (b e)"""

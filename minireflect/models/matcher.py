@@ -15,11 +15,10 @@ Shapes: b batch, t tokens, n patches, d width, v vocabulary.
 from dataclasses import dataclass
 
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from .blocks import Attention
-from .clip import CLIP, CLIPConfig, TextConfig, VisionConfig, stem_patch
+from .clip import TextConfig, TextEncoder, VisionConfig, VisionEncoder, stem_patch
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,8 @@ class MatcherConfig:
     )
 
     @property
-    def clip(self) -> CLIPConfig:
-        text = TextConfig(
+    def text(self) -> TextConfig:
+        return TextConfig(
             self.vocabulary,
             self.eos,
             self.length,
@@ -50,11 +49,13 @@ class MatcherConfig:
             self.heads,
             init_std=self.init_std,
         )
-        vision = VisionConfig(
+
+    @property
+    def vision(self) -> VisionConfig:
+        return VisionConfig(
             self.size, stem_patch(self.stem), self.width, self.vision_layers, self.heads, stem=self.stem,
             init_std=self.init_std,
         )  # fmt: skip
-        return CLIPConfig(text, vision, self.width)
 
 
 class CrossBlock(nn.Module):
@@ -79,18 +80,19 @@ class CrossBlock(nn.Module):
         """
         if self.fused:
             x = x + self.own(self.norm0(x), causal=True)
-        asking = rearrange(self.norm1(x), "(p s) t d -> p (s t) d", p=len(patches))
+        t = x.shape[1] * (len(x) // max(1, len(patches)))  # words that ask one picture
+        asking = self.norm1(x).view(len(patches), t, x.shape[2])  # (p s*t d)
         x = x + self.attn(asking, patches).view_as(x)
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
 
 
 class Matcher(nn.Module):
-    """CLIP, and on top of its towers a head that reads the caption against the patches."""
+    """The two towers of CLIP, and on top of them a head that reads the caption against the patches."""
 
     def __init__(self, config: MatcherConfig) -> None:
         super().__init__()
         self.config = config
-        self.clip = CLIP(config.clip)
+        self.text, self.vision = TextEncoder(config.text), VisionEncoder(config.vision)
         self.norm_patches = nn.LayerNorm(config.width)
         self.blocks = nn.ModuleList(
             CrossBlock(config.width, config.heads, config.fused) for _ in range(config.depth)
@@ -108,7 +110,7 @@ class Matcher(nn.Module):
 
     def judge(self, patches: Tensor, hidden: Tensor, ids: Tensor) -> Tensor:
         """Logit that the sentence holds, b/p sentences to a picture.  Shapes: patches (p n d), hidden (b t d), ids (b t) -> (b)"""
-        return self.verdict(self.clip.text.pooled(self.words(patches, hidden), ids))[:, 0]
+        return self.verdict(self.text.pooled(self.words(patches, hidden), ids))[:, 0]
 
     def describe(self, patches: Tensor, hidden: Tensor) -> Tensor:
         """Logits of the next word after each.  Shapes: patches (b n d), hidden (b t d) -> (b t v)"""
@@ -116,4 +118,4 @@ class Matcher(nn.Module):
 
     def forward(self, images: Tensor, ids: Tensor) -> Tensor:
         """Shapes: images (b 3 h w), ids (b t) -> (b) logits"""
-        return self.judge(self.clip.vision(images), self.clip.text(ids), ids)
+        return self.judge(self.vision(images), self.text(ids), ids)

@@ -62,7 +62,8 @@ TRANSFORMERS_CLIP: Table = [
     (r"\blayer_norm([12])\b", r"norm\1"),
     (r"\bmlp\.", ""),
     (r"\bpre_layrnorm\b", "norm_in"),  # sic
-    (r"\b(?:final_layer_norm|post_layernorm)\b", "norm_out"),
+    (r"^vision\.post_layernorm\b", "image_norm"),
+    (r"\bfinal_layer_norm\b", "norm_out"),
     (r"^visual_projection\b", "image_projection"),
 ]
 
@@ -150,7 +151,8 @@ OPEN_CLIP: Table = [
     (r"\btransformer\.resblocks\.", "blocks."),
     (r"\bln_([12])\b", r"norm\1"),
     (r"\bln_pre\b", "norm_in"),
-    (r"\bln_(?:post|final)\b", "norm_out"),
+    (r"^vision\.ln_post\b", "image_norm"),
+    (r"\bln_final\b", "norm_out"),
     (r"\battn\.out_proj\b", "attn.out"),
     (r"\bmlp\.c_fc\b", "fc1"),
     (r"\bmlp\.c_proj\b", "fc2"),

@@ -6,13 +6,15 @@ In a batch prompts and rationales are filled up to one length; what fills up is 
 the switch from thinking to drawing: the model chooses it and is trained to.  Its two kinds of tokens have a vocabulary each: at a text position
 only text can come, at an image position only image tokens.
 
-What it reads for an image token, and what it compares a state with to choose one, are made from the codeword by two small networks (Janus'
+An image token is two choices, a form and then its colours:  log pi(token) = log pi(form | before) + log pi(colours | before, form).
+
+What it reads for a form or for colours, and what it compares a state with to choose one, are made from the codeword by small networks (Janus'
 "aligner", arXiv 2410.13848, for the first; it has a row for each in the second).  Words that look alike are then read alike, also those that training
-has hardly seen.
+has hardly seen; and what is read for a token is the sum of what is read for its form and for its colours.
 
 Log-probabilities are those of the distribution that was sampled from, temperature, top-k, top-p and guidance included.
 
-Shapes: b batch, p r n tokens of prompt, rationale and picture, v words, k codewords of c numbers, d width.
+Shapes: b batch, p r n tokens of prompt, rationale and picture, v words, f forms and k colours of c numbers, d width.
 """
 
 from dataclasses import dataclass
@@ -31,7 +33,8 @@ SHARPNESS = 3.0  # std of the weights that first see a codeword; neighbours in t
 @dataclass(frozen=True)
 class ReasonGenConfig:
     vocabulary: int  # v, word ids, BOS and EOS included
-    codes: int  # k, words of the picture's codebook
+    forms: int  # f, words of the picture's first codebook
+    colors: int  # k, of the second
     dimensions: int = 8  # c, of a codeword
     prompt: int = 44  # p; ours take 28, and a rationale for a prompt 44
     rationale: int = 44  # r, BOI included; the longest of ours takes 43
@@ -42,8 +45,13 @@ class ReasonGenConfig:
     hidden: int = 264  # of the MLP
 
     @property
+    def codes(self) -> int:
+        """How many image tokens there are; a token is form * colors + colour."""
+        return self.forms * self.colors
+
+    @property
     def boi(self) -> int:
-        """The id of BOI, the first after the words; image tokens follow it."""
+        """The id of BOI, the first after the words."""
         return self.vocabulary
 
     @property
@@ -61,7 +69,7 @@ class SamplingConfig:
     temperature: float = 1.0  # divides the logits
     top_k: int = 0  # only the k likeliest; 0 = all
     top_p: float = 1.0  # only the likeliest that together have this probability; 1 = all
-    guidance: float = 1.0  # w of image tokens: uncond + w (cond - uncond), in logits; 1 = none
+    guidance: float = 1.0  # w of forms and colours: uncond + w (cond - uncond), in logits; 1 = none
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
@@ -94,65 +102,101 @@ class Drawn(NamedTuple):
 
     words: Tensor  # (b r) the rationale, BOI after its last word, then EOS
     chosen: Tensor  # (b r) bool: the words that the model chose, BOI included unless it was forced
-    codes: Tensor  # (b n) image tokens, in [0, k)
+    codes: Tensor  # (b n) image tokens, in [0, f*k)
     words_log_prob: Tensor  # (b r) nats, 0 where nothing was chosen
     codes_log_prob: Tensor  # (b n) nats
 
 
+class Choices(NamedTuple):
+    """What is said of every position, as logits or as log-probabilities."""
+
+    text: Tensor  # (b r v+1)
+    forms: Tensor  # (b n f)
+    colors: Tensor  # (b n k) given the form that was chosen
+
+
+class Rows(NamedTuple):
+    """What the transformer knows a codebook's words by."""
+
+    read: Tensor  # (f d) or (k d): what is read for each
+    heads: Tensor  # (f d) or (k d): what a state is compared with for each
+
+
+class Codebook(nn.Module):
+    """The words of one codebook.  `vectors` (f c) or (k c), each of length 1."""
+
+    vectors: Tensor
+
+    def __init__(self, vectors: Tensor, width: int, hidden: int) -> None:
+        super().__init__()
+        self.register_buffer("vectors", vectors.detach().clone())
+        c = vectors.shape[1]
+        self.aligner = nn.Sequential(
+            nn.Linear(c, hidden), nn.SiLU(), nn.Linear(hidden, width), RMSNorm(width)
+        )
+        self.head = nn.Sequential(nn.Linear(c, hidden), nn.SiLU(), nn.Linear(hidden, width))
+        for network in (self.aligner, self.head):
+            nn.init.normal_(network[0].weight, std=SHARPNESS)
+
+    def forward(self) -> Rows:
+        return Rows(self.aligner(self.vectors), self.head(self.vectors))
+
+
 class ReasonGen(nn.Module):
-    """`codebook` (k c): the codewords of what turns its image tokens into pictures, each of length 1."""
+    """`codebooks` (f c), (k c): those of what turns its image tokens into pictures."""
 
-    codebook: Tensor
-
-    def __init__(self, config: ReasonGenConfig, codebook: Tensor | None = None) -> None:
+    def __init__(self, config: ReasonGenConfig, codebooks: tuple[Tensor, Tensor] | None = None) -> None:
         super().__init__()
         self.config = config
         self.transformer = Transformer(config.transformer)
-        if codebook is None:  # weights will bring theirs
-            codebook = F.normalize(torch.randn(config.codes, config.dimensions), dim=-1)  # (k c)
-        self.register_buffer("codebook", codebook.detach().clone())
         d, m = config.width, config.hidden
-        self.aligner = nn.Sequential(nn.Linear(config.dimensions, m), nn.SiLU(), nn.Linear(m, d), RMSNorm(d))
-        self.image_head = nn.Sequential(nn.Linear(config.dimensions, m), nn.SiLU(), nn.Linear(m, d))
-        for network in (self.aligner, self.image_head):
-            nn.init.normal_(network[0].weight, std=SHARPNESS)
+        if codebooks is None:  # weights will bring theirs
+            codebooks = tuple(
+                F.normalize(torch.randn(k, config.dimensions), dim=-1) for k in (config.forms, config.colors)
+            )
+        self.forms, self.colors = (Codebook(book, d, m) for book in codebooks)
+        self.then = nn.Sequential(nn.Linear(2 * d, m), nn.SiLU(), nn.Linear(m, d))
         self.where = nn.Parameter(torch.randn(config.side**2, config.width))  # (n d) a place in the picture
 
-    def code_rows(self) -> Tensor:
-        """What is read for each image token, its place aside.  -> (k d)"""
-        return self.aligner(self.codebook)
+    def split(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Forms and colours of image tokens.  Shapes: codes (...) -> (...), (...)"""
+        return codes // self.config.colors, codes % self.config.colors
 
-    def code_heads(self) -> Tensor:
-        """What a state is compared with for each image token.  -> (k d)"""
-        return self.image_head(self.codebook)
+    def having(self, hidden: Tensor, form: Tensor) -> Tensor:
+        """A state that knows the form it has chosen, and chooses colours.  Shapes: hidden (... d), form (... d) -> (... d)"""
+        return hidden + self.then(torch.cat([hidden, form], -1))
 
     def place(self, rows: Tensor, start: int = 0) -> Tensor:
         """Image tokens with their places, of which the first is `start`.  Shapes: rows (b m d) -> (b m d)"""
         return rows + self.where[start : start + rows.shape[1]]
 
-    def rows(self, prompts: Tensor, words: Tensor, codes: Tensor) -> Tensor:
+    def rows(self, prompts: Tensor, words: Tensor, codes: Tensor, forms: Rows, colors: Rows) -> Tensor:
         """What the transformer reads: everything but the last image token.  Shapes: prompts (b p), words (b r), codes (b n) -> (b p+r+n-1 d)"""
         text = self.transformer.embed(torch.cat([prompts, words], 1))
-        return torch.cat([text, self.place(self.code_rows()[codes[:, :-1]])], 1)
+        form, color = self.split(codes[:, :-1])
+        return torch.cat([text, self.place(forms.read[form] + colors.read[color])], 1)
 
     def valid(self, prompts: Tensor, words: Tensor, images: int) -> Tensor:
         """Which of the tokens only fill up.  Shapes: prompts (b p), words (b r) -> (b p+r+images) bool"""
         pixels = torch.ones(len(prompts), images, dtype=torch.bool, device=prompts.device)
         return torch.cat([up_to(prompts, EOS), up_to(words, self.config.boi), pixels], 1)
 
-    def forward(self, prompts: Tensor, words: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of every word of the rationale and every token of the picture, given all that stands before.
+    def forward(self, prompts: Tensor, words: Tensor, codes: Tensor) -> Choices:
+        """Logits of every word of the rationale and of the forms and colours of the picture, given all that stands before.
 
-        Shapes: prompts (b p), words (b r), codes (b n) -> (b r v+1), (b n k)
+        Shapes: prompts (b p), words (b r), codes (b n)
         """
         p, r = prompts.shape[1], words.shape[1]
+        forms, colors = self.forms(), self.colors()
         valid = self.valid(prompts, words, codes.shape[1] - 1)  # (b p+r+n-1)
-        hidden = self.transformer(self.rows(prompts, words, codes), valid=valid)  # (b p+r+n-1 d)
+        rows = self.rows(prompts, words, codes, forms, colors)
+        hidden = self.transformer(rows, valid=valid)  # (b p+r+n-1 d)
         first = last_of(hidden[:, :p], valid[:, :p])  # (b 1 d) after the prompt
         start = last_of(hidden[:, p : p + r], valid[:, p : p + r])  # (b 1 d) after BOI
         text = torch.cat([first, hidden[:, p : p + r - 1]], 1)  # (b r d): what stands before each word
         image = torch.cat([start, hidden[:, p + r :]], 1)  # (b n d)
-        return self.transformer.head(text), image @ self.code_heads().T
+        informed = self.having(image, forms.read[self.split(codes)[0]])  # (b n d)
+        return Choices(self.transformer.head(text), image @ forms.heads.T, informed @ colors.heads.T)
 
     def log_probs(
         self, prompts: Tensor, words: Tensor, codes: Tensor, sampling: SamplingConfig
@@ -161,18 +205,26 @@ class ReasonGen(nn.Module):
 
         Shapes: prompts (b p), words (b r), codes (b n) -> (b r), (b n)
         """
-        text, image = self.distributions(prompts, words, codes, sampling)
-        return text.gather(2, words[..., None])[..., 0], image.gather(2, codes[..., None])[..., 0]
+        return self.chosen(self.distributions(prompts, words, codes, sampling), words, codes)
+
+    def chosen(self, log_probs: Choices, words: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of the tokens that were chosen.  Shapes: words (b r), codes (b n) -> (b r), (b n)"""
+        form, color = self.split(codes)
+        text, forms, colors = (
+            values.gather(2, ids[..., None])[..., 0] for values, ids in zip(log_probs, (words, form, color))
+        )
+        return text, forms + colors
 
     def distributions(
         self, prompts: Tensor, words: Tensor, codes: Tensor, sampling: SamplingConfig
-    ) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of all tokens at each position.  -> (b r v+1), (b n k)"""
-        text, image = self(prompts, words, codes)
+    ) -> Choices:
+        """Log-probabilities of all words, forms and colours at each position."""
+        text, *image = self(prompts, words, codes)
         if sampling.guidance != 1:
             blank = self.blank(len(prompts), prompts.device)
-            image = guide(image, self(*blank, codes)[1], sampling.guidance)
-        return sampled_from(text.float(), sampling), sampled_from(image.float(), sampling)
+            without = self(*blank, codes)[1:]
+            image = [guide(*pair, sampling.guidance) for pair in zip(image, without)]
+        return Choices(*(sampled_from(logits.float(), sampling) for logits in (text, *image)))
 
     def blank(self, b: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """The prompt and rationale of the unconditional half, both empty.  -> (b p), (b r)"""
@@ -241,18 +293,27 @@ class ReasonGen(nn.Module):
             other = self.transformer.cache(b)
             start = torch.tensor([BOS, EOS, self.config.boi], device=hidden.device).expand(b, 3)
             without = self.transformer(self.transformer.embed(start), other)[:, -1:]  # (b 1 d)
-        rows, heads = self.code_rows(), self.code_heads()  # (k d) each
+        forms, colors = self.forms(), self.colors()
         codes = torch.empty(b, n, dtype=torch.long, device=hidden.device)
         log_probs = torch.empty(b, n, device=hidden.device)
-        for i in range(n):
-            logits = hidden[:, 0] @ heads.T  # (b k)
-            if guided:
-                logits = guide(logits, without[:, 0] @ heads.T, sampling.guidance)
+
+        def choose(states: list[Tensor], heads: Tensor) -> tuple[Tensor, Tensor]:
+            """A word of a codebook for each picture, and its log-probability.  -> (b), (b)"""
+            logits = [state @ heads.T for state in states]
+            logits = guide(*logits, sampling.guidance) if guided else logits[0]
             log_prob = sampled_from(logits.float(), sampling)
-            codes[:, i] = pick(log_prob, generator)
-            log_probs[:, i] = log_prob.gather(1, codes[:, i : i + 1])[:, 0]
+            ids = pick(log_prob, generator)
+            return ids, log_prob.gather(1, ids[:, None])[:, 0]
+
+        for i in range(n):
+            states = [hidden[:, 0], without[:, 0]] if guided else [hidden[:, 0]]  # (b d) each
+            form, form_log_prob = choose(states, forms.heads)
+            read = forms.read[form]  # (b d)
+            color, color_log_prob = choose([self.having(s, read) for s in states], colors.heads)
+            codes[:, i] = form * self.config.colors + color
+            log_probs[:, i] = form_log_prob + color_log_prob
             if i + 1 < n:
-                row = self.place(rows[codes[:, i : i + 1]], i)  # (b 1 d)
+                row = self.place((read + colors.read[color])[:, None], i)  # (b 1 d)
                 hidden = self.transformer(row, cache)
                 if guided:
                     without = self.transformer(row, other)
@@ -277,7 +338,7 @@ def last_of(hidden: Tensor, valid: Tensor) -> Tensor:
 
 
 def guide(logits: Tensor, without: Tensor, w: float) -> Tensor:
-    """Classifier-free guidance in logits, as Janus has it: uncond + w (cond - uncond).  Shapes: (... k), (... k) -> (... k)"""
+    """Classifier-free guidance in logits, as Janus has it: uncond + w (cond - uncond).  Shapes: (... f), (... f) -> (... f)"""
     return without + w * (logits - without)
 
 

@@ -47,10 +47,8 @@ class AdaptiveEntropy(nn.Module):
         """Move alpha after an update whose policy had this entropy, in nats a token.  -> the new alpha"""
         gradient = torch.cosh(self.psi) * (entropy - self.config.target)  # of alpha (H - H*) by psi
         self.steps += 1
-        (
-            self.mean.lerp_(gradient, 0.1),
-            self.square.lerp_(gradient**2, 0.001),
-        )  # Adam (Kingma & Ba 2015, algorithm 1)
+        self.mean.lerp_(gradient, 0.1)  # Adam (Kingma & Ba 2015, algorithm 1)
+        self.square.lerp_(gradient**2, 0.001)
         unbiased = self.mean / (1 - 0.9**self.steps), self.square / (1 - 0.999**self.steps)
         moved = self.psi + self.config.lr * unbiased[0] / (unbiased[1].sqrt() + 1e-8)  # ascent
         most = math.asinh(self.config.bound)

@@ -1,6 +1,8 @@
 """Rewards: reward(images, prompts) -> one number a picture.
 
     match_reward     learned; the probability that the sentence holds for the picture.  What RL climbs, and can fool.
+    caption_reward   learned; how likely the least likely word of a rationale is, given the picture and the words before it.  1 - it is how
+                     surely the picture breaks a promise.
     checker          exact; 1 where the inspector reads what the prompt asks for, else 0.  The witness: never trained on,
                      and a reward only where a study wants to see the ceiling.
     clip_reward      for real pictures: CLIP's cosine of picture and prompt, SRRL's reward (there ViT-H/14)
@@ -20,7 +22,8 @@ from torchvision.io import encode_jpeg
 
 from ..models.clip import CLIP
 from ..models.matcher import Matcher, MatcherConfig
-from ..models.tokenizer import BytePairs, Tokenizer
+from ..models.reasongen import trim, up_to
+from ..models.tokenizer import EOS, BytePairs, Tokenizer, split
 from ..pipeline import load_module, weights_folder
 from ..world.inspector import inspect_all
 from ..world.prompts import Prompt, understand
@@ -33,17 +36,47 @@ def match_reward(matcher: Matcher, tokenizer: Tokenizer, batch: int = 256) -> Re
 
     @torch.no_grad()
     def reward(images: Tensor, prompts: list[str]) -> Tensor:
-        ids = tokenizer(prompts).to(images.device)
+        device = next(matcher.parameters()).device
+        images, ids = images.to(device), tokenizer(prompts).to(device)
         parts = [matcher(x, y) for x, y in zip(images.split(batch), ids.split(batch))]
         return torch.sigmoid(torch.cat(parts).float())
 
     return reward
 
 
-def load_reward(path: str | Path | None = None) -> Reward:
+def load_reward(path: str | Path | None = None, device: torch.device | str = "cpu") -> Reward:
     """The learned reward of a run, or the shipped one; it brings its own vocabulary."""
     matcher, about = load_module(weights_folder(path) / "reward.safetensors", Matcher, MatcherConfig)
-    return match_reward(matcher, Tokenizer(about["words"].split(), matcher.config.length))
+    return match_reward(matcher.to(device), Tokenizer(about["words"].split(), matcher.config.length))
+
+
+def caption_reward(matcher: Matcher, tokenizer: Tokenizer, batch: int = 256) -> Reward:
+    """The least probability of a word of a rationale, its end included, in [0, 1]; 0 for one that is empty, too long, or has unknown words."""
+
+    @torch.no_grad()
+    def reward(images: Tensor, rationales: list[str]) -> Tensor:
+        known = [
+            0 < len(w := split(t)) <= tokenizer.length - 2 and tokenizer.ids.keys() >= {*w}
+            for t in rationales
+        ]
+        images = images.to(next(matcher.parameters()).device)
+        rows = torch.tensor(known, device=images.device).nonzero().flatten()
+        least = torch.zeros(len(images), device=images.device)
+        for part in rows.split(batch) if len(rows) else ():
+            ids = trim(tokenizer([rationales[i] for i in part.tolist()]), EOS).to(images.device)  # (m t)
+            logits = matcher.describe(matcher.vision(images[part]), matcher.text(ids))  # (m t v)
+            after = ids[:, 1:]  # (m t-1)
+            each = logits[:, :-1].float().softmax(-1).gather(2, after[..., None])[..., 0]  # (m t-1)
+            least[part] = each.where(up_to(after, EOS), 1.0).amin(1)
+        return least
+
+    return reward
+
+
+def load_captioner(path: str | Path, device: torch.device | str = "cpu") -> Reward:
+    """A trained captioner as a reward; it brings its own vocabulary."""
+    matcher, about = load_module(Path(path) / "captioner.safetensors", Matcher, MatcherConfig)
+    return caption_reward(matcher.to(device), Tokenizer(about["words"].split(), matcher.config.length))
 
 
 def checker(images: Tensor, prompts: list[str]) -> Tensor:

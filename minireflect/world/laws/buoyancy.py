@@ -1,4 +1,4 @@
-"""Wood floats on water, iron sinks."""
+"""Wood floats on water, iron sinks; and plastic, which is in no prompt, floats."""
 
 from ..pen import Pen
 from ..scenes import Object
@@ -18,7 +18,7 @@ class Buoyancy(Law):
         ]
 
     def lawful(self, objects: tuple[Object, ...]) -> str:
-        return "floats" if objects[0].color == "wooden" else "sinks"
+        return "sinks" if objects[0].color == "iron" else "floats"
 
     def setting(self, objects: tuple[Object, ...]) -> str:
         side = "in the middle" if objects[0].place == "middle" else f"on the {objects[0].place}"
@@ -28,9 +28,10 @@ class Buoyancy(Law):
         return "floating on the water" if outcome == "floats" else "lying on the bottom"
 
     def because(self, objects: tuple[Object, ...]) -> str:
-        if objects[0].color == "wooden":
-            return f"wood is lighter than water, so the {objects[0].name} floats"
-        return f"iron is heavier than water, so the {objects[0].name} sinks"
+        if objects[0].color == "iron":
+            return f"iron is heavier than water, so the {objects[0].name} sinks"
+        material = "wood" if objects[0].color == "wooden" else "plastic"  # the second in no prompt
+        return f"{material} is lighter than water, so the {objects[0].name} floats"
 
     def triples(self, objects: tuple[Object, ...], outcome: str) -> list[tuple[str, str, str]]:
         return [(objects[0].words, "on" if outcome == "floats" else "under", "water")]
@@ -41,4 +42,4 @@ class Buoyancy(Law):
         x = {"left": 18, "middle": 32, "right": 46}[thing.place]
         pen.rect(6, 14, 58, 58, "ink"), pen.rect(8.5, 14, 55.5, 55.5, "paper")
         pen.rect(8.5, 27, 55.5, 55.5, "water")
-        pen.shape(thing.name, x, 27 if outcome == "floats" else 55.5 - r, r, thing.color)
+        pen.shape(thing.name, x, 27 if outcome == "floats" else 55.5 - r, r, thing.color.split()[0])
