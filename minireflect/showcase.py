@@ -186,6 +186,6 @@ def thoughts_strip(
             _, line, right = verdict(image, text, reward)
             said[i].append((thought or "(no rationale)", line))
             shown = figures.wrap(said[i][-1][0], 29).splitlines()[:8]
-            cells[i].append((image, "\n".join([*shown, line]), right))
+            cells[i].append((image, "\n".join([*shown, figures.wrap(line, 29)]), right))
     figures.blocks(cells, texts, 3, path)
     return said
