@@ -47,9 +47,8 @@ class ReasonScore:
     planned: float  # rationales that promise what the prompt asks for
     kept: float  # of the rationales that say something, the share whose promise the picture keeps
     tokens: float  # sampled for a prompt, words and image tokens, number
-    parts: dict[str, tuple[float, float, float]] = field(
-        default_factory=dict
-    )  # right, planned and kept of a law's or task's prompts
+    # of each law's or task's prompts: right, planned, kept (here one that says nothing is not kept)
+    parts: dict[str, tuple[float, float, float]] = field(default_factory=dict)
 
 
 def evaluation_prompts(config: ReasonEvaluation) -> list[Prompt]:

@@ -209,7 +209,7 @@ def reason_curves(rows: list[dict], targets: dict[str, float], path: Path) -> No
     figure, panels = plt.subplots(1, 3, figsize=(12, 3.2), layout="constrained")
     step = [r["step"] for r in rows]
     for key, color, label in (
-        ("reward", REWARD, "right, says the judge"),
+        ("reward", REWARD, "reward: judge, and captioner where it reads"),
         ("right", TRUTH, "right, by the inspector"),
     ):
         panels[0].plot(step, smooth([r[key] for r in rows], 8), color=color, label=label)

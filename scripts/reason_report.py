@@ -19,7 +19,7 @@ COLUMNS = {
     "kept": "picture keeps it",
 }
 FULL = "SFT + GRPO"
-COOLEST = "SFT + GRPO, temperature 0.2"
+COOL = 0.2  # a second temperature, at which fewer tokens are drawn that the model itself thinks unlikely
 
 
 def values(score: ReasonScore) -> dict[str, float]:
@@ -101,7 +101,7 @@ def entropy_figure(training: dict[str, list[list[dict]]], targets: dict[str, flo
         for axes, key in zip(panels, ("text", "image")):
             axes.axhline(targets[key], color=TRUTH, ls=":", lw=1, label="target")
             axes.set(title=f"entropy of {key} tokens, nats", ylim=(0, None))
-        panels[2].set(title="right, says the judge", ylim=(0, 1))
+        panels[2].set(title="rewarded, by judge and captioner", ylim=(0, 1))
         panels[3].set(title="right, by the inspector", ylim=(0, 1))
         for axes in panels:
             axes.set_xlabel("iteration")
@@ -130,7 +130,7 @@ after GRPO, made to draw what it thought of another prompt of the same law. *GRP
 by the judge of the picture alone; where else there are rationales a captioner must find them kept. GRPO recalls
 true pictures, and where it has them rationales, beside what it is rewarded for; *without SFT* it recalls nothing. *Training combinations*: new prompts of combinations of things and colours that training has seen; all other rows are of held-out ones.
 
-{parts_table(arms, COOLEST)}
+{parts_table(arms, f"{FULL}, temperature {COOL}")}
 
 ## Entropy
 

@@ -12,7 +12,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from reason_report import arms_figure, entropy_figure, page
+from reason_report import COOL, arms_figure, entropy_figure, page
 from rig_study import cached, train
 
 from minireflect.config import preset
@@ -44,7 +44,6 @@ STRAINED = {  # of the first seed: nothing that holds it and steps three times a
     "strained": [*STRAIN, *STRONG],
     "strained-steady": [*STRAIN, "--grpo.no-adaptive"],
 }
-COOL = 0.2  # a second temperature, at which fewer tokens are drawn that the model itself thinks unlikely
 ARMS = {  # name in the table: (run, how it is measured)
     "drawing only, before fine-tuning": ("sft-base", {}),
     "no rationale": ("sft-none", {}),

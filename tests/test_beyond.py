@@ -8,11 +8,9 @@ from itertools import permutations
 import pytest
 import torch
 
-from minireflect.methods.train_reasongen import ReasonTraining, as_text, lessons, reason_tokenizer
-from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
+from minireflect.methods.train_reasongen import ReasonTraining, as_text, lessons
 from minireflect.models.reasongen import ReasonGenConfig
 from minireflect.models.tokenizer import split
-from minireflect.models.vq import Codec, VQAutoencoder, VQConfig
 from minireflect.streams import choices
 from minireflect.world.arrangement import holds
 from minireflect.world.data import WorldConfig, altered, related, training_pair, training_pairs, twin
@@ -21,8 +19,8 @@ from minireflect.world.prompts import combinations, sample_scene, tasks, underst
 from minireflect.world.rationales import rationale
 from minireflect.world.render import canvas, render_pixels
 from minireflect.world.scenes import Object, Scene
-
-WORDS = reason_tokenizer(ReasonGenConfig.prompt)
+from tests.small import REASON_WORDS as WORDS
+from tests.small import small_painter
 
 
 def pictures(split: str) -> set[bytes]:
@@ -112,9 +110,7 @@ def test_shares_are_kept_and_the_rest_of_the_world_stays() -> None:
 
 
 def test_lessons_take_them() -> None:
-    vq = VQAutoencoder(VQConfig(width=8, groups=4, forms=16, colors=4, dimensions=4))
-    autoencoder = Autoencoder(AutoencoderConfig((8, 8, 8, 8), res_blocks=1, groups=4))
-    codec, sizes = Codec(autoencoder.eval(), vq.eval()), ReasonGenConfig(len(WORDS), 16, 4)
+    codec, sizes = small_painter().codec, ReasonGenConfig(len(WORDS), 16, 4)
     training = ReasonTraining(40, arrangements=0.0, altered=1.0)
     data = lessons(training, WorldConfig(), 0, WORDS, sizes, codec, torch.device("cpu"))
     told = as_text(WORDS, data.captions[:, 1:])

@@ -1,8 +1,7 @@
 """Rewards: reward(images, prompts) -> one number a picture.
 
     match_reward     learned; the probability that the sentence holds for the picture.  What RL climbs, and can fool.
-    caption_reward   learned; how likely the least likely word of a rationale is, given the picture and the words before it.  1 - it is how
-                     surely the picture breaks a promise.
+    caption_reward   learned; how likely the least likely word of a rationale is, given the picture and the words before it.
     checker          exact; 1 where the inspector reads what the prompt asks for, else 0.  The witness: never trained on,
                      and a reward only where a study wants to see the ceiling.
     clip_reward      for real pictures: CLIP's cosine of picture and prompt, SRRL's reward (there ViT-H/14)
