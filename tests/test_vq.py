@@ -165,3 +165,9 @@ def test_it_learns_keeps_and_refuses(tmp_path: Path) -> None:
         VQConfig(width=30)
     with pytest.raises(ValueError, match="all must be 2 or more"):
         VQConfig(colors=1)
+
+
+@pytest.mark.parametrize("bad", [{"batch": 1}, {"batch": 7}, {"pictures": 1}])
+def test_a_picture_and_its_twin_have_to_fit(bad: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="an even batch and 2 pictures"):
+        VQTraining(**bad)

@@ -42,6 +42,12 @@ class VQTraining:
     drawn: int = 16  # pictures of a batch then
     colored: float = 5.0  # weight of a coloured pixel then, where one of the paper weighs 1
 
+    def __post_init__(self) -> None:
+        if self.batch < 2 or self.batch % 2 or self.pictures < 2:
+            raise ValueError(
+                f"batch is {self.batch}, pictures {self.pictures}: each has its twin beside it, so an even batch and 2 pictures or more are wanted"
+            )
+
 
 def train_vq(
     config: VQTraining,
@@ -68,8 +74,8 @@ def train_vq(
         pick = torch.randint(n, (config.batch // 2,), generator=rng(seed, "vq", "batch", step))
         pick = torch.cat([pick, pick + n])  # (b)
         images = to_tensor(both[pick.numpy()]).to(device)  # (b 3 64 64)
-        twin = images.roll(config.batch // 2, 0)
-        out, found, codes = model(images, twin)
+        twin = images.roll(config.batch // 2, 0)  # (b 3 64 64)
+        out, found, codes = model(images, twin)  # (b z 8 8)
         error = (out - latents[pick]) ** 2  # (b z 8 8)
         of_latents = error.mean()
         loss = (things(images, twin, config.things) * error).mean() + found.loss
