@@ -22,28 +22,27 @@ import torch
 from torchvision.utils import save_image
 
 from minireflect import figures
+from minireflect.checkpoints.lora import load_lora
+from minireflect.checkpoints.ours import REASON, RIG, SHIPPED, load_painter, load_pipeline, weights_folder
 from minireflect.diffusion.reflection import ReflectionConfig
-from minireflect.methods.edit_loop import LoopConfig
 from minireflect.methods.finetune import PRECISIONS, FinetuneConfig, load_base
-from minireflect.methods.rig_parts import load_parts
-from minireflect.models.lora import load_lora, merge_lora
+from minireflect.methods.rlrig import LoopConfig, load_parts
+from minireflect.models.lora import merge_lora
 from minireflect.models.reasongen import SamplingConfig
-from minireflect.models.tokenizer import PromptError, split
-from minireflect.pipeline import SHIPPED, SamplerConfig, best_device, load_pipeline, weights_folder
-from minireflect.reason_stages import REASON, judge_of, load_painter
-from minireflect.rl.checker import RIG
-from minireflect.rl.rewards import load_reward
+from minireflect.models.tokenizer import PromptError
+from minireflect.pipeline import SamplerConfig, best_device
+from minireflect.rl.rewards import judge_of, load_reward
 from minireflect.showcase import blind_rounds, check_picture, edit_strip, rounds_strip, thoughts_strip
 from minireflect.streams import choices
-from minireflect.world.graph import read_graph
+from minireflect.world.canvas import read_picture
+from minireflect.world.graphs import read_graph
 from minireflect.world.layout import lay_out
-from minireflect.world.render import read_picture
+from minireflect.world.prompts import split
 
 BASE_GUIDANCE = 7.5  # diffusers' default for Stable Diffusion
 CHECKED = SHIPPED / "check.png"
-CHECK_TOLERANCE = (
-    4.0  # of 255, mean over the picture: other processors round differently, other weights draw differently
-)
+# of 255, mean over the picture: other processors round differently, other weights draw differently
+CHECK_TOLERANCE = 4.0
 
 
 def parse(words: list[str]) -> argparse.Namespace:

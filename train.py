@@ -21,6 +21,16 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
+from minireflect.checkpoints.ours import (
+    REASON,
+    RIG,
+    load_autoencoder,
+    load_codec,
+    load_module,
+    load_painter,
+    load_pipeline,
+    weights_folder,
+)
 from minireflect.config import (
     PRESETS,
     REASON_COMMANDS,
@@ -33,15 +43,12 @@ from minireflect.config import (
 )
 from minireflect.diffusion.schedule import Schedule, ScheduleConfig
 from minireflect.methods.finetune import SAMPLER, SRRL, FinetuneConfig, finetune, read_prompts
-from minireflect.methods.rig_parts import load_parts
+from minireflect.methods.rlrig import load_parts
 from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
 from minireflect.models.matcher import Matcher, MatcherConfig
-from minireflect.pipeline import best_device, load_module, load_pipeline, weights_folder
-from minireflect.reason_stages import REASON, REASON_STAGES, load_autoencoder, load_codec, load_painter
-from minireflect.rig_stages import RIG_STAGES
-from minireflect.rl.checker import RIG
+from minireflect.pipeline import best_device
 from minireflect.run import Interrupted, Run, RunError
-from minireflect.stages import LAW_STAGES
+from minireflect.stages import LAW_STAGES, REASON_STAGES, RIG_STAGES
 
 
 @dataclass(frozen=True)

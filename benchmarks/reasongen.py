@@ -16,12 +16,12 @@ from pathlib import Path
 
 import torch
 
-from minireflect.methods.reasongen import Painter
-from minireflect.methods.train_reasongen import reason_tokenizer
+from minireflect.checkpoints.ours import load_pipeline
 from minireflect.models.reasongen import ReasonGen, ReasonGenConfig, SamplingConfig
 from minireflect.models.transformer import Transformer
 from minireflect.models.vq import Codec, VQAutoencoder, VQConfig
-from minireflect.pipeline import load_pipeline
+from minireflect.pipeline import Painter
+from minireflect.pretrain.sft import reason_tokenizer
 from minireflect.streams import choices, rng
 from minireflect.world.prompts import draw_prompts
 

@@ -25,14 +25,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 
+from minireflect.checkpoints import names
+from minireflect.checkpoints.files import load_into
 from minireflect.diffusion.schedule import Schedule, ScheduleConfig
-from minireflect.models import names
 from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
 from minireflect.models.clip import CLIP, TextConfig, TextEncoder, VisionConfig
 from minireflect.models.clip import CLIPConfig as OurCLIP
 from minireflect.models.tokenizer import NoVocabulary
 from minireflect.models.unet import UNet, UNetConfig
-from minireflect.models.weights import load_into
 from minireflect.pipeline import LatentDiffusion, best_device
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # tests/checkpoints.py writes the original layout

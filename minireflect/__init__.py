@@ -3,30 +3,20 @@
 from minireflect import load_pipeline, sample_scene, render, caption, inspect
 """
 
+from .checkpoints.ours import load_pipeline
 from .diffusion.reflection import reflect
 from .diffusion.sample import denoise, renoise
-from .pipeline import LatentDiffusion, load_pipeline
+from .pipeline import LatentDiffusion
 from .rl.rewards import load_reward
 from .streams import rng
+from .world.captions import caption, graph
 from .world.inspector import inspect
 from .world.prompts import sample_scene
 from .world.rationales import rationale
 from .world.render import render
-from .world.words import caption, graph
 
 __version__ = "0.1.0"
 __all__ = [
-    "LatentDiffusion",
-    "caption",
-    "denoise",
-    "graph",
-    "inspect",
-    "load_pipeline",
-    "load_reward",
-    "rationale",
-    "reflect",
-    "render",
-    "renoise",
-    "rng",
-    "sample_scene",
-]
+    "LatentDiffusion", "caption", "denoise", "graph", "inspect", "load_pipeline", "load_reward", "rationale",
+    "reflect", "render", "renoise", "rng", "sample_scene",
+]  # fmt: skip

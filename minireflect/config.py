@@ -6,31 +6,25 @@ every line of every command in a minute and learns nothing.
 
 import json
 import typing
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from .evaluate import EvaluationConfig
 from .evaluate_reason import ReasonEvaluation
-from .methods.edit_loop import LoopConfig
 from .methods.finetune import FinetuneConfig
 from .methods.reasongen import ReasonRLConfig
-from .methods.rlrig import RLRIGConfig
-from .methods.rollout import SRRLConfig
-from .methods.step import UpdateConfig
-from .methods.train_actor import ActorTraining
-from .methods.train_autoencoder import AutoencoderTraining
-from .methods.train_captioner import CaptionerTraining
-from .methods.train_checker import CheckerTraining
-from .methods.train_diffusion import DiffusionTraining
-from .methods.train_reasongen import ReasonTraining
-from .methods.train_reward import RewardTraining
-from .methods.train_vq import VQTraining
+from .methods.rlrig import LoopConfig, RLRIGConfig
+from .methods.rollout import SRRLConfig, UpdateConfig
 from .pipeline import SamplerConfig
-from .streams import choices
+from .pretrain.actor import ActorTraining
+from .pretrain.autoencoder import AutoencoderTraining
+from .pretrain.diffusion import DiffusionTraining
+from .pretrain.matcher import CaptionerTraining, CheckerTraining, RewardTraining
+from .pretrain.sft import ReasonTraining
+from .pretrain.vq import VQTraining
 from .world.data import WorldConfig
-from .world.prompts import KINDS, draw_prompts
+from .world.prompts import PromptMix
 
 Command = Literal[
     "autoencoder",
@@ -46,40 +40,15 @@ Command = Literal[
     "reason-grpo",
     "all",
 ]
+
+
 RIG_COMMANDS = ("checker", "actor", "rlrig")  # these belong to the world of scene graphs
+
+
 REASON_COMMANDS = ("vq", "captioner", "reason-sft", "reason-grpo")
+
+
 PRESETS = ("smoke", "cpu", "gpu")
-
-
-@dataclass(frozen=True)
-class PromptMix:
-    """What RL asks for: shares of the kinds of prompts, training combinations only."""
-
-    physical: float = 0.6  # share
-    unconventional: float = 0.3  # share
-    arrangement: float = 0.1  # share; keeps what is not reinforced from being forgotten
-
-    def __post_init__(self) -> None:
-        if min(self.physical, self.unconventional, self.arrangement) < 0 or self.total <= 0:
-            raise ValueError("the shares of prompts must not be negative, and not all zero")
-
-    @property
-    def total(self) -> float:
-        return self.physical + self.unconventional + self.arrangement
-
-    def draw(self, seed: int, n: int) -> Callable[[int], tuple[list[str], list[str]]]:
-        """A function from a step to `n` prompts, and for each the family of scenes whose rewards compare."""
-
-        def texts(step: int) -> tuple[list[str], list[str]]:
-            chance = choices(seed, "prompts", step)
-            weights = [self.physical, self.unconventional, self.arrangement]
-            kinds = chance.choices(KINDS, weights, k=n)
-            prompts = [
-                chance.choice(draw_prompts(kind, "train", 8, chance)) for kind in kinds
-            ]  # 8: one of each law
-            return [p.text for p in prompts], [f"{p.kind}/{p.law}" for p in prompts]
-
-        return texts
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from scipy.stats import t as student
 from torch import Tensor
 from tqdm import tqdm
 
-from .methods.rig_parts import Loop
+from .methods.rlrig import Loop
 from .pipeline import LatentDiffusion, SamplerConfig
 from .rl.checker import Answers, Checker
 from .rl.rewards import Reward
 from .streams import choices, rng
-from .world.graph import MAX_REQUIREMENTS, Requirement, SceneGraph
+from .world.graphs import MAX_REQUIREMENTS, Requirement, SceneGraph
 from .world.inspector import inspect_all
 from .world.laws import LAWS
 from .world.layout import sample_graph
@@ -153,7 +153,6 @@ def table(columns: dict[str, dict[str, Score]]) -> str:
 
 
 # --------------------------------------------------------------------------------------------------- scene graphs (RL-RIG)
-
 Triple = tuple[str, str, str]
 
 

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from tqdm import tqdm
 
-from . import geneval
-from .methods.reasongen import EXPECTED, Painter
+from .methods.reasongen import EXPECTED
 from .models.reasongen import SamplingConfig
 from .models.vq import Codec
+from .pipeline import Painter
 from .rl.rewards import Reward
 from .streams import choices, rng
-from .world.arrangement import arrange
+from .world import geneval
+from .world.graphs import arrange
 from .world.inspector import inspect_all
 from .world.prompts import Prompt, draw_prompts, near_miss
 from .world.rationales import plan_of, rationale, read_rationale

@@ -3,14 +3,14 @@
 from pathlib import Path
 
 import matplotlib
-
-matplotlib.use("Agg")  # files only, no display needed
-
 import matplotlib.pyplot as plt
 import numpy as np
 from torch import Tensor
 
 from .evaluate import GraphScore, Score
+
+matplotlib.use("Agg")  # files only, no display needed
+
 
 INK, TRUTH, REWARD, BASE = "#282e3c", "#28a046", "#285adc", "#999999"
 

@@ -7,25 +7,50 @@
 Weights are safetensors files that carry their network's configuration; the vocabulary travels with the text encoder.
 """
 
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor
 
 from .diffusion.reflection import ACCEPT, OPPOSITE, ReflectionConfig, reflect, renoise_to
 from .diffusion.sample import EpsFn, denoise, guided, last
-from .diffusion.schedule import Prediction, Schedule, ScheduleConfig, StepTable
-from .models.autoencoder import Autoencoder, AutoencoderConfig
-from .models.clip import TextConfig, TextEncoder, TwoTextEncoders
+from .diffusion.schedule import Schedule, StepTable
+from .models.autoencoder import Autoencoder
+from .models.clip import TextEncoder, TwoTextEncoders
+from .models.reasongen import Drawn, ReasonGen, SamplingConfig, as_text
 from .models.tokenizer import BytePairs, NoVocabulary, PromptError, Tokenizer, TwoBytePairs
-from .models.unet import Added, UNet, UNetConfig
-from .models.weights import WeightsError, load_into, read_metadata, read_weights, save_weights
+from .models.unet import Added, UNet
+from .models.vq import Codec
 
-SHIPPED = Path(__file__).parent / "pretrained"
-PARTS = ("autoencoder", "text_encoder", "unet")
+
+class Painter(NamedTuple):
+    """All it takes to draw: what thinks and draws, what knows the words, what turns tokens into pictures."""
+
+    model: ReasonGen
+    tokenizer: Tokenizer
+    codec: Codec
+    thinks: bool = True  # writes a rationale first; else every rationale is BOI, given and not chosen
+
+    def pictures(self, codes: Tensor) -> Tensor:
+        """Shapes: codes (b n) -> (b 3 64 64) in [-1, 1]"""
+        return self.codec.pictures(codes)
+
+    def draw(
+        self, prompts: list[str], sampling: SamplingConfig, generator: Generator, words: Tensor | None = None
+    ) -> Drawn:
+        """Think and draw, once for each prompt; or draw only, from given rationales.  Shapes: words (b r)"""
+        device = next(self.model.parameters()).device
+        ids = self.tokenizer(prompts).to(device)
+        if words is None and not self.thinks:
+            words = self.model.blank(len(prompts), device)[1]
+        return self.model.write(ids, sampling, generator, words)
+
+    def thoughts(self, drawn: Drawn) -> list[str]:
+        """The rationales as written.  -> b"""
+        return as_text(self.tokenizer, drawn.words)
+
 
 Judge = Callable[
     [Tensor, list[str]], Tensor
@@ -220,93 +245,9 @@ class LatentDiffusion:
             )
         return images
 
-    def save(self, folder: Path, parts: tuple[str, ...] = PARTS, dtype: torch.dtype = torch.float32) -> None:
-        """Write the parts as safetensors, each with its configuration."""
-        for name in parts:
-            save_module(folder / f"{name}.safetensors", getattr(self, name), self._about(name), dtype)
-
-    def _about(self, name: str) -> dict[str, str]:
-        if name == "text_encoder":
-            return {"words": " ".join(self.tokenizer.words)}
-        return {"schedule": json.dumps(asdict(self.schedule.config))} if name == "unet" else {}
-
-
-def save_module(
-    path: Path, module: nn.Module, about: dict[str, str], dtype: torch.dtype = torch.float32
-) -> None:
-    """A network with the configuration that rebuilds it."""
-    tensors = {key: value.to(dtype) for key, value in module.state_dict().items()}
-    save_weights(path, tensors, {"config": json.dumps(asdict(module.config)), **about})
-
-
-def read_config(path: Path, kind: type) -> tuple[dict, dict[str, str]]:
-    """The configuration saved with a network, as keyword arguments of `kind`, and the rest of what was saved."""
-    metadata = read_metadata(path)
-    if "config" not in metadata:
-        raise WeightsError(
-            f"{path} was not saved by minireflect: it carries no configuration of a {kind.__name__}"
-        )
-    values = json.loads(metadata["config"])
-    if unknown := sorted(set(values) - set(kind.__dataclass_fields__)):
-        raise WeightsError(f"{path} is not a {kind.__name__}: it has {', '.join(unknown)}")
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}, metadata
-
-
-def load_module(path: Path, network: type, config: type) -> tuple[nn.Module, dict[str, str]]:
-    """A network from its file, in evaluation mode, with what was saved beside it."""
-    values, metadata = read_config(path, config)
-    module = network(config(**values))
-    load_into(module, read_weights(path), source=str(path))
-    module.to(memory_format=torch.channels_last)  # convolutions are a third faster on the CPU that way
-    return module.eval().requires_grad_(False), metadata
-
-
-def load_pipeline(
-    path: str | Path | None = None,
-    unet: str = "unet",
-    dtype: torch.dtype | None = None,
-    tokenizer: str | Path | None = None,
-    prediction: Prediction | None = None,
-    image_size: int | None = None,
-) -> LatentDiffusion:
-    """The pipeline of a run of train.py, of Stable Diffusion (SD 1.x, 2.x, SDXL), or the shipped one without a path.
-
-    `path` is a run folder, or a folder with our weight files; `unet` names the UNet's, of which a run of SRRL has two:
-    "unet" and the "base_unet" that it started from.  Or it is a diffusers folder, or an original .safetensors or .ckpt file; the
-    other arguments are for those, see `checkpoints.load_checkpoint`.
-    Raises WeightsError when a file is missing, truncated or foreign.
-    """
-    if path is not None and is_checkpoint(path):
-        from .checkpoints import load_checkpoint  # which builds on this file
-
-        return load_checkpoint(path, dtype, tokenizer, prediction, image_size)
-    folder = weights_folder(path)
-    autoencoder, _ = load_module(folder / "autoencoder.safetensors", Autoencoder, AutoencoderConfig)
-    text_encoder, about = load_module(folder / "text_encoder.safetensors", TextEncoder, TextConfig)
-    network, about_unet = load_module(folder / f"{unet}.safetensors", UNet, UNetConfig)
-    words = Tokenizer(about["words"].split(), text_encoder.config.length)
-    schedule = Schedule(ScheduleConfig(**json.loads(about_unet["schedule"])))
-    return LatentDiffusion(words, text_encoder, network, autoencoder, schedule)
-
-
-def is_checkpoint(path: str | Path) -> bool:
-    """Whether a path is a published checkpoint and not a run of ours."""
-    path = Path(path)
-    return path.is_file() or (path / "model_index.json").is_file()
-
 
 def best_device() -> str:
     """cuda, mps or cpu: the first of them that is there."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def weights_folder(path: str | Path | None) -> Path:
-    """Where the weights of a run lie; the shipped ones for None."""
-    folder = SHIPPED if path is None else Path(path)
-    if not folder.is_dir():
-        raise WeightsError(
-            f"there is no folder {folder}; --weights takes the run folder of a train.py command"
-        )
-    return folder / "weights" if (folder / "weights").is_dir() else folder

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .models.weights import read_metadata, read_weights, save_weights
+from .checkpoints.files import read_metadata, read_weights, save_weights
 
 
 class RunError(ValueError):

@@ -14,19 +14,18 @@ from torch import Tensor
 from . import figures
 from .diffusion.reflection import ReflectionConfig, renoise_to
 from .diffusion.sample import denoise, last
-from .methods.edit_loop import LoopConfig
-from .methods.reasongen import Painter
-from .methods.rig_parts import Parts, loop_of
+from .methods.rlrig import LoopConfig, Parts, loop_of
 from .models.reasongen import SamplingConfig
-from .pipeline import LatentDiffusion, SamplerConfig
+from .pipeline import LatentDiffusion, Painter, SamplerConfig
 from .rl.rewards import Reward
 from .streams import rng
-from .world.graph import SceneGraph
+from .world.graphs import SceneGraph
 from .world.inspector import inspect
 from .world.laws import LAWS
 from .world.prompts import Prompt, prompt_set, understand
 
 UNMET_SHOWN = 2  # requirements listed under a picture
+
 
 Cell = tuple[Tensor, str, bool | None]  # picture, line under it, right or wrong
 

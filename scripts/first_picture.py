@@ -10,13 +10,14 @@ from pathlib import Path
 import torch
 
 from minireflect import caption, figures, load_pipeline, render, sample_scene
+from minireflect.checkpoints.ours import SHIPPED
 from minireflect.diffusion.reflection import ReflectionConfig
-from minireflect.pipeline import SHIPPED, SamplerConfig
+from minireflect.pipeline import SamplerConfig
 from minireflect.rl.rewards import load_reward
 from minireflect.showcase import check_picture, fixed_prompts, rounds_strip
+from minireflect.world.canvas import write_picture
 from minireflect.world.laws import LAWS
 from minireflect.world.prompts import law_prompt
-from minireflect.world.render import write_picture
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -36,15 +37,7 @@ def main() -> None:
     torch.set_grad_enabled(False)
     texts = [p.text for p in fixed_prompts(("unconventional",))]
     reflection = ReflectionConfig(rounds=3, steps=SamplerConfig.steps)
-    rounds_strip(
-        load_pipeline(),
-        load_reward(),
-        texts,
-        SamplerConfig(),
-        reflection,
-        0,
-        DOCS / "rounds.png",
-    )
+    rounds_strip(load_pipeline(), load_reward(), texts, SamplerConfig(), reflection, 0, DOCS / "rounds.png")
     write_picture(check_picture(load_pipeline()), SHIPPED / "check.png")
     world()
 

@@ -22,19 +22,21 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from minireflect.checkpoints.ours import load_module, load_pipeline, weights_folder
 from minireflect.config import preset
 from minireflect.diffusion.reflection import ReflectionConfig, renoise_to
 from minireflect.diffusion.sample import denoise, last
 from minireflect.evaluate import EvaluationConfig, draw_all, evaluate, table
 from minireflect.methods.rollout import rollout
 from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
-from minireflect.pipeline import LatentDiffusion, load_module, load_pipeline, weights_folder
+from minireflect.pipeline import LatentDiffusion
 from minireflect.rl.rewards import Reward, load_reward, verdicts
 from minireflect.streams import choices, rng
+from minireflect.world.canvas import to_tensor
 from minireflect.world.inspector import inspect, inspect_all
 from minireflect.world.laws import LAWS
 from minireflect.world.prompts import KINDS, Prompt, draw_prompts, near_miss, sample_scene
-from minireflect.world.render import render, to_tensor
+from minireflect.world.render import render
 from minireflect.world.scenes import Reading, Scene
 
 PHYSICS = ("physical", "unconventional")

@@ -15,10 +15,11 @@ from pathlib import Path
 from reason_report import COOL, arms_figure, entropy_figure, page
 from rig_study import cached, train
 
+from minireflect.checkpoints.ours import load_painter
 from minireflect.config import preset
 from minireflect.evaluate_reason import ReasonScore, evaluate_painter
 from minireflect.models.reasongen import SamplingConfig
-from minireflect.reason_stages import judge_of, load_painter
+from minireflect.rl.rewards import judge_of
 from minireflect.run import read_metrics, write_text
 
 ROOT = Path(__file__).parent.parent

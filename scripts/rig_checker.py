@@ -12,16 +12,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from minireflect import rng
+from minireflect.checkpoints.ours import RIG, load_module, load_pipeline
 from minireflect.config import preset
 from minireflect.evaluate import EvaluationConfig, evaluation_graphs
-from minireflect.methods.rig_parts import load_parts, loop_of
-from minireflect.methods.train_checker import question
+from minireflect.methods.rlrig import load_parts, loop_of
 from minireflect.models.matcher import Matcher, MatcherConfig
 from minireflect.models.tokenizer import Tokenizer
-from minireflect.pipeline import load_module, load_pipeline
-from minireflect.rl.checker import RIG, load_checker
+from minireflect.pretrain.matcher import question
+from minireflect.rl.checker import load_checker
 from minireflect.streams import choices
-from minireflect.world.graph import Requirement
+from minireflect.world.graphs import Requirement
 from minireflect.world.inspector import inspect_all
 from minireflect.world.layout import sample_picture
 from minireflect.world.render import render

@@ -18,7 +18,7 @@ from rig_report import arms_figure, checker_table, groups_figure, page, reliabil
 
 from minireflect.config import preset
 from minireflect.evaluate import EvaluationConfig, GraphScore, evaluate_loop
-from minireflect.methods.rig_parts import load_parts, loop_of
+from minireflect.methods.rlrig import load_parts, loop_of
 from minireflect.rl.checker import load_checker
 from minireflect.run import read_metrics, write_text
 

@@ -10,11 +10,9 @@ from pathlib import Path
 
 import torch
 
-from minireflect.methods.rig_parts import PARTS as RIG_PARTS
-from minireflect.models.weights import read_metadata, read_weights, save_weights
-from minireflect.pipeline import SHIPPED
-from minireflect.reason_stages import REASON
-from minireflect.rl.checker import RIG
+from minireflect.checkpoints.files import read_metadata, read_weights, save_weights
+from minireflect.checkpoints.ours import REASON, RIG, SHIPPED
+from minireflect.methods.rlrig import RIG_PARTS as RIG_PARTS
 
 SYSTEMS = {  # where the weights lie, and which
     "srrl": (SHIPPED, ("autoencoder", "text_encoder", "unet", "reward")),

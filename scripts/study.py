@@ -22,7 +22,8 @@ from study_report import bars, curves, hacking, page
 from study_ways import KINDS, MORE_WAYS, WAYS, Way, measure
 
 from minireflect import load_pipeline
-from minireflect.pipeline import PARTS, SHIPPED, LatentDiffusion
+from minireflect.checkpoints.ours import PARTS, SHIPPED
+from minireflect.pipeline import LatentDiffusion
 from minireflect.rl.rewards import Reward, load_reward
 from minireflect.run import read_metrics, write_text
 

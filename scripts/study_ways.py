@@ -11,9 +11,9 @@ from torch import Tensor
 from minireflect import rng
 from minireflect.config import preset
 from minireflect.diffusion.reflection import OPPOSITE, ReflectionConfig, zigzag
-from minireflect.diffusion.sample import last
+from minireflect.diffusion.sample import evaluations, last
 from minireflect.evaluate import EvaluationConfig, score
-from minireflect.methods.rollout import SRRLConfig, evaluations, rollout
+from minireflect.methods.rollout import SRRLConfig, rollout
 from minireflect.pipeline import LatentDiffusion
 from minireflect.rl.rewards import Reward
 from minireflect.showcase import blind_rounds
@@ -99,10 +99,7 @@ def stepwise(pipe: LatentDiffusion, judge: Reward, texts: list[str], seed: int, 
     return Drawn(pipe.decode(last(moves)), len(texts) * cost, 0)
 
 
-WAYS: dict[str, Way] = {
-    "one picture": plain(SAMPLER.steps),
-    "reflect while wrong": while_wrong(OPPOSITE),
-}
+WAYS: dict[str, Way] = {"one picture": plain(SAMPLER.steps), "reflect while wrong": while_wrong(OPPOSITE)}
 MORE_WAYS: dict[str, Way] = {  # of the base alone
     "new noise while wrong": while_wrong(replace(OPPOSITE, fresh_noise=1.0)),
     "reflect, blind": blind,

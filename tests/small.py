@@ -4,15 +4,14 @@ import torch
 from torch import Tensor
 
 from minireflect.diffusion.schedule import Schedule, ScheduleConfig
-from minireflect.methods.reasongen import Painter
-from minireflect.methods.train_reasongen import reason_tokenizer
 from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
 from minireflect.models.clip import TextConfig, TextEncoder
 from minireflect.models.reasongen import ReasonGen, ReasonGenConfig
 from minireflect.models.tokenizer import EOS, Tokenizer
 from minireflect.models.unet import UNet, UNetConfig
 from minireflect.models.vq import Codec, VQAutoencoder, VQConfig
-from minireflect.pipeline import LatentDiffusion
+from minireflect.pipeline import LatentDiffusion, Painter
+from minireflect.pretrain.sft import reason_tokenizer
 from minireflect.streams import choices
 from minireflect.world.prompts import all_texts, draw_prompts
 

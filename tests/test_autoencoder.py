@@ -8,15 +8,15 @@ import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
-from minireflect.methods.train_autoencoder import AutoencoderTraining, teach_autoencoder
+from minireflect.checkpoints.files import load_into
+from minireflect.checkpoints.names import DIFFUSERS_AUTOENCODER
+from minireflect.checkpoints.ours import load_pipeline
 from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
-from minireflect.models.names import DIFFUSERS_AUTOENCODER
-from minireflect.models.weights import load_into
-from minireflect.pipeline import load_pipeline
+from minireflect.pretrain.autoencoder import AutoencoderTraining, teach_autoencoder
 from minireflect.run import Run
 from minireflect.streams import choices
+from minireflect.world.canvas import to_tensor
 from minireflect.world.data import WorldConfig, training_pairs
-from minireflect.world.render import to_tensor
 
 TINY = AutoencoderConfig(channels=(8, 16, 16), res_blocks=2, groups=4, scaling_factor=0.5)
 

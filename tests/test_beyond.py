@@ -8,14 +8,13 @@ from itertools import permutations
 import pytest
 import torch
 
-from minireflect.methods.train_reasongen import ReasonTraining, as_text, lessons
-from minireflect.models.reasongen import ReasonGenConfig
-from minireflect.models.tokenizer import split
+from minireflect.models.reasongen import ReasonGenConfig, as_text
+from minireflect.pretrain.sft import ReasonTraining, lessons
 from minireflect.streams import choices
-from minireflect.world.arrangement import holds
 from minireflect.world.data import WorldConfig, altered, related, training_pair, training_pairs, twin
+from minireflect.world.graphs import holds
 from minireflect.world.laws import LAWS
-from minireflect.world.prompts import combinations, sample_scene, tasks, understand
+from minireflect.world.prompts import combinations, sample_scene, split, tasks, understand
 from minireflect.world.rationales import rationale
 from minireflect.world.render import canvas, render_pixels
 from minireflect.world.scenes import Object, Scene

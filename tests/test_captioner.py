@@ -9,9 +9,9 @@ from torch import Tensor
 
 from minireflect.evaluate_reason import ReasonEvaluation, evaluation_prompts, false_rationale, reader_table
 from minireflect.methods.reasongen import EXPECTED, ReasonRLConfig, collect_groups
-from minireflect.methods.train_captioner import CaptionerTraining, train_captioner
 from minireflect.models.matcher import CrossBlock, Matcher, MatcherConfig
 from minireflect.models.tokenizer import EOS
+from minireflect.pretrain.matcher import CaptionerTraining, train_captioner
 from minireflect.rl.rewards import caption_reward
 from minireflect.run import Run
 from minireflect.streams import choices, rng

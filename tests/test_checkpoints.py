@@ -20,12 +20,12 @@ from transformers import CLIPConfig as TheirConfig
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from minireflect import load_pipeline
-from minireflect.checkpoints import describe, load_checkpoint, load_clip
+from minireflect.checkpoints.files import WeightsError, read_weights
+from minireflect.checkpoints.load import describe, load_checkpoint, load_clip
+from minireflect.checkpoints.parts import weights_file
 from minireflect.models.clip import CLIP, CLIPConfig
-from minireflect.models.layouts import weights_file
 from minireflect.models.tokenizer import BytePairs, NoVocabulary, PromptError
 from minireflect.models.unet import Added
-from minireflect.models.weights import WeightsError, read_weights
 from minireflect.rl.rewards import clip_reward, compressibility, incompressibility
 from tests.checkpoints import FAMILIES, WORDS, original_file, pipeline, save_original, shaken, vocabulary
 
@@ -332,9 +332,9 @@ def test_open_clip_state_dict(tmp_path: Path, quick: bool) -> None:
 )
 def test_open_clip_at_the_published_sizes(name: str, ours: CLIPConfig) -> None:
     """Without weights: the tensors that OpenCLIP makes for its own configuration have our names and shapes."""
-    from minireflect.models.names import OPEN_CLIP
-    from minireflect.models.names import open_clip as converted
-    from minireflect.models.weights import rename
+    from minireflect.checkpoints.files import rename
+    from minireflect.checkpoints.names import OPEN_CLIP
+    from minireflect.checkpoints.names import open_clip as converted
 
     with torch.device("meta"):
         clip = CLIP(ours)
@@ -492,7 +492,7 @@ def test_inspect_is_a_command(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "minireflect.checkpoints",
+        "minireflect.checkpoints.load",
         str(tmp_path / "other.safetensors"),
         "nowhere",
     ]

@@ -6,6 +6,8 @@ from torch import Tensor, nn
 from transformers import CLIPConfig as TheirConfig
 from transformers import CLIPModel, CLIPTextConfig, CLIPTextModelWithProjection
 
+from minireflect.checkpoints.files import load_into
+from minireflect.checkpoints.names import TRANSFORMERS_CLIP, TRANSFORMERS_CLIP_TEXT
 from minireflect.models.clip import (
     CLIP,
     OPENAI_MEAN,
@@ -16,8 +18,6 @@ from minireflect.models.clip import (
     VisionConfig,
     VisionEncoder,
 )
-from minireflect.models.names import TRANSFORMERS_CLIP, TRANSFORMERS_CLIP_TEXT
-from minireflect.models.weights import load_into
 
 EOS = 49
 TEXT = TextConfig(vocabulary=50, eos=EOS, length=9, width=32, layers=3, heads=4)

@@ -35,9 +35,8 @@ def test_every_step_equals_diffusers(steps: int, spacing: str, eta: float, to_on
     noise = torch.randn(SHAPE, generator=rng(3))
     for i in range(steps):
         if spacing == "linspace" and int(table.t[i]) == 0:
-            eta_ref = (
-                0.0  # abar == abar_prev: the variance is 0 up to rounding, and theirs may be sqrt(-1e-9)
-            )
+            # abar == abar_prev: the variance is 0 up to rounding, and theirs may be sqrt(-1e-9)
+            eta_ref = 0.0
         else:
             eta_ref = eta
         want = ref.step(eps, int(table.t[i]), x, eta=eta_ref, variance_noise=noise if eta_ref else None)

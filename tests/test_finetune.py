@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPModel
 
-from minireflect.checkpoints import load_checkpoint
+from minireflect.checkpoints.load import load_checkpoint
 from minireflect.methods.finetune import (
     SRRL,
     FinetuneConfig,
@@ -19,11 +19,19 @@ from minireflect.methods.finetune import (
     load_judge,
     read_prompts,
 )
-from minireflect.methods.ppo import advantages, update
-from minireflect.methods.regression import Replay, regress, remember
+from minireflect.methods.learn import (
+    HALF_SCALE,
+    Replay,
+    advantages,
+    backward,
+    parts,
+    regress,
+    remember,
+    take_step,
+    update,
+)
 from minireflect.methods.rollout import SRRLConfig, rollout
 from minireflect.methods.srrl import reference
-from minireflect.methods.step import HALF_SCALE, backward, parts, take_step
 from minireflect.models.lora import LoRAConfig, adapters, add_lora, lora_layers
 from minireflect.models.tokenizer import PromptError
 from minireflect.pipeline import LatentDiffusion, SamplerConfig

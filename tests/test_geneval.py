@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from minireflect.geneval import TAGS, export, is_right, metadata, scores
 from minireflect.streams import choices
-from minireflect.world.arrangement import TASKS, Clause, Task, arrange
+from minireflect.world.geneval import TAGS, export, is_right, metadata, scores
+from minireflect.world.graphs import TASKS, Clause, Task, arrange
 from minireflect.world.prompts import draw_prompts
 from minireflect.world.scenes import Object
 

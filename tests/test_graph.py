@@ -7,9 +7,17 @@ import pytest
 import torch
 
 from minireflect.evaluate import iou, seen_entities, seen_triples
-from minireflect.world.arrangement import PREDICATES, stands
-from minireflect.world.edits import PROMPT_LENGTH, hearsay, hint, plan, training_caption, vocabulary
-from minireflect.world.graph import Entity, GraphError, SceneGraph, from_laion_sg, parse_graph
+from minireflect.world.captions import PROMPT_LENGTH, hearsay, hint, plan, training_caption
+from minireflect.world.captions import graph_vocabulary as vocabulary
+from minireflect.world.graphs import (
+    PREDICATES,
+    Entity,
+    GraphError,
+    SceneGraph,
+    from_laion_sg,
+    parse_graph,
+    stands,
+)
 from minireflect.world.inspector import inspect
 from minireflect.world.layout import held_out, lay_out, sample_graph
 from minireflect.world.render import render

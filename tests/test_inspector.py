@@ -8,12 +8,13 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
-from minireflect.world.arrangement import arrange
+from minireflect.world.canvas import to_tensor
 from minireflect.world.data import WorldConfig, training_pairs
+from minireflect.world.graphs import arrange
 from minireflect.world.inspector import inspect, inspect_all
 from minireflect.world.laws import LAWS
 from minireflect.world.prompts import draw_prompts, near_miss, sample_scene, tasks
-from minireflect.world.render import render, render_pixels, to_tensor
+from minireflect.world.render import render, render_pixels
 from minireflect.world.scenes import Scene
 
 N = 250  # scenes a test; the README's figures use 2,000 (scripts/measure.py)
@@ -90,7 +91,7 @@ def test_a_picture_with_one_fact_wrong_is_never_accepted(kind: str) -> None:
 
 def fulfils_both(scene: Scene | None, prompt) -> bool:
     """A scene of another task may fulfil this one too: "a red ball" is also "a ball"."""
-    from minireflect.world.arrangement import fulfils
+    from minireflect.world.graphs import fulfils
 
     return scene is not None and scene.law == "arrangement" and fulfils(scene.objects, prompt.task)
 

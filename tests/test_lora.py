@@ -10,24 +10,13 @@ from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from minireflect.checkpoints import describe, load_checkpoint
+from minireflect.checkpoints.files import WeightsError, new_names
+from minireflect.checkpoints.load import describe, load_checkpoint
+from minireflect.checkpoints.lora import TO_DIFFUSERS, load_lora, read_lora, save_lora, unmerge_lora
+from minireflect.checkpoints.names import DIFFUSERS_UNET
 from minireflect.methods.srrl import reference
-from minireflect.models.lora import (
-    TO_DIFFUSERS,
-    LoRAConfig,
-    adapters,
-    add_lora,
-    load_lora,
-    lora_layers,
-    merge_lora,
-    read_lora,
-    remove_lora,
-    save_lora,
-    unmerge_lora,
-)
-from minireflect.models.names import DIFFUSERS_UNET
+from minireflect.models.lora import LoRAConfig, adapters, add_lora, lora_layers, merge_lora, remove_lora
 from minireflect.models.unet import UNet, UNetConfig
-from minireflect.models.weights import WeightsError, new_names
 from tests.checkpoints import FAMILIES, WORDS, pipeline
 
 pytestmark = pytest.mark.usefixtures("no_network")

@@ -7,14 +7,15 @@ import torch
 import torch.nn.functional as F
 
 from minireflect import inspect, load_pipeline, pipeline, render, sample_scene
+from minireflect.checkpoints.files import WeightsError
+from minireflect.checkpoints.ours import save_pipeline
 from minireflect.diffusion.reflection import ReflectionConfig, renoise_to
 from minireflect.diffusion.sample import denoise, guided, last
 from minireflect.evaluate import EvaluationConfig, evaluate, table
-from minireflect.methods.train_reward import caption_loss
 from minireflect.models.matcher import Matcher, MatcherConfig
 from minireflect.models.tokenizer import EOS, PromptError, Tokenizer
-from minireflect.models.weights import WeightsError
 from minireflect.pipeline import SamplerConfig
+from minireflect.pretrain.matcher import caption_loss
 from minireflect.rl.rewards import checker, load_reward, match_reward
 from minireflect.showcase import blind_rounds
 from minireflect.streams import choices, rng
@@ -109,7 +110,7 @@ def test_bad_requests_are_explained(words: dict, error: type, message: str) -> N
 
 def test_a_pipeline_comes_back_from_disk(tmp_path: Path) -> None:
     pipe = small_pipeline()
-    pipe.save(tmp_path)
+    save_pipeline(pipe, tmp_path)
     again = load_pipeline(tmp_path)
     again.image_size = pipe.image_size
     x = pipe.noise(4, rng(0, "x"))

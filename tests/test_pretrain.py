@@ -7,17 +7,12 @@ import torch
 import torch.nn.functional as F
 
 from minireflect import caption, inspect, load_pipeline, render, rng, sample_scene
-from minireflect.diffusion.schedule import Schedule, ScheduleConfig
-from minireflect.methods.spoil import distance, faithful, spoil
-from minireflect.methods.train_diffusion import (
-    DiffusionTraining,
-    learn_to_read,
-    level_chances,
-    level_weight,
-)
-from minireflect.methods.train_reward import JointSpace
+from minireflect.diffusion.schedule import Schedule, ScheduleConfig, level_weight
 from minireflect.models.clip import TextConfig, TextEncoder
 from minireflect.models.tokenizer import EOS, Tokenizer
+from minireflect.pretrain.corrupt import distance, faithful, spoil
+from minireflect.pretrain.diffusion import DiffusionTraining, learn_to_read, level_chances
+from minireflect.pretrain.matcher import JointSpace
 from minireflect.run import Run
 from minireflect.streams import choices
 from minireflect.world.data import WorldConfig, captioned_laws, training_pairs

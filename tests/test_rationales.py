@@ -6,10 +6,9 @@ from dataclasses import replace
 import pytest
 
 from minireflect import sample_scene
-from minireflect.models.tokenizer import split
 from minireflect.streams import choices
 from minireflect.world.laws import LAWS
-from minireflect.world.prompts import KINDS, draw_prompts, near_miss
+from minireflect.world.prompts import KINDS, draw_prompts, near_miss, split
 from minireflect.world.rationales import (
     ARRANGEMENT_STYLES,
     LAW_STYLES,

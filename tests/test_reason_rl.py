@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from minireflect import rng
+from minireflect.checkpoints.ours import load_painter
 from minireflect.evaluate_reason import (
     ReasonEvaluation,
     another_of_its_kind,
@@ -19,32 +20,38 @@ from minireflect.evaluate_reason import (
 )
 from minireflect.methods.reasongen import (
     Groups,
-    Painter,
     ReasonRLConfig,
     collect_groups,
     token_shares,
     train_reason_grpo,
     update_painter,
 )
-from minireflect.methods.train_reasongen import (
-    Lessons,
-    ReasonTraining,
+from minireflect.models.reasongen import (
+    Drawn,
+    ReasonGenConfig,
+    SamplingConfig,
     as_text,
     as_words,
+    trim,
+    up_to,
+)
+from minireflect.models.tokenizer import EOS
+from minireflect.pipeline import Painter
+from minireflect.pretrain.sft import (
+    Lessons,
+    ReasonTraining,
     lesson_loss,
     lessons,
     shuffled,
     told_loss,
     train_reasongen,
 )
-from minireflect.models.reasongen import Drawn, ReasonGenConfig, SamplingConfig, trim, up_to
-from minireflect.models.tokenizer import EOS
-from minireflect.reason_stages import judge_of, load_painter
 from minireflect.rl.entropy import AdaptiveEntropy, EntropyConfig, entropy_of
+from minireflect.rl.rewards import judge_of
 from minireflect.run import Run
 from minireflect.streams import choices
-from minireflect.world.arrangement import TASKS
 from minireflect.world.data import WorldConfig
+from minireflect.world.graphs import TASKS
 from minireflect.world.prompts import draw_prompts
 from minireflect.world.rationales import rationale, read_rationale
 from tests.small import REASON_WORDS as WORDS

@@ -10,27 +10,26 @@ from torch import Tensor
 
 from minireflect import rng
 from minireflect.diffusion.schedule import Schedule, ScheduleConfig
-from minireflect.methods.edit_loop import (
+from minireflect.methods.rlrig import (
     LoopConfig,
+    Parts,
+    RLRIGConfig,
+    attempts,
     draw,
     edit,
+    graphs_of,
+    load_parts,
+    loop_of,
     prompts_of,
     redraw,
     reflect_and_edit,
     scripted_actor,
     silent_actor,
-)
-from minireflect.methods.rig_parts import Parts, load_parts, loop_of
-from minireflect.methods.rlrig import (
-    RLRIGConfig,
-    attempts,
-    graphs_of,
     train_actor_grpo,
     train_editor,
     update_actor,
 )
-from minireflect.methods.step import UpdateConfig
-from minireflect.methods.train_checker import altered, answer, changed, off_by, question, visible
+from minireflect.methods.rollout import UpdateConfig
 from minireflect.models.actor import Actor, ActorConfig
 from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
 from minireflect.models.clip import TextConfig, TextEncoder
@@ -38,12 +37,15 @@ from minireflect.models.matcher import CrossBlock, Matcher, MatcherConfig
 from minireflect.models.tokenizer import EOS, Tokenizer
 from minireflect.models.unet import UNet, UNetConfig
 from minireflect.pipeline import LatentDiffusion
+from minireflect.pretrain.matcher import altered_requirement as altered
+from minireflect.pretrain.matcher import answer, changed, off_by, question, visible
 from minireflect.rl.checker import Answers, load_checker, matcher_checker
 from minireflect.rl.policy import ppo_clip, token_kl, token_weights
 from minireflect.run import Run
 from minireflect.streams import choices
-from minireflect.world.edits import PROMPT_LENGTH, vocabulary
-from minireflect.world.graph import SceneGraph, parse_graph
+from minireflect.world.captions import PROMPT_LENGTH
+from minireflect.world.captions import graph_vocabulary as vocabulary
+from minireflect.world.graphs import SceneGraph, parse_graph
 from minireflect.world.layout import lay_out, sample_graph, sample_picture
 from minireflect.world.render import render
 

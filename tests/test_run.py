@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from minireflect.models.weights import read_weights
+from minireflect.checkpoints.files import read_weights
 from minireflect.run import Interrupted, Run, RunError, flat
 
 LOOP = """

@@ -13,10 +13,9 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from minireflect.methods.rig_parts import PARTS
-from minireflect.models.weights import read_weights
-from minireflect.pipeline import SHIPPED
-from minireflect.rl.checker import RIG
+from minireflect.checkpoints.files import read_weights
+from minireflect.checkpoints.ours import RIG, SHIPPED
+from minireflect.methods.rlrig import RIG_PARTS as PARTS
 
 ROOT = Path(__file__).parent.parent
 TINY = ["--srrl.iterations", "1", "--srrl.prompts", "2", "--srrl.group", "2", "--srrl.steps", "3", "--sampler.steps", "3",

@@ -9,8 +9,11 @@ import pytest
 import torch
 
 from minireflect.diffusion import ddim, reflection, schedule
-from minireflect.methods import spoil, train_checker, train_diffusion, train_reward
 from minireflect.models import blocks, clip, matcher, transformer
+from minireflect.pretrain import corrupt as spoil
+from minireflect.pretrain import diffusion as train_diffusion
+from minireflect.pretrain import matcher as train_checker
+from minireflect.pretrain import matcher as train_reward
 from minireflect.rl import advantage, policy
 from tests.small import small_pipeline
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from minireflect.diffusion.ddim import ddim_step
-from minireflect.methods import ppo, regression
+from minireflect.methods import learn as ppo
+from minireflect.methods import learn as regression
 from minireflect.methods import rollout as drawing
-from minireflect.methods.ppo import advantages, jobs, update
-from minireflect.methods.regression import Replay
+from minireflect.methods.learn import Replay, advantages, jobs, update
 from minireflect.methods.rollout import SRRLConfig, rollout
 from minireflect.methods.srrl import mended, train_srrl
 from minireflect.rl.advantage import RewardHistory
@@ -350,14 +350,7 @@ def test_the_replay_holds_the_latest_pictures_and_draws_them_by_weight() -> None
 def test_regression_fits_what_the_reward_accepts() -> None:
     """Its gradient is that of DDPM's loss on the accepted pictures alone, if the reward is 0 or 1 and all groups have one."""
     config = replace(
-        CONFIG,
-        objective="regress",
-        updates=1,
-        rounds=0,
-        batch=4_000,
-        floor=1e-6,
-        grad_norm=1e9,
-        anchored=0,
+        CONFIG, objective="regress", updates=1, rounds=0, batch=4_000, floor=1e-6, grad_norm=1e9, anchored=0
     )
     pipe = small_pipeline()
     out = rollout(pipe, TEXTS, brightness, config, 0, 0)

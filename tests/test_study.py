@@ -10,7 +10,7 @@ import torch
 from minireflect import load_pipeline
 from minireflect.evaluate_reason import ReasonEvaluation, ReasonScore
 from minireflect.rl.rewards import load_reward
-from minireflect.world.arrangement import TASKS
+from minireflect.world.graphs import TASKS
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 import reason_study

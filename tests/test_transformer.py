@@ -7,7 +7,8 @@ from minireflect import rng
 from minireflect.models.actor import Actor, ActorConfig, questions, read_out, write_down
 from minireflect.models.tokenizer import EOS, Tokenizer
 from minireflect.models.transformer import Transformer, TransformerConfig
-from minireflect.world.edits import PROMPT_LENGTH, vocabulary
+from minireflect.world.captions import PROMPT_LENGTH
+from minireflect.world.captions import graph_vocabulary as vocabulary
 
 from .llama import llama
 

@@ -8,10 +8,10 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from minireflect import rng
+from minireflect.checkpoints.files import load_into
+from minireflect.checkpoints.names import DIFFUSERS_UNET
 from minireflect.models.blocks import timestep_embedding
-from minireflect.models.names import DIFFUSERS_UNET
 from minireflect.models.unet import Added, UNet, UNetConfig
-from minireflect.models.weights import load_into
 
 TINY = UNetConfig(
     channels=(16, 32), depths=(1, 1), mid_depth=1, context_width=12, res_blocks=1, heads=2, groups=4

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from minireflect import rng
-from minireflect.methods.train_vq import VQTraining, perplexity, refine_vq, things, train_vq, weights
+from minireflect.checkpoints.ours import load_module, load_pipeline, save_module
 from minireflect.models.vq import Codec, Quantiser, VQAutoencoder, VQConfig
-from minireflect.pipeline import load_module, load_pipeline, save_module
+from minireflect.pretrain.vq import VQTraining, perplexity, refine_vq, things, train_vq, weights
 from minireflect.run import Run
 from minireflect.streams import choices
+from minireflect.world.canvas import to_tensor
 from minireflect.world.data import WorldConfig, training_pairs, twin
-from minireflect.world.render import render_pixels, to_tensor
+from minireflect.world.render import render_pixels
 
 SMALL = VQConfig(width=8, groups=4, forms=32, colors=16, dimensions=4)
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from minireflect.models import weights
-from minireflect.models.weights import (
+from minireflect.checkpoints import files as weights
+from minireflect.checkpoints.files import (
     WeightsError,
     load_into,
     new_names,

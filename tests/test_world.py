@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minireflect.methods.train_reward import false_prompt
-from minireflect.world.arrangement import RELATIONS, Clause, Task, arrange, fulfils, holds, task_list
+from minireflect.pretrain.matcher import false_prompt
+from minireflect.world.captions import caption, graph
 from minireflect.world.data import WorldConfig, training_pair
+from minireflect.world.graphs import RELATIONS, Clause, Task, arrange, fulfils, holds, task_list
 from minireflect.world.inspector import inspect
 from minireflect.world.laws import LAWS
 from minireflect.world.prompts import (
@@ -26,7 +27,6 @@ from minireflect.world.prompts import (
 from minireflect.world.rationales import rationale
 from minireflect.world.render import render
 from minireflect.world.scenes import Object, Reading, Scene
-from minireflect.world.words import caption, graph
 
 
 @pytest.mark.parametrize("name", LAWS)

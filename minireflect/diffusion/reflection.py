@@ -56,6 +56,8 @@ class ReflectionConfig:
 
 
 ACCEPT = 0.5  # reward from which a picture counts as right: the judge is as sure as not
+
+
 # how a refused picture becomes noise before it is turned over: coarsely, without guidance, half of it new
 OPPOSITE = ReflectionConfig(w_renoise=0.0, steps=5, fresh_noise=0.5)
 

@@ -23,6 +23,8 @@ from .ddim import ddim_step, renoise_step
 from .schedule import Schedule, StepTable
 
 EpsFn = Callable[[Tensor, Tensor], Tensor]  # x_t (b c h w), t () or (b) long -> eps (b c h w)
+
+
 Model = Callable[
     [Tensor, Tensor, Tensor], Tensor
 ]  # x (b c h w), t (b) long, context (b t d) -> output (b c h w)
@@ -149,3 +151,8 @@ def collect(x_start: Tensor, steps: Iterable[Step]) -> Trajectory:
     return Trajectory(
         torch.stack(latents, 1), torch.tensor(timesteps, dtype=torch.long), torch.cat(log_probs, 1)
     )
+
+
+def evaluations(w: float) -> int:
+    """UNet evaluations of one sample at guidance w: 0 and 1 need one side only."""
+    return 1 if w in (0, 1) else 2

@@ -21,7 +21,11 @@ import torch
 from torch import Tensor
 
 BetaSchedule = Literal["scaled_linear", "linear"]
+
+
 Prediction = Literal["epsilon", "v", "x0"]
+
+
 Spacing = Literal["leading", "trailing", "linspace"]
 
 
@@ -175,3 +179,13 @@ class Schedule:
             t_prev = torch.where(t_prev < 0, last, t_prev)
         abar_prev = torch.where(t_prev < 0, 1.0, self.abar[t_prev.clamp(min=0)])
         return StepTable(t, t_prev, self.abar[t], abar_prev)
+
+
+def level_weight(schedule: Schedule, t: Tensor, cap: float) -> Tensor:
+    """How much the noise prediction at level t counts: 1 / abar, at most `cap`.
+
+    An error of eps is an error of x_0 times the signal-to-noise ratio, so a plain loss hardly looks at the late levels,
+    where it is decided what stands where.  1 / abar makes the loss that of v-prediction (Salimans & Ho 2022, appendix D).
+    Shapes: t (b) -> (b)
+    """
+    return (1 / schedule.abar.to(t.device)[t]).clamp(max=cap)

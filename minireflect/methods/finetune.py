@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from .. import figures
-from ..checkpoints import load_checkpoint, load_clip
+from ..checkpoints.load import load_checkpoint, load_clip
+from ..checkpoints.lora import save_lora
 from ..diffusion.schedule import Prediction
 from ..evaluate import off_reward
-from ..models.lora import LoRAConfig, add_lora, lora_layers, save_lora
+from ..models.lora import LoRAConfig, add_lora, lora_layers
 from ..models.tokenizer import NoVocabulary, PromptError
 from ..pipeline import LatentDiffusion, SamplerConfig
 from ..rl.rewards import Reward, clip_reward, compressibility, incompressibility
@@ -35,7 +36,10 @@ from .rollout import SRRLConfig
 from .srrl import train_srrl
 
 PROMPTS = Path(__file__).parent.parent / "prompts"
+
+
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 # The paper's choices where it is about real pictures, but with a look at the reward (the figure, not the code).
 SRRL = SRRLConfig(
@@ -44,26 +48,25 @@ SRRL = SRRLConfig(
     clip=1e-4,  # on the mean log-probability: 1.6 nats at 4 x 64 x 64 dimensions
     std_floor=1e-3,  # CLIP's cosines of one prompt spread by 0.02
 )  # fmt: skip
+
+
 SAMPLER = SamplerConfig(steps=20, guidance=5.0)
 
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    base: str | None = (
-        None  # Stable Diffusion, folder or file: train LoRA on it in place of the synthetic world
-    )
-    reward: Literal["clip", "incompressibility", "compressibility"] = (
-        "clip"  # with --base: what is reinforced
-    )
+    # Stable Diffusion, folder or file: train LoRA on it in place of the synthetic world
+    base: str | None = None
+    # with --base: what is reinforced
+    reward: Literal["clip", "incompressibility", "compressibility"] = "clip"
     clip: str | None = None  # CLIP, folder or file, for --reward clip
     prompts: str = "animals"  # with --base: a file with a prompt a line, or animals, colours, relations, physical_law, counter_intuitive
     tokenizer: str | None = None  # folder with the vocabulary of a base that brings none, as single files do
     size: int | None = None  # pixels; what the base was trained on when not given
     prediction: Prediction | None = None  # of a base that does not say it
     lora: LoRAConfig = field(default_factory=LoRAConfig)
-    precision: Literal["fp32", "bf16", "fp16"] | None = (
-        None  # of the base; bf16 on a GPU, fp32 on a CPU when not given
-    )
+    # of the base; bf16 on a GPU, fp32 on a CPU when not given
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
     micro_batch: int = 4  # pictures at once, in drawing and in learning; less needs less memory
     checkpointing: bool = False  # hold fewer activations for the backward pass, for one more forward
     compile: bool = False  # torch.compile: a minute or more at the start, faster after

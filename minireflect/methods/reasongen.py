@@ -30,18 +30,20 @@ from torch import Generator, Tensor
 
 from ..diffusion.reflection import ACCEPT
 from ..models.reasongen import Drawn, ReasonGen, SamplingConfig, trim
-from ..models.tokenizer import EOS, Tokenizer
-from ..models.vq import Codec
+from ..models.tokenizer import EOS
+from ..pipeline import Painter
+from ..pretrain.optimise import lr_factor, set_lr
+from ..pretrain.sft import Lessons, ReasonTraining, lesson_loss
 from ..rl.advantage import group_advantage, zero_variance_groups
 from ..rl.entropy import AdaptiveEntropy, EntropyConfig, entropy_of
 from ..rl.policy import ppo_clip, token_kl
 from ..rl.rewards import Reward, checker
 from ..run import Run
 from ..streams import rng
-from .rate import lr_factor, set_lr
-from .train_reasongen import Lessons, ReasonTraining, as_text, lesson_loss
 
 EXPECTED = 0.05  # least probability that a word of a kept rationale has; the first of four things in any order, in one of three styles, has a twelfth
+
+
 Prompts = Callable[[int, int, int], list[str]]  # how many, of which iteration, of which draw in it
 
 
@@ -80,33 +82,6 @@ class ReasonRLConfig:
             raise ValueError(f"recall is {self.recall}, a weight of 0 or more is wanted")
         if self.updates > self.prompts:
             raise ValueError(f"{self.updates} updates cannot share {self.prompts} groups")
-
-
-class Painter(NamedTuple):
-    """All it takes to draw: what thinks and draws, what knows the words, what turns tokens into pictures."""
-
-    model: ReasonGen
-    tokenizer: Tokenizer
-    codec: Codec
-    thinks: bool = True  # writes a rationale first; else every rationale is BOI, given and not chosen
-
-    def pictures(self, codes: Tensor) -> Tensor:
-        """Shapes: codes (b n) -> (b 3 64 64) in [-1, 1]"""
-        return self.codec.pictures(codes)
-
-    def draw(
-        self, prompts: list[str], sampling: SamplingConfig, generator: Generator, words: Tensor | None = None
-    ) -> Drawn:
-        """Think and draw, once for each prompt; or draw only, from given rationales.  Shapes: words (b r)"""
-        device = next(self.model.parameters()).device
-        ids = self.tokenizer(prompts).to(device)
-        if words is None and not self.thinks:
-            words = self.model.blank(len(prompts), device)[1]
-        return self.model.write(ids, sampling, generator, words)
-
-    def thoughts(self, drawn: Drawn) -> list[str]:
-        """The rationales as written.  -> b"""
-        return as_text(self.tokenizer, drawn.words)
 
 
 class Groups(NamedTuple):

@@ -10,12 +10,61 @@ import torch
 from torch import Tensor
 
 from ..diffusion.reflection import ACCEPT, OPPOSITE, ReflectionConfig, renoise_to
-from ..diffusion.sample import Trajectory, collect, denoise, last
+from ..diffusion.sample import Trajectory, collect, denoise, evaluations, last
 from ..diffusion.schedule import StepTable
 from ..pipeline import LatentDiffusion
+from ..rl.policy import clip_in_nats
 from ..rl.rewards import Reward
 from ..streams import rng
-from .step import UpdateConfig
+
+
+@dataclass(frozen=True)
+class UpdateConfig:
+    """How SRRL, and RL-RIG's editor, learn from the pictures of an iteration."""
+
+    # on the pictures, noised anew; or on the sampler's steps
+    objective: Literal["regress", "ppo"] = "regress"
+    replay: int = 8  # regress: iterations whose pictures are learnt from
+    batch: int = 64  # regress: pictures of an optimiser step
+    # regress: added to the sum of a prompt's rewards, so that one that always fails counts little
+    floor: float = 0.5
+    anchored: int = 150  # regress: noise levels t below it, which draw the details, go on imitating the base
+    late: float = 20.0  # regress: largest weight of a late noise level, see `level_weight`
+    # ppo: added to a group's std of rewards, so that jitter in a solved group teaches nothing
+    std_floor: float = 0.1
+    lr: float = 2e-4  # of AdamW; 3e-5 for ppo
+    warmup: int = 5  # iterations of linear warm-up; without it the first steps destroy the model
+    cooldown: float = 0.3  # share of the iterations, the last, over which the rate falls to 0
+    updates: int = 8  # optimiser steps per iteration; with ppo, each on its share of the denoising steps
+    # ppo: share of the denoising steps that an iteration trains on, drawn anew each time
+    trained: float = 0.5
+    min_sigma: float = 0.1  # ppo: steps with less noise are not trained, their KL explodes: see `jobs`
+    reduction: Literal["mean", "sum"] = "mean"  # ppo: of the log-probability over the latent's dimensions
+    clip: float = 1e-2  # ppo: e, on the ratio of reduced log-probabilities; at 256 dimensions 2.6 nats
+    kl: float = 0.0  # ppo: weight of the KL to the base, in reduced nats per step
+    grad_norm: float = 1.0  # largest norm of an update's gradient
+
+    def __post_init__(self) -> None:
+        if self.updates < 1:
+            raise ValueError(f"updates must be at least 1, got {self.updates}")
+        if not 0 <= self.anchored < 1000:
+            raise ValueError(f"anchored is a noise level in [0, 1000), got {self.anchored}")
+        if not 0 <= self.cooldown <= 1:
+            raise ValueError(f"cooldown is a share in [0, 1], got {self.cooldown}")
+        if min(self.replay, self.batch) < 1 or self.floor <= 0:
+            raise ValueError("replay and batch must be at least 1, and floor positive")
+        if self.objective == "regress" and self.kl > 0:
+            raise ValueError("kl belongs to the objective ppo; the regression has no such term")
+        if not 0 < self.trained <= 1:
+            raise ValueError(f"trained is a share in (0, 1], got {self.trained}")
+        if self.min_sigma < 0:
+            raise ValueError(f"min_sigma is a standard deviation, 0 or more, got {self.min_sigma}")
+        clip_in_nats(self.clip, 1)  # raises on a clip that is not positive
+
+    def lr_factor(self, step: int, iterations: int) -> float:
+        """Linear warm-up, 1, and a linear fall to 0 at the end."""
+        left = (iterations - step) / (self.cooldown * iterations) if self.cooldown else 1.0
+        return min(1.0, (step + 1) / max(1, self.warmup), left)
 
 
 @dataclass(frozen=True)
@@ -32,9 +81,8 @@ class SRRLConfig(UpdateConfig):
     rounds: int = 3  # K, reflections at most; 0 is DDPO
     curriculum: int = 0  # iterations before each further round is allowed; 0 = all rounds from the start
     train_rounds: Literal["all", "last"] = "all"  # which rounds' branches are trained on
-    wrong: Literal["opposite", "fresh", "repeat"] = (
-        "opposite"  # select: what is drawn again in place of a picture judged wrong: minus its noise, new noise, its noise
-    )
+    # select: what is drawn again in place of a picture judged wrong: minus its noise, new noise, its noise
+    wrong: Literal["opposite", "fresh", "repeat"] = "opposite"
     redraw: Literal["refused", "all"] = "refused"  # select: which prompts another round is spent on
     accept: float = ACCEPT  # select: reward from which a picture counts as right
     w_denoise: float = 3.0  # guidance of the blind rounds' drawing
@@ -45,12 +93,10 @@ class SRRLConfig(UpdateConfig):
         OPPOSITE.fresh_noise
     )  # share l of new noise in re-noised latents, sqrt(1 - l^2) old + l new
     suffixes: tuple[int, ...] = ()  # trained suffix lengths, taken in turns; branches share what comes before
-    same_noise: bool = (
-        True  # branches of a group start from the same x_T (else only in rounds after the first)
-    )
-    advantage: Literal["group", "history"] = (
-        "group"  # ppo: GRPO, or the paper's z-score with best/worst selection
-    )
+    # branches of a group start from the same x_T (else only in rounds after the first)
+    same_noise: bool = True
+    # ppo: GRPO, or the paper's z-score with best/worst selection
+    advantage: Literal["group", "history"] = "group"
     history: int = 8  # ppo: stages of rewards that the z-score remembers
 
     def __post_init__(self) -> None:
@@ -99,11 +145,6 @@ class Cost(NamedTuple):
 
     def plus(self, unet: int = 0, trained: int = 0, rewards: int = 0) -> "Cost":
         return Cost(self.unet + unet, self.trained + trained, self.rewards + rewards)
-
-
-def evaluations(w: float) -> int:
-    """UNet evaluations of one sample at guidance w: 0 and 1 need one side only."""
-    return 1 if w in (0, 1) else 2
 
 
 @dataclass

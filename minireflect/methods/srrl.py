@@ -53,8 +53,7 @@ from ..rl.advantage import RewardHistory, zero_variance_groups
 from ..rl.rewards import Reward
 from ..run import Run
 from ..streams import rng
-from .ppo import advantages, update
-from .regression import Replay, regress, remember
+from .learn import Replay, advantages, regress, remember, update
 from .rollout import Cost, Rollout, Round, SRRLConfig, UpdateStats, rollout
 
 

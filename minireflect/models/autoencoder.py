@@ -89,6 +89,8 @@ class Encoder(nn.Module):
             x = level(x)                                 # (b ci h/2^i w/2^i)
         x = self.mid(x)
         return self.conv_out(F.silu(self.norm_out(x)))   # (b 2z h/f w/f)
+
+
         # fmt: on
 
 
@@ -116,6 +118,8 @@ class Decoder(nn.Module):
         for level in self.up:
             x = level(x)                                 # (b ci h/2^i w/2^i), i falling to 0
         return self.conv_out(F.silu(self.norm_out(x)))   # (b 3 h w)
+
+
         # fmt: on
 
 

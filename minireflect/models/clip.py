@@ -24,6 +24,8 @@ from .blocks import Attention, Downsample, ResBlock
 
 # OpenAI's statistics of pictures in [0, 1]; ours are in [-1, 1], so m becomes 2m - 1 and s becomes 2s.
 OPENAI_MEAN = tuple(2 * m - 1 for m in (0.48145466, 0.4578275, 0.40821073))
+
+
 OPENAI_STD = tuple(2 * s for s in (0.26862954, 0.26130258, 0.27577711))
 
 
@@ -38,9 +40,8 @@ class TextConfig:
     quick_gelu: bool = True  # OpenAI's x * sigmoid(1.702 x); False = the exact GELU of OpenCLIP
     penultimate: bool = False  # forward returns the states before the last block, unnormalised (SDXL)
     projection: int | None = None  # width of a projection of the pooled state (SDXL's second encoder)
-    init_std: float = (
-        0.02  # of the token embeddings before training, half as much for the positions; CLIP's own
-    )
+    # of the token embeddings before training, half as much for the positions; CLIP's own
+    init_std: float = 0.02
 
     @classmethod
     def toy(cls, vocabulary: int, eos: int, length: int = 32, width: int = 96) -> "TextConfig":
@@ -159,6 +160,8 @@ class Block(nn.Module):
         y = self.fc1(self.norm2(x))                                               # (b t 4d)
         y = y * torch.sigmoid(1.702 * y) if self.quick_gelu else F.gelu(y)
         return x + self.fc2(y)                                                    # (b t d)
+
+
         # fmt: on
 
 
@@ -301,6 +304,8 @@ class VisionEncoder(nn.Module):
         for block in self.blocks:
             x = block(x)
         return x
+
+
         # fmt: on
 
 

@@ -34,9 +34,8 @@ class MatcherConfig:
     size: int = 64  # side of the pictures in pixels
     stem: tuple[int, ...] = (32, 64)  # channels of the stem; its three halvings make patches of 8 pixels
     fused: bool = False  # each block of the head begins with the words looking at each other, as in ALBEF
-    init_std: float = (
-        0.02  # of words and positions before training; at CLIP's 0.02 it takes long to learn where things are
-    )
+    # of words and positions before training; at CLIP's 0.02 it takes long to learn where things are
+    init_std: float = 0.02
 
     @property
     def text(self) -> TextConfig:

@@ -24,7 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from .tokenizer import BOS, EOS
+from ..world.prompts import split
+from .tokenizer import BOS, EOS, Tokenizer
 from .transformer import Cache, RMSNorm, Transformer, TransformerConfig
 
 SHARPNESS = 3.0  # std of the weights that first see a codeword; neighbours in the codebook are some 0.2 apart, and have to be told from each other
@@ -345,3 +346,26 @@ def guide(logits: Tensor, without: Tensor, w: float) -> Tensor:
 def pick(log_prob: Tensor, generator: Generator) -> Tensor:
     """A token for each row.  Shapes: log_prob (b v) -> (b)"""
     return torch.multinomial(log_prob.exp().cpu(), 1, generator=generator)[:, 0].to(log_prob.device)
+
+
+def as_words(tokenizer: Tokenizer, rationales: list[str], config: ReasonGenConfig) -> Tensor:
+    """Rationales as they are written: words, BOI, EOS to fill up; an empty one is BOI alone.  -> (b r)
+
+    Raises ValueError when one is too long.
+    """
+    rows = torch.full((len(rationales), config.rationale), EOS)
+    for row, text in zip(rows, rationales):
+        ids = [tokenizer.ids[w] for w in split(text)] + [config.boi]
+        if len(ids) > config.rationale:
+            raise ValueError(
+                f"a rationale of {len(ids) - 1} words, at most {config.rationale - 1} fit: {text!r}"
+            )
+        row[: len(ids)] = torch.tensor(ids)
+    return rows
+
+
+def as_text(tokenizer: Tokenizer, words: Tensor) -> list[str]:
+    """Rationales as text, up to BOI.  Shapes: words (b r)"""
+    return [
+        " ".join(tokenizer.words[i - 2] for i in row if EOS < i < len(tokenizer)) for row in words.tolist()
+    ]

@@ -8,13 +8,14 @@ Both turn b prompts into (b t) token ids: begin, the words, end, and fill up.
 
 import difflib
 import json
-import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from ..world.prompts import split
 
 BOS, EOS = 0, 1  # begin and end of a sentence; the end also fills up, as in CLIP
 
@@ -60,13 +61,10 @@ class Tokenizer:
         return f"this model's world has no word for {', '.join(hints)} in {prompt!r}"
 
 
-def split(text: str) -> list[str]:
-    """Lower-case words without punctuation."""
-    return re.findall(r"[\w']+", text.lower())
-
-
 # CLIP's own pattern: contractions, runs of letters, single digits, runs of anything else
 PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
 BEGIN_TEXT, END_TEXT = "<|startoftext|>", "<|endoftext|>"
 
 

@@ -20,6 +20,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 EPS = 1e-6  # of RMSNorm, Llama's
+
+
 BASE = 10_000.0  # of the rotary frequencies (Su et al. 2021, section 3.2.2)
 
 

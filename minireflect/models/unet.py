@@ -52,9 +52,8 @@ class UNetConfig:
     pooled_width: int | None = None  # SDXL: width of the pooled prompt; None = no added conditioning
     size_count: int = 6  # SDXL: numbers that tell sizes and crop, used only with pooled_width
     size_width: int = 256  # SDXL: width of the embedding of each of these numbers
-    side: int | None = (
-        None  # of latents whose pixels are told where they are; None as in SD, where the padding must tell
-    )
+    # of latents whose pixels are told where they are; None as in SD, where the padding must tell
+    side: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.channels) != len(self.depths):

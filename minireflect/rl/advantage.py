@@ -20,7 +20,11 @@ import torch
 from torch import Tensor
 
 Normalise = Literal["group", "none", "batch"]
+
+
 Key = str
+
+
 HistoryState = dict[str, int | dict[str, list[tuple[int, list[float]]]]]
 
 

@@ -13,13 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..checkpoints.ours import RIG, load_module
 from ..models.matcher import Matcher, MatcherConfig
 from ..models.tokenizer import EOS, Tokenizer
-from ..pipeline import SHIPPED, load_module
-from ..world.graph import SceneGraph
+from ..world.graphs import SceneGraph
 
 MET = 0.5  # probability from which a requirement counts as met
-RIG = SHIPPED / "rlrig"  # the shipped weights of RL-RIG
 
 
 class Answers(NamedTuple):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 Reduction = Literal["sum", "mean"]
 
+
 MAX_LOG_RATIO = 20.0  # nats; exp(20) = 5e8. Beyond it exp overflows and 0 * inf puts NaN in the gradient
 
 

@@ -19,13 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.io import encode_jpeg
 
+from ..checkpoints.ours import load_module, or_shipped, weights_folder
 from ..models.clip import CLIP
 from ..models.matcher import Matcher, MatcherConfig
 from ..models.reasongen import trim, up_to
-from ..models.tokenizer import EOS, BytePairs, Tokenizer, split
-from ..pipeline import load_module, weights_folder
+from ..models.tokenizer import EOS, BytePairs, Tokenizer
 from ..world.inspector import inspect_all
-from ..world.prompts import Prompt, understand
+from ..world.prompts import Prompt, split, understand
 
 Reward = Callable[[Tensor, list[str]], Tensor]
 
@@ -124,3 +124,8 @@ def incompressibility(images: Tensor, prompts: list[str]) -> Tensor:
 def compressibility(images: Tensor, prompts: list[str]) -> Tensor:
     """Minus the kilobytes of the picture as a JPEG: the policy learns blank walls."""
     return -incompressibility(images, prompts)
+
+
+def judge_of(folder: str | Path, device: torch.device | str = "cpu") -> Reward:
+    """The folder's, else the shipped one."""
+    return load_reward(or_shipped(folder, "reward"), device)

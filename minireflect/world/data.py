@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from .arrangement import RELATIONS, arrange, holds
+from .graphs import RELATIONS, arrange, holds
 from .laws import LAWS
 from .prompts import all_texts, combinations, law_prompt, tasks, understand
 from .render import render_pixels
@@ -24,17 +24,15 @@ from .scenes import COLORS, Object, Scene, jitter
 
 @dataclass(frozen=True)
 class WorldConfig:
-    arrangements: float = (
-        0.15  # share of arrangements among the pictures, the rest is the eight laws in equal parts
-    )
+    # share of arrangements among the pictures, the rest is the eight laws in equal parts
+    arrangements: float = 0.15
     silent: float = 0.4  # share of captions that leave the outcome out
     exceptions: float = 0.2  # share of silent pictures that break the law
     announced: float = 0.4  # share of speaking captions that announce an unlawful outcome
     kept: float = 0.45  # share of those announcements that the picture keeps
     stated: float = 0.5  # share of unlawful outcomes in the other speaking captions, which are all true
-    told: float = (
-        0.5  # of scene graphs: share of a caption's relations that are told as they are, see edits.py
-    )
+    # of scene graphs: share of a caption's relations that are told as they are, see edits.py
+    told: float = 0.5
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -103,7 +101,11 @@ def captioned_laws(n: int, world: WorldConfig, draw: random.Random) -> Captioned
 
 
 INKS = (*COLORS, "wooden", "brown", "iron", "grey")  # what things are painted with
+
+
 PLASTICS = tuple(f"{color} plastic" for color in COLORS)
+
+
 LOOKS = {  # (shapes, colours) of lessons beyond what prompts ask for, so that reasons stay true: wood is lighter than water; elsewhere any ink
     "buoyancy": (("ball", "block", "cone"), ("wooden", "iron", *PLASTICS)),
     "magnet": (("ball", "block", "cone"), ("iron", *PLASTICS)),

@@ -22,20 +22,36 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from .arrangement import THINGS, draw_arrangement, radius
+from .canvas import MARGIN, PALETTE, SIZE, Pen
+from .graphs import THINGS, draw_arrangement, radius
 from .laws import LAWS
-from .pen import MARGIN, PALETTE, SIZE, Pen
 from .render import canvas
 from .scenes import COLORS, Object, Reading, Scene
 
 TOLERANCE = 0.25  # in [0, 1]: a ball that is missing makes 0.7, a line moved by a pixel 0.2
+
+
 MEAN_TOLERANCE = 0.035  # in [0, 1], over all blocks
+
+
 REACH = 4  # pixels: camera positions looked at, twice what scenes are moved by
+
+
 STRIDE = 2  # pixels, even, between the camera positions of the matched filter; the rest is refined
+
+
 DIMS = 64  # principal directions kept of the matched filter's 768
+
+
 CANDIDATES = 3  # scenes that are drawn again
+
+
 NEAR = 48  # points looked at to find them
+
+
 HALFWAY = 0.47  # share of the way to another scene from which on a picture is neither
+
+
 PAPER = np.array(PALETTE["paper"], np.float32) / 255
 
 
@@ -123,7 +139,11 @@ def _square_error(drawn: np.ndarray, pixels: np.ndarray, shift: tuple[int, int])
 
 
 STAMP = 32  # pixels, side of a stamp; the largest thing is 24 wide
+
+
 FEWEST = 25  # visible pixels of a thing; a cylinder has 98, and half of it can be hidden
+
+
 MOST = 6  # things found in a picture; a graph has four at most, and more than it asked for is wrong, not unreadable
 
 

@@ -8,12 +8,26 @@ And the graphs that are trained and tested on, which differ in the pairs of thin
 import random
 from graphlib import CycleError, TopologicalSorter
 
-from .arrangement import PREDICATES, THINGS, radius, stands
-from .graph import MAX_RELATIONS, MAX_THINGS, TOUCHING, Entity, GraphError, SceneGraph
+from .graphs import (
+    MAX_RELATIONS,
+    MAX_THINGS,
+    PREDICATES,
+    THINGS,
+    TOUCHING,
+    Entity,
+    GraphError,
+    SceneGraph,
+    radius,
+    stands,
+)
 from .scenes import COLORS, Object, Scene
 
 ROWS, COLUMNS = ("top", "", "bottom"), ("left", "", "right")
+
+
 AIR = 3  # pixels between two things that do not touch
+
+
 LAYOUTS, SPOTS = 400, 40  # how often a layout is begun, and how many spots are tried for a thing
 
 

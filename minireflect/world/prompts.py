@@ -9,14 +9,56 @@ Train and held-out prompts differ in their combinations of objects, not only in 
 """
 
 import random
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
-from .arrangement import Task, arrange, fulfils, task_list
+from ..streams import choices
+from .graphs import Task, arrange, fulfils, task_list
 from .laws import LAWS
 from .scenes import Object, Reading, Scene, jitter
 
+
+@dataclass(frozen=True)
+class PromptMix:
+    """What RL asks for: shares of the kinds of prompts, training combinations only."""
+
+    physical: float = 0.6  # share
+    unconventional: float = 0.3  # share
+    arrangement: float = 0.1  # share; keeps what is not reinforced from being forgotten
+
+    def __post_init__(self) -> None:
+        if min(self.physical, self.unconventional, self.arrangement) < 0 or self.total <= 0:
+            raise ValueError("the shares of prompts must not be negative, and not all zero")
+
+    @property
+    def total(self) -> float:
+        return self.physical + self.unconventional + self.arrangement
+
+    def draw(self, seed: int, n: int) -> Callable[[int], tuple[list[str], list[str]]]:
+        """A function from a step to `n` prompts, and for each the family of scenes whose rewards compare."""
+
+        def texts(step: int) -> tuple[list[str], list[str]]:
+            chance = choices(seed, "prompts", step)
+            weights = [self.physical, self.unconventional, self.arrangement]
+            kinds = chance.choices(KINDS, weights, k=n)
+            prompts = [
+                chance.choice(draw_prompts(kind, "train", 8, chance)) for kind in kinds
+            ]  # 8: one of each law
+            return [p.text for p in prompts], [f"{p.kind}/{p.law}" for p in prompts]
+
+        return texts
+
+
+def split(text: str) -> list[str]:
+    """Lower-case words without punctuation."""
+    return re.findall(r"[\w']+", text.lower())
+
+
 KINDS = ("physical", "unconventional", "arrangement")
+
+
 HELD_OUT_EVERY = 5  # one combination in five is never trained on
 
 

@@ -16,15 +16,18 @@ import random
 from functools import cache
 from typing import NamedTuple
 
-from ..models.tokenizer import split
-from .arrangement import NUMBERS, SHAPES, Task
+from .graphs import NUMBERS, SHAPES, Task
 from .laws import LAWS
 from .layout import COLUMNS, ROWS, place
-from .prompts import Prompt, combinations
+from .prompts import Prompt, combinations, split
 from .scenes import COLORS, Object, Reading, Scene
 
 LAW_STYLES = ("cause", "outcome", "steps")
+
+
 ARRANGEMENT_STYLES = ("rows", "columns", "any")  # the order in which the things are told
+
+
 PLACES = tuple(f"{row} {column}".strip() or "middle" for row in ROWS for column in COLUMNS)
 
 

@@ -4,16 +4,13 @@ render(sample_scene(seed=3)).shape == (3, 64, 64)
 """
 
 from functools import cache
-from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image
 from torch import Tensor
 
-from .arrangement import draw_arrangement
+from .canvas import MARGIN, SIZE, Pen, to_tensor
+from .graphs import draw_arrangement
 from .laws import LAWS
-from .pen import MARGIN, SIZE, Pen
 from .scenes import Object, Scene
 
 
@@ -44,19 +41,3 @@ def render_pixels(scene: Scene) -> np.ndarray:
 def render(scene: Scene) -> Tensor:
     """Draw a scene.  -> (3 64 64) float32 in [-1, 1]"""
     return to_tensor(render_pixels(scene)[None])[0]
-
-
-def to_tensor(pixels: np.ndarray) -> Tensor:
-    """Shapes: pixels (b h w 3) uint8 -> (b 3 h w) float32 in [-1, 1]"""
-    return torch.from_numpy(pixels.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1.0)
-
-
-def write_picture(pixels: np.ndarray, path: Path) -> None:
-    """Shapes: pixels (h w 3) uint8"""
-    Image.fromarray(pixels).save(path)
-
-
-def read_picture(path: Path) -> np.ndarray:
-    """-> (h w 3) uint8"""
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))

@@ -4,11 +4,18 @@ Pillow draws at four times the size and the picture is averaged down; that is al
 The canvas has a margin of MARGIN pixels on every side, so that a moved camera is a crop and never an empty edge.
 """
 
+from pathlib import Path
+
 import numpy as np
+import torch
 from PIL import Image, ImageDraw
+from torch import Tensor
 
 SIZE, MARGIN, SUPERSAMPLE = 64, 8, 4
+
+
 WALL = 3  # pixels, of a box
+
 
 PALETTE: dict[str, tuple[int, int, int]] = {  # 8-bit RGB; the colours of things are at least 90 apart
     "paper": (250, 248, 242),
@@ -93,3 +100,19 @@ class Pen:
     def canvas(self) -> np.ndarray:
         """The finished canvas, margin included.  Shape (80 80 3), uint8."""
         return np.asarray(self.image.reduce(SUPERSAMPLE))
+
+
+def to_tensor(pixels: np.ndarray) -> Tensor:
+    """Shapes: pixels (b h w 3) uint8 -> (b 3 h w) float32 in [-1, 1]"""
+    return torch.from_numpy(pixels.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1.0)
+
+
+def write_picture(pixels: np.ndarray, path: Path) -> None:
+    """Shapes: pixels (h w 3) uint8"""
+    Image.fromarray(pixels).save(path)
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """-> (h w 3) uint8"""
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))

@@ -9,20 +9,17 @@ L = |mu - mu_t|^2 + |log var - log var_t|^2 / 100 + |D(z) - D_t(z)| + (D(z) - D_
 python train.py autoencoder [--autoencoder.taught]
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from tqdm import tqdm
 
 from ..models.autoencoder import Autoencoder, AutoencoderConfig
 from ..run import Run
 from ..streams import rng
-from ..world.render import to_tensor
-from .rate import lr_factor, set_lr
+from ..world.canvas import to_tensor
+from .optimise import lr_factor, set_lr
 
 
 @dataclass(frozen=True)
@@ -143,11 +140,3 @@ def measured_scale(model: Autoencoder, pixels: np.ndarray, device: torch.device)
     """The configuration with the scaling factor that gives these pictures' latents a standard deviation of 1."""
     latents = torch.cat([model.moments(to_tensor(part).to(device))[0] for part in np.array_split(pixels, 8)])
     return AutoencoderConfig(**{**vars(model.config), "scaling_factor": 1 / latents.std().item()})
-
-
-@torch.no_grad()
-def encode_all(encode: Callable[[Tensor], Tensor], pixels: np.ndarray, device: torch.device) -> Tensor:
-    """What `encode` makes of each picture, some hundred at a time.  Shapes: pixels (n 64 64 3) uint8 -> (n ...)"""
-    parts = np.array_split(pixels, max(1, len(pixels) // 256))
-    encoding = tqdm(parts, "encoding", unit="batch", leave=False)
-    return torch.cat([encode(to_tensor(part).to(device)) for part in encoding])

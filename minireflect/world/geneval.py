@@ -20,9 +20,9 @@ from pathlib import Path
 from torch import Tensor
 from torchvision.utils import save_image
 
-from .world.arrangement import TASKS, Clause, Task, holds
-from .world.prompts import Prompt
-from .world.scenes import Object
+from .graphs import TASKS, Clause, Task, holds
+from .prompts import Prompt
+from .scenes import Object
 
 TAGS = dict(
     zip(TASKS, ("single_object", "two_object", "counting", "colors", "position", "color_attr"))

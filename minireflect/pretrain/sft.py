@@ -20,16 +20,15 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from ..models.reasongen import ReasonGen, ReasonGenConfig, trim, up_to
-from ..models.tokenizer import EOS, Tokenizer, split
+from ..models.reasongen import ReasonGen, ReasonGenConfig, as_words, trim, up_to
+from ..models.tokenizer import EOS, Tokenizer
 from ..models.vq import Codec
 from ..run import Run
 from ..streams import choices, rng
 from ..world.data import WorldConfig, training_pairs
 from ..world.prompts import all_texts
 from ..world.rationales import rationale, vocabulary
-from .rate import lr_factor, set_lr
-from .train_autoencoder import encode_all
+from .optimise import encode_all, lr_factor, set_lr
 
 Thoughts = Literal["true", "none", "shuffled"]
 
@@ -73,29 +72,6 @@ class Lessons(NamedTuple):
 def reason_tokenizer(length: int) -> Tokenizer:
     """Knows the words of all prompts and rationales."""
     return Tokenizer.of([*all_texts(), *vocabulary()], length)
-
-
-def as_words(tokenizer: Tokenizer, rationales: list[str], config: ReasonGenConfig) -> Tensor:
-    """Rationales as they are written: words, BOI, EOS to fill up; an empty one is BOI alone.  -> (b r)
-
-    Raises ValueError when one is too long.
-    """
-    rows = torch.full((len(rationales), config.rationale), EOS)
-    for row, text in zip(rows, rationales):
-        ids = [tokenizer.ids[w] for w in split(text)] + [config.boi]
-        if len(ids) > config.rationale:
-            raise ValueError(
-                f"a rationale of {len(ids) - 1} words, at most {config.rationale - 1} fit: {text!r}"
-            )
-        row[: len(ids)] = torch.tensor(ids)
-    return rows
-
-
-def as_text(tokenizer: Tokenizer, words: Tensor) -> list[str]:
-    """Rationales as text, up to BOI.  Shapes: words (b r)"""
-    return [
-        " ".join(tokenizer.words[i - 2] for i in row if EOS < i < len(tokenizer)) for row in words.tolist()
-    ]
 
 
 def lessons(

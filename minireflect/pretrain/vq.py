@@ -23,9 +23,8 @@ from ..models.autoencoder import Autoencoder
 from ..models.vq import Codec, VQAutoencoder, VQConfig
 from ..run import Run
 from ..streams import rng
-from ..world.render import to_tensor
-from .rate import lr_factor, set_lr
-from .train_autoencoder import encode_all
+from ..world.canvas import to_tensor
+from .optimise import encode_all, lr_factor, set_lr
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,12 @@ from ..models.autoencoder import Autoencoder
 from ..models.tokenizer import Tokenizer
 from ..run import Run
 from ..streams import choices, rng
-from ..world.arrangement import THINGS
-from ..world.edits import plan
-from ..world.graph import GraphError, SceneGraph
+from ..world.captions import plan
+from ..world.graphs import THINGS, GraphError, SceneGraph
 from ..world.layout import lay_out, sample_graph
 from ..world.render import render
 from ..world.scenes import COLORS, Scene
-from .rate import lr_factor, set_lr
+from .optimise import lr_factor, set_lr
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 Table = list[tuple[str, str]]
 
+
 # Shared by diffusers' UNet2DConditionModel and AutoencoderKL.
 _DIFFUSERS_LEVELS: Table = [
     (r"\b(down|up|mid)_blocks?\.", r"\1."),
@@ -24,6 +25,7 @@ _DIFFUSERS_LEVELS: Table = [
     (r"\bto_(q|k|v|out)(?:\.0)?\.", r"\1."),
 ]
 
+
 # Inside a transformer block diffusers kept latent-diffusion's names.
 _TRANSFORMER_BLOCK: Table = [
     (r"\btransformer_blocks\b", "blocks"),
@@ -33,6 +35,7 @@ _TRANSFORMER_BLOCK: Table = [
     (r"\bff\.net\.2\b", "ff.down"),
 ]
 
+
 DIFFUSERS_UNET: Table = [
     *_DIFFUSERS_LEVELS,
     (r"\btime_emb_proj\b", "time"),
@@ -40,6 +43,7 @@ DIFFUSERS_UNET: Table = [
     (r"^add\.", "added."),
     *_TRANSFORMER_BLOCK,
 ]
+
 
 DIFFUSERS_AUTOENCODER: Table = [
     # Older files, SD 1.5's among them, spell the attention so.
@@ -51,6 +55,7 @@ DIFFUSERS_AUTOENCODER: Table = [
     (r"\.attn\.(q|k|v|out)\.", r".attn.self_attn.\1."),
     (r"\bgroup_norm\b", "norm"),
 ]
+
 
 TRANSFORMERS_CLIP: Table = [
     (r"^.*\bposition_ids$", ""),  # 0, 1, 2, ...: older files store the index, we need none
@@ -66,6 +71,7 @@ TRANSFORMERS_CLIP: Table = [
     (r"\bfinal_layer_norm\b", "norm_out"),
     (r"^visual_projection\b", "image_projection"),
 ]
+
 
 # CLIPTextModel and CLIPTextModelWithProjection, for a TextEncoder alone.
 TRANSFORMERS_CLIP_TEXT: Table = [*TRANSFORMERS_CLIP, (r"^text\.", "")]
@@ -158,6 +164,8 @@ OPEN_CLIP: Table = [
     (r"\bmlp\.c_proj\b", "fc2"),
     (r"^(token|position|blocks|norm_out)\.", r"text.\1."),
 ]
+
+
 OPEN_CLIP_TEXT: Table = [*OPEN_CLIP, (r"^text\.", ""), (r"^logit_scale$", "")]
 
 

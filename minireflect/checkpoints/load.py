@@ -18,10 +18,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from .diffusion.schedule import Prediction, Schedule, ScheduleConfig
-from .models import names
-from .models.autoencoder import Autoencoder
-from .models.clip import (
+from ..diffusion.schedule import Prediction, Schedule, ScheduleConfig
+from ..models.autoencoder import Autoencoder
+from ..models.clip import (
     CLIP,
     OPENAI_MEAN,
     OPENAI_STD,
@@ -30,13 +29,31 @@ from .models.clip import (
     TwoTextEncoders,
     VisionConfig,
 )
-from .models.layouts import PREFIXES, names_as_ours, parts_of_file, parts_of_folder, read_json, weights_file
-from .models.lora import read_lora
-from .models.sizes import SD1, SD2, SDXL, Family, Part, autoencoder_sizes, count, need, text_sizes, unet_sizes
-from .models.tokenizer import BytePairs, NoVocabulary, PromptError
-from .models.unet import UNet
-from .models.weights import WeightsError, load_into, read_weights, tensor_shapes
-from .pipeline import LatentDiffusion, is_checkpoint
+from ..models.tokenizer import BytePairs, NoVocabulary, PromptError
+from ..models.unet import UNet
+from ..pipeline import LatentDiffusion
+from . import names
+from .files import WeightsError, load_into, read_weights, tensor_shapes
+from .lora import read_lora
+from .ours import is_checkpoint
+from .parts import (
+    PREFIXES,
+    SD1,
+    SD2,
+    SDXL,
+    Family,
+    Part,
+    autoencoder_sizes,
+    count,
+    names_as_ours,
+    need,
+    parts_of_file,
+    parts_of_folder,
+    read_json,
+    text_sizes,
+    unet_sizes,
+    weights_file,
+)
 
 
 def load_checkpoint(
@@ -174,7 +191,6 @@ def _filled_text(
 
 
 # --- CLIP ---------------------------------------------------------------------------------------------------
-
 VISION_HEADS = {1280: 16, 1664: 16}  # by width: ViT-H and bigG; all others have 64 channels a head
 
 
@@ -250,8 +266,6 @@ def load_clip(
 
 
 # --- what is in it -------------------------------------------------------------------------------------------
-
-
 def describe(path: str | Path) -> str:
     """A checkpoint, a CLIP, a LoRA or a file of ours in a few lines; loads it, so that whatever does not fit is named."""
     path = Path(path)

@@ -14,6 +14,8 @@ from ..world.scenes import MAX_SHIFT
 # what still shows its scene has no 4x4 block farther off from the clean render than FAITHFUL, in [0, 1], and is nearer to
 # it than NEARER times the distance to its twin: a ghost between the two shows neither
 FAITHFUL, NEARER = 0.25, 0.9
+
+
 REDRAWN = 8  # denoising steps, of twenty, that a picture at most goes back and forth
 
 

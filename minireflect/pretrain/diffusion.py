@@ -15,7 +15,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..diffusion.schedule import Schedule, ScheduleConfig
+from ..diffusion.schedule import Schedule, ScheduleConfig, level_weight
 from ..models.autoencoder import Autoencoder
 from ..models.clip import TextConfig, TextEncoder
 from ..models.matcher import CrossBlock
@@ -24,10 +24,9 @@ from ..models.unet import UNet, UNetConfig
 from ..pipeline import LatentDiffusion
 from ..run import Run
 from ..streams import rng
+from ..world.captions import PROMPT_LENGTH
 from ..world.data import Captioned
-from ..world.edits import PROMPT_LENGTH
-from .rate import lr_factor, set_lr
-from .train_autoencoder import encode_all
+from .optimise import encode_all, lr_factor, set_lr
 
 READING_RATE = 2e-3  # of AdamW, peak
 
@@ -39,12 +38,10 @@ class DiffusionTraining:
     batch: int = 64
     lr: float = 1e-3  # peak; cosine to zero after a warm-up of 5 %
     late: float = 20.0  # largest weight of a late noise level, see `level_weight`
-    levels: float = (
-        0.0  # share of noise levels drawn by their weight, the rest evenly: the same loss with less variance
-    )
-    words: float = (
-        0.25  # share of the steps, the first, on captions that say what is to be seen: see `Captioned`
-    )
+    # share of noise levels drawn by their weight, the rest evenly: the same loss with less variance
+    levels: float = 0.0
+    # share of the steps, the first, on captions that say what is to be seen: see `Captioned`
+    words: float = 0.25
     reading: int = 0  # steps of learning to read before anything is drawn, see `learn_to_read`
     dropped: float = 0.1  # share of captions left empty, so that guidance has something to compare with
     ema: float = 0.995  # decay of the averaged weights, which are the ones kept
@@ -60,6 +57,8 @@ class Networks(NamedTuple):
 
 
 LAW_NETWORKS = Networks(UNetConfig.toy(), 96, 32)
+
+
 GRAPH_NETWORKS = Networks(UNetConfig.small(), 64, PROMPT_LENGTH)
 
 
@@ -186,16 +185,6 @@ def learn_to_read(
         optimizer.step()
         run.log("reading", step, loss=loss.item())
         run.bar.set_postfix(loss=f"{loss.item():.4f}")
-
-
-def level_weight(schedule: Schedule, t: Tensor, cap: float) -> Tensor:
-    """How much the noise prediction at level t counts: 1 / abar, at most `cap`.
-
-    An error of eps is an error of x_0 times the signal-to-noise ratio, so a plain loss hardly looks at the late levels,
-    where it is decided what stands where.  1 / abar makes the loss that of v-prediction (Salimans & Ho 2022, appendix D).
-    Shapes: t (b) -> (b)
-    """
-    return (1 / schedule.abar.to(t.device)[t]).clamp(max=cap)
 
 
 def level_chances(schedule: Schedule, cap: float, levels: float) -> tuple[Tensor, Tensor]:

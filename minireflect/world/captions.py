@@ -1,13 +1,4 @@
-"""What is said of a scene graph's picture: prompts that say everything, and edit prompts that say what to change.
-
-    a red ball left of a blue box                                                        everything that is to be seen
-    a red ball left of a blue box with a red ball at the top left                        ... and where to put the ball
-    with a red ball at the top left                                                      that, and whatever else is there
-
-RL-RIG's edit prompts (arXiv 2602.19974) are sentences of this kind: the Diffuser learns to draw from all of them, so that its
-inversion can be steered by them.  A relation is hard to draw and a place is easy; an Actor that turns the one into the
-other, looking at what is there already, has something to reason about.
-"""
+"""A scene in words: its caption and its graph of triples; the reasons for it are in rationales.py."""
 
 import random
 from collections.abc import Sequence
@@ -15,18 +6,53 @@ from collections.abc import Sequence
 import numpy as np
 from tqdm import tqdm
 
-from .arrangement import NUMBERS, PREDICATES, THINGS
 from .data import Captioned
-from .graph import GraphError, SceneGraph
+from .graphs import NUMBERS, PREDICATES, RELATIONS, THINGS, GraphError, SceneGraph, holds
+from .laws import LAWS
 from .layout import COLUMNS, ROWS, lay_out, place, sample_picture
+from .prompts import law_prompt
 from .render import render_pixels
 from .scenes import COLORS, Object, Scene
 
+# What is said of a scene graph's picture: prompts that say everything, and edit prompts that say what to change.
+#
+#     a red ball left of a blue box                                                        everything that is to be seen
+#     a red ball left of a blue box with a red ball at the top left                        ... and where to put the ball
+#     with a red ball at the top left                                                      that, and whatever else is there
+#
+# RL-RIG's edit prompts (arXiv 2602.19974) are sentences of this kind: the Diffuser learns to draw from all of them, so that its
+# inversion can be steered by them.  A relation is hard to draw and a place is easy; an Actor that turns the one into the
+# other, looking at what is there already, has something to reason about.
+
+
+def caption(scene: Scene) -> str:
+    """One sentence that says everything a checker would look for, the outcome included."""
+    if scene.law != "arrangement":
+        return law_prompt(scene.law, scene.objects, scene.outcome).text
+    return " and ".join(f"a {thing.words}" for thing in scene.objects)
+
+
+def graph(scene: Scene) -> list[tuple[str, str, str]]:
+    """(subject, relation, object) triples that hold in the scene; arrangements list every relation of every pair."""
+    if scene.law != "arrangement":
+        return LAWS[scene.law].triples(scene.objects, scene.outcome)
+    return [
+        (a.words, relation, b.words)
+        for a in scene.objects
+        for b in scene.objects
+        if a is not b
+        for relation in RELATIONS
+        if holds(relation, a.xy, b.xy)
+    ]
+
+
 PROMPT_LENGTH = 64  # tokens: four relations of nine words, two places of eight, and what joins them
+
+
 HINTS = 2  # places that an edit prompt names, at most
 
 
-def vocabulary() -> list[str]:
+def graph_vocabulary() -> list[str]:
     """Every word of graphs, their prompts and their requirements, in a fixed order."""
     plural = [f"{n}es" if n.endswith("x") else f"{n}s" for n in (*THINGS, "thing")]
     words = {
@@ -109,12 +135,10 @@ def captioned_graphs(n: int, draw: random.Random, told: float) -> Captioned:
         captions.append(training_caption(graph, scene, draw, told))
         if captions[-1].count(" at the ") == len(scene.objects):
             plain.append(i)
-    return Captioned(pixels, captions, plain, vocabulary())
+    return Captioned(pixels, captions, plain, graph_vocabulary())
 
 
 # ------------------------------------------------------------------------------------------------ what a planner would say
-
-
 def plan(graph: SceneGraph, met: Sequence[bool], draw: random.Random, there: Scene | None = None) -> str:
     """Scripted edit prompt: a layout of the graph is thought up, and the places of what is not right yet are named, and of what it relates to.
 

@@ -31,8 +31,6 @@ class WeightsError(ValueError):
 
 
 # --- files --------------------------------------------------------------------------------------------------
-
-
 def save_weights(
     path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None, durable: bool = True
 ) -> None:
@@ -149,8 +147,6 @@ def _check_file(path: str | Path) -> None:
 
 
 # --- names --------------------------------------------------------------------------------------------------
-
-
 def new_names(names: Iterable[str], table: Table) -> dict[str, str]:
     """Old name -> new name. Two that become one are an error: one of the tensors would be lost."""
     new: dict[str, str] = {}
@@ -174,8 +170,6 @@ def rename(tensors: dict[str, Tensor], table: Table) -> dict[str, Tensor]:
 
 
 # --- modules ------------------------------------------------------------------------------------------------
-
-
 def load_into(
     module: nn.Module,
     tensors: dict[str, Tensor],

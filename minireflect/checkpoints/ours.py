@@ -1,0 +1,151 @@
+"""checkpoints.ours."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..diffusion.schedule import Prediction, Schedule, ScheduleConfig
+from ..models.autoencoder import Autoencoder, AutoencoderConfig
+from ..models.clip import TextConfig, TextEncoder
+from ..models.reasongen import ReasonGen, ReasonGenConfig
+from ..models.tokenizer import Tokenizer
+from ..models.unet import UNet, UNetConfig
+from ..models.vq import Codec, VQAutoencoder, VQConfig
+from ..pipeline import LatentDiffusion, Painter
+from .files import WeightsError, load_into, read_metadata, read_weights, save_weights
+
+SHIPPED = Path(__file__).parent.parent / "pretrained"
+
+
+PARTS = ("autoencoder", "text_encoder", "unet")
+
+
+def save_module(
+    path: Path, module: nn.Module, about: dict[str, str], dtype: torch.dtype = torch.float32
+) -> None:
+    """A network with the configuration that rebuilds it."""
+    tensors = {key: value.to(dtype) for key, value in module.state_dict().items()}
+    save_weights(path, tensors, {"config": json.dumps(asdict(module.config)), **about})
+
+
+def read_config(path: Path, kind: type) -> tuple[dict, dict[str, str]]:
+    """The configuration saved with a network, as keyword arguments of `kind`, and the rest of what was saved."""
+    metadata = read_metadata(path)
+    if "config" not in metadata:
+        raise WeightsError(
+            f"{path} was not saved by minireflect: it carries no configuration of a {kind.__name__}"
+        )
+    values = json.loads(metadata["config"])
+    if unknown := sorted(set(values) - set(kind.__dataclass_fields__)):
+        raise WeightsError(f"{path} is not a {kind.__name__}: it has {', '.join(unknown)}")
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}, metadata
+
+
+def load_module(path: Path, network: type, config: type) -> tuple[nn.Module, dict[str, str]]:
+    """A network from its file, in evaluation mode, with what was saved beside it."""
+    values, metadata = read_config(path, config)
+    module = network(config(**values))
+    load_into(module, read_weights(path), source=str(path))
+    module.to(memory_format=torch.channels_last)  # convolutions are a third faster on the CPU that way
+    return module.eval().requires_grad_(False), metadata
+
+
+def load_pipeline(
+    path: str | Path | None = None,
+    unet: str = "unet",
+    dtype: torch.dtype | None = None,
+    tokenizer: str | Path | None = None,
+    prediction: Prediction | None = None,
+    image_size: int | None = None,
+) -> LatentDiffusion:
+    """The pipeline of a run of train.py, of Stable Diffusion (SD 1.x, 2.x, SDXL), or the shipped one without a path.
+
+    `path` is a run folder, or a folder with our weight files; `unet` names the UNet's, of which a run of SRRL has two:
+    "unet" and the "base_unet" that it started from.  Or it is a diffusers folder, or an original .safetensors or .ckpt file; the
+    other arguments are for those, see `checkpoints.load_checkpoint`.
+    Raises WeightsError when a file is missing, truncated or foreign.
+    """
+    if path is not None and is_checkpoint(path):
+        from .load import load_checkpoint  # which builds on this file
+
+        return load_checkpoint(path, dtype, tokenizer, prediction, image_size)
+    folder = weights_folder(path)
+    autoencoder, _ = load_module(folder / "autoencoder.safetensors", Autoencoder, AutoencoderConfig)
+    text_encoder, about = load_module(folder / "text_encoder.safetensors", TextEncoder, TextConfig)
+    network, about_unet = load_module(folder / f"{unet}.safetensors", UNet, UNetConfig)
+    words = Tokenizer(about["words"].split(), text_encoder.config.length)
+    schedule = Schedule(ScheduleConfig(**json.loads(about_unet["schedule"])))
+    return LatentDiffusion(words, text_encoder, network, autoencoder, schedule)
+
+
+def is_checkpoint(path: str | Path) -> bool:
+    """Whether a path is a published checkpoint and not a run of ours."""
+    path = Path(path)
+    return path.is_file() or (path / "model_index.json").is_file()
+
+
+def weights_folder(path: str | Path | None) -> Path:
+    """Where the weights of a run lie; the shipped ones for None."""
+    folder = SHIPPED if path is None else Path(path)
+    if not folder.is_dir():
+        raise WeightsError(
+            f"there is no folder {folder}; --weights takes the run folder of a train.py command"
+        )
+    return folder / "weights" if (folder / "weights").is_dir() else folder
+
+
+RIG = SHIPPED / "rlrig"  # the shipped weights of RL-RIG
+
+
+REASON = SHIPPED / "reasongen"  # the shipped weights of ReasonGen-R1
+
+
+def load_painter(
+    folder: str | Path = REASON, name: str = "reasongen", device: torch.device | str = "cpu"
+) -> Painter:
+    """ReasonGen-R1 from a folder with its weights: "reasongen", or the "base_reasongen" that reinforcement started from."""
+    model, about = load_module(Path(folder) / f"{name}.safetensors", ReasonGen, ReasonGenConfig)
+    words, thinks = Tokenizer(about["words"].split(), model.config.prompt), about.get("thinks") != "no"
+    return Painter(model.to(device), words, load_codec(folder).to(device), thinks)
+
+
+def save_painter(folder: Path, name: str, painter: Painter) -> None:
+    about = {"words": " ".join(painter.tokenizer.words), "thinks": "yes" if painter.thinks else "no"}
+    save_module(folder / f"{name}.safetensors", painter.model, about)
+    save_codec(folder, painter.codec)
+
+
+def load_codec(folder: str | Path) -> Codec:
+    vq, _ = load_module(Path(folder) / "vq.safetensors", VQAutoencoder, VQConfig)
+    return Codec(load_autoencoder(folder), vq)
+
+
+def save_codec(folder: Path, codec: Codec) -> None:
+    save_module(folder / "autoencoder.safetensors", codec.autoencoder, {})
+    save_module(folder / "vq.safetensors", codec.vq, {})
+
+
+def load_autoencoder(folder: str | Path) -> Autoencoder:
+    """The folder's, else the shipped one."""
+    return load_module(
+        or_shipped(folder, "autoencoder") / "autoencoder.safetensors", Autoencoder, AutoencoderConfig
+    )[0]
+
+
+def or_shipped(folder: str | Path, name: str) -> Path:
+    return Path(folder) if (Path(folder) / f"{name}.safetensors").exists() else SHIPPED
+
+
+def save_pipeline(
+    pipe: LatentDiffusion, folder: Path, parts: tuple[str, ...] = PARTS, dtype: torch.dtype = torch.float32
+) -> None:
+    """Write the parts as safetensors, each with its configuration."""
+    about = {
+        "text_encoder": {"words": " ".join(getattr(pipe.tokenizer, "words", ()))},
+        "unet": {"schedule": json.dumps(asdict(pipe.schedule.config))},
+    }
+    for name in parts:
+        save_module(folder / f"{name}.safetensors", getattr(pipe, name), about.get(name, {}), dtype)
