@@ -61,7 +61,7 @@ from .pretrain.matcher import train_captioner, train_checker, train_reward
 from .pretrain.sft import lessons, reason_tokenizer, train_reasongen
 from .pretrain.vq import refine_vq, train_vq
 from .rl.checker import Checker, load_checker
-from .rl.rewards import Reward, caption_reward, checker, judge_of, load_captioner, match_reward
+from .rl.rewards import Reward, caption_reward, inspector_reward, judge_of, load_captioner, match_reward
 from .run import Run, write_text
 from .showcase import before_and_after, edit_strip, fixed_prompts, rounds_strip, thoughts_strip
 from .streams import choices
@@ -156,7 +156,7 @@ def srrl(config: Config, run: Run, folder: Path, device: torch.device) -> None:
     clock = time.time()
     texts = config.prompts.draw(config.seed, config.srrl.prompts)
     try:
-        train_srrl(config.srrl, config.seed, pipe, judge, texts, checker, run)
+        train_srrl(config.srrl, config.seed, pipe, judge, texts, inspector_reward, run)
     finally:
         save_pipeline(pipe, weights, ("unet",))  # also when stopped: what was trained is never lost
     minutes = (time.time() - clock) / 60

@@ -37,7 +37,7 @@ from ..pretrain.sft import Lessons, ReasonTraining, lesson_loss
 from ..rl.advantage import group_advantage, zero_variance_groups
 from ..rl.entropy import AdaptiveEntropy, EntropyConfig, entropy_of
 from ..rl.policy import ppo_clip, token_kl
-from ..rl.rewards import Reward, checker
+from ..rl.rewards import Reward, inspector_reward
 from ..run import Run
 from ..streams import rng
 
@@ -130,7 +130,7 @@ def collect_groups(
             accepted &= captioner(images, painter.thoughts(out)) >= EXPECTED
         R = accepted.float().view(-1, config.group)  # (n g)
         rewards.append(R.flatten()), words.append(out.chosen.sum(1).float())
-        right.append(checker(images.cpu(), each))
+        right.append(inspector_reward(images.cpu(), each))
         rows = (~zero_variance_groups(R)).nonzero().flatten()[:wanted]
         drawn, mixed = drawn + len(texts), mixed + len(rows)
         flat = (rows[:, None] * config.group + torch.arange(config.group, device=rows.device)).flatten()
