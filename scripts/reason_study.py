@@ -15,7 +15,7 @@ from pathlib import Path
 from reason_report import COOL, arms_figure, entropy_figure, page
 from rig_study import cached, train
 
-from minireflect.checkpoints.ours import load_painter
+from minireflect.checkpoints.ours import load_reasongen
 from minireflect.config import preset
 from minireflect.evaluate_reason import ReasonScore, evaluate_painter
 from minireflect.models.reasongen import SamplingConfig
@@ -77,7 +77,7 @@ def measured(weights: Path, args: argparse.Namespace, seed: int, arm: str) -> Re
     path = args.out / "rows" / f"{arm}-{seed}-{args.pictures}.json"
     path.parent.mkdir(exist_ok=True)
     score = cached(
-        path, lambda: vars(evaluate_painter(load_painter(weights), judge_of(weights), config, arm))
+        path, lambda: vars(evaluate_painter(load_reasongen(weights), judge_of(weights), config, arm))
     )
     return ReasonScore(**score)
 
