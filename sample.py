@@ -23,7 +23,7 @@ from torchvision.utils import save_image
 
 from minireflect import figures
 from minireflect.checkpoints.lora import load_lora
-from minireflect.checkpoints.ours import REASON, RIG, SHIPPED, load_reasongen, load_pipeline, weights_folder
+from minireflect.checkpoints.ours import REASON, RIG, SHIPPED, load_pipeline, load_reasongen, weights_folder
 from minireflect.diffusion.reflection import ReflectionConfig
 from minireflect.methods.finetune import PRECISIONS, FinetuneConfig, load_base
 from minireflect.methods.rlrig import LoopConfig, load_parts

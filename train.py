@@ -27,8 +27,8 @@ from minireflect.checkpoints.ours import (
     load_autoencoder,
     load_codec,
     load_module,
-    load_reasongen,
     load_pipeline,
+    load_reasongen,
     weights_folder,
 )
 from minireflect.config import (

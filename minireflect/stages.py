@@ -18,12 +18,12 @@ from .checkpoints.ours import (
     load_autoencoder,
     load_codec,
     load_module,
-    load_reasongen,
     load_pipeline,
+    load_reasongen,
     save_codec,
     save_module,
-    save_reasongen,
     save_pipeline,
+    save_reasongen,
 )
 from .config import Config
 from .evaluate import GraphScore, Score, evaluate, evaluate_loop, evaluation_graphs, graph_table, table
@@ -365,7 +365,11 @@ def reason_grpo(config: Config, run: Run, folder: Path, device: torch.device) ->
     weights, judge, clock = run.folder / "weights", judge_of(folder, device), time.time()
     if not (weights / "base_reasongen.safetensors").exists():
         first = load_reasongen(folder)
-        save_reasongen(weights, "base_reasongen", first._replace(writes_rationale=first.writes_rationale or config.grpo.freed))
+        save_reasongen(
+            weights,
+            "base_reasongen",
+            first._replace(writes_rationale=first.writes_rationale or config.grpo.freed),
+        )
     painter, reader = load_reasongen(weights, "base_reasongen", device), None
     if config.grpo.reads and painter.writes_rationale:
         hand_on(folder, weights, "captioner")

@@ -256,7 +256,9 @@ def test_where_no_sample_is_better_only_what_is_recalled_teaches() -> None:
     p, config = painter(rationale=64), ReasonTraining(20, batch=8, altered=0.5)
     known = lessons(config, WorldConfig(), 0, WORDS, p.model.config, p.codec, torch.device("cpu"))
     groups = Groups(
-        texts(2), p.sample([t for t in texts(2) for _ in range(4)], SamplingConfig(), rng(0)), torch.ones(2, 4)
+        texts(2),
+        p.sample([t for t in texts(2) for _ in range(4)], SamplingConfig(), rng(0)),
+        torch.ones(2, 4),
     )
     silent = ReasonRLConfig(
         prompts=2, group=4, updates=1, adaptive=False, beta=0.0, recall=0.5, lessons=config, grad_norm=1e9
