@@ -15,6 +15,7 @@ there are no rounds: it shows the rationale as written, the picture and the verd
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +31,10 @@ from minireflect.methods.rlrig import LoopConfig, load_parts
 from minireflect.models.lora import merge_lora
 from minireflect.models.reasongen import SamplingConfig
 from minireflect.models.tokenizer import PromptError
-from minireflect.pipeline import SamplerConfig, best_device
+from minireflect.pipeline import OPPOSITE, SamplerConfig, best_device
 from minireflect.rl.rewards import judge_of, load_reward
-from minireflect.showcase import blind_rounds, check_picture, edit_strip, rounds_strip, thoughts_strip
-from minireflect.streams import choices
+from minireflect.showcase import check_picture, edit_strip, rounds_strip, thoughts_strip
+from minireflect.streams import choices, rng
 from minireflect.world.canvas import read_picture
 from minireflect.world.graphs import read_graph
 from minireflect.world.layout import lay_out
@@ -149,7 +150,10 @@ def draw_real(args: argparse.Namespace) -> None:
     sampler = SamplerConfig(args.steps, args.guidance, args.eta)
     reflection = ReflectionConfig(args.rounds, args.w_denoise, args.w_renoise, args.steps)
     heads = [f"round {k}" for k in range(args.rounds + 1)]
-    rounds = list(blind_rounds(pipe, args.prompts, sampler, reflection, args.seed))  # (b 3 h w) each
+    noise = rng(args.seed, "sample")
+    x_T = pipe.noise(len(args.prompts), noise)
+    sampled = pipe.blind_rounds(args.prompts, x_T, sampler, reflection, noise)
+    rounds = [pipe.decode(x_0) for x_0 in sampled]  # (b 3 h w) each
     if len(rounds) == 1 and args.out.suffix.lower() in (".png", ".jpg", ".jpeg"):
         save_image((rounds[0].cpu() + 1) / 2, args.out)  # pixel for pixel, eight in a row
     else:
@@ -201,6 +205,8 @@ def draw(args: argparse.Namespace) -> None:
         return
     sampler = SamplerConfig(args.steps, args.guidance)
     reflection = ReflectionConfig(args.rounds, args.w_denoise, args.w_renoise, args.steps)
+    if not args.blind:
+        reflection = replace(OPPOSITE, rounds=args.rounds)
     pipe, reward = load_pipeline(args.weights), load_reward(args.weights)
     pipe.tokenizer(args.prompts)  # unknown words are named before anything is drawn
     pipe.table(args.steps)

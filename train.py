@@ -42,8 +42,9 @@ from minireflect.config import (
     to_dict,
 )
 from minireflect.diffusion.schedule import Schedule, ScheduleConfig
-from minireflect.methods.finetune import SAMPLER, SRRL, FinetuneConfig, finetune, read_prompts
+from minireflect.methods.finetune import SAMPLER, FinetuneConfig, finetune, read_prompts
 from minireflect.methods.rlrig import load_parts
+from minireflect.methods.srrl import recipe
 from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
 from minireflect.models.matcher import Matcher, MatcherConfig
 from minireflect.pipeline import best_device
@@ -83,7 +84,7 @@ def parse(words: list[str]) -> Arguments:
     scenes = "graphs" if seen.scenes == "graphs" else "laws"  # tyro explains an unknown name
     config = preset(name if name in PRESETS else "cpu", scenes)
     if seen.base is not None:
-        config = replace(config, srrl=SRRL, sampler=SAMPLER)
+        config = replace(config, srrl=recipe("srrl", checkpoint=True), sampler=SAMPLER)
     default = Arguments(config=config)
     if seen.resume:
         if seen.out is None:
@@ -149,7 +150,7 @@ def check_first(args: Arguments) -> None:
     """Fail on missing or broken weights, or steps that the schedule does not have, before a run folder is made."""
     schedule = Schedule(ScheduleConfig())
     for steps in (args.config.srrl.steps, args.config.sampler.steps, args.config.rlrig.loop.steps):
-        schedule.table(steps, args.config.sampler.spacing)
+        schedule.table(steps)
     if args.finetune.base is not None:
         check_base(args)
         return

@@ -13,9 +13,10 @@ from typing import Literal
 from .evaluate import EvaluationConfig
 from .evaluate_reason import ReasonEvaluation
 from .methods.finetune import FinetuneConfig
+from .methods.learn import LearnConfig
 from .methods.reasongen import ReasonRLConfig
 from .methods.rlrig import LoopConfig, RLRIGConfig
-from .methods.rollout import SRRLConfig, UpdateConfig
+from .methods.srrl import SRRLConfig
 from .pipeline import SamplerConfig
 from .pretrain.actor import ActorTraining
 from .pretrain.autoencoder import AutoencoderTraining
@@ -94,7 +95,7 @@ def preset(name: str, scenes: str = "laws") -> Config:
             autoencoder=replace(base.autoencoder, pictures=40_000, steps=6_000, batch=64),
             diffusion=replace(base.diffusion, pictures=60_000, steps=10_000, batch=256),
             reward=RewardTraining(pictures=40_000, steps=6_000, batch=128),
-            srrl=SRRLConfig(iterations=400, prompts=256, batch=256),
+            srrl=SRRLConfig(iterations=400, prompts_per_iteration=256, batch=256),
             evaluation=EvaluationConfig(pictures=512, batch=256),
         )
     if name == "smoke":
@@ -105,7 +106,7 @@ def preset(name: str, scenes: str = "laws") -> Config:
                 base.diffusion, pictures=64, steps=3, batch=8, reading=min(3, base.diffusion.reading)
             ),
             reward=RewardTraining(pictures=64, steps=3, batch=8),
-            srrl=SRRLConfig(iterations=2, prompts=4, steps=4, updates=2, batch=4),
+            srrl=SRRLConfig(iterations=2, prompts_per_iteration=4, steps=4, updates=2, batch=4),
             checker=CheckerTraining(pictures=32, steps=3, batch=4),
             actor=ActorTraining(pictures=32, steps=3, batch=4),
             rlrig=RLRIGConfig(
@@ -114,7 +115,7 @@ def preset(name: str, scenes: str = "laws") -> Config:
                 group=2,
                 actor_iterations=2,
                 editor_iterations=2,
-                editor=UpdateConfig(updates=1, batch=4),
+                editor=LearnConfig(updates=1, batch=4),
             ),
             vq=VQTraining(pictures=32, steps=3, batch=4, forms=32, colors=16, revived=2),
             captioner=CaptionerTraining(pictures=32, steps=3, batch=4),

@@ -3,7 +3,6 @@
 Nothing in them is picked: prompts come in the order in which the world lists them, noise from a fixed stream.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,7 @@ from einops import rearrange
 from torch import Tensor
 
 from . import figures
-from .diffusion.reflection import ReflectionConfig, renoise_to
-from .diffusion.sample import denoise, last
+from .diffusion.reflection import ReflectionConfig
 from .methods.rlrig import LoopConfig, Parts, loop_of
 from .models.reasongen import SamplingConfig
 from .pipeline import LatentDiffusion, ReasonPipeline, SamplerConfig
@@ -33,27 +31,6 @@ Cell = tuple[Tensor, str, bool | None]  # picture, line under it, right or wrong
 def fixed_prompts(kinds: tuple[str, ...] = ("physical", "unconventional")) -> list[Prompt]:
     """The first held-out prompt of every law and kind."""
     return [next(p for p in prompt_set(kind, "held-out") if p.law == law) for law in LAWS for kind in kinds]
-
-
-@torch.no_grad()
-def blind_rounds(
-    pipe: LatentDiffusion, prompts: list[str], sampler: SamplerConfig, reflection: ReflectionConfig, seed: int
-) -> Iterator[Tensor]:
-    """Reflect as SRRL's code does and yield the pictures of every round, K + 1 of them; round 0 is what `generate` draws.
-
-    Every picture, right or wrong, is turned back into noise with little guidance, and drawn again with `reflection.w_denoise`.
-    -> (b 3 h w)
-    """
-    table, make_eps = pipe.table(sampler.steps, sampler.spacing), pipe.eps(prompts)
-    noise = rng(seed, "sample")
-    x_0 = last(
-        denoise(make_eps(sampler.guidance), pipe.noise(len(prompts), noise), table, sampler.eta, noise)
-    )
-    yield pipe.decode(x_0)
-    for _ in range(reflection.rounds):
-        x = renoise_to(make_eps(reflection.w_renoise), x_0, table, reflection, noise)
-        x_0 = last(denoise(make_eps(reflection.w_denoise), x, reflection.tail(table), sampler.eta, noise))
-        yield pipe.decode(x_0)
 
 
 def verdict(image: Tensor, text: str, reward: float) -> Cell:
@@ -77,15 +54,15 @@ def rounds_strip(
     path: Path,
     blind: bool = False,
 ) -> list[list[Cell]]:
-    """Draw and save the strip: a prompt a row, a round a column; judged by the reward, or `blind`.  -> the cells, row by row"""
+    """Draw and save the strip: a prompt a row, a round a column; refused by the reward, or `blind`.  -> the cells, row by row"""
     rows: list[list[Cell]] = [[] for _ in prompts]
+    noise = rng(seed, "sample")
+    x_T = pipe.noise(len(prompts), noise)
     if blind:
-        drawn = blind_rounds(pipe, prompts, sampler, reflection, seed)
+        sampled = map(pipe.decode, pipe.blind_rounds(prompts, x_T, sampler, reflection, noise))
     else:
-        noise = rng(seed, "sample")
-        x_T = pipe.noise(len(prompts), noise)
-        drawn = pipe.judged_rounds(prompts, reward, reflection.rounds, sampler, x_T, noise)
-    for images in drawn:
+        sampled = pipe.selected_rounds(prompts, reward, x_T, sampler, reflection, noise)
+    for images in sampled:
         for row, image, text, value in zip(rows, images.cpu(), prompts, reward(images, prompts).tolist()):
             row.append(verdict(image, text, value))
     figures.strip(rows, prompts, [f"round {k}" for k in range(reflection.rounds + 1)], path)

@@ -62,7 +62,7 @@ from .pretrain.sft import lessons, reason_tokenizer, train_reasongen
 from .pretrain.vq import refine_vq, train_vq
 from .rl.checker import Checker, load_checker
 from .rl.rewards import Reward, caption_reward, inspector_reward, judge_of, load_captioner, match_reward
-from .run import Run, write_text
+from .run import Job, Run, write_text
 from .showcase import before_and_after, edit_strip, fixed_prompts, rounds_strip, thoughts_strip
 from .streams import choices
 from .world.captions import captioned_graphs
@@ -154,9 +154,9 @@ def srrl(config: Config, run: Run, folder: Path, device: torch.device) -> None:
     before = measured(run, "base", base, judge, config)
     pipe = load_pipeline(weights, unet="base_unet").to(device)
     clock = time.time()
-    texts = config.prompts.draw(config.seed, config.srrl.prompts)
+    texts = config.prompts.draw(config.seed, config.srrl.prompts_per_iteration)
     try:
-        train_srrl(config.srrl, config.seed, pipe, judge, texts, inspector_reward, run)
+        train_srrl(config.srrl, pipe, judge, texts, inspector_reward, Job(run, config.seed, device))
     finally:
         save_pipeline(pipe, weights, ("unet",))  # also when stopped: what was trained is never lost
     minutes = (time.time() - clock) / 60
@@ -178,7 +178,7 @@ def srrl(config: Config, run: Run, folder: Path, device: torch.device) -> None:
     )
     rounds_strip(
         pipe, judge, [p.text for p in fixed_prompts(("unconventional",))], config.sampler,
-        replace(config.srrl.reflection, rounds=3, steps=config.sampler.steps), config.seed, pictures / "rounds.png",
+        replace(config.srrl.reflection, rounds=3), config.seed, pictures / "rounds.png",
         blind=config.srrl.mode == "blind",
     )  # fmt: skip
     run.finish("srrl")

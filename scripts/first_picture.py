@@ -5,14 +5,14 @@
 Prompts are the first held-out unconventional one of every law, noise comes from seed 0.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from minireflect import caption, figures, load_pipeline, render, sample_scene
 from minireflect.checkpoints.ours import SHIPPED
-from minireflect.diffusion.reflection import ReflectionConfig
-from minireflect.pipeline import SamplerConfig
+from minireflect.pipeline import OPPOSITE, SamplerConfig
 from minireflect.rl.rewards import load_reward
 from minireflect.showcase import check_picture, fixed_prompts, rounds_strip
 from minireflect.world.canvas import write_picture
@@ -36,7 +36,7 @@ def world() -> None:
 def main() -> None:
     torch.set_grad_enabled(False)
     texts = [p.text for p in fixed_prompts(("unconventional",))]
-    reflection = ReflectionConfig(rounds=3, steps=SamplerConfig.steps)
+    reflection = replace(OPPOSITE, rounds=3)
     rounds_strip(load_pipeline(), load_reward(), texts, SamplerConfig(), reflection, 0, DOCS / "rounds.png")
     write_picture(check_picture(load_pipeline()), SHIPPED / "check.png")
     world()

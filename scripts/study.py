@@ -31,12 +31,12 @@ ROOT = Path(__file__).parent.parent
 QUICK = ["--evaluation.pictures", "8"]  # train.py's own table; the study draws its own
 COMPARED = {  # options of train.py
     "SRRL": [],
-    "K = 0": [*QUICK, "--srrl.rounds", "0", "--srrl.prompts", "84"],
-    "DDPO": [*QUICK, "--srrl.rounds", "0", "--srrl.prompts", "21", "--srrl.group", "4",
+    "K = 0": [*QUICK, "--srrl.rounds", "0", "--srrl.prompts-per-iteration", "84"],
+    "DDPO": [*QUICK, "--srrl.rounds", "0", "--srrl.prompts-per-iteration", "21", "--srrl.group", "4",
              "--srrl.objective", "ppo", "--srrl.lr", "3e-5", "--srrl.updates", "2"],
-    "SRRL, blind": [*QUICK, "--srrl.mode", "blind", "--srrl.rounds", "1", "--srrl.prompts", "32",
+    "SRRL, blind": [*QUICK, "--srrl.mode", "blind", "--srrl.rounds", "1", "--srrl.prompts-per-iteration", "32",
                     "--srrl.w-renoise", "0.1", "--srrl.renoise-steps", "20", "--srrl.fresh-noise", "0"],
-    "K = 0, few prompts": [*QUICK, "--srrl.rounds", "0", "--srrl.prompts", "32"],
+    "K = 0, few prompts": [*QUICK, "--srrl.rounds", "0", "--srrl.prompts-per-iteration", "32"],
 }  # fmt: skip
 # A reward that never saw a spoilt picture, and what RL makes of it, long: one seed each.
 JUDGE = ["reward", "--reward.no-spoilt", "--reward.steps", "800"]
@@ -46,9 +46,9 @@ LONG, FAST = (
 )
 CLEAN = "reward from clean renders"
 HACKED = {
-    f"{CLEAN}, fast": [*QUICK, *FAST, "--srrl.anchored", "0"],
+    f"{CLEAN}, fast": [*QUICK, *FAST, "--srrl.anchor-below", "0"],
     f"{CLEAN}, fast, anchored": [*QUICK, *FAST],
-    CLEAN: [*QUICK, *LONG, "--srrl.anchored", "0"],
+    CLEAN: [*QUICK, *LONG, "--srrl.anchor-below", "0"],
     f"{CLEAN}, anchored": [*QUICK, *LONG],
 }
 SHOWN = [f"{CLEAN}, fast", f"{CLEAN}, fast, anchored", "SRRL"]  # in the figure

@@ -14,7 +14,7 @@ from minireflect.checkpoints.files import WeightsError, new_names
 from minireflect.checkpoints.load import describe, load_checkpoint
 from minireflect.checkpoints.lora import TO_DIFFUSERS, load_lora, read_lora, save_lora, unmerge_lora
 from minireflect.checkpoints.names import DIFFUSERS_UNET
-from minireflect.methods.srrl import reference
+from minireflect.methods.learn import reference
 from minireflect.models.lora import LoRAConfig, adapters, add_lora, lora_layers, merge_lora, remove_lora
 from minireflect.models.unet import UNet, UNetConfig
 from tests.checkpoints import FAMILIES, WORDS, pipeline

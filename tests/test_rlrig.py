@@ -10,6 +10,7 @@ from torch import Tensor
 
 from minireflect import rng
 from minireflect.diffusion.schedule import Schedule, ScheduleConfig
+from minireflect.methods.learn import LearnConfig
 from minireflect.methods.rlrig import (
     LoopConfig,
     Parts,
@@ -29,7 +30,6 @@ from minireflect.methods.rlrig import (
     train_editor,
     update_actor,
 )
-from minireflect.methods.rollout import UpdateConfig
 from minireflect.models.actor import Actor, ActorConfig
 from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
 from minireflect.models.clip import TextConfig, TextEncoder
@@ -180,7 +180,7 @@ def test_sdedit_mixes_the_picture_with_noise_alone() -> None:
 
     pipe, n = pipeline(), 2_000
     x0 = torch.full((n, 4, 1, 1), 3.0)
-    config = ReflectionConfig(steps=4, level=0.5, fresh_noise=1.0)
+    config = ReflectionConfig(steps=4, strength=0.5, fresh_noise=1.0)
 
     def never(x: Tensor, t: Tensor) -> Tensor:
         raise AssertionError("SDEdit asks no network")
@@ -221,7 +221,7 @@ def test_answers_count_only_what_is_asked() -> None:
 CONFIG = RLRIGConfig(
     LOOP,
     rounds=2, graphs=3, group=3, actor_iterations=1, editor_iterations=1, actor_lr=1e-2,
-    editor=UpdateConfig(updates=2, batch=4, lr=1e-2, warmup=1),
+    editor=LearnConfig(updates=2, batch=4, lr=1e-2),
 )  # fmt: skip
 
 

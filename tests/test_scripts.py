@@ -18,7 +18,7 @@ from minireflect.checkpoints.ours import RIG, SHIPPED
 from minireflect.methods.rlrig import RIG_PARTS as PARTS
 
 ROOT = Path(__file__).parent.parent
-TINY = ["--srrl.iterations", "1", "--srrl.prompts", "2", "--srrl.group", "2", "--srrl.steps", "3", "--sampler.steps", "3",
+TINY = ["--srrl.iterations", "1", "--srrl.prompts-per-iteration", "2", "--srrl.group", "2", "--srrl.steps", "3", "--sampler.steps", "3",
         "--evaluation.pictures", "8"]  # fmt: skip
 
 

@@ -11,7 +11,6 @@
 Shapes: images (b 3 h w) in [-1, 1], b prompts -> (b)
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -24,10 +23,9 @@ from ..models.clip import CLIP
 from ..models.matcher import Matcher, MatcherConfig
 from ..models.reasongen import trim, up_to
 from ..models.tokenizer import EOS, BytePairs, Tokenizer
+from ..pipeline import Reward
 from ..world.inspector import inspect_all
 from ..world.prompts import Prompt, split, understand
-
-Reward = Callable[[Tensor, list[str]], Tensor]
 
 
 def match_reward(matcher: Matcher, tokenizer: Tokenizer, batch: int = 256) -> Reward:
