@@ -19,7 +19,7 @@ from .diffusion.sample import EpsFn, denoise, guided, last
 from .diffusion.schedule import Schedule, StepTable
 from .models.autoencoder import Autoencoder
 from .models.clip import TextEncoder, TwoTextEncoders
-from .models.reasongen import Drawn, ReasonGen, SamplingConfig, as_text
+from .models.reasongen import ReasonGen, Sampled, SamplingConfig
 from .models.tokenizer import BytePairs, NoVocabulary, PromptError, Tokenizer, TwoBytePairs
 from .models.unet import Added, UNet
 from .models.vq import Codec
@@ -39,17 +39,17 @@ class Painter(NamedTuple):
 
     def draw(
         self, prompts: list[str], sampling: SamplingConfig, generator: Generator, words: Tensor | None = None
-    ) -> Drawn:
+    ) -> Sampled:
         """Think and draw, once for each prompt; or draw only, from given rationales.  Shapes: words (b r)"""
         device = next(self.model.parameters()).device
         ids = self.tokenizer(prompts).to(device)
         if words is None and not self.thinks:
             words = self.model.blank(len(prompts), device)[1]
-        return self.model.write(ids, sampling, generator, words)
+        return self.model.sample(ids, sampling, generator, words)
 
-    def thoughts(self, drawn: Drawn) -> list[str]:
+    def thoughts(self, drawn: Sampled) -> list[str]:
         """The rationales as written.  -> b"""
-        return as_text(self.tokenizer, drawn.words)
+        return self.tokenizer.decode(drawn.rationale)
 
 
 Judge = Callable[
