@@ -290,7 +290,7 @@ def test_clip_of_transformers(tmp_path: Path) -> None:
     processor = CLIPImageProcessor()
     mean, std = (torch.tensor(v)[:, None, None] for v in (processor.image_mean, processor.image_std))
     expected = theirs(input_ids=texts, pixel_values=((images + 1) / 2 - mean) / std)
-    assert close(clip.similarity(images, texts), expected.logits_per_image)
+    assert close(similarity(clip, images, texts), expected.logits_per_image)
     reward = clip_reward(clip, tokenizer, batch=3)(images, WORDS)
     assert torch.allclose(reward, (expected.image_embeds * expected.text_embeds).sum(1), atol=1e-5)
 

@@ -4,7 +4,7 @@
     Kingma & Welling 2014, "Auto-Encoding Variational Bayes", for the Gaussian code
 
     encode:  images -> mean, logvar of a Gaussian per latent -> a sample (or the mean), times scaling_factor
-    decode:  latents over scaling_factor -> images
+    decode:  latents / scaling_factor -> images
 
 Differs from the references: residual branches start at zero (see blocks.py).
 
@@ -44,7 +44,7 @@ class AutoencoderConfig:
 
     @classmethod
     def toy(cls) -> "AutoencoderConfig":
-        """Pictures of 3 x 64 x 64 to latents of 4 x 8 x 8; 2.7 million parameters, most of them at 8 x 8, where they are cheap."""
+        """Pictures of 3 x 64 x 64 to latents of 4 x 8 x 8; 2.7 million parameters, most of them at 8 x 8."""
         return cls(channels=(16, 32, 64, 128), res_blocks=1, groups=8)
 
     @classmethod

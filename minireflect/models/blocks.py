@@ -1,6 +1,6 @@
-"""The building blocks of the latent-diffusion networks: residual blocks, attention, and the levels that stack them.
+"""Building blocks of the latent-diffusion networks: residual blocks, attention, and levels that stack them.
 
-The UNet and the autoencoder are both a ladder of *levels*. A level works at one resolution: some layers (a
+The UNet and the autoencoder are both a stack of *levels*. A level works at one resolution: some layers (a
 residual block, then attention or nothing), then a change of resolution or none.
 
     Ho et al. 2020, "Denoising Diffusion Probabilistic Models", appendix B: the UNet and its time

@@ -52,7 +52,8 @@ class UNetConfig:
     pooled_width: int | None = None  # SDXL: width of the pooled prompt; None = no added conditioning
     size_count: int = 6  # SDXL: numbers that tell sizes and crop, used only with pooled_width
     size_width: int = 256  # SDXL: width of the embedding of each of these numbers
-    # of the latents, if each position has a learned offset; None as in SD, which knows positions from the padding only
+    # of the latents, if each position has a learned offset; None as in SD, which knows positions from the
+    # padding only
     side: int | None = None
 
     def __post_init__(self) -> None:
@@ -81,7 +82,9 @@ class UNetConfig:
 
     @classmethod
     def small(cls) -> "UNetConfig":
-        """1.0 million parameters, for scene graphs; without `side` it does not learn what "at the top left" means."""
+        """1.0 million parameters, for scene graphs; without `side` it does not learn what "at the top left"
+        means.
+        """
         return cls((32, 64), (1, 1), mid_depth=0, context_width=64, res_blocks=1, heads=4, groups=8, side=8)
 
     @classmethod
