@@ -39,7 +39,8 @@ from minireflect.rl.advantage import RewardHistory
 from minireflect.rl.rewards import incompressibility
 from minireflect.run import Run
 from minireflect.streams import rng
-from tests.checkpoints import WORDS, pipeline, shaken, trainable, vocabulary
+from tests.parity.checkpoints import WORDS, pipeline, trainable, vocabulary
+from tests.small import shaken
 from tests.test_scripts import refused, run
 
 pytestmark = pytest.mark.usefixtures("no_network")

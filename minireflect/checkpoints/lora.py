@@ -11,16 +11,6 @@ from ..models.lora import install, lora_layers
 from .files import WeightsError, new_names, read_metadata, read_weights, save_weights
 from .names import DIFFUSERS_UNET
 
-
-@torch.no_grad()
-def unmerge_lora(module: nn.Module, path: str | Path) -> nn.Module:
-    """Subtract the differences of a file that were merged, to within rounding."""
-    for name, (A, B, scale) in _checked(module, read_lora(path), path).items():
-        weight = module.get_submodule(name).weight
-        weight.copy_((weight.double() - scale * B.double() @ A.double()).to(weight.dtype))
-    return module
-
-
 # --- files --------------------------------------------------------------------------------------------------
 # Our names of a UNet's layers as diffusers has them: DIFFUSERS_UNET backwards, as far as linear layers go.
 TO_DIFFUSERS = [
