@@ -27,7 +27,6 @@ from .pretrain.vq import VQTraining
 from .world.data import WorldConfig
 from .world.prompts import PromptMix
 
-PRESETS = ("cpu", "gpu", "smoke")
 FLAT = tyro.conf.arg(name="")  # a record whose options carry no prefix
 
 
@@ -35,9 +34,22 @@ FLAT = tyro.conf.arg(name="")  # a record whose options carry no prefix
 class Config:
     """What a run is configured with; the defaults are the preset cpu."""
 
+    # budget (default: gpu with a CUDA GPU, else cpu)
+    preset: Literal["cpu", "gpu", "smoke"] = "cpu"
+    # of every random stream
     seed: int = 0
-    scenes: str = "laws"
-    method: str = "srrl"
+    # run folder (default: the first free runs/COMMAND-N)
+    out: Path | None = None
+    # go on with the run in --out, with its options
+    resume: bool = False
+    # run folder to start from (default: the shipped weights)
+    weights: Path | None = None
+    # default: the first that is there
+    device: Literal["cuda", "mps", "cpu"] | None = None
+    # what the pictures show: physical laws or scene graphs
+    scenes: Literal["laws", "graphs"] = "laws"
+    # sets the defaults of the options below
+    method: Literal["srrl", "ddpo", "grpo"] = "srrl"
     world: WorldConfig = field(default_factory=WorldConfig)
     autoencoder: AutoencoderTraining = field(default_factory=AutoencoderTraining)
     diffusion: DiffusionTraining = field(default_factory=DiffusionTraining)
@@ -57,39 +69,10 @@ class Config:
     reasoning: ReasonEvaluation = field(default_factory=ReasonEvaluation)
 
 
-@dataclass(frozen=True)
-class RunOptions:
-    """What every training command is given."""
-
-    # budget: smoke, cpu or gpu (default: gpu with a CUDA GPU, else cpu)
-    preset: Literal["smoke", "cpu", "gpu"] = "cpu"
-    # of every random stream
-    seed: int = 0
-    # run folder (default: the first free runs/COMMAND-N)
-    out: Path | None = None
-    # go on with the run in --out, with its options
-    resume: bool = False
-    # run folder to start from (default: the shipped weights)
-    weights: Path | None = None
-    # cuda, mps or cpu (default: the first that is there)
-    device: Literal["cuda", "mps", "cpu"] | None = None
-
-
-@dataclass(frozen=True)
-class SceneOptions:
-    # what to draw: pictures of physical laws, or of scene graphs
-    scenes: Literal["laws", "graphs"] = "laws"
-
-
-@dataclass(frozen=True)
-class MethodOptions:
-    # recipe: it decides the defaults of the options below
-    method: Literal["srrl", "ddpo", "grpo"] = "srrl"
-
-
+COMMON = ("preset", "seed", "out", "resume", "weights", "device")  # options of every command
 RECORDS: dict[str, tuple[str, ...]] = {  # the records of each stage; the options of the first carry no prefix
     "srrl": ("srrl", "mix", "sampler", "evaluation"),
-    "lora": ("srrl", "finetune", "sampler"),
+    "lora": ("finetune", "srrl", "sampler"),
     "autoencoder": ("autoencoder", "world"),
     "diffusion": ("diffusion", "world"),
     "reward": ("reward",),
@@ -102,7 +85,7 @@ RECORDS: dict[str, tuple[str, ...]] = {  # the records of each stage; the option
     "reason-grpo": ("grpo", "mix", "reasoning"),
 }
 
-# What a preset changes.  `gpu` has larger batches and budgets; `smoke` runs every line in seconds and learns nothing.
+# What a preset changes: `gpu` has larger batches and budgets; `smoke` runs every line in seconds and learns nothing.
 GPU = {
     "autoencoder": {"pictures": 40_000, "steps": 6_000, "batch": 64},
     "diffusion": {"pictures": 60_000, "steps": 10_000, "batch": 256},
@@ -140,6 +123,7 @@ GRAPHS = {
 }
 # ReasonGen-R1 is reinforced on more arrangements: they are GenEval's tasks.
 REASON = {"mix": {"physical": 0.3, "unconventional": 0.4, "arrangement": 0.3}}
+PRESETS = {"cpu": {}, "gpu": GPU, "smoke": SMOKE}
 
 
 def preset(
@@ -153,25 +137,26 @@ def preset(
         raise ValueError(f"scenes {scenes!r} is not one of laws, graphs")
     if name not in PRESETS:
         raise ValueError(f"preset {name!r} is not one of {', '.join(PRESETS)}")
-    config = Config(scenes=scenes, srrl=recipe or SRRLConfig())
-    if command == "reason-grpo":
-        config = changed(config, REASON)
-    if scenes == "graphs":
-        config = changed(config, GRAPHS)
-    reading = min(TINY["steps"], config.diffusion.reading)
-    if name == "smoke":
-        return changed(changed(config, SMOKE), {"diffusion": {"reading": reading}})
-    return changed(config, GPU) if name == "gpu" else config
+    config = Config(preset=name, scenes=scenes, srrl=recipe or SRRLConfig())
+    config = changed(config, REASON if command == "reason-grpo" else {})
+    config = changed(config, GRAPHS if scenes == "graphs" else {})
+    short = {"diffusion": {"reading": 3}} if (name, scenes) == ("smoke", "graphs") else {}
+    return changed(changed(config, PRESETS[name]), short)
 
 
 def changed(record: object, values: dict) -> object:
-    """A record with some fields replaced, in nested records too."""
-    return replace(
-        record, **{k: changed(getattr(record, k), v) if isinstance(v, dict) else v for k, v in values.items()}
-    )
+    """A record with some fields replaced, in nested records too.  Raises ValueError on a name that the record does not have."""
+    if unknown := sorted(set(values) - {f.name for f in fields(record)}):
+        raise ValueError(f"{type(record).__name__} has no {', '.join(unknown)}")
+    new = {}
+    for name, value in values.items():
+        old = getattr(record, name)
+        new[name] = (
+            changed(old, value) if is_dataclass(old) else tuple(value) if isinstance(value, list) else value
+        )
+    return replace(record, **new)
 
 
-# ---------------------------------------------------------------------------------------------- from and to config.json
 def stages_of(command: str, config: Config) -> tuple[str, ...]:
     """The stages of a command, in order."""
     if command == "all" and config.scenes == "graphs":
@@ -183,54 +168,44 @@ def stages_of(command: str, config: Config) -> tuple[str, ...]:
     return ("checker", "judge") if command == "checker" else (command,)
 
 
-def to_dict(command: str, options: RunOptions, config: Config) -> dict:
+def options_of(command: str, config: Config) -> object:
+    """The options of a command as a record of their own, which tyro can fill."""
+    hints, records = (
+        typing.get_type_hints(Config),
+        () if command == "all" else RECORDS[stages_of(command, config)[0]],
+    )
+    own = (
+        ("scenes",)
+        if command in ("autoencoder", "diffusion", "all")
+        else ("method",)
+        if command == "srrl"
+        else ()
+    )
+    flat = (*records[:1], "finetune")
+    kinds = [(n, Annotated[hints[n], FLAT] if n in flat else hints[n]) for n in (*COMMON, *own, *records)]
+    record = make_dataclass(command, kinds, frozen=True, namespace={"SOURCE": Config})
+    return record(**{name: getattr(config, name) for name, _ in kinds})
+
+
+def to_dict(command: str, config: Config) -> dict:
     """The command and all that it was given, as plain JSON values.  Not --out and --device: they may change on resume."""
-    weights = options.weights and str(options.weights)
-    kept = {"command": command, "preset": options.preset, "weights": weights}
     records = dict.fromkeys(name for stage in stages_of(command, config) for name in RECORDS.get(stage, ()))
-    for name in ("seed", "scenes", "method", *records):
-        value = getattr(config, name)
-        kept[name] = asdict(value) if is_dataclass(value) else value
-    return json.loads(json.dumps(kept))
+    values = {n: getattr(config, n) for n in ("preset", "seed", "weights", "scenes", "method", *records)}
+    values = {
+        n: asdict(v) if is_dataclass(v) else str(v) if isinstance(v, Path) else v for n, v in values.items()
+    }
+    return json.loads(json.dumps({"command": command} | values))
 
 
-def from_dict(start: object, values: dict) -> object:
-    """A record with the values of `to_dict`, nested ones too.  Raises ValueError on a name that the record does not have."""
-    if unknown := sorted(set(values) - {f.name for f in fields(start)}):
-        raise ValueError(f"{type(start).__name__} has no {', '.join(unknown)}")
-    built = {}
-    for name, value in values.items():
-        old = getattr(start, name)
-        built[name] = (
-            from_dict(old, value) if is_dataclass(old) else tuple(value) if isinstance(value, list) else value
-        )
-    return replace(start, **built)
-
-
-def read_config(folder: Path) -> tuple[str, RunOptions, Config]:
+def read_config(folder: Path) -> tuple[str, Config]:
     """The command of a run and all that it was given.  Raises ValueError in one sentence."""
     path = folder / "config.json"
     try:
         values = json.loads(path.read_text())
-        command, name, weights = (values.pop(key) for key in ("command", "preset", "weights"))
-        options = RunOptions(name, values["seed"], folder, True, weights and Path(weights))
-        return command, options, from_dict(preset(name, command, values["scenes"]), values)
+        command, weights = values.pop("command"), values.pop("weights")
+        config = changed(preset(values["preset"], command, values["scenes"]), values)
+        return command, replace(config, weights=weights and Path(weights), out=folder, resume=True)
     except OSError as error:
         raise ValueError(f"there is no run to resume in {folder}: cannot read {path}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not the configuration of a run of minireflect train: {error}") from error
-
-
-# ---------------------------------------------------------------------------------------------------- the command line
-def record_for(command: str, config: Config) -> type:
-    """The dataclass that tyro reads the options of a command into: RunOptions, and the records of the command."""
-    flat: list[tuple[str, type]] = [("options", RunOptions)]
-    if command in ("autoencoder", "diffusion", "all"):
-        flat.append(("scenes", SceneOptions))
-    if command == "srrl":
-        flat.append(("method", MethodOptions))
-    hints = typing.get_type_hints(Config)
-    names = () if command == "all" else RECORDS[stages_of(command, config)[0]]
-    flat += [(name, hints[name]) for name in names if name in (*names[:1], "finetune")]
-    prefixed = [(name, hints[name]) for name in names[1:] if name != "finetune"]
-    return make_dataclass(command, [(name, Annotated[t, FLAT]) for name, t in flat] + prefixed, frozen=True)

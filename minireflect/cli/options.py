@@ -26,7 +26,7 @@ class Option(NamedTuple):
 def comments(record: type) -> dict[str, str]:
     """The comment above each field of a dataclass, or else the one behind it."""
     found: dict[str, str] = {}
-    for owner in reversed([c for c in record.__mro__ if is_dataclass(c)]):
+    for owner in reversed([c for c in getattr(record, "SOURCE", record).__mro__ if is_dataclass(c)]):
         above: list[str] = []
         for line in inspect.getsource(owner).splitlines():
             line = line.strip()

@@ -1,9 +1,9 @@
-"""minireflect train COMMAND: options in two passes, the run folder, and the stages of the command."""
+"""minireflect train COMMAND: its options in two passes, the run folder, and the stages of the command."""
 
 import argparse
 import sys
 import time
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,18 +12,7 @@ import tyro
 from ..checkpoints.files import tensor_shapes
 from ..checkpoints.ours import REASON, RIG, weights_folder
 from ..checkpoints.parts import weights_file
-from ..config import (
-    PRESETS,
-    Config,
-    MethodOptions,
-    RunOptions,
-    SceneOptions,
-    preset,
-    read_config,
-    record_for,
-    stages_of,
-    to_dict,
-)  # fmt: skip
+from ..config import PRESETS, Config, options_of, preset, read_config, stages_of, to_dict
 from ..diffusion.schedule import Schedule, ScheduleConfig
 from ..methods.finetune import SAMPLER, SRRL, FinetuneConfig, read_prompts
 from ..methods.rollout import SRRLConfig
@@ -33,130 +22,86 @@ from ..stages import Task, check, do
 from . import TRAINED, unknown
 from .options import HELP, help_text
 
-RIG_COMMANDS = ("checker", "actor", "rlrig")
-REASON_COMMANDS = ("captioner", "reason-sft", "reason-grpo")
-TITLES = {
-    "options": "run", "scenes": "run", "method": "run", "mix": "prompts of training, shares", "sampler": "measured pictures",
-    "evaluation": "measured pictures", "reasoning": "measured pictures", "world": "captions of training",
-    "finetune": "checkpoint", "lora": "checkpoint",
-}  # fmt: skip
+RIG_COMMANDS, REASON_COMMANDS = ("checker", "actor", "rlrig"), ("captioner", "reason-sft", "reason-grpo")
+COSTS = {"smoke": "seconds; it learns nothing", "gpu": "larger batches and budgets, for a CUDA GPU"}
+TITLES = {"options": "run", "mix": "shares of the prompts in training", "finetune": "checkpoint"}
 
 
 def main(words: list[str]) -> int:
     command, words = (words[0], words[1:]) if words and not words[0].startswith("-") else ("srrl", words)
     if command not in TRAINED:
         raise ValueError(unknown(command, TRAINED))
-    seen = first_pass(words)
-    if seen.resume and seen.out is None:
-        raise RunError("--resume needs --out RUN: which run is to go on?")
-    default = resumed(seen) if seen.resume else chosen(command, seen)
+    command, config = defaults(command, words)
     if any(word in HELP for word in words):
-        print(help_for(*default))
+        what = TRAINED[command][0]
+        about = f"{what[0].upper()}{what[1:]}. The value behind a name is its default."
+        usage = f"minireflect train {command} [OPTIONS]"
+        print(help_text(usage, about, options_of(command, config), TITLES))
         return 0
     try:
-        train(*parse(words, *default))
+        train(command, parse(words, command, config))
         return 0
     except Interrupted as stop:
         print(f"minireflect train: {stop}", file=sys.stderr)
         return 130
 
 
-def first_pass(words: list[str]) -> argparse.Namespace:
-    """The options that decide the defaults of the others."""
+def defaults(command: str, words: list[str]) -> tuple[str, Config]:
+    """First pass: the run to resume, or the preset, the recipe and the checkpoint, decide the defaults of all options."""
     first = argparse.ArgumentParser(prog="minireflect train", add_help=False, allow_abbrev=False)
-    for name in ("--preset", "--device", "--base", "--method", "--scenes"):
+    for name in ("--preset", "--device", "--base", "--method", "--scenes", "--out"):
         first.add_argument(name)
-    first.add_argument("--out", type=Path)
     first.add_argument("--resume", action="store_true")
-    return first.parse_known_args(words)[0]
-
-
-def chosen(command: str, seen: argparse.Namespace) -> tuple[str, RunOptions, Config]:
-    """The defaults of a new run: by its preset, its recipe, and whether it is on a published checkpoint."""
-    if seen.base is not None and command != "srrl":
-        raise ValueError("--base trains a LoRA on a published checkpoint: it goes with the command srrl")
-    device = seen.device or best_device()
-    name = seen.preset if seen.preset in PRESETS else "gpu" if device.startswith("cuda") else "cpu"
-    scenes = seen.scenes if seen.scenes in ("laws", "graphs") else "laws"  # tyro explains an unknown name
-    method = seen.method if seen.method in ("srrl", "ddpo", "grpo") else "srrl"
+    seen = first.parse_known_args(words)[0]
+    if seen.resume and seen.out is None:
+        raise RunError("--resume needs --out RUN: which run is to go on?")
+    if seen.resume:
+        return read_config(Path(seen.out))
     real = seen.base is not None
+    if real and command != "srrl":
+        raise ValueError("--base trains a LoRA on a published checkpoint: it goes with the command srrl")
+    # a value that is not known stays for tyro to explain
+    name = (
+        seen.preset
+        if seen.preset in PRESETS
+        else "gpu"
+        if (seen.device or best_device()) == "cuda"
+        else "cpu"
+    )
+    scenes = seen.scenes if seen.scenes in ("laws", "graphs") else "laws"
+    method = seen.method if seen.method in ("srrl", "ddpo", "grpo") else "srrl"
     config = preset("cpu" if real and name == "gpu" else name, command, scenes, recipe(method, real))
     if real:
         config = replace(config, sampler=SAMPLER, finetune=replace(config.finetune, base=seen.base))
-    return command, RunOptions(preset=name), replace(config, method=method)
+    return command, replace(config, method=method)
 
 
-def resumed(seen: argparse.Namespace) -> tuple[str, RunOptions, Config]:
-    return read_config(seen.out)
-
-
-def as_record(command: str, options: RunOptions, config: Config) -> object:
-    """The record of a command's options, with these values."""
-    record = record_for(command, config)
-    special = {
-        "options": options,
-        "scenes": SceneOptions(config.scenes),
-        "method": MethodOptions(config.method),
-    }
-    return record(**{f.name: special.get(f.name, getattr(config, f.name, None)) for f in fields(record)})
-
-
-def parse(
-    words: list[str], command: str, options: RunOptions, config: Config
-) -> tuple[str, RunOptions, Config]:
-    """Every field of the command's records is an option (tyro); the defaults are those given."""
-    default = as_record(command, options, config)
-    read = tyro.cli(type(default), args=words, default=default, prog=f"minireflect train {command}")
-    records = {
-        f.name: getattr(read, f.name) for f in fields(read) if f.name not in ("options", "scenes", "method")
-    }
-    options = replace(read.options, weights=read.options.weights and read.options.weights.resolve())
-    scenes = read.scenes.scenes if hasattr(read, "scenes") else config.scenes
-    method = read.method.method if hasattr(read, "method") else config.method
-    config = replace(config, seed=options.seed, scenes=scenes, method=method, **records)
-    paths = ("base", "clip", "prompts", "tokenizer")
-    there = {
-        n: str(Path(v).resolve()) for n in paths if (v := getattr(config.finetune, n)) and Path(v).exists()
-    }
-    return command, options, replace(config, finetune=replace(config.finetune, **there))
-
-
-def help_for(command: str, options: RunOptions, config: Config) -> str:
-    what = TRAINED[command][0]
-    about = f"{what[0].upper()}{what[1:]}. The value behind a name is its default."
-    return help_text(
-        f"minireflect train {command} [OPTIONS]", about, as_record(command, options, config), TITLES
+def parse(words: list[str], command: str, config: Config) -> Config:
+    """Second pass: every option of the command (tyro).  Paths are made absolute, so that a run can be resumed from elsewhere."""
+    default = options_of(command, config)
+    config = replace(
+        config,
+        **vars(tyro.cli(type(default), args=words, default=default, prog=f"minireflect train {command}")),
     )
+    given = {name: getattr(config.finetune, name) for name in ("base", "clip", "prompts", "tokenizer")}
+    there = {name: str(Path(path).resolve()) for name, path in given.items() if path and Path(path).exists()}
+    weights = config.weights and config.weights.resolve()
+    return replace(config, weights=weights, finetune=replace(config.finetune, **there))
 
 
-def train(command: str, options: RunOptions, config: Config) -> None:
+def train(command: str, config: Config) -> None:
     """Check what the command starts from, make the run folder, do the stages."""
-    device, label = (
-        torch.device(options.device or best_device()),
-        config.method if command == "srrl" else command,
-    )
-    source = check_first(command, options, config, device)
-    run = Run(options.out or free_folder(label), to_dict(command, options, config), options.resume)
-    minutes = {
-        "cpu": f"about {TRAINED[command][1]} minutes on two cores",
-        "smoke": "seconds; it learns nothing",
-    }
-    cost = "" if config.finetune.base else f" ({minutes.get(options.preset, 'for a CUDA GPU')})"
-    threads = (
-        f"{torch.get_num_threads()} threads"
-        if device.type == "cpu"
-        else torch.cuda.get_device_name()
-        if device.type == "cuda"
-        else ""
-    )
+    device = torch.device(config.device or best_device())
+    label = config.method if command == "srrl" else command
+    source = check_first(command, config)
+    run = Run(config.out or free_folder(label), to_dict(command, config), config.resume)
+    cost = COSTS.get(config.preset, f"about {TRAINED[command][1]} minutes on two cores")
     print(
-        f"{label} · run folder {run.folder} · {options.preset} preset{cost} · {device} {threads} · seed {config.seed}"
+        f"{label} · run folder {run.folder} · seed {config.seed} · {device}, {torch.get_num_threads()} threads"
     )
+    print(f"{config.preset} preset" + ("" if config.finetune.base else f": {cost}"))
     clock = time.time()
-    do(
-        Task(config, run, run.folder / "weights" if source is None else source, device),
-        *stages_of(command, config),
-    )
+    do(Task(config, run, source or run.folder / "weights", device), *stages_of(command, config))
     print(f"done in {(time.time() - clock) / 60:.1f} minutes; look at {run.folder / 'figures'}")
 
 
@@ -168,21 +113,25 @@ def free_folder(label: str) -> Path:
     return folder
 
 
-def check_first(command: str, options: RunOptions, config: Config, device: torch.device) -> Path | None:
-    """Fail on what is missing, broken or out of range before a run folder exists.  -> the folder of the weights to start from, None for nothing"""
+def check_first(command: str, config: Config) -> Path | None:
+    """Fail on what is missing, broken or out of range before a run folder exists.
+
+    -> the folder of the weights to start from; None for a command that starts from nothing or from a published checkpoint
+    """
     schedule = Schedule(ScheduleConfig())
     for steps in (config.srrl.steps, config.sampler.steps, config.rlrig.loop.steps):
         schedule.table(steps)
     if config.finetune.base is not None:
-        if options.weights is not None:
+        if config.weights is not None:
             raise ValueError("--weights is a run of ours: it does not go with --base, a published checkpoint")
         check_base(config.finetune)
         return None
     if command in ("all", "autoencoder"):
         return None
     graphs = command in RIG_COMMANDS or config.scenes == "graphs"
-    shipped = RIG if graphs else REASON if command in REASON_COMMANDS else None
-    source = weights_folder(options.weights or shipped)
+    source = weights_folder(
+        config.weights or (RIG if graphs else REASON if command in REASON_COMMANDS else None)
+    )
     check(command, source)
     return source
 
