@@ -1,38 +1,55 @@
-"""How well ReasonGen-R1 thinks and draws: GenEval's tasks, the laws, and whether the rationale is right about the picture.
+"""How well ReasonGen-R1 reasons and draws: GenEval's tasks, the laws, and whether a picture keeps what its rationale promises.
 
-Everything is read by the inspector and by the parser of rationales, neither of which training ever asks.
+Pictures are read by the inspector, rationales by their grammar; training asks neither.
 """
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
-from tqdm import tqdm
+from torch import Generator, Tensor
 
-from .methods.reasongen import EXPECTED
+from .diffusion.reflection import ACCEPT
+from .evaluate import EvaluationConfig, Table, fixed_batches
 from .models.reasongen import SamplingConfig
 from .models.vq import Codec
 from .pipeline import Painter
 from .rl.rewards import Reward
-from .streams import choices, rng
+from .streams import choices
 from .world import geneval
 from .world.graphs import arrange
 from .world.inspector import inspect_all
-from .world.prompts import Prompt, draw_prompts, near_miss
+from .world.prompts import KINDS, Prompt, draw_prompts, near_miss
 from .world.rationales import plan_of, rationale, read_rationale
 from .world.render import render
 from .world.scenes import COLORS, Scene
 
+SAMPLING = SamplingConfig(temperature=0.8)  # of all tables, unless a row says otherwise
+ORDER = ("arrangement", "physical", "unconventional")  # of the kinds of prompts
 
-@dataclass(frozen=True)
-class ReasonEvaluation:
-    pictures: int = 240  # of arrangements, physical and unconventional prompts each
-    batch: int = 64
-    seed: int = 1_000
-    split: str = "held-out"  # combinations of objects that no training has seen, or "train"
-    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.8))
-    best_of: int = 1  # pictures of a prompt, of which the judge's favourite counts
-    swapped: bool = False  # draw each picture from the rationale of another prompt of its law or task
+
+class Sampled(NamedTuple):
+    """What a model makes of b prompts."""
+
+    images: Tensor  # (b 3 64 64)
+    rationales: list[str]  # b, "" where none is written
+    tokens: int  # sampled for all of them, text and image
+
+
+Sample = Callable[[list[str], Generator], Sampled]  # b prompts and the noise
+
+
+def sampled_by(painter: Painter, sampling: SamplingConfig = SAMPLING) -> Sample:
+    """A ReasonGen model as a function from prompts and noise to pictures and rationales."""
+
+    def sample(texts: list[str], noise: Generator) -> Sampled:
+        drawn = painter.draw(texts, sampling, noise)
+        tokens = int(drawn.chosen.sum()) + drawn.codes.numel()
+        return Sampled(painter.pictures(drawn.codes).cpu(), painter.thoughts(drawn), tokens)
+
+    return sample
 
 
 @dataclass(frozen=True)
@@ -42,35 +59,102 @@ class ReasonScore:
     geneval: dict[str, float]  # by kind of task, and "overall", their mean
     physical: float  # right by the inspector
     unconventional: float
-    accepted: float  # by the judge, over all prompts
+    accepted: float  # by the learned reward, over all prompts
     fooled: float  # of those, the share that is not right
     unreadable: float
     planned: float  # rationales that promise what the prompt asks for
-    kept: float  # of the rationales that say something, the share whose promise the picture keeps
-    tokens: float  # sampled for a prompt, words and image tokens, number
-    # of each law's or task's prompts: right, planned, kept (here one that says nothing is not kept)
+    kept: float  # of the rationales that can be read, the share whose promise the picture keeps
+    tokens: float  # sampled for a prompt, text and image
+    # of each law's or task's prompts: right, planned, kept (here one that cannot be read is not kept)
     parts: dict[str, tuple[float, float, float]] = field(default_factory=dict)
 
 
-def evaluation_prompts(config: ReasonEvaluation) -> list[Prompt]:
-    """The prompts that every row of a table is measured on."""
+def evaluation_prompts(config: EvaluationConfig) -> list[Prompt]:
+    """The prompts that every row of a table is measured on: `pictures` arrangements, then physical, then unconventional ones."""
     chance = choices(config.seed, "evaluate", "reason")
-    return [
-        p for kind in ("arrangement", "physical", "unconventional")
-        for p in draw_prompts(kind, config.split, config.pictures, chance)
-    ]  # fmt: skip
+    return [p for kind in ORDER for p in draw_prompts(kind, config.split, config.pictures, chance)]
+
+
+def group_of(prompt: Prompt) -> str:
+    """A law or a task, as a row of `ReasonScore.parts`."""
+    return prompt.task.kind if prompt.task else f"{prompt.kind} {prompt.law}"
 
 
 def another_of_its_kind(prompts: list[Prompt]) -> list[int]:
     """For each prompt the row of the next one of the same law or task, the first for the last."""
-    kinds = [(p.kind, p.task.kind if p.task else p.law) for p in prompts]
-    rows = {kind: [i for i, k in enumerate(kinds) if k == kind] for kind in dict.fromkeys(kinds)}
+    rows = _rows([(p.kind, group_of(p)) for p in prompts])
     following = {i: j for members in rows.values() for i, j in zip(members, members[1:] + members[:1])}
     return [following[i] for i in range(len(prompts))]
 
 
-def codec_table(codec: Codec, config: ReasonEvaluation) -> str:
-    """How many scenes the inspector still reads right after the autoencoder, and after the codebook: a Markdown table."""
+def _rows(names: list) -> dict:
+    """For each name the places where it stands, in the order of first appearance."""
+    return {name: [i for i, n in enumerate(names) if n == name] for name in dict.fromkeys(names)}
+
+
+def mean(values: list) -> float:
+    """Of numbers or booleans; 0 if there are none."""
+    return sum(values) / len(values) if values else 0.0
+
+
+@torch.no_grad()
+def evaluate_reason(
+    sample: Sample, reward: Reward, config: EvaluationConfig, name: str = "", best_of: int = 1
+) -> ReasonScore:
+    """Sample fixed prompts with fixed noise, each `best_of` times, and measure the picture with the highest reward."""
+    prompts = evaluation_prompts(config)
+    images, rewards, plans, tokens = [], [], [], 0
+    for part, noise in fixed_batches([p.text for p in prompts], config, "reason", label=name):
+        tries = [sample(part, noise(k)) for k in range(best_of)]
+        values = torch.stack([reward(t.images, part).cpu() for t in tries])  # (k b)
+        tokens += sum(t.tokens for t in tries)
+        for i, k in enumerate(values.argmax(0).tolist()):
+            images.append(tries[k].images[i])
+            rewards.append(values[k, i].item())
+            plans.append(read_rationale(tries[k].rationales[i]))
+    readings, m = inspect_all(torch.stack(images)), config.pictures
+    right = [p.fulfilled_by(r) for p, r in zip(prompts, readings)]
+    planned = [plan is not None and plan.fulfils(p) for plan, p in zip(plans, prompts)]
+    kept = [plan is not None and plan.shown_in(r) for plan, r in zip(plans, readings)]
+    things = [r.scene.objects if r.scene and r.scene.law == "arrangement" else () for r in readings]
+    accepted = [ok for ok, r in zip(right, rewards) if r >= ACCEPT]
+    rows = _rows([group_of(p) for p in prompts])
+    return ReasonScore(
+        geneval=geneval.scores(things[:m], [p.task for p in prompts[:m]]),
+        physical=mean(right[m : 2 * m]),
+        unconventional=mean(right[2 * m :]),
+        accepted=len(accepted) / len(prompts),
+        fooled=1 - mean(accepted) if accepted else 0.0,
+        unreadable=mean([not r.readable for r in readings]),
+        planned=mean(planned),
+        kept=mean([ok for ok, plan in zip(kept, plans) if plan is not None]),
+        tokens=tokens / len(prompts),
+        parts={n: tuple(mean([v[i] for i in part]) for v in (right, planned, kept)) for n, part in rows.items()},
+    )
+
+
+def reason_table(models: dict[str, ReasonScore]) -> Table:
+    """A row for each model."""
+    names = {
+        "physical": "physical",
+        "unconventional": "unconventional",
+        "accepted": "accepted by the reward",
+        "fooled": "of these wrong",
+        "unreadable": "unreadable",
+        "planned": "rationale right",
+        "kept": "picture keeps it",
+    }
+    tasks = list(next(iter(models.values())).geneval)
+    rows = [
+        [name, *s.geneval.values(), *(getattr(s, key) for key in names), f"{s.tokens:.0f}"]
+        for name, s in models.items()
+    ]
+    return Table(["held-out prompts", *tasks, *names.values(), "tokens"], rows)
+
+
+# ------------------------------------------------------------------------------------------- the parts: codec, captioner
+def codec_table(codec: Codec, config: EvaluationConfig) -> Table:
+    """How many scenes the inspector still reads right after the autoencoder, and after the codebook."""
     prompts = evaluation_prompts(config)
     chance = choices(config.seed, "evaluate", "codec")
     images = torch.stack([render(p.scene(chance)) for p in prompts])  # (m 3 64 64)
@@ -80,20 +164,21 @@ def codec_table(codec: Codec, config: ReasonEvaluation) -> str:
         "through the autoencoder": lambda x: pixels.decode(pixels.encode(x)).clamp(-1, 1),
         "through the codebook": lambda x: codec.pictures(codec.words(x)),
     }
-    lines = ["| held-out scenes read right | arrangement | physical | unconventional | squared error |", "|---|---|---|---|---|"]  # fmt: skip
+    rows = []
     for name, way in ways.items():
         with torch.no_grad():
             seen = torch.cat([way(x.to(device)).cpu() for x in images.split(config.batch)])
-        right = [p.fulfilled_by(r) for p, r in zip(prompts, inspect_all(seen))]
-        n = config.pictures  # of each kind
-        shares = [sum(right[i : i + n]) / n for i in range(0, len(right), n)]
-        cells = [f"{v:.3f}" for v in shares] + [f"{(seen - images).square().mean().item():.4f}"]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        right = torch.tensor([float(p.fulfilled_by(r)) for p, r in zip(prompts, inspect_all(seen))])
+        error = (seen - images).square().mean().item()
+        rows.append([name, *(part.mean().item() for part in right.split(config.pictures)), f"{error:.4f}"])
+    return Table(["held-out scenes read right", *ORDER, "squared error"], rows)
 
 
 def false_rationale(prompt: Prompt, scene: Scene, split: str, draw: random.Random) -> str:
-    """What a picture of the scene does not keep by one fact: of laws that of a near miss; of arrangements one thing of another colour, or things elsewhere."""
+    """A rationale that a picture of the scene does not keep, by one fact.
+
+    Of a law's scene that of a near miss; of an arrangement one where a thing has another colour, or things other places.
+    """
     while True:
         if prompt.task is None:
             other = near_miss(prompt, draw, split).scene(draw)
@@ -107,90 +192,20 @@ def false_rationale(prompt: Prompt, scene: Scene, split: str, draw: random.Rando
             return rationale(other, draw=draw)
 
 
-def reader_table(captioner: Reward, config: ReasonEvaluation, device: torch.device) -> str:
-    """How many true rationales of pictures it finds kept, and how many false ones: a Markdown table."""
-    lines = ["| rationales found kept | arrangement | physical | unconventional |", "|---|---|---|---|"]
+def reader_table(captioner: Reward, least: float, config: EvaluationConfig, device: torch.device) -> Table:
+    """How many true and how many false rationales a captioner finds kept: those with a reward of `least` or more."""
+    rows = []
     for split in ("train", "held-out"):
         prompts = evaluation_prompts(replace(config, split=split))
         draw = choices(config.seed, "evaluate", "captioner", split)
         scenes = [p.scene(draw) for p in prompts]
         images = torch.stack([render(s) for s in scenes]).to(device)  # (m 3 64 64)
-        told = {
+        texts = {
             "true": [rationale(s, draw=draw) for s in scenes],
             "false by one fact": [false_rationale(p, s, split, draw) for p, s in zip(prompts, scenes)],
         }
-        for name, texts in told.items():
-            kept = captioner(images, texts) >= EXPECTED  # (m)
-            cells = [f"{part.float().mean():.3f}" for part in kept.split(config.pictures)]
-            lines.append(f"| {name}, {split} combinations | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-@torch.no_grad()
-def evaluate_painter(
-    painter: Painter, judge: Reward, config: ReasonEvaluation, name: str = ""
-) -> ReasonScore:
-    """Draw fixed prompts with fixed noise; with `best_of`, each as often, and the picture that the judge likes best."""
-    prompts, n = evaluation_prompts(config), config.best_of
-    images, rewards, plans, tokens = [], [], [], 0
-    for i in tqdm(range(0, len(prompts), config.batch), f"measuring {name}", unit="batch", leave=False):
-        texts = [p.text for p in prompts[i : i + config.batch]]
-        tries = []
-        for k in range(n):
-            noise = rng(config.seed, "evaluate", "reason", i, k)
-            drawn = painter.draw(texts, config.sampling, noise)
-            if config.swapped:
-                words = drawn.words[another_of_its_kind(prompts[i : i + config.batch])]
-                drawn = painter.draw(texts, config.sampling, noise, words)
-            pictures = painter.pictures(drawn.codes)
-            tries.append((pictures.cpu(), judge(pictures, texts).cpu(), painter.thoughts(drawn)))
-            tokens += int(drawn.chosen.sum()) + drawn.codes.numel()
-        best = torch.stack([r for _, r, _ in tries]).argmax(0).tolist()  # (b)
-        images += [tries[k][0][j] for j, k in enumerate(best)]
-        rewards += [tries[k][1][j].item() for j, k in enumerate(best)]
-        plans += [read_rationale(tries[k][2][j]) for j, k in enumerate(best)]
-    readings = inspect_all(torch.stack(images))
-    right = [p.fulfilled_by(r) for p, r in zip(prompts, readings)]
-    things = [r.scene.objects if r.scene and r.scene.law == "arrangement" else () for r in readings]
-    m = config.pictures
-    accepted = [ok for ok, r in zip(right, rewards) if r >= 0.5]
-    planned = [plan is not None and plan.fulfils(p) for plan, p in zip(plans, prompts)]
-    kept = [plan is not None and plan.shown_in(r) for plan, r in zip(plans, readings)]
-    names = [p.task.kind if p.task else f"{p.kind} {p.law}" for p in prompts]
-    rows = {name: [i for i, n in enumerate(names) if n == name] for name in dict.fromkeys(names)}
-    said = sum(plan is not None for plan in plans)
-    return ReasonScore(
-        geneval=geneval.scores(things[:m], [p.task for p in prompts[:m]]),
-        physical=sum(right[m : 2 * m]) / m,
-        unconventional=sum(right[2 * m :]) / m,
-        accepted=len(accepted) / len(prompts),
-        fooled=1 - sum(accepted) / len(accepted) if accepted else 0.0,
-        unreadable=sum(not r.readable for r in readings) / len(prompts),
-        planned=sum(planned) / len(prompts),
-        kept=sum(kept) / said if said else 0.0,
-        tokens=tokens / len(prompts),
-        parts={
-            name: tuple(sum(v[i] for i in part) / len(part) for v in (right, planned, kept))
-            for name, part in rows.items()
-        },
-    )
-
-
-def reason_table(rows: dict[str, ReasonScore]) -> str:
-    """A Markdown table: a model a row."""
-    kinds = list(next(iter(rows.values())).geneval)
-    heads = [*kinds, "physical", "unconventional", "judge accepts", "of these wrong", "unreadable", "rationale right", "picture keeps it", "tokens"]  # fmt: skip
-    lines = ["| held-out prompts | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
-    for name, s in rows.items():
-        values = [
-            *s.geneval.values(),
-            s.physical,
-            s.unconventional,
-            s.accepted,
-            s.fooled,
-            s.unreadable,
-            s.planned,
-            s.kept,
-        ]
-        lines.append(f"| {name} | " + " | ".join(f"{v:.3f}" for v in values) + f" | {s.tokens:.0f} |")
-    return "\n".join(lines)
+        for name, told in texts.items():
+            kept = (captioner(images, told) >= least).float()  # (m)
+            shares = [part.mean().item() for part in kept.split(config.pictures)]
+            rows.append([f"{name}, {split} combinations", *shares])
+    return Table(["rationales found kept", *ORDER], rows)
