@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal
 
 from .evaluate import EvaluationConfig
-from .evaluate_reason import ReasonEvaluation
 from .methods.finetune import FinetuneConfig
 from .methods.reasongen import ReasonRLConfig
 from .methods.rlrig import LoopConfig, RLRIGConfig
@@ -71,7 +70,8 @@ class Config:
     prompts: PromptMix = field(default_factory=PromptMix)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    reasoning: ReasonEvaluation = field(default_factory=ReasonEvaluation)  # of reason-sft and reason-grpo
+    # of vq, reason-sft and reason-grpo
+    reasoning: EvaluationConfig = field(default_factory=lambda: EvaluationConfig(pictures=240))
 
 
 def preset(name: str, scenes: str = "laws") -> Config:
@@ -122,7 +122,7 @@ def preset(name: str, scenes: str = "laws") -> Config:
             grpo=ReasonRLConfig(
                 iterations=2, prompts=2, group=2, most=1, lessons=ReasonTraining(pictures=32, batch=4)
             ),
-            reasoning=ReasonEvaluation(pictures=6, batch=6),
+            reasoning=EvaluationConfig(pictures=6, batch=6),
             sampler=SamplerConfig(steps=4),
             evaluation=EvaluationConfig(pictures=8, batch=8),
         )

@@ -1,11 +1,10 @@
 """How good a generator is: fixed held-out prompts, fixed noise, the inspector's verdict, and the learned reward beside it.
 
-What all measurements share, and the one of the laws; scene graphs are in evaluate_graphs.py, rationales in evaluate_reason.py.
-Every table shows truth and reward law by law, as an average can hide a law at zero, and a learned reward can be fooled.
+What all measurements share, and that of the laws; evaluate_graphs.py measures loops, evaluate_reason.py rationales.
+Tables show truth and reward law by law: an average can hide a law at zero, and a learned reward can be fooled.
 """
 
-import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,13 +21,13 @@ from .world.inspector import inspect_all
 from .world.laws import LAWS
 from .world.prompts import Prompt, draw_prompts
 
-Z = 1.959964  # standard deviations of a normal distribution that hold 95 % of it
 WIDTH = 110  # columns of a terminal
+Z = 1.959964  # standard deviations of a normal distribution to either side that hold 95 % of it
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    # pictures of each kind of prompt, the laws in equal shares
+    # pictures of each kind of prompt, the laws or tasks in equal shares
     pictures: int = 256
     # combinations of objects: held-out ones, which no training sees, or train
     split: str = "held-out"
@@ -47,13 +46,53 @@ def fixed_batches(
 ) -> Iterator[tuple[Sequence, Callable[..., Generator]]]:
     """`config.batch` items at a time, each time with a function that makes the noise of this batch.
 
-    The function takes further numbers, where a batch is sampled more than once: noise(k).
+    Where a batch is sampled several times, the function takes the number of the sample: noise(k).
     """
     for i in tqdm(range(0, len(items), config.batch), f"measuring {label}", unit="batch", leave=False):
         yield items[i : i + config.batch], partial(rng, config.seed, "evaluate", *stream, i)
 
 
-# ------------------------------------------------------------------------------------------------ numbers and tables
+@dataclass(frozen=True)
+class Table:
+    """Named rows of named numbers: `print(table)` for a terminal, `table.markdown` for a page.
+
+    Numbers are shown with three decimals, from 10 on with one; text is shown as it is.
+    """
+
+    title: str  # what the rows are
+    rows: Mapping[
+        str, Mapping[str, str | float]
+    ]  # row -> column -> cell; all rows have the columns of the first
+
+    @property
+    def cells(self) -> list[list[str]]:
+        """Head and rows as text."""
+        head = list(next(iter(self.rows.values())))
+        text = [[_shown(row[column]) for column in head] for row in self.rows.values()]
+        return [[self.title, *head], *([name, *row] for name, row in zip(self.rows, text))]
+
+    @property
+    def markdown(self) -> str:
+        head, *rows = ("| " + " | ".join(row) + " |" for row in self.cells)
+        return "\n".join([head, "|---" * len(self.cells[0]) + "|", *rows])
+
+    def __str__(self) -> str:
+        """Aligned columns; those that do not fit into WIDTH follow below, beside the names of the rows again."""
+        names, *columns = zip(*self.cells)
+        names = [name.ljust(max(map(len, names))) for name in names]
+        blocks = [names]
+        for column in columns:
+            column = [cell.rjust(max(map(len, column))) for cell in column]
+            if blocks[-1] is not names and len(blocks[-1][0]) + len(column[0]) + 2 > WIDTH:
+                blocks.append(names)
+            blocks[-1] = ["  ".join(pair) for pair in zip(blocks[-1], column)]
+        return "\n\n".join("\n".join(block) for block in blocks)
+
+
+def _shown(cell: str | float) -> str:
+    return cell if isinstance(cell, str) else f"{cell:.3f}" if abs(cell) < 10 else f"{cell:,.1f}"
+
+
 def over_seeds(values: Sequence[float]) -> str:
     """Mean ± half of the 95 % interval (Student's t) of what several seeds gave; one seed has no interval."""
     from scipy.special import stdtrit
@@ -61,61 +100,15 @@ def over_seeds(values: Sequence[float]) -> str:
     x = np.asarray(values, float)
     if len(x) < 2:
         return f"{x.mean():.3f}"
-    half = stdtrit(len(x) - 1, 0.975) * x.std(ddof=1) / len(x) ** 0.5
-    return f"{x.mean():.3f} ± {half:.3f}"
+    return f"{x.mean():.3f} ± {stdtrit(len(x) - 1, 0.975) * x.std(ddof=1) / len(x) ** 0.5:.3f}"
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:
-    """The 95 % interval of a share of n pictures (Wilson 1927): never outside [0, 1], unlike share ± Z * std."""
+    """The 95 % interval of a share of n pictures (Wilson 1927); unlike share ± Z std it stays in [0, 1]."""
     middle, half = share + Z**2 / (2 * n), Z * (share * (1 - share) / n + (Z / (2 * n)) ** 2) ** 0.5
     return (middle - half) / (1 + Z**2 / n), (middle + half) / (1 + Z**2 / n)
 
 
-@dataclass(frozen=True)
-class Table:
-    """Named rows of numbers: `print(table)` for a terminal, `table.markdown` for a page."""
-
-    head: Sequence[str]  # the first entry says what the rows are
-    rows: Sequence[Sequence[str | float]]  # the first entry of each is its name; numbers get three decimals
-
-    @property
-    def cells(self) -> list[list[str]]:
-        """Head and rows as text."""
-        return [[c if isinstance(c, str) else f"{c:.3f}" for c in row] for row in (self.head, *self.rows)]
-
-    @property
-    def markdown(self) -> str:
-        head, *rows = ("| " + " | ".join(row) + " |" for row in self.cells)
-        return "\n".join([head, "|---" * len(self.head) + "|", *rows])
-
-    def __str__(self) -> str:
-        """Aligned columns.  Those that do not fit into WIDTH follow below, beside the names of the rows again."""
-        columns = [(head, body) for head, *body in zip(*self.cells)]
-        blocks, used = [], WIDTH
-        for head, body in columns[1:]:
-            column = _aligned(head, body, str.rjust)
-            if used + 2 + len(column[-1]) > WIDTH:
-                blocks.append([_aligned(*columns[0], str.ljust)])
-                used = len(blocks[-1][0][-1])
-            blocks[-1].append(column)
-            used += 2 + len(column[-1])
-        return "\n\n".join(_side_by_side(block) for block in blocks)
-
-
-def _aligned(head: str, body: Sequence[str], justify: Callable[[str, int], str]) -> list[str]:
-    """The lines of a column, all of one width; its head is wrapped to the width of its longest cell or word."""
-    width = max(map(len, [*head.split(), *body]))
-    return [justify(line, width) for line in [*textwrap.wrap(head, width), *body]]
-
-
-def _side_by_side(block: list[list[str]]) -> str:
-    """Columns of lines to text; heads of fewer lines end where the others end."""
-    tall = max(map(len, block))
-    full = [[" " * len(column[0])] * (tall - len(column)) + column for column in block]
-    return "\n".join("  ".join(line).rstrip() for line in zip(*full))
-
-
-# -------------------------------------------------------------------------------------------------------- the laws
 @dataclass(frozen=True)
 class Score:
     """The result for one kind of prompt."""
@@ -130,21 +123,12 @@ class Score:
     edges: float  # mean absolute difference of neighbouring pixels
     diversity: float  # mean distance of two pictures of one law, root mean square over pixels
 
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The 95 % interval of the accuracy."""
-        return wilson(self.accuracy, self.pictures)
-
 
 @torch.no_grad()
 def sample_and_score(
-    pipe: LatentDiffusion,
-    reward: Reward,
-    texts: list[str],
-    sampler: SamplerConfig,
-    config: EvaluationConfig,
+    pipe: LatentDiffusion, reward: Reward, texts: list[str], sampler: SamplerConfig, config: EvaluationConfig,
     *stream: str,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """A picture for each prompt and its reward, with fixed noise.  -> (n 3 h w) and (n), on the CPU"""
     images, rewards = [], []
     for part, noise in fixed_batches(texts, config, *stream, label=" ".join(stream)):
@@ -160,7 +144,7 @@ def score(images: Tensor, prompts: list[Prompt], kind: str, rewards: Tensor) -> 
     right = torch.tensor([float(p.fulfilled_by(r)) for p, r in zip(prompts, readings)])
     group = [p.task.kind if p.task else p.law for p in prompts]
     rows = {n: torch.tensor([g == n for g in group]) for n in dict.fromkeys([*LAWS, *group]) if n in group}
-    distances = [torch.pdist(images[r].flatten(1)).mean().item() for r in rows.values() if r.sum() > 1]
+    apart = [torch.pdist(images[r].flatten(1)).mean().item() for r in rows.values() if r.sum() > 1]
     brightness, edges = off_reward(images)
     return Score(
         kind=kind,
@@ -171,23 +155,20 @@ def score(images: Tensor, prompts: list[Prompt], kind: str, rewards: Tensor) -> 
         by_law={name: right[r].mean().item() for name, r in rows.items()},
         brightness=brightness,
         edges=edges,
-        diversity=sum(d / images[0].numel() ** 0.5 for d in distances) / max(1, len(distances)),
+        diversity=sum(d / images[0].numel() ** 0.5 for d in apart) / max(1, len(apart)),
     )
 
 
 def off_reward(images: Tensor) -> tuple[float, float]:
-    """What no reward asks for, and what changes when one is fooled: brightness and edges, as in `Score`."""
+    """Brightness and edges, as in `Score`: no reward asks for them, and they change when one is fooled."""
     edges = F.l1_loss(images[..., 1:], images[..., :-1]) + F.l1_loss(images[..., 1:, :], images[..., :-1, :])
     return images.mean().item(), edges.item() / 2
 
 
 def evaluate(
-    pipe: LatentDiffusion,
-    reward: Reward,
-    sampler: SamplerConfig,
-    config: EvaluationConfig,
+    pipe: LatentDiffusion, reward: Reward, sampler: SamplerConfig, config: EvaluationConfig,
     kinds: tuple[str, ...] = ("physical", "unconventional"),
-) -> dict[str, Score]:
+) -> dict[str, Score]:  # fmt: skip
     """Sample and score `config.pictures` pictures of each kind of prompt."""
     scores = {}
     for kind in kinds:
@@ -198,14 +179,20 @@ def evaluate(
 
 
 def law_table(models: dict[str, dict[str, Score]]) -> Table:
-    """A column for each model; for each kind of prompt accuracy with its interval, law by law, and the reward."""
-    rows: list[list[str | float]] = []
-    for kind in next(iter(models.values())):
-        scores = [model[kind] for model in models.values()]
-        shares = ["{:.3f} [{:.2f}, {:.2f}]".format(s.accuracy, *s.interval) for s in scores]
-        rows.append([f"{kind}: right by the inspector", *shares])
-        rows += [[f"{kind}, {law}", *(f"{s.by_law[law]:.2f}" for s in scores)] for law in scores[0].by_law]
-        rows.append([f"{kind}: learned reward", *(s.reward for s in scores)])
-        rows.append([f"{kind}: unreadable", *(s.unreadable for s in scores)])
-        rows.append([f"{kind}: diversity within a law", *(s.diversity for s in scores)])
-    return Table(["held-out prompts", *models], rows)
+    """A column for each model; for each kind of prompt the accuracy with its interval, law by law, and the reward."""
+    rows: dict[str, dict[str, str | float]] = {}
+    for kind, first in next(iter(models.values())).items():
+        scores = {name: model[kind] for name, model in models.items()}
+        rows[f"{kind}: right by the inspector"] = {
+            n: "{:.3f} [{:.2f}, {:.2f}]".format(s.accuracy, *wilson(s.accuracy, s.pictures))
+            for n, s in scores.items()
+        }
+        for law in first.by_law:
+            rows[f"{kind}, {law}"] = {n: f"{s.by_law[law]:.2f}" for n, s in scores.items()}
+        for name, key in (
+            ("learned reward", "reward"),
+            ("unreadable", "unreadable"),
+            ("diversity within a law", "diversity"),
+        ):
+            rows[f"{kind}: {name}"] = {n: getattr(s, key) for n, s in scores.items()}
+    return Table("held-out prompts", rows)

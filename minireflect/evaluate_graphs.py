@@ -1,8 +1,8 @@
-"""How well a loop shows scene graphs (RL-RIG): scene-graph IoU by the inspector, the Checker's word for it, and what it costs.
+"""How well a loop shows scene graphs (RL-RIG): scene-graph IoU by the inspector, what learned models say of it, what it costs.
 
-    SG-IoU = |asked and seen| / |asked or seen|      of triples (subject, predicate, object); LAION-SG, Li et al. 2024, arXiv 2412.08580
+    SG-IoU = |asked and seen| / |asked or seen|       of triples (subject, predicate, object)
 
-Two learned models are asked as well: the Checker, which the loop listens to, and the judge, which no loop ever sees.
+LAION-SG, Li et al. 2024, arXiv 2412.08580.  The Checker is what the loop listens to; no loop sees the judge.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from .evaluate import EvaluationConfig, Table, fixed_batches
+from .evaluate import EvaluationConfig, fixed_batches
 from .rl.checker import Answers, Checker
 from .streams import choices
 from .world.graphs import Requirement, SceneGraph
@@ -25,7 +25,7 @@ Triple = tuple[str, str, str]
 
 
 class Look(Protocol):
-    """What a loop tells after each round; b graphs."""
+    """What a loop shows after each round, of b graphs."""
 
     images: Tensor  # (b 3 64 64) the best so far
     answers: Answers  # of the Checker about them
@@ -51,14 +51,11 @@ def seen_triples(things: tuple[Object, ...], graph: SceneGraph) -> set[Triple]:
 
     Of each pair one triple: the graph's, if it holds; else the first of the graph's predicates that does, if any.
     """
-    predicates = list(dict.fromkeys(p for _, p, _ in graph.relations))
-    seen = set()
+    predicates, seen = list(dict.fromkeys(p for _, p, _ in graph.relations)), set()
     for s, asked, o in graph.relations:
         a, b = graph.entities[s], graph.entities[o]
-        for p in (asked, *predicates):
-            if Requirement(a, p, b).met_by(things):
-                seen.add((a.label, p, b.label))
-                break
+        true = [p for p in (asked, *predicates) if Requirement(a, p, b).met_by(things)]
+        seen |= {(a.label, p, b.label) for p in true[:1]}
     return seen
 
 
@@ -75,7 +72,7 @@ class GraphScore:
     unreadable: float  # share of the pictures
     checker: float  # share of the requirements that the Checker calls met
     checker_right: float  # share of the pictures that the Checker accepts
-    judge: float  # the same two by the held-out judge
+    judge: float  # the same two by the judge
     judge_right: float
     fooled: float  # of the pictures that the Checker accepts, the share that is not right
     judge_fooled: float
@@ -83,47 +80,6 @@ class GraphScore:
     damaged: float  # of those that are right in round 0, the share that is wrong at the end
     evaluations: float  # of the UNet, per picture
     calls: float  # of the Checker, per picture
-
-
-def graph_score(
-    first: Tensor, images: Tensor, graphs: list[SceneGraph], judged: Answers, told: Tensor
-) -> GraphScore:
-    """From the pictures of round 0 and those at the end, and what the judge says about the latter.
-
-    `told` by the loop for each picture: the share of requirements that the Checker calls met, whether it accepts the
-    picture (0 or 1), UNet evaluations, Checker calls.
-    Shapes: first (n 3 64 64), images (n 3 64 64), n graphs, told (n 4)
-    """
-    things, before = ([r.scene.objects if r.scene else () for r in inspect_all(x)] for x in (images, first))
-    right, was = (np.array([g.fulfilled_by(t) for g, t in zip(graphs, read)]) for read in (things, before))
-    triples = [(set(g.triples), seen_triples(t, g)) for g, t in zip(graphs, things)]
-    entities = [({f"{e.color} {e.name}" for e in g.entities}, seen_entities(t)) for g, t in zip(graphs, things)]
-    predicates = [({p for _, p, _ in a}, {p for _, p, _ in b}) for a, b in triples]
-    met = [np.mean([r.met_by(t) for r in g.requirements]) for g, t in zip(graphs, things)]
-    accepted, liked = told[:, 1].bool().numpy(), judged.met.all(1).cpu().numpy()
-
-    def share(of: np.ndarray, among: np.ndarray) -> float:
-        return float(of[among].mean()) if among.any() else 0.0
-
-    return GraphScore(
-        pictures=len(graphs),
-        sg_iou=float(np.mean([iou(a, b) for a, b in triples])),
-        entity_iou=float(np.mean([iou(a, b) for a, b in entities])),
-        relation_iou=float(np.mean([iou(a, b) for a, b in predicates])),
-        met=float(np.mean(met)),
-        right=float(right.mean()),
-        unreadable=sum(not t for t in things) / len(things),
-        checker=told[:, 0].float().mean().item(),
-        checker_right=float(accepted.mean()),
-        judge=judged.share.mean().item(),
-        judge_right=float(liked.mean()),
-        fooled=share(~right, accepted),
-        judge_fooled=share(~right, liked),
-        repaired=share(right, ~was),
-        damaged=share(~right, was),
-        evaluations=told[:, 2].mean().item(),
-        calls=told[:, 3].mean().item(),
-    )
 
 
 def evaluation_graphs(config: EvaluationConfig) -> list[SceneGraph]:
@@ -140,34 +96,47 @@ def evaluate_loop(loop: Loop, judge: Checker, config: EvaluationConfig, name: st
         end = looks[-1]
         first.append(looks[0].images.cpu())
         last.append(end.images.cpu())
-        said = end.answers.share, end.answers.met.all(1), end.evaluations, end.calls
-        told.append(torch.stack([column.cpu().double() for column in said], 1))  # (b 4)
+        columns = end.answers.share, end.answers.met.all(1), end.evaluations, end.calls
+        told.append(torch.stack([column.cpu().double() for column in columns], 1))  # (b 4)
     images = torch.cat(last)
-    return graph_score(torch.cat(first), images, graphs, judge(images, graphs), torch.cat(told))
+    return graph_score(torch.cat(first), images, graphs, torch.cat(told), judge(images, graphs))
 
 
-GRAPH_ROWS = {  # field of GraphScore: its name in a table
-    "sg_iou": "SG-IoU",
-    "entity_iou": "Entity-IoU",
-    "relation_iou": "Relation-IoU",
-    "met": "requirements met",
-    "right": "pictures fully right",
-    "checker": "requirements met, says the Checker",
-    "judge": "requirements met, says the judge",
-    "judge_right": "pictures right, says the judge",
-    "fooled": "Checker fooled",
-    "repaired": "repaired",
-    "damaged": "damaged",
-    "evaluations": "UNet evaluations",
-    "calls": "Checker calls",
-}
+def graph_score(
+    first: Tensor, images: Tensor, graphs: list[SceneGraph], told: Tensor, judged: Answers
+) -> GraphScore:
+    """From the pictures of round 0 and at the end, and what the loop and the judge say about the latter.
 
-
-def graph_table(loops: dict[str, GraphScore]) -> Table:
-    """A row for each loop."""
-    shares = [key for key in GRAPH_ROWS if key not in ("evaluations", "calls")]
-    rows = [
-        [name, *(getattr(score, key) for key in shares), f"{score.evaluations:.1f}", f"{score.calls:.1f}"]
-        for name, score in loops.items()
+    Columns of `told`: share of requirements that the Checker calls met, acceptance, UNet evaluations, Checker calls.
+    Shapes: first (n 3 64 64), images (n 3 64 64), n graphs, told (n 4)
+    """
+    before, things = ([r.scene.objects if r.scene else () for r in inspect_all(x)] for x in (first, images))
+    was, right = (np.array([g.fulfilled_by(t) for g, t in zip(graphs, read)]) for read in (before, things))
+    triples = [(set(g.triples), seen_triples(t, g)) for g, t in zip(graphs, things)]
+    entities = [
+        ({f"{e.color} {e.name}" for e in g.entities}, seen_entities(t)) for g, t in zip(graphs, things)
     ]
-    return Table(["held-out graphs", *GRAPH_ROWS.values()], rows)
+    predicates = [({p for _, p, _ in a}, {p for _, p, _ in b}) for a, b in triples]
+    met = [np.mean([r.met_by(t) for r in g.requirements]) for g, t in zip(graphs, things)]
+    accepted, liked = told[:, 1].bool().numpy(), judged.met.all(1).cpu().numpy()
+
+    def share(of: np.ndarray, among: np.ndarray) -> float:
+        return float(of[among].mean()) if among.any() else 0.0
+
+    return GraphScore(
+        len(graphs),
+        *(float(np.mean([iou(a, b) for a, b in pairs])) for pairs in (triples, entities, predicates)),
+        met=float(np.mean(met)),
+        right=float(right.mean()),
+        unreadable=sum(not t for t in things) / len(things),
+        checker=told[:, 0].float().mean().item(),
+        checker_right=float(accepted.mean()),
+        judge=judged.share.mean().item(),
+        judge_right=float(liked.mean()),
+        fooled=share(~right, accepted),
+        judge_fooled=share(~right, liked),
+        repaired=share(right, ~was),
+        damaged=share(~right, was),
+        evaluations=told[:, 2].mean().item(),
+        calls=told[:, 3].mean().item(),
+    )

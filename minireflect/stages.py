@@ -18,23 +18,17 @@ from .checkpoints.ours import (
     load_autoencoder,
     load_codec,
     load_module,
-    load_painter,
     load_pipeline,
+    load_reasongen,
     save_codec,
     save_module,
-    save_painter,
     save_pipeline,
+    save_reasongen,
 )
 from .config import Config
-from .evaluate import GraphScore, Score, evaluate, evaluate_loop, evaluation_graphs, graph_table, table
-from .evaluate_reason import (
-    ReasonScore,
-    codec_table,
-    evaluate_painter,
-    evaluation_prompts,
-    reader_table,
-    reason_table,
-)
+from .evaluate import Score, Table, evaluate, law_table
+from .evaluate_graphs import GraphScore, evaluate_loop, evaluation_graphs
+from .evaluate_reason import SAMPLING, ReasonScore, codec_table, evaluate_reason, evaluation_prompts
 from .methods.reasongen import train_reason_grpo
 from .methods.rlrig import RIG_PARTS as PARTS
 from .methods.rlrig import (
@@ -53,7 +47,7 @@ from .models.matcher import Matcher, MatcherConfig
 from .models.reasongen import ReasonGenConfig
 from .models.tokenizer import Tokenizer
 from .models.vq import Codec
-from .pipeline import LatentDiffusion, Painter
+from .pipeline import LatentDiffusion, ReasonPipeline
 from .pretrain.actor import train_actor
 from .pretrain.autoencoder import teach_autoencoder, train_autoencoder
 from .pretrain.diffusion import GRAPH_NETWORKS, LAW_NETWORKS, train_diffusion
@@ -61,7 +55,7 @@ from .pretrain.matcher import train_captioner, train_checker, train_reward
 from .pretrain.sft import lessons, reason_tokenizer, train_reasongen
 from .pretrain.vq import refine_vq, train_vq
 from .rl.checker import Checker, load_checker
-from .rl.rewards import Reward, caption_reward, checker, judge_of, load_captioner, match_reward
+from .rl.rewards import Reward, inspector_reward, judge_of, load_captioner, match_reward
 from .run import Run, write_text
 from .showcase import before_and_after, edit_strip, fixed_prompts, rounds_strip, thoughts_strip
 from .streams import choices
@@ -156,19 +150,16 @@ def srrl(config: Config, run: Run, folder: Path, device: torch.device) -> None:
     clock = time.time()
     texts = config.prompts.draw(config.seed, config.srrl.prompts)
     try:
-        train_srrl(config.srrl, config.seed, pipe, judge, texts, checker, run)
+        train_srrl(config.srrl, config.seed, pipe, judge, texts, inspector_reward, run)
     finally:
         save_pipeline(pipe, weights, ("unet",))  # also when stopped: what was trained is never lost
     minutes = (time.time() - clock) / 60
     after = measured(run, "SRRL", pipe, judge, config)
-    text = table({"base": before, "SRRL": after})
+    table = law_table({"base": before, "SRRL": after})
     rows = run.metrics("srrl")
     cost = {k: rows[-1][k] for k in ("updates_total", "reward_calls", "unet_evaluations")}
-    summary = f"{text}\n\n{minutes:.1f} minutes · " + " · ".join(
-        f"{v:,} {k.replace('_', ' ')}" for k, v in cost.items()
-    )
-    write_text(run.folder / "table.md", summary + "\n")
-    print(summary)
+    last = f"{minutes:.1f} minutes · " + " · ".join(f"{v:,} {k.replace('_', ' ')}" for k, v in cost.items())
+    show_table(run, table, last)
     level = [sum(getattr(s, key) for s in before.values()) / len(before) for key in ("reward", "accuracy")]
     figures.learning_curve(rows, pictures / "reward_and_truth.png", (level[0], level[1]))
     figures.latent_moments(rows, pictures / "latents_by_round.png")
@@ -253,9 +244,8 @@ def rlrig(config: Config, run: Run, folder: Path, device: torch.device) -> None:
     last = trained_controls(parts, config.rlrig.loop) if config.rlrig.controls else {}
     for name, loop in last.items():
         rows[name] = measured_loop(run, name, loop, judge, config)
-    summary = f"{graph_table(rows)}\n\n{(time.time() - clock) / 60:.1f} minutes"
-    write_text(run.folder / "table.md", summary + "\n")
-    print(summary)
+    table = Table("held-out graphs", {name: vars(score) for name, score in rows.items()})
+    show_table(run, table, f"{(time.time() - clock) / 60:.1f} minutes")
     stages = {"phase 1, the Actor": run.metrics("phase-1"), "phase 2, the editor": run.metrics("phase-2")}
     figures.phases(stages, pictures / "phases.png")
     figures.graph_bars(rows, pictures / "scores.png")
@@ -303,9 +293,7 @@ def vq(config: Config, run: Run, folder: Path, device: torch.device) -> None:
         autoencoder = load_autoencoder(folder)
         codec = Codec(autoencoder, train_vq(config.vq, pixels, twins, config.seed, autoencoder, run, device))
     save_codec(run.folder / "weights", codec)
-    readable = codec_table(codec, config.reasoning)
-    write_text(run.folder / "table.md", readable + "\n")
-    print(readable)
+    show_table(run, codec_table(codec, config.reasoning))
     figures.training_curve(
         run.metrics("vq"), {"latents": "squared error of the latents"}, run.folder / "figures" / "vq.png"
     )
@@ -320,9 +308,6 @@ def captioner(config: Config, run: Run, folder: Path, device: torch.device) -> N
     model = train_captioner(config.captioner, config.world, config.seed, tokenizer, run, device)
     save_module(weights / "captioner.safetensors", model, {"words": " ".join(tokenizer.words)})
     hand_on(folder, weights, "autoencoder", "vq")
-    readable = reader_table(caption_reward(model, tokenizer), config.reasoning, device)
-    write_text(run.folder / "captioner.md", readable + "\n")
-    print(readable)
     figures.training_curve(
         run.metrics("captioner"), {"loss": "nats a word"}, run.folder / "figures" / "captioner.png"
     )
@@ -343,11 +328,11 @@ def reason_sft(config: Config, run: Run, folder: Path, device: torch.device) -> 
     weights = run.folder / "weights"
     codec, start = load_codec(folder), None
     if config.sft.continued:
-        first = load_painter(folder)
+        first = load_reasongen(folder)
         start = first.model, first.tokenizer
     model, tokenizer = train_reasongen(config.sft, config.world, config.seed, codec, run, device, start)
-    painter = Painter(model, tokenizer, codec, thinks=config.sft.rationales != "none")
-    save_painter(weights, "reasongen", painter)
+    painter = ReasonPipeline(model, tokenizer, codec, writes_rationale=config.sft.rationales != "none")
+    save_reasongen(weights, "reasongen", painter)
     hand_on(folder, weights, "captioner")
     figures.training_curve(
         run.metrics("reason-sft"),
@@ -355,7 +340,8 @@ def reason_sft(config: Config, run: Run, folder: Path, device: torch.device) -> 
         run.folder / "figures" / "reason_sft.png",
     )
     judge = judge_of(folder, device)
-    report(run, {"SFT": measured_painter(run, "SFT", painter, judge, config)})
+    score = measured_painter(run, "SFT", painter, judge, config)
+    show_table(run, Table("held-out prompts", {"SFT": score.row}))
     show(painter, judge, config, run)
     run.finish("reason-sft")
 
@@ -364,10 +350,14 @@ def reason_grpo(config: Config, run: Run, folder: Path, device: torch.device) ->
     """Measure, reinforce, measure again with the same prompts and noise."""
     weights, judge, clock = run.folder / "weights", judge_of(folder, device), time.time()
     if not (weights / "base_reasongen.safetensors").exists():
-        first = load_painter(folder)
-        save_painter(weights, "base_reasongen", first._replace(thinks=first.thinks or config.grpo.freed))
-    painter, reader = load_painter(weights, "base_reasongen", device), None
-    if config.grpo.reads and painter.thinks:
+        first = load_reasongen(folder)
+        save_reasongen(
+            weights,
+            "base_reasongen",
+            first._replace(writes_rationale=first.writes_rationale or config.grpo.freed),
+        )
+    painter, reader = load_reasongen(weights, "base_reasongen", device), None
+    if config.grpo.reads and painter.writes_rationale:
         hand_on(folder, weights, "captioner")
         if not (weights / "captioner.safetensors").exists():
             captioner(config, run, folder, device)
@@ -381,42 +371,41 @@ def reason_grpo(config: Config, run: Run, folder: Path, device: torch.device) ->
 
     known = None
     if config.grpo.recall:
-        wanted = replace(config.grpo.lessons, rationales="true" if painter.thinks else "none")
+        wanted = replace(config.grpo.lessons, rationales="true" if painter.writes_rationale else "none")
         known = lessons(wanted, config.world, config.seed, painter.tokenizer, painter.model.config, painter.codec, device)  # fmt: skip
     try:
         train_reason_grpo(config.grpo, config.seed, painter, judge, prompts, run, reader, known)
     finally:  # also when stopped: what was trained is never lost
-        save_painter(weights, "reasongen", painter)
+        save_reasongen(weights, "reasongen", painter)
     rows["SFT + GRPO"] = measured_painter(run, "SFT + GRPO", painter, judge, config)
-    report(run, rows, f"{(time.time() - clock) / 60:.1f} minutes")
+    table = Table("held-out prompts", {name: score.row for name, score in rows.items()})
+    show_table(run, table, f"{(time.time() - clock) / 60:.1f} minutes")
     targets = {"text": config.grpo.text.target, "image": config.grpo.image.target}
     figures.reason_curves(run.metrics("reason-grpo"), targets, run.folder / "figures" / "reason_grpo.png")
     show(painter, judge, config, run)
     run.finish("reason-grpo")
 
 
-def report(run: Run, rows: dict[str, ReasonScore], last: str = "") -> None:
-    text = "\n\n".join([reason_table(rows), *([last] if last else [])])
-    write_text(run.folder / "table.md", text + "\n")
-    print(text)
+def show_table(run: Run, table: Table, last: str = "") -> None:
+    """Print a table, and keep it in the run folder as Markdown; `last` is a line below it."""
+    print(f"{table}\n\n{last}".rstrip())
+    write_text(run.folder / "table.md", f"{table.markdown}\n\n{last}".rstrip() + "\n")
 
 
-def show(painter: Painter, judge: Reward, config: Config, run: Run) -> None:
+def show(painter: ReasonPipeline, judge: Reward, config: Config, run: Run) -> None:
     """The first prompts of each kind, nothing picked."""
     texts = [p.text for p in evaluation_prompts(replace(config.reasoning, pictures=3))]
-    thoughts_strip(
-        painter, judge, texts, config.reasoning.sampling, config.seed, run.folder / "figures" / "thoughts.png"
-    )
+    thoughts_strip(painter, judge, texts, SAMPLING, config.seed, run.folder / "figures" / "thoughts.png")
 
 
 def measured_painter(
-    run: Run, name: str, painter: Painter, judge: Reward, config: Config, best_of: int = 1
+    run: Run, name: str, painter: ReasonPipeline, judge: Reward, config: Config, best_of: int = 1
 ) -> ReasonScore:
     """Measure, unless this run has done so before it was interrupted."""
     known = [row for row in run.metrics("evaluation") if row["model"] == name]
     if known:
         return ReasonScore(**known[-1]["score"])
-    score = evaluate_painter(painter, judge, replace(config.reasoning, best_of=best_of), name)
+    score = evaluate_reason(painter, judge, config.reasoning, name, best_of=best_of)
     run.log("evaluation", 0, model=name, score=vars(score))
     return score
 

@@ -1,6 +1,6 @@
 """Do the words help, and what does reinforcing them do?  ReasonGen-R1 and its controls, read by the inspector.
 
-    python scripts/reason_study.py [--out runs/reason] [--seeds 0 1 2]          writes docs/reasongen.md and docs/reasongen_*.png
+    python scripts/reason_study.py [--out runs/reason] [--seeds 0 1 2]          writes docs/reasongen_study.md and docs/reasongen_*.png
 
 Codebooks are trained, and a captioner that will read rationales; and one model learns to draw in forms and colours, from prompts and from dense captions,
 and what a rationale is, but never to draw from its own: the base.  From it three ways of fine-tuning (true rationales, none, another scene's), then GRPO on them.
@@ -9,18 +9,21 @@ Every seed has its own pictures, training, prompts and noise, these two aside; a
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from reason_report import COOL, arms_figure, entropy_figure, page
 from rig_study import cached, train
+from torch import Generator
 
-from minireflect.checkpoints.ours import load_painter
+from minireflect.checkpoints.ours import load_reasongen
 from minireflect.config import preset
-from minireflect.evaluate_reason import ReasonScore, evaluate_painter
-from minireflect.models.reasongen import SamplingConfig
+from minireflect.evaluate import EvaluationConfig
+from minireflect.evaluate_reason import ReasonScore, another_of_its_kind, evaluate_reason
+from minireflect.models.reasongen import Drawn, SamplingConfig
+from minireflect.pipeline import ReasonPipeline
 from minireflect.rl.rewards import judge_of
 from minireflect.run import read_metrics, write_text
+from minireflect.world.prompts import understand
 
 ROOT = Path(__file__).parent.parent
 THOUGHTS = ("true", "none", "shuffled")
@@ -46,7 +49,7 @@ STRAINED = {  # of the first seed: nothing that holds it and steps three times a
     "strained-steady": [*STRAIN, "--grpo.no-adaptive"],
 }
 ARMS = {  # name in the table: (run, how it is measured)
-    "drawing only, before fine-tuning": ("sft-base", {}),
+    "pictures only, before fine-tuning": ("sft-base", {}),
     "no rationale": ("sft-none", {}),
     "no rationale, best of 2": ("sft-none", {"best_of": 2}),
     "no rationale, best of 4": ("sft-none", {"best_of": 4}),
@@ -71,15 +74,29 @@ for arm in (
     ARMS[f"{arm}, temperature {COOL}"] = ARMS[arm][0], ARMS[arm][1] | {"sampling": SamplingConfig(COOL)}
 
 
+class Swapped(ReasonPipeline):
+    """Samples each picture from the rationale of another prompt of its law or task."""
+
+    def sample(self, texts: list[str], sampling: SamplingConfig, generator: Generator) -> Drawn:
+        rationales = super().sample(texts, sampling, generator).words
+        rows = another_of_its_kind([understand(text) for text in texts])
+        return super().sample(texts, sampling, generator, rationales[rows])
+
+
 def measured(weights: Path, args: argparse.Namespace, seed: int, arm: str) -> ReasonScore:
     """A row of the table, measured once."""
-    config = replace(preset("cpu").reasoning, pictures=args.pictures, seed=1_000 + seed, **ARMS[arm][1])
+    options = dict(ARMS[arm][1])
+    split, swapped = options.pop("split", "held-out"), options.pop("swapped", False)
+    config = EvaluationConfig(args.pictures, split, 1_000 + seed)
     path = args.out / "rows" / f"{arm}-{seed}-{args.pictures}.json"
     path.parent.mkdir(exist_ok=True)
-    score = cached(
-        path, lambda: vars(evaluate_painter(load_painter(weights), judge_of(weights), config, arm))
-    )
-    return ReasonScore(**score)
+
+    def measure() -> dict:
+        pipe = load_reasongen(weights)
+        pipe = Swapped._make(pipe) if swapped else pipe
+        return vars(evaluate_reason(pipe, judge_of(weights), config, arm, **options))
+
+    return ReasonScore(**cached(path, measure))
 
 
 def main() -> int:
@@ -113,8 +130,8 @@ def main() -> int:
     targets = {"text": preset("cpu").grpo.text.target, "image": preset("cpu").grpo.image.target}
     arms_figure(arms, args.docs / "reasongen_arms.png")
     entropy_figure(training, targets, args.docs / "reasongen_entropy.png")
-    write_text(args.docs / "reasongen.md", page(arms, args.seeds, args.pictures))
-    print(args.docs / "reasongen.md")
+    write_text(args.docs / "reasongen_study.md", page(arms, args.seeds, args.pictures))
+    print(args.docs / "reasongen_study.md")
     return 0
 
 
