@@ -116,7 +116,7 @@ def codec_table(codec: Codec, config: EvaluationConfig) -> Table:
     ways = {
         "as rendered": lambda x: x,
         "through the autoencoder": lambda x: pixels.decode(pixels.encode(x)).clamp(-1, 1),
-        "through the codebook": lambda x: codec.pictures(codec.words(x)),
+        "through the codebook": lambda x: codec.pictures(codec.codes(x)),
     }
     rows = {}
     for name, way in ways.items():

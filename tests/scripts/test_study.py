@@ -56,14 +56,14 @@ def test_the_table_gives_mean_and_interval_over_seeds() -> None:
 def test_finished_arms_are_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(study.subprocess, "run", lambda words, check: asked.append(words))
-    study.train_arm(tmp_path / "new", 3, ["--srrl.rounds", "0"])
+    study.train_arm(tmp_path / "new", 3, ["--rounds", "0"])
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "config.json").write_text("{}")
-    study.train_arm(tmp_path / "begun", 3, ["--srrl.rounds", "0"])
+    study.train_arm(tmp_path / "begun", 3, ["--rounds", "0"])
     (tmp_path / "done").mkdir()
     (tmp_path / "done" / "metrics.jsonl").write_text('{"stage": "evaluation", "model": "SRRL"}\n')
     study.train_arm(tmp_path / "done", 3, [])
-    assert [("--resume" in w, "--srrl.rounds" in w) for w in asked] == [(False, True), (True, False)]
+    assert [("--resume" in w, "--rounds" in w) for w in asked] == [(False, True), (True, False)]
 
 
 def test_differences_are_taken_seed_by_seed() -> None:
@@ -121,7 +121,7 @@ def test_the_study_of_reasongen_measures_every_row_on_the_run_that_it_belongs_to
     monkeypatch.setattr(rig_study.subprocess, "run", trained)
     monkeypatch.setattr(reason_study, "load_reasongen", lambda weights: [weights])
     monkeypatch.setattr(reason_study, "judge_of", lambda weights: None)
-    monkeypatch.setattr(reason_study, "Swapped", lambda weights: swapped.append(weights) or [weights])
+    monkeypatch.setattr(reason_study.Swapped, "_make", lambda weights: swapped.append(weights) or [weights])
     monkeypatch.setattr(reason_study, "evaluate_reason", invented)
     words = ["reason_study.py", "--out", str(tmp_path / "out"), "--docs", str(tmp_path / "docs"), "--seeds", "0", "1"]  # fmt: skip
     monkeypatch.setattr(sys, "argv", words)
@@ -157,7 +157,7 @@ def test_swapped_rationales_are_anothers_of_the_same_law(monkeypatch: pytest.Mon
 
     def spy(self, texts, sampling, generator, words=None):
         drawn = plain(self, texts, sampling, generator, words)
-        seen.append((words, drawn.words))
+        seen.append((words, drawn.rationale))
         return drawn
 
     monkeypatch.setattr(ReasonPipeline, "sample", spy)
