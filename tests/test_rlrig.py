@@ -10,6 +10,7 @@ from torch import Tensor
 
 from minireflect import rng
 from minireflect.diffusion.schedule import Schedule, ScheduleConfig
+from minireflect.methods import learn
 from minireflect.methods.learn import LearnConfig
 from minireflect.methods.rlrig import (
     LoopConfig,
@@ -270,9 +271,12 @@ def same(a: list[Tensor], b: list[Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("objective", ["regress", "ppo"])
-def test_each_phase_trains_its_own_network_alone(tmp_path: Path, objective: str) -> None:
+def test_each_phase_trains_its_own_network_alone(
+    tmp_path: Path, objective: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learn, "MIN_SIGMA", 0.0), monkeypatch.setattr(learn, "TRAINED", 1.0)
     parts = small_parts()
-    editor = replace(CONFIG.editor, objective=objective, min_sigma=0.0, trained=1.0)
+    editor = replace(CONFIG.editor, objective=objective)
     config = replace(CONFIG, editor=editor)
     before = [
         weights(m) for m in (parts.actor, parts.editor.unet, parts.diffuser.unet, parts.editor.text_encoder)

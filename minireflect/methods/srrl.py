@@ -75,7 +75,10 @@ class SRRLConfig(RolloutConfig, LearnConfig):
 
 
 PPO = {"objective": "ppo", "group": 4, "updates": 2}
-TOY_PPO = PPO | {"prompts_per_iteration": 16, "lr": 3e-5}
+TOY_PPO = PPO | {
+    "prompts_per_iteration": 21,
+    "lr": 3e-5,
+}  # as many reward calls as srrl takes (docs/study.md)
 CHECKPOINT = PPO | {
     "iterations": 100, "prompts_per_iteration": 8, "guidance": 5.0, "lr": 1e-4,
     "clip_range": 1e-4,  # DDPO's, on the mean log-probability: 1.6 nats at 4 x 64 x 64 dimensions
