@@ -269,7 +269,7 @@ def vq(task: Task) -> None:
     twins = np.stack([render_pixels(twin(scene, draw)) for scene in scenes])
     codec = Codec(source, train_vq(config.vq, pixels, twins, config.seed, source, task.run, task.device))
     save_codec(task.weights, codec)
-    task.report(codec_table(codec, config.reasoning))
+    task.report(codec_table(codec, config.evaluation))
     task.curve("vq", latents="squared error of the latents")
 
 
@@ -334,7 +334,7 @@ def reason_grpo(task: Task) -> None:
 def measured_pictures(
     task: Task, name: str, pipe: ReasonPipeline, judge: Reward, best_of: int = 1
 ) -> ReasonScore:
-    config = task.config.reasoning
+    config = task.config.evaluation
     score = lambda: evaluate_reason(pipe, judge, config, name, best_of=best_of)  # noqa: E731
     return task.measured(name, ReasonScore, score)
 
@@ -342,7 +342,7 @@ def measured_pictures(
 def show_rationales(task: Task, pipe: ReasonPipeline, judge: Reward) -> None:
     """A figure of the first prompts of each kind, nothing picked."""
     config = task.config
-    texts = [p.text for p in evaluation_prompts(replace(config.reasoning, pictures=3))]
+    texts = [p.text for p in evaluation_prompts(replace(config.evaluation, pictures=3))]
     showcase.thoughts_strip(pipe, judge, texts, SAMPLING, config.seed, task.figure("thoughts"))
 
 
