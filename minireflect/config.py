@@ -120,7 +120,7 @@ def preset(name: str, scenes: str = "laws") -> Config:
             captioner=CaptionerTraining(pictures=32, steps=3, batch=4),
             sft=ReasonTraining(pictures=32, steps=3, batch=4),
             grpo=ReasonRLConfig(
-                iterations=2, prompts=2, group=2, most=1, lessons=ReasonTraining(pictures=32, batch=4)
+                iterations=2, prompts=2, group=2, max_resamples=1, recall_pictures=32, recall_batch=4
             ),
             reasoning=ReasonEvaluation(pictures=6, batch=6),
             sampler=SamplerConfig(steps=4),

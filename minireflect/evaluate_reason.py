@@ -9,11 +9,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from tqdm import tqdm
 
-from .methods.reasongen import EXPECTED
 from .models.reasongen import SamplingConfig
 from .models.vq import Codec
 from .pipeline import ReasonPipeline
-from .rl.rewards import Reward
+from .rl.rewards import ACCEPT_WORD, Reward
 from .streams import choices, rng
 from .world import geneval
 from .world.graphs import arrange
@@ -120,7 +119,7 @@ def reader_table(captioner: Reward, config: ReasonEvaluation, device: torch.devi
             "false by one fact": [false_rationale(p, s, split, draw) for p, s in zip(prompts, scenes)],
         }
         for name, texts in told.items():
-            kept = captioner(images, texts) >= EXPECTED  # (m)
+            kept = captioner(images, texts) >= ACCEPT_WORD  # (m)
             cells = [f"{part.float().mean():.3f}" for part in kept.split(config.pictures)]
             lines.append(f"| {name}, {split} combinations | " + " | ".join(cells) + " |")
     return "\n".join(lines)

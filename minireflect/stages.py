@@ -35,7 +35,7 @@ from .evaluate_reason import (
     reader_table,
     reason_table,
 )
-from .methods.reasongen import train_reason_grpo
+from .methods.reasongen import Rewards, train_reason_grpo
 from .methods.rlrig import RIG_PARTS as PARTS
 from .methods.rlrig import (
     Loop,
@@ -62,7 +62,7 @@ from .pretrain.sft import lessons, reason_tokenizer, train_reasongen
 from .pretrain.vq import refine_vq, train_vq
 from .rl.checker import Checker, load_checker
 from .rl.rewards import Reward, caption_reward, inspector_reward, judge_of, load_captioner, match_reward
-from .run import Run, write_text
+from .run import Job, Run, write_text
 from .showcase import before_and_after, edit_strip, fixed_prompts, rounds_strip, thoughts_strip
 from .streams import choices
 from .world.captions import captioned_graphs
@@ -365,13 +365,9 @@ def reason_grpo(config: Config, run: Run, folder: Path, device: torch.device) ->
     weights, judge, clock = run.folder / "weights", judge_of(folder, device), time.time()
     if not (weights / "base_reasongen.safetensors").exists():
         first = load_reasongen(folder)
-        save_reasongen(
-            weights,
-            "base_reasongen",
-            first._replace(writes_rationale=first.writes_rationale or config.grpo.freed),
-        )
+        save_reasongen(weights, "base_reasongen", first)
     painter, reader = load_reasongen(weights, "base_reasongen", device), None
-    if config.grpo.reads and painter.writes_rationale:
+    if config.grpo.read_rationales and painter.writes_rationale:
         hand_on(folder, weights, "captioner")
         if not (weights / "captioner.safetensors").exists():
             captioner(config, run, folder, device)
@@ -381,19 +377,20 @@ def reason_grpo(config: Config, run: Run, folder: Path, device: torch.device) ->
         rows[f"SFT, best of {n}"] = measured_painter(run, f"SFT, best of {n}", painter, judge, config, n)
 
     def prompts(n: int, step: int, number: int) -> list[str]:
-        return config.asked.draw(config.seed, n)(step * config.grpo.most + number)[0]
+        return config.asked.draw(config.seed, n)(step * config.grpo.max_resamples + number)[0]
 
     known = None
     if config.grpo.recall:
-        wanted = replace(config.grpo.lessons, rationales="true" if painter.writes_rationale else "none")
+        wanted = replace(config.grpo.examples, rationales="true" if painter.writes_rationale else "none")
         known = lessons(wanted, config.world, config.seed, painter.tokenizer, painter.model.config, painter.codec, device)  # fmt: skip
     try:
-        train_reason_grpo(config.grpo, config.seed, painter, judge, prompts, run, reader, known)
+        job = Job(run, config.seed, device)
+        train_reason_grpo(config.grpo, painter, Rewards(judge, reader), prompts, known, job)
     finally:  # also when stopped: what was trained is never lost
         save_reasongen(weights, "reasongen", painter)
     rows["SFT + GRPO"] = measured_painter(run, "SFT + GRPO", painter, judge, config)
     report(run, rows, f"{(time.time() - clock) / 60:.1f} minutes")
-    targets = {"text": config.grpo.text.target, "image": config.grpo.image.target}
+    targets = {"text": config.grpo.text_entropy, "image": config.grpo.image_entropy}
     figures.reason_curves(run.metrics("reason-grpo"), targets, run.folder / "figures" / "reason_grpo.png")
     show(painter, judge, config, run)
     run.finish("reason-grpo")
