@@ -15,7 +15,7 @@ from pathlib import Path
 from reason_report import COOL, arms_figure, entropy_figure, page
 from rig_study import cached, train
 
-from minireflect.checkpoints.ours import load_reasongen
+from minireflect.checkpoints.ours import load_reasongen, save_reasongen
 from minireflect.config import preset
 from minireflect.evaluate_reason import ReasonScore, evaluate_painter
 from minireflect.models.reasongen import SamplingConfig
@@ -31,16 +31,16 @@ BASE = [
 ]  # fmt: skip
 AGAIN = ["--sft.continued", "--seed", "1", "--sft.pictures", "40000", "--sft.steps", "3000", "--sft.lr", "1e-3"]  # fmt: skip
 TUNING = ["--sft.continued", "--sft.steps", "1000", "--sft.batch", "48", "--sft.pictures", "20000", "--sft.lr", "5e-4", "--sft.bf16", *BEYOND]  # fmt: skip
-REINFORCING = ["--grpo.no-controls", "--grpo.lessons.bf16"]
-FREED = ["--grpo.freed", "--grpo.no-reads", "--grpo.recall", "0"]  # recalled rationales would be SFT
+REINFORCING = ["--grpo.no-controls", "--grpo.bf16"]
+FREED = ["--grpo.no-read-rationales", "--grpo.recall", "0"]  # recalled rationales would be SFT
 REINFORCED = {  # name: (which fine-tuning it starts from, options)
     "true": ("true", []),
     "none": ("none", []),
-    "freed": ("base", FREED),
+    "freed": ("freed", FREED),
     "steady": ("true", ["--grpo.no-adaptive"]),
 }
 STRAIN = ["--grpo.iterations", "40", "--grpo.beta", "0", "--grpo.recall", "0", "--grpo.lr", "1e-3"]
-STRONG = ["--grpo.text.bound", "0.1", "--grpo.text.lr", "4e-3", "--grpo.image.bound", "0.1", "--grpo.image.lr", "4e-3"]  # fmt: skip
+STRONG = ["--grpo.entropy-bound", "0.1", "--grpo.entropy-lr", "4e-3"]
 STRAINED = {  # of the first seed: nothing that holds it and steps three times as large, to see what the adaptive term holds
     "strained": [*STRAIN, *STRONG],
     "strained-steady": [*STRAIN, "--grpo.no-adaptive"],
@@ -71,6 +71,15 @@ for arm in (
     ARMS[f"{arm}, temperature {COOL}"] = ARMS[arm][0], ARMS[arm][1] | {"sampling": SamplingConfig(COOL)}
 
 
+def freed(base: Path, folder: Path) -> Path:
+    """The base, allowed to write rationales that it was never trained to write: GRPO without SFT starts from it."""
+    if not folder.exists():
+        (folder / "weights").mkdir(parents=True)
+        pipe = load_reasongen(base / "weights")._replace(writes_rationale=True)
+        save_reasongen(folder / "weights", "reasongen", pipe)
+    return folder
+
+
 def measured(weights: Path, args: argparse.Namespace, seed: int, arm: str) -> ReasonScore:
     """A row of the table, measured once."""
     config = replace(preset("cpu").reasoning, pictures=args.pictures, seed=1_000 + seed, **ARMS[arm][1])
@@ -99,7 +108,7 @@ def main() -> int:
     base = train("reason-sft", args.out / "base-2", [*BASE, *AGAIN, "--weights", str(base)])  # other pictures
     for seed in args.seeds:
         common = ["--seed", str(seed), "--reasoning.pictures", "24"]  # the rows are measured below
-        runs = {"sft-base": base}
+        runs = {"sft-base": base, "sft-freed": freed(base, args.out / "freed")}
         for kind in THOUGHTS:
             words = [*common, *TUNING, "--weights", str(base), "--sft.rationales", kind]
             runs[f"sft-{kind}"] = train("reason-sft", args.out / f"sft-{kind}-{seed}", words)
@@ -110,7 +119,7 @@ def main() -> int:
             if start == "true":
                 training.setdefault(name, []).append(read_metrics(runs[f"grpo-{name}"], "reason-grpo"))
         arms.append({arm: measured(runs[run] / "weights", args, seed, arm) for arm, (run, _) in ARMS.items()})
-    targets = {"text": preset("cpu").grpo.text.target, "image": preset("cpu").grpo.image.target}
+    targets = {"text": preset("cpu").grpo.text_entropy, "image": preset("cpu").grpo.image_entropy}
     arms_figure(arms, args.docs / "reasongen_arms.png")
     entropy_figure(training, targets, args.docs / "reasongen_entropy.png")
     write_text(args.docs / "reasongen_study.md", page(arms, args.seeds, args.pictures))

@@ -16,8 +16,8 @@ from minireflect.evaluate_reason import (
     evaluation_prompts,
     reason_table,
 )
-from minireflect.models.reasongen import ReasonGenConfig, SamplingConfig, as_text, as_words, trim, up_to
-from minireflect.models.tokenizer import EOS
+from minireflect.models.reasongen import ReasonGenConfig, SamplingConfig
+from minireflect.models.tokenizer import EOS, trim, up_to
 from minireflect.pipeline import ReasonPipeline
 from minireflect.pretrain.sft import Lessons, ReasonTraining, lessons, shuffled, told_loss, train_reasongen
 from minireflect.rl.rewards import judge_of
@@ -41,15 +41,15 @@ def test_rationales_go_through_tokens_and_back() -> None:
     draw = choices(0, "words")
     scenes = [p.scene(draw) for k in ("physical", "unconventional", "arrangement") for p in draw_prompts(k, "train", 60, draw)]  # fmt: skip
     written = [rationale(s, draw=draw) for s in scenes]
-    ids = as_words(WORDS, written, config)
+    ids = WORDS.encode(written, config.rationale, config.boi)
     assert ids.shape == (180, config.rationale) and ((ids == config.boi).sum(1) == 1).all()
-    assert [read_rationale(t) for t in as_text(WORDS, ids)] == [read_rationale(t) for t in written]
+    assert [read_rationale(t) for t in WORDS.decode(ids)] == [read_rationale(t) for t in written]
     mask = up_to(ids, config.boi)
     for row, counts in zip(ids.tolist(), mask.tolist()):
         end = row.index(config.boi)
         assert counts == [i <= end for i in range(len(row))] and set(row[end + 1 :]) <= {EOS}
     with pytest.raises(ValueError, match="at most 2 fit"):
-        as_words(WORDS, ["a red ball"], ReasonGenConfig(len(WORDS), 8, 4, rationale=3))
+        WORDS.encode(["a red ball"], 3, config.boi)
 
 
 def test_swapped_rationales_are_anothers_of_the_same_law() -> None:
@@ -61,9 +61,9 @@ def test_swapped_rationales_are_anothers_of_the_same_law() -> None:
     seen = []
 
     class Spy(ReasonPipeline):
-        def sample(self, asked, sampling, generator, words=None):
-            drawn = super().sample(asked, sampling, generator, words)
-            seen.append((words, drawn.words))
+        def sample(self, asked, sampling, generator, rationale=None):
+            drawn = super().sample(asked, sampling, generator, rationale)
+            seen.append((rationale, drawn.rationale))
             return drawn
 
     evaluate_painter(Spy(*painter()), even, ReasonEvaluation(pictures=16, batch=48, swapped=True))
@@ -88,9 +88,8 @@ def test_a_dense_caption_is_the_rationale_as_prompt() -> None:
         dense: lessons(ReasonTraining(40, dense=dense), WorldConfig(), 0, WORDS, ReasonGenConfig(len(WORDS), 16, 4), p.codec, none)
         for dense in (0.0, 0.5, 1.0)
     }  # fmt: skip
-    boi = ReasonGenConfig(len(WORDS), 16, 4).boi
     plain, mixed, dense = (
-        [(as_text(WORDS, torch.where(ids == EOS, boi, ids))[0], words) for ids, words in zip(t.prompts[:, None, 1:], as_text(WORDS, t.words))]
+        [pair for pair in zip(WORDS.decode(t.prompts), WORDS.decode(t.words))]
         for t in told.values()
     )  # fmt: skip
     assert all(read_rationale(thought) and prompt != thought for prompt, thought in plain)

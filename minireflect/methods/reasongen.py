@@ -32,8 +32,8 @@ import torch
 from torch import Generator, Tensor
 
 from ..diffusion.reflection import ACCEPT
-from ..models.reasongen import Drawn, ReasonGen, SamplingConfig, trim
-from ..models.tokenizer import EOS
+from ..models.reasongen import ReasonGen, Sampled, SamplingConfig
+from ..models.tokenizer import EOS, trim
 from ..pipeline import ReasonPipeline
 from ..pretrain.optimise import lr_factor, set_lr
 from ..pretrain.sft import Lessons, ReasonTraining, lesson_loss
@@ -131,7 +131,7 @@ class Samples(NamedTuple):
     """n prompts and G samples of each, the samples of a prompt one after the other."""
 
     prompts: list[str]  # n
-    drawn: Drawn  # n*g
+    sampled: Sampled  # n*g
     rewards: Tensor  # (n g), 0 or 1
 
 
@@ -166,21 +166,23 @@ def sample_groups(
         n = math.ceil(wanted * groups / mixed) if mixed else config.prompts
         texts = prompts(min(n, config.prompts), step, number)
         each = [t for t in texts for _ in range(config.group)]
-        drawn = pipe.sample(each, config.sampling, noise)
-        images = pipe.pictures(drawn.codes)
-        R = rewards(images, each, pipe.rationales(drawn)).view(-1, config.group)  # (n g)
-        found.append((R.flatten(), inspector_reward(images.cpu(), each), drawn.chosen.sum(1).float()))
+        sampled = pipe.sample(each, config.sampling, noise)
+        images = pipe.pictures(sampled.codes)
+        R = rewards(images, each, pipe.rationales(sampled)).view(-1, config.group)  # (n g)
+        found.append((R.flatten(), inspector_reward(images.cpu(), each), sampled.chosen.sum(1).float()))
         rows = (~zero_variance_groups(R)).nonzero().flatten()[:wanted]
         groups, mixed = groups + len(texts), mixed + len(rows)
         members = (rows[:, None] * config.group + torch.arange(config.group, device=rows.device)).flatten()
-        kept.append(Samples([texts[i] for i in rows.tolist()], Drawn(*(v[members] for v in drawn)), R[rows]))
+        kept.append(
+            Samples([texts[i] for i in rows.tolist()], Sampled(*(v[members] for v in sampled)), R[rows])
+        )
         if mixed == config.prompts:
             break
     stats = SampleStats(groups, mixed, *(torch.cat(values).mean().item() for values in zip(*found)))
     if not mixed:
         return None, stats
-    drawn = Drawn(*(torch.cat(parts) for parts in zip(*(s.drawn for s in kept))))
-    return Samples([t for s in kept for t in s.prompts], drawn, torch.cat([s.rewards for s in kept])), stats
+    sampled = Sampled(*(torch.cat(parts) for parts in zip(*(s.sampled for s in kept))))
+    return Samples([t for s in kept for t in s.prompts], sampled, torch.cat([s.rewards for s in kept])), stats
 
 
 class Learner(NamedTuple):
@@ -219,13 +221,13 @@ def split_samples(
     pipe, model, g = learner.pipe, learner.pipe.model, config.group
     device = samples.rewards.device
     prompts = trim(pipe.tokenizer([t for t in samples.prompts for _ in range(g)]).to(device), EOS)  # (n*g p)
-    written = trim(samples.drawn.words, model.config.boi)  # (n*g r)
+    written = trim(samples.sampled.rationale, model.config.boi)  # (n*g r)
     advantage = group_advantage(samples.rewards).flatten()  # (n*g)
     shares = []
     for groups in torch.randperm(len(samples.prompts), generator=generator).chunk(config.updates):
         rows = (groups[:, None] * g + torch.arange(g)).flatten().to(device)  # (m)
-        given = prompts[rows], written[rows], samples.drawn.codes[rows]
-        chosen = samples.drawn.chosen[rows, : written.shape[1]]
+        given = prompts[rows], written[rows], samples.sampled.codes[rows]
+        chosen = samples.sampled.chosen[rows, : written.shape[1]]
         # in one pass, as in `update`: sampling with a cache rounds differently, so its ratio is not exactly 1
         old, reference = (
             torch.cat(m.log_probs(*given, config.sampling), 1) for m in (model, learner.reference)

@@ -43,11 +43,11 @@ def test_without_a_rationale_boi_is_given_and_not_chosen() -> None:
     """Both have as many image tokens; without a rationale no text token is chosen."""
     p, asked = small_reasongen(), texts(5)
     silent = p._replace(writes_rationale=False).sample(asked, SamplingConfig(), rng(0, "silent"))
-    assert torch.equal(silent.words, p.model.blank(5, CPU)[1]) and not silent.chosen.any()
+    assert torch.equal(silent.rationale, p.model.blank(5, CPU)[1]) and not silent.chosen.any()
     spoken = p.sample(asked, SamplingConfig(), rng(0, "silent"))
     assert spoken.chosen.any(1).all() and spoken.codes.shape == silent.codes.shape
-    given = p.sample(asked, SamplingConfig(), rng(0, "silent"), spoken.words)
-    assert torch.equal(given.words, spoken.words) and not given.chosen.any()
+    given = p.sample(asked, SamplingConfig(), rng(0, "silent"), spoken.rationale)
+    assert torch.equal(given.rationale, spoken.rationale) and not given.chosen.any()
 
 
 def test_rationales_and_pictures_have_half_of_the_weight_each() -> None:
@@ -71,7 +71,7 @@ def test_only_mixed_groups_are_kept_and_sampling_goes_on_until_there_are_enough(
         return sample_groups(small_reasongen(), Rewards(reward), prompts, CONFIG, 7, rng(0, "groups"))
 
     samples, stats = sample(even)
-    assert samples.rewards.shape == (3, 4) and len(samples.prompts) == 3 and len(samples.drawn.codes) == 12
+    assert samples.rewards.shape == (3, 4) and len(samples.prompts) == 3 and len(samples.sampled.codes) == 12
     assert (samples.rewards.amax(1) == 1).all() and (samples.rewards.amin(1) == 0).all()
     assert [(step, number) for _, step, number in asked] == [(7, i) for i in range(len(asked))]
     assert asked[0][0] == 3 and all(1 <= n <= 3 for n, _, _ in asked)
@@ -112,7 +112,7 @@ def test_the_captioner_must_accept_the_rationale_as_well() -> None:
     alone, _ = sample_groups(p, Rewards(second), texts, config, 0, rng(0, "read"))
     both, stats = sample_groups(p, Rewards(second, last), texts, config, 0, rng(0, "read"))
     assert alone.rewards.tolist() == [[0, 1, 0, 1]] * 2 and both.rewards.tolist() == [[0, 0, 0, 1]] * 2
-    assert asked == p.rationales(both.drawn) and stats.reward == 0.25
+    assert asked == p.rationales(both.sampled) and stats.reward == 0.25
 
 
 def test_rewarded_tokens_become_likelier_and_the_first_ratio_is_1() -> None:
