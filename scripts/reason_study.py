@@ -24,26 +24,26 @@ from minireflect.run import read_metrics, write_text
 
 ROOT = Path(__file__).parent.parent
 THOUGHTS = ("true", "none", "shuffled")
-BEYOND = ["--sft.altered", "0.5", "--sft.related", "0.4"]  # lessons of what no prompt asks for
+BEYOND = ["--altered", "0.5", "--related", "0.4"]  # lessons of what no prompt asks for
 BASE = [
-    *("--sft.rationales", "none", "--sft.dense", "0.5", "--sft.told", "32", "--sft.arrangements", "0.4"), *BEYOND,
-    *("--sft.pictures", "120000", "--sft.steps", "12000", "--sft.bf16"),
+    *("--rationales", "none", "--dense", "0.5", "--told", "32", "--arrangements", "0.4"), *BEYOND,
+    *("--pictures", "120000", "--steps", "12000", "--bf16"),
 ]  # fmt: skip
-AGAIN = ["--sft.continued", "--seed", "1", "--sft.pictures", "40000", "--sft.steps", "3000", "--sft.lr", "1e-3"]  # fmt: skip
-TUNING = ["--sft.continued", "--sft.steps", "1000", "--sft.batch", "48", "--sft.pictures", "20000", "--sft.lr", "5e-4", "--sft.bf16", *BEYOND]  # fmt: skip
-REINFORCING = ["--grpo.no-controls", "--grpo.bf16"]
-FREED = ["--grpo.no-read-rationales", "--grpo.recall", "0"]  # recalled rationales would be SFT
+AGAIN = ["--continued", "--seed", "1", "--pictures", "40000", "--steps", "3000", "--lr", "1e-3"]  # fmt: skip
+TUNING = ["--continued", "--steps", "1000", "--batch", "48", "--pictures", "20000", "--lr", "5e-4", "--bf16", *BEYOND]  # fmt: skip
+REINFORCING = ["--no-controls", "--bf16"]
+FREED = ["--no-read-rationales", "--recall", "0"]  # recalled rationales would be SFT
 REINFORCED = {  # name: (which fine-tuning it starts from, options)
     "true": ("true", []),
     "none": ("none", []),
     "freed": ("freed", FREED),
-    "steady": ("true", ["--grpo.no-adaptive"]),
+    "steady": ("true", ["--no-adaptive"]),
 }
-STRAIN = ["--grpo.iterations", "40", "--grpo.beta", "0", "--grpo.recall", "0", "--grpo.lr", "1e-3"]
-STRONG = ["--grpo.entropy-bound", "0.1", "--grpo.entropy-lr", "4e-3"]
+STRAIN = ["--iterations", "40", "--beta", "0", "--recall", "0", "--lr", "1e-3"]
+STRONG = ["--entropy-bound", "0.1", "--entropy-lr", "4e-3"]
 STRAINED = {  # of the first seed: nothing that holds it and steps three times as large, to see what the adaptive term holds
     "strained": [*STRAIN, *STRONG],
-    "strained-steady": [*STRAIN, "--grpo.no-adaptive"],
+    "strained-steady": [*STRAIN, "--no-adaptive"],
 }
 ARMS = {  # name in the table: (run, how it is measured)
     "pictures only, before fine-tuning": ("sft-base", {}),
@@ -110,7 +110,7 @@ def main() -> int:
         common = ["--seed", str(seed), "--reasoning.pictures", "24"]  # the rows are measured below
         runs = {"sft-base": base, "sft-freed": freed(base, args.out / "freed")}
         for kind in THOUGHTS:
-            words = [*common, *TUNING, "--weights", str(base), "--sft.rationales", kind]
+            words = [*common, *TUNING, "--weights", str(base), "--rationales", kind]
             runs[f"sft-{kind}"] = train("reason-sft", args.out / f"sft-{kind}-{seed}", words)
         reinforced = REINFORCED | {n: ("true", o) for n, o in STRAINED.items() if seed == args.seeds[0]}
         for name, (start, options) in reinforced.items():

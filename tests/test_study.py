@@ -52,14 +52,14 @@ def test_the_table_gives_mean_and_interval_over_seeds() -> None:
 def test_finished_arms_are_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(study.subprocess, "run", lambda words, check: asked.append(words))
-    study.train_arm(tmp_path / "new", 3, ["--srrl.rounds", "0"])
+    study.train_arm(tmp_path / "new", 3, ["--rounds", "0"])
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "config.json").write_text("{}")
-    study.train_arm(tmp_path / "begun", 3, ["--srrl.rounds", "0"])
+    study.train_arm(tmp_path / "begun", 3, ["--rounds", "0"])
     (tmp_path / "done").mkdir()
     (tmp_path / "done" / "metrics.jsonl").write_text('{"stage": "evaluation", "model": "SRRL"}\n')
     study.train_arm(tmp_path / "done", 3, [])
-    assert [("--resume" in w, "--srrl.rounds" in w) for w in asked] == [(False, True), (True, False)]
+    assert [("--resume" in w, "--rounds" in w) for w in asked] == [(False, True), (True, False)]
 
 
 def test_differences_are_taken_seed_by_seed() -> None:
