@@ -39,8 +39,9 @@ from minireflect.rl.advantage import RewardHistory
 from minireflect.rl.rewards import incompressibility
 from minireflect.run import Run
 from minireflect.streams import rng
-from tests.checkpoints import WORDS, pipeline, shaken, trainable, vocabulary
 from tests.cli.console import refused, run
+from tests.parity.checkpoints import WORDS, pipeline, trainable, vocabulary
+from tests.small import shaken
 
 pytestmark = pytest.mark.usefixtures("no_network")
 QUICK = replace(

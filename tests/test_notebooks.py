@@ -8,7 +8,7 @@ import nbclient
 import nbformat
 import pytest
 
-from tests.checkpoints import trainable
+from tests.parity.checkpoints import trainable
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
