@@ -12,7 +12,6 @@ from typing import Annotated, Literal
 import tyro
 
 from .evaluate import EvaluationConfig
-from .evaluate_reason import ReasonEvaluation
 from .methods.finetune import FinetuneConfig
 from .methods.reasongen import ReasonRLConfig
 from .methods.rlrig import RLRIGConfig
@@ -66,7 +65,7 @@ class Config:
     mix: PromptMix = field(default_factory=PromptMix)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    reasoning: ReasonEvaluation = field(default_factory=ReasonEvaluation)
+    reasoning: EvaluationConfig = field(default_factory=lambda: EvaluationConfig(pictures=240))
 
 
 COMMON = ("preset", "seed", "out", "resume", "weights", "device")  # options of every command
@@ -80,7 +79,7 @@ RECORDS: dict[str, tuple[str, ...]] = {  # the records of each stage; the option
     "actor": ("actor",),
     "rlrig": ("rlrig", "evaluation"),
     "vq": ("vq", "world", "reasoning"),
-    "captioner": ("captioner", "world", "reasoning"),
+    "captioner": ("captioner", "world"),
     "reason-sft": ("sft", "world", "reasoning"),
     "reason-grpo": ("grpo", "mix", "reasoning"),
 }

@@ -33,15 +33,9 @@ from .checkpoints.ours import (
     save_reasongen,
 )
 from .config import Config
-from .evaluate import GraphScore, Score, evaluate, evaluate_loop, evaluation_graphs, graph_table, table
-from .evaluate_reason import (
-    ReasonScore,
-    codec_table,
-    evaluate_painter,
-    evaluation_prompts,
-    reader_table,
-    reason_table,
-)
+from .evaluate import Score, Table, evaluate, law_table
+from .evaluate_graphs import GraphScore, evaluate_loop, evaluation_graphs
+from .evaluate_reason import SAMPLING, ReasonScore, codec_table, evaluate_reason, evaluation_prompts
 from .methods.finetune import finetune
 from .methods.reasongen import train_reason_grpo
 from .methods.rlrig import (
@@ -66,7 +60,7 @@ from .pretrain.matcher import train_captioner, train_checker, train_reward
 from .pretrain.sft import lessons, reason_tokenizer, train_reasongen
 from .pretrain.vq import train_vq
 from .rl.checker import load_checker
-from .rl.rewards import Reward, caption_reward, inspector_reward, judge_of, load_captioner, load_reward
+from .rl.rewards import Reward, inspector_reward, judge_of, load_captioner, load_reward
 from .run import Job, Run, write_text
 from .streams import choices
 from .world.captions import captioned_graphs
@@ -105,10 +99,10 @@ class Task(NamedTuple):
         """Plot values of a stage's metrics, each with its label."""
         figures.training_curve(self.run.metrics(name), labels, self.figure(name.replace("-", "_")))
 
-    def report(self, text: str, name: str = "table") -> None:
-        """Print a table and keep it in the run folder."""
-        write_text(self.run.folder / f"{name}.md", text + "\n")
-        print(text)
+    def report(self, table: Table, last: str = "") -> None:
+        """Print a table and keep it in the run folder, there as Markdown; `last` is a line below it."""
+        write_text(self.run.folder / "table.md", f"{table.markdown}\n\n{last}".rstrip() + "\n")
+        print(f"{table}\n\n{last}".rstrip())
 
     def hand_on(self, *names: str, **renamed: str) -> None:
         """Copy weight files that a later stage looks for from the source, if they exist there and not yet here."""
@@ -184,7 +178,7 @@ def srrl(task: Task) -> None:
     minutes = (time.time() - clock) / 60
     after = task.measured(method, Score, lambda: evaluate(pipe, judge, config.sampler, config.evaluation))
     rows, columns = run.metrics("srrl"), {"base": before, method: after}
-    task.report(f"{table(columns)}\n\n{minutes:.1f} minutes · {cost_of(rows)}")
+    task.report(law_table(columns), f"{minutes:.1f} minutes · {cost_of(rows)}")
     level = [sum(getattr(s, key) for s in before.values()) / len(before) for key in ("reward", "accuracy")]
     figures.learning_curve(rows, task.figure("reward_and_truth"), (level[0], level[1]))
     figures.latent_moments(rows, task.figure("latents_by_round"))
@@ -258,7 +252,8 @@ def rlrig(task: Task) -> None:
         measure({name: loop_of(parts, config.rlrig.loop)})
     if config.rlrig.controls:
         measure(trained_controls(parts, config.rlrig.loop))
-    task.report(f"{graph_table(rows)}\n\n{(time.time() - clock) / 60:.1f} minutes")
+    table = Table("held-out graphs", {name: vars(score) for name, score in rows.items()})
+    task.report(table, f"{(time.time() - clock) / 60:.1f} minutes")
     stages = {"phase 1, the Actor": run.metrics("phase-1"), "phase 2, the editor": run.metrics("phase-2")}
     figures.phases(stages, task.figure("phases"))
     figures.graph_bars(rows, task.figure("scores"))
@@ -279,12 +274,11 @@ def vq(task: Task) -> None:
 
 
 def captioner(task: Task) -> None:
-    """Train the reader of rationales, and measure it on combinations that no training has seen."""
+    """Train the reader of rationales; `scripts/measure.py captioner` measures it."""
     config, tokenizer = task.config, reason_tokenizer(ReasonGenConfig.prompt)
     model = train_captioner(config.captioner, config.world, config.seed, tokenizer, task.run, task.device)
     task.save("captioner", model, tokenizer)
     task.hand_on("autoencoder", "vq")
-    task.report(reader_table(caption_reward(model, tokenizer), config.reasoning, task.device), "captioner")
     task.curve("captioner", loss="nats a word")
 
 
@@ -296,7 +290,7 @@ def reason_sft(task: Task) -> None:
     task.hand_on("captioner")
     task.curve("reason-sft", text="nats a word", image="nats an image token")
     judge = judge_of(task.source, task.device)
-    task.report(reason_table({"SFT": measured_pictures(task, "SFT", pipe, judge)}))
+    task.report(Table("held-out prompts", {"SFT": measured_pictures(task, "SFT", pipe, judge).row}))
     show_rationales(task, pipe, judge)
 
 
@@ -330,7 +324,8 @@ def reason_grpo(task: Task) -> None:
     finally:  # also when stopped: what was trained is never lost
         save_reasongen(weights, "reasongen", pipe)
     rows["SFT + GRPO"] = measured_pictures(task, "SFT + GRPO", pipe, judge)
-    task.report(f"{reason_table(rows)}\n\n{(time.time() - clock) / 60:.1f} minutes")
+    table = Table("held-out prompts", {name: score.row for name, score in rows.items()})
+    task.report(table, f"{(time.time() - clock) / 60:.1f} minutes")
     targets = {"text": config.grpo.text.target, "image": config.grpo.image.target}
     figures.reason_curves(task.run.metrics("reason-grpo"), targets, task.figure("reason_grpo"))
     show_rationales(task, pipe, judge)
@@ -339,17 +334,16 @@ def reason_grpo(task: Task) -> None:
 def measured_pictures(
     task: Task, name: str, pipe: ReasonPipeline, judge: Reward, best_of: int = 1
 ) -> ReasonScore:
-    wanted = replace(task.config.reasoning, best_of=best_of)
-    return task.measured(name, ReasonScore, lambda: evaluate_painter(pipe, judge, wanted, name))
+    config = task.config.reasoning
+    score = lambda: evaluate_reason(pipe, judge, config, name, best_of=best_of)  # noqa: E731
+    return task.measured(name, ReasonScore, score)
 
 
 def show_rationales(task: Task, pipe: ReasonPipeline, judge: Reward) -> None:
     """A figure of the first prompts of each kind, nothing picked."""
     config = task.config
     texts = [p.text for p in evaluation_prompts(replace(config.reasoning, pictures=3))]
-    showcase.thoughts_strip(
-        pipe, judge, texts, config.reasoning.sampling, config.seed, task.figure("thoughts")
-    )
+    showcase.thoughts_strip(pipe, judge, texts, SAMPLING, config.seed, task.figure("thoughts"))
 
 
 STAGES: dict[str, Callable[[Task], None]] = {

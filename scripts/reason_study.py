@@ -9,18 +9,21 @@ Every seed has its own pictures, training, prompts and noise, these two aside; a
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from reason_report import COOL, arms_figure, entropy_figure, page
 from rig_study import cached, train
+from torch import Generator
 
 from minireflect.checkpoints.ours import load_reasongen
 from minireflect.config import preset
-from minireflect.evaluate_reason import ReasonScore, evaluate_painter
-from minireflect.models.reasongen import SamplingConfig
+from minireflect.evaluate import EvaluationConfig
+from minireflect.evaluate_reason import ReasonScore, another_of_its_kind, evaluate_reason
+from minireflect.models.reasongen import Sampled, SamplingConfig
+from minireflect.pipeline import ReasonPipeline
 from minireflect.rl.rewards import judge_of
 from minireflect.run import read_metrics, write_text
+from minireflect.world.prompts import understand
 
 ROOT = Path(__file__).parent.parent
 THOUGHTS = ("true", "none", "shuffled")
@@ -71,15 +74,29 @@ for arm in (
     ARMS[f"{arm}, temperature {COOL}"] = ARMS[arm][0], ARMS[arm][1] | {"sampling": SamplingConfig(COOL)}
 
 
+class Swapped(ReasonPipeline):
+    """Samples each picture from the rationale of another prompt of its law or task."""
+
+    def sample(self, texts: list[str], sampling: SamplingConfig, generator: Generator) -> Sampled:
+        rationales = super().sample(texts, sampling, generator).rationale
+        rows = another_of_its_kind([understand(text) for text in texts])
+        return super().sample(texts, sampling, generator, rationales[rows])
+
+
 def measured(weights: Path, args: argparse.Namespace, seed: int, arm: str) -> ReasonScore:
     """A row of the table, measured once."""
-    config = replace(preset("cpu").reasoning, pictures=args.pictures, seed=1_000 + seed, **ARMS[arm][1])
+    options = dict(ARMS[arm][1])
+    split, swapped = options.pop("split", "held-out"), options.pop("swapped", False)
+    config = EvaluationConfig(args.pictures, split, 1_000 + seed)
     path = args.out / "rows" / f"{arm}-{seed}-{args.pictures}.json"
     path.parent.mkdir(exist_ok=True)
-    score = cached(
-        path, lambda: vars(evaluate_painter(load_reasongen(weights), judge_of(weights), config, arm))
-    )
-    return ReasonScore(**score)
+
+    def measure() -> dict:
+        pipe = load_reasongen(weights)
+        pipe = Swapped._make(pipe) if swapped else pipe
+        return vars(evaluate_reason(pipe, judge_of(weights), config, arm, **options))
+
+    return ReasonScore(**cached(path, measure))
 
 
 def main() -> int:

@@ -17,7 +17,8 @@ from rig_checker import asked_of_renders, asked_of_the_loop
 from rig_report import arms_figure, checker_table, groups_figure, page, reliability_figure, t_star_figure
 
 from minireflect.config import preset
-from minireflect.evaluate import EvaluationConfig, GraphScore, evaluate_loop
+from minireflect.evaluate import EvaluationConfig
+from minireflect.evaluate_graphs import GraphScore, evaluate_loop
 from minireflect.methods.rlrig import load_parts, loop_of
 from minireflect.rl.checker import load_checker
 from minireflect.run import read_metrics, write_text

@@ -18,7 +18,8 @@ def test_train_leaves_a_run_and_refuses_to_spoil_it(tmp_path: Path) -> None:
     done = run("train", "--out", "run", *TINY, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     folder = tmp_path / "run"
-    assert "| held-out prompts | base | SRRL |" in done.stdout
+    assert "\nheld-out prompts  " in done.stdout
+    assert (tmp_path / "run" / "table.md").read_text().startswith("| held-out prompts | base | SRRL |")
     figures = {p.name for p in (folder / "figures").iterdir()}
     assert figures == {
         "reward_and_truth.png",
@@ -79,8 +80,9 @@ def test_reasongen_from_nothing_to_pictures(tmp_path: Path) -> None:
         done = run("train", command, *words, cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-3000:]
         if command == "vq":
-            assert "| as rendered | 1.000 | 1.000 | 1.000 | 0.0000 |" in done.stdout
-    for row in ("| SFT |", "| SFT, best of 2 |", "| SFT, best of 4 |", "| SFT + GRPO |"):
+            written = (tmp_path / "vq" / "table.md").read_text()
+            assert "| as rendered | 1.000 | 1.000 | 1.000 | 0.0000 |" in written
+    for row in ("SFT  ", "SFT, best of 2", "SFT, best of 4", "SFT + GRPO"):
         assert row in done.stdout
     assert {p.name for p in (tmp_path / command / "figures").iterdir()} == {"reason_grpo.png", "thoughts.png"}
     weights = {p.stem for p in (tmp_path / command / "weights").iterdir()}
