@@ -108,8 +108,7 @@ SMOKE = {
     "captioner": TINY,
     "sft": TINY,
     "grpo": {
-        "lessons": {"pictures": 32, "batch": 4, "altered": 0.0, "related": 0.0},
-        "iterations": 2, "prompts": 2, "group": 2, "most": 1,
+        "iterations": 2, "prompts": 2, "group": 2, "max_resamples": 1, "recall_pictures": 32, "recall_batch": 4,
     },
     "reasoning": {"pictures": 6, "batch": 6},
     "sampler": {"steps": 4},
