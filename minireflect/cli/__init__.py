@@ -43,6 +43,8 @@ def main(words: list[str] | None = None) -> int:
     try:
         if command not in COMMANDS:
             raise ValueError(unknown(command, COMMANDS))
+        if command == "train" and rest and not rest[0].startswith("-") and rest[0] not in TRAINED:
+            raise ValueError(unknown(rest[0], TRAINED))
         if command == "train" and rest[:1] in (["-h"], ["--help"]):
             commands = {name: f"{what} ({minutes} min)" for name, (what, minutes) in TRAINED.items()}
             last = (

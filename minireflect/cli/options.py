@@ -26,7 +26,7 @@ class Option(NamedTuple):
 def comments(record: type) -> dict[str, str]:
     """The comment above each field of a dataclass, or else the one behind it."""
     found: dict[str, str] = {}
-    for owner in reversed([c for c in getattr(record, "SOURCE", record).__mro__ if is_dataclass(c)]):
+    for owner in reversed([c for c in record.__mro__ if is_dataclass(c)]):
         above: list[str] = []
         for line in inspect.getsource(owner).splitlines():
             line = line.strip()
@@ -41,14 +41,14 @@ def comments(record: type) -> dict[str, str]:
 
 def options(record: Any, prefix: str = "", group: str = "options") -> Iterator[Option]:
     """Every option of a record with its defaults, those of nested records last."""
-    hints, said, nested = typing.get_type_hints(type(record), include_extras=True), {}, []
+    home = getattr(record, "SOURCE", type(record))  # `options_of` takes fields from another record
+    hints, said, nested = typing.get_type_hints(type(record), include_extras=True), comments(home), []
     for field in fields(record):
         value, hint = getattr(record, field.name), hints[field.name]
         if is_dataclass(value):
             flat = any(getattr(mark, "name", None) == "" for mark in getattr(hint, "__metadata__", ()))
             nested.append((value, prefix if flat else f"{prefix}{kebab(field.name)}.", field.name))
             continue
-        said = said or comments(type(record))
         flag, about = f"--{prefix}{kebab(field.name)}", said.get(field.name, "")
         kinds = (
             [kind for kind in typing.get_args(hint) if kind is not type(None)] if value is None else [hint]
@@ -63,7 +63,7 @@ def options(record: Any, prefix: str = "", group: str = "options") -> Iterator[O
             flag += f" {METAVARS.get(kinds[0], 'NAME')}"
         else:
             flag += f" {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
-        yield Option(group, flag, about, (type(record), field.name))
+        yield Option(group, flag, about, (home, field.name))
     for value, inner, name in nested:
         yield from options(value, inner, name)
 

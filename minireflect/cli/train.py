@@ -12,25 +12,22 @@ import tyro
 from ..checkpoints.files import tensor_shapes
 from ..checkpoints.ours import REASON, RIG, weights_folder
 from ..checkpoints.parts import weights_file
-from ..config import PRESETS, Config, options_of, preset, read_config, stages_of, to_dict
+from ..config import PRESETS, REASON_COMMANDS, Config, options_of, preset, read_config, stages_of, to_dict
 from ..diffusion.schedule import Schedule, ScheduleConfig
 from ..methods.finetune import SAMPLER, FinetuneConfig, read_prompts
 from ..methods.srrl import recipe
 from ..pipeline import best_device
 from ..run import Interrupted, Run, RunError
-from ..stages import Task, check, do
-from . import TRAINED, unknown
+from . import TRAINED
 from .options import HELP, help_text
 
-RIG_COMMANDS, REASON_COMMANDS = ("checker", "actor", "rlrig"), ("captioner", "reason-sft", "reason-grpo")
+RIG_COMMANDS = ("checker", "actor", "rlrig")
 COSTS = {"smoke": "seconds; it learns nothing", "gpu": "larger batches and budgets, for a CUDA GPU"}
 TITLES = {"options": "run", "mix": "shares of the prompts in training", "finetune": "checkpoint"}
 
 
 def main(words: list[str]) -> int:
     command, words = (words[0], words[1:]) if words and not words[0].startswith("-") else ("srrl", words)
-    if command not in TRAINED:
-        raise ValueError(unknown(command, TRAINED))
     command, config = defaults(command, words)
     if any(word in HELP for word in words):
         what = TRAINED[command][0]
@@ -91,9 +88,13 @@ def parse(words: list[str], command: str, config: Config) -> Config:
 
 def train(command: str, config: Config) -> None:
     """Check what the command starts from, make the run folder, do the stages."""
+    from ..stages import Task, check, do  # with all that trains, measures and plots
+
     device = torch.device(config.device or best_device())
     label = config.method if command == "srrl" else command
-    source = check_first(command, config)
+    source = source_of(command, config)
+    if source is not None:
+        check(command, source)
     run = Run(config.out or free_folder(label), to_dict(command, config), config.resume)
     cost = COSTS.get(config.preset, f"about {TRAINED[command][1]} minutes on two cores")
     print(
@@ -113,10 +114,10 @@ def free_folder(label: str) -> Path:
     return folder
 
 
-def check_first(command: str, config: Config) -> Path | None:
-    """Fail on what is missing, broken or out of range before a run folder exists.
+def source_of(command: str, config: Config) -> Path | None:
+    """The folder of the weights to start from; None for a command that starts from nothing or from a published checkpoint.
 
-    -> the folder of the weights to start from; None for a command that starts from nothing or from a published checkpoint
+    Raises ValueError on what is missing or out of range.
     """
     schedule = Schedule(ScheduleConfig())
     for steps in (config.srrl.steps, config.sampler.steps, config.rlrig.loop.steps):
@@ -129,11 +130,9 @@ def check_first(command: str, config: Config) -> Path | None:
     if command in ("all", "autoencoder"):
         return None
     graphs = command in RIG_COMMANDS or config.scenes == "graphs"
-    source = weights_folder(
+    return weights_folder(
         config.weights or (RIG if graphs else REASON if command in REASON_COMMANDS else None)
     )
-    check(command, source)
-    return source
 
 
 def check_base(config: FinetuneConfig) -> None:
