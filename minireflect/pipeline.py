@@ -25,30 +25,33 @@ from .models.unet import Added, UNet
 from .models.vq import Codec
 
 
-class Painter(NamedTuple):
-    """All it takes to draw: what thinks and draws, what knows the words, what turns tokens into pictures."""
+class ReasonPipeline(NamedTuple):
+    """ReasonGen-R1: one transformer that writes a rationale and then samples the picture's tokens."""
 
     model: ReasonGen
     tokenizer: Tokenizer
-    codec: Codec
-    thinks: bool = True  # writes a rationale first; else every rationale is BOI, given and not chosen
+    codec: Codec  # image tokens to pixels and back
+    writes_rationale: bool = True  # False: every rationale is empty, BOI alone, given and not chosen
 
-    def pictures(self, codes: Tensor) -> Tensor:
-        """Shapes: codes (b n) -> (b 3 64 64) in [-1, 1]"""
-        return self.codec.pictures(codes)
-
-    def draw(
+    def sample(
         self, prompts: list[str], sampling: SamplingConfig, generator: Generator, words: Tensor | None = None
     ) -> Drawn:
-        """Think and draw, once for each prompt; or draw only, from given rationales.  Shapes: words (b r)"""
+        """A rationale and a picture for each prompt; with given rationales `words` only the picture.
+
+        Shapes: b prompts, words (b r) token ids that end in BOI.  Raises PromptError on unknown words.
+        """
         device = next(self.model.parameters()).device
         ids = self.tokenizer(prompts).to(device)
-        if words is None and not self.thinks:
+        if words is None and not self.writes_rationale:
             words = self.model.blank(len(prompts), device)[1]
         return self.model.write(ids, sampling, generator, words)
 
-    def thoughts(self, drawn: Drawn) -> list[str]:
-        """The rationales as written.  -> b"""
+    def pictures(self, codes: Tensor) -> Tensor:
+        """Decode image tokens.  Shapes: codes (b n) -> (b 3 64 64) in [-1, 1]"""
+        return self.codec.pictures(codes)
+
+    def rationales(self, drawn: Drawn) -> list[str]:
+        """The rationales as text; an empty string where none was written.  -> b"""
         return as_text(self.tokenizer, drawn.words)
 
 

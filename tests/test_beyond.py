@@ -19,7 +19,7 @@ from minireflect.world.rationales import rationale
 from minireflect.world.render import canvas, render_pixels
 from minireflect.world.scenes import Object, Scene
 from tests.small import REASON_WORDS as WORDS
-from tests.small import small_painter
+from tests.small import small_reasongen
 
 
 def pictures(split: str) -> set[bytes]:
@@ -109,7 +109,7 @@ def test_shares_are_kept_and_the_rest_of_the_world_stays() -> None:
 
 
 def test_lessons_take_them() -> None:
-    codec, sizes = small_painter().codec, ReasonGenConfig(len(WORDS), 16, 4)
+    codec, sizes = small_reasongen().codec, ReasonGenConfig(len(WORDS), 16, 4)
     training = ReasonTraining(40, arrangements=0.0, altered=1.0)
     data = lessons(training, WorldConfig(), 0, WORDS, sizes, codec, torch.device("cpu"))
     told = as_text(WORDS, data.captions[:, 1:])

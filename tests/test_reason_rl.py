@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from minireflect import rng
-from minireflect.checkpoints.ours import load_painter
+from minireflect.checkpoints.ours import load_reasongen
 from minireflect.evaluate_reason import (
     ReasonEvaluation,
     another_of_its_kind,
@@ -36,7 +36,7 @@ from minireflect.models.reasongen import (
     up_to,
 )
 from minireflect.models.tokenizer import EOS
-from minireflect.pipeline import Painter
+from minireflect.pipeline import ReasonPipeline
 from minireflect.pretrain.sft import (
     Lessons,
     ReasonTraining,
@@ -56,7 +56,7 @@ from minireflect.world.prompts import draw_prompts
 from minireflect.world.rationales import rationale, read_rationale
 from tests.small import REASON_WORDS as WORDS
 from tests.small import law_texts as texts
-from tests.small import small_painter as painter
+from tests.small import small_reasongen as painter
 
 
 def even(images: Tensor, prompts: list[str]) -> Tensor:
@@ -86,11 +86,11 @@ def test_rationales_go_through_tokens_and_back() -> None:
 def test_who_does_not_think_is_given_the_switch() -> None:
     """Both get as many image tokens; the one that does not think chooses no word."""
     p, asked = painter(), texts(5)
-    silent = p._replace(thinks=False).draw(asked, SamplingConfig(), rng(0, "silent"))
+    silent = p._replace(writes_rationale=False).sample(asked, SamplingConfig(), rng(0, "silent"))
     assert torch.equal(silent.words, p.model.blank(5, torch.device("cpu"))[1]) and not silent.chosen.any()
-    spoken = p.draw(asked, SamplingConfig(), rng(0, "silent"))
+    spoken = p.sample(asked, SamplingConfig(), rng(0, "silent"))
     assert spoken.chosen.any(1).all() and spoken.codes.shape == silent.codes.shape
-    given = p.draw(asked, SamplingConfig(), rng(0, "silent"), spoken.words)
+    given = p.sample(asked, SamplingConfig(), rng(0, "silent"), spoken.words)
     assert torch.equal(given.words, spoken.words) and not given.chosen.any()
 
 
@@ -102,9 +102,9 @@ def test_swapped_rationales_are_anothers_of_the_same_law() -> None:
         assert (p.kind, p.law) == (q.kind, q.law) and (p.task is None or p.task.kind == q.task.kind)
     seen = []
 
-    class Spy(Painter):
-        def draw(self, asked, sampling, generator, words=None):
-            drawn = super().draw(asked, sampling, generator, words)
+    class Spy(ReasonPipeline):
+        def sample(self, asked, sampling, generator, words=None):
+            drawn = super().sample(asked, sampling, generator, words)
             seen.append((words, drawn.words))
             return drawn
 
@@ -239,11 +239,11 @@ def test_rewarded_tokens_become_likelier_and_the_first_ratio_is_1() -> None:
     optimizer = torch.optim.AdamW(p.model.requires_grad_(True).parameters(), lr=2e-3)
     asked = texts(4)
     each = [t for t in asked for _ in range(8)]
-    at_first = p.draw(each * 8, config.sampling, rng(0, "first")).codes[:, 0] // 4
+    at_first = p.sample(each * 8, config.sampling, rng(0, "first")).codes[:, 0] // 4
     liked = at_first.bincount(minlength=16).argsort(descending=True)[1::2]  # (8)
     shares = []
     for step in range(40):
-        drawn = p.draw(each, config.sampling, rng(step, "bandit"))
+        drawn = p.sample(each, config.sampling, rng(step, "bandit"))
         rewards = torch.isin(drawn.codes[:, 0] // 4, liked).float().view(4, 8)
         stats = update_painter(p, reference, optimizer, Groups(asked, drawn, rewards), (), config, rng(step))
         assert stats.first_ratio == 0 and stats.kl >= 0
@@ -256,7 +256,9 @@ def test_where_no_sample_is_better_only_what_is_recalled_teaches() -> None:
     p, config = painter(rationale=64), ReasonTraining(20, batch=8, altered=0.5)
     known = lessons(config, WorldConfig(), 0, WORDS, p.model.config, p.codec, torch.device("cpu"))
     groups = Groups(
-        texts(2), p.draw([t for t in texts(2) for _ in range(4)], SamplingConfig(), rng(0)), torch.ones(2, 4)
+        texts(2),
+        p.sample([t for t in texts(2) for _ in range(4)], SamplingConfig(), rng(0)),
+        torch.ones(2, 4),
     )
     silent = ReasonRLConfig(
         prompts=2, group=4, updates=1, adaptive=False, beta=0.0, recall=0.5, lessons=config, grad_norm=1e9
@@ -274,7 +276,7 @@ def test_where_no_sample_is_better_only_what_is_recalled_teaches() -> None:
 
 def test_tokens_that_were_not_chosen_have_no_gradient() -> None:
     p = painter()
-    drawn = p.draw(texts(2) * 2, SamplingConfig(), rng(0, "chosen"))
+    drawn = p.sample(texts(2) * 2, SamplingConfig(), rng(0, "chosen"))
     drawn = Drawn(drawn.words, torch.zeros_like(drawn.chosen), *drawn[2:])  # as if all words had been given
     groups = Groups(texts(2), drawn, torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
     optimizer = torch.optim.SGD(p.model.requires_grad_(True).parameters(), lr=0.0)
@@ -386,5 +388,5 @@ def test_an_untrained_painter_is_measured_as_what_it_is() -> None:
 def test_the_shipped_model_plans_what_is_asked_and_draws_what_it_planned() -> None:
     """Far below what it reaches, far above chance; 24 prompts of each kind, of training combinations."""
     config = ReasonEvaluation(pictures=24, split="train", sampling=SamplingConfig(temperature=0.4))
-    score = evaluate_painter(load_painter(), judge_of("."), config)
+    score = evaluate_painter(load_reasongen(), judge_of("."), config)
     assert score.planned > 0.85 and score.kept > 0.6 and score.physical > 0.6 and score.fooled < 0.4

@@ -31,7 +31,7 @@ from torch import Generator, Tensor
 from ..diffusion.reflection import ACCEPT
 from ..models.reasongen import Drawn, ReasonGen, SamplingConfig, trim
 from ..models.tokenizer import EOS
-from ..pipeline import Painter
+from ..pipeline import ReasonPipeline
 from ..pretrain.optimise import lr_factor, set_lr
 from ..pretrain.sft import Lessons, ReasonTraining, lesson_loss
 from ..rl.advantage import group_advantage, zero_variance_groups
@@ -103,7 +103,7 @@ class Tally(NamedTuple):
 
 
 def collect_groups(
-    painter: Painter,
+    painter: ReasonPipeline,
     judge: Reward,
     prompts: Prompts,
     config: ReasonRLConfig,
@@ -123,11 +123,11 @@ def collect_groups(
         asked = math.ceil(wanted * drawn / mixed) if mixed else config.prompts
         texts = prompts(min(asked, config.prompts), step, number)
         each = [t for t in texts for _ in range(config.group)]
-        out = painter.draw(each, config.sampling, generator)
+        out = painter.sample(each, config.sampling, generator)
         images = painter.pictures(out.codes)
         accepted = judge(images, each) >= ACCEPT  # (n*g)
         if captioner:
-            accepted &= captioner(images, painter.thoughts(out)) >= EXPECTED
+            accepted &= captioner(images, painter.rationales(out)) >= EXPECTED
         R = accepted.float().view(-1, config.group)  # (n g)
         rewards.append(R.flatten()), words.append(out.chosen.sum(1).float())
         right.append(inspector_reward(images.cpu(), each))
@@ -166,7 +166,7 @@ def token_shares(chosen: Tensor, image_tokens: int, modality: bool) -> tuple[Ten
 
 
 def update_painter(
-    painter: Painter, reference: ReasonGen, optimizer: torch.optim.Optimizer, groups: Groups,
+    painter: ReasonPipeline, reference: ReasonGen, optimizer: torch.optim.Optimizer, groups: Groups,
     entropies: tuple[AdaptiveEntropy, AdaptiveEntropy], config: ReasonRLConfig, generator: Generator,
     known: Lessons | None = None,
 ) -> ReasonStats:  # fmt: skip
@@ -227,7 +227,7 @@ def mean_entropy(log_prob: Tensor, mask: Tensor) -> Tensor:
 
 
 def train_reason_grpo(
-    config: ReasonRLConfig, seed: int, painter: Painter, judge: Reward, prompts: Prompts, run: Run,
+    config: ReasonRLConfig, seed: int, painter: ReasonPipeline, judge: Reward, prompts: Prompts, run: Run,
     captioner: Reward | None = None, known: Lessons | None = None,
 ) -> ReasonGen:  # fmt: skip
     """Reinforce thinking and drawing, and recall what is known.  -> the model"""
