@@ -132,15 +132,13 @@ def train(args: Arguments) -> None:
 
 
 def begins_from_nothing(args: Arguments) -> bool:
-    if args.command == "autoencoder":
-        return not (args.config.autoencoder.continued or args.config.autoencoder.taught)
-    return args.command == "all"
+    return args.command in ("autoencoder", "all")
 
 
 def source_of(args: Arguments) -> Path:
     """The folder with the weights to start from."""
     rig = args.command in RIG_COMMANDS or args.config.scenes == "graphs"
-    tokens = args.command in REASON_COMMANDS and (args.command != "vq" or args.config.vq.continued)
+    tokens = args.command in REASON_COMMANDS and args.command != "vq"
     shipped = RIG if rig else REASON if tokens else None
     return weights_folder(args.weights or shipped)
 
@@ -154,32 +152,22 @@ def check_first(args: Arguments) -> None:
         check_base(args)
         return
     config = args.config
-    if args.command == "all":
-        stages = (config.autoencoder, config.reward, config.checker, config.actor)
-        going_on = [stage.continued for stage in stages] + [config.autoencoder.taught]
-        if config.diffusion.continued != "nothing" or any(going_on):
-            raise ValueError(
-                "--autoencoder.continued, --diffusion.continued and the like go on from what exists; `all` starts from nothing: "
-                "use `autoencoder`, `diffusion`, `reward` or `checker`"
-            )
     if begins_from_nothing(args) or args.command == "captioner":  # takes along what weights there are
         return
     folder = source_of(args)
-    if args.command == "autoencoder" or (
-        args.command == "diffusion" and config.diffusion.continued == "nothing"
-    ):
+    if args.command == "diffusion":
         load_module(folder / "autoencoder.safetensors", Autoencoder, AutoencoderConfig)
     elif args.command == "rlrig":
         load_parts(folder)
     elif args.command == "reason-grpo" or (args.command == "reason-sft" and config.sft.continued):
         load_reasongen(folder)
-    elif args.command == "reason-sft" or (args.command == "vq" and config.vq.continued):
+    elif args.command == "reason-sft":
         load_codec(folder)
     elif args.command == "vq":
         load_autoencoder(folder)
     else:
         load_pipeline(folder)
-    if args.command == "srrl" or (args.command == "reward" and config.reward.continued):
+    if args.command == "srrl":
         load_module(folder / "reward.safetensors", Matcher, MatcherConfig)
 
 

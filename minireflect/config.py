@@ -20,7 +20,7 @@ from .pipeline import SamplerConfig
 from .pretrain.actor import ActorTraining
 from .pretrain.autoencoder import AutoencoderTraining
 from .pretrain.diffusion import DiffusionTraining
-from .pretrain.matcher import CaptionerTraining, CheckerTraining, RewardTraining
+from .pretrain.matcher import CAPTIONER_TRAINING, CHECKER_TRAINING, MatcherTraining, RewardTraining
 from .pretrain.sft import ReasonTraining
 from .pretrain.vq import VQTraining
 from .world.data import WorldConfig
@@ -60,11 +60,11 @@ class Config:
     diffusion: DiffusionTraining = field(default_factory=DiffusionTraining)
     reward: RewardTraining = field(default_factory=RewardTraining)
     srrl: SRRLConfig = field(default_factory=SRRLConfig)
-    checker: CheckerTraining = field(default_factory=CheckerTraining)
+    checker: MatcherTraining = CHECKER_TRAINING
     actor: ActorTraining = field(default_factory=ActorTraining)
     rlrig: RLRIGConfig = field(default_factory=RLRIGConfig)
     vq: VQTraining = field(default_factory=VQTraining)
-    captioner: CaptionerTraining = field(default_factory=CaptionerTraining)
+    captioner: MatcherTraining = CAPTIONER_TRAINING
     sft: ReasonTraining = field(default_factory=ReasonTraining)
     grpo: ReasonRLConfig = field(default_factory=ReasonRLConfig)
     asked: PromptMix = field(default_factory=lambda: PromptMix(0.3, 0.4, 0.3))  # by reason-grpo
@@ -84,7 +84,9 @@ def preset(name: str, scenes: str = "laws") -> Config:
             base,
             scenes=scenes,
             autoencoder=AutoencoderTraining(pictures=10_000, steps=5_000, kl=1e-4, noise=0.25),
-            diffusion=DiffusionTraining(pictures=16_000, steps=8_000, words=0.3, levels=0.5, reading=1_600),
+            diffusion=DiffusionTraining(
+                pictures=16_000, steps=8_000, plain=0.3, importance=0.5, reading_steps=1_600
+            ),
         )
     if name == "cpu":
         return base
@@ -102,11 +104,15 @@ def preset(name: str, scenes: str = "laws") -> Config:
             base,
             autoencoder=replace(base.autoencoder, pictures=64, steps=3, batch=4),
             diffusion=replace(
-                base.diffusion, pictures=64, steps=3, batch=8, reading=min(3, base.diffusion.reading)
+                base.diffusion,
+                pictures=64,
+                steps=3,
+                batch=8,
+                reading_steps=min(3, base.diffusion.reading_steps),
             ),
             reward=RewardTraining(pictures=64, steps=3, batch=8),
             srrl=SRRLConfig(iterations=2, prompts=4, steps=4, updates=2, batch=4),
-            checker=CheckerTraining(pictures=32, steps=3, batch=4),
+            checker=replace(CHECKER_TRAINING, pictures=32, steps=3, batch=4),
             actor=ActorTraining(pictures=32, steps=3, batch=4),
             rlrig=RLRIGConfig(
                 LoopConfig(rounds=1, steps=4),
@@ -116,11 +122,11 @@ def preset(name: str, scenes: str = "laws") -> Config:
                 editor_iterations=2,
                 editor=UpdateConfig(updates=1, batch=4),
             ),
-            vq=VQTraining(pictures=32, steps=3, batch=4, forms=32, colors=16, revived=2),
-            captioner=CaptionerTraining(pictures=32, steps=3, batch=4),
+            vq=VQTraining(pictures=32, steps=3, batch=4, forms=32, colors=16, revive_every=2),
+            captioner=replace(CAPTIONER_TRAINING, pictures=32, steps=3, batch=4),
             sft=ReasonTraining(pictures=32, steps=3, batch=4),
             grpo=ReasonRLConfig(
-                iterations=2, prompts=2, group=2, most=1, lessons=ReasonTraining(pictures=32, batch=4)
+                iterations=2, prompts=2, group=2, most=1, examples=ReasonTraining(pictures=32, batch=4)
             ),
             reasoning=ReasonEvaluation(pictures=6, batch=6),
             sampler=SamplerConfig(steps=4),

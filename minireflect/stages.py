@@ -47,7 +47,6 @@ from .methods.rlrig import (
     trained_controls,
 )
 from .methods.srrl import train_srrl
-from .models.actor import Actor, ActorConfig
 from .models.autoencoder import Autoencoder, AutoencoderConfig
 from .models.matcher import Matcher, MatcherConfig
 from .models.reasongen import ReasonGenConfig
@@ -55,14 +54,14 @@ from .models.tokenizer import Tokenizer
 from .models.vq import Codec
 from .pipeline import LatentDiffusion, ReasonPipeline
 from .pretrain.actor import train_actor
-from .pretrain.autoencoder import teach_autoencoder, train_autoencoder
-from .pretrain.diffusion import GRAPH_NETWORKS, LAW_NETWORKS, train_diffusion
+from .pretrain.autoencoder import train_autoencoder
+from .pretrain.diffusion import GRAPH_BASE, LAW_BASE, train_diffusion
 from .pretrain.matcher import train_captioner, train_checker, train_reward
-from .pretrain.sft import lessons, reason_tokenizer, train_reasongen
-from .pretrain.vq import refine_vq, train_vq
+from .pretrain.sft import make_examples, reason_tokenizer, train_reasongen
+from .pretrain.vq import train_vq
 from .rl.checker import Checker, load_checker
 from .rl.rewards import Reward, caption_reward, inspector_reward, judge_of, load_captioner, match_reward
-from .run import Run, write_text
+from .run import Job, Run, write_text
 from .showcase import before_and_after, edit_strip, fixed_prompts, rounds_strip, thoughts_strip
 from .streams import choices
 from .world.captions import captioned_graphs
@@ -89,13 +88,7 @@ def autoencoder(config: Config, run: Run, folder: Path, device: torch.device) ->
         return
     network = AutoencoderConfig.flat() if config.scenes == "graphs" else AutoencoderConfig.toy()
     pixels = captioned(config, "autoencoder", config.autoencoder.pictures).pixels
-    start = None
-    if config.autoencoder.continued or config.autoencoder.taught:
-        start, _ = load_module(folder / "autoencoder.safetensors", Autoencoder, AutoencoderConfig)
-    if config.autoencoder.taught:
-        model = teach_autoencoder(config.autoencoder, start, pixels, config.seed, run, device)
-    else:
-        model = train_autoencoder(config.autoencoder, network, pixels, config.seed, run, device, start)
+    model = train_autoencoder(config.autoencoder, network, pixels, Job(run, config.seed, device))
     save_module(run.folder / "weights" / "autoencoder.safetensors", model, {})
     figures.training_curve(
         run.metrics("autoencoder"), {"mse": "squared error"}, run.folder / "figures" / "autoencoder.png"
@@ -108,10 +101,9 @@ def diffusion(config: Config, run: Run, folder: Path, device: torch.device) -> N
         return
     weights = run.folder / "weights"
     encoder, _ = load_module(folder / "autoencoder.safetensors", Autoencoder, AutoencoderConfig)
-    start = load_pipeline(folder) if config.diffusion.continued != "nothing" else None
-    sizes = GRAPH_NETWORKS if config.scenes == "graphs" else LAW_NETWORKS
+    sizes = GRAPH_BASE if config.scenes == "graphs" else LAW_BASE
     data = captioned(config, "diffusion", config.diffusion.pictures)
-    pipe = train_diffusion(config.diffusion, sizes, data, config.seed, encoder, run, device, start)
+    pipe = train_diffusion(config.diffusion, sizes, data, encoder, Job(run, config.seed, device))
     save_pipeline(pipe, weights)
     figures.training_curve(
         run.metrics("diffusion"), {"loss": "squared error"}, run.folder / "figures" / "diffusion.png"
@@ -123,10 +115,7 @@ def reward(config: Config, run: Run, folder: Path, device: torch.device) -> None
     if run.is_done("reward"):
         return
     pipe = load_pipeline(folder).to(device)
-    start = None
-    if config.reward.continued:
-        start, _ = load_module(folder / "reward.safetensors", Matcher, MatcherConfig)
-    model = train_reward(config.reward, config.seed, pipe, run, device, start)
+    model = train_reward(config.reward, pipe, Job(run, config.seed, device))
     about = {"words": " ".join(pipe.tokenizer.words)}
     save_module(run.folder / "weights" / "reward.safetensors", model, about)
     figures.training_curve(
@@ -202,10 +191,8 @@ def checker_and_judge(config: Config, run: Run, folder: Path, device: torch.devi
     for offset, name in enumerate(("checker", "judge")):
         if run.is_done(name):
             continue
-        pipe, start = load_pipeline(folder), None
-        if config.checker.continued:
-            start, _ = load_module(folder / f"{name}.safetensors", Matcher, MatcherConfig)
-        model = train_checker(config.checker, name, config.seed + offset, pipe, run, device, start)
+        pipe = load_pipeline(folder)
+        model = train_checker(config.checker, name, pipe, Job(run, config.seed + offset, device))
         about = {"words": " ".join(pipe.tokenizer.words)}
         save_module(run.folder / "weights" / f"{name}.safetensors", model, about)
         figures.training_curve(
@@ -217,10 +204,8 @@ def checker_and_judge(config: Config, run: Run, folder: Path, device: torch.devi
 def actor(config: Config, run: Run, folder: Path, device: torch.device) -> None:
     if run.is_done("actor"):
         return
-    pipe, start = load_pipeline(folder), None
-    if config.actor.continued:
-        start, _ = load_module(folder / "actor.safetensors", Actor, ActorConfig)
-    model = train_actor(config.actor, config.seed, pipe.autoencoder, pipe.tokenizer, run, device, start)
+    pipe = load_pipeline(folder)
+    model = train_actor(config.actor, pipe.autoencoder, pipe.tokenizer, Job(run, config.seed, device))
     save_module(run.folder / "weights" / "actor.safetensors", model, {})
     figures.training_curve(
         run.metrics("actor"), {"loss": "nats a token"}, run.folder / "figures" / "actor.png"
@@ -296,12 +281,9 @@ def vq(config: Config, run: Run, folder: Path, device: torch.device) -> None:
     draw = choices(config.seed, "vq", "pictures")
     pixels, scenes, _ = training_pairs(config.vq.pictures // 2, config.world, draw)
     twins = np.stack([render_pixels(twin(scene, draw)) for scene in scenes])
-    if config.vq.continued:
-        codec = load_codec(folder)
-        refine_vq(config.vq, np.concatenate([pixels, twins]), config.seed, codec, run, device)
-    else:
-        autoencoder = load_autoencoder(folder)
-        codec = Codec(autoencoder, train_vq(config.vq, pixels, twins, config.seed, autoencoder, run, device))
+    autoencoder = load_autoencoder(folder)
+    job = Job(run, config.seed, device)
+    codec = Codec(autoencoder, train_vq(config.vq, pixels, twins, autoencoder, job))
     save_codec(run.folder / "weights", codec)
     readable = codec_table(codec, config.reasoning)
     write_text(run.folder / "table.md", readable + "\n")
@@ -317,7 +299,7 @@ def captioner(config: Config, run: Run, folder: Path, device: torch.device) -> N
     if run.is_done("captioner"):
         return
     weights, tokenizer = run.folder / "weights", reason_tokenizer(ReasonGenConfig.prompt)
-    model = train_captioner(config.captioner, config.world, config.seed, tokenizer, run, device)
+    model = train_captioner(config.captioner, config.world, tokenizer, Job(run, config.seed, device))
     save_module(weights / "captioner.safetensors", model, {"words": " ".join(tokenizer.words)})
     hand_on(folder, weights, "autoencoder", "vq")
     readable = reader_table(caption_reward(model, tokenizer), config.reasoning, device)
@@ -341,12 +323,9 @@ def reason_sft(config: Config, run: Run, folder: Path, device: torch.device) -> 
     if run.is_done("reason-sft"):
         return
     weights = run.folder / "weights"
-    codec, start = load_codec(folder), None
-    if config.sft.continued:
-        first = load_reasongen(folder)
-        start = first.model, first.tokenizer
-    model, tokenizer = train_reasongen(config.sft, config.world, config.seed, codec, run, device, start)
-    painter = ReasonPipeline(model, tokenizer, codec, writes_rationale=config.sft.rationales != "none")
+    codec = load_codec(folder)
+    start = load_reasongen(folder) if config.sft.continued else None
+    painter = train_reasongen(config.sft, config.world, codec, Job(run, config.seed, device), start)
     save_reasongen(weights, "reasongen", painter)
     hand_on(folder, weights, "captioner")
     figures.training_curve(
@@ -385,8 +364,8 @@ def reason_grpo(config: Config, run: Run, folder: Path, device: torch.device) ->
 
     known = None
     if config.grpo.recall:
-        wanted = replace(config.grpo.lessons, rationales="true" if painter.writes_rationale else "none")
-        known = lessons(wanted, config.world, config.seed, painter.tokenizer, painter.model.config, painter.codec, device)  # fmt: skip
+        wanted = replace(config.grpo.examples, rationales="true" if painter.writes_rationale else "none")
+        known = make_examples(wanted, config.world, painter, Job(run, config.seed, device))
     try:
         train_reason_grpo(config.grpo, config.seed, painter, judge, prompts, run, reader, known)
     finally:  # also when stopped: what was trained is never lost

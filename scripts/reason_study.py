@@ -24,14 +24,14 @@ from minireflect.run import read_metrics, write_text
 
 ROOT = Path(__file__).parent.parent
 THOUGHTS = ("true", "none", "shuffled")
-BEYOND = ["--sft.altered", "0.5", "--sft.related", "0.4"]  # lessons of what no prompt asks for
+BEYOND = ["--sft.recombined", "0.5", "--sft.related-captions", "0.4"]  # lessons of what no prompt asks for
 BASE = [
-    *("--sft.rationales", "none", "--sft.dense", "0.5", "--sft.told", "32", "--sft.arrangements", "0.4"), *BEYOND,
+    *("--sft.rationales", "none", "--sft.dense", "0.5", "--sft.text-only", "32", "--sft.arrangements", "0.4"), *BEYOND,
     *("--sft.pictures", "120000", "--sft.steps", "12000", "--sft.bf16"),
 ]  # fmt: skip
 AGAIN = ["--sft.continued", "--seed", "1", "--sft.pictures", "40000", "--sft.steps", "3000", "--sft.lr", "1e-3"]  # fmt: skip
 TUNING = ["--sft.continued", "--sft.steps", "1000", "--sft.batch", "48", "--sft.pictures", "20000", "--sft.lr", "5e-4", "--sft.bf16", *BEYOND]  # fmt: skip
-REINFORCING = ["--grpo.no-controls", "--grpo.lessons.bf16"]
+REINFORCING = ["--grpo.no-controls", "--grpo.examples.bf16"]
 FREED = ["--grpo.freed", "--grpo.no-reads", "--grpo.recall", "0"]  # recalled rationales would be SFT
 REINFORCED = {  # name: (which fine-tuning it starts from, options)
     "true": ("true", []),

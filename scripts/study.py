@@ -39,7 +39,7 @@ COMPARED = {  # options of train.py
     "K = 0, few prompts": [*QUICK, "--srrl.rounds", "0", "--srrl.prompts", "32"],
 }  # fmt: skip
 # A reward that never saw a spoilt picture, and what RL makes of it, long: one seed each.
-JUDGE = ["reward", "--reward.no-spoilt", "--reward.steps", "800"]
+JUDGE = ["reward", "--reward.no-corrupted", "--reward.steps", "800"]
 LONG, FAST = (
     ["--srrl.iterations", "120"],
     ["--srrl.iterations", "160", "--srrl.lr", "5e-4", "--srrl.cooldown", "0"],

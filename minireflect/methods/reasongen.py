@@ -33,7 +33,7 @@ from ..models.reasongen import Drawn, ReasonGen, SamplingConfig, trim
 from ..models.tokenizer import EOS
 from ..pipeline import ReasonPipeline
 from ..pretrain.optimise import lr_factor, set_lr
-from ..pretrain.sft import Lessons, ReasonTraining, lesson_loss
+from ..pretrain.sft import Examples, ReasonTraining, sft_loss
 from ..rl.advantage import group_advantage, zero_variance_groups
 from ..rl.entropy import AdaptiveEntropy, EntropyConfig, entropy_of
 from ..rl.policy import ppo_clip, token_kl
@@ -65,9 +65,9 @@ class ReasonRLConfig:
     grad_norm: float = 1.0  # largest norm of a gradient
     reads: bool = True  # a picture must also keep what its rationale promises; the paper's need not
     recall: float = 0.3  # weight of the loss of stage 1 on true pictures, gamma of InstructGPT's eq. (2); the paper has none
-    lessons: ReasonTraining = field(
-        default_factory=lambda: ReasonTraining(pictures=6_000, batch=48, altered=0.5, related=0.4)
-    )  # what is recalled; with rationales if the model writes them; steps, lr and told have no meaning here
+    examples: ReasonTraining = field(
+        default_factory=lambda: ReasonTraining(pictures=6_000, batch=48, recombined=0.5, related_captions=0.4)
+    )  # what is recalled; with rationales if the model writes them; steps, lr and text_only have no meaning here
     freed: bool = False  # let a model trained without rationales write words: GRPO without SFT
     controls: bool = True  # measure best-of-N beside
 
@@ -168,7 +168,7 @@ def token_shares(chosen: Tensor, image_tokens: int, modality: bool) -> tuple[Ten
 def update_painter(
     painter: ReasonPipeline, reference: ReasonGen, optimizer: torch.optim.Optimizer, groups: Groups,
     entropies: tuple[AdaptiveEntropy, AdaptiveEntropy], config: ReasonRLConfig, generator: Generator,
-    known: Lessons | None = None,
+    known: Examples | None = None,
 ) -> ReasonStats:  # fmt: skip
     """`config.updates` optimiser steps, each on its share of the groups."""
     model, n, g = painter.model, len(groups.texts), config.group
@@ -201,7 +201,7 @@ def update_painter(
         if config.adaptive:
             loss = loss + sum(control.alpha * h for control, h in zip(entropies, H))
         if known:
-            loss = loss + config.recall * lesson_loss(model, known, config.lessons, device, generator)[0]
+            loss = loss + config.recall * sft_loss(model, known, config.examples, generator)[0]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_norm)
@@ -228,7 +228,7 @@ def mean_entropy(log_prob: Tensor, mask: Tensor) -> Tensor:
 
 def train_reason_grpo(
     config: ReasonRLConfig, seed: int, painter: ReasonPipeline, judge: Reward, prompts: Prompts, run: Run,
-    captioner: Reward | None = None, known: Lessons | None = None,
+    captioner: Reward | None = None, known: Examples | None = None,
 ) -> ReasonGen:  # fmt: skip
     """Reinforce thinking and drawing, and recall what is known.  -> the model"""
     reference = copy.deepcopy(painter.model).eval().requires_grad_(False)

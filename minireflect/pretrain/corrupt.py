@@ -158,11 +158,18 @@ class CorruptedPart(NamedTuple):
 
 
 def corrupt_all(
-    pipe: LatentDiffusion, scenes: Sequence[Scene], twins: Sequence[Scene], prompts: list[str], name: str, job: Job
+    pipe: LatentDiffusion,
+    scenes: Sequence[Scene],
+    twins: Sequence[Scene],
+    prompts: list[str],
+    name: str,
+    job: Job,
 ) -> Iterator[CorruptedPart]:
     """Render scenes and corrupt them, 128 at a time, with the random stream of the training `name`."""
     for i in tqdm(range(0, len(scenes), 128), "corrupting", leave=False):
         rows = slice(i, i + 128)
-        clean, other = (torch.stack([render(s) for s in part[rows]]).to(job.device) for part in (scenes, twins))
+        clean, other = (
+            torch.stack([render(s) for s in part[rows]]).to(job.device) for part in (scenes, twins)
+        )
         generator = rng(job.seed, name, "spoil", i)
         yield CorruptedPart(rows, corrupt(pipe, clean, other, prompts[rows], generator), clean, other)

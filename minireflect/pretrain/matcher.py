@@ -236,14 +236,18 @@ def train_checker(
         pick = torch.randperm(len(images), generator=rng(seed, name, "batch", step))
         pick = pick[: config.batch].tolist()
         draw = choices(seed, name, "questions", step)
-        asked = [question(graphs[i], scenes[i], shown[i], draw, RELATIONS) for i in pick for _ in range(QUESTIONS)]
+        asked = [
+            question(graphs[i], scenes[i], shown[i], draw, RELATIONS) for i in pick for _ in range(QUESTIONS)
+        ]
         ids = trim(tokenizer([r.words for r, _ in asked]), EOS).to(device)  # (q t)
         truth = torch.tensor([met for _, met in asked], device=device).float()  # (q)
         captions = trim(tokenizer([described(scenes[i]) for i in pick]), EOS).to(device)  # (b t)
         patches = model.vision(images[pick].to(device))  # (b n d)
         logits = model.judge(patches, model.text(ids), ids)  # (q)
         match = F.binary_cross_entropy_with_logits(logits, truth)
-        whole = torch.tensor([all(shown[i]) for i in pick], device=device)  # (b) bool; others cannot be described
+        whole = torch.tensor(
+            [all(shown[i]) for i in pick], device=device
+        )  # (b) bool; others cannot be described
         words = model.describe(patches[whole], model.text(captions)[whole])  # (m t v)
         caption = caption_loss(words, captions[whole])
         values = {"loss": match.item(), "caption": caption.item(), "right": accuracy(logits, truth)}
@@ -271,7 +275,9 @@ def train_captioner(config: MatcherTraining, world: WorldConfig, tokenizer: Toke
     def losses(step: int) -> tuple[Tensor, dict[str, float]]:
         pick = torch.randint(len(pixels), (config.batch,), generator=rng(seed, "captioner", "batch", step))
         draw = choices(seed, "captioner", "styles", step)
-        ids = trim(tokenizer([rationale(scenes[i], draw=draw) for i in pick.tolist()]), EOS).to(device)  # (b t)
+        ids = trim(tokenizer([rationale(scenes[i], draw=draw) for i in pick.tolist()]), EOS).to(
+            device
+        )  # (b t)
         patches = model.vision(to_tensor(pixels[pick.numpy()]).to(device))  # (b n d)
         loss = caption_loss(model.describe(patches, model.text(ids)), ids)
         return loss, {"loss": loss.item()}

@@ -30,10 +30,14 @@ def take_step(optimizer: torch.optim.Optimizer, loss: Tensor, lr: float, max_nor
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm).item()
     if not math.isfinite(norm):
         raise FloatingPointError(f"the gradient is not finite; lower the learning rate, {lr:.2e} now")
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+    set_lr(optimizer, lr)
     optimizer.step()
     return norm
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
 
 
 @torch.no_grad()

@@ -64,7 +64,9 @@ def train_vq(
     model = VQAutoencoder(VQConfig(latents.shape[1], forms=config.forms, colors=config.colors)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=1e-4)
     books = {"forms": model.forms, "colors": model.colors}
-    counts = torch.nn.Module()  # how often each entry was chosen since the last count; a module, so that the run saves it
+    counts = (
+        torch.nn.Module()
+    )  # how often each entry was chosen since the last count; a module, so that the run saves it
     for name, book in books.items():
         counts.register_buffer(name, torch.zeros(len(book.codebook), device=device))  # (k)
     for step in run.steps("vq", config.steps, {"vq": model, "seen": counts}, optimizer, save_every=20):
