@@ -72,7 +72,7 @@ def main() -> int:
     prompts, tokens = tokenizer(texts), config.rationale + config.side**2
 
     def ours() -> None:
-        model.write(prompts, SamplingConfig(), rng(0, "benchmark"))
+        model.sample(prompts, SamplingConfig(), rng(0, "benchmark"))
 
     def generate() -> None:
         theirs.generate(

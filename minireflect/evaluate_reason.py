@@ -78,7 +78,7 @@ def codec_table(codec: Codec, config: ReasonEvaluation) -> str:
     ways = {
         "as rendered": lambda x: x,
         "through the autoencoder": lambda x: pixels.decode(pixels.encode(x)).clamp(-1, 1),
-        "through the codebook": lambda x: codec.pictures(codec.words(x)),
+        "through the codebook": lambda x: codec.pictures(codec.codes(x)),
     }
     lines = ["| held-out scenes read right | arrangement | physical | unconventional | squared error |", "|---|---|---|---|---|"]  # fmt: skip
     for name, way in ways.items():
@@ -140,7 +140,7 @@ def evaluate_painter(
             noise = rng(config.seed, "evaluate", "reason", i, k)
             drawn = painter.sample(texts, config.sampling, noise)
             if config.swapped:
-                words = drawn.words[another_of_its_kind(prompts[i : i + config.batch])]
+                words = drawn.rationale[another_of_its_kind(prompts[i : i + config.batch])]
                 drawn = painter.sample(texts, config.sampling, noise, words)
             pictures = painter.pictures(drawn.codes)
             tries.append((pictures.cpu(), judge(pictures, texts).cpu(), painter.rationales(drawn)))

@@ -19,7 +19,7 @@ from .diffusion.sample import EpsFn, denoise, guided, last
 from .diffusion.schedule import Schedule, StepTable
 from .models.autoencoder import Autoencoder
 from .models.clip import TextEncoder, TwoTextEncoders
-from .models.reasongen import Drawn, ReasonGen, SamplingConfig, as_text
+from .models.reasongen import ReasonGen, Sampled, SamplingConfig
 from .models.tokenizer import BytePairs, NoVocabulary, PromptError, Tokenizer, TwoBytePairs
 from .models.unet import Added, UNet
 from .models.vq import Codec
@@ -34,25 +34,29 @@ class ReasonPipeline(NamedTuple):
     writes_rationale: bool = True  # False: every rationale is empty, BOI alone, given and not chosen
 
     def sample(
-        self, prompts: list[str], sampling: SamplingConfig, generator: Generator, words: Tensor | None = None
-    ) -> Drawn:
-        """A rationale and a picture for each prompt; with given rationales `words` only the picture.
+        self,
+        prompts: list[str],
+        sampling: SamplingConfig,
+        generator: Generator,
+        rationale: Tensor | None = None,
+    ) -> Sampled:
+        """A rationale and a picture for each prompt; with given rationales only the picture.
 
-        Shapes: b prompts, words (b r) token ids that end in BOI.  Raises PromptError on unknown words.
+        Shapes: b prompts, rationale (b r) ids that end in BOI.  Raises PromptError on unknown words.
         """
         device = next(self.model.parameters()).device
         ids = self.tokenizer(prompts).to(device)
-        if words is None and not self.writes_rationale:
-            words = self.model.blank(len(prompts), device)[1]
-        return self.model.write(ids, sampling, generator, words)
+        if rationale is None and not self.writes_rationale:
+            rationale = self.model.blank(len(prompts), device)[1]
+        return self.model.sample(ids, sampling, generator, rationale)
 
     def pictures(self, codes: Tensor) -> Tensor:
         """Decode image tokens.  Shapes: codes (b n) -> (b 3 64 64) in [-1, 1]"""
         return self.codec.pictures(codes)
 
-    def rationales(self, drawn: Drawn) -> list[str]:
+    def rationales(self, sampled: Sampled) -> list[str]:
         """The rationales as text; an empty string where none was written.  -> b"""
-        return as_text(self.tokenizer, drawn.words)
+        return self.tokenizer.decode(sampled.rationale)
 
 
 Judge = Callable[

@@ -8,7 +8,7 @@ from itertools import permutations
 import pytest
 import torch
 
-from minireflect.models.reasongen import ReasonGenConfig, as_text
+from minireflect.models.reasongen import ReasonGenConfig
 from minireflect.pretrain.sft import ReasonTraining, lessons
 from minireflect.streams import choices
 from minireflect.world.data import WorldConfig, altered, related, training_pair, training_pairs, twin
@@ -112,5 +112,5 @@ def test_lessons_take_them() -> None:
     codec, sizes = small_reasongen().codec, ReasonGenConfig(len(WORDS), 16, 4)
     training = ReasonTraining(40, arrangements=0.0, altered=1.0)
     data = lessons(training, WorldConfig(), 0, WORDS, sizes, codec, torch.device("cpu"))
-    told = as_text(WORDS, data.captions[:, 1:])
+    told = WORDS.decode(data.captions)
     assert len(told) == 40 and all(len(t.split()) > 4 and understand(t) is None for t in told)

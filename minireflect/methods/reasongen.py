@@ -29,8 +29,8 @@ import torch
 from torch import Generator, Tensor
 
 from ..diffusion.reflection import ACCEPT
-from ..models.reasongen import Drawn, ReasonGen, SamplingConfig, trim
-from ..models.tokenizer import EOS
+from ..models.reasongen import ReasonGen, Sampled, SamplingConfig
+from ..models.tokenizer import EOS, trim
 from ..pipeline import ReasonPipeline
 from ..pretrain.optimise import lr_factor, set_lr
 from ..pretrain.sft import Examples, ReasonTraining, sft_loss
@@ -88,7 +88,7 @@ class Groups(NamedTuple):
     """Samples to learn from: n prompts, G of each, one after the other."""
 
     texts: list[str]  # n
-    drawn: Drawn  # n*g
+    drawn: Sampled  # n*g
     rewards: Tensor  # (n g), 0 or 1
 
 
@@ -134,13 +134,13 @@ def collect_groups(
         rows = (~zero_variance_groups(R)).nonzero().flatten()[:wanted]
         drawn, mixed = drawn + len(texts), mixed + len(rows)
         flat = (rows[:, None] * config.group + torch.arange(config.group, device=rows.device)).flatten()
-        kept.append(Groups([texts[i] for i in rows.tolist()], Drawn(*(v[flat] for v in out)), R[rows]))
+        kept.append(Groups([texts[i] for i in rows.tolist()], Sampled(*(v[flat] for v in out)), R[rows]))
         if mixed == config.prompts:
             break
     tally = Tally(drawn, mixed, *(torch.cat(v).mean().item() for v in (rewards, right, words)))
     if not mixed:
         return None, tally
-    together = Drawn(*(torch.cat(parts) for parts in zip(*(g.drawn for g in kept))))
+    together = Sampled(*(torch.cat(parts) for parts in zip(*(g.drawn for g in kept))))
     return Groups([t for g in kept for t in g.texts], together, torch.cat([g.rewards for g in kept])), tally
 
 
@@ -175,7 +175,7 @@ def update_painter(
     device = groups.rewards.device
     each = [t for t in groups.texts for _ in range(g)]
     prompts = trim(painter.tokenizer(each).to(device), EOS)  # (n*g p)
-    written = trim(groups.drawn.words, model.config.boi)  # (n*g r)
+    written = trim(groups.drawn.rationale, model.config.boi)  # (n*g r)
     advantage = group_advantage(groups.rewards).flatten()  # (n*g)
     order = torch.randperm(n, generator=generator)
     shares = [(i[:, None] * g + torch.arange(g)).flatten().to(device) for i in order.chunk(config.updates)]

@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..models.matcher import Matcher, MatcherConfig
-from ..models.reasongen import trim, up_to
-from ..models.tokenizer import EOS, Tokenizer
+from ..models.tokenizer import EOS, Tokenizer, trim, up_to
 from ..pipeline import LatentDiffusion
 from ..run import Job
 from ..streams import choices, rng

@@ -24,8 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from ..models.reasongen import ReasonGen, ReasonGenConfig, as_words, trim, up_to
-from ..models.tokenizer import EOS, Tokenizer
+from ..models.reasongen import ReasonGen, ReasonGenConfig
+from ..models.tokenizer import EOS, Tokenizer, trim, up_to
 from ..models.vq import Codec
 from ..pipeline import ReasonPipeline
 from ..run import Job
@@ -78,10 +78,10 @@ class Examples(NamedTuple):
     """The training set as tokens."""
 
     prompts: Tensor  # (m p)
-    words: Tensor  # (m r) rationale, BOI, EOS
+    rationales: Tensor  # (m r) that end in BOI, some of them empty
     codes: Tensor  # (m n) image tokens
-    captions: Tensor  # (m p) short prompts, also where `prompts` has a dense one
-    rationales: Tensor  # (m r) of the picture, also where `words` is empty
+    short_prompts: Tensor  # (m p) also where `prompts` has a dense one
+    full_rationales: Tensor  # (m r) also where `rationales` is empty
 
 
 def reason_tokenizer(length: int) -> Tokenizer:
@@ -100,14 +100,16 @@ def make_examples(training: ReasonTraining, world: WorldConfig, pipe: ReasonPipe
         rationales = shuffled(rationales, [s.law for s in scenes], draw)
     dense = [draw.random() < training.dense for _ in scenes]
     prompts = [long if d else short for d, long, short in zip(dense, rationales, captions)]
-    words = ["" if d or training.rationales == "none" else text for d, text in zip(dense, rationales)]
-    codes = encode_all(pipe.codec.to(job.device).words, pixels, job.device)  # (m n)
+    written = ["" if d or training.rationales == "none" else text for d, text in zip(dense, rationales)]
+    codes = encode_all(pipe.codec.to(job.device).codes, pixels, job.device)  # (m n)
 
-    def ids(prompts: list[str], words: list[str]) -> tuple[Tensor, Tensor]:
-        tokens = pipe.tokenizer(prompts), as_words(pipe.tokenizer, words, pipe.model.config)
+    sizes = pipe.model.config
+
+    def ids(prompts: list[str], rationales: list[str]) -> tuple[Tensor, Tensor]:
+        tokens = pipe.tokenizer(prompts), pipe.tokenizer.encode(rationales, sizes.rationale, sizes.boi)
         return tokens[0].to(job.device), tokens[1].to(job.device)
 
-    return Examples(*ids(prompts, words), codes, *ids(captions, rationales))
+    return Examples(*ids(prompts, written), codes, *ids(captions, rationales))
 
 
 def shuffled(rationales: list[str], laws: list[str], draw: random.Random) -> list[str]:
@@ -148,7 +150,7 @@ def text_only_loss(
 ) -> Tensor:
     """Mean cross-entropy of `training.text_only` random rationales, which end in BOI before the picture.  -> () nats a word"""
     pick = torch.randint(len(data.codes), (training.text_only,), generator=generator)
-    prompts, words = trim(data.captions[pick], EOS), trim(data.rationales[pick], model.config.boi)
+    prompts, words = trim(data.short_prompts[pick], EOS), trim(data.full_rationales[pick], model.config.boi)
     with torch.autocast(words.device.type, torch.bfloat16, enabled=training.bf16):
         text = model(prompts, words, data.codes[pick, :1]).text  # (b r v+1)
     mask = up_to(words, model.config.boi)  # (b r)

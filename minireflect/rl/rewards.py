@@ -22,8 +22,7 @@ from torchvision.io import encode_jpeg
 from ..checkpoints.ours import load_module, or_shipped, weights_folder
 from ..models.clip import CLIP
 from ..models.matcher import Matcher, MatcherConfig
-from ..models.reasongen import trim, up_to
-from ..models.tokenizer import EOS, BytePairs, Tokenizer
+from ..models.tokenizer import EOS, BytePairs, Tokenizer, trim, up_to
 from ..world.inspector import inspect_all
 from ..world.prompts import Prompt, split, understand
 
