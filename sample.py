@@ -31,7 +31,7 @@ from minireflect.models.lora import merge_lora
 from minireflect.models.reasongen import SamplingConfig
 from minireflect.models.tokenizer import PromptError
 from minireflect.pipeline import SamplerConfig, best_device
-from minireflect.rl.rewards import judge_of, load_reward
+from minireflect.rl.rewards import load_reward, reward_beside
 from minireflect.showcase import blind_rounds, check_picture, edit_strip, rounds_strip, thoughts_strip
 from minireflect.streams import choices
 from minireflect.world.canvas import read_picture
@@ -178,7 +178,7 @@ def draw_rig(args: argparse.Namespace) -> None:
 
 def draw_reason(args: argparse.Namespace) -> None:
     folder = weights_folder(REASON if args.weights is None else args.weights)
-    painter, judge = load_reasongen(folder), judge_of(folder)
+    painter, judge = load_reasongen(folder), reward_beside(folder)
     sampling = SamplingConfig(temperature=args.temperature, guidance=args.guidance)
     rows = thoughts_strip(painter, judge, args.prompts, sampling, args.seed, args.out)
     for prompt, row in zip(args.prompts, rows):

@@ -48,9 +48,7 @@ from .methods.rlrig import (
 )
 from .methods.srrl import train_srrl
 from .models.autoencoder import Autoencoder, AutoencoderConfig
-from .models.matcher import Matcher, MatcherConfig
 from .models.reasongen import ReasonGenConfig
-from .models.tokenizer import Tokenizer
 from .models.vq import Codec
 from .pipeline import LatentDiffusion, ReasonPipeline
 from .pretrain.actor import train_actor
@@ -60,7 +58,7 @@ from .pretrain.matcher import train_captioner, train_checker, train_reward
 from .pretrain.sft import make_examples, reason_tokenizer, train_reasongen
 from .pretrain.vq import train_vq
 from .rl.checker import Checker, load_checker
-from .rl.rewards import Reward, caption_reward, inspector_reward, judge_of, load_captioner, match_reward
+from .rl.rewards import Reward, caption_reward, inspector_reward, load_captioner, load_reward, reward_beside
 from .run import Job, Run, write_text
 from .showcase import before_and_after, edit_strip, fixed_prompts, rounds_strip, thoughts_strip
 from .streams import choices
@@ -138,8 +136,7 @@ def srrl(config: Config, run: Run, folder: Path, device: torch.device) -> None:
             if folder != weights or name != source:
                 shutil.copyfile(folder / f"{source}.safetensors", weights / f"{name}.safetensors")
     base = load_pipeline(weights, unet="base_unet").to(device)
-    matcher, about = load_module(weights / "reward.safetensors", Matcher, MatcherConfig)
-    judge = match_reward(matcher.to(device), Tokenizer(about["words"].split(), matcher.config.length))
+    judge = load_reward(weights, device)
     before = measured(run, "base", base, judge, config)
     pipe = load_pipeline(weights, unet="base_unet").to(device)
     clock = time.time()
@@ -333,7 +330,7 @@ def reason_sft(config: Config, run: Run, folder: Path, device: torch.device) -> 
         {"text": "nats a word", "image": "nats an image token"},
         run.folder / "figures" / "reason_sft.png",
     )
-    judge = judge_of(folder, device)
+    judge = reward_beside(folder, device)
     report(run, {"SFT": measured_painter(run, "SFT", painter, judge, config)})
     show(painter, judge, config, run)
     run.finish("reason-sft")
@@ -341,7 +338,7 @@ def reason_sft(config: Config, run: Run, folder: Path, device: torch.device) -> 
 
 def reason_grpo(config: Config, run: Run, folder: Path, device: torch.device) -> None:
     """Measure, reinforce, measure again with the same prompts and noise."""
-    weights, judge, clock = run.folder / "weights", judge_of(folder, device), time.time()
+    weights, judge, clock = run.folder / "weights", reward_beside(folder, device), time.time()
     if not (weights / "base_reasongen.safetensors").exists():
         first = load_reasongen(folder)
         save_reasongen(

@@ -19,7 +19,7 @@ from minireflect.checkpoints.ours import load_reasongen
 from minireflect.config import preset
 from minireflect.evaluate_reason import ReasonScore, evaluate_painter
 from minireflect.models.reasongen import SamplingConfig
-from minireflect.rl.rewards import judge_of
+from minireflect.rl.rewards import reward_beside
 from minireflect.run import read_metrics, write_text
 
 ROOT = Path(__file__).parent.parent
@@ -77,7 +77,7 @@ def measured(weights: Path, args: argparse.Namespace, seed: int, arm: str) -> Re
     path = args.out / "rows" / f"{arm}-{seed}-{args.pictures}.json"
     path.parent.mkdir(exist_ok=True)
     score = cached(
-        path, lambda: vars(evaluate_painter(load_reasongen(weights), judge_of(weights), config, arm))
+        path, lambda: vars(evaluate_painter(load_reasongen(weights), reward_beside(weights), config, arm))
     )
     return ReasonScore(**score)
 

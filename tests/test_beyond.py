@@ -5,21 +5,16 @@ from collections import Counter
 from dataclasses import replace
 from itertools import permutations
 
-import pytest
-import torch
-
 from minireflect.models.reasongen import ReasonGenConfig
-from minireflect.pretrain.sft import ReasonTraining, lessons
 from minireflect.streams import choices
 from minireflect.world.data import WorldConfig, altered, related, training_pair, training_pairs, twin
 from minireflect.world.graphs import holds
 from minireflect.world.laws import LAWS
-from minireflect.world.prompts import combinations, sample_scene, split, tasks, understand
+from minireflect.world.prompts import combinations, sample_scene, split, tasks
 from minireflect.world.rationales import rationale
 from minireflect.world.render import canvas, render_pixels
 from minireflect.world.scenes import Object, Scene
 from tests.small import REASON_WORDS as WORDS
-from tests.small import small_reasongen
 
 
 def pictures(split: str) -> set[bytes]:
@@ -103,14 +98,3 @@ def test_shares_are_kept_and_the_rest_of_the_world_stays() -> None:
     known = pictures("train")
     share = sum(canvas(*s.facts).tobytes() not in known for s in scenes) / 400
     assert 0.4 < share < 0.6
-    for name in ("altered", "related"):
-        with pytest.raises(ValueError, match=f"{name} is 1.5"):
-            ReasonTraining(**{name: 1.5})
-
-
-def test_lessons_take_them() -> None:
-    codec, sizes = small_reasongen().codec, ReasonGenConfig(len(WORDS), 16, 4)
-    training = ReasonTraining(40, arrangements=0.0, altered=1.0)
-    data = lessons(training, WorldConfig(), 0, WORDS, sizes, codec, torch.device("cpu"))
-    told = WORDS.decode(data.captions)
-    assert len(told) == 40 and all(len(t.split()) > 4 and understand(t) is None for t in told)

@@ -27,20 +27,12 @@ from minireflect.methods.reasongen import (
     update_painter,
 )
 from minireflect.models.reasongen import ReasonGenConfig, SamplingConfig
-from minireflect.models.tokenizer import EOS, trim, up_to
+from minireflect.models.tokenizer import EOS, up_to
 from minireflect.pipeline import ReasonPipeline
-from minireflect.pretrain.sft import (
-    Lessons,
-    ReasonTraining,
-    lesson_loss,
-    lessons,
-    shuffled,
-    told_loss,
-    train_reasongen,
-)
+from minireflect.pretrain.sft import ReasonTraining, make_examples, sft_loss
 from minireflect.rl.entropy import AdaptiveEntropy, EntropyConfig, entropy_of
-from minireflect.rl.rewards import judge_of
-from minireflect.run import Run
+from minireflect.rl.rewards import reward_beside
+from minireflect.run import Job, Run
 from minireflect.streams import choices
 from minireflect.world.data import WorldConfig
 from minireflect.world.graphs import TASKS
@@ -103,73 +95,6 @@ def test_swapped_rationales_are_anothers_of_the_same_law() -> None:
     evaluate_painter(Spy(*painter()), even, ReasonEvaluation(pictures=16, batch=48, swapped=True))
     (nothing, written), (given, drawn) = seen
     assert nothing is None and torch.equal(given, written[other]) and torch.equal(drawn, given)
-
-
-def test_shuffled_rationales_stay_in_their_law() -> None:
-    thoughts, laws = (
-        [f"{law} {i}" for law in "ab" for i in range(50)],
-        [law for law in "ab" for _ in range(50)],
-    )
-    moved = shuffled(thoughts, laws, choices(0, "shuffle"))
-    assert sorted(moved) == sorted(thoughts) and all(t.startswith(law) for t, law in zip(moved, laws))
-    assert sum(a == b for a, b in zip(moved, thoughts)) < 10
-
-
-def test_a_dense_caption_is_the_rationale_as_prompt() -> None:
-    """With the same draws: where the prompt is dense it is that picture's rationale, and nothing is left to think."""
-    p, none = painter(), torch.device("cpu")
-    told = {
-        dense: lessons(ReasonTraining(40, dense=dense), WorldConfig(), 0, WORDS, ReasonGenConfig(len(WORDS), 16, 4), p.codec, none)
-        for dense in (0.0, 0.5, 1.0)
-    }  # fmt: skip
-    plain, mixed, dense = (
-        [pair for pair in zip(WORDS.decode(t.prompts), WORDS.decode(t.words))]
-        for t in told.values()
-    )  # fmt: skip
-    assert all(read_rationale(thought) and prompt != thought for prompt, thought in plain)
-    assert dense == [(thought, "") for _, thought in plain]
-    assert all(row in (a, b) for row, a, b in zip(mixed, plain, dense))
-    assert 10 < sum(row == b for row, b in zip(mixed, dense)) < 30
-    assert all(torch.equal(t.codes, told[0.0].codes) for t in told.values())
-    with pytest.raises(ValueError, match=r"dense is 1\.5"):
-        ReasonTraining(dense=1.5)
-    with pytest.raises(ValueError, match="told is -1"):
-        ReasonTraining(told=-1)
-
-
-def test_a_rationale_learnt_without_its_picture_scores_as_it_does_with_it() -> None:
-    """Words stand before the picture, so nothing of it counts; and only rationales have words to score, up to BOI."""
-    p = painter()
-    model = p.model.requires_grad_(True)
-    sizes = ReasonGenConfig(len(WORDS), 16, 4)
-    training = ReasonTraining(12, rationales="none", dense=0.5, told=64)
-    data = lessons(training, WorldConfig(), 0, WORDS, sizes, p.codec, torch.device("cpu"))
-    lengths = up_to(data.thoughts, sizes.boi).sum(1)
-    data = Lessons(*(rows[torch.stack([lengths.argmin(), lengths.argmax()])] for rows in data))
-    assert lengths.min() < lengths.max()
-    loss = told_loss(model, data, training, torch.device("cpu"), rng(0, "test"))
-    pick = torch.randint(2, (64,), generator=rng(0, "test"))
-    given = trim(data.captions[pick], EOS), trim(data.thoughts[pick], sizes.boi)
-    words, _ = model.log_probs(*given, data.codes[pick, :20], SamplingConfig())
-    counted = up_to(given[1], sizes.boi)
-    assert loss.item() == pytest.approx(-(words * counted).sum().item() / counted.sum().item(), rel=1e-5)
-    loss.backward()
-    drawing = [*model.forms.parameters(), *model.colors.parameters(), *model.then.parameters()]
-    assert not any(w.grad is not None and w.grad.any() for w in drawing)
-
-
-def test_bfloat16_learns_the_same_from_the_same(tmp_path: Path) -> None:
-    """Multiplied with eight bits, kept in float32: losses within a hundredth, and not the very same."""
-    losses = {}
-    for bf16 in (False, True):
-        training = ReasonTraining(24, steps=3, batch=8, lr=1e-3, dense=0.5, bf16=bf16)
-        run = Run(tmp_path / str(bf16), {})
-        codec = painter().codec
-        model, _ = train_reasongen(training, WorldConfig(), 0, codec, run, torch.device("cpu"))
-        assert all(w.dtype == torch.float32 for w in model.parameters())
-        losses[bf16] = torch.tensor([row["loss"] for row in run.metrics("reason-sft")])
-    assert not torch.equal(losses[True], losses[False])
-    torch.testing.assert_close(losses[True], losses[False], rtol=1e-2, atol=0)
 
 
 def test_every_chosen_token_counts_alike_or_every_modality() -> None:
@@ -244,15 +169,15 @@ def test_rewarded_tokens_become_likelier_and_the_first_ratio_is_1() -> None:
 
 def test_where_no_sample_is_better_only_what_is_recalled_teaches() -> None:
     """Without advantage, KL and entropy the gradient is that of stage 1's loss, times the weight."""
-    p, config = painter(rationale=64), ReasonTraining(20, batch=8, altered=0.5)
-    known = lessons(config, WorldConfig(), 0, WORDS, p.model.config, p.codec, torch.device("cpu"))
+    p, config = painter(rationale=64), ReasonTraining(20, batch=8, recombined=0.5)
+    known = make_examples(config, WorldConfig(), p, Job(None, 0))
     groups = Groups(
         texts(2),
         p.sample([t for t in texts(2) for _ in range(4)], SamplingConfig(), rng(0)),
         torch.ones(2, 4),
     )
     silent = ReasonRLConfig(
-        prompts=2, group=4, updates=1, adaptive=False, beta=0.0, recall=0.5, lessons=config, grad_norm=1e9
+        prompts=2, group=4, updates=1, adaptive=False, beta=0.0, recall=0.5, examples=config, grad_norm=1e9
     )
     optimizer = torch.optim.SGD(p.model.requires_grad_(True).parameters(), lr=0.0)
     update_painter(p, copy.deepcopy(p.model), optimizer, groups, (), silent, rng(7), known)
@@ -260,7 +185,7 @@ def test_where_no_sample_is_better_only_what_is_recalled_teaches() -> None:
     p.model.zero_grad()
     chance = rng(7)
     torch.randperm(2, generator=chance)  # which group comes first is drawn before
-    (0.5 * lesson_loss(p.model, known, config, torch.device("cpu"), chance)[0]).backward()
+    (0.5 * sft_loss(p.model, known, config, chance)[0]).backward()
     torch.testing.assert_close(found, [w.grad for w in p.model.parameters()], rtol=1e-5, atol=1e-8)
     assert sum(g.abs().sum() for g in found) > 0
 
@@ -379,5 +304,5 @@ def test_an_untrained_painter_is_measured_as_what_it_is() -> None:
 def test_the_shipped_model_plans_what_is_asked_and_draws_what_it_planned() -> None:
     """Far below what it reaches, far above chance; 24 prompts of each kind, of training combinations."""
     config = ReasonEvaluation(pictures=24, split="train", sampling=SamplingConfig(temperature=0.4))
-    score = evaluate_painter(load_reasongen(), judge_of("."), config)
+    score = evaluate_painter(load_reasongen(), reward_beside("."), config)
     assert score.planned > 0.85 and score.kept > 0.6 and score.physical > 0.6 and score.fooled < 0.4

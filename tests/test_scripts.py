@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from minireflect.checkpoints.files import read_weights
-from minireflect.checkpoints.ours import RIG, SHIPPED
 from minireflect.methods.rlrig import RIG_PARTS as PARTS
 
 ROOT = Path(__file__).parent.parent
@@ -149,38 +148,6 @@ def test_train_leaves_a_run_and_refuses_to_spoil_it(tmp_path: Path) -> None:
     assert before == {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_a_base_can_be_continued(tmp_path: Path) -> None:
-    """At a rate of 0 the continued base is the base it started from; from nothing it is not."""
-    words = ["diffusion", "--preset", "smoke", "--diffusion.lr", "0", "--diffusion.steps", "1"]
-    for name, more in (("continued", ["--diffusion.continued", "everything"]), ("from_nothing", [])):
-        done = run("train.py", *words, *more, "--out", name, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr[-3000:]
-    shipped, continued, other = (
-        read_weights(folder / "unet.safetensors")
-        for folder in (SHIPPED, tmp_path / "continued" / "weights", tmp_path / "from_nothing" / "weights")
-    )
-    assert all(torch.equal(continued[k], shipped[k].float()) for k in shipped)
-    assert not all(torch.equal(other[k], shipped[k].float()) for k in shipped)
-
-
-def test_a_reward_can_be_continued(tmp_path: Path) -> None:
-    words = ["reward", "--preset", "smoke", "--reward.lr", "0", "--reward.steps", "1", "--reward.continued"]
-    done = run("train.py", *words, "--out", "run", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
-    shipped = read_weights(SHIPPED / "reward.safetensors")
-    continued = read_weights(tmp_path / "run" / "weights" / "reward.safetensors")
-    assert all(torch.equal(continued[k], shipped[k].float()) for k in shipped)
-
-
-def test_an_actor_can_be_continued(tmp_path: Path) -> None:
-    words = ["actor", "--preset", "smoke", "--actor.lr", "0", "--actor.steps", "1", "--actor.continued"]
-    done = run("train.py", *words, "--out", "run", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
-    shipped = read_weights(RIG / "actor.safetensors")
-    continued = read_weights(tmp_path / "run" / "weights" / "actor.safetensors")
-    assert all(torch.equal(continued[k], shipped[k].float()) for k in shipped)
-
-
 def test_rlrig_from_nothing_to_a_strip(tmp_path: Path) -> None:
     """Every line of the second system: `all --scenes graphs`, then `rlrig` from what that made, then a strip."""
     done = run("train.py", "all", "--scenes", "graphs", "--preset", "smoke", "--out", "all", cwd=tmp_path)
@@ -241,12 +208,6 @@ BAD_TRAININGS = {
     "too many steps": (["--srrl.steps", "2000"], ("2000", "1000")),
     "a share above one": (["--world.silent", "1.5"], ("silent",)),
     "missing weights": (["--weights", "nowhere"], ("there is no folder", "nowhere")),
-    "all from nothing, continued": (
-        ["all", "--diffusion.continued", "unet"],
-        ("continued", "starts from nothing", "`diffusion`"),
-    ),
-    "all from nothing, taught": (["all", "--autoencoder.taught"], ("starts from nothing",)),
-    "taught and continued": (["autoencoder", "--autoencoder.taught", "--autoencoder.continued"], ("choose",)),
     "an edit that goes too far": (["rlrig", "--rlrig.loop.t-star", "1.5"], ("t_star 1.5",)),
     "a group that cannot compare": (["rlrig", "--rlrig.group", "1"], ("group is 1", "at least 2")),
     "an unknown command": (["trian"], ("trian",)),
