@@ -3,13 +3,12 @@
 import torch
 from torch import Tensor
 
-from minireflect.evaluate_reason import ReasonEvaluation, evaluation_prompts, false_rationale, reader_table
 from minireflect.methods.reasongen import EXPECTED, ReasonRLConfig, collect_groups
 from minireflect.models.matcher import CrossBlock, Matcher, MatcherConfig
 from minireflect.models.tokenizer import EOS
 from minireflect.streams import choices, rng
 from minireflect.world.prompts import draw_prompts
-from minireflect.world.rationales import plan_of, rationale, read_rationale
+from minireflect.world.rationales import rationale
 from minireflect.world.render import render
 from tests.small import REASON_WORDS as WORDS
 from tests.small import law_texts as texts
@@ -36,27 +35,6 @@ def test_a_block_takes_no_pictures_and_several_sentences_to_one() -> None:
         alone = block(words[i : i + 1], patches[i // 2 : i // 2 + 1])
         torch.testing.assert_close(together[i : i + 1], alone, atol=1e-5, rtol=0)
     assert block(words[:0], patches[:0]).shape == (0, 5, 16)
-
-
-def test_false_rationales_are_false_and_readable() -> None:
-    draw = choices(0, "false")
-    prompts = evaluation_prompts(ReasonEvaluation(pictures=24))
-    for prompt in prompts:
-        scene = prompt.scene(draw)
-        plan = read_rationale(false_rationale(prompt, scene, "held-out", draw))
-        assert plan is not None and plan != plan_of(scene)
-
-
-def test_the_table_counts_what_is_found_kept() -> None:
-    """Whoever believes everything finds all kept, and whoever believes nothing none."""
-    config = ReasonEvaluation(pictures=6)
-    for value in (0.0, EXPECTED, 1.0):
-        table = reader_table(
-            lambda images, texts, v=value: torch.full((len(texts),), v), config, torch.device("cpu")
-        )
-        assert table.count("| 1.000") == (12 if value else 0) and table.count("| 0.000") == (
-            0 if value else 12
-        )
 
 
 def test_a_picture_that_does_not_keep_its_rationale_is_not_right() -> None:

@@ -6,7 +6,6 @@ import random
 import pytest
 import torch
 
-from minireflect.evaluate import iou, seen_entities, seen_triples
 from minireflect.world.captions import PROMPT_LENGTH, hearsay, hint, plan, training_caption
 from minireflect.world.captions import graph_vocabulary as vocabulary
 from minireflect.world.graphs import (
@@ -156,28 +155,6 @@ def test_splits_do_not_share_a_related_pair() -> None:
             assert any(new) == (split == "held-out")
     with pytest.raises(ValueError, match="not one of"):
         sample_graph(draw, "test")
-
-
-def test_metrics_on_graphs_made_by_hand() -> None:
-    """The set definitions of LAION-SG, on cases counted with a pencil."""
-    a, b = {("x", "on", "y"), ("y", "on", "z")}, {("x", "on", "y"), ("z", "on", "y")}
-    assert iou(a, a) == 1 and iou(a, b) == iou(b, a) == 1 / 3
-    assert iou(a, set()) == 0 and iou(set(), set()) == 0
-    graph = parse_graph("red ball left of blue block; green cone above blue block")
-    ball, block, cone = (
-        Object("ball", "red", xy=(12, 40)), Object("block", "blue", xy=(40, 40)), Object("cone", "green", xy=(40, 12)),
-    )  # fmt: skip
-    assert seen_triples((ball, block, cone), graph) == set(graph.triples)
-    # the ball on the other side: its triple is gone, and no other predicate of the graph holds of it
-    moved = Object("ball", "red", xy=(60, 40))
-    assert seen_triples((moved, block, cone), graph) == {("green cone", "above", "blue block")}
-    # the ball above the block: a triple that was not asked for, in the graph's words
-    over = Object("ball", "red", xy=(38, 10))
-    seen = seen_triples((over, block, cone), graph)
-    assert seen == {("red ball", "above", "blue block"), ("green cone", "above", "blue block")}
-    assert iou(set(graph.triples), seen) == 1 / 3
-    assert seen_entities((ball, ball, block)) == {"red ball", "blue block"}
-    assert iou({"red ball", "blue block", "green cone"}, seen_entities((ball, block))) == 2 / 3
 
 
 def test_a_plan_puts_right_what_is_wrong_and_keeps_the_rest() -> None:

@@ -10,7 +10,6 @@ from minireflect.checkpoints.files import WeightsError
 from minireflect.checkpoints.ours import save_pipeline
 from minireflect.diffusion.reflection import ReflectionConfig, renoise_to
 from minireflect.diffusion.sample import denoise, guided, last
-from minireflect.evaluate import EvaluationConfig, evaluate, table
 from minireflect.models.matcher import Matcher, MatcherConfig
 from minireflect.models.tokenizer import EOS, PromptError, Tokenizer
 from minireflect.pipeline import SamplerConfig
@@ -155,15 +154,6 @@ def test_the_word_to_come_is_described_without_being_read() -> None:
     assert one.shape == (1, 6, CONFIG.vocabulary)
     assert torch.allclose(one[:, :3], two[:, :3], atol=1e-6)
     assert (one[:, 3:] - two[:, 3:]).abs().max() > 1e-4
-
-
-def test_evaluation_is_fixed_and_prints_every_law() -> None:
-    pipe = load_pipeline()
-    config = EvaluationConfig(pictures=16, batch=16)
-    one, two = (evaluate(pipe, load_reward(), SamplerConfig(steps=5), config) for _ in range(2))
-    assert one == two
-    text = table({"base": one})
-    assert all(law in text for law in one["physical"].by_law) and len(one["physical"].by_law) == 8
 
 
 def test_the_shipped_base_draws_and_the_shipped_reward_judges() -> None:

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,14 +9,6 @@ import torch
 from torch import Tensor
 
 from minireflect import rng
-from minireflect.checkpoints.ours import load_reasongen
-from minireflect.evaluate_reason import (
-    ReasonEvaluation,
-    another_of_its_kind,
-    evaluate_painter,
-    evaluation_prompts,
-    reason_table,
-)
 from minireflect.methods.reasongen import (
     Groups,
     ReasonRLConfig,
@@ -28,14 +19,11 @@ from minireflect.methods.reasongen import (
 )
 from minireflect.models.reasongen import ReasonGenConfig, SamplingConfig
 from minireflect.models.tokenizer import EOS, up_to
-from minireflect.pipeline import ReasonPipeline
 from minireflect.pretrain.sft import ReasonTraining, make_examples, sft_loss
 from minireflect.rl.entropy import AdaptiveEntropy, EntropyConfig, entropy_of
-from minireflect.rl.rewards import reward_beside
 from minireflect.run import Job, Run
 from minireflect.streams import choices
 from minireflect.world.data import WorldConfig
-from minireflect.world.graphs import TASKS
 from minireflect.world.prompts import draw_prompts
 from minireflect.world.rationales import rationale, read_rationale
 from tests.small import REASON_WORDS as WORDS
@@ -76,25 +64,6 @@ def test_who_does_not_think_is_given_the_switch() -> None:
     assert spoken.chosen.any(1).all() and spoken.codes.shape == silent.codes.shape
     given = p.sample(asked, SamplingConfig(), rng(0, "silent"), spoken.rationale)
     assert torch.equal(given.rationale, spoken.rationale) and not given.chosen.any()
-
-
-def test_swapped_rationales_are_anothers_of_the_same_law() -> None:
-    prompts = evaluation_prompts(ReasonEvaluation(pictures=16))
-    other = another_of_its_kind(prompts)
-    assert sorted(other) == list(range(48)) and all(i != j for i, j in enumerate(other))
-    for p, q in zip(prompts, (prompts[i] for i in other)):
-        assert (p.kind, p.law) == (q.kind, q.law) and (p.task is None or p.task.kind == q.task.kind)
-    seen = []
-
-    class Spy(ReasonPipeline):
-        def sample(self, asked, sampling, generator, rationale=None):
-            drawn = super().sample(asked, sampling, generator, rationale)
-            seen.append((rationale, drawn.rationale))
-            return drawn
-
-    evaluate_painter(Spy(*painter()), even, ReasonEvaluation(pictures=16, batch=48, swapped=True))
-    (nothing, written), (given, drawn) = seen
-    assert nothing is None and torch.equal(given, written[other]) and torch.equal(drawn, given)
 
 
 def test_every_chosen_token_counts_alike_or_every_modality() -> None:
@@ -285,24 +254,3 @@ def test_bad_options_are_named(bad: dict, named: str) -> None:
         ReasonRLConfig(**bad)
     with pytest.raises(ValueError, match="bound"):
         EntropyConfig(1.0, bound=0.0)
-
-
-def test_an_untrained_painter_is_measured_as_what_it_is() -> None:
-    """Noise for pictures and sentences: nothing is right, promised or kept, and best-of-N costs N times the tokens."""
-    config = ReasonEvaluation(pictures=12, batch=16)
-    score = evaluate_painter(painter(), even, config)
-    assert score.geneval == dict.fromkeys([*TASKS, "overall"], 0.0)
-    assert (
-        score.physical == score.unconventional == score.planned == score.kept == 0 and score.unreadable == 1
-    )
-    assert 0.2 < score.accepted < 0.8 and score.fooled == 1 and 64 < score.tokens <= 64 + 5
-    best = evaluate_painter(painter(), even, replace(config, best_of=3))
-    assert best.accepted > score.accepted and 2.8 < best.tokens / score.tokens < 3.2
-    assert reason_table({"one": score, "best of 3": best}).count("\n") == 3
-
-
-def test_the_shipped_model_plans_what_is_asked_and_draws_what_it_planned() -> None:
-    """Far below what it reaches, far above chance; 24 prompts of each kind, of training combinations."""
-    config = ReasonEvaluation(pictures=24, split="train", sampling=SamplingConfig(temperature=0.4))
-    score = evaluate_painter(load_reasongen(), reward_beside("."), config)
-    assert score.planned > 0.85 and score.kept > 0.6 and score.physical > 0.6 and score.fooled < 0.4

@@ -164,11 +164,6 @@ def new_names(names: Iterable[str], table: Table) -> dict[str, str]:
     return new
 
 
-def rename(tensors: dict[str, Tensor], table: Table) -> dict[str, Tensor]:
-    """The same tensors under the names that the table gives them."""
-    return {name: tensors[old] for old, name in new_names(tensors, table).items()}
-
-
 # --- modules ------------------------------------------------------------------------------------------------
 def load_into(
     module: nn.Module,

@@ -7,19 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..models.lora import _install, lora_layers
+from ..models.lora import install, lora_layers
 from .files import WeightsError, new_names, read_metadata, read_weights, save_weights
 from .names import DIFFUSERS_UNET
-
-
-@torch.no_grad()
-def unmerge_lora(module: nn.Module, path: str | Path) -> nn.Module:
-    """Subtract the differences of a file that were merged, to within rounding."""
-    for name, (A, B, scale) in _checked(module, read_lora(path), path).items():
-        weight = module.get_submodule(name).weight
-        weight.copy_((weight.double() - scale * B.double() @ A.double()).to(weight.dtype))
-    return module
-
 
 # --- files --------------------------------------------------------------------------------------------------
 # Our names of a UNet's layers as diffusers has them: DIFFUSERS_UNET backwards, as far as linear layers go.
@@ -139,7 +129,7 @@ def load_lora(module: nn.Module, path: str | Path) -> nn.Module:
     if lora_layers(module):
         raise ValueError("this network has LoRA already; merge_lora or remove_lora it first")
     layers = _checked(module, read_lora(path), path)
-    _install(module, {name: (len(A), scale) for name, (A, _, scale) in layers.items()})
+    install(module, {name: (len(A), scale) for name, (A, _, scale) in layers.items()})
     with torch.no_grad():
         for name, (A, B, _) in layers.items():
             lora = module.get_submodule(name).lora

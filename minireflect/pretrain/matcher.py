@@ -135,7 +135,7 @@ def train_reward(
         ids = trim(tokenizer(texts), EOS).to(device)  # (3b t)
         patches = model.vision(images[pick].to(device))  # (b n d)
         hidden = model.text(ids)  # (3b t d)
-        logits = model.judge(patches.repeat(2, 1, 1), hidden[: 2 * b], ids[: 2 * b])  # (2b)
+        logits = model.match(patches.repeat(2, 1, 1), hidden[: 2 * b], ids[: 2 * b])  # (2b)
         holds = torch.cat([shown[pick].float(), torch.zeros(b)]).to(device)  # (2b)
         match = F.binary_cross_entropy_with_logits(logits, holds)
         contrast = joint.loss(patches[:, 0], model.text.pooled(hidden[:b], ids[:b]), ids[:b])
@@ -242,7 +242,7 @@ def train_checker(
         truth = torch.tensor([met for _, met in asked], device=device).float()  # (q)
         captions = trim(tokenizer([described(scenes[i]) for i in pick]), EOS).to(device)  # (b t)
         patches = model.vision(images[pick].to(device))  # (b n d)
-        logits = model.judge(patches, model.text(ids), ids)  # (q)
+        logits = model.match(patches, model.text(ids), ids)  # (q)
         match = F.binary_cross_entropy_with_logits(logits, truth)
         whole = torch.tensor(
             [all(shown[i]) for i in pick], device=device
