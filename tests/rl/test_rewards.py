@@ -46,7 +46,7 @@ def test_the_caption_reward_is_the_smallest_probability_of_a_word() -> None:
         least = 1.0
         for i in range(1, len(ids)):
             with torch.no_grad():
-                states = net.words(net.vision(image[None]), net.text(ids[None, :i]))
+                states = net.attend(net.vision(image[None]), net.text(ids[None, :i]))
             least = min(least, torch.softmax(net.next_word(states)[0, -1].double(), -1)[ids[i]].item())
         assert value == pytest.approx(least, rel=1e-4)
     assert len({round(v, 8) for v in found.tolist()}) == 5
