@@ -37,7 +37,7 @@ from .evaluate import Score, Table, evaluate, law_table
 from .evaluate_graphs import GraphScore, evaluate_loop, evaluation_graphs
 from .evaluate_reason import SAMPLING, ReasonScore, codec_table, evaluate_reason, evaluation_prompts
 from .methods.finetune import finetune
-from .methods.reasongen import train_reason_grpo
+from .methods.reasongen import Rewards, train_reason_grpo
 from .methods.rlrig import (
     RIG_PARTS,
     controls,
@@ -185,11 +185,11 @@ def srrl(task: Task) -> None:
     figures.accuracy_by_law(columns, task.figure("accuracy_by_law"))
     models = {"base": base, method: pipe}
     showcase.before_and_after(models, judge, config.sampler, config.seed, task.figure("before_and_after"))
-    showcase.rounds_strip(
-        pipe, judge, [p.text for p in showcase.fixed_prompts(("unconventional",))], config.sampler,
-        replace(config.srrl.reflection, rounds=3, steps=config.sampler.steps), config.seed, task.figure("rounds"),
-        blind=config.srrl.mode == "blind",
-    )  # fmt: skip
+    shown = [p.text for p in showcase.fixed_prompts(("unconventional",))]
+    reflection = replace(config.srrl.reflection, rounds=3, steps=config.sampler.steps)
+    asked = None if config.srrl.mode == "blind" else judge
+    rounds = showcase.sampled_rounds(pipe, shown, config.sampler, reflection, config.seed, asked)
+    showcase.rounds_strip(rounds, judge, shown, task.figure("rounds"))
 
 
 def cost_of(rows: list[dict]) -> str:
@@ -269,7 +269,7 @@ def vq(task: Task) -> None:
     twins = np.stack([render_pixels(twin(scene, draw)) for scene in scenes])
     codec = Codec(source, train_vq(config.vq, pixels, twins, source, task.job))
     save_codec(task.weights, codec)
-    task.report(codec_table(codec, config.reasoning))
+    task.report(codec_table(codec, config.evaluation))
     task.curve("vq", latents="squared error of the latents")
 
 
@@ -299,11 +299,9 @@ def reason_grpo(task: Task) -> None:
     config, weights, clock = task.config, task.weights, time.time()
     judge = reward_beside(task.source, task.device)
     if not (weights / "base_reasongen.safetensors").exists():
-        first = load_reasongen(task.source)
-        writes = first.writes_rationale or config.grpo.freed
-        save_reasongen(weights, "base_reasongen", first._replace(writes_rationale=writes))
+        save_reasongen(weights, "base_reasongen", load_reasongen(task.source))
     pipe, reader = load_reasongen(weights, "base_reasongen", task.device), None
-    if config.grpo.reads and pipe.writes_rationale:
+    if config.grpo.read_rationales and pipe.writes_rationale:
         task.hand_on("captioner")
         if not (weights / "captioner.safetensors").exists():
             do(task, "captioner")
@@ -313,20 +311,20 @@ def reason_grpo(task: Task) -> None:
         rows[f"SFT, best of {n}"] = measured_pictures(task, f"SFT, best of {n}", pipe, judge, n)
 
     def prompts(n: int, step: int, number: int) -> list[str]:
-        return config.mix.draw(config.seed, n)(step * config.grpo.most + number)[0]
+        return config.mix.draw(config.seed, n)(step * config.grpo.max_resamples + number)[0]
 
     known = None
     if config.grpo.recall:
         wanted = replace(config.grpo.examples, rationales="true" if pipe.writes_rationale else "none")
         known = make_examples(wanted, config.world, pipe, task.job)
     try:
-        train_reason_grpo(config.grpo, config.seed, pipe, judge, prompts, task.run, reader, known)
+        train_reason_grpo(config.grpo, pipe, Rewards(judge, reader), prompts, known, task.job)
     finally:  # also when stopped: what was trained is never lost
         save_reasongen(weights, "reasongen", pipe)
     rows["SFT + GRPO"] = measured_pictures(task, "SFT + GRPO", pipe, judge)
     table = Table("held-out prompts", {name: score.row for name, score in rows.items()})
     task.report(table, f"{(time.time() - clock) / 60:.1f} minutes")
-    targets = {"text": config.grpo.text.target, "image": config.grpo.image.target}
+    targets = {"text": config.grpo.text_entropy, "image": config.grpo.image_entropy}
     figures.reason_curves(task.run.metrics("reason-grpo"), targets, task.figure("reason_grpo"))
     show_rationales(task, pipe, judge)
 
@@ -334,7 +332,7 @@ def reason_grpo(task: Task) -> None:
 def measured_pictures(
     task: Task, name: str, pipe: ReasonPipeline, judge: Reward, best_of: int = 1
 ) -> ReasonScore:
-    config = task.config.reasoning
+    config = task.config.evaluation
     score = lambda: evaluate_reason(pipe, judge, config, name, best_of=best_of)  # noqa: E731
     return task.measured(name, ReasonScore, score)
 
@@ -342,7 +340,7 @@ def measured_pictures(
 def show_rationales(task: Task, pipe: ReasonPipeline, judge: Reward) -> None:
     """A figure of the first prompts of each kind, nothing picked."""
     config = task.config
-    texts = [p.text for p in evaluation_prompts(replace(config.reasoning, pictures=3))]
+    texts = [p.text for p in evaluation_prompts(replace(config.evaluation, pictures=3))]
     showcase.thoughts_strip(pipe, judge, texts, SAMPLING, config.seed, task.figure("thoughts"))
 
 

@@ -28,11 +28,10 @@ from minireflect.diffusion.reflection import ReflectionConfig, renoise_to
 from minireflect.diffusion.sample import denoise, last
 from minireflect.evaluate import EvaluationConfig, Table, evaluate, law_table, sample_and_score
 from minireflect.evaluate_reason import ORDER, evaluation_prompts
-from minireflect.methods.reasongen import EXPECTED
 from minireflect.methods.rollout import rollout
 from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
 from minireflect.pipeline import LatentDiffusion
-from minireflect.rl.rewards import Reward, load_captioner, load_reward, verdicts
+from minireflect.rl.rewards import ACCEPT_WORD, Reward, load_captioner, load_reward, verdicts
 from minireflect.streams import choices, rng
 from minireflect.world.canvas import to_tensor
 from minireflect.world.graphs import arrange
@@ -266,7 +265,7 @@ def measure_captioner(captioner: Reward, n: int) -> Table:
             "false by one fact": [false_rationale(p, s, split, draw) for p, s in zip(prompts, scenes)],
         }
         for name, told in texts.items():
-            kept = (captioner(images, told) >= EXPECTED).float()  # (m)
+            kept = (captioner(images, told) >= ACCEPT_WORD).float()  # (m)
             rows[f"{name}, {split} combinations"] = dict(zip(ORDER, (p.mean().item() for p in kept.split(n))))
     return Table("rationales found kept", rows)
 

@@ -15,7 +15,7 @@ from reason_report import COOL, arms_figure, entropy_figure, page
 from rig_study import cached, train
 from torch import Generator
 
-from minireflect.checkpoints.ours import load_reasongen
+from minireflect.checkpoints.ours import load_reasongen, save_reasongen
 from minireflect.config import preset
 from minireflect.evaluate import EvaluationConfig
 from minireflect.evaluate_reason import ReasonScore, another_of_its_kind, evaluate_reason
@@ -34,16 +34,16 @@ BASE = [
 ]  # fmt: skip
 AGAIN = ["--continued", "--seed", "1", "--pictures", "40000", "--steps", "3000", "--lr", "1e-3"]  # fmt: skip
 TUNING = ["--continued", "--steps", "1000", "--batch", "48", "--pictures", "20000", "--lr", "5e-4", "--bf16", *BEYOND]  # fmt: skip
-REINFORCING = ["--no-controls", "--examples.bf16"]
-FREED = ["--freed", "--no-reads", "--recall", "0"]  # recalled rationales would be SFT
+REINFORCING = ["--no-controls", "--bf16"]
+FREED = ["--no-read-rationales", "--recall", "0"]  # recalled rationales would be SFT
 REINFORCED = {  # name: (which fine-tuning it starts from, options)
     "true": ("true", []),
     "none": ("none", []),
-    "freed": ("base", FREED),
+    "freed": ("freed", FREED),
     "steady": ("true", ["--no-adaptive"]),
 }
 STRAIN = ["--iterations", "40", "--beta", "0", "--recall", "0", "--lr", "1e-3"]
-STRONG = ["--text.bound", "0.1", "--text.lr", "4e-3", "--image.bound", "0.1", "--image.lr", "4e-3"]  # fmt: skip
+STRONG = ["--entropy-bound", "0.1", "--entropy-lr", "4e-3"]
 STRAINED = {  # of the first seed: nothing that holds it and steps three times as large, to see what the adaptive term holds
     "strained": [*STRAIN, *STRONG],
     "strained-steady": [*STRAIN, "--no-adaptive"],
@@ -83,6 +83,15 @@ class Swapped(ReasonPipeline):
         return super().sample(texts, sampling, generator, rationales[rows])
 
 
+def freed(base: Path, folder: Path) -> Path:
+    """The base, allowed to write rationales that it was never trained to write: GRPO without SFT starts from it."""
+    if not folder.exists():
+        (folder / "weights").mkdir(parents=True)
+        pipe = load_reasongen(base / "weights")._replace(writes_rationale=True)
+        save_reasongen(folder / "weights", "reasongen", pipe)
+    return folder
+
+
 def measured(weights: Path, args: argparse.Namespace, seed: int, arm: str) -> ReasonScore:
     """A row of the table, measured once."""
     options = dict(ARMS[arm][1])
@@ -115,8 +124,8 @@ def main() -> int:
     base = train("reason-sft", args.out / "base", [*BASE, "--weights", str(captioner)])
     base = train("reason-sft", args.out / "base-2", [*BASE, *AGAIN, "--weights", str(base)])  # other pictures
     for seed in args.seeds:
-        common = ["--seed", str(seed), "--reasoning.pictures", "24"]  # the rows are measured below
-        runs = {"sft-base": base}
+        common = ["--seed", str(seed), "--evaluation.pictures", "24"]  # the rows are measured below
+        runs = {"sft-base": base, "sft-freed": freed(base, args.out / "freed")}
         for kind in THOUGHTS:
             words = [*common, *TUNING, "--weights", str(base), "--rationales", kind]
             runs[f"sft-{kind}"] = train("reason-sft", args.out / f"sft-{kind}-{seed}", words)
@@ -127,7 +136,7 @@ def main() -> int:
             if start == "true":
                 training.setdefault(name, []).append(read_metrics(runs[f"grpo-{name}"], "reason-grpo"))
         arms.append({arm: measured(runs[run] / "weights", args, seed, arm) for arm, (run, _) in ARMS.items()})
-    targets = {"text": preset("cpu").grpo.text.target, "image": preset("cpu").grpo.image.target}
+    targets = {"text": preset("cpu").grpo.text_entropy, "image": preset("cpu").grpo.image_entropy}
     arms_figure(arms, args.docs / "reasongen_arms.png")
     entropy_figure(training, targets, args.docs / "reasongen_entropy.png")
     write_text(args.docs / "reasongen_study.md", page(arms, args.seeds, args.pictures))

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from minireflect.methods.reasongen import EXPECTED, ReasonRLConfig, collect_groups
 from minireflect.models.matcher import CrossBlock, Matcher, MatcherConfig
 from minireflect.models.tokenizer import EOS
 from minireflect.streams import choices, rng
@@ -11,8 +10,6 @@ from minireflect.world.prompts import draw_prompts
 from minireflect.world.rationales import rationale
 from minireflect.world.render import render
 from tests.small import REASON_WORDS as WORDS
-from tests.small import law_texts as texts
-from tests.small import small_reasongen as painter
 
 
 def matcher() -> Matcher:
@@ -35,20 +32,3 @@ def test_a_block_takes_no_pictures_and_several_sentences_to_one() -> None:
         alone = block(words[i : i + 1], patches[i // 2 : i // 2 + 1])
         torch.testing.assert_close(together[i : i + 1], alone, atol=1e-5, rtol=0)
     assert block(words[:0], patches[:0]).shape == (0, 5, 16)
-
-
-def test_a_picture_that_does_not_keep_its_rationale_is_not_right() -> None:
-    """With a captioner a sample is right where both accept it; it is asked about the rationales that were written."""
-    config, asked = ReasonRLConfig(prompts=2, group=4, most=1), []
-
-    def second(images: Tensor, prompts: list[str]) -> Tensor:
-        return (torch.arange(len(images)) % 2).float()
-
-    def last(images: Tensor, thoughts: list[str]) -> Tensor:
-        asked.extend(thoughts)
-        return EXPECTED * (torch.arange(len(images)) % 4 == 3).float()
-
-    alone, _ = collect_groups(painter(), second, texts, config, 0, rng(0, "read"))
-    both, tally = collect_groups(painter(), second, texts, config, 0, rng(0, "read"), last)
-    assert alone.rewards.tolist() == [[0, 1, 0, 1]] * 2 and both.rewards.tolist() == [[0, 0, 0, 1]] * 2
-    assert asked == painter().rationales(both.drawn) and tally.reward == 0.25

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 
 from minireflect import load_pipeline, rng
 from minireflect.checkpoints.ours import RIG
-from minireflect.methods.reasongen import EXPECTED
 from minireflect.models.matcher import Matcher, MatcherConfig
 from minireflect.models.tokenizer import EOS, Tokenizer
 from minireflect.pretrain import matcher
@@ -25,7 +24,7 @@ from minireflect.pretrain.matcher import (
     train_checker,
     train_reward,
 )
-from minireflect.rl.rewards import caption_reward, matcher_reward
+from minireflect.rl.rewards import ACCEPT_WORD, caption_reward, matcher_reward
 from minireflect.run import Job, Run
 from minireflect.streams import choices
 from minireflect.world.data import WorldConfig, training_pairs
@@ -112,7 +111,7 @@ def test_a_captioner_learns_to_tell_true_rationales_from_false_ones(
     images = torch.stack([render(s) for s in scenes])
     true = reward(images, [rationale(s) for s in scenes])
     false = reward(images, [rationale(s) for s in scenes[1:] + scenes[:1]])
-    assert true.min() > EXPECTED > false.mean() and (true > false).all()
+    assert true.min() > ACCEPT_WORD > false.mean() and (true > false).all()
 
 
 @pytest.mark.parametrize("name", ["reward", "checker", "captioner"])

@@ -8,7 +8,7 @@ import torch
 
 from minireflect.evaluate import EvaluationConfig
 from minireflect.evaluate_reason import evaluation_prompts
-from minireflect.methods.reasongen import EXPECTED
+from minireflect.rl.rewards import ACCEPT_WORD
 from minireflect.streams import choices
 from minireflect.world.rationales import plan_of, read_rationale
 
@@ -25,7 +25,7 @@ def test_false_rationales_are_false_and_readable() -> None:
 
 
 def test_a_captioner_that_accepts_everything_keeps_all_and_one_that_accepts_nothing_none() -> None:
-    for value in (0.0, EXPECTED, 1.0):
+    for value in (0.0, ACCEPT_WORD, 1.0):
         table = measure.measure_captioner(lambda images, texts, v=value: torch.full((len(texts),), v), 6)
         assert [v for row in table.rows.values() for v in row.values()] == [float(value > 0)] * 12
 
