@@ -23,7 +23,7 @@ from torchvision.utils import save_image
 
 from minireflect import figures
 from minireflect.checkpoints.lora import load_lora
-from minireflect.checkpoints.ours import REASON, RIG, SHIPPED, load_painter, load_pipeline, weights_folder
+from minireflect.checkpoints.ours import REASON, RIG, SHIPPED, load_pipeline, load_reasongen, weights_folder
 from minireflect.diffusion.reflection import ReflectionConfig
 from minireflect.methods.finetune import PRECISIONS, FinetuneConfig, load_base
 from minireflect.methods.rlrig import LoopConfig, load_parts
@@ -178,7 +178,7 @@ def draw_rig(args: argparse.Namespace) -> None:
 
 def draw_reason(args: argparse.Namespace) -> None:
     folder = weights_folder(REASON if args.weights is None else args.weights)
-    painter, judge = load_painter(folder), judge_of(folder)
+    painter, judge = load_reasongen(folder), judge_of(folder)
     sampling = SamplingConfig(temperature=args.temperature, guidance=args.guidance)
     rows = thoughts_strip(painter, judge, args.prompts, sampling, args.seed, args.out)
     for prompt, row in zip(args.prompts, rows):

@@ -27,8 +27,8 @@ from minireflect.checkpoints.ours import (
     load_autoencoder,
     load_codec,
     load_module,
-    load_painter,
     load_pipeline,
+    load_reasongen,
     weights_folder,
 )
 from minireflect.config import (
@@ -172,7 +172,7 @@ def check_first(args: Arguments) -> None:
     elif args.command == "rlrig":
         load_parts(folder)
     elif args.command == "reason-grpo" or (args.command == "reason-sft" and config.sft.continued):
-        load_painter(folder)
+        load_reasongen(folder)
     elif args.command == "reason-sft" or (args.command == "vq" and config.vq.continued):
         load_codec(folder)
     elif args.command == "vq":

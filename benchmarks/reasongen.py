@@ -20,7 +20,7 @@ from minireflect.checkpoints.ours import load_pipeline
 from minireflect.models.reasongen import ReasonGen, ReasonGenConfig, SamplingConfig
 from minireflect.models.transformer import Transformer
 from minireflect.models.vq import Codec, VQAutoencoder, VQConfig
-from minireflect.pipeline import Painter
+from minireflect.pipeline import ReasonPipeline
 from minireflect.pretrain.sft import reason_tokenizer
 from minireflect.streams import choices, rng
 from minireflect.world.prompts import draw_prompts
@@ -67,12 +67,12 @@ def main() -> int:
     model = ReasonGen(config).eval()
     theirs = llama(in_one(model))
     codec = Codec(load_pipeline().autoencoder, VQAutoencoder(VQConfig()).eval())
-    painter = Painter(model, tokenizer, codec)
+    painter = ReasonPipeline(model, tokenizer, codec)
     texts = [p.text for p in draw_prompts("physical", "train", args.pictures, choices(0, "benchmark"))]
     prompts, tokens = tokenizer(texts), config.rationale + config.side**2
 
     def ours() -> None:
-        model.write(prompts, SamplingConfig(), rng(0, "benchmark"))
+        model.sample(prompts, SamplingConfig(), rng(0, "benchmark"))
 
     def generate() -> None:
         theirs.generate(
@@ -81,7 +81,7 @@ def main() -> int:
         )  # fmt: skip
 
     def pictures() -> None:
-        painter.pictures(painter.draw(texts, SamplingConfig(), rng(0, "benchmark")).codes)
+        painter.pictures(painter.sample(texts, SamplingConfig(), rng(0, "benchmark")).codes)
 
     taken = seconds({"ours": ours, "transformers": generate, "pictures": pictures}, args.repeats)
     total = args.pictures * tokens

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from .methods.reasongen import EXPECTED
 from .models.reasongen import SamplingConfig
 from .models.vq import Codec
-from .pipeline import Painter
+from .pipeline import ReasonPipeline
 from .rl.rewards import Reward
 from .streams import choices, rng
 from .world import geneval
@@ -78,7 +78,7 @@ def codec_table(codec: Codec, config: ReasonEvaluation) -> str:
     ways = {
         "as rendered": lambda x: x,
         "through the autoencoder": lambda x: pixels.decode(pixels.encode(x)).clamp(-1, 1),
-        "through the codebook": lambda x: codec.pictures(codec.words(x)),
+        "through the codebook": lambda x: codec.pictures(codec.codes(x)),
     }
     lines = ["| held-out scenes read right | arrangement | physical | unconventional | squared error |", "|---|---|---|---|---|"]  # fmt: skip
     for name, way in ways.items():
@@ -128,7 +128,7 @@ def reader_table(captioner: Reward, config: ReasonEvaluation, device: torch.devi
 
 @torch.no_grad()
 def evaluate_painter(
-    painter: Painter, judge: Reward, config: ReasonEvaluation, name: str = ""
+    painter: ReasonPipeline, judge: Reward, config: ReasonEvaluation, name: str = ""
 ) -> ReasonScore:
     """Draw fixed prompts with fixed noise; with `best_of`, each as often, and the picture that the judge likes best."""
     prompts, n = evaluation_prompts(config), config.best_of
@@ -138,12 +138,12 @@ def evaluate_painter(
         tries = []
         for k in range(n):
             noise = rng(config.seed, "evaluate", "reason", i, k)
-            drawn = painter.draw(texts, config.sampling, noise)
+            drawn = painter.sample(texts, config.sampling, noise)
             if config.swapped:
-                words = drawn.words[another_of_its_kind(prompts[i : i + config.batch])]
-                drawn = painter.draw(texts, config.sampling, noise, words)
+                words = drawn.rationale[another_of_its_kind(prompts[i : i + config.batch])]
+                drawn = painter.sample(texts, config.sampling, noise, words)
             pictures = painter.pictures(drawn.codes)
-            tries.append((pictures.cpu(), judge(pictures, texts).cpu(), painter.thoughts(drawn)))
+            tries.append((pictures.cpu(), judge(pictures, texts).cpu(), painter.rationales(drawn)))
             tokens += int(drawn.chosen.sum()) + drawn.codes.numel()
         best = torch.stack([r for _, r, _ in tries]).argmax(0).tolist()  # (b)
         images += [tries[k][0][j] for j, k in enumerate(best)]

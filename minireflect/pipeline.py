@@ -19,37 +19,44 @@ from .diffusion.sample import EpsFn, denoise, guided, last
 from .diffusion.schedule import Schedule, StepTable
 from .models.autoencoder import Autoencoder
 from .models.clip import TextEncoder, TwoTextEncoders
-from .models.reasongen import Drawn, ReasonGen, SamplingConfig, as_text
+from .models.reasongen import ReasonGen, Sampled, SamplingConfig
 from .models.tokenizer import BytePairs, NoVocabulary, PromptError, Tokenizer, TwoBytePairs
 from .models.unet import Added, UNet
 from .models.vq import Codec
 
 
-class Painter(NamedTuple):
-    """All it takes to draw: what thinks and draws, what knows the words, what turns tokens into pictures."""
+class ReasonPipeline(NamedTuple):
+    """ReasonGen-R1: one transformer that writes a rationale and then samples the picture's tokens."""
 
     model: ReasonGen
     tokenizer: Tokenizer
-    codec: Codec
-    thinks: bool = True  # writes a rationale first; else every rationale is BOI, given and not chosen
+    codec: Codec  # image tokens to pixels and back
+    writes_rationale: bool = True  # False: every rationale is empty, BOI alone, given and not chosen
 
-    def pictures(self, codes: Tensor) -> Tensor:
-        """Shapes: codes (b n) -> (b 3 64 64) in [-1, 1]"""
-        return self.codec.pictures(codes)
+    def sample(
+        self,
+        prompts: list[str],
+        sampling: SamplingConfig,
+        generator: Generator,
+        rationale: Tensor | None = None,
+    ) -> Sampled:
+        """A rationale and a picture for each prompt; with given rationales only the picture.
 
-    def draw(
-        self, prompts: list[str], sampling: SamplingConfig, generator: Generator, words: Tensor | None = None
-    ) -> Drawn:
-        """Think and draw, once for each prompt; or draw only, from given rationales.  Shapes: words (b r)"""
+        Shapes: b prompts, rationale (b r) ids that end in BOI.  Raises PromptError on unknown words.
+        """
         device = next(self.model.parameters()).device
         ids = self.tokenizer(prompts).to(device)
-        if words is None and not self.thinks:
-            words = self.model.blank(len(prompts), device)[1]
-        return self.model.write(ids, sampling, generator, words)
+        if rationale is None and not self.writes_rationale:
+            rationale = self.model.blank(len(prompts), device)[1]
+        return self.model.sample(ids, sampling, generator, rationale)
 
-    def thoughts(self, drawn: Drawn) -> list[str]:
-        """The rationales as written.  -> b"""
-        return as_text(self.tokenizer, drawn.words)
+    def pictures(self, codes: Tensor) -> Tensor:
+        """Decode image tokens.  Shapes: codes (b n) -> (b 3 64 64) in [-1, 1]"""
+        return self.codec.pictures(codes)
+
+    def rationales(self, sampled: Sampled) -> list[str]:
+        """The rationales as text; an empty string where none was written.  -> b"""
+        return self.tokenizer.decode(sampled.rationale)
 
 
 Judge = Callable[

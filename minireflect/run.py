@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -142,6 +143,14 @@ class Run:
             if row["stage"] != stage or row["step"] < start:
                 rows.append(line)
         write_text(path, "".join(row + "\n" for row in rows))
+
+
+class Job(NamedTuple):
+    """What every training loop is given: where it records, the seed of its random streams, where it computes."""
+
+    run: Run
+    seed: int = 0
+    device: torch.device = torch.device("cpu")
 
 
 def read_metrics(folder: Path, stage: str) -> list[dict]:

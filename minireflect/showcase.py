@@ -16,7 +16,7 @@ from .diffusion.reflection import ReflectionConfig, renoise_to
 from .diffusion.sample import denoise, last
 from .methods.rlrig import LoopConfig, Parts, loop_of
 from .models.reasongen import SamplingConfig
-from .pipeline import LatentDiffusion, Painter, SamplerConfig
+from .pipeline import LatentDiffusion, ReasonPipeline, SamplerConfig
 from .rl.rewards import Reward
 from .streams import rng
 from .world.graphs import SceneGraph
@@ -172,15 +172,15 @@ def edit_strip(
 
 
 def thoughts_strip(
-    painter: Painter, judge: Reward, texts: list[str], sampling: SamplingConfig, seed: int, path: Path
+    painter: ReasonPipeline, judge: Reward, texts: list[str], sampling: SamplingConfig, seed: int, path: Path
 ) -> list[list[tuple[str, str]]]:
     """ReasonGen-R1 at work, every prompt twice: the rationale as written, the picture, the verdict.  -> rationale and verdict, row by row"""
     cells: list[list[Cell]] = [[] for _ in texts]
     said: list[list[tuple[str, str]]] = [[] for _ in texts]
     for k in range(2):
-        drawn = painter.draw(texts, sampling, rng(seed, "thoughts", k))
+        drawn = painter.sample(texts, sampling, rng(seed, "thoughts", k))
         images = painter.pictures(drawn.codes).cpu()  # (b 3 64 64)
-        rewards, thoughts = judge(images, texts).tolist(), painter.thoughts(drawn)  # b, b
+        rewards, thoughts = judge(images, texts).tolist(), painter.rationales(drawn)  # b, b
         for i, (text, image, thought, reward) in enumerate(zip(texts, images, thoughts, rewards)):
             _, line, right = verdict(image, text, reward)
             said[i].append((thought or "(no rationale)", line))

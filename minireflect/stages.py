@@ -18,12 +18,12 @@ from .checkpoints.ours import (
     load_autoencoder,
     load_codec,
     load_module,
-    load_painter,
     load_pipeline,
+    load_reasongen,
     save_codec,
     save_module,
-    save_painter,
     save_pipeline,
+    save_reasongen,
 )
 from .config import Config
 from .evaluate import GraphScore, Score, evaluate, evaluate_loop, evaluation_graphs, graph_table, table
@@ -53,7 +53,7 @@ from .models.matcher import Matcher, MatcherConfig
 from .models.reasongen import ReasonGenConfig
 from .models.tokenizer import Tokenizer
 from .models.vq import Codec
-from .pipeline import LatentDiffusion, Painter
+from .pipeline import LatentDiffusion, ReasonPipeline
 from .pretrain.actor import train_actor
 from .pretrain.autoencoder import teach_autoencoder, train_autoencoder
 from .pretrain.diffusion import GRAPH_NETWORKS, LAW_NETWORKS, train_diffusion
@@ -61,7 +61,7 @@ from .pretrain.matcher import train_captioner, train_checker, train_reward
 from .pretrain.sft import lessons, reason_tokenizer, train_reasongen
 from .pretrain.vq import refine_vq, train_vq
 from .rl.checker import Checker, load_checker
-from .rl.rewards import Reward, caption_reward, checker, judge_of, load_captioner, match_reward
+from .rl.rewards import Reward, caption_reward, inspector_reward, judge_of, load_captioner, match_reward
 from .run import Run, write_text
 from .showcase import before_and_after, edit_strip, fixed_prompts, rounds_strip, thoughts_strip
 from .streams import choices
@@ -156,7 +156,7 @@ def srrl(config: Config, run: Run, folder: Path, device: torch.device) -> None:
     clock = time.time()
     texts = config.prompts.draw(config.seed, config.srrl.prompts)
     try:
-        train_srrl(config.srrl, config.seed, pipe, judge, texts, checker, run)
+        train_srrl(config.srrl, config.seed, pipe, judge, texts, inspector_reward, run)
     finally:
         save_pipeline(pipe, weights, ("unet",))  # also when stopped: what was trained is never lost
     minutes = (time.time() - clock) / 60
@@ -343,11 +343,11 @@ def reason_sft(config: Config, run: Run, folder: Path, device: torch.device) -> 
     weights = run.folder / "weights"
     codec, start = load_codec(folder), None
     if config.sft.continued:
-        first = load_painter(folder)
+        first = load_reasongen(folder)
         start = first.model, first.tokenizer
     model, tokenizer = train_reasongen(config.sft, config.world, config.seed, codec, run, device, start)
-    painter = Painter(model, tokenizer, codec, thinks=config.sft.rationales != "none")
-    save_painter(weights, "reasongen", painter)
+    painter = ReasonPipeline(model, tokenizer, codec, writes_rationale=config.sft.rationales != "none")
+    save_reasongen(weights, "reasongen", painter)
     hand_on(folder, weights, "captioner")
     figures.training_curve(
         run.metrics("reason-sft"),
@@ -364,10 +364,14 @@ def reason_grpo(config: Config, run: Run, folder: Path, device: torch.device) ->
     """Measure, reinforce, measure again with the same prompts and noise."""
     weights, judge, clock = run.folder / "weights", judge_of(folder, device), time.time()
     if not (weights / "base_reasongen.safetensors").exists():
-        first = load_painter(folder)
-        save_painter(weights, "base_reasongen", first._replace(thinks=first.thinks or config.grpo.freed))
-    painter, reader = load_painter(weights, "base_reasongen", device), None
-    if config.grpo.reads and painter.thinks:
+        first = load_reasongen(folder)
+        save_reasongen(
+            weights,
+            "base_reasongen",
+            first._replace(writes_rationale=first.writes_rationale or config.grpo.freed),
+        )
+    painter, reader = load_reasongen(weights, "base_reasongen", device), None
+    if config.grpo.reads and painter.writes_rationale:
         hand_on(folder, weights, "captioner")
         if not (weights / "captioner.safetensors").exists():
             captioner(config, run, folder, device)
@@ -381,12 +385,12 @@ def reason_grpo(config: Config, run: Run, folder: Path, device: torch.device) ->
 
     known = None
     if config.grpo.recall:
-        wanted = replace(config.grpo.lessons, rationales="true" if painter.thinks else "none")
+        wanted = replace(config.grpo.lessons, rationales="true" if painter.writes_rationale else "none")
         known = lessons(wanted, config.world, config.seed, painter.tokenizer, painter.model.config, painter.codec, device)  # fmt: skip
     try:
         train_reason_grpo(config.grpo, config.seed, painter, judge, prompts, run, reader, known)
     finally:  # also when stopped: what was trained is never lost
-        save_painter(weights, "reasongen", painter)
+        save_reasongen(weights, "reasongen", painter)
     rows["SFT + GRPO"] = measured_painter(run, "SFT + GRPO", painter, judge, config)
     report(run, rows, f"{(time.time() - clock) / 60:.1f} minutes")
     targets = {"text": config.grpo.text.target, "image": config.grpo.image.target}
@@ -401,7 +405,7 @@ def report(run: Run, rows: dict[str, ReasonScore], last: str = "") -> None:
     print(text)
 
 
-def show(painter: Painter, judge: Reward, config: Config, run: Run) -> None:
+def show(painter: ReasonPipeline, judge: Reward, config: Config, run: Run) -> None:
     """The first prompts of each kind, nothing picked."""
     texts = [p.text for p in evaluation_prompts(replace(config.reasoning, pictures=3))]
     thoughts_strip(
@@ -410,7 +414,7 @@ def show(painter: Painter, judge: Reward, config: Config, run: Run) -> None:
 
 
 def measured_painter(
-    run: Run, name: str, painter: Painter, judge: Reward, config: Config, best_of: int = 1
+    run: Run, name: str, painter: ReasonPipeline, judge: Reward, config: Config, best_of: int = 1
 ) -> ReasonScore:
     """Measure, unless this run has done so before it was interrupted."""
     known = [row for row in run.metrics("evaluation") if row["model"] == name]

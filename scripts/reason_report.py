@@ -12,7 +12,7 @@ from minireflect.figures import BASE, REWARD, TRUTH, save, smooth
 COLUMNS = {
     "physical": "physical",
     "unconventional": "unconventional",
-    "accepted": "judge accepts",
+    "accepted": "reward accepts",
     "fooled": "of these wrong",
     "unreadable": "unreadable",
     "planned": "rationale right",
@@ -101,7 +101,7 @@ def entropy_figure(training: dict[str, list[list[dict]]], targets: dict[str, flo
         for axes, key in zip(panels, ("text", "image")):
             axes.axhline(targets[key], color=TRUTH, ls=":", lw=1, label="target")
             axes.set(title=f"entropy of {key} tokens, nats", ylim=(0, None))
-        panels[2].set(title="rewarded, by judge and captioner", ylim=(0, 1))
+        panels[2].set(title="rewarded, by reward and captioner", ylim=(0, 1))
         panels[3].set(title="right, by the inspector", ylim=(0, 1))
         for axes in panels:
             axes.set_xlabel("iteration")
@@ -112,12 +112,13 @@ def entropy_figure(training: dict[str, list[list[dict]]], targets: dict[str, flo
 
 
 def page(arms: list[dict[str, ReasonScore]], seeds: list[int], pictures: int) -> str:
-    return f"""# ReasonGen-R1: do the words help, and what does reinforcing them do?
+    return f"""# Study of ReasonGen-R1: do rationales help, and what does GRPO add?
 
 Made by `python scripts/reason_study.py`: seeds {", ".join(map(str, seeds))}, {pictures} prompts each of arrangements (GenEval's six tasks in turn), physical
-laws and unconventional outcomes, read by the inspector. Every seed has its own training, prompts and noise; means over the seeds with 95 % intervals (Student's t).
-*Rationale right*: it promises what the prompt asks for, by the parser of our grammar. *Picture keeps it*: of the rationales that parse, those whose promise the
-inspector finds in the picture. *Tokens*: sampled for a prompt. Temperature 0.8 unless a row says otherwise. Best of N: the picture that the judge likes best.
+laws and unconventional outcomes, measured by the inspector. Every seed has its own training, prompts and noise; means over the seeds with 95 % intervals (Student's t).
+*Rationale right*: the rationale, parsed, states what the prompt asks for. *Picture keeps it*: of the rationales that parse, the share whose statement the
+inspector finds in the picture. *Tokens*: sampled per prompt. *Reward accepts*: reward of at least 0.5. Temperature 0.8 unless a row says otherwise.
+*Best of N*: the picture with the highest reward. [What it means](reasongen.md#results).
 
 {arms_table(arms)}
 
@@ -125,17 +126,18 @@ inspector finds in the picture. *Tokens*: sampled for a prompt. Temperature 0.8 
 
 {differences_table(arms)}
 
-Rows: *shuffled rationale* was fine-tuned on rationales of other scenes of the same law, the same words in the same numbers; *another prompt's rationale* is the model
-after GRPO, made to draw what it thought of another prompt of the same law. *GRPO without SFT* is the model without rationales, free to write words, and rewarded
-by the judge of the picture alone; where else there are rationales a captioner must find them kept. GRPO recalls
-true pictures, and where it has them rationales, beside what it is rewarded for; *without SFT* it recalls nothing. *Training combinations*: new prompts of combinations of things and colours that training has seen; all other rows are of held-out ones.
+Rows: *shuffled rationale* is fine-tuned on rationales of other scenes of the same law, so the same tokens in the same numbers. *Another prompt's rationale* is the model
+after GRPO, given the rationale that it wrote for another prompt of the same law. *GRPO without SFT* starts from the model without rationales, lets it sample text tokens, and
+rewards the picture alone; in the other rows with rationales a captioner must also find the rationale in the picture. Besides the rewarded samples GRPO trains on true
+pictures, with rationales where the model writes them; *without SFT* it does not. *Training combinations*: new prompts of combinations of objects and colours seen in
+training; all other rows use held-out ones.
 
 {parts_table(arms, f"{FULL}, temperature {COOL}")}
 
 ## Entropy
 
-GRPO with and without the adaptive entropy term, every seed a line, on training prompts. Above as it is by default; below, the first seed, without the KL to the model
-before, recalling nothing, and with a step three times as large, the weight of the entropy 0.1 at most in place of 0.005:
+GRPO with and without the adaptive entropy term on training prompts; each line is a seed. Above: the default settings. Below: the first seed without the KL term, without
+training on true pictures, with three times the learning rate; the weight of the entropy is bounded by 0.1 in place of 0.005:
 
 ![entropy](reasongen_entropy.png)
 """

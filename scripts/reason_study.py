@@ -1,6 +1,6 @@
 """Do the words help, and what does reinforcing them do?  ReasonGen-R1 and its controls, read by the inspector.
 
-    python scripts/reason_study.py [--out runs/reason] [--seeds 0 1 2]          writes docs/reasongen.md and docs/reasongen_*.png
+    python scripts/reason_study.py [--out runs/reason] [--seeds 0 1 2]          writes docs/reasongen_study.md and docs/reasongen_*.png
 
 Codebooks are trained, and a captioner that will read rationales; and one model learns to draw in forms and colours, from prompts and from dense captions,
 and what a rationale is, but never to draw from its own: the base.  From it three ways of fine-tuning (true rationales, none, another scene's), then GRPO on them.
@@ -15,7 +15,7 @@ from pathlib import Path
 from reason_report import COOL, arms_figure, entropy_figure, page
 from rig_study import cached, train
 
-from minireflect.checkpoints.ours import load_painter
+from minireflect.checkpoints.ours import load_reasongen
 from minireflect.config import preset
 from minireflect.evaluate_reason import ReasonScore, evaluate_painter
 from minireflect.models.reasongen import SamplingConfig
@@ -46,7 +46,7 @@ STRAINED = {  # of the first seed: nothing that holds it and steps three times a
     "strained-steady": [*STRAIN, "--grpo.no-adaptive"],
 }
 ARMS = {  # name in the table: (run, how it is measured)
-    "drawing only, before fine-tuning": ("sft-base", {}),
+    "pictures only, before fine-tuning": ("sft-base", {}),
     "no rationale": ("sft-none", {}),
     "no rationale, best of 2": ("sft-none", {"best_of": 2}),
     "no rationale, best of 4": ("sft-none", {"best_of": 4}),
@@ -77,7 +77,7 @@ def measured(weights: Path, args: argparse.Namespace, seed: int, arm: str) -> Re
     path = args.out / "rows" / f"{arm}-{seed}-{args.pictures}.json"
     path.parent.mkdir(exist_ok=True)
     score = cached(
-        path, lambda: vars(evaluate_painter(load_painter(weights), judge_of(weights), config, arm))
+        path, lambda: vars(evaluate_painter(load_reasongen(weights), judge_of(weights), config, arm))
     )
     return ReasonScore(**score)
 
@@ -113,8 +113,8 @@ def main() -> int:
     targets = {"text": preset("cpu").grpo.text.target, "image": preset("cpu").grpo.image.target}
     arms_figure(arms, args.docs / "reasongen_arms.png")
     entropy_figure(training, targets, args.docs / "reasongen_entropy.png")
-    write_text(args.docs / "reasongen.md", page(arms, args.seeds, args.pictures))
-    print(args.docs / "reasongen.md")
+    write_text(args.docs / "reasongen_study.md", page(arms, args.seeds, args.pictures))
+    print(args.docs / "reasongen_study.md")
     return 0
 
 

@@ -177,18 +177,20 @@ def page(
     arms: list[dict[str, GraphScore]], checkers: str, fooled: dict, seeds: list[int], pictures: int
 ) -> str:
     gain = [rows[TRAINED].sg_iou / rows["base"].sg_iou - 1 for rows in arms]
-    return f"""# RL-RIG: does the loop help, and does training it?
+    return f"""# Study of RL-RIG: does the loop help, and does training it?
 
 Made by `python scripts/rig_study.py`: seeds {", ".join(map(str, seeds))}, {pictures} held-out graphs of two to four things and one to four relations
-each, read by the inspector. Every seed has its own graphs, noise and training; means over the seeds with 95 % intervals (Student's t).
-All rows of a seed share graphs, and round 0 its noise. *Repaired*: of the pictures that were wrong in round 0, the share that is right in the end; *damaged*:
-of those that were right, the share that is not. *Checker fooled*: of the pictures that it accepts, the share that the inspector does not.
+each, measured by the inspector. Every seed has its own graphs, noise and training; means over the seeds with 95 % intervals (Student's t).
+All rows of a seed share graphs and the start noise of round 0. [What it means](rlrig.md#results). *Repaired*: of the pictures that were wrong in round 0, the share that is right in the end; *damaged*:
+of those that were right, the share that is not. *Checker fooled*: of the pictures that the Checker accepts, the share that the inspector does not.
+*Judge*: a second Checker that no training uses. *Raw loop*: the loop before reinforcement. *Silent*: the edit prompt is empty. *Scripted Actor*: the
+edit prompt comes from a program that plans places from the graph. *Repeated generation*: a new picture from new noise until the Checker accepts.
 
 {arms_table(arms)}
 
 ![arms](rlrig_arms.png)
 
-SG-IoU of the trained loop over that of the Diffuser alone: {over_seeds(gain)} more, relative.
+Relative gain in SG-IoU of the trained loop over the Diffuser alone: {over_seeds(gain)}.
 
 {differences_table(arms)}
 
@@ -200,17 +202,17 @@ Yes/no questions about 1,000 held-out scenes, half of them clean and half throug
 
 ![reliability](rlrig_reliability.png)
 
-And on all requirements of 256 pictures that the loops end with, the inspector being right:
+All requirements of the 256 pictures that each loop returns, compared with the inspector:
 
 {fooled_table(fooled)}
 
 ## Ablations
 
-The number of edits of a picture that are compared with each other, at equal edits an iteration, in a shorter training (8 and 25 iterations) of one seed:
+Group size (edits of one picture that are compared with each other), at equal edits per iteration, in a shorter training (8 and 25 iterations) of one seed:
 
 ![group sizes](rlrig_groups.png)
 
-How far an edit goes back, half as many graphs of each seed (means, and the range of the seeds). What is trained was trained at the default:
+t*, the share of the steps that an edit goes back; half as many graphs of each seed (mean, and range over the seeds). The trained loop was trained at the default t*:
 
 ![levels](rlrig_t_star.png)
 """

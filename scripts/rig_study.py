@@ -1,6 +1,6 @@
 """Does the loop help, and does training it?  RL-RIG from the shipped weights, its controls and ablations, read by the inspector.
 
-    python scripts/rig_study.py [--out runs/rig] [--seeds 0 1 2]          writes docs/rlrig.md and docs/rlrig_*.png
+    python scripts/rig_study.py [--out runs/rig] [--seeds 0 1 2]          writes docs/rlrig_study.md and docs/rlrig_*.png
 
 A run of `train.py rlrig` measures all controls and both phases on the same held-out graphs and noise; every seed has its
 own graphs, noise and training.  It can be stopped at any time and goes on where it stopped.
@@ -101,8 +101,10 @@ def main() -> int:
     groups_figure({g: scores(r) for g, r in groups.items()}, args.docs / "rlrig_groups.png")
     t_star_figure(T_STARS, t_star, args.docs / "rlrig_t_star.png")
     reliability_figure(answers, args.docs / "rlrig_reliability.png")
-    write_text(args.docs / "rlrig.md", page(arms, checker_table(answers), fooled, args.seeds, args.pictures))
-    print(args.docs / "rlrig.md")
+    write_text(
+        args.docs / "rlrig_study.md", page(arms, checker_table(answers), fooled, args.seeds, args.pictures)
+    )
+    print(args.docs / "rlrig_study.md")
     return 0
 
 

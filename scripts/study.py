@@ -44,7 +44,7 @@ LONG, FAST = (
     ["--srrl.iterations", "120"],
     ["--srrl.iterations", "160", "--srrl.lr", "5e-4", "--srrl.cooldown", "0"],
 )
-CLEAN = "judge of clean pictures"
+CLEAN = "reward from clean renders"
 HACKED = {
     f"{CLEAN}, fast": [*QUICK, *FAST, "--srrl.anchored", "0"],
     f"{CLEAN}, fast, anchored": [*QUICK, *FAST],

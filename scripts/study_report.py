@@ -16,7 +16,7 @@ from minireflect.run import read_metrics
 def table(rows: list[dict]) -> str:
     """One line for each arm and way of drawing."""
     lines = [
-        "| arm | drawn by | physical | unconventional | reward | unreadable | diversity | edges | brightness | UNet evaluations, reward calls a picture | in training: reward calls, UNet evaluations, minutes |",
+        "| arm | sampled by | physical | unconventional | reward | unreadable | diversity | edges | brightness | UNet evaluations, reward calls a picture | in training: reward calls, UNet evaluations, minutes |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for arm, way in dict.fromkeys((r["arm"], r["way"]) for r in rows):
@@ -46,7 +46,7 @@ def table(rows: list[dict]) -> str:
 
 def paired(rows: list[dict], others: list[str]) -> str:
     """By how much SRRL is ahead of every other trained arm: both kinds of prompts, seed by seed, and the interval of the mean."""
-    lines = ["| SRRL minus | drawn by | physical | unconventional |", "|---|---|---|---|"]
+    lines = ["| SRRL minus | sampled by | physical | unconventional |", "|---|---|---|---|"]
     of = {(r["arm"], r["way"], r["seed"]): r for r in rows}
     for arm in others:
         for way in WAYS:
@@ -87,22 +87,24 @@ def page(rows: list[dict], compared: dict[str, list[Path]], options: str, hacks:
     """docs/study.md: the compared arms' runs and options, the options of those with the clean judge, and how that judge is made."""
     took = {(r["arm"], r["seed"]): r["training"]["minutes"] for r in rows if "training" in r}
     minutes, seeds = sum(took.values()), len(next(iter(compared.values())))
-    return f"""# Does reflection help?
+    return f"""# Study of SRRL: does reflection help?
 
-Made by `python scripts/study.py`, {minutes:.0f} minutes of training in all, on {os.cpu_count()} cores{" and a GPU" if torch.cuda.is_available() else " without a GPU"}. Every arm starts from the shipped base and its
-reward; {seeds} seeds, mean ± 95 % interval over them (Student's t). {rows[0]["physical"]["pictures"]} held-out prompts of each kind; right = by the exact inspector.
+Made by `python scripts/study.py`, {minutes:.0f} minutes of training in all, on {os.cpu_count()} cores{" and a GPU" if torch.cuda.is_available() else " without a GPU"}. Every arm starts from the shipped base and
+the shipped reward; {seeds} seeds, mean ± 95 % interval over them (Student's t). {rows[0]["physical"]["pictures"]} held-out prompts of each kind; right = by the inspector.
+[What it means](srrl.md#does-reflection-help).
 
 {options}
 
-*One picture*: {SAMPLER.steps} steps, no look at any reward. *Reflect while wrong*: what the reward refuses is drawn again from the opposite of its noise, three times
-at most; *new noise while wrong*: the same without memory. *Best of N*: N pictures, the reward chooses. *Reflect, blind*: one round of the guidance gap, nobody looks.
-*Zigzag*: the gap inside every step. Edges and brightness are statistics of the pictures that no reward asks for.
+*One picture*: {SAMPLER.steps} steps, the reward is not used. *Reflect while wrong*: a picture that the reward refuses is turned into noise and sampled again
+from the negative of that noise, at most three times; *new noise while wrong*: the same from independent noise. *Best of N*: N pictures, of which the one with the highest reward is taken. *Reflect, blind*: one round of re-noising with the guidance gap, without
+the reward. *Zigzag*: re-noising with the gap inside every step. *Diversity*: mean distance of two pictures of one prompt, on the latents. Edges and
+brightness are statistics of the pictures that the reward does not measure.
 
 {table(rows)}
 
 ![Accuracy of all arms](study_arms.png)
 
-## By how much, seed by seed
+## Differences, seed by seed
 
 {paired(rows, list(compared)[1:])}
 
@@ -114,13 +116,13 @@ at most; *new noise while wrong*: the same without memory. *Best of N*: N pictur
 
 ## When the reward is wrong
 
-A judge that has seen clean renders only (`{judge}`) does not know what a ruined picture is. SRRL with it, one seed each, `--weights` that judge's:
+A reward trained on clean renders only (`{judge}`) has never seen a damaged picture. SRRL with it, one seed each, with `--weights` of that run:
 
 {hacks}
 
 ![Learned reward and truth of first pictures in training](study_hacking.png)
 
-The same prompts and noise before and after the run to the left, with the inspector's verdict and the judge's reward under each picture:
+The same prompts and noise before and after the run of the left panel, with the inspector's verdict and the reward under each picture:
 
 ![Pictures of the hacked reward](study_hacked.png)
 """

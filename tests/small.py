@@ -10,7 +10,7 @@ from minireflect.models.reasongen import ReasonGen, ReasonGenConfig
 from minireflect.models.tokenizer import EOS, Tokenizer
 from minireflect.models.unet import UNet, UNetConfig
 from minireflect.models.vq import Codec, VQAutoencoder, VQConfig
-from minireflect.pipeline import LatentDiffusion, Painter
+from minireflect.pipeline import LatentDiffusion, ReasonPipeline
 from minireflect.pretrain.sft import reason_tokenizer
 from minireflect.streams import choices
 from minireflect.world.prompts import all_texts, draw_prompts
@@ -34,14 +34,14 @@ def small_pipeline(seed: int = 0) -> LatentDiffusion:
     ).eval()
 
 
-def small_painter(seed: int = 0, rationale: int = 6) -> Painter:
+def small_reasongen(seed: int = 0, rationale: int = 6) -> ReasonPipeline:
     torch.manual_seed(seed)
     sizes = ReasonGenConfig(
         len(REASON_WORDS), 16, 4, rationale=rationale, width=32, layers=1, heads=2, hidden=32
     )
     vq = VQAutoencoder(VQConfig(width=8, groups=4, forms=16, colors=4, dimensions=4))
     autoencoder = Autoencoder(AutoencoderConfig((8, 8, 8, 8), res_blocks=1, groups=4))
-    return Painter(ReasonGen(sizes).eval(), REASON_WORDS, Codec(autoencoder.eval(), vq.eval()))
+    return ReasonPipeline(ReasonGen(sizes).eval(), REASON_WORDS, Codec(autoencoder.eval(), vq.eval()))
 
 
 def law_texts(n: int, step: int = 0, number: int = 0) -> list[str]:

@@ -8,7 +8,7 @@ from itertools import permutations
 import pytest
 import torch
 
-from minireflect.models.reasongen import ReasonGenConfig, as_text
+from minireflect.models.reasongen import ReasonGenConfig
 from minireflect.pretrain.sft import ReasonTraining, lessons
 from minireflect.streams import choices
 from minireflect.world.data import WorldConfig, altered, related, training_pair, training_pairs, twin
@@ -19,7 +19,7 @@ from minireflect.world.rationales import rationale
 from minireflect.world.render import canvas, render_pixels
 from minireflect.world.scenes import Object, Scene
 from tests.small import REASON_WORDS as WORDS
-from tests.small import small_painter
+from tests.small import small_reasongen
 
 
 def pictures(split: str) -> set[bytes]:
@@ -109,8 +109,8 @@ def test_shares_are_kept_and_the_rest_of_the_world_stays() -> None:
 
 
 def test_lessons_take_them() -> None:
-    codec, sizes = small_painter().codec, ReasonGenConfig(len(WORDS), 16, 4)
+    codec, sizes = small_reasongen().codec, ReasonGenConfig(len(WORDS), 16, 4)
     training = ReasonTraining(40, arrangements=0.0, altered=1.0)
     data = lessons(training, WorldConfig(), 0, WORDS, sizes, codec, torch.device("cpu"))
-    told = as_text(WORDS, data.captions[:, 1:])
+    told = WORDS.decode(data.captions)
     assert len(told) == 40 and all(len(t.split()) > 4 and understand(t) is None for t in told)

@@ -21,7 +21,7 @@ from minireflect.world.rationales import plan_of, rationale, read_rationale
 from minireflect.world.render import render
 from tests.small import REASON_WORDS as WORDS
 from tests.small import law_texts as texts
-from tests.small import small_painter as painter
+from tests.small import small_reasongen as painter
 
 
 def matcher() -> Matcher:
@@ -126,4 +126,4 @@ def test_a_picture_that_does_not_keep_its_rationale_is_not_right() -> None:
     alone, _ = collect_groups(painter(), second, texts, config, 0, rng(0, "read"))
     both, tally = collect_groups(painter(), second, texts, config, 0, rng(0, "read"), last)
     assert alone.rewards.tolist() == [[0, 1, 0, 1]] * 2 and both.rewards.tolist() == [[0, 0, 0, 1]] * 2
-    assert asked == painter().thoughts(both.drawn) and tally.reward == 0.25
+    assert asked == painter().rationales(both.drawn) and tally.reward == 0.25

@@ -16,7 +16,7 @@ from minireflect.models.matcher import Matcher, MatcherConfig
 from minireflect.models.tokenizer import EOS, PromptError, Tokenizer
 from minireflect.pipeline import SamplerConfig
 from minireflect.pretrain.matcher import caption_loss
-from minireflect.rl.rewards import checker, load_reward, match_reward
+from minireflect.rl.rewards import inspector_reward, load_reward, match_reward
 from minireflect.showcase import blind_rounds
 from minireflect.streams import choices, rng
 from minireflect.world.prompts import all_texts, draw_prompts, near_miss
@@ -195,10 +195,10 @@ def test_the_checker_agrees_with_the_scenes() -> None:
     prompts = [p for kind in ("physical", "unconventional") for p in draw_prompts(kind, "held-out", 16, draw)]
     images = torch.stack([render(p.scene(draw)) for p in prompts])
     texts = [p.text for p in prompts]
-    assert checker(images, texts).sum() == 32
-    assert checker(images, texts[1:] + texts[:1]).sum() < 4
+    assert inspector_reward(images, texts).sum() == 32
+    assert inspector_reward(images, texts[1:] + texts[:1]).sum() < 4
     with pytest.raises(ValueError, match="cannot tell what fulfils"):
-        checker(images[:1], ["a ball of ball"])
+        inspector_reward(images[:1], ["a ball of ball"])
 
 
 def test_evaluation_is_fixed_and_prints_every_law() -> None:

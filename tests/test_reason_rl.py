@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from minireflect import rng
-from minireflect.checkpoints.ours import load_painter
+from minireflect.checkpoints.ours import load_reasongen
 from minireflect.evaluate_reason import (
     ReasonEvaluation,
     another_of_its_kind,
@@ -26,17 +26,9 @@ from minireflect.methods.reasongen import (
     train_reason_grpo,
     update_painter,
 )
-from minireflect.models.reasongen import (
-    Drawn,
-    ReasonGenConfig,
-    SamplingConfig,
-    as_text,
-    as_words,
-    trim,
-    up_to,
-)
-from minireflect.models.tokenizer import EOS
-from minireflect.pipeline import Painter
+from minireflect.models.reasongen import ReasonGenConfig, SamplingConfig
+from minireflect.models.tokenizer import EOS, trim, up_to
+from minireflect.pipeline import ReasonPipeline
 from minireflect.pretrain.sft import (
     Lessons,
     ReasonTraining,
@@ -56,7 +48,7 @@ from minireflect.world.prompts import draw_prompts
 from minireflect.world.rationales import rationale, read_rationale
 from tests.small import REASON_WORDS as WORDS
 from tests.small import law_texts as texts
-from tests.small import small_painter as painter
+from tests.small import small_reasongen as painter
 
 
 def even(images: Tensor, prompts: list[str]) -> Tensor:
@@ -72,26 +64,26 @@ def test_rationales_go_through_tokens_and_back() -> None:
     draw = choices(0, "words")
     scenes = [p.scene(draw) for k in ("physical", "unconventional", "arrangement") for p in draw_prompts(k, "train", 60, draw)]  # fmt: skip
     written = [rationale(s, draw=draw) for s in scenes]
-    ids = as_words(WORDS, written, config)
+    ids = WORDS.encode(written, config.rationale, config.boi)
     assert ids.shape == (180, config.rationale) and ((ids == config.boi).sum(1) == 1).all()
-    assert [read_rationale(t) for t in as_text(WORDS, ids)] == [read_rationale(t) for t in written]
+    assert [read_rationale(t) for t in WORDS.decode(ids)] == [read_rationale(t) for t in written]
     mask = up_to(ids, config.boi)
     for row, counts in zip(ids.tolist(), mask.tolist()):
         end = row.index(config.boi)
         assert counts == [i <= end for i in range(len(row))] and set(row[end + 1 :]) <= {EOS}
     with pytest.raises(ValueError, match="at most 2 fit"):
-        as_words(WORDS, ["a red ball"], ReasonGenConfig(len(WORDS), 8, 4, rationale=3))
+        WORDS.encode(["a red ball"], 3, config.boi)
 
 
 def test_who_does_not_think_is_given_the_switch() -> None:
     """Both get as many image tokens; the one that does not think chooses no word."""
     p, asked = painter(), texts(5)
-    silent = p._replace(thinks=False).draw(asked, SamplingConfig(), rng(0, "silent"))
-    assert torch.equal(silent.words, p.model.blank(5, torch.device("cpu"))[1]) and not silent.chosen.any()
-    spoken = p.draw(asked, SamplingConfig(), rng(0, "silent"))
+    silent = p._replace(writes_rationale=False).sample(asked, SamplingConfig(), rng(0, "silent"))
+    assert torch.equal(silent.rationale, p.model.blank(5, torch.device("cpu"))[1]) and not silent.chosen.any()
+    spoken = p.sample(asked, SamplingConfig(), rng(0, "silent"))
     assert spoken.chosen.any(1).all() and spoken.codes.shape == silent.codes.shape
-    given = p.draw(asked, SamplingConfig(), rng(0, "silent"), spoken.words)
-    assert torch.equal(given.words, spoken.words) and not given.chosen.any()
+    given = p.sample(asked, SamplingConfig(), rng(0, "silent"), spoken.rationale)
+    assert torch.equal(given.rationale, spoken.rationale) and not given.chosen.any()
 
 
 def test_swapped_rationales_are_anothers_of_the_same_law() -> None:
@@ -102,10 +94,10 @@ def test_swapped_rationales_are_anothers_of_the_same_law() -> None:
         assert (p.kind, p.law) == (q.kind, q.law) and (p.task is None or p.task.kind == q.task.kind)
     seen = []
 
-    class Spy(Painter):
-        def draw(self, asked, sampling, generator, words=None):
-            drawn = super().draw(asked, sampling, generator, words)
-            seen.append((words, drawn.words))
+    class Spy(ReasonPipeline):
+        def sample(self, asked, sampling, generator, rationale=None):
+            drawn = super().sample(asked, sampling, generator, rationale)
+            seen.append((rationale, drawn.rationale))
             return drawn
 
     evaluate_painter(Spy(*painter()), even, ReasonEvaluation(pictures=16, batch=48, swapped=True))
@@ -130,9 +122,8 @@ def test_a_dense_caption_is_the_rationale_as_prompt() -> None:
         dense: lessons(ReasonTraining(40, dense=dense), WorldConfig(), 0, WORDS, ReasonGenConfig(len(WORDS), 16, 4), p.codec, none)
         for dense in (0.0, 0.5, 1.0)
     }  # fmt: skip
-    boi = ReasonGenConfig(len(WORDS), 16, 4).boi
     plain, mixed, dense = (
-        [(as_text(WORDS, torch.where(ids == EOS, boi, ids))[0], words) for ids, words in zip(t.prompts[:, None, 1:], as_text(WORDS, t.words))]
+        [pair for pair in zip(WORDS.decode(t.prompts), WORDS.decode(t.words))]
         for t in told.values()
     )  # fmt: skip
     assert all(read_rationale(thought) and prompt != thought for prompt, thought in plain)
@@ -239,11 +230,11 @@ def test_rewarded_tokens_become_likelier_and_the_first_ratio_is_1() -> None:
     optimizer = torch.optim.AdamW(p.model.requires_grad_(True).parameters(), lr=2e-3)
     asked = texts(4)
     each = [t for t in asked for _ in range(8)]
-    at_first = p.draw(each * 8, config.sampling, rng(0, "first")).codes[:, 0] // 4
+    at_first = p.sample(each * 8, config.sampling, rng(0, "first")).codes[:, 0] // 4
     liked = at_first.bincount(minlength=16).argsort(descending=True)[1::2]  # (8)
     shares = []
     for step in range(40):
-        drawn = p.draw(each, config.sampling, rng(step, "bandit"))
+        drawn = p.sample(each, config.sampling, rng(step, "bandit"))
         rewards = torch.isin(drawn.codes[:, 0] // 4, liked).float().view(4, 8)
         stats = update_painter(p, reference, optimizer, Groups(asked, drawn, rewards), (), config, rng(step))
         assert stats.first_ratio == 0 and stats.kl >= 0
@@ -256,7 +247,9 @@ def test_where_no_sample_is_better_only_what_is_recalled_teaches() -> None:
     p, config = painter(rationale=64), ReasonTraining(20, batch=8, altered=0.5)
     known = lessons(config, WorldConfig(), 0, WORDS, p.model.config, p.codec, torch.device("cpu"))
     groups = Groups(
-        texts(2), p.draw([t for t in texts(2) for _ in range(4)], SamplingConfig(), rng(0)), torch.ones(2, 4)
+        texts(2),
+        p.sample([t for t in texts(2) for _ in range(4)], SamplingConfig(), rng(0)),
+        torch.ones(2, 4),
     )
     silent = ReasonRLConfig(
         prompts=2, group=4, updates=1, adaptive=False, beta=0.0, recall=0.5, lessons=config, grad_norm=1e9
@@ -274,8 +267,8 @@ def test_where_no_sample_is_better_only_what_is_recalled_teaches() -> None:
 
 def test_tokens_that_were_not_chosen_have_no_gradient() -> None:
     p = painter()
-    drawn = p.draw(texts(2) * 2, SamplingConfig(), rng(0, "chosen"))
-    drawn = Drawn(drawn.words, torch.zeros_like(drawn.chosen), *drawn[2:])  # as if all words had been given
+    drawn = p.sample(texts(2) * 2, SamplingConfig(), rng(0, "chosen"))
+    drawn = drawn._replace(chosen=torch.zeros_like(drawn.chosen))  # as if all words had been given
     groups = Groups(texts(2), drawn, torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
     optimizer = torch.optim.SGD(p.model.requires_grad_(True).parameters(), lr=0.0)
     update_painter(p, painter().model, optimizer, groups, (), ReasonRLConfig(prompts=2, group=2, updates=1, adaptive=False), rng(0))  # fmt: skip
@@ -386,5 +379,5 @@ def test_an_untrained_painter_is_measured_as_what_it_is() -> None:
 def test_the_shipped_model_plans_what_is_asked_and_draws_what_it_planned() -> None:
     """Far below what it reaches, far above chance; 24 prompts of each kind, of training combinations."""
     config = ReasonEvaluation(pictures=24, split="train", sampling=SamplingConfig(temperature=0.4))
-    score = evaluate_painter(load_painter(), judge_of("."), config)
+    score = evaluate_painter(load_reasongen(), judge_of("."), config)
     assert score.planned > 0.85 and score.kept > 0.6 and score.physical > 0.6 and score.fooled < 0.4

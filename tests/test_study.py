@@ -113,7 +113,7 @@ def test_the_study_of_reasongen_measures_every_row_on_the_run_that_it_belongs_to
         return ReasonScore(tasks, value, value, value, 0.1, 0.1, value, value, 87.0)
 
     monkeypatch.setattr(rig_study.subprocess, "run", trained)
-    monkeypatch.setattr(reason_study, "load_painter", lambda weights: weights)
+    monkeypatch.setattr(reason_study, "load_reasongen", lambda weights: weights)
     monkeypatch.setattr(reason_study, "judge_of", lambda weights: None)
     monkeypatch.setattr(reason_study, "evaluate_painter", invented)
     words = ["reason_study.py", "--out", str(tmp_path / "out"), "--docs", str(tmp_path / "docs"), "--seeds", "0", "1"]  # fmt: skip

@@ -14,7 +14,7 @@ from ..models.reasongen import ReasonGen, ReasonGenConfig
 from ..models.tokenizer import Tokenizer
 from ..models.unet import UNet, UNetConfig
 from ..models.vq import Codec, VQAutoencoder, VQConfig
-from ..pipeline import LatentDiffusion, Painter
+from ..pipeline import LatentDiffusion, ReasonPipeline
 from .files import WeightsError, load_into, read_metadata, read_weights, save_weights
 
 SHIPPED = Path(__file__).parent.parent / "pretrained"
@@ -103,19 +103,24 @@ RIG = SHIPPED / "rlrig"  # the shipped weights of RL-RIG
 REASON = SHIPPED / "reasongen"  # the shipped weights of ReasonGen-R1
 
 
-def load_painter(
+def load_reasongen(
     folder: str | Path = REASON, name: str = "reasongen", device: torch.device | str = "cpu"
-) -> Painter:
-    """ReasonGen-R1 from a folder with its weights: "reasongen", or the "base_reasongen" that reinforcement started from."""
+) -> ReasonPipeline:
+    """ReasonGen-R1 from a folder with its weights: "reasongen", or "base_reasongen", its weights before GRPO.
+
+    Raises WeightsError when a file is missing, truncated or foreign.
+    """
     model, about = load_module(Path(folder) / f"{name}.safetensors", ReasonGen, ReasonGenConfig)
-    words, thinks = Tokenizer(about["words"].split(), model.config.prompt), about.get("thinks") != "no"
-    return Painter(model.to(device), words, load_codec(folder).to(device), thinks)
+    tokenizer = Tokenizer(about["words"].split(), model.config.prompt)
+    codec = load_codec(folder).to(device)
+    return ReasonPipeline(model.to(device), tokenizer, codec, writes_rationale=about.get("thinks") != "no")
 
 
-def save_painter(folder: Path, name: str, painter: Painter) -> None:
-    about = {"words": " ".join(painter.tokenizer.words), "thinks": "yes" if painter.thinks else "no"}
-    save_module(folder / f"{name}.safetensors", painter.model, about)
-    save_codec(folder, painter.codec)
+def save_reasongen(folder: Path, name: str, pipe: ReasonPipeline) -> None:
+    """The transformer as `name`, and the codec beside it."""
+    about = {"words": " ".join(pipe.tokenizer.words), "thinks": "yes" if pipe.writes_rationale else "no"}
+    save_module(folder / f"{name}.safetensors", pipe.model, about)
+    save_codec(folder, pipe.codec)
 
 
 def load_codec(folder: str | Path) -> Codec:

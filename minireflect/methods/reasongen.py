@@ -29,15 +29,15 @@ import torch
 from torch import Generator, Tensor
 
 from ..diffusion.reflection import ACCEPT
-from ..models.reasongen import Drawn, ReasonGen, SamplingConfig, trim
-from ..models.tokenizer import EOS
-from ..pipeline import Painter
+from ..models.reasongen import ReasonGen, Sampled, SamplingConfig
+from ..models.tokenizer import EOS, trim
+from ..pipeline import ReasonPipeline
 from ..pretrain.optimise import lr_factor, set_lr
 from ..pretrain.sft import Lessons, ReasonTraining, lesson_loss
 from ..rl.advantage import group_advantage, zero_variance_groups
 from ..rl.entropy import AdaptiveEntropy, EntropyConfig, entropy_of
 from ..rl.policy import ppo_clip, token_kl
-from ..rl.rewards import Reward, checker
+from ..rl.rewards import Reward, inspector_reward
 from ..run import Run
 from ..streams import rng
 
@@ -88,7 +88,7 @@ class Groups(NamedTuple):
     """Samples to learn from: n prompts, G of each, one after the other."""
 
     texts: list[str]  # n
-    drawn: Drawn  # n*g
+    drawn: Sampled  # n*g
     rewards: Tensor  # (n g), 0 or 1
 
 
@@ -103,7 +103,7 @@ class Tally(NamedTuple):
 
 
 def collect_groups(
-    painter: Painter,
+    painter: ReasonPipeline,
     judge: Reward,
     prompts: Prompts,
     config: ReasonRLConfig,
@@ -123,24 +123,24 @@ def collect_groups(
         asked = math.ceil(wanted * drawn / mixed) if mixed else config.prompts
         texts = prompts(min(asked, config.prompts), step, number)
         each = [t for t in texts for _ in range(config.group)]
-        out = painter.draw(each, config.sampling, generator)
+        out = painter.sample(each, config.sampling, generator)
         images = painter.pictures(out.codes)
         accepted = judge(images, each) >= ACCEPT  # (n*g)
         if captioner:
-            accepted &= captioner(images, painter.thoughts(out)) >= EXPECTED
+            accepted &= captioner(images, painter.rationales(out)) >= EXPECTED
         R = accepted.float().view(-1, config.group)  # (n g)
         rewards.append(R.flatten()), words.append(out.chosen.sum(1).float())
-        right.append(checker(images.cpu(), each))
+        right.append(inspector_reward(images.cpu(), each))
         rows = (~zero_variance_groups(R)).nonzero().flatten()[:wanted]
         drawn, mixed = drawn + len(texts), mixed + len(rows)
         flat = (rows[:, None] * config.group + torch.arange(config.group, device=rows.device)).flatten()
-        kept.append(Groups([texts[i] for i in rows.tolist()], Drawn(*(v[flat] for v in out)), R[rows]))
+        kept.append(Groups([texts[i] for i in rows.tolist()], Sampled(*(v[flat] for v in out)), R[rows]))
         if mixed == config.prompts:
             break
     tally = Tally(drawn, mixed, *(torch.cat(v).mean().item() for v in (rewards, right, words)))
     if not mixed:
         return None, tally
-    together = Drawn(*(torch.cat(parts) for parts in zip(*(g.drawn for g in kept))))
+    together = Sampled(*(torch.cat(parts) for parts in zip(*(g.drawn for g in kept))))
     return Groups([t for g in kept for t in g.texts], together, torch.cat([g.rewards for g in kept])), tally
 
 
@@ -166,7 +166,7 @@ def token_shares(chosen: Tensor, image_tokens: int, modality: bool) -> tuple[Ten
 
 
 def update_painter(
-    painter: Painter, reference: ReasonGen, optimizer: torch.optim.Optimizer, groups: Groups,
+    painter: ReasonPipeline, reference: ReasonGen, optimizer: torch.optim.Optimizer, groups: Groups,
     entropies: tuple[AdaptiveEntropy, AdaptiveEntropy], config: ReasonRLConfig, generator: Generator,
     known: Lessons | None = None,
 ) -> ReasonStats:  # fmt: skip
@@ -175,7 +175,7 @@ def update_painter(
     device = groups.rewards.device
     each = [t for t in groups.texts for _ in range(g)]
     prompts = trim(painter.tokenizer(each).to(device), EOS)  # (n*g p)
-    written = trim(groups.drawn.words, model.config.boi)  # (n*g r)
+    written = trim(groups.drawn.rationale, model.config.boi)  # (n*g r)
     advantage = group_advantage(groups.rewards).flatten()  # (n*g)
     order = torch.randperm(n, generator=generator)
     shares = [(i[:, None] * g + torch.arange(g)).flatten().to(device) for i in order.chunk(config.updates)]
@@ -227,7 +227,7 @@ def mean_entropy(log_prob: Tensor, mask: Tensor) -> Tensor:
 
 
 def train_reason_grpo(
-    config: ReasonRLConfig, seed: int, painter: Painter, judge: Reward, prompts: Prompts, run: Run,
+    config: ReasonRLConfig, seed: int, painter: ReasonPipeline, judge: Reward, prompts: Prompts, run: Run,
     captioner: Reward | None = None, known: Lessons | None = None,
 ) -> ReasonGen:  # fmt: skip
     """Reinforce thinking and drawing, and recall what is known.  -> the model"""

@@ -26,8 +26,9 @@ from ..checkpoints.ours import RIG, load_module, load_pipeline
 from ..diffusion.reflection import ReflectionConfig, renoise_to
 from ..diffusion.sample import Trajectory, collect, denoise, evaluations, last
 from ..diffusion.schedule import StepTable
-from ..models.actor import Actor, ActorConfig, Written, questions, read_out
+from ..models.actor import Actor, ActorConfig, questions
 from ..models.tokenizer import Tokenizer
+from ..models.transformer import SampledText
 from ..models.unet import UNet, UNetConfig
 from ..pipeline import LatentDiffusion
 from ..rl.advantage import RewardHistory, group_advantage, zero_variance_groups
@@ -140,7 +141,7 @@ def learned_actor(actor: Actor, tokenizer: Tokenizer) -> Act:
 
     def act(latents: Tensor, graphs: list[SceneGraph], answers: Answers, generator: Generator) -> list[str]:
         written = actor.write(latents, ask(actor, tokenizer, graphs, answers), generator)
-        return read_out(tokenizer, written.ids)
+        return tokenizer.decode(written.ids)
 
     return act
 
@@ -410,7 +411,7 @@ class Attempt(NamedTuple):
     latents: Tensor  # (n c h w) before
     before: Answers  # n
     read: Tensor  # (n s) what the Actor read
-    written: Written  # (n*g t), or (n t) where a group shares its edit prompt
+    written: SampledText  # (n*g t), or (n t) where a group shares its edit prompt
     prompts: list[str]  # n*g, what the editor read
     path: Trajectory  # of the edits, latents (n*g s+1 c h w)
     images: Tensor  # (n*g 3 h w)
@@ -454,7 +455,7 @@ def attempts(
         written = parts.actor.write(
             x0.repeat_interleave(copies, 0), read.repeat_interleave(copies, 0), generator
         )
-        edits = read_out(editor.tokenizer, written.ids)  # n or n*g
+        edits = editor.tokenizer.decode(written.ids)  # n or n*g
         each = [graph for graph in graphs for _ in range(g)]
         prompts = prompts_of(each, [e for e in edits for _ in range(g // copies)])
         x, tail = invert(editor, x0.repeat_interleave(g, 0), prompts, loop, generator)
@@ -486,7 +487,7 @@ def update_actor(
     flat = sum(int(zero_variance_groups(a.rewards).sum()) for a in done)
     latents = torch.cat([a.latents.repeat_interleave(g, 0) for a in done])  # (m c h w)
     read = torch.cat([a.read.repeat_interleave(g, 0) for a in done])  # (m s)
-    ids, mask = (torch.cat([getattr(a.written, name) for a in done]) for name in ("ids", "mask"))  # (m t)
+    ids, mask = (torch.cat([getattr(a.written, name) for a in done]) for name in ("ids", "chosen"))  # (m t)
     weight, A = token_weights(mask), advantage[:, None].expand_as(mask)
     with torch.no_grad():  # in one batch, as below: the cache rounds otherwise than the whole sequence does
         old, ref = actor(latents, read, ids), reference(latents, read, ids)  # (m t)

@@ -1,20 +1,20 @@
-"""ReasonGen-R1's model, small: one transformer that reads a prompt, writes a rationale, and draws the picture as tokens.
+"""ReasonGen-R1's model, small: one transformer that reads a prompt, writes a rationale, and writes the picture as tokens.
 
     prompt (p tokens) · rationale, then BOI (r tokens) · n image tokens, row by row          arXiv 2505.24875, section 3
 
-In a batch prompts and rationales are filled up to one length; what fills up is seen by nobody.  BOI, begin of image, is
-the switch from thinking to drawing: the model chooses it and is trained to.  Its two kinds of tokens have a vocabulary each: at a text position
-only text can come, at an image position only image tokens.
+In a batch prompts and rationales are padded to one length; padding is attended to by no token.  BOI, begin of image, switches from
+text to image tokens; the model chooses it and is trained to.  Text and image tokens have a vocabulary each: at a text position
+only text can be sampled, at an image position only image tokens.
 
 An image token is two choices, a form and then its colours:  log pi(token) = log pi(form | before) + log pi(colours | before, form).
 
-What it reads for a form or for colours, and what it compares a state with to choose one, are made from the codeword by small networks (Janus'
-"aligner", arXiv 2410.13848, for the first; it has a row for each in the second).  Words that look alike are then read alike, also those that training
-has hardly seen; and what is read for a token is the sum of what is read for its form and for its colours.
+Small networks make, from each codebook entry, the embedding that is read for it and the vector that a state is compared with to choose it
+(Janus' "aligner", arXiv 2410.13848, is the first of these; for the second Janus learns a free vector per entry).  Similar entries then have similar
+embeddings, also those that training has hardly seen; the embedding of a token is the sum of its form's and its colours'.
 
 Log-probabilities are those of the distribution that was sampled from, temperature, top-k, top-p and guidance included.
 
-Shapes: b batch, p r n tokens of prompt, rationale and picture, v words, f forms and k colours of c numbers, d width.
+Shapes: b batch, p r n tokens of prompt, rationale and picture, v words, f forms and k colours of c dimensions, d width.
 """
 
 from dataclasses import dataclass
@@ -24,31 +24,35 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from ..world.prompts import split
-from .tokenizer import BOS, EOS, Tokenizer
-from .transformer import Cache, RMSNorm, Transformer, TransformerConfig
+from .tokenizer import BOS, EOS, trim, up_to
+from .transformer import (
+    Cache,
+    RMSNorm,
+    SampledText,
+    SamplingConfig,
+    Transformer,
+    TransformerConfig,
+    chooser,
+    sampled_from,
+)  # fmt: skip
 
-SHARPNESS = 3.0  # std of the weights that first see a codeword; neighbours in the codebook are some 0.2 apart, and have to be told from each other
+# std of the first weights on a codebook entry: neighbouring entries differ by about 0.2 and must be told apart
+SHARPNESS = 3.0
 
 
 @dataclass(frozen=True)
 class ReasonGenConfig:
     vocabulary: int  # v, word ids, BOS and EOS included
-    forms: int  # f, words of the picture's first codebook
+    forms: int  # f, entries of the picture's first codebook
     colors: int  # k, of the second
-    dimensions: int = 8  # c, of a codeword
-    prompt: int = 44  # p; ours take 28, and a rationale for a prompt 44
+    dimensions: int = 8  # c, of a codebook entry
+    prompt: int = 44  # p; ours take 28, and a rationale as prompt 44
     rationale: int = 44  # r, BOI included; the longest of ours takes 43
     side: int = 8  # of the grid of image tokens, n = side^2
     width: int = 96
     layers: int = 4
     heads: int = 4
     hidden: int = 264  # of the MLP
-
-    @property
-    def codes(self) -> int:
-        """How many image tokens there are; a token is form * colors + colour."""
-        return self.forms * self.colors
 
     @property
     def boi(self) -> int:
@@ -63,68 +67,31 @@ class ReasonGenConfig:
         )
 
 
-@dataclass(frozen=True)
-class SamplingConfig:
-    """How the next token is chosen."""
+class Sampled(NamedTuple):
+    """Rationales and pictures as tokens."""
 
-    temperature: float = 1.0  # divides the logits
-    top_k: int = 0  # only the k likeliest; 0 = all
-    top_p: float = 1.0  # only the likeliest that together have this probability; 1 = all
-    guidance: float = 1.0  # w of forms and colours: uncond + w (cond - uncond), in logits; 1 = none
-
-    def __post_init__(self) -> None:
-        if self.temperature <= 0:
-            raise ValueError(
-                f"temperature must be positive, got {self.temperature}; top_k 1 takes the likeliest"
-            )
-        if self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(f"top_k {self.top_k} must be 0 or more, and top_p {self.top_p} in (0, 1]")
-
-
-def sampled_from(logits: Tensor, config: SamplingConfig) -> Tensor:
-    """Log-probabilities of the distribution that tokens are drawn from: -inf where none can be.  Shapes: logits (... v) -> (... v)
-
-    Temperature first, then top-k, then top-p (Holtzman et al. 2020, arXiv 1904.09751): the smallest set whose probability reaches it.
-    """
-    logits = logits / config.temperature
-    if 0 < config.top_k < logits.shape[-1]:
-        least = logits.topk(config.top_k, -1).values[..., -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
-    if config.top_p < 1:
-        ranked, order = logits.sort(-1, descending=True)
-        share = ranked.softmax(-1)
-        beyond = share.cumsum(-1) - share >= config.top_p  # what stands before it is enough
-        logits = logits.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), -torch.inf)
-    return logits.log_softmax(-1)
-
-
-class Drawn(NamedTuple):
-    """What was written and drawn."""
-
-    words: Tensor  # (b r) the rationale, BOI after its last word, then EOS
-    chosen: Tensor  # (b r) bool: the words that the model chose, BOI included unless it was forced
+    rationale: Tensor  # (b r) ids, BOI after the last word, then padding (EOS)
+    chosen: Tensor  # (b r) bool: the ids that the model chose, BOI included unless it was forced
     codes: Tensor  # (b n) image tokens, in [0, f*k)
-    words_log_prob: Tensor  # (b r) nats, 0 where nothing was chosen
-    codes_log_prob: Tensor  # (b n) nats
 
 
 class Choices(NamedTuple):
-    """What is said of every position, as logits or as log-probabilities."""
+    """The prediction at every position, as logits or as log-probabilities."""
 
     text: Tensor  # (b r v+1)
     forms: Tensor  # (b n f)
     colors: Tensor  # (b n k) given the form that was chosen
 
 
-class Rows(NamedTuple):
-    """What the transformer knows a codebook's words by."""
+class Entries(NamedTuple):
+    """A codebook in the transformer's width."""
 
-    read: Tensor  # (f d) or (k d): what is read for each
-    heads: Tensor  # (f d) or (k d): what a state is compared with for each
+    read: Tensor  # (f d) or (k d): the embedding of each entry
+    heads: Tensor  # (f d) or (k d): what a state is compared with to choose it
 
 
 class Codebook(nn.Module):
-    """The words of one codebook.  `vectors` (f c) or (k c), each of length 1."""
+    """One codebook.  `vectors` (f c) or (k c), each of length 1."""
 
     vectors: Tensor
 
@@ -139,22 +106,21 @@ class Codebook(nn.Module):
         for network in (self.aligner, self.head):
             nn.init.normal_(network[0].weight, std=SHARPNESS)
 
-    def forward(self) -> Rows:
-        return Rows(self.aligner(self.vectors), self.head(self.vectors))
+    def forward(self) -> Entries:
+        return Entries(self.aligner(self.vectors), self.head(self.vectors))
 
 
 class ReasonGen(nn.Module):
-    """`codebooks` (f c), (k c): those of what turns its image tokens into pictures."""
+    """`codebooks` (f c), (k c) are those of the codec that turns image tokens into pictures; without them random ones, to be loaded over."""
 
     def __init__(self, config: ReasonGenConfig, codebooks: tuple[Tensor, Tensor] | None = None) -> None:
         super().__init__()
         self.config = config
         self.transformer = Transformer(config.transformer)
         d, m = config.width, config.hidden
-        if codebooks is None:  # weights will bring theirs
-            codebooks = tuple(
-                F.normalize(torch.randn(k, config.dimensions), dim=-1) for k in (config.forms, config.colors)
-            )
+        if codebooks is None:
+            sizes = (config.forms, config.colors)
+            codebooks = tuple(F.normalize(torch.randn(k, config.dimensions), dim=-1) for k in sizes)
         self.forms, self.colors = (Codebook(book, d, m) for book in codebooks)
         self.then = nn.Sequential(nn.Linear(2 * d, m), nn.SiLU(), nn.Linear(m, d))
         self.where = nn.Parameter(torch.randn(config.side**2, config.width))  # (n d) a place in the picture
@@ -164,176 +130,120 @@ class ReasonGen(nn.Module):
         return codes // self.config.colors, codes % self.config.colors
 
     def having(self, hidden: Tensor, form: Tensor) -> Tensor:
-        """A state that knows the form it has chosen, and chooses colours.  Shapes: hidden (... d), form (... d) -> (... d)"""
+        """The state from which colours are chosen, once the form is.  Shapes: hidden (... d), form (... d) -> (... d)"""
         return hidden + self.then(torch.cat([hidden, form], -1))
 
-    def place(self, rows: Tensor, start: int = 0) -> Tensor:
-        """Image tokens with their places, of which the first is `start`.  Shapes: rows (b m d) -> (b m d)"""
-        return rows + self.where[start : start + rows.shape[1]]
+    def forward(self, prompts: Tensor, rationale: Tensor, codes: Tensor) -> Choices:
+        """Logits of every id of the rationale and of the forms and colours of the picture, given all that stands before.
 
-    def rows(self, prompts: Tensor, words: Tensor, codes: Tensor, forms: Rows, colors: Rows) -> Tensor:
-        """What the transformer reads: everything but the last image token.  Shapes: prompts (b p), words (b r), codes (b n) -> (b p+r+n-1 d)"""
-        text = self.transformer.embed(torch.cat([prompts, words], 1))
-        form, color = self.split(codes[:, :-1])
-        return torch.cat([text, self.place(forms.read[form] + colors.read[color])], 1)
-
-    def valid(self, prompts: Tensor, words: Tensor, images: int) -> Tensor:
-        """Which of the tokens only fill up.  Shapes: prompts (b p), words (b r) -> (b p+r+images) bool"""
-        pixels = torch.ones(len(prompts), images, dtype=torch.bool, device=prompts.device)
-        return torch.cat([up_to(prompts, EOS), up_to(words, self.config.boi), pixels], 1)
-
-    def forward(self, prompts: Tensor, words: Tensor, codes: Tensor) -> Choices:
-        """Logits of every word of the rationale and of the forms and colours of the picture, given all that stands before.
-
-        Shapes: prompts (b p), words (b r), codes (b n)
+        Shapes: prompts (b p), rationale (b r), codes (b n)
         """
-        p, r = prompts.shape[1], words.shape[1]
+        p, r, n = prompts.shape[1], rationale.shape[1], codes.shape[1]
         forms, colors = self.forms(), self.colors()
-        valid = self.valid(prompts, words, codes.shape[1] - 1)  # (b p+r+n-1)
-        rows = self.rows(prompts, words, codes, forms, colors)
-        hidden = self.transformer(rows, valid=valid)  # (b p+r+n-1 d)
+        form, color = self.split(codes)  # (b n) each
+        text = self.transformer.embed(torch.cat([prompts, rationale], 1))  # (b p+r d)
+        pixels = (forms.read[form] + colors.read[color])[:, : n - 1] + self.where[: n - 1]  # (b n-1 d)
+        seen = torch.ones(len(codes), n - 1, dtype=torch.bool, device=codes.device)
+        valid = torch.cat([up_to(prompts, EOS), up_to(rationale, self.config.boi), seen], 1)  # (b p+r+n-1)
+        hidden = self.transformer(torch.cat([text, pixels], 1), valid=valid)  # (b p+r+n-1 d)
         first = last_of(hidden[:, :p], valid[:, :p])  # (b 1 d) after the prompt
         start = last_of(hidden[:, p : p + r], valid[:, p : p + r])  # (b 1 d) after BOI
-        text = torch.cat([first, hidden[:, p : p + r - 1]], 1)  # (b r d): what stands before each word
+        before_text = torch.cat([first, hidden[:, p : p + r - 1]], 1)  # (b r d)
         image = torch.cat([start, hidden[:, p + r :]], 1)  # (b n d)
-        informed = self.having(image, forms.read[self.split(codes)[0]])  # (b n d)
-        return Choices(self.transformer.head(text), image @ forms.heads.T, informed @ colors.heads.T)
-
-    def log_probs(
-        self, prompts: Tensor, words: Tensor, codes: Tensor, sampling: SamplingConfig
-    ) -> tuple[Tensor, Tensor]:
-        """Log-probability of given words and image tokens, in nats, under what they would be sampled from.
-
-        Shapes: prompts (b p), words (b r), codes (b n) -> (b r), (b n)
-        """
-        return self.chosen(self.distributions(prompts, words, codes, sampling), words, codes)
-
-    def chosen(self, log_probs: Choices, words: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Those of the tokens that were chosen.  Shapes: words (b r), codes (b n) -> (b r), (b n)"""
-        form, color = self.split(codes)
-        text, forms, colors = (
-            values.gather(2, ids[..., None])[..., 0] for values, ids in zip(log_probs, (words, form, color))
-        )
-        return text, forms + colors
+        informed = self.having(image, forms.read[form])  # (b n d)
+        return Choices(self.transformer.head(before_text), image @ forms.heads.T, informed @ colors.heads.T)
 
     def distributions(
-        self, prompts: Tensor, words: Tensor, codes: Tensor, sampling: SamplingConfig
+        self, prompts: Tensor, rationale: Tensor, codes: Tensor, sampling: SamplingConfig
     ) -> Choices:
-        """Log-probabilities of all words, forms and colours at each position."""
-        text, *image = self(prompts, words, codes)
+        """Log-probabilities of all words, forms and colours at each position, under what they would be sampled from."""
+        text, *image = self(prompts, rationale, codes)
         if sampling.guidance != 1:
             blank = self.blank(len(prompts), prompts.device)
             without = self(*blank, codes)[1:]
             image = [guide(*pair, sampling.guidance) for pair in zip(image, without)]
         return Choices(*(sampled_from(logits.float(), sampling) for logits in (text, *image)))
 
+    def chosen(self, log_probs: Choices, rationale: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """The log-probabilities of the given tokens.  Shapes: rationale (b r), codes (b n) -> (b r), (b n)"""
+        ids = (rationale, *self.split(codes))
+        text, forms, colors = (v.gather(2, i[..., None])[..., 0] for v, i in zip(log_probs, ids))
+        return text, forms + colors
+
+    def log_probs(
+        self, prompts: Tensor, rationale: Tensor, codes: Tensor, sampling: SamplingConfig
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probability of given rationales and image tokens, in nats, under what they would be sampled from.
+
+        Shapes: prompts (b p), rationale (b r), codes (b n) -> (b r), (b n)
+        """
+        return self.chosen(self.distributions(prompts, rationale, codes, sampling), rationale, codes)
+
     def blank(self, b: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """The prompt and rationale of the unconditional half, both empty.  -> (b p), (b r)"""
         prompts = torch.full((b, self.config.prompt), EOS, device=device)
-        words = torch.full((b, self.config.rationale), EOS, device=device)
-        prompts[:, 0], words[:, 0] = BOS, self.config.boi
-        return prompts, words
+        rationale = torch.full((b, self.config.rationale), EOS, device=device)
+        prompts[:, 0], rationale[:, 0] = BOS, self.config.boi
+        return prompts, rationale
+
+    def read(self, ids: Tensor, end: int, cache: Cache) -> Tensor:
+        """Append texts, each up to its `end`, to the cache.  Shapes: ids (b t) -> the state after each (b 1 d)"""
+        ids = trim(ids, end)
+        valid = up_to(ids, end)
+        return last_of(self.transformer(self.transformer.embed(ids), cache, valid), valid)
 
     @torch.no_grad()
-    def write(
-        self, prompts: Tensor, sampling: SamplingConfig, generator: Generator, words: Tensor | None = None
-    ) -> Drawn:
-        """Think, then draw.  With given `words`, which end in BOI, only draw.
+    def sample(
+        self, prompts: Tensor, sampling: SamplingConfig, generator: Generator, rationale: Tensor | None = None
+    ) -> Sampled:
+        """Write a rationale and the picture for each prompt; the picture alone where rationales, which end in BOI, are given.
 
-        Shapes: prompts (b p), words (b r)
+        A rationale that reaches the length limit is closed with BOI; that token is not `chosen`, and masked from the loss.
+        Shapes: prompts (b p), rationale (b r)
         """
-        prompts = trim(prompts, EOS)
-        cache, valid = self.transformer.cache(len(prompts)), up_to(prompts, EOS)
-        hidden = last_of(self.transformer(self.transformer.embed(prompts), cache, valid), valid)  # (b 1 d)
-        if words is None:
-            words, chosen, words_log_prob, hidden = self.think(hidden, cache, sampling, generator)
+        cache = self.transformer.cache(len(prompts))
+        hidden = self.read(prompts, EOS, cache)  # (b 1 d)
+        if rationale is None:
+            choose, limit = chooser(sampling, generator), self.config.rationale
+            text = self.transformer.sample(hidden, cache, choose, self.config.boi, limit, forced=True)
         else:
-            chosen = torch.zeros_like(words, dtype=torch.bool)
-            words_log_prob = torch.zeros(words.shape, device=words.device)
-            read = trim(words, self.config.boi)
-            valid = up_to(read, self.config.boi)
-            hidden = last_of(self.transformer(self.transformer.embed(read), cache, valid), valid)
-        codes, codes_log_prob = self.draw(hidden, cache, sampling, generator)
-        return Drawn(words, chosen, codes, words_log_prob, codes_log_prob)
+            chosen = torch.zeros_like(rationale, dtype=torch.bool)
+            text = SampledText(rationale, chosen, self.read(rationale, self.config.boi, cache))
+        return Sampled(text.ids, text.chosen, self.sample_codes(text.hidden, cache, sampling, generator))
 
-    def think(
+    def sample_codes(
         self, hidden: Tensor, cache: Cache, sampling: SamplingConfig, generator: Generator
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Write the rationales; whoever is not done before the last place gets BOI there without having chosen it.
-
-        Shapes: hidden (b 1 d) after the prompts -> words (b r), chosen (b r), log-probabilities (b r), hidden (b 1 d)
-        """
-        b, r, boi = len(hidden), self.config.rationale, self.config.boi
-        words = torch.full((b, r), EOS, device=hidden.device)
-        chosen = torch.zeros(b, r, dtype=torch.bool, device=hidden.device)
-        log_probs = torch.zeros(b, r, device=hidden.device)
-        going = torch.ones(b, dtype=torch.bool, device=hidden.device)  # (b) who has not said BOI yet
-        after = hidden  # (b 1 d) of BOI
-        for i in range(r):
-            if i == r - 1:
-                words[going, i] = boi
-            else:
-                log_prob = sampled_from(self.transformer.head(hidden)[:, 0].float(), sampling)  # (b v+1)
-                token = pick(log_prob, generator)  # (b)
-                words[going, i], chosen[:, i] = token[going], going
-                log_probs[going, i] = log_prob.gather(1, token[:, None])[going, 0]
-            hidden = self.transformer(self.transformer.embed(words[:, i : i + 1]), cache, going[:, None])
-            after = torch.where(going[:, None, None], hidden, after)
-            going = going & (words[:, i] != boi)
-            if not going.any():
-                break
-        return words, chosen, log_probs, after
-
-    def draw(
-        self, hidden: Tensor, cache: Cache, sampling: SamplingConfig, generator: Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Draw the picture, row by row.  Shapes: hidden (b 1 d) after BOI -> (b n) image tokens, (b n) log-probabilities"""
-        b, n = len(hidden), self.config.side**2
-        guided = sampling.guidance != 1
-        if guided:  # the unconditional half goes along with a cache of its own
+    ) -> Tensor:
+        """Write the picture, row by row: a form, then its colours.  Shapes: hidden (b 1 d) after BOI -> (b n) image tokens"""
+        b, n, guided = len(hidden), self.config.side**2, sampling.guidance != 1
+        branches = [(hidden, cache)]  # the conditional one; with guidance also the unconditional one
+        if guided:
             other = self.transformer.cache(b)
             start = torch.tensor([BOS, EOS, self.config.boi], device=hidden.device).expand(b, 3)
-            without = self.transformer(self.transformer.embed(start), other)[:, -1:]  # (b 1 d)
+            branches.append((self.transformer(self.transformer.embed(start), other)[:, -1:], other))
         forms, colors = self.forms(), self.colors()
         codes = torch.empty(b, n, dtype=torch.long, device=hidden.device)
-        log_probs = torch.empty(b, n, device=hidden.device)
+        choose = chooser(sampling, generator)
 
-        def choose(states: list[Tensor], heads: Tensor) -> tuple[Tensor, Tensor]:
-            """A word of a codebook for each picture, and its log-probability.  -> (b), (b)"""
+        def entry(states: list[Tensor], heads: Tensor) -> Tensor:
+            """A codebook entry for each picture.  Shapes: states (b d) each -> (b)"""
             logits = [state @ heads.T for state in states]
-            logits = guide(*logits, sampling.guidance) if guided else logits[0]
-            log_prob = sampled_from(logits.float(), sampling)
-            ids = pick(log_prob, generator)
-            return ids, log_prob.gather(1, ids[:, None])[:, 0]
+            return choose((guide(*logits, sampling.guidance) if guided else logits[0]).float())
 
         for i in range(n):
-            states = [hidden[:, 0], without[:, 0]] if guided else [hidden[:, 0]]  # (b d) each
-            form, form_log_prob = choose(states, forms.heads)
+            states = [state[:, 0] for state, _ in branches]  # (b d) each
+            form = entry(states, forms.heads)
             read = forms.read[form]  # (b d)
-            color, color_log_prob = choose([self.having(s, read) for s in states], colors.heads)
+            color = entry([self.having(state, read) for state in states], colors.heads)
             codes[:, i] = form * self.config.colors + color
-            log_probs[:, i] = form_log_prob + color_log_prob
             if i + 1 < n:
-                row = self.place((read + colors.read[color])[:, None], i)  # (b 1 d)
-                hidden = self.transformer(row, cache)
-                if guided:
-                    without = self.transformer(row, other)
-        return codes, log_probs
-
-
-def up_to(ids: Tensor, end: int) -> Tensor:
-    """Which tokens count: all up to the first `end`, itself included.  Shapes: ids (b t) -> (b t) bool"""
-    ends = (ids == end).int()
-    return ends.cumsum(1) - ends == 0
-
-
-def trim(ids: Tensor, end: int) -> Tensor:
-    """Without the last columns, where every row has ended.  Shapes: ids (b t) -> (b t')"""
-    return ids[:, : int(up_to(ids, end).sum(1).max())]
+                row = (read + colors.read[color])[:, None] + self.where[i]  # (b 1 d)
+                branches = [(self.transformer(row, c), c) for _, c in branches]
+        return codes
 
 
 def last_of(hidden: Tensor, valid: Tensor) -> Tensor:
-    """The state of the last token that counts.  Shapes: hidden (b t d), valid (b t) -> (b 1 d)"""
+    """The state of the last valid token.  Shapes: hidden (b t d), valid (b t) -> (b 1 d)"""
     at = valid.sum(1) - 1  # (b)
     return hidden[torch.arange(len(hidden), device=hidden.device), at][:, None]
 
@@ -341,31 +251,3 @@ def last_of(hidden: Tensor, valid: Tensor) -> Tensor:
 def guide(logits: Tensor, without: Tensor, w: float) -> Tensor:
     """Classifier-free guidance in logits, as Janus has it: uncond + w (cond - uncond).  Shapes: (... f), (... f) -> (... f)"""
     return without + w * (logits - without)
-
-
-def pick(log_prob: Tensor, generator: Generator) -> Tensor:
-    """A token for each row.  Shapes: log_prob (b v) -> (b)"""
-    return torch.multinomial(log_prob.exp().cpu(), 1, generator=generator)[:, 0].to(log_prob.device)
-
-
-def as_words(tokenizer: Tokenizer, rationales: list[str], config: ReasonGenConfig) -> Tensor:
-    """Rationales as they are written: words, BOI, EOS to fill up; an empty one is BOI alone.  -> (b r)
-
-    Raises ValueError when one is too long.
-    """
-    rows = torch.full((len(rationales), config.rationale), EOS)
-    for row, text in zip(rows, rationales):
-        ids = [tokenizer.ids[w] for w in split(text)] + [config.boi]
-        if len(ids) > config.rationale:
-            raise ValueError(
-                f"a rationale of {len(ids) - 1} words, at most {config.rationale - 1} fit: {text!r}"
-            )
-        row[: len(ids)] = torch.tensor(ids)
-    return rows
-
-
-def as_text(tokenizer: Tokenizer, words: Tensor) -> list[str]:
-    """Rationales as text, up to BOI.  Shapes: words (b r)"""
-    return [
-        " ".join(tokenizer.words[i - 2] for i in row if EOS < i < len(tokenizer)) for row in words.tolist()
-    ]

@@ -1,9 +1,9 @@
-"""Words to numbers.
+"""Text to token ids and back.
 
-    Tokenizer       one token a word: the synthetic world speaks with about ninety of them, and any other is an error
+    Tokenizer       one token a word: the synthetic world needs about ninety of them, and any other word is an error
     BytePairs       CLIP's: the vocabulary of a real checkpoint, through the `tokenizers` library
 
-Both turn b prompts into (b t) token ids: begin, the words, end, and fill up.
+Both turn b prompts into (b t) ids: begin, the words, end, padding.
 """
 
 import difflib
@@ -13,19 +13,31 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..world.prompts import split
 
-BOS, EOS = 0, 1  # begin and end of a sentence; the end also fills up, as in CLIP
+BOS, EOS = 0, 1  # begin and end of a sentence; EOS is also the padding, as in CLIP
 
 
 class PromptError(ValueError):
-    """A prompt that cannot be drawn; the message is one sentence for the user."""
+    """A prompt that cannot be read; the message is one sentence for the user."""
+
+
+def up_to(ids: Tensor, end: int) -> Tensor:
+    """Which tokens count: all up to the first `end`, itself included.  Shapes: ids (b t) -> (b t) bool"""
+    ends = (ids == end).int()
+    return ends.cumsum(1) - ends == 0
+
+
+def trim(ids: Tensor, end: int) -> Tensor:
+    """Without the last columns, in which every row has ended.  Shapes: ids (b t) -> (b t')"""
+    return ids[:, : int(up_to(ids, end).sum(1).max())]
 
 
 class Tokenizer:
-    """`words` in a fixed order are the tokens from 2 on."""
+    """One token a word: `words`, in this order, have the ids from 2 on.  A prompt has `length` tokens, padding included."""
 
     def __init__(self, words: list[str], length: int) -> None:
         self.words, self.length = words, length
@@ -40,18 +52,27 @@ class Tokenizer:
         return len(self.words) + 2
 
     def __call__(self, prompts: list[str]) -> Tensor:
-        """Shapes: b prompts -> (b t) token ids.  Raises PromptError on a word that it does not know."""
-        ids = torch.full((len(prompts), self.length), EOS)
-        for row, prompt in zip(ids, prompts):
-            words = split(prompt)
+        """BOS, the words, EOS, padding: b prompts -> (b t).  Raises PromptError as `encode`."""
+        return F.pad(self.encode(prompts, self.length - 1), (1, 0), value=BOS)
+
+    def encode(self, texts: list[str], length: int, end: int = EOS) -> Tensor:
+        """The words of each text, then `end`, then padding (EOS).  -> (b length)
+
+        Raises PromptError on an unknown word, or if a text and its end take more than `length` tokens.
+        """
+        ids = torch.full((len(texts), length), EOS)
+        for row, text in zip(ids, texts):
+            words = split(text)
             if unknown := [w for w in words if w not in self.ids]:
-                raise PromptError(self._explain(prompt, unknown))
-            if len(words) > self.length - 2:
-                raise PromptError(
-                    f"the prompt has {len(words)} words, at most {self.length - 2} fit: {prompt!r}"
-                )
-            row[: len(words) + 1] = torch.tensor([BOS, *(self.ids[w] for w in words)])
+                raise PromptError(self._explain(text, unknown))
+            if len(words) >= length:
+                raise PromptError(f"the text has {len(words)} words, at most {length - 1} fit: {text!r}")
+            row[: len(words) + 1] = torch.tensor([*(self.ids[w] for w in words), end])
         return ids
+
+    def decode(self, ids: Tensor) -> list[str]:
+        """The words alone: BOS, EOS and ids beyond the vocabulary (BOI) are left out.  Shapes: ids (b t), -> b texts"""
+        return [" ".join(self.words[i - 2] for i in row if EOS < i < len(self)) for row in ids.tolist()]
 
     def _explain(self, prompt: str, unknown: list[str]) -> str:
         hints = []

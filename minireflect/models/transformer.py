@@ -1,27 +1,29 @@
-"""A decoder-only transformer: what comes next, given all that came before.  RL-RIG's Actor writes with it.
+"""A decoder-only transformer with its cache, and the one loop that samples text tokens from it.  RL-RIG's Actor and ReasonGen-R1 use both.
 
     Vaswani et al. 2017; rotary positions: Su et al. 2021, arXiv 2104.09864; RMSNorm: Zhang & Sennrich 2019; SwiGLU: Shazeer 2020.
-    These are Llama's layers (Touvron et al. 2023, arXiv 2302.13971), and give its numbers with its weights.
+    The layers are Llama's (Touvron et al. 2023, arXiv 2302.13971); with Llama's weights the outputs are Llama's (a test compares).
 
-    x = x + attention(norm(x))          each token looks at itself and at what stands before it
+    x = x + attention(norm(x))          each token attends to itself and to the tokens before it
     x = x + mlp(norm(x))
 
-A cache keeps the keys and values of what was read, so that every new token costs one row in place of the whole sequence.
-Sequences of different lengths share a batch: what fills up is marked as not valid, is seen by nobody, and takes no position.
+The cache keeps the keys and values of all tokens so far, so that a new token costs one row and not the whole sequence.
+Sequences of different lengths share a batch: padding is marked as not valid, is attended to by no token, and takes no position.
 
-Shapes: b batch, t tokens, d width, n heads, v vocabulary.
+Shapes: b batch, t tokens, u tokens with the cached ones, d width, n heads, v vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
+
+from .tokenizer import EOS
 
 EPS = 1e-6  # of RMSNorm, Llama's
-
-
 BASE = 10_000.0  # of the rotary frequencies (Su et al. 2021, section 3.2.2)
 
 
@@ -40,19 +42,17 @@ class TransformerConfig:
 
 
 class Cache:
-    """Keys and values of the tokens read so far, layer by layer; room for `length` tokens is taken at once."""
+    """Keys and values of the tokens so far, layer by layer; memory for `length` tokens is allocated at once."""
 
     def __init__(self, config: TransformerConfig, batch: int, like: Tensor) -> None:
         shape = (config.layers, batch, config.heads, config.length, config.width // config.heads)
         self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
         self.valid = torch.ones(batch, config.length, dtype=torch.bool, device=like.device)
-        self.used, self.filled = 0, False  # tokens so far; whether some are not valid
+        self.used, self.padded = 0, False  # number of tokens so far; whether some of them are padding
 
     def add(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Shapes: k, v (b n t d/n) -> all keys and values so far, (b n used+t d/n) each"""
+        """Shapes: k, v (b n t d/n) -> all keys and values so far, (b n u d/n) each"""
         end = self.used + k.shape[2]
-        if end > self.keys.shape[3]:
-            raise ValueError(f"a sequence of {end} tokens, but the transformer reads {self.keys.shape[3]}")
         self.keys[layer, :, :, self.used : end], self.values[layer, :, :, self.used : end] = k, v
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
@@ -75,12 +75,21 @@ def rotation(length: int, width: int) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair of dimensions (i, i + width/2) by its angle; cos and sin may also be (b 1 t d), an angle for each sequence.
+    """Turn each pair of dimensions (i, i + width/2) by its angle; cos and sin may also be (b 1 t d), one angle per sequence.
 
     Shapes: x (b n t d), cos (t d), sin (t d) -> (b n t d)
     """
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], -1) * sin
+
+
+class Shared(NamedTuple):
+    """What all layers of one call share: positions of the tokens, and what they attend to."""
+
+    cos: Tensor  # as `rotate` takes them
+    sin: Tensor
+    mask: Tensor | None  # (t u) or (b 1 t u) bool; None = each token attends to itself and all before
+    cache: Cache | None
 
 
 class CausalAttention(nn.Module):
@@ -91,17 +100,15 @@ class CausalAttention(nn.Module):
         self.q, self.k, self.v = (nn.Linear(d, d, bias=False) for _ in range(3))
         self.out = nn.Linear(d, d, bias=False)
 
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, layer: int, cache: Cache | None
-    ) -> Tensor:
-        """Without a mask each token sees itself and all before.  Shapes: x (b t d), cos and sin as `rotate`, mask (t u) or (b 1 t u) -> (b t d)"""
+    def forward(self, x: Tensor, shared: Shared, layer: int) -> Tensor:
+        """Shapes: x (b t d) -> (b t d)"""
         q, k, v = (rearrange(f(x), "b t (n d) -> b n t d", n=self.heads) for f in (self.q, self.k, self.v))
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        if cache is not None:
-            k, v = cache.add(layer, k, v)
-        causal = mask is None and q.shape[2] > 1
+        q, k = rotate(q, shared.cos, shared.sin), rotate(k, shared.cos, shared.sin)
+        if shared.cache is not None:
+            k, v = shared.cache.add(layer, k, v)
+        causal = shared.mask is None and q.shape[2] > 1
         with torch.autocast(x.device.type, enabled=False):  # its gradient in bf16 is slow on CPUs
-            y = F.scaled_dot_product_attention(q, k, v.to(q.dtype), attn_mask=mask, is_causal=causal)
+            y = F.scaled_dot_product_attention(q, k, v.to(q.dtype), attn_mask=shared.mask, is_causal=causal)
         return self.out(rearrange(y, "b n t d -> b t (n d)"))
 
 
@@ -111,21 +118,26 @@ class Block(nn.Module):
         d, h = config.width, config.hidden
         self.norm1, self.norm2 = RMSNorm(d), RMSNorm(d)
         self.attn = CausalAttention(config)
-        self.gate, self.up, self.down = (
-            nn.Linear(d, h, bias=False), nn.Linear(d, h, bias=False), nn.Linear(h, d, bias=False),
-        )  # fmt: skip
+        self.gate, self.up = nn.Linear(d, h, bias=False), nn.Linear(d, h, bias=False)
+        self.down = nn.Linear(h, d, bias=False)
 
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, layer: int, cache: Cache | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, shared: Shared, layer: int) -> Tensor:
         """Shapes: x (b t d) -> (b t d)"""
-        x = x + self.attn(self.norm1(x), cos, sin, mask, layer, cache)
+        x = x + self.attn(self.norm1(x), shared, layer)
         y = self.norm2(x)
         return x + self.down(F.silu(self.gate(y)) * self.up(y))
 
 
+class SampledText(NamedTuple):
+    """Texts as `Transformer.sample` wrote them."""
+
+    ids: Tensor  # (b t) tokens, the end token included; padding is EOS
+    chosen: Tensor  # (b t) bool: tokens that the model chose, its end token included unless it was forced
+    hidden: Tensor  # (b 1 d) the state after each text's last token
+
+
 class Transformer(nn.Module):
-    """Embedded tokens to the logits of the next; `embed` turns ids into what `forward` takes, others may add their own rows."""
+    """Embedded tokens to the logits of the next; `embed` turns ids into what `forward` takes, callers may add other rows."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -135,7 +147,8 @@ class Transformer(nn.Module):
         self.norm_out = RMSNorm(config.width)
         self.head = nn.Linear(config.width, config.vocabulary, bias=False)
         cos, sin = rotation(config.length, config.width // config.heads)
-        self.register_buffer("cos", cos, persistent=False), self.register_buffer("sin", sin, persistent=False)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
         for name, weight in self.named_parameters():  # GPT-2's scheme, with stds that suit a small width
             if weight.ndim == 2:
                 last = name.endswith(("out.weight", "down.weight"))
@@ -146,9 +159,9 @@ class Transformer(nn.Module):
         return Cache(self.config, batch, self.head.weight)
 
     def forward(self, x: Tensor, cache: Cache | None = None, valid: Tensor | None = None) -> Tensor:
-        """The last states, of which `head` makes logits; with a cache, x goes on where it ended.
+        """The last states, of which `head` makes logits; with a cache, x continues the cached sequence.
 
-        `valid` says which of x are tokens and which only fill up; without it all are.
+        `valid` is False where x is padding; without it nothing is.
         Raises ValueError on more tokens than the configuration's length.
         Shapes: x (b t d), valid (b t) bool -> (b t d)
         """
@@ -156,20 +169,101 @@ class Transformer(nn.Module):
         end = start + x.shape[1]
         if end > self.config.length:
             raise ValueError(f"a sequence of {end} tokens, but the transformer reads {self.config.length}")
-        if cache is not None and (valid is not None or cache.filled):
-            cache.filled = True
+        if cache is not None and (valid is not None or cache.padded):
+            cache.padded = True
             cache.valid[:, start:end] = True if valid is None else valid
-            valid = cache.valid[:, :end]  # (b u), of all so far
+            valid = cache.valid[:, :end]  # (b u)
         mask, cos, sin = None, self.cos[start:end], self.sin[start:end]  # (t d/n)
         if valid is not None or (start and end - start > 1):
-            # new tokens see the old ones, and of the new those before
+            # every new token attends to all cached ones, and to the new ones up to itself
             mask = torch.ones(end - start, end, dtype=torch.bool, device=x.device).tril(start)  # (t u)
-        if valid is not None:
-            mask = (mask & valid[:, None, None]) | mask.new_ones(mask.shape).tril(start).triu(start)  # itself
+        if valid is not None:  # padding attends to itself only, as a softmax over nothing is not finite
+            mask = (mask & valid[:, None, None]) | mask.new_ones(mask.shape).tril(start).triu(start)
             at = (valid.cumsum(1) - 1).clamp(min=0)[:, start:]  # (b t) positions
             cos, sin = self.cos[at][:, None], self.sin[at][:, None]  # (b 1 t d/n)
         for i, block in enumerate(self.blocks):
-            x = block(x, cos, sin, mask, i, cache)  # (b t d)
+            x = block(x, Shared(cos, sin, mask, cache), i)  # (b t d)
         if cache is not None:
             cache.used = end
         return self.norm_out(x)
+
+    @torch.no_grad()
+    def sample(
+        self, hidden: Tensor, cache: Cache, choose: "Choose", end: int, length: int, forced: bool = False
+    ) -> SampledText:
+        """Write a text of at most `length` tokens for each row, up to its first `end`.
+
+        With `forced`, a text that reaches the length limit is closed with `end`, which the model did not choose.
+        Shapes: hidden (b 1 d), the state after what the cache holds
+        """
+        b = len(hidden)
+        ids = torch.full((b, length), EOS, device=hidden.device)
+        chosen = torch.zeros(b, length, dtype=torch.bool, device=hidden.device)
+        going = torch.ones(b, dtype=torch.bool, device=hidden.device)  # texts that have not ended
+        last = hidden
+        for i in range(length):
+            if forced and i == length - 1:
+                ids[going, i] = end
+            else:
+                token = choose(self.head(hidden)[:, 0].float())  # (b)
+                ids[going, i], chosen[:, i] = token[going], going
+            hidden = self(self.embed(ids[:, i : i + 1]), cache, going[:, None])
+            last = torch.where(going[:, None, None], hidden, last)
+            going = going & (ids[:, i] != end)
+            if not going.any():
+                break
+        return SampledText(ids, chosen, last)
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How the next token is chosen."""
+
+    # divides the logits
+    temperature: float = 1.0
+    # only the k likeliest tokens; 0 = all
+    top_k: int = 0
+    # only the likeliest tokens that together have this probability; 1 = all
+    top_p: float = 1.0
+    # w of image tokens: uncond + w (cond - uncond), in logits; 1 = none
+    guidance: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise ValueError(
+                f"temperature must be positive, got {self.temperature}; for the likeliest token, top_k 1"
+            )
+        if self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(f"top_k {self.top_k} must be 0 or more, and top_p {self.top_p} in (0, 1]")
+
+
+Choose = Callable[[Tensor], Tensor]  # logits (b v) -> token ids (b)
+
+
+def chooser(sampling: SamplingConfig, generator: Generator | None) -> Choose:
+    """Sample from the logits as configured; without a generator, take the likeliest token."""
+    return lambda logits: pick(sampled_from(logits, sampling), generator)
+
+
+def sampled_from(logits: Tensor, config: SamplingConfig) -> Tensor:
+    """Log-probabilities of the distribution that tokens are sampled from: -inf for those that cannot be.  Shapes: logits (... v) -> (... v)
+
+    Temperature first, then top-k, then top-p (Holtzman et al. 2020, arXiv 1904.09751): the smallest set whose probability reaches it.
+    """
+    logits = logits / config.temperature
+    if 0 < config.top_k < logits.shape[-1]:
+        least = logits.topk(config.top_k, -1).values[..., -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if config.top_p < 1:
+        ranked, order = logits.sort(-1, descending=True)
+        share = ranked.softmax(-1)
+        beyond = share.cumsum(-1) - share >= config.top_p  # the tokens before it suffice
+        logits = logits.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), -torch.inf)
+    return logits.log_softmax(-1)
+
+
+def pick(log_prob: Tensor, generator: Generator | None) -> Tensor:
+    """A token for each row; without a generator the likeliest.  Shapes: log_prob (b v) -> (b)"""
+    if generator is None:
+        return log_prob.argmax(-1)
+    return torch.multinomial(log_prob.exp().cpu(), 1, generator=generator)[:, 0].to(log_prob.device)

@@ -1,23 +1,23 @@
-"""Pictures to words of a codebook and back: a vector-quantised autoencoder, whose pictures a transformer can write token by token.
+"""Pictures to codebook entries and back: a vector-quantised autoencoder, whose pictures a transformer can write token by token.
 
-    z_q = e_k,   k = argmin_j |z - e_j|             van den Oord et al. 2017, "Neural Discrete Representation Learning", equations 1 and 2
-    z_q = z + sg[z_q - z]                           the gradient of the decoder passes straight through the choice
+    z_q = e_k,   k = argmin_j |z - e_j|             van den Oord et al. 2017, "Neural Discrete Representation Learning", eq. 1, 2
+    z_q = z + sg[z_q - z]                           the decoder's gradient passes straight through the choice
     L_vq = |sg[z] - e_k|^2 + beta |z - sg[e_k]|^2   equation 3, the second and third term
 
-Codes and codewords have length 1 and few dimensions (Yu et al. 2022, arXiv 2110.04627, section 3.2; LlamaGen and Janus, on which
-ReasonGen-R1 builds, do the same): nearest is then most alike, and nearly all codewords find use.  Those that do not are
-moved onto codes that are badly served (`revive`), as in Jukebox (Dhariwal et al. 2020, section 3.1).
+Encodings and entries have length 1 and few dimensions (Yu et al. 2022, arXiv 2110.04627, section 3.2; LlamaGen and Janus, on which
+ReasonGen-R1 builds, do the same): the nearest entry is then the one with the largest cosine, and nearly all entries are used.  Unused ones
+are moved onto encodings that are far from their entry (`revive`), as in Jukebox (Dhariwal et al. 2020, section 3.1).
 
-A patch of 8x8 pixels is two words: a form and then its colours, each of a codebook of its own.  What is learnt of a form, where it stands and what follows
-it, is then known in every colour.  While training, the form is read off a twin of the picture, the same scene in other colours, so that it says as little as can be of these.
-As one number a patch is  form * colours + colour.
+A patch of 8x8 pixels is two entries, a form and its colours, each of a codebook of its own: what is learnt of a form, and of where it
+occurs, then holds in every colour.  In training the form is read from a twin of the picture, the same scene in other colours, so that it
+carries as little of them as possible.  As one number, a code, a patch is  form * colours + colour.
 
-Words are chosen by the patch and by nothing around it: the encoders are networks over the patch alone.  The same patch is then the same words
-in every picture, which a model needs that shall draw combinations of things it has never seen together.  (Words of the autoencoder's latents are not
-so: it normalises over the whole picture, and of patches equal in every pixel a third got the same word.)  The decoder sees all words together, and makes
-latents of the autoencoder, whose decoder draws.
+The encoders see one patch at a time: the same patch gets the same code in every picture, which a model needs to draw combinations that it
+has never seen.  (Codes of the autoencoder's latents lack this: it normalises over the whole picture, and a third of the
+patches that were equal in every pixel got other codes.)  The decoder sees all codes together and makes latents of the autoencoder, whose
+decoder makes pixels.
 
-Shapes: b batch, c h w pictures in pixels or in patches, z latent channels, d dimensions of a codeword, k size of a codebook.
+Shapes: b batch, c h w pictures in pixels or in patches, z latent channels, d dimensions of an entry, k size of a codebook.
 """
 
 import math
@@ -36,43 +36,42 @@ from .blocks import ResBlock
 @dataclass(frozen=True)
 class VQConfig:
     latent_channels: int = 4  # z, of the autoencoder
-    patch: int = 8  # pixels to a side; what the autoencoder makes one latent pixel of
+    patch: int = 8  # pixels to a side; the autoencoder makes one latent pixel of them
     hidden: int = 128  # channels of the encoders
     width: int = 64  # channels of the decoder
     res_blocks: int = 2  # of the decoder
     groups: int = 8  # of every GroupNorm
-    forms: int = 512  # k, words of the first codebook
-    colors: int = 256  # k, words of the second
-    dimensions: int = 8  # d, of a codeword
+    forms: int = 512  # k, entries of the first codebook
+    colors: int = 256  # k, entries of the second
+    dimensions: int = 8  # d, of an entry
     beta: float = 0.25  # weight of the commitment, van den Oord's
 
     def __post_init__(self) -> None:
         if min(self.forms, self.colors, self.dimensions) < 2:
-            raise ValueError(
-                f"{self.forms} forms and {self.colors} colours of {self.dimensions} dimensions: all must be 2 or more"
-            )
+            sizes = f"{self.forms} forms and {self.colors} colours of {self.dimensions} dimensions"
+            raise ValueError(f"{sizes}: all must be 2 or more")
         if self.width % self.groups:
             raise ValueError(f"width {self.width} is not a multiple of groups {self.groups}")
 
     @property
     def codes(self) -> int:
-        """How many different patches there are."""
+        """How many different codes there are."""
         return self.forms * self.colors
 
 
 class Quantised(NamedTuple):
-    vectors: Tensor  # (b d h w) the codewords, with the gradient of the codes
-    ids: Tensor  # (b h w) which they are
-    loss: Tensor  # () L_vq, a mean over codes and dimensions
+    vectors: Tensor  # (b d h w) the entries, with the gradient of the encodings
+    ids: Tensor  # (b h w) their numbers
+    loss: Tensor  # () L_vq, a mean over patches and dimensions
 
 
 class Quantiser(nn.Module):
-    """A codebook of k words with d dimensions; beta is the weight of the commitment."""
+    """A codebook of k entries with d dimensions; beta is the weight of the commitment."""
 
     def __init__(self, k: int, d: int, beta: float = VQConfig.beta) -> None:
         super().__init__()
         self.beta = beta
-        self.words = nn.Embedding(k, d)
+        self.words = nn.Embedding(k, d)  # the entries; saved weights know them by this name
         nn.init.normal_(self.words.weight)
 
     @property
@@ -84,10 +83,10 @@ class Quantiser(nn.Module):
         """Shapes: z (b d h w)"""
         z = F.normalize(z, dim=1)
         rows = rearrange(z, "b d h w -> b h w d")
-        ids = (rows @ self.codebook.T).argmax(-1)  # (b h w); of length 1, the most alike is the nearest
-        chosen = self.vectors(ids)  # (b d h w)
-        loss = F.mse_loss(chosen, z.detach()) + self.beta * F.mse_loss(z, chosen.detach())
-        return Quantised(z + (chosen - z).detach(), ids, loss)
+        ids = (rows @ self.codebook.T).argmax(-1)  # (b h w); at length 1 the largest cosine is the nearest
+        entries = self.vectors(ids)  # (b d h w)
+        loss = F.mse_loss(entries, z.detach()) + self.beta * F.mse_loss(z, entries.detach())
+        return Quantised(z + (entries - z).detach(), ids, loss)
 
     def vectors(self, ids: Tensor) -> Tensor:
         """Shapes: ids (b h w) -> (b d h w)"""
@@ -95,15 +94,15 @@ class Quantiser(nn.Module):
 
     @torch.no_grad()
     def revive(self, z: Tensor, used: Tensor, generator: torch.Generator) -> int:
-        """Move the codewords that nobody used onto the codes that are farthest from theirs, with a little noise.  -> how many
+        """Move unused entries onto encodings that are far from theirs, with a little noise.  -> how many were moved
 
-        Shapes: z (b d h w), used (k) how often each was chosen lately
+        Shapes: z (b d h w), used (k) how often each entry was chosen lately
         """
         dead = (used == 0).nonzero().flatten()  # (m)
         rows = rearrange(F.normalize(z, dim=1), "b d h w -> (b h w) d")
-        likeness = (rows @ self.codebook.T).amax(1)  # (b*h*w)
-        # not the farthest only, which may all be alike: drawn in proportion to the squared distance, as k-means++ begins
-        chance = (2 - 2 * likeness).clamp(min=1e-6).cpu()
+        cosine = (rows @ self.codebook.T).amax(1)  # (b*h*w)
+        # the farthest alone may be all alike: sampled by squared distance, as k-means++ begins
+        chance = (2 - 2 * cosine).clamp(min=1e-6).cpu()
         m = min(len(dead), len(rows))
         if not m:
             return 0
@@ -113,8 +112,8 @@ class Quantiser(nn.Module):
         return m
 
 
-class Chosen(NamedTuple):
-    """What a picture is in words."""
+class FormAndColor(NamedTuple):
+    """The two entries of every patch."""
 
     form: Quantised
     color: Quantised
@@ -135,32 +134,31 @@ class VQAutoencoder(nn.Module):
         self.colors = Quantiser(config.colors, config.dimensions, config.beta)
         self.decoder = stack(2 * config.dimensions, config.latent_channels, config)
 
-    def forward(self, images: Tensor, twins: Tensor) -> tuple[Tensor, Chosen, tuple[Tensor, Tensor]]:
-        """Latents of the pictures from the colours of these and the forms of their twins.
+    def forward(self, images: Tensor, twins: Tensor) -> tuple[Tensor, FormAndColor, tuple[Tensor, Tensor]]:
+        """Latents from the colours of the pictures and the forms of their twins.
 
-        Shapes: images, twins (b 3 8h 8w) -> (b z h w) latents after quantisation, what was chosen, twice (b d h w) the codes before
+        Shapes: images, twins (b 3 8h 8w) -> (b z h w) latents, the entries, and the encodings before quantisation, (b d h w) each
         """
-        codes = self.see_form(twins), self.see_color(images)
-        found = Chosen(self.forms(codes[0]), self.colors(codes[1]))
-        return self.decoder(torch.cat([found.form.vectors, found.color.vectors], 1)), found, codes
+        z = self.see_form(twins), self.see_color(images)
+        found = FormAndColor(self.forms(z[0]), self.colors(z[1]))
+        return self.decoder(torch.cat([found.form.vectors, found.color.vectors], 1)), found, z
 
     def encode(self, images: Tensor) -> Tensor:
-        """Form and colours as one number.  Shapes: images (b 3 8h 8w) -> (b h w)"""
+        """Codes.  Shapes: images (b 3 8h 8w) -> (b h w)"""
         form, color = self.forms(self.see_form(images)).ids, self.colors(self.see_color(images)).ids
         return form * self.config.colors + color
 
-    def decode(self, ids: Tensor) -> Tensor:
-        """Latents.  Raises ValueError on an id that the codebooks do not have.  Shapes: ids (b h w) -> (b z h w)"""
-        if len(ids) and not (int(ids.min()) >= 0 and int(ids.max()) < self.config.codes):
-            raise ValueError(
-                f"token ids from {int(ids.min())} to {int(ids.max())}, but the codebooks have {self.config.codes}"
-            )
-        form, color = ids // self.config.colors, ids % self.config.colors
+    def decode(self, codes: Tensor) -> Tensor:
+        """Latents.  Raises ValueError on a code that the codebooks do not have.  Shapes: codes (b h w) -> (b z h w)"""
+        if len(codes) and not (int(codes.min()) >= 0 and int(codes.max()) < self.config.codes):
+            found = f"from {int(codes.min())} to {int(codes.max())}"
+            raise ValueError(f"image tokens {found}, but the codebooks have {self.config.codes}")
+        form, color = codes // self.config.colors, codes % self.config.colors
         return self.decoder(torch.cat([self.forms.vectors(form), self.colors.vectors(color)], 1))
 
 
 class Codec(NamedTuple):
-    """Pictures in [-1, 1] to words, and by way of the autoencoder's latents back."""
+    """Pictures in [-1, 1] to codes, and by way of the autoencoder's latents back."""
 
     autoencoder: Autoencoder
     vq: VQAutoencoder
@@ -169,15 +167,15 @@ class Codec(NamedTuple):
         return Codec(self.autoencoder.to(device), self.vq.to(device))
 
     @torch.no_grad()
-    def words(self, images: Tensor) -> Tensor:
+    def codes(self, images: Tensor) -> Tensor:
         """Row by row.  Shapes: images (b 3 64 64) -> (b 64)"""
         return self.vq.encode(images).flatten(1)
 
     @torch.no_grad()
-    def pictures(self, words: Tensor) -> Tensor:
-        """Shapes: words (b n), n the square of a side -> (b 3 h w)"""
-        side = math.isqrt(words.shape[1])
-        return self.autoencoder.decode(self.vq.decode(words.view(-1, side, side))).clamp(-1, 1)
+    def pictures(self, codes: Tensor) -> Tensor:
+        """Shapes: codes (b n), n the square of a side -> (b 3 h w)"""
+        side = math.isqrt(codes.shape[1])
+        return self.autoencoder.decode(self.vq.decode(codes.view(-1, side, side))).clamp(-1, 1)
 
 
 def see_patch(config: VQConfig) -> nn.Sequential:

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..models.actor import Actor, ActorConfig, questions, write_down
+from ..models.actor import Actor, ActorConfig, questions
 from ..models.autoencoder import Autoencoder
-from ..models.tokenizer import Tokenizer
+from ..models.tokenizer import EOS, Tokenizer, up_to
 from ..run import Run
 from ..streams import choices, rng
 from ..world.captions import plan
@@ -87,7 +87,8 @@ def train_actor(
     if start is not None:
         actor.load_state_dict(start.state_dict())
     ids = questions(tokenizer, asked, said, actor.config.read).to(device)  # (n s)
-    written, mask = (v.to(device) for v in write_down(tokenizer, edits, actor.config.written))  # (n t)
+    written = tokenizer.encode(edits, actor.config.written).to(device)  # (n t)
+    mask = up_to(written, EOS)  # (n t)
     optimizer = torch.optim.AdamW(actor.parameters(), lr=config.lr, weight_decay=1e-2)
     for step in run.steps("actor", config.steps, {"actor": actor}, optimizer, save_every=50):
         set_lr(optimizer, config.lr * lr_factor(step, config.steps))

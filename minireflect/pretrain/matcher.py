@@ -15,10 +15,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..models.matcher import Matcher, MatcherConfig
-from ..models.reasongen import trim
-from ..models.tokenizer import EOS, Tokenizer
+from ..models.tokenizer import EOS, Tokenizer, trim, up_to
 from ..pipeline import LatentDiffusion
-from ..rl.checker import trimmed
 from ..run import Run
 from ..streams import choices, rng
 from ..world.canvas import to_tensor
@@ -124,9 +122,7 @@ def train_reward(
         true = [prompts[i] for i in pick]
         false = [false_prompt(prompts[i], scenes[i], prompts, config.foreign, told) for i in pick]
         texts = [p.text for p in true] + [p.text for p in false] + [full_text(p) for p in true]
-        ids = tokenizer(texts).to(device)  # (3b t)
-        longest = int((ids == EOS).int().argmax(1).max()) + 1  # beyond it there is only padding
-        ids = ids[:, :longest]
+        ids = trim(tokenizer(texts), EOS).to(device)  # (3b t)
         holds = torch.cat([shown[pick].float(), torch.zeros(len(pick))]).to(device)  # (2b)
         patches = model.vision(images[pick].to(device))  # (b n d)
         hidden = model.text(ids)  # (3b t d)
@@ -170,9 +166,9 @@ def caption_loss(logits: Tensor, ids: Tensor) -> Tensor:
     Shapes: logits (b t v), ids (b t) -> ()
     """
     after = ids[:, 1:]  # (b t-1)
-    padding = (after == EOS).cumsum(1) - (after == EOS).int() > 0  # (b t-1) whatever follows the first end
-    total = F.cross_entropy(logits[:, :-1][~padding], after[~padding], reduction="sum")
-    return total / max(1, int((~padding).sum()))  # a small batch may hold broken pictures only
+    counted = up_to(after, EOS)  # (b t-1)
+    total = F.cross_entropy(logits[:, :-1][counted], after[counted], reduction="sum")
+    return total / max(1, int(counted.sum()))  # a small batch may hold broken pictures only
 
 
 class JointSpace(nn.Module):
@@ -258,8 +254,8 @@ def train_checker(
         truth = torch.tensor([label for _, label in asked], device=device).float()  # (q)
         whole = [i for i in pick if all(shown[i])]  # a broken picture cannot be described
         ids = tokenizer([r.words for r, _ in asked]).to(device)
-        told_ids = trimmed(tokenizer([described(scenes[i]) for i in whole])).to(device)
-        ids = trimmed(ids)  # (q t)
+        told_ids = trim(tokenizer([described(scenes[i]) for i in whole]), EOS).to(device)
+        ids = trim(ids, EOS)  # (q t)
         patches = model.vision(images[pick].to(device))  # (b n d)
         logits = model.judge(patches, model.text(ids), ids)  # (q)
         loss = F.binary_cross_entropy_with_logits(logits, truth)

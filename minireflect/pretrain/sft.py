@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from ..models.reasongen import ReasonGen, ReasonGenConfig, as_words, trim, up_to
-from ..models.tokenizer import EOS, Tokenizer
+from ..models.reasongen import ReasonGen, ReasonGenConfig
+from ..models.tokenizer import EOS, Tokenizer, trim, up_to
 from ..models.vq import Codec
 from ..run import Run
 from ..streams import choices, rng
@@ -89,10 +89,10 @@ def lessons(
     is_dense = [draw.random() < training.dense for _ in scenes]
     prompts = [thought if dense else caption for thought, caption, dense in zip(thoughts, captions, is_dense)]
     words = ["" if dense or training.rationales == "none" else t for t, dense in zip(thoughts, is_dense)]
-    codes = encode_all(codec.to(device).words, pixels, device)  # (m n)
+    codes = encode_all(codec.to(device).codes, pixels, device)  # (m n)
 
     def ids(prompts: list[str], words: list[str]) -> tuple[Tensor, Tensor]:
-        return tokenizer(prompts).to(device), as_words(tokenizer, words, config).to(device)
+        return tokenizer(prompts).to(device), tokenizer.encode(words, config.rationale, config.boi).to(device)
 
     return Lessons(*ids(prompts, words), codes, *ids(captions, thoughts))
 

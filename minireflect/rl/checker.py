@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..checkpoints.ours import RIG, load_module
 from ..models.matcher import Matcher, MatcherConfig
-from ..models.tokenizer import EOS, Tokenizer
+from ..models.tokenizer import EOS, Tokenizer, trim
 from ..world.graphs import SceneGraph
 
 MET = 0.5  # probability from which a requirement counts as met
@@ -69,7 +69,7 @@ def matcher_checker(matcher: Matcher, tokenizer: Tokenizer, batch: int = 256) ->
             texts = [r.words for r in graph.requirements]
             row[: len(texts)] = True
             words += texts + texts[:1] * (most - len(texts))
-        ids = trimmed(tokenizer(words)).to(images.device)  # (b*r t)
+        ids = trim(tokenizer(words), EOS).to(images.device)  # (b*r t)
         logits = [
             matcher.judge(matcher.vision(part), matcher.text(rows), rows)
             for part, rows in zip(images.split(batch), ids.split(batch * most))
@@ -79,11 +79,6 @@ def matcher_checker(matcher: Matcher, tokenizer: Tokenizer, batch: int = 256) ->
         return Answers(probability.masked_fill(~asked, 1.0), asked)
 
     return check
-
-
-def trimmed(ids: Tensor) -> Tensor:
-    """Without the padding that all sentences share.  Shapes: ids (b t) -> (b t2)"""
-    return ids[:, : int((ids == EOS).int().argmax(1).max()) + 1]
 
 
 def load_checker(

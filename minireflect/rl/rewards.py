@@ -2,7 +2,7 @@
 
     match_reward     learned; the probability that the sentence holds for the picture.  What RL climbs, and can fool.
     caption_reward   learned; how likely the least likely word of a rationale is, given the picture and the words before it.
-    checker          exact; 1 where the inspector reads what the prompt asks for, else 0.  The witness: never trained on,
+    inspector_reward exact; 1 where the inspector reads what the prompt asks for, else 0.  The witness: never trained on,
                      and a reward only where a study wants to see the ceiling.
     clip_reward      for real pictures: CLIP's cosine of picture and prompt, SRRL's reward (there ViT-H/14)
     incompressibility, compressibility
@@ -22,8 +22,7 @@ from torchvision.io import encode_jpeg
 from ..checkpoints.ours import load_module, or_shipped, weights_folder
 from ..models.clip import CLIP
 from ..models.matcher import Matcher, MatcherConfig
-from ..models.reasongen import trim, up_to
-from ..models.tokenizer import EOS, BytePairs, Tokenizer
+from ..models.tokenizer import EOS, BytePairs, Tokenizer, trim, up_to
 from ..world.inspector import inspect_all
 from ..world.prompts import Prompt, split, understand
 
@@ -78,11 +77,11 @@ def load_captioner(path: str | Path, device: torch.device | str = "cpu") -> Rewa
     return caption_reward(matcher.to(device), Tokenizer(about["words"].split(), matcher.config.length))
 
 
-def checker(images: Tensor, prompts: list[str]) -> Tensor:
+def inspector_reward(images: Tensor, prompts: list[str]) -> Tensor:
     """The exact verdict.  Raises ValueError for a prompt whose meaning the world does not know."""
     meant = [understand(p) for p in prompts]
     if None in meant:
-        raise ValueError(f"the checker cannot tell what fulfils {prompts[meant.index(None)]!r}")
+        raise ValueError(f"the inspector cannot tell what fulfils {prompts[meant.index(None)]!r}")
     return verdicts(images, meant)
 
 

@@ -77,11 +77,11 @@ def test_the_decoder_goes_on_and_the_words_stay(tmp_path: Path) -> None:
     torch.manual_seed(0)
     codec = Codec(autoencoder, VQAutoencoder(VQConfig(forms=32, colors=16)).eval())
     with torch.no_grad():
-        before, error = codec.words(images), (codec.pictures(codec.words(images)) - images).square().mean()
+        before, error = codec.codes(images), (codec.pictures(codec.codes(images)) - images).square().mean()
     run = Run(tmp_path / "run", {})
     model = refine_vq(VQTraining(steps=30, drawn=4), pixels, 0, codec, run, torch.device("cpu"))
     after = Codec(autoencoder, model)
-    assert torch.equal(after.words(images), before)
+    assert torch.equal(after.codes(images), before)
     assert (after.pictures(before) - images).square().mean() < 0.7 * error
     assert len(run.metrics("vq")) == 30 and all(r["mse"] > 0 for r in run.metrics("vq"))
 
@@ -155,8 +155,8 @@ def test_it_learns_keeps_and_refuses(tmp_path: Path) -> None:
     again, _ = load_module(tmp_path / "vq.safetensors", VQAutoencoder, VQConfig)
     images = to_tensor(pixels[:2])
     one, two = Codec(autoencoder, model), Codec(autoencoder, again)
-    ids = one.words(images)
-    assert ids.shape == (2, 64) and torch.equal(two.words(images), ids)
+    ids = one.codes(images)
+    assert ids.shape == (2, 64) and torch.equal(two.codes(images), ids)
     assert torch.equal(ids.view(2, 8, 8), model.encode(images))  # row by row
     torch.testing.assert_close(two.pictures(ids), one.pictures(ids))
     assert one.pictures(ids).shape == images.shape and one.pictures(ids).abs().max() <= 1
