@@ -9,7 +9,7 @@ from .diffusion.sample import denoise, renoise
 from .pipeline import LatentDiffusion
 from .rl.rewards import load_reward
 from .streams import rng
-from .world.captions import caption, graph
+from .world.captions import caption
 from .world.inspector import inspect
 from .world.prompts import sample_scene
 from .world.rationales import rationale
@@ -17,6 +17,6 @@ from .world.render import render
 
 __version__ = "0.1.0"
 __all__ = [
-    "LatentDiffusion", "caption", "denoise", "graph", "inspect", "load_pipeline", "load_reward", "rationale",
+    "LatentDiffusion", "caption", "denoise", "inspect", "load_pipeline", "load_reward", "rationale",
     "reflect", "render", "renoise", "rng", "sample_scene",
 ]  # fmt: skip

@@ -78,7 +78,7 @@ def score(images: Tensor, prompts: list[Prompt], kind: str, rewards: Tensor) -> 
     """Shapes: images (n 3 64 64), n prompts, rewards (n)"""
     readings = inspect_all(images)
     right = torch.tensor([float(p.fulfilled_by(r)) for p, r in zip(prompts, readings)])
-    group = [p.task.kind if p.task else p.law for p in prompts]
+    group = [p.group for p in prompts]
     names = [n for n in (*LAWS, *dict.fromkeys(group)) if n in group]
     rows = {n: torch.tensor([g == n for g in group]) for n in dict.fromkeys(names)}
     spread = [

@@ -16,7 +16,6 @@ from .pipeline import ReasonPipeline
 from .rl.rewards import Reward
 from .streams import choices, rng
 from .world import geneval
-from .world.graphs import arrange
 from .world.inspector import inspect_all
 from .world.prompts import Prompt, draw_prompts, near_miss
 from .world.rationales import plan_of, rationale, read_rationale
@@ -63,7 +62,7 @@ def evaluation_prompts(config: ReasonEvaluation) -> list[Prompt]:
 
 def another_of_its_kind(prompts: list[Prompt]) -> list[int]:
     """For each prompt the row of the next one of the same law or task, the first for the last."""
-    kinds = [(p.kind, p.task.kind if p.task else p.law) for p in prompts]
+    kinds = [(p.kind, p.group) for p in prompts]
     rows = {kind: [i for i, k in enumerate(kinds) if k == kind] for kind in dict.fromkeys(kinds)}
     following = {i: j for members in rows.values() for i, j in zip(members, members[1:] + members[:1])}
     return [following[i] for i in range(len(prompts))]
@@ -95,16 +94,16 @@ def codec_table(codec: Codec, config: ReasonEvaluation) -> str:
 def false_rationale(prompt: Prompt, scene: Scene, split: str, draw: random.Random) -> str:
     """What a picture of the scene does not keep by one fact: of laws that of a near miss; of arrangements one thing of another colour, or things elsewhere."""
     while True:
-        if prompt.task is None:
+        if prompt.graph is None:
             other = near_miss(prompt, draw, split).scene(draw)
         elif draw.random() < 0.5:
-            other = arrange(prompt.task, draw)
+            other = prompt.scene(draw)
         else:
             things, i = list(scene.objects), draw.randrange(len(scene.objects))
             things[i] = replace(things[i], color=draw.choice(COLORS))
             other = replace(scene, objects=tuple(things))
         if plan_of(other) != plan_of(scene):
-            return rationale(other, draw=draw)
+            return rationale(other, rng=draw)
 
 
 def reader_table(captioner: Reward, config: ReasonEvaluation, device: torch.device) -> str:
@@ -116,7 +115,7 @@ def reader_table(captioner: Reward, config: ReasonEvaluation, device: torch.devi
         scenes = [p.scene(draw) for p in prompts]
         images = torch.stack([render(s) for s in scenes]).to(device)  # (m 3 64 64)
         told = {
-            "true": [rationale(s, draw=draw) for s in scenes],
+            "true": [rationale(s, rng=draw) for s in scenes],
             "false by one fact": [false_rationale(p, s, split, draw) for p, s in zip(prompts, scenes)],
         }
         for name, texts in told.items():
@@ -156,11 +155,11 @@ def evaluate_painter(
     accepted = [ok for ok, r in zip(right, rewards) if r >= 0.5]
     planned = [plan is not None and plan.fulfils(p) for plan, p in zip(plans, prompts)]
     kept = [plan is not None and plan.shown_in(r) for plan, r in zip(plans, readings)]
-    names = [p.task.kind if p.task else f"{p.kind} {p.law}" for p in prompts]
+    names = [p.task or f"{p.kind} {p.law}" for p in prompts]
     rows = {name: [i for i, n in enumerate(names) if n == name] for name in dict.fromkeys(names)}
     said = sum(plan is not None for plan in plans)
     return ReasonScore(
-        geneval=geneval.scores(things[:m], [p.task for p in prompts[:m]]),
+        geneval=geneval.scores(things[:m], prompts[:m]),
         physical=sum(right[m : 2 * m]) / m,
         unconventional=sum(right[2 * m :]) / m,
         accepted=len(accepted) / len(prompts),

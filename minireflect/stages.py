@@ -65,8 +65,7 @@ from .rl.rewards import Reward, caption_reward, inspector_reward, judge_of, load
 from .run import Run, write_text
 from .showcase import before_and_after, edit_strip, fixed_prompts, rounds_strip, thoughts_strip
 from .streams import choices
-from .world.captions import captioned_graphs
-from .world.data import Captioned, captioned_laws, training_pairs, twin
+from .world.data import Captioned, captioned_graphs, captioned_laws, recolored, training_pairs
 from .world.render import render_pixels
 
 # The stages of RL-RIG, see stages.py:  autoencoder -> diffusion -> checker and judge -> actor -> rlrig
@@ -80,7 +79,7 @@ def captioned(config: Config, stage: str, pictures: int) -> Captioned:
     """What the autoencoder and the base learn from."""
     draw = choices(config.seed, stage, "pictures")
     if config.scenes == "graphs":
-        return captioned_graphs(pictures, draw, config.world.told)
+        return captioned_graphs(pictures, draw)
     return captioned_laws(pictures, config.world, draw)
 
 
@@ -295,7 +294,7 @@ def vq(config: Config, run: Run, folder: Path, device: torch.device) -> None:
         return
     draw = choices(config.seed, "vq", "pictures")
     pixels, scenes, _ = training_pairs(config.vq.pictures // 2, config.world, draw)
-    twins = np.stack([render_pixels(twin(scene, draw)) for scene in scenes])
+    twins = np.stack([render_pixels(recolored(scene, draw)) for scene in scenes])
     if config.vq.continued:
         codec = load_codec(folder)
         refine_vq(config.vq, np.concatenate([pixels, twins]), config.seed, codec, run, device)

@@ -107,7 +107,7 @@ def forge(scene: Scene, kind: str, draw: random.Random) -> Scene | None:
             return None
         law = LAWS[scene.law]
         return replace(
-            scene, outcome=draw.choice([o for o in law.possible(scene.objects) if o != scene.outcome])
+            scene, outcome=draw.choice([o for o in law.outcomes if o != scene.outcome])
         )
     return replace(scene, objects=tuple(objects))
 

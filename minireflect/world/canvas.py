@@ -19,8 +19,10 @@ PALETTE: dict[str, tuple[int, int, int]] = {  # 8-bit RGB; colours of objects ar
     "paper": (250, 248, 242), "ink": (40, 46, 60), "ground": (214, 200, 176), "shade": (120, 108, 92),
     "water": (150, 208, 238), "sun": (252, 170, 20), "flame": (250, 130, 20), "magnet": (160, 24, 60),
     "wooden": (168, 112, 60), "brown": (124, 76, 40), "iron": (112, 120, 132), "grey": (146, 150, 156),
-    "red": (222, 44, 44), "green": (40, 160, 70), "blue": (40, 90, 220), "yellow": (246, 212, 40), "purple": (146, 60, 190),
-}  # fmt: on
+    "red": (222, 44, 44), "green": (40, 160, 70), "blue": (40, 90, 220), "yellow": (246, 212, 40),
+    "purple": (146, 60, 190),
+}
+# fmt: on
 
 
 class Pen:

@@ -54,7 +54,7 @@ def holds(predicate: str, a: Object, b: Object) -> bool:
     """
     dx, dy = a.xy[0] - b.xy[0], a.xy[1] - b.xy[1]
     if predicate in RELATIONS:
-        dx, dy = (0 if abs(v) < DEAD_ZONE else v for v in (dx, dy))
+        dx, dy = dx * (abs(dx) >= DEAD_ZONE), dy * (abs(dy) >= DEAD_ZONE)
         ux, uy = RELATIONS[predicate]
         length = math.hypot(dx, dy)
         return length > 0 and (ux * dx + uy * dy) / length > 0.5

@@ -64,7 +64,7 @@ def lay_out(
     order = _contact_order(graph)
     for _ in range(layouts):
         placed: list[tuple[int, Object]] = []
-        for i in (i for i in order for _ in range(graph.entities[i].count)):
+        for i in [j for j in order for _ in range(graph.entities[j].count)]:
             thing = _find_spot(graph, i, placed, rng, (keep or {}).get(i))
             if thing is None:
                 break
