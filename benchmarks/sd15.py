@@ -35,7 +35,9 @@ from minireflect.models.tokenizer import NoVocabulary
 from minireflect.models.unet import UNet, UNetConfig
 from minireflect.pipeline import LatentDiffusion, best_device
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # tests/checkpoints.py writes the original layout
+sys.path.insert(
+    0, str(Path(__file__).parent.parent)
+)  # tests/parity/checkpoints.py writes the original layout
 
 CHANNELS = {"sd15": (320, 640, 1280, 1280), "small": (64, 128, 256, 256)}
 TEXT = {"sd15": (768, 12), "small": (128, 4)}
@@ -195,7 +197,7 @@ print(loaded - before, resident("VmHWM") - before, next(pipe.unet.parameters()).
 
 def memory_of_loading(them: dict[str, nn.Module], size: str) -> None:
     """Peak resident memory of a process that loads the original fp16 file, over its size, and after every weight was read."""
-    from tests.checkpoints import original_unet, original_vae
+    from tests.parity.checkpoints import original_unet, original_vae
 
     tensors = original_unet(them["unet"].state_dict(), 4, 2) | original_vae(them["vae"].state_dict(), 4)
     tensors |= {

@@ -1,22 +1,23 @@
-"""minireflect: image generators that judge their own pictures, turn them back into noise, and draw again.
+"""minireflect: image generators that score their own pictures, turn them back into noise, and draw again.
 
-from minireflect import load_pipeline, sample_scene, render, caption, inspect
+    from minireflect import load_pipeline, sample_scene, render, caption, inspect
+
+A name is imported when it is first used: `minireflect --help` needs no torch.
 """
 
-from .checkpoints.ours import load_pipeline
-from .diffusion.reflection import reflect
-from .diffusion.sample import denoise, renoise
-from .pipeline import LatentDiffusion
-from .rl.rewards import load_reward
-from .streams import rng
-from .world.captions import caption
-from .world.inspector import inspect
-from .world.prompts import sample_scene
-from .world.rationales import rationale
-from .world.render import render
+from importlib import import_module
 
-__version__ = "0.1.0"
-__all__ = [
-    "LatentDiffusion", "caption", "denoise", "inspect", "load_pipeline", "load_reward", "rationale",
-    "reflect", "render", "renoise", "rng", "sample_scene",
-]  # fmt: skip
+__version__ = "0.2.0"
+HOMES = {
+    "LatentDiffusion": "pipeline", "caption": "world.captions", "denoise": "diffusion.sample",
+    "inspect": "world.inspector", "load_pipeline": "checkpoints.ours", "load_reward": "rl.rewards",
+    "rationale": "world.rationales", "reflect": "diffusion.reflection", "render": "world.render",
+    "renoise": "diffusion.sample", "rng": "streams", "sample_scene": "world.prompts",
+}  # fmt: skip
+__all__ = sorted(HOMES)
+
+
+def __getattr__(name: str) -> object:
+    if name not in HOMES:
+        raise AttributeError(f"module 'minireflect' has no attribute {name!r}")
+    return getattr(import_module(f".{HOMES[name]}", __name__), name)

@@ -1,21 +1,21 @@
-"""Everything that can be chosen, in one nested record: the command line, config.json and the presets are all this.
+"""Every option of every training command in one nested record, the presets, and what config.json keeps of it.
 
-Presets: `cpu` is the published setting for two cores, `gpu` the same with larger batches and budgets, `smoke` runs
-every line of every command in a minute and learns nothing.
+A record stands beside the loop that reads it; this file puts them together.  A command shows and keeps only its own records.
 """
 
 import json
 import typing
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, make_dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from .evaluate import EvaluationConfig
-from .evaluate_reason import ReasonEvaluation
 from .methods.finetune import FinetuneConfig
 from .methods.reasongen import ReasonRLConfig
-from .methods.rlrig import LoopConfig, RLRIGConfig
-from .methods.rollout import SRRLConfig, UpdateConfig
+from .methods.rlrig import RLRIGConfig
+from .methods.rollout import SRRLConfig
 from .pipeline import SamplerConfig
 from .pretrain.actor import ActorTraining
 from .pretrain.autoencoder import AutoencoderTraining
@@ -26,40 +26,35 @@ from .pretrain.vq import VQTraining
 from .world.data import WorldConfig
 from .world.prompts import PromptMix
 
-Command = Literal[
-    "autoencoder",
-    "diffusion",
-    "reward",
-    "srrl",
-    "checker",
-    "actor",
-    "rlrig",
-    "vq",
-    "captioner",
-    "reason-sft",
-    "reason-grpo",
-    "all",
-]
-
-
-RIG_COMMANDS = ("checker", "actor", "rlrig")  # these belong to the world of scene graphs
-
-
-REASON_COMMANDS = ("vq", "captioner", "reason-sft", "reason-grpo")
-
-
-PRESETS = ("smoke", "cpu", "gpu")
+FLAT = tyro.conf.arg(name="")  # a record whose options carry no prefix
 
 
 @dataclass(frozen=True)
 class Config:
-    seed: int = 0  # of every random stream
-    scenes: Literal["laws", "graphs"] = "laws"  # what `autoencoder`, `diffusion` and `all` learn to draw
+    """What a run is configured with; the defaults are the preset cpu."""
+
+    # budget (default: gpu with a CUDA GPU, else cpu)
+    preset: Literal["cpu", "gpu", "smoke"] = "cpu"
+    # of every random stream
+    seed: int = 0
+    # run folder (default: the first free runs/COMMAND-N)
+    out: Path | None = None
+    # go on with the run in --out, with its options
+    resume: bool = False
+    # run folder to start from (default: the shipped weights)
+    weights: Path | None = None
+    # default: the first that is there
+    device: Literal["cuda", "mps", "cpu"] | None = None
+    # what the pictures show: physical laws or scene graphs
+    scenes: Literal["laws", "graphs"] = "laws"
+    # sets the defaults of the options below
+    method: Literal["srrl", "ddpo", "grpo"] = "srrl"
     world: WorldConfig = field(default_factory=WorldConfig)
     autoencoder: AutoencoderTraining = field(default_factory=AutoencoderTraining)
     diffusion: DiffusionTraining = field(default_factory=DiffusionTraining)
     reward: RewardTraining = field(default_factory=RewardTraining)
     srrl: SRRLConfig = field(default_factory=SRRLConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     checker: CheckerTraining = field(default_factory=CheckerTraining)
     actor: ActorTraining = field(default_factory=ActorTraining)
     rlrig: RLRIGConfig = field(default_factory=RLRIGConfig)
@@ -67,99 +62,154 @@ class Config:
     captioner: CaptionerTraining = field(default_factory=CaptionerTraining)
     sft: ReasonTraining = field(default_factory=ReasonTraining)
     grpo: ReasonRLConfig = field(default_factory=ReasonRLConfig)
-    asked: PromptMix = field(default_factory=lambda: PromptMix(0.3, 0.4, 0.3))  # by reason-grpo
-    prompts: PromptMix = field(default_factory=PromptMix)
+    mix: PromptMix = field(default_factory=PromptMix)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    reasoning: ReasonEvaluation = field(default_factory=ReasonEvaluation)  # of reason-sft and reason-grpo
 
 
-def preset(name: str, scenes: str = "laws") -> Config:
-    """The configuration of a preset, smoke, cpu or gpu, and what is to be drawn, laws or graphs."""
+REASON_COMMANDS = ("vq", "captioner", "reason-sft", "reason-grpo")
+COMMON = ("preset", "seed", "out", "resume", "weights", "device")  # options of every command
+RECORDS: dict[str, tuple[str, ...]] = {  # the records of each stage; the options of the first carry no prefix
+    "srrl": ("srrl", "mix", "sampler", "evaluation"),
+    "lora": ("finetune", "srrl", "sampler"),
+    "autoencoder": ("autoencoder", "world"),
+    "diffusion": ("diffusion", "world"),
+    "reward": ("reward",),
+    "checker": ("checker",),
+    "actor": ("actor",),
+    "rlrig": ("rlrig", "evaluation"),
+    "vq": ("vq", "world", "evaluation"),
+    "captioner": ("captioner", "world"),
+    "reason-sft": ("sft", "world", "evaluation"),
+    "reason-grpo": ("grpo", "mix", "evaluation"),
+}
+
+# What a preset changes: `gpu` has larger batches and budgets; `smoke` runs every line in seconds and learns nothing.
+GPU = {
+    "autoencoder": {"pictures": 40_000, "steps": 6_000, "batch": 64},
+    "diffusion": {"pictures": 60_000, "steps": 10_000, "batch": 256},
+    "reward": {"pictures": 40_000, "steps": 6_000, "batch": 128},
+    "srrl": {"iterations": 400, "prompts": 256, "batch": 256},
+    "evaluation": {"pictures": 512, "batch": 256},
+}
+TINY = {"pictures": 32, "steps": 3, "batch": 4}
+SMOKE = {
+    "autoencoder": TINY | {"pictures": 64},
+    "diffusion": TINY | {"pictures": 64, "batch": 8},
+    "reward": TINY | {"pictures": 64, "batch": 8},
+    "srrl": {"iterations": 2, "prompts": 4, "steps": 4, "updates": 2, "batch": 4},
+    "checker": TINY,
+    "actor": TINY,
+    "rlrig": {
+        "loop": {"rounds": 1, "steps": 4}, "editor": {"updates": 1, "batch": 4, "lr": 2e-4, "anchored": 150},
+        "graphs": 3, "group": 2, "actor_iterations": 2, "editor_iterations": 2,
+    },
+    "vq": TINY | {"forms": 32, "colors": 16, "revived": 2},
+    "captioner": TINY,
+    "sft": TINY,
+    "grpo": {
+        "iterations": 2, "prompts": 2, "group": 2, "max_resamples": 1, "recall_pictures": 32, "recall_batch": 4,
+    },
+    "sampler": {"steps": 4},
+    "evaluation": {"pictures": 8, "batch": 8},
+}  # fmt: skip
+# Scene graphs need a sharper autoencoder, and a diffusion model that has learned to read.
+GRAPHS = {
+    "autoencoder": {"pictures": 10_000, "steps": 5_000, "kl": 1e-4, "noise": 0.25},
+    "diffusion": {"pictures": 16_000, "steps": 8_000, "words": 0.3, "levels": 0.5, "reading": 1_600},
+}
+# ReasonGen-R1 is reinforced on more arrangements: they are GenEval's tasks.
+REASON = {
+    "mix": {"physical": 0.3, "unconventional": 0.4, "arrangement": 0.3},
+    "evaluation": {"pictures": 240},
+}
+PRESETS = {"cpu": {}, "gpu": GPU, "smoke": SMOKE}
+
+
+def preset(
+    name: str, command: str = "srrl", scenes: str = "laws", recipe: SRRLConfig | None = None
+) -> Config:
+    """The options of a preset, cpu, gpu or smoke, for a command; `recipe` are the options of SRRL to start from.
+
+    Raises ValueError on another name.
+    """
     if scenes not in ("laws", "graphs"):
         raise ValueError(f"scenes {scenes!r} is not one of laws, graphs")
-    base = Config()
-    if scenes == "graphs":
-        base = replace(
-            base,
-            scenes=scenes,
-            autoencoder=AutoencoderTraining(pictures=10_000, steps=5_000, kl=1e-4, noise=0.25),
-            diffusion=DiffusionTraining(pictures=16_000, steps=8_000, words=0.3, levels=0.5, reading=1_600),
-        )
-    if name == "cpu":
-        return base
-    if name == "gpu":
-        return replace(
-            base,
-            autoencoder=replace(base.autoencoder, pictures=40_000, steps=6_000, batch=64),
-            diffusion=replace(base.diffusion, pictures=60_000, steps=10_000, batch=256),
-            reward=RewardTraining(pictures=40_000, steps=6_000, batch=128),
-            srrl=SRRLConfig(iterations=400, prompts=256, batch=256),
-            evaluation=EvaluationConfig(pictures=512, batch=256),
-        )
-    if name == "smoke":
-        return replace(
-            base,
-            autoencoder=replace(base.autoencoder, pictures=64, steps=3, batch=4),
-            diffusion=replace(
-                base.diffusion, pictures=64, steps=3, batch=8, reading=min(3, base.diffusion.reading)
-            ),
-            reward=RewardTraining(pictures=64, steps=3, batch=8),
-            srrl=SRRLConfig(iterations=2, prompts=4, steps=4, updates=2, batch=4),
-            checker=CheckerTraining(pictures=32, steps=3, batch=4),
-            actor=ActorTraining(pictures=32, steps=3, batch=4),
-            rlrig=RLRIGConfig(
-                LoopConfig(rounds=1, steps=4),
-                graphs=3,
-                group=2,
-                actor_iterations=2,
-                editor_iterations=2,
-                editor=UpdateConfig(updates=1, batch=4),
-            ),
-            vq=VQTraining(pictures=32, steps=3, batch=4, forms=32, colors=16, revived=2),
-            captioner=CaptionerTraining(pictures=32, steps=3, batch=4),
-            sft=ReasonTraining(pictures=32, steps=3, batch=4),
-            grpo=ReasonRLConfig(
-                iterations=2, prompts=2, group=2, most=1, lessons=ReasonTraining(pictures=32, batch=4)
-            ),
-            reasoning=ReasonEvaluation(pictures=6, batch=6),
-            sampler=SamplerConfig(steps=4),
-            evaluation=EvaluationConfig(pictures=8, batch=8),
-        )
-    raise ValueError(f"preset {name!r} is not one of smoke, cpu, gpu")
+    if name not in PRESETS:
+        raise ValueError(f"preset {name!r} is not one of {', '.join(PRESETS)}")
+    config = Config(preset=name, scenes=scenes, srrl=recipe or SRRLConfig())
+    reason, graphs = command in REASON_COMMANDS, scenes == "graphs"
+    config = changed(changed(config, REASON if reason else {}), GRAPHS if graphs else {})
+    config = changed(config, PRESETS[name])
+    if name == "smoke" and reason:
+        config = changed(config, {"evaluation": {"pictures": 6, "batch": 6}})
+    if name == "smoke" and graphs:
+        config = changed(config, {"diffusion": {"reading": 3}})
+    return config
 
 
-def to_dict(config: Config | FinetuneConfig) -> dict:
-    """Plain JSON values."""
-    return json.loads(json.dumps(asdict(config)))
-
-
-def from_dict(kind: type, values: dict) -> object:
-    """Undo `to_dict`.  Raises ValueError on a name that the configuration does not have."""
-    known = {f.name: f for f in fields(kind)}
-    if unknown := sorted(set(values) - set(known)):
-        raise ValueError(f"{kind.__name__} has no {', '.join(unknown)}")
-    hints = typing.get_type_hints(kind)
-    built = {}
+def changed(record: object, values: dict) -> object:
+    """A record with some fields replaced, in nested records too.  Raises ValueError on a name that the record does not have."""
+    if unknown := sorted(set(values) - {f.name for f in fields(record)}):
+        raise ValueError(f"{type(record).__name__} has no {', '.join(unknown)}")
+    new = {}
     for name, value in values.items():
-        hint = hints[name]
-        if is_dataclass(hint):
-            value = from_dict(hint, value)
-        elif typing.get_origin(hint) is tuple:
-            value = tuple(value)
-        built[name] = value
-    return kind(**built)
+        old = getattr(record, name)
+        new[name] = (
+            changed(old, value) if is_dataclass(old) else tuple(value) if isinstance(value, list) else value
+        )
+    return replace(record, **new)
 
 
-def read_config(folder: Path) -> tuple[str, Path | None, FinetuneConfig, Config]:
-    """The command, the weights it started from, and the configuration of a run.  Raises ValueError in one sentence."""
+def stages_of(command: str, config: Config) -> tuple[str, ...]:
+    """The stages of a command, in order."""
+    if command == "all" and config.scenes == "graphs":
+        return "autoencoder", "diffusion", "checker", "judge", "actor", "rlrig"
+    if command == "all":
+        return "autoencoder", "diffusion", "reward", "srrl"
+    if command == "srrl" and config.finetune.base is not None:
+        return ("lora",)
+    return ("checker", "judge") if command == "checker" else (command,)
+
+
+def options_of(command: str, config: Config) -> object:
+    """The options of a command as a record of their own, which tyro can fill."""
+    hints, records = (
+        typing.get_type_hints(Config),
+        () if command == "all" else RECORDS[stages_of(command, config)[0]],
+    )
+    own = (
+        ("scenes",)
+        if command in ("autoencoder", "diffusion", "all")
+        else ("method",)
+        if command == "srrl"
+        else ()
+    )
+    flat = (*records[:1], "finetune")
+    kinds = [(n, Annotated[hints[n], FLAT] if n in flat else hints[n]) for n in (*COMMON, *own, *records)]
+    record = make_dataclass(command, kinds, frozen=True, namespace={"SOURCE": Config})
+    return record(**{name: getattr(config, name) for name, _ in kinds})
+
+
+def to_dict(command: str, config: Config) -> dict:
+    """The command and all that it was given, as plain JSON values.  Not --out and --device: they may change on resume."""
+    records = dict.fromkeys(name for stage in stages_of(command, config) for name in RECORDS.get(stage, ()))
+    values = {n: getattr(config, n) for n in ("preset", "seed", "weights", "scenes", "method", *records)}
+    values = {
+        n: asdict(v) if is_dataclass(v) else str(v) if isinstance(v, Path) else v for n, v in values.items()
+    }
+    return json.loads(json.dumps({"command": command} | values))
+
+
+def read_config(folder: Path) -> tuple[str, Config]:
+    """The command of a run and all that it was given.  Raises ValueError in one sentence."""
     path = folder / "config.json"
     try:
         values = json.loads(path.read_text())
         command, weights = values.pop("command"), values.pop("weights")
-        finetuned = from_dict(FinetuneConfig, values.pop("finetune", {}))
-        return command, weights and Path(weights), finetuned, from_dict(Config, values)
+        config = changed(preset(values["preset"], command, values["scenes"]), values)
+        return command, replace(config, weights=weights and Path(weights), out=folder, resume=True)
     except OSError as error:
         raise ValueError(f"there is no run to resume in {folder}: cannot read {path}") from error
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not the configuration of a run of train.py: {error!r}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not the configuration of a run of minireflect train: {error}") from error

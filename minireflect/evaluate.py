@@ -1,41 +1,112 @@
-"""How good a generator is: fixed held-out prompts, fixed noise, the exact checker, and the learned reward beside it.
+"""How good a generator is: fixed held-out prompts, fixed noise, the inspector's verdict, and the learned reward beside it.
 
-Every table prints both, law by law: a law at zero must not hide in an average, and a reward alone proves nothing.
+What all measurements share, and that of the laws; evaluate_graphs.py measures loops, evaluate_reason.py rationales.
+Tables show truth and reward law by law: an average can hide a law at zero, and a learned reward can be fooled.
 """
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.stats import binomtest
-from scipy.stats import t as student
-from torch import Tensor
+from torch import Generator, Tensor
 from tqdm import tqdm
 
-from .methods.rlrig import Loop
 from .pipeline import LatentDiffusion, SamplerConfig
-from .rl.checker import Answers, Checker
 from .rl.rewards import Reward
 from .streams import choices, rng
-from .world.graphs import MAX_REQUIREMENTS, Requirement, SceneGraph
 from .world.inspector import inspect_all
 from .world.laws import LAWS
-from .world.layout import sample_graph
 from .world.prompts import Prompt, draw_prompts
-from .world.scenes import Object
+
+WIDTH = 110  # columns of a terminal
+Z = 1.959964  # standard deviations of a normal distribution to either side that hold 95 % of it
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    pictures: int = 256  # per kind of prompt, the laws in equal shares
-    split: str = "held-out"  # "held-out" or "train" combinations of objects
-    seed: int = 1_000  # of prompts and noise; the same for every model that is compared
-    batch: int = 64  # pictures drawn at once
+    # pictures of each kind of prompt, the laws or tasks in equal shares
+    pictures: int = 256
+    # combinations of objects: held-out ones, which no training sees, or train
+    split: str = "held-out"
+    # of prompts and noise, the same for every model that is compared
+    seed: int = 1_000
+    # pictures sampled at once; another number gives other noise
+    batch: int = 64
 
     def __post_init__(self) -> None:
         if self.pictures < 1 or self.batch < 1:
             raise ValueError(f"pictures and batch must be at least 1, got {self.pictures} and {self.batch}")
+
+
+def fixed_batches(
+    items: Sequence, config: EvaluationConfig, *stream: str, label: str = ""
+) -> Iterator[tuple[Sequence, Callable[..., Generator]]]:
+    """`config.batch` items at a time, each time with a function that makes the noise of this batch.
+
+    Where a batch is sampled several times, the function takes the number of the sample: noise(k).
+    """
+    for i in tqdm(range(0, len(items), config.batch), f"measuring {label}", unit="batch", leave=False):
+        yield items[i : i + config.batch], partial(rng, config.seed, "evaluate", *stream, i)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Named rows of named numbers: `print(table)` for a terminal, `table.markdown` for a page.
+
+    Numbers are shown with three decimals, from 10 on with one; text is shown as it is.
+    """
+
+    title: str  # what the rows are
+    rows: Mapping[
+        str, Mapping[str, str | float]
+    ]  # row -> column -> cell; all rows have the columns of the first
+
+    @property
+    def cells(self) -> list[list[str]]:
+        """Head and rows as text."""
+        head = list(next(iter(self.rows.values())))
+        text = [[_shown(row[column]) for column in head] for row in self.rows.values()]
+        return [[self.title, *head], *([name, *row] for name, row in zip(self.rows, text))]
+
+    @property
+    def markdown(self) -> str:
+        head, *rows = ("| " + " | ".join(row) + " |" for row in self.cells)
+        return "\n".join([head, "|---" * len(self.cells[0]) + "|", *rows])
+
+    def __str__(self) -> str:
+        """Aligned columns; those that do not fit into WIDTH follow below, beside the names of the rows again."""
+        names, *columns = zip(*self.cells)
+        names = [name.ljust(max(map(len, names))) for name in names]
+        blocks = [names]
+        for column in columns:
+            column = [cell.rjust(max(map(len, column))) for cell in column]
+            if blocks[-1] is not names and len(blocks[-1][0]) + len(column[0]) + 2 > WIDTH:
+                blocks.append(names)
+            blocks[-1] = ["  ".join(pair) for pair in zip(blocks[-1], column)]
+        return "\n\n".join("\n".join(block) for block in blocks)
+
+
+def _shown(cell: str | float) -> str:
+    return cell if isinstance(cell, str) else f"{cell:.3f}" if abs(cell) < 10 else f"{cell:,.1f}"
+
+
+def over_seeds(values: Sequence[float]) -> str:
+    """Mean ± half of the 95 % interval (Student's t) of what several seeds gave; one seed has no interval."""
+    from scipy.special import stdtrit
+
+    x = np.asarray(values, float)
+    if len(x) < 2:
+        return f"{x.mean():.3f}"
+    return f"{x.mean():.3f} ± {stdtrit(len(x) - 1, 0.975) * x.std(ddof=1) / len(x) ** 0.5:.3f}"
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share of n pictures (Wilson 1927); unlike share ± Z std it stays in [0, 1]."""
+    middle, half = share + Z**2 / (2 * n), Z * (share * (1 - share) / n + (Z / (2 * n)) ** 2) ** 0.5
+    return (middle - half) / (1 + Z**2 / n), (middle + half) / (1 + Z**2 / n)
 
 
 @dataclass(frozen=True)
@@ -52,26 +123,19 @@ class Score:
     edges: float  # mean absolute difference of neighbouring pixels
     diversity: float  # mean distance of two pictures of one law, root mean square over pixels
 
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The 95 % interval of the accuracy (Wilson)."""
-        found = binomtest(round(self.accuracy * self.pictures), self.pictures).proportion_ci(method="wilson")
-        return found.low, found.high
-
 
 @torch.no_grad()
-def draw_all(
-    pipe: LatentDiffusion, prompts: list[Prompt], sampler: SamplerConfig, config: EvaluationConfig, name: str
-) -> Tensor:
-    """A picture for each prompt, in fixed batches with fixed noise.  -> (n 3 h w) on the CPU"""
-    images = []
-    for i in tqdm(range(0, len(prompts), config.batch), f"drawing {name}", unit="batch", leave=False):
-        texts = [p.text for p in prompts[i : i + config.batch]]
-        noise = rng(config.seed, "evaluate", name, i)
-        images.append(
-            pipe.generate(texts, sampler.steps, sampler.guidance, sampler.eta, generator=noise).cpu()
-        )
-    return torch.cat(images)
+def sample_and_score(
+    pipe: LatentDiffusion, reward: Reward, texts: list[str], sampler: SamplerConfig, config: EvaluationConfig,
+    *stream: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """A picture for each prompt and its reward, with fixed noise.  -> (n 3 h w) and (n), on the CPU"""
+    images, rewards = [], []
+    for part, noise in fixed_batches(texts, config, *stream, label=" ".join(stream)):
+        x = pipe.generate(part, sampler.steps, sampler.guidance, sampler.eta, generator=noise())
+        images.append(x.cpu())
+        rewards.append(reward(x, part).cpu())
+    return torch.cat(images), torch.cat(rewards)
 
 
 def score(images: Tensor, prompts: list[Prompt], kind: str, rewards: Tensor) -> Score:
@@ -79,213 +143,56 @@ def score(images: Tensor, prompts: list[Prompt], kind: str, rewards: Tensor) -> 
     readings = inspect_all(images)
     right = torch.tensor([float(p.fulfilled_by(r)) for p, r in zip(prompts, readings)])
     group = [p.group for p in prompts]
-    names = [n for n in (*LAWS, *dict.fromkeys(group)) if n in group]
-    rows = {n: torch.tensor([g == n for g in group]) for n in dict.fromkeys(names)}
-    spread = [
-        torch.pdist(images[r].flatten(1)).mean().item() / images[0].numel() ** 0.5
-        for r in rows.values()
-        if r.sum() > 1
-    ]
+    rows = {n: torch.tensor([g == n for g in group]) for n in dict.fromkeys([*LAWS, *group]) if n in group}
+    apart = [torch.pdist(images[r].flatten(1)).mean().item() for r in rows.values() if r.sum() > 1]
+    brightness, edges = off_reward(images)
     return Score(
-        kind, len(prompts), right.mean().item(), rewards.mean().item(),
-        sum(not r.readable for r in readings) / len(readings),
-        {n: right[r].mean().item() for n, r in rows.items()},
-        *off_reward(images), sum(spread) / max(1, len(spread)),
-    )  # fmt: skip
+        kind=kind,
+        pictures=len(prompts),
+        accuracy=right.mean().item(),
+        reward=rewards.mean().item(),
+        unreadable=sum(not r.readable for r in readings) / len(readings),
+        by_law={name: right[r].mean().item() for name, r in rows.items()},
+        brightness=brightness,
+        edges=edges,
+        diversity=sum(d / images[0].numel() ** 0.5 for d in apart) / max(1, len(apart)),
+    )
 
 
 def off_reward(images: Tensor) -> tuple[float, float]:
-    """Mean pixel, in [-1, 1], and mean absolute difference of neighbouring pixels: what changes when a reward is fooled."""
+    """Brightness and edges, as in `Score`: no reward asks for them, and they change when one is fooled."""
     edges = F.l1_loss(images[..., 1:], images[..., :-1]) + F.l1_loss(images[..., 1:, :], images[..., :-1, :])
     return images.mean().item(), edges.item() / 2
 
 
 def evaluate(
-    pipe: LatentDiffusion,
-    reward: Reward,
-    sampler: SamplerConfig,
-    config: EvaluationConfig,
+    pipe: LatentDiffusion, reward: Reward, sampler: SamplerConfig, config: EvaluationConfig,
     kinds: tuple[str, ...] = ("physical", "unconventional"),
-) -> dict[str, Score]:
-    """Draw and judge `config.pictures` pictures of each kind of prompt."""
+) -> dict[str, Score]:  # fmt: skip
+    """Sample and score `config.pictures` pictures of each kind of prompt."""
     scores = {}
     for kind in kinds:
         prompts = draw_prompts(kind, config.split, config.pictures, choices(config.seed, "evaluate", kind))
-        images = draw_all(pipe, prompts, sampler, config, kind)
-        texts = [p.text for p in prompts]
-        parts = [
-            reward(x.to(pipe.device), texts[i * 64 : i * 64 + 64]).cpu()
-            for i, x in enumerate(images.split(64))
-        ]
-        scores[kind] = score(images, prompts, kind, torch.cat(parts))
+        images, rewards = sample_and_score(pipe, reward, [p.text for p in prompts], sampler, config, kind)
+        scores[kind] = score(images, prompts, kind, rewards)
     return scores
 
 
-def over_seeds(values: list[float]) -> str:
-    """Mean and 95 % interval (Student's t) of what the seeds gave; one seed has no interval."""
-    x = np.array(values)
-    if len(x) < 2:
-        return f"{x.mean():.3f}"
-    half = student.ppf(0.975, len(x) - 1) * x.std(ddof=1) / len(x) ** 0.5
-    return f"{x.mean():.3f} ± {half:.3f}"
-
-
-def table(columns: dict[str, dict[str, Score]]) -> str:
-    """A Markdown table: for each kind of prompt and each law, accuracy and reward of every model."""
-    names = list(columns)
-    lines = ["| held-out prompts | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
-
-    def row(label: str, cells: list[str]) -> None:
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
-
-    for kind in columns[names[0]]:
-        scores = [columns[n][kind] for n in names]
-        row(
-            f"**{kind}**: accuracy by the inspector",
-            ["**{:.3f}** [{:.2f}, {:.2f}]".format(s.accuracy, *s.interval) for s in scores],
-        )
-        for law in scores[0].by_law:
-            row(f"{kind}, {law}", [f"{s.by_law[law]:.2f}" for s in scores])
-        row(f"{kind}: learned reward", [f"{s.reward:.3f}" for s in scores])
-        row(f"{kind}: unreadable", [f"{s.unreadable:.3f}" for s in scores])
-        row(f"{kind}: diversity within a law", [f"{s.diversity:.3f}" for s in scores])
-    return "\n".join(lines)
-
-
-# --------------------------------------------------------------------------------------------------- scene graphs (RL-RIG)
-Triple = tuple[str, str, str]
-
-
-def iou(target: set, seen: set) -> float:
-    """|target and seen| / |target or seen|, and 0 if both are empty (LAION-SG, Li et al. 2024, arXiv 2412.08580)."""
-    return len(target & seen) / len(target | seen) if target | seen else 0.0
-
-
-def seen_entities(things: tuple[Object, ...]) -> set[str]:
-    """What is there, by colour and name; how many of a kind plays no part."""
-    return {f"{t.color} {t.name}" for t in things}
-
-
-def seen_triples(things: tuple[Object, ...], graph: SceneGraph) -> set[Triple]:
-    """What is read about the pairs that the graph relates, in its own words: LAION-SG's reader answers from the graph's lists.
-
-    Of each pair one triple: the graph's, if it holds; else the first of the graph's predicates that does, if any.
-    """
-    predicates = list(dict.fromkeys(p for _, p, _ in graph.relations))
-    seen = set()
-    for s, asked, o in graph.relations:
-        a, b = graph.entities[s], graph.entities[o]
-        for p in (asked, *predicates):
-            if Requirement(a, p, b).met_by(things):
-                seen.add((a.label, p, b.label))
-                break
-    return seen
-
-
-@dataclass(frozen=True)
-class GraphScore:
-    """How well pictures show their graphs: means over the pictures, read by the inspector unless said otherwise."""
-
-    pictures: int
-    sg_iou: float  # of (subject, predicate, object) triples
-    entity_iou: float  # of the things by colour and name
-    relation_iou: float  # of the predicates
-    met: float  # share of the requirements that are met
-    right: float  # share of the pictures that meet all of theirs
-    unreadable: float  # share of the pictures
-    checker: float  # share of the requirements that the Checker calls met
-    checker_right: float  # share of the pictures that the Checker accepts
-    judge: float  # the same two by the held-out judge
-    judge_right: float
-    fooled: float  # of the pictures that the Checker accepts, the share that is not right
-    judge_fooled: float
-    repaired: float  # of the pictures that were wrong in round 0, the share that is right in the end
-    damaged: float  # of those that were right, the share that is wrong in the end
-    evaluations: float  # of the UNet, per picture
-    calls: float  # of the Checker, per picture
-
-
-def graph_score(
-    first: Tensor,
-    images: Tensor,
-    graphs: list[SceneGraph],
-    answers: Answers,
-    judge: Checker,
-    cost: tuple[float, float],
-) -> GraphScore:
-    """Shapes: first (n 3 64 64) of round 0, images (n 3 64 64) at the end; `answers` are the Checker's about the latter"""
-    things, before = ([r.scene.objects if r.scene else () for r in inspect_all(x)] for x in (images, first))
-    right, was = (np.array([g.fulfilled_by(t) for g, t in zip(graphs, read)]) for read in (things, before))
-    triples = [(set(g.triples), seen_triples(t, g)) for g, t in zip(graphs, things)]
-    names = [({f"{e.color} {e.name}" for e in g.entities}, seen_entities(t)) for g, t in zip(graphs, things)]
-    judged = judge(images, graphs)
-    accepted, liked = (a.met.all(1).cpu().numpy() for a in (answers, judged))
-
-    def share(of: np.ndarray, among: np.ndarray) -> float:
-        return float(of[among].mean()) if among.any() else 0.0
-
-    return GraphScore(
-        len(graphs),
-        float(np.mean([iou(a, b) for a, b in triples])),
-        float(np.mean([iou(a, b) for a, b in names])),
-        float(np.mean([iou({p for _, p, _ in a}, {p for _, p, _ in b}) for a, b in triples])),
-        float(np.mean([np.mean([r.met_by(t) for r in g.requirements]) for g, t in zip(graphs, things)])),
-        float(right.mean()), sum(not t for t in things) / len(things),
-        answers.share.mean().item(), float(accepted.mean()), judged.share.mean().item(), float(liked.mean()),
-        share(~right, accepted), share(~right, liked), share(right, ~was), share(~right, was), *cost,
-    )  # fmt: skip
-
-
-def evaluation_graphs(config: EvaluationConfig) -> list[SceneGraph]:
-    """The graphs that every row of a table is measured on."""
-    chance = choices(config.seed, "evaluate", "graphs")
-    return [sample_graph(chance, config.split) for _ in range(config.pictures)]
-
-
-def evaluate_loop(loop: Loop, judge: Checker, config: EvaluationConfig, name: str) -> GraphScore:
-    """Run a loop on fixed graphs with fixed noise; round 0 of every loop that starts with the same Diffuser is the same."""
-    graphs, ends, starts, answers, cost = evaluation_graphs(config), [], [], [], []
-    for i in tqdm(range(0, len(graphs), config.batch), f"measuring {name}", unit="batch", leave=False):
-        looks = list(loop(graphs[i : i + config.batch], rng(config.seed, "evaluate", "loop", i)))
-        starts.append(looks[0].images.cpu()), ends.append(looks[-1].images.cpu())
-        said = looks[-1].answers
-        answers.append(
-            [
-                F.pad(v.cpu(), (0, MAX_REQUIREMENTS - v.shape[1]), value=fill)
-                for v, fill in zip(said, (1.0, False))
-            ]
-        )
-        cost.append(torch.stack([looks[-1].evaluations, looks[-1].calls], 1).double())
-    spent = torch.cat(cost).mean(0).tolist()
-    said = Answers(*(torch.cat(parts) for parts in zip(*answers)))
-    return graph_score(torch.cat(starts), torch.cat(ends), graphs, said, judge, tuple(spent))
-
-
-GRAPH_ROWS = {  # field of GraphScore: its name in a table
-    "sg_iou": "SG-IoU",
-    "entity_iou": "Entity-IoU",
-    "relation_iou": "Relation-IoU",
-    "met": "requirements met",
-    "right": "pictures fully right",
-    "checker": "requirements met, says the Checker",
-    "judge": "requirements met, says the held-out judge",
-    "judge_right": "pictures right, says the judge",
-    "fooled": "Checker fooled",
-    "repaired": "repaired",
-    "damaged": "damaged",
-    "evaluations": "UNet evaluations",
-    "calls": "Checker calls",
-}
-
-
-def graph_table(rows: dict[str, GraphScore]) -> str:
-    """A Markdown table: a loop a row."""
-    lines = [
-        "| held-out graphs | " + " | ".join(GRAPH_ROWS.values()) + " |",
-        "|---|" + "---|" * len(GRAPH_ROWS),
-    ]
-    for name, score in rows.items():
-        values = [getattr(score, key) for key in GRAPH_ROWS]
-        cells = [f"{v:.1f}" if v > 1 else f"{v:.3f}" for v in values]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def law_table(models: dict[str, dict[str, Score]]) -> Table:
+    """A column for each model; for each kind of prompt the accuracy with its interval, law by law, and the reward."""
+    rows: dict[str, dict[str, str | float]] = {}
+    for kind, first in next(iter(models.values())).items():
+        scores = {name: model[kind] for name, model in models.items()}
+        rows[f"{kind}: right by the inspector"] = {
+            n: "{:.3f} [{:.2f}, {:.2f}]".format(s.accuracy, *wilson(s.accuracy, s.pictures))
+            for n, s in scores.items()
+        }
+        for law in first.by_law:
+            rows[f"{kind}, {law}"] = {n: f"{s.by_law[law]:.2f}" for n, s in scores.items()}
+        for name, key in (
+            ("learned reward", "reward"),
+            ("unreadable", "unreadable"),
+            ("diversity within a law", "diversity"),
+        ):
+            rows[f"{kind}: {name}"] = {n: getattr(s, key) for n, s in scores.items()}
+    return Table("held-out prompts", rows)

@@ -7,7 +7,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from torch import Tensor
 
-from .evaluate import GraphScore, Score
+from .evaluate import Score
+from .evaluate_graphs import GraphScore
 
 matplotlib.use("Agg")  # files only, no display needed
 

@@ -118,7 +118,7 @@ class Run:
                 if self.stop_signal:
                     raise Interrupted(
                         f"stopped after step {step + 1} of {total} of {stage}, and saved; "
-                        f"go on with: python train.py --resume --out {self.folder}"
+                        f"go on with: minireflect train --resume --out {self.folder}"
                     )
         finally:
             bar.close()

@@ -1,6 +1,6 @@
 """The figures that the README states about the world, the inspector, the shipped weights, reflection and the speed.
 
-    python scripts/measure.py inspector autoencoder base reward memory speed [--weights RUN] [--n 2000]
+    python scripts/measure.py inspector autoencoder base reward captioner memory speed [--weights RUN] [--n 2000]
 
 Everything is drawn from fixed seeds that no training used; prompts are held-out combinations.
 """
@@ -26,18 +26,20 @@ from minireflect.checkpoints.ours import load_module, load_pipeline, weights_fol
 from minireflect.config import preset
 from minireflect.diffusion.reflection import ReflectionConfig, renoise_to
 from minireflect.diffusion.sample import denoise, last
-from minireflect.evaluate import EvaluationConfig, draw_all, evaluate, table
+from minireflect.evaluate import EvaluationConfig, Table, evaluate, law_table, sample_and_score
+from minireflect.evaluate_reason import ORDER, evaluation_prompts
 from minireflect.methods.rollout import rollout
 from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
 from minireflect.pipeline import LatentDiffusion
-from minireflect.rl.rewards import Reward, load_reward, verdicts
+from minireflect.rl.rewards import ACCEPT_WORD, Reward, load_captioner, load_reward, verdicts
 from minireflect.streams import choices, rng
 from minireflect.world.canvas import to_tensor
 from minireflect.world.inspector import inspect, inspect_all
 from minireflect.world.laws import LAWS
 from minireflect.world.prompts import KINDS, Prompt, draw_prompts, near_miss, sample_scene
+from minireflect.world.rationales import plan_of, rationale
 from minireflect.world.render import render
-from minireflect.world.scenes import Reading, Scene
+from minireflect.world.scenes import COLORS, Reading, Scene
 
 PHYSICS = ("physical", "unconventional")
 
@@ -106,9 +108,7 @@ def forge(scene: Scene, kind: str, draw: random.Random) -> Scene | None:
         if scene.law == "arrangement":
             return None
         law = LAWS[scene.law]
-        return replace(
-            scene, outcome=draw.choice([o for o in law.outcomes if o != scene.outcome])
-        )
+        return replace(scene, outcome=draw.choice([o for o in law.outcomes if o != scene.outcome]))
     return replace(scene, objects=tuple(objects))
 
 
@@ -184,7 +184,7 @@ def measure_autoencoder(pipe: LatentDiffusion, n: int) -> None:
 
 def measure_base(pipe: LatentDiffusion, reward: Reward, n: int) -> None:
     scores = evaluate(pipe, reward, preset("cpu").sampler, EvaluationConfig(pictures=n), KINDS)
-    print(table({"base": scores}))
+    print(law_table({"base": scores}))
 
 
 def auc(values: np.ndarray, right: np.ndarray) -> float:
@@ -210,10 +210,9 @@ def measure_reward(pipe: LatentDiffusion, reward: Reward, n: int) -> None:
     images, values, truth, laws, group = [], [], [], [], []
     for kind in PHYSICS:  # few prompts, many pictures of each, so that a prompt has right ones and wrong ones
         asked = [p for p in draw_prompts(kind, "held-out", 64, draw) for _ in range(-(-n // 128))]
-        drawn = draw_all(
-            pipe, asked, preset("cpu").sampler, EvaluationConfig(pictures=len(asked)), f"reward {kind}"
-        )
-        values.append(reward(drawn, [p.text for p in asked]).numpy())
+        texts, config = [p.text for p in asked], EvaluationConfig(pictures=len(asked))
+        drawn, scored = sample_and_score(pipe, reward, texts, preset("cpu").sampler, config, f"reward {kind}")
+        values.append(scored.numpy())
         truth.append(verdicts(drawn, asked).numpy() > 0.5)
         laws += [p.law for p in asked]
         group += [p.text for p in asked]
@@ -230,6 +229,42 @@ def measure_reward(pipe: LatentDiffusion, reward: Reward, n: int) -> None:
             f"    {k:<10} AUC {auc(v[rows], t[rows]):.3f}   within a prompt {np.mean(inner) if inner else float('nan'):.3f}"
         )
     print(f"  mean reward where right {v[t].mean():.3f}, where wrong {v[~t].mean():.3f}")
+
+
+def false_rationale(prompt: Prompt, scene: Scene, split: str, draw: random.Random) -> str:
+    """A rationale that a picture of the scene does not keep, by one fact.
+
+    Of a law's scene that of a near miss; of an arrangement one where a thing has another colour, or things other places.
+    """
+    while True:
+        if prompt.graph is None:
+            other = near_miss(prompt, draw, split).scene(draw)
+        elif draw.random() < 0.5:
+            other = prompt.scene(draw)
+        else:
+            things, i = list(scene.objects), draw.randrange(len(scene.objects))
+            things[i] = replace(things[i], color=draw.choice(COLORS))
+            other = replace(scene, objects=tuple(things))
+        if plan_of(other) != plan_of(scene):
+            return rationale(other, rng=draw)
+
+
+def measure_captioner(captioner: Reward, n: int) -> Table:
+    """How many true and how many false rationales of n pictures of each kind of prompt it finds kept."""
+    rows = {}
+    for split in ("train", "held-out"):
+        prompts = evaluation_prompts(EvaluationConfig(n, split))
+        draw = choices(EvaluationConfig.seed, "evaluate", "captioner", split)
+        scenes = [p.scene(draw) for p in prompts]
+        images = torch.stack([render(s) for s in scenes])  # (m 3 64 64)
+        texts = {
+            "true": [rationale(s, rng=draw) for s in scenes],
+            "false by one fact": [false_rationale(p, s, split, draw) for p, s in zip(prompts, scenes)],
+        }
+        for name, told in texts.items():
+            kept = (captioner(images, told) >= ACCEPT_WORD).float()  # (m)
+            rows[f"{name}, {split} combinations"] = dict(zip(ORDER, (p.mean().item() for p in kept.split(n))))
+    return Table("rationales found kept", rows)
 
 
 def measure_memory(pipe: LatentDiffusion, n: int) -> None:
@@ -342,7 +377,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "what", nargs="+", choices=("inspector", "autoencoder", "base", "reward", "memory", "speed")
+        "what",
+        nargs="+",
+        choices=("inspector", "autoencoder", "base", "reward", "captioner", "memory", "speed"),
     )
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--unet", default="unet", help="unet, or base_unet: what a run of srrl started from")
@@ -362,6 +399,8 @@ def main() -> int:
             measure_base(load_pipeline(args.weights, args.unet), load_reward(args.weights), args.n)
         elif what == "reward":
             measure_reward(load_pipeline(args.weights, args.unet), load_reward(args.weights), args.n)
+        elif what == "captioner":
+            print(measure_captioner(load_captioner(args.weights), min(args.n, 240)))
         elif what == "memory":
             measure_memory(load_pipeline(args.weights, args.unet), min(args.n, 512))
         else:

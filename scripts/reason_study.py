@@ -9,41 +9,44 @@ Every seed has its own pictures, training, prompts and noise, these two aside; a
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from reason_report import COOL, arms_figure, entropy_figure, page
 from rig_study import cached, train
+from torch import Generator
 
-from minireflect.checkpoints.ours import load_reasongen
+from minireflect.checkpoints.ours import load_reasongen, save_reasongen
 from minireflect.config import preset
-from minireflect.evaluate_reason import ReasonScore, evaluate_painter
-from minireflect.models.reasongen import SamplingConfig
+from minireflect.evaluate import EvaluationConfig
+from minireflect.evaluate_reason import ReasonScore, another_of_its_kind, evaluate_reason
+from minireflect.models.reasongen import Sampled, SamplingConfig
+from minireflect.pipeline import ReasonPipeline
 from minireflect.rl.rewards import judge_of
 from minireflect.run import read_metrics, write_text
+from minireflect.world.prompts import understand
 
 ROOT = Path(__file__).parent.parent
 THOUGHTS = ("true", "none", "shuffled")
-BEYOND = ["--sft.altered", "0.5", "--sft.related", "0.4"]  # lessons of what no prompt asks for
+BEYOND = ["--altered", "0.5", "--related", "0.4"]  # lessons of what no prompt asks for
 BASE = [
-    *("--sft.rationales", "none", "--sft.dense", "0.5", "--sft.told", "32", "--sft.arrangements", "0.4"), *BEYOND,
-    *("--sft.pictures", "120000", "--sft.steps", "12000", "--sft.bf16"),
+    *("--rationales", "none", "--dense", "0.5", "--told", "32", "--arrangements", "0.4"), *BEYOND,
+    *("--pictures", "120000", "--steps", "12000", "--bf16"),
 ]  # fmt: skip
-AGAIN = ["--sft.continued", "--seed", "1", "--sft.pictures", "40000", "--sft.steps", "3000", "--sft.lr", "1e-3"]  # fmt: skip
-TUNING = ["--sft.continued", "--sft.steps", "1000", "--sft.batch", "48", "--sft.pictures", "20000", "--sft.lr", "5e-4", "--sft.bf16", *BEYOND]  # fmt: skip
-REINFORCING = ["--grpo.no-controls", "--grpo.lessons.bf16"]
-FREED = ["--grpo.freed", "--grpo.no-reads", "--grpo.recall", "0"]  # recalled rationales would be SFT
+AGAIN = ["--continued", "--seed", "1", "--pictures", "40000", "--steps", "3000", "--lr", "1e-3"]  # fmt: skip
+TUNING = ["--continued", "--steps", "1000", "--batch", "48", "--pictures", "20000", "--lr", "5e-4", "--bf16", *BEYOND]  # fmt: skip
+REINFORCING = ["--no-controls", "--bf16"]
+FREED = ["--no-read-rationales", "--recall", "0"]  # recalled rationales would be SFT
 REINFORCED = {  # name: (which fine-tuning it starts from, options)
     "true": ("true", []),
     "none": ("none", []),
-    "freed": ("base", FREED),
-    "steady": ("true", ["--grpo.no-adaptive"]),
+    "freed": ("freed", FREED),
+    "steady": ("true", ["--no-adaptive"]),
 }
-STRAIN = ["--grpo.iterations", "40", "--grpo.beta", "0", "--grpo.recall", "0", "--grpo.lr", "1e-3"]
-STRONG = ["--grpo.text.bound", "0.1", "--grpo.text.lr", "4e-3", "--grpo.image.bound", "0.1", "--grpo.image.lr", "4e-3"]  # fmt: skip
+STRAIN = ["--iterations", "40", "--beta", "0", "--recall", "0", "--lr", "1e-3"]
+STRONG = ["--entropy-bound", "0.1", "--entropy-lr", "4e-3"]
 STRAINED = {  # of the first seed: nothing that holds it and steps three times as large, to see what the adaptive term holds
     "strained": [*STRAIN, *STRONG],
-    "strained-steady": [*STRAIN, "--grpo.no-adaptive"],
+    "strained-steady": [*STRAIN, "--no-adaptive"],
 }
 ARMS = {  # name in the table: (run, how it is measured)
     "pictures only, before fine-tuning": ("sft-base", {}),
@@ -71,15 +74,38 @@ for arm in (
     ARMS[f"{arm}, temperature {COOL}"] = ARMS[arm][0], ARMS[arm][1] | {"sampling": SamplingConfig(COOL)}
 
 
+class Swapped(ReasonPipeline):
+    """Samples each picture from the rationale of another prompt of its law or task."""
+
+    def sample(self, texts: list[str], sampling: SamplingConfig, generator: Generator) -> Sampled:
+        rationales = super().sample(texts, sampling, generator).rationale
+        rows = another_of_its_kind([understand(text) for text in texts])
+        return super().sample(texts, sampling, generator, rationales[rows])
+
+
+def freed(base: Path, folder: Path) -> Path:
+    """The base, allowed to write rationales that it was never trained to write: GRPO without SFT starts from it."""
+    if not folder.exists():
+        (folder / "weights").mkdir(parents=True)
+        pipe = load_reasongen(base / "weights")._replace(writes_rationale=True)
+        save_reasongen(folder / "weights", "reasongen", pipe)
+    return folder
+
+
 def measured(weights: Path, args: argparse.Namespace, seed: int, arm: str) -> ReasonScore:
     """A row of the table, measured once."""
-    config = replace(preset("cpu").reasoning, pictures=args.pictures, seed=1_000 + seed, **ARMS[arm][1])
+    options = dict(ARMS[arm][1])
+    split, swapped = options.pop("split", "held-out"), options.pop("swapped", False)
+    config = EvaluationConfig(args.pictures, split, 1_000 + seed)
     path = args.out / "rows" / f"{arm}-{seed}-{args.pictures}.json"
     path.parent.mkdir(exist_ok=True)
-    score = cached(
-        path, lambda: vars(evaluate_painter(load_reasongen(weights), judge_of(weights), config, arm))
-    )
-    return ReasonScore(**score)
+
+    def measure() -> dict:
+        pipe = load_reasongen(weights)
+        pipe = Swapped._make(pipe) if swapped else pipe
+        return vars(evaluate_reason(pipe, judge_of(weights), config, arm, **options))
+
+    return ReasonScore(**cached(path, measure))
 
 
 def main() -> int:
@@ -98,10 +124,10 @@ def main() -> int:
     base = train("reason-sft", args.out / "base", [*BASE, "--weights", str(captioner)])
     base = train("reason-sft", args.out / "base-2", [*BASE, *AGAIN, "--weights", str(base)])  # other pictures
     for seed in args.seeds:
-        common = ["--seed", str(seed), "--reasoning.pictures", "24"]  # the rows are measured below
-        runs = {"sft-base": base}
+        common = ["--seed", str(seed), "--evaluation.pictures", "24"]  # the rows are measured below
+        runs = {"sft-base": base, "sft-freed": freed(base, args.out / "freed")}
         for kind in THOUGHTS:
-            words = [*common, *TUNING, "--weights", str(base), "--sft.rationales", kind]
+            words = [*common, *TUNING, "--weights", str(base), "--rationales", kind]
             runs[f"sft-{kind}"] = train("reason-sft", args.out / f"sft-{kind}-{seed}", words)
         reinforced = REINFORCED | {n: ("true", o) for n, o in STRAINED.items() if seed == args.seeds[0]}
         for name, (start, options) in reinforced.items():
@@ -110,7 +136,7 @@ def main() -> int:
             if start == "true":
                 training.setdefault(name, []).append(read_metrics(runs[f"grpo-{name}"], "reason-grpo"))
         arms.append({arm: measured(runs[run] / "weights", args, seed, arm) for arm, (run, _) in ARMS.items()})
-    targets = {"text": preset("cpu").grpo.text.target, "image": preset("cpu").grpo.image.target}
+    targets = {"text": preset("cpu").grpo.text_entropy, "image": preset("cpu").grpo.image_entropy}
     arms_figure(arms, args.docs / "reasongen_arms.png")
     entropy_figure(training, targets, args.docs / "reasongen_entropy.png")
     write_text(args.docs / "reasongen_study.md", page(arms, args.seeds, args.pictures))

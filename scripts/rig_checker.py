@@ -14,7 +14,8 @@ from tqdm import tqdm
 from minireflect import rng
 from minireflect.checkpoints.ours import RIG, load_module, load_pipeline
 from minireflect.config import preset
-from minireflect.evaluate import EvaluationConfig, evaluation_graphs
+from minireflect.evaluate import EvaluationConfig
+from minireflect.evaluate_graphs import evaluation_graphs
 from minireflect.methods.rlrig import load_parts, loop_of
 from minireflect.models.matcher import Matcher, MatcherConfig
 from minireflect.models.tokenizer import Tokenizer

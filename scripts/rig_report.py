@@ -5,7 +5,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from minireflect.evaluate import GraphScore, over_seeds
+from minireflect.evaluate import over_seeds
+from minireflect.evaluate_graphs import GraphScore
 from minireflect.figures import BASE, INK, REWARD, TRUTH, save
 
 COLUMNS = {

@@ -17,14 +17,15 @@ from rig_checker import asked_of_renders, asked_of_the_loop
 from rig_report import arms_figure, checker_table, groups_figure, page, reliability_figure, t_star_figure
 
 from minireflect.config import preset
-from minireflect.evaluate import EvaluationConfig, GraphScore, evaluate_loop
+from minireflect.evaluate import EvaluationConfig
+from minireflect.evaluate_graphs import GraphScore, evaluate_loop
 from minireflect.methods.rlrig import load_parts, loop_of
 from minireflect.rl.checker import load_checker
 from minireflect.run import read_metrics, write_text
 
 ROOT = Path(__file__).parent.parent
 GROUPS = (2, 4, 8, 16)
-SHORT = ["--rlrig.actor-iterations", "8", "--rlrig.editor-iterations", "25", "--rlrig.no-controls"]
+SHORT = ["--actor-iterations", "8", "--editor-iterations", "25", "--no-controls"]
 T_STARS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
@@ -85,7 +86,7 @@ def main() -> int:
         for s in args.seeds
     ]
     edits = preset("cpu").rlrig.graphs * preset("cpu").rlrig.group
-    short = {g: [*SHORT, *common, "--rlrig.group", str(g), "--rlrig.graphs", str(edits // g)] for g in GROUPS}
+    short = {g: [*SHORT, *common, "--group", str(g), "--graphs", str(edits // g)] for g in GROUPS}
     groups = {g: train("rlrig", args.out / f"group-{g}", words) for g, words in short.items()}
     t_star = [
         cached(args.out / f"t-star-{s}.json", lambda r=r, s=s: by_t_star(r, s, args.pictures // 2))

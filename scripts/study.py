@@ -31,24 +31,21 @@ ROOT = Path(__file__).parent.parent
 QUICK = ["--evaluation.pictures", "8"]  # train.py's own table; the study draws its own
 COMPARED = {  # options of train.py
     "SRRL": [],
-    "K = 0": [*QUICK, "--srrl.rounds", "0", "--srrl.prompts", "84"],
-    "DDPO": [*QUICK, "--srrl.rounds", "0", "--srrl.prompts", "21", "--srrl.group", "4",
-             "--srrl.objective", "ppo", "--srrl.lr", "3e-5", "--srrl.updates", "2"],
-    "SRRL, blind": [*QUICK, "--srrl.mode", "blind", "--srrl.rounds", "1", "--srrl.prompts", "32",
-                    "--srrl.w-renoise", "0.1", "--srrl.renoise-steps", "20", "--srrl.fresh-noise", "0"],
-    "K = 0, few prompts": [*QUICK, "--srrl.rounds", "0", "--srrl.prompts", "32"],
+    "K = 0": [*QUICK, "--rounds", "0", "--prompts", "84"],
+    "DDPO": [*QUICK, "--rounds", "0", "--prompts", "21", "--group", "4",
+             "--objective", "ppo", "--lr", "3e-5", "--updates", "2"],
+    "SRRL, blind": [*QUICK, "--mode", "blind", "--rounds", "1", "--prompts", "32",
+                    "--w-renoise", "0.1", "--renoise-steps", "20", "--fresh-noise", "0"],
+    "K = 0, few prompts": [*QUICK, "--rounds", "0", "--prompts", "32"],
 }  # fmt: skip
 # A reward that never saw a spoilt picture, and what RL makes of it, long: one seed each.
-JUDGE = ["reward", "--reward.no-spoilt", "--reward.steps", "800"]
-LONG, FAST = (
-    ["--srrl.iterations", "120"],
-    ["--srrl.iterations", "160", "--srrl.lr", "5e-4", "--srrl.cooldown", "0"],
-)
+JUDGE = ["reward", "--no-spoilt", "--steps", "800"]
+LONG, FAST = (["--iterations", "120"], ["--iterations", "160", "--lr", "5e-4", "--cooldown", "0"])
 CLEAN = "reward from clean renders"
 HACKED = {
-    f"{CLEAN}, fast": [*QUICK, *FAST, "--srrl.anchored", "0"],
+    f"{CLEAN}, fast": [*QUICK, *FAST, "--anchored", "0"],
     f"{CLEAN}, fast, anchored": [*QUICK, *FAST],
-    CLEAN: [*QUICK, *LONG, "--srrl.anchored", "0"],
+    CLEAN: [*QUICK, *LONG, "--anchored", "0"],
     f"{CLEAN}, anchored": [*QUICK, *LONG],
 }
 SHOWN = [f"{CLEAN}, fast", f"{CLEAN}, fast, anchored", "SRRL"]  # in the figure
@@ -57,8 +54,9 @@ SHOWN = [f"{CLEAN}, fast", f"{CLEAN}, fast, anchored", "SRRL"]  # in the figure
 def train(folder: Path, words: list[str]) -> None:
     """Run train.py, or go on with it where it was stopped."""
     started = (folder / "config.json").exists()
-    command = [sys.executable, str(ROOT / "train.py"), "--out", str(folder)]
-    subprocess.run([*command, *(["--resume"] if started else ["--preset", "cpu", *words])], check=True)
+    command = [sys.executable, str(ROOT / "train.py")]
+    more = ["--resume"] if started else [*words, "--preset", "cpu"]
+    subprocess.run([*command, *more, "--out", str(folder)], check=True)
 
 
 def train_arm(folder: Path, seed: int, options: list[str]) -> None:

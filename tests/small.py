@@ -1,7 +1,7 @@
 """A pipeline and a painter of random weights, small enough to train in a second; what they draw is noise."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minireflect.diffusion.schedule import Schedule, ScheduleConfig
 from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
@@ -59,3 +59,11 @@ def nothing(images: Tensor, prompts: list[str]) -> Tensor:
 
 def four_texts(step: int) -> tuple[list[str], list[str]]:
     return TEXTS, TEXTS
+
+
+def shaken(module: nn.Module, std: float = 0.05) -> nn.Module:
+    """Noise on every parameter, so that no norm is the identity and no branch gives zero."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(std * torch.randn_like(parameter))
+    return module.eval()

@@ -39,8 +39,9 @@ from minireflect.rl.advantage import RewardHistory
 from minireflect.rl.rewards import incompressibility
 from minireflect.run import Run
 from minireflect.streams import rng
-from tests.checkpoints import WORDS, pipeline, shaken, trainable, vocabulary
-from tests.test_scripts import refused, run
+from tests.cli.console import refused, run
+from tests.parity.checkpoints import WORDS, pipeline, trainable, vocabulary
+from tests.small import shaken
 
 pytestmark = pytest.mark.usefixtures("no_network")
 QUICK = replace(
@@ -266,32 +267,32 @@ def test_train_resume_and_sample_from_the_command_line(base: Path, prompts: Path
         "--device",
         "cpu",
     ]
-    done = run("train.py", *words, "--out", "run", cwd=tmp_path)
+    done = run("train", *words, "--out", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "| base |" in done.stdout and "pictures an hour" in done.stdout
     expected = load_file(tmp_path / "run" / "weights" / "lora.safetensors")
     half = [*words, "--out", "half"]
     half[half.index("--srrl.iterations") + 1] = "1"
-    assert run("train.py", *half, cwd=tmp_path).returncode == 0
+    assert run("train", *half, cwd=tmp_path).returncode == 0
     config = (
         tmp_path / "half" / "config.json"
     )  # as if the longer run had been stopped after its first iteration
     values = json.loads(config.read_text())
     values["srrl"]["iterations"] = 2
     config.write_text(json.dumps(values))
-    again = run("train.py", "--resume", "--out", "half", "--device", "cpu", cwd=tmp_path)
+    again = run("train", "--resume", "--out", "half", "--device", "cpu", cwd=tmp_path)
     assert again.returncode == 0, again.stderr[-3000:]
     found = load_file(tmp_path / "half" / "weights" / "lora.safetensors")
     rows = [json.loads(line) for line in (tmp_path / "half" / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in rows if r["stage"] == "srrl"] == [0, 1]
     assert found.keys() == expected.keys() and all(torch.equal(found[n], t) for n, t in expected.items())
     drawn = run(
-        "sample.py", "--base", str(base), "--lora", "run/weights/lora.safetensors", "a cat", "a dog", "--steps", "2",
+        "sample", "--base", str(base), "--lora", "run/weights/lora.safetensors", "a cat", "a dog", "--steps", "2",
         "--out", "x.png", cwd=tmp_path,
     )  # fmt: skip
     assert drawn.returncode == 0 and (tmp_path / "x.png").exists(), drawn.stderr
     strip = run(
-        "sample.py",
+        "sample",
         "--base",
         str(base),
         "a cat",
@@ -321,20 +322,18 @@ BAD = {
 @pytest.mark.parametrize("what", BAD)
 def test_bad_input_to_train_is_one_sentence(tmp_path: Path, what: str) -> None:
     words, parts = BAD[what]
-    refused(run("train.py", *words, cwd=tmp_path), *parts)
+    refused(run("train", *words, cwd=tmp_path), *parts)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_bad_input_to_sample_is_one_sentence(base: Path, tmp_path: Path) -> None:
     refused(
-        run("sample.py", "--base", str(tmp_path / "nowhere"), "a cat", cwd=tmp_path), "there is no checkpoint"
+        run("sample", "--base", str(tmp_path / "nowhere"), "a cat", cwd=tmp_path), "there is no checkpoint"
     )
-    refused(run("sample.py", "--lora", "x", "a red ball", cwd=tmp_path), "give --base PATH")
+    refused(run("sample", "--lora", "x", "a red ball", cwd=tmp_path), "give --base PATH")
     refused(
-        run("sample.py", "--base", str(base), "a cat", "--size", "33", cwd=tmp_path),
-        "33 is not a multiple of 8",
+        run("sample", "--base", str(base), "a cat", "--size", "33", cwd=tmp_path), "33 is not a multiple of 8"
     )
     refused(
-        run("sample.py", "--base", str(base), "--lora", "nowhere", "a cat", cwd=tmp_path),
-        "nowhere is not there",
+        run("sample", "--base", str(base), "--lora", "nowhere", "a cat", cwd=tmp_path), "nowhere is not there"
     )

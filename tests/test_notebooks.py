@@ -1,4 +1,4 @@
-"""The notebooks run, and what is committed is what a reader should see: outputs, exercises, and nothing defined that the library has."""
+"""The notebooks run, and are committed with outputs and exercises; they define nothing that the library has."""
 
 import ast
 import json
@@ -8,7 +8,7 @@ import nbclient
 import nbformat
 import pytest
 
-from tests.checkpoints import trainable
+from tests.parity.checkpoints import trainable
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -23,17 +23,26 @@ def test_there_are_notebooks() -> None:
     assert len(NOTEBOOKS) >= 10
 
 
-@pytest.mark.notebook
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_notebook_runs(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def execute(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a fresh kernel, from the notebook's own folder; nbclient raises on the first cell that fails."""
-    if "MINIREFLECT_BASE" in path.read_text():
-        monkeypatch.setenv("MINIREFLECT_BASE", str(trainable(tmp_path)))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = nbformat.read(path, as_version=4)
     where = {"metadata": {"path": str(path.parent)}}
     nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=where).execute()
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MINIREFLECT_BASE", raising=False)
+    execute(path, monkeypatch)
+
+
+@pytest.mark.notebook
+def test_checkpoint_notebook_runs_on_a_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MINIREFLECT_BASE", str(trainable(tmp_path)))
+    execute(ROOT / "notebooks" / "7_real_checkpoints.ipynb", monkeypatch)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

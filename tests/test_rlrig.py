@@ -40,7 +40,6 @@ from minireflect.pipeline import LatentDiffusion
 from minireflect.pretrain.matcher import altered_requirement as altered
 from minireflect.pretrain.matcher import answer, changed, off_by, question, visible
 from minireflect.rl.checker import Answers, load_checker, matcher_checker
-from minireflect.rl.policy import ppo_clip, token_kl, token_weights
 from minireflect.run import Run
 from minireflect.streams import choices
 from minireflect.world.captions import PROMPT_LENGTH
@@ -347,27 +346,6 @@ def test_equal_rewards_teach_nothing() -> None:
     before = weights(actor)
     stats = update_actor(actor, small_parts().actor, optimizer, flat, replace(CONFIG, beta=0.0))
     assert same(before, weights(actor)) and stats.flat_groups == sum(len(a.graphs) for a in flat)
-
-
-def test_every_sequence_counts_alike() -> None:
-    mask = torch.tensor([[True, False, False, False], [True, True, True, True]])
-    w = token_weights(mask)
-    assert torch.equal(w, torch.tensor([[0.5, 0, 0, 0], [0.125] * 4]))
-    lp = torch.zeros(5, requires_grad=True)
-    A = torch.tensor([1.0, -1, -1, -1, -1])
-    loss = ppo_clip(lp, torch.zeros(5), A, 0.2, w[mask]).loss
-    loss.backward()
-    assert loss.item() == 0 and torch.allclose(lp.grad, -A * w[mask])
-
-
-def test_the_token_kl_is_unbiased() -> None:
-    """Against the exact KL of two categorical distributions: within four standard errors of 100,000 samples."""
-    p, q = (torch.randn(6, generator=rng(i, "kl")).log_softmax(0) for i in range(2))
-    exact = (p.exp() * (p - q)).sum()
-    draws = torch.multinomial(p.exp(), 100_000, replacement=True, generator=rng(2, "kl"))
-    k3 = token_kl(p[draws], q[draws])
-    assert (k3 >= 0).all()
-    assert abs(k3.mean() - exact) < 4 * k3.std() / 100_000**0.5
 
 
 def test_bad_options_are_named() -> None:

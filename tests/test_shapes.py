@@ -14,7 +14,7 @@ from minireflect.pretrain import corrupt as spoil
 from minireflect.pretrain import diffusion as train_diffusion
 from minireflect.pretrain import matcher as train_checker
 from minireflect.pretrain import matcher as train_reward
-from minireflect.rl import advantage, policy
+from minireflect.rl import advantage, policy, tokens
 from tests.small import small_pipeline
 
 SIZES = {"b": 3, "n": 5, "g": 7, "t": 11, "t2": 13, "c": 4, "h": 16, "w": 24, "d": 32, "v": 40}
@@ -40,8 +40,8 @@ FUNCTIONS: dict[str, tuple[Callable, dict[str, int], dict]] = {  # function, siz
     "zero_variance_groups": (advantage.zero_variance_groups, {}, {}),
     "level_weight": (train_diffusion.level_weight, {}, {"schedule": TABLE, "cap": 5.0}),
     "Reader": (train_diffusion.Reader(4, 6, 32).forward, {"h": 6, "w": 6}, {}),
-    "token_weights": (policy.token_weights, {}, {}),
-    "token_kl": (policy.token_kl, {}, {}),
+    "token_weights": (tokens.token_weights, {}, {}),
+    "token_kl": (tokens.token_kl, {}, {}),
     "rotate": (transformer.rotate, {}, {}),
     "RMSNorm": (transformer.RMSNorm(32).forward, {}, {}),
     "off_by": (train_checker.off_by, {}, {}),

@@ -7,19 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..models.lora import _install, lora_layers
+from ..models.lora import install, lora_layers
 from .files import WeightsError, new_names, read_metadata, read_weights, save_weights
 from .names import DIFFUSERS_UNET
-
-
-@torch.no_grad()
-def unmerge_lora(module: nn.Module, path: str | Path) -> nn.Module:
-    """Subtract the differences of a file that were merged, to within rounding."""
-    for name, (A, B, scale) in _checked(module, read_lora(path), path).items():
-        weight = module.get_submodule(name).weight
-        weight.copy_((weight.double() - scale * B.double() @ A.double()).to(weight.dtype))
-    return module
-
 
 # --- files --------------------------------------------------------------------------------------------------
 # Our names of a UNet's layers as diffusers has them: DIFFUSERS_UNET backwards, as far as linear layers go.
@@ -52,8 +42,8 @@ OUR_ALPHAS = "minireflect_alphas"
 def save_lora(path: str | Path, unet: nn.Module) -> None:
     """The adapters of a UNet as safetensors, in the layout that diffusers' `load_lora_weights` reads.
 
-    Readers differ in how they learn of alpha, so it is multiplied into B, and alpha / rank is 1 for whoever reads the file;
-    what it was is kept in the header for `load_lora`.
+    Readers differ in how they learn of alpha, so it is multiplied into B, and alpha / rank is 1 for whoever
+    reads the file; what it was is kept in the header for `load_lora`.
     """
     layers = lora_layers(unet)
     if not layers:
@@ -72,7 +62,9 @@ def _renamed(layers: list[str]) -> dict[str, str]:
 
 
 def read_lora(path: str | Path) -> dict[str, tuple[Tensor, Tensor, float]]:
-    """A, B and alpha / rank of every layer of a file, by our names.  Raises WeightsError naming what is no adapter of a UNet."""
+    """A, B and alpha / rank of every layer of a file, by our names.
+    Raises WeightsError naming what is no adapter of a UNet.
+    """
     tensors = read_weights(path)
     metadata = read_metadata(path) if Path(path).suffix == ".safetensors" else {}
     pairs: dict[str, dict[str, Tensor]] = {}
@@ -135,11 +127,13 @@ def _checked(
 
 
 def load_lora(module: nn.Module, path: str | Path) -> nn.Module:
-    """Put the adapters of a file on a UNet, and freeze all else.  Raises WeightsError naming each layer that does not fit."""
+    """Put the adapters of a file on a UNet, and freeze all else.
+    Raises WeightsError naming each layer that does not fit.
+    """
     if lora_layers(module):
         raise ValueError("this network has LoRA already; merge_lora or remove_lora it first")
     layers = _checked(module, read_lora(path), path)
-    _install(module, {name: (len(A), scale) for name, (A, _, scale) in layers.items()})
+    install(module, {name: (len(A), scale) for name, (A, _, scale) in layers.items()})
     with torch.no_grad():
         for name, (A, B, _) in layers.items():
             lora = module.get_submodule(name).lora

@@ -1,20 +1,23 @@
-"""ReasonGen-R1's second stage: GRPO on rationale and picture together, with a judge's verdict (arXiv 2505.24875, section 3.2).
+"""ReasonGen-R1's second stage: GRPO on rationale and image tokens together.
+
+Paper: Zhang et al. 2025, arXiv 2505.24875, section 3.2.  The step on tokens is rl/tokens.py.
 
     for each iteration:
-        until enough groups are mixed:  draw prompts;  G x (rationale, picture) each
-        R = 1 if the judge accepts the picture for its prompt, and the captioner for its rationale, else 0
-        A = (R - mean) / (std + e) in each group, the same for every token that the policy chose, word or image token
-        L = mean over tokens of max(-A rho, -A clip(rho, 1 - e, 1 + e)) + beta KL(pi || pi_ref) + alpha_text H_text + alpha_image H_image
-            + recall L_SFT, stage 1's loss on true pictures
+        repeat until enough groups are mixed:  sample prompts, and G x (rationale, picture) for each
+        R = 1 if the matching model accepts the picture and the captioner the rationale, else 0
+        A = (R - mean) / (std + e) within each group, the same for every token that the policy chose
+        L = clipped policy gradient + beta KL(pi || pi_ref) + alpha_text H_text + alpha_image H_image
+          + recall L_SFT, the loss of stage 1 on true pictures
 
-Groups whose rewards are all equal are thrown away and others drawn (DAPO, arXiv 2503.14476, section 3.2).  The judge is the learned matcher of
-SRRL at 0.5, never the inspector.  The paper's sees the picture only, and so words drift away from what is drawn; `reads` asks, besides, that a learned captioner
-finds no word of the rationale unlikely in the picture.  Without rationales this is AR-GRPO (arXiv 2508.06924) with another reward.
-
-Differs from the released code: tokens that the policy did not choose (a forced BOI, what fills up) carry no gradient; updates see the very distribution
-that was sampled from; a missing judge is an error (there rewards are then random).  By default words and image tokens have a mean each in L (`modality`), as
-64 image tokens outweigh twenty words; beta is not 0, and true pictures are recalled (InstructGPT's PPO-ptx, arXiv 2203.02155, eq. 2): what is not
-asked for in training is otherwise forgotten, and held-out prompts ask for it (docs/log.md, thirteenth and eighteenth session).
+Differs from the paper and its code:
+- the reward also asks a learned captioner whether the picture shows what the rationale says; the
+  paper's reward sees the picture only, and rationales drift away from it
+- tokens that the policy did not choose (a forced BOI, padding) have no gradient; theirs have one
+- rationale and image tokens have a mean each in L, as 64 image tokens outweigh twenty text tokens
+- beta > 0, and stage 1's loss is added (PPO-ptx of InstructGPT, arXiv 2203.02155, equation 2): without
+  them the model forgets what training prompts do not ask for and held-out prompts do (docs/log.md)
+- groups with equal rewards are dropped and others sampled (DAPO, arXiv 2503.14476, section 3.2)
+Without rationales this is AR-GRPO (arXiv 2508.06924) with another reward.
 
     python train.py reason-grpo
 """
@@ -22,7 +25,7 @@ asked for in training is otherwise forgotten, and held-out prompts ask for it (d
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -35,233 +38,279 @@ from ..pipeline import ReasonPipeline
 from ..pretrain.optimise import lr_factor, set_lr
 from ..pretrain.sft import Lessons, ReasonTraining, lesson_loss
 from ..rl.advantage import group_advantage, zero_variance_groups
-from ..rl.entropy import AdaptiveEntropy, EntropyConfig, entropy_of
-from ..rl.policy import ppo_clip, token_kl
-from ..rl.rewards import Reward, inspector_reward
-from ..run import Run
+from ..rl.rewards import ACCEPT_WORD, Reward, inspector_reward
+from ..rl.tokens import AdaptiveEntropy, TokenBatch, entropy_of, token_step
+from ..run import Job
 from ..streams import rng
 
-EXPECTED = 0.05  # least probability that a word of a kept rationale has; the first of four things in any order, in one of three styles, has a twelfth
-
-
-Prompts = Callable[[int, int, int], list[str]]  # how many, of which iteration, of which draw in it
+Prompts = Callable[[int, int, int], list[str]]  # number of prompts, iteration, sampling within it -> prompts
 
 
 @dataclass(frozen=True)
 class ReasonRLConfig:
     iterations: int = 80
-    prompts: int = 16  # groups that an iteration learns from
-    group: int = 8  # G, samples of a prompt
-    most: int = 4  # draws of prompts an iteration at most, until enough groups are mixed
-    updates: int = 2  # optimiser steps an iteration, each on its share of the groups
-    lr: float = 3e-4  # of AdamW, peak; cosine to zero after a warm-up of 5 %
-    clip: float = 0.2  # e, on the ratio of a token's probabilities
-    beta: float = 0.02  # weight of the KL to the model before RL, nats a token; the paper has none
-    modality: bool = True  # words and image tokens with a mean each; the paper has one over all
-    adaptive: bool = True  # hold the entropies at their targets
-    text: EntropyConfig = field(default_factory=lambda: EntropyConfig(target=0.11))  # what SFT ends with
-    image: EntropyConfig = field(default_factory=lambda: EntropyConfig(target=0.19))
-    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.8))
-    grad_norm: float = 1.0  # largest norm of a gradient
-    reads: bool = True  # a picture must also keep what its rationale promises; the paper's need not
-    recall: float = 0.3  # weight of the loss of stage 1 on true pictures, gamma of InstructGPT's eq. (2); the paper has none
-    lessons: ReasonTraining = field(
-        default_factory=lambda: ReasonTraining(pictures=6_000, batch=48, altered=0.5, related=0.4)
-    )  # what is recalled; with rationales if the model writes them; steps, lr and told have no meaning here
-    freed: bool = False  # let a model trained without rationales write words: GRPO without SFT
-    controls: bool = True  # measure best-of-N beside
+    # groups that an iteration learns from
+    prompts: int = 16
+    # G, samples of each prompt
+    group: int = 8
+    # how often an iteration samples prompts, at most, until enough groups have different rewards
+    max_resamples: int = 4
+    # optimiser steps per iteration, each on its share of the groups
+    updates: int = 2
+    # peak learning rate of AdamW; falls to zero on a cosine after a warm-up of 5 %
+    lr: float = 3e-4
+    # e, on the ratio of a token's probabilities
+    clip: float = 0.2
+    # weight of the KL to the model before RL, nats per token; the paper has none
+    beta: float = 0.02
+    # hold the entropies of text and image tokens at their targets
+    adaptive: bool = True
+    # H* of text tokens, nats; what stage 1 ends with
+    text_entropy: float = 0.11
+    # H* of image tokens, nats
+    image_entropy: float = 0.19
+    # largest weight |alpha| of an entropy, as in the paper
+    entropy_bound: float = 5e-3
+    # learning rate of the weights alpha, as in the paper
+    entropy_lr: float = 5e-4
+    # temperature of sampling
+    temperature: float = 0.8
+    # the picture must also show what its rationale says; the paper does not ask for it
+    read_rationales: bool = True
+    # weight of stage 1's loss on true pictures, gamma in InstructGPT's equation 2; the paper has none
+    recall: float = 0.3
+    # true pictures to recall, rendered once
+    recall_pictures: int = 6_000
+    # true pictures per optimiser step
+    recall_batch: int = 48
+    # compute the recalled loss in bfloat16
+    bf16: bool = False
+    # also measure best-of-N before RL
+    controls: bool = True
 
     def __post_init__(self) -> None:
-        if min(self.iterations, self.prompts, self.most, self.updates) < 1:
-            raise ValueError("iterations, prompts, most and updates must be at least 1")
-        if self.group < 2:
-            raise ValueError(
-                f"group is {self.group}: a sample is compared with others of its prompt, so at least 2"
-            )
-        if self.recall < 0:
-            raise ValueError(f"recall is {self.recall}, a weight of 0 or more is wanted")
-        if self.updates > self.prompts:
-            raise ValueError(f"{self.updates} updates cannot share {self.prompts} groups")
+        least = {"iterations": 1, "max_resamples": 1, "updates": 1, "prompts": self.updates, "group": 2}
+        least |= dict.fromkeys(("recall", "text_entropy", "image_entropy"), 0)
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least {value}")
+        if min(self.entropy_bound, self.entropy_lr) <= 0:
+            raise ValueError("entropy_bound and entropy_lr must be positive")
+        self.sampling  # noqa: B018  raises on a temperature out of range
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        return SamplingConfig(temperature=self.temperature)
+
+    @property
+    def examples(self) -> ReasonTraining:
+        """What is recalled: half of the laws' pictures recombined, and captions that relate their objects."""
+        return ReasonTraining(
+            pictures=self.recall_pictures, batch=self.recall_batch, altered=0.5, related=0.4, bf16=self.bf16
+        )
 
 
-class Groups(NamedTuple):
-    """Samples to learn from: n prompts, G of each, one after the other."""
+class Rewards(NamedTuple):
+    """What a sample must pass; both are learned."""
 
-    texts: list[str]  # n
-    drawn: Sampled  # n*g
+    picture: Reward  # probability that the picture shows its prompt
+    rationale: Reward | None = None  # least probability of a word of the rationale, given the picture
+
+    def __call__(self, images: Tensor, prompts: list[str], rationales: list[str]) -> Tensor:
+        """1 for a sample that is accepted, else 0.
+
+        Shapes: images (b 3 h w), b prompts, b rationales -> (b)
+        """
+        accepted = self.picture(images, prompts) >= ACCEPT
+        if self.rationale:
+            accepted &= self.rationale(images, rationales) >= ACCEPT_WORD
+        return accepted.float()
+
+
+class Samples(NamedTuple):
+    """n prompts and G samples of each, the samples of a prompt one after the other."""
+
+    prompts: list[str]  # n
+    sampled: Sampled  # n*g
     rewards: Tensor  # (n g), 0 or 1
 
 
-class Tally(NamedTuple):
-    """What an iteration drew, and threw away."""
+class SampleStats(NamedTuple):
+    """All that an iteration sampled, kept or not."""
 
-    drawn: int  # groups
-    mixed: int  # of these, whose rewards differ
-    reward: float  # mean over all that was drawn
+    groups: int
+    mixed: int  # groups that were kept: their rewards differ
+    reward: float  # mean over all samples
     right: float  # the same by the inspector
-    words: float  # chosen a sample
+    words: float  # text tokens chosen per sample
 
 
-def collect_groups(
-    painter: ReasonPipeline,
-    judge: Reward,
+def sample_groups(
+    pipe: ReasonPipeline,
+    rewards: Rewards,
     prompts: Prompts,
     config: ReasonRLConfig,
     step: int,
-    generator: Generator,
-    captioner: Reward | None = None,
-) -> tuple[Groups | None, Tally]:
-    """Draw until there are enough groups that teach something, or `most` times.  -> those, None if there is none
+    noise: Generator,
+) -> tuple[Samples | None, SampleStats]:
+    """Sample groups until enough of them are mixed, `config.max_resamples` times at most.
 
-    After the first draw only as many prompts are drawn as should do, by the share of mixed groups so far.
+    After the first time only as many prompts are sampled as should suffice, by the share of mixed groups so
+    far.  -> the mixed groups or None, and the statistics of all
     """
-    kept: list[Groups] = []
-    drawn = mixed = 0
-    rewards, right, words = [], [], []
-    for number in range(config.most):
+    kept: list[Samples] = []
+    groups = mixed = 0
+    found = []  # rewards, verdicts of the inspector, numbers of text tokens
+    for number in range(config.max_resamples):
         wanted = config.prompts - mixed
-        asked = math.ceil(wanted * drawn / mixed) if mixed else config.prompts
-        texts = prompts(min(asked, config.prompts), step, number)
+        n = math.ceil(wanted * groups / mixed) if mixed else config.prompts
+        texts = prompts(min(n, config.prompts), step, number)
         each = [t for t in texts for _ in range(config.group)]
-        out = painter.sample(each, config.sampling, generator)
-        images = painter.pictures(out.codes)
-        accepted = judge(images, each) >= ACCEPT  # (n*g)
-        if captioner:
-            accepted &= captioner(images, painter.rationales(out)) >= EXPECTED
-        R = accepted.float().view(-1, config.group)  # (n g)
-        rewards.append(R.flatten()), words.append(out.chosen.sum(1).float())
-        right.append(inspector_reward(images.cpu(), each))
+        sampled = pipe.sample(each, config.sampling, noise)
+        images = pipe.pictures(sampled.codes)
+        R = rewards(images, each, pipe.rationales(sampled)).view(-1, config.group)  # (n g)
+        found.append((R.flatten(), inspector_reward(images.cpu(), each), sampled.chosen.sum(1).float()))
         rows = (~zero_variance_groups(R)).nonzero().flatten()[:wanted]
-        drawn, mixed = drawn + len(texts), mixed + len(rows)
-        flat = (rows[:, None] * config.group + torch.arange(config.group, device=rows.device)).flatten()
-        kept.append(Groups([texts[i] for i in rows.tolist()], Sampled(*(v[flat] for v in out)), R[rows]))
+        groups, mixed = groups + len(texts), mixed + len(rows)
+        members = (rows[:, None] * config.group + torch.arange(config.group, device=rows.device)).flatten()
+        kept.append(
+            Samples([texts[i] for i in rows.tolist()], Sampled(*(v[members] for v in sampled)), R[rows])
+        )
         if mixed == config.prompts:
             break
-    tally = Tally(drawn, mixed, *(torch.cat(v).mean().item() for v in (rewards, right, words)))
+    stats = SampleStats(groups, mixed, *(torch.cat(values).mean().item() for values in zip(*found)))
     if not mixed:
-        return None, tally
-    together = Sampled(*(torch.cat(parts) for parts in zip(*(g.drawn for g in kept))))
-    return Groups([t for g in kept for t in g.texts], together, torch.cat([g.rewards for g in kept])), tally
+        return None, stats
+    sampled = Sampled(*(torch.cat(parts) for parts in zip(*(s.sampled for s in kept))))
+    return Samples([t for s in kept for t in s.prompts], sampled, torch.cat([s.rewards for s in kept])), stats
+
+
+class Learner(NamedTuple):
+    """What is trained, and what it is compared with."""
+
+    pipe: ReasonPipeline
+    reference: ReasonGen  # the model before RL, frozen
+    optimizer: torch.optim.Optimizer
+    entropies: tuple[AdaptiveEntropy, ...] = ()  # of text and image tokens; empty: no entropy term
+    examples: Lessons | None = None  # true pictures to recall
+
+
+class Share(NamedTuple):
+    """The m samples of one optimiser step."""
+
+    given: tuple[Tensor, Tensor, Tensor]  # prompts (m p), rationales (m r), image tokens (m n)
+    chosen: Tensor  # (m r) bool
+    tokens: TokenBatch  # (m r+n)
+
+
+def token_shares(chosen: Tensor, image_tokens: int) -> Tensor:
+    """Weight of each token in the loss: half for all rationales, half for all pictures; or pictures alone.
+
+    Shapes: chosen (b r) bool -> (b r+n), of sum 1
+    """
+    words, pixels = int(chosen.sum()), len(chosen) * image_tokens
+    image = torch.full((len(chosen), image_tokens), (0.5 if words else 1.0) / pixels, device=chosen.device)
+    return torch.cat([0.5 / max(1, words) * chosen, image], 1)
+
+
+@torch.no_grad()
+def split_samples(
+    learner: Learner, samples: Samples, config: ReasonRLConfig, generator: Generator
+) -> list[Share]:
+    """The groups in random order, one share per optimiser step, scored before the first of them."""
+    pipe, model, g = learner.pipe, learner.pipe.model, config.group
+    device = samples.rewards.device
+    prompts = trim(pipe.tokenizer([t for t in samples.prompts for _ in range(g)]).to(device), EOS)  # (n*g p)
+    written = trim(samples.sampled.rationale, model.config.boi)  # (n*g r)
+    advantage = group_advantage(samples.rewards).flatten()  # (n*g)
+    shares = []
+    for groups in torch.randperm(len(samples.prompts), generator=generator).chunk(config.updates):
+        rows = (groups[:, None] * g + torch.arange(g)).flatten().to(device)  # (m)
+        given = prompts[rows], written[rows], samples.sampled.codes[rows]
+        chosen = samples.sampled.chosen[rows, : written.shape[1]]
+        # in one pass, as in `update`: sampling with a cache rounds differently, so its ratio is not exactly 1
+        old, reference = (
+            torch.cat(m.log_probs(*given, config.sampling), 1) for m in (model, learner.reference)
+        )
+        weight = token_shares(chosen, given[2].shape[1])  # (m r+n)
+        shares.append(Share(given, chosen, TokenBatch(old, reference, advantage[rows], weight)))
+    return shares
 
 
 class ReasonStats(NamedTuple):
+    """Means over an iteration's optimiser steps."""
+
     loss: float
-    first_ratio: float  # largest |rho - 1| before the first update: 0, or something is wrong
+    first_ratio: float  # largest |rho - 1| before the first step; must be 0
     clipped: float  # share of the tokens beyond the clip
-    kl: float  # nats a token from the model before RL
-    text_entropy: float  # nats a token
+    kl: float  # nats per token from the model before RL
+    text_entropy: float  # nats per token
     image_entropy: float
     grad_norm: float
 
 
-def token_shares(chosen: Tensor, image_tokens: int, modality: bool) -> tuple[Tensor, Tensor]:
-    """How much each token counts in the loss: all alike, or each modality half.
-
-    Shapes: chosen (b r) bool -> (b r), (b n); together they sum to 1
-    """
-    words, pixels = int(chosen.sum()), len(chosen) * image_tokens
-    text = 0.5 / max(1, words) if modality else 1 / (words + pixels)
-    image = (0.5 if words else 1.0) / pixels if modality else 1 / (words + pixels)
-    return text * chosen, torch.full((len(chosen), image_tokens), image, device=chosen.device)
-
-
-def update_painter(
-    painter: ReasonPipeline, reference: ReasonGen, optimizer: torch.optim.Optimizer, groups: Groups,
-    entropies: tuple[AdaptiveEntropy, AdaptiveEntropy], config: ReasonRLConfig, generator: Generator,
-    known: Lessons | None = None,
-) -> ReasonStats:  # fmt: skip
+def update(learner: Learner, samples: Samples, config: ReasonRLConfig, generator: Generator) -> ReasonStats:
     """`config.updates` optimiser steps, each on its share of the groups."""
-    model, n, g = painter.model, len(groups.texts), config.group
-    device = groups.rewards.device
-    each = [t for t in groups.texts for _ in range(g)]
-    prompts = trim(painter.tokenizer(each).to(device), EOS)  # (n*g p)
-    written = trim(groups.drawn.rationale, model.config.boi)  # (n*g r)
-    advantage = group_advantage(groups.rewards).flatten()  # (n*g)
-    order = torch.randperm(n, generator=generator)
-    shares = [(i[:, None] * g + torch.arange(g)).flatten().to(device) for i in order.chunk(config.updates)]
-    given = [(prompts[rows], written[rows], groups.drawn.codes[rows]) for rows in shares]
-    with torch.no_grad():  # in one pass each, as below: the cache rounds otherwise than the whole does
-        old = [torch.cat(model.log_probs(*tokens, config.sampling), 1) for tokens in given]  # (m r+n) each
-        ref = [torch.cat(reference.log_probs(*tokens, config.sampling), 1) for tokens in given]
-    totals, first = [], 0.0
-    for number, (rows, tokens) in enumerate(zip(shares, given)):
-        (_, words, codes), chosen = tokens, groups.drawn.chosen[rows, : written.shape[1]]
-        choices = model.distributions(*tokens, config.sampling)
-        now = torch.cat(model.chosen(choices, words, codes), 1)  # (m r+n)
-        weight = torch.cat(token_shares(chosen, codes.shape[1], config.modality), 1)  # (m r+n)
-        counted = weight > 0
-        A = advantage[rows, None].expand_as(now)
-        stats = ppo_clip(now[counted], old[number][counted], A[counted], config.clip, weight[counted])
-        kl = (weight[counted] * token_kl(now[counted], ref[number][counted])).sum()
-        every = torch.ones_like(codes, dtype=torch.bool)
-        # of a token: of its form, and of its colours given the form that was drawn
+    model, device = learner.pipe.model, samples.rewards.device
+    rows, first = [], None
+    for given, chosen, tokens in split_samples(learner, samples, config, generator):
+        choices = model.distributions(*given, config.sampling)
+        now = torch.cat(model.chosen(choices, *given[1:]), 1)  # (m r+n)
+        every = torch.ones_like(given[2], dtype=torch.bool)
+        # an image token is a form, and colours given that form: their entropies add up
         of_image = mean_entropy(choices.forms, every) + mean_entropy(choices.colors, every)
         H = mean_entropy(choices.text, chosen), of_image
-        loss = stats.loss + config.beta * kl
-        if config.adaptive:
-            loss = loss + sum(control.alpha * h for control, h in zip(entropies, H))
-        if known:
-            loss = loss + config.recall * lesson_loss(model, known, config.lessons, device, generator)[0]
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_norm)
-        if not torch.isfinite(norm):
-            raise FloatingPointError(
-                f"the gradient of update {number} is not finite; lower lr, {config.lr} now"
-            )
-        optimizer.step()
-        if config.adaptive:
-            for control, h in zip(entropies, H):
-                control.step(h.item())
-        if number == 0:
-            first = (now - old[number])[counted].detach().abs().max().expm1().item()
-        clipped = (stats.clip_high + stats.clip_low).item()
-        totals.append((loss.item(), clipped, kl.item(), H[0].item(), H[1].item(), norm.item()))
-    loss, clipped, kl, text, image, norm = (sum(v) / len(v) for v in zip(*totals))
-    return ReasonStats(loss, first, clipped, kl, text, image, norm)
+        more = (
+            [sum(control.alpha * h for control, h in zip(learner.entropies, H))] if learner.entropies else []
+        )
+        if learner.examples:
+            recalled, _ = lesson_loss(model, learner.examples, config.examples, device, generator)
+            more.append(config.recall * recalled)
+        stats = token_step(now, tokens, learner.optimizer, config.clip, config.beta, *more)
+        for control, h in zip(learner.entropies, H):
+            control.step(h.item())
+        first = stats.ratio_error if first is None else first
+        clipped = stats.clip_high + stats.clip_low
+        rows.append((stats.loss, clipped, stats.kl, H[0].item(), H[1].item(), stats.grad_norm))
+    loss, *others = (sum(values) / len(values) for values in zip(*rows))
+    return ReasonStats(loss, first, *others)
 
 
 def mean_entropy(log_prob: Tensor, mask: Tensor) -> Tensor:
-    """Shapes: log_prob (m t v), mask (m t) -> () nats a token"""
+    """Mean over the masked tokens, in nats; 0 without any.  Shapes: log_prob (m t v), mask (m t) -> ()"""
     return entropy_of(log_prob[mask]).mean() if mask.any() else log_prob.new_zeros(())
 
 
 def train_reason_grpo(
-    config: ReasonRLConfig, seed: int, painter: ReasonPipeline, judge: Reward, prompts: Prompts, run: Run,
-    captioner: Reward | None = None, known: Lessons | None = None,
+    config: ReasonRLConfig, pipe: ReasonPipeline, rewards: Rewards, prompts: Prompts, examples: Lessons | None,
+    job: Job,
 ) -> ReasonGen:  # fmt: skip
-    """Reinforce thinking and drawing, and recall what is known.  -> the model"""
-    reference = copy.deepcopy(painter.model).eval().requires_grad_(False)
-    model = painter.model.requires_grad_(True)
-    device = next(model.parameters()).device
+    """Reinforce rationales and pictures; with `examples`, recall them.  -> the model"""
+    reference = copy.deepcopy(pipe.model).eval().requires_grad_(False)
+    model = pipe.model.requires_grad_(True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=1e-2)
-    entropies = AdaptiveEntropy(config.text).to(device), AdaptiveEntropy(config.image).to(device)
-    networks = {"model": model, "text_entropy": entropies[0], "image_entropy": entropies[1]}
-    memory = {"judged": 0, "tokens": 0}
-    for step in run.steps("reason-grpo", config.iterations, networks, optimizer, memory=memory):
+    text, image = (
+        AdaptiveEntropy(target, config.entropy_bound, config.entropy_lr).to(job.device)
+        for target in (config.text_entropy, config.image_entropy)
+    )
+    learner = Learner(pipe, reference, optimizer, (text, image) if config.adaptive else (), examples)
+    networks, memory = (
+        {"model": model, "text_entropy": text, "image_entropy": image},
+        {"calls": 0, "tokens": 0},
+    )
+    for step in job.run.steps("reason-grpo", config.iterations, networks, optimizer, memory=memory):
         set_lr(optimizer, config.lr * lr_factor(step, config.iterations))
-        chance = rng(seed, "reason-grpo", step)
-        groups, tally = collect_groups(painter, judge, prompts, config, step, chance, captioner)
-        samples = tally.drawn * config.group
-        memory["judged"] += samples
-        memory["tokens"] += round(samples * (tally.words + model.config.side**2))
-        stats = {}
-        if groups:
-            learnt = update_painter(
-                painter, reference, optimizer, groups, entropies, config, rng(seed, "update", step), known
-            )
-            stats = learnt._asdict()
-        values = {
-            "reward": tally.reward,
-            "right": tally.right,
-            "words": tally.words,
-            "groups": tally.drawn,
-            "mixed": tally.mixed,
-        }
-        values |= {"alpha_text": entropies[0].alpha, "alpha_image": entropies[1].alpha}
-        values |= {"judge_calls": memory["judged"], "tokens": memory["tokens"], **stats}
-        run.log("reason-grpo", step, **values)
-        run.bar.set_postfix(
-            reward=f"{tally.reward:.2f}", right=f"{tally.right:.2f}", mixed=f"{tally.mixed}/{tally.drawn}"
+        samples, stats = sample_groups(
+            pipe, rewards, prompts, config, step, rng(job.seed, "reason-grpo", step)
         )
+        values = stats._asdict()
+        if samples:
+            values |= update(learner, samples, config, rng(job.seed, "update", step))._asdict()
+        number = stats.groups * config.group
+        memory["calls"] += number
+        memory["tokens"] += round(number * (stats.words + model.config.side**2))
+        values |= {"alpha_text": text.alpha, "alpha_image": image.alpha}
+        job.run.log("reason-grpo", step, **values, reward_calls=memory["calls"], tokens=memory["tokens"])
+        mixed = f"{stats.mixed}/{stats.groups}"
+        job.run.bar.set_postfix(reward=f"{stats.reward:.2f}", right=f"{stats.right:.2f}", mixed=mixed)
     return model.eval().requires_grad_(False)

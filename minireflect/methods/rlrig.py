@@ -33,7 +33,7 @@ from ..models.unet import UNet, UNetConfig
 from ..pipeline import LatentDiffusion
 from ..rl.advantage import RewardHistory, group_advantage, zero_variance_groups
 from ..rl.checker import Answers, Checker, load_checker
-from ..rl.policy import ppo_clip, token_kl, token_weights
+from ..rl.tokens import TokenBatch, entropy_of, token_step, token_weights
 from ..run import Run
 from ..streams import choices, rng
 from ..world.captions import edit_prompt, scripted_edit
@@ -371,6 +371,9 @@ def trained_controls(parts: Parts, config: LoopConfig) -> dict[str, Loop]:
     }
 
 
+ACTOR_UPDATES = 2  # optimiser steps per iteration of phase 1: the second shows whether the clip binds
+
+
 @dataclass(frozen=True)
 class RLRIGConfig:
     loop: LoopConfig = field(default_factory=LoopConfig)
@@ -379,11 +382,9 @@ class RLRIGConfig:
     rounds: int = 1  # K of training; the loop that is measured has its own
     actor_iterations: int = 10  # of phase 1
     actor_lr: float = 3e-4  # of AdamW
-    actor_updates: int = 2  # optimiser steps per iteration
     clip: float = 0.2  # e, on the ratio of a token's probabilities
     beta: float = 0.01  # weight of the KL to the warmed-up Actor, nats per token
     std_floor: float = 0.02  # added to a group's std of rewards
-    grad_norm: float = 1.0  # largest norm of an Actor's gradient
     editor_iterations: int = 60  # of phase 2
     editor: UpdateConfig = field(
         default_factory=lambda: UpdateConfig(lr=3e-4, anchored=300)
@@ -392,8 +393,8 @@ class RLRIGConfig:
     controls: bool = True  # measure what the loop is compared with as well
 
     def __post_init__(self) -> None:
-        if min(self.graphs, self.actor_updates) < 1 or min(self.actor_iterations, self.editor_iterations) < 0:
-            raise ValueError("graphs and actor_updates must be at least 1, and iterations 0 or more")
+        if self.graphs < 1 or min(self.actor_iterations, self.editor_iterations) < 0:
+            raise ValueError("graphs must be at least 1, and iterations 0 or more")
         if self.group < 2:
             raise ValueError(
                 f"group is {self.group}: an edit is compared with others of the same picture, so at least 2"
@@ -488,27 +489,19 @@ def update_actor(
     latents = torch.cat([a.latents.repeat_interleave(g, 0) for a in done])  # (m c h w)
     read = torch.cat([a.read.repeat_interleave(g, 0) for a in done])  # (m s)
     ids, mask = (torch.cat([getattr(a.written, name) for a in done]) for name in ("ids", "chosen"))  # (m t)
-    weight, A = token_weights(mask), advantage[:, None].expand_as(mask)
-    with torch.no_grad():  # in one batch, as below: the cache rounds otherwise than the whole sequence does
+    with torch.no_grad():  # in one pass, as below: sampling with a cache rounds differently
         old, ref = actor(latents, read, ids), reference(latents, read, ids)  # (m t)
-    for number in range(config.actor_updates):
+    batch = TokenBatch(old, ref, advantage, token_weights(mask))
+    first: tuple[float, float] | None = None
+    for _ in range(ACTOR_UPDATES):
         logits = actor.all_logits(latents, read, ids).log_softmax(-1)  # (m t v)
         now = logits.gather(2, ids[..., None])[..., 0]  # (m t)
-        stats = ppo_clip(now[mask], old[mask], A[mask], config.clip, weight[mask])
-        kl = (weight * token_kl(now, ref)).sum()
-        if number == 0:
-            first = (now - old)[mask].detach().abs().max().expm1().item()
-            entropy = -(weight * (logits.exp() * logits).sum(-1)).sum().item()
-        optimizer.zero_grad(set_to_none=True)
-        (stats.loss + config.beta * kl).backward()
-        norm = torch.nn.utils.clip_grad_norm_(actor.parameters(), config.grad_norm)
-        if not torch.isfinite(norm):
-            raise FloatingPointError(
-                f"the gradient of the Actor is not finite; lower --rlrig.actor-lr {config.actor_lr}"
-            )
-        optimizer.step()
-    shares = stats.clip_high.item(), stats.clip_low.item()
-    return ActorStats(stats.loss.item(), *shares, first, kl.item(), entropy, norm.item(), flat)
+        stats = token_step(now, batch, optimizer, config.clip, config.beta)
+        entropy = (batch.weight * entropy_of(logits)).sum().item()
+        first = first or (stats.ratio_error, entropy)
+    return ActorStats(
+        stats.surrogate, stats.clip_high, stats.clip_low, first[0], stats.kl, first[1], stats.grad_norm, flat
+    )
 
 
 def train_actor_grpo(config: RLRIGConfig, seed: int, parts: Parts, run: Run) -> Actor:

@@ -2,8 +2,9 @@
 
     picture's latents (one row each) · no requirement · ... · yes requirement · ... · BOS · edit prompt · EOS
 
-Wang et al. 2026, arXiv 2602.19974, where it is a vision-language model of billions of parameters.  It is a policy: its log-probabilities
-are those of the distribution that the tokens are sampled from, the end token included.
+Wang et al. 2026, arXiv 2602.19974, where it is a vision-language model of billions of parameters.  It is the
+policy of phase 1: `forward` scores tokens under the distribution that `write` samples them from, EOS
+included.
 
 Shapes: b batch, s rows that are read (picture and requirements), t tokens of the edit prompt, v vocabulary.
 """
@@ -86,9 +87,10 @@ class Actor(nn.Module):
 def questions(
     tokenizer: Tokenizer, requirements: list[list[str]], answers: list[list[bool]], length: int
 ) -> Tensor:
-    """What the Actor reads about each picture: "no a red ball left of a blue box yes a red ball yes a blue box ...".
+    """The Checker's answers as the Actor reads them: "no a red ball left of a blue box yes a red ball ...".
 
-    Unmet requirements come first, and every answer before its requirement, so that the words after it are read in its light.
+    Unmet requirements come first, and every answer before its requirement, so that the words after it are
+    read with the answer known.
     -> (b length).  Raises PromptError when they take more tokens.
     """
     rows = [sorted(zip(met, asked), key=lambda row: row[0]) for asked, met in zip(requirements, answers)]

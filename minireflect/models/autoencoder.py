@@ -4,7 +4,7 @@
     Kingma & Welling 2014, "Auto-Encoding Variational Bayes", for the Gaussian code
 
     encode:  images -> mean, logvar of a Gaussian per latent -> a sample (or the mean), times scaling_factor
-    decode:  latents over scaling_factor -> images
+    decode:  latents / scaling_factor -> images
 
 Differs from the references: residual branches start at zero (see blocks.py).
 
@@ -44,8 +44,7 @@ class AutoencoderConfig:
 
     @classmethod
     def toy(cls) -> "AutoencoderConfig":
-        """Pictures of 3 x 64 x 64 to latents of 4 x 8 x 8, with 2.7 million parameters, most of them where they are
-        cheap: at 8 x 8."""
+        """Pictures of 3 x 64 x 64 to latents of 4 x 8 x 8; 2.7 million parameters, most of them at 8 x 8."""
         return cls(channels=(16, 32, 64, 128), res_blocks=1, groups=8)
 
     @classmethod
@@ -55,7 +54,7 @@ class AutoencoderConfig:
 
     @classmethod
     def flat(cls) -> "AutoencoderConfig":
-        """The same for flat shapes on paper, the pictures of scene graphs, with half the parameters."""
+        """For scene graphs, whose pictures are flat shapes on paper: half the parameters."""
         return cls(channels=(16, 32, 64, 96), res_blocks=1, groups=8)
 
     @classmethod
@@ -83,15 +82,10 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: x (b 3 h w) -> (b 2z h/f w/f)"""
-        # fmt: off
-        x = self.conv_in(x)                              # (b c0 h w)
+        x = self.conv_in(x)  # (b c0 h w)
         for level in self.down:
-            x = level(x)                                 # (b ci h/2^i w/2^i)
-        x = self.mid(x)
-        return self.conv_out(F.silu(self.norm_out(x)))   # (b 2z h/f w/f)
-
-
-        # fmt: on
+            x = level(x)  # (b ci h/2^i w/2^i)
+        return self.conv_out(F.silu(self.norm_out(self.mid(x))))  # (b 2z h/f w/f)
 
 
 class Decoder(nn.Module):
@@ -113,14 +107,10 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Shapes: z (b z h/f w/f) -> (b 3 h w)"""
-        # fmt: off
-        x = self.mid(self.conv_in(z))                    # (b cn h/f w/f)
+        x = self.mid(self.conv_in(z))  # (b cn h/f w/f)
         for level in self.up:
-            x = level(x)                                 # (b ci h/2^i w/2^i), i falling to 0
-        return self.conv_out(F.silu(self.norm_out(x)))   # (b 3 h w)
-
-
-        # fmt: on
+            x = level(x)  # (b ci h/2^i w/2^i), i falling to 0
+        return self.conv_out(F.silu(self.norm_out(x)))  # (b 3 h w)
 
 
 class Autoencoder(nn.Module):
@@ -169,6 +159,5 @@ def res_layer(c_in: int, c_out: int, config: AutoencoderConfig) -> Layer:
 def middle(channels: int, config: AutoencoderConfig) -> Level:
     """The layers at the coarsest resolution, the only ones where every pixel may see every other."""
     attn = PixelAttention(channels, config.groups, EPS) if config.mid_attention else None
-    return Level(
-        [Layer(ResBlock(channels, channels, config.groups, EPS), attn), res_layer(channels, channels, config)]
-    )
+    first = ResBlock(channels, channels, config.groups, EPS)
+    return Level([Layer(first, attn), res_layer(channels, channels, config)])

@@ -1,6 +1,6 @@
-"""The bricks of the latent-diffusion networks: residual blocks, attention, and the levels that stack them.
+"""Building blocks of the latent-diffusion networks: residual blocks, attention, and levels that stack them.
 
-The UNet and the autoencoder are both a ladder of *levels*. A level works at one resolution: some layers (a
+The UNet and the autoencoder are both a stack of *levels*. A level works at one resolution: some layers (a
 residual block, then attention or nothing), then a change of resolution or none.
 
     Ho et al. 2020, "Denoising Diffusion Probabilistic Models", appendix B: the UNet and its time
@@ -26,9 +26,8 @@ def timestep_embedding(t: Tensor, width: int) -> Tensor:
         raise ValueError(f"width {width} is odd, but an embedding holds as many cosines as sines")
     half = width // 2
     steps = torch.arange(half, dtype=torch.float32, device=t.device) / half
-    angles = t[:, None].float() * torch.exp(
-        -math.log(10_000) * steps
-    )  # 10,000: Vaswani et al. 2017, section 3.5
+    # 10,000: Vaswani et al. 2017, section 3.5
+    angles = t[:, None].float() * torch.exp(-math.log(10_000) * steps)
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
@@ -69,7 +68,7 @@ class ResBlock(nn.Module):
         y = self.conv1(F.silu(self.norm1(x)))
         if self.time is not None:
             y = y + self.time(F.silu(temb))[:, :, None, None]
-        y = F.silu(self.norm2(y))  # in a line of its own: what conv1 made need not be held while conv2 works
+        y = F.silu(self.norm2(y))  # a line of its own frees conv1's output before conv2 runs
         return self.skip(x) + self.conv2(y)
 
 
@@ -144,7 +143,7 @@ class GEGLU(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Look at the other pixels, then at the prompt, then think: three residual branches."""
+    """Attention between pixels, attention to the prompt, a feed-forward layer: three residual branches."""
 
     def __init__(self, width: int, heads: int, context_width: int) -> None:
         super().__init__()
@@ -174,9 +173,7 @@ class SpatialTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.linear = linear
-        self.norm = nn.GroupNorm(
-            groups, channels, eps=1e-6
-        )  # 1e-6 here, 1e-5 in the residual blocks: as in SD
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)  # SD has 1e-6 here, 1e-5 in the residual blocks
         self.proj_in = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
         self.blocks = nn.ModuleList(TransformerBlock(channels, heads, context_width) for _ in range(depth))
         self.proj_out = zero(nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1))
@@ -235,7 +232,7 @@ class Level(nn.Module):
         self.resize = resize
 
     def forward(self, x: Tensor) -> Tensor:
-        """The autoencoder's way through; the UNet walks the layers itself, since it keeps every one's output.
+        """For the autoencoder; the UNet calls the layers itself, as it keeps the output of each.
 
         Shapes: x (b c h w) -> (b c2 h2 w2)
         """

@@ -1,4 +1,4 @@
-"""Two towers that place pictures and sentences in one space: CLIP, from a toy to the real sizes.
+"""Two encoders that map pictures and sentences into one space: CLIP, from a toy to the real sizes.
 
     Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", section 2
 
@@ -12,7 +12,7 @@ Shapes: b batch, t tokens, d width, n patches, e width of the joint space, h w s
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -45,7 +45,9 @@ class TextConfig:
 
     @classmethod
     def toy(cls, vocabulary: int, eos: int, length: int = 32, width: int = 96) -> "TextConfig":
-        """With words that stand apart from the first step: with CLIP's 0.02 a small base hardly learns to read."""
+        """For the synthetic world.  Embeddings start with std 1: with CLIP's 0.02 a small model hardly
+        learns.
+        """
         return cls(vocabulary, eos, length, width=width, layers=3, heads=4, init_std=1.0)
 
     @classmethod
@@ -61,16 +63,8 @@ class TextConfig:
     @classmethod
     def open_clip_bigg(cls) -> "TextConfig":
         """The second of SDXL's two."""
-        return cls(
-            vocabulary=49_408,
-            eos=49_407,
-            width=1280,
-            layers=32,
-            heads=20,
-            quick_gelu=False,
-            penultimate=True,
-            projection=1280,
-        )
+        h = cls.open_clip_h()
+        return replace(h, width=1280, layers=32, heads=20, penultimate=True, projection=1280)
 
 
 def stem_patch(stem: tuple[int, ...]) -> int:
@@ -86,7 +80,9 @@ class VisionConfig:
     layers: int = 24
     heads: int = 16
     quick_gelu: bool = True
-    # channels of a convolutional stem in place of CLIP's patches, a halving of the picture each; a last halving makes `width`
+    # channels of a convolutional stem in place of CLIP's linear patches: each entry halves the resolution,
+    # and a
+    # last halving leads to `width` channels
     stem: tuple[int, ...] = ()
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)  # of the pictures in [-1, 1], per colour; subtracted
     std: tuple[float, ...] = (1.0, 1.0, 1.0)  # of the pictures in [-1, 1], per colour; divided by
@@ -96,17 +92,12 @@ class VisionConfig:
         if self.size % self.patch:
             raise ValueError(f"size {self.size} is not a multiple of patch {self.patch}")
         if self.stem and stem_patch(self.stem) != self.patch:
-            raise ValueError(
-                f"a stem of {len(self.stem)} + 1 halvings makes patches of {stem_patch(self.stem)} pixels"
-            )
+            made = f"makes patches of {stem_patch(self.stem)} pixels"
+            raise ValueError(f"a stem of {len(self.stem)} + 1 halvings {made}, not of {self.patch}")
 
     @property
     def patches(self) -> int:
         return (self.size // self.patch) ** 2
-
-    @classmethod
-    def toy(cls) -> "VisionConfig":
-        return cls(size=64, patch=8, width=96, layers=3, heads=4)
 
     @classmethod
     def clip_l14(cls) -> "VisionConfig":
@@ -124,21 +115,14 @@ class CLIPConfig:
             raise ValueError("CLIP has a projection of its own: text.projection must be None")
 
     @classmethod
-    def toy(cls, vocabulary: int, eos: int, length: int = 32) -> "CLIPConfig":
-        return cls(TextConfig.toy(vocabulary, eos, length), VisionConfig.toy(), width=96)
-
-    @classmethod
     def clip_l14(cls) -> "CLIPConfig":
         return cls(TextConfig.clip_l(), VisionConfig.clip_l14())
 
     @classmethod
     def open_clip_h14(cls) -> "CLIPConfig":
         """ViT-H/14, the reward of SRRL."""
-        text = TextConfig(49_408, 49_407, width=1024, layers=24, heads=16, quick_gelu=False)
-        vision = VisionConfig(
-            width=1280, layers=32, heads=16, quick_gelu=False, mean=OPENAI_MEAN, std=OPENAI_STD
-        )
-        return cls(text, vision, width=1024)
+        vision = replace(VisionConfig.clip_l14(), width=1280, layers=32, quick_gelu=False)
+        return cls(replace(TextConfig.open_clip_h(), layers=24), vision, width=1024)
 
 
 class Block(nn.Module):
@@ -155,19 +139,15 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, causal: bool = False) -> Tensor:
         """Shapes: x (b t d) -> (b t d)"""
-        # fmt: off
         x = x + self.attn(self.norm1(x), causal=causal)
-        y = self.fc1(self.norm2(x))                                               # (b t 4d)
+        y = self.fc1(self.norm2(x))  # (b t 4d)
         y = y * torch.sigmoid(1.702 * y) if self.quick_gelu else F.gelu(y)
-        return x + self.fc2(y)                                                    # (b t d)
-
-
-        # fmt: on
+        return x + self.fc2(y)  # (b t d)
 
 
 class TextStates(NamedTuple):
     penultimate: Tensor  # (b t d) what the last block reads, unnormalised
-    last: Tensor  # (b t d) what it makes of it, normalised
+    last: Tensor  # (b t d) its output, normalised
 
 
 class TextEncoder(nn.Module):
@@ -190,14 +170,11 @@ class TextEncoder(nn.Module):
         """Shapes: ids (b t) -> (b t d), (b t d)"""
         if ids.shape[1] > self.config.length:
             raise ValueError(f"{ids.shape[1]} tokens, but the encoder has {self.config.length} positions")
-        # fmt: off
-        x = self.token(ids) + self.position.weight[: ids.shape[1]]                # (b t d)
-        penultimate = x
+        x = penultimate = self.token(ids) + self.position.weight[: ids.shape[1]]  # (b t d)
         for block in self.blocks:
             penultimate = x
             x = block(x, causal=True)
         return TextStates(penultimate, self.norm_out(x))
-        # fmt: on
 
     def forward(self, ids: Tensor) -> Tensor:
         """The hidden states, as `config.penultimate` says.  Shapes: ids (b t) -> (b t d)"""
@@ -227,18 +204,18 @@ class TextEncoder(nn.Module):
 
 
 class TwoTextEncoders(nn.Module):
-    """SDXL reads every prompt twice, and puts the hidden states of both encoders side by side.
+    """SDXL's pair: the hidden states of both encoders side by side.
 
-    What else the UNet wants, the second encoder's pooled and projected state, travels as one more row of the hidden states,
-    filled up with zeros: a prompt stays one tensor that can be repeated, stacked and cut like any other.
+    The UNet also reads the second encoder's pooled and projected state.  It is appended as one more row of
+    the hidden states, padded with zeros, so that a prompt is one tensor that can be repeated, stacked and
+    cut.
     """
 
     def __init__(self, first: TextConfig, second: TextConfig) -> None:
         super().__init__()
         if second.projection is None or second.projection > first.width + second.width:
-            raise ValueError(
-                f"the second encoder needs a projection, at most {first.width + second.width} wide"
-            )
+            widest = first.width + second.width
+            raise ValueError(f"the second encoder needs a projection, at most {widest} wide")
         self.first, self.second = TextEncoder(first), TextEncoder(second)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -253,15 +230,14 @@ class TwoTextEncoders(nn.Module):
 
 
 class ConvStem(nn.Module):
-    """Patches from strided convolutions, which learn from far fewer pictures (Xiao et al. 2021, arXiv 2106.14881)."""
+    """Patches from strided convolutions: fewer pictures suffice (Xiao et al. 2021, arXiv 2106.14881)."""
 
     def __init__(self, channels: tuple[int, ...], width: int) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(3, channels[0], 4, stride=2, padding=1)
         self.down = nn.ModuleList(Downsample(c) for c in channels)
-        self.res = nn.ModuleList(
-            ResBlock(a, b, groups=8, eps=1e-5) for a, b in zip(channels, (*channels[1:], width))
-        )
+        widths = zip(channels, (*channels[1:], width))
+        self.res = nn.ModuleList(ResBlock(a, b, groups=8, eps=1e-5) for a, b in widths)
 
     def forward(self, images: Tensor) -> Tensor:
         """Shapes: images (b 3 h w) -> (b d h/p w/p)"""
@@ -297,16 +273,12 @@ class VisionEncoder(nn.Module):
         if images.shape[2:] != (size, size):
             raise ValueError(f"pictures of {images.shape[2]} x {images.shape[3]}, expected {size} x {size}")
         mean, std = (images.new_tensor(v)[:, None, None] for v in (self.config.mean, self.config.std))
-        # fmt: off
         x = rearrange(self.patch((images - mean) / std), "b d h w -> b (h w) d")  # (b n d)
-        x = torch.cat([self.class_token.expand(len(x), 1, -1), x], dim=1)         # (b 1+n d)
+        x = torch.cat([self.class_token.expand(len(x), 1, -1), x], dim=1)  # (b 1+n d)
         x = self.norm_in(x + self.position.weight)
         for block in self.blocks:
             x = block(x)
         return x
-
-
-        # fmt: on
 
 
 class CLIP(nn.Module):
@@ -333,10 +305,3 @@ class CLIP(nn.Module):
     def encode_text(self, ids: Tensor) -> Tensor:
         """Vectors of length 1.  Shapes: ids (b t) -> (b e)"""
         return F.normalize(self.text_projection(self.text.pooled(self.text.states(ids).last, ids)), dim=-1)
-
-    def similarity(self, images: Tensor, ids: Tensor) -> Tensor:
-        """Scaled cosine of every picture with every sentence.
-
-        Shapes: images (b 3 h w), ids (b2 t) -> (b b2)
-        """
-        return self.logit_scale.exp() * self.encode_image(images) @ self.encode_text(ids).T

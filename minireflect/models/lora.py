@@ -1,4 +1,4 @@
-"""Low-rank adapters: a large layer stays as it is, and learns a small difference.
+"""Low-rank adapters: a layer's weights are frozen, and a low-rank difference to them is learnt.
 
     Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685, section 4.1
 
@@ -8,8 +8,8 @@
     save_lora("lora.safetensors", unet)         as diffusers' pipe.load_lora_weights reads it
     load_lora(unet, "lora.safetensors")         ours, diffusers', or peft's
 
-Differs from peft: an adapter is no wrapper around a layer but a layer that knows it, so that the names of the weights below
-stay what they were.
+Differs from peft: the layer itself gets the adapter, without a wrapper around it, so that no weight changes
+its name.
 """
 
 from dataclasses import dataclass
@@ -23,12 +23,8 @@ from torch import Tensor, nn
 class LoRAConfig:
     rank: int = 4  # r
     alpha: float | None = None  # the difference is scaled by alpha / rank; None = rank, that is by 1
-    targets: tuple[str, ...] = (
-        "q",
-        "k",
-        "v",
-        "out",
-    )  # ends of the names of linear layers, such as "cross_attn.q" or "ff.up"
+    # ends of the names of linear layers, such as "cross_attn.q" or "ff.up"
+    targets: tuple[str, ...] = ("q", "k", "v", "out")
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -46,9 +42,8 @@ class LoRA(nn.Module):
         super().__init__()
         self.A = nn.Parameter(torch.empty(rank, width_in))
         self.B = nn.Parameter(torch.zeros(width_out, rank))
-        nn.init.uniform_(
-            self.A, -(width_in**-0.5), width_in**-0.5, generator
-        )  # as peft, and as every nn.Linear
+        bound = width_in**-0.5  # as peft, and as every nn.Linear
+        nn.init.uniform_(self.A, -bound, bound, generator)
 
 
 class LoRALinear(nn.Linear):
@@ -77,9 +72,10 @@ def lora_layers(module: nn.Module) -> dict[str, LoRALinear]:
 
 
 def add_lora(module: nn.Module, config: LoRAConfig, generator: torch.Generator | None = None) -> nn.Module:
-    """Give every linear layer whose name ends as a target an adapter, and freeze all else.  Raises ValueError when there is none.
+    """Give an adapter to every linear layer whose name ends in a target, and freeze all else.
 
-    `generator`, on the CPU, draws A; without it the global one does.
+    A is drawn with `generator`, on the CPU, or without one with the global one.  Raises ValueError when a
+    target names no layer.
     """
     if lora_layers(module):
         raise ValueError("this network has LoRA already; merge_lora or remove_lora it first")
@@ -89,13 +85,14 @@ def add_lora(module: nn.Module, config: LoRAConfig, generator: torch.Generator |
         if not any(f".{n}".endswith(end) for n in chosen):
             raise ValueError(f"no layer's name ends in {target!r}; try q, k, v, out, ff.up or ff.down")
     scale = (config.alpha or config.rank) / config.rank
-    _install(module, {name: (config.rank, scale) for name in chosen}, generator)
+    install(module, {name: (config.rank, scale) for name in chosen}, generator)
     return module
 
 
-def _install(
+def install(
     module: nn.Module, layers: dict[str, tuple[int, float]], generator: torch.Generator | None = None
 ) -> None:
+    """Freeze the module, and give the named layers adapters of (rank, alpha / rank)."""
     module.requires_grad_(False)
     for name, (rank, scale) in layers.items():
         layer = module.get_submodule(name)
@@ -106,18 +103,17 @@ def _install(
 
 
 def adapters(module: nn.Module) -> nn.ModuleDict:
-    """All that is trained, as a module of its own to save, to resume and to optimise; empty without LoRA."""
+    """The adapters as one module, to save, resume and optimise; empty without LoRA."""
     return nn.ModuleDict({name.replace(".", "/"): layer.lora for name, layer in lora_layers(module).items()})
 
 
 @torch.no_grad()
 def merge_lora(module: nn.Module) -> nn.Module:
-    """Add every difference to its layer, which becomes an ordinary one: as fast as before, W + (alpha / r) B A."""
+    """Fold every adapter into its layer, which becomes an ordinary one with weight W + (alpha / r) B A."""
     for layer in lora_layers(module).values():
         delta = layer.scale * layer.lora.B.double() @ layer.lora.A.double()
-        layer.weight = nn.Parameter(
-            (layer.weight.double() + delta).to(layer.weight.dtype), requires_grad=False
-        )
+        merged = (layer.weight.double() + delta).to(layer.weight.dtype)
+        layer.weight = nn.Parameter(merged, requires_grad=False)
     return remove_lora(module)
 
 

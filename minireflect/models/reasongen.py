@@ -1,20 +1,25 @@
-"""ReasonGen-R1's model, small: one transformer that reads a prompt, writes a rationale, and writes the picture as tokens.
+"""ReasonGen-R1's model, small: a transformer that reads a prompt, then writes a rationale and image tokens.
 
-    prompt (p tokens) · rationale, then BOI (r tokens) · n image tokens, row by row          arXiv 2505.24875, section 3
+    prompt (p tokens) · rationale, then BOI (r tokens) · n image tokens, row by row
 
-In a batch prompts and rationales are padded to one length; padding is attended to by no token.  BOI, begin of image, switches from
-text to image tokens; the model chooses it and is trained to.  Text and image tokens have a vocabulary each: at a text position
-only text can be sampled, at an image position only image tokens.
+In a batch prompts and rationales are padded to one length; padding is attended to by no token.  BOI, begin of
+image, switches from text to image tokens; the model chooses it and is trained to.  Text and image tokens have
+a vocabulary each: at a text position only text can be sampled, at an image position only image tokens.
 
-An image token is two choices, a form and then its colours:  log pi(token) = log pi(form | before) + log pi(colours | before, form).
+An image token is two choices, a form and then its colours:
 
-Small networks make, from each codebook entry, the embedding that is read for it and the vector that a state is compared with to choose it
-(Janus' "aligner", arXiv 2410.13848, is the first of these; for the second Janus learns a free vector per entry).  Similar entries then have similar
-embeddings, also those that training has hardly seen; the embedding of a token is the sum of its form's and its colours'.
+    log pi(token) = log pi(form | before) + log pi(colours | before, form)
 
-Log-probabilities are those of the distribution that was sampled from, temperature, top-k, top-p and guidance included.
+Small networks make, from each codebook entry, the embedding that is read for it and the vector that a state
+is compared with to choose it (Janus' "aligner", arXiv 2410.13848, is the first of these; for the second Janus
+learns a free vector per entry).  Similar entries then have similar embeddings, also those that training has
+hardly seen; the embedding of a token is the sum of its form's and its colours'.
 
-Shapes: b batch, p r n tokens of prompt, rationale and picture, v words, f forms and k colours of c dimensions, d width.
+Log-probabilities are those of the distribution that was sampled from, temperature, top-k, top-p and guidance
+included.
+
+arXiv 2505.24875, section 3.  Shapes: b batch, p r n tokens of prompt, rationale and picture, v words, f forms
+and k colours of c dimensions, d width.
 """
 
 from dataclasses import dataclass
@@ -36,7 +41,7 @@ from .transformer import (
     sampled_from,
 )  # fmt: skip
 
-# std of the first weights on a codebook entry: neighbouring entries differ by about 0.2 and must be told apart
+# std of the first weights on a codebook entry: neighbouring entries differ by about 0.2
 SHARPNESS = 3.0
 
 
@@ -111,7 +116,7 @@ class Codebook(nn.Module):
 
 
 class ReasonGen(nn.Module):
-    """`codebooks` (f c), (k c) are those of the codec that turns image tokens into pictures; without them random ones, to be loaded over."""
+    """`codebooks` (f c), (k c) are the codec's; without them random ones, for weights to be loaded."""
 
     def __init__(self, config: ReasonGenConfig, codebooks: tuple[Tensor, Tensor] | None = None) -> None:
         super().__init__()
@@ -130,11 +135,14 @@ class ReasonGen(nn.Module):
         return codes // self.config.colors, codes % self.config.colors
 
     def having(self, hidden: Tensor, form: Tensor) -> Tensor:
-        """The state from which colours are chosen, once the form is.  Shapes: hidden (... d), form (... d) -> (... d)"""
+        """The state from which colours are chosen, once the form is.
+
+        Shapes: hidden (... d), form (... d) -> (... d)
+        """
         return hidden + self.then(torch.cat([hidden, form], -1))
 
     def forward(self, prompts: Tensor, rationale: Tensor, codes: Tensor) -> Choices:
-        """Logits of every id of the rationale and of the forms and colours of the picture, given all that stands before.
+        """Logits of the rationale's ids and the picture's forms and colours, each given all tokens before it.
 
         Shapes: prompts (b p), rationale (b r), codes (b n)
         """
@@ -156,7 +164,7 @@ class ReasonGen(nn.Module):
     def distributions(
         self, prompts: Tensor, rationale: Tensor, codes: Tensor, sampling: SamplingConfig
     ) -> Choices:
-        """Log-probabilities of all words, forms and colours at each position, under what they would be sampled from."""
+        """Log-probabilities that `sample` uses at each position: of all words, forms and colours."""
         text, *image = self(prompts, rationale, codes)
         if sampling.guidance != 1:
             blank = self.blank(len(prompts), prompts.device)
@@ -173,7 +181,7 @@ class ReasonGen(nn.Module):
     def log_probs(
         self, prompts: Tensor, rationale: Tensor, codes: Tensor, sampling: SamplingConfig
     ) -> tuple[Tensor, Tensor]:
-        """Log-probability of given rationales and image tokens, in nats, under what they would be sampled from.
+        """Log-probability that `sample` writes each of the given tokens, in nats.
 
         Shapes: prompts (b p), rationale (b r), codes (b n) -> (b r), (b n)
         """
@@ -187,7 +195,10 @@ class ReasonGen(nn.Module):
         return prompts, rationale
 
     def read(self, ids: Tensor, end: int, cache: Cache) -> Tensor:
-        """Append texts, each up to its `end`, to the cache.  Shapes: ids (b t) -> the state after each (b 1 d)"""
+        """Append texts, each up to its `end`, to the cache.
+
+        Shapes: ids (b t) -> the state after each (b 1 d)
+        """
         ids = trim(ids, end)
         valid = up_to(ids, end)
         return last_of(self.transformer(self.transformer.embed(ids), cache, valid), valid)
@@ -196,9 +207,11 @@ class ReasonGen(nn.Module):
     def sample(
         self, prompts: Tensor, sampling: SamplingConfig, generator: Generator, rationale: Tensor | None = None
     ) -> Sampled:
-        """Write a rationale and the picture for each prompt; the picture alone where rationales, which end in BOI, are given.
+        """Write a rationale and a picture for each prompt; with given rationales, which end in BOI, the
+        picture.
 
-        A rationale that reaches the length limit is closed with BOI; that token is not `chosen`, and masked from the loss.
+        A rationale that reaches the length limit is closed with BOI; that token is not `chosen`, and masked
+        from the loss.
         Shapes: prompts (b p), rationale (b r)
         """
         cache = self.transformer.cache(len(prompts))
@@ -214,7 +227,10 @@ class ReasonGen(nn.Module):
     def sample_codes(
         self, hidden: Tensor, cache: Cache, sampling: SamplingConfig, generator: Generator
     ) -> Tensor:
-        """Write the picture, row by row: a form, then its colours.  Shapes: hidden (b 1 d) after BOI -> (b n) image tokens"""
+        """Write the picture, row by row: a form, then its colours.
+
+        Shapes: hidden (b 1 d) after BOI -> (b n) image tokens
+        """
         b, n, guided = len(hidden), self.config.side**2, sampling.guidance != 1
         branches = [(hidden, cache)]  # the conditional one; with guidance also the unconditional one
         if guided:
@@ -249,5 +265,8 @@ def last_of(hidden: Tensor, valid: Tensor) -> Tensor:
 
 
 def guide(logits: Tensor, without: Tensor, w: float) -> Tensor:
-    """Classifier-free guidance in logits, as Janus has it: uncond + w (cond - uncond).  Shapes: (... f), (... f) -> (... f)"""
+    """Classifier-free guidance in logits, as Janus has it: uncond + w (cond - uncond).
+
+    Shapes: (... f), (... f) -> (... f)
+    """
     return without + w * (logits - without)

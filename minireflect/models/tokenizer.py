@@ -1,6 +1,6 @@
 """Text to token ids and back.
 
-    Tokenizer       one token a word: the synthetic world needs about ninety of them, and any other word is an error
+    Tokenizer       one token a word: the synthetic world has about ninety, and any other word is an error
     BytePairs       CLIP's: the vocabulary of a real checkpoint, through the `tokenizers` library
 
 Both turn b prompts into (b t) ids: begin, the words, end, padding.
@@ -37,7 +37,9 @@ def trim(ids: Tensor, end: int) -> Tensor:
 
 
 class Tokenizer:
-    """One token a word: `words`, in this order, have the ids from 2 on.  A prompt has `length` tokens, padding included."""
+    """One token a word: `words`, in this order, have the ids from 2 on.  A prompt has `length` tokens,
+    padding included.
+    """
 
     def __init__(self, words: list[str], length: int) -> None:
         self.words, self.length = words, length
@@ -71,7 +73,10 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Tensor) -> list[str]:
-        """The words alone: BOS, EOS and ids beyond the vocabulary (BOI) are left out.  Shapes: ids (b t), -> b texts"""
+        """The words alone: BOS, EOS and ids beyond the vocabulary (BOI) are left out.
+
+        Shapes: ids (b t), -> b texts
+        """
         return [" ".join(self.words[i - 2] for i in row if EOS < i < len(self)) for row in ids.tolist()]
 
     def _explain(self, prompt: str, unknown: list[str]) -> str:
@@ -84,27 +89,21 @@ class Tokenizer:
 
 # CLIP's own pattern: contractions, runs of letters, single digits, runs of anything else
 PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-
-
 BEGIN_TEXT, END_TEXT = "<|startoftext|>", "<|endoftext|>"
 
 
 class BytePairs:
     """CLIP's byte-pair encoding (Sennrich et al. 2016; Radford et al. 2021, section 2.4).
 
-    `folder` holds `tokenizer.json`, or `vocab.json` and `merges.txt`.  Prompts longer than `length` are cut, with a warning.
+    `folder` holds `tokenizer.json`, or `vocab.json` and `merges.txt`.  Prompts longer than `length` are cut,
+    with a warning.
     Raises PromptError when the vocabulary is missing or broken, ImportError when the library is.
     """
 
     def __init__(self, folder: str | Path, length: int = 77, pad: str | None = None) -> None:
         folder = Path(folder)
         self.length = length
-        try:
-            self._engine = _engine(folder)
-        except PromptError:
-            raise
-        except Exception as error:  # the library raises bare exceptions
-            raise PromptError(f"the vocabulary in {folder} cannot be read: {error}") from error
+        self._engine = _engine(folder)
         self.bos, self.eos = (self._id(token, folder) for token in (BEGIN_TEXT, END_TEXT))
         self.pad = self._id(pad or _declared_pad(folder), folder)
 
@@ -124,15 +123,14 @@ class BytePairs:
             words = found.ids[: self.length - 2]
             if lost := found.tokens[self.length - 2 :]:
                 text = "".join(lost).replace("</w>", " ").strip()
-                warnings.warn(
-                    f"the prompt is longer than {self.length - 2} tokens; not read: {text!r}", stacklevel=2
-                )
+                limit = self.length - 2
+                warnings.warn(f"the prompt is longer than {limit} tokens; not read: {text!r}", stacklevel=2)
             row[: len(words) + 2] = torch.tensor([self.bos, *words, self.eos])
         return ids
 
 
 class TwoBytePairs:
-    """SDXL's two encoders read the same words, but fill up differently: ids for the first, then for the second."""
+    """SDXL's two encoders read the same words, padded differently: ids for the first, then for the second."""
 
     def __init__(self, first: BytePairs, second: BytePairs) -> None:
         self.first, self.second = first, second
@@ -144,7 +142,7 @@ class TwoBytePairs:
 
 
 class NoVocabulary:
-    """In place of a tokenizer where a checkpoint brings none, as original single files do; says so when it is needed."""
+    """Stands in for the tokenizer that a single file does not bring; every call raises PromptError."""
 
     def __init__(self, source: str | Path, length: int) -> None:
         self.source, self.length = source, length
@@ -152,54 +150,49 @@ class NoVocabulary:
     def __call__(self, prompts: list[str]) -> Tensor:
         raise PromptError(
             f"{self.source} brings no vocabulary to read prompts with: give the folder of its tokenizer "
-            "(vocab.json and merges.txt, or tokenizer.json) as load_pipeline(..., tokenizer=FOLDER) or --tokenizer FOLDER"
+            "(vocab.json and merges.txt, or tokenizer.json) as load_pipeline(..., tokenizer=FOLDER) "
+            "or --tokenizer FOLDER"
         )
 
 
-def _engine(folder: Path) -> "tokenizers.Tokenizer":  # noqa: F821  imported below, as it is needed for real checkpoints only
+def _engine(folder: Path) -> "tokenizers.Tokenizer":  # noqa: F821  imported below: an optional dependency
+    """The vocabulary of a folder as the library has it; the steps before the byte pairs are CLIP's."""
     try:
         import tokenizers
     except ImportError as error:
-        raise ImportError(
-            "real checkpoints need the tokenizers library: pip install 'minireflect[checkpoints]'"
-        ) from error
+        hint = "pip install 'minireflect[checkpoints]'"
+        raise ImportError(f"real checkpoints need the tokenizers library: {hint}") from error
     from tokenizers import Regex, models, normalizers, pre_tokenizers
 
-    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        vocabulary = json.loads((folder / "vocab.json").read_text("utf-8"))
-        lines = (folder / "merges.txt").read_text("utf-8").splitlines()
-        merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
-        engine = tokenizers.Tokenizer(
-            models.BPE(
-                vocabulary,
-                merges,
-                unk_token=END_TEXT,
-                end_of_word_suffix="</w>",
+    vocabulary, merges, whole = (folder / name for name in ("vocab.json", "merges.txt", "tokenizer.json"))
+    try:
+        if vocabulary.is_file() and merges.is_file():
+            pairs = models.BPE.from_file(
+                str(vocabulary), str(merges), unk_token=END_TEXT, end_of_word_suffix="</w>",
                 continuing_subword_prefix="",
-            )
-        )
-        engine.normalizer = normalizers.Sequence(
-            [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-        )
-        engine.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(PIECES), behavior="removed", invert=True),
-                pre_tokenizers.ByteLevel(add_prefix_space=False),
-            ]
-        )
-        engine.add_special_tokens([t for t in (BEGIN_TEXT, END_TEXT) if t in vocabulary])
-        return engine
-    if (folder / "tokenizer.json").is_file():
-        engine = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-        engine.no_padding(), engine.no_truncation()
-        return engine
+            )  # fmt: skip
+            engine = tokenizers.Tokenizer(pairs)
+            spaces = normalizers.Replace(Regex(r"\s+"), " ")
+            engine.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
+            pieces = pre_tokenizers.Split(Regex(PIECES), behavior="removed", invert=True)
+            as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False)
+            engine.pre_tokenizer = pre_tokenizers.Sequence([pieces, as_bytes])
+            known = [t for t in (BEGIN_TEXT, END_TEXT) if engine.token_to_id(t) is not None]
+            engine.add_special_tokens(known)
+            return engine
+        if whole.is_file():
+            engine = tokenizers.Tokenizer.from_file(str(whole))
+            engine.no_padding(), engine.no_truncation()
+            return engine
+    except Exception as error:  # the library raises bare exceptions
+        raise PromptError(f"the vocabulary in {folder} cannot be read: {error}") from error
     raise PromptError(
         f"there is no vocabulary in {folder}: neither tokenizer.json nor vocab.json with merges.txt"
     )
 
 
 def _declared_pad(folder: Path) -> str:
-    """What the checkpoint fills up with: end-of-text in CLIP-L, "!" in OpenCLIP's."""
+    """The padding token of a checkpoint: end-of-text in CLIP-L, "!" in OpenCLIP."""
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).is_file():
             token = json.loads((folder / name).read_text("utf-8")).get("pad_token")

@@ -1,13 +1,14 @@
-"""A decoder-only transformer with its cache, and the one loop that samples text tokens from it.  RL-RIG's Actor and ReasonGen-R1 use both.
+"""A decoder-only transformer, its cache, and the loop that samples text from it, for RL-RIG and ReasonGen-R1.
 
-    Vaswani et al. 2017; rotary positions: Su et al. 2021, arXiv 2104.09864; RMSNorm: Zhang & Sennrich 2019; SwiGLU: Shazeer 2020.
-    The layers are Llama's (Touvron et al. 2023, arXiv 2302.13971); with Llama's weights the outputs are Llama's (a test compares).
+    Vaswani et al. 2017; rotary positions: Su et al. 2021, arXiv 2104.09864; RMSNorm: Zhang & Sennrich 2019;
+    SwiGLU: Shazeer 2020.  With the same weights it gives the outputs of Llama (Touvron et al. 2023).
 
     x = x + attention(norm(x))          each token attends to itself and to the tokens before it
     x = x + mlp(norm(x))
 
-The cache keeps the keys and values of all tokens so far, so that a new token costs one row and not the whole sequence.
-Sequences of different lengths share a batch: padding is marked as not valid, is attended to by no token, and takes no position.
+The cache keeps the keys and values of all tokens so far, so that a new token costs one row and not the whole
+sequence. Sequences of different lengths share a batch: padding is marked as not valid, is attended to by no
+token, and takes no position.
 
 Shapes: b batch, t tokens, u tokens with the cached ones, d width, n heads, v vocabulary.
 """
@@ -42,7 +43,7 @@ class TransformerConfig:
 
 
 class Cache:
-    """Keys and values of the tokens so far, layer by layer; memory for `length` tokens is allocated at once."""
+    """Keys and values of the tokens so far, layer by layer; memory for `length` tokens is allocated once."""
 
     def __init__(self, config: TransformerConfig, batch: int, like: Tensor) -> None:
         shape = (config.layers, batch, config.heads, config.length, config.width // config.heads)
@@ -75,8 +76,9 @@ def rotation(length: int, width: int) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair of dimensions (i, i + width/2) by its angle; cos and sin may also be (b 1 t d), one angle per sequence.
+    """Turn each pair of dimensions (i, i + width/2) by its angle.
 
+    cos and sin may also be (b 1 t d), for sequences that differ in their positions.
     Shapes: x (b n t d), cos (t d), sin (t d) -> (b n t d)
     """
     first, second = x.chunk(2, dim=-1)
@@ -137,7 +139,9 @@ class SampledText(NamedTuple):
 
 
 class Transformer(nn.Module):
-    """Embedded tokens to the logits of the next; `embed` turns ids into what `forward` takes, callers may add other rows."""
+    """Rows in, states out; `embed` turns ids into rows, `head` states into logits; callers may add other
+    rows.
+    """
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -193,7 +197,8 @@ class Transformer(nn.Module):
     ) -> SampledText:
         """Write a text of at most `length` tokens for each row, up to its first `end`.
 
-        With `forced`, a text that reaches the length limit is closed with `end`, which the model did not choose.
+        With `forced`, a text that reaches the length limit is closed with `end`, which the model did not
+        choose.
         Shapes: hidden (b 1 d), the state after what the cache holds
         """
         b = len(hidden)
@@ -246,9 +251,11 @@ def chooser(sampling: SamplingConfig, generator: Generator | None) -> Choose:
 
 
 def sampled_from(logits: Tensor, config: SamplingConfig) -> Tensor:
-    """Log-probabilities of the distribution that tokens are sampled from: -inf for those that cannot be.  Shapes: logits (... v) -> (... v)
+    """Log-probabilities of the distribution that tokens are sampled from: -inf for those that cannot be.
+    Shapes: logits (... v) -> (... v)
 
-    Temperature first, then top-k, then top-p (Holtzman et al. 2020, arXiv 1904.09751): the smallest set whose probability reaches it.
+    Temperature first, then top-k, then top-p (Holtzman et al. 2020, arXiv 1904.09751): the smallest set whose
+    probability reaches it.
     """
     logits = logits / config.temperature
     if 0 < config.top_k < logits.shape[-1]:

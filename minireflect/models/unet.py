@@ -13,7 +13,7 @@ start at zero, as in the original latent-diffusion code, and not at random.
 Shapes: b batch, c channels, h w space, t tokens of the prompt, d width, e width of the time embedding.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -31,7 +31,7 @@ from .blocks import (
     Upsample,
     timestep_embedding,
     zero,
-)
+)  # fmt: skip
 
 EPS = 1e-5  # of the GroupNorms in SD's UNets
 
@@ -52,14 +52,14 @@ class UNetConfig:
     pooled_width: int | None = None  # SDXL: width of the pooled prompt; None = no added conditioning
     size_count: int = 6  # SDXL: numbers that tell sizes and crop, used only with pooled_width
     size_width: int = 256  # SDXL: width of the embedding of each of these numbers
-    # of latents whose pixels are told where they are; None as in SD, where the padding must tell
+    # of the latents, if each position has a learned offset; None as in SD, which knows positions from the
+    # padding only
     side: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.channels) != len(self.depths):
-            raise ValueError(
-                f"{len(self.channels)} channels but {len(self.depths)} depths: one of each per level"
-            )
+            lengths = f"{len(self.channels)} channels but {len(self.depths)} depths"
+            raise ValueError(f"{lengths}: one of each per level")
         if (self.heads is None) == (self.head_width is None):
             raise ValueError(f"give heads or head_width, not {self.heads} and {self.head_width}")
         for channels in self.channels:
@@ -78,59 +78,36 @@ class UNetConfig:
     @classmethod
     def toy(cls) -> "UNetConfig":
         """2.2 million parameters for latents of 4 x 8 x 8."""
-        return cls(
-            channels=(48, 96), depths=(1, 1), mid_depth=0, context_width=96, res_blocks=1, heads=4, groups=16
-        )
+        return cls((48, 96), (1, 1), mid_depth=0, context_width=96, res_blocks=1, heads=4, groups=16)
 
     @classmethod
     def small(cls) -> "UNetConfig":
-        """1.0 million parameters, for scene graphs; without `side` it does not learn what "at the top left" means."""
-        return cls(
-            channels=(32, 64),
-            depths=(1, 1),
-            mid_depth=0,
-            context_width=64,
-            res_blocks=1,
-            heads=4,
-            groups=8,
-            side=8,
-        )
+        """1.0 million parameters, for scene graphs; without `side` it does not learn what "at the top left"
+        means.
+        """
+        return cls((32, 64), (1, 1), mid_depth=0, context_width=64, res_blocks=1, heads=4, groups=8, side=8)
 
     @classmethod
     def sd15(cls) -> "UNetConfig":
-        return cls(
-            channels=(320, 640, 1280, 1280), depths=(1, 1, 1, 0), mid_depth=1, context_width=768, heads=8
-        )
+        return cls((320, 640, 1280, 1280), (1, 1, 1, 0), mid_depth=1, context_width=768, heads=8)
 
     @classmethod
     def sd21(cls) -> "UNetConfig":
-        return cls(
-            channels=(320, 640, 1280, 1280),
-            depths=(1, 1, 1, 0),
-            mid_depth=1,
-            context_width=1024,
-            head_width=64,
-            use_linear_projection=True,
-        )
+        sizes = {"context_width": 1024, "heads": None, "head_width": 64, "use_linear_projection": True}
+        return replace(cls.sd15(), **sizes)
 
     @classmethod
     def sdxl(cls) -> "UNetConfig":
-        return cls(
-            channels=(320, 640, 1280),
-            depths=(0, 2, 10),
-            mid_depth=10,
-            context_width=2048,
-            head_width=64,
-            use_linear_projection=True,
-            pooled_width=1280,
-        )
+        sizes = {"context_width": 2048, "head_width": 64, "use_linear_projection": True, "pooled_width": 1280}
+        return cls((320, 640, 1280), (0, 2, 10), mid_depth=10, **sizes)
 
 
 class Added(NamedTuple):
-    """SDXL's second condition: what the picture is about, in one vector, and how it was cut."""
+    """SDXL's second condition: the prompt as one vector, and how the picture was cropped."""
 
     pooled: Tensor  # (b d) pooled hidden state of the second text encoder
-    sizes: Tensor  # (b 6) original height and width, crop top and left, target height and width, in pixels
+    # (b 6) original height and width, crop top and left, target height and width, in pixels
+    sizes: Tensor
 
 
 class UNet(nn.Module):
@@ -188,10 +165,8 @@ class UNet(nn.Module):
         if depth == 0:
             return Layer(res)
         heads = cfg.heads_at(c_out)
-        attn = SpatialTransformer(
-            c_out, heads, cfg.context_width, depth, cfg.groups, cfg.use_linear_projection
-        )
-        return Layer(res, attn)
+        linear = cfg.use_linear_projection
+        return Layer(res, SpatialTransformer(c_out, heads, cfg.context_width, depth, cfg.groups, linear))
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor, added: Added | None = None) -> Tensor:
         """The predicted noise. `t` is one integer time for all, or one each.
@@ -222,7 +197,7 @@ class UNet(nn.Module):
         # fmt: on
 
     def embed_time(self, x: Tensor, t: Tensor, added: Added | None) -> Tensor:
-        """What every residual block is told: the time, and SDXL's added condition.
+        """What every residual block gets: the time, and SDXL's added condition.
 
         Shapes: x (b c h w), t () or (b) -> (b e)
         """

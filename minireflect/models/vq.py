@@ -1,23 +1,26 @@
-"""Pictures to codebook entries and back: a vector-quantised autoencoder, whose pictures a transformer can write token by token.
+"""Pictures to codebook entries and back: a vector-quantised autoencoder, for pictures written as tokens.
 
-    z_q = e_k,   k = argmin_j |z - e_j|             van den Oord et al. 2017, "Neural Discrete Representation Learning", eq. 1, 2
+    z_q = e_k,   k = argmin_j |z - e_j|             van den Oord et al. 2017, arXiv 1711.00937, equations 1, 2
     z_q = z + sg[z_q - z]                           the decoder's gradient passes straight through the choice
     L_vq = |sg[z] - e_k|^2 + beta |z - sg[e_k]|^2   equation 3, the second and third term
 
-Encodings and entries have length 1 and few dimensions (Yu et al. 2022, arXiv 2110.04627, section 3.2; LlamaGen and Janus, on which
-ReasonGen-R1 builds, do the same): the nearest entry is then the one with the largest cosine, and nearly all entries are used.  Unused ones
-are moved onto encodings that are far from their entry (`revive`), as in Jukebox (Dhariwal et al. 2020, section 3.1).
+Encodings and entries have length 1 and few dimensions (Yu et al. 2022, arXiv 2110.04627, section 3.2;
+LlamaGen and Janus, on which ReasonGen-R1 builds, do the same): the nearest entry is then the one with the
+largest cosine, and nearly all entries are used.  Unused ones are moved onto encodings that are far from their
+entry (`revive`), as in Jukebox (Dhariwal et al. 2020, section 3.1).
 
-A patch of 8x8 pixels is two entries, a form and its colours, each of a codebook of its own: what is learnt of a form, and of where it
-occurs, then holds in every colour.  In training the form is read from a twin of the picture, the same scene in other colours, so that it
-carries as little of them as possible.  As one number, a code, a patch is  form * colours + colour.
+A patch of 8x8 pixels is two entries, a form and its colours, each of a codebook of its own: what is learnt of
+a form, and of where it occurs, then holds in every colour.  In training the form is read from a twin of the
+picture, the same scene in other colours, so that it carries as little of them as possible.  As one number, a
+code, a patch is  form * colours + colour.
 
-The encoders see one patch at a time: the same patch gets the same code in every picture, which a model needs to draw combinations that it
-has never seen.  (Codes of the autoencoder's latents lack this: it normalises over the whole picture, and a third of the
-patches that were equal in every pixel got other codes.)  The decoder sees all codes together and makes latents of the autoencoder, whose
-decoder makes pixels.
+The encoders see one patch at a time: the same patch gets the same code in every picture, which a model needs
+to draw combinations that it has never seen.  (Codes of the autoencoder's latents lack this: it normalises
+over the whole picture, and a third of the patches that were equal in every pixel got other codes.)  The
+decoder sees all codes together and makes latents of the autoencoder, whose decoder makes pixels.
 
-Shapes: b batch, c h w pictures in pixels or in patches, z latent channels, d dimensions of an entry, k size of a codebook.
+Shapes: b batch, c h w pictures in pixels or in patches, z latent channels, d dimensions of an entry, k size
+of a codebook.
 """
 
 import math
@@ -94,7 +97,7 @@ class Quantiser(nn.Module):
 
     @torch.no_grad()
     def revive(self, z: Tensor, used: Tensor, generator: torch.Generator) -> int:
-        """Move unused entries onto encodings that are far from theirs, with a little noise.  -> how many were moved
+        """Move unused entries onto encodings far from theirs, with a little noise.  -> how many were moved
 
         Shapes: z (b d h w), used (k) how often each entry was chosen lately
         """
@@ -137,7 +140,8 @@ class VQAutoencoder(nn.Module):
     def forward(self, images: Tensor, twins: Tensor) -> tuple[Tensor, FormAndColor, tuple[Tensor, Tensor]]:
         """Latents from the colours of the pictures and the forms of their twins.
 
-        Shapes: images, twins (b 3 8h 8w) -> (b z h w) latents, the entries, and the encodings before quantisation, (b d h w) each
+        Shapes: images, twins (b 3 8h 8w) -> (b z h w) latents, the entries, and the encodings before
+        quantisation, (b d h w) each
         """
         z = self.see_form(twins), self.see_color(images)
         found = FormAndColor(self.forms(z[0]), self.colors(z[1]))
@@ -149,7 +153,7 @@ class VQAutoencoder(nn.Module):
         return form * self.config.colors + color
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Latents.  Raises ValueError on a code that the codebooks do not have.  Shapes: codes (b h w) -> (b z h w)"""
+        """Latents.  Raises ValueError on an unknown code.  Shapes: codes (b h w) -> (b z h w)"""
         if len(codes) and not (int(codes.min()) >= 0 and int(codes.max()) < self.config.codes):
             found = f"from {int(codes.min())} to {int(codes.max())}"
             raise ValueError(f"image tokens {found}, but the codebooks have {self.config.codes}")

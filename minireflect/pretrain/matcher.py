@@ -127,7 +127,7 @@ def train_reward(
         patches = model.vision(images[pick].to(device))  # (b n d)
         hidden = model.text(ids)  # (3b t d)
         b = len(pick)
-        logits = model.judge(patches.repeat(2, 1, 1), hidden[: 2 * b], ids[: 2 * b])  # (2b)
+        logits = model.match(patches.repeat(2, 1, 1), hidden[: 2 * b], ids[: 2 * b])  # (2b)
         loss = F.binary_cross_entropy_with_logits(logits, holds)
         contrast = joint.loss(patches[:, 0], model.text.pooled(hidden[:b], ids[:b]), ids[:b])
         seen = shown[pick].to(device)  # (b) bool; a broken picture cannot be described
@@ -257,7 +257,7 @@ def train_checker(
         told_ids = trim(tokenizer([described(scenes[i]) for i in whole]), EOS).to(device)
         ids = trim(ids, EOS)  # (q t)
         patches = model.vision(images[pick].to(device))  # (b n d)
-        logits = model.judge(patches, model.text(ids), ids)  # (q)
+        logits = model.match(patches, model.text(ids), ids)  # (q)
         loss = F.binary_cross_entropy_with_logits(logits, truth)
         rows = [n for n, i in enumerate(pick) if all(shown[i])]
         caption = caption_loss(model.describe(patches[rows], model.text(told_ids)), told_ids)

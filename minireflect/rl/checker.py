@@ -71,7 +71,7 @@ def matcher_checker(matcher: Matcher, tokenizer: Tokenizer, batch: int = 256) ->
             words += texts + texts[:1] * (most - len(texts))
         ids = trim(tokenizer(words), EOS).to(images.device)  # (b*r t)
         logits = [
-            matcher.judge(matcher.vision(part), matcher.text(rows), rows)
+            matcher.match(matcher.vision(part), matcher.text(rows), rows)
             for part, rows in zip(images.split(batch), ids.split(batch * most))
         ]
         asked = asked.to(images.device)

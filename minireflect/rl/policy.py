@@ -65,7 +65,7 @@ def ppo_clip(
 ) -> PPOStats:
     """PPO's clipped surrogate, to be minimised. Steps without a density (sigma 0) must be left out by the caller.
 
-    `weight` makes the loss a weighted sum in place of the mean: GRPO gives a token 1 / (G |a_i|), see `token_weights`.
+    `weight` makes the loss a weighted sum in place of the mean: GRPO gives a token 1 / (G |a_i|), see `tokens.token_weights`.
     Shapes: log_prob (n), old_log_prob (n), advantage (n), weight (n) -> loss ()
     """
     if not log_prob.shape == old_log_prob.shape == advantage.shape:
@@ -83,20 +83,6 @@ def ppo_clip(
         low = ((ratio < 1 - clip) & (advantage < 0)).float().mean()
         kl = (ratio - 1 - ratio.log()).mean()
         return PPOStats(loss, high, low, ratio.mean(), ratio.max(), log_ratio.abs().max(), kl)
-
-
-def token_weights(mask: Tensor) -> Tensor:
-    """1 / (b |a_i|) for every token of sequence i: all sequences count alike, however long.  Shapes: mask (b t) bool -> (b t)"""
-    return mask / (mask.sum(1, keepdim=True).clamp(min=1) * len(mask))  # GRPO (3)
-
-
-def token_kl(log_prob: Tensor, reference: Tensor) -> Tensor:
-    """Schulman's k3 estimate of KL(pi || pi_ref) from sampled tokens, never negative: r - 1 - log r, r = pi_ref / pi.
-
-    Shapes: log_prob (n), reference (n) -> (n) nats
-    """
-    log_r = (reference.detach() - log_prob).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-    return log_r.exp() - 1 - log_r  # GRPO (4)
 
 
 def gaussian_kl(mean: Tensor, mean_ref: Tensor, sigma: Tensor) -> Tensor:

@@ -28,6 +28,10 @@ from ..world.prompts import Prompt, split, understand
 
 Reward = Callable[[Tensor, list[str]], Tensor]
 
+# caption_reward from which a picture shows what its rationale says: among four objects in any order and three
+# styles, even a right first word has a probability of only a twelfth
+ACCEPT_WORD = 0.05
+
 
 def match_reward(matcher: Matcher, tokenizer: Tokenizer, batch: int = 256) -> Reward:
     """The learned reward: the matcher's probability, in [0, 1]."""

@@ -134,8 +134,8 @@ class SceneGraph:
         for i, e in enumerate(self.entities):
             _require_known(e, colors=("", *COLORS))
             if (e.name, e.color) in [(other.name, other.color) for other in self.entities[:i]]:
-                several = Entity(e.name, e.color, 2)
-                raise GraphError(f"{e.label} is listed twice; give a number in its place: {several.label}")
+                one, two = (Entity(e.name, e.color, count).label for count in (1, 2))
+                raise GraphError(f"{one} is listed twice; give a number in its place: {two}")
         for relation in self.relations:
             self._check_relation(*relation)
         self._check_order("left of", lambda p: (p == "left of") - (p == "right of"))

@@ -60,7 +60,7 @@ def pictures(split: str) -> set[bytes]:
     """Of all laws, combinations of a split and outcomes."""
     return {
         canvas(law, objects, outcome).tobytes()
-        for law in LAWS for objects in combinations(law, split) for outcome in LAWS[law].possible(objects)
+        for law in LAWS for objects in combinations(law, split) for outcome in LAWS[law].outcomes
     }  # fmt: skip
 
 
@@ -84,7 +84,7 @@ def test_recombined_pictures_are_of_no_prompt_and_their_words_are_known() -> Non
         law = LAWS[scene.law]
         assert canvas(*scene.facts).tobytes() not in asked
         assert caption == f"{law.setting(scene.objects)}, {law.result(scene.objects, scene.outcome)}"
-        thought = rationale(scene, draw=draw)
+        thought = rationale(scene, rng=draw)
         assert {*split(caption), *split(thought)} <= set(WORDS.ids)
         assert len(split(caption)) + 2 <= ReasonGenConfig.prompt
         assert len(split(thought)) + 1 <= ReasonGenConfig.rationale

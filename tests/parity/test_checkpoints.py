@@ -20,14 +20,18 @@ from transformers import CLIPConfig as TheirConfig
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from minireflect import load_pipeline
-from minireflect.checkpoints.files import WeightsError, read_weights
+from minireflect.checkpoints import names
+from minireflect.checkpoints.files import WeightsError, new_names, read_weights
 from minireflect.checkpoints.load import describe, load_checkpoint, load_clip
 from minireflect.checkpoints.parts import weights_file
 from minireflect.models.clip import CLIP, CLIPConfig
 from minireflect.models.tokenizer import BytePairs, NoVocabulary, PromptError
 from minireflect.models.unet import Added
 from minireflect.rl.rewards import clip_reward, compressibility, incompressibility
-from tests.checkpoints import FAMILIES, WORDS, original_file, pipeline, save_original, shaken, vocabulary
+from tests.models.test_clip import similarity
+from tests.small import shaken
+
+from .checkpoints import FAMILIES, WORDS, original_file, pipeline, save_original, vocabulary
 
 SIZE = 32  # pixels of the small checkpoints
 
@@ -290,7 +294,7 @@ def test_clip_of_transformers(tmp_path: Path) -> None:
     processor = CLIPImageProcessor()
     mean, std = (torch.tensor(v)[:, None, None] for v in (processor.image_mean, processor.image_std))
     expected = theirs(input_ids=texts, pixel_values=((images + 1) / 2 - mean) / std)
-    assert close(clip.similarity(images, texts), expected.logits_per_image)
+    assert close(similarity(clip, images, texts), expected.logits_per_image)
     reward = clip_reward(clip, tokenizer, batch=3)(images, WORDS)
     assert torch.allclose(reward, (expected.image_embeds * expected.text_embeds).sum(1), atol=1e-5)
 
@@ -332,15 +336,12 @@ def test_open_clip_state_dict(tmp_path: Path, quick: bool) -> None:
 )
 def test_open_clip_at_the_published_sizes(name: str, ours: CLIPConfig) -> None:
     """Without weights: the tensors that OpenCLIP makes for its own configuration have our names and shapes."""
-    from minireflect.checkpoints.files import rename
-    from minireflect.checkpoints.names import OPEN_CLIP
-    from minireflect.checkpoints.names import open_clip as converted
-
     with torch.device("meta"):
         clip = CLIP(ours)
         about = open_clip.get_model_config(name)
         theirs = open_clip.CLIP(about["embed_dim"], about["vision_cfg"], about["text_cfg"])
-    found = rename(converted(theirs.state_dict()), OPEN_CLIP)
+    tensors = names.open_clip(theirs.state_dict())
+    found = {new: tensors[old] for old, new in new_names(tensors, names.OPEN_CLIP).items()}
     assert {n: t.shape for n, t in found.items()} == {n: t.shape for n, t in clip.state_dict().items()}
     assert clip.config.vision.width // clip.config.vision.heads == about["vision_cfg"].get("head_width", 64)
 
@@ -489,16 +490,10 @@ def test_inspect_says_what_is_in_it(checkpoint: Checkpoint) -> None:
 
 def test_inspect_is_a_command(tmp_path: Path) -> None:
     save_file({"a.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
-    command = [
-        sys.executable,
-        "-m",
-        "minireflect.checkpoints.load",
-        str(tmp_path / "other.safetensors"),
-        "nowhere",
-    ]
+    command = [sys.executable, "-m", "minireflect", "inspect", str(tmp_path / "other.safetensors"), "nowhere"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert "1 tensors, of no family known here" in done.stdout
-    assert done.returncode == 2 and done.stderr.startswith("nowhere: ") and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "nowhere is not there" in done.stderr and "Traceback" not in done.stderr
 
 
 # --- micro-batches ------------------------------------------------------------------------------------------

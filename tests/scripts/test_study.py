@@ -7,12 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from minireflect import load_pipeline
-from minireflect.evaluate_reason import ReasonEvaluation, ReasonScore
+from minireflect import load_pipeline, rng
+from minireflect.evaluate import EvaluationConfig
+from minireflect.evaluate_reason import ReasonScore, another_of_its_kind, evaluation_prompts
+from minireflect.models.reasongen import SamplingConfig
+from minireflect.pipeline import ReasonPipeline
 from minireflect.rl.rewards import load_reward
-from minireflect.world.graphs import TASKS
+from minireflect.world.prompts import TASKS
+from tests.small import small_reasongen
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import reason_study
 import rig_study
 import study
@@ -52,14 +56,14 @@ def test_the_table_gives_mean_and_interval_over_seeds() -> None:
 def test_finished_arms_are_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(study.subprocess, "run", lambda words, check: asked.append(words))
-    study.train_arm(tmp_path / "new", 3, ["--srrl.rounds", "0"])
+    study.train_arm(tmp_path / "new", 3, ["--rounds", "0"])
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "config.json").write_text("{}")
-    study.train_arm(tmp_path / "begun", 3, ["--srrl.rounds", "0"])
+    study.train_arm(tmp_path / "begun", 3, ["--rounds", "0"])
     (tmp_path / "done").mkdir()
     (tmp_path / "done" / "metrics.jsonl").write_text('{"stage": "evaluation", "model": "SRRL"}\n')
     study.train_arm(tmp_path / "done", 3, [])
-    assert [("--resume" in w, "--srrl.rounds" in w) for w in asked] == [(False, True), (True, False)]
+    assert [("--resume" in w, "--rounds" in w) for w in asked] == [(False, True), (True, False)]
 
 
 def test_differences_are_taken_seed_by_seed() -> None:
@@ -95,7 +99,7 @@ def test_the_study_of_reasongen_measures_every_row_on_the_run_that_it_belongs_to
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two seeds of invented scores: every arm finds its run, means and paired differences are right."""
-    asked, drawn = [], []
+    asked, drawn, swapped = [], [], []
 
     def trained(words: list[str], check: bool) -> None:
         folder = Path(words[words.index("--out") + 1])
@@ -105,17 +109,21 @@ def test_the_study_of_reasongen_measures_every_row_on_the_run_that_it_belongs_to
         step = {"stage": "reason-grpo", "step": 0, "reward": 0.5, "right": 0.4, "text_entropy": 0.2}
         (folder / "metrics.jsonl").write_text(json.dumps({**step, "image_entropy": 1.0}) + "\n")
 
-    def invented(weights: Path, judge: object, config: ReasonEvaluation, arm: str) -> ReasonScore:
-        run = weights.parent.name
-        drawn.append((arm, run, config))
+    def invented(
+        pipe: list[Path], judge: object, config: EvaluationConfig, arm: str, **options
+    ) -> ReasonScore:
+        run = pipe[0].parent.name
+        drawn.append((arm, run, config, options))
         value = 0.3 + 0.2 * (config.seed - 1_000) + (0.1 if run.startswith("grpo-true") else 0.0)
         tasks = dict.fromkeys([*TASKS, "overall"], value)
         return ReasonScore(tasks, value, value, value, 0.1, 0.1, value, value, 87.0)
 
     monkeypatch.setattr(rig_study.subprocess, "run", trained)
-    monkeypatch.setattr(reason_study, "load_reasongen", lambda weights: weights)
+    monkeypatch.setattr(reason_study, "load_reasongen", lambda weights: [weights])
+    monkeypatch.setattr(reason_study, "freed", lambda base, folder: base)
     monkeypatch.setattr(reason_study, "judge_of", lambda weights: None)
-    monkeypatch.setattr(reason_study, "evaluate_painter", invented)
+    monkeypatch.setattr(reason_study.Swapped, "_make", lambda weights: swapped.append(weights) or [weights])
+    monkeypatch.setattr(reason_study, "evaluate_reason", invented)
     words = ["reason_study.py", "--out", str(tmp_path / "out"), "--docs", str(tmp_path / "docs"), "--seeds", "0", "1"]  # fmt: skip
     monkeypatch.setattr(sys, "argv", words)
     assert reason_study.main() == 0
@@ -130,15 +138,32 @@ def test_the_study_of_reasongen_measures_every_row_on_the_run_that_it_belongs_to
     ]
     assert starts["grpo-freed-1"].endswith("base-2") and starts["sft-true-1"].endswith("base-2")
     assert starts["grpo-none-1"].endswith("sft-none-1") and starts["grpo-steady-0"].endswith("sft-true-0")
-    page = (tmp_path / "docs" / "reasongen.md").read_text()
+    page = (tmp_path / "docs" / "reasongen_study.md").read_text()
     assert page.count("| no rationale | 0.400 ± 1.271 |") == 1  # 12.706 * 0.1414 / sqrt(2)
     assert "| no rationale | 0.100 ± 0.000 | 0.100 ± 0.000 | 0.100 ± 0.000 |" in page
-    assert {p.name for p in (tmp_path / "docs").iterdir()} == {"reasongen.md", "reasongen_arms.png", "reasongen_entropy.png"}  # fmt: skip
+    assert {p.name for p in (tmp_path / "docs").iterdir()} == {"reasongen_study.md", "reasongen_arms.png", "reasongen_entropy.png"}  # fmt: skip
     assert "| no rationale, temperature 0.2 | 0.100 ± 0.000 | 0.100 ± 0.000 | 0.100 ± 0.000 |" in page
-    assert {arm for arm, _, c in drawn if c.sampling.temperature == 0.2} == {arm for arm in reason_study.ARMS if "0.2" in arm}  # fmt: skip
-    assert [r for arm, r, c in drawn if c.swapped] == ["grpo-true-0", "grpo-true-1"]
-    assert {(arm, r) for arm, r, c in drawn if c.best_of == 4 and c.seed == 1_001} == {
+    assert {arm for arm, *_, o in drawn if "sampling" in o and o["sampling"].temperature == 0.2} == {arm for arm in reason_study.ARMS if "0.2" in arm}  # fmt: skip
+    assert [weights.parent.name for weights in swapped] == ["grpo-true-0", "grpo-true-1"]
+    assert {(arm, r) for arm, r, c, o in drawn if o.get("best_of") == 4 and c.seed == 1_001} == {
         ("no rationale, best of 4", "sft-none-1"), ("rationale, best of 4", "sft-true-1")
     }  # fmt: skip
     asked.clear(), drawn.clear()
     assert reason_study.main() == 0 and not asked and not drawn  # what is finished is not done again
+
+
+def test_swapped_rationales_are_anothers_of_the_same_law(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = evaluation_prompts(EvaluationConfig(pictures=16))
+    seen, plain = [], ReasonPipeline.sample
+
+    def spy(self, texts, sampling, generator, words=None):
+        drawn = plain(self, texts, sampling, generator, words)
+        seen.append((words, drawn.rationale))
+        return drawn
+
+    monkeypatch.setattr(ReasonPipeline, "sample", spy)
+    swapped = reason_study.Swapped._make(small_reasongen())
+    swapped.sample([p.text for p in prompts], SamplingConfig(), rng(0, "swap"))
+    (nothing, written), (given, drawn) = seen
+    assert nothing is None and torch.equal(drawn, given)
+    assert torch.equal(given, written[another_of_its_kind(prompts)])

@@ -1,7 +1,7 @@
 """Checkpoints of the true layouts with random weights: small networks, diffusers' folders and original single files.
 
 The original layout is written here from its own names (latent-diffusion's module tree), the other way round than
-minireflect/models/names.py reads it; tests/test_checkpoints.py lets diffusers confirm that it is the true one.
+minireflect/checkpoints/names.py reads it; test_checkpoints.py lets diffusers confirm that it is the true one.
 """
 
 import json
@@ -21,6 +21,8 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from tests.small import shaken
 
 WORDS = [
     "a photo of a cat riding a red bicycle",
@@ -53,14 +55,6 @@ def vocabulary(folder: Path, texts: list[str] = WORDS, size: int = 700) -> Path:
     (folder / "vocab.json").write_text(json.dumps(ids), "utf-8")
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", "utf-8")
     return folder
-
-
-def shaken(module: nn.Module) -> nn.Module:
-    """Noise on every parameter, so that no norm is the identity and no branch is silent."""
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return module.eval()
 
 
 def text_encoder(

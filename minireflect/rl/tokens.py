@@ -1,0 +1,131 @@
+"""One step of GRPO on tokens, and a loss weight that holds a policy's entropy at a target.
+
+Papers: GRPO (Shao et al. 2024, arXiv 2402.03300), equations 3 and 4; ReasonGen-R1 (arXiv 2505.24875) for the
+adaptive entropy, which is SAC's temperature (Haarnoja et al. 2018, arXiv 1812.05905, equation 18) with a sign.
+
+    rho   = pi(token) / pi_old(token)                           # exactly 1 before the first step
+    L     = sum w max(-A rho, -A clip(rho, 1 - e, 1 + e))       # over the tokens that the policy chose
+          + beta sum w (r - 1 - log r),   r = pi_ref / pi       # estimate of KL(pi || pi_ref)
+          + alpha H,   alpha = sinh(psi)                        # H too high: alpha > 0; too low: alpha < 0
+    psi  <- Adam ascent on alpha (H - H*),   |alpha| <= bound
+
+Differs from ReasonGen-R1's code:
+- psi is set to the value of the bounded alpha after each step; a first version of theirs clamps alpha
+  inside the differentiated expression, whose gradient is then 0 at the bound, so that alpha stays there
+- one step of psi per optimiser step; theirs takes one for every two samples, on each device separately
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .policy import MAX_LOG_RATIO, ppo_clip
+
+MAX_GRAD_NORM = 1.0  # the gradient of a step is scaled down to this norm, as in most GRPO recipes
+
+
+class TokenBatch(NamedTuple):
+    """m sampled sequences of t tokens to learn from; log-probabilities in nats."""
+
+    old: Tensor  # (m t) log-probabilities under the policy that sampled the tokens
+    reference: Tensor  # (m t) under the policy before RL
+    advantage: Tensor  # (m)
+    weight: Tensor  # (m t) of each token in the loss, sum 1; 0 for tokens that the policy did not choose
+
+
+class TokenStats(NamedTuple):
+    """What one optimiser step did."""
+
+    surrogate: float  # the clipped policy-gradient loss
+    loss: float  # all terms
+    clip_high: float  # share of tokens with A > 0 beyond the upper clip
+    clip_low: float  # share of tokens with A < 0 beyond the lower clip
+    ratio_error: float  # largest |rho - 1|; must be 0 in the first step after sampling
+    kl: float  # nats per token from the reference
+    grad_norm: float  # before it is scaled down
+
+
+def token_step(
+    now: Tensor, batch: TokenBatch, optimizer: torch.optim.Optimizer, clip: float, beta: float, *more: Tensor
+) -> TokenStats:
+    """One optimiser step of GRPO; `more` are further terms of the loss, added in order.
+
+    Raises FloatingPointError when the gradient is not finite.
+    Shapes: now (m t) log-probabilities of the sampled tokens, with their graph; more ()
+    """
+    counted = batch.weight > 0  # (m t)
+    A = batch.advantage[:, None].expand_as(now)  # every token of a sequence gets its advantage
+    now, old, reference, weight = (v[counted] for v in (now, batch.old, batch.reference, batch.weight))
+    ppo = ppo_clip(now, old, A[counted], clip, weight)
+    kl = (weight * token_kl(now, reference)).sum()
+    loss = ppo.loss + beta * kl  # GRPO (3)
+    for term in more:
+        loss = loss + term
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM)
+    if not torch.isfinite(norm):
+        lr = optimizer.param_groups[0]["lr"]
+        raise FloatingPointError(f"a gradient is not finite; lower the learning rate, which is {lr:g}")
+    optimizer.step()
+    shares = ppo.clip_high.item(), ppo.clip_low.item()
+    error = ppo.log_ratio_max.expm1().item()
+    return TokenStats(ppo.loss.item(), loss.item(), *shares, error, kl.item(), norm.item())
+
+
+def token_weights(mask: Tensor) -> Tensor:
+    """1 / (b |a_i|) for every token of sequence i: all sequences count alike.
+
+    Shapes: mask (b t) bool -> (b t)
+    """
+    return mask / (mask.sum(1, keepdim=True).clamp(min=1) * len(mask))  # GRPO (3)
+
+
+def token_kl(log_prob: Tensor, reference: Tensor) -> Tensor:
+    """Schulman's k3 estimate of KL(pi || pi_ref) from sampled tokens, never negative, in nats.
+
+    Shapes: log_prob (n), reference (n) -> (n)
+    """
+    log_r = (reference.detach() - log_prob).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return log_r.exp() - 1 - log_r  # GRPO (4)
+
+
+def entropy_of(log_prob: Tensor) -> Tensor:
+    """Entropy of each distribution, in nats; impossible tokens (-inf) contribute 0.
+
+    Shapes: log_prob (... v) -> (...)
+    """
+    p = log_prob.exp()  # not torch.special.entr(p): where p underflows its gradient is inf * 0
+    return -(p * log_prob.masked_fill(p == 0, 0)).sum(-1)
+
+
+class AdaptiveEntropy(nn.Module):
+    """The weight alpha of an entropy term.  A module, so that a run saves psi and the moments of its Adam."""
+
+    def __init__(self, target: float, bound: float, lr: float) -> None:
+        """`target` is H* in nats per token, `bound` the largest |alpha|, `lr` Adam's learning rate of psi."""
+        super().__init__()
+        self.target, self.bound, self.lr = target, bound, lr
+        self.psi = nn.Parameter(torch.zeros(()))
+        for name in ("mean", "square", "steps"):  # Adam's two moments and its step count
+            self.register_buffer(name, torch.zeros(()))
+
+    @property
+    def alpha(self) -> float:
+        return math.sinh(self.psi.item())
+
+    @torch.no_grad()
+    def step(self, entropy: float) -> float:
+        """Move alpha after an update of a policy with this entropy, in nats per token.  -> the new alpha"""
+        gradient = torch.cosh(self.psi) * (entropy - self.target)  # of alpha (H - H*) with respect to psi
+        self.steps += 1
+        self.mean.lerp_(gradient, 0.1)  # Adam (Kingma & Ba 2015, algorithm 1)
+        self.square.lerp_(gradient**2, 0.001)
+        mean, square = self.mean / (1 - 0.9**self.steps), self.square / (1 - 0.999**self.steps)
+        moved = self.psi + self.lr * mean / (square.sqrt() + 1e-8)  # ascent
+        limit = math.asinh(self.bound)
+        self.psi.copy_(moved.clamp(-limit, limit))
+        return self.alpha

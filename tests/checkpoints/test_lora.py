@@ -1,0 +1,83 @@
+"""LoRA files: what is written comes back, older layouts are read, and what does not fit is named."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from minireflect.checkpoints.files import WeightsError
+from minireflect.checkpoints.lora import load_lora, read_lora, save_lora
+from minireflect.models.lora import LoRAConfig, add_lora, lora_layers
+from minireflect.models.unet import UNet, UNetConfig
+from tests.models.test_lora import learnt, small_unet
+
+
+def test_files_come_back_as_they_were(tmp_path: Path) -> None:
+    unet = learnt(add_lora(small_unet(), LoRAConfig(rank=2, alpha=8.0)))
+    save_lora(tmp_path / "a.safetensors", unet)
+    assert not [n for n in load_file(tmp_path / "a.safetensors") if "lora_" not in n]  # A and B, nothing else
+    again = load_lora(small_unet(), tmp_path / "a.safetensors")
+    assert lora_layers(again).keys() == lora_layers(unet).keys()
+    for name, layer in lora_layers(unet).items():
+        other = lora_layers(again)[name]
+        assert other.scale == layer.scale == 4.0
+        assert torch.equal(other.lora.A, layer.lora.A) and torch.equal(other.lora.B, layer.lora.B)
+
+
+def test_older_layouts_are_read(tmp_path: Path) -> None:
+    unet = learnt(add_lora(small_unet(), LoRAConfig(rank=2, alpha=1.0, targets=("cross_attn.q",))))
+    save_lora(tmp_path / "new.safetensors", unet)
+    tensors = load_file(tmp_path / "new.safetensors")
+    expected = read_lora(tmp_path / "new.safetensors")
+
+    def same(path: Path) -> bool:
+        found = read_lora(path)
+        return found.keys() == expected.keys() and all(
+            torch.allclose(found[n][2] * found[n][1] @ found[n][0], s * B @ A, atol=1e-6)
+            for n, (A, B, s) in expected.items()
+        )
+
+    down_up = {n.replace("lora_A", "lora.down").replace("lora_B", "lora.up"): t for n, t in tensors.items()}
+    save_file(down_up, tmp_path / "middle.safetensors")
+    processors = {
+        n.replace(".to_q.lora_A", ".processor.to_q_lora.down").replace(
+            ".to_q.lora_B", ".processor.to_q_lora.up"
+        ): t
+        for n, t in tensors.items()
+    }
+    save_file(processors, tmp_path / "old.safetensors")
+    with_alpha = {
+        n: t * (2 if "lora_B" in n else 1) for n, t in tensors.items()
+    }  # alpha 1 of rank 2 takes half of it
+    with_alpha |= {n.replace("lora_A.weight", "alpha"): torch.tensor(1.0) for n in tensors if "lora_A" in n}
+    save_file(with_alpha, tmp_path / "alpha.safetensors")
+    assert (
+        same(tmp_path / "middle.safetensors")
+        and same(tmp_path / "old.safetensors")
+        and same(tmp_path / "alpha.safetensors")
+    )
+
+
+def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_lora(path, learnt(add_lora(small_unet(), LoRAConfig(targets=("cross_attn.k",)))))
+    other = UNet(UNetConfig((16, 32), (1, 1), 1, 20, res_blocks=1, heads=2, groups=4))
+    with pytest.raises(WeightsError, match=r"misshapen .*cross_attn\.k: expected \(r 20\) and"):
+        load_lora(other, path)
+    shallow = UNet(UNetConfig((16, 32), (1, 0), 0, 12, res_blocks=1, heads=2, groups=4))
+    with pytest.raises(WeightsError, match=r"extra down\.1\.layers\.0\.attn"):
+        load_lora(shallow, path)
+    assert not lora_layers(shallow)
+    tensors = load_file(path)
+    first = next(n for n in tensors if "lora_B" in n)
+    half = {n: t for n, t in tensors.items() if n != first}
+    save_file(half, path)
+    with pytest.raises(WeightsError, match=r"missing lora_B\.weight"):
+        read_lora(path)
+    save_file({**tensors, "text_encoder.x.lora_A.weight": torch.zeros(2, 2)}, path)
+    with pytest.raises(WeightsError, match=r"text_encoder\.x\.lora_A"):
+        read_lora(path)
+    save_file({"a.weight": torch.zeros(2)}, path)
+    with pytest.raises(WeightsError, match=r"not a LoRA of a UNet .* a\.weight \(2,\)"):
+        read_lora(path)

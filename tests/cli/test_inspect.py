@@ -1,0 +1,44 @@
+"""minireflect inspect: a picture's reading, or why there is none; what is in a weight file."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minireflect import caption, sample_scene
+from minireflect.checkpoints.ours import SHIPPED
+from minireflect.world.canvas import write_picture
+from minireflect.world.render import render_pixels
+from tests.cli.console import refused, run
+
+
+def test_a_picture_is_read(tmp_path: Path) -> None:
+    scene = sample_scene(seed=3)
+    write_picture(render_pixels(scene), tmp_path / "a.png")
+    write_picture(np.zeros((64, 64, 3), np.uint8), tmp_path / "b.png")
+    done = run("inspect", "a.png", "b.png", cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.splitlines()[0] == f"a.png: {caption(scene)}"
+    assert "b.png: unreadable: " in done.stdout
+
+
+def test_pictures_side_by_side_are_read_one_by_one() -> None:
+    done = run("inspect", str(SHIPPED / "check.png"), cwd=SHIPPED)
+    assert "8 pictures" in done.stdout and len(done.stdout.splitlines()) == 9
+
+
+def test_weights_are_described() -> None:
+    done = run("inspect", "unet.safetensors", cwd=SHIPPED)
+    assert done.returncode == 0 and "unet.safetensors: " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [([], "there is no path"), (["nowhere.safetensors"], "nowhere"), (["nowhere.png"], "nowhere.png")],
+)
+def test_bad_input_is_one_sentence(tmp_path: Path, words: list[str], said: str) -> None:
+    refused(run("inspect", *words, cwd=tmp_path), said)
+
+
+def test_another_size_is_named(tmp_path: Path) -> None:
+    write_picture(np.zeros((30, 40, 3), np.uint8), tmp_path / "a.png")
+    refused(run("inspect", "a.png", cwd=tmp_path), "40 x 30 pixels", "64 x 64")

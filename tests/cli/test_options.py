@@ -1,0 +1,98 @@
+"""The options of all commands together: few, each with help, shown quickly and on one screen."""
+
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from minireflect.cli import COMMANDS, TRAINED
+from minireflect.cli.inspect import InspectOptions
+from minireflect.cli.options import Option, options
+from minireflect.cli.sample import SampleOptions
+from minireflect.cli.train import defaults
+from minireflect.config import options_of
+from tests.cli.console import ROOT, run
+
+LORA = "srrl --base x"
+
+
+def commands() -> Iterator[tuple[str, list[Option]]]:
+    for name in (*TRAINED, LORA):
+        words = name.split()
+        yield f"train {name}", list(options(options_of(*defaults(words[0], words[1:]))))
+    yield "sample", list(options(SampleOptions()))
+    yield "inspect", list(options(InspectOptions()))
+
+
+def test_every_option_has_help() -> None:
+    silent = {
+        f"{command} {o.flag}"
+        for command, found in commands()
+        for o in found
+        if len(o.help.split(": ")[-1]) < 4
+    }
+    assert not silent
+
+
+def test_there_are_at_most_130_options() -> None:
+    fields = {
+        o.field for _, found in commands() for o in found
+    }  # the same field of two commands is one option
+    assert len(fields) <= 130, len(fields)
+
+
+def test_no_two_options_of_a_command_share_a_name() -> None:
+    for command, found in commands():
+        flags = [o.flag.split()[0] for o in found]
+        assert len(flags) == len(set(flags)), command
+
+
+@pytest.mark.parametrize("columns", [80, 100, 120])
+def test_help_of_the_main_command_fits_a_screen(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    said = run("train", "srrl", "--help", cwd=ROOT).stdout.splitlines()
+    assert len(said) <= 45 and max(map(len, said)) <= columns
+
+
+def cpu_seconds(words: list[str], **environment: str) -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(
+        [sys.executable, "-m", "minireflect", *words], check=True, capture_output=True, cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+    )  # fmt: skip
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["train", "--help"], ["train", "srrl", "--help"], ["sample", "--help"]]
+)
+def test_help_takes_at_most_two_seconds(words: list[str]) -> None:
+    assert min(cpu_seconds(words) for _ in range(2)) < 2.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", TRAINED)
+def test_help_of_every_training_takes_at_most_two_seconds(command: str) -> None:
+    assert min(cpu_seconds(["train", command, "--help"]) for _ in range(2)) < 2.0
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["train", "--help"], ["train", "trian"], ["sample", "--help"], ["inspect"]]
+)
+def test_lists_and_mistakes_need_no_torch(words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    done = subprocess.run(
+        [sys.executable, "-m", "minireflect", *words], capture_output=True, text=True, cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"},
+    )  # fmt: skip
+    assert "torch was imported" not in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_list_of_commands_is_one_line_each() -> None:
+    said = run("train", "--help", cwd=ROOT).stdout
+    assert all(f"\n  {name} " in said for name in TRAINED) and set(COMMANDS) == {"train", "sample", "inspect"}

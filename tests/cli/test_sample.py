@@ -1,0 +1,71 @@
+"""minireflect sample: bad input is one sentence, and every method writes its picture and its verdicts."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.console import ROOT, refused, run
+
+BAD_SAMPLES = {
+    "an unknown word": (["a pink bal in still air"], ("'pink'", "'bal'", "nearest: ", "ball")),
+    "an empty prompt": ([""], ("prompt is empty",)),
+    "no prompt": ([], ("no prompt",)),
+    "negative rounds": (["a red ball", "--rounds", "-1"], ("rounds -1",)),
+    "no steps": (["a red ball", "--steps", "0"], ("steps 0",)),
+    "too many steps": (["a red ball", "--steps", "1001"], ("1001", "1000")),
+    "a missing folder": (["a red ball", "--out", "no/such/folder/x.png"], ("no folder",)),
+    "no picture file": (["a red ball", "--out", "x.txt"], ("must end in",)),
+    "missing weights": (["a red ball", "--weights", "nowhere"], ("no folder nowhere",)),
+    "negative guidance": (["a red ball", "--guidance", "-2"], ("guidance",)),
+    "an unknown relation": (["--method", "rlrig", "red ball under blue box"], ("relations are left of",)),
+    "a contradiction": (
+        ["--method", "rlrig", "red ball left of blue box; blue box left of red ball"],
+        ("contradicts itself", "left of red ball", "left of blue box"),
+    ),
+    "too many things": (["--method", "rlrig", "four red balls; blue box"], ("5 things", "at most 4")),
+    "a graph that no picture shows": (
+        ["--method", "rlrig", "red ball inside blue box; green ball inside blue box"],
+        ("no way was found",),
+    ),
+    "a missing annotation": (["--method", "rlrig", "nowhere.json"], ("cannot read nowhere.json",)),
+}
+
+
+@pytest.mark.parametrize("what", BAD_SAMPLES)
+def test_bad_input_to_sample_is_one_sentence(tmp_path: Path, what: str) -> None:
+    words, parts = BAD_SAMPLES[what]
+    refused(run("sample", *words, cwd=tmp_path), *parts)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_broken_weight_files_are_named(tmp_path: Path) -> None:
+    shipped = ROOT / "minireflect" / "pretrained"
+    for part in shipped.glob("*.safetensors"):
+        shutil.copy(part, tmp_path)
+    whole = (tmp_path / "unet.safetensors").read_bytes()
+    (tmp_path / "unet.safetensors").write_bytes(whole[: len(whole) // 2])
+    refused(
+        run("sample", "a red ball", "--weights", ".", "--out", "x.png", cwd=tmp_path),
+        "unet.safetensors",
+        "truncated",
+    )
+    shutil.copy(tmp_path / "reward.safetensors", tmp_path / "unet.safetensors")
+    refused(run("sample", "a red ball", "--weights", ".", "--out", "x.png", cwd=tmp_path), "not a UNetConfig")
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_sample_draws_a_strip_and_its_verdicts(tmp_path: Path) -> None:
+    prompt = "a balance with a big red ball on the left pan and a small blue ball on the right pan"
+    done = run("sample", prompt, "--rounds", "1", "--out", "strip.png", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "strip.png").stat().st_size > 5_000
+    assert "round 0:" in done.stdout and "round 1:" in done.stdout and "reward" in done.stdout
+
+
+def test_sample_check_compares_with_the_committed_picture(tmp_path: Path) -> None:
+    words = [sys.executable, str(ROOT / "sample.py"), "--check"]  # once as a user starts it
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,122 @@
+"""minireflect train: every stage leaves its run folder, nothing is overwritten, bad input is one sentence."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from minireflect.checkpoints.files import read_weights
+from minireflect.methods.rlrig import RIG_PARTS as PARTS
+from tests.cli.console import refused, run
+
+TINY = ["--iterations", "1", "--prompts", "2", "--group", "2", "--steps", "3", "--sampler.steps", "3",
+        "--evaluation.pictures", "8"]  # fmt: skip
+
+
+def test_train_leaves_a_run_and_refuses_to_spoil_it(tmp_path: Path) -> None:
+    done = run("train", "--out", "run", *TINY, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    folder = tmp_path / "run"
+    assert "\nheld-out prompts  " in done.stdout
+    assert (tmp_path / "run" / "table.md").read_text().startswith("| held-out prompts | base | SRRL |")
+    figures = {p.name for p in (folder / "figures").iterdir()}
+    assert figures == {
+        "reward_and_truth.png",
+        "latents_by_round.png",
+        "accuracy_by_law.png",
+        "before_and_after.png",
+        "rounds.png",
+    }
+    assert json.loads((folder / "config.json").read_text())["srrl"]["iterations"] == 1
+    row = next(
+        r
+        for r in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        if r["stage"] == "srrl"
+    )
+    for key in ("reward", "reward_se", "right", "clip_high", "clip_low", "kl", "grad_norm", "updates_total", "log_ratio",
+                "flat_groups", "latent_mean", "latent_std", "first_ratio"):  # fmt: skip
+        assert key in row
+    assert row["first_ratio"] == 0.0
+    drawn = run("sample", "a red ball", "--weights", "run", "--out", "x.png", "--steps", "3", cwd=tmp_path)
+    assert drawn.returncode == 0, drawn.stderr
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    refused(run("train", "--out", "run", *TINY, cwd=tmp_path), "already holds a run")
+    refused(run("train", "--out", "run", "--resume", "--lr", "0.5", cwd=tmp_path), "srrl.lr was")
+    refused(run("train", "--out", "run", "--resume", "--weights", "run", cwd=tmp_path), "weights was None")
+    assert before == {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_rlrig_from_nothing_to_a_strip(tmp_path: Path) -> None:
+    """Every line of the second system: `all --scenes graphs`, then `rlrig` from what that made, then a strip."""
+    done = run("train", "all", "--scenes", "graphs", "--preset", "smoke", "--out", "all", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    weights = {p.stem for p in (tmp_path / "all" / "weights").iterdir()}
+    assert weights == {*PARTS, "base_actor", "editor"}
+    done = run("train", "rlrig", "--preset", "smoke", "--weights", "all", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for row in ("base", "best of", "repeated generation", "scripted Actor", "warmed-up Actor", "phase 1 + 2", "trained editor, silent"):  # fmt: skip
+        assert row in done.stdout
+    untrained = ["--actor-iterations", "0", "--editor-iterations", "0", "--no-controls"]
+    again = run("train", "rlrig", "--preset", "smoke", "--weights", "run", "--out", "again", *untrained, cwd=tmp_path)  # fmt: skip
+    assert again.returncode == 0 and "phase 1 + 2" in again.stdout and "best of" not in again.stdout
+    started = read_weights(tmp_path / "run" / "weights" / "base_actor.safetensors")  # as that run did
+    ended = read_weights(tmp_path / "again" / "weights" / "actor.safetensors")
+    assert all(torch.equal(started[k], ended[k]) for k in started)
+    figures = {p.name for p in (tmp_path / "run" / "figures").iterdir()}
+    assert figures == {"phases.png", "scores.png", "edits.png"}
+    words = ["--method", "rlrig", "red ball on blue box", "--rounds", "1", "--steps", "4", "--weights", "run"]
+    drawn = run("sample", *words, "--out", "strip.png", cwd=tmp_path)
+    assert drawn.returncode == 0, drawn.stderr[-3000:]
+    assert "a red ball on a blue box" in drawn.stdout and "drawn: " in drawn.stdout
+    assert (tmp_path / "strip.png").stat().st_size > 5_000
+
+
+def test_reasongen_from_nothing_to_pictures(tmp_path: Path) -> None:
+    """Every line of the third system: the codebook, fine-tuning on rationales, reinforcement."""
+    stages = {"vq": None, "captioner": "vq", "reason-sft": "captioner", "reason-grpo": "reason-sft"}
+    for command, source in stages.items():
+        words = [*(["--weights", source] if source else []), "--preset", "smoke", "--out", command]
+        done = run("train", command, *words, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-3000:]
+        if command == "vq":
+            written = (tmp_path / "vq" / "table.md").read_text()
+            assert "| as rendered | 1.000 | 1.000 | 1.000 | 0.0000 |" in written
+    for row in ("SFT  ", "SFT, best of 2", "SFT, best of 4", "SFT + GRPO"):
+        assert row in done.stdout
+    assert {p.name for p in (tmp_path / command / "figures").iterdir()} == {"reason_grpo.png", "thoughts.png"}
+    weights = {p.stem for p in (tmp_path / command / "weights").iterdir()}
+    assert weights == {"base_reasongen", "reasongen", "vq", "autoencoder", "captioner"}
+    drawn = run("sample", "--method", "reasongen", "--weights", "reason-grpo", "a tall red candle in still air", "--out", "s.png", cwd=tmp_path)  # fmt: skip
+    assert drawn.returncode == 0 and "reward" in drawn.stdout and (tmp_path / "s.png").exists()
+    odd = run("sample", "--method", "reasongen", "--weights", "reason-grpo", "a purple dragon", cwd=tmp_path)  # fmt: skip
+    assert odd.returncode == 2 and "dragon" in odd.stderr and "Traceback" not in odd.stderr
+    shipped = run("sample", "--method", "reasongen", "a tall red candle in still air", "--out", "t.png", cwd=tmp_path)  # fmt: skip
+    assert (
+        shipped.returncode == 0 and "flame" in shipped.stdout and (tmp_path / "t.png").stat().st_size > 5_000
+    )
+    rounds = run("sample", "--method", "reasongen", "--rounds", "3", "a tall red candle in still air", cwd=tmp_path)  # fmt: skip
+    assert rounds.returncode == 2 and "draws once" in rounds.stderr
+    bad = run("train", "reason-grpo", "--weights", "vq", "--out", "bad", cwd=tmp_path)
+    assert bad.returncode == 2 and "reasongen.safetensors" in bad.stderr and "Traceback" not in bad.stderr
+
+
+BAD_TRAININGS = {
+    "resume from nowhere": (["--resume", "--out", "nowhere"], ("nowhere",)),
+    "resume without a folder": (["--resume"], ("--out",)),
+    "a group of one": (["--objective", "ppo"], ("ppo needs at least 2",)),
+    "too many steps": (["--steps", "2000"], ("2000", "1000")),
+    "a share above one": (["vq", "--world.silent", "1.5"], ("silent",)),
+    "missing weights": (["--weights", "nowhere"], ("there is no folder", "nowhere")),
+    "an edit that goes too far": (["rlrig", "--loop.t-star", "1.5"], ("t_star 1.5",)),
+    "a group that cannot compare": (["rlrig", "--group", "1"], ("group is 1", "at least 2")),
+    "an unknown command": (["trian"], ("trian", "it is one of srrl, all")),
+    "an unknown option": (["--lrr", "1"], ("lrr",)),
+}
+
+
+@pytest.mark.parametrize("what", BAD_TRAININGS)
+def test_bad_input_to_train_is_one_sentence(tmp_path: Path, what: str) -> None:
+    words, parts = BAD_TRAININGS[what]
+    refused(run("train", *words, cwd=tmp_path), *parts)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,197 @@
+"""ReasonGen-R1's GRPO: which groups it learns from, what each token counts, and what one update does."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from minireflect import rng
+from minireflect.methods.reasongen import (
+    Learner,
+    ReasonRLConfig,
+    Rewards,
+    Samples,
+    sample_groups,
+    token_shares,
+    train_reason_grpo,
+    update,
+)
+from minireflect.models.reasongen import SamplingConfig
+from minireflect.pretrain.sft import lesson_loss, lessons
+from minireflect.rl import tokens
+from minireflect.rl.rewards import ACCEPT_WORD
+from minireflect.run import Job, Run
+from minireflect.world.data import WorldConfig
+from tests.small import REASON_WORDS as WORDS
+from tests.small import law_texts as texts
+from tests.small import small_reasongen
+
+CPU = torch.device("cpu")
+
+
+def even(images: Tensor, prompts: list[str]) -> Tensor:
+    """A reward that accepts about half of all pictures, by their far decimals."""
+    return (1e4 * images.mean((1, 2, 3)).double() % 1 > 0.5).float()
+
+
+CONFIG = ReasonRLConfig(iterations=2, prompts=3, group=4, max_resamples=3, lr=1e-2)
+
+
+def test_without_a_rationale_boi_is_given_and_not_chosen() -> None:
+    """Both have as many image tokens; without a rationale no text token is chosen."""
+    p, asked = small_reasongen(), texts(5)
+    silent = p._replace(writes_rationale=False).sample(asked, SamplingConfig(), rng(0, "silent"))
+    assert torch.equal(silent.rationale, p.model.blank(5, CPU)[1]) and not silent.chosen.any()
+    spoken = p.sample(asked, SamplingConfig(), rng(0, "silent"))
+    assert spoken.chosen.any(1).all() and spoken.codes.shape == silent.codes.shape
+    given = p.sample(asked, SamplingConfig(), rng(0, "silent"), spoken.rationale)
+    assert torch.equal(given.rationale, spoken.rationale) and not given.chosen.any()
+
+
+def test_rationales_and_pictures_have_half_of_the_weight_each() -> None:
+    chosen = torch.tensor([[True, True, False], [True, False, False]])
+    text, image = token_shares(chosen, 4).split([3, 4], 1)
+    assert torch.allclose(text[chosen], torch.tensor(1 / 6)) and torch.allclose(image, torch.tensor(1 / 16))
+    assert (text[~chosen] == 0).all()
+    text, image = token_shares(torch.zeros(2, 3, dtype=torch.bool), 4).split([3, 4], 1)
+    assert text.sum() == 0 and image.sum().item() == pytest.approx(1)
+
+
+def test_only_mixed_groups_are_kept_and_sampling_goes_on_until_there_are_enough() -> None:
+    asked = []
+
+    def prompts(n: int, step: int, number: int) -> list[str]:
+        asked.append((n, step, number))
+        return texts(n, step, number)
+
+    def sample(reward):
+        asked.clear()
+        return sample_groups(small_reasongen(), Rewards(reward), prompts, CONFIG, 7, rng(0, "groups"))
+
+    samples, stats = sample(even)
+    assert samples.rewards.shape == (3, 4) and len(samples.prompts) == 3 and len(samples.sampled.codes) == 12
+    assert (samples.rewards.amax(1) == 1).all() and (samples.rewards.amin(1) == 0).all()
+    assert [(step, number) for _, step, number in asked] == [(7, i) for i in range(len(asked))]
+    assert asked[0][0] == 3 and all(1 <= n <= 3 for n, _, _ in asked)
+    assert stats.groups == sum(n for n, _, _ in asked) and stats.mixed == 3
+
+    def all_but_first(images: Tensor, prompts: list[str]) -> Tensor:
+        """The first group of each call is refused; in all others one sample is accepted."""
+        number = torch.arange(len(images))
+        return ((number >= 4) & (number % 4 == 1)).float()
+
+    _, stats = sample(all_but_first)
+    assert [n for n, _, _ in asked] == [3, 2] and (stats.groups, stats.mixed) == (5, 3)
+    assert stats.reward == pytest.approx(3 / 20)
+
+    def better_later(images: Tensor, prompts: list[str]) -> Tensor:
+        """One group of the first call is mixed, and all of later ones: more than wanted."""
+        number = torch.arange(len(images))
+        return ((number % 4 == 1) & ((number < 4) | (len(asked) > 1))).float()
+
+    samples, stats = sample(better_later)
+    assert [n for n, _, _ in asked] == [3, 3] and stats.mixed == len(samples.prompts) == 3
+    nothing, stats = sample(lambda images, prompts: torch.zeros(len(images)))
+    assert nothing is None and len(asked) == CONFIG.max_resamples and stats.mixed == 0 and stats.reward == 0
+
+
+def test_the_captioner_must_accept_the_rationale_as_well() -> None:
+    """With a captioner a sample is rewarded where both accept it; it reads the rationales as written."""
+    config, asked = ReasonRLConfig(prompts=2, group=4, max_resamples=1), []
+
+    def second(images: Tensor, prompts: list[str]) -> Tensor:
+        return (torch.arange(len(images)) % 2).float()
+
+    def last(images: Tensor, rationales: list[str]) -> Tensor:
+        asked.extend(rationales)
+        return ACCEPT_WORD * (torch.arange(len(images)) % 4 == 3).float()
+
+    p = small_reasongen()
+    alone, _ = sample_groups(p, Rewards(second), texts, config, 0, rng(0, "read"))
+    both, stats = sample_groups(p, Rewards(second, last), texts, config, 0, rng(0, "read"))
+    assert alone.rewards.tolist() == [[0, 1, 0, 1]] * 2 and both.rewards.tolist() == [[0, 0, 0, 1]] * 2
+    assert asked == p.rationales(both.sampled) and stats.reward == 0.25
+
+
+def test_rewarded_tokens_become_likelier_and_the_first_ratio_is_1() -> None:
+    """A bandit: pictures that begin with one of eight forms, about half at first, are right; forty updates teach it."""
+    p = small_reasongen()
+    # temperature 4: an untrained model is sure of a token or two
+    config = ReasonRLConfig(prompts=4, group=8, updates=1, beta=0.0, temperature=4.0)
+    optimizer = torch.optim.AdamW(p.model.requires_grad_(True).parameters(), lr=2e-3)
+    learner = Learner(p, small_reasongen().model, optimizer)
+    asked = texts(4)
+    each = [t for t in asked for _ in range(8)]
+    at_first = p.sample(each * 8, config.sampling, rng(0, "first")).codes[:, 0] // 4
+    liked = at_first.bincount(minlength=16).argsort(descending=True)[1::2]  # (8)
+    shares = []
+    for step in range(40):
+        drawn = p.sample(each, config.sampling, rng(step, "bandit"))
+        rewards = torch.isin(drawn.codes[:, 0] // 4, liked).float().view(4, 8)
+        stats = update(learner, Samples(asked, drawn, rewards), config, rng(step))
+        assert stats.first_ratio == 0 and stats.kl >= 0
+        shares.append(rewards.mean().item())
+    assert sum(shares[:5]) / 5 < 0.6 and sum(shares[-5:]) / 5 > 0.9
+
+
+def test_without_advantage_kl_and_entropy_the_gradient_is_that_of_the_recalled_loss(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tokens, "MAX_GRAD_NORM", 1e9)
+    p = small_reasongen(rationale=64)
+    config = ReasonRLConfig(
+        prompts=2, group=4, updates=1, beta=0.0, recall=0.5, recall_pictures=20, recall_batch=8
+    )
+    known = lessons(config.examples, WorldConfig(), 0, WORDS, p.model.config, p.codec, CPU)
+    drawn = p.sample([t for t in texts(2) for _ in range(4)], SamplingConfig(), rng(0))
+    optimizer = torch.optim.SGD(p.model.requires_grad_(True).parameters(), lr=0.0)
+    learner = Learner(p, copy.deepcopy(p.model), optimizer, examples=known)
+    update(learner, Samples(texts(2), drawn, torch.ones(2, 4)), config, rng(7))
+    found = [w.grad.clone() for w in p.model.parameters()]
+    p.model.zero_grad()
+    chance = rng(7)
+    torch.randperm(2, generator=chance)  # the order of the groups is drawn before
+    (0.5 * lesson_loss(p.model, known, config.examples, CPU, chance)[0]).backward()
+    torch.testing.assert_close(found, [w.grad for w in p.model.parameters()], rtol=1e-5, atol=1e-8)
+    assert sum(g.abs().sum() for g in found) > 0
+
+
+def test_tokens_that_were_not_chosen_have_no_gradient() -> None:
+    p = small_reasongen()
+    drawn = p.sample(texts(2) * 2, SamplingConfig(), rng(0, "chosen"))
+    drawn = drawn._replace(chosen=torch.zeros_like(drawn.chosen))  # as if the rationales had been given
+    samples = Samples(texts(2), drawn, torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
+    optimizer = torch.optim.SGD(p.model.requires_grad_(True).parameters(), lr=0.0)
+    learner = Learner(p, small_reasongen().model, optimizer)
+    update(learner, samples, ReasonRLConfig(prompts=2, group=2, updates=1), rng(0))
+    assert p.model.transformer.head.weight.grad.abs().sum() == 0
+    assert p.model.forms.head[0].weight.grad.abs().sum() > 0
+
+
+def test_training_logs_what_it_does_and_is_the_same_twice(tmp_path: Path) -> None:
+    one, two = small_reasongen(), small_reasongen()
+    run = Run(tmp_path / "one", {})
+    train_reason_grpo(CONFIG, one, Rewards(even), texts, None, Job(run))
+    rows = run.metrics("reason-grpo")
+    assert len(rows) == 2 and all(0 <= r["right"] <= 1 and r["tokens"] > 0 for r in rows)
+    train_reason_grpo(CONFIG, two, Rewards(even), texts, None, Job(Run(tmp_path / "two", {})))
+    assert all(torch.equal(a, b) for a, b in zip(one.model.parameters(), two.model.parameters()))
+    assert not torch.equal(one.model.where, small_reasongen().model.where)
+
+
+@pytest.mark.parametrize(
+    "bad, named",
+    [
+        ({"group": 1}, "at least 2"),
+        ({"updates": 99}, "prompts is 16, but must be at least 99"),
+        ({"max_resamples": 0}, "at least 1"),
+        ({"recall": -1.0}, "recall is -1"),
+        ({"entropy_bound": 0.0}, "bound"),
+        ({"temperature": 0.0}, "temperature"),
+    ],
+)
+def test_errors_name_the_bad_option(bad: dict, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        ReasonRLConfig(**bad)

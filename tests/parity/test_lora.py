@@ -1,0 +1,97 @@
+"""LoRA files travel to diffusers and peft and come back, with the same pictures."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig, get_peft_model_state_dict
+from safetensors.torch import save_file
+from torch import nn
+
+from minireflect.checkpoints.files import new_names
+from minireflect.checkpoints.load import describe, load_checkpoint
+from minireflect.checkpoints.lora import TO_DIFFUSERS, load_lora, save_lora
+from minireflect.checkpoints.names import DIFFUSERS_UNET
+from minireflect.models.lora import LoRAConfig, add_lora
+from tests.models.test_lora import learnt
+
+from .checkpoints import FAMILIES, WORDS, pipeline
+
+pytestmark = pytest.mark.usefixtures("no_network")
+SIZE = 32
+STEPS = dict(num_inference_steps=4, guidance_scale=3.0, output_type="pt", height=SIZE, width=SIZE)
+
+
+def test_names_for_diffusers_are_the_rename_table_backwards() -> None:
+    theirs = UNet2DConditionModel(
+        block_out_channels=(32, 64), down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), layers_per_block=1, norm_num_groups=8, cross_attention_dim=16,
+        attention_head_dim=2, addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=64,
+        use_linear_projection=True,
+    )  # fmt: skip
+    linear = [
+        n for n, m in theirs.named_modules() if isinstance(m, nn.Linear) and "proj_" not in n.split(".")[-1]
+    ]
+    ours = new_names([f"{n}.weight" for n in linear], DIFFUSERS_UNET)
+    back = new_names([n.removesuffix(".weight") for n in ours.values()], TO_DIFFUSERS)
+    assert list(back.values()) == linear
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_diffusers_draws_the_same_picture_with_our_lora(family: str, tmp_path: Path) -> None:
+    theirs = pipeline(family, tmp_path)
+    theirs.set_progress_bar_config(disable=True)
+    theirs.save_pretrained(tmp_path / "sd")
+    ours, x_T = load_checkpoint(tmp_path / "sd"), torch.randn(1, 4, 16, 16)
+    without = ours.generate(WORDS[:1], 4, 3.0, 0.0, latents=x_T)
+    learnt(
+        add_lora(ours.unet, LoRAConfig(rank=3, alpha=6.0, targets=("q", "k", "v", "out", "ff.up", "ff.down")))
+    )
+    save_lora(tmp_path / "lora.safetensors", ours.unet)
+    found = ours.generate(WORDS[:1], 4, 3.0, 0.0, latents=x_T) / 2 + 0.5
+    assert (found - without / 2 - 0.5).abs().max() > 0.02
+    theirs.load_lora_weights(str(tmp_path), weight_name="lora.safetensors")
+    with torch.no_grad():
+        expected = theirs(WORDS[0], latents=x_T, **STEPS).images
+    assert (found - expected).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("form", ["diffusers", "diffusers without metadata", "peft"])
+def test_we_draw_the_same_picture_with_a_lora_of_peft(form: str, tmp_path: Path) -> None:
+    theirs = pipeline("sd1", tmp_path)
+    theirs.set_progress_bar_config(disable=True)
+    theirs.save_pretrained(tmp_path / "sd")
+    alpha = 4 if form != "diffusers" else 10  # without metadata alpha is taken for the rank
+    theirs.unet.add_adapter(
+        LoraConfig(
+            r=4,
+            lora_alpha=alpha,
+            init_lora_weights="gaussian",
+            target_modules=["to_q", "to_k", "to_v", "to_out.0"],
+        )
+    )
+    for name, p in theirs.unet.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(p, std=0.1)
+    tensors = get_peft_model_state_dict(theirs.unet)
+    if form == "peft":
+        save_file({f"base_model.model.{n}": t for n, t in tensors.items()}, tmp_path / "lora.safetensors")
+    else:
+        about = (
+            {"unet_lora_adapter_metadata": theirs.unet.peft_config["default"].to_dict()}
+            if form == "diffusers"
+            else {}
+        )
+        StableDiffusionPipeline.save_lora_weights(
+            tmp_path, convert_state_dict_to_diffusers(tensors), weight_name="lora.safetensors", **about
+        )
+    x_T = torch.randn(1, 4, 16, 16)
+    with torch.no_grad():
+        expected = theirs(WORDS[0], latents=x_T, **STEPS).images
+    ours = load_checkpoint(tmp_path / "sd")
+    load_lora(ours.unet, tmp_path / "lora.safetensors")
+    found = ours.generate(WORDS[:1], 4, 3.0, 0.0, latents=x_T) / 2 + 0.5
+    assert (found - expected).abs().max() < 1e-3
+    assert "a LoRA of 32 layers, rank 4" in describe(tmp_path / "lora.safetensors")

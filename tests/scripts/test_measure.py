@@ -1,0 +1,38 @@
+"""scripts/measure.py: the parts of it that make something."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from minireflect.evaluate import EvaluationConfig
+from minireflect.evaluate_reason import evaluation_prompts
+from minireflect.rl.rewards import ACCEPT_WORD
+from minireflect.streams import choices
+from minireflect.world.rationales import plan_of, read_rationale
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+import measure
+
+
+def test_false_rationales_are_false_and_readable() -> None:
+    draw = choices(0, "false")
+    for prompt in evaluation_prompts(EvaluationConfig(pictures=24)):
+        scene = prompt.scene(draw)
+        plan = read_rationale(measure.false_rationale(prompt, scene, "held-out", draw))
+        assert plan is not None and plan != plan_of(scene)
+
+
+def test_a_captioner_that_accepts_everything_keeps_all_and_one_that_accepts_nothing_none() -> None:
+    for value in (0.0, ACCEPT_WORD, 1.0):
+        table = measure.measure_captioner(lambda images, texts, v=value: torch.full((len(texts),), v), 6)
+        assert [v for row in table.rows.values() for v in row.values()] == [float(value > 0)] * 12
+
+
+def test_the_area_under_the_curve_counts_pairs() -> None:
+    """The share of (right, wrong) pairs in which the right one has the higher value; ties count half."""
+    values, right = np.array([0.9, 0.5, 0.5, 0.1, 0.7]), np.array([True, True, False, False, False])
+    pairs = [(a > b) + (a == b) / 2 for a in values[right] for b in values[~right]]
+    assert measure.auc(values, right) == np.mean(pairs)
+    assert np.isnan(measure.auc(values, right | True))

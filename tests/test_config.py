@@ -1,0 +1,99 @@
+"""Presets, and config.json: what a command was given comes back, and nothing else is kept."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from minireflect.cli import TRAINED
+from minireflect.cli import train as command_line
+from minireflect.config import RECORDS, Config, changed, options_of, preset, read_config, stages_of, to_dict
+from minireflect.methods.rollout import SRRLConfig
+
+
+def written(folder: Path, command: str, config: Config) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(to_dict(command, config)))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu", "smoke"])
+@pytest.mark.parametrize("command", TRAINED)
+def test_what_a_command_was_given_comes_back(tmp_path: Path, command: str, name: str) -> None:
+    config = replace(preset(name, command), seed=7, weights=Path("/somewhere"))
+    found, again = read_config(written(tmp_path, command, config))
+    assert found == command and again == replace(config, out=tmp_path, resume=True)
+
+
+def test_a_changed_option_comes_back(tmp_path: Path) -> None:
+    config = changed(preset("cpu", "rlrig"), {"rlrig": {"loop": {"rounds": 1}, "graphs": 7}})
+    _, again = read_config(written(tmp_path, "rlrig", config))
+    assert again.rlrig.loop.rounds == 1 and again.rlrig.graphs == 7
+
+
+def test_a_run_keeps_the_records_of_its_command_only() -> None:
+    assert set(to_dict("reward", Config())) == {
+        "command",
+        "preset",
+        "seed",
+        "weights",
+        "scenes",
+        "method",
+        "reward",
+    }
+    on_checkpoint = changed(Config(), {"finetune": {"base": "sd"}})
+    assert {"world", "autoencoder", "mix", "evaluation"}.isdisjoint(to_dict("srrl", on_checkpoint))
+    graphs = replace(Config(), scenes="graphs")
+    assert {"autoencoder", "diffusion", "checker", "actor", "rlrig"} <= set(to_dict("all", graphs))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"command": "srrl"}', '{"command": "srrl", "preset": "cpu", "weights": null, "scenes": "laws", "speed": 3}']
+)  # fmt: skip
+def test_a_broken_config_is_one_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match="is not the configuration of a run of minireflect train") as error:
+        read_config(tmp_path)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="there is no run to resume"):
+        read_config(tmp_path / "nowhere")
+
+
+def test_presets() -> None:
+    smoke, gpu = preset("smoke"), preset("gpu")
+    assert smoke.srrl.iterations == 2 and smoke.vq.steps == 3 and smoke.evaluation.pictures == 8
+    assert gpu.srrl.batch == 256 and gpu.srrl.lr == preset("cpu").srrl.lr
+    assert preset("smoke", scenes="graphs").diffusion.reading == 3
+    assert preset("cpu", scenes="graphs").diffusion.steps == 8_000
+    assert preset("cpu", "reason-grpo").mix != preset("cpu").mix
+    assert preset("smoke", recipe=SRRLConfig(rounds=0)).srrl.rounds == 0
+    for bad in ({"name": "huge"}, {"name": "cpu", "scenes": "dreams"}):
+        with pytest.raises(ValueError, match="is not one of"):
+            preset(**bad)
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cuda", "gpu"), ("mps", "cpu"), ("cpu", "cpu")])
+def test_only_a_cuda_gpu_gets_the_gpu_preset(
+    device: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command_line, "best_device", lambda: device)
+    assert command_line.defaults("srrl", [])[1].preset == expected
+    assert command_line.defaults("srrl", ["--preset", "smoke"])[1].preset == "smoke"
+    assert command_line.defaults("srrl", ["--device", "cpu"])[1].preset == "cpu"
+
+
+@pytest.mark.parametrize("method", ["ddpo", "grpo"])
+@pytest.mark.parametrize("base", [[]])
+def test_a_method_decides_the_defaults(method: str, base: list[str]) -> None:
+    words = ["--method", method, *base]
+    _, config = command_line.defaults("srrl", words)
+    assert config.method == method and config.srrl.objective == "ppo" and config.srrl.rounds == 0
+    assert command_line.parse([*words, "--rounds", "2"], "srrl", config).srrl.rounds == 2
+
+
+def test_each_command_has_the_options_of_its_records() -> None:
+    for command in TRAINED:
+        names = set(vars(options_of(command, Config())))
+        stage = stages_of(command, Config())[0]
+        assert set(RECORDS[stage]) <= names or command == "all"

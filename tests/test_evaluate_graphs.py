@@ -1,0 +1,72 @@
+"""Measuring loops on scene graphs: IoU counted by hand, and what a loop and its judges say against what is there."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from minireflect.evaluate import EvaluationConfig
+from minireflect.evaluate_graphs import evaluate_loop, evaluation_graphs, iou, seen_entities, seen_triples
+from minireflect.rl.checker import Answers
+from minireflect.streams import choices
+from minireflect.world.graphs import parse_graph
+from minireflect.world.layout import lay_out
+from minireflect.world.render import render
+from minireflect.world.scenes import Object
+
+
+def test_metrics_on_graphs_made_by_hand() -> None:
+    """The set definitions of LAION-SG, on cases counted with a pencil."""
+    a, b = {("x", "on", "y"), ("y", "on", "z")}, {("x", "on", "y"), ("z", "on", "y")}
+    assert iou(a, a) == 1 and iou(a, b) == iou(b, a) == 1 / 3
+    assert iou(a, set()) == 0 and iou(set(), set()) == 0
+    graph = parse_graph("red ball left of blue block; green cone above blue block")
+    ball, block, cone = (
+        Object("ball", "red", xy=(12, 40)), Object("block", "blue", xy=(40, 40)), Object("cone", "green", xy=(40, 12)),
+    )  # fmt: skip
+    assert seen_triples((ball, block, cone), graph) == set(graph.triples)
+    # the ball on the other side: its triple is gone, and no other predicate of the graph holds of it
+    moved = Object("ball", "red", xy=(60, 40))
+    assert seen_triples((moved, block, cone), graph) == {("green cone", "above", "blue block")}
+    # the ball above the block: a triple that was not asked for, in the graph's words
+    over = Object("ball", "red", xy=(38, 10))
+    seen = seen_triples((over, block, cone), graph)
+    assert seen == {("red ball", "above", "blue block"), ("green cone", "above", "blue block")}
+    assert iou(set(graph.triples), seen) == 1 / 3
+    assert seen_entities((ball, ball, block)) == {"red ball", "blue block"}
+    assert iou({"red ball", "blue block", "green cone"}, seen_entities((ball, block))) == 2 / 3
+
+
+def test_a_loop_is_measured_as_what_it_does() -> None:
+    """Half of the pictures are right at first and blank in the end, half the other way round; the Checker accepts the first half."""
+    config = EvaluationConfig(pictures=8, batch=3)
+    graphs = evaluation_graphs(config)
+    row = {g: i for i, g in enumerate(graphs)}
+    assert len(row) == 8
+    good = torch.stack([render(lay_out(g, choices(0, "measure", str(i)))) for i, g in enumerate(graphs)])
+
+    def answers(part: list, met: list[bool]) -> Answers:
+        most = max(len(g.requirements) for g in part)
+        asked = torch.tensor([[j < len(g.requirements) for j in range(most)] for g in part])
+        says = torch.tensor(met)[:, None].float().expand(-1, most)
+        return Answers(says.masked_fill(~asked, 1.0), asked)
+
+    def loop(part: list, noise: torch.Generator) -> list[SimpleNamespace]:
+        rows = [row[g] for g in part]
+        even = torch.tensor([i % 2 == 0 for i in rows])
+        pictures, blank = good[rows], torch.zeros(len(rows), 3, 64, 64)
+        said = answers(part, [i < 4 for i in rows])
+        looks = [torch.where(keep.view(-1, 1, 1, 1), pictures, blank) for keep in (even, ~even)]
+        n = torch.arange(2)[:, None].expand(2, len(rows))
+        return [
+            SimpleNamespace(images=x, answers=said, evaluations=20 * (k + 1), calls=k + 1)
+            for x, k in zip(looks, n)
+        ]
+
+    found = evaluate_loop(loop, lambda images, graphs: answers(graphs, [False] * len(graphs)), config, "test")
+    assert found.right == found.unreadable == found.met == found.sg_iou == found.entity_iou == 0.5
+    assert found.repaired == found.damaged == 1
+    assert found.checker == found.checker_right == 0.5 and found.fooled == 0.5
+    assert found.judge == found.judge_right == found.judge_fooled == 0  # accepts nothing, so nothing fools it
+    assert found.evaluations == 40 and found.calls == 2 and found.pictures == 8
+    assert found.relation_iou == pytest.approx(0.5)

@@ -1,0 +1,56 @@
+"""Measuring ReasonGen-R1: an untrained model, the shipped one, and codebooks."""
+
+import torch
+from torch import Tensor
+
+from minireflect.checkpoints.ours import load_reasongen
+from minireflect.evaluate import EvaluationConfig, Table
+from minireflect.evaluate_reason import another_of_its_kind, codec_table, evaluate_reason, evaluation_prompts
+from minireflect.models.reasongen import SamplingConfig
+from minireflect.rl.rewards import judge_of
+from minireflect.world.prompts import TASKS
+from tests.small import small_reasongen
+
+
+def even(images: Tensor, prompts: list[str]) -> Tensor:
+    """A reward that accepts about half of all pictures, by their far decimals."""
+    return (1e4 * images.mean((1, 2, 3)).double() % 1 > 0.5).float()
+
+
+def test_an_untrained_model_is_measured_as_what_it_is() -> None:
+    """Noise for pictures and sentences: nothing is right, promised or kept, and best-of-N costs N times the tokens."""
+    config = EvaluationConfig(pictures=12, batch=16)
+    score = evaluate_reason(small_reasongen(), even, config)
+    assert score.geneval == dict.fromkeys([*TASKS, "overall"], 0.0)
+    assert score.physical == score.unconventional == score.planned == score.kept == 0
+    assert score.unreadable == 1
+    assert 0.2 < score.accepted < 0.8 and score.fooled == 1 and 64 < score.tokens <= 64 + 5
+    assert score.parts == dict.fromkeys(score.parts, (0, 0, 0)) and len(score.parts) == 6 + 8 + 8
+    best = evaluate_reason(small_reasongen(), even, config, best_of=3)
+    assert best.accepted > score.accepted and 2.8 < best.tokens / score.tokens < 3.2
+    head = Table("model", {"one": score.row, "best of 3": best.row}).cells[0]
+    assert head == ["model", *TASKS, "overall", "physical", "unconventional", "accepted", "fooled", "unreadable",
+                    "planned", "kept", "tokens"]  # fmt: skip
+
+
+def test_the_shipped_model_plans_what_is_asked_and_draws_what_it_planned() -> None:
+    """Far below what it reaches, far above chance; 24 prompts of each kind, of training combinations."""
+    config = EvaluationConfig(pictures=24, split="train")
+    score = evaluate_reason(load_reasongen(), judge_of("."), config, sampling=SamplingConfig(temperature=0.4))
+    assert score.planned > 0.85 and score.kept > 0.6 and score.physical > 0.6 and score.fooled < 0.4
+
+
+def test_another_prompt_of_its_kind_is_another_and_of_the_same_law() -> None:
+    prompts = evaluation_prompts(EvaluationConfig(pictures=16))
+    other = another_of_its_kind(prompts)
+    assert sorted(other) == list(range(48)) and all(i != j for i, j in enumerate(other))
+    for p, q in zip(prompts, (prompts[i] for i in other)):
+        assert (p.kind, p.group) == (q.kind, q.group)
+
+
+def test_renders_are_read_right_and_an_untrained_codebook_loses_all() -> None:
+    table = codec_table(small_reasongen().codec, EvaluationConfig(pictures=6, batch=6))
+    assert table.markdown.splitlines()[2] == "| as rendered | 1.000 | 1.000 | 1.000 | 0.0000 |"
+    assert (
+        torch.tensor([table.rows["through the codebook"][k] for k in ("arrangement", "physical")]).sum() == 0
+    )

@@ -1,0 +1,76 @@
+"""What the stages share: weights handed on, scores measured once, finished stages left alone."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from minireflect import stages
+from minireflect.checkpoints.files import WeightsError
+from minireflect.checkpoints.ours import SHIPPED
+from minireflect.cli import TRAINED
+from minireflect.config import Config, stages_of
+from minireflect.run import Run
+
+
+@dataclass(frozen=True)
+class Score:
+    right: float
+
+
+def task(folder: Path, source: Path = SHIPPED) -> stages.Task:
+    return stages.Task(
+        Config(), Run(folder, {}, (folder / "config.json").exists()), source, torch.device("cpu")
+    )
+
+
+def test_a_model_is_measured_once(tmp_path: Path) -> None:
+    calls = []
+
+    def measure() -> Score:
+        calls.append(1)
+        return Score(0.5)
+
+    first = task(tmp_path).measured("base", Score, measure)
+    again = task(tmp_path).measured("base", Score, measure)  # as after a resume
+    assert first == again == Score(0.5) and len(calls) == 1
+    by_kind = task(tmp_path).measured("SRRL", Score, lambda: {"physical": Score(1.0)})
+    assert (
+        task(tmp_path).measured("SRRL", Score, measure) == by_kind == {"physical": Score(1.0)}
+        and len(calls) == 1
+    )
+
+
+def test_weights_are_handed_on_once_and_never_overwritten(tmp_path: Path) -> None:
+    here = task(tmp_path)
+    here.hand_on("reward", "nothing_of_this_name", unet="base_unet")
+    assert {p.name for p in here.weights.iterdir()} == {"reward.safetensors", "base_unet.safetensors"}
+    (here.weights / "reward.safetensors").write_text("trained")
+    here.hand_on("reward")
+    assert (here.weights / "reward.safetensors").read_text() == "trained"
+
+
+def test_a_finished_stage_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = []
+    monkeypatch.setattr(
+        stages, "STAGES", {"a": lambda task: done.append("a"), "b": lambda task: done.append("b")}
+    )
+    stages.do(task(tmp_path), "a")
+    stages.do(task(tmp_path), "a", "b")
+    assert done == ["a", "b"]
+
+
+def test_every_command_has_its_stages() -> None:
+    for scenes in ("laws", "graphs"):
+        for command in TRAINED:
+            assert set(stages_of(command, Config(scenes=scenes))) <= set(stages.STAGES)
+
+
+@pytest.mark.parametrize("command", stages.NEEDS)
+def test_missing_weights_are_named(tmp_path: Path, command: str) -> None:
+    if command == "vq":  # falls back to the shipped autoencoder
+        stages.check(command, tmp_path)
+        return
+    with pytest.raises(WeightsError, match=r"\.safetensors"):
+        stages.check(command, tmp_path)
