@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from .diffusion.reflection import ACCEPT
 from .evaluate import EvaluationConfig, Table, fixed_batches
 from .models.reasongen import SamplingConfig
 from .models.vq import Codec
-from .pipeline import ReasonPipeline
+from .pipeline import ACCEPT, ReasonPipeline
 from .rl.rewards import Reward
 from .streams import choices
 from .world import geneval

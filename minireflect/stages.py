@@ -169,9 +169,9 @@ def srrl(task: Task) -> None:
     base, pipe = (load_pipeline(task.weights, unet="base_unet").to(task.device) for _ in range(2))
     judge = load_reward(task.weights, task.device)
     before = task.measured("base", Score, lambda: evaluate(base, judge, config.sampler, config.evaluation))
-    clock, texts = time.time(), config.mix.draw(config.seed, config.srrl.prompts)
+    clock, texts = time.time(), config.mix.draw(config.seed, config.srrl.prompts_per_iteration)
     try:
-        train_srrl(config.srrl, config.seed, pipe, judge, texts, inspector_reward, run)
+        train_srrl(config.srrl, pipe, judge, texts, inspector_reward, Job(run, config.seed, task.device))
     finally:
         save_pipeline(pipe, task.weights, ("unet",))  # also when stopped: what was trained is never lost
     minutes = (time.time() - clock) / 60
@@ -184,11 +184,11 @@ def srrl(task: Task) -> None:
     figures.accuracy_by_law(columns, task.figure("accuracy_by_law"))
     models = {"base": base, method: pipe}
     showcase.before_and_after(models, judge, config.sampler, config.seed, task.figure("before_and_after"))
-    showcase.rounds_strip(
-        pipe, judge, [p.text for p in showcase.fixed_prompts(("unconventional",))], config.sampler,
-        replace(config.srrl.reflection, rounds=3, steps=config.sampler.steps), config.seed, task.figure("rounds"),
-        blind=config.srrl.mode == "blind",
-    )  # fmt: skip
+    shown = [p.text for p in showcase.fixed_prompts(("unconventional",))]
+    reflection = replace(config.srrl.reflection, rounds=3)
+    asked = None if config.srrl.mode == "blind" else judge
+    rounds = showcase.sampled_rounds(pipe, shown, config.sampler, reflection, config.seed, asked)
+    showcase.rounds_strip(rounds, judge, shown, task.figure("rounds"))
 
 
 def cost_of(rows: list[dict]) -> str:

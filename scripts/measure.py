@@ -282,7 +282,7 @@ def measure_memory(pipe: LatentDiffusion, n: int) -> None:
         eps, noise = pipe.eps([p.text for p in part]), rng(0, "measure", "memory", i)
 
         def draw(x_T: Tensor, eps=eps, noise=noise) -> Tensor:
-            return last(denoise(eps(config.guidance), x_T, table, config.eta, noise))
+            return last(denoise(eps(config.guidance), x_T, table, config.sampler.eta, noise))
 
         x_0, plain = draw(pipe.noise(len(part), noise)), torch.ones(len(part), device=pipe.device)
         back = [eps(config.w_renoise), x_0, pipe.table(config.renoise_steps), ours, noise]
@@ -323,9 +323,12 @@ def measure_speed(pipe: LatentDiffusion, reward: Reward) -> None:
     """The hot loops against their floor: the rate at which this machine multiplies matrices of 1024, measured in between."""
     config, device = preset("cpu").srrl, pipe.device
     texts = [
-        p.text for p in draw_prompts("physical", "train", config.prompts, choices(0, "measure", "speed"))
+        p.text
+        for p in draw_prompts(
+            "physical", "train", config.prompts_per_iteration, choices(0, "measure", "speed")
+        )
     ]
-    b = config.prompts * config.group
+    b = config.prompts_per_iteration * config.group
     x_T, t = pipe.noise(b, rng(0, "measure", "speed")), torch.full((b,), 500, device=device)
     context = pipe.embed(texts).repeat_interleave(config.group, 0)  # (b t d)
     a = torch.randn(1024, 1024, device=device)
