@@ -63,8 +63,7 @@ from .rl.checker import load_checker
 from .rl.rewards import Reward, inspector_reward, judge_of, load_captioner, load_reward
 from .run import Job, Run, write_text
 from .streams import choices
-from .world.captions import captioned_graphs
-from .world.data import Captioned, captioned_laws, training_pairs, twin
+from .world.data import Captioned, captioned_graphs, captioned_laws, recolored, training_pairs
 from .world.render import render_pixels
 
 BEST_OF = (2, 4)  # without a rationale, two pictures take more tokens than one with a rationale
@@ -132,7 +131,7 @@ def captioned(config: Config, stage: str, pictures: int) -> Captioned:
     """The pictures and captions that the autoencoder and the diffusion model are trained on."""
     draw = choices(config.seed, stage, "pictures")
     if config.scenes == "graphs":
-        return captioned_graphs(pictures, draw, config.world.told)
+        return captioned_graphs(pictures, draw)
     return captioned_laws(pictures, config.world, draw)
 
 
@@ -266,7 +265,7 @@ def vq(task: Task) -> None:
     config, source = task.config, load_autoencoder(task.source)
     draw = choices(config.seed, "vq", "pictures")
     pixels, scenes, _ = training_pairs(config.vq.pictures // 2, config.world, draw)
-    twins = np.stack([render_pixels(twin(scene, draw)) for scene in scenes])
+    twins = np.stack([render_pixels(recolored(scene, draw)) for scene in scenes])
     codec = Codec(source, train_vq(config.vq, pixels, twins, config.seed, source, task.run, task.device))
     save_codec(task.weights, codec)
     task.report(codec_table(codec, config.evaluation))
