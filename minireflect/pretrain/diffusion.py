@@ -81,7 +81,7 @@ def train_diffusion(
     run, seed, device = job
     autoencoder = autoencoder.to(device).eval().requires_grad_(False)
     latents = encode_all(autoencoder.encode, data.pixels, device)  # (n 4 8 8)
-    tokenizer = Tokenizer.of(data.sayable, sizes.prompt_length)
+    tokenizer = Tokenizer.of(data.vocabulary, sizes.prompt_length)
     ids, null = tokenizer(data.captions).to(device), tokenizer([""]).to(device)  # (n t), (1 t)
     plain = torch.tensor(data.plain)  # (m) rows
     torch.manual_seed(seed)

@@ -27,7 +27,7 @@ from ..pipeline import LatentDiffusion
 from ..run import Job
 from ..streams import choices, rng
 from ..world.canvas import to_tensor
-from ..world.captions import hint
+from ..world.captions import hints
 from ..world.data import WorldConfig, training_pairs
 from ..world.layout import sample_picture
 from ..world.prompts import KINDS, Prompt, draw_prompts, law_prompt, near_miss, prompt_set
@@ -154,7 +154,7 @@ def fair_prompt(draw: random.Random) -> Prompt:
     """
     kind = draw.choice((*KINDS, "stated"))
     if kind == "arrangement" and draw.random() < 0.75:
-        return draw.choice([p for p in prompt_set(kind, "train") if p.task.kind == "position"])
+        return draw.choice([p for p in prompt_set(kind, "train") if p.task == "position"])
     if kind != "stated":
         return draw.choice(draw_prompts(kind, "train", 8, draw))  # 8: one of each law
     prompt = draw.choice(draw_prompts("physical", "train", 8, draw))
@@ -174,7 +174,7 @@ def false_prompt(true: Prompt, scene: Scene, others: list[Prompt], draw: random.
 
 def full_text(prompt: Prompt) -> str:
     """The prompt with its outcome, also where a lawful outcome was left out."""
-    return prompt.text if prompt.task else law_prompt(prompt.law, prompt.objects, prompt.outcome).text
+    return prompt.text if prompt.graph else law_prompt(prompt.law, prompt.objects, prompt.outcome).text
 
 
 class JointSpace(nn.Module):
@@ -257,7 +257,7 @@ def train_checker(
 
 def described(scene: Scene) -> str:
     """Each object and its place, from left to right."""
-    return " and ".join(hint(t) for t in scene.objects)
+    return hints(scene.objects)
 
 
 # ----------------------------------------------------------------------------------- the captioner that reads rationales
@@ -274,7 +274,7 @@ def train_captioner(config: MatcherTraining, world: WorldConfig, tokenizer: Toke
     def losses(step: int) -> tuple[Tensor, dict[str, float]]:
         pick = torch.randint(len(pixels), (config.batch,), generator=rng(seed, "captioner", "batch", step))
         draw = choices(seed, "captioner", "styles", step)
-        ids = trim(tokenizer([rationale(scenes[i], draw=draw) for i in pick.tolist()]), EOS).to(
+        ids = trim(tokenizer([rationale(scenes[i], rng=draw) for i in pick.tolist()]), EOS).to(
             device
         )  # (b t)
         patches = model.vision(to_tensor(pixels[pick.numpy()]).to(device))  # (b n d)

@@ -95,7 +95,7 @@ def make_examples(training: ReasonTraining, world: WorldConfig, pipe: ReasonPipe
     world = replace(world, arrangements=training.arrangements)
     beyond = training.recombined, training.related_captions
     pixels, scenes, captions = training_pairs(training.pictures, world, draw, *beyond)
-    rationales = [rationale(s, draw=draw) for s in scenes]
+    rationales = [rationale(s, rng=draw) for s in scenes]
     if training.rationales == "shuffled":
         rationales = shuffled(rationales, [s.law for s in scenes], draw)
     dense = [draw.random() < training.dense for _ in scenes]

@@ -12,7 +12,7 @@ from minireflect.pretrain.vq import VQTraining, patch_weights, perplexity, train
 from minireflect.run import Job, Run
 from minireflect.streams import choices
 from minireflect.world.canvas import to_tensor
-from minireflect.world.data import WorldConfig, training_pairs, twin
+from minireflect.world.data import WorldConfig, recolored, training_pairs
 from minireflect.world.render import render_pixels
 
 
@@ -34,7 +34,7 @@ def test_perplexity_is_the_size_of_an_evenly_used_codebook() -> None:
 
 def test_training_lowers_the_error_and_the_codec_comes_back_from_disk(tmp_path: Path) -> None:
     pixels, scenes, _ = training_pairs(8, WorldConfig(), choices(0, "vq"))
-    twins = np.stack([render_pixels(twin(s, choices(0, "twins"))) for s in scenes])
+    twins = np.stack([render_pixels(recolored(s, choices(0, "twins"))) for s in scenes])
     run = Run(tmp_path / "run", {})
     config = VQTraining(steps=60, batch=4, forms=32, colors=16, revive_every=10)
     autoencoder = load_pipeline().autoencoder
