@@ -122,7 +122,7 @@ def captioned_graphs(n: int, rng: random.Random, accuracy: float = RELATION_ACCU
 
 
 # -------------------------------------------------------------------------- pictures that no prompt asks for
-# They show colours, places and outcomes independently of each other, so that each of them is learnt by itself.
+# They show colours, places and outcomes independently of each other, so that each is learnt by itself.
 # No picture or caption of a held-out prompt is among them.
 INKS = (*COLORS, "wooden", "brown", "iron", "grey")
 PLASTICS = tuple(f"{color} plastic" for color in COLORS)
