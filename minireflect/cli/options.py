@@ -1,6 +1,7 @@
 """The options of a record, and their help: a line each, with the default beside the name and the comment above the field."""
 
 import inspect
+import itertools
 import re
 import shutil
 import textwrap
@@ -13,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import tyro
 
 METAVARS = {Path: "PATH", int: "N", float: "X"}
-HELP = ("-h", "--help")
+HELP, HELP_ALL = ("-h", "--help", "--help-all"), "--help-all"
 
 
 class Option(NamedTuple):
@@ -72,23 +73,31 @@ def kebab(field: str) -> str:
     return field.replace("_", "-")
 
 
-def help_text(usage: str, about: str, record: Any, titles: dict[str, str]) -> str:
-    """A line for each option, in groups; the value behind a name is its default.  `titles` of records that need one."""
-    width = min(120, shutil.get_terminal_size().columns)
-    rows = list(options(record))
-    left = min(30, 4 + max(len(o.flag) for o in rows))
-    lines, group = [f"usage: {usage}", *textwrap.wrap(about, width)], None
-    for option in rows:
-        if titles.get(option.group, option.group) != group:
-            group = titles.get(option.group, option.group)
-            lines.append(f"{group}:")
-        flag = f"  {option.flag}"
-        said = textwrap.wrap(option.help, width - left) or [""]
-        if len(flag) + 2 > left and len(flag) + 2 + len(option.help) <= width:
-            lines.append(f"{flag}  {option.help}")
+def help_text(usage: str, about: str, record: Any, titles: dict[str, str], full: bool = False) -> str:
+    """A line for each option, in groups; the value behind a name is its default.
+
+    Options of nested records, those with a dot in their names, are listed without their help unless `full`.  `titles` of
+    records that are not called as their field.
+    """
+    width, found = min(120, shutil.get_terminal_size().columns), list(options(record))
+    left = min(30, 4 + max(len(option.flag) for option in found))
+    lines = [f"usage: {usage}", *textwrap.wrap(about, width)]
+    for title, group in itertools.groupby(found, lambda option: titles.get(option.group, option.group)):
+        lines.append(f"{title}:")
+        rows = list(group)
+        if "." in rows[0].flag and not full:
+            flags = "  ".join(
+                option.flag.replace(" ", "\0") for option in rows
+            )  # a name stays with its default
+            lines += [
+                line.replace("\0", " ")
+                for line in textwrap.wrap(flags, width, initial_indent="  ", subsequent_indent="  ")
+            ]
             continue
-        if len(flag) + 2 > left:
-            lines.append(flag)
-            flag = ""
-        lines += [f"{flag:{left}}{said[0]}", *(" " * left + more for more in said[1:])]
+        for option in rows:
+            flag = f"  {option.flag}  "
+            said = textwrap.wrap(
+                option.help, width, initial_indent=f"{flag:{left}}", subsequent_indent=" " * left
+            )
+            lines += said or [flag]
     return "\n".join(lines)

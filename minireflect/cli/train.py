@@ -19,7 +19,7 @@ from ..methods.rollout import SRRLConfig
 from ..pipeline import best_device
 from ..run import Interrupted, Run, RunError
 from . import TRAINED
-from .options import HELP, help_text
+from .options import HELP, HELP_ALL, help_text
 
 RIG_COMMANDS = ("checker", "actor", "rlrig")
 COSTS = {"smoke": "seconds; it learns nothing", "gpu": "larger batches and budgets, for a CUDA GPU"}
@@ -33,7 +33,9 @@ def main(words: list[str]) -> int:
         what = TRAINED[command][0]
         about = f"{what[0].upper()}{what[1:]}. The value behind a name is its default."
         usage = f"minireflect train {command} [OPTIONS]"
-        print(help_text(usage, about, options_of(command, config), TITLES))
+        full = HELP_ALL in words
+        about += "" if full else " --help-all explains those with a dot in their names, too."
+        print(help_text(usage, about, options_of(command, config), TITLES, full))
         return 0
     try:
         train(command, parse(words, command, config))
