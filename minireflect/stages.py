@@ -185,11 +185,11 @@ def srrl(task: Task) -> None:
     figures.accuracy_by_law(columns, task.figure("accuracy_by_law"))
     models = {"base": base, method: pipe}
     showcase.before_and_after(models, judge, config.sampler, config.seed, task.figure("before_and_after"))
-    showcase.rounds_strip(
-        pipe, judge, [p.text for p in showcase.fixed_prompts(("unconventional",))], config.sampler,
-        replace(config.srrl.reflection, rounds=3, steps=config.sampler.steps), config.seed, task.figure("rounds"),
-        blind=config.srrl.mode == "blind",
-    )  # fmt: skip
+    shown = [p.text for p in showcase.fixed_prompts(("unconventional",))]
+    reflection = replace(config.srrl.reflection, rounds=3, steps=config.sampler.steps)
+    asked = None if config.srrl.mode == "blind" else judge
+    rounds = showcase.sampled_rounds(pipe, shown, config.sampler, reflection, config.seed, asked)
+    showcase.rounds_strip(rounds, judge, shown, task.figure("rounds"))
 
 
 def cost_of(rows: list[dict]) -> str:
