@@ -27,8 +27,9 @@ TITLES = {"options": "run", "mix": "shares of the prompts in training", "finetun
 
 
 def main(words: list[str]) -> int:
-    command, words = (words[0], words[1:]) if words and not words[0].startswith("-") else ("srrl", words)
-    command, config = defaults(command, words)
+    named = words[0] if words and not words[0].startswith("-") else None
+    words = words[1:] if named else words
+    command, config = defaults(named, words)
     if any(word in HELP for word in words):
         what = TRAINED[command][0]
         about = f"{what[0].upper()}{what[1:]}. The value behind a name is its default."
@@ -45,7 +46,7 @@ def main(words: list[str]) -> int:
         return 130
 
 
-def defaults(command: str, words: list[str]) -> tuple[str, Config]:
+def defaults(named: str | None, words: list[str]) -> tuple[str, Config]:
     """First pass: the run to resume, or the preset, the recipe and the checkpoint, decide the defaults of all options."""
     first = argparse.ArgumentParser(prog="minireflect train", add_help=False, allow_abbrev=False)
     for name in ("--preset", "--device", "--base", "--method", "--scenes", "--out"):
@@ -55,7 +56,11 @@ def defaults(command: str, words: list[str]) -> tuple[str, Config]:
     if seen.resume and seen.out is None:
         raise RunError("--resume needs --out RUN: which run is to go on?")
     if seen.resume:
-        return read_config(Path(seen.out))
+        command, config = read_config(Path(seen.out))
+        if named not in (None, command):
+            raise RunError(f"the run in {seen.out} is one of {command}, not of {named}")
+        return command, config
+    command = named or "srrl"
     real = seen.base is not None
     if real and command != "srrl":
         raise ValueError("--base trains a LoRA on a published checkpoint: it goes with the command srrl")
