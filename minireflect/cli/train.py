@@ -48,8 +48,12 @@ def main(words: list[str]) -> int:
 
 def defaults(named: str | None, words: list[str]) -> tuple[str, Config]:
     """First pass: the run to resume, or the preset, the recipe and the checkpoint, decide the defaults of all options."""
-    first = argparse.ArgumentParser(prog="minireflect train", add_help=False, allow_abbrev=False)
-    for name in ("--preset", "--device", "--base", "--method", "--scenes", "--out"):
+    usage = "minireflect train COMMAND [OPTIONS]"
+    first = argparse.ArgumentParser(prog="minireflect train", usage=usage, add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", choices=PRESETS)
+    first.add_argument("--scenes", choices=("laws", "graphs"), default="laws")
+    first.add_argument("--method", choices=("srrl", "ddpo", "grpo"), default="srrl")
+    for name in ("--device", "--base", "--out"):
         first.add_argument(name)
     first.add_argument("--resume", action="store_true")
     seen = first.parse_known_args(words)[0]
@@ -64,20 +68,13 @@ def defaults(named: str | None, words: list[str]) -> tuple[str, Config]:
     real = seen.base is not None
     if real and command != "srrl":
         raise ValueError("--base trains a LoRA on a published checkpoint: it goes with the command srrl")
-    # a value that is not known stays for tyro to explain
-    name = (
-        seen.preset
-        if seen.preset in PRESETS
-        else "gpu"
-        if (seen.device or best_device()) == "cuda"
-        else "cpu"
+    name = seen.preset or ("gpu" if (seen.device or best_device()) == "cuda" else "cpu")
+    config = preset(
+        "cpu" if real and name == "gpu" else name, command, seen.scenes, recipe(seen.method, real)
     )
-    scenes = seen.scenes if seen.scenes in ("laws", "graphs") else "laws"
-    method = seen.method if seen.method in ("srrl", "ddpo", "grpo") else "srrl"
-    config = preset("cpu" if real and name == "gpu" else name, command, scenes, recipe(method, real))
     if real:
         config = replace(config, sampler=SAMPLER, finetune=replace(config.finetune, base=seen.base))
-    return command, replace(config, method=method)
+    return command, replace(config, method=seen.method)
 
 
 def parse(words: list[str], command: str, config: Config) -> Config:
