@@ -15,7 +15,7 @@ from .evaluate import EvaluationConfig
 from .methods.finetune import FinetuneConfig
 from .methods.reasongen import ReasonRLConfig
 from .methods.rlrig import RLRIGConfig
-from .methods.rollout import SRRLConfig
+from .methods.srrl import SRRLConfig
 from .pipeline import SamplerConfig
 from .pretrain.actor import ActorTraining
 from .pretrain.autoencoder import AutoencoderTraining
@@ -89,7 +89,7 @@ GPU = {
     "autoencoder": {"pictures": 40_000, "steps": 6_000, "batch": 64},
     "diffusion": {"pictures": 60_000, "steps": 10_000, "batch": 256},
     "reward": {"pictures": 40_000, "steps": 6_000, "batch": 128},
-    "srrl": {"iterations": 400, "prompts": 256, "batch": 256},
+    "srrl": {"iterations": 400, "prompts_per_iteration": 256, "batch": 256},
     "evaluation": {"pictures": 512, "batch": 256},
 }
 TINY = {"pictures": 32, "steps": 3, "batch": 4}
@@ -97,11 +97,11 @@ SMOKE = {
     "autoencoder": TINY | {"pictures": 64},
     "diffusion": TINY | {"pictures": 64, "batch": 8},
     "reward": TINY | {"pictures": 64, "batch": 8},
-    "srrl": {"iterations": 2, "prompts": 4, "steps": 4, "updates": 2, "batch": 4},
+    "srrl": {"iterations": 2, "prompts_per_iteration": 4, "steps": 4, "updates": 2, "batch": 4},
     "checker": TINY,
     "actor": TINY,
     "rlrig": {
-        "loop": {"rounds": 1, "steps": 4}, "editor": {"updates": 1, "batch": 4, "lr": 2e-4, "anchored": 150},
+        "loop": {"rounds": 1, "steps": 4}, "editor": {"updates": 1, "batch": 4, "lr": 2e-4, "anchor_below": 150},
         "graphs": 3, "group": 2, "actor_iterations": 2, "editor_iterations": 2,
     },
     "vq": TINY | {"forms": 32, "colors": 16, "revived": 2},

@@ -63,8 +63,7 @@ from .rl.checker import load_checker
 from .rl.rewards import Reward, inspector_reward, judge_of, load_captioner, load_reward
 from .run import Job, Run, write_text
 from .streams import choices
-from .world.captions import captioned_graphs
-from .world.data import Captioned, captioned_laws, training_pairs, twin
+from .world.data import Captioned, captioned_graphs, captioned_laws, recolored, training_pairs
 from .world.render import render_pixels
 
 BEST_OF = (2, 4)  # without a rationale, two pictures take more tokens than one with a rationale
@@ -132,7 +131,7 @@ def captioned(config: Config, stage: str, pictures: int) -> Captioned:
     """The pictures and captions that the autoencoder and the diffusion model are trained on."""
     draw = choices(config.seed, stage, "pictures")
     if config.scenes == "graphs":
-        return captioned_graphs(pictures, draw, config.world.told)
+        return captioned_graphs(pictures, draw)
     return captioned_laws(pictures, config.world, draw)
 
 
@@ -170,9 +169,9 @@ def srrl(task: Task) -> None:
     base, pipe = (load_pipeline(task.weights, unet="base_unet").to(task.device) for _ in range(2))
     judge = load_reward(task.weights, task.device)
     before = task.measured("base", Score, lambda: evaluate(base, judge, config.sampler, config.evaluation))
-    clock, texts = time.time(), config.mix.draw(config.seed, config.srrl.prompts)
+    clock, texts = time.time(), config.mix.draw(config.seed, config.srrl.prompts_per_iteration)
     try:
-        train_srrl(config.srrl, config.seed, pipe, judge, texts, inspector_reward, run)
+        train_srrl(config.srrl, pipe, judge, texts, inspector_reward, Job(run, config.seed, task.device))
     finally:
         save_pipeline(pipe, task.weights, ("unet",))  # also when stopped: what was trained is never lost
     minutes = (time.time() - clock) / 60
@@ -186,7 +185,7 @@ def srrl(task: Task) -> None:
     models = {"base": base, method: pipe}
     showcase.before_and_after(models, judge, config.sampler, config.seed, task.figure("before_and_after"))
     shown = [p.text for p in showcase.fixed_prompts(("unconventional",))]
-    reflection = replace(config.srrl.reflection, rounds=3, steps=config.sampler.steps)
+    reflection = replace(config.srrl.reflection, rounds=3)
     asked = None if config.srrl.mode == "blind" else judge
     rounds = showcase.sampled_rounds(pipe, shown, config.sampler, reflection, config.seed, asked)
     showcase.rounds_strip(rounds, judge, shown, task.figure("rounds"))
@@ -266,7 +265,7 @@ def vq(task: Task) -> None:
     config, source = task.config, load_autoencoder(task.source)
     draw = choices(config.seed, "vq", "pictures")
     pixels, scenes, _ = training_pairs(config.vq.pictures // 2, config.world, draw)
-    twins = np.stack([render_pixels(twin(scene, draw)) for scene in scenes])
+    twins = np.stack([render_pixels(recolored(scene, draw)) for scene in scenes])
     codec = Codec(source, train_vq(config.vq, pixels, twins, config.seed, source, task.run, task.device))
     save_codec(task.weights, codec)
     task.report(codec_table(codec, config.evaluation))

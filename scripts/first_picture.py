@@ -5,14 +5,14 @@
 Prompts are the first held-out unconventional one of every law, noise comes from seed 0.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from minireflect import caption, figures, load_pipeline, render, sample_scene
 from minireflect.checkpoints.ours import SHIPPED
-from minireflect.diffusion.reflection import ReflectionConfig
-from minireflect.pipeline import SamplerConfig
+from minireflect.pipeline import OPPOSITE, SamplerConfig
 from minireflect.rl.rewards import load_reward
 from minireflect.showcase import check_picture, fixed_prompts, rounds_strip, sampled_rounds
 from minireflect.world.canvas import write_picture
@@ -36,7 +36,7 @@ def world() -> None:
 def main() -> None:
     torch.set_grad_enabled(False)
     texts = [p.text for p in fixed_prompts(("unconventional",))]
-    pipe, reward, reflection = load_pipeline(), load_reward(), ReflectionConfig(rounds=3)
+    pipe, reward, reflection = load_pipeline(), load_reward(), replace(OPPOSITE, rounds=3)
     rounds = sampled_rounds(pipe, texts, SamplerConfig(), reflection, 0, reward)
     rounds_strip(rounds, reward, texts, DOCS / "rounds.png")
     write_picture(check_picture(load_pipeline()), SHIPPED / "check.png")

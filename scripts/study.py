@@ -31,21 +31,21 @@ ROOT = Path(__file__).parent.parent
 QUICK = ["--evaluation.pictures", "8"]  # train.py's own table; the study draws its own
 COMPARED = {  # options of train.py
     "SRRL": [],
-    "K = 0": [*QUICK, "--rounds", "0", "--prompts", "84"],
-    "DDPO": [*QUICK, "--rounds", "0", "--prompts", "21", "--group", "4",
+    "K = 0": [*QUICK, "--rounds", "0", "--prompts-per-iteration", "84"],
+    "DDPO": [*QUICK, "--rounds", "0", "--prompts-per-iteration", "21", "--group", "4",
              "--objective", "ppo", "--lr", "3e-5", "--updates", "2"],
-    "SRRL, blind": [*QUICK, "--mode", "blind", "--rounds", "1", "--prompts", "32",
+    "SRRL, blind": [*QUICK, "--mode", "blind", "--rounds", "1", "--prompts-per-iteration", "32",
                     "--w-renoise", "0.1", "--renoise-steps", "20", "--fresh-noise", "0"],
-    "K = 0, few prompts": [*QUICK, "--rounds", "0", "--prompts", "32"],
+    "K = 0, few prompts": [*QUICK, "--rounds", "0", "--prompts-per-iteration", "32"],
 }  # fmt: skip
 # A reward that never saw a spoilt picture, and what RL makes of it, long: one seed each.
 JUDGE = ["reward", "--no-spoilt", "--steps", "800"]
 LONG, FAST = (["--iterations", "120"], ["--iterations", "160", "--lr", "5e-4", "--cooldown", "0"])
 CLEAN = "reward from clean renders"
 HACKED = {
-    f"{CLEAN}, fast": [*QUICK, *FAST, "--anchored", "0"],
+    f"{CLEAN}, fast": [*QUICK, *FAST, "--anchor-below", "0"],
     f"{CLEAN}, fast, anchored": [*QUICK, *FAST],
-    CLEAN: [*QUICK, *LONG, "--anchored", "0"],
+    CLEAN: [*QUICK, *LONG, "--anchor-below", "0"],
     f"{CLEAN}, anchored": [*QUICK, *LONG],
 }
 SHOWN = [f"{CLEAN}, fast", f"{CLEAN}, fast, anchored", "SRRL"]  # in the figure

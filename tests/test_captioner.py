@@ -28,7 +28,7 @@ def matcher() -> Matcher:
 def pictures(n: int = 5) -> tuple[Tensor, list[str]]:
     draw = choices(0, "captioner", "test")
     scenes = [p.scene(draw) for p in draw_prompts("physical", "train", n, draw)]
-    return torch.stack([render(s) for s in scenes]), [rationale(s, draw=draw) for s in scenes]
+    return torch.stack([render(s) for s in scenes]), [rationale(s, rng=draw) for s in scenes]
 
 
 def test_the_reward_is_the_least_probability_of_a_word() -> None:

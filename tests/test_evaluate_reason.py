@@ -8,7 +8,7 @@ from minireflect.evaluate import EvaluationConfig, Table
 from minireflect.evaluate_reason import another_of_its_kind, codec_table, evaluate_reason, evaluation_prompts
 from minireflect.models.reasongen import SamplingConfig
 from minireflect.rl.rewards import judge_of
-from minireflect.world.graphs import TASKS
+from minireflect.world.prompts import TASKS
 from tests.small import small_reasongen
 
 
@@ -45,7 +45,7 @@ def test_another_prompt_of_its_kind_is_another_and_of_the_same_law() -> None:
     other = another_of_its_kind(prompts)
     assert sorted(other) == list(range(48)) and all(i != j for i, j in enumerate(other))
     for p, q in zip(prompts, (prompts[i] for i in other)):
-        assert (p.kind, p.law) == (q.kind, q.law) and (p.task is None or p.task.kind == q.task.kind)
+        assert (p.kind, p.group) == (q.kind, q.group)
 
 
 def test_renders_are_read_right_and_an_untrained_codebook_loses_all() -> None:

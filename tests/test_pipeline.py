@@ -1,22 +1,23 @@
 """Prompts to pictures, weights to disk and back, and the learned reward's own logic."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from minireflect import inspect, load_pipeline, pipeline, render, sample_scene
+from minireflect import inspect, load_pipeline, render, sample_scene
 from minireflect.checkpoints.files import WeightsError
 from minireflect.checkpoints.ours import save_pipeline
+from minireflect.diffusion import reflection
 from minireflect.diffusion.reflection import ReflectionConfig, renoise_to
 from minireflect.diffusion.sample import denoise, guided, last
 from minireflect.models.matcher import Matcher, MatcherConfig
 from minireflect.models.tokenizer import EOS, PromptError, Tokenizer
-from minireflect.pipeline import SamplerConfig
+from minireflect.pipeline import OPPOSITE, SamplerConfig
 from minireflect.pretrain.matcher import caption_loss
 from minireflect.rl.rewards import inspector_reward, load_reward, match_reward
-from minireflect.showcase import sampled_rounds
 from minireflect.streams import choices, rng
 from minireflect.world.prompts import all_texts, draw_prompts, near_miss
 from tests.small import TEXTS, brightness, small_pipeline
@@ -45,25 +46,29 @@ def test_rounds_change_the_picture_and_zero_rounds_do_not() -> None:
     assert torch.equal(plain, none) and not torch.allclose(plain, two)
 
 
-def test_judged_rounds_keep_what_is_right_and_draw_the_rest_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_selected_rounds_keep_what_is_right_and_sample_the_rest_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     signs = []
 
     def spy(*args):
         signs.append(args[-1])
         return renoise_to(*args)
 
-    monkeypatch.setattr(pipeline, "renoise_to", spy)
+    monkeypatch.setattr(reflection, "renoise_to", spy)
     pipe, sampler = small_pipeline(), SamplerConfig(steps=3)
     opinions = [dict(zip(TEXTS, v)) for v in ((0.1, 0.9, 0.4, 0.5), (0.6, 0, 0.3, 0), (0, 0, 0.45, 0))]
     asked = []
 
-    def judge(images: torch.Tensor, texts: list[str]) -> torch.Tensor:
+    def score(images: torch.Tensor, texts: list[str]) -> torch.Tensor:
         asked.append((images, texts))
         return torch.tensor([opinions[len(asked) - 1][t] for t in texts])
 
     noise = rng(0, "sample")
     x_T = pipe.noise(len(TEXTS), noise)
-    first, second, third = pipe.judged_rounds(TEXTS, judge, 2, sampler, x_T, noise)
+    first, second, third = pipe.selected_rounds(
+        TEXTS, score, x_T, sampler, replace(OPPOSITE, rounds=2), noise
+    )
     same = [[torch.equal(a, b) for a, b in zip(*pair)] for pair in ((first, second), (second, third))]
     assert same == [
         [False, True, True, True],
@@ -74,18 +79,22 @@ def test_judged_rounds_keep_what_is_right_and_draw_the_rest_again(monkeypatch: p
     assert torch.equal(asked[1][0][0], second[0]) and torch.equal(asked[2][0][0], third[2])
     assert [sign.tolist() for sign in signs] == [[-1, -1], [-1]]  # turned over
     asked.clear()
-    again = pipe.generate(TEXTS, steps=3, rounds=2, generator=rng(0, "sample"), judge=judge)
+    again = pipe.generate(TEXTS, steps=3, rounds=2, generator=rng(0, "sample"), reward=score)
     assert torch.equal(again, third)
     content = pipe.generate(
-        TEXTS, 3, rounds=2, generator=rng(0, "sample"), judge=lambda x, texts: torch.ones(len(x))
+        TEXTS, 3, rounds=2, generator=rng(0, "sample"), reward=lambda x, texts: torch.ones(len(x))
     )
     assert torch.equal(content, first)
 
 
-def test_blind_rounds_draw_everything_again() -> None:
+def test_blind_rounds_sample_everything_again() -> None:
     pipe, sampler = small_pipeline(), SamplerConfig(steps=3)
-    first, second = sampled_rounds(pipe, TEXTS, sampler, ReflectionConfig(rounds=1, steps=3), 0)
-    assert torch.equal(first, pipe.generate(TEXTS, steps=3, generator=rng(0, "sample")))
+    noise = rng(0, "sample")
+    x_T = pipe.noise(len(TEXTS), noise)
+    config = ReflectionConfig(rounds=1, steps=3)
+    first, second = map(pipe.decode, pipe.blind_rounds(TEXTS, x_T, sampler, config, noise))
+    assert torch.equal(first, pipe.generate(TEXTS, 3, config.w_denoise, 0.0, latents=x_T))
+    assert torch.equal(second, pipe.generate(TEXTS, 3, rounds=1, generator=rng(0, "sample")))
     assert not any(torch.equal(a, b) for a, b in zip(first, second))
 
 

@@ -13,7 +13,7 @@ from minireflect.pretrain.sft import Lessons, ReasonTraining, lessons, shuffled,
 from minireflect.run import Run
 from minireflect.streams import choices
 from minireflect.world.data import WorldConfig
-from minireflect.world.prompts import draw_prompts
+from minireflect.world.prompts import draw_prompts, understand
 from minireflect.world.rationales import rationale, read_rationale
 from tests.small import REASON_WORDS as WORDS
 from tests.small import small_reasongen as painter
@@ -28,7 +28,7 @@ def test_rationales_go_through_tokens_and_back() -> None:
     config = ReasonGenConfig(len(WORDS), 8, 4)
     draw = choices(0, "words")
     scenes = [p.scene(draw) for k in ("physical", "unconventional", "arrangement") for p in draw_prompts(k, "train", 60, draw)]  # fmt: skip
-    written = [rationale(s, draw=draw) for s in scenes]
+    written = [rationale(s, rng=draw) for s in scenes]
     ids = WORDS.encode(written, config.rationale, config.boi)
     assert ids.shape == (180, config.rationale) and ((ids == config.boi).sum(1) == 1).all()
     assert [read_rationale(t) for t in WORDS.decode(ids)] == [read_rationale(t) for t in written]
@@ -105,3 +105,17 @@ def test_bfloat16_learns_the_same_from_the_same(tmp_path: Path) -> None:
         losses[bf16] = torch.tensor([row["loss"] for row in run.metrics("reason-sft")])
     assert not torch.equal(losses[True], losses[False])
     torch.testing.assert_close(losses[True], losses[False], rtol=1e-2, atol=0)
+
+
+def test_shares_out_of_range_are_named() -> None:
+    for name in ("altered", "related"):
+        with pytest.raises(ValueError, match=f"{name} is 1.5"):
+            ReasonTraining(**{name: 1.5})
+
+
+def test_examples_may_show_what_no_prompt_asks_for() -> None:
+    codec, sizes = painter().codec, ReasonGenConfig(len(WORDS), 16, 4)
+    training = ReasonTraining(40, arrangements=0.0, altered=1.0)
+    data = lessons(training, WorldConfig(), 0, WORDS, sizes, codec, torch.device("cpu"))
+    captions = WORDS.decode(data.captions)
+    assert len(captions) == 40 and all(len(c.split()) > 4 and understand(c) is None for c in captions)

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from minireflect import rng
 from minireflect.diffusion.schedule import Schedule, ScheduleConfig
+from minireflect.methods import learn
+from minireflect.methods.learn import LearnConfig
 from minireflect.methods.rlrig import (
     LoopConfig,
     Parts,
@@ -29,7 +31,6 @@ from minireflect.methods.rlrig import (
     train_editor,
     update_actor,
 )
-from minireflect.methods.rollout import UpdateConfig
 from minireflect.models.actor import Actor, ActorConfig
 from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
 from minireflect.models.clip import TextConfig, TextEncoder
@@ -179,7 +180,7 @@ def test_sdedit_mixes_the_picture_with_noise_alone() -> None:
 
     pipe, n = pipeline(), 2_000
     x0 = torch.full((n, 4, 1, 1), 3.0)
-    config = ReflectionConfig(steps=4, level=0.5, fresh_noise=1.0)
+    config = ReflectionConfig(steps=4, strength=0.5, fresh_noise=1.0)
 
     def never(x: Tensor, t: Tensor) -> Tensor:
         raise AssertionError("SDEdit asks no network")
@@ -220,7 +221,7 @@ def test_answers_count_only_what_is_asked() -> None:
 CONFIG = RLRIGConfig(
     LOOP,
     rounds=2, graphs=3, group=3, actor_iterations=1, editor_iterations=1, actor_lr=1e-2,
-    editor=UpdateConfig(updates=2, batch=4, lr=1e-2, warmup=1),
+    editor=LearnConfig(updates=2, batch=4, lr=1e-2),
 )  # fmt: skip
 
 
@@ -269,9 +270,12 @@ def same(a: list[Tensor], b: list[Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("objective", ["regress", "ppo"])
-def test_each_phase_trains_its_own_network_alone(tmp_path: Path, objective: str) -> None:
+def test_each_phase_trains_its_own_network_alone(
+    tmp_path: Path, objective: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learn, "MIN_SIGMA", 0.0), monkeypatch.setattr(learn, "TRAINED", 1.0)
     parts = small_parts()
-    editor = replace(CONFIG.editor, objective=objective, min_sigma=0.0, trained=1.0)
+    editor = replace(CONFIG.editor, objective=objective)
     config = replace(CONFIG, editor=editor)
     before = [
         weights(m) for m in (parts.actor, parts.editor.unet, parts.diffuser.unet, parts.editor.text_encoder)

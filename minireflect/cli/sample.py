@@ -3,7 +3,7 @@
 Every method imports what it needs when it is asked for.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -112,12 +112,14 @@ def sample_srrl(args: SampleOptions) -> None:
     """A prompt a row, a round a column."""
     from ..checkpoints.ours import load_pipeline
     from ..diffusion.reflection import ReflectionConfig
-    from ..pipeline import SamplerConfig
+    from ..pipeline import OPPOSITE, SamplerConfig
     from ..rl.rewards import load_reward
     from ..showcase import rounds_strip, sampled_rounds
 
     sampler = SamplerConfig(args.steps, 1.0 if args.guidance is None else args.guidance)
-    reflection = ReflectionConfig(args.rounds or 0, args.w_denoise, args.w_renoise, args.steps)
+    rounds = args.rounds or 0
+    blind = ReflectionConfig(rounds, args.w_denoise, args.w_renoise, args.steps)
+    reflection = blind if args.blind else replace(OPPOSITE, rounds=rounds)
     pipe, reward, prompts = load_pipeline(args.weights), load_reward(args.weights), list(args.prompts)
     pipe.tokenizer(prompts)  # unknown words are named before anything is drawn
     pipe.table(args.steps)

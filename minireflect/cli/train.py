@@ -14,8 +14,8 @@ from ..checkpoints.ours import REASON, RIG, weights_folder
 from ..checkpoints.parts import weights_file
 from ..config import PRESETS, REASON_COMMANDS, Config, options_of, preset, read_config, stages_of, to_dict
 from ..diffusion.schedule import Schedule, ScheduleConfig
-from ..methods.finetune import SAMPLER, SRRL, FinetuneConfig, read_prompts
-from ..methods.rollout import SRRLConfig
+from ..methods.finetune import SAMPLER, FinetuneConfig, read_prompts
+from ..methods.srrl import recipe
 from ..pipeline import best_device
 from ..run import Interrupted, Run, RunError
 from . import TRAINED
@@ -153,28 +153,3 @@ def check_base(config: FinetuneConfig) -> None:
             raise ValueError(f"there is no CLIP {path}; --clip takes a folder or a single file")
         tensor_shapes(weights_file(path) if path.is_dir() else path)
     read_prompts(config.prompts)
-
-
-def recipe(method: str, checkpoint: bool) -> SRRLConfig:
-    start = SRRL if checkpoint else SRRLConfig()
-    if method == "ddpo":
-        return replace(
-            start,
-            rounds=0,
-            objective="ppo",
-            group=4,
-            prompts=8 if checkpoint else 21,
-            lr=1e-4 if checkpoint else 3e-5,
-            updates=2,
-        )
-    if method == "grpo":
-        return replace(
-            start,
-            rounds=0,
-            objective="ppo",
-            group=4,
-            prompts=8 if checkpoint else 21,
-            lr=1e-4 if checkpoint else 3e-5,
-            updates=2,
-        )
-    return start

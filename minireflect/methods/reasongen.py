@@ -31,10 +31,9 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from ..diffusion.reflection import ACCEPT
 from ..models.reasongen import ReasonGen, Sampled, SamplingConfig
 from ..models.tokenizer import EOS, trim
-from ..pipeline import ReasonPipeline
+from ..pipeline import ACCEPT, ReasonPipeline
 from ..pretrain.optimise import lr_factor, set_lr
 from ..pretrain.sft import Lessons, ReasonTraining, lesson_loss
 from ..rl.advantage import group_advantage, zero_variance_groups

@@ -30,18 +30,18 @@ from ..models.actor import Actor, ActorConfig, questions
 from ..models.tokenizer import Tokenizer
 from ..models.transformer import SampledText
 from ..models.unet import UNet, UNetConfig
-from ..pipeline import LatentDiffusion
-from ..rl.advantage import RewardHistory, group_advantage, zero_variance_groups
+from ..pipeline import LatentDiffusion, SamplerConfig
+from ..rl.advantage import group_advantage, zero_variance_groups
 from ..rl.checker import Answers, Checker, load_checker
 from ..rl.tokens import TokenBatch, entropy_of, token_step, token_weights
 from ..run import Run
 from ..streams import choices, rng
-from ..world.captions import edit_prompt, plan
+from ..world.captions import edit_prompt, scripted_edit
 from ..world.graphs import SceneGraph
 from ..world.inspector import inspect_all
 from ..world.layout import sample_graph
-from .learn import Replay, UpdateConfig, advantages, regress, remember, update
-from .rollout import Rollout, Round, SRRLConfig
+from .learn import LearnConfig, Learner, learn
+from .rollout import Rollout, Round
 
 # The four networks of RL-RIG from a folder, and the loops that can be made of them: its own, and the controls.
 # RL-RIG: a spatial reasoner that generates, reflects and edits (Wang et al. 2026, arXiv 2602.19974), and its Reflection-GRPO.
@@ -83,8 +83,7 @@ class LoopConfig:
             raise ValueError(f"t_star {self.t_star} is a share of the steps, in [0, 1]")
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta must lie in [0, 1], got {self.eta}")
-        if self.edited:
-            self.reflection  # noqa: B018  raises on a share of fresh noise out of range
+        _ = self.reflection  # raises on a share of fresh noise out of range
 
     @property
     def edited(self) -> int:
@@ -94,8 +93,13 @@ class LoopConfig:
     @property
     def reflection(self) -> ReflectionConfig:
         return ReflectionConfig(
-            steps=self.steps, level=self.t_star, w_renoise=self.w_invert, fresh_noise=self.fresh_noise
+            steps=self.steps, strength=self.t_star, w_renoise=self.w_invert, fresh_noise=self.fresh_noise
         )
+
+    @property
+    def edit_sampler(self) -> SamplerConfig:
+        """How an edit denoises."""
+        return SamplerConfig(self.steps, self.edit_guidance, self.eta)
 
     @property
     def draw_cost(self) -> int:
@@ -105,8 +109,7 @@ class LoopConfig:
     @property
     def edit_cost(self) -> int:
         """UNet evaluations of a picture edited."""
-        back = 0 if self.fresh_noise == 1 else evaluations(self.w_invert)
-        return self.edited * (back + evaluations(self.edit_guidance))
+        return self.reflection.renoise_cost + self.edited * evaluations(self.edit_guidance)
 
 
 Act = Callable[
@@ -119,7 +122,7 @@ def scripted_actor(
 ) -> list[str]:
     """Plans a layout of the graph without a look at the picture, and names the places of what the Checker misses."""
     draw = choices(int(torch.randint(2**31, (), generator=generator)), "script")
-    return [plan(g, met, draw) for g, met in zip(graphs, answers.met.tolist())]
+    return [scripted_edit(g, met, draw) for g, met in zip(graphs, answers.met.tolist())]
 
 
 def silent_actor(
@@ -148,7 +151,7 @@ def learned_actor(actor: Actor, tokenizer: Tokenizer) -> Act:
 
 def prompts_of(graphs: list[SceneGraph], edits: list[str]) -> list[str]:
     """What the Inverse Diffuser reads."""
-    return [edit_prompt(g, [e] if e else []) for g, e in zip(graphs, edits)]
+    return [edit_prompt(g, e) for g, e in zip(graphs, edits)]
 
 
 @torch.no_grad()
@@ -168,8 +171,6 @@ def invert(
     Shapes: x0 (b c h w), b prompts -> (b c h w)
     """
     table = pipe.table(config.steps)
-    if not config.edited:
-        return x0, table[len(table) :]
     eps = pipe.eps(prompts)(config.w_invert)
     return renoise_to(eps, x0, table, config.reflection, generator), config.reflection.tail(table)
 
@@ -386,9 +387,8 @@ class RLRIGConfig:
     beta: float = 0.01  # weight of the KL to the warmed-up Actor, nats per token
     std_floor: float = 0.02  # added to a group's std of rewards
     editor_iterations: int = 60  # of phase 2
-    editor: UpdateConfig = field(
-        default_factory=lambda: UpdateConfig(lr=3e-4, anchored=300)
-    )  # how phase 2 learns
+    # how phase 2 learns
+    editor: LearnConfig = field(default_factory=lambda: LearnConfig(lr=3e-4, anchor_below=300))
 
     controls: bool = True  # measure what the loop is compared with as well
 
@@ -521,42 +521,19 @@ def train_actor_grpo(config: RLRIGConfig, seed: int, parts: Parts, run: Run) -> 
 
 def train_editor(config: RLRIGConfig, seed: int, parts: Parts, run: Run) -> LatentDiffusion:
     """Phase 2.  The Actor's weights are not touched.  -> the editor"""
-    base = copy.deepcopy(parts.editor.unet).eval().requires_grad_(False)
-    unet = parts.editor.unet.requires_grad_(True)
-    settings = update_options(config)
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=settings.lr, weight_decay=1e-4)
+    pictures, settings = config.graphs * config.group * config.rounds, config.editor
+    learner = Learner.of(parts.editor, settings, config.loop.edit_sampler, pictures)
     memory = {"calls": 0, "evaluations": 0}
-    networks = {"unet": unet}
-    if settings.objective == "regress":
-        kept = settings.replay * config.graphs * config.group * config.rounds
-        replay = Replay(kept, parts.editor.latent_shape, parts.editor.tokenizer.length).to(
-            parts.editor.device
-        )
-        networks["replay"] = replay
-    for step in run.steps("phase-2", config.editor_iterations, networks, optimizer, memory=memory):
-        for group in optimizer.param_groups:
-            group["lr"] = settings.lr * settings.lr_factor(step, config.editor_iterations)
+    total = config.editor_iterations
+    for step in run.steps("phase-2", total, learner.networks, learner.optimizer, memory=memory):
         done = attempts(parts, graphs_of(seed, step, config), config, True, rng(seed, "phase 2", step))
         if not done:
             continue
         out = as_rollout(parts.editor, done, config)
-        if settings.objective == "regress":
-            remember(replay, parts.editor, out, settings)
-            stats = regress(parts.editor, base, optimizer, replay, settings, rng(seed, "update", step))
-        else:
-            advantage = advantages(out, settings, RewardHistory(0), out.texts)
-            stats = update(parts.editor, base, optimizer, out, advantage, settings, rng(seed, "update", step))
+        stats = learn(learner, out, settings.lr_factor(step, total), rng(seed, "update", step))
         report(run, "phase-2", step, done, config, memory, stats._asdict())
-    unet.eval().requires_grad_(False)
+    parts.editor.unet.eval().requires_grad_(False)
     return parts.editor
-
-
-def update_options(config: RLRIGConfig) -> SRRLConfig:
-    """Phase 2 as SRRL's update reads it, with the loop's sampler."""
-    loop = config.loop
-    return SRRLConfig(
-        **vars(config.editor), group=config.group, steps=loop.steps, guidance=loop.edit_guidance, eta=loop.eta
-    )
 
 
 def as_rollout(editor: LatentDiffusion, done: list[Attempt], config: RLRIGConfig) -> Rollout:

@@ -2,7 +2,7 @@
 
     L = - mean log pi(edit prompt | picture, requirements, answers)          the end token included
 
-The script (`world/edits.py`, plan) keeps what is right where it is, finds places for the rest, and names two of them.
+The script (`scripted_edit` in world/captions.py) keeps what is right where it is, finds places for the rest, and names two of them.
 
     python train.py actor
 """
@@ -18,7 +18,7 @@ from ..models.autoencoder import Autoencoder
 from ..models.tokenizer import EOS, Tokenizer, up_to
 from ..run import Run
 from ..streams import choices, rng
-from ..world.captions import plan
+from ..world.captions import scripted_edit
 from ..world.graphs import THINGS, GraphError, SceneGraph
 from ..world.layout import lay_out, sample_graph
 from ..world.render import render
@@ -61,7 +61,7 @@ def lesson(draw: random.Random, mistaken: float) -> tuple[Scene, list[str], list
         try:
             scene = wrong_scene(graph, draw)
             met = [r.met_by(scene.objects) for r in graph.requirements]
-            edit = plan(graph, met, draw, scene)
+            edit = scripted_edit(graph, met, draw, scene)
         except GraphError:
             continue
         if edit:

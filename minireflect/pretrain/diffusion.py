@@ -78,7 +78,7 @@ def train_diffusion(
     """
     autoencoder = autoencoder.to(device).eval().requires_grad_(False)
     latents = encode_all(autoencoder.encode, data.pixels, device)  # (n 4 8 8)
-    tokenizer = Tokenizer.of(data.sayable, sizes.prompt_length)
+    tokenizer = Tokenizer.of(data.vocabulary, sizes.prompt_length)
     ids = tokenizer(data.captions).to(device)  # (n t)
     torch.manual_seed(seed)
     schedule = Schedule(ScheduleConfig())

@@ -20,7 +20,7 @@ from ..pipeline import LatentDiffusion
 from ..run import Run
 from ..streams import choices, rng
 from ..world.canvas import to_tensor
-from ..world.captions import hint
+from ..world.captions import hints
 from ..world.data import WorldConfig, training_pairs
 from ..world.graphs import PREDICATES, THINGS, Entity, Requirement, SceneGraph, radius
 from ..world.layout import sample_picture
@@ -69,7 +69,7 @@ def fair_prompt(draw: random.Random) -> Prompt:
     """
     kind = draw.choice((*KINDS, "stated"))
     if kind == "arrangement" and draw.random() < 0.75:
-        return draw.choice([p for p in prompt_set(kind, "train") if p.task.kind == "position"])
+        return draw.choice([p for p in prompt_set(kind, "train") if p.task == "position"])
     if kind != "stated":
         return draw.choice(draw_prompts(kind, "train", 8, draw))  # 8: one of each law
     prompt = draw.choice(draw_prompts("physical", "train", 8, draw))
@@ -157,7 +157,7 @@ def false_prompt(
 
 def full_text(prompt: Prompt) -> str:
     """The sentence that tells everything about the prompt's picture, a lawful outcome included."""
-    return prompt.text if prompt.task else law_prompt(prompt.law, prompt.objects, prompt.outcome).text
+    return prompt.text if prompt.graph else law_prompt(prompt.law, prompt.objects, prompt.outcome).text
 
 
 def caption_loss(logits: Tensor, ids: Tensor) -> Tensor:
@@ -273,7 +273,7 @@ def train_checker(
 
 def described(scene: Scene) -> str:
     """What stands where, from left to right."""
-    return " and ".join(hint(t) for t in scene.objects)
+    return hints(scene.objects)
 
 
 def changed(scene: Scene, draw: random.Random) -> Scene:
@@ -405,7 +405,7 @@ def train_captioner(
         set_lr(optimizer, config.lr * lr_factor(step, config.steps))
         pick = torch.randint(len(pixels), (config.batch,), generator=rng(seed, "captioner", "batch", step))
         told = choices(seed, "captioner", "styles", step)
-        texts = [rationale(scenes[i], draw=told) for i in pick.tolist()]
+        texts = [rationale(scenes[i], rng=told) for i in pick.tolist()]
         ids = trim(tokenizer(texts), EOS).to(device)  # (b t)
         patches = model.vision(to_tensor(pixels[pick.numpy()]).to(device))  # (b n d)
         loss = caption_loss(model.describe(patches, model.text(ids)), ids)

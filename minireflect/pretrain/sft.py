@@ -83,7 +83,7 @@ def lessons(
     pixels, scenes, captions = training_pairs(
         training.pictures, world, draw, training.altered, training.related
     )
-    thoughts = [rationale(s, draw=draw) for s in scenes]
+    thoughts = [rationale(s, rng=draw) for s in scenes]
     if training.rationales == "shuffled":
         thoughts = shuffled(thoughts, [s.law for s in scenes], draw)
     is_dense = [draw.random() < training.dense for _ in scenes]

@@ -11,7 +11,6 @@
 Shapes: images (b 3 h w) in [-1, 1], b prompts -> (b)
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,10 +22,9 @@ from ..checkpoints.ours import load_module, or_shipped, weights_folder
 from ..models.clip import CLIP
 from ..models.matcher import Matcher, MatcherConfig
 from ..models.tokenizer import EOS, BytePairs, Tokenizer, trim, up_to
+from ..pipeline import Reward
 from ..world.inspector import inspect_all
 from ..world.prompts import Prompt, split, understand
-
-Reward = Callable[[Tensor, list[str]], Tensor]
 
 # caption_reward from which a picture shows what its rationale says: among four objects in any order and three
 # styles, even a right first word has a probability of only a twelfth

@@ -13,7 +13,7 @@ from minireflect.pretrain.vq import VQTraining, perplexity, refine_vq, things, t
 from minireflect.run import Run
 from minireflect.streams import choices
 from minireflect.world.canvas import to_tensor
-from minireflect.world.data import WorldConfig, training_pairs, twin
+from minireflect.world.data import WorldConfig, recolored, training_pairs
 from minireflect.world.render import render_pixels
 
 SMALL = VQConfig(width=8, groups=4, forms=32, colors=16, dimensions=4)
@@ -140,7 +140,7 @@ def test_perplexity_counts_words_evenly_used() -> None:
 
 def test_it_learns_keeps_and_refuses(tmp_path: Path) -> None:
     pixels, scenes, _ = training_pairs(8, WorldConfig(), choices(0, "vq"))
-    twins = np.stack([render_pixels(twin(s, choices(0, "twins"))) for s in scenes])
+    twins = np.stack([render_pixels(recolored(s, choices(0, "twins"))) for s in scenes])
     run = Run(tmp_path / "run", {})
     config = VQTraining(steps=60, batch=4, forms=32, colors=16, revived=10)
     autoencoder = load_pipeline().autoencoder

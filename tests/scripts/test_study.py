@@ -13,7 +13,7 @@ from minireflect.evaluate_reason import ReasonScore, another_of_its_kind, evalua
 from minireflect.models.reasongen import SamplingConfig
 from minireflect.pipeline import ReasonPipeline
 from minireflect.rl.rewards import load_reward
-from minireflect.world.graphs import TASKS
+from minireflect.world.prompts import TASKS
 from tests.small import small_reasongen
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
