@@ -71,7 +71,7 @@ REASON_COMMANDS = ("vq", "captioner", "reason-sft", "reason-grpo")
 COMMON = ("preset", "seed", "out", "resume", "weights", "device")  # options of every command
 RECORDS: dict[str, tuple[str, ...]] = {  # the records of each stage; the options of the first carry no prefix
     "srrl": ("srrl", "mix", "sampler", "evaluation"),
-    "lora": ("finetune", "srrl", "sampler"),
+    "lora": ("srrl", "finetune", "sampler"),
     "autoencoder": ("autoencoder", "world"),
     "diffusion": ("diffusion", "world"),
     "reward": ("reward",),

@@ -23,7 +23,13 @@ from .options import HELP, HELP_ALL, help_text
 
 RIG_COMMANDS = ("checker", "actor", "rlrig")
 COSTS = {"smoke": "seconds; it learns nothing", "gpu": "larger batches and budgets, for a CUDA GPU"}
-TITLES = {"options": "run", "mix": "shares of the prompts in training", "finetune": "checkpoint"}
+TITLES = {
+    "options": "run",
+    "mix": "prompts in training",
+    "sampler": "measured",
+    "evaluation": "measured",
+    "finetune": "checkpoint",
+}
 
 
 def main(words: list[str]) -> int:
@@ -32,11 +38,9 @@ def main(words: list[str]) -> int:
     command, config = defaults(named, words)
     if any(word in HELP for word in words):
         what = TRAINED[command][0]
-        about = f"{what[0].upper()}{what[1:]}. The value behind a name is its default."
+        about = f"{what[0].upper()}{what[1:]}. Defaults stand behind the names; --help-all explains all."
         usage = f"minireflect train {command} [OPTIONS]"
-        full = HELP_ALL in words
-        about += "" if full else " --help-all explains those with a dot in their names, too."
-        print(help_text(usage, about, options_of(command, config), TITLES, full))
+        print(help_text(usage, about, options_of(command, config), TITLES, HELP_ALL in words))
         return 0
     try:
         train(command, parse(words, command, config))
