@@ -67,7 +67,7 @@ def load_pipeline(
     prediction: Prediction | None = None,
     image_size: int | None = None,
 ) -> LatentDiffusion:
-    """The pipeline of a training run, of Stable Diffusion (SD 1.x, 2.x, SDXL), or without a path the shipped
+    """The pipeline of a training run, or of Stable Diffusion (SD 1.x, 2.x, SDXL); without a path the shipped
     one.
 
     `path` is a run folder, or a folder with our weight files; `unet` names the UNet's, of which a run of SRRL

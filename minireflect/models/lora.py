@@ -21,8 +21,10 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class LoRAConfig:
-    rank: int = 4  # r
-    alpha: float | None = None  # the difference is scaled by alpha / rank; None = rank, that is by 1
+    # r, of the two matrices
+    rank: int = 4
+    # the difference is scaled by alpha / rank; None = rank, that is by 1
+    alpha: float | None = None
     # ends of the names of linear layers, such as "cross_attn.q" or "ff.up"
     targets: tuple[str, ...] = ("q", "k", "v", "out")
 
