@@ -67,7 +67,7 @@ class Table:
     @property
     def cells(self) -> list[list[str]]:
         """Head and rows as text."""
-        head = list(next(iter(self.rows.values())))
+        head = list(next(iter(self.rows.values()), {}))
         text = [[_shown(row[column]) for column in head] for row in self.rows.values()]
         return [[self.title, *head], *([name, *row] for name, row in zip(self.rows, text))]
 

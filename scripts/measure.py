@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageFilter
-from scipy.stats import rankdata
+from reports import auc
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
@@ -185,15 +185,6 @@ def measure_autoencoder(pipe: LatentDiffusion, n: int) -> None:
 def measure_base(pipe: LatentDiffusion, reward: Reward, n: int) -> None:
     scores = evaluate(pipe, reward, preset("cpu").sampler, EvaluationConfig(pictures=n), KINDS)
     print(law_table({"base": scores}))
-
-
-def auc(values: np.ndarray, right: np.ndarray) -> float:
-    """Area under the ROC curve by ranks (Mann-Whitney); ties count half.  Shapes: values (n), right (n) bool"""
-    positive = int(right.sum())
-    if not 0 < positive < len(right):
-        return float("nan")
-    ranks = rankdata(values)
-    return float((ranks[right].sum() - positive * (positive + 1) / 2) / (positive * (len(right) - positive)))
 
 
 def measure_reward(pipe: LatentDiffusion, reward: Reward, n: int) -> None:

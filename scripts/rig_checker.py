@@ -3,6 +3,7 @@
 python scripts/rig_checker.py          prints the first, for the shipped two
 """
 
+import argparse
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,4 +95,6 @@ def share(of: Tensor) -> float:
 
 
 if __name__ == "__main__":
+    about, layout = __doc__, argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=about, formatter_class=layout).parse_args()
     print(checker_table({name: asked_of_renders(name) for name in ("checker", "judge")}))
