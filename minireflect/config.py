@@ -33,21 +33,21 @@ FLAT = tyro.conf.arg(name="")  # a record whose options carry no prefix
 class Config:
     """What a run is configured with; the defaults are the preset cpu."""
 
-    # budget (default: gpu with a CUDA GPU, else cpu)
+    # budget (default: gpu on a CUDA GPU)
     preset: Literal["cpu", "gpu", "smoke"] = "cpu"
     # of every random stream
     seed: int = 0
-    # run folder (default: the first free runs/COMMAND-N)
+    # run folder (default: runs/COMMAND-1, -2, ...)
     out: Path | None = None
-    # go on with the run in --out, with its options
+    # continue the run in --out, with its options
     resume: bool = False
-    # run folder to start from (default: the shipped weights)
+    # run to start from (default: shipped weights)
     weights: Path | None = None
     # default: the first that is there
     device: Literal["cuda", "mps", "cpu"] | None = None
     # what the pictures show: physical laws or scene graphs
     scenes: Literal["laws", "graphs"] = "laws"
-    # sets the defaults of the options below
+    # sets the defaults of what follows
     method: Literal["srrl", "ddpo", "grpo"] = "srrl"
     world: WorldConfig = field(default_factory=WorldConfig)
     autoencoder: AutoencoderTraining = field(default_factory=AutoencoderTraining)
@@ -71,7 +71,7 @@ REASON_COMMANDS = ("vq", "captioner", "reason-sft", "reason-grpo")
 COMMON = ("preset", "seed", "out", "resume", "weights", "device")  # options of every command
 RECORDS: dict[str, tuple[str, ...]] = {  # the records of each stage; the options of the first carry no prefix
     "srrl": ("srrl", "mix", "sampler", "evaluation"),
-    "lora": ("finetune", "srrl", "sampler"),
+    "lora": ("srrl", "finetune", "sampler"),
     "autoencoder": ("autoencoder", "world"),
     "diffusion": ("diffusion", "world"),
     "reward": ("reward",),
