@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageFilter
-from scipy.stats import rankdata
+from reports import auc
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
@@ -34,7 +34,6 @@ from minireflect.pipeline import LatentDiffusion
 from minireflect.rl.rewards import ACCEPT_WORD, Reward, load_captioner, load_reward, verdicts
 from minireflect.streams import choices, rng
 from minireflect.world.canvas import to_tensor
-from minireflect.world.graphs import arrange
 from minireflect.world.inspector import inspect, inspect_all
 from minireflect.world.laws import LAWS
 from minireflect.world.prompts import KINDS, Prompt, draw_prompts, near_miss, sample_scene
@@ -109,9 +108,7 @@ def forge(scene: Scene, kind: str, draw: random.Random) -> Scene | None:
         if scene.law == "arrangement":
             return None
         law = LAWS[scene.law]
-        return replace(
-            scene, outcome=draw.choice([o for o in law.possible(scene.objects) if o != scene.outcome])
-        )
+        return replace(scene, outcome=draw.choice([o for o in law.outcomes if o != scene.outcome]))
     return replace(scene, objects=tuple(objects))
 
 
@@ -190,15 +187,6 @@ def measure_base(pipe: LatentDiffusion, reward: Reward, n: int) -> None:
     print(law_table({"base": scores}))
 
 
-def auc(values: np.ndarray, right: np.ndarray) -> float:
-    """Area under the ROC curve by ranks (Mann-Whitney); ties count half.  Shapes: values (n), right (n) bool"""
-    positive = int(right.sum())
-    if not 0 < positive < len(right):
-        return float("nan")
-    ranks = rankdata(values)
-    return float((ranks[right].sum() - positive * (positive + 1) / 2) / (positive * (len(right) - positive)))
-
-
 def measure_reward(pipe: LatentDiffusion, reward: Reward, n: int) -> None:
     draw = choices(0, "measure", "twins")
     prompts = [p for kind in KINDS for p in draw_prompts(kind, "held-out", n // 3 + 1, draw)][:n]
@@ -240,16 +228,16 @@ def false_rationale(prompt: Prompt, scene: Scene, split: str, draw: random.Rando
     Of a law's scene that of a near miss; of an arrangement one where a thing has another colour, or things other places.
     """
     while True:
-        if prompt.task is None:
+        if prompt.graph is None:
             other = near_miss(prompt, draw, split).scene(draw)
         elif draw.random() < 0.5:
-            other = arrange(prompt.task, draw)
+            other = prompt.scene(draw)
         else:
             things, i = list(scene.objects), draw.randrange(len(scene.objects))
             things[i] = replace(things[i], color=draw.choice(COLORS))
             other = replace(scene, objects=tuple(things))
         if plan_of(other) != plan_of(scene):
-            return rationale(other, draw=draw)
+            return rationale(other, rng=draw)
 
 
 def measure_captioner(captioner: Reward, n: int) -> Table:
@@ -261,7 +249,7 @@ def measure_captioner(captioner: Reward, n: int) -> Table:
         scenes = [p.scene(draw) for p in prompts]
         images = torch.stack([render(s) for s in scenes])  # (m 3 64 64)
         texts = {
-            "true": [rationale(s, draw=draw) for s in scenes],
+            "true": [rationale(s, rng=draw) for s in scenes],
             "false by one fact": [false_rationale(p, s, split, draw) for p, s in zip(prompts, scenes)],
         }
         for name, told in texts.items():

@@ -6,50 +6,29 @@ A run of `train.py rlrig` measures all controls and both phases on the same held
 own graphs, noise and training.  It can be stopped at any time and goes on where it stopped.
 """
 
-import argparse
-import json
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+from reports import Arms, arguments, arms_figure, cached, train
 from rig_checker import asked_of_renders, asked_of_the_loop
-from rig_report import arms_figure, checker_table, groups_figure, page, reliability_figure, t_star_figure
+from rig_report import checker_table, groups_figure, page, reliability_figure, t_star_figure
 
 from minireflect.config import preset
 from minireflect.evaluate import EvaluationConfig
-from minireflect.evaluate_graphs import GraphScore, evaluate_loop
+from minireflect.evaluate_graphs import evaluate_loop
 from minireflect.methods.rlrig import load_parts, loop_of
 from minireflect.rl.checker import load_checker
 from minireflect.run import read_metrics, write_text
 
-ROOT = Path(__file__).parent.parent
 GROUPS = (2, 4, 8, 16)
 SHORT = ["--actor-iterations", "8", "--editor-iterations", "25", "--no-controls"]
 T_STARS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
-def train(command: str, folder: Path, words: list[str]) -> Path:
-    """Run a command of `train.py`, go on with it where it was stopped, or leave it if it is finished."""
-    if not (folder / "state" / f"{command}.done").exists():
-        started = (folder / "config.json").exists()
-        more = ["--resume"] if started else ["--preset", "cpu", *words]
-        subprocess.run(
-            [sys.executable, str(ROOT / "train.py"), command, "--out", str(folder), *more], check=True
-        )
-    return folder
-
-
-def scores(folder: Path) -> dict[str, GraphScore]:
+def scores(folder: Path) -> Arms:
     """Every row that a run has measured."""
-    return {row["model"]: GraphScore(**row["score"]) for row in read_metrics(folder, "evaluation")}
-
-
-def cached(path: Path, make) -> dict:
-    """A JSON file, made once."""
-    if not path.exists():
-        write_text(path, json.dumps(make()))
-    return json.loads(path.read_text())
+    return {row["model"]: row["score"] for row in read_metrics(folder, "evaluation")}
 
 
 def by_t_star(folder: Path, seed: int, pictures: int) -> dict[str, list[dict]]:
@@ -69,15 +48,7 @@ def by_t_star(folder: Path, seed: int, pictures: int) -> dict[str, list[dict]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("runs/rig"))
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--pictures", type=int, default=160, help="held-out graphs of every row")
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True), args.docs.mkdir(parents=True, exist_ok=True)
+    args = arguments(__doc__, "runs/rig", 160, "held-out graphs of every row")
     common = ["--evaluation.pictures", str(args.pictures)]
     runs = [
         train(
@@ -98,7 +69,7 @@ def main() -> int:
     }
     fooled = cached(args.out / "fooled.json", lambda: asked_of_the_loop(runs[0] / "weights"))
     arms = [scores(r) for r in runs]
-    arms_figure(arms, args.docs / "rlrig_arms.png")
+    arms_figure(arms, {"sg_iou": "SG-IoU", "right": "pictures fully right"}, args.docs / "rlrig_arms.png")
     groups_figure({g: scores(r) for g, r in groups.items()}, args.docs / "rlrig_groups.png")
     t_star_figure(T_STARS, t_star, args.docs / "rlrig_t_star.png")
     reliability_figure(answers, args.docs / "rlrig_reliability.png")

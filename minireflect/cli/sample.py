@@ -161,11 +161,11 @@ def sample_reasongen(args: SampleOptions) -> None:
     """The rationale as written, the picture and the verdict, of two samples of each prompt."""
     from ..checkpoints.ours import REASON, load_reasongen, weights_folder
     from ..models.reasongen import SamplingConfig
-    from ..rl.rewards import judge_of
+    from ..rl.rewards import reward_beside
     from ..showcase import thoughts_strip
 
     folder = weights_folder(args.weights or REASON)
-    pipe, judge = load_reasongen(folder), judge_of(folder)
+    pipe, judge = load_reasongen(folder), reward_beside(folder)
     guidance = SamplingConfig.guidance if args.guidance is None else args.guidance
     sampling = SamplingConfig(temperature=args.temperature, guidance=guidance)
     rows = thoughts_strip(pipe, judge, list(args.prompts), sampling, args.seed, args.out)

@@ -36,7 +36,7 @@ from ..rl.checker import Answers, Checker, load_checker
 from ..rl.tokens import TokenBatch, entropy_of, token_step, token_weights
 from ..run import Run
 from ..streams import choices, rng
-from ..world.captions import edit_prompt, plan
+from ..world.captions import edit_prompt, scripted_edit
 from ..world.graphs import SceneGraph
 from ..world.inspector import inspect_all
 from ..world.layout import sample_graph
@@ -122,7 +122,7 @@ def scripted_actor(
 ) -> list[str]:
     """Plans a layout of the graph without a look at the picture, and names the places of what the Checker misses."""
     draw = choices(int(torch.randint(2**31, (), generator=generator)), "script")
-    return [plan(g, met, draw) for g, met in zip(graphs, answers.met.tolist())]
+    return [scripted_edit(g, met, draw) for g, met in zip(graphs, answers.met.tolist())]
 
 
 def silent_actor(
@@ -151,7 +151,7 @@ def learned_actor(actor: Actor, tokenizer: Tokenizer) -> Act:
 
 def prompts_of(graphs: list[SceneGraph], edits: list[str]) -> list[str]:
     """What the Inverse Diffuser reads."""
-    return [edit_prompt(g, [e] if e else []) for g, e in zip(graphs, edits)]
+    return [edit_prompt(g, e) for g, e in zip(graphs, edits)]
 
 
 @torch.no_grad()
