@@ -39,7 +39,7 @@ pytestmark = pytest.mark.usefixtures("no_network")
 @pytest.fixture(autouse=True)
 def noisy_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of four denoising steps train the noisiest: with few steps the others move by much more than their noise."""
-    monkeypatch.setattr(learning, "MIN_SIGMA", 0.3)
+    monkeypatch.setattr(learning, "MIN_SIGMA", 0.3), monkeypatch.setattr(learning, "WARMUP", 2)
 
 
 QUICK = replace(
