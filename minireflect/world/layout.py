@@ -39,7 +39,7 @@ def place(xy: XY) -> str:
 
 
 def arrange(graph: SceneGraph, rng: random.Random) -> Scene:
-    """A scene of a GenEval task: its shapes at random, apart from each other, open colours drawn at random."""
+    """A scene of a GenEval task: shapes at random places, apart from each other; open colours at random."""
     things = [(e.name, e.color) for e in graph.entities for _ in range(e.count)]
     while True:
         spots: list[XY] = []
@@ -57,7 +57,7 @@ def arrange(graph: SceneGraph, rng: random.Random) -> Scene:
 def lay_out(
     graph: SceneGraph, rng: random.Random, keep: dict[int, XY] | None = None, layouts: int = LAYOUTS
 ) -> Scene:
-    """A scene of a graph whose entities have colours and may touch.  Entities in `keep` (by index) stay at the given place.
+    """A scene of a graph with colours, whose shapes may touch.  Entities in `keep` (by index) stay there.
 
     Raises GraphError when no layout is found.
     """
@@ -89,7 +89,7 @@ def _contact_order(graph: SceneGraph) -> list[int]:
 def _find_spot(
     graph: SceneGraph, i: int, placed: list[tuple[int, Object]], rng: random.Random, fixed: XY | None
 ) -> Object | None:
-    """One object of entity i where its relations to all placed objects hold and it touches no other; None if there is no room."""
+    """One object of entity i where its relations hold and it touches no other; None if there is no room."""
     entity = graph.entities[i]
     r = radius(entity.name)
     contacts = [
@@ -140,7 +140,7 @@ def held_out(a: Entity, b: Entity) -> bool:
 
 
 def sample_graph(rng: random.Random, split: str = "train") -> SceneGraph:
-    """Two to four objects with one to four relations.  A held-out graph relates a pair that no training graph does."""
+    """Two to four objects, one to four relations.  Held-out graphs relate a pair that training ones do not."""
     if split not in ("train", "held-out"):
         raise ValueError(f"split {split!r} is not one of 'train', 'held-out'")
     while True:

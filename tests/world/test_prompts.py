@@ -94,7 +94,9 @@ def test_a_near_miss_asks_for_another_picture(kind: str) -> None:
 
 
 def test_a_false_caption_never_holds() -> None:
-    """What is left of a ball may stand above it too, so one near miss of an arrangement in twelve holds by chance."""
+    """What is left of a ball may stand above it too, so one near miss of an arrangement in twelve holds by
+    chance.
+    """
     draw = random.Random(0)
     prompts = draw_prompts("arrangement", "train", 600, draw)
     scenes = [p.scene(draw) for p in prompts]
