@@ -19,7 +19,7 @@ from ..methods.rlrig import LoopConfig, load_parts
 from ..models.lora import merge_lora
 from ..models.reasongen import SamplingConfig
 from ..pipeline import OPPOSITE, SamplerConfig, best_device
-from ..rl.rewards import judge_of, load_reward
+from ..rl.rewards import load_reward, reward_beside
 from ..streams import choices
 from ..world.canvas import read_picture, to_pixels, write_picture
 from ..world.graphs import read_graph
@@ -148,7 +148,7 @@ def sample_rlrig(args: SampleOptions, prompts: list[str]) -> None:
 def sample_reasongen(args: SampleOptions, prompts: list[str]) -> None:
     """The rationale as written, the picture and the verdict, of two samples of each prompt."""
     folder = weights_folder(args.weights or REASON)
-    pipe, reward = load_reasongen(folder), judge_of(folder)
+    pipe, reward = load_reasongen(folder), reward_beside(folder)
     sampling = SamplingConfig(args.temperature, guidance=1.0 if args.guidance is None else args.guidance)
     rows = showcase.thoughts_strip(pipe, reward, prompts, sampling, args.seed, args.out)
     for prompt, row in zip(prompts, rows):
