@@ -33,10 +33,19 @@ from .checkpoints.ours import (
     save_reasongen,
 )
 from .config import Config
-from .evaluate import Score, Table, evaluate, law_table
+from .evaluate import (
+    EvaluationConfig,
+    RewardScore,
+    Score,
+    Table,
+    evaluate,
+    law_table,
+    reward_score,
+    sample_and_score,
+)
 from .evaluate_graphs import GraphScore, evaluate_loop, evaluation_graphs
 from .evaluate_reason import SAMPLING, ReasonScore, codec_table, evaluate_reason, evaluation_prompts
-from .methods.finetune import finetune
+from .methods.finetune import chosen_reward, finetune, load_base, read_prompts
 from .methods.reasongen import Rewards, train_reason_grpo
 from .methods.rlrig import (
     RIG_PARTS,
@@ -49,6 +58,7 @@ from .methods.rlrig import (
 )
 from .methods.srrl import train_srrl
 from .models.autoencoder import Autoencoder, AutoencoderConfig
+from .models.lora import lora_layers
 from .models.reasongen import ReasonGenConfig
 from .models.tokenizer import Tokenizer
 from .models.vq import Codec
@@ -198,9 +208,36 @@ def cost_of(rows: list[dict]) -> str:
 
 
 def lora(task: Task) -> None:
-    """The same on a published checkpoint."""
-    config = task.config
-    finetune(config.finetune, config.srrl, config.sampler, config.seed, task.run, task.device)
+    """The same on a published checkpoint, with LoRA; the reward and what it does not ask for stand in for the inspector."""
+    config, run = task.config.finetune, task.run
+    reward, prompts, method = (
+        chosen_reward(config, task.device),
+        read_prompts(config.prompts),
+        task.config.method,
+    )
+    pipe, batches = load_base(config, task.device), EvaluationConfig(batch=config.micro_batch)
+    shown = [prompts[i % len(prompts)] for i in range(config.shown)]
+    images, scores = {}, {}
+
+    def measure(name: str) -> None:
+        images[name], rewards = sample_and_score(pipe, reward, shown, task.config.sampler, batches)
+        scores[name] = task.measured(name, RewardScore, lambda: reward_score(images[name], rewards))
+
+    measure("base")
+    clock = time.time()
+    finetune(config, task.config.srrl, pipe, reward, task.job)
+    hours = (time.time() - clock) / 3600
+    measure(method.upper())
+    rows = run.metrics("srrl")
+    sampled = sum(sum(row["pictures_by_round"]) for row in rows)
+    cost = f"{60 * hours:.1f} minutes · {cost_of(rows)} · {len(lora_layers(pipe.unet))} layers with LoRA"
+    cost += f" · {sampled / hours:,.0f} pictures an hour, sampled and learnt from"
+    if task.device.type == "cuda":
+        cost += f" · peak memory {torch.cuda.max_memory_allocated(task.device) / 2**30:.1f} GiB"
+    task.report(Table("checkpoint", {name: vars(score) for name, score in scores.items()}), cost)
+    figures.reward_curve(rows, task.figure("reward"), config.reward)
+    figures.latent_moments(rows, task.figure("latents_by_round"))
+    showcase.columns_of(images, reward, shown, task.figure("before_and_after"))
 
 
 # ------------------------------------------------------------------------------------------------------- graphs: RL-RIG
