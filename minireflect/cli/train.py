@@ -102,7 +102,7 @@ def train(command: str, config: Config) -> None:
     label = config.method if command == "srrl" else command
     source = source_of(command, config)
     if source is not None:
-        check(command, source)
+        check(command, config, source)
     run = Run(config.out or free_folder(label), to_dict(command, config), config.resume)
     cost = COSTS.get(config.preset, f"about {TRAINED[command][1]} minutes on two cores")
     print(
