@@ -1,11 +1,11 @@
-"""What `minireflect train` can train, one function a stage: from the weights in one folder to weights, figures and a table in a run's.
+"""The stages of `minireflect train`: from weights in one folder to weights, figures and a table in a run's.
 
     laws         autoencoder -> diffusion -> reward -> srrl               SRRL, DDPO or GRPO
     graphs       autoencoder -> diffusion -> checker, judge -> actor -> rlrig
     tokens       vq -> captioner -> reason-sft -> reason-grpo             ReasonGen-R1
-    checkpoint   lora                                                     SRRL, DDPO or GRPO on Stable Diffusion
+    checkpoint   lora                                                     the same on Stable Diffusion
 
-A stage that its run has finished is not done again, and a model that its run has measured is not measured again.
+A finished stage is not done again in a resumed run, nor is a measured model measured again.
 """
 
 import os
@@ -64,7 +64,7 @@ RECORD = TypeVar("RECORD")
 
 
 class Task(NamedTuple):
-    """One run of a command: its options, its folder, the folder of the weights that it starts from, where it computes."""
+    """One run of a command: its options, its folder, the folder of the first weights, the device."""
 
     config: Config
     run: Run
@@ -97,7 +97,7 @@ class Task(NamedTuple):
         print(f"{table}\n\n{last}".rstrip())
 
     def hand_on(self, *names: str, **renamed: str) -> None:
-        """Copy weight files that a later stage looks for from the source, if they exist there and not yet here."""
+        """Copy weights that a later stage needs from the source, if they exist there and not yet here."""
         for name, kept in ({n: n for n in names} | renamed).items():
             there, here = self.source / f"{name}.safetensors", self.weights / f"{kept}.safetensors"
             if there.exists() and not here.exists():
@@ -106,7 +106,7 @@ class Task(NamedTuple):
                 os.replace(draft, here)
 
     def measured(self, model: str, record: type[RECORD], measure: Callable[[], RECORD]) -> RECORD:
-        """The score of a model, or its scores by kind of prompt: measured now, unless this run has logged them already."""
+        """The score of a model, or its scores by kind of prompt: as logged in this run, else measured now."""
         for row in self.run.metrics("evaluation"):
             if row["model"] == model and "scores" in row:
                 return {kind: record(**values) for kind, values in row["scores"].items()}
@@ -119,7 +119,7 @@ class Task(NamedTuple):
         return found
 
 
-# ------------------------------------------------------------------------------------------------ laws: SRRL, DDPO, GRPO
+# ------------------------------------------------------------ laws: SRRL, DDPO, GRPO
 def captioned(config: Config, stage: str, pictures: int) -> Captioned:
     """The pictures and captions that the autoencoder and the diffusion model are trained on."""
     draw = choices(config.seed, stage, "pictures")
@@ -191,7 +191,7 @@ def cost_of(rows: list[dict]) -> str:
 
 
 def lora(task: Task) -> None:
-    """The same on a published checkpoint, with LoRA; the reward and what it does not ask for stand in for the inspector."""
+    """The same on a published checkpoint, with LoRA.  No inspector: measured are the reward, and what it ignores."""
     config, run = task.config.finetune, task.run
     reward, prompts = chosen_reward(config, task.device), read_prompts(config.prompts)
     pipe, batches = load_base(config, task.device), EvaluationConfig(batch=config.micro_batch)
@@ -219,9 +219,9 @@ def lora(task: Task) -> None:
     showcase.columns_of(images, reward, shown, task.figure("before_and_after"))
 
 
-# ------------------------------------------------------------------------------------------------------- graphs: RL-RIG
+# ------------------------------------------------------------ graphs: RL-RIG
 def question_answerer(name: str, offset: int) -> Callable[[Task], None]:
-    """The stage of the Checker, or of the held-out judge: the same task with another seed, size and pictures."""
+    """The stage of the Checker, or of the held-out judge, which has another seed, size and pictures."""
 
     def stage(task: Task) -> None:
         pipe, job = ours.load_pipeline(task.source), task.job._replace(seed=task.config.seed + offset)
@@ -242,7 +242,7 @@ def actor(task: Task) -> None:
 
 
 def rlrig(task: Task) -> None:
-    """Measure the rig.controls, train the Actor and then the editor, measuring after each on the same graphs and noise."""
+    """Measure the controls, train the Actor, then the editor; measure after each on the same graphs and noise."""
     config, run, weights, source = task.config, task.run, task.weights, task.source
     finished = (source / "base_actor.safetensors").exists()  # a finished run has both Actors
     first = "base_actor" if finished else "actor"
@@ -252,7 +252,7 @@ def rlrig(task: Task) -> None:
 
     def measure(loops: dict) -> None:
         for name, loop in loops.items():
-            score = lambda: evaluate_loop(loop, judge, config.evaluation, name)  # noqa: B023, E731  called at once
+            score = lambda: evaluate_loop(loop, judge, config.evaluation, name)  # noqa: B023, E731
             rows[name] = task.measured(name, GraphScore, score)
 
     if config.rlrig.controls:
@@ -275,7 +275,7 @@ def rlrig(task: Task) -> None:
     showcase.edit_strip(parts, graphs, config.rlrig.loop, config.seed, task.figure("edits"))
 
 
-# ------------------------------------------------------------------------------------------------- tokens: ReasonGen-R1
+# ------------------------------------------------------------ tokens: ReasonGen-R1
 def vq(task: Task) -> None:
     config, source = task.config, ours.load_autoencoder(task.source)
     draw = choices(config.seed, "vq", "pictures")
@@ -360,7 +360,8 @@ def show_rationales(task: Task, pipe: ReasonPipeline, judge: Reward) -> None:
 
 STAGES: dict[str, Callable[[Task], None]] = {
     "autoencoder": autoencoder, "diffusion": diffusion, "reward": reward, "srrl": srrl, "lora": lora,
-    "checker": question_answerer("checker", 0), "judge": question_answerer("judge", 1), "actor": actor, "rlrig": rlrig,
+    "checker": question_answerer("checker", 0), "judge": question_answerer("judge", 1), "actor": actor,
+    "rlrig": rlrig,
     "vq": vq, "captioner": captioner, "reason-sft": reason_sft, "reason-grpo": reason_grpo,
 }  # fmt: skip
 
@@ -368,7 +369,8 @@ STAGES: dict[str, Callable[[Task], None]] = {
 def check(command: str, config: Config, source: Path) -> None:
     """Load what a command starts from: a missing or broken file is named before a run folder exists.
 
-    Raises WeightsError, and PromptError where the world has words that the diffusion model was not trained on.
+    Raises WeightsError, and PromptError where the world has words that the diffusion model was not trained
+    on.
     """
     if command == "diffusion":
         ours.load_module(source / "autoencoder.safetensors", Autoencoder, AutoencoderConfig)
