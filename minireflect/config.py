@@ -20,7 +20,7 @@ from .pipeline import SamplerConfig
 from .pretrain.actor import ActorTraining
 from .pretrain.autoencoder import AutoencoderTraining
 from .pretrain.diffusion import DiffusionTraining
-from .pretrain.matcher import CaptionerTraining, CheckerTraining, RewardTraining
+from .pretrain.matcher import CAPTIONER_TRAINING, CHECKER_TRAINING, MatcherTraining, RewardTraining
 from .pretrain.sft import ReasonTraining
 from .pretrain.vq import VQTraining
 from .world.data import WorldConfig
@@ -55,11 +55,11 @@ class Config:
     reward: RewardTraining = field(default_factory=RewardTraining)
     srrl: SRRLConfig = field(default_factory=SRRLConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
-    checker: CheckerTraining = field(default_factory=CheckerTraining)
+    checker: MatcherTraining = CHECKER_TRAINING
     actor: ActorTraining = field(default_factory=ActorTraining)
     rlrig: RLRIGConfig = field(default_factory=RLRIGConfig)
     vq: VQTraining = field(default_factory=VQTraining)
-    captioner: CaptionerTraining = field(default_factory=CaptionerTraining)
+    captioner: MatcherTraining = CAPTIONER_TRAINING
     sft: ReasonTraining = field(default_factory=ReasonTraining)
     grpo: ReasonRLConfig = field(default_factory=ReasonRLConfig)
     mix: PromptMix = field(default_factory=PromptMix)
@@ -104,7 +104,7 @@ SMOKE = {
         "loop": {"rounds": 1, "steps": 4}, "editor": {"updates": 1, "batch": 4, "lr": 2e-4, "anchor_below": 150},
         "graphs": 3, "group": 2, "actor_iterations": 2, "editor_iterations": 2,
     },
-    "vq": TINY | {"forms": 32, "colors": 16, "revived": 2},
+    "vq": TINY | {"forms": 32, "colors": 16, "revive_every": 2},
     "captioner": TINY,
     "sft": TINY,
     "grpo": {
@@ -116,7 +116,13 @@ SMOKE = {
 # Scene graphs need a sharper autoencoder, and a diffusion model that has learned to read.
 GRAPHS = {
     "autoencoder": {"pictures": 10_000, "steps": 5_000, "kl": 1e-4, "noise": 0.25},
-    "diffusion": {"pictures": 16_000, "steps": 8_000, "words": 0.3, "levels": 0.5, "reading": 1_600},
+    "diffusion": {
+        "pictures": 16_000,
+        "steps": 8_000,
+        "plain": 0.3,
+        "importance": 0.5,
+        "reading_steps": 1_600,
+    },
 }
 # ReasonGen-R1 is reinforced on more arrangements: they are GenEval's tasks.
 REASON = {
@@ -144,7 +150,7 @@ def preset(
     if name == "smoke" and reason:
         config = changed(config, {"evaluation": {"pictures": 6, "batch": 6}})
     if name == "smoke" and graphs:
-        config = changed(config, {"diffusion": {"reading": 3}})
+        config = changed(config, {"diffusion": {"reading_steps": 3}})
     return config
 
 

@@ -64,7 +64,7 @@ def test_presets() -> None:
     smoke, gpu = preset("smoke"), preset("gpu")
     assert smoke.srrl.iterations == 2 and smoke.vq.steps == 3 and smoke.evaluation.pictures == 8
     assert gpu.srrl.batch == 256 and gpu.srrl.lr == preset("cpu").srrl.lr
-    assert preset("smoke", scenes="graphs").diffusion.reading == 3
+    assert preset("smoke", scenes="graphs").diffusion.reading_steps == 3
     assert preset("cpu", scenes="graphs").diffusion.steps == 8_000
     assert preset("cpu", "reason-grpo").mix != preset("cpu").mix
     assert preset("smoke", recipe=SRRLConfig(rounds=0)).srrl.rounds == 0

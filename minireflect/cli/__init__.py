@@ -9,7 +9,7 @@ import difflib
 import sys
 
 COMMANDS = {
-    "sample": "draw prompts with a trained model, and say what the inspector reads in the pictures",
+    "sample": "sample pictures of prompts, and say what the inspector reads in them",
     "train": "train a model; `minireflect train --help` lists what can be trained",
     "inspect": "say what is in a file: a checkpoint, a LoRA, or a picture of the synthetic world",
 }

@@ -13,7 +13,7 @@ BAD_SAMPLES = {
     "an unknown word": (["a pink bal in still air"], ("'pink'", "'bal'", "nearest: ", "ball")),
     "an empty prompt": ([""], ("prompt is empty",)),
     "no prompt": ([], ("no prompt",)),
-    "negative rounds": (["a red ball", "--rounds", "-1"], ("rounds -1",)),
+    "negative rounds": (["a red ball", "--rounds", "-1"], ("rounds", "-1")),
     "no steps": (["a red ball", "--steps", "0"], ("steps 0",)),
     "too many steps": (["a red ball", "--steps", "1001"], ("1001", "1000")),
     "a missing folder": (["a red ball", "--out", "no/such/folder/x.png"], ("no folder",)),
