@@ -140,7 +140,7 @@ def held_out(a: Entity, b: Entity) -> bool:
 
 
 def sample_graph(rng: random.Random, split: str = "train") -> SceneGraph:
-    """Two to four objects, one to four relations.  Held-out graphs relate a pair that training ones do not."""
+    """Two to four objects, one to four relations; held-out graphs relate a pair that training never does."""
     if split not in ("train", "held-out"):
         raise ValueError(f"split {split!r} is not one of 'train', 'held-out'")
     while True:
