@@ -10,7 +10,7 @@ from minireflect.checkpoints.files import read_weights
 from minireflect.methods.rlrig import RIG_PARTS as PARTS
 from tests.cli.console import refused, run
 
-TINY = ["--iterations", "1", "--prompts", "2", "--group", "2", "--steps", "3", "--sampler.steps", "3",
+TINY = ["--iterations", "1", "--prompts-per-iteration", "2", "--group", "2", "--steps", "3", "--sampler.steps", "3",
         "--evaluation.pictures", "8"]  # fmt: skip
 
 
@@ -37,7 +37,7 @@ def test_train_leaves_a_run_and_refuses_to_spoil_it(tmp_path: Path) -> None:
     for key in ("reward", "reward_se", "right", "clip_high", "clip_low", "kl", "grad_norm", "updates_total", "log_ratio",
                 "flat_groups", "latent_mean", "latent_std", "first_ratio"):  # fmt: skip
         assert key in row
-    assert row["first_ratio"] == 0.0
+    assert row["first_ratio"] is None  # the default regresses: it has no ratio
     drawn = run("sample", "a red ball", "--weights", "run", "--out", "x.png", "--steps", "3", cwd=tmp_path)
     assert drawn.returncode == 0, drawn.stderr
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
@@ -144,6 +144,8 @@ def test_a_run_is_labelled_with_its_method(tmp_path: Path, method: str) -> None:
     assert f"runs/{method}-1" in done.stdout and method.upper() in done.stdout
     rows = (tmp_path / "runs" / f"{method}-1" / "metrics.jsonl").read_text()
     assert f'"model": "{method.upper()}"' in rows and "SRRL" not in rows
+    steps = [r for r in map(json.loads, rows.splitlines()) if r["stage"] == "srrl"]
+    assert steps and all(r["first_ratio"] == 0.0 for r in steps)
 
 
 def test_resume_says_what_the_run_is(tmp_path: Path) -> None:
