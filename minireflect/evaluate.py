@@ -167,6 +167,22 @@ def off_reward(images: Tensor) -> tuple[float, float]:
     return images.mean().item(), edges.item() / 2
 
 
+@dataclass(frozen=True)
+class RewardScore:
+    """Pictures of a published checkpoint, which no inspector can read."""
+
+    reward: float  # mean
+    reward_se: float  # its standard error
+    brightness: float
+    edges: float
+
+
+def reward_score(images: Tensor, rewards: Tensor) -> RewardScore:
+    """Shapes: images (n 3 h w), rewards (n)"""
+    error = (rewards.std() / len(rewards) ** 0.5).item() if len(rewards) > 1 else 0.0
+    return RewardScore(rewards.mean().item(), error, *off_reward(images))
+
+
 def evaluate(
     pipe: LatentDiffusion, reward: Reward, sampler: SamplerConfig, config: EvaluationConfig,
     kinds: tuple[str, ...] = ("physical", "unconventional"),

@@ -26,14 +26,14 @@ from minireflect.evaluate import EvaluationConfig
 from minireflect.evaluate_reason import ReasonScore, another_of_its_kind, evaluate_reason
 from minireflect.models.reasongen import Sampled, SamplingConfig
 from minireflect.pipeline import ReasonPipeline
-from minireflect.rl.rewards import judge_of
+from minireflect.rl.rewards import reward_beside
 from minireflect.run import read_metrics, write_text
 from minireflect.world.prompts import understand
 
 THOUGHTS = ("true", "none", "shuffled")
-BEYOND = ["--altered", "0.5", "--related", "0.4"]  # lessons of what no prompt asks for
+BEYOND = ["--recombined", "0.5", "--related-captions", "0.4"]  # lessons of what no prompt asks for
 BASE = [
-    *("--rationales", "none", "--dense", "0.5", "--told", "32", "--arrangements", "0.4"), *BEYOND,
+    *("--rationales", "none", "--dense", "0.5", "--text-only", "32", "--arrangements", "0.4"), *BEYOND,
     *("--pictures", "120000", "--steps", "12000", "--bf16"),
 ]  # fmt: skip
 AGAIN = ["--continued", "--seed", "1", "--pictures", "40000", "--steps", "3000", "--lr", "1e-3"]  # fmt: skip
@@ -108,7 +108,7 @@ def measured(weights: Path, args: argparse.Namespace, seed: int, arm: str) -> Re
     def measure() -> dict:
         pipe = load_reasongen(weights)
         pipe = Swapped._make(pipe) if swapped else pipe
-        return vars(evaluate_reason(pipe, judge_of(weights), config, arm, **options))
+        return vars(evaluate_reason(pipe, reward_beside(weights), config, arm, **options))
 
     return ReasonScore(**cached(path, measure))
 

@@ -21,7 +21,7 @@ from minireflect.evaluate_graphs import evaluation_graphs
 from minireflect.methods.rlrig import load_parts, loop_of
 from minireflect.models.matcher import Matcher, MatcherConfig
 from minireflect.models.tokenizer import Tokenizer
-from minireflect.pretrain.matcher import question
+from minireflect.pretrain.questions import question
 from minireflect.rl.checker import load_checker
 from minireflect.streams import choices
 from minireflect.world.graphs import Requirement

@@ -41,7 +41,7 @@ COMPARED = {  # options of train.py
     "K = 0, few prompts": [*QUICK, "--rounds", "0", "--prompts-per-iteration", "32"],
 }  # fmt: skip
 # A reward that never saw a spoilt picture, and what RL makes of it, long: one seed each.
-JUDGE = ["--no-spoilt", "--steps", "800"]
+JUDGE = ["--no-corrupted", "--steps", "800"]
 LONG, FAST = (["--iterations", "120"], ["--iterations", "160", "--lr", "5e-4", "--cooldown", "0"])
 CLEAN = "reward from clean renders"
 HACKED = {

@@ -7,7 +7,7 @@ from minireflect.checkpoints.ours import load_reasongen
 from minireflect.evaluate import EvaluationConfig, Table
 from minireflect.evaluate_reason import another_of_its_kind, codec_table, evaluate_reason, evaluation_prompts
 from minireflect.models.reasongen import SamplingConfig
-from minireflect.rl.rewards import judge_of
+from minireflect.rl.rewards import reward_beside
 from minireflect.world.prompts import TASKS
 from tests.small import small_reasongen
 
@@ -38,7 +38,9 @@ def test_an_untrained_model_is_measured_as_what_it_is() -> None:
 def test_the_shipped_model_plans_what_is_asked_and_draws_what_it_planned() -> None:
     """Far below what it reaches, far above chance; 24 prompts of each kind, of training combinations."""
     config = EvaluationConfig(pictures=24, split="train")
-    score = evaluate_reason(load_reasongen(), judge_of("."), config, sampling=SamplingConfig(temperature=0.4))
+    score = evaluate_reason(
+        load_reasongen(), reward_beside("."), config, sampling=SamplingConfig(temperature=0.4)
+    )
     assert score.planned > 0.85 and score.kept > 0.6 and score.physical > 0.6 and score.fooled < 0.4
 
 

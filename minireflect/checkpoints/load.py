@@ -107,7 +107,7 @@ def family_of(published: Published) -> Family:
 def _text_encoder(
     published: Published, family: Family, dtype: torch.dtype | None
 ) -> tuple[TextEncoder | TwoTextEncoders, int, int]:
-    """The text encoder, or SDXL's two; the width of the states that the UNet reads; the tokens of a prompt."""
+    """The text encoder, or SDXL's two; the width of its states; the tokens of a prompt."""
     parts = [published.parts[name] for name in ("text_encoder", "text_encoder_2")[: len(family.pads)]]
     configs = [text_sizes(part, penultimate=family is SDXL) for part in parts]
     if family is SDXL and configs[1].projection is None:
@@ -183,8 +183,7 @@ def load_clip(
     tokenizer: str | Path | None = None,
     quick_gelu: bool | None = None,
 ) -> LoadedCLIP:
-    """A CLIP: a folder of transformers' CLIPModel, or a state dict of OpenCLIP (a file, or a folder with
-    one).
+    """A CLIP: a folder of transformers' CLIPModel, or OpenCLIP's state dict (a file, or a folder with it).
 
     `quick_gelu` overrules the activation; an OpenCLIP state dict does not tell it: OpenAI's own weights need
     True, all of LAION's False (the default without a configuration file).  `tokenizer` as in

@@ -124,7 +124,7 @@ def load_lora(module: nn.Module, path: str | Path) -> nn.Module:
     if wrong:
         counted = f"{len(wrong)} of {len(adapters)} layers"
         raise WeightsError("\n  ".join([f"{path} does not fit this network, {counted}:", *wrong[:10]]))
-    install(module, {name: (len(found.A), found.scale) for name, found in adapters.items()})
+    install(module, {name: (len(found.A), found.scale) for name, found in adapters.items()}, None)
     with torch.no_grad():
         for name, found in adapters.items():
             lora = module.get_submodule(name).lora

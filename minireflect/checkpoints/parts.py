@@ -213,7 +213,7 @@ ASSUMED = {
 
 
 def unet_sizes(part: Part, family: Family) -> UNetConfig:
-    """The configuration of a UNet: sizes from its tensors, heads and groups from config.json or the family."""
+    """Sizes from the tensors of a UNet, heads and groups from config.json or the family."""
     tensors, config, source, _ = part
     for key, value in ASSUMED.items():
         if config.get(key, value) != value:

@@ -54,19 +54,19 @@ HALF_SCALE = (
 
 @dataclass(frozen=True)
 class LearnConfig:
-    # on the pictures, noised anew; or on the sampler's steps
+    # on noised pictures, or on sampler steps
     objective: Literal["regress", "ppo"] = "regress"
     # learning rate of AdamW; 3e-5 for ppo
     lr: float = 2e-4
-    # share of the iterations, the last, over which the learning rate falls to 0
+    # last share of the iterations, where lr falls to 0
     cooldown: float = 0.3
-    # optimiser steps per iteration; with ppo, each on its share of the denoising steps
+    # optimiser steps per iteration
     updates: int = 8
     # regress: pictures of an optimiser step
     batch: int = 64
     # regress: iterations whose pictures are learnt from
     replay: int = 8
-    # regress: noise levels t below it, which decide the details, imitate the base
+    # regress: below this noise level t imitate the base
     anchor_below: int = 150
     # ppo: added to a group's std of rewards, so that jitter in a solved group teaches nothing
     std_floor: float = 0.1

@@ -35,7 +35,7 @@ from ..models.reasongen import ReasonGen, Sampled, SamplingConfig
 from ..models.tokenizer import EOS, trim
 from ..pipeline import ACCEPT, ReasonPipeline
 from ..pretrain.optimise import lr_factor, set_lr
-from ..pretrain.sft import Lessons, ReasonTraining, lesson_loss
+from ..pretrain.sft import Examples, ReasonTraining, sft_loss
 from ..rl.advantage import group_advantage, zero_variance_groups
 from ..rl.rewards import ACCEPT_WORD, Reward, inspector_reward
 from ..rl.tokens import AdaptiveEntropy, TokenBatch, entropy_of, token_step
@@ -47,6 +47,7 @@ Prompts = Callable[[int, int, int], list[str]]  # number of prompts, iteration, 
 
 @dataclass(frozen=True)
 class ReasonRLConfig:
+    # of sampling and update
     iterations: int = 80
     # groups that an iteration learns from
     prompts: int = 16
@@ -105,7 +106,11 @@ class ReasonRLConfig:
     def examples(self) -> ReasonTraining:
         """What is recalled: half of the laws' pictures recombined, and captions that relate their objects."""
         return ReasonTraining(
-            pictures=self.recall_pictures, batch=self.recall_batch, altered=0.5, related=0.4, bf16=self.bf16
+            pictures=self.recall_pictures,
+            batch=self.recall_batch,
+            recombined=0.5,
+            related_captions=0.4,
+            bf16=self.bf16,
         )
 
 
@@ -191,7 +196,7 @@ class Learner(NamedTuple):
     reference: ReasonGen  # the model before RL, frozen
     optimizer: torch.optim.Optimizer
     entropies: tuple[AdaptiveEntropy, ...] = ()  # of text and image tokens; empty: no entropy term
-    examples: Lessons | None = None  # true pictures to recall
+    examples: Examples | None = None  # true pictures to recall
 
 
 class Share(NamedTuple):
@@ -250,7 +255,7 @@ class ReasonStats(NamedTuple):
 
 def update(learner: Learner, samples: Samples, config: ReasonRLConfig, generator: Generator) -> ReasonStats:
     """`config.updates` optimiser steps, each on its share of the groups."""
-    model, device = learner.pipe.model, samples.rewards.device
+    model = learner.pipe.model
     rows, first = [], None
     for given, chosen, tokens in split_samples(learner, samples, config, generator):
         choices = model.distributions(*given, config.sampling)
@@ -263,7 +268,7 @@ def update(learner: Learner, samples: Samples, config: ReasonRLConfig, generator
             [sum(control.alpha * h for control, h in zip(learner.entropies, H))] if learner.entropies else []
         )
         if learner.examples:
-            recalled, _ = lesson_loss(model, learner.examples, config.examples, device, generator)
+            recalled, _ = sft_loss(model, learner.examples, config.examples, generator)
             more.append(config.recall * recalled)
         stats = token_step(now, tokens, learner.optimizer, config.clip, config.beta, *more)
         for control, h in zip(learner.entropies, H):
@@ -281,7 +286,7 @@ def mean_entropy(log_prob: Tensor, mask: Tensor) -> Tensor:
 
 
 def train_reason_grpo(
-    config: ReasonRLConfig, pipe: ReasonPipeline, rewards: Rewards, prompts: Prompts, examples: Lessons | None,
+    config: ReasonRLConfig, pipe: ReasonPipeline, rewards: Rewards, prompts: Prompts, examples: Examples | None,
     job: Job,
 ) -> ReasonGen:  # fmt: skip
     """Reinforce rationales and pictures; with `examples`, recall them.  -> the model"""

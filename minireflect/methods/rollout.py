@@ -32,15 +32,15 @@ class RolloutConfig:
     steps: int = 20
     # w of the branches, in rollout and update alike
     guidance: float = 1.0
-    # whether the reward selects what is turned back into noise
+    # redo what the reward refuses, or all
     mode: Literal["select", "blind"] = "select"
     # K, reflections at most; 0 is DDPO
     rounds: int = 3
-    # select: what a refused picture is sampled from, minus its noise, new noise or its noise
+    # start of a refused picture's next round: minus its noise, new noise or its noise
     wrong: Wrong = OPPOSITE.wrong
-    # select: which prompts another round is spent on
+    # prompts that get another round
     redraw: Literal["refused", "all"] = OPPOSITE.redraw
-    # select: reward from which a picture counts as right
+    # reward from which a picture counts as right
     accept: float = ACCEPT
     # guidance of re-noising; the paper's is 0.1
     w_renoise: float = OPPOSITE.w_renoise
@@ -48,9 +48,9 @@ class RolloutConfig:
     renoise_steps: int = OPPOSITE.steps
     # bring re-noised latents back to mean 0, std 1
     renormalise: bool = True
-    # share l of new noise in re-noised latents, sqrt(1 - l^2) old + l new
+    # share l of new noise in re-noised latents
     fresh_noise: float = OPPOSITE.fresh_noise
-    # lengths of the trained end of the path, one an iteration in turn; branches share the steps before it
+    # trained last steps of the path, taken in turn
     suffixes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:

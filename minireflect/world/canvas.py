@@ -1,7 +1,8 @@
-"""A pen that draws flat, anti-aliased shapes, in pixels of the final picture; and pictures as tensors and files.
+"""A pen that draws flat, anti-aliased shapes; and pictures as tensors and files.
 
 Pillow draws at four times the size and the picture is averaged down, which is all the anti-aliasing there is.
-The canvas has a margin of MARGIN pixels on every side, so that a shifted picture is a crop without empty edges.
+The canvas has a margin of MARGIN pixels on every side, so that a shifted picture is a crop without empty
+edges.
 """
 
 from pathlib import Path
@@ -26,7 +27,7 @@ PALETTE: dict[str, tuple[int, int, int]] = {  # 8-bit RGB; colours of objects ar
 
 
 class Pen:
-    """Draws on one canvas.  All coordinates and lengths are pixels of the final 64x64 picture, y pointing down."""
+    """Draws on one canvas.  Coordinates and lengths are pixels of the 64x64 picture, y pointing down."""
 
     def __init__(self) -> None:
         side = (SIZE + 2 * MARGIN) * SUPERSAMPLE

@@ -1,12 +1,12 @@
 """What is said of a scene: captions, and RL-RIG's edit prompts, which say what to change.
 
-    a red ball left of a blue box                                          everything that the picture must show
-    a red ball left of a blue box with a red ball at the top left          ... and where to put the ball
-    with a red ball at the top left                                        that, and anything else
+    a red ball left of a blue box                                      all that the picture must show
+    a red ball left of a blue box with a red ball at the top left      ... and where to put the ball
+    with a red ball at the top left                                    that, and anything else
 
-RL-RIG's edit prompts (arXiv 2602.19974) are sentences like the second: the generator is trained on all three forms, so
-that they can steer its inversion.  A relation is hard to draw and a place is easy; so an Actor that looks at the picture
-and turns one into the other has something to reason about.
+RL-RIG's edit prompts (arXiv 2602.19974) are sentences like the second: the generator is trained on all three
+forms, so that they can steer its inversion.  A relation is hard to draw and a place is easy; so an Actor that
+looks at the picture and turns one into the other has something to reason about.
 """
 
 import random
@@ -19,8 +19,8 @@ from .scenes import ARRANGEMENT, COLORS, Object, Scene
 
 PROMPT_LENGTH = 64  # tokens: four relations of nine words, two places of eight, and the words that join them
 HINTS = 2  # places that an edit prompt names, at most
-# Share of the relations that a training caption of a graph gives correctly; the others are random, as captions found on the
-# web name objects reliably and relations badly.  It leaves RL something to improve.
+# Share of the relations that a training caption of a graph gives correctly; the others are random.  Captions
+# found on the web name objects reliably and relations badly, too; and it leaves RL something to improve.
 RELATION_ACCURACY = 0.5
 
 
@@ -57,7 +57,7 @@ def edit_prompt(graph: SceneGraph, places: str = "") -> str:
 def training_caption(
     graph: SceneGraph, scene: Scene, rng: random.Random, accuracy: float = RELATION_ACCURACY
 ) -> str:
-    """A random caption for the generator: the graph's sentence, places of some or all objects, both, or some facts."""
+    """A random caption for the generator: the graph's sentence, places of objects, both, or some facts."""
     graph = randomise_relations(graph, rng, accuracy)
     objects = scene.objects
     some = hints(rng.sample(objects, rng.randint(1, min(HINTS, len(objects)))))
@@ -75,7 +75,7 @@ def training_caption(
 
 
 def randomise_relations(graph: SceneGraph, rng: random.Random, accuracy: float) -> SceneGraph:
-    """Keep each relation with probability `accuracy`; replace it by another possible one, if there is one, otherwise."""
+    """Keep each relation with probability `accuracy`, otherwise replace it by another possible one."""
     for i, (s, predicate, o) in enumerate(graph.relations):
         if rng.random() < accuracy:
             continue
@@ -92,10 +92,11 @@ def randomise_relations(graph: SceneGraph, rng: random.Random, accuracy: float) 
 def scripted_edit(
     graph: SceneGraph, met: Sequence[bool], rng: random.Random, seen: Scene | None = None
 ) -> str:
-    """The places of an edit prompt, by script: it lays out the graph and names objects that are not right yet.
+    """The places of an edit prompt, by script: lay out the graph and name objects that are not right yet.
 
-    `met` are the answers to the graph's requirements.  With the scene that is `seen` in the picture, what is right stays
-    where it is and the layout is found around it; without one, the layout is new.  "" if all are met or there is no layout.
+    `met` are the answers to the graph's requirements.  With the scene that is `seen` in the picture, what is
+    right stays where it is and the layout is found around it; without one, the layout is new.  "" if all are
+    met or there is no layout.
     """
     wrong = unmet_entities(graph, met, rng)
     if not wrong:

@@ -1,9 +1,10 @@
 """The pictures and captions that generators learn from: a world with gaps and exceptions.
 
-A base model that obeys every law and every caption leaves RL nothing to reinforce, and one that never does cannot be
-reinforced either.  So its world is imperfect in a documented way (WorldConfig): many captions leave the outcome open, and
-some of their pictures break the law; many captions announce an unlawful outcome ("... against gravity") that the picture
-does not show.  A caption that only states the outcome is always true: from these the model learns what the words mean.
+A base model that obeys every law and every caption leaves RL nothing to reinforce, and one that never does
+cannot be reinforced either.  So its world is imperfect in a documented way (WorldConfig): many captions leave
+the outcome open, and some of their pictures break the law; many captions announce an unlawful outcome ("...
+against gravity") that the picture does not show.  A caption that only states the outcome is always true: from
+these the model learns what the words mean.
 """
 
 import random
@@ -22,7 +23,8 @@ from .prompts import all_texts, combinations, law_prompt, prompt_set, sample_arr
 from .render import render_pixels
 from .scenes import ARRANGEMENT, COLORS, Object, Objects, Scene, jitter
 
-STATED_UNLAWFUL = 0.5  # share of unlawful outcomes in captions that only state it, so that the words do not depend on the law
+# Share of unlawful outcomes among captions that only state it, so that its words do not depend on the law.
+STATED_UNLAWFUL = 0.5
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,8 @@ class WorldConfig:
 class Captioned(NamedTuple):
     """Pictures with captions.
 
-    The base learns to read from `plain` rows first.  Without them, after 1,750 steps on the whole world its pictures did not
-    depend on the outcome in the caption; 100 steps on plain captions taught it.
+    The base learns to read from `plain` rows first.  Without them, after 1,750 steps on the whole world its
+    pictures did not depend on the outcome in the caption; 100 steps on plain captions taught it.
     """
 
     pixels: np.ndarray  # (n 64 64 3) uint8
@@ -58,7 +60,7 @@ class Captioned(NamedTuple):
 
 
 def training_pair(world: WorldConfig, rng: random.Random) -> tuple[Scene, str]:
-    """A scene and its caption from the imperfect world; combinations of objects come from the training split."""
+    """A scene and its caption from the imperfect world, of a training combination of objects."""
     if rng.random() < world.arrangements:
         prompt = sample_arrangement("train", rng)
         return prompt.scene(rng), prompt.text
@@ -101,7 +103,7 @@ def training_pairs(
 
 
 def captioned_laws(n: int, world: WorldConfig, rng: random.Random) -> Captioned:
-    """Pictures of the laws and of GenEval's tasks.  Plain are captions that only state the outcome, and arrangements."""
+    """Pictures of the laws and of GenEval's tasks.  Plain are stated outcomes, and arrangements."""
     pixels, _, captions = training_pairs(n, world, rng)
     plain = [i for i, text in enumerate(captions) if understand(text).kind in ("stated", ARRANGEMENT)]
     return Captioned(pixels, captions, plain, all_texts())
@@ -119,12 +121,12 @@ def captioned_graphs(n: int, rng: random.Random, accuracy: float = RELATION_ACCU
     return Captioned(pixels, captions, plain, graph_vocabulary())
 
 
-# ------------------------------------------------------------------------------- pictures that no prompt asks for
-# They show colours, places and outcomes independently of each other, so that held-out combinations of these are nothing
-# new.  No picture or caption of a held-out prompt is among them.
+# -------------------------------------------------------------------------- pictures that no prompt asks for
+# They show colours, places and outcomes independently of each other, so that each is learnt by itself.
+# No picture or caption of a held-out prompt is among them.
 INKS = (*COLORS, "wooden", "brown", "iron", "grey")
 PLASTICS = tuple(f"{color} plastic" for color in COLORS)
-VARIANTS = {  # (shapes, colours) where the reason depends on the material: wood is lighter than water; elsewhere any ink
+VARIANTS = {  # (shapes, colours) where the reason depends on the material: wood is lighter than water
     "buoyancy": (("ball", "block", "cone"), ("wooden", "iron", *PLASTICS)),
     "magnet": (("ball", "block", "cone"), ("iron", *PLASTICS)),
 }
@@ -132,7 +134,7 @@ CONVERSE = {"left of": "right of", "right of": "left of", "above": "below", "bel
 
 
 def recolored(scene: Scene, rng: random.Random) -> Scene:
-    """The same scene with random colours, which may break the world's rules: a wooden candle.  Never a held-out one."""
+    """The same scene in random colours, also impossible ones (a wooden candle); never a held-out one."""
     while True:
         things = tuple(replace(o, color=rng.choice(INKS)) if o.color else o for o in scene.objects)
         if scene.law == ARRANGEMENT or _appearance(things) not in _appearances(scene.law, "held-out"):
@@ -140,7 +142,7 @@ def recolored(scene: Scene, rng: random.Random) -> Scene:
 
 
 def recombined_pair(rng: random.Random) -> tuple[Scene, str]:
-    """A scene of a law with objects of no prompt, "a brown flag", and any outcome; and its complete caption."""
+    """A scene of a law with objects of no prompt ("a brown flag") and any outcome, with a true caption."""
     law = rng.choice(list(LAWS))
     known = _appearances(law, "train") | _appearances(law, "held-out")
     while True:
@@ -148,7 +150,7 @@ def recombined_pair(rng: random.Random) -> tuple[Scene, str]:
         inks = [o.color for o in objects if o.color]
         if _appearance(objects) not in known and len(set(inks)) == len(inks):
             break
-    outcome = rng.choice(LAWS[law].outcomes)
+    outcome = rng.choice(list(LAWS[law].outcomes))
     return jitter(Scene(law, objects, outcome), rng), law_prompt(law, objects, outcome, defiant=False).text
 
 
@@ -173,9 +175,9 @@ def _appearances(law: str, split: str) -> frozenset[Objects]:
 
 
 def related_caption(scene: Scene, rng: random.Random) -> str:
-    """For two shapes, a caption with both colours and a relation, "a red ball left of a blue ball"; for other scenes "".
+    """For two shapes, both colours and a relation: "a red ball left of a blue ball"; for other scenes "".
 
-    Also "" if the relation of these shapes, or the pair of these coloured shapes, occurs in a held-out prompt, in any order.
+    Also "" if a held-out prompt has this relation of the shapes or this pair of coloured shapes.
     """
     if scene.law != ARRANGEMENT or len(scene.objects) != 2:
         return ""

@@ -1,16 +1,16 @@
-"""GenEval's tasks (Ghosh et al. 2023, arXiv 2310.11513) on our scenes: its published rules, and its folder layout.
+"""GenEval (Ghosh et al. 2023, arXiv 2310.11513) on our scenes: its published rules, and its folders.
 
     single_object   a ball                         at least one
     two_object      a ball and a cone              at least one of each
     counting        three red balls                at least three, and not four
     colors          a red ball                     at least one of this colour
-    position        a ball left of a cone          centres: an offset beyond a dead zone, and at most 60 degrees off the axis
+    position        a ball left of a cone          centres: at most 60 degrees off the axis
     color_attr      a red ball and a blue cone     one each of these colours
     overall         the unweighted mean of the six
 
-Other objects in the picture do no harm by these rules; `Prompt.fulfilled_by`, which training and other tables use, is
-stricter.  GenEval reads pictures with a detector, we with the inspector, whose objects have no confidence: a position counts
-if any two of the named objects are so related.
+Other objects in the picture do no harm by these rules; `Prompt.fulfilled_by`, which training and other tables
+use, is stricter.  GenEval reads pictures with a detector, we with the inspector, whose objects have no
+confidence: a position counts if any two of the named objects are so related.
 """
 
 import json
@@ -65,7 +65,8 @@ def _clause(entity: Entity, count: int) -> dict:
 
 
 def export(folder: Path, prompts: list[Prompt], images: Tensor) -> None:
-    """Write pictures as GenEval's scripts read them: FOLDER/00000/metadata.jsonl and samples/0000.png, ... for each prompt.
+    """Write pictures as GenEval's scripts read them: for each prompt FOLDER/00000/ with metadata.jsonl and
+    samples/0000.png, ...
 
     Raises ValueError on a prompt that is no arrangement, or when the pictures cannot be divided evenly.
     Shapes: images (n*k 3 h w) in [-1, 1], k of each of n prompts, one after the other

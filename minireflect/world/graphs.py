@@ -1,11 +1,11 @@
-"""Scene graphs: one to four shapes on paper, as entities and relations; read from triples, JSON or a sentence.
+"""Scene graphs: one to four shapes as entities and relations; read from triples, JSON or a sentence.
 
-    red ball on blue box; green cube left of yellow cylinder          LAION-SG's triples (Li et al. 2024, arXiv 2412.08580)
+    red ball on blue box; green cube left of yellow cylinder        triples, as in LAION-SG (arXiv 2412.08580)
     a red ball on a blue box and a green block left of a yellow cylinder
 
-A graph is a list of requirements that a picture meets or not: each entity is there in its number, each relation holds,
-and nothing else is there.  RL-RIG (arXiv 2602.19974) checks, edits and rewards by them.  GenEval's tasks (Ghosh et al.
-2023) are graphs too, in which colours may be open.
+A graph is a list of requirements that a picture meets or not: each entity is there in its number, each
+relation holds, and nothing else is there.  RL-RIG (arXiv 2602.19974) checks, edits and rewards by them.
+GenEval's tasks (Ghosh et al. 2023) are graphs too, in which colours may be open.
 """
 
 import json
@@ -48,9 +48,10 @@ def radius(name: str) -> int:
 def holds(predicate: str, a: Object, b: Object) -> bool:
     """Whether `a` stands in one of PREDICATES to `b`.
 
-    left of, right of, above, below: GenEval's rule on the centres, at most 60 degrees off the axis.  on: the foot of `a` is
-    at the top of `b`, within 3 pixels, and its centre above `b`'s width.  inside: centre within 4 pixels of a box's.
-    in front of: they overlap and `a` is lower, as objects are drawn from the back, which is the top, to the front.
+    left of, right of, above, below: GenEval's rule on the centres, at most 60 degrees off the axis.  on: the
+    foot of `a` is at the top of `b`, within 3 pixels, and its centre above `b`'s width.  inside: centre
+    within 4 pixels of a box's.  in front of: they overlap and `a` is lower, as objects are drawn from the
+    back, which is the top, to the front.
     """
     dx, dy = a.xy[0] - b.xy[0], a.xy[1] - b.xy[1]
     if predicate in RELATIONS:
@@ -94,7 +95,7 @@ class Entity:
 
 @dataclass(frozen=True)
 class Requirement:
-    """One fact asked of a picture: `subject` is there in its number or, with a predicate, is so related to `object`."""
+    """One fact asked of a picture: the number of `subject` or, with a predicate, its relation to `object`."""
 
     subject: Entity
     predicate: str = ""
@@ -107,7 +108,7 @@ class Requirement:
         return f"{self.subject.words} {self.predicate} {self.object.words}"
 
     def met_by(self, things: Objects) -> bool:
-        """A relation must hold between all shapes that its two entities match, and each must match one at least."""
+        """A relation must hold between all shapes that match its two entities, at least one for each."""
         subjects = [t for t in things if self.subject.matches(t)]
         if self.object is None:
             return len(subjects) == self.subject.count
@@ -119,7 +120,7 @@ class Requirement:
 
 @dataclass(frozen=True)
 class SceneGraph:
-    """Entities and (subject, predicate, object) relations by index.  Raises GraphError for what no picture can show."""
+    """Entities, and (subject, predicate, object) by index.  Raises GraphError if no picture can show it."""
 
     entities: tuple[Entity, ...]
     relations: tuple[tuple[int, str, int], ...] = ()
@@ -162,7 +163,7 @@ class SceneGraph:
     def _check_order(self, before: str, direction: Callable[[str], int]) -> None:
         """A left of B and B left of A contradict each other: an order must not have a cycle.
 
-        `direction` of a predicate: +1 if its subject comes first, -1 if its object does, 0 if it says nothing of the order.
+        `direction` of a predicate: +1 if its subject comes first, -1 if its object does, 0 if neither.
         """
         first: dict[int, set[int]] = {}  # entity: those that must come before it
         for s, predicate, o in self.relations:
@@ -233,7 +234,7 @@ ENTITY = re.compile(
 def parse_graph(text: str) -> SceneGraph:
     """A graph from triples joined by ";", or from a sentence whose clauses are joined by "and" or ",".
 
-    Every thing must have a colour.  Raises GraphError, which names what is unknown, contradictory or too much.
+    Every thing must have a colour.  Raises GraphError, which names what is wrong.
     """
     entities: dict[tuple[str, str], Entity] = {}
 
@@ -282,7 +283,7 @@ def read_graph(text: str) -> SceneGraph:
 
 
 def from_laion_sg(text: str) -> SceneGraph:
-    """A graph from an annotation in LAION-SG's JSON: `items` with a label and attributes, `relations` between their ids.
+    """A graph from LAION-SG's JSON: `items` with a label and attributes, `relations` between their ids.
 
     Items that are alike are one entity, counted.  Raises GraphError.
     """

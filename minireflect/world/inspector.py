@@ -1,14 +1,14 @@
-"""The inspector reads a picture: objects, relations and outcome, from pixels alone.  It is the truth of this project.
+"""The inspector reads objects, relations and outcome from pixels alone.  It is the truth of this project.
 
 It does not see the scene and is never trained, nor trained on.  It renders instead (analysis by synthesis):
     1. scale the brightness so that the paper has its colour;
-    2. find the scenes that could look like this: for laws a matched filter over every scene and every position of the
-       camera, for arrangements the coloured shapes one by one;
+    2. find the scenes that could look like this: for laws a matched filter over every scene and every
+       position of the camera, for arrangements the coloured shapes one by one;
     3. render each candidate, and keep the one that differs least;
-    4. accept it only if it explains the whole picture: no 4x4 block of pixels may differ by more than TOLERANCE, the mean
-       over all blocks by no more than MEAN_TOLERANCE, and the picture may not lie halfway to another scene.
-       Otherwise the picture is unreadable, and the reading says why.
-So a picture with one fact wrong is read as another scene, and a picture that no scene explains is never accepted.
+    4. accept it only if it explains the whole picture: no 4x4 block of pixels may differ by more than
+       TOLERANCE, the mean over all blocks by no more than MEAN_TOLERANCE, and the picture may not lie
+       halfway to another scene.  Otherwise the picture is unreadable, and the reading says why.
+So a picture with one fact wrong is read as another scene; one that no scene explains is never accepted.
 
     inspect(render(scene)).scene.facts == scene.facts
 """
@@ -42,7 +42,7 @@ PAPER = np.array(PALETTE["paper"], np.float32) / 255
 
 
 def inspect(image: Tensor) -> Reading:
-    """Read one picture.  Shapes: image (3 64 64) in [-1, 1] -> Reading.  Raises ValueError on any other shape."""
+    """Shapes: image (3 64 64) in [-1, 1] -> Reading.  Raises ValueError on any other shape."""
     if tuple(image.shape) != (3, SIZE, SIZE):
         raise ValueError(
             f"the inspector reads pictures of shape (3, {SIZE}, {SIZE}), not {tuple(image.shape)}"
@@ -95,7 +95,7 @@ def _verify(pixels: np.ndarray, scene: Scene, others: list[Scene]) -> Reading:
     return Reading(scene, residual)
 
 
-# ------------------------------------------------------------------------------------------- laws: a matched filter
+# ------------------------------------------------------------------------------------ laws: a matched filter
 class _Filter(NamedTuple):
     """Every scene of every law at every coarse camera position, on its principal directions."""
 
@@ -173,7 +173,7 @@ def _blocks(pixels: np.ndarray) -> np.ndarray:
     return _halved(_halved(pixels))
 
 
-# ------------------------------------------------------------------------------------ arrangements: shapes one by one
+# ------------------------------------------------------------------------- arrangements: shapes one by one
 STAMP = 32  # pixels, side of a stamp; the largest shape is 24 wide
 MIN_PIXELS = 25  # visible pixels of a shape; a cylinder has 98, and half of it can be hidden
 MAX_SHAPES = (
@@ -194,7 +194,7 @@ def _stamps() -> np.ndarray:
 
 
 def _inks(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which colour on paper explains each pixel best, and how much of it: pixel = paper + share (colour - paper).
+    """The colour that explains each pixel best, and how much of it: pixel = paper + share (colour - paper).
 
     Shapes: pixels (64 64 3) -> index into COLORS (64 64), share (64 64) in [0, 1.2]
     """
@@ -207,7 +207,7 @@ def _inks(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _find_shapes(pixels: np.ndarray) -> Scene | None:
-    """Coloured shapes on paper, found one by one, also behind each other; None when there are none or too many."""
+    """Coloured shapes on paper, also behind each other; None when there are none or too many."""
     from scipy import ndimage  # a third of a second to import, and not needed for pictures of laws
 
     ink, share = _inks(pixels)
@@ -231,7 +231,10 @@ def _find_shapes(pixels: np.ndarray) -> Scene | None:
 
 
 def _fit(share: np.ndarray, hidden: np.ndarray, box: tuple[slice, slice], color: str) -> Object:
-    """The shape whose stamp agrees best with the visible pixels of a spot.  Shapes: share (64 64), hidden (64 64) bool"""
+    """The shape whose stamp agrees best with the visible pixels of a spot.
+
+    Shapes: share (64 64), hidden (64 64) bool
+    """
     rows, columns = box
     pad = STAMP // 2 + 16
     target = np.pad(share, pad)

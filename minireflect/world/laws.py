@@ -9,8 +9,8 @@
     gravity    stones rest on the floor, helium balloons at the ceiling
     flame      a flame stands upright, and leans away from a fan
 
-Prompts, training pictures, inspector and plots use only the interface `Law`.  So a ninth law is one class of about 30 lines
-here, with its name in LAWS.  Coordinates are pixels of a 64x64 picture, y pointing down.
+Prompts, training pictures, inspector and plots use only the interface `Law`.  So a ninth law is one class of
+about 30 lines here, with its name in LAWS.  Coordinates are pixels of a 64x64 picture, y pointing down.
 """
 
 from abc import ABC, abstractmethod
@@ -28,8 +28,10 @@ class Law(ABC):
     """The interface of a law: which objects, what nature makes of them, its words and its picture."""
 
     name: str
-    outcomes: tuple[str, ...]  # all that a picture can show, lawful or not
     defied: str  # how a prompt announces an unlawful outcome: "against gravity"
+    outcomes: dict[
+        str, str
+    ]  # all that a picture can show, lawful or not, each in words that follow the setting
 
     @abstractmethod
     def combinations(self) -> list[Objects]:
@@ -42,10 +44,6 @@ class Law(ABC):
     @abstractmethod
     def setting(self, objects: Objects) -> str:
         """The scene in words, without its outcome: "a red flag pointing left in front of a mirror"."""
-
-    @abstractmethod
-    def result(self, objects: Objects, outcome: str) -> str:
-        """The outcome in words; a caption is the setting, a comma and the result."""
 
     @abstractmethod
     def because(self, objects: Objects) -> str:
@@ -63,7 +61,8 @@ def _where(thing: Object) -> str:
 
 
 class Balance(Law):
-    name, outcomes, defied = "balance", SIDES, "against gravity"
+    name, defied = "balance", "against gravity"
+    outcomes = {side: f"leaning to the {side}" for side in SIDES}
 
     def combinations(self) -> list[Objects]:
         return [
@@ -79,9 +78,6 @@ class Balance(Law):
     def setting(self, objects: Objects) -> str:
         left, right = objects
         return f"a balance with a {left.words} on the left pan and a {right.words} on the right pan"
-
-    def result(self, objects: Objects, outcome: str) -> str:
-        return f"leaning to the {outcome}"
 
     def because(self, objects: Objects) -> str:
         heavy = objects[0] if objects[0].size == "big" else objects[1]
@@ -101,7 +97,8 @@ class Balance(Law):
 
 
 class Buoyancy(Law):
-    name, outcomes, defied = "buoyancy", ("floats", "sinks"), "against buoyancy"
+    name, defied = "buoyancy", "against buoyancy"
+    outcomes = {"floats": "floating on the water", "sinks": "lying on the bottom"}
 
     def combinations(self) -> list[Objects]:
         kinds = product(("ball", "block"), ("wooden", "iron"), ("big", "small"), THIRDS)
@@ -112,9 +109,6 @@ class Buoyancy(Law):
 
     def setting(self, objects: Objects) -> str:
         return f"a {objects[0].words} {_where(objects[0])} of a water tank"
-
-    def result(self, objects: Objects, outcome: str) -> str:
-        return "floating on the water" if outcome == "floats" else "lying on the bottom"
 
     def because(self, objects: Objects) -> str:
         if objects[0].color == "iron":
@@ -133,7 +127,8 @@ class Buoyancy(Law):
 
 
 class Shadow(Law):
-    name, outcomes, defied = "shadow", SIDES, "toward the light"
+    name, defied = "shadow", "toward the light"
+    outcomes = {side: f"its shadow on the {side}" for side in SIDES}
 
     def combinations(self) -> list[Objects]:
         kinds = product(SIDES, ("tower", "cone", "tree"), COLORS)
@@ -144,9 +139,6 @@ class Shadow(Law):
 
     def setting(self, objects: Objects) -> str:
         return f"the sun on the {objects[0].place} of a {objects[1].words}"
-
-    def result(self, objects: Objects, outcome: str) -> str:
-        return f"its shadow on the {outcome}"
 
     def because(self, objects: Objects) -> str:
         return f"light comes from the {objects[0].place}, so the shadow falls to the {self.lawful(objects)}"
@@ -167,7 +159,8 @@ class Shadow(Law):
 
 
 class Mirror(Law):
-    name, outcomes, defied = "mirror", ("flipped", "same"), "against optics"
+    name, defied = "mirror", "against optics"
+    outcomes = {"flipped": "its image pointing the other way", "same": "its image pointing the same way"}
 
     def combinations(self) -> list[Objects]:
         kinds = product(("arrow", "flag"), COLORS, SIDES)
@@ -178,9 +171,6 @@ class Mirror(Law):
 
     def setting(self, objects: Objects) -> str:
         return f"a {objects[0].words} pointing {objects[0].place} in front of a mirror"
-
-    def result(self, objects: Objects, outcome: str) -> str:
-        return f"its image pointing the {'other' if outcome == 'flipped' else 'same'} way"
 
     def because(self, objects: Objects) -> str:
         return f"a mirror turns left and right around, so the image of the {objects[0].name} is flipped"
@@ -200,7 +190,8 @@ class Mirror(Law):
 
 
 class Magnet(Law):
-    name, outcomes, defied = "magnet", ("lifted", "floor"), "against magnetism"
+    name, defied = "magnet", "against magnetism"
+    outcomes = {"lifted": "lifted by the magnet", "floor": "staying on the floor"}
 
     def combinations(self) -> list[Objects]:
         materials = [("iron", "big"), ("iron", "small"), *((f"{c} plastic", "") for c in COLORS)]
@@ -212,9 +203,6 @@ class Magnet(Law):
 
     def setting(self, objects: Objects) -> str:
         return f"a magnet on the {objects[0].place} above a {objects[0].words}"
-
-    def result(self, objects: Objects, outcome: str) -> str:
-        return "lifted by the magnet" if outcome == "lifted" else "staying on the floor"
 
     def because(self, objects: Objects) -> str:
         if objects[0].color == "iron":
@@ -236,7 +224,9 @@ class Magnet(Law):
 
 
 class Vessels(Law):
-    name, outcomes, defied = "vessels", ("level", "left", "right"), "against gravity"
+    name, defied = "vessels", "against gravity"
+    outcomes = {"level": "the water standing level"}
+    outcomes |= {side: f"the water standing higher on the {side}" for side in SIDES}
 
     def combinations(self) -> list[Objects]:
         return [
@@ -250,9 +240,6 @@ class Vessels(Law):
     def setting(self, objects: Objects) -> str:
         left, right, water = objects
         return f"a {left.size} vessel joined to a {right.size} vessel with {water.color} water"
-
-    def result(self, objects: Objects, outcome: str) -> str:
-        return "the water standing " + ("level" if outcome == "level" else f"higher on the {outcome}")
 
     def because(self, objects: Objects) -> str:
         return "joined water presses equally on both sides, so it stands level"
@@ -270,7 +257,8 @@ class Vessels(Law):
 
 
 class Gravity(Law):
-    name, outcomes, defied = "gravity", ("floor", "ceiling"), "against gravity"
+    name, defied = "gravity", "against gravity"
+    outcomes = {"floor": "resting on the floor", "ceiling": "touching the ceiling"}
 
     def combinations(self) -> list[Objects]:
         stones = [(Object("stone", *kind),) for kind in product(("grey", "brown"), ("big", "small"), THIRDS)]
@@ -281,9 +269,6 @@ class Gravity(Law):
 
     def setting(self, objects: Objects) -> str:
         return f"a {objects[0].words} {_where(objects[0])} of a room"
-
-    def result(self, objects: Objects, outcome: str) -> str:
-        return "resting on the floor" if outcome == "floor" else "touching the ceiling"
 
     def because(self, objects: Objects) -> str:
         if objects[0].name == "stone":
@@ -307,7 +292,8 @@ class Gravity(Law):
 
 
 class Flame(Law):
-    name, outcomes, defied = "flame", ("upright", "left", "right"), "against the air"
+    name, defied = "flame", "against the air"
+    outcomes = {"upright": "the flame upright"} | {side: f"the flame leaning to the {side}" for side in SIDES}
 
     def combinations(self) -> list[Objects]:
         kinds = product(COLORS, ("tall", "short"), ("", *SIDES))  # no fan, or on which side
@@ -319,9 +305,6 @@ class Flame(Law):
     def setting(self, objects: Objects) -> str:
         candle, fan = objects
         return f"a {candle.words} " + (f"with a fan on the {fan.place}" if fan.place else "in still air")
-
-    def result(self, objects: Objects, outcome: str) -> str:
-        return "the flame upright" if outcome == "upright" else f"the flame leaning to the {outcome}"
 
     def because(self, objects: Objects) -> str:
         if not objects[1].place:

@@ -39,7 +39,7 @@ def place(xy: XY) -> str:
 
 
 def arrange(graph: SceneGraph, rng: random.Random) -> Scene:
-    """A scene of a GenEval task: its shapes at random, apart from each other, open colours drawn at random."""
+    """A scene of a GenEval task: shapes at random places, apart from each other; open colours at random."""
     things = [(e.name, e.color) for e in graph.entities for _ in range(e.count)]
     while True:
         spots: list[XY] = []
@@ -57,7 +57,7 @@ def arrange(graph: SceneGraph, rng: random.Random) -> Scene:
 def lay_out(
     graph: SceneGraph, rng: random.Random, keep: dict[int, XY] | None = None, layouts: int = LAYOUTS
 ) -> Scene:
-    """A scene of a graph whose entities have colours and may touch.  Entities in `keep` (by index) stay at the given place.
+    """A scene of a graph with colours, whose shapes may touch.  Entities in `keep` (by index) stay there.
 
     Raises GraphError when no layout is found.
     """
@@ -89,7 +89,7 @@ def _contact_order(graph: SceneGraph) -> list[int]:
 def _find_spot(
     graph: SceneGraph, i: int, placed: list[tuple[int, Object]], rng: random.Random, fixed: XY | None
 ) -> Object | None:
-    """One object of entity i where its relations to all placed objects hold and it touches no other; None if there is no room."""
+    """One object of entity i where its relations hold and it touches no other; None if there is no room."""
     entity = graph.entities[i]
     r = radius(entity.name)
     contacts = [
@@ -124,12 +124,14 @@ def _touching(predicate: str, base: Object, name: str, rng: random.Random) -> XY
 
 def _fits(graph: SceneGraph, i: int, thing: Object, j: int, other: Object) -> bool:
     """Whether all relations of two objects hold, and they touch only if a relation says so."""
-    both = {i: thing, j: other}
-    between = [(s, p, o) for s, p, o in graph.relations if {s, o} == {i, j}]
-    if not all(holds(p, both[s], both[o]) for s, p, o in between):
-        return False
-    apart = max(abs(a - b) for a, b in zip(thing.xy, other.xy))
-    touch = any(p in TOUCHING for _, p, _ in between)
+    touch = False
+    for s, predicate, o in graph.relations:
+        if {s, o} == {i, j}:
+            a, b = (thing, other) if s == i else (other, thing)
+            if not holds(predicate, a, b):
+                return False
+            touch |= predicate in TOUCHING
+    apart = max(abs(u - v) for u, v in zip(thing.xy, other.xy))
     return touch or apart >= radius(thing.name) + radius(other.name) + AIR
 
 
@@ -140,7 +142,7 @@ def held_out(a: Entity, b: Entity) -> bool:
 
 
 def sample_graph(rng: random.Random, split: str = "train") -> SceneGraph:
-    """Two to four objects with one to four relations.  A held-out graph relates a pair that no training graph does."""
+    """Two to four objects, one to four relations; held-out graphs relate a pair that training never does."""
     if split not in ("train", "held-out"):
         raise ValueError(f"split {split!r} is not one of 'train', 'held-out'")
     while True:

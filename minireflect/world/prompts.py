@@ -1,9 +1,9 @@
 """Prompts: the sentences that ask for a picture, and which pictures fulfil them.
 
 Two kinds after SRRL's prompt templates 4 and 5, and GenEval's six tasks (Ghosh et al. 2023):
-    physical        "a big wooden ball on the left of a water tank"                    the law decides the outcome
-    unconventional  "..., lying on the bottom against buoyancy"                        stated, and unlawful
-    arrangement     "a red ball left of a blue block"                                  a scene graph
+    physical        "a big wooden ball on the left of a water tank"         the law decides the outcome
+    unconventional  "..., lying on the bottom against buoyancy"             stated, and unlawful
+    arrangement     "a red ball left of a blue block"                       a scene graph
 An outcome that is only stated, lawful or not ("..., lying on the bottom"), occurs in training captions only.
 Training and held-out prompts differ in their combinations of objects, not only in their seeds.
 """
@@ -48,7 +48,7 @@ class Prompt:
         return self.task or self.law
 
     def fulfilled_by(self, reading: Reading) -> bool:
-        """Whether the picture that gave this reading is right: every fact, nothing missing and nothing extra."""
+        """Whether the picture with this reading is right: every fact, nothing missing and nothing extra."""
         scene = reading.scene
         if scene is None or scene.law != self.law:
             return False
@@ -72,13 +72,13 @@ def law_prompt(law: str, objects: Objects, outcome: str | None = None, defiant: 
     text, lawful = rule.setting(objects), rule.lawful(objects)
     if outcome is None:
         return Prompt(text, "physical", law, objects, lawful)
-    text = f"{text}, {rule.result(objects, outcome)}"
+    text = f"{text}, {rule.outcomes[outcome]}"
     if outcome == lawful or not defiant:
         return Prompt(text, "stated", law, objects, outcome)
     return Prompt(f"{text} {rule.defied}", "unconventional", law, objects, outcome)
 
 
-# ------------------------------------------------------------------------------------------------- all prompts
+# ------------------------------------------------------------------------------------------------ all prompts
 @cache
 def combinations(law: str, split: str) -> tuple[Objects, ...]:
     """The sets of objects of one law in one split, "train" or "held-out"."""
@@ -154,7 +154,7 @@ def all_texts() -> list[str]:
     return list(_by_text())
 
 
-# -------------------------------------------------------------------------------------- random prompts and scenes
+# --------------------------------------------------------------------------------- random prompts and scenes
 def draw_prompts(kind: str, split: str, n: int, rng: random.Random) -> list[Prompt]:
     """`n` random prompts of one kind; laws or tasks take turns, so that each has an equal share."""
     pool = prompt_set(kind, split)
@@ -182,7 +182,7 @@ class PromptMix:
         return [self.physical, self.unconventional, self.arrangement]
 
     def draw(self, seed: int, n: int) -> Callable[[int], tuple[list[str], list[str]]]:
-        """A function from a step to `n` texts, and for each the group of prompts whose rewards are comparable."""
+        """A function from a step to `n` texts, and for each the group within which rewards are comparable."""
 
         def texts(step: int) -> tuple[list[str], list[str]]:
             rng = choices(seed, "prompts", step)
@@ -198,7 +198,7 @@ class PromptMix:
 def sample_scene(
     seed: int, law: str | None = None, split: str = "train", lawful: bool | None = None
 ) -> Scene:
-    """A scene from a seed: of any law or an arrangement unless `law` is given; lawful or not at random unless given."""
+    """A scene from a seed; the law (or ARRANGEMENT) and whether it is obeyed are random unless given."""
     rng = random.Random(f"scene/{seed}")
     law = law or rng.choice([*LAWS, ARRANGEMENT])
     if law == ARRANGEMENT:
@@ -218,12 +218,12 @@ def sample_arrangement(split: str, rng: random.Random) -> Prompt:
     return rng.choice([p for p in prompt_set(ARRANGEMENT, split) if p.task == task])
 
 
-# ------------------------------------------------------------------------------------------------- near misses
+# ------------------------------------------------------------------------------------------------ near misses
 def near_miss(prompt: Prompt, rng: random.Random, split: str = "train") -> Prompt:
     """The same prompt with one fact changed: its text is a false caption of the other's pictures.
 
-    Laws: another outcome, or as few attributes of the objects changed as the law allows (a balance has a big and a small
-    ball, so two sizes change).  Arrangements: the graph of the same task that differs least.
+    Laws: another outcome, or as few attributes of the objects changed as the law allows (a balance has a big
+    and a small ball, so two sizes change).  Arrangements: the graph of the same task that differs least.
     """
     if prompt.graph:
         others = [p for p in prompt_set(ARRANGEMENT, split) if p.task == prompt.task and p != prompt]
@@ -243,13 +243,13 @@ def near_miss(prompt: Prompt, rng: random.Random, split: str = "train") -> Promp
 
 def _distance(a: Objects, b: Objects) -> int:
     """How many attributes differ between two sets of objects of one law."""
-    attributes = ("name", "color", "size", "place")
-    return sum(getattr(x, key) != getattr(y, key) for x, y in zip(a, b) for key in attributes)
+    return _differences(a, b, ("name", "color", "size", "place"))
 
 
 def _graph_distance(a: SceneGraph, b: SceneGraph) -> int:
-    """How many facts differ between two graphs of one task."""
-    differ = sum(p != q for (_, p, _), (_, q, _) in zip(a.relations, b.relations))
-    for x, y in zip(a.entities, b.entities):
-        differ += (x.name != y.name) + (x.color != y.color) + (x.count != y.count)
-    return differ
+    """How many facts differ between two graphs of one task, which has at most one relation."""
+    return _differences(a.entities, b.entities, ("name", "color", "count")) + (a.relations != b.relations)
+
+
+def _differences(a: tuple, b: tuple, attributes: tuple[str, ...]) -> int:
+    return sum(getattr(x, key) != getattr(y, key) for x, y in zip(a, b) for key in attributes)

@@ -1,15 +1,16 @@
 """Rationales: a plan of the picture in words, written before it is drawn; and the parser that reads one back.
 
-    cause      a balance with a big red ball on the left pan and ... . the red ball is bigger and heavier, so the left pan goes down.
-    outcome    a balance with ..., leaning to the left, as the red ball is bigger and heavier, so the left pan goes down.
-    steps      first, the red ball is bigger and heavier, so the left pan goes down. then draw a balance with ..., leaning to the left.
+    cause      a balance with ... . the red ball is bigger and heavier, so the left pan goes down.
+    outcome    a balance with ..., leaning to the left, as the red ball is bigger and heavier, so ... .
+    steps      first, the red ball is bigger ..., so ... . then draw a balance with ..., leaning to the left.
                and against the law: "... by nature the red ball ... . instead, leaning to the right."
 
-    arrangements: how many objects, and where each is: "two things. a red ball at the top left. a blue block at the right."
+    arrangements: how many objects, and where each is: "two things. a red ball at the top left. a blue block
+    at the right."
 
-They take the place of the rationales of ReasonGen-R1 (arXiv 2505.24875), which are dense captions by a large model.  Ours
-state what the law makes of the scene, so they can be right or wrong.  `read_rationale` gives the plan that a text states,
-and None for a text outside this grammar.
+They take the place of the rationales of ReasonGen-R1 (arXiv 2505.24875), which are dense captions by a large
+model.  Ours state what the law makes of the scene, so they can be right or wrong.  `read_rationale` gives the
+plan that a text states, and None for a text outside this grammar.
 """
 
 import random
@@ -28,7 +29,7 @@ ARRANGEMENT_STYLES = ("rows", "columns", "any")  # the order in which the object
 
 
 class Plan(NamedTuple):
-    """The facts that a rationale states: those of a scene, with shapes of an arrangement at one of nine places."""
+    """The facts that a rationale states: those of a scene, where shapes are at one of nine places."""
 
     law: str  # a key of LAWS, or ARRANGEMENT
     objects: Objects  # of an arrangement in a fixed order, with `place` and without `xy`
@@ -61,7 +62,8 @@ def _arrangement_plan(things: list[tuple[str, str, str]]) -> Plan:
 def rationale(scene: Scene, style: str = "", rng: random.Random | None = None) -> str:
     """A plan of the picture: what is in it, where, and what the law makes of it (or that the law is defied).
 
-    `style` is one of LAW_STYLES or ARRANGEMENT_STYLES; without one the first, or with `rng` a random one.  Raises ValueError.
+    `style` is one of LAW_STYLES or ARRANGEMENT_STYLES; without one the first, or with `rng` a random one.
+    Raises ValueError.
     """
     styles = ARRANGEMENT_STYLES if scene.law == ARRANGEMENT else LAW_STYLES
     style = style or (rng.choice(styles) if rng else styles[0])
@@ -81,7 +83,7 @@ def rationale(scene: Scene, style: str = "", rng: random.Random | None = None) -
 def _explain(name: str, objects: Objects, outcome: str, style: str) -> str:
     """The rationale of a law's scene."""
     law = LAWS[name]
-    setting, because, result = law.setting(objects), law.because(objects), law.result(objects, outcome)
+    setting, because, result = law.setting(objects), law.because(objects), law.outcomes[outcome]
     shown = f"{setting}, {result}"
     if outcome == law.lawful(objects):
         return {
@@ -103,7 +105,7 @@ def vocabulary() -> list[str]:
 
 
 def read_rationale(text: str) -> Plan | None:
-    """The plan that a rationale states; None unless every word fits the grammar.  Case and punctuation play no part."""
+    """The plan that a rationale states; None unless every word fits.  Case and punctuation play no part."""
     words = split(text)
     return _law_rationales().get(" ".join(words)) or _read_things(words)
 
@@ -149,6 +151,6 @@ def _could_fulfil(things: Objects, graph: SceneGraph) -> bool:
 
 
 def _compatible(relation: str, a: str, b: str) -> bool:
-    """Whether objects at these places may be so related: never farther the other way along the relation's axis."""
+    """Whether objects at these places may be so related: not in the opposite direction."""
     (ay, ax), (by, bx) = (divmod(PLACES.index(where), 3) for where in (a, b))
     return {"left of": bx - ax, "right of": ax - bx, "above": by - ay, "below": ay - by}[relation] >= 0

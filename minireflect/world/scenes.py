@@ -1,7 +1,7 @@
 """What a picture shows, as data: a scene is a law of physics, its objects and an outcome.
 
-Everything else in the world uses this record: `render` turns it into pixels, `caption` and `rationale` into words, and
-`inspect` recovers it from pixels alone.
+Everything else in the world uses this record: `render` turns it into pixels, `caption` and `rationale` into
+words, and `inspect` recovers it from pixels alone.
 """
 
 import random
@@ -34,7 +34,7 @@ Objects = tuple[Object, ...]
 
 @dataclass(frozen=True)
 class Scene:
-    """The facts of a picture: `outcome` is the state that the law decides ("left" pan down, "floats", ...)."""
+    """The facts of a picture: `outcome` is what the law decides ("left" pan down, "floats", ...)."""
 
     law: str  # a key of LAWS, or ARRANGEMENT
     objects: Objects
@@ -49,7 +49,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Reading:
-    """What the inspector read.  `scene` is None when the picture is unreadable; `why` then says so in one sentence."""
+    """What the inspector read.  If the picture is unreadable, `scene` is None and `why` one sentence."""
 
     scene: Scene | None
     residual: float  # largest difference of a 4x4 block of pixels from the rendered scene, in [0, 1]

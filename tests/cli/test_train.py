@@ -10,7 +10,7 @@ from minireflect.checkpoints.files import read_weights
 from minireflect.methods.rlrig import RIG_PARTS as PARTS
 from tests.cli.console import refused, run
 
-TINY = ["--iterations", "1", "--prompts", "2", "--group", "2", "--steps", "3", "--sampler.steps", "3",
+TINY = ["--iterations", "1", "--prompts-per-iteration", "2", "--group", "2", "--steps", "3", "--sampler.steps", "3",
         "--evaluation.pictures", "8"]  # fmt: skip
 
 
@@ -37,7 +37,7 @@ def test_train_leaves_a_run_and_refuses_to_spoil_it(tmp_path: Path) -> None:
     for key in ("reward", "reward_se", "right", "clip_high", "clip_low", "kl", "grad_norm", "updates_total", "log_ratio",
                 "flat_groups", "latent_mean", "latent_std", "first_ratio"):  # fmt: skip
         assert key in row
-    assert row["first_ratio"] == 0.0
+    assert row["first_ratio"] is None  # the default regresses: it has no ratio
     drawn = run("sample", "a red ball", "--weights", "run", "--out", "x.png", "--steps", "3", cwd=tmp_path)
     assert drawn.returncode == 0, drawn.stderr
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
@@ -120,3 +120,40 @@ def test_bad_input_to_train_is_one_sentence(tmp_path: Path, what: str) -> None:
     words, parts = BAD_TRAININGS[what]
     refused(run("train", *words, cwd=tmp_path), *parts)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_stages_of_all_can_be_run_one_by_one(tmp_path: Path) -> None:
+    """Each run hands on what the next stage needs; nothing else than `--weights` is said."""
+    source: list[str] = []
+    for command in ("autoencoder", "diffusion", "reward", "srrl"):
+        done = run("train", command, "--preset", "smoke", "--out", command, *source, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-3000:]
+        source = ["--weights", command]
+    whole = run("train", "all", "--preset", "smoke", "--out", "all", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    one_by_one = read_weights(tmp_path / "srrl" / "weights" / "unet.safetensors")
+    together = read_weights(tmp_path / "all" / "weights" / "unet.safetensors")
+    assert all(torch.equal(one_by_one[k], together[k]) for k in together)
+
+
+@pytest.mark.parametrize("method", ["ddpo", "grpo"])
+def test_a_run_is_labelled_with_its_method(tmp_path: Path, method: str) -> None:
+    done = run("train", "srrl", "--method", method, "--preset", "smoke", *TINY, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"runs/{method}-1" in done.stdout and method.upper() in done.stdout
+    rows = (tmp_path / "runs" / f"{method}-1" / "metrics.jsonl").read_text()
+    assert f'"model": "{method.upper()}"' in rows and "SRRL" not in rows
+    steps = [r for r in map(json.loads, rows.splitlines()) if r["stage"] == "srrl"]
+    assert steps and all(r["first_ratio"] == 0.0 for r in steps)
+
+
+def test_resume_says_what_the_run_is(tmp_path: Path) -> None:
+    words = ["vq", "--preset", "smoke", "--out", "run"]
+    assert run("train", *words, cwd=tmp_path).returncode == 0
+    again = run("train", "--resume", "--out", "run", cwd=tmp_path)
+    assert again.returncode == 0 and "smoke preset" in again.stdout and again.stdout.startswith("vq")
+    refused(
+        run("train", "vq", "--resume", "--out", "run", "--preset", "cpu", cwd=tmp_path), "preset was 'smoke'"
+    )
+    refused(run("train", "actor", "--resume", "--out", "run", cwd=tmp_path), "one of vq, not of actor")

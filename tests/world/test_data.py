@@ -83,7 +83,7 @@ def test_recombined_pictures_are_of_no_prompt_and_their_words_are_known() -> Non
         scene, caption = recombined_pair(draw)
         law = LAWS[scene.law]
         assert canvas(*scene.facts).tobytes() not in asked
-        assert caption == f"{law.setting(scene.objects)}, {law.result(scene.objects, scene.outcome)}"
+        assert caption == f"{law.setting(scene.objects)}, {law.outcomes[scene.outcome]}"
         thought = rationale(scene, rng=draw)
         assert {*split(caption), *split(thought)} <= set(WORDS.ids)
         assert len(split(caption)) + 2 <= ReasonGenConfig.prompt

@@ -24,16 +24,19 @@ def asking(task: str, *entities: Entity, relation: str = "") -> Prompt:
 def test_metadata_is_as_geneval_writes_it() -> None:
     """Lines of its evaluation_metadata.jsonl, with our things in place of its own."""
     assert metadata(asking("counting", Entity("ball", count=2))) == {
-        "tag": "counting", "include": [{"class": "ball", "count": 2}], "exclude": [{"class": "ball", "count": 3}],
+        "tag": "counting", "include": [{"class": "ball", "count": 2}],
+        "exclude": [{"class": "ball", "count": 3}],
         "prompt": "a photo of two balls",
     }  # fmt: skip
     assert metadata(asking("position", Entity("ball"), Entity("cone"), relation="right of")) == {
-        "tag": "position", "include": [{"class": "cone", "count": 1}, {"class": "ball", "count": 1, "position": ["right of", 0]}],
+        "tag": "position",
+        "include": [{"class": "cone", "count": 1}, {"class": "ball", "count": 1, "position": ["right of", 0]}],
         "prompt": "a photo of a ball right of a cone",
     }  # fmt: skip
     assert metadata(asking("color attribution", Entity("ball", "red"), Entity("cone", "blue"))) == {
         "tag": "color_attr", "prompt": "a photo of a red ball and a blue cone",
-        "include": [{"class": "ball", "count": 1, "color": "red"}, {"class": "cone", "count": 1, "color": "blue"}],
+        "include": [{"class": "ball", "count": 1, "color": "red"},
+                    {"class": "cone", "count": 1, "color": "blue"}],
     }  # fmt: skip
     assert set(TAGS) == set(TASKS)
 

@@ -78,8 +78,8 @@ def test_sentences_of_sampled_graphs_read_back() -> None:
         ("red ball inside blue box; green ball inside blue box", "no layout was found"),
         ("two red balls on a blue box", "single thing"),
         (
-            "red ball left of blue box; red ball above blue box; red cone left of blue box; red cone above blue box; "
-            "red cone below red ball",
+            "red ball left of blue box; red ball above blue box; red cone left of blue box; "
+            "red cone above blue box; red cone below red ball",
             "5 relations, at most 4",
         ),
     ],

@@ -1,4 +1,6 @@
-"""The inspector is the truth of this project, so it is tested hardest: every fact, every disturbance, every forgery."""
+"""The inspector is the truth of this project, so it is tested hardest: every fact, every disturbance, every
+forgery.
+"""
 
 import io
 import random

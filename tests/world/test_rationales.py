@@ -52,7 +52,8 @@ def test_what_is_not_of_the_grammar_promises_nothing() -> None:
         assert read_rationale(" ".join(words[:i] + words[i + 1 :])) is None  # no word may be missing
     for text in (
         "", "two things", "one things a red ball at the left", "two things a red ball at the left",
-        "one thing a red ball at the far left", "one thing red ball at the left", "one thing a red ball at the left and", "one thing a blue balance at the left",
+        "one thing a red ball at the far left", "one thing red ball at the left",
+        "one thing a red ball at the left and", "one thing a blue balance at the left",
     ):  # fmt: skip
         assert read_rationale(text) is None, text
     assert read_rationale("one thing a red ball at the left") == Plan(
