@@ -1,11 +1,13 @@
-"""Stable Diffusion 1.5 with random weights: our networks beside diffusers' and transformers', from the same tensors.
+"""Stable Diffusion 1.5 with random weights: our networks beside diffusers' and transformers', from the same
+tensors.
 
     python benchmarks/sd15.py parity            largest relative differences, and the memory that loading an fp16 file takes
     python benchmarks/sd15.py loading           that memory alone
     python benchmarks/sd15.py speed             time (alternating in one process, medians) and peak memory (a process each)
     python benchmarks/sd15.py speed --small     the same at a twentieth of the size, in a minute
 
-Nothing is downloaded; the weights are drawn at random, as large as the published ones.  Needs the [test] dependencies.
+Nothing is downloaded; the weights are drawn at random, as large as the published ones.  Needs the [test]
+dependencies.
 """
 
 import argparse
@@ -196,7 +198,9 @@ print(loaded - before, resident("VmHWM") - before, next(pipe.unet.parameters()).
 
 
 def memory_of_loading(them: dict[str, nn.Module], size: str) -> None:
-    """Peak resident memory of a process that loads the original fp16 file, over its size, and after every weight was read."""
+    """Peak resident memory of a process that loads the original fp16 file, over its size, and after every
+    weight was read.
+    """
     from tests.parity.checkpoints import original_unet, original_vae
 
     tensors = original_unet(them["unet"].state_dict(), 4, 2) | original_vae(them["vae"].state_dict(), 4)

@@ -1,4 +1,6 @@
-"""Measuring loops on scene graphs: IoU counted by hand, and what a loop and its judges say against what is there."""
+"""Measuring loops on scene graphs: IoU counted by hand, and what a loop and its judges say against what is
+there.
+"""
 
 from types import SimpleNamespace
 
@@ -38,7 +40,9 @@ def test_metrics_on_graphs_made_by_hand() -> None:
 
 
 def test_a_loop_is_measured_as_what_it_does() -> None:
-    """Half of the pictures are right at first and blank in the end, half the other way round; the Checker accepts the first half."""
+    """Half of the pictures are right at first and blank in the end, half the other way round; the Checker
+    accepts the first half.
+    """
     config = EvaluationConfig(pictures=8, batch=3)
     graphs = evaluation_graphs(config)
     row = {g: i for i, g in enumerate(graphs)}

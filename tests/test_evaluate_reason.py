@@ -18,7 +18,9 @@ def even(images: Tensor, prompts: list[str]) -> Tensor:
 
 
 def test_an_untrained_model_is_measured_as_what_it_is() -> None:
-    """Noise for pictures and sentences: nothing is right, promised or kept, and best-of-N costs N times the tokens."""
+    """Noise for pictures and sentences: nothing is right, promised or kept, and best-of-N costs N times the
+    tokens.
+    """
     config = EvaluationConfig(pictures=12, batch=16)
     score = evaluate_reason(small_reasongen(), even, config)
     assert score.geneval == dict.fromkeys([*TASKS, "overall"], 0.0)

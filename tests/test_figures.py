@@ -29,7 +29,9 @@ def labelled(figure: Figure) -> None:
 
 
 def test_figures_touch_no_backend(tmp_path: Path) -> None:
-    """A notebook's inline backend survives; matplotlib is imported when the first figure is made, and pyplot never."""
+    """A notebook's inline backend survives; matplotlib is imported when the first figure is made, and pyplot
+    never.
+    """
     code = f"""
 import sys
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""The study's costs are counted, not believed: every way of drawing against a UNet that counts the pictures it sees."""
+"""The study's costs are counted, not believed: every way of drawing against a UNet that counts the pictures
+it sees.
+"""
 
 import json
 import sys
@@ -67,7 +69,9 @@ def test_finished_runs_are_not_trained_again(tmp_path: Path, monkeypatch: pytest
 
 
 def test_differences_are_taken_seed_by_seed() -> None:
-    """The seeds differ by much, the arms always by 0.1: the interval of the difference is nothing, not that of the arms."""
+    """The seeds differ by much, the arms always by 0.1: the interval of the difference is nothing, not that
+    of the arms.
+    """
     rows = [
         {"arm": arm, "way": "one picture", "seed": i}
         | {kind: {"accuracy": a + ahead} for kind in study_ways.KINDS}
