@@ -1,12 +1,11 @@
-"""ReasonGen-R1's sampling beside transformers' `generate` with the same weights: tokens per second.
-
-Medians, alternating in one process.
+"""ReasonGen-R1's sampling beside transformers' `generate` with the same weights: tokens a second, alternating
+in one process, medians.
 
     python benchmarks/reasongen.py [--pictures 64] [--repeats 5]
 
-Both sample 108 tokens after a prompt, with a cache, from the whole distribution.  Ours has one vocabulary for
-text and one for images, and position embeddings of the picture; theirs has one vocabulary.  The last line
-times rationale, codes and decoding together.  Needs the [test] dependencies.
+Both write 108 tokens after a prompt, with a cache, from the whole distribution.  Ours chooses words and image
+tokens from a vocabulary each and adds places; theirs has one vocabulary.  The last line is all of it:
+thinking, drawing, decoding.  Needs the [test] dependencies.
 """
 
 import argparse
@@ -72,7 +71,7 @@ def main() -> int:
     model = ReasonGen(config).eval()
     theirs = llama(in_one(model))
     codec = Codec(load_pipeline().autoencoder, VQAutoencoder(VQConfig()).eval())
-    pipe = ReasonPipeline(model, tokenizer, codec)
+    painter = ReasonPipeline(model, tokenizer, codec)
     texts = [p.text for p in draw_prompts("physical", "train", args.pictures, choices(0, "benchmark"))]
     prompts, tokens = tokenizer(texts), config.rationale + config.side**2
 
@@ -86,16 +85,15 @@ def main() -> int:
         )  # fmt: skip
 
     def pictures() -> None:
-        pipe.pictures(pipe.sample(texts, SamplingConfig(), rng(0, "benchmark")).codes)
+        painter.pictures(painter.sample(texts, SamplingConfig(), rng(0, "benchmark")).codes)
 
     taken = seconds({"ours": ours, "transformers": generate, "pictures": pictures}, args.repeats)
     total = args.pictures * tokens
     for name in ("ours", "transformers"):
-        print(f"{name}: {taken[name]:.2f} s, {total / taken[name]:,.0f} tokens per second")
-    print(f"ours / theirs: {taken['transformers'] / taken['ours']:.2f} times the tokens per second")
+        print(f"{name}: {taken[name]:.2f} s, {total / taken[name]:,.0f} tokens a second")
+    print(f"ours / theirs: {taken['transformers'] / taken['ours']:.2f} times the tokens a second")
     print(
-        f"{args.pictures} pictures with rationales: {taken['pictures']:.2f} s "
-        f"on {torch.get_num_threads()} threads"
+        f"{args.pictures} pictures with rationales: {taken['pictures']:.2f} s on {torch.get_num_threads()} threads"
     )
     return 0
 

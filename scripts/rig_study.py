@@ -1,9 +1,12 @@
-"""Does the loop help, and does training it?  RL-RIG from the shipped weights, its controls and ablations, read by the inspector.
+"""Does the loop help, and does training it?  RL-RIG from the shipped weights, its controls and ablations,
+read by the inspector.
 
-    python scripts/rig_study.py [--out runs/rig] [--seeds 0 1 2]          writes docs/rlrig_study.md and docs/rlrig_*.png
+    python scripts/rig_study.py [--out runs/rig] [--seeds 0 1 2]
 
-A run of `train.py rlrig` measures all controls and both phases on the same held-out graphs and noise; every seed has its
-own graphs, noise and training.  It can be stopped at any time and goes on where it stopped.
+It writes docs/rlrig_study.md and docs/rlrig_*.png.
+
+A run of `train.py rlrig` measures all controls and both phases on the same held-out graphs and noise; every
+seed has its own graphs, noise and training.  It can be stopped at any time and goes on where it stopped.
 """
 
 import sys
@@ -12,7 +15,7 @@ from pathlib import Path
 
 from reports import Arms, arguments, arms_figure, cached, train
 from rig_checker import asked_of_renders, asked_of_the_loop
-from rig_report import checker_table, groups_figure, page, reliability_figure, t_star_figure
+from rig_report import checker_table, groups_figure, reliability_figure, rig_page, t_star_figure
 
 from minireflect.config import preset
 from minireflect.evaluate import EvaluationConfig
@@ -32,7 +35,9 @@ def scores(folder: Path) -> Arms:
 
 
 def by_t_star(folder: Path, seed: int, pictures: int) -> dict[str, list[dict]]:
-    """The raw loop, also where it inverts, and the trained loop at each t*; what is trained was so at the t* of the default."""
+    """The raw loop, also where it inverts, and the trained loop at each t*; what is trained was so at the t*
+    of the default.
+    """
     config, rows = EvaluationConfig(pictures=pictures, seed=1_000 + seed), {}
     loop, judge = preset("cpu").rlrig.loop, load_checker(folder / "weights", "judge")
     for name, actor, editor, fresh in (
@@ -74,7 +79,8 @@ def main() -> int:
     t_star_figure(T_STARS, t_star, args.docs / "rlrig_t_star.png")
     reliability_figure(answers, args.docs / "rlrig_reliability.png")
     write_text(
-        args.docs / "rlrig_study.md", page(arms, checker_table(answers), fooled, args.seeds, args.pictures)
+        args.docs / "rlrig_study.md",
+        rig_page(arms, checker_table(answers), fooled, args.seeds, args.pictures),
     )
     print(args.docs / "rlrig_study.md")
     return 0

@@ -100,6 +100,7 @@ def test_a_false_prompt_never_holds() -> None:
         assert not false_prompt(prompt, scene, prompts, draw).fulfilled_by(Reading(scene, 0.0))
 
 
+@pytest.mark.slow  # a learning test, ten seconds
 def test_a_captioner_learns_to_tell_true_rationales_from_false_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
