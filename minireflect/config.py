@@ -65,9 +65,9 @@ class Config:
     mix: PromptMix = field(default_factory=PromptMix)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    reasoning: EvaluationConfig = field(default_factory=lambda: EvaluationConfig(pictures=240))
 
 
+REASON_COMMANDS = ("vq", "captioner", "reason-sft", "reason-grpo")
 COMMON = ("preset", "seed", "out", "resume", "weights", "device")  # options of every command
 RECORDS: dict[str, tuple[str, ...]] = {  # the records of each stage; the options of the first carry no prefix
     "srrl": ("srrl", "mix", "sampler", "evaluation"),
@@ -78,10 +78,10 @@ RECORDS: dict[str, tuple[str, ...]] = {  # the records of each stage; the option
     "checker": ("checker",),
     "actor": ("actor",),
     "rlrig": ("rlrig", "evaluation"),
-    "vq": ("vq", "world", "reasoning"),
+    "vq": ("vq", "world", "evaluation"),
     "captioner": ("captioner", "world"),
-    "reason-sft": ("sft", "world", "reasoning"),
-    "reason-grpo": ("grpo", "mix", "reasoning"),
+    "reason-sft": ("sft", "world", "evaluation"),
+    "reason-grpo": ("grpo", "mix", "evaluation"),
 }
 
 # What a preset changes: `gpu` has larger batches and budgets; `smoke` runs every line in seconds and learns nothing.
@@ -110,7 +110,6 @@ SMOKE = {
     "grpo": {
         "iterations": 2, "prompts": 2, "group": 2, "max_resamples": 1, "recall_pictures": 32, "recall_batch": 4,
     },
-    "reasoning": {"pictures": 6, "batch": 6},
     "sampler": {"steps": 4},
     "evaluation": {"pictures": 8, "batch": 8},
 }  # fmt: skip
@@ -120,7 +119,10 @@ GRAPHS = {
     "diffusion": {"pictures": 16_000, "steps": 8_000, "words": 0.3, "levels": 0.5, "reading": 1_600},
 }
 # ReasonGen-R1 is reinforced on more arrangements: they are GenEval's tasks.
-REASON = {"mix": {"physical": 0.3, "unconventional": 0.4, "arrangement": 0.3}}
+REASON = {
+    "mix": {"physical": 0.3, "unconventional": 0.4, "arrangement": 0.3},
+    "evaluation": {"pictures": 240},
+}
 PRESETS = {"cpu": {}, "gpu": GPU, "smoke": SMOKE}
 
 
@@ -136,10 +138,14 @@ def preset(
     if name not in PRESETS:
         raise ValueError(f"preset {name!r} is not one of {', '.join(PRESETS)}")
     config = Config(preset=name, scenes=scenes, srrl=recipe or SRRLConfig())
-    config = changed(config, REASON if command == "reason-grpo" else {})
-    config = changed(config, GRAPHS if scenes == "graphs" else {})
-    short = {"diffusion": {"reading": 3}} if (name, scenes) == ("smoke", "graphs") else {}
-    return changed(changed(config, PRESETS[name]), short)
+    reason, graphs = command in REASON_COMMANDS, scenes == "graphs"
+    config = changed(changed(config, REASON if reason else {}), GRAPHS if graphs else {})
+    config = changed(config, PRESETS[name])
+    if name == "smoke" and reason:
+        config = changed(config, {"evaluation": {"pictures": 6, "batch": 6}})
+    if name == "smoke" and graphs:
+        config = changed(config, {"diffusion": {"reading": 3}})
+    return config
 
 
 def changed(record: object, values: dict) -> object:

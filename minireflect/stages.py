@@ -185,11 +185,11 @@ def srrl(task: Task) -> None:
     figures.accuracy_by_law(columns, task.figure("accuracy_by_law"))
     models = {"base": base, method: pipe}
     showcase.before_and_after(models, judge, config.sampler, config.seed, task.figure("before_and_after"))
-    showcase.rounds_strip(
-        pipe, judge, [p.text for p in showcase.fixed_prompts(("unconventional",))], config.sampler,
-        replace(config.srrl.reflection, rounds=3, steps=config.sampler.steps), config.seed, task.figure("rounds"),
-        blind=config.srrl.mode == "blind",
-    )  # fmt: skip
+    shown = [p.text for p in showcase.fixed_prompts(("unconventional",))]
+    reflection = replace(config.srrl.reflection, rounds=3, steps=config.sampler.steps)
+    asked = None if config.srrl.mode == "blind" else judge
+    rounds = showcase.sampled_rounds(pipe, shown, config.sampler, reflection, config.seed, asked)
+    showcase.rounds_strip(rounds, judge, shown, task.figure("rounds"))
 
 
 def cost_of(rows: list[dict]) -> str:
@@ -269,7 +269,7 @@ def vq(task: Task) -> None:
     twins = np.stack([render_pixels(twin(scene, draw)) for scene in scenes])
     codec = Codec(source, train_vq(config.vq, pixels, twins, config.seed, source, task.run, task.device))
     save_codec(task.weights, codec)
-    task.report(codec_table(codec, config.reasoning))
+    task.report(codec_table(codec, config.evaluation))
     task.curve("vq", latents="squared error of the latents")
 
 
@@ -332,7 +332,7 @@ def reason_grpo(task: Task) -> None:
 def measured_pictures(
     task: Task, name: str, pipe: ReasonPipeline, judge: Reward, best_of: int = 1
 ) -> ReasonScore:
-    config = task.config.reasoning
+    config = task.config.evaluation
     score = lambda: evaluate_reason(pipe, judge, config, name, best_of=best_of)  # noqa: E731
     return task.measured(name, ReasonScore, score)
 
@@ -340,7 +340,7 @@ def measured_pictures(
 def show_rationales(task: Task, pipe: ReasonPipeline, judge: Reward) -> None:
     """A figure of the first prompts of each kind, nothing picked."""
     config = task.config
-    texts = [p.text for p in evaluation_prompts(replace(config.reasoning, pictures=3))]
+    texts = [p.text for p in evaluation_prompts(replace(config.evaluation, pictures=3))]
     showcase.thoughts_strip(pipe, judge, texts, SAMPLING, config.seed, task.figure("thoughts"))
 
 

@@ -14,7 +14,7 @@ from minireflect.checkpoints.ours import SHIPPED
 from minireflect.diffusion.reflection import ReflectionConfig
 from minireflect.pipeline import SamplerConfig
 from minireflect.rl.rewards import load_reward
-from minireflect.showcase import check_picture, fixed_prompts, rounds_strip
+from minireflect.showcase import check_picture, fixed_prompts, rounds_strip, sampled_rounds
 from minireflect.world.canvas import write_picture
 from minireflect.world.laws import LAWS
 from minireflect.world.prompts import law_prompt
@@ -36,8 +36,9 @@ def world() -> None:
 def main() -> None:
     torch.set_grad_enabled(False)
     texts = [p.text for p in fixed_prompts(("unconventional",))]
-    reflection = ReflectionConfig(rounds=3, steps=SamplerConfig.steps)
-    rounds_strip(load_pipeline(), load_reward(), texts, SamplerConfig(), reflection, 0, DOCS / "rounds.png")
+    pipe, reward, reflection = load_pipeline(), load_reward(), ReflectionConfig(rounds=3)
+    rounds = sampled_rounds(pipe, texts, SamplerConfig(), reflection, 0, reward)
+    rounds_strip(rounds, reward, texts, DOCS / "rounds.png")
     write_picture(check_picture(load_pipeline()), SHIPPED / "check.png")
     world()
 

@@ -124,7 +124,7 @@ def main() -> int:
     base = train("reason-sft", args.out / "base", [*BASE, "--weights", str(captioner)])
     base = train("reason-sft", args.out / "base-2", [*BASE, *AGAIN, "--weights", str(base)])  # other pictures
     for seed in args.seeds:
-        common = ["--seed", str(seed), "--reasoning.pictures", "24"]  # the rows are measured below
+        common = ["--seed", str(seed), "--evaluation.pictures", "24"]  # the rows are measured below
         runs = {"sft-base": base, "sft-freed": freed(base, args.out / "freed")}
         for kind in THOUGHTS:
             words = [*common, *TUNING, "--weights", str(base), "--rationales", kind]

@@ -16,7 +16,7 @@ from minireflect.evaluate import EvaluationConfig, score
 from minireflect.methods.rollout import SRRLConfig, rollout
 from minireflect.pipeline import LatentDiffusion
 from minireflect.rl.rewards import Reward
-from minireflect.showcase import blind_rounds
+from minireflect.showcase import sampled_rounds
 from minireflect.streams import choices
 from minireflect.world.prompts import draw_prompts
 
@@ -62,7 +62,7 @@ def searched(**options: object) -> Way:
 def blind(pipe: LatentDiffusion, judge: Reward, texts: list[str], seed: int, batch: int) -> Drawn:
     """One blind reflection, the guidance gap as published, the noise brought back to the prior."""
     reflection = ReflectionConfig(rounds=1, steps=SAMPLER.steps)
-    *_, images = blind_rounds(pipe, texts, SAMPLER, reflection, seed * 1_000 + batch)
+    *_, images = sampled_rounds(pipe, texts, SAMPLER, reflection, seed * 1_000 + batch)
     sides = [SAMPLER.guidance, reflection.w_renoise, reflection.w_denoise]
     return Drawn(images, len(texts) * SAMPLER.steps * sum(map(evaluations, sides)), 0)
 

@@ -16,7 +16,7 @@ from minireflect.models.tokenizer import EOS, PromptError, Tokenizer
 from minireflect.pipeline import SamplerConfig
 from minireflect.pretrain.matcher import caption_loss
 from minireflect.rl.rewards import inspector_reward, load_reward, match_reward
-from minireflect.showcase import blind_rounds
+from minireflect.showcase import sampled_rounds
 from minireflect.streams import choices, rng
 from minireflect.world.prompts import all_texts, draw_prompts, near_miss
 from tests.small import TEXTS, brightness, small_pipeline
@@ -84,7 +84,7 @@ def test_judged_rounds_keep_what_is_right_and_draw_the_rest_again(monkeypatch: p
 
 def test_blind_rounds_draw_everything_again() -> None:
     pipe, sampler = small_pipeline(), SamplerConfig(steps=3)
-    first, second = blind_rounds(pipe, TEXTS, sampler, ReflectionConfig(rounds=1, steps=3), 0)
+    first, second = sampled_rounds(pipe, TEXTS, sampler, ReflectionConfig(rounds=1, steps=3), 0)
     assert torch.equal(first, pipe.generate(TEXTS, steps=3, generator=rng(0, "sample")))
     assert not any(torch.equal(a, b) for a, b in zip(first, second))
 

@@ -1,19 +1,20 @@
-"""Weights on disk and into modules: safetensors and torch files, no pickle executed, a loader strict both ways.
+"""Weights on disk and into modules: safetensors and torch files, no pickle executed, a loader strict both
+ways.
 
     save_weights(path, unet.state_dict(), {"config": ...})
     load_into(unet, read_weights(path))                                      # ours
-    load_into(unet, read_weights(theirs), DIFFUSERS_UNET, source=theirs)     # a published checkpoint: names.py
+    load_into(unet, read_weights(theirs), DIFFUSERS_UNET, source=theirs)     # a published one: names.py
 
-Strict means: every tensor of the module is filled, every tensor of the file is used, every shape agrees;
-otherwise nothing is written and the error names them one by one. A loader that skips what it does not know
-gives a network that is part pretrained, part random, and draws fog.
+Strict means: every tensor of the module is filled, every tensor of the file is used, every shape agrees.
+Otherwise nothing is loaded, and the error names each tensor that is missing, extra or misshapen.
 """
 
 import json
 import os
 import pickle
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -21,9 +22,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .names import Table
+from .names import Table, Tensors
 
 SHOWN = 10  # names listed per kind of mismatch, before "and 123 more"
+TORCH_FILES = (".ckpt", ".pt", ".pth", ".bin")
 
 
 class WeightsError(ValueError):
@@ -32,11 +34,11 @@ class WeightsError(ValueError):
 
 # --- files --------------------------------------------------------------------------------------------------
 def save_weights(
-    path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None, durable: bool = True
+    path: str | Path, tensors: Tensors, metadata: dict[str, str] | None = None, durable: bool = True
 ) -> None:
     """Write a safetensors file so that at any moment `path` holds the old file or the new one, never a part.
 
-    `durable` waits for the disk, so that this holds through a power cut too, not only through a kill.
+    `durable` waits for the disk, so that this also holds through a power cut.
     """
     path = Path(path)
     # In the same folder, since a rename is atomic only within a disk.
@@ -45,75 +47,91 @@ def save_weights(
         temporary.touch()
         mode = temporary.stat().st_mode
         save_file({name: t.detach().contiguous() for name, t in tensors.items()}, temporary, metadata)
-        temporary.chmod(mode)  # safetensors leaves it to its owner alone, whatever the umask says
+        temporary.chmod(mode)  # safetensors ignores the umask and makes the file private
         if durable:
             with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())  # the bytes first, then the name: a power cut must not swap the two
+                os.fsync(file.fileno())  # contents before the name: a power cut must not swap the two
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def read_weights(path: str | Path, prefix: str = "") -> dict[str, Tensor]:
-    """The tensors of a file whose names begin with `prefix`, without it, on the CPU and in the precision of the file.
+def read_weights(path: str | Path, prefix: str = "") -> Tensors:
+    """The tensors of a file whose names begin with `prefix`, without it, on the CPU and in the file's
+    precision.
 
-    Takes safetensors, torch files (.ckpt, .pt, .bin, .pth: read with weights_only, so that nothing in them is executed), and
-    the index of a file in several parts (.index.json).  What does not begin with the prefix is not read.
+    Takes safetensors, torch files (.ckpt, .pt, .bin, .pth: read with weights_only, so that nothing in them is
+    executed), and the index of a file in several parts (.index.json).  Tensors without the prefix are not
+    read.
     Raises WeightsError when the file is missing, truncated, or holds more than tensors.
     """
-    path = Path(path)
-    _check_file(path)
+    path = existing(path)
     if path.suffix == ".json":
         return _read_parts(path, prefix)
     if path.suffix in TORCH_FILES:
         tensors = _read_torch(path)
         return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-    try:
-        with safe_open(path, "pt") as file:
-            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118  not a dict
-            return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} is truncated or not a safetensors file: {error}") from error
+    with _opened(path) as file:
+        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118  not a dict
+        return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
 
 
 def tensor_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors of a file, which `read_weights` would give.  Raises WeightsError as it does."""
-    path = Path(path)
-    _check_file(path)
+    """Names and shapes of the tensors that `read_weights` would give.  Raises WeightsError as it does."""
+    path = existing(path)
     if path.suffix == ".json" or path.suffix in TORCH_FILES:
         return {name: tuple(t.shape) for name, t in read_weights(path).items()}
+    with _opened(path) as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The strings saved beside the tensors; empty if there are none."""
+    with _opened(existing(path)) as file:
+        return file.metadata() or {}
+
+
+def existing(path: str | Path) -> Path:
+    if not Path(path).is_file():
+        raise WeightsError(f"{path} is not there, or not a file")
+    return Path(path)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[safe_open]:
     try:
         with safe_open(path, "pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            yield file
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path} is truncated or not a safetensors file: {error}") from error
 
 
-def _read_parts(index: Path, prefix: str) -> dict[str, Tensor]:
-    """The tensors of all the files that an index names, each where the index says."""
+def _read_parts(index: Path, prefix: str) -> Tensors:
+    """The tensors of all the files that an index names."""
     try:
         where = json.loads(index.read_text())["weight_map"]  # tensor name -> file
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise WeightsError(f"{index} is not the index of a file in several parts: {error!r}") from error
-    found: dict[str, Tensor] = {}
+    found: Tensors = {}
     for part in sorted(set(where.values())):
         found |= read_weights(index.parent / part, prefix)
-    asked = {name.removeprefix(prefix) for name in where if name.startswith(prefix)}
-    if lost := sorted(asked - found.keys()):
+    listed = {name.removeprefix(prefix) for name in where if name.startswith(prefix)}
+    if lost := sorted(listed - found.keys()):
         raise WeightsError(f"{index} lists {len(lost)} tensors that its files do not have, {lost[0]} first")
     return found
 
 
-def _read_torch(path: Path) -> dict[str, Tensor]:
-    """A torch file, with `weights_only`: the unpickler builds tensors and containers, and refuses anything that would run."""
+def _read_torch(path: Path) -> Tensors:
+    """A torch file, with `weights_only`: tensors and containers are built, and anything that would run is
+    refused.
+    """
     try:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError:  # files from before torch 1.6 cannot be mapped into memory
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).replace("\n", " ")
-        named = re.search(r"(?:GLOBAL|global) (\S+)", reason)
+        named = re.search(r"(?:GLOBAL|global) (\S+)", str(error).replace("\n", " "))
         what = f"it asks for {named[1]}" if named else "it is not one of tensors alone"
         raise WeightsError(
             f"{path} is a pickle that may run code when it is opened, and was not opened: {what}; "
@@ -128,27 +146,9 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     return {name: t for name, t in content.items() if isinstance(t, Tensor)}
 
 
-def read_metadata(path: str | Path) -> dict[str, str]:
-    """The strings saved beside the tensors; empty if there are none."""
-    _check_file(path)
-    try:
-        with safe_open(path, "pt") as file:
-            return file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} is truncated or not a safetensors file: {error}") from error
-
-
-TORCH_FILES = (".ckpt", ".pt", ".pth", ".bin")
-
-
-def _check_file(path: str | Path) -> None:
-    if not Path(path).is_file():
-        raise WeightsError(f"{path} is not there, or not a file")
-
-
-# --- names --------------------------------------------------------------------------------------------------
+# --- names and modules --------------------------------------------------------------------------------------
 def new_names(names: Iterable[str], table: Table) -> dict[str, str]:
-    """Old name -> new name. Two that become one are an error: one of the tensors would be lost."""
+    """Old name -> new name.  Raises WeightsError when two become one, as one of the tensors would be lost."""
     new: dict[str, str] = {}
     taken: dict[str, str] = {}
     for old in names:
@@ -159,52 +159,41 @@ def new_names(names: Iterable[str], table: Table) -> dict[str, str]:
             continue
         if name in taken:
             raise WeightsError(f"{taken[name]} and {old} would both be renamed {name}")
-        new[old] = name
-        taken[name] = old
+        new[old], taken[name] = name, old
     return new
 
 
-# --- modules ------------------------------------------------------------------------------------------------
 def load_into(
-    module: nn.Module,
-    tensors: dict[str, Tensor],
-    rename: Table | None = None,
-    source: str | Path = "the weights",
+    module: nn.Module, tensors: Tensors, rename: Table | None = None, source: str | Path = "the weights"
 ) -> None:
     """Fill the module, in its own precision, or raise a WeightsError and leave it as it was.
 
     A module on the meta device takes the tensors themselves: a real checkpoint is never in memory twice.
     """
-    names = new_names(tensors, [] if rename is None else rename)
-    found = {name: tensors[old] for old, name in names.items()}
+    original = {name: old for old, name in new_names(tensors, rename or []).items()}
+    found = {name: tensors[old] for name, old in original.items()}
     expected = module.state_dict()
     if not found.keys() & expected.keys():
         some = ", ".join(list(found)[:3]) or "no tensors at all"
-        raise WeightsError(
-            f"nothing in {source} matches {type(module).__name__}: "
-            f"it has {some}, expected {next(iter(expected))}"
-        )
+        fits = f"it has {some}, expected {next(iter(expected))}"
+        raise WeightsError(f"nothing in {source} matches {type(module).__name__}: {fits}")
 
-    original = {name: old for old, name in names.items()}
-    missing = [f"missing {name} {tuple(t.shape)}" for name, t in expected.items() if name not in found]
-    extra = [
-        f"extra {original[name]} {tuple(t.shape)}" + (f" (renamed {name})" if original[name] != name else "")
-        for name, t in found.items()
-        if name not in expected
-    ]
-    misshapen = [
-        f"misshapen {name}: expected {tuple(t.shape)}, found {tuple(found[name].shape)}"
-        for name, t in expected.items()
-        if name in found and found[name].shape != t.shape
-    ]
+    shapes = {name: tuple(t.shape) for name, t in found.items()}
+    missing, extra, misshapen = [], [], []
+    for name, t in expected.items():
+        if name not in found:
+            missing.append(f"missing {name} {tuple(t.shape)}")
+        elif shapes[name] != tuple(t.shape):
+            misshapen.append(f"misshapen {name}: expected {tuple(t.shape)}, found {shapes[name]}")
+    for name, old in original.items():
+        if name not in expected:
+            extra.append(f"extra {old} {shapes[name]}" + (f" (renamed {name})" if old != name else ""))
     if missing or extra or misshapen:
+        counts = f"{len(missing)} missing, {len(extra)} extra, {len(misshapen)} misshapen"
         lines = [line for kind in (missing, extra, misshapen) for line in _shortened(kind)]
         raise WeightsError(
-            f"{source} does not fit {type(module).__name__} "
-            f"({len(missing)} missing, {len(extra)} extra, {len(misshapen)} misshapen):\n  "
-            + "\n  ".join(lines)
+            "\n  ".join([f"{source} does not fit {type(module).__name__} ({counts}):", *lines])
         )
-
     on_meta = any(t.is_meta for t in expected.values())
     module.load_state_dict({name: t.to(expected[name].dtype) for name, t in found.items()}, assign=on_meta)
 

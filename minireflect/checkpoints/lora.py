@@ -42,8 +42,8 @@ OUR_ALPHAS = "minireflect_alphas"
 def save_lora(path: str | Path, unet: nn.Module) -> None:
     """The adapters of a UNet as safetensors, in the layout that diffusers' `load_lora_weights` reads.
 
-    Readers differ in how they learn of alpha, so it is multiplied into B, and alpha / rank is 1 for whoever reads the file;
-    what it was is kept in the header for `load_lora`.
+    Readers differ in how they learn of alpha, so it is multiplied into B, and alpha / rank is 1 for whoever
+    reads the file; what it was is kept in the header for `load_lora`.
     """
     layers = lora_layers(unet)
     if not layers:
@@ -62,7 +62,9 @@ def _renamed(layers: list[str]) -> dict[str, str]:
 
 
 def read_lora(path: str | Path) -> dict[str, tuple[Tensor, Tensor, float]]:
-    """A, B and alpha / rank of every layer of a file, by our names.  Raises WeightsError naming what is no adapter of a UNet."""
+    """A, B and alpha / rank of every layer of a file, by our names.
+    Raises WeightsError naming what is no adapter of a UNet.
+    """
     tensors = read_weights(path)
     metadata = read_metadata(path) if Path(path).suffix == ".safetensors" else {}
     pairs: dict[str, dict[str, Tensor]] = {}
@@ -125,7 +127,9 @@ def _checked(
 
 
 def load_lora(module: nn.Module, path: str | Path) -> nn.Module:
-    """Put the adapters of a file on a UNet, and freeze all else.  Raises WeightsError naming each layer that does not fit."""
+    """Put the adapters of a file on a UNet, and freeze all else.
+    Raises WeightsError naming each layer that does not fit.
+    """
     if lora_layers(module):
         raise ValueError("this network has LoRA already; merge_lora or remove_lora it first")
     layers = _checked(module, read_lora(path), path)

@@ -1,17 +1,29 @@
-"""What others call the tensors that we have: one table for each published layout, as data.
+"""Tensor names of the published layouts, translated to ours: one table for each layout, as data.
 
     diffusers       UNet2DConditionModel, AutoencoderKL: the folders of Stable Diffusion
     transformers    CLIPModel, CLIPTextModel
     original        the single files of Stable Diffusion (latent-diffusion's module tree)
-    OpenCLIP        both towers; the text tower is inside the original files of SD 2.x and SDXL
+    OpenCLIP        both encoders; the original files of SD 2.x and SDXL hold its text encoder
 
-A table is a list of (regular expression, replacement), applied in order; a name that ends empty is dropped, and those are the
-only tensors that we drop.  Two layouts also store some tensors in another shape: `original_autoencoder`, `open_clip`.
+A table is a list of (regular expression, replacement), applied in order.  A name that ends empty is dropped;
+no other tensor is.  What a layout also stores in another shape, or tells of the configuration, is the
+business of its function: tensors -> (tensors, table, configuration).
 """
+
+import re
 
 from torch import Tensor
 
+Tensors = dict[str, Tensor]
 Table = list[tuple[str, str]]
+Read = tuple[Tensors, Table, dict]
+
+
+def count(tensors: Tensors, pattern: str) -> int:
+    """One more than the largest number that the pattern's group matches at the start of a name; 0 without a
+    match.
+    """
+    return 1 + max((int(m[1]) for name in tensors if (m := re.match(pattern, name))), default=-1)
 
 
 # Shared by diffusers' UNet2DConditionModel and AutoencoderKL.
@@ -25,7 +37,6 @@ _DIFFUSERS_LEVELS: Table = [
     (r"\bto_(q|k|v|out)(?:\.0)?\.", r"\1."),
 ]
 
-
 # Inside a transformer block diffusers kept latent-diffusion's names.
 _TRANSFORMER_BLOCK: Table = [
     (r"\btransformer_blocks\b", "blocks"),
@@ -35,7 +46,6 @@ _TRANSFORMER_BLOCK: Table = [
     (r"\bff\.net\.2\b", "ff.down"),
 ]
 
-
 DIFFUSERS_UNET: Table = [
     *_DIFFUSERS_LEVELS,
     (r"\btime_emb_proj\b", "time"),
@@ -43,7 +53,6 @@ DIFFUSERS_UNET: Table = [
     (r"^add\.", "added."),
     *_TRANSFORMER_BLOCK,
 ]
-
 
 DIFFUSERS_AUTOENCODER: Table = [
     # Older files, SD 1.5's among them, spell the attention so.
@@ -55,7 +64,6 @@ DIFFUSERS_AUTOENCODER: Table = [
     (r"\.attn\.(q|k|v|out)\.", r".attn.self_attn.\1."),
     (r"\bgroup_norm\b", "norm"),
 ]
-
 
 TRANSFORMERS_CLIP: Table = [
     (r"^.*\bposition_ids$", ""),  # 0, 1, 2, ...: older files store the index, we need none
@@ -72,17 +80,18 @@ TRANSFORMERS_CLIP: Table = [
     (r"^visual_projection\b", "image_projection"),
 ]
 
-
 # CLIPTextModel and CLIPTextModelWithProjection, for a TextEncoder alone.
 TRANSFORMERS_CLIP_TEXT: Table = [*TRANSFORMERS_CLIP, (r"^text\.", "")]
 
 
-def original_unet(levels: int, res_blocks: int) -> Table:
-    """latent-diffusion counts the blocks of all levels through; where a level begins depends on the size of the network."""
-    down, up = (
-        res_blocks + 1,
-        res_blocks + 1,
-    )  # entries per level: on the way down the last is the change of resolution
+def original_unet(tensors: Tensors) -> Read:
+    """latent-diffusion numbers the blocks of all levels consecutively; a level's first number depends on the
+    size.
+    """
+    levels = 1 + sum(name.endswith(".0.op.weight") for name in tensors)
+    n = (
+        count(tensors, r"input_blocks\.(\d+)\.") // levels
+    )  # blocks of a level; on the way down the last one resizes
     table: Table = [
         (r"^time_embed\.0\.", "time.fc1."),
         (r"^time_embed\.2\.", "time.fc2."),
@@ -96,17 +105,14 @@ def original_unet(levels: int, res_blocks: int) -> Table:
         (r"^middle_block\.2\.", "mid.layers.1.res."),
     ]
     for i in range(levels):
-        table += [
-            (rf"^input_blocks\.{1 + i * down + j}\.", f"down.{i}.layers.{j}.") for j in range(res_blocks)
-        ]
-        table += [(rf"^input_blocks\.{1 + i * down + res_blocks}\.0\.op\.", f"down.{i}.resize.conv.")]
-        table += [(rf"^output_blocks\.{i * up + j}\.", f"up.{i}.layers.{j}.") for j in range(up)]
-    return [
-        *table,
+        table += [(rf"^input_blocks\.{1 + i * n + j}\.", f"down.{i}.layers.{j}.") for j in range(n - 1)]
+        table += [(rf"^input_blocks\.{(i + 1) * n}\.0\.op\.", f"down.{i}.resize.conv.")]
+        table += [(rf"^output_blocks\.{i * n + j}\.", f"up.{i}.layers.{j}.") for j in range(n)]
+    table += [
         (
             r"^(up\.\d+)\.layers\.\d+\.[12]\.conv\.",
             r"\1.resize.conv.",
-        ),  # behind the residual block, or the attention
+        ),  # after the residual block, or the attention
         (r"\.layers\.(\d+)\.0\.", r".layers.\1.res."),
         (r"\.layers\.(\d+)\.1\.", r".layers.\1.attn."),
         (r"\bin_layers\.0\b", "norm1"),
@@ -118,22 +124,21 @@ def original_unet(levels: int, res_blocks: int) -> Table:
         (r"\bto_(q|k|v|out)(?:\.0)?\.", r"\1."),
         *_TRANSFORMER_BLOCK,
     ]
+    return tensors, table, {}
 
 
-def original_autoencoder(tensors: dict[str, Tensor], levels: int) -> tuple[dict[str, Tensor], Table]:
-    """The tensors with the attention's 1x1 convolutions as the linear layers that they are, and the table for their names."""
+def original_autoencoder(tensors: Tensors) -> Read:
+    """The attention's 1x1 convolutions become the linear layers that they are."""
     attention = (".q.weight", ".k.weight", ".v.weight", ".proj_out.weight")
-    tensors = {
-        name: t.flatten(1) if ".attn_1." in name and name.endswith(attention) else t
-        for name, t in tensors.items()
-    }
+    linear = {n: t.flatten(1) for n, t in tensors.items() if ".attn_1." in n and n.endswith(attention)}
+    last = count(tensors, r"encoder\.down\.(\d+)\.") - 1
     table: Table = [
-        (r"^loss\..*$", ""),  # the discriminator that the autoencoder was trained against
+        (r"^loss\..*$", ""),  # the discriminator of the training
         (r"\bdown\.(\d+)\.block\.(\d+)\.", r"down.\1.layers.\2.res."),
         (r"\bdown\.(\d+)\.downsample\.", r"down.\1.resize."),
-        # decoder.up counts from the finest level, we in the order of the way
-        *[(rf"\bup\.{i}\.block\.(\d+)\.", rf"UP.{levels - 1 - i}.layers.\1.res.") for i in range(levels)],
-        *[(rf"\bup\.{i}\.upsample\.", f"UP.{levels - 1 - i}.resize.") for i in range(levels)],
+        # decoder.up is numbered from the finest level, ours in the order of computation
+        *[(rf"\bup\.{i}\.block\.(\d+)\.", rf"UP.{last - i}.layers.\1.res.") for i in range(last + 1)],
+        *[(rf"\bup\.{i}\.upsample\.", f"UP.{last - i}.resize.") for i in range(last + 1)],
         (r"\bUP\.", "up."),
         (r"\bmid\.block_1\.", "mid.layers.0.res."),
         (r"\bmid\.block_2\.", "mid.layers.1.res."),
@@ -142,7 +147,7 @@ def original_autoencoder(tensors: dict[str, Tensor], levels: int) -> tuple[dict[
         (r"\bmid\.attn_1\.", "mid.layers.0.attn.self_attn."),
         (r"\bnin_shortcut\b", "skip"),
     ]
-    return tensors, table
+    return tensors | linear, table, {}
 
 
 OPEN_CLIP: Table = [
@@ -165,13 +170,12 @@ OPEN_CLIP: Table = [
     (r"^(token|position|blocks|norm_out)\.", r"text.\1."),
 ]
 
-
 OPEN_CLIP_TEXT: Table = [*OPEN_CLIP, (r"^text\.", ""), (r"^logit_scale$", "")]
 
 
-def open_clip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Query, key and value, which OpenCLIP keeps in one tensor, as three; its projections, kept as (d e), as linear layers (e d)."""
-    split: dict[str, Tensor] = {}
+def open_clip(tensors: Tensors) -> Tensors:
+    """Query, key and value, one tensor in OpenCLIP, as three; projections (d e) as linear layers (e d)."""
+    split: Tensors = {}
     for name, t in tensors.items():
         if name in ("text_projection", "visual.proj"):
             split[name] = t.T
@@ -181,3 +185,19 @@ def open_clip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         else:
             split[name] = t
     return split
+
+
+def original_text(tensors: Tensors) -> Read:
+    """A text encoder of SDXL: OpenAI's CLIP-L in transformers' names, or OpenCLIP's bigG."""
+    if any(name.startswith("text_model.") for name in tensors):
+        return tensors, TRANSFORMERS_CLIP_TEXT, {"hidden_act": "quick_gelu"}
+    return open_clip(tensors), OPEN_CLIP_TEXT, {"hidden_act": "gelu"}
+
+
+def original_only_text(tensors: Tensors) -> Read:
+    """The text encoder of SD 1.x or SD 2.x.  SD 2.x reads the last but one of OpenCLIP's blocks, and never
+    the last.
+    """
+    last = f"transformer.resblocks.{count(tensors, r'transformer.resblocks.([0-9]+)[.]') - 1}."
+    unused = {n for n in tensors if n.startswith(last) or n == "text_projection"}
+    return original_text({n: t for n, t in tensors.items() if n not in unused})

@@ -1,4 +1,11 @@
-"""checkpoints.ours."""
+"""Our own weights: safetensors files that carry the configuration of their network, and what else it needs.
+
+    pipe = load_pipeline()                  the shipped weights, a run folder, or Stable Diffusion (load.py)
+    save_pipeline(pipe, folder)             one file for each network
+    painter = load_reasongen()              ReasonGen-R1: the transformer and its codec
+
+The vocabulary is saved with the text encoder, the schedule with the UNet.
+"""
 
 import json
 from dataclasses import asdict
@@ -18,26 +25,25 @@ from ..pipeline import LatentDiffusion, ReasonPipeline
 from .files import WeightsError, load_into, read_metadata, read_weights, save_weights
 
 SHIPPED = Path(__file__).parent.parent / "pretrained"
-
-
+RIG = SHIPPED / "rlrig"  # of RL-RIG
+REASON = SHIPPED / "reasongen"  # of ReasonGen-R1
 PARTS = ("autoencoder", "text_encoder", "unet")
 
 
 def save_module(
     path: Path, module: nn.Module, about: dict[str, str], dtype: torch.dtype = torch.float32
 ) -> None:
-    """A network with the configuration that rebuilds it."""
+    """Save a network with the configuration that rebuilds it, and with the strings `about`."""
     tensors = {key: value.to(dtype) for key, value in module.state_dict().items()}
     save_weights(path, tensors, {"config": json.dumps(asdict(module.config)), **about})
 
 
 def read_config(path: Path, kind: type) -> tuple[dict, dict[str, str]]:
-    """The configuration saved with a network, as keyword arguments of `kind`, and the rest of what was saved."""
+    """The configuration saved with a network, as arguments of `kind`, and all strings that were saved."""
     metadata = read_metadata(path)
     if "config" not in metadata:
-        raise WeightsError(
-            f"{path} was not saved by minireflect: it carries no configuration of a {kind.__name__}"
-        )
+        why = f"it carries no configuration of a {kind.__name__}"
+        raise WeightsError(f"{path} was not saved by minireflect: {why}")
     values = json.loads(metadata["config"])
     if unknown := sorted(set(values) - set(kind.__dataclass_fields__)):
         raise WeightsError(f"{path} is not a {kind.__name__}: it has {', '.join(unknown)}")
@@ -61,11 +67,12 @@ def load_pipeline(
     prediction: Prediction | None = None,
     image_size: int | None = None,
 ) -> LatentDiffusion:
-    """The pipeline of a run of train.py, of Stable Diffusion (SD 1.x, 2.x, SDXL), or the shipped one without a path.
+    """The pipeline of a training run, of Stable Diffusion (SD 1.x, 2.x, SDXL), or without a path the shipped
+    one.
 
-    `path` is a run folder, or a folder with our weight files; `unet` names the UNet's, of which a run of SRRL has two:
-    "unet" and the "base_unet" that it started from.  Or it is a diffusers folder, or an original .safetensors or .ckpt file; the
-    other arguments are for those, see `checkpoints.load_checkpoint`.
+    `path` is a run folder, or a folder with our weight files; `unet` names the UNet's, of which a run of SRRL
+    has two: "unet" and the "base_unet" that it started from.  Or it is a diffusers folder, or an original
+    .safetensors or .ckpt file; the other arguments are for those, see `checkpoints.load_checkpoint`.
     Raises WeightsError when a file is missing, truncated or foreign.
     """
     if path is not None and is_checkpoint(path):
@@ -91,16 +98,9 @@ def weights_folder(path: str | Path | None) -> Path:
     """Where the weights of a run lie; the shipped ones for None."""
     folder = SHIPPED if path is None else Path(path)
     if not folder.is_dir():
-        raise WeightsError(
-            f"there is no folder {folder}; --weights takes the run folder of a train.py command"
-        )
+        expected = "--weights takes the run folder of a training command"
+        raise WeightsError(f"there is no folder {folder}; {expected}")
     return folder / "weights" if (folder / "weights").is_dir() else folder
-
-
-RIG = SHIPPED / "rlrig"  # the shipped weights of RL-RIG
-
-
-REASON = SHIPPED / "reasongen"  # the shipped weights of ReasonGen-R1
 
 
 def load_reasongen(
@@ -135,9 +135,8 @@ def save_codec(folder: Path, codec: Codec) -> None:
 
 def load_autoencoder(folder: str | Path) -> Autoencoder:
     """The folder's, else the shipped one."""
-    return load_module(
-        or_shipped(folder, "autoencoder") / "autoencoder.safetensors", Autoencoder, AutoencoderConfig
-    )[0]
+    file = or_shipped(folder, "autoencoder") / "autoencoder.safetensors"
+    return load_module(file, Autoencoder, AutoencoderConfig)[0]
 
 
 def or_shipped(folder: str | Path, name: str) -> Path:

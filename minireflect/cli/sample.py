@@ -108,38 +108,25 @@ def check_arguments(args: SampleOptions) -> None:
         raise ValueError(f"there is no folder {args.out.absolute().parent} to write {args.out.name} into")
 
 
-def explained(image: "Tensor", prompt: str, said: str) -> str:
-    """A verdict, with the inspector's reason where the picture is unreadable, and its reading where no law explains the prompt."""
-    from ..world.captions import caption
-    from ..world.inspector import inspect
-    from ..world.prompts import understand
-
-    reading = inspect(image)
-    if reading.scene is None:
-        return f"{said} · the inspector: {reading.why}"
-    if understand(prompt) is None:
-        return f"{said} · no law explains the prompt; the inspector reads: {caption(reading.scene)}"
-    return said
-
-
 def sample_srrl(args: SampleOptions) -> None:
     """A prompt a row, a round a column."""
     from ..checkpoints.ours import load_pipeline
     from ..diffusion.reflection import ReflectionConfig
     from ..pipeline import SamplerConfig
     from ..rl.rewards import load_reward
-    from ..showcase import rounds_strip
+    from ..showcase import rounds_strip, sampled_rounds
 
     sampler = SamplerConfig(args.steps, 1.0 if args.guidance is None else args.guidance)
     reflection = ReflectionConfig(args.rounds or 0, args.w_denoise, args.w_renoise, args.steps)
     pipe, reward, prompts = load_pipeline(args.weights), load_reward(args.weights), list(args.prompts)
     pipe.tokenizer(prompts)  # unknown words are named before anything is drawn
     pipe.table(args.steps)
-    rows = rounds_strip(pipe, reward, prompts, sampler, reflection, args.seed, args.out, args.blind)
+    rounds = sampled_rounds(pipe, prompts, sampler, reflection, args.seed, None if args.blind else reward)
+    rows = rounds_strip(rounds, reward, prompts, args.out)
     for prompt, row in zip(prompts, rows):
         print(prompt)
-        for k, (image, said, _) in enumerate(row):
-            print(f"  round {k}: {explained(image, prompt, said)}")
+        for k, (_, said, _) in enumerate(row):
+            print(f"  round {k}: {said}")
 
 
 def sample_rlrig(args: SampleOptions) -> None:
@@ -196,7 +183,7 @@ def sample_checkpoint(args: SampleOptions) -> None:
     from ..methods.finetune import FinetuneConfig, load_base
     from ..models.lora import merge_lora
     from ..pipeline import SamplerConfig, best_device
-    from ..showcase import blind_rounds
+    from ..showcase import sampled_rounds
 
     where = FinetuneConfig(
         base=str(args.base), tokenizer=args.tokenizer and str(args.tokenizer), size=args.size,
@@ -207,7 +194,7 @@ def sample_checkpoint(args: SampleOptions) -> None:
         merge_lora(load_lora(pipe.unet, args.lora))
     sampler = SamplerConfig(args.steps, BASE_GUIDANCE if args.guidance is None else args.guidance, args.eta)
     reflection = ReflectionConfig(args.rounds or 0, args.w_denoise, args.w_renoise, args.steps)
-    rounds = list(blind_rounds(pipe, list(args.prompts), sampler, reflection, args.seed))  # (b 3 h w) each
+    rounds = list(sampled_rounds(pipe, list(args.prompts), sampler, reflection, args.seed))  # (b 3 h w) each
     if len(rounds) == 1 and args.out.suffix.lower() in (".png", ".jpg", ".jpeg"):
         write_row(rounds[0].cpu(), args.out)
         return

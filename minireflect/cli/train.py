@@ -12,7 +12,7 @@ import tyro
 from ..checkpoints.files import tensor_shapes
 from ..checkpoints.ours import REASON, RIG, weights_folder
 from ..checkpoints.parts import weights_file
-from ..config import PRESETS, Config, options_of, preset, read_config, stages_of, to_dict
+from ..config import PRESETS, REASON_COMMANDS, Config, options_of, preset, read_config, stages_of, to_dict
 from ..diffusion.schedule import Schedule, ScheduleConfig
 from ..methods.finetune import SAMPLER, SRRL, FinetuneConfig, read_prompts
 from ..methods.rollout import SRRLConfig
@@ -21,7 +21,7 @@ from ..run import Interrupted, Run, RunError
 from . import TRAINED
 from .options import HELP, help_text
 
-RIG_COMMANDS, REASON_COMMANDS = ("checker", "actor", "rlrig"), ("captioner", "reason-sft", "reason-grpo")
+RIG_COMMANDS = ("checker", "actor", "rlrig")
 COSTS = {"smoke": "seconds; it learns nothing", "gpu": "larger batches and budgets, for a CUDA GPU"}
 TITLES = {"options": "run", "mix": "shares of the prompts in training", "finetune": "checkpoint"}
 

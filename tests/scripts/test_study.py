@@ -122,7 +122,7 @@ def test_the_study_of_reasongen_measures_every_row_on_the_run_that_it_belongs_to
     monkeypatch.setattr(reason_study, "load_reasongen", lambda weights: [weights])
     monkeypatch.setattr(reason_study, "freed", lambda base, folder: base)
     monkeypatch.setattr(reason_study, "judge_of", lambda weights: None)
-    monkeypatch.setattr(reason_study.Swapped, "_make", lambda weights: swapped.append(weights) or [weights])
+    monkeypatch.setattr(reason_study.Swapped, "_make", lambda pipe: swapped.extend(pipe) or pipe)
     monkeypatch.setattr(reason_study, "evaluate_reason", invented)
     words = ["reason_study.py", "--out", str(tmp_path / "out"), "--docs", str(tmp_path / "docs"), "--seeds", "0", "1"]  # fmt: skip
     monkeypatch.setattr(sys, "argv", words)

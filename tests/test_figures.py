@@ -1,0 +1,148 @@
+"""Figures: what is drawn, read back from matplotlib's own objects; and that making them touches no backend."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from minireflect import figures
+from minireflect.evaluate import Score
+from minireflect.evaluate_graphs import GraphScore
+from minireflect.figures import Line, Panel
+
+
+@pytest.fixture
+def saved(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are saved, in order."""
+    kept, plain = [], figures.save
+    monkeypatch.setattr(figures, "save", lambda figure, path: (kept.append(figure), plain(figure, path)))
+    return kept
+
+
+def labelled(figure: Figure) -> None:
+    for axes in figure.axes:
+        assert axes.get_title() and axes.get_xlabel() and axes.get_ylabel() and axes.get_legend()
+
+
+def test_figures_touch_no_backend(tmp_path: Path) -> None:
+    """A notebook's inline backend survives; matplotlib is imported when the first figure is made, and pyplot never."""
+    code = f"""
+import sys
+from pathlib import Path
+from minireflect import figures, showcase
+assert "matplotlib" not in sys.modules
+import matplotlib
+matplotlib.use("svg")
+figures.curves(Path({str(tmp_path / "x.png")!r}), figures.Panel("t", "x", "y", [figures.Line("a", [0, 1], [0, 1])]))
+assert matplotlib.get_backend() == "svg" and "matplotlib.pyplot" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert (tmp_path / "x.png").exists()
+
+
+def test_the_running_mean_is_shorter_at_the_start() -> None:
+    assert figures.smooth([1, 2, 3, 4], 2).tolist() == [1, 1.5, 2.5, 3.5]
+    assert figures.smooth([1, 2, 3], 1).tolist() == [1, 2, 3]
+
+
+def test_a_smoothed_curve_has_its_values_behind_it(tmp_path: Path, saved: list[Figure]) -> None:
+    lines = [Line("a", [0, 1, 2], [1.0, 3.0, 5.0], "#123456", span=2), Line("b", [0, 1], [0.5, 0.5])]
+    figures.curves(tmp_path / "new" / "x.png", Panel("title", "x", "y", lines, [("level", 2.0, "red")]))
+    drawn = [(line.get_label(), list(line.get_ydata())) for line in saved[0].axes[0].lines]
+    assert drawn[0] == ("a", [1, 2, 4]) and drawn[1][1] == [1, 3, 5] and drawn[2] == ("b", [0.5, 0.5])
+    assert drawn[3] == ("level", [2, 2]) and (tmp_path / "new" / "x.png").stat().st_size > 5_000
+    labelled(saved[0])
+
+
+ROWS = [
+    {
+        "step": i, "reward_calls": 10 * i, "loss": 1 / (i + 1), "reward_by_round": [0.5, 0.6][: 1 + i % 2],
+        "right_by_round": [0.4, 0.5], "latent_mean": [0.0, 0.1], "latent_std": [1.0, 0.9], "reward": 0.6, "accepted": 0.5,
+        "right": 0.25, "alpha_text": 0.0, "alpha_image": 0.1,
+        **({"text_entropy": 1.0, "image_entropy": 2.0} if i else {}),
+    }
+    for i in range(4)
+]  # fmt: skip
+
+
+def test_every_plot_of_a_run_has_title_labels_and_truth_beside_the_reward(
+    tmp_path: Path, saved: list[Figure]
+) -> None:
+    path = tmp_path / "reward.png"
+    figures.training_curve(ROWS, {"loss": "nats"}, path)
+    figures.learning_curve(ROWS, path, (0.5, 0.3))
+    figures.reward_curve(ROWS, path, "CLIP's cosine")
+    figures.latent_moments(ROWS, path)
+    figures.phases({"phase 1": ROWS, "phase 2": ROWS}, path)
+    figures.reason_curves(ROWS, {"text": 1.1, "image": 2.2}, path)
+    for figure in saved:
+        labelled(figure)
+    shown = {line.get_label(): list(line.get_ydata()) for line in saved[1].axes[0].lines}
+    assert shown["learned reward, mean"] == pytest.approx([0.5] * 4)
+    assert shown["right by the inspector, share"] == pytest.approx([0.4] * 4)
+    assert shown["reward: held-out prompts, before"] == [0.5, 0.5] and shown[
+        "right: held-out prompts, before"
+    ] == [0.3, 0.3]
+    rounds = saved[2].axes[0].lines  # of round 1 only the iterations that had one
+    assert {line.get_label(): list(line.get_xdata()) for line in rounds if line.get_label() == "round 1"} == {
+        "round 1": [10, 30]
+    }
+    for axes in (*saved[4].axes, saved[5].axes[0]):
+        assert any("right" in line.get_label() and "inspector" in line.get_label() for line in axes.lines)
+
+
+def test_bars_of_laws_have_intervals(tmp_path: Path, saved: list[Figure]) -> None:
+    score = Score("physical", 32, 0.5, 0.5, 0.0, {"heat": 0.25, "wind": 0.75}, 0.0, 0.0, 0.0)
+    figures.accuracy_by_law({"base": {"physical": score}, "SRRL": {"physical": score}}, tmp_path / "x.png")
+    axes = saved[0].axes[0]
+    labelled_x = axes.get_xlabel()
+    assert (
+        "95 %" in labelled_x
+        and axes.get_title()
+        and [t.get_text() for t in axes.get_yticklabels()] == ["heat", "wind"]
+    )
+    assert [round(bar.get_width(), 2) for bar in axes.patches] == [0.25, 0.75] * 2
+    (low, high), _ = (segment[:, 0] for segment in axes.collections[0].get_segments())
+    assert (low, high) == pytest.approx((0.1018, 0.4950), abs=1e-3)  # Wilson's of 4 of 16
+
+
+def test_bars_of_loops_say_what_they_cost(tmp_path: Path, saved: list[Figure]) -> None:
+    loops = {
+        name: GraphScore(8, *(0.1 * k for _ in range(14)), 20 * k, k)
+        for k, name in enumerate(("base", "loop"))
+    }
+    figures.graph_bars(loops, tmp_path / "x.png")
+    assert [t.get_text() for t in saved[0].axes[0].get_yticklabels()][1] == "loop\n20 UNet evaluations"
+    assert [round(bar.get_width(), 2) for bar in saved[0].axes[0].patches] == [0, 0.1, 0, 0.1]
+
+
+@pytest.mark.parametrize("abreast", [1, 2])
+def test_a_strip_shows_every_picture_with_its_frame_and_words(
+    tmp_path: Path, saved: list[Figure], abreast: int
+) -> None:
+    red = torch.tensor([1.0, -1.0, -1.0])[:, None, None].expand(3, 8, 8)
+    rows = [
+        [(red, "right", True), (-red, "wrong: reads as " + "a long story " * 5, False)],
+        [(red, "", None)],
+    ]
+    figures.strip(
+        rows, ["first prompt", "second prompt"], ["round 0", "round 1"], tmp_path / "x.png", abreast
+    )
+    axes = saved[0].axes
+    assert len(axes) == 3 and [t.get_text() for t in saved[0].texts].count("first prompt") == 1
+    assert {t.get_text() for t in saved[0].texts} == {"first prompt", "second prompt", "round 0", "round 1"}
+    assert np.asarray(axes[0].images[0].get_array())[0, 0].tolist() == [1, 0, 0]
+    frames = [next(iter(a.spines.values())).get_edgecolor()[:3] for a in axes]
+    assert frames[0][1] > 0.6 and frames[1][0] > 0.8 and max(frames[2]) < 0.3  # green, red, ink
+    assert axes[0].get_xlabel() == "right" and axes[1].get_xlabel().count("\n") == 3
+    boxes = [a.get_position() for a in axes]
+    assert all(box.x0 >= 0 and box.x1 <= 1 and box.y0 >= 0 and box.y1 <= 1 for box in boxes)
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_wrap_breaks_at_words_and_keeps_lines() -> None:
+    assert figures.wrap("a red ball\non a blue box", 8) == "a red\nball\non a\nblue box"

@@ -1,0 +1,58 @@
+"""Strips: verdicts that explain themselves, rounds that repeat, and prompts that nobody picked."""
+
+from pathlib import Path
+
+import torch
+
+from minireflect.showcase import compare, fixed_prompts, rounds_strip, verdict
+from minireflect.streams import choices
+from minireflect.world.laws import LAWS
+from minireflect.world.prompts import law_prompt, near_miss
+from minireflect.world.render import render
+from tests.small import brightness
+
+
+def test_a_verdict_explains_itself() -> None:
+    draw = choices(0, "verdict")
+    (prompt,) = (p for p in fixed_prompts(("physical",)) if p.law == "balance")
+    image = render(prompt.scene(draw))
+    assert verdict(image, prompt.text, 0.5) == (image, "right · reward 0.50", True)
+    other = near_miss(prompt, draw, "held-out")
+    _, said, right = verdict(render(other.scene(draw)), prompt.text)
+    seen = law_prompt("balance", other.objects, other.outcome).text
+    assert not right and said == f"wrong: reads as {seen}"
+    _, said, right = verdict(torch.zeros(3, 64, 64), prompt.text, 0.25)
+    assert not right and said.startswith("unreadable: ") and said.endswith(" · reward 0.25")
+    assert len(said) > len("unreadable:  · reward 0.25")  # the inspector's reason
+    _, said, right = verdict(image, "a red ball that nobody defined")
+    assert right is None and said.startswith("no law covers the prompt; reads as a balance")
+
+
+def test_a_round_that_repeats_the_picture_says_so(tmp_path: Path) -> None:
+    prompts = fixed_prompts(("physical",))[:2]
+    draw = choices(0, "kept")
+    first = torch.stack([render(p.scene(draw)) for p in prompts])
+    second = first.clone()
+    second[1] = 0.0
+    rows = rounds_strip([first, second, second], brightness, [p.text for p in prompts], tmp_path / "x.png")
+    said = [[mark.split(" ·")[0].split(": no scene")[0] for _, mark, _ in row] for row in rows]
+    assert said[0] == ["right", "kept: right", "kept: right"]
+    assert (
+        said[1][0] == "right"
+        and said[1][1].startswith("unreadable")
+        and said[1][2].startswith("kept: unreadable")
+    )
+    assert [[right for *_, right in row] for row in rows] == [[True] * 3, [True, False, False]]
+    assert (tmp_path / "x.png").stat().st_size > 5_000
+
+
+def test_pictures_that_no_inspector_reads_show_their_reward() -> None:
+    (row,) = compare([torch.ones(1, 3, 32, 32)], brightness, ["a fox"], read=False)
+    assert row[0][1:] == ("reward 1.000", None)
+
+
+def test_the_fixed_prompts_are_the_first_of_every_law() -> None:
+    prompts = fixed_prompts()
+    assert [(p.law, p.kind) for p in prompts] == [
+        (law, kind) for law in LAWS for kind in ("physical", "unconventional")
+    ]
