@@ -45,7 +45,6 @@ from .methods.rlrig import (
     loop_of,
     train_actor_grpo,
     train_editor,
-    trained_controls,
 )
 from .methods.srrl import train_srrl
 from .models.autoencoder import Autoencoder, AutoencoderConfig
@@ -245,13 +244,11 @@ def rlrig(task: Task) -> None:
         measure(controls(parts, config.rlrig.loop))
     for name, phase in (("phase 1", train_actor_grpo), ("phase 1 + 2", train_editor)):
         try:
-            phase(config.rlrig, config.seed, parts, run)
+            phase(config.rlrig, parts, task.job)
         finally:  # also when stopped: what was trained is never lost
             task.save("actor", parts.actor)
             task.save("editor", parts.editor.unet)
         measure({name: loop_of(parts, config.rlrig.loop)})
-    if config.rlrig.controls:
-        measure(trained_controls(parts, config.rlrig.loop))
     table = Table("held-out graphs", {name: vars(score) for name, score in rows.items()})
     task.report(table, f"{(time.time() - clock) / 60:.1f} minutes")
     stages = {"phase 1, the Actor": run.metrics("phase-1"), "phase 2, the editor": run.metrics("phase-2")}

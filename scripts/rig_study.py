@@ -2,26 +2,33 @@
 
     python scripts/rig_study.py [--out runs/rig] [--seeds 0 1 2]          writes docs/rlrig_study.md and docs/rlrig_*.png
 
-A run of `train.py rlrig` measures all controls and both phases on the same held-out graphs and noise; every seed has its
-own graphs, noise and training.  It can be stopped at any time and goes on where it stopped.
+A run of `train.py rlrig` measures the Diffuser, best-of-N, the raw loop and both phases; this script adds further controls, on
+the same held-out graphs and noise.  Every seed has its own graphs, noise and training.  It can be stopped at any time and goes
+on where it stopped.
 """
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from rig_checker import asked_of_renders, asked_of_the_loop
 from rig_report import arms_figure, checker_table, groups_figure, page, reliability_figure, t_star_figure
 
 from minireflect.config import preset
 from minireflect.evaluate import EvaluationConfig
 from minireflect.evaluate_graphs import GraphScore, evaluate_loop
-from minireflect.methods.rlrig import load_parts, loop_of
+from minireflect.methods.rlrig import EditPrompts, Loop, load_parts, loop_of, silent_actor
 from minireflect.rl.checker import load_checker
+from minireflect.rl.checker import Answers
 from minireflect.run import read_metrics, write_text
+from minireflect.streams import choices
+from minireflect.world.captions import plan
+from minireflect.world.graphs import SceneGraph
 
 ROOT = Path(__file__).parent.parent
 GROUPS = (2, 4, 8, 16)
@@ -50,6 +57,45 @@ def cached(path: Path, make) -> dict:
     if not path.exists():
         write_text(path, json.dumps(make()))
     return json.loads(path.read_text())
+
+
+def scripted_actor(
+    latents: torch.Tensor, graphs: list[SceneGraph], answers: Answers, generator: torch.Generator
+) -> EditPrompts:
+    """A control: plans a layout without a look at the picture, and names the places of what is unmet."""
+    draw = choices(int(torch.randint(2**31, (), generator=generator)), "script")
+    return EditPrompts([plan(g, met, draw) for g, met in zip(graphs, answers.met.tolist())])
+
+
+def more_arms(weights: Path) -> dict[str, Loop]:
+    """The controls that a run does not measure: of the raw loop, and of the trained editor without the Actor."""
+    loop, raw, trained = preset("cpu").rlrig.loop, load_parts(weights, "base_actor", "unet"), load_parts(weights)
+    n = math.ceil(loop.rounds * loop.edit_cost / loop.generate_cost)  # N - 1 of the run's best-of-N
+    fewer, repeated = math.ceil(2 * n / 3), loop.generating(n, edit_all=False)
+    return {
+        f"best of {fewer + 1}": loop_of(raw, loop.generating(fewer, edit_all=True), silent_actor),
+        "repeated generation": loop_of(raw, repeated, silent_actor),
+        "raw loop, silent": loop_of(raw, loop, silent_actor),
+        "raw loop, scripted Actor": loop_of(raw, loop, scripted_actor),
+        "trained editor, repeated generation": loop_of(
+            trained._replace(diffuser=trained.editor), repeated, silent_actor
+        ),
+        "trained editor, silent": loop_of(trained, loop, silent_actor),
+    }
+
+
+def arms_of(folder: Path, seed: int, args: argparse.Namespace) -> dict[str, GraphScore]:
+    """Every row of a seed, controls first."""
+    config, found = EvaluationConfig(pictures=args.pictures, seed=1_000 + seed), {}
+    judge = load_checker(folder / "weights", "judge")
+    for name, loop in more_arms(folder / "weights").items():
+        path = args.out / "rows" / f"{name}-{seed}-{args.pictures}.json"
+        path.parent.mkdir(exist_ok=True)
+        row = cached(path, lambda name=name, loop=loop: vars(evaluate_loop(loop, judge, config, name)))
+        found[name] = GraphScore(**row)
+    found |= scores(folder)
+    order = ("base", "best", "repeated", "raw", "phase", "trained")
+    return {name: found[name] for name in sorted(found, key=lambda name: order.index(name.split()[0]))}
 
 
 def by_t_star(folder: Path, seed: int, pictures: int) -> dict[str, list[dict]]:
@@ -97,7 +143,7 @@ def main() -> int:
         for name in ("checker", "judge")
     }
     fooled = cached(args.out / "fooled.json", lambda: asked_of_the_loop(runs[0] / "weights"))
-    arms = [scores(r) for r in runs]
+    arms = [arms_of(r, s, args) for r, s in zip(runs, args.seeds)]
     arms_figure(arms, args.docs / "rlrig_arms.png")
     groups_figure({g: scores(r) for g, r in groups.items()}, args.docs / "rlrig_groups.png")
     t_star_figure(T_STARS, t_star, args.docs / "rlrig_t_star.png")
