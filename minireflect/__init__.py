@@ -9,7 +9,7 @@ from importlib import import_module
 
 __version__ = "0.2.0"
 HOMES = {
-    "LatentDiffusion": "pipeline", "caption": "world.captions", "denoise": "diffusion.sample", "graph": "world.captions",
+    "LatentDiffusion": "pipeline", "caption": "world.captions", "denoise": "diffusion.sample",
     "inspect": "world.inspector", "load_pipeline": "checkpoints.ours", "load_reward": "rl.rewards",
     "rationale": "world.rationales", "reflect": "diffusion.reflection", "render": "world.render",
     "renoise": "diffusion.sample", "rng": "streams", "sample_scene": "world.prompts",

@@ -15,12 +15,12 @@ from .evaluate import EvaluationConfig
 from .methods.finetune import FinetuneConfig
 from .methods.reasongen import ReasonRLConfig
 from .methods.rlrig import RLRIGConfig
-from .methods.rollout import SRRLConfig
+from .methods.srrl import SRRLConfig
 from .pipeline import SamplerConfig
 from .pretrain.actor import ActorTraining
 from .pretrain.autoencoder import AutoencoderTraining
 from .pretrain.diffusion import DiffusionTraining
-from .pretrain.matcher import CaptionerTraining, CheckerTraining, RewardTraining
+from .pretrain.matcher import CAPTIONER_TRAINING, CHECKER_TRAINING, MatcherTraining, RewardTraining
 from .pretrain.sft import ReasonTraining
 from .pretrain.vq import VQTraining
 from .world.data import WorldConfig
@@ -33,21 +33,21 @@ FLAT = tyro.conf.arg(name="")  # a record whose options carry no prefix
 class Config:
     """What a run is configured with; the defaults are the preset cpu."""
 
-    # budget (default: gpu with a CUDA GPU, else cpu)
+    # budget (default: gpu on a CUDA GPU)
     preset: Literal["cpu", "gpu", "smoke"] = "cpu"
     # of every random stream
     seed: int = 0
-    # run folder (default: the first free runs/COMMAND-N)
+    # run folder (default: runs/COMMAND-1, -2, ...)
     out: Path | None = None
-    # go on with the run in --out, with its options
+    # continue the run in --out, with its options
     resume: bool = False
-    # run folder to start from (default: the shipped weights)
+    # run to start from (default: shipped weights)
     weights: Path | None = None
     # default: the first that is there
     device: Literal["cuda", "mps", "cpu"] | None = None
     # what the pictures show: physical laws or scene graphs
     scenes: Literal["laws", "graphs"] = "laws"
-    # sets the defaults of the options below
+    # sets the defaults of what follows
     method: Literal["srrl", "ddpo", "grpo"] = "srrl"
     world: WorldConfig = field(default_factory=WorldConfig)
     autoencoder: AutoencoderTraining = field(default_factory=AutoencoderTraining)
@@ -55,11 +55,11 @@ class Config:
     reward: RewardTraining = field(default_factory=RewardTraining)
     srrl: SRRLConfig = field(default_factory=SRRLConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
-    checker: CheckerTraining = field(default_factory=CheckerTraining)
+    checker: MatcherTraining = CHECKER_TRAINING
     actor: ActorTraining = field(default_factory=ActorTraining)
     rlrig: RLRIGConfig = field(default_factory=RLRIGConfig)
     vq: VQTraining = field(default_factory=VQTraining)
-    captioner: CaptionerTraining = field(default_factory=CaptionerTraining)
+    captioner: MatcherTraining = CAPTIONER_TRAINING
     sft: ReasonTraining = field(default_factory=ReasonTraining)
     grpo: ReasonRLConfig = field(default_factory=ReasonRLConfig)
     mix: PromptMix = field(default_factory=PromptMix)
@@ -71,7 +71,7 @@ REASON_COMMANDS = ("vq", "captioner", "reason-sft", "reason-grpo")
 COMMON = ("preset", "seed", "out", "resume", "weights", "device")  # options of every command
 RECORDS: dict[str, tuple[str, ...]] = {  # the records of each stage; the options of the first carry no prefix
     "srrl": ("srrl", "mix", "sampler", "evaluation"),
-    "lora": ("finetune", "srrl", "sampler"),
+    "lora": ("srrl", "finetune", "sampler"),
     "autoencoder": ("autoencoder", "world"),
     "diffusion": ("diffusion", "world"),
     "reward": ("reward",),
@@ -89,7 +89,7 @@ GPU = {
     "autoencoder": {"pictures": 40_000, "steps": 6_000, "batch": 64},
     "diffusion": {"pictures": 60_000, "steps": 10_000, "batch": 256},
     "reward": {"pictures": 40_000, "steps": 6_000, "batch": 128},
-    "srrl": {"iterations": 400, "prompts": 256, "batch": 256},
+    "srrl": {"iterations": 400, "prompts_per_iteration": 256, "batch": 256},
     "evaluation": {"pictures": 512, "batch": 256},
 }
 TINY = {"pictures": 32, "steps": 3, "batch": 4}
@@ -97,14 +97,14 @@ SMOKE = {
     "autoencoder": TINY | {"pictures": 64},
     "diffusion": TINY | {"pictures": 64, "batch": 8},
     "reward": TINY | {"pictures": 64, "batch": 8},
-    "srrl": {"iterations": 2, "prompts": 4, "steps": 4, "updates": 2, "batch": 4},
+    "srrl": {"iterations": 2, "prompts_per_iteration": 4, "steps": 4, "updates": 2, "batch": 4},
     "checker": TINY,
     "actor": TINY,
     "rlrig": {
-        "loop": {"rounds": 1, "steps": 4}, "editor": {"updates": 1, "batch": 4, "lr": 2e-4, "anchored": 150},
+        "loop": {"rounds": 1, "steps": 4}, "editor": {"updates": 1, "batch": 4, "lr": 2e-4, "anchor_below": 150},
         "graphs": 3, "group": 2, "actor_iterations": 2, "editor_iterations": 2,
     },
-    "vq": TINY | {"forms": 32, "colors": 16, "revived": 2},
+    "vq": TINY | {"forms": 32, "colors": 16, "revive_every": 2},
     "captioner": TINY,
     "sft": TINY,
     "grpo": {
@@ -116,7 +116,13 @@ SMOKE = {
 # Scene graphs need a sharper autoencoder, and a diffusion model that has learned to read.
 GRAPHS = {
     "autoencoder": {"pictures": 10_000, "steps": 5_000, "kl": 1e-4, "noise": 0.25},
-    "diffusion": {"pictures": 16_000, "steps": 8_000, "words": 0.3, "levels": 0.5, "reading": 1_600},
+    "diffusion": {
+        "pictures": 16_000,
+        "steps": 8_000,
+        "plain": 0.3,
+        "importance": 0.5,
+        "reading_steps": 1_600,
+    },
 }
 # ReasonGen-R1 is reinforced on more arrangements: they are GenEval's tasks.
 REASON = {
@@ -144,7 +150,7 @@ def preset(
     if name == "smoke" and reason:
         config = changed(config, {"evaluation": {"pictures": 6, "batch": 6}})
     if name == "smoke" and graphs:
-        config = changed(config, {"diffusion": {"reading": 3}})
+        config = changed(config, {"diffusion": {"reading_steps": 3}})
     return config
 
 

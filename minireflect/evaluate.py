@@ -67,7 +67,7 @@ class Table:
     @property
     def cells(self) -> list[list[str]]:
         """Head and rows as text."""
-        head = list(next(iter(self.rows.values())))
+        head = list(next(iter(self.rows.values()), {}))
         text = [[_shown(row[column]) for column in head] for row in self.rows.values()]
         return [[self.title, *head], *([name, *row] for name, row in zip(self.rows, text))]
 
@@ -142,7 +142,7 @@ def score(images: Tensor, prompts: list[Prompt], kind: str, rewards: Tensor) -> 
     """Shapes: images (n 3 64 64), n prompts, rewards (n)"""
     readings = inspect_all(images)
     right = torch.tensor([float(p.fulfilled_by(r)) for p, r in zip(prompts, readings)])
-    group = [p.task.kind if p.task else p.law for p in prompts]
+    group = [p.group for p in prompts]
     rows = {n: torch.tensor([g == n for g in group]) for n in dict.fromkeys([*LAWS, *group]) if n in group}
     apart = [torch.pdist(images[r].flatten(1)).mean().item() for r in rows.values() if r.sum() > 1]
     brightness, edges = off_reward(images)

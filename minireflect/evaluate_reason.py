@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from .diffusion.reflection import ACCEPT
 from .evaluate import EvaluationConfig, Table, fixed_batches
 from .models.reasongen import SamplingConfig
 from .models.vq import Codec
-from .pipeline import ReasonPipeline
+from .pipeline import ACCEPT, ReasonPipeline
 from .rl.rewards import Reward
 from .streams import choices
 from .world import geneval
@@ -63,7 +62,7 @@ def another_of_its_kind(prompts: list[Prompt]) -> list[int]:
 
 
 def _part(prompt: Prompt) -> str:
-    return prompt.task.kind if prompt.task else f"{prompt.kind} {prompt.law}"
+    return prompt.task or f"{prompt.kind} {prompt.law}"
 
 
 @torch.no_grad()
@@ -91,7 +90,7 @@ def evaluate_reason(
     accepted, said = np.array(rewards) >= ACCEPT, np.array([plan is not None for plan in plans])
     names = np.array([_part(p) for p in prompts])
     return ReasonScore(
-        geneval=geneval.scores(things[:m], [p.task for p in prompts[:m]]),
+        geneval=geneval.scores(things[:m], prompts[:m]),
         physical=float(right[m : 2 * m].mean()),
         unconventional=float(right[2 * m :].mean()),
         accepted=float(accepted.mean()),

@@ -48,12 +48,15 @@ class Panel(NamedTuple):
     log: bool = False
 
 
-def new_figure(width: float, height: float, columns: int = 1, **options: bool) -> "tuple[Figure, list[Axes]]":
-    """An empty figure of so many inches, and its plots from left to right."""
+def new_figure(
+    width: float, height: float, columns: int = 1, rows: int = 1, **options: bool
+) -> "tuple[Figure, list[Axes]]":
+    """An empty figure of so many inches, and its plots row by row; `options` are those of matplotlib's subplots."""
     from matplotlib.figure import Figure
 
     figure = Figure((width, height), layout="constrained")
-    return figure, list(figure.subplots(1, columns, squeeze=False, **options)[0]) if columns else []
+    plots = figure.subplots(rows, columns, squeeze=False, **options).flat if columns else []
+    return figure, list(plots)
 
 
 def save(figure: "Figure", path: Path) -> None:
@@ -70,9 +73,11 @@ def smooth(values: Sequence[float], span: int) -> np.ndarray:
 
 
 # ------------------------------------------------------------------------------------------------------------- curves
-def curves(path: Path, *panels: Panel) -> None:
-    """Draw panels side by side."""
-    figure, plots = new_figure(max(6.4, 4.2 * len(panels)), 3.6, len(panels))
+def curves(path: Path, *panels: Panel, columns: int = 0) -> None:
+    """Draw panels side by side, at most `columns` in a row if given."""
+    columns = columns or len(panels)
+    rows = -(-len(panels) // columns)
+    figure, plots = new_figure(max(6.4, 4.2 * columns), 3.6 * rows, columns, rows)
     for axes, panel in zip(plots, panels):
         draw_panel(axes, panel)
     save(figure, path)

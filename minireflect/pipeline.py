@@ -8,14 +8,15 @@ Weights are safetensors files that carry their network's configuration; the voca
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
-from .diffusion.reflection import ACCEPT, OPPOSITE, ReflectionConfig, reflect, renoise_to
-from .diffusion.sample import EpsFn, denoise, guided, last
+from .diffusion.reflection import ReflectionConfig, condition_guided_forward, reflect
+from .diffusion.sample import EpsFn, denoise, evaluations, guided, last
 from .diffusion.schedule import Schedule, StepTable
 from .models.autoencoder import Autoencoder
 from .models.clip import TextEncoder, TwoTextEncoders
@@ -59,23 +60,47 @@ class ReasonPipeline(NamedTuple):
         return self.tokenizer.decode(sampled.rationale)
 
 
-Judge = Callable[
-    [Tensor, list[str]], Tensor
-]  # images (b 3 h w), b prompts -> (b), a probability to be right: rl/rewards.py
+# images (b 3 h w) in [-1, 1], b prompts -> (b), by convention the probability that the picture is right: rl/rewards.py
+Reward = Callable[[Tensor, list[str]], Tensor]
+
+# Reward from which a picture counts as right: it is more probably right than not.
+ACCEPT = 0.5
+
+# How a refused picture becomes noise: in few steps without guidance, half of it new, and then the opposite of it. Of pictures that
+# the base samples wrong, 0.62 are right from there, 0.44 from new noise and 0.18 from their own (scripts/measure.py memory).
+OPPOSITE = ReflectionConfig(w_renoise=0.0, steps=5, fresh_noise=0.5, wrong="opposite")
 
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    steps: int = 20  # network evaluations of a picture, without guidance
-    guidance: float = 1.0  # w: 1 = the prompt alone, at half the cost of any other value
-    eta: float = 1.0  # 1 = as much fresh noise as DDPM, 0 = deterministic
-    spacing: str = "leading"  # of the time steps: leading, trailing, linspace
+    # denoising steps of a picture
+    steps: int = 20
+    # w of classifier-free guidance; 1 is the prompt alone, at half the cost of any other value but 0
+    guidance: float = 1.0
+    # share of DDPM's step noise, in [0, 1]; 0 is deterministic
+    eta: float = 1.0
 
     def __post_init__(self) -> None:
         if self.guidance < 0:
             raise ValueError(f"guidance must not be negative, got {self.guidance}")
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta must lie in [0, 1], got {self.eta}")
+
+    @property
+    def cost(self) -> int:
+        """UNet evaluations of one picture."""
+        return self.steps * evaluations(self.guidance)
+
+
+def blind_cost(sampler: SamplerConfig, reflection: ReflectionConfig) -> int:
+    """UNet evaluations of one picture after K blind rounds."""
+    each = sampler.steps * evaluations(reflection.w_denoise) + reflection.renoise_cost
+    return reflection.rounds * each + sampler.cost
+
+
+def selected_cost(sampler: SamplerConfig, reflection: ReflectionConfig, redrawn: int) -> int:
+    """UNet evaluations of one picture that a reward refuses `redrawn` times, at most `reflection.rounds`."""
+    return sampler.cost + redrawn * (reflection.renoise_cost + sampler.cost)
 
 
 @dataclass
@@ -141,8 +166,8 @@ class LatentDiffusion:
         """Start latents x_T ~ N(0, I), drawn on the CPU so that every device sees the same.  -> (n 4 h/8 w/8)"""
         return torch.randn(n, *self.latent_shape, generator=generator).to(self.device)
 
-    def table(self, steps: int, spacing: str = "leading") -> StepTable:
-        return self.schedule.table(steps, spacing)
+    def table(self, steps: int) -> StepTable:
+        return self.schedule.table(steps)
 
     def eps(self, prompts: list[str] | Tensor) -> Callable[[float], EpsFn]:
         """For prompts (or their embedding (b t d)): the epsilon function at each guidance w, `micro_batch` pictures at once."""
@@ -173,72 +198,89 @@ class LatentDiffusion:
         eta: float = SamplerConfig.eta,
         rounds: int = 0,
         latents: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        judge: Judge | None = None,
+        generator: Generator | None = None,
+        reward: Reward | None = None,
     ) -> Tensor:
-        """Draw a picture for each prompt, and reflect `rounds` times.
+        """Sample a picture for each prompt, and reflect `rounds` times.
 
-        With a judge, such as `load_reward()`, what it refuses is drawn again, see `judged_rounds`. Without one, every picture
-        is turned back into noise before the last drawing, right or wrong (SRRL's blind mode). `latents` (b 4 h/8 w/8) are the start noise; without them it comes from `generator`, which also gives the
-        step noise for eta > 0.  Raises PromptError on an empty list or unknown words, ValueError on numbers out of
+        With a reward, such as `load_reward()`, refused pictures are sampled again, see `selected_rounds`; without one every picture
+        is, see `blind_rounds`. `latents` (b 4 h/8 w/8) are the start noise; when not given it comes from `generator`, which
+        also gives the step noise for eta > 0.  Raises PromptError on an empty list or unknown words, ValueError on numbers out of
         range.  -> (b 3 h w) in [-1, 1]
         """
         if not prompts:
             raise PromptError("there is no prompt")
-        if rounds < 0:
-            raise ValueError(f"rounds must be 0 or more, got {rounds}")
-        sampler = SamplerConfig(steps, guidance, eta)
+        sampler, blind = SamplerConfig(steps, guidance, eta), ReflectionConfig(rounds=rounds, steps=steps)
         generator = generator or torch.Generator().manual_seed(0)
-        x = self.noise(len(prompts), generator) if latents is None else latents.to(self.device)
-        if tuple(x.shape) != (len(prompts), *self.latent_shape):
+        x_T = self.noise(len(prompts), generator) if latents is None else latents.to(self.device)
+        if tuple(x_T.shape) != (len(prompts), *self.latent_shape):
             raise ValueError(
-                f"latents of shape {tuple(x.shape)}, but {len(prompts)} prompts need {self.latent_shape} each"
+                f"latents of shape {tuple(x_T.shape)}, but {len(prompts)} prompts need {self.latent_shape} each"
             )
-        make_eps, table = self.eps(prompts), self.table(sampler.steps, sampler.spacing)
-        if judge and rounds:
-            *_, images = self.judged_rounds(prompts, judge, rounds, sampler, x, generator)
+        if reward and rounds:
+            opposite = replace(OPPOSITE, rounds=rounds)
+            *_, images = self.selected_rounds(prompts, reward, x_T, sampler, opposite, generator)
             return images
-        if rounds:
-            *_, final = reflect(make_eps, x, table, ReflectionConfig(rounds=rounds, steps=steps), generator)
-            x = final.x_T
-        return self.decode(last(denoise(make_eps(guidance), x, table, eta, generator)))
+        *_, x_0 = self.blind_rounds(prompts, x_T, sampler, blind, generator)
+        return self.decode(x_0)
 
     @torch.no_grad()
-    def judged_rounds(
+    def blind_rounds(
         self,
         prompts: list[str],
-        judge: Judge,
-        rounds: int,
-        sampler: SamplerConfig,
         x_T: Tensor,
-        generator: torch.Generator,
-        redraw: ReflectionConfig = OPPOSITE,
+        sampler: SamplerConfig,
+        reflection: ReflectionConfig,
+        generator: Generator,
     ) -> Iterator[Tensor]:
-        """Draw, then draw again what the judge refuses, `rounds` times at most, from the opposite of its noise.
+        """SRRL's released code: K rounds with no look at the pictures, and the last picture as the sampler says.
 
-        A picture that the judge gives ACCEPT or more is done. The opposite, as the noise of a wrong picture would repeat it:
-        see `renoise_to`. Of what is never accepted, the picture that the judge liked best is kept. Yields the best so far
-        after every round, rounds + 1 times; each drawn picture is judged once.
+        Rounds 0 .. K-1 are sampled at `reflection.w_denoise` without step noise and turned back into noise. Yields K + 1 clean
+        latents, to be decoded.  Shapes: b prompts, x_T (b 4 h/8 w/8); yields (b 4 h/8 w/8)
+        """
+        make_eps, table, back = self.eps(prompts), self.table(sampler.steps), self.table(reflection.steps)
+        for _ in range(reflection.rounds):
+            x_0, x_T = condition_guided_forward(make_eps, x_T, table, back, reflection, generator)
+            yield x_0
+        yield last(denoise(make_eps(sampler.guidance), x_T, table, sampler.eta, generator))
+
+    @torch.no_grad()
+    def selected_rounds(
+        self,
+        prompts: list[str],
+        reward: Reward,
+        x_T: Tensor,
+        sampler: SamplerConfig,
+        reflection: ReflectionConfig,
+        generator: Generator,
+    ) -> Iterator[Tensor]:
+        """Sample, then sample again what the reward refuses, `reflection.rounds` times at most.
+
+        A picture with a reward of ACCEPT or more is done. Of those never accepted, the picture with the highest reward is kept.
+        Yields the best so far after every round, K + 1 times; each sampled picture is scored once.
         Shapes: b prompts, x_T (b 4 h/8 w/8); yields (b 3 h w)
         """
-        table, back = self.table(sampler.steps, sampler.spacing), self.table(redraw.steps)
-        x_0 = last(denoise(self.eps(prompts)(sampler.guidance), x_T, table, sampler.eta, generator))
+        table, back, context = self.table(sampler.steps), self.table(reflection.steps), self.embed(prompts)
+
+        def eps_at(w: float, rows: Tensor) -> EpsFn:
+            return self.eps(context[rows])(w)
+
+        everything = torch.arange(len(prompts), device=self.device)
+        x_0 = last(denoise(eps_at(sampler.guidance, everything), x_T, table, sampler.eta, generator))
         images = self.decode(x_0)
-        values = judge(images, prompts)  # (b)
+        values = reward(images, prompts)  # (b)
         yield images
-        for _ in range(rounds):
-            rows = (values < ACCEPT).nonzero().flatten()  # (n) refused so far
+        for _ in range(reflection.rounds):
+            back_eps = partial(eps_at, reflection.w_renoise)
+            rows, x_T = reflect(back_eps, x_0, values >= ACCEPT, back, reflection, generator)
             if len(rows):
-                asked = [prompts[i] for i in rows.tolist()]
-                make_eps, sign = self.eps(asked), -torch.ones(len(rows), device=x_0.device)
-                x = renoise_to(make_eps(redraw.w_renoise), x_0[rows], back, redraw, generator, sign)
-                drawn = last(denoise(make_eps(sampler.guidance), x, table, sampler.eta, generator))
-                seen = self.decode(drawn)
-                says = judge(seen, asked)  # (n)
-                better = says > values[rows]
+                sampled = last(denoise(eps_at(sampler.guidance, rows), x_T, table, sampler.eta, generator))
+                seen = self.decode(sampled)
+                found = reward(seen, [prompts[i] for i in rows.tolist()])  # (n)
+                better = found > values[rows]
                 x_0, images, values = x_0.clone(), images.clone(), values.clone()
-                x_0[rows] = drawn  # what comes next avoids the latest, not the best
-                images[rows[better]], values[rows[better]] = seen[better], says[better]
+                x_0[rows] = sampled  # what comes next avoids the latest, not the best
+                images[rows[better]], values[rows[better]] = seen[better], found[better]
             yield images
 
     @torch.no_grad()

@@ -12,8 +12,7 @@ from einops import rearrange
 from torch import Tensor
 
 from . import figures
-from .diffusion.reflection import ReflectionConfig, renoise_to
-from .diffusion.sample import denoise, last
+from .diffusion.reflection import ReflectionConfig
 from .figures import Cell
 from .methods.rlrig import LoopConfig, Parts, loop_of
 from .models.reasongen import SamplingConfig
@@ -76,15 +75,8 @@ def sampled_rounds(
     noise = rng(seed, "sample")
     x_T = pipe.noise(len(prompts), noise)
     if reward:
-        yield from pipe.judged_rounds(prompts, reward, reflection.rounds, sampler, x_T, noise)
-        return
-    table, make_eps = pipe.table(sampler.steps, sampler.spacing), pipe.eps(prompts)
-    x_0 = last(denoise(make_eps(sampler.guidance), x_T, table, sampler.eta, noise))
-    yield pipe.decode(x_0)
-    for _ in range(reflection.rounds):
-        x = renoise_to(make_eps(reflection.w_renoise), x_0, table, reflection, noise)
-        x_0 = last(denoise(make_eps(reflection.w_denoise), x, reflection.tail(table), sampler.eta, noise))
-        yield pipe.decode(x_0)
+        return pipe.selected_rounds(prompts, reward, x_T, sampler, reflection, noise)
+    return map(pipe.decode, pipe.blind_rounds(prompts, x_T, sampler, reflection, noise))
 
 
 def rounds_strip(

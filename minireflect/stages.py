@@ -38,14 +38,7 @@ from .evaluate_graphs import GraphScore, evaluate_loop, evaluation_graphs
 from .evaluate_reason import SAMPLING, ReasonScore, codec_table, evaluate_reason, evaluation_prompts
 from .methods.finetune import finetune
 from .methods.reasongen import Rewards, train_reason_grpo
-from .methods.rlrig import (
-    RIG_PARTS,
-    controls,
-    load_parts,
-    loop_of,
-    train_actor_grpo,
-    train_editor,
-)
+from .methods.rlrig import RIG_PARTS, controls, load_parts, loop_of, train_actor_grpo, train_editor
 from .methods.srrl import train_srrl
 from .models.autoencoder import Autoencoder, AutoencoderConfig
 from .models.reasongen import ReasonGenConfig
@@ -54,16 +47,15 @@ from .models.vq import Codec
 from .pipeline import ReasonPipeline
 from .pretrain.actor import train_actor
 from .pretrain.autoencoder import train_autoencoder
-from .pretrain.diffusion import GRAPH_NETWORKS, LAW_NETWORKS, train_diffusion
+from .pretrain.diffusion import GRAPH_BASE, LAW_BASE, train_diffusion
 from .pretrain.matcher import train_captioner, train_checker, train_reward
-from .pretrain.sft import lessons, reason_tokenizer, train_reasongen
+from .pretrain.sft import make_examples, reason_tokenizer, train_reasongen
 from .pretrain.vq import train_vq
 from .rl.checker import load_checker
-from .rl.rewards import Reward, inspector_reward, judge_of, load_captioner, load_reward
+from .rl.rewards import Reward, inspector_reward, load_captioner, load_reward, reward_beside
 from .run import Job, Run, write_text
 from .streams import choices
-from .world.captions import captioned_graphs
-from .world.data import Captioned, captioned_laws, training_pairs, twin
+from .world.data import Captioned, captioned_graphs, captioned_laws, recolored, training_pairs
 from .world.render import render_pixels
 
 BEST_OF = (2, 4)  # without a rationale, two pictures take more tokens than one with a rationale
@@ -131,32 +123,32 @@ def captioned(config: Config, stage: str, pictures: int) -> Captioned:
     """The pictures and captions that the autoencoder and the diffusion model are trained on."""
     draw = choices(config.seed, stage, "pictures")
     if config.scenes == "graphs":
-        return captioned_graphs(pictures, draw, config.world.told)
+        return captioned_graphs(pictures, draw)
     return captioned_laws(pictures, config.world, draw)
 
 
 def autoencoder(task: Task) -> None:
-    config, run = task.config, task.run
+    config = task.config
     sizes = AutoencoderConfig.flat() if config.scenes == "graphs" else AutoencoderConfig.toy()
     pixels = captioned(config, "autoencoder", config.autoencoder.pictures).pixels
-    model = train_autoencoder(config.autoencoder, sizes, pixels, config.seed, run, task.device)
+    model = train_autoencoder(config.autoencoder, sizes, pixels, task.job)
     task.save("autoencoder", model)
     task.curve("autoencoder", mse="squared error")
 
 
 def diffusion(task: Task) -> None:
-    config, run = task.config, task.run
+    config = task.config
     encoder, _ = load_module(task.source / "autoencoder.safetensors", Autoencoder, AutoencoderConfig)
-    sizes = GRAPH_NETWORKS if config.scenes == "graphs" else LAW_NETWORKS
+    sizes = GRAPH_BASE if config.scenes == "graphs" else LAW_BASE
     data = captioned(config, "diffusion", config.diffusion.pictures)
-    pipe = train_diffusion(config.diffusion, sizes, data, config.seed, encoder, run, task.device)
+    pipe = train_diffusion(config.diffusion, sizes, data, encoder, task.job)
     save_pipeline(pipe, task.weights)
     task.curve("diffusion", loss="squared error")
 
 
 def reward(task: Task) -> None:
     pipe = load_pipeline(task.source).to(task.device)
-    model = train_reward(task.config.reward, task.config.seed, pipe, task.run, task.device)
+    model = train_reward(task.config.reward, pipe, task.job)
     task.save("reward", model, pipe.tokenizer)
     task.hand_on("autoencoder", "text_encoder", "unet")
     task.curve("reward", loss="cross-entropy")
@@ -169,9 +161,9 @@ def srrl(task: Task) -> None:
     base, pipe = (load_pipeline(task.weights, unet="base_unet").to(task.device) for _ in range(2))
     judge = load_reward(task.weights, task.device)
     before = task.measured("base", Score, lambda: evaluate(base, judge, config.sampler, config.evaluation))
-    clock, texts = time.time(), config.mix.draw(config.seed, config.srrl.prompts)
+    clock, texts = time.time(), config.mix.draw(config.seed, config.srrl.prompts_per_iteration)
     try:
-        train_srrl(config.srrl, config.seed, pipe, judge, texts, inspector_reward, run)
+        train_srrl(config.srrl, pipe, judge, texts, inspector_reward, Job(run, config.seed, task.device))
     finally:
         save_pipeline(pipe, task.weights, ("unet",))  # also when stopped: what was trained is never lost
     minutes = (time.time() - clock) / 60
@@ -185,7 +177,7 @@ def srrl(task: Task) -> None:
     models = {"base": base, method: pipe}
     showcase.before_and_after(models, judge, config.sampler, config.seed, task.figure("before_and_after"))
     shown = [p.text for p in showcase.fixed_prompts(("unconventional",))]
-    reflection = replace(config.srrl.reflection, rounds=3, steps=config.sampler.steps)
+    reflection = replace(config.srrl.reflection, rounds=3)
     asked = None if config.srrl.mode == "blind" else judge
     rounds = showcase.sampled_rounds(pipe, shown, config.sampler, reflection, config.seed, asked)
     showcase.rounds_strip(rounds, judge, shown, task.figure("rounds"))
@@ -208,8 +200,8 @@ def question_answerer(name: str, offset: int) -> Callable[[Task], None]:
     """The stage of the Checker, or of the held-out judge: the same task with another seed, size and pictures."""
 
     def stage(task: Task) -> None:
-        pipe, config = load_pipeline(task.source), task.config
-        model = train_checker(config.checker, name, config.seed + offset, pipe, task.run, task.device)
+        pipe, job = load_pipeline(task.source), task.job._replace(seed=task.config.seed + offset)
+        model = train_checker(task.config.checker, name, pipe, job)
         task.save(name, model, pipe.tokenizer)
         task.hand_on("autoencoder", "text_encoder", "unet")
         task.curve(name, loss="cross-entropy")
@@ -218,8 +210,8 @@ def question_answerer(name: str, offset: int) -> Callable[[Task], None]:
 
 
 def actor(task: Task) -> None:
-    pipe, config = load_pipeline(task.source), task.config
-    model = train_actor(config.actor, config.seed, pipe.autoencoder, pipe.tokenizer, task.run, task.device)
+    pipe = load_pipeline(task.source)
+    model = train_actor(task.config.actor, pipe.autoencoder, pipe.tokenizer, task.job)
     task.save("actor", model)
     task.hand_on("autoencoder", "text_encoder", "unet", "checker", "judge")
     task.curve("actor", loss="nats a token")
@@ -263,8 +255,8 @@ def vq(task: Task) -> None:
     config, source = task.config, load_autoencoder(task.source)
     draw = choices(config.seed, "vq", "pictures")
     pixels, scenes, _ = training_pairs(config.vq.pictures // 2, config.world, draw)
-    twins = np.stack([render_pixels(twin(scene, draw)) for scene in scenes])
-    codec = Codec(source, train_vq(config.vq, pixels, twins, config.seed, source, task.run, task.device))
+    twins = np.stack([render_pixels(recolored(scene, draw)) for scene in scenes])
+    codec = Codec(source, train_vq(config.vq, pixels, twins, source, task.job))
     save_codec(task.weights, codec)
     task.report(codec_table(codec, config.evaluation))
     task.curve("vq", latents="squared error of the latents")
@@ -273,20 +265,20 @@ def vq(task: Task) -> None:
 def captioner(task: Task) -> None:
     """Train the reader of rationales; `scripts/measure.py captioner` measures it."""
     config, tokenizer = task.config, reason_tokenizer(ReasonGenConfig.prompt)
-    model = train_captioner(config.captioner, config.world, config.seed, tokenizer, task.run, task.device)
+    model = train_captioner(config.captioner, config.world, tokenizer, task.job)
     task.save("captioner", model, tokenizer)
     task.hand_on("autoencoder", "vq")
     task.curve("captioner", loss="nats a word")
 
 
 def reason_sft(task: Task) -> None:
-    config, run, codec = task.config, task.run, load_codec(task.source)
-    model, tokenizer = train_reasongen(config.sft, config.world, config.seed, codec, run, task.device)
-    pipe = ReasonPipeline(model, tokenizer, codec, writes_rationale=config.sft.rationales != "none")
+    config = task.config
+    start = load_reasongen(task.source) if config.sft.continued else None
+    pipe = train_reasongen(config.sft, config.world, load_codec(task.source), task.job, start)
     save_reasongen(task.weights, "reasongen", pipe)
     task.hand_on("captioner")
     task.curve("reason-sft", text="nats a word", image="nats an image token")
-    judge = judge_of(task.source, task.device)
+    judge = reward_beside(task.source, task.device)
     task.report(Table("held-out prompts", {"SFT": measured_pictures(task, "SFT", pipe, judge).row}))
     show_rationales(task, pipe, judge)
 
@@ -294,7 +286,7 @@ def reason_sft(task: Task) -> None:
 def reason_grpo(task: Task) -> None:
     """Measure, reinforce, measure again with the same prompts and noise."""
     config, weights, clock = task.config, task.weights, time.time()
-    judge = judge_of(task.source, task.device)
+    judge = reward_beside(task.source, task.device)
     if not (weights / "base_reasongen.safetensors").exists():
         save_reasongen(weights, "base_reasongen", load_reasongen(task.source))
     pipe, reader = load_reasongen(weights, "base_reasongen", task.device), None
@@ -313,7 +305,7 @@ def reason_grpo(task: Task) -> None:
     known = None
     if config.grpo.recall:
         wanted = replace(config.grpo.examples, rationales="true" if pipe.writes_rationale else "none")
-        known = lessons(wanted, config.world, config.seed, pipe.tokenizer, pipe.model.config, pipe.codec, task.device)  # fmt: skip
+        known = make_examples(wanted, config.world, pipe, task.job)
     try:
         train_reason_grpo(config.grpo, pipe, Rewards(judge, reader), prompts, known, task.job)
     finally:  # also when stopped: what was trained is never lost

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageFilter
-from scipy.stats import rankdata
+from reports import auc
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
@@ -34,7 +34,6 @@ from minireflect.pipeline import LatentDiffusion
 from minireflect.rl.rewards import ACCEPT_WORD, Reward, load_captioner, load_reward, verdicts
 from minireflect.streams import choices, rng
 from minireflect.world.canvas import to_tensor
-from minireflect.world.graphs import arrange
 from minireflect.world.inspector import inspect, inspect_all
 from minireflect.world.laws import LAWS
 from minireflect.world.prompts import KINDS, Prompt, draw_prompts, near_miss, sample_scene
@@ -109,9 +108,7 @@ def forge(scene: Scene, kind: str, draw: random.Random) -> Scene | None:
         if scene.law == "arrangement":
             return None
         law = LAWS[scene.law]
-        return replace(
-            scene, outcome=draw.choice([o for o in law.possible(scene.objects) if o != scene.outcome])
-        )
+        return replace(scene, outcome=draw.choice([o for o in law.outcomes if o != scene.outcome]))
     return replace(scene, objects=tuple(objects))
 
 
@@ -190,15 +187,6 @@ def measure_base(pipe: LatentDiffusion, reward: Reward, n: int) -> None:
     print(law_table({"base": scores}))
 
 
-def auc(values: np.ndarray, right: np.ndarray) -> float:
-    """Area under the ROC curve by ranks (Mann-Whitney); ties count half.  Shapes: values (n), right (n) bool"""
-    positive = int(right.sum())
-    if not 0 < positive < len(right):
-        return float("nan")
-    ranks = rankdata(values)
-    return float((ranks[right].sum() - positive * (positive + 1) / 2) / (positive * (len(right) - positive)))
-
-
 def measure_reward(pipe: LatentDiffusion, reward: Reward, n: int) -> None:
     draw = choices(0, "measure", "twins")
     prompts = [p for kind in KINDS for p in draw_prompts(kind, "held-out", n // 3 + 1, draw)][:n]
@@ -240,16 +228,16 @@ def false_rationale(prompt: Prompt, scene: Scene, split: str, draw: random.Rando
     Of a law's scene that of a near miss; of an arrangement one where a thing has another colour, or things other places.
     """
     while True:
-        if prompt.task is None:
+        if prompt.graph is None:
             other = near_miss(prompt, draw, split).scene(draw)
         elif draw.random() < 0.5:
-            other = arrange(prompt.task, draw)
+            other = prompt.scene(draw)
         else:
             things, i = list(scene.objects), draw.randrange(len(scene.objects))
             things[i] = replace(things[i], color=draw.choice(COLORS))
             other = replace(scene, objects=tuple(things))
         if plan_of(other) != plan_of(scene):
-            return rationale(other, draw=draw)
+            return rationale(other, rng=draw)
 
 
 def measure_captioner(captioner: Reward, n: int) -> Table:
@@ -261,7 +249,7 @@ def measure_captioner(captioner: Reward, n: int) -> Table:
         scenes = [p.scene(draw) for p in prompts]
         images = torch.stack([render(s) for s in scenes])  # (m 3 64 64)
         texts = {
-            "true": [rationale(s, draw=draw) for s in scenes],
+            "true": [rationale(s, rng=draw) for s in scenes],
             "false by one fact": [false_rationale(p, s, split, draw) for p, s in zip(prompts, scenes)],
         }
         for name, told in texts.items():
@@ -285,7 +273,7 @@ def measure_memory(pipe: LatentDiffusion, n: int) -> None:
         eps, noise = pipe.eps([p.text for p in part]), rng(0, "measure", "memory", i)
 
         def draw(x_T: Tensor, eps=eps, noise=noise) -> Tensor:
-            return last(denoise(eps(config.guidance), x_T, table, config.eta, noise))
+            return last(denoise(eps(config.guidance), x_T, table, config.sampler.eta, noise))
 
         x_0, plain = draw(pipe.noise(len(part), noise)), torch.ones(len(part), device=pipe.device)
         back = [eps(config.w_renoise), x_0, pipe.table(config.renoise_steps), ours, noise]
@@ -326,9 +314,12 @@ def measure_speed(pipe: LatentDiffusion, reward: Reward) -> None:
     """The hot loops against their floor: the rate at which this machine multiplies matrices of 1024, measured in between."""
     config, device = preset("cpu").srrl, pipe.device
     texts = [
-        p.text for p in draw_prompts("physical", "train", config.prompts, choices(0, "measure", "speed"))
+        p.text
+        for p in draw_prompts(
+            "physical", "train", config.prompts_per_iteration, choices(0, "measure", "speed")
+        )
     ]
-    b = config.prompts * config.group
+    b = config.prompts_per_iteration * config.group
     x_T, t = pipe.noise(b, rng(0, "measure", "speed")), torch.full((b,), 500, device=device)
     context = pipe.embed(texts).repeat_interleave(config.group, 0)  # (b t d)
     a = torch.randn(1024, 1024, device=device)

@@ -11,8 +11,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from reason_report import COOL, arms_figure, entropy_figure, page
-from rig_study import cached, train
+from reason_report import COOL, entropy_figure, page, reason_arms_figure
+from reports import arguments, cached, train
 from torch import Generator
 
 from minireflect.checkpoints.ours import load_reasongen, save_reasongen
@@ -21,15 +21,14 @@ from minireflect.evaluate import EvaluationConfig
 from minireflect.evaluate_reason import ReasonScore, another_of_its_kind, evaluate_reason
 from minireflect.models.reasongen import Sampled, SamplingConfig
 from minireflect.pipeline import ReasonPipeline
-from minireflect.rl.rewards import judge_of
+from minireflect.rl.rewards import reward_beside
 from minireflect.run import read_metrics, write_text
 from minireflect.world.prompts import understand
 
-ROOT = Path(__file__).parent.parent
 THOUGHTS = ("true", "none", "shuffled")
-BEYOND = ["--altered", "0.5", "--related", "0.4"]  # lessons of what no prompt asks for
+BEYOND = ["--recombined", "0.5", "--related-captions", "0.4"]  # lessons of what no prompt asks for
 BASE = [
-    *("--rationales", "none", "--dense", "0.5", "--told", "32", "--arrangements", "0.4"), *BEYOND,
+    *("--rationales", "none", "--dense", "0.5", "--text-only", "32", "--arrangements", "0.4"), *BEYOND,
     *("--pictures", "120000", "--steps", "12000", "--bf16"),
 ]  # fmt: skip
 AGAIN = ["--continued", "--seed", "1", "--pictures", "40000", "--steps", "3000", "--lr", "1e-3"]  # fmt: skip
@@ -98,26 +97,17 @@ def measured(weights: Path, args: argparse.Namespace, seed: int, arm: str) -> Re
     split, swapped = options.pop("split", "held-out"), options.pop("swapped", False)
     config = EvaluationConfig(args.pictures, split, 1_000 + seed)
     path = args.out / "rows" / f"{arm}-{seed}-{args.pictures}.json"
-    path.parent.mkdir(exist_ok=True)
 
     def measure() -> dict:
         pipe = load_reasongen(weights)
         pipe = Swapped._make(pipe) if swapped else pipe
-        return vars(evaluate_reason(pipe, judge_of(weights), config, arm, **options))
+        return vars(evaluate_reason(pipe, reward_beside(weights), config, arm, **options))
 
     return ReasonScore(**cached(path, measure))
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("runs/reason"))
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--pictures", type=int, default=360, help="prompts of each kind")
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True), args.docs.mkdir(parents=True, exist_ok=True)
+    args = arguments(__doc__, "runs/reason", 360, "prompts of each kind in every row")
     arms, training = [], {}
     codec = train("vq", args.out / "vq", [])
     captioner = train("captioner", args.out / "captioner", ["--weights", str(codec)])
@@ -137,7 +127,7 @@ def main() -> int:
                 training.setdefault(name, []).append(read_metrics(runs[f"grpo-{name}"], "reason-grpo"))
         arms.append({arm: measured(runs[run] / "weights", args, seed, arm) for arm, (run, _) in ARMS.items()})
     targets = {"text": preset("cpu").grpo.text_entropy, "image": preset("cpu").grpo.image_entropy}
-    arms_figure(arms, args.docs / "reasongen_arms.png")
+    reason_arms_figure(arms, args.docs / "reasongen_arms.png")
     entropy_figure(training, targets, args.docs / "reasongen_entropy.png")
     write_text(args.docs / "reasongen_study.md", page(arms, args.seeds, args.pictures))
     print(args.docs / "reasongen_study.md")

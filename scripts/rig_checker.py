@@ -3,6 +3,7 @@
 python scripts/rig_checker.py          prints the first, for the shipped two
 """
 
+import argparse
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from minireflect.evaluate_graphs import evaluation_graphs
 from minireflect.methods.rlrig import load_parts, loop_of
 from minireflect.models.matcher import Matcher, MatcherConfig
 from minireflect.models.tokenizer import Tokenizer
-from minireflect.pretrain.matcher import question
+from minireflect.pretrain.questions import question
 from minireflect.rl.checker import load_checker
 from minireflect.streams import choices
 from minireflect.world.graphs import Requirement
@@ -94,4 +95,6 @@ def share(of: Tensor) -> float:
 
 
 if __name__ == "__main__":
+    about, layout = __doc__, argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=about, formatter_class=layout).parse_args()
     print(checker_table({name: asked_of_renders(name) for name in ("checker", "judge")}))

@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
+from reports import Arms, differences, means, over_runs
 
-from minireflect.evaluate import over_seeds
-from minireflect.evaluate_graphs import GraphScore
-from minireflect.figures import BASE, INK, REWARD, TRUTH, save
+from minireflect.evaluate import Table, over_seeds
+from minireflect.figures import BASE, INK, REWARD, TRUTH, Line, Panel, curves
 
 COLUMNS = {
     "sg_iou": "SG-IoU",
@@ -20,61 +19,25 @@ COLUMNS = {
     "repaired": "repaired",
     "damaged": "damaged",
     "fooled": "Checker fooled",
+    "evaluations": "UNet evaluations",
+    "calls": "Checker calls",
 }
 TRAINED = "phase 1 + 2"
 
 
-def spread(arms: list[dict[str, GraphScore]], arm: str, key: str) -> str:
-    return over_seeds([getattr(rows[arm], key) for rows in arms])
-
-
-def difference(arms: list[dict[str, GraphScore]], arm: str, other: str, key: str) -> str:
-    return over_seeds([getattr(rows[arm], key) - getattr(rows[other], key) for rows in arms])
-
-
-def arms_table(arms: list[dict[str, GraphScore]]) -> str:
-    lines = ["| | " + " | ".join([*COLUMNS.values(), "UNet evaluations", "Checker calls"]) + " |"]
-    lines.append("|---|" + "---|" * (len(COLUMNS) + 2))
-    for arm in arms[0]:
-        cells = [spread(arms, arm, key) for key in COLUMNS]
-        costs = [
-            f"{np.mean([getattr(rows[arm], key) for rows in arms]):.1f}" for key in ("evaluations", "calls")
-        ]
-        lines.append(f"| {arm} | " + " | ".join([*cells, *costs]) + " |")
-    return "\n".join(lines)
-
-
-def differences_table(arms: list[dict[str, GraphScore]]) -> str:
-    lines = [
-        "| the trained loop minus | SG-IoU | requirements met | pictures fully right |",
-        "|---|---|---|---|",
-    ]
-    for arm in arms[0]:
-        if arm != TRAINED:
-            cells = [difference(arms, TRAINED, arm, key) for key in ("sg_iou", "met", "right")]
-            lines.append(f"| {arm} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def checker_table(answers: dict[str, dict[str, list]]) -> str:
+def checker_table(answers: dict[str, dict[str, list]]) -> Table:
     """Share of right answers by kind of question, and the calibration error."""
-    kinds = list(dict.fromkeys(k for a in answers.values() for k in a["kind"]))
-    lines = ["| right answers | " + " | ".join(answers) + " |", "|---|" + "---|" * len(answers)]
 
-    def right(a: dict[str, list], kind: str | None) -> str:
+    def right(a: dict[str, list], kind: str) -> str:
         rows = [
-            (p >= 0.5) == t for p, t, k in zip(a["probability"], a["truth"], a["kind"]) if kind in (None, k)
+            (p >= 0.5) == t for p, t, k in zip(a["probability"], a["truth"], a["kind"]) if kind in ("all", k)
         ]
         return f"{np.mean(rows):.3f} of {len(rows):,}"
 
-    for kind in (None, *kinds):
-        lines.append(
-            f"| {kind or '**all**'} | " + " | ".join(right(a, kind) for a in answers.values()) + " |"
-        )
-    lines.append(
-        "| calibration error | " + " | ".join(f"{calibration(a)[1]:.3f}" for a in answers.values()) + " |"
-    )
-    return "\n".join(lines)
+    kinds = ["all", *dict.fromkeys(k for a in answers.values() for k in a["kind"])]
+    rows = {kind: {name: right(a, kind) for name, a in answers.items()} for kind in kinds}
+    errors = {name: calibration(a)[1] for name, a in answers.items()}
+    return Table("right answers", rows | {"calibration error": errors})
 
 
 def calibration(answers: dict[str, list], bins: int = 10) -> tuple[list[tuple[float, float, int]], float]:
@@ -90,94 +53,59 @@ def calibration(answers: dict[str, list], bins: int = 10) -> tuple[list[tuple[fl
 
 
 def reliability_figure(answers: dict[str, dict[str, list]], path: Path) -> None:
-    figure, axes = plt.subplots(figsize=(4.4, 4))
-    axes.plot([0, 1], [0, 1], color=INK, ls=":", lw=1, label="perfectly calibrated")
+    """Share of true answers against the probability of yes."""
+    lines = [Line("perfectly calibrated", [0, 1], [0, 1], INK, style=":")]
     for (name, found), color in zip(answers.items(), (REWARD, TRUTH)):
         rows, error = calibration(found)
-        axes.plot(
-            [r[0] for r in rows],
-            [r[1] for r in rows],
-            color=color,
-            marker="o",
-            ms=3,
-            label=f"{name}: error {error:.3f}",
-        )
-        for x, y, n in rows:
-            axes.annotate(str(n), (x, y), fontsize=5, color=color, xytext=(3, -6), textcoords="offset points")
-    axes.set(xlabel="probability of yes", ylabel="share that is true", title="held-out scenes")
-    axes.legend(fontsize=8)
-    save(figure, path)
+        x, y, _ = zip(*rows)
+        lines.append(Line(f"{name}: error {error:.3f}", x, y, color, style="o-"))
+    curves(path, Panel("Questions about held-out scenes", "probability of yes", "share that is true", lines))
 
 
-def arms_figure(arms: list[dict[str, GraphScore]], path: Path) -> None:
-    """SG-IoU and share fully right of every arm against what it costs; every seed a point, their mean a bar."""
-    figure, panels = plt.subplots(1, 2, figsize=(11, 4.2))
-    for axes, key, name in zip(panels, ("sg_iou", "right"), ("SG-IoU", "pictures fully right")):
-        for i, arm in enumerate(arms[0]):
-            x = [rows[arm].evaluations for rows in arms]
-            y = [getattr(rows[arm], key) for rows in arms]
-            axes.plot(x, y, "os^D"[i // 3], color=f"C{i}", ms=4, label=arm)
-            axes.plot(np.mean(x), np.mean(y), "_", color=f"C{i}", ms=18, mew=2)
-        axes.set(xlabel="UNet evaluations a picture", ylabel=f"{name}, by the inspector", ylim=(0, 0.7))
-    panels[1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.02, 1))
-    save(figure, path)
-
-
-def groups_figure(groups: dict[int, dict[str, GraphScore]], path: Path) -> None:
-    figure, axes = plt.subplots(figsize=(5, 3.4))
-    x = np.arange(len(groups))
+def groups_figure(groups: dict[int, Arms], path: Path) -> None:
+    """SG-IoU and share fully right by group size, before and after phase 2."""
+    lines = []
     for key, color, name in (("sg_iou", REWARD, "SG-IoU"), ("right", TRUTH, "fully right")):
-        for arm, style in (("phase 1", "--"), (TRAINED, "-")):
-            values = [getattr(rows[arm], key) for rows in groups.values()]
-            axes.plot(x, values, style, color=color, marker="o", ms=3, label=f"{name}, {arm}")
-    axes.set_xticks(x, [str(g) for g in groups])
-    axes.set(
-        xlabel="group size G, at equal edits an iteration",
-        ylim=(0, 1),
-        title="one seed, shorter training, held-out graphs",
+        for arm, style in (("phase 1", "o--"), (TRAINED, "o-")):
+            values = [rows[arm][key] for rows in groups.values()]
+            lines.append(Line(f"{name}, {arm}", list(groups), values, color, style=style))
+    title = "One seed, shorter training, held-out graphs"
+    curves(
+        path,
+        Panel(title, "group size G, at equal edits an iteration", "by the inspector", lines, ylim=(0, 1)),
     )
-    axes.legend(fontsize=7)
-    save(figure, path)
 
 
 def t_star_figure(t_stars: tuple[float, ...], runs: list[dict[str, list[dict]]], path: Path) -> None:
-    figure, panels = plt.subplots(1, 2, figsize=(9, 3.4))
-    for axes, keys in zip(panels, (("sg_iou", "right"), ("repaired", "damaged"))):
-        for key, style in zip(keys, ("-", "--")):
-            for name, color in zip(runs[0], (INK, BASE, REWARD)):
-                values = np.array([[row[key] for row in run[name]] for run in runs])  # (seeds t)
-                axes.plot(
-                    t_stars,
-                    values.mean(0),
-                    style,
-                    color=color,
-                    label=f"{key.replace('sg_iou', 'SG-IoU')}, {name}",
-                )
-                axes.fill_between(t_stars, values.min(0), values.max(0), color=color, alpha=0.12, lw=0)
-        axes.set(xlabel="t*, share of the steps that an edit goes back", ylim=(0, 1))
-        axes.legend(fontsize=7)
-    save(figure, path)
-
-
-def fooled_table(fooled: dict[str, dict[str, dict[str, float]]]) -> str:
-    lines = [
-        "| pictures of | asked | agrees with the inspector | a yes is wrong | a no is wrong |",
-        "|---|---|---|---|---|",
-    ]
-    for loop, who in fooled.items():
-        for name, v in who.items():
-            lines.append(
-                f"| {loop} | {name} | "
-                + " | ".join(f"{v[k]:.3f}" for k in ("agreement", "wrong yes", "wrong no"))
-                + " |"
+    """Four measures by t*: mean of the seeds, and dotted their range."""
+    names = {"sg_iou": "SG-IoU", "right": "Fully right", "repaired": "Repaired", "damaged": "Damaged"}
+    panels = []
+    for key, title in names.items():
+        lines = []
+        for name, color in zip(runs[0], (INK, BASE, REWARD)):
+            lines += over_runs(name, t_stars, [[row[key] for row in run[name]] for run in runs], color)
+        panels.append(
+            Panel(
+                title, "t*, share of the steps that an edit goes back", "by the inspector", lines, ylim=(0, 1)
             )
-    return "\n".join(lines)
+        )
+    curves(path, *panels)
 
 
-def page(
-    arms: list[dict[str, GraphScore]], checkers: str, fooled: dict, seeds: list[int], pictures: int
-) -> str:
-    gain = [rows[TRAINED].sg_iou / rows["base"].sg_iou - 1 for rows in arms]
+def fooled_table(fooled: dict[str, dict[str, dict[str, float]]]) -> Table:
+    rows = {f"{loop}, {name}": v for loop, who in fooled.items() for name, v in who.items()}
+    names = {
+        "agreement": "agrees with the inspector",
+        "wrong yes": "a yes is wrong",
+        "wrong no": "a no is wrong",
+    }
+    return Table("pictures of, asked", {row: {n: v[k] for k, n in names.items()} for row, v in rows.items()})
+
+
+def page(arms: list[Arms], checkers: Table, fooled: dict, seeds: list[int], pictures: int) -> str:
+    gain = [rows[TRAINED]["sg_iou"] / rows["base"]["sg_iou"] - 1 for rows in arms]
+    minus = {arm: (TRAINED, arm) for arm in arms[0] if arm != TRAINED}
+    some = {key: COLUMNS[key] for key in ("sg_iou", "met", "right")}
     return f"""# Study of RL-RIG: does the loop help, and does training it?
 
 Made by `python scripts/rig_study.py`: seeds {", ".join(map(str, seeds))}, {pictures} held-out graphs of two to four things and one to four relations
@@ -187,25 +115,25 @@ of those that were right, the share that is not. *Checker fooled*: of the pictur
 *Judge*: a second Checker that no training uses. *Raw loop*: the loop before reinforcement. *Silent*: the edit prompt is empty. *Scripted Actor*: the
 edit prompt comes from a program that plans places from the graph. *Repeated generation*: a new picture from new noise until the Checker accepts.
 
-{arms_table(arms)}
+{means("arm", arms, COLUMNS).markdown}
 
 ![arms](rlrig_arms.png)
 
 Relative gain in SG-IoU of the trained loop over the Diffuser alone: {over_seeds(gain)}.
 
-{differences_table(arms)}
+{differences("the trained loop minus", arms, minus, some).markdown}
 
 ## Checker and judge
 
 Yes/no questions about 1,000 held-out scenes, half of them clean and half through the autoencoder, half of the questions with a fact changed:
 
-{checkers}
+{checkers.markdown}
 
 ![reliability](rlrig_reliability.png)
 
 All requirements of the 256 pictures that each loop returns, compared with the inspector:
 
-{fooled_table(fooled)}
+{fooled_table(fooled).markdown}
 
 ## Ablations
 

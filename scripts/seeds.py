@@ -1,46 +1,67 @@
 """One table over several runs of `train.py srrl` that differ in their seed: mean and 95 % interval (Student's t).
 
-python scripts/seeds.py runs/srrl-1 runs/srrl-2 runs/srrl-3
+    python scripts/seeds.py runs/srrl-1 runs/srrl-2 runs/srrl-3
+
+For runs on the laws, and for runs with --base.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-import numpy as np
+from reports import differences, means
 
-from minireflect.evaluate import over_seeds
-from minireflect.run import read_metrics
+from minireflect.evaluate import Table
+from minireflect.run import flat, read_metrics
+
+SKIPPED = ("kind", "pictures")  # not measured
+
+
+def measured(folder: Path) -> dict[str, dict[str, float]]:
+    """What a run has measured before and after training, with flat names.  Raises ValueError if it is not finished."""
+    rows = read_metrics(folder, "evaluation")
+    if len(rows) < 2 or not read_metrics(folder, "srrl"):
+        raise ValueError(f"{folder} holds no finished run of srrl")
+    before, after = rows[0], rows[-1]  # base, and what it was trained to
+    return {
+        name: {key.replace(".by_law.", ", ").replace(".", ": "): v for key, v in flat(row.get("scores", row)).items()
+               if isinstance(v, float) and key.split(".")[-1] not in SKIPPED}
+        for name, row in (("before", before), ("after", after))
+    }  # fmt: skip
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders, two or more")
     folders = parser.parse_args().runs
     if len(folders) < 2:
         parser.error("a spread needs two runs or more")
-    before, after, last = [], [], []
-    for folder in folders:
-        scores = {row["model"]: row["scores"] for row in read_metrics(folder, "evaluation")}
-        if "SRRL" not in scores:
-            parser.error(f"{folder} holds no finished run of srrl")
-        before.append(scores["base"]), after.append(scores["SRRL"])
-        last.append(read_metrics(folder, "srrl")[-1])
-    print(f"| {len(folders)} seeds | base | after SRRL | difference |\n|---|---|---|---|")
-    for kind in before[0]:
-        for key in ("accuracy", "reward", "unreadable", "diversity"):
-            a, b = ([s[kind][key] for s in scores] for scores in (before, after))
-            row = [over_seeds(a), over_seeds(b), over_seeds([y - x for x, y in zip(a, b)])]
-            print(f"| {kind}: {key} | " + " | ".join(row) + " |")
-        for law in before[0][kind]["by_law"]:
-            a, b = ([s[kind]["by_law"][law] for s in scores] for scores in (before, after))
-            print(f"| {kind}, {law} | {np.mean(a):.2f} | {np.mean(b):.2f} | {np.mean(b) - np.mean(a):+.2f} |")
+    try:
+        seeds = [measured(folder) for folder in folders]
+    except ValueError as error:
+        parser.error(str(error))
+    names = {key: key for key in seeds[0]["before"]}
+    columns = means("", seeds, names).rows
+    ahead = differences("", seeds, {"difference": ("after", "before")}, names).rows
+    print(
+        Table(
+            f"{len(folders)} seeds",
+            {n: {c: row[n] for c, row in {**columns, **ahead}.items()} for n in names},
+        ).markdown
+    )
+    ends = [read_metrics(folder, "srrl")[-1] for folder in folders]
     for key in ("updates_total", "reward_calls", "unet_evaluations"):
-        print(f"{key.replace('_', ' ')}: " + ", ".join(f"{row[key]:,}" for row in last))
+        print(f"{key.replace('_', ' ')}: " + ", ".join(f"{row[key]:,}" for row in ends))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        sys.stderr.close()
+        code = 0
+    sys.exit(code)

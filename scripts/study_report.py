@@ -1,86 +1,75 @@
-"""What the study writes: the page with its tables, and three figures."""
+"""The page and the figures of study.py."""
 
 import os
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from reports import Arms, arms_figure, differences, over_runs
 from study_ways import KINDS, SAMPLER, WAYS
 
-from minireflect import figures
-from minireflect.evaluate import over_seeds
+from minireflect.evaluate import Table, over_seeds
+from minireflect.figures import REWARD, TRUTH, Line, Panel, curves, smooth
 from minireflect.run import read_metrics
 
+OFF = ("reward", "unreadable", "diversity", "edges", "brightness")  # shown as means of both kinds of prompts
 
-def table(rows: list[dict]) -> str:
-    """One line for each arm and way of drawing."""
-    lines = [
-        "| arm | sampled by | physical | unconventional | reward | unreadable | diversity | edges | brightness | UNet evaluations, reward calls a picture | in training: reward calls, UNet evaluations, minutes |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
+
+def by_seed(rows: list[dict]) -> list[Arms]:
+    """The accuracy of every arm and way of sampling, seed by seed; arms of fewer seeds are left out."""
+    seeds = list(dict.fromkeys(r["seed"] for r in rows))
+    names = [n for n in dict.fromkeys((r["arm"], r["way"]) for r in rows)
+             if sum((r["arm"], r["way"]) == n for r in rows) == len(seeds)]  # fmt: skip
+    of = {(r["arm"], r["way"], r["seed"]): {kind: r[kind]["accuracy"] for kind in KINDS} for r in rows}
+    return [{f"{arm} · {way}": of[arm, way, seed] for arm, way in names} for seed in seeds]
+
+
+def table(rows: list[dict]) -> Table:
+    """One line for each arm and way of sampling."""
+    lines = {}
     for arm, way in dict.fromkeys((r["arm"], r["way"]) for r in rows):
         mine = [r for r in rows if (r["arm"], r["way"]) == (arm, way)]
-
-        def both(key: str, mine: list[dict] = mine) -> str:
-            return over_seeds([np.mean([r[kind][key] for kind in KINDS]) for r in mine])
-
-        training = mine[0].get("training")
-        lines.append(
-            "| "
-            + " | ".join(
-                [arm, way]
-                + [over_seeds([r[kind]["accuracy"] for r in mine]) for kind in KINDS]
-                + [both(key) for key in ("reward", "unreadable", "diversity", "edges", "brightness")]
-                + [f"{mine[0]['unet']:.0f}, {mine[0]['rewards']:.0f}"]
-                + [
-                    f"{training['reward_calls']:,}, {training['unet_evaluations']:,}, {np.mean([r['training']['minutes'] for r in mine]):.1f}"
-                    if training
-                    else "0"
-                ]
-            )
-            + " |"
-        )
-    return "\n".join(lines)
+        took = mine[0].get("training")
+        minutes = f"{np.mean([r['training']['minutes'] for r in mine]):.1f}" if took else "0"
+        lines[f"{arm} · {way}"] = {
+            **{kind: over_seeds([r[kind]["accuracy"] for r in mine]) for kind in KINDS},
+            **{key: over_seeds([np.mean([r[kind][key] for kind in KINDS]) for r in mine]) for key in OFF},
+            "UNet evaluations a picture": f"{mine[0]['unet']:.0f}",
+            "reward calls a picture": f"{mine[0]['rewards']:.0f}",
+            "reward calls in training": f"{took['reward_calls']:,}" if took else "0",
+            "UNet evaluations in training": f"{took['unet_evaluations']:,}" if took else "0",
+            "minutes of training": minutes,
+        }
+    return Table("arm · sampled by", lines)
 
 
-def paired(rows: list[dict], others: list[str]) -> str:
-    """By how much SRRL is ahead of every other trained arm: both kinds of prompts, seed by seed, and the interval of the mean."""
-    lines = ["| SRRL minus | sampled by | physical | unconventional |", "|---|---|---|---|"]
-    of = {(r["arm"], r["way"], r["seed"]): r for r in rows}
-    for arm in others:
-        for way in WAYS:
-            seeds = [s for a, w, s in of if (a, w) == (arm, way) and ("SRRL", way, s) in of]
-            if not seeds:
-                continue
-            ahead = [
-                over_seeds(
-                    [of["SRRL", way, s][kind]["accuracy"] - of[arm, way, s][kind]["accuracy"] for s in seeds]
-                )
-                for kind in KINDS
-            ]
-            lines.append(f"| {arm} | {way} | {' | '.join(ahead)} |")
-    return "\n".join(lines)
+def paired(rows: list[dict], others: list[str]) -> Table:
+    """By how much SRRL is ahead of every other trained arm, seed by seed, and the interval of the mean."""
+    pairs = {f"{arm} · {way}": (f"SRRL · {way}", f"{arm} · {way}") for arm in others for way in WAYS}
+    seeds = by_seed(rows)
+    there = {name: pair for name, pair in pairs.items() if seeds[0].keys() >= {*pair}}
+    return differences("SRRL minus", seeds, there, {kind: kind for kind in KINDS})
 
 
-def at_equal_cost(runs: dict[str, list[Path]], window: int = 8) -> str:
+def at_equal_cost(runs: dict[str, list[Path]], window: int = 8) -> Table:
     """SRRL beside each other arm once both have spent what the cheaper of the two has: right first pictures of training prompts,
     mean of the `window` iterations up to there."""
     logs = {arm: [read_metrics(f, "srrl") for f in folders] for arm, folders in runs.items()}
-    lines = [
-        "| SRRL and | at reward calls | SRRL | the other | at UNet evaluations | SRRL | the other |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows = {}
     for arm in list(runs)[1:]:
-        cells = []
-        for key in ("reward_calls", "unet_evaluations"):
+        rows[arm] = {}
+        for key, name in (("reward_calls", "reward calls"), ("unet_evaluations", "UNet evaluations")):
             budget = min(log[-1][key] for several in (logs["SRRL"], logs[arm]) for log in several)
-            cells.append(f"{budget:,}")
-            for several in (logs["SRRL"], logs[arm]):
+            rows[arm][f"at {name}"] = f"{budget:,}"
+            for who, several in (
+                (f"SRRL at these {name}", logs["SRRL"]),
+                (f"the other at these {name}", logs[arm]),
+            ):
                 spent = [[r for r in log if r[key] <= budget][-window:] for log in several]
-                cells.append(over_seeds([np.mean([r["right_by_round"][0] for r in part]) for part in spent]))
-        lines.append(f"| {arm} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+                rows[arm][who] = over_seeds(
+                    [np.mean([r["right_by_round"][0] for r in part]) for part in spent]
+                )
+    return Table("SRRL and", rows)
 
 
 def page(rows: list[dict], compared: dict[str, list[Path]], options: str, hacks: str, judge: str) -> str:
@@ -100,17 +89,17 @@ from the negative of that noise, at most three times; *new noise while wrong*: t
 the reward. *Zigzag*: re-noising with the gap inside every step. *Diversity*: mean distance of two pictures of one prompt, on the latents. Edges and
 brightness are statistics of the pictures that the reward does not measure.
 
-{table(rows)}
+{table(rows).markdown}
 
 ![Accuracy of all arms](study_arms.png)
 
 ## Differences, seed by seed
 
-{paired(rows, list(compared)[1:])}
+{paired(rows, list(compared)[1:]).markdown}
 
 ## At equal cost in training
 
-{at_equal_cost(compared)}
+{at_equal_cost(compared).markdown}
 
 ![Right pictures in training against both costs](study_curves.png)
 
@@ -129,52 +118,40 @@ The same prompts and noise before and after the run of the left panel, with the 
 
 
 def bars(rows: list[dict], path: Path) -> None:
-    """Accuracy of every arm and way, with intervals over seeds."""
-    names = list(dict.fromkeys((r["arm"], r["way"]) for r in rows))
-    figure, axes = plt.subplots(figsize=(8, 0.34 * len(names) + 1))
-    for j, (kind, color) in enumerate(zip(KINDS, (figures.REWARD, figures.TRUTH))):
-        values = [[r[kind]["accuracy"] for r in rows if (r["arm"], r["way"]) == n] for n in names]
-        y = np.arange(len(names)) + 0.2 * (2 * j - 1)
-        axes.barh(y, [np.mean(v) for v in values], 0.38, color=color, label=kind)
-        for yy, v in zip(y, values):
-            axes.plot(v, [yy] * len(v), "o", ms=2.5, color=figures.INK)
-    axes.set_yticks(range(len(names)), [f"{a} · {w}" for a, w in names], fontsize=7)
-    axes.invert_yaxis()
-    axes.set(xlim=(0, 1), xlabel="right by the inspector, held-out; a dot is a seed")
-    axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
-    figures.save(figure, path)
+    """Accuracy of every arm and way, best first."""
+    seeds = by_seed(rows)
+    best = sorted(seeds[0], key=lambda name: -np.mean([s[name][kind] for s in seeds for kind in KINDS]))
+    arms_figure(
+        [{name: s[name] for name in best} for s in seeds], {kind: f"{kind}: right" for kind in KINDS}, path
+    )
 
 
-def curves(runs: dict[str, list[Path]], path: Path) -> None:
-    """Right pictures in training against both costs, mean over seeds and their range."""
-    figure, panels = plt.subplots(1, 2, figsize=(10, 3.8), sharey=True)
-    for (arm, folders), color in zip(runs.items(), plt.get_cmap("tab10").colors):
-        logs = [read_metrics(f, "srrl") for f in folders]
-        right = np.array([figures.smooth([r["right_by_round"][0] for r in log], 8) for log in logs])
-        for axes, key in zip(panels, ("reward_calls", "unet_evaluations")):
-            x = [r[key] for r in logs[0]]
-            axes.plot(x, right.mean(0), color=color, label=arm)
-            axes.fill_between(x, right.min(0), right.max(0), color=color, alpha=0.15, lw=0)
-            axes.set(xlabel=key.replace("_", " ").replace("unet", "UNet"), ylim=(0, 1))
-            axes.locator_params(axis="x", nbins=5)
-    panels[0].set_ylabel("right by the inspector, round 0,\ntraining prompts")
-    panels[0].legend(fontsize=7, loc="lower right")
-    figures.save(figure, path)
+def cost_curves(runs: dict[str, list[Path]], path: Path) -> None:
+    """Right pictures in training against both costs: the mean over seeds, and dotted their range."""
+    logs = {arm: [read_metrics(f, "srrl") for f in folders] for arm, folders in runs.items()}
+    panels = []
+    for key, name in (("reward_calls", "reward calls"), ("unet_evaluations", "UNet evaluations")):
+        lines = []
+        for i, (arm, several) in enumerate(logs.items()):
+            right = [smooth([r["right_by_round"][0] for r in log], 8) for log in several]
+            lines += over_runs(arm, [r[key] for r in several[0]], right, f"C{i}")
+        panels.append(
+            Panel("Training prompts, round 0", name, "right by the inspector, share", lines, ylim=(0, 1))
+        )
+    curves(path, *panels)
 
 
 def hacking(runs: dict[str, list[Path]], path: Path) -> None:
-    """Learned reward and truth of round 0 over a long training."""
-    figure, panels = plt.subplots(1, len(runs), figsize=(5 * len(runs), 3.6), sharey=True, squeeze=False)
-    for axes, (name, folders) in zip(panels[0], runs.items()):
+    """Learned reward and truth of round 0 over a long training, all panels to the same number of reward calls."""
+    panels, longest = [], 0
+    for name, folders in runs.items():
         log = read_metrics(folders[0], "srrl")
         calls = [r["reward_calls"] for r in log]
-        for key, color, label in (
-            ("reward_by_round", figures.REWARD, "learned reward"),
-            ("right_by_round", figures.TRUTH, "right"),
-        ):
-            axes.plot(calls, figures.smooth([r[key][0] for r in log], 15), color=color, label=label)
-        axes.set(title=name, xlabel="reward calls", ylim=(0, 1))
-        axes.title.set_fontsize(10)
-        axes.locator_params(axis="x", nbins=5)
-        axes.legend(fontsize=8, loc="lower right")
-    figures.save(figure, path)
+        longest = max(longest, calls[-1])
+        shown = (
+            ("reward_by_round", "learned reward", REWARD),
+            ("right_by_round", "right by the inspector", TRUTH),
+        )
+        lines = [Line(label, calls, [r[key][0] for r in log], color, 15) for key, label, color in shown]
+        panels.append(Panel(name, "reward calls", "mean reward, share right", lines, ylim=(0, 1)))
+    curves(path, *(p._replace(lines=[*p.lines, Line("_end", [longest], [0])]) for p in panels))

@@ -10,13 +10,12 @@ from torch import Tensor
 
 from minireflect import rng
 from minireflect.config import preset
-from minireflect.diffusion.reflection import OPPOSITE, ReflectionConfig, zigzag
+from minireflect.diffusion.reflection import ReflectionConfig, zigzag
 from minireflect.diffusion.sample import evaluations, last
 from minireflect.evaluate import EvaluationConfig, score
-from minireflect.methods.rollout import SRRLConfig, rollout
-from minireflect.pipeline import LatentDiffusion
+from minireflect.methods.rollout import RolloutConfig, rollout
+from minireflect.pipeline import OPPOSITE, LatentDiffusion, blind_cost
 from minireflect.rl.rewards import Reward
-from minireflect.showcase import sampled_rounds
 from minireflect.streams import choices
 from minireflect.world.prompts import draw_prompts
 
@@ -47,7 +46,7 @@ def plain(steps: int) -> Way:
 
 def searched(**options: object) -> Way:
     """The picture of all branches and rounds that the reward likes best: best-of-N at K = 0, reflection with selection else."""
-    config = SRRLConfig(steps=SAMPLER.steps, guidance=SAMPLER.guidance, **options)
+    config = RolloutConfig(steps=SAMPLER.steps, guidance=SAMPLER.guidance, **options)
 
     def way(pipe: LatentDiffusion, judge: Reward, texts: list[str], seed: int, batch: int) -> Drawn:
         out = rollout(pipe, texts, judge, config, seed, batch)
@@ -61,15 +60,16 @@ def searched(**options: object) -> Way:
 
 def blind(pipe: LatentDiffusion, judge: Reward, texts: list[str], seed: int, batch: int) -> Drawn:
     """One blind reflection, the guidance gap as published, the noise brought back to the prior."""
-    reflection = ReflectionConfig(rounds=1, steps=SAMPLER.steps)
-    *_, images = sampled_rounds(pipe, texts, SAMPLER, reflection, seed * 1_000 + batch)
-    sides = [SAMPLER.guidance, reflection.w_renoise, reflection.w_denoise]
-    return Drawn(images, len(texts) * SAMPLER.steps * sum(map(evaluations, sides)), 0)
+    images = pipe.generate(
+        texts, SAMPLER.steps, SAMPLER.guidance, SAMPLER.eta, rounds=1, generator=rng(seed, "plain", batch)
+    )
+    cost = blind_cost(SAMPLER, ReflectionConfig(rounds=1, steps=SAMPLER.steps))
+    return Drawn(images, len(texts) * cost, 0)
 
 
 def while_wrong(redraw: ReflectionConfig, rounds: int = 3) -> Way:
     """What the reward refuses is drawn again, `rounds` times at most."""
-    back = 0 if redraw.fresh_noise == 1 else redraw.steps * evaluations(redraw.w_renoise)
+    redraw = replace(redraw, rounds=rounds)
 
     def way(pipe: LatentDiffusion, judge: Reward, texts: list[str], seed: int, batch: int) -> Drawn:
         asked = []
@@ -80,10 +80,10 @@ def while_wrong(redraw: ReflectionConfig, rounds: int = 3) -> Way:
 
         noise = rng(seed, "plain", batch)
         x_T = pipe.noise(len(texts), noise)
-        *_, images = pipe.judged_rounds(texts, counted, rounds, SAMPLER, x_T, noise, redraw)
-        drawing = SAMPLER.steps * evaluations(SAMPLER.guidance)
+        *_, images = pipe.selected_rounds(texts, counted, x_T, SAMPLER, redraw, noise)
         again = sum(asked[1:])
-        return Drawn(images, len(texts) * drawing + again * (back + drawing), sum(asked))
+        cost = len(texts) * SAMPLER.cost + again * (redraw.renoise_cost + SAMPLER.cost)
+        return Drawn(images, cost, sum(asked))
 
     return way
 
@@ -104,8 +104,8 @@ MORE_WAYS: dict[str, Way] = {  # of the base alone
     "new noise while wrong": while_wrong(replace(OPPOSITE, fresh_noise=1.0)),
     "reflect, blind": blind,
     "twice the steps": plain(2 * SAMPLER.steps),
-    "best of 2": searched(rounds=0, group=2, same_noise=False),
-    "best of 4": searched(rounds=0, group=4, same_noise=False),
+    "best of 2": searched(rounds=0, group=2),
+    "best of 4": searched(rounds=0, group=4),
     "zigzag in every step": stepwise,
 }
 

@@ -9,7 +9,7 @@ import pytest
 from minireflect.cli import TRAINED
 from minireflect.cli import train as command_line
 from minireflect.config import RECORDS, Config, changed, options_of, preset, read_config, stages_of, to_dict
-from minireflect.methods.rollout import SRRLConfig
+from minireflect.methods.srrl import SRRLConfig
 
 
 def written(folder: Path, command: str, config: Config) -> Path:
@@ -64,7 +64,7 @@ def test_presets() -> None:
     smoke, gpu = preset("smoke"), preset("gpu")
     assert smoke.srrl.iterations == 2 and smoke.vq.steps == 3 and smoke.evaluation.pictures == 8
     assert gpu.srrl.batch == 256 and gpu.srrl.lr == preset("cpu").srrl.lr
-    assert preset("smoke", scenes="graphs").diffusion.reading == 3
+    assert preset("smoke", scenes="graphs").diffusion.reading_steps == 3
     assert preset("cpu", scenes="graphs").diffusion.steps == 8_000
     assert preset("cpu", "reason-grpo").mix != preset("cpu").mix
     assert preset("smoke", recipe=SRRLConfig(rounds=0)).srrl.rounds == 0
@@ -84,7 +84,7 @@ def test_only_a_cuda_gpu_gets_the_gpu_preset(
 
 
 @pytest.mark.parametrize("method", ["ddpo", "grpo"])
-@pytest.mark.parametrize("base", [[]])
+@pytest.mark.parametrize("base", [[], ["--base", "x"]])
 def test_a_method_decides_the_defaults(method: str, base: list[str]) -> None:
     words = ["--method", method, *base]
     _, config = command_line.defaults("srrl", words)

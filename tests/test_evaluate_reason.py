@@ -7,8 +7,8 @@ from minireflect.checkpoints.ours import load_reasongen
 from minireflect.evaluate import EvaluationConfig, Table
 from minireflect.evaluate_reason import another_of_its_kind, codec_table, evaluate_reason, evaluation_prompts
 from minireflect.models.reasongen import SamplingConfig
-from minireflect.rl.rewards import judge_of
-from minireflect.world.graphs import TASKS
+from minireflect.rl.rewards import reward_beside
+from minireflect.world.prompts import TASKS
 from tests.small import small_reasongen
 
 
@@ -36,7 +36,9 @@ def test_an_untrained_model_is_measured_as_what_it_is() -> None:
 def test_the_shipped_model_plans_what_is_asked_and_draws_what_it_planned() -> None:
     """Far below what it reaches, far above chance; 24 prompts of each kind, of training combinations."""
     config = EvaluationConfig(pictures=24, split="train")
-    score = evaluate_reason(load_reasongen(), judge_of("."), config, sampling=SamplingConfig(temperature=0.4))
+    score = evaluate_reason(
+        load_reasongen(), reward_beside("."), config, sampling=SamplingConfig(temperature=0.4)
+    )
     assert score.planned > 0.85 and score.kept > 0.6 and score.physical > 0.6 and score.fooled < 0.4
 
 
@@ -45,7 +47,7 @@ def test_another_prompt_of_its_kind_is_another_and_of_the_same_law() -> None:
     other = another_of_its_kind(prompts)
     assert sorted(other) == list(range(48)) and all(i != j for i, j in enumerate(other))
     for p, q in zip(prompts, (prompts[i] for i in other)):
-        assert (p.kind, p.law) == (q.kind, q.law) and (p.task is None or p.task.kind == q.task.kind)
+        assert (p.kind, p.group) == (q.kind, q.group)
 
 
 def test_renders_are_read_right_and_an_untrained_codebook_loses_all() -> None:

@@ -1,22 +1,21 @@
 """Prompts to pictures, weights to disk and back, and the learned reward's own logic."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from minireflect import inspect, load_pipeline, pipeline, render, sample_scene
+from minireflect import inspect, load_pipeline, render, sample_scene
 from minireflect.checkpoints.files import WeightsError
 from minireflect.checkpoints.ours import save_pipeline
+from minireflect.diffusion import reflection
 from minireflect.diffusion.reflection import ReflectionConfig, renoise_to
 from minireflect.diffusion.sample import denoise, guided, last
 from minireflect.models.matcher import Matcher, MatcherConfig
 from minireflect.models.tokenizer import EOS, PromptError, Tokenizer
-from minireflect.pipeline import SamplerConfig
-from minireflect.pretrain.matcher import caption_loss
-from minireflect.rl.rewards import inspector_reward, load_reward, match_reward
-from minireflect.showcase import sampled_rounds
+from minireflect.pipeline import OPPOSITE, SamplerConfig
+from minireflect.rl.rewards import load_reward
 from minireflect.streams import choices, rng
 from minireflect.world.prompts import all_texts, draw_prompts, near_miss
 from tests.small import TEXTS, brightness, small_pipeline
@@ -45,25 +44,29 @@ def test_rounds_change_the_picture_and_zero_rounds_do_not() -> None:
     assert torch.equal(plain, none) and not torch.allclose(plain, two)
 
 
-def test_judged_rounds_keep_what_is_right_and_draw_the_rest_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_selected_rounds_keep_what_is_right_and_sample_the_rest_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     signs = []
 
     def spy(*args):
         signs.append(args[-1])
         return renoise_to(*args)
 
-    monkeypatch.setattr(pipeline, "renoise_to", spy)
+    monkeypatch.setattr(reflection, "renoise_to", spy)
     pipe, sampler = small_pipeline(), SamplerConfig(steps=3)
     opinions = [dict(zip(TEXTS, v)) for v in ((0.1, 0.9, 0.4, 0.5), (0.6, 0, 0.3, 0), (0, 0, 0.45, 0))]
     asked = []
 
-    def judge(images: torch.Tensor, texts: list[str]) -> torch.Tensor:
+    def score(images: torch.Tensor, texts: list[str]) -> torch.Tensor:
         asked.append((images, texts))
         return torch.tensor([opinions[len(asked) - 1][t] for t in texts])
 
     noise = rng(0, "sample")
     x_T = pipe.noise(len(TEXTS), noise)
-    first, second, third = pipe.judged_rounds(TEXTS, judge, 2, sampler, x_T, noise)
+    first, second, third = pipe.selected_rounds(
+        TEXTS, score, x_T, sampler, replace(OPPOSITE, rounds=2), noise
+    )
     same = [[torch.equal(a, b) for a, b in zip(*pair)] for pair in ((first, second), (second, third))]
     assert same == [
         [False, True, True, True],
@@ -74,18 +77,22 @@ def test_judged_rounds_keep_what_is_right_and_draw_the_rest_again(monkeypatch: p
     assert torch.equal(asked[1][0][0], second[0]) and torch.equal(asked[2][0][0], third[2])
     assert [sign.tolist() for sign in signs] == [[-1, -1], [-1]]  # turned over
     asked.clear()
-    again = pipe.generate(TEXTS, steps=3, rounds=2, generator=rng(0, "sample"), judge=judge)
+    again = pipe.generate(TEXTS, steps=3, rounds=2, generator=rng(0, "sample"), reward=score)
     assert torch.equal(again, third)
     content = pipe.generate(
-        TEXTS, 3, rounds=2, generator=rng(0, "sample"), judge=lambda x, texts: torch.ones(len(x))
+        TEXTS, 3, rounds=2, generator=rng(0, "sample"), reward=lambda x, texts: torch.ones(len(x))
     )
     assert torch.equal(content, first)
 
 
-def test_blind_rounds_draw_everything_again() -> None:
+def test_blind_rounds_sample_everything_again() -> None:
     pipe, sampler = small_pipeline(), SamplerConfig(steps=3)
-    first, second = sampled_rounds(pipe, TEXTS, sampler, ReflectionConfig(rounds=1, steps=3), 0)
-    assert torch.equal(first, pipe.generate(TEXTS, steps=3, generator=rng(0, "sample")))
+    noise = rng(0, "sample")
+    x_T = pipe.noise(len(TEXTS), noise)
+    config = ReflectionConfig(rounds=1, steps=3)
+    first, second = map(pipe.decode, pipe.blind_rounds(TEXTS, x_T, sampler, config, noise))
+    assert torch.equal(first, pipe.generate(TEXTS, 3, config.w_denoise, 0.0, latents=x_T))
+    assert torch.equal(second, pipe.generate(TEXTS, 3, rounds=1, generator=rng(0, "sample")))
     assert not any(torch.equal(a, b) for a, b in zip(first, second))
 
 
@@ -156,48 +163,6 @@ def test_the_word_to_come_is_described_without_being_read() -> None:
     assert one.shape == (1, 6, CONFIG.vocabulary)
     assert torch.allclose(one[:, :3], two[:, :3], atol=1e-6)
     assert (one[:, 3:] - two[:, 3:]).abs().max() > 1e-4
-
-
-def test_caption_loss_counts_every_word_and_one_end() -> None:
-    """By hand: minus the mean log-probability of the words after the first, the first end included."""
-    logits = torch.randn(2, 6, 40, dtype=torch.float64, generator=rng(0, "caption"))
-    ids = torch.tensor([[0, 5, 9, EOS, EOS, EOS], [0, 5, 9, 12, 7, EOS]])
-    terms = [-logits[0, j].log_softmax(0)[ids[0, j + 1]] for j in range(3)]
-    terms += [-logits[1, j].log_softmax(0)[ids[1, j + 1]] for j in range(5)]
-    assert torch.allclose(caption_loss(logits, ids), torch.stack(terms).mean())
-    assert caption_loss(logits[:0], ids[:0]) == 0  # a batch of broken pictures
-
-
-def test_the_matcher_learns_which_caption_holds() -> None:
-    """It overfits sixteen pictures: true captions above, near misses below."""
-    torch.manual_seed(0)
-    draw = choices(0, "overfit")
-    tokenizer = Tokenizer.of(all_texts(), 32)
-    prompts = draw_prompts("physical", "train", 16, draw)
-    images = torch.stack([render(p.scene(draw)) for p in prompts])
-    ids = tokenizer([p.text for p in prompts] + [near_miss(p, draw).text for p in prompts])
-    matcher = Matcher(MatcherConfig(len(tokenizer), EOS, 32, width=32, layers=1, heads=2, depth=1))
-    optimizer = torch.optim.AdamW(matcher.parameters(), lr=5e-3)
-    holds = torch.cat([torch.ones(16), torch.zeros(16)])
-    for _ in range(80):
-        loss = F.binary_cross_entropy_with_logits(matcher(images.repeat(2, 1, 1, 1), ids), holds)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert loss < 0.35  # 0.69 at chance
-    reward = match_reward(matcher, tokenizer)(images, [p.text for p in prompts])
-    assert reward.shape == (16,) and (reward >= 0).all() and (reward <= 1).all()
-
-
-def test_the_checker_agrees_with_the_scenes() -> None:
-    draw = choices(0, "checker")
-    prompts = [p for kind in ("physical", "unconventional") for p in draw_prompts(kind, "held-out", 16, draw)]
-    images = torch.stack([render(p.scene(draw)) for p in prompts])
-    texts = [p.text for p in prompts]
-    assert inspector_reward(images, texts).sum() == 32
-    assert inspector_reward(images, texts[1:] + texts[:1]).sum() < 4
-    with pytest.raises(ValueError, match="cannot tell what fulfils"):
-        inspector_reward(images[:1], ["a ball of ball"])
 
 
 def test_the_shipped_base_draws_and_the_shipped_reward_judges() -> None:

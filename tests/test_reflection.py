@@ -1,5 +1,6 @@
 """Reflection writes the prompt into the noise, drifts off the prior while it does so, and what repairs that."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 
@@ -17,7 +18,7 @@ from minireflect.diffusion.reflection import (
     zigzag,
 )
 from minireflect.diffusion.sample import EpsFn, denoise, guided, last, renoise
-from minireflect.diffusion.schedule import Schedule, ScheduleConfig
+from minireflect.diffusion.schedule import Schedule, ScheduleConfig, StepTable
 
 SCHEDULE = Schedule(ScheduleConfig())
 TABLE = SCHEDULE.table(20)
@@ -46,29 +47,41 @@ def across(x: Tensor) -> float:
     return float((rest.var(0).sum() / (D - 1)).sqrt())
 
 
+def blind(
+    x_T: Tensor, config: ReflectionConfig, generator: torch.Generator | None = None
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """K rounds as the samplers run them.  Yields x_T^k with its x_0^k, and x_T^K at last."""
+    for _ in range(config.rounds):
+        x_0, following = condition_guided_forward(make_eps, x_T, TABLE, TABLE, config, generator)
+        yield x_T, x_0
+        x_T = following
+    yield x_T, None
+
+
+def through(w_denoise: float, w_renoise: float, table: StepTable = TABLE) -> Tensor:
+    """The next noise of 1,000 samples, one round as published."""
+    config = replace(PUBLISHED, w_denoise=w_denoise, w_renoise=w_renoise)
+    return condition_guided_forward(make_eps, noise(), table, table, config)[1]
+
+
 def test_forward_process_is_the_composition() -> None:
     x_T = noise(5)
-    x0, x_next = condition_guided_forward(make_eps(3.0), make_eps(0.1), x_T, TABLE)
-    assert x0.equal(last(denoise(make_eps(3.0), x_T, TABLE)))
-    assert x_next.equal(last(renoise(make_eps(0.1), x0, TABLE)))
-    rounds = list(reflect(make_eps, x_T, TABLE, ReflectionConfig(rounds=2, renormalise=False)))
-    assert [r.k for r in rounds] == [0, 1, 2] and rounds[0].x_T.equal(x_T)
-    assert rounds[0].x0.equal(x0) and rounds[1].x_T.equal(x_next)
-    again = condition_guided_forward(make_eps(3.0), make_eps(0.1), x_next, TABLE)
-    assert rounds[1].x0.equal(again[0]) and rounds[2].x_T.equal(again[1])
-    for r in rounds:
-        torch.testing.assert_close(r.mean, r.x_T.flatten(1).mean(1))
-        torch.testing.assert_close(r.std, r.x_T.flatten(1).std(1, correction=0))
+    (first, x_0), (second, x_1), (third, none) = blind(x_T, replace(PUBLISHED, rounds=2))
+    assert first.equal(x_T) and none is None
+    assert x_0.equal(last(denoise(make_eps(3.0), x_T, TABLE)))
+    assert second.equal(last(renoise(make_eps(0.1), x_0, TABLE)))
+    assert x_1.equal(last(denoise(make_eps(3.0), second, TABLE)))
+    assert third.equal(last(renoise(make_eps(0.1), x_1, TABLE)))
 
 
 def test_guidance_gap_moves_the_noise_where_e5_says() -> None:
     x_T = noise()
-    _, moved = condition_guided_forward(make_eps(3.0), make_eps(0.1), x_T, TABLE)
+    moved = through(3.0, 0.1)
     # what inversion without a gap does to the same noise is not the gap's doing
-    _, baseline = condition_guided_forward(make_eps(3.0), make_eps(3.0), x_T, TABLE)
+    baseline = through(3.0, 3.0)
     assert along(moved).mean() > along(x_T).mean() + 0.5  # towards the class of the prompt
     # and back
-    assert along(condition_guided_forward(make_eps(0.1), make_eps(3.0), x_T, TABLE)[1]).mean() < -0.5
+    assert along(through(0.1, 3.0)).mean() < -0.5
 
     eps_c, eps_u, x, predicted = make_eps(1), make_eps(0), x_T, torch.zeros_like(x_T)
     s, s_prev = ((1 / a - 1).sqrt() for a in (TABLE.abar, TABLE.abar_prev))  # sbar = sqrt((1 - abar) / abar)
@@ -86,8 +99,8 @@ def test_guidance_gap_moves_the_noise_where_e5_says() -> None:
 def history(**options: float | bool) -> tuple[list[float], list[float], list[float], list[float]]:
     """Guided mean and std, unguided std, per-sample std of the noise, by round."""
     config = ReflectionConfig(rounds=5, **{"renormalise": False, **options})
-    rounds = list(reflect(make_eps, noise(), TABLE, config, torch.Generator().manual_seed(1)))
-    columns = [(along(r.x_T).mean(), along(r.x_T).std(), across(r.x_T), r.std.mean()) for r in rounds]
+    rounds = [x_T for x_T, _ in blind(noise(), config, torch.Generator().manual_seed(1))]
+    columns = [(along(x).mean(), along(x).std(), across(x), moments(x)[1].mean()) for x in rounds]
     return tuple([float(v) for v in column] for column in zip(*columns))
 
 
@@ -104,8 +117,7 @@ def test_blind_reflection_drifts_off_the_prior() -> None:
     assert all(b < 0.9 * a for a, b in zip(unguided, unguided[1:]))
     assert per_sample[5] < 0.8
     # the unguided shrinkage is inversion error, not guidance: it is there without a gap and goes with finer steps
-    _, no_gap = condition_guided_forward(make_eps(1), make_eps(1), noise(), TABLE)
-    _, fine = condition_guided_forward(make_eps(1), make_eps(1), noise(), SCHEDULE.table(200))
+    no_gap, fine = through(1, 1), through(1, 1, SCHEDULE.table(200))
     assert across(no_gap) < 0.9 and across(fine) > 0.95
 
 
@@ -126,7 +138,7 @@ def test_renoise_to_options() -> None:
     eps = make_eps(0.1)
     assert renoise_to(eps, x0, TABLE, PUBLISHED).equal(last(renoise(eps, x0, TABLE)))
 
-    half = replace(PUBLISHED, level=0.5)
+    half = replace(PUBLISHED, strength=0.5)
     assert half.tail(TABLE).t.tolist() == TABLE.t[10:].tolist()
     plain = renoise_to(eps, x0, TABLE, half)
     assert plain.equal(last(renoise(eps, x0, TABLE[10:])))
@@ -136,7 +148,7 @@ def test_renoise_to_options() -> None:
     torch.testing.assert_close(mean, torch.zeros(50), atol=1e-5, rtol=0)
     torch.testing.assert_close(std, torch.ones(50), atol=1e-5, rtol=0)
 
-    partly = renoise_to(eps, x0, TABLE, ReflectionConfig(level=0.5))
+    partly = renoise_to(eps, x0, TABLE, ReflectionConfig(strength=0.5))
     abar = TABLE.abar[10]
     # the noise in it, not the picture in it
     mean, std = moments((partly - abar.sqrt() * x0) / (1 - abar).sqrt())
@@ -147,7 +159,7 @@ def test_renoise_to_options() -> None:
     assert fresh.equal(noise(50, seed=4))  # all new: best-of-N
     mixed = renoise_to(eps, x0, TABLE, replace(PUBLISHED, fresh_noise=0.6), torch.Generator().manual_seed(4))
     torch.testing.assert_close(mixed, 0.8 * last(renoise(eps, x0, TABLE)) + 0.6 * fresh)
-    with pytest.raises(ValueError, match=r"fresh_noise 0\.6 .*generator"):
+    with pytest.raises(ValueError, match=r"fresh_noise 0\.6.*generator"):
         renoise_to(eps, x0, TABLE, replace(PUBLISHED, fresh_noise=0.6))
 
 
@@ -172,22 +184,51 @@ def test_the_opposite_noise_avoids_a_picture_and_the_same_noise_repeats_it() -> 
     }
     assert right["judged"] > 0.98 and abs(right["blind"] - 0.5) < 0.1 and abs(right["fresh"] - 0.5) < 0.1
     # in part of the way up, the picture stays and only the noise in it turns over
-    half = replace(config, level=0.5)
+    half = replace(config, strength=0.5)
     up, down = (renoise_to(unguided, x0, TABLE, half, sign=s * torch.ones(len(x0))) for s in (1.0, -1.0))
     torch.testing.assert_close((up + down) / 2, TABLE.abar[10].sqrt() * x0)
 
 
-def test_a_partial_level_costs_partial_rounds() -> None:
+def test_a_partial_strength_costs_its_share_and_none_at_all_changes_nothing() -> None:
     calls: list[int] = []
 
-    def counted(w: float) -> EpsFn:
-        return lambda x, t: (calls.append(int(t)), make_eps(w)(x, t))[1]
+    def counted(x: Tensor, t: Tensor) -> Tensor:
+        calls.append(int(t))
+        return make_eps(1.0)(x, t)
 
-    rounds = reflect(counted, noise(3), TABLE, ReflectionConfig(rounds=2, level=0.25))
-    for k, expected in enumerate((20, 10, 10)):  # then 5 up and 5 down
+    x0 = noise(3)
+    for strength, expected in ((1.0, 20), (0.25, 5), (0.0, 0)):
+        config = ReflectionConfig(w_renoise=1.0, strength=strength)
         calls.clear()
-        assert next(rounds).k == k and len(calls) == expected
-    assert max(calls) == int(TABLE.t[15])
+        x = renoise_to(counted, x0, TABLE, config)
+        assert len(calls) == expected == config.renoise_cost == len(config.tail(TABLE))
+    assert x is x0
+    calls.clear()
+    renoise_to(counted, x0, TABLE, ReflectionConfig(fresh_noise=1.0), torch.Generator())
+    assert not calls and ReflectionConfig(fresh_noise=1.0).renoise_cost == 0
+
+
+@pytest.mark.parametrize("wrong", ["opposite", "fresh", "repeat"])
+@pytest.mark.parametrize("redraw", ["refused", "all"])
+def test_reflect_selects_the_rows_and_their_noise(wrong: str, redraw: str) -> None:
+    config = ReflectionConfig(w_renoise=1.0, wrong=wrong, redraw=redraw)
+    x0, accepted, asked = noise(4), torch.tensor([True, False, True, False]), []
+
+    def eps_of(rows: Tensor) -> EpsFn:
+        asked.append(rows.tolist())
+        return make_eps(1.0)
+
+    rows, x_T = reflect(eps_of, x0, accepted, TABLE, config, torch.Generator().manual_seed(1))
+    assert rows.tolist() == ([1, 3] if redraw == "refused" else [0, 1, 2, 3]) == asked[0]
+    own = renoise_to(make_eps(1.0), x0, TABLE, config)  # each row's own noise
+    new = torch.randn(x_T.shape, generator=torch.Generator().manual_seed(1))
+    for i, x, fresh in zip(rows.tolist(), x_T, new):
+        other = {"opposite": -own[i], "fresh": fresh, "repeat": own[i]}[wrong]
+        torch.testing.assert_close(x, own[i] if accepted[i] else other)
+    none, nothing = reflect(
+        eps_of, x0, torch.ones(4, dtype=torch.bool), TABLE, replace(config, redraw="refused")
+    )
+    assert len(none) == len(nothing) == 0
 
 
 def test_zigzag() -> None:
@@ -212,24 +253,15 @@ def test_no_graph_is_kept_and_no_global_randomness_used() -> None:
     before = torch.get_rng_state()
     x_T = noise(3).requires_grad_()
     config = ReflectionConfig(rounds=2, fresh_noise=0.2)
-    for r in reflect(trainable, x_T, TABLE, config, torch.Generator().manual_seed(0)):
-        assert torch.is_grad_enabled() and not any(v.requires_grad for v in (r.x_T, r.x0, r.mean, r.std))
-    outputs = condition_guided_forward(trainable(3.0), trainable(0.1), x_T, TABLE)
-    assert not any(v.requires_grad for v in outputs)
+    outputs = condition_guided_forward(trainable, x_T, TABLE, TABLE, config, torch.Generator().manual_seed(0))
+    assert torch.is_grad_enabled() and not any(v.requires_grad for v in outputs)
+    _, x = reflect(lambda rows: trainable(0.1), x_T, torch.zeros(3) > 0, TABLE, config, torch.Generator())
+    assert not x.requires_grad
     assert not last(zigzag(trainable, x_T, TABLE, 3.0, 0.1)).requires_grad
     assert torch.get_rng_state().equal(before)
 
 
 def test_config_names_its_numbers() -> None:
-    for name, bad in (
-        ("rounds", -1),
-        ("steps", 0),
-        ("level", 0.0),
-        ("level", 1.5),
-        ("level", 0.01),
-        ("fresh_noise", 1.2),
-    ):
-        with pytest.raises(ValueError, match=f"{name} {bad}"):
+    for name, bad in (("rounds", -1), ("strength", -0.5), ("strength", 1.5), ("fresh_noise", 1.2)):
+        with pytest.raises(ValueError, match=f"{name} must .*got {bad}"):
             ReflectionConfig(**{name: bad})
-    with pytest.raises(ValueError, match=r"20 steps.*says 7"):
-        next(reflect(make_eps, noise(2), TABLE, ReflectionConfig(steps=7)))

@@ -10,10 +10,9 @@ import torch
 
 from minireflect.diffusion import ddim, reflection, schedule
 from minireflect.models import blocks, clip, matcher, transformer
-from minireflect.pretrain import corrupt as spoil
+from minireflect.pretrain import corrupt
 from minireflect.pretrain import diffusion as train_diffusion
-from minireflect.pretrain import matcher as train_checker
-from minireflect.pretrain import matcher as train_reward
+from minireflect.pretrain import matcher as train_matcher
 from minireflect.rl import advantage, policy, tokens
 from tests.small import small_pipeline
 
@@ -44,10 +43,10 @@ FUNCTIONS: dict[str, tuple[Callable, dict[str, int], dict]] = {  # function, siz
     "token_kl": (tokens.token_kl, {}, {}),
     "rotate": (transformer.rotate, {}, {}),
     "RMSNorm": (transformer.RMSNorm(32).forward, {}, {}),
-    "off_by": (train_checker.off_by, {}, {}),
-    "caption_loss": (train_reward.caption_loss, {}, {}),
-    "distance": (spoil.distance, {}, {}),
-    "faithful": (spoil.faithful, {}, {}),
+    "block_error": (corrupt.block_error, {}, {}),
+    "caption_loss": (train_matcher.caption_loss, {}, {}),
+    "distance": (corrupt.distance, {}, {}),
+    "still_shows": (corrupt.still_shows, {}, {}),
     "Downsample": (blocks.Downsample(4).forward, {}, {}),
     "Upsample": (blocks.Upsample(4).forward, {}, {}),
     "ResBlock": (blocks.ResBlock(4, 8, 2, 1e-5, 6).forward, {"e": 6, "c2": 8}, {}),

@@ -10,31 +10,42 @@ import pytest
 import torch
 from torch import Tensor
 
+from minireflect.diffusion import reflection
 from minireflect.diffusion.ddim import ddim_step
-from minireflect.methods import learn as ppo
-from minireflect.methods import learn as regression
-from minireflect.methods import rollout as drawing
-from minireflect.methods.learn import Replay, advantages, jobs, update
-from minireflect.methods.rollout import SRRLConfig, rollout
-from minireflect.methods.srrl import mended, train_srrl
-from minireflect.rl.advantage import RewardHistory
-from minireflect.run import Interrupted, Run
+from minireflect.methods import learn as learning
+from minireflect.methods.learn import Learner, Replay, UpdateStats, jobs, learn, path_kl, remember
+from minireflect.methods.rollout import Rollout, rollout
+from minireflect.methods.srrl import SRRLConfig, mended, train_srrl
+from minireflect.pipeline import LatentDiffusion
+from minireflect.run import Interrupted, Job, Run
 from minireflect.streams import rng
 from tests.small import TEXTS, brightness, four_texts, nothing, small_pipeline
 
 CONFIG = SRRLConfig(
-    objective="ppo", iterations=2, prompts=4, group=4, steps=4, rounds=1, redraw="all", updates=2, lr=1e-3, warmup=0
+    objective="ppo", iterations=2, prompts_per_iteration=4, group=4, steps=4, rounds=1, redraw="all", updates=2, lr=1e-3
 )  # fmt: skip
 
 
-def one_iteration(config: SRRLConfig):
+def learn_from(
+    pipe: LatentDiffusion,
+    out: Rollout,
+    config: SRRLConfig,
+    lr: float | None = None,
+    base: LatentDiffusion | None = None,
+) -> UpdateStats:
+    """One call of `learn` with plain gradient descent at `lr`, or AdamW at the config's, from a base that is the untrained policy."""
+    learner = Learner.of(pipe, config, config.sampler, 64)
+    learner.base = (base or small_pipeline()).unet
+    if lr is not None:
+        learner.optimizer = torch.optim.SGD(pipe.unet.parameters())
+        learner.config = replace(config, lr=lr)
+    return learn(learner, out, 1.0, rng(0, "update", 0))
+
+
+def one_iteration(config: SRRLConfig, reward=brightness) -> tuple[LatentDiffusion, Rollout, UpdateStats]:
     pipe = small_pipeline()
-    base = small_pipeline().unet
-    out = rollout(pipe, TEXTS, brightness, config, 0, 0)
-    advantage = advantages(out, config, RewardHistory(), TEXTS)
-    pipe.unet.requires_grad_(True)
-    optimizer = torch.optim.AdamW(pipe.unet.parameters(), lr=config.lr)
-    return pipe, out, update(pipe, base, optimizer, out, advantage, config, rng(0, "update", 0))
+    out = rollout(pipe, TEXTS, reward, config, 0, 0)
+    return pipe, out, learn_from(pipe, out, config)
 
 
 @pytest.mark.parametrize("mode", ["select", "blind"])
@@ -49,10 +60,7 @@ def test_the_base_is_at_kl_zero_before_the_update_and_away_from_it_after() -> No
     _, _, stats = one_iteration(CONFIG)
     assert stats.kl == 0.0
     pipe, out, _ = one_iteration(replace(CONFIG, lr=1e-2))
-    again = update(
-        pipe, small_pipeline().unet, torch.optim.SGD(pipe.unet.parameters(), lr=0.0), out,
-        advantages(out, CONFIG, RewardHistory(), TEXTS), CONFIG, rng(0, "update", 1),
-    )  # fmt: skip
+    again = learn_from(pipe, out, CONFIG, lr=0.0)
     assert again.kl > 0 and again.first_ratio > 0
 
 
@@ -80,7 +88,7 @@ def test_select_renoises_the_picture_that_the_reward_prefers(monkeypatch: pytest
         seen.append(x0)
         return x0
 
-    monkeypatch.setattr(drawing, "renoise_to", spy)
+    monkeypatch.setattr(reflection, "renoise_to", spy)
     out = rollout(small_pipeline(), TEXTS, brightness, CONFIG, 0, 0)
     best = out.rounds[0].rewards.argmax(1)
     final = out.rounds[0].path.latents[:, -1].view(4, 4, 4, 4, 4)
@@ -136,14 +144,11 @@ def test_accepted_prompts_are_not_drawn_again() -> None:
     assert torch.allclose(out.rounds[1].x_T, alone.x_T[[1, 3]], atol=1e-5)  # nobody is mistaken for another
 
 
-def test_the_first_ratio_is_one_in_rounds_of_some_prompts_too() -> None:
+def test_the_first_ratio_is_one_in_rounds_of_some_prompts_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learning, "TRAINED", 1.0)
     pipe = small_pipeline()
     out = rollout(pipe, TEXTS, likes_the_first_and_third, replace(REFUSED, updates=1), 0, 0)
-    advantage = advantages(out, REFUSED, RewardHistory(), TEXTS)
-    pipe.unet.requires_grad_(True)
-    optimizer = torch.optim.SGD(pipe.unet.parameters(), lr=0.0)
-    config = replace(REFUSED, updates=1, trained=1.0)
-    stats = update(pipe, small_pipeline().unet, optimizer, out, advantage, config, rng(0, "u"))
+    stats = learn_from(pipe, out, replace(REFUSED, updates=1), lr=0.0)
     assert stats.first_ratio == 0.0 and stats.grad_norm > 0
 
 
@@ -160,12 +165,12 @@ def test_refused_rounds_are_learnt_from_with_their_own_prompts() -> None:
     )
     out.rounds[1] = part
     replay = Replay(12, pipe.latent_shape, pipe.tokenizer.length)
-    regression.remember(replay, pipe, out, config)
+    remember(replay, pipe, out)
     first = out.rounds[0].rewards
     total = first.sum(1)
     total[kept] += part.rewards.sum(1)
-    expected = torch.cat([(first / (total + config.floor)[:, None]).flatten(),
-                          (part.rewards / (total[kept] + config.floor)[:, None]).flatten()])  # fmt: skip
+    expected = torch.cat([(first / (total + learning.FLOOR)[:, None]).flatten(),
+                          (part.rewards / (total[kept] + learning.FLOOR)[:, None]).flatten()])  # fmt: skip
     assert torch.allclose(replay.weights, expected)
     assert torch.equal(replay.ids[8:], pipe.tokenizer([TEXTS[1], TEXTS[1], TEXTS[3], TEXTS[3]]))
 
@@ -215,14 +220,8 @@ def test_branches_share_their_prefix_and_part_after_it() -> None:
         )
 
 
-def test_only_the_last_round_is_trained_when_asked() -> None:
-    out = rollout(small_pipeline(), TEXTS, brightness, CONFIG, 0, 0)
-    first, last = advantages(out, replace(CONFIG, train_rounds="last"), RewardHistory(), TEXTS)
-    assert not first[1].any() and last[1].all()
-
-
 def test_groups_without_variance_are_not_trained_on() -> None:
-    pipe, _, stats = one_iteration_with(nothing)
+    pipe, _, stats = one_iteration(CONFIG, nothing)
     assert stats.updates == 0
     assert all(
         torch.equal(a, b)
@@ -230,39 +229,23 @@ def test_groups_without_variance_are_not_trained_on() -> None:
     )
 
 
-def one_iteration_with(reward):
-    pipe = small_pipeline()
-    out = rollout(pipe, TEXTS, reward, CONFIG, 0, 0)
-    pipe.unet.requires_grad_(True)
-    stats = update(
-        pipe, small_pipeline().unet, torch.optim.AdamW(pipe.unet.parameters()), out,
-        advantages(out, CONFIG, RewardHistory(), TEXTS), CONFIG, rng(0, "u"),
-    )  # fmt: skip
-    return pipe, out, stats
-
-
 def test_steps_without_noise_are_never_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last trailing step to a clean image has sigma 0, no density and no loss."""
     pipe = small_pipeline()
     monkeypatch.setattr(
-        type(pipe),
-        "table",
-        lambda self, steps, spacing="": self.schedule.table(steps, "trailing", set_alpha_to_one=True),
+        type(pipe), "table", lambda self, steps: self.schedule.table(steps, "trailing", set_alpha_to_one=True)
     )
     scored = []
-    original = ppo.ddim_step
-    monkeypatch.setattr(ppo, "ddim_step", lambda *a: scored.append(float(a[4])) or original(*a))
+    original = learning.ddim_step
+    monkeypatch.setattr(learning, "MIN_SIGMA", 0.0)
+    monkeypatch.setattr(learning, "ddim_step", lambda *a: scored.append(float(a[4])) or original(*a))
     out = rollout(pipe, TEXTS, brightness, CONFIG, 0, 0)
     assert out.rounds[0].table.sigma(1.0)[-1] == 0
-    pipe.unet.requires_grad_(True)
-    stats = update(
-        pipe, small_pipeline().unet, torch.optim.AdamW(pipe.unet.parameters()), out,
-        advantages(out, CONFIG, RewardHistory(), TEXTS), replace(CONFIG, min_sigma=0.0), rng(0, "u"),
-    )  # fmt: skip
+    stats = learn_from(pipe, out, CONFIG)
     assert min(scored) > 0 and math.isfinite(stats.loss) and stats.updates == 2
 
 
-def test_almost_noiseless_steps_are_left_out_and_why() -> None:
+def test_almost_noiseless_steps_are_left_out_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
     """A change d of eps moves the mean by c d; KL = (c d)^2 / (2 sigma^2), so c / sigma is what a step can do."""
     table = small_pipeline().schedule.table(10)
     one, zero = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)
@@ -275,22 +258,20 @@ def test_almost_noiseless_steps_are_left_out_and_why() -> None:
         strength.append(float((means[1] - means[0]).abs() / sigma))
     assert strength[8] > 8 and sorted(strength)[-2] < 1.4  # the figures in the docstring of `jobs`
     out = rollout(small_pipeline(), TEXTS, brightness, replace(CONFIG, steps=10), 0, 0)
-    everything = [
-        (torch.ones_like(r.rewards), torch.ones_like(r.rewards, dtype=torch.bool)) for r in out.rounds
-    ]
+    everything = [(r.rewards.flatten(), torch.ones(r.rewards.numel(), dtype=torch.bool)) for r in out.rounds]
+    monkeypatch.setattr(learning, "TRAINED", 1.0)
     for least, count in ((0.0, 10), (0.1, 8)):
-        chosen = jobs(out, everything, replace(CONFIG, steps=10, trained=1.0, min_sigma=least), rng(0, "u"))
+        monkeypatch.setattr(learning, "MIN_SIGMA", least)
+        chosen = jobs(out, everything, 2, 1.0, rng(0, "u"))
         assert {i for chunk in chosen for _, i in chunk} == set(range(count))
 
 
 @pytest.mark.parametrize("mode", ["select", "blind"])
 @pytest.mark.parametrize("advantage", ["group", "history"])
 def test_the_reward_rises_with_ppo(tmp_path: Path, mode: str, advantage: str) -> None:
-    config = replace(
-        CONFIG, iterations=25, group=8, mode=mode, advantage=advantage, lr=3e-3, warmup=3, clip=0.1
-    )
+    config = replace(CONFIG, iterations=25, group=8, mode=mode, advantage=advantage, lr=3e-3, clip_range=0.1)
     run = Run(tmp_path / "run", {})
-    train_srrl(config, 0, small_pipeline(), brightness, four_texts, nothing, run)
+    train_srrl(config, small_pipeline(), brightness, four_texts, nothing, Job(run))
     assert rises([row["reward"] for row in run.metrics("srrl")])
 
 
@@ -322,13 +303,13 @@ def plus(images: Tensor, prompts: list[str]) -> Tensor:
 def test_the_reward_rises_with_regression(tmp_path: Path, mode: str) -> None:
     config = replace(
         CONFIG, objective="regress", iterations=25, group=16, mode=mode, lr=0.03, updates=8, replay=4,
-        anchored=0,
+        anchor_below=0,
     )  # fmt: skip
     pipe = small_pipeline()
     pipe = replace(pipe, unet=Gaussian(pipe.schedule))
     pipe.decode = lambda x: x[:, :3]  # the latents' first channels are the picture
     run = Run(tmp_path / "run", {})
-    train_srrl(config, 0, pipe, plus, four_texts, nothing, run)
+    train_srrl(config, pipe, plus, four_texts, nothing, Job(run))
     assert rises([row["reward"] for row in run.metrics("srrl")])
     mu = pipe.unet.mu.detach()
     assert mu[:3].mean() > max(0.1, mu[3].mean())  # what is seen moves up, what is not seen need not
@@ -347,25 +328,22 @@ def test_the_replay_holds_the_latest_pictures_and_draws_them_by_weight() -> None
     assert torch.equal(ids[:, 0], torch.where(latents.flatten() < 4, 0, 4))
 
 
-def test_regression_fits_what_the_reward_accepts() -> None:
+def test_regression_fits_what_the_reward_accepts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its gradient is that of DDPM's loss on the accepted pictures alone, if the reward is 0 or 1 and all groups have one."""
-    config = replace(
-        CONFIG, objective="regress", updates=1, rounds=0, batch=4_000, floor=1e-6, grad_norm=1e9, anchored=0
-    )
+    config = replace(CONFIG, objective="regress", updates=1, rounds=0, batch=4_000, anchor_below=0)
+    monkeypatch.setattr(learning, "FLOOR", 1e-6), monkeypatch.setattr(learning, "GRAD_NORM", 1e9)
     pipe = small_pipeline()
     out = rollout(pipe, TEXTS, brightness, config, 0, 0)
     only_first = torch.zeros(4, 4).index_fill_(1, torch.tensor([0]), 1.0)  # (n g)
     out.rounds[0] = out.rounds[0]._replace(rewards=only_first)
     replay = Replay(16, pipe.latent_shape, pipe.tokenizer.length)
-    regression.remember(replay, pipe, out, config)
+    remember(replay, pipe, out)
     latents, ids = replay.draw(4_000, rng(0, "draw"))
     accepted = out.rounds[0].path.latents[::4, -1]
     assert all((x == accepted).flatten(1).all(1).any() for x in latents[:50])
     share = (ids == pipe.tokenizer([TEXTS[0]])).all(1).float().mean().item()
     assert share == pytest.approx(0.25, abs=0.03)  # every prompt counts the same
-    pipe.unet.requires_grad_(True)
-    optimizer = torch.optim.SGD(pipe.unet.parameters(), lr=0.0)
-    stats = regression.regress(pipe, small_pipeline().unet, optimizer, replay, config, rng(0, "update"))
+    stats = learn_from(pipe, out, config, lr=0.0)
     assert stats.kl == 0.0 and stats.evaluations == 8_000
     got = torch.cat([p.grad.flatten() for p in pipe.unet.parameters()])
     t, noise = torch.arange(1000).repeat_interleave(4), torch.randn(4_000, 4, 4, 4, generator=rng(1, "other"))
@@ -373,24 +351,19 @@ def test_regression_fits_what_the_reward_accepts() -> None:
     abar = pipe.schedule.abar[t].view(-1, 1, 1, 1)
     error = (pipe.unet(abar.sqrt() * x_0 + (1 - abar).sqrt() * noise, t, context) - noise) ** 2
     pipe.unet.zero_grad()
-    ((1 / abar).clamp(max=config.late) * error).mean().backward()
+    ((1 / abar).clamp(max=learning.MAX_WEIGHT) * error).mean().backward()
     want = torch.cat([p.grad.flatten() for p in pipe.unet.parameters()])
     assert torch.cosine_similarity(got, want, dim=0) > 0.97  # two Monte Carlo estimates of one gradient
 
 
 def test_below_the_anchor_the_base_is_imitated_whatever_the_reward_says() -> None:
     """Against the base written out: at every level below `anchored` its prediction is the target, so at the base the gradient is 0."""
-    config = replace(CONFIG, objective="regress", updates=1, rounds=0, batch=64, anchored=999, floor=1e-6)
+    config = replace(CONFIG, objective="regress", updates=1, rounds=0, batch=64, anchor_below=999)
     pipe = small_pipeline()
-    replay = Replay(16, pipe.latent_shape, pipe.tokenizer.length)
-    regression.remember(replay, pipe, rollout(pipe, TEXTS, plus, config, 0, 0), config)
-    pipe.unet.requires_grad_(True)
-    still = torch.optim.SGD(pipe.unet.parameters(), lr=0.0)
-    at_base = regression.regress(pipe, small_pipeline().unet, still, replay, config, rng(0, "update"))
-    away = regression.regress(pipe, small_pipeline(seed=1).unet, still, replay, config, rng(0, "update"))
-    unanchored = regression.regress(
-        pipe, small_pipeline().unet, still, replay, replace(config, anchored=0), rng(0, "update")
-    )
+    out = rollout(pipe, TEXTS, plus, config, 0, 0)
+    at_base = learn_from(pipe, out, config, lr=0.0)
+    away = learn_from(pipe, out, config, lr=0.0, base=small_pipeline(seed=1))
+    unanchored = learn_from(pipe, out, replace(config, anchor_below=0), lr=0.0)
     assert at_base.grad_norm == 0 < min(away.grad_norm, unanchored.grad_norm)
 
 
@@ -404,7 +377,7 @@ def test_path_kl_is_that_of_the_ancestral_sampler() -> None:
     beta = 1 - abar / before
     shift = beta / ((1 - beta).sqrt() * (1 - abar).sqrt()) * 0.1  # DDPM (11): what eps does to the mean
     total = (4 * shift**2 / (2 * beta)).sum()
-    assert regression.path_kl(schedule, torch.arange(T), change) == pytest.approx(total.item(), rel=1e-3)
+    assert path_kl(schedule, torch.arange(T), change) == pytest.approx(total.item(), rel=1e-3)
 
 
 @pytest.mark.parametrize("objective", ["ppo", "regress"])
@@ -412,7 +385,7 @@ def test_two_steps_resumed_for_two_equal_four_bit_for_bit(tmp_path: Path, object
     config = replace(CONFIG, iterations=4, objective=objective, advantage="history", replay=3)
     reward = plus if objective == "regress" else brightness  # the regression asks for a probability
     whole = Run(tmp_path / "whole", {})
-    expected, cost = train_srrl(config, 0, small_pipeline(), reward, four_texts, nothing, whole)
+    expected, cost = train_srrl(config, small_pipeline(), reward, four_texts, nothing, Job(whole))
 
     part = Run(tmp_path / "part", {})
 
@@ -422,9 +395,9 @@ def test_two_steps_resumed_for_two_equal_four_bit_for_bit(tmp_path: Path, object
         return four_texts(step)
 
     with pytest.raises(Interrupted, match="after step 2 of 4"):
-        train_srrl(config, 0, small_pipeline(), reward, stop_at_two, nothing, part)
+        train_srrl(config, small_pipeline(), reward, stop_at_two, nothing, Job(part))
     again = Run(tmp_path / "part", {}, resume=True)
-    resumed, cost_again = train_srrl(config, 0, small_pipeline(), reward, four_texts, nothing, again)
+    resumed, cost_again = train_srrl(config, small_pipeline(), reward, four_texts, nothing, Job(again))
     for (name, a), b in zip(expected.unet.state_dict().items(), resumed.unet.state_dict().values()):
         assert torch.equal(a, b), name
     assert cost == cost_again
@@ -434,13 +407,11 @@ def test_two_steps_resumed_for_two_equal_four_bit_for_bit(tmp_path: Path, object
 def test_bad_configurations_are_refused_with_the_numbers() -> None:
     for field, value, message in (
         ("group", 1, "group is 1; ppo needs at least 2"),
-        ("eta", 0.0, "without step noise there is no policy"),
         ("rounds", -1, "rounds must be 0 or more"),
         ("suffixes", (9,), "between 1 and steps = 4"),
-        ("clip", 0.0, "clip"),
+        ("clip_range", 0.0, "clip"),
         ("fresh_noise", 1.5, "fresh_noise"),
-        ("floor", 0.0, "floor positive"),
-        ("anchored", 1000, "anchored"),
+        ("anchor_below", 1000, "anchor_below"),
     ):
         with pytest.raises(ValueError, match=message):
             replace(CONFIG, **{field: value})

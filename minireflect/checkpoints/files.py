@@ -57,8 +57,8 @@ def save_weights(
 
 
 def read_weights(path: str | Path, prefix: str = "") -> Tensors:
-    """The tensors of a file whose names begin with `prefix`, without it, on the CPU and in the file's
-    precision.
+    """The tensors of a file whose names begin with `prefix`, named without it; on the CPU, in the file's
+    dtype.
 
     Takes safetensors, torch files (.ckpt, .pt, .bin, .pth: read with weights_only, so that nothing in them is
     executed), and the index of a file in several parts (.index.json).  Tensors without the prefix are not
@@ -122,9 +122,7 @@ def _read_parts(index: Path, prefix: str) -> Tensors:
 
 
 def _read_torch(path: Path) -> Tensors:
-    """A torch file, with `weights_only`: tensors and containers are built, and anything that would run is
-    refused.
-    """
+    """A torch file, read with `weights_only`: tensors and containers alone, nothing in it is executed."""
     try:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

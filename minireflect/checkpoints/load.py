@@ -73,7 +73,12 @@ def load_checkpoint(
         raise WeightsError(f"{path}: {reads}, the text encoder writes {width}")
     schedule = _schedule(published, prediction, family)
     factor = autoencoder.config.factor
-    size = image_size or _image_size(parts["unet"].config, factor, family, schedule)
+    side, size = parts["unet"].config.get("sample_size"), family.image_size
+    if isinstance(side, int):
+        size = side * factor
+    elif family is SD2 and schedule.prediction == "epsilon":
+        size = 512  # the base model of SD 2.x, as it was published
+    size = image_size or size
     multiple = factor * 2 ** (len(unet.config.channels) - 1)
     if size % multiple:
         raise WeightsError(f"image_size {size} is not a multiple of {multiple} pixels, as this UNet needs")
@@ -102,9 +107,7 @@ def family_of(published: Published) -> Family:
 def _text_encoder(
     published: Published, family: Family, dtype: torch.dtype | None
 ) -> tuple[TextEncoder | TwoTextEncoders, int, int]:
-    """The text encoder, or SDXL's two; the width of the states that the UNet reads, and the tokens of a
-    prompt.
-    """
+    """The text encoder, or SDXL's two; the width of its states; the tokens of a prompt."""
     parts = [published.parts[name] for name in ("text_encoder", "text_encoder_2")[: len(family.pads)]]
     configs = [text_sizes(part, penultimate=family is SDXL) for part in parts]
     if family is SDXL and configs[1].projection is None:
@@ -122,9 +125,7 @@ def _text_encoder(
 def _tokenizer(
     path: Path, family: Family, length: int, given: str | Path | None
 ) -> BytePairs | TwoBytePairs | NoVocabulary:
-    """One vocabulary for each text encoder: those of the folder, or the one that is given or lies beside a
-    file.
-    """
+    """A vocabulary for each text encoder: the folder's, or the one that is given or lies beside the file."""
     n = len(family.pads)
     if given is None and (path / "tokenizer").is_dir():
         each = [BytePairs(path / name, length) for name in ("tokenizer", "tokenizer_2")[:n]]
@@ -155,26 +156,13 @@ def _schedule(published: Published, prediction: Prediction | None, family: Famil
     ours = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0", None: family.prediction}
     if stated not in ours:
         raise WeightsError(f"{path} predicts {stated!r}; expected epsilon, v_prediction or sample")
-    return ScheduleConfig(
-        known.get("num_train_timesteps", 1000),
-        known.get("beta_start", 0.00085),
-        known.get("beta_end", 0.012),
-        known.get("beta_schedule", "scaled_linear"),
-        prediction or ours[stated],
-    )
-
-
-def _image_size(config: dict, factor: int, family: Family, schedule: ScheduleConfig) -> int:
-    side = config.get("sample_size")
-    if isinstance(side, int):
-        return side * factor
-    return 512 if family is SD2 and schedule.prediction == "epsilon" else family.image_size
+    steps, shape = known.get("num_train_timesteps", 1000), known.get("beta_schedule", "scaled_linear")
+    betas = known.get("beta_start", 0.00085), known.get("beta_end", 0.012)
+    return ScheduleConfig(steps, *betas, shape, prediction or ours[stated])
 
 
 def _filled(network: type[nn.Module], config: object, part: Part, dtype: torch.dtype | None) -> nn.Module:
-    """A network that takes the tensors themselves; each is converted by itself, so nothing is in memory
-    twice.
-    """
+    """A network around the part's tensors, which are converted one by one: nothing is in memory twice."""
     stored = next(t.dtype for t in part.tensors.values() if t.is_floating_point())
     with torch.device("meta"):
         module = network(config).to(dtype or stored)
@@ -195,8 +183,7 @@ def load_clip(
     tokenizer: str | Path | None = None,
     quick_gelu: bool | None = None,
 ) -> LoadedCLIP:
-    """Both encoders of a CLIP: a folder of transformers' CLIPModel, or an OpenCLIP state dict (file or
-    folder).
+    """A CLIP: a folder of transformers' CLIPModel, or OpenCLIP's state dict (a file, or a folder with it).
 
     `quick_gelu` overrules the activation; an OpenCLIP state dict does not tell it: OpenAI's own weights need
     True, all of LAION's False (the default without a configuration file).  `tokenizer` as in
@@ -253,7 +240,7 @@ def _clip_parts(folder: Path, file: Path, quick_gelu: bool | None) -> tuple[Part
 # --- what is in it
 # -------------------------------------------------------------------------------------------
 def describe(path: str | Path) -> str:
-    """A checkpoint, a CLIP, a LoRA or a file of ours in a few lines; loads it, so that what does not fit is
+    """A checkpoint, CLIP, LoRA or file of ours in a few lines; it is loaded, so that what does not fit is
     named.
     """
     path = Path(path)
@@ -278,14 +265,13 @@ def _describe_checkpoint(path: Path) -> str:
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
         pipe = load_checkpoint(path)
-    if isinstance(pipe.text_encoder, TwoTextEncoders):
-        family = SDXL
-    else:
+    name = SDXL.name
+    if isinstance(pipe.text_encoder, TextEncoder):
         is_sd2 = pipe.unet.config.use_linear_projection or pipe.text_encoder.config.width == 1024
-        family = SD2 if is_sd2 else SD1
-    lines = [f"{path}: {family.name}, pictures of {pipe.image_size} x {pipe.image_size}"]
-    for name in ("text_encoder", "unet", "autoencoder"):
-        lines.append(f"  {name:13} {_counted(getattr(pipe, name))}: all matched")
+        name = SD2.name if is_sd2 else SD1.name
+    lines = [f"{path}: {name}, pictures of {pipe.image_size} x {pipe.image_size}"]
+    for part in ("text_encoder", "unet", "autoencoder"):
+        lines.append(f"  {part:13} {_counted(getattr(pipe, part))}: all matched")
     c = pipe.schedule.config
     betas = f"beta {c.beta_start} to {c.beta_end} {c.beta_schedule}"
     lines.append(f"  predicts {c.prediction}, {c.train_steps} levels, {betas}")

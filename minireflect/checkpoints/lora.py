@@ -1,8 +1,14 @@
-"""checkpoints.lora."""
+"""LoRA files of a UNet: written as diffusers reads them; read as minireflect, diffusers, peft or older tools
+write them.
+
+save_lora("lora.safetensors", unet)         the adapters of models/lora.py
+load_lora(unet, "lora.safetensors")         strict: every layer of the file has to fit
+"""
 
 import json
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +17,6 @@ from ..models.lora import install, lora_layers
 from .files import WeightsError, new_names, read_metadata, read_weights, save_weights
 from .names import DIFFUSERS_UNET
 
-# --- files --------------------------------------------------------------------------------------------------
 # Our names of a UNet's layers as diffusers has them: DIFFUSERS_UNET backwards, as far as linear layers go.
 TO_DIFFUSERS = [
     (r"^(down|up)\.(\d+)\.layers\.(\d+)\.attn\.", r"\1_blocks.\2.attentions.\3."),
@@ -28,88 +33,86 @@ TO_DIFFUSERS = [
     (r"\b(attn[12])\.out$", r"\1.to_out.0"),
 ]
 
-
-# Where a file ends a layer's name and says which matrix it is: A (or "down"), B (or "up").
-ENDS = r"\.(?:lora_(A|B)(?:\.default)?|lora\.(down|up)|lora_(down|up))\.weight$"
-
-
+# Prefixes of a layer's name, the oldest way to name a layer, and the ends that say which tensor of a layer it
+# is.
 PREFIX = r"^(?:base_model\.model\.|unet\.)+"
-
-
+PROCESSOR = (r"\.processor\.(to_\w+)_lora\.", r".\1.lora.")
+ENDS = r"\.(?:lora_(A|B)(?:\.default)?\.weight|lora[._](down|up)\.weight|(alpha))$"
+KINDS = {"A": "A", "down": "A", "B": "B", "up": "B", "alpha": "alpha"}
 OUR_ALPHAS = "minireflect_alphas"
+
+
+class Adapter(NamedTuple):
+    """What a file holds for one layer:  y = W x + scale B A x."""
+
+    A: Tensor  # (r in)
+    B: Tensor  # (out r)
+    scale: float  # alpha / r
 
 
 def save_lora(path: str | Path, unet: nn.Module) -> None:
     """The adapters of a UNet as safetensors, in the layout that diffusers' `load_lora_weights` reads.
 
-    Readers differ in how they learn of alpha, so it is multiplied into B, and alpha / rank is 1 for whoever
-    reads the file; what it was is kept in the header for `load_lora`.
+    Readers differ in where they look for alpha, so B is multiplied by alpha / r, which is then 1 for all of
+    them; `load_lora` finds the original value in the header.
     """
     layers = lora_layers(unet)
     if not layers:
         raise ValueError("there is no LoRA to save: call add_lora first")
-    tensors, scales = {}, {}
-    for name, layer in layers.items():
-        theirs = f"unet.{next(iter(_renamed([name]).values()))}"
-        tensors[f"{theirs}.lora_A.weight"] = layer.lora.A.detach().float().cpu()
-        tensors[f"{theirs}.lora_B.weight"] = (layer.scale * layer.lora.B.detach().float()).cpu()
-        scales[name] = layer.scale
+    tensors = {}
+    for name, theirs in new_names(layers, TO_DIFFUSERS).items():
+        A, B, scale = layers[name].lora.A.detach(), layers[name].lora.B.detach(), layers[name].scale
+        tensors[f"unet.{theirs}.lora_A.weight"] = A.float().cpu()
+        tensors[f"unet.{theirs}.lora_B.weight"] = (scale * B.float()).cpu()
+    scales = {name: layer.scale for name, layer in layers.items()}
     save_weights(path, tensors, {"format": "pt", OUR_ALPHAS: json.dumps(scales)})
 
 
-def _renamed(layers: list[str]) -> dict[str, str]:
-    return new_names(layers, TO_DIFFUSERS)
-
-
-def read_lora(path: str | Path) -> dict[str, tuple[Tensor, Tensor, float]]:
-    """A, B and alpha / rank of every layer of a file, by our names.
-    Raises WeightsError naming what is no adapter of a UNet.
+def read_lora(path: str | Path) -> dict[str, Adapter]:
+    """The adapter of every layer, by our names.
+    Raises WeightsError naming each tensor that is not of a UNet's adapter.
     """
-    tensors = read_weights(path)
-    metadata = read_metadata(path) if Path(path).suffix == ".safetensors" else {}
-    pairs: dict[str, dict[str, Tensor]] = {}
-    alphas: dict[str, float] = {}
+    layers: dict[str, dict[str, Tensor]] = {}
     strange = []
-    for name, tensor in tensors.items():
-        bare = re.sub(
-            r"\.processor\.(to_\w+)_lora\.", r".\1.lora.", re.sub(PREFIX, "", name)
-        )  # the oldest files
-        if bare.endswith(".alpha"):
-            alphas[bare.removesuffix(".alpha")] = float(tensor)
-            continue
+    for name, tensor in read_weights(path).items():
+        bare = re.sub(*PROCESSOR, re.sub(PREFIX, "", name))
         match = re.search(ENDS, bare)
         if match is None or name.startswith("text_encoder"):
             strange.append(f"{name} {tuple(tensor.shape)}")
-            continue
-        side = "A" if (match[1] or match[2] or match[3]) in ("A", "down") else "B"
-        pairs.setdefault(bare[: match.start()], {})[side] = tensor
-    halves = [f"{n}: missing lora_{'B' if 'A' in p else 'A'}.weight" for n, p in pairs.items() if len(p) < 2]
-    if strange or halves or not pairs:
-        some = "; ".join((strange + halves)[:10]) or "it is empty"
+        else:
+            kind = KINDS[match[1] or match[2] or match[3]]
+            layers.setdefault(bare[: match.start()], {})[kind] = tensor
+    layers = {name: found for name, found in layers.items() if found.keys() != {"alpha"}}
+    strange += [
+        f"{n}: missing lora_{side}.weight"
+        for n, found in layers.items()
+        for side in {"A", "B"} - found.keys()
+    ]
+    if strange or not layers:
+        some = "; ".join(strange[:10]) or "it is empty"
         raise WeightsError(f"{path} is not a LoRA of a UNet that can be read whole: {some}")
-    stated = json.loads(
-        metadata.get("lora_adapter_metadata", "{}")
-    )  # as recent versions of diffusers write it
+    metadata = read_metadata(path) if Path(path).suffix == ".safetensors" else {}
+    stated = json.loads(metadata.get("lora_adapter_metadata", "{}"))  # of recent versions of diffusers
     r, alpha = stated.get("unet.r"), stated.get("unet.lora_alpha")
     ours = json.loads(metadata.get(OUR_ALPHAS, "{}"))
-    found = {}
     table = [(r"$", ".weight"), *DIFFUSERS_UNET, (r"\.weight$", "")]
-    for theirs, name in new_names(pairs, table).items():
-        A, B = pairs[theirs]["A"].flatten(1), pairs[theirs]["B"].flatten(1)  # 1x1 convolutions, in some files
-        scale = alphas[theirs] / len(A) if theirs in alphas else alpha / r if r and alpha else 1.0
-        if name in ours:
-            scale, B = ours[name], B / ours[name]
-        found[name] = (A, B, scale)
-    return found
+    adapters = {}
+    for theirs, name in new_names(layers, table).items():
+        found = layers[theirs]
+        A, B = found["A"].flatten(1), found["B"].flatten(1)  # 1x1 convolutions, in some files
+        scale = float(found["alpha"]) / len(A) if "alpha" in found else alpha / r if r and alpha else 1.0
+        adapters[name] = Adapter(A, B / ours[name], ours[name]) if name in ours else Adapter(A, B, scale)
+    return adapters
 
 
-def _checked(
-    module: nn.Module, layers: dict[str, tuple[Tensor, Tensor, float]], path: str | Path
-) -> dict[str, tuple[Tensor, Tensor, float]]:
-    """Every layer of a file must be one of the network's, and of its size."""
-    wrong = []
-    known = dict(module.named_modules())
-    for name, (A, B, _) in layers.items():
+def load_lora(module: nn.Module, path: str | Path) -> nn.Module:
+    """Add the adapters of a file to a UNet, and freeze all else.
+    Raises WeightsError naming each layer that does not fit.
+    """
+    if lora_layers(module):
+        raise ValueError("this network has LoRA already; merge_lora or remove_lora it first")
+    adapters, known, wrong = read_lora(path), dict(module.named_modules()), []
+    for name, (A, B, _) in adapters.items():
         layer = known.get(name)
         if not isinstance(layer, nn.Linear):
             wrong.append(f"extra {name}" + ("" if layer is None else f", a {type(layer).__name__}"))
@@ -119,23 +122,11 @@ def _checked(
                 f"misshapen {name}: expected {expected}, found {tuple(A.shape)} and {tuple(B.shape)}"
             )
     if wrong:
-        raise WeightsError(
-            f"{path} does not fit this network, {len(wrong)} of {len(layers)} layers:\n  "
-            + "\n  ".join(wrong[:10])
-        )
-    return layers
-
-
-def load_lora(module: nn.Module, path: str | Path) -> nn.Module:
-    """Put the adapters of a file on a UNet, and freeze all else.
-    Raises WeightsError naming each layer that does not fit.
-    """
-    if lora_layers(module):
-        raise ValueError("this network has LoRA already; merge_lora or remove_lora it first")
-    layers = _checked(module, read_lora(path), path)
-    install(module, {name: (len(A), scale) for name, (A, _, scale) in layers.items()})
+        counted = f"{len(wrong)} of {len(adapters)} layers"
+        raise WeightsError("\n  ".join([f"{path} does not fit this network, {counted}:", *wrong[:10]]))
+    install(module, {name: (len(found.A), found.scale) for name, found in adapters.items()}, None)
     with torch.no_grad():
-        for name, (A, B, _) in layers.items():
+        for name, found in adapters.items():
             lora = module.get_submodule(name).lora
-            lora.A.copy_(A), lora.B.copy_(B)
+            lora.A.copy_(found.A), lora.B.copy_(found.B)
     return module

@@ -20,9 +20,7 @@ Read = tuple[Tensors, Table, dict]
 
 
 def count(tensors: Tensors, pattern: str) -> int:
-    """One more than the largest number that the pattern's group matches at the start of a name; 0 without a
-    match.
-    """
+    """One more than the largest number that the pattern's group finds at the start of a name; else 0."""
     return 1 + max((int(m[1]) for name in tensors if (m := re.match(pattern, name))), default=-1)
 
 
@@ -85,9 +83,7 @@ TRANSFORMERS_CLIP_TEXT: Table = [*TRANSFORMERS_CLIP, (r"^text\.", "")]
 
 
 def original_unet(tensors: Tensors) -> Read:
-    """latent-diffusion numbers the blocks of all levels consecutively; a level's first number depends on the
-    size.
-    """
+    """latent-diffusion numbers the blocks of all levels consecutively, so the table depends on the sizes."""
     levels = 1 + sum(name.endswith(".0.op.weight") for name in tensors)
     n = (
         count(tensors, r"input_blocks\.(\d+)\.") // levels
@@ -195,9 +191,7 @@ def original_text(tensors: Tensors) -> Read:
 
 
 def original_only_text(tensors: Tensors) -> Read:
-    """The text encoder of SD 1.x or SD 2.x.  SD 2.x reads the last but one of OpenCLIP's blocks, and never
-    the last.
-    """
+    """The text encoder of SD 1.x or SD 2.x; SD 2.x never uses the last of OpenCLIP's blocks."""
     last = f"transformer.resblocks.{count(tensors, r'transformer.resblocks.([0-9]+)[.]') - 1}."
     unused = {n for n in tensors if n.startswith(last) or n == "text_projection"}
     return original_text({n: t for n, t in tensors.items() if n not in unused})

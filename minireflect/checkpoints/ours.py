@@ -23,6 +23,7 @@ from ..models.unet import UNet, UNetConfig
 from ..models.vq import Codec, VQAutoencoder, VQConfig
 from ..pipeline import LatentDiffusion, ReasonPipeline
 from .files import WeightsError, load_into, read_metadata, read_weights, save_weights
+from .load import load_checkpoint
 
 SHIPPED = Path(__file__).parent.parent / "pretrained"
 RIG = SHIPPED / "rlrig"  # of RL-RIG
@@ -38,25 +39,22 @@ def save_module(
     save_weights(path, tensors, {"config": json.dumps(asdict(module.config)), **about})
 
 
-def read_config(path: Path, kind: type) -> tuple[dict, dict[str, str]]:
-    """The configuration saved with a network, as arguments of `kind`, and all strings that were saved."""
-    metadata = read_metadata(path)
-    if "config" not in metadata:
-        why = f"it carries no configuration of a {kind.__name__}"
-        raise WeightsError(f"{path} was not saved by minireflect: {why}")
-    values = json.loads(metadata["config"])
-    if unknown := sorted(set(values) - set(kind.__dataclass_fields__)):
-        raise WeightsError(f"{path} is not a {kind.__name__}: it has {', '.join(unknown)}")
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}, metadata
-
-
 def load_module(path: Path, network: type, config: type) -> tuple[nn.Module, dict[str, str]]:
-    """A network from its file, in evaluation mode, with what was saved beside it."""
-    values, metadata = read_config(path, config)
-    module = network(config(**values))
+    """A network from its file, in evaluation mode, with the strings that were saved beside it.
+
+    Raises WeightsError when the file is missing, truncated, or holds another network.
+    """
+    about = read_metadata(path)
+    if "config" not in about:
+        why = f"it carries no configuration of a {config.__name__}"
+        raise WeightsError(f"{path} was not saved by minireflect: {why}")
+    values = json.loads(about["config"])
+    if unknown := sorted(set(values) - set(config.__dataclass_fields__)):
+        raise WeightsError(f"{path} is not a {config.__name__}: it has {', '.join(unknown)}")
+    module = network(config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}))
     load_into(module, read_weights(path), source=str(path))
     module.to(memory_format=torch.channels_last)  # convolutions are a third faster on the CPU that way
-    return module.eval().requires_grad_(False), metadata
+    return module.eval().requires_grad_(False), about
 
 
 def load_pipeline(
@@ -67,17 +65,14 @@ def load_pipeline(
     prediction: Prediction | None = None,
     image_size: int | None = None,
 ) -> LatentDiffusion:
-    """The pipeline of a training run, of Stable Diffusion (SD 1.x, 2.x, SDXL), or without a path the shipped
-    one.
+    """The pipeline of a training run, or of Stable Diffusion (SD 1.x, 2.x, SDXL); by default the shipped one.
 
     `path` is a run folder, or a folder with our weight files; `unet` names the UNet's, of which a run of SRRL
     has two: "unet" and the "base_unet" that it started from.  Or it is a diffusers folder, or an original
-    .safetensors or .ckpt file; the other arguments are for those, see `checkpoints.load_checkpoint`.
+    .safetensors or .ckpt file; the other arguments are for those, see `load_checkpoint`.
     Raises WeightsError when a file is missing, truncated or foreign.
     """
     if path is not None and is_checkpoint(path):
-        from .load import load_checkpoint  # which builds on this file
-
         return load_checkpoint(path, dtype, tokenizer, prediction, image_size)
     folder = weights_folder(path)
     autoencoder, _ = load_module(folder / "autoencoder.safetensors", Autoencoder, AutoencoderConfig)

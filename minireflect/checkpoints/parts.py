@@ -201,6 +201,7 @@ def read_json(path: Path) -> dict:
 
 
 # --- sizes --------------------------------------------------------------------------------------------------
+PROJECTION = "attn.proj_in.weight"  # of the UNet's attention: linear (two axes) from SD 2 on
 # Options of diffusers that our UNet does not have; all published SD 1.x, 2.x and SDXL have these values.
 ASSUMED = {
     "act_fn": "silu", "flip_sin_to_cos": True, "freq_shift": 0, "center_input_sample": False,
@@ -212,9 +213,7 @@ ASSUMED = {
 
 
 def unet_sizes(part: Part, family: Family) -> UNetConfig:
-    """The configuration of a UNet from its tensors; heads and groups from config.json, or as the family has
-    them.
-    """
+    """Sizes from the tensors of a UNet, heads and groups from config.json or the family."""
     tensors, config, source, _ = part
     for key, value in ASSUMED.items():
         if config.get(key, value) != value:
@@ -236,39 +235,26 @@ def unet_sizes(part: Part, family: Family) -> UNetConfig:
     size_width, pooled = config.get("addition_time_embed_dim") or 256, None
     if "added.fc1.weight" in tensors:
         pooled = tensors["added.fc1.weight"].shape[1] - 6 * size_width
+    depths = tuple(part.count(rf"down\.{i}\.layers\.0\.attn\.blocks\.(\d+)\.") for i in range(len(channels)))
+    context_width = next((t.shape[1] for n, t in tensors.items() if n.endswith("cross_attn.k.weight")), 0)
+    linear = next((t.ndim == 2 for n, t in tensors.items() if n.endswith(PROJECTION)), False)
     return UNetConfig(
-        channels,
-        depths=tuple(
-            part.count(rf"down\.{i}\.layers\.0\.attn\.blocks\.(\d+)\.") for i in range(len(channels))
-        ),
-        mid_depth=part.count(r"mid\.layers\.0\.attn\.blocks\.(\d+)\."),
-        context_width=next((t.shape[1] for n, t in tensors.items() if n.endswith("cross_attn.k.weight")), 0),
-        res_blocks=part.count(r"down\.0\.layers\.(\d+)\."),
-        heads=heads,
-        head_width=head_width,
-        use_linear_projection=next(
-            (t.ndim == 2 for n, t in tensors.items() if n.endswith(PROJECTION)), False
-        ),
-        out_channels=part.need("conv_out.weight").shape[0],
-        groups=config.get("norm_num_groups") or 32,
-        pooled_width=pooled,
-        size_width=size_width,
-    )
-
-
-PROJECTION = "attn.proj_in.weight"  # of the UNet's attention: linear (two axes) from SD 2 on
+        channels, depths, part.count(r"mid\.layers\.0\.attn\.blocks\.(\d+)\."), context_width,
+        res_blocks=part.count(r"down\.0\.layers\.(\d+)\."), heads=heads, head_width=head_width,
+        use_linear_projection=linear, out_channels=part.need("conv_out.weight").shape[0],
+        groups=config.get("norm_num_groups") or 32, pooled_width=pooled, size_width=size_width,
+    )  # fmt: skip
 
 
 def autoencoder_sizes(part: Part, family: Family) -> AutoencoderConfig:
     return AutoencoderConfig(
-        channels=part.level_channels("encoder.down"),
-        res_blocks=part.count(r"encoder\.down\.0\.layers\.(\d+)\."),
+        part.level_channels("encoder.down"), res_blocks=part.count(r"encoder\.down\.0\.layers\.(\d+)\."),
         groups=part.config.get("norm_num_groups") or 32,
         in_channels=part.need("encoder.conv_in.weight").shape[1],
         latent_channels=part.need("post_quant_conv.weight").shape[0],
         scaling_factor=part.config.get("scaling_factor") or family.scaling_factor,
         mid_attention="encoder.mid.layers.0.attn.norm.weight" in part.tensors,
-    )
+    )  # fmt: skip
 
 
 def text_sizes(part: Part, penultimate: bool = False) -> TextConfig:

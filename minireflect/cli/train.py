@@ -14,26 +14,33 @@ from ..checkpoints.ours import REASON, RIG, weights_folder
 from ..checkpoints.parts import weights_file
 from ..config import PRESETS, REASON_COMMANDS, Config, options_of, preset, read_config, stages_of, to_dict
 from ..diffusion.schedule import Schedule, ScheduleConfig
-from ..methods.finetune import SAMPLER, SRRL, FinetuneConfig, read_prompts
-from ..methods.rollout import SRRLConfig
+from ..methods.finetune import SAMPLER, FinetuneConfig, read_prompts
+from ..methods.srrl import recipe
 from ..pipeline import best_device
 from ..run import Interrupted, Run, RunError
 from . import TRAINED
-from .options import HELP, help_text
+from .options import HELP, HELP_ALL, help_text
 
 RIG_COMMANDS = ("checker", "actor", "rlrig")
 COSTS = {"smoke": "seconds; it learns nothing", "gpu": "larger batches and budgets, for a CUDA GPU"}
-TITLES = {"options": "run", "mix": "shares of the prompts in training", "finetune": "checkpoint"}
+TITLES = {
+    "options": "run",
+    "mix": "prompts in training",
+    "sampler": "measured",
+    "evaluation": "measured",
+    "finetune": "checkpoint",
+}
 
 
 def main(words: list[str]) -> int:
-    command, words = (words[0], words[1:]) if words and not words[0].startswith("-") else ("srrl", words)
-    command, config = defaults(command, words)
+    named = words[0] if words and not words[0].startswith("-") else None
+    words = words[1:] if named else words
+    command, config = defaults(named, words)
     if any(word in HELP for word in words):
         what = TRAINED[command][0]
-        about = f"{what[0].upper()}{what[1:]}. The value behind a name is its default."
+        about = f"{what[0].upper()}{what[1:]}. Defaults stand behind the names; --help-all explains all."
         usage = f"minireflect train {command} [OPTIONS]"
-        print(help_text(usage, about, options_of(command, config), TITLES))
+        print(help_text(usage, about, options_of(command, config), TITLES, HELP_ALL in words))
         return 0
     try:
         train(command, parse(words, command, config))
@@ -43,34 +50,35 @@ def main(words: list[str]) -> int:
         return 130
 
 
-def defaults(command: str, words: list[str]) -> tuple[str, Config]:
+def defaults(named: str | None, words: list[str]) -> tuple[str, Config]:
     """First pass: the run to resume, or the preset, the recipe and the checkpoint, decide the defaults of all options."""
-    first = argparse.ArgumentParser(prog="minireflect train", add_help=False, allow_abbrev=False)
-    for name in ("--preset", "--device", "--base", "--method", "--scenes", "--out"):
+    usage = "minireflect train COMMAND [OPTIONS]"
+    first = argparse.ArgumentParser(prog="minireflect train", usage=usage, add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", choices=PRESETS)
+    first.add_argument("--scenes", choices=("laws", "graphs"), default="laws")
+    first.add_argument("--method", choices=("srrl", "ddpo", "grpo"), default="srrl")
+    for name in ("--device", "--base", "--out"):
         first.add_argument(name)
     first.add_argument("--resume", action="store_true")
     seen = first.parse_known_args(words)[0]
     if seen.resume and seen.out is None:
         raise RunError("--resume needs --out RUN: which run is to go on?")
     if seen.resume:
-        return read_config(Path(seen.out))
+        command, config = read_config(Path(seen.out))
+        if named not in (None, command):
+            raise RunError(f"the run in {seen.out} is one of {command}, not of {named}")
+        return command, config
+    command = named or "srrl"
     real = seen.base is not None
     if real and command != "srrl":
         raise ValueError("--base trains a LoRA on a published checkpoint: it goes with the command srrl")
-    # a value that is not known stays for tyro to explain
-    name = (
-        seen.preset
-        if seen.preset in PRESETS
-        else "gpu"
-        if (seen.device or best_device()) == "cuda"
-        else "cpu"
+    name = seen.preset or ("gpu" if (seen.device or best_device()) == "cuda" else "cpu")
+    config = preset(
+        "cpu" if real and name == "gpu" else name, command, seen.scenes, recipe(seen.method, real)
     )
-    scenes = seen.scenes if seen.scenes in ("laws", "graphs") else "laws"
-    method = seen.method if seen.method in ("srrl", "ddpo", "grpo") else "srrl"
-    config = preset("cpu" if real and name == "gpu" else name, command, scenes, recipe(method, real))
     if real:
         config = replace(config, sampler=SAMPLER, finetune=replace(config.finetune, base=seen.base))
-    return command, replace(config, method=method)
+    return command, replace(config, method=seen.method)
 
 
 def parse(words: list[str], command: str, config: Config) -> Config:
@@ -149,28 +157,3 @@ def check_base(config: FinetuneConfig) -> None:
             raise ValueError(f"there is no CLIP {path}; --clip takes a folder or a single file")
         tensor_shapes(weights_file(path) if path.is_dir() else path)
     read_prompts(config.prompts)
-
-
-def recipe(method: str, checkpoint: bool) -> SRRLConfig:
-    start = SRRL if checkpoint else SRRLConfig()
-    if method == "ddpo":
-        return replace(
-            start,
-            rounds=0,
-            objective="ppo",
-            group=4,
-            prompts=8 if checkpoint else 21,
-            lr=1e-4 if checkpoint else 3e-5,
-            updates=2,
-        )
-    if method == "grpo":
-        return replace(
-            start,
-            rounds=0,
-            objective="ppo",
-            group=4,
-            prompts=8 if checkpoint else 21,
-            lr=1e-4 if checkpoint else 3e-5,
-            updates=2,
-        )
-    return start

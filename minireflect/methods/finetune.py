@@ -29,25 +29,15 @@ from ..models.lora import LoRAConfig, add_lora, lora_layers
 from ..models.tokenizer import NoVocabulary, PromptError
 from ..pipeline import LatentDiffusion, SamplerConfig
 from ..rl.rewards import Reward, clip_reward, compressibility, incompressibility
-from ..run import Run, write_text
+from ..run import Job, Run, write_text
 from ..showcase import columns_of
 from ..streams import choices, rng
-from .rollout import SRRLConfig
-from .srrl import train_srrl
+from .srrl import SRRLConfig, train_srrl
 
 PROMPTS = Path(__file__).parent.parent / "prompts"
 
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-# The paper's choices where it is about real pictures, but with a look at the reward (the figure, not the code).
-SRRL = SRRLConfig(
-    iterations=100, prompts=8, group=4, rounds=1, guidance=5.0, objective="ppo", redraw="all", wrong="repeat",
-    w_renoise=0.1, renoise_steps=20, fresh_noise=0.0, lr=1e-4, updates=2,
-    clip=1e-4,  # on the mean log-probability: 1.6 nats at 4 x 64 x 64 dimensions
-    std_floor=1e-3,  # CLIP's cosines of one prompt spread by 0.02
-)  # fmt: skip
 
 
 SAMPLER = SamplerConfig(steps=20, guidance=5.0)
@@ -151,7 +141,8 @@ def finetune(
         pipe.unet.compile()
     clock = time.time()
     try:
-        train_srrl(srrl, seed, pipe, judge, draw_from(prompts, seed, srrl.prompts), None, run)
+        texts = draw_from(prompts, seed, srrl.prompts_per_iteration)
+        train_srrl(srrl, pipe, judge, texts, None, Job(run, seed, device))
     finally:
         save_lora(run.folder / "weights" / "lora.safetensors", pipe.unet)  # also when stopped
     hours = (time.time() - clock) / 3600

@@ -31,12 +31,11 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from ..diffusion.reflection import ACCEPT
 from ..models.reasongen import ReasonGen, Sampled, SamplingConfig
 from ..models.tokenizer import EOS, trim
-from ..pipeline import ReasonPipeline
+from ..pipeline import ACCEPT, ReasonPipeline
 from ..pretrain.optimise import lr_factor, set_lr
-from ..pretrain.sft import Lessons, ReasonTraining, lesson_loss
+from ..pretrain.sft import Examples, ReasonTraining, sft_loss
 from ..rl.advantage import group_advantage, zero_variance_groups
 from ..rl.rewards import ACCEPT_WORD, Reward, inspector_reward
 from ..rl.tokens import AdaptiveEntropy, TokenBatch, entropy_of, token_step
@@ -106,7 +105,11 @@ class ReasonRLConfig:
     def examples(self) -> ReasonTraining:
         """What is recalled: half of the laws' pictures recombined, and captions that relate their objects."""
         return ReasonTraining(
-            pictures=self.recall_pictures, batch=self.recall_batch, altered=0.5, related=0.4, bf16=self.bf16
+            pictures=self.recall_pictures,
+            batch=self.recall_batch,
+            recombined=0.5,
+            related_captions=0.4,
+            bf16=self.bf16,
         )
 
 
@@ -192,7 +195,7 @@ class Learner(NamedTuple):
     reference: ReasonGen  # the model before RL, frozen
     optimizer: torch.optim.Optimizer
     entropies: tuple[AdaptiveEntropy, ...] = ()  # of text and image tokens; empty: no entropy term
-    examples: Lessons | None = None  # true pictures to recall
+    examples: Examples | None = None  # true pictures to recall
 
 
 class Share(NamedTuple):
@@ -245,7 +248,7 @@ def update(
     `clipped` is the share of tokens beyond the clip; `first_ratio` the largest |rho - 1| of the first step,
     which must be 0; KL and entropies are nats per token.
     """
-    model, device = learner.pipe.model, samples.rewards.device
+    model = learner.pipe.model
     rows: list[dict[str, float]] = []
     ratio_errors = []
     for given, chosen, tokens in split_samples(learner, samples, config, generator):
@@ -259,7 +262,7 @@ def update(
             [sum(control.alpha * h for control, h in zip(learner.entropies, H))] if learner.entropies else []
         )
         if learner.examples:
-            recalled, _ = lesson_loss(model, learner.examples, config.examples, device, generator)
+            recalled, _ = sft_loss(model, learner.examples, config.examples, generator)
             more.append(config.recall * recalled)
         stats = token_step(now, tokens, learner.optimizer, config.clip, config.beta, *more)
         for control, h in zip(learner.entropies, H):
@@ -279,7 +282,7 @@ def mean_entropy(log_prob: Tensor, mask: Tensor) -> Tensor:
 
 
 def train_reason_grpo(
-    config: ReasonRLConfig, pipe: ReasonPipeline, rewards: Rewards, prompts: Prompts, examples: Lessons | None,
+    config: ReasonRLConfig, pipe: ReasonPipeline, rewards: Rewards, prompts: Prompts, examples: Examples | None,
     job: Job,
 ) -> ReasonGen:  # fmt: skip
     """Reinforce rationales and pictures; with `examples`, recall them.  -> the model"""

@@ -121,7 +121,7 @@ class LoopConfig:
     def generating(self, rounds: int, edit_all: bool) -> "LoopConfig":
         """A control: each edit is a new picture, from new noise all the way.
 
-        With the silent Actor, `edit_all` gives best-of-N of the Checker, else repeated generation until it
+        With the Diffuser as editor and the silent Actor, `edit_all` gives best-of-N of the Checker, else repeated generation until it
         accepts.
         """
         return replace(
@@ -281,7 +281,7 @@ def reflect_and_edit(
         asked = [g for g in wrong for _ in range(p)]  # n*p
         answers = state.answers.rows(rows.repeat_interleave(p))
         said = act(x0.repeat_interleave(p, 0), asked, answers, generator)
-        prompts = [edit_prompt(g, [a] if a else []) for g, a in zip(asked, said.texts) for _ in range(e)]
+        prompts = [edit_prompt(g, a) for g, a in zip(asked, said.texts) for _ in range(e)]
         path = edit(parts.editor, x0.repeat_interleave(p * e, 0), prompts, config, generator)
         images = parts.editor.decode(path.latents[:, -1])  # (n*p*e 3 h w)
         after = parts.checker(images, [g for g in asked for _ in range(e)])
@@ -305,7 +305,9 @@ def controls(parts: Parts, config: LoopConfig) -> dict[str, Loop]:
     n = math.ceil(config.rounds * config.edit_cost / config.generate_cost)
     return {
         "base": loop_of(parts, replace(config, rounds=0)),
-        f"best of {n + 1}": loop_of(parts, config.generating(n, edit_all=True), silent_actor),
+        f"best of {n + 1}": loop_of(
+            parts._replace(editor=parts.diffuser), config.generating(n, edit_all=True), silent_actor
+        ),
         "raw loop, warmed-up Actor": loop_of(parts, config),
     }
 

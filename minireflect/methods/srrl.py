@@ -4,10 +4,10 @@ A whole denoising is one thought; between thoughts the model looks at its pictur
 
     for each prompt c:  x_T^0 ~ N(0, I)
         for round k = 0 .. K:
-            draw G branches  x_T^k -> x_0                      eta > 0: every step is an action with a density (E2, E3)
-            score them; re-noise the best to x_T^(k+1)         guidance w_renoise below that of drawing: the condition-guided
+            sample G branches  x_T^k -> x_0                    eta > 0: every step is an action with a density (E2, E3)
+            score them; re-noise the best to x_T^(k+1)         guidance w_renoise below that of sampling: the condition-guided
                                                                forward process (E4)
-            ours: a prompt whose best is accepted is done, what is refused goes on from minus its noise, see below
+            ours: a prompt whose best is accepted is done, a refused one goes on from minus its noise, see below
     learn from all rounds, by one of two objectives
         ppo      A = GRPO or history z-score within each group (E6, E7), summed over rounds:
                  L = mean max(-A rho, -A clip(rho, 1 - e, 1 + e)),  rho = exp(l_new - l_old)       (E8)
@@ -18,135 +18,169 @@ reward-weighted regression (Peters & Schaal 2007; RWR in DDPO, arXiv 2305.13301)
 right, it fits p(x_0 | c, right), and what a later round found teaches the first. It is the default on this budget.
 
 Two readings of the paper: `select` is its figure (above); `blind` is its released code, where K rounds of guided
-inversion run without a look at the reward and only the last round is drawn G times and trained.
+inversion run without a look at the reward and only the last round is sampled G times and trained.
 
-Why minus: a re-noised picture is remembered, right or wrong. Of pictures that the base drew right, 0.87 are right again when drawn
+Why minus: a re-noised picture is remembered, right or wrong. Of pictures that the base sampled right, 0.87 are right again when sampled
 from their noise, and of wrong ones 0.18 are; from new noise 0.56 and 0.44. The opposite noise is as likely under N(0, I), and avoids
-what was drawn: 0.62 of the wrong ones are mended (512 held-out pictures, `python scripts/measure.py memory`).
-`--srrl.wrong repeat` re-noises wrong pictures as if they were right, `fresh` forgets them.
+the picture: 0.62 of the wrong ones are right from there (512 held-out pictures, `python scripts/measure.py memory`).
+`--srrl.wrong repeat` re-noises wrong pictures as if they were right, `fresh` takes new noise.
 
-Why accepted prompts are done: drawing them again teaches nothing new and costs as much. Spent on other prompts, the same reward calls
-teach more, and fewer prompts are learnt by heart (docs/log.md). `--srrl.redraw all` gives every prompt all rounds.
+Why accepted prompts are done: sampling them again teaches nothing new and costs as much. Spent on other prompts, the same reward calls
+teach more, and fewer prompts are memorised (docs/log.md). `--srrl.redraw all` gives every prompt all rounds.
 
 Differs from the released code: reflection keeps no graph; every iteration has its own random stream; leftover
 gradients are never dropped; latents and log-probabilities stay float32; the clip is stated in nats; group-relative
-advantages by default, each round crediting its own branches only; guidance 1 in rollouts by default (half the cost, and the guidance is learnt into the weights);
-re-noising without guidance, in 5 steps, to the scale of the prior and with half new noise; all rounds are trained, but for their almost
-noiseless steps.  The paper's choices are options: `--srrl.objective ppo --srrl.lr 3e-5 --srrl.updates 2 --srrl.group 5 --srrl.mode blind
---srrl.w-renoise 0.1 --srrl.renoise-steps 20 --srrl.no-renormalise --srrl.fresh-noise 0 --srrl.train-rounds last --srrl.advantage history
---srrl.suffixes 1 5 9 --srrl.guidance 5`.
+advantages by default, each round crediting its own branches only; guidance 1 in rollouts by default (half the cost, and the
+guidance is learnt into the weights); re-noising without guidance, in 5 steps, to the scale of the prior and with half new noise; all
+rounds are trained, but for their almost noiseless steps.  The paper's choices are options: `--srrl.objective ppo --srrl.lr 3e-5
+--srrl.updates 2 --srrl.group 5 --srrl.mode blind --srrl.w-renoise 0.1 --srrl.renoise-steps 20 --srrl.no-renormalise
+--srrl.fresh-noise 0 --srrl.wrong repeat --srrl.advantage history --srrl.suffixes 1 5 9 --srrl.guidance 5`.
 
     python train.py srrl
 """
 
-import copy
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
-from torch import Tensor
 
 from ..diffusion.reflection import moments
-from ..models.lora import adapters, lora_layers, remove_lora
-from ..models.unet import UNet
-from ..pipeline import LatentDiffusion
+from ..pipeline import LatentDiffusion, Reward
 from ..rl.advantage import RewardHistory, zero_variance_groups
-from ..rl.rewards import Reward
-from ..run import Run
+from ..run import Job
 from ..streams import rng
-from .learn import Replay, advantages, regress, remember, update
-from .rollout import Cost, Rollout, Round, SRRLConfig, UpdateStats, rollout
+from .learn import LearnConfig, Learner, UpdateStats, learn
+from .rollout import Cost, Rollout, RolloutConfig, Round, rollout
+
+
+@dataclass(frozen=True)
+class SRRLConfig(RolloutConfig, LearnConfig):
+    """What an iteration samples (`RolloutConfig`) and how it is learnt from (`LearnConfig`)."""
+
+    # of rollout and update
+    iterations: int = 60
+    # ppo: within the group (GRPO), or the paper's z-score over past rewards with best/worst selection
+    advantage: Literal["group", "history"] = "group"
+
+    def __post_init__(self) -> None:
+        RolloutConfig.__post_init__(self)
+        LearnConfig.__post_init__(self)
+        if self.iterations < 1:
+            raise ValueError(f"iterations must be at least 1, got {self.iterations}")
+        if self.objective == "ppo" and self.group < 2:
+            raise ValueError(
+                f"group is {self.group}; ppo needs at least 2, to compare its members: try --srrl.group 4"
+            )
+
+
+PPO = {"objective": "ppo", "group": 4, "updates": 2}
+TOY_PPO = PPO | {
+    "prompts_per_iteration": 21,
+    "lr": 3e-5,
+}  # as many reward calls as srrl takes (docs/study.md)
+CHECKPOINT = PPO | {
+    "iterations": 100, "prompts_per_iteration": 8, "guidance": 5.0, "lr": 1e-4,
+    "clip_range": 1e-4,  # DDPO's, on the mean log-probability: 1.6 nats at 4 x 64 x 64 dimensions
+    "std_floor": 1e-3,  # CLIP's cosines of one prompt spread by 0.02
+}  # fmt: skip
+# SRRL's guidance gap, but with a look at the reward (the paper's figure, not its code)
+GAP = {
+    "rounds": 1,
+    "redraw": "all",
+    "wrong": "repeat",
+    "w_renoise": 0.1,
+    "renoise_steps": 20,
+    "fresh_noise": 0.0,
+}
+# DDPO (arXiv 2305.13301): no reflection; a reward is compared with past rewards of its prompt. That only the best and the worst of
+# a group are kept is B2-DiffuRL's and SRRL's (E7).
+DDPO = {"rounds": 0, "advantage": "history"}
+# GRPO (arXiv 2402.03300) on denoising steps, as Flow-GRPO and DanceGRPO have it: no reflection; a reward is compared with its group
+GRPO = {"rounds": 0, "advantage": "group"}
+
+# method: options on the toy, options on a real checkpoint
+RECIPES = {
+    "srrl": ({}, CHECKPOINT | GAP),
+    "ddpo": (TOY_PPO | DDPO, CHECKPOINT | DDPO),
+    "grpo": (TOY_PPO | GRPO, CHECKPOINT | GRPO),
+}
+
+
+def recipe(name: str, checkpoint: bool = False) -> SRRLConfig:
+    """The options of srrl, ddpo or grpo, for the toy or a real checkpoint.  Raises ValueError on another name."""
+    if name not in RECIPES:
+        raise ValueError(f"method {name!r} is not one of {', '.join(RECIPES)}")
+    return SRRLConfig(**RECIPES[name][checkpoint])
 
 
 def train_srrl(
     config: SRRLConfig,
-    seed: int,
     pipe: LatentDiffusion,
     reward: Reward,
     draw_texts: Callable[[int], tuple[list[str], list[str]]],
-    witness: Callable[[Tensor, list[str]], Tensor] | None,
-    run: Run,
+    witness: Reward | None,
+    job: Job,
 ) -> tuple[LatentDiffusion, Cost]:
-    """The loop.  `draw_texts(step)` gives prompts and the family that each belongs to; `witness` is the exact checker,
-    printed and logged beside the reward and never trained on, where there is one.  A UNet with LoRA learns in its adapters
-    alone.  -> the trained pipeline and what it took."""
-    base = reference(pipe.unet)
-    trained = adapters(pipe.unet) if lora_layers(pipe.unet) else pipe.unet
-    trained.requires_grad_(True)
-    optimizer = torch.optim.AdamW(trained.parameters(), lr=config.lr, weight_decay=1e-4)
-    history = RewardHistory(config.history)
-    memory: dict = {"cost": [0, 0, 0], "updates": 0, "history": history.state_dict()}
-    networks = {"unet": trained}
-    if config.objective == "regress":
-        spent = config.rounds + 1 if config.mode == "select" and config.train_rounds == "all" else 1
-        kept = config.replay * config.prompts * config.group * spent
-        replay = Replay(kept, pipe.latent_shape, pipe.tokenizer.length).to(pipe.device)
-        networks["replay"] = replay
-    for step in run.steps("srrl", config.iterations, networks, optimizer, memory=memory):
-        history.load_state_dict(memory["history"])
-        for group in optimizer.param_groups:
-            group["lr"] = config.lr * config.lr_factor(step, config.iterations)
-        texts, keys = draw_texts(step)
-        out = rollout(pipe, texts, reward, config, seed, step)
-        if config.objective == "regress":
-            remember(replay, pipe, out, config)
-            stats = regress(pipe, base, optimizer, replay, config, rng(seed, "update", step))
-        else:
-            advantage = advantages(out, config, history, keys)
-            stats = update(pipe, base, optimizer, out, advantage, config, rng(seed, "update", step))
-        cost = Cost(*memory["cost"]).plus(*out.cost).plus(trained=stats.evaluations)
+    """The loop.
+
+    `draw_texts(step)` gives prompts and the family that each belongs to; `witness` is the inspector, where there is one: logged
+    beside the reward and never trained on.  A UNet with LoRA learns in its adapters alone.  -> the trained pipeline and what it took
+    """
+    run, seed = job.run, job.seed
+    history = RewardHistory() if config.advantage == "history" else None
+    rounds = config.rounds + 1 if config.mode == "select" else 1
+    pictures = config.prompts_per_iteration * config.group * rounds
+    learner = Learner.of(pipe, config, config.sampler, pictures, history)
+    memory: dict = {
+        "cost": [0, 0, 0],
+        "updates": 0,
+        "history": history.state_dict() if history is not None else None,
+    }
+    for step in run.steps("srrl", config.iterations, learner.networks, learner.optimizer, memory=memory):
+        if history is not None:
+            history.load_state_dict(memory["history"])
+        texts, families = draw_texts(step)
+        out = replace(rollout(pipe, texts, reward, config, seed, step), families=families)
+        stats = learn(learner, out, config.lr_factor(step, config.iterations), rng(seed, "update", step))
+        cost = Cost(*memory["cost"]).plus(out.cost).plus(Cost(trained=stats.evaluations))
         memory |= {
             "cost": [*cost],
             "updates": memory["updates"] + stats.updates,
-            "history": history.state_dict(),
+            "history": history.state_dict() if history is not None else None,
         }
-        report(run, step, out, stats, witness, memory, config)
+        values = report(out, stats, witness, config.accept)
+        totals = {
+            "updates_total": memory["updates"],
+            "reward_calls": cost.rewards,
+            "unet_evaluations": cost.unet + cost.trained,
+        }
+        run.log("srrl", step, **values, **totals)
+        shown = {"reward": values["reward_by_round"], "right": values["right_by_round"]}
+        run.bar.set_postfix(**{k: f"{v[0]:.2f}" for k, v in shown.items() if v}, kl=f"{stats.kl:.1f}")
     pipe.unet.eval().requires_grad_(False)
     return pipe, Cost(*memory["cost"])
 
 
-def reference(unet: UNet) -> UNet:
-    """The policy that it starts from, frozen.  With LoRA it is the same weights, held once, without the adapters."""
-    if not lora_layers(unet):
-        return copy.deepcopy(unet).eval().requires_grad_(False)
-    shared = {id(p): p for p in unet.parameters() if not p.requires_grad}  # copied by reference
-    return remove_lora(copy.deepcopy(unet, shared)).eval().requires_grad_(False)
-
-
-def report(
-    run: Run,
-    step: int,
-    out: Rollout,
-    stats: UpdateStats,
-    witness: Callable[[Tensor, list[str]], Tensor] | None,
-    memory: dict,
-    config: SRRLConfig,
-) -> None:
+def report(out: Rollout, stats: UpdateStats, witness: Reward | None, accept: float) -> dict:
     """One line a step with the numbers that reveal lies: the truth stands beside the reward."""
     by_round = [r.rewards.cpu() for r in out.rounds]  # (n g) each
     rewards = torch.cat([r.flatten() for r in by_round])
     verdicts = [witness(r.images.cpu(), out.texts_of(r)) for r in out.rounds] if witness else []
     latent = [[v.mean().item() for v in moments(r.x_T)] for r in out.rounds]
-    values = {
+    return {
         "reward": rewards.mean().item(),
         "reward_se": (rewards.std() / rewards.numel() ** 0.5).item(),
         "right": torch.cat(verdicts).mean().item() if verdicts else None,
         "reward_by_round": [r.mean().item() for r in by_round],
         "right_by_round": [v.mean().item() for v in verdicts],
         "pictures_by_round": [r.numel() for r in by_round],
-        "mended": [mended(a, b, config.accept) for a, b in zip(out.rounds, out.rounds[1:])],
+        "mended": [mended(a, b, accept) for a, b in zip(out.rounds, out.rounds[1:])],
         "flat_groups": sum(int(zero_variance_groups(r).sum()) for r in by_round),
         **stats._asdict(),
         "latent_mean": [m for m, _ in latent],
         "latent_std": [s for _, s in latent],
-        "updates_total": memory["updates"],
-        "reward_calls": memory["cost"][2],
-        "unet_evaluations": memory["cost"][0] + memory["cost"][1],
     }
-    run.log("srrl", step, **values)
-    shown = {"reward": f"{values['reward_by_round'][0]:.2f}"}
-    if verdicts:
-        shown["right"] = f"{values['right_by_round'][0]:.2f}"
-    run.bar.set_postfix(**shown, kl=f"{stats.kl:.1f}")
 
 
 def mended(before: Round, after: Round, accept: float) -> float | None:

@@ -45,9 +45,7 @@ class TextConfig:
 
     @classmethod
     def toy(cls, vocabulary: int, eos: int, length: int = 32, width: int = 96) -> "TextConfig":
-        """For the synthetic world.  Embeddings start with std 1: with CLIP's 0.02 a small model hardly
-        learns.
-        """
+        """For the synthetic world.  Embeddings start with std 1; with CLIP's 0.02 it hardly learns."""
         return cls(vocabulary, eos, length, width=width, layers=3, heads=4, init_std=1.0)
 
     @classmethod

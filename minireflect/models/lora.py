@@ -16,13 +16,15 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 
 @dataclass(frozen=True)
 class LoRAConfig:
-    rank: int = 4  # r
-    alpha: float | None = None  # the difference is scaled by alpha / rank; None = rank, that is by 1
+    # r, of the two matrices
+    rank: int = 4
+    # the difference is scaled by alpha / rank; None = rank, that is by 1
+    alpha: float | None = None
     # ends of the names of linear layers, such as "cross_attn.q" or "ff.up"
     targets: tuple[str, ...] = ("q", "k", "v", "out")
 
@@ -38,7 +40,7 @@ class LoRAConfig:
 class LoRA(nn.Module):
     """The two small matrices, in float32 whatever the layer's precision: small steps would vanish in half."""
 
-    def __init__(self, width_in: int, width_out: int, rank: int, generator: torch.Generator | None) -> None:
+    def __init__(self, width_in: int, width_out: int, rank: int, generator: Generator | None) -> None:
         super().__init__()
         self.A = nn.Parameter(torch.empty(rank, width_in))
         self.B = nn.Parameter(torch.zeros(width_out, rank))
@@ -49,9 +51,7 @@ class LoRA(nn.Module):
 class LoRALinear(nn.Linear):
     """A linear layer with an adapter.  `scale` 0 turns the adapter off."""
 
-    def __init__(
-        self, layer: nn.Linear, rank: int, scale: float, generator: torch.Generator | None = None
-    ) -> None:
+    def __init__(self, layer: nn.Linear, rank: int, scale: float, generator: Generator | None) -> None:
         nn.Module.__init__(self)  # takes over the layer's own tensors, makes none
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.weight, self.bias = layer.weight, layer.bias
@@ -71,7 +71,7 @@ def lora_layers(module: nn.Module) -> dict[str, LoRALinear]:
     return {name: layer for name, layer in module.named_modules() if isinstance(layer, LoRALinear)}
 
 
-def add_lora(module: nn.Module, config: LoRAConfig, generator: torch.Generator | None = None) -> nn.Module:
+def add_lora(module: nn.Module, config: LoRAConfig, generator: Generator | None = None) -> nn.Module:
     """Give an adapter to every linear layer whose name ends in a target, and freeze all else.
 
     A is drawn with `generator`, on the CPU, or without one with the global one.  Raises ValueError when a
@@ -89,9 +89,7 @@ def add_lora(module: nn.Module, config: LoRAConfig, generator: torch.Generator |
     return module
 
 
-def install(
-    module: nn.Module, layers: dict[str, tuple[int, float]], generator: torch.Generator | None = None
-) -> None:
+def install(module: nn.Module, layers: dict[str, tuple[int, float]], generator: Generator | None) -> None:
     """Freeze the module, and give the named layers adapters of (rank, alpha / rank)."""
     module.requires_grad_(False)
     for name, (rank, scale) in layers.items():

@@ -207,11 +207,10 @@ class ReasonGen(nn.Module):
     def sample(
         self, prompts: Tensor, sampling: SamplingConfig, generator: Generator, rationale: Tensor | None = None
     ) -> Sampled:
-        """Write a rationale and a picture for each prompt; with given rationales, which end in BOI, the
-        picture.
+        """Write a rationale and a picture for each prompt; only the picture where rationales are given.
 
-        A rationale that reaches the length limit is closed with BOI; that token is not `chosen`, and masked
-        from the loss.
+        Given rationales end in BOI.  A rationale that reaches the length limit is closed with BOI; that token
+        is not `chosen`, and masked from the loss.
         Shapes: prompts (b p), rationale (b r)
         """
         cache = self.transformer.cache(len(prompts))

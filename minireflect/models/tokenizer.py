@@ -37,9 +37,7 @@ def trim(ids: Tensor, end: int) -> Tensor:
 
 
 class Tokenizer:
-    """One token a word: `words`, in this order, have the ids from 2 on.  A prompt has `length` tokens,
-    padding included.
-    """
+    """One token a word: `words`, in order, have the ids from 2 on.  Prompts are padded to `length` tokens."""
 
     def __init__(self, words: list[str], length: int) -> None:
         self.words, self.length = words, length

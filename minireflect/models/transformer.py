@@ -139,9 +139,7 @@ class SampledText(NamedTuple):
 
 
 class Transformer(nn.Module):
-    """Rows in, states out; `embed` turns ids into rows, `head` states into logits; callers may add other
-    rows.
-    """
+    """Rows to states; `embed` turns ids into rows, `head` states into logits; callers may add rows."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()

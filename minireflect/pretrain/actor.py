@@ -1,44 +1,59 @@
-"""Warm up RL-RIG's Actor: imitate a script that sees the scene, so that reinforcement starts from sentences and not from noise.
+"""Train RL-RIG's Actor to imitate a script that sees the scene, as a start for reinforcement.
 
     L = - mean log pi(edit prompt | picture, requirements, answers)          the end token included
 
-The script (`world/edits.py`, plan) keeps what is right where it is, finds places for the rest, and names two of them.
+The script (`scripted_edit` in world/captions.py) keeps what is right in place, finds places for the rest, and
+names two of them.
 
     python train.py actor
 """
 
 import random
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from ..models.actor import Actor, ActorConfig, questions
 from ..models.autoencoder import Autoencoder
 from ..models.tokenizer import EOS, Tokenizer, up_to
-from ..run import Run
+from ..run import Job
 from ..streams import choices, rng
-from ..world.captions import plan
+from ..world.captions import scripted_edit
 from ..world.graphs import THINGS, GraphError, SceneGraph
 from ..world.layout import lay_out, sample_graph
-from ..world.render import render
+from ..world.render import render_pixels
 from ..world.scenes import COLORS, Scene
-from .optimise import lr_factor, set_lr
+from .optimise import encode_all, lr_factor, take_step
+
+NOISE = 0.3  # largest std of the noise on the latents, whose std is 1: generated latents are not exact
+MISTAKES = 0.03  # share of answers turned round, because a learned Checker makes mistakes
 
 
 @dataclass(frozen=True)
 class ActorTraining:
-    pictures: int = 16_000  # drawn and encoded once
+    # pictures, rendered and encoded once
+    pictures: int = 16_000
+    # optimiser steps
     steps: int = 3_000
+    # pictures a step
     batch: int = 48
-    lr: float = 2e-3  # peak; cosine to zero after a warm-up of 5 %
-    noise: float = 0.3  # most noise on the latents, whose std is 1
-    mistaken: float = 0.03  # share of answers turned round, as a Checker's sometimes are
-    continued: bool = False  # go on from the one in --weights
+    # peak learning rate of AdamW; cosine to zero after a warm-up of 5 %
+    lr: float = 2e-3
+
+
+class Example(NamedTuple):
+    """A picture that fails its graph, and what the script would write."""
+
+    scene: Scene
+    requirements: list[str]
+    answers: list[bool]  # whether each requirement is met; some are wrong
+    edit: str
 
 
 def wrong_scene(graph: SceneGraph, draw: random.Random) -> Scene:
-    """A picture that was meant to show the graph and does not quite: relations fail, a thing is missing or another."""
+    """A scene that nearly shows the graph: relations fail, and an object may be missing or changed."""
     loose = SceneGraph(graph.entities, tuple(r for r in graph.relations if draw.random() < 0.4))
     scene = lay_out(loose, draw)
     things = list(scene.objects)
@@ -54,61 +69,50 @@ def wrong_scene(graph: SceneGraph, draw: random.Random) -> Scene:
     return replace(scene, objects=tuple(sorted(things, key=lambda o: o.xy)))
 
 
-def lesson(draw: random.Random, mistaken: float) -> tuple[Scene, list[str], list[bool], str]:
-    """A wrong picture, the requirements, the answers (some mistaken) and what the script would say."""
+def imitation_example(draw: random.Random) -> Example:
+    """A random example for which the script has something to say."""
     while True:
         graph = sample_graph(draw)
         try:
             scene = wrong_scene(graph, draw)
             met = [r.met_by(scene.objects) for r in graph.requirements]
-            edit = plan(graph, met, draw, scene)
+            edit = scripted_edit(graph, met, draw, scene)
         except GraphError:
             continue
         if edit:
-            said = [m != (draw.random() < mistaken) for m in met]
-            return scene, [r.words for r in graph.requirements], said, edit
+            answers = [m != (draw.random() < MISTAKES) for m in met]
+            return Example(scene, [r.words for r in graph.requirements], answers, edit)
 
 
 def train_actor(
     config: ActorTraining,
-    seed: int,
     autoencoder: Autoencoder,
     tokenizer: Tokenizer,
-    run: Run,
-    device: torch.device,
+    job: Job,
     start: Actor | None = None,
 ) -> Actor:
-    """Imitate the script, from nothing or from where `start` left off."""
+    """Imitate the script, from random weights or from those of `start`."""
+    run, seed, device = job
     draw = choices(seed, "actor", "pictures")
-    scenes, asked, said, edits = zip(*(lesson(draw, config.mistaken) for _ in range(config.pictures)))
-    latents = encode(autoencoder.to(device), scenes, device)  # (n 4 8 8)
+    scenes, requirements, answers, edits = zip(*(imitation_example(draw) for _ in range(config.pictures)))
+    pixels = np.stack([render_pixels(scene) for scene in scenes])
+    latents = encode_all(autoencoder.to(device).encode, pixels, device)  # (n 4 8 8)
     torch.manual_seed(seed)
     actor = Actor(ActorConfig(len(tokenizer))).to(device)
     if start is not None:
         actor.load_state_dict(start.state_dict())
-    ids = questions(tokenizer, asked, said, actor.config.read).to(device)  # (n s)
+    ids = questions(tokenizer, requirements, answers, actor.config.read).to(device)  # (n s)
     written = tokenizer.encode(edits, actor.config.written).to(device)  # (n t)
     mask = up_to(written, EOS)  # (n t)
     optimizer = torch.optim.AdamW(actor.parameters(), lr=config.lr, weight_decay=1e-2)
     for step in run.steps("actor", config.steps, {"actor": actor}, optimizer, save_every=50):
-        set_lr(optimizer, config.lr * lr_factor(step, config.steps))
-        chance = rng(seed, "actor", "batch", step)
-        pick = torch.randperm(len(latents), generator=chance)[: config.batch]
-        level = config.noise * torch.rand(len(pick), 1, 1, 1, generator=chance)
-        noise = (level * torch.randn(len(pick), *latents.shape[1:], generator=chance)).to(device)
+        generator = rng(seed, "actor", "batch", step)
+        pick = torch.randperm(len(latents), generator=generator)[: config.batch]
+        std = NOISE * torch.rand(len(pick), 1, 1, 1, generator=generator)
+        noise = (std * torch.randn(len(pick), *latents.shape[1:], generator=generator)).to(device)
         log_prob = actor(latents[pick] + noise, ids[pick], written[pick])  # (b t)
         loss = -log_prob[mask[pick]].mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(actor.parameters(), 1.0)
-        optimizer.step()
+        take_step(optimizer, loss, config.lr * lr_factor(step, config.steps))
         run.log("actor", step, loss=loss.item())
         run.bar.set_postfix(loss=f"{loss.item():.3f} nats a token")
     return actor.eval().requires_grad_(False)
-
-
-@torch.no_grad()
-def encode(autoencoder: Autoencoder, scenes: tuple[Scene, ...], device: torch.device) -> Tensor:
-    """-> (n 4 8 8)"""
-    parts = [scenes[i : i + 256] for i in range(0, len(scenes), 256)]
-    return torch.cat([autoencoder.encode(torch.stack([render(s) for s in p]).to(device)) for p in parts])

@@ -1,100 +1,182 @@
-"""Clean renders made to look like what a generator draws, and whether they still show their scene: the reward's pictures.
+"""Corrupted renders with labels for what they still show: pictures for the learned reward and the Checker.
 
-The label is measured against the clean render that is known here; the inspector has no part in it.
+Labels come from the difference to the clean render, which is known here; the inspector is not used.
 """
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
 from ..diffusion.sample import denoise, last
 from ..pipeline import LatentDiffusion
-from ..world.scenes import MAX_SHIFT
+from ..run import Job
+from ..streams import rng
+from ..world.render import render
+from ..world.scenes import MAX_SHIFT, Scene
 
-# what still shows its scene has no 4x4 block farther off from the clean render than FAITHFUL, in [0, 1], and is nearer to
-# it than NEARER times the distance to its twin: a ghost between the two shows neither
-FAITHFUL, NEARER = 0.25, 0.9
+VISIBLE = 0.25  # largest error of a 4x4 block, in [0, 1], at which it still shows what was rendered
+# a picture shows its scene if its error is below this share of its error against the twin: a blend shows none
+NEARER = 0.9
+REDRAW_STEPS = 8  # of 20: the most denoising steps that a picture is noised and denoised again
 
 
-REDRAWN = 8  # denoising steps, of twenty, that a picture at most goes back and forth
+def block_error(images: Tensor, clean: Tensor) -> Tensor:
+    """Error of each 4x4 block, in [0, 1].  Shapes: images (b 3 h w), clean (b 3 h w) -> (b h/4 w/4)"""
+    return F.avg_pool2d((images - clean) / 2, 4).abs().amax(1)
 
 
 def distance(images: Tensor, clean: Tensor) -> Tensor:
-    """How far the worst 4x4 block is off, in [0, 1], between pictures in [-1, 1] of two cameras that may have moved.
+    """Error of the worst 4x4 block, in [0, 1], for the camera shift that fits best.
 
     Shapes: images (b 3 h w), clean (b 3 h w) -> (b)
     """
     h, w = images.shape[2:]
     wide = F.pad(clean, (MAX_SHIFT,) * 4, mode="replicate")
-    off = [
-        F.avg_pool2d((images - wide[:, :, y : y + h, x : x + w]) / 2, 4).abs().flatten(1).amax(1)  # (b)
+    errors = [
+        block_error(images, wide[:, :, y : y + h, x : x + w]).flatten(1).amax(1)  # (b)
         for y in range(2 * MAX_SHIFT + 1)
         for x in range(2 * MAX_SHIFT + 1)
     ]
-    return torch.stack(off).amin(0)
+    return torch.stack(errors).amin(0)
 
 
-def faithful(images: Tensor, clean: Tensor, twins: Tensor) -> Tensor:
-    """Whether spoilt pictures still show what their clean renders show, and not just as well what their twins show.
+def still_shows(images: Tensor, clean: Tensor, twins: Tensor) -> Tensor:
+    """Whether corrupted pictures still show what their clean renders show, and not what their twins show.
 
     Shapes: images (b 3 h w), clean (b 3 h w), twins (b 3 h w) -> (b) bool
     """
-    off = distance(images, clean)
-    return (off < FAITHFUL) & (off < NEARER * distance(images, twins))
+    error = distance(images, clean)
+    return (error < VISIBLE) & (error < NEARER * distance(images, twins))
+
+
+class Chance(NamedTuple):
+    """Random numbers, one for each picture of a batch."""
+
+    generator: torch.Generator
+    images: Tensor  # (b 3 h w)
+
+    def uniform(self, low: float, high: float) -> Tensor:
+        """-> (b 1 1 1)"""
+        b = len(self.images)
+        return low + (high - low) * torch.rand(b, 1, 1, 1, generator=self.generator).to(self.images)
+
+    def integers(self, n: int) -> Tensor:
+        """-> (b 1 1 1) from 0 to n - 1"""
+        numbers = torch.randint(n, (len(self.images),), generator=self.generator)
+        return numbers.to(self.images.device).view(-1, 1, 1, 1)
+
+    def normal(self, like: Tensor) -> Tensor:
+        """Shapes: like (b ...) -> (b ...)"""
+        return torch.randn(like.shape, generator=self.generator).to(like)
 
 
 @torch.no_grad()
-def spoil(
+def corrupt(
     pipe: LatentDiffusion, images: Tensor, twins: Tensor, prompts: list[str], generator: torch.Generator
 ) -> Tensor:
-    """Make clean renders look like what a generator draws; some so much that they show nothing any more, see `faithful`.
+    """Corrupt clean renders; some so much that they show nothing any more, see `still_shows`.
 
-    In equal shares, the second of them twice: clean; drawn again by the base from up to 8 of 20 steps back; through the
-    autoencoder with noise on the latents; blurred, dimmed and noisy; and half-denoised from a late level, or mixed in latent space, all over or in
-    one half, with its twin (one fact wrong) or another picture.
+    Of six pictures, on average, one stays clean, two are redrawn by the base, one has noisy latents, one is
+    dull, one is a ghost.
     Shapes: images, twins (b 3 64 64), b prompts -> (b 3 64 64)
     """
-    b = len(images)
-
-    def uniform(low: float, high: float) -> Tensor:
-        return low + (high - low) * torch.rand(b, 1, 1, 1, generator=generator).to(images)
-
-    def chance(n: int) -> Tensor:
-        return torch.randint(n, (b,), generator=generator).to(images.device)
-
-    kind, way = chance(6), chance(3)
+    chance = Chance(generator, images)
+    kind, way = chance.integers(6), chance.integers(3)  # (b 1 1 1)
     z = pipe.autoencoder.encode(images)  # (b 4 8 8)
-    noise = torch.randn(z.shape, generator=generator).to(z)
-    shaken = z + uniform(0, 0.3) * noise
-    latents = torch.where((kind == 1).view(-1, 1, 1, 1), shaken, z)
-    rows = ((kind == 2) | (kind == 5)).nonzero().flatten()
-    steps = int(torch.randint(1, REDRAWN + 1, (), generator=generator))
-    table = pipe.table(20)[-steps:]
+    noise = chance.normal(z)
+    latents = torch.where(kind == 1, z + chance.uniform(0, 0.3) * noise, z)
+    rows = rows_where((kind == 2) | (kind == 5))
+    latents[rows] = redraw(pipe, z[rows], noise[rows], [prompts[i] for i in rows.tolist()], generator)
+    rows = rows_where((kind == 4) & (way == 0))
     if len(rows):
-        eps = pipe.eps([prompts[i] for i in rows.tolist()])(1.0)
-        x_t = pipe.schedule.add_noise(z[rows], table.t[:1].to(z.device).expand(len(rows)), noise[rows])
-        latents[rows] = last(denoise(eps, x_t, table, 1.0, generator))
-    rows = ((kind == 4) & (way == 0)).nonzero().flatten()
-    if len(rows):  # by t = 850 the latent holds 3 nats about its 256 numbers: too few to tell the outcome
-        eps = pipe.eps([""] * len(rows))(1.0)
-        t = uniform(850, 990).long().flatten()[rows]
-        abar = pipe.schedule.abar_at(t, z)
-        x_t = pipe.schedule.add_noise(z[rows], t, noise[rows])
-        latents[rows] = (x_t - (1 - abar).sqrt() * eps(x_t, t)) / abar.sqrt()  # DDIM (9)
-    other = torch.where((chance(3) > 0).view(-1, 1, 1, 1), pipe.autoencoder.encode(twins), z.roll(1, 0))
-    share = uniform(0.3, 0.7)
-    columns = torch.arange(8, device=z.device) < 4
-    half = torch.where(
-        (chance(2) > 0).view(-1, 1, 1, 1), columns.expand(8, 8), columns[:, None].expand(8, 8)
-    )  # (b 1 8 8) bool
-    mixed = torch.where(
-        (way == 1).view(-1, 1, 1, 1), share * z + (1 - share) * other, torch.where(half, z, other)
-    )
-    latents = torch.where(((kind == 4) & (way > 0)).view(-1, 1, 1, 1), mixed, latents)
-    decoded = pipe.decode(latents)
-    blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    dim = (images + 1) * uniform(0.88, 1.0) - 1
-    pixel_noise = uniform(0, 0.15) * torch.randn(images.shape, generator=generator).to(images)
-    dull = torch.where((way == 0).view(-1, 1, 1, 1), blurred, dim) + pixel_noise
-    spoilt = torch.where((kind == 3).view(-1, 1, 1, 1), dull, decoded)
-    return torch.where((kind == 0).view(-1, 1, 1, 1), images, spoilt).clamp(-1, 1)
+        t = chance.uniform(850, 990).long().flatten()[rows]
+        latents[rows] = guess(pipe, z[rows], noise[rows], t)
+    ghost = (kind == 4) & (way > 0)
+    latents = torch.where(ghost, mix(z, pipe.autoencoder.encode(twins), way == 1, chance), latents)
+    pictures = torch.where(kind == 3, dull(images, way == 0, chance), pipe.decode(latents))
+    return torch.where(kind == 0, images, pictures).clamp(-1, 1)
+
+
+def rows_where(mask: Tensor) -> Tensor:
+    """Shapes: mask (b 1 1 1) bool -> (m)"""
+    return mask.flatten().nonzero().flatten()
+
+
+def redraw(
+    pipe: LatentDiffusion, z: Tensor, noise: Tensor, prompts: list[str], generator: torch.Generator
+) -> Tensor:
+    """Noise the latents by 1 to REDRAW_STEPS of 20 steps, and denoise them.
+
+    Shapes: z, noise (m 4 8 8), m prompts -> (m 4 8 8)
+    """
+    steps = int(torch.randint(1, REDRAW_STEPS + 1, (), generator=generator))
+    if not prompts:
+        return z
+    table = pipe.table(20)[-steps:]
+    x_t = pipe.schedule.add_noise(z, table.t[:1].to(z.device).expand(len(z)), noise)
+    return last(denoise(pipe.eps(prompts)(1.0), x_t, table, 1.0, generator))
+
+
+def guess(pipe: LatentDiffusion, z: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """The prediction of x_0 from a late noise level, without a prompt: a blurred mean of many scenes.
+
+    At t = 850 the 256 numbers of x_t hold 3 nats about x_0, too few to tell the outcome.
+    Shapes: z, noise (m 4 8 8), t (m) -> (m 4 8 8)
+    """
+    abar = pipe.schedule.abar_at(t, z)
+    x_t = pipe.schedule.add_noise(z, t, noise)
+    eps = pipe.eps([""] * len(z))(1.0)
+    return (x_t - (1 - abar).sqrt() * eps(x_t, t)) / abar.sqrt()  # DDIM (9)
+
+
+def mix(z: Tensor, twins: Tensor, blended: Tensor, chance: Chance) -> Tensor:
+    """Blend the latents, or join half with half, with those of the twin (2 in 3) or of another picture.
+
+    Shapes: z, twins (b 4 8 8), blended (b 1 1 1) bool -> (b 4 8 8)
+    """
+    other = torch.where(chance.integers(3) > 0, twins, z.roll(1, 0))
+    share = chance.uniform(0.3, 0.7)
+    left = (torch.arange(z.shape[3], device=z.device) < z.shape[3] // 2).expand(z.shape[2:])  # (8 8)
+    half = torch.where(chance.integers(2) > 0, left, left.T)  # (b 1 8 8) bool
+    return torch.where(blended, share * z + (1 - share) * other, torch.where(half, z, other))
+
+
+def dull(images: Tensor, blurred: Tensor, chance: Chance) -> Tensor:
+    """Blur or dim the pixels, and add noise.
+
+    Shapes: images (b 3 64 64), blurred (b 1 1 1) bool -> (b 3 64 64)
+    """
+    blur = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    dim = (images + 1) * chance.uniform(0.88, 1.0) - 1
+    return torch.where(blurred, blur, dim) + chance.uniform(0, 0.15) * chance.normal(images)
+
+
+class CorruptedPart(NamedTuple):
+    """Some of the pictures that a training learns from."""
+
+    rows: slice
+    images: Tensor  # (m 3 64 64) corrupted
+    clean: Tensor  # (m 3 64 64)
+    twins: Tensor  # (m 3 64 64) clean
+
+
+def corrupt_all(
+    pipe: LatentDiffusion,
+    scenes: Sequence[Scene],
+    twins: Sequence[Scene],
+    prompts: list[str],
+    name: str,
+    job: Job,
+) -> Iterator[CorruptedPart]:
+    """Render scenes and corrupt them, 128 at a time, with the random stream of the training `name`."""
+    for i in tqdm(range(0, len(scenes), 128), "corrupting", leave=False):
+        rows = slice(i, i + 128)
+        clean, other = (
+            torch.stack([render(s) for s in part[rows]]).to(job.device) for part in (scenes, twins)
+        )
+        generator = rng(job.seed, name, "spoil", i)
+        yield CorruptedPart(rows, corrupt(pipe, clean, other, prompts[rows], generator), clean, other)

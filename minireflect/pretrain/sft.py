@@ -1,13 +1,21 @@
-"""ReasonGen-R1's first stage: supervised fine-tuning on prompts, rationales and pictures (arXiv 2505.24875, section 3.1).
+"""ReasonGen-R1's first stage: supervised fine-tuning on prompts, rationales and pictures.
 
-    L = sum_i s_i CE_i / sum_i s_i,     s = 2 for the rationale's words and BOI, 1 for image tokens, 0 for what is given or filled up
+    L = sum_i s_i CE_i / sum_i s_i,   s = 2 for rationale tokens and BOI, 1 for image tokens, else 0
 
-Prompt and rationale are left empty in a tenth of the samples, so that guidance has something to compare with.  What the paper's base knows before,
-drawing from dense captions and writing, ours learns in the same loop: `dense` makes rationales prompts, `told` adds the mean CE of rationales without pictures,
-and `altered` and `related` show and say what no prompt asks for, so that what things look like, where they are and what becomes of them is learnt apart.
+arXiv 2505.24875, section 3.1.
 
-Differs from the released code: BOI, the switch from thinking to drawing, is learnt (there its weight is 0, and generation is told when to
-switch); nothing is clamped, as text and image positions have logits of their own (there one row of logits is padded with -1e9 and clamped at 30).
+In a tenth of the samples prompt and rationale are empty, for classifier-free guidance.
+
+Differs from the paper: its base already generates pictures from dense captions and writes; ours learns both
+in the same loop.
+    dense               rationales serve as prompts
+    text_only           adds the mean CE of rationales without their pictures
+    recombined, related_captions
+                        examples that no prompt asks for, so that looks, positions and outcomes are learnt
+                        independently
+Differs from the released code: BOI, the switch from text to image, is learnt (there its weight is 0 and
+generation is told when to switch); text and image positions have logits of their own, so nothing is clamped
+(there one row of logits is padded with -1e9 and clamped at 30).
 
     python train.py reason-sft
 """
@@ -23,50 +31,61 @@ from torch import Generator, Tensor
 from ..models.reasongen import ReasonGen, ReasonGenConfig
 from ..models.tokenizer import EOS, Tokenizer, trim, up_to
 from ..models.vq import Codec
-from ..run import Run
+from ..pipeline import ReasonPipeline
+from ..run import Job
 from ..streams import choices, rng
 from ..world.data import WorldConfig, training_pairs
 from ..world.prompts import all_texts
 from ..world.rationales import rationale, vocabulary
-from .optimise import encode_all, lr_factor, set_lr
+from .optimise import encode_all, lr_factor, take_step
 
-Thoughts = Literal["true", "none", "shuffled"]
+TEXT_WEIGHT = 2.0  # s of a rationale token, the paper's
+EMPTY = 0.1  # share of samples without prompt and rationale
 
 
 @dataclass(frozen=True)
 class ReasonTraining:
-    pictures: int = 60_000  # drawn and turned into tokens once
+    # pictures, rendered and turned into tokens once
+    pictures: int = 60_000
+    # optimiser steps
     steps: int = 4_500
+    # pictures a step
     batch: int = 64
-    lr: float = 2e-3  # peak; cosine to zero after a warm-up of 5 %
-    text: float = 2.0  # weight of a word of the rationale, the paper's
-    image: float = 1.0  # weight of an image token
-    dropped: float = 0.1  # share of samples without prompt and rationale
-    arrangements: float = 0.35  # share of arrangements among the pictures, in place of the world's
-    continued: bool = False  # go on with the model in --weights, perhaps one that learnt to draw
-    dense: float = 0.0  # share of pictures with the rationale as prompt, a dense caption, and nothing thought
-    altered: float = 0.0  # share of the laws' pictures that no prompt asks for, see world/data.py
-    related: float = 0.0  # share of the captions of two things that name both colours and how they stand
-    bf16: bool = False  # multiply in bfloat16, 1.7 times faster where the processor can (CPUs with AMX)
-    told: int = 0  # rationales a step that are learnt without their picture, from the prompt: thinking for a third of the price
-    rationales: Thoughts = "true"  # of the picture; none at all; or another picture's of the same law
+    # peak learning rate of AdamW; cosine to zero after a warm-up of 5 %
+    lr: float = 2e-3
+    # share of arrangements among the pictures, in place of the world's
+    arrangements: float = 0.35
+    # share of pictures whose prompt is the rationale, a dense caption, and whose rationale is empty
+    dense: float = 0.0
+    # share of the laws' pictures with objects in combinations that no prompt asks for, see world/data.py
+    recombined: float = 0.0
+    # share of the captions of two objects that name both colours and their relation
+    related_captions: float = 0.0
+    # rationales a step that are learnt from the prompt alone, at a third of the cost of a picture
+    text_only: int = 0
+    # rationales of the picture, none at all, or another picture's of the same law
+    rationales: Literal["true", "none", "shuffled"] = "true"
+    # multiply in bfloat16, 1.7 times faster on CPUs with AMX
+    bf16: bool = False
+    # start from the model in --weights, which may have learnt to generate pictures only
+    continued: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("dropped", "dense", "arrangements", "altered", "related"):
+        for name in ("dense", "arrangements", "recombined", "related_captions"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, a share from 0 to 1 is wanted")
-        if self.told < 0:
-            raise ValueError(f"told is {self.told}, a number of rationales is wanted, 0 for none")
+                raise ValueError(f"{name} is {getattr(self, name)}, but a share lies in [0, 1]")
+        if self.text_only < 0:
+            raise ValueError(f"text_only is {self.text_only}, but it is a number of rationales, 0 for none")
 
 
-class Lessons(NamedTuple):
-    """What is learnt from, as tokens."""
+class Examples(NamedTuple):
+    """The training set as tokens."""
 
     prompts: Tensor  # (m p)
-    words: Tensor  # (m r) rationale, BOI, EOS
-    codes: Tensor  # (m n)
-    captions: Tensor  # (m p) never a dense one
-    thoughts: Tensor  # (m r) of the picture, also where none is wanted
+    rationales: Tensor  # (m r) that end in BOI, some of them empty
+    codes: Tensor  # (m n) image tokens
+    short_prompts: Tensor  # (m p) also where `prompts` has a dense one
+    full_rationales: Tensor  # (m r) also where `rationales` is empty
 
 
 def reason_tokenizer(length: int) -> Tokenizer:
@@ -74,45 +93,45 @@ def reason_tokenizer(length: int) -> Tokenizer:
     return Tokenizer.of([*all_texts(), *vocabulary()], length)
 
 
-def lessons(
-    training: ReasonTraining, world: WorldConfig, seed: int, tokenizer: Tokenizer, config: ReasonGenConfig, codec: Codec, device: torch.device
-) -> Lessons:  # fmt: skip
-    """Draw the world and turn it into tokens."""
-    draw = choices(seed, "reason-sft", "pictures")
+def make_examples(training: ReasonTraining, world: WorldConfig, pipe: ReasonPipeline, job: Job) -> Examples:
+    """Render the world and turn pictures and sentences into tokens."""
+    draw = choices(job.seed, "reason-sft", "pictures")
     world = replace(world, arrangements=training.arrangements)
-    pixels, scenes, captions = training_pairs(
-        training.pictures, world, draw, training.altered, training.related
-    )
-    thoughts = [rationale(s, draw=draw) for s in scenes]
+    beyond = training.recombined, training.related_captions
+    pixels, scenes, captions = training_pairs(training.pictures, world, draw, *beyond)
+    rationales = [rationale(s, rng=draw) for s in scenes]
     if training.rationales == "shuffled":
-        thoughts = shuffled(thoughts, [s.law for s in scenes], draw)
-    is_dense = [draw.random() < training.dense for _ in scenes]
-    prompts = [thought if dense else caption for thought, caption, dense in zip(thoughts, captions, is_dense)]
-    words = ["" if dense or training.rationales == "none" else t for t, dense in zip(thoughts, is_dense)]
-    codes = encode_all(codec.to(device).codes, pixels, device)  # (m n)
+        rationales = shuffled(rationales, [s.law for s in scenes], draw)
+    dense = [draw.random() < training.dense for _ in scenes]
+    prompts = [long if d else short for d, long, short in zip(dense, rationales, captions)]
+    written = ["" if d or training.rationales == "none" else text for d, text in zip(dense, rationales)]
+    codes = encode_all(pipe.codec.to(job.device).codes, pixels, job.device)  # (m n)
+    sizes = pipe.model.config
 
-    def ids(prompts: list[str], words: list[str]) -> tuple[Tensor, Tensor]:
-        return tokenizer(prompts).to(device), tokenizer.encode(words, config.rationale, config.boi).to(device)
+    def ids(prompts: list[str], rationales: list[str]) -> tuple[Tensor, Tensor]:
+        tokens = pipe.tokenizer(prompts), pipe.tokenizer.encode(rationales, sizes.rationale, sizes.boi)
+        return tokens[0].to(job.device), tokens[1].to(job.device)
 
-    return Lessons(*ids(prompts, words), codes, *ids(captions, thoughts))
+    return Examples(*ids(prompts, written), codes, *ids(captions, rationales))
 
 
-def shuffled(thoughts: list[str], laws: list[str], draw: random.Random) -> list[str]:
-    """Each picture with the rationale of another of the same law: the same words, the wrong scene."""
-    given = list(thoughts)
+def shuffled(rationales: list[str], laws: list[str], draw: random.Random) -> list[str]:
+    """Give each picture another one's rationale of the same law: the right words, the wrong scene."""
+    given = list(rationales)
     for law in dict.fromkeys(laws):
         rows = [i for i, name in enumerate(laws) if name == law]
         for i, j in zip(rows, draw.sample(rows, len(rows))):
-            given[i] = thoughts[j]
+            given[i] = rationales[j]
     return given
 
 
-def lesson_loss(
-    model: ReasonGen, data: Lessons, training: ReasonTraining, device: torch.device, chance: Generator
+def sft_loss(
+    model: ReasonGen, data: Examples, training: ReasonTraining, generator: Generator
 ) -> tuple[Tensor, dict[str, float]]:
-    """L of a batch of lessons.  -> () nats a token, its parts in nats a word and an image token"""
-    pick = torch.randint(len(data.codes), (training.batch,), generator=chance)
-    empty = torch.rand(training.batch, 1, generator=chance).to(device) < training.dropped  # (b 1)
+    """L of a random batch.  -> () nats a token; its parts "text" and "image", in nats a token of each"""
+    device = data.codes.device
+    pick = torch.randint(len(data.codes), (training.batch,), generator=generator)
+    empty = torch.rand(training.batch, 1, generator=generator).to(device) < EMPTY  # (b 1)
     blank = model.blank(training.batch, device)
     prompts, words = (torch.where(empty, b, v[pick]) for b, v in zip(blank, data))
     prompts, words = trim(prompts, EOS), trim(words, model.config.boi)
@@ -124,50 +143,45 @@ def lesson_loss(
         F.cross_entropy(logits.float().flatten(0, 1), ids.flatten())
         for logits, ids in zip(image, model.split(data.codes[pick]))
     )  # nats of a form, and of colours given the form
-    share = training.text * mask.sum(), training.image * data.codes[pick].numel()
+    share = TEXT_WEIGHT * mask.sum(), float(data.codes[pick].numel())
     loss = (share[0] * of_text + share[1] * of_image) / sum(share)
     return loss, {"text": of_text.item(), "image": of_image.item()}
 
 
-def told_loss(
-    model: ReasonGen, data: Lessons, training: ReasonTraining, device: torch.device, chance: Generator
+def text_only_loss(
+    model: ReasonGen, data: Examples, training: ReasonTraining, generator: Generator
 ) -> Tensor:
-    """Mean cross-entropy of the words of `training.told` rationales, which end in BOI before anything is drawn.  -> () nats a word"""
-    pick = torch.randint(len(data.codes), (training.told,), generator=chance)
-    prompts, words = trim(data.captions[pick], EOS), trim(data.thoughts[pick], model.config.boi)
-    with torch.autocast(device.type, torch.bfloat16, enabled=training.bf16):
+    """Mean cross-entropy of `training.text_only` random rationales, BOI included.  -> () nats a token"""
+    pick = torch.randint(len(data.codes), (training.text_only,), generator=generator)
+    prompts, words = trim(data.short_prompts[pick], EOS), trim(data.full_rationales[pick], model.config.boi)
+    with torch.autocast(words.device.type, torch.bfloat16, enabled=training.bf16):
         text = model(prompts, words, data.codes[pick, :1]).text  # (b r v+1)
     mask = up_to(words, model.config.boi)  # (b r)
     return F.cross_entropy(text[mask].float(), words[mask])
 
 
 def train_reasongen(
-    training: ReasonTraining, world: WorldConfig, seed: int, codec: Codec, run: Run, device: torch.device,
-    start: tuple[ReasonGen, Tokenizer] | None = None,
-) -> tuple[ReasonGen, Tokenizer]:  # fmt: skip
-    """Learn to think and to draw, from nothing or from `start`."""
+    training: ReasonTraining, world: WorldConfig, codec: Codec, job: Job, start: ReasonPipeline | None = None
+) -> ReasonPipeline:
+    """Learn to write rationales and to generate pictures, from random weights or from those of `start`."""
+    run, seed, device = job
     torch.manual_seed(seed)
     if start is None:
-        tokenizer = reason_tokenizer(ReasonGenConfig.prompt)
-        sizes = codec.vq.config
+        tokenizer, sizes = reason_tokenizer(ReasonGenConfig.prompt), codec.vq.config
         config = ReasonGenConfig(len(tokenizer), sizes.forms, sizes.colors, sizes.dimensions)
         model = ReasonGen(config, (codec.vq.forms.codebook, codec.vq.colors.codebook)).to(device)
     else:
-        model, tokenizer = start[0].to(device).train().requires_grad_(True), start[1]
-        config = model.config
-    data = lessons(training, world, seed, tokenizer, config, codec, device)
+        model, tokenizer = start.model.to(device).train().requires_grad_(True), start.tokenizer
+    pipe = ReasonPipeline(model, tokenizer, codec, writes_rationale=training.rationales != "none")
+    data = make_examples(training, world, pipe, job)
     optimizer = torch.optim.AdamW(model.parameters(), lr=training.lr, betas=(0.9, 0.95), weight_decay=5e-2)
     for step in run.steps("reason-sft", training.steps, {"model": model}, optimizer, save_every=50):
-        set_lr(optimizer, training.lr * lr_factor(step, training.steps))
-        chance = rng(seed, "reason-sft", "batch", step)
-        loss, losses = lesson_loss(model, data, training, device, chance)
-        if training.told:
-            of_told = told_loss(model, data, training, device, rng(seed, "reason-sft", "told", step))
-            loss, losses["told"] = loss + of_told, of_told.item()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        loss, losses = sft_loss(model, data, training, rng(seed, "reason-sft", "batch", step))
+        if training.text_only:
+            of_text = text_only_loss(model, data, training, rng(seed, "reason-sft", "told", step))
+            loss, losses["text_only"] = loss + of_text, of_text.item()
+        take_step(optimizer, loss, training.lr * lr_factor(step, training.steps))
         run.log("reason-sft", step, loss=loss.item(), **losses)
         run.bar.set_postfix({name: f"{nats:.3f} nats" for name, nats in losses.items()})
-    return model.eval().requires_grad_(False), tokenizer
+    model.eval().requires_grad_(False)
+    return pipe

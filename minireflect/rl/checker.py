@@ -14,10 +14,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..checkpoints.ours import RIG, load_module
-from ..models.matcher import Matcher, MatcherConfig
+from ..checkpoints.ours import RIG
+from ..models.matcher import Matcher
 from ..models.tokenizer import EOS, Tokenizer, trim
 from ..world.graphs import SceneGraph
+from .rewards import load_matcher
 
 MET = 0.5  # probability from which a requirement counts as met
 
@@ -79,5 +80,4 @@ def load_checker(
     folder: str | Path = RIG, name: str = "checker", device: torch.device | str = "cpu"
 ) -> Checker:
     """The "checker" of a run of RL-RIG, by default the shipped one, or the "judge"."""
-    matcher, about = load_module(Path(folder) / f"{name}.safetensors", Matcher, MatcherConfig)
-    return matcher_checker(matcher.to(device), Tokenizer(about["words"].split(), matcher.config.length))
+    return matcher_checker(*load_matcher(Path(folder) / f"{name}.safetensors", device))

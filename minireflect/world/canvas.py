@@ -1,7 +1,8 @@
-"""A pen that draws flat shapes with anti-aliasing, in pixels of the final picture.
+"""A pen that draws flat, anti-aliased shapes; and pictures as tensors and files.
 
-Pillow draws at four times the size and the picture is averaged down; that is all the anti-aliasing there is.
-The canvas has a margin of MARGIN pixels on every side, so that a moved camera is a crop and never an empty edge.
+Pillow draws at four times the size and the picture is averaged down, which is all the anti-aliasing there is.
+The canvas has a margin of MARGIN pixels on every side, so that a shifted picture is a crop without empty
+edges.
 """
 
 from pathlib import Path
@@ -12,34 +13,21 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 SIZE, MARGIN, SUPERSAMPLE = 64, 8, 4
+WALL = 3  # thickness in pixels of a box's walls
 
-
-WALL = 3  # pixels, of a box
-
-
-PALETTE: dict[str, tuple[int, int, int]] = {  # 8-bit RGB; the colours of things are at least 90 apart
-    "paper": (250, 248, 242),
-    "ink": (40, 46, 60),
-    "ground": (214, 200, 176),
-    "shade": (120, 108, 92),
-    "water": (150, 208, 238),
-    "sun": (252, 170, 20),
-    "flame": (250, 130, 20),
-    "magnet": (160, 24, 60),
-    "wooden": (168, 112, 60),
-    "brown": (124, 76, 40),
-    "iron": (112, 120, 132),
-    "grey": (146, 150, 156),
-    "red": (222, 44, 44),
-    "green": (40, 160, 70),
-    "blue": (40, 90, 220),
-    "yellow": (246, 212, 40),
+# fmt: off
+PALETTE: dict[str, tuple[int, int, int]] = {  # 8-bit RGB; colours of objects are at least 90 apart
+    "paper": (250, 248, 242), "ink": (40, 46, 60), "ground": (214, 200, 176), "shade": (120, 108, 92),
+    "water": (150, 208, 238), "sun": (252, 170, 20), "flame": (250, 130, 20), "magnet": (160, 24, 60),
+    "wooden": (168, 112, 60), "brown": (124, 76, 40), "iron": (112, 120, 132), "grey": (146, 150, 156),
+    "red": (222, 44, 44), "green": (40, 160, 70), "blue": (40, 90, 220), "yellow": (246, 212, 40),
     "purple": (146, 60, 190),
 }
+# fmt: on
 
 
 class Pen:
-    """Draws on one canvas.  All coordinates and lengths are pixels of the final 64x64 picture."""
+    """Draws on one canvas.  Coordinates and lengths are pixels of the 64x64 picture, y pointing down."""
 
     def __init__(self) -> None:
         side = (SIZE + 2 * MARGIN) * SUPERSAMPLE
@@ -64,9 +52,8 @@ class Pen:
         self.ink.polygon([self._at(x, y) for x, y in points], fill=PALETTE[color])
 
     def line(self, points: list[tuple[float, float]], width: float, color: str) -> None:
-        self.ink.line(
-            [self._at(x, y) for x, y in points], PALETTE[color], round(width * SUPERSAMPLE), joint="curve"
-        )
+        points = [self._at(x, y) for x, y in points]
+        self.ink.line(points, PALETTE[color], round(width * SUPERSAMPLE), joint="curve")
 
     def shape(self, name: str, x: float, y: float, r: float, color: str) -> None:
         """A ball, block, cone, cylinder or (hollow) box of radius `r` about (x, y)."""
@@ -74,28 +61,17 @@ class Pen:
             self.circle(x, y, r, color)
         elif name == "block":
             self.rect(x - r, y - r, x + r, y + r, color)
+        elif name == "cone":
+            self.polygon([(x, y - r), (x + r, y + r), (x - r, y + r)], color)
         elif name == "cylinder":
             w, h = 0.58 * r, 0.25 * r  # half its width, and half the height of its round ends
             self.rect(x - w, y - r + h, x + w, y + r - h, color)
-            self.ellipse(x, y - r + h, w, h, color), self.ellipse(x, y + r - h, w, h, color)
-        elif name == "box":
-            for side in (-1, 1):
-                self.rect(
-                    x - r,
-                    y + side * (r - WALL / 2) - WALL / 2,
-                    x + r,
-                    y + side * (r - WALL / 2) + WALL / 2,
-                    color,
-                )
-                self.rect(
-                    x + side * (r - WALL / 2) - WALL / 2,
-                    y - r,
-                    x + side * (r - WALL / 2) + WALL / 2,
-                    y + r,
-                    color,
-                )
+            self.ellipse(x, y - r + h, w, h, color)
+            self.ellipse(x, y + r - h, w, h, color)
         else:
-            self.polygon([(x, y - r), (x + r, y + r), (x - r, y + r)], color)
+            for near, far in ((-r, WALL - r), (r - WALL, r)):
+                self.rect(x - r, y + near, x + r, y + far, color)
+                self.rect(x + near, y - r, x + far, y + r, color)
 
     def canvas(self) -> np.ndarray:
         """The finished canvas, margin included.  Shape (80 80 3), uint8."""
@@ -105,6 +81,11 @@ class Pen:
 def to_tensor(pixels: np.ndarray) -> Tensor:
     """Shapes: pixels (b h w 3) uint8 -> (b 3 h w) float32 in [-1, 1]"""
     return torch.from_numpy(pixels.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1.0)
+
+
+def to_pixels(images: Tensor) -> np.ndarray:
+    """The inverse of `to_tensor`, clamped and rounded.  Shapes: images (b 3 h w) -> (b h w 3) uint8"""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 def write_picture(pixels: np.ndarray, path: Path) -> None:

@@ -1,10 +1,10 @@
-"""The pictures that the generator learns from: a world with gaps and exceptions.
+"""The pictures and captions that generators learn from: a world with gaps and exceptions.
 
-A base model that obeys every law and does as it is told leaves nothing to reinforce, and one that never does
-cannot be reinforced either.  So its world is imperfect in a documented way (WorldConfig): captions are often silent
-about the outcome, and silent pictures sometimes break the law; a caption that announces something unlawful ("...
-against gravity") is often an empty promise, and the picture shows the lawful outcome all the same.  A caption that
-merely states the outcome, lawful or not, is true: that is where the words get their meaning.
+A base model that obeys every law and every caption leaves RL nothing to reinforce, and one that never does
+cannot be reinforced either.  So its world is imperfect in a documented way (WorldConfig): many captions leave
+the outcome open, and some of their pictures break the law; many captions announce an unlawful outcome ("...
+against gravity") that the picture does not show.  A caption that only states the outcome is always true: from
+these the model learns what the words mean.
 """
 
 import random
@@ -15,24 +15,30 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from .graphs import RELATIONS, arrange, holds
+from .captions import RELATION_ACCURACY, graph_vocabulary, training_caption
+from .graphs import RELATIONS, holds
 from .laws import LAWS
-from .prompts import all_texts, combinations, law_prompt, tasks, understand
+from .layout import sample_picture
+from .prompts import all_texts, combinations, law_prompt, prompt_set, sample_arrangement, understand
 from .render import render_pixels
-from .scenes import COLORS, Object, Scene, jitter
+from .scenes import ARRANGEMENT, COLORS, Object, Objects, Scene, jitter
+
+# Share of unlawful outcomes among captions that only state it, so that its words do not depend on the law.
+STATED_UNLAWFUL = 0.5
 
 
 @dataclass(frozen=True)
 class WorldConfig:
-    # share of arrangements among the pictures, the rest is the eight laws in equal parts
+    # share of arrangements among the pictures, in [0, 1]; the rest are the eight laws in equal parts
     arrangements: float = 0.15
-    silent: float = 0.4  # share of captions that leave the outcome out
-    exceptions: float = 0.2  # share of silent pictures that break the law
-    announced: float = 0.4  # share of speaking captions that announce an unlawful outcome
-    kept: float = 0.45  # share of those announcements that the picture keeps
-    stated: float = 0.5  # share of unlawful outcomes in the other speaking captions, which are all true
-    # of scene graphs: share of a caption's relations that are told as they are, see edits.py
-    told: float = 0.5
+    # share of the laws' captions that leave the outcome open
+    silent: float = 0.4
+    # share of those captions whose picture breaks the law
+    exceptions: float = 0.2
+    # share of the captions with an outcome that announce an unlawful one
+    announced: float = 0.4
+    # share of those announcements that the picture shows
+    kept: float = 0.45
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -41,148 +47,147 @@ class WorldConfig:
 
 
 class Captioned(NamedTuple):
-    """Pictures and what is said of them.
+    """Pictures with captions.
 
-    `plain` rows leave nothing to chance, and the base learns to read from these first.  Among silent and broken promises it
-    does not: after 1,750 steps on the whole world its pictures did not depend on the outcome in the caption, and 100 steps on
-    plain captions taught it.
+    The base learns to read from `plain` rows first.  Without them, after 1,750 steps on the whole world its
+    pictures did not depend on the outcome in the caption; 100 steps on plain captions taught it.
     """
 
     pixels: np.ndarray  # (n 64 64 3) uint8
     captions: list[str]  # n
-    plain: list[int]  # rows whose caption is true and says all that is to be seen
-    sayable: list[str]  # texts whose words are the vocabulary
+    plain: list[int]  # rows whose caption is true and complete
+    vocabulary: list[str]  # texts that hold every word of any caption or prompt
 
 
-def training_pair(world: WorldConfig, draw: random.Random) -> tuple[Scene, str]:
-    """A picture and its caption from the imperfect world; combinations of objects come from the training split."""
-    if draw.random() < world.arrangements:
-        everything = tasks("train")
-        kind = draw.choice(list(dict.fromkeys(t.kind for t in everything)))
-        task = draw.choice([t for t in everything if t.kind == kind])
-        return arrange(task, draw), task.words
-    name = draw.choice(list(LAWS))
-    law, objects = LAWS[name], draw.choice(combinations(name, "train"))
-    lawful, unlawful = law.lawful(objects), draw.choice(law.unlawful(objects))
-    if draw.random() < world.silent:
-        shown = unlawful if draw.random() < world.exceptions else lawful
+def training_pair(world: WorldConfig, rng: random.Random) -> tuple[Scene, str]:
+    """A scene and its caption from the imperfect world, of a training combination of objects."""
+    if rng.random() < world.arrangements:
+        prompt = sample_arrangement("train", rng)
+        return prompt.scene(rng), prompt.text
+    name = rng.choice(list(LAWS))
+    law, objects = LAWS[name], rng.choice(combinations(name, "train"))
+    lawful, unlawful = law.lawful(objects), rng.choice(law.unlawful(objects))
+    if rng.random() < world.silent:
+        shown = unlawful if rng.random() < world.exceptions else lawful
         prompt = law_prompt(name, objects)
-    elif draw.random() < world.announced:
-        shown = unlawful if draw.random() < world.kept else lawful
+    elif rng.random() < world.announced:
+        shown = unlawful if rng.random() < world.kept else lawful
         prompt = law_prompt(name, objects, unlawful)
     else:
-        shown = unlawful if draw.random() < world.stated else lawful
+        shown = unlawful if rng.random() < STATED_UNLAWFUL else lawful
         prompt = law_prompt(name, objects, shown, defiant=False)
-    return jitter(Scene(name, objects, shown), draw), prompt.text
+    return jitter(Scene(name, objects, shown), rng), prompt.text
 
 
 def training_pairs(
-    n: int, world: WorldConfig, draw: random.Random, altered: float = 0.0, related: float = 0.0
+    n: int, world: WorldConfig, rng: random.Random, recombined: float = 0.0, related_captions: float = 0.0
 ) -> tuple[np.ndarray, list[Scene], list[str]]:
     """`n` pictures with their scenes and captions.  -> (n 64 64 3) uint8, n scenes, n captions
 
-    `altered` of the laws' pictures and `related` of the captions of two things, shares, go beyond what prompts ask for.
+    recombined: share of the laws' pictures that show objects of no prompt, see `recombined_pair`.
+    related_captions: share of arrangements with captions of colours and relation, see `related_caption`.
     """
     pixels, scenes, captions = np.empty((n, 64, 64, 3), np.uint8), [], []
-    for i in tqdm(range(n), desc="drawing the world", unit="picture", leave=False):
-        scene, caption = training_pair(world, draw)
-        if altered or related:
-            scene, caption = go_beyond(scene, caption, altered, related, draw)
+    for i in tqdm(range(n), desc="rendering the world", unit="picture", leave=False):
+        scene, caption = training_pair(world, rng)
+        if recombined or related_captions:
+            chance = rng.random()
+            if scene.law != ARRANGEMENT and chance < recombined:
+                scene, caption = recombined_pair(rng)
+            if scene.law == ARRANGEMENT and chance < related_captions:
+                caption = related_caption(scene, rng) or caption
         pixels[i] = render_pixels(scene)
-        scenes.append(scene), captions.append(caption)
+        scenes.append(scene)
+        captions.append(caption)
     return pixels, scenes, captions
 
 
-def captioned_laws(n: int, world: WorldConfig, draw: random.Random) -> Captioned:
-    """Pictures of the eight laws and of simple arrangements.  Plain are arrangements, and laws with the outcome merely stated."""
-    pixels, _, captions = training_pairs(n, world, draw)
-    plain = [i for i, text in enumerate(captions) if understand(text).kind in ("stated", "arrangement")]
+def captioned_laws(n: int, world: WorldConfig, rng: random.Random) -> Captioned:
+    """Pictures of the laws and of GenEval's tasks.  Plain are stated outcomes, and arrangements."""
+    pixels, _, captions = training_pairs(n, world, rng)
+    plain = [i for i, text in enumerate(captions) if understand(text).kind in ("stated", ARRANGEMENT)]
     return Captioned(pixels, captions, plain, all_texts())
 
 
-INKS = (*COLORS, "wooden", "brown", "iron", "grey")  # what things are painted with
+def captioned_graphs(n: int, rng: random.Random, accuracy: float = RELATION_ACCURACY) -> Captioned:
+    """Pictures of training graphs.  Plain are captions that say where everything is."""
+    pixels, captions, plain = np.empty((n, 64, 64, 3), np.uint8), [], []
+    for i in tqdm(range(n), desc="rendering scene graphs", unit="picture", leave=False):
+        graph, scene = sample_picture(rng)
+        pixels[i] = render_pixels(scene)
+        captions.append(training_caption(graph, scene, rng, accuracy))
+        if captions[-1].count(" at the ") == len(scene.objects):
+            plain.append(i)
+    return Captioned(pixels, captions, plain, graph_vocabulary())
 
 
+# -------------------------------------------------------------------------- pictures that no prompt asks for
+# They show colours, places and outcomes independently of each other, so that each is learnt by itself.
+# No picture or caption of a held-out prompt is among them.
+INKS = (*COLORS, "wooden", "brown", "iron", "grey")
 PLASTICS = tuple(f"{color} plastic" for color in COLORS)
-
-
-LOOKS = {  # (shapes, colours) of lessons beyond what prompts ask for, so that reasons stay true: wood is lighter than water; elsewhere any ink
+VARIANTS = {  # (shapes, colours) where the reason depends on the material: wood is lighter than water
     "buoyancy": (("ball", "block", "cone"), ("wooden", "iron", *PLASTICS)),
     "magnet": (("ball", "block", "cone"), ("iron", *PLASTICS)),
 }
+CONVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 
-def twin(scene: Scene, draw: random.Random) -> Scene:
-    """The same scene in other colours, each thing's drawn by itself; never one that is held out.  Its picture may break the world's rules: a wooden candle."""
+def recolored(scene: Scene, rng: random.Random) -> Scene:
+    """The same scene in random colours, also impossible ones (a wooden candle); never a held-out one."""
     while True:
-        things = tuple(replace(o, color=draw.choice(INKS)) if o.color else o for o in scene.objects)
-        if scene.law == "arrangement" or seen(things) not in seen_in(scene.law, "held-out"):
+        things = tuple(replace(o, color=rng.choice(INKS)) if o.color else o for o in scene.objects)
+        if scene.law == ARRANGEMENT or _appearance(things) not in _appearances(scene.law, "held-out"):
             return replace(scene, objects=things)
 
 
-def altered(draw: random.Random) -> tuple[Scene, str]:
-    """A picture of a law with things that no prompt asks for, "a brown flag", and any outcome; its caption says all that is to be seen.
-
-    Which colours a thing has, where it is and what becomes of it then have nothing to do with each other, so that a new combination of these is nothing special.
-    """
-    law = draw.choice(list(LAWS))
-    known = seen_in(law, "train") | seen_in(law, "held-out")
+def recombined_pair(rng: random.Random) -> tuple[Scene, str]:
+    """A scene of a law with objects of no prompt ("a brown flag") and any outcome, with a true caption."""
+    law = rng.choice(list(LAWS))
+    known = _appearances(law, "train") | _appearances(law, "held-out")
     while True:
-        objects = tuple(_altered(law, o, draw) for o in draw.choice(combinations(law, "train")))
+        objects = tuple(_variant(law, o, rng) for o in rng.choice(combinations(law, "train")))
         inks = [o.color for o in objects if o.color]
-        if seen(objects) not in known and len(set(inks)) == len(inks):
+        if _appearance(objects) not in known and len(set(inks)) == len(inks):
             break
-    outcome = draw.choice(LAWS[law].possible(objects))
-    return jitter(Scene(law, objects, outcome), draw), law_prompt(law, objects, outcome, defiant=False).text
+    outcome = rng.choice(list(LAWS[law].outcomes))
+    return jitter(Scene(law, objects, outcome), rng), law_prompt(law, objects, outcome, defiant=False).text
 
 
-def _altered(law: str, thing: Object, draw: random.Random) -> Object:
+def _variant(law: str, thing: Object, rng: random.Random) -> Object:
     if not thing.color:
         return thing
-    if law not in LOOKS:
-        return replace(thing, color=draw.choice([ink for ink in INKS if ink != "iron"]))  # "a iron balloon"
-    shapes, colors = LOOKS[law]
-    return replace(
-        thing, name=draw.choice(shapes), color=draw.choice(colors), size=draw.choice(("big", "small"))
-    )
+    if law not in VARIANTS:
+        return replace(thing, color=rng.choice([ink for ink in INKS if ink != "iron"]))  # "a iron balloon"
+    shapes, colors = VARIANTS[law]
+    name, color, size = rng.choice(shapes), rng.choice(colors), rng.choice(("big", "small"))
+    return replace(thing, name=name, color=color, size=size)
 
 
-def seen(objects: tuple[Object, ...]) -> tuple[Object, ...]:
-    """As they are painted: red plastic is red, and what has no size is as large as what is big."""
+def _appearance(objects: Objects) -> Objects:
+    """As rendered: red plastic looks red, and an object without a size is as large as a big one."""
     return tuple(replace(o, color=o.color.split(" ")[0], size=o.size or "big") for o in objects)
 
 
 @cache
-def seen_in(law: str, split: str) -> frozenset[tuple[Object, ...]]:
-    return frozenset(seen(objects) for objects in combinations(law, split))
+def _appearances(law: str, split: str) -> frozenset[Objects]:
+    return frozenset(_appearance(objects) for objects in combinations(law, split))
 
 
-def related(scene: Scene, draw: random.Random) -> str:
-    """Of two things, a caption with the colours of both and how they stand, "a red ball left of a blue ball"; of others, or of what is held out, "".
+def related_caption(scene: Scene, rng: random.Random) -> str:
+    """For two shapes, both colours and a relation: "a red ball left of a blue ball"; for other scenes "".
 
-    Neither a relation of two shapes nor a pair of coloured things is said that a held-out prompt asks for, nor the same the other way around.
+    Also "" if a held-out prompt has this relation of the shapes or this pair of coloured shapes.
     """
-    if scene.law != "arrangement" or len(scene.objects) != 2:
+    if scene.law != ARRANGEMENT or len(scene.objects) != 2:
         return ""
-    a, b = draw.sample(scene.objects, 2)
-    relation = draw.choice([r for r in RELATIONS if holds(r, a.xy, b.xy)])
+    a, b = rng.sample(scene.objects, 2)
+    relation = rng.choice([r for r in RELATIONS if holds(r, a, b)])
     said = {f"a {a.name} {relation} a {b.name}", f"a {b.name} {CONVERSE[relation]} a {a.name}"}
     said |= {f"a {a.words} and a {b.words}", f"a {b.words} and a {a.words}"}
-    return "" if said & _held_out_tasks() else f"a {a.words} {relation} a {b.words}"
-
-
-CONVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+    return "" if said & _held_out_texts() else f"a {a.words} {relation} a {b.words}"
 
 
 @cache
-def _held_out_tasks() -> frozenset[str]:
-    return frozenset(task.words for task in tasks("held-out"))
-
-
-def go_beyond(
-    scene: Scene, caption: str, altered_share: float, related_share: float, draw: random.Random
-) -> tuple[Scene, str]:
-    """A picture of the world and its caption, or in its place a lesson of what no prompt asks for."""
-    if scene.law == "arrangement":
-        return scene, (draw.random() < related_share and related(scene, draw)) or caption
-    return altered(draw) if draw.random() < altered_share else (scene, caption)
+def _held_out_texts() -> frozenset[str]:
+    return frozenset(p.text for p in prompt_set(ARRANGEMENT, "held-out"))

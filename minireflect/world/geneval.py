@@ -1,94 +1,83 @@
-"""GenEval's six kinds of task on our scenes, judged by its published rules, and pictures in its folder layout.
-
-    Ghosh et al. 2023, arXiv 2310.11513; a picture is right when every `include` clause is met and no `exclude` clause is:
+"""GenEval (Ghosh et al. 2023, arXiv 2310.11513) on our scenes: its published rules, and its folders.
 
     single_object   a ball                         at least one
     two_object      a ball and a cone              at least one of each
     counting        three red balls                at least three, and not four
     colors          a red ball                     at least one of this colour
-    position        a ball left of a cone          centres: an offset beyond a dead zone, and at most 60 degrees off the axis
+    position        a ball left of a cone          centres: at most 60 degrees off the axis
     color_attr      a red ball and a blue cone     one each of these colours
     overall         the unweighted mean of the six
 
-Other things in the picture do no harm by these rules; `Prompt.fulfilled_by`, which training and other tables here go by, is stricter.  Where GenEval has a
-detector we have the inspector, whose objects have no confidence: a position counts if any two of the named things stand so.
+Other objects in the picture do no harm by these rules; `Prompt.fulfilled_by`, which training and other tables
+use, is stricter.  GenEval reads pictures with a detector, we with the inspector, whose objects have no
+confidence: a position counts if any two of the named objects are so related.
 """
 
 import json
 from pathlib import Path
 
 from torch import Tensor
-from torchvision.utils import save_image
 
-from .graphs import TASKS, Clause, Task, holds
-from .prompts import Prompt
-from .scenes import Object
+from .canvas import to_pixels, write_picture
+from .graphs import Entity, holds
+from .prompts import TASKS, Prompt
+from .scenes import Objects
 
-TAGS = dict(
-    zip(TASKS, ("single_object", "two_object", "counting", "colors", "position", "color_attr"))
-)  # GenEval's names of our kinds
-
-
-def metadata(task: Task) -> dict:
-    """A line of GenEval's evaluation_metadata.jsonl."""
-    clauses = task.clauses[::-1] if task.relation else task.clauses  # what another is placed by comes first
-    include = [_clause(c) for c in clauses]
-    if task.relation:
-        include[1]["position"] = [task.relation, 0]
-    line = {"tag": TAGS[task.kind], "include": include}
-    if task.kind == "counting":
-        line["exclude"] = [{**_clause(c), "count": c.count + 1} for c in clauses]
-    return {**line, "prompt": f"a photo of {task.words}"}
+GENEVAL_TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+TAGS = dict(zip(TASKS, GENEVAL_TASKS))  # GenEval's names of our tasks
 
 
-def _clause(clause: Clause) -> dict:
-    found = {"class": clause.name, "count": clause.count}
-    return {**found, "color": clause.color} if clause.color else found
+def is_right(things: Objects, prompt: Prompt) -> bool:
+    """GenEval's verdict on the objects of a picture."""
+    entities = prompt.graph.entities
+    found = [[t for t in things if e.matches(t)] for e in entities]
+    if any(len(f) < e.count for f, e in zip(found, entities)):
+        return False
+    if prompt.task == "counting" and any(len(f) > e.count for f, e in zip(found, entities)):
+        return False
+    return all(any(holds(p, a, b) for a in found[s] for b in found[o]) for s, p, o in prompt.graph.relations)
 
 
-def is_right(things: tuple[Object, ...], line: dict) -> bool:
-    """GenEval's verdict on what is seen in a picture; `line` is its metadata."""
-
-    def found(clause: dict) -> list[Object]:
-        return [t for t in things if t.name == clause["class"] and clause.get("color", t.color) == t.color]
-
-    for clause in line["include"]:
-        if len(found(clause)) < clause["count"]:
-            return False
-        if "position" in clause:
-            relation, other = clause["position"]
-            pairs = [(a, b) for a in found(clause) for b in found(line["include"][other])]
-            if not any(holds(relation, a.xy, b.xy) for a, b in pairs):
-                return False
-    return not any(len(found(clause)) >= clause["count"] for clause in line.get("exclude", []))
-
-
-def scores(things: list[tuple[Object, ...]], tasks: list[Task]) -> dict[str, float]:
-    """Share of right pictures of each kind of task that was asked for, and "overall", their unweighted mean."""
-    right = [is_right(seen, metadata(task)) for seen, task in zip(things, tasks)]
-    rows = {
-        kind: [ok for ok, task in zip(right, tasks) if task.kind == kind]
-        for kind in TASKS
-        if any(task.kind == kind for task in tasks)
-    }
-    means = {kind: sum(ok) / len(ok) for kind, ok in rows.items()}
+def scores(things: list[Objects], prompts: list[Prompt]) -> dict[str, float]:
+    """Share of right pictures for each task among the prompts, and "overall", their unweighted mean."""
+    right = [is_right(seen, prompt) for seen, prompt in zip(things, prompts)]
+    means = {}
+    for task in TASKS:
+        if of_task := [ok for ok, prompt in zip(right, prompts) if prompt.task == task]:
+            means[task] = sum(of_task) / len(of_task)
     return {**means, "overall": sum(means.values()) / len(means)}
 
 
-def export(folder: Path, prompts: list[Prompt], images: Tensor) -> None:
-    """Write pictures as GenEval's scripts read them: FOLDER/00000/metadata.jsonl and samples/0000.png, ... for each prompt.
+def metadata(prompt: Prompt) -> dict:
+    """A line of GenEval's evaluation_metadata.jsonl."""
+    relations, include = prompt.graph.relations, [_clause(e, e.count) for e in prompt.graph.entities]
+    if relations:  # the object that another is placed by comes first
+        include = [include[1], {**include[0], "position": [relations[0][1], 0]}]
+    line = {"tag": TAGS[prompt.task], "include": include}
+    if prompt.task == "counting":
+        line["exclude"] = [_clause(e, e.count + 1) for e in prompt.graph.entities]
+    return {**line, "prompt": f"a photo of {prompt.text}"}
 
-    Raises ValueError on a prompt that is no arrangement, or when the pictures cannot be shared out evenly.
+
+def _clause(entity: Entity, count: int) -> dict:
+    color = {"color": entity.color} if entity.color else {}
+    return {"class": entity.name, "count": count, **color}
+
+
+def export(folder: Path, prompts: list[Prompt], images: Tensor) -> None:
+    """Write pictures as GenEval's scripts read them: for each prompt FOLDER/00000/ with metadata.jsonl and
+    samples/0000.png, ...
+
+    Raises ValueError on a prompt that is no arrangement, or when the pictures cannot be divided evenly.
     Shapes: images (n*k 3 h w) in [-1, 1], k of each of n prompts, one after the other
     """
     if not prompts or len(images) % len(prompts):
-        raise ValueError(f"{len(images)} pictures cannot be shared out among {len(prompts)} prompts")
-    each = len(images) // len(prompts)
-    for i, (prompt, drawn) in enumerate(zip(prompts, images.split(each))):
-        if prompt.task is None:
+        raise ValueError(f"{len(images)} pictures cannot be divided evenly among {len(prompts)} prompts")
+    for i, (prompt, part) in enumerate(zip(prompts, images.split(len(images) // len(prompts)))):
+        if prompt.graph is None:
             raise ValueError(f"GenEval has no task like {prompt.text!r}: only arrangements can be exported")
         place = folder / f"{i:05d}"
         (place / "samples").mkdir(parents=True, exist_ok=True)
-        (place / "metadata.jsonl").write_text(json.dumps(metadata(prompt.task)))
-        for j, image in enumerate(drawn):
-            save_image((image.clamp(-1, 1) + 1) / 2, place / "samples" / f"{j:04d}.png")
+        (place / "metadata.jsonl").write_text(json.dumps(metadata(prompt)))
+        for j, pixels in enumerate(to_pixels(part)):
+            write_picture(pixels, place / "samples" / f"{j:04d}.png")

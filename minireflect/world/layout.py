@@ -1,10 +1,11 @@
-"""From a scene graph to a picture of it: things are placed one by one where every relation holds, by trial and error.
+"""From a scene graph to a scene: shapes are placed one by one where every relation holds, by trial and error.
 
     scene = lay_out(parse_graph("red ball on blue box"), random.Random(0))
 
-And the graphs that are trained and tested on, which differ in the pairs of things that they relate.
+Also the random graphs for training and testing, which differ in the pairs of entities that they relate.
 """
 
+import math
 import random
 from graphlib import CycleError, TopologicalSorter
 
@@ -17,100 +18,101 @@ from .graphs import (
     Entity,
     GraphError,
     SceneGraph,
+    holds,
     radius,
-    stands,
 )
-from .scenes import COLORS, Object, Scene
+from .scenes import COLORS, Object, Scene, arrangement
 
 ROWS, COLUMNS = ("top", "", "bottom"), ("left", "", "right")
+PLACES = tuple(f"{row} {column}".strip() or "middle" for row in ROWS for column in COLUMNS)
+GAP = 19  # least distance in pixels of two centres of GenEval's shapes, so that no two touch
+AIR = 3  # pixels between two shapes of a graph that do not touch
+LAYOUTS, SPOTS = 400, 40  # how often a layout is begun, and how many spots are tried for a shape
+HELD_OUT = 0.2  # share of the pairs of entities that are never related in training
+XY = tuple[int, int]
 
 
-AIR = 3  # pixels between two things that do not touch
-
-
-LAYOUTS, SPOTS = 400, 40  # how often a layout is begun, and how many spots are tried for a thing
-
-
-def place(xy: tuple[int, int]) -> str:
+def place(xy: XY) -> str:
     """One of nine places of a picture: "top left", "right", "middle"."""
-    row, column = (ROWS[_third(xy[1])], COLUMNS[_third(xy[0])])
-    return f"{row} {column}".strip() or "middle"
+    column, row = ((v >= 25) + (v >= 40) for v in xy)
+    return PLACES[3 * row + column]
 
 
-def _third(v: int) -> int:
-    return (v >= 25) + (v >= 40)
+def arrange(graph: SceneGraph, rng: random.Random) -> Scene:
+    """A scene of a GenEval task: shapes at random places, apart from each other; open colours at random."""
+    things = [(e.name, e.color) for e in graph.entities for _ in range(e.count)]
+    while True:
+        spots: list[XY] = []
+        for _ in range(100):
+            spot = (rng.randint(10, 54), rng.randint(10, 54))
+            if all(math.dist(spot, other) >= GAP for other in spots):
+                spots.append(spot)
+            if len(spots) == len(things):
+                break
+        objects = [Object(n, c or rng.choice(COLORS), xy=xy) for (n, c), xy in zip(things, spots)]
+        if len(objects) == len(things) and graph.fulfilled_by(tuple(objects)):
+            return arrangement(objects)
 
 
 def lay_out(
-    graph: SceneGraph,
-    rng: random.Random,
-    keep: dict[int, tuple[int, int]] | None = None,
-    layouts: int = LAYOUTS,
+    graph: SceneGraph, rng: random.Random, keep: dict[int, XY] | None = None, layouts: int = LAYOUTS
 ) -> Scene:
-    """A picture of the graph, what it leaves open at random.  Entities in `keep` (by index) stay where they are said to be.
+    """A scene of a graph with colours, whose shapes may touch.  Entities in `keep` (by index) stay there.
 
     Raises GraphError when no layout is found.
     """
-    keep = keep or {}
     order = _contact_order(graph)
     for _ in range(layouts):
         placed: list[tuple[int, Object]] = []
-        for i in order:
-            entity = graph.entities[i]
-            for _ in range(entity.count):
-                thing = _find_spot(graph, i, placed, rng, keep.get(i))
-                if thing is None:
-                    break
-                placed.append((i, thing))
-            else:
-                continue
-            break
+        for i in [j for j in order for _ in range(graph.entities[j].count)]:
+            thing = _find_spot(graph, i, placed, rng, (keep or {}).get(i))
+            if thing is None:
+                break
+            placed.append((i, thing))
         else:
-            return Scene("arrangement", tuple(sorted((t for _, t in placed), key=lambda o: o.xy)), "")
-    raise GraphError(f"no way was found to place this in one picture: {graph.sentence}")
+            return arrangement(thing for _, thing in placed)
+    raise GraphError(f"no layout was found that shows all of this in one picture: {graph.sentence}")
 
 
 def _contact_order(graph: SceneGraph) -> list[int]:
-    """What carries, contains or stands behind something comes before it; then as listed."""
+    """Entities by index: what carries, contains or is behind something comes before it."""
     after = {
         i: {o for s, p, o in graph.relations if s == i and p in TOUCHING} for i in range(len(graph.entities))
     }
     try:
         return list(TopologicalSorter(after).static_order())
-    except CycleError:
-        raise GraphError(f"these lean on each other all around: {graph.sentence}") from None
+    except CycleError as error:
+        cycle = ", ".join(graph.entities[i].label for i in error.args[1])
+        raise GraphError(f"the relations form a cycle of things that touch: {cycle}") from None
 
 
 def _find_spot(
-    graph: SceneGraph,
-    i: int,
-    placed: list[tuple[int, Object]],
-    rng: random.Random,
-    fixed: tuple[int, int] | None,
+    graph: SceneGraph, i: int, placed: list[tuple[int, Object]], rng: random.Random, fixed: XY | None
 ) -> Object | None:
-    """Somewhere for one thing of entity i where all its relations to what is placed hold, and nothing else touches it."""
+    """One object of entity i where its relations hold and it touches no other; None if there is no room."""
     entity = graph.entities[i]
     r = radius(entity.name)
-    links = [(s, p, o) for s, p, o in graph.relations if i in (s, o)]
-    contact = next(
-        ((p, thing) for s, p, o in links if s == i and p in TOUCHING for j, thing in placed if j == o), None
-    )
+    contacts = [
+        (p, base)
+        for s, p, o in graph.relations if s == i and p in TOUCHING
+        for j, base in placed if j == o
+    ]  # fmt: skip
     for _ in range(1 if fixed else SPOTS):
         if fixed:
             xy = fixed
-        elif contact:
-            xy = _touching(contact[0], entity.name, contact[1], rng)
+        elif contacts:
+            xy = _touching(*contacts[0], entity.name, rng)
         else:
             xy = (rng.randint(r + 3, 60 - r), rng.randint(r + 3, 60 - r))
         thing = Object(entity.name, entity.color, xy=xy)
-        if not all(r + 2 <= v <= 61 - r for v in xy):
-            continue
-        if all(_fits(graph, i, thing, j, other) for j, other in placed):
+        inside = all(r + 2 <= v <= 61 - r for v in xy)
+        if inside and all(_fits(graph, i, thing, j, other) for j, other in placed):
             return thing
     return None
 
 
-def _touching(predicate: str, name: str, base: Object, rng: random.Random) -> tuple[int, int]:
+def _touching(predicate: str, base: Object, name: str, rng: random.Random) -> XY:
+    """A random place of a shape on, inside or in front of another."""
     x, y = base.xy
     if predicate == "on":
         return x + rng.randint(-3, 3), y - radius(base.name) - radius(name)
@@ -121,58 +123,58 @@ def _touching(predicate: str, name: str, base: Object, rng: random.Random) -> tu
 
 
 def _fits(graph: SceneGraph, i: int, thing: Object, j: int, other: Object) -> bool:
-    touch = False
-    for s, p, o in graph.relations:
-        if {s, o} == {i, j}:
-            a, b = (thing, other) if s == i else (other, thing)
-            if not stands(p, a, b):
-                return False
-            touch |= p in TOUCHING
-    dx, dy = abs(thing.xy[0] - other.xy[0]), abs(thing.xy[1] - other.xy[1])
-    return touch or max(dx, dy) >= radius(thing.name) + radius(other.name) + AIR
-
-
-HELD_OUT = 0.2  # share of the pairs of entities that are never related in training
+    """Whether all relations of two objects hold, and they touch only if a relation says so."""
+    both = {i: thing, j: other}
+    between = [(s, p, o) for s, p, o in graph.relations if {s, o} == {i, j}]
+    if not all(holds(p, both[s], both[o]) for s, p, o in between):
+        return False
+    apart = max(abs(a - b) for a, b in zip(thing.xy, other.xy))
+    touch = any(p in TOUCHING for _, p, _ in between)
+    return touch or apart >= radius(thing.name) + radius(other.name) + AIR
 
 
 def held_out(a: Entity, b: Entity) -> bool:
-    """Whether these two are related in held-out graphs only; in their numbers they may differ."""
+    """Whether these two are related in held-out graphs only, in any number."""
     names = sorted(f"{e.color} {e.name}" for e in (a, b))
     return random.Random(f"pair/{names}").random() < HELD_OUT
 
 
 def sample_graph(rng: random.Random, split: str = "train") -> SceneGraph:
-    """Two to four things with one to four relations.  A held-out graph relates a pair that no training graph does."""
+    """Two to four objects, one to four relations.  Held-out graphs relate a pair that training ones do not."""
     if split not in ("train", "held-out"):
         raise ValueError(f"split {split!r} is not one of 'train', 'held-out'")
     while True:
-        wanted = rng.randint(1, MAX_RELATIONS)
-        while True:
-            things = rng.randint(2, MAX_THINGS)
-            counts = [2, *[1] * (things - 2)] if things > 2 and rng.random() < 0.25 else [1] * things
-            if wanted <= len(counts) * (len(counts) - 1) // 2:
-                break
-        kinds = rng.sample([(n, c) for n in THINGS for c in COLORS], len(counts))
-        entities = tuple(Entity(n, c, k) for (n, c), k in zip(kinds, counts))
-        pairs = [(i, j) for i in range(len(entities)) for j in range(i)]
-        relations = [
-            (*rng.sample(pair, 2), rng.choice((*PREDICATES, *TOUCHING))) for pair in rng.sample(pairs, wanted)
-        ]
-        relations = [(s, p, o) for s, o, p in relations]
-        new = any(held_out(entities[s], entities[o]) for s, _, o in relations)
-        if new != (split == "held-out"):
-            continue
         try:
-            graph = SceneGraph(entities, tuple(relations))
-            for seed in range(3):  # easily laid out, so that no training stops on one that is not
+            graph = _random_graph(rng)
+            new = any(held_out(graph.entities[s], graph.entities[o]) for s, _, o in graph.relations)
+            if new != (split == "held-out"):
+                continue
+            for seed in range(3):  # easy to lay out, so that training does not stop at one that is not
                 lay_out(graph, random.Random(seed), layouts=20)
+            return graph
         except GraphError:
             continue
-        return graph
+
+
+def _random_graph(rng: random.Random) -> SceneGraph:
+    """Any entities and relations.  Raises GraphError if no picture can show them."""
+    wanted = rng.randint(1, MAX_RELATIONS)
+    while True:
+        things = rng.randint(2, MAX_THINGS)
+        counts = [2, *[1] * (things - 2)] if things > 2 and rng.random() < 0.25 else [1] * things
+        pairs = [(i, j) for i in range(len(counts)) for j in range(i)]
+        if wanted <= len(pairs):
+            break
+    kinds = rng.sample([(n, c) for n in THINGS for c in COLORS], len(counts))
+    relations = []
+    for pair in rng.sample(pairs, wanted):
+        s, o = rng.sample(pair, 2)
+        relations.append((s, rng.choice((*PREDICATES, *TOUCHING)), o))
+    return SceneGraph(tuple(Entity(n, c, k) for (n, c), k in zip(kinds, counts)), tuple(relations))
 
 
 def sample_picture(rng: random.Random, split: str = "train") -> tuple[SceneGraph, Scene]:
-    """A graph and a picture of it."""
+    """A random graph and a scene of it."""
     while True:
         graph = sample_graph(rng, split)
         try:

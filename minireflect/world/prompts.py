@@ -1,167 +1,136 @@
-"""Prompts: what is asked of a picture, and which pictures fulfil it.
+"""Prompts: the sentences that ask for a picture, and which pictures fulfil them.
 
-Two kinds after SRRL's prompt templates 4 and 5, and GenEval's tasks:
-    physical        "a big wooden ball on the left of a water tank"                    the laws decide the outcome
-    unconventional  "..., lying on the bottom against buoyancy"                        stated, and unlawful
-    arrangement     "a red ball left of a blue block"
-An outcome merely stated, lawful or not ("..., lying on the bottom"), occurs in training captions only.
-Train and held-out prompts differ in their combinations of objects, not only in their seeds.
+Two kinds after SRRL's prompt templates 4 and 5, and GenEval's six tasks (Ghosh et al. 2023):
+    physical        "a big wooden ball on the left of a water tank"         the law decides the outcome
+    unconventional  "..., lying on the bottom against buoyancy"             stated, and unlawful
+    arrangement     "a red ball left of a blue block"                       a scene graph
+An outcome that is only stated, lawful or not ("..., lying on the bottom"), occurs in training captions only.
+Training and held-out prompts differ in their combinations of objects, not only in their seeds.
 """
 
 import random
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 
 from ..streams import choices
-from .graphs import Task, arrange, fulfils, task_list
+from .graphs import RELATIONS, SHAPES, Entity, SceneGraph
 from .laws import LAWS
-from .scenes import Object, Reading, Scene, jitter
+from .layout import arrange
+from .scenes import ARRANGEMENT, COLORS, Objects, Reading, Scene, jitter
 
-
-@dataclass(frozen=True)
-class PromptMix:
-    """What RL asks for: shares of the kinds of prompts, training combinations only."""
-
-    physical: float = 0.6  # share
-    unconventional: float = 0.3  # share
-    arrangement: float = 0.1  # share; keeps what is not reinforced from being forgotten
-
-    def __post_init__(self) -> None:
-        if min(self.physical, self.unconventional, self.arrangement) < 0 or self.total <= 0:
-            raise ValueError("the shares of prompts must not be negative, and not all zero")
-
-    @property
-    def total(self) -> float:
-        return self.physical + self.unconventional + self.arrangement
-
-    def draw(self, seed: int, n: int) -> Callable[[int], tuple[list[str], list[str]]]:
-        """A function from a step to `n` prompts, and for each the family of scenes whose rewards compare."""
-
-        def texts(step: int) -> tuple[list[str], list[str]]:
-            chance = choices(seed, "prompts", step)
-            weights = [self.physical, self.unconventional, self.arrangement]
-            kinds = chance.choices(KINDS, weights, k=n)
-            prompts = [
-                chance.choice(draw_prompts(kind, "train", 8, chance)) for kind in kinds
-            ]  # 8: one of each law
-            return [p.text for p in prompts], [f"{p.kind}/{p.law}" for p in prompts]
-
-        return texts
+KINDS = ("physical", "unconventional", ARRANGEMENT)
+TASKS = ("single object", "two objects", "counting", "colors", "position", "color attribution")  # GenEval's
+HELD_OUT_EVERY = 5  # one combination in five is never trained on
 
 
 def split(text: str) -> list[str]:
-    """Lower-case words without punctuation."""
+    """Lower-case words without punctuation: the one way from text to words."""
     return re.findall(r"[\w']+", text.lower())
-
-
-KINDS = ("physical", "unconventional", "arrangement")
-
-
-HELD_OUT_EVERY = 5  # one combination in five is never trained on
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A sentence and what it asks for: objects with one outcome of a law, or a `task` for an arrangement."""
+    """A sentence and what it asks for: objects with one outcome of a law, or an arrangement's scene graph."""
 
     text: str
-    kind: str  # one of KINDS, or "stated" for an outcome in plain words
-    law: str  # a key of LAWS, or "arrangement"
-    objects: tuple[Object, ...] = ()
+    kind: str  # one of KINDS, or "stated" for an outcome without "against ..."
+    law: str  # a key of LAWS, or ARRANGEMENT
+    objects: Objects = ()
     outcome: str = ""
-    task: Task | None = None
+    graph: SceneGraph | None = None  # of an arrangement
+    task: str = ""  # of an arrangement, one of TASKS
+
+    @property
+    def group(self) -> str:
+        """What tables average over: the law, or GenEval's task."""
+        return self.task or self.law
 
     def fulfilled_by(self, reading: Reading) -> bool:
-        """Whether the picture that gave this reading is right: every fact, nothing missing, nothing too many."""
+        """Whether the picture with this reading is right: every fact, nothing missing and nothing extra."""
         scene = reading.scene
         if scene is None or scene.law != self.law:
             return False
-        if self.task:
-            return fulfils(scene.objects, self.task)
+        if self.graph:
+            return self.graph.fulfilled_by(scene.objects)
         return scene.objects == self.objects and scene.outcome == self.outcome
 
     def scene(self, rng: random.Random) -> Scene:
-        """A picture that fulfils the prompt, what it leaves open drawn at random."""
-        if self.task:
-            return arrange(self.task, rng)
+        """A scene that fulfils the prompt; what it leaves open is drawn at random."""
+        if self.graph:
+            return arrange(self.graph, rng)
         return jitter(Scene(self.law, self.objects, self.outcome), rng)
 
 
-def law_prompt(
-    law: str, objects: tuple[Object, ...], outcome: str | None = None, defiant: bool = True
-) -> Prompt:
-    """The prompt for these objects; without an outcome, the lawful one is wanted and not named.
+def law_prompt(law: str, objects: Objects, outcome: str | None = None, defiant: bool = True) -> Prompt:
+    """The prompt for these objects.  Without an outcome it asks for the lawful one and does not name it.
 
-    An unlawful outcome is announced as one ("... against gravity"), or if not `defiant` merely stated.
+    An unlawful outcome is announced as one ("... against gravity"), or only stated if not `defiant`.
     """
     rule = LAWS[law]
     text, lawful = rule.setting(objects), rule.lawful(objects)
     if outcome is None:
         return Prompt(text, "physical", law, objects, lawful)
-    text = f"{text}, {rule.result(objects, outcome)}"
+    text = f"{text}, {rule.outcomes[outcome]}"
     if outcome == lawful or not defiant:
         return Prompt(text, "stated", law, objects, outcome)
     return Prompt(f"{text} {rule.defied}", "unconventional", law, objects, outcome)
 
 
-def _split(items: list, name: str, split: str) -> list:
-    """Every fifth of the shuffled items is held out; the shuffle depends on the name alone."""
-    order = list(items)
-    random.Random(f"split/{name}").shuffle(order)
-    held_out = order[::HELD_OUT_EVERY]
-    if split == "held-out":
-        return held_out
-    if split == "train":
-        return [item for item in order if item not in held_out]
-    raise ValueError(f"split {split!r} is not one of 'train', 'held-out'")
-
-
+# ------------------------------------------------------------------------------------------------ all prompts
 @cache
-def combinations(law: str, split: str) -> tuple[tuple[Object, ...], ...]:
-    """The sets of objects of one law in one split."""
-    return tuple(_split(LAWS[law].combinations(), law, split))
-
-
-@cache
-def tasks(split: str) -> tuple[Task, ...]:
-    """The arrangement tasks of one split, split kind by kind; the three single objects are in both."""
-    everything = task_list()
-    chosen = []
-    for kind in dict.fromkeys(t.kind for t in everything):
-        of_kind = [t for t in everything if t.kind == kind]
-        chosen += of_kind if len(of_kind) <= HELD_OUT_EVERY else _split(of_kind, kind, split)
-    return tuple(chosen)
+def combinations(law: str, split: str) -> tuple[Objects, ...]:
+    """The sets of objects of one law in one split, "train" or "held-out"."""
+    return _part(LAWS[law].combinations(), law, split)
 
 
 @cache
 def prompt_set(kind: str, split: str) -> tuple[Prompt, ...]:
-    """Every prompt of one kind ("physical", "unconventional", "arrangement") and split ("train", "held-out")."""
-    if kind == "arrangement":
-        return tuple(Prompt(t.words, "arrangement", "arrangement", task=t) for t in tasks(split))
+    """Every prompt of one of KINDS and one split, "train" or "held-out", in a fixed order."""
     pairs = [(law, objects) for law in LAWS for objects in combinations(law, split)]
     if kind == "physical":
         return tuple(law_prompt(law, objects) for law, objects in pairs)
     if kind == "unconventional":
-        return tuple(
-            law_prompt(law, objects, o) for law, objects in pairs for o in LAWS[law].unlawful(objects)
-        )
-    raise ValueError(f"prompt kind {kind!r} is not one of {', '.join(KINDS)}")
+        return tuple(law_prompt(law, things, o) for law, things in pairs for o in LAWS[law].unlawful(things))
+    if kind != ARRANGEMENT:
+        raise ValueError(f"prompt kind {kind!r} is not one of {', '.join(KINDS)}")
+    prompts: list[Prompt] = []
+    for task in TASKS:
+        every = [Prompt(g.sentence, ARRANGEMENT, ARRANGEMENT, graph=g, task=task) for g in _graphs(task)]
+        # the three single objects are in both splits
+        prompts += every if len(every) <= HELD_OUT_EVERY else _part(every, task, split)
+    return tuple(prompts)
 
 
-def draw_prompts(kind: str, split: str, n: int, rng: random.Random) -> list[Prompt]:
-    """`n` prompts of one kind; the laws take turns, so that each has an equal share, the rest is chance."""
-    pool = prompt_set(kind, split)
-    groups = [[p for p in pool if (p.task.kind if p.task else p.law) == g] for g in _groups(kind)]
-    return [rng.choice(groups[i % len(groups)]) for i in range(n)]
+def _graphs(task: str) -> list[SceneGraph]:
+    """Every scene graph of one of GenEval's tasks."""
+    pairs = [(a, b) for a in SHAPES for b in SHAPES if a != b]
+    if task == "two objects":
+        return [SceneGraph((Entity(a), Entity(b))) for a, b in pairs]
+    if task == "position":
+        return [SceneGraph((Entity(a), Entity(b)), ((0, r, 1),)) for a, b in pairs for r in RELATIONS]
+    if task == "color attribution":
+        colors = [(c, d) for c in COLORS for d in COLORS if c != d]
+        return [SceneGraph((Entity(a, c), Entity(b, d))) for a, b in pairs for c, d in colors]
+    colors = {"single object": ("",), "counting": ("", *COLORS), "colors": COLORS}[task]
+    counts = (2, 3, 4) if task == "counting" else (1,)
+    return [SceneGraph((Entity(s, c, n),)) for s in SHAPES for c in colors for n in counts]
 
 
-def _groups(kind: str) -> list[str]:
-    return list(dict.fromkeys(p.task.kind if p.task else p.law for p in prompt_set(kind, "train")))
+def _part(items: list, name: str, split: str) -> tuple:
+    """The part of the items in one split: every fifth of them, shuffled by `name` alone, is held out."""
+    order = list(items)
+    random.Random(f"split/{name}").shuffle(order)
+    held_out = order[::HELD_OUT_EVERY]
+    if split == "held-out":
+        return tuple(held_out)
+    if split == "train":
+        return tuple(item for item in order if item not in held_out)
+    raise ValueError(f"split {split!r} is not one of 'train', 'held-out'")
 
 
-@lru_cache(maxsize=1)
+@cache
 def _by_text() -> dict[str, Prompt]:
     known = {}
     for split in ("train", "held-out"):
@@ -169,34 +138,73 @@ def _by_text() -> dict[str, Prompt]:
             known.update({p.text.lower(): p for p in prompt_set(kind, split)})
         for law in LAWS:
             for objects in combinations(law, split):
-                for outcome in LAWS[law].possible(objects):
+                for outcome in LAWS[law].outcomes:
                     stated = law_prompt(law, objects, outcome, defiant=False)
                     known[stated.text.lower()] = stated
     return known
 
 
 def understand(text: str) -> Prompt | None:
-    """The prompt behind a sentence of this world, or None when it asks for something the laws do not cover."""
+    """The prompt behind a sentence of this world, or None for any other sentence."""
     return _by_text().get(" ".join(text.lower().split()).rstrip("."))
 
 
 def all_texts() -> list[str]:
-    """Every sentence that the world can say; the vocabulary is read off them."""
+    """Every sentence that prompts and the laws' captions use; the vocabulary is read off them."""
     return list(_by_text())
+
+
+# --------------------------------------------------------------------------------- random prompts and scenes
+def draw_prompts(kind: str, split: str, n: int, rng: random.Random) -> list[Prompt]:
+    """`n` random prompts of one kind; laws or tasks take turns, so that each has an equal share."""
+    pool = prompt_set(kind, split)
+    groups = [[p for p in pool if p.group == group] for group in dict.fromkeys(p.group for p in pool)]
+    return [rng.choice(groups[i % len(groups)]) for i in range(n)]
+
+
+@dataclass(frozen=True)
+class PromptMix:
+    """The prompts of reinforcement learning: shares of their kinds, training combinations only."""
+
+    # share of prompts whose outcome the law decides
+    physical: float = 0.6
+    # share of prompts that state an unlawful outcome
+    unconventional: float = 0.3
+    # share of GenEval's tasks; what is not reinforced at all would be forgotten
+    arrangement: float = 0.1
+
+    def __post_init__(self) -> None:
+        if min(self.shares) < 0 or sum(self.shares) <= 0:
+            raise ValueError("the shares of prompts must not be negative, and not all zero")
+
+    @property
+    def shares(self) -> list[float]:
+        return [self.physical, self.unconventional, self.arrangement]
+
+    def draw(self, seed: int, n: int) -> Callable[[int], tuple[list[str], list[str]]]:
+        """A function from a step to `n` texts, and for each the group within which rewards are comparable."""
+
+        def texts(step: int) -> tuple[list[str], list[str]]:
+            rng = choices(seed, "prompts", step)
+            kinds = rng.choices(KINDS, self.shares, k=n)
+            prompts = [
+                rng.choice(draw_prompts(kind, "train", 8, rng)) for kind in kinds
+            ]  # 8: one of each law
+            return [p.text for p in prompts], [f"{p.kind}/{p.law}" for p in prompts]
+
+        return texts
 
 
 def sample_scene(
     seed: int, law: str | None = None, split: str = "train", lawful: bool | None = None
 ) -> Scene:
-    """A scene from a seed: any law or arrangement unless `law` is given; lawful or not at random unless given."""
+    """A scene from a seed; the law (or ARRANGEMENT) and whether it is obeyed are random unless given."""
     rng = random.Random(f"scene/{seed}")
-    law = law or rng.choice([*LAWS, "arrangement"])
-    if law == "arrangement":
-        kinds = [t.kind for t in tasks(split)]
-        kind = rng.choice(list(dict.fromkeys(kinds)))
-        return arrange(rng.choice([t for t in tasks(split) if t.kind == kind]), rng)
+    law = law or rng.choice([*LAWS, ARRANGEMENT])
+    if law == ARRANGEMENT:
+        return sample_arrangement(split, rng).scene(rng)
     if law not in LAWS:
-        raise ValueError(f"no law named {law!r}; there are {', '.join(LAWS)} and arrangement")
+        raise ValueError(f"no law named {law!r}; there are {', '.join(LAWS)} and {ARRANGEMENT}")
     objects = rng.choice(combinations(law, split))
     if lawful is None:
         lawful = rng.random() < 0.5
@@ -204,40 +212,44 @@ def sample_scene(
     return jitter(Scene(law, objects, outcome), rng)
 
 
-def near_miss(prompt: Prompt, draw: random.Random, split: str = "train") -> Prompt:
-    """The same prompt with one fact wrong: its pictures are the twins of this one's, its text is a false caption.
+def sample_arrangement(split: str, rng: random.Random) -> Prompt:
+    """A random prompt of one of GenEval's tasks, each with an equal share."""
+    task = rng.choice(TASKS)
+    return rng.choice([p for p in prompt_set(ARRANGEMENT, split) if p.task == task])
 
-    Laws: the outcome is another one, or one object differs in as few attributes as the law allows (a balance has a
-    big and a small ball, so there two change).  Arrangements: one clause or the relation of the task is another.
+
+# ------------------------------------------------------------------------------------------------ near misses
+def near_miss(prompt: Prompt, rng: random.Random, split: str = "train") -> Prompt:
+    """The same prompt with one fact changed: its text is a false caption of the other's pictures.
+
+    Laws: another outcome, or as few attributes of the objects changed as the law allows (a balance has a big
+    and a small ball, so two sizes change).  Arrangements: the graph of the same task that differs least.
     """
-    if prompt.task:
-        others = [t for t in tasks(split) if t.kind == prompt.task.kind and t != prompt.task]
-        nearest = min(_task_distance(prompt.task, t) for t in others)
-        task = draw.choice([t for t in others if _task_distance(prompt.task, t) == nearest])
-        return Prompt(task.words, "arrangement", "arrangement", task=task)
+    if prompt.graph:
+        others = [p for p in prompt_set(ARRANGEMENT, split) if p.task == prompt.task and p != prompt]
+        nearest = min(_graph_distance(prompt.graph, p.graph) for p in others)
+        return rng.choice([p for p in others if _graph_distance(prompt.graph, p.graph) == nearest])
     law = LAWS[prompt.law]
     objects, outcome = prompt.objects, prompt.outcome
-    if draw.random() < 0.5:
-        outcome = draw.choice([o for o in law.possible(objects) if o != outcome])
+    if rng.random() < 0.5:
+        outcome = rng.choice([o for o in law.outcomes if o != outcome])
     else:
-        others = [o for o in combinations(prompt.law, split) if o != objects and outcome in law.possible(o)]
+        others = [o for o in combinations(prompt.law, split) if o != objects]
         nearest = min(_distance(objects, o) for o in others)
-        objects = draw.choice([o for o in others if _distance(objects, o) <= max(nearest, 1)])
-    silent = outcome == law.lawful(objects) and draw.random() < 0.5
+        objects = rng.choice([o for o in others if _distance(objects, o) <= max(nearest, 1)])
+    silent = outcome == law.lawful(objects) and rng.random() < 0.5
     return law_prompt(prompt.law, objects, None if silent else outcome)
 
 
-def _distance(a: tuple[Object, ...], b: tuple[Object, ...]) -> int:
+def _distance(a: Objects, b: Objects) -> int:
     """How many attributes differ between two sets of objects of one law."""
-    return sum(
-        (x.name != y.name) + (x.color != y.color) + (x.size != y.size) + (x.place != y.place)
-        for x, y in zip(a, b)
-    )
+    attributes = ("name", "color", "size", "place")
+    return sum(getattr(x, key) != getattr(y, key) for x, y in zip(a, b) for key in attributes)
 
 
-def _task_distance(a: Task, b: Task) -> int:
-    """How many facts differ between two tasks of one kind."""
-    differ = int(a.relation != b.relation)
-    for x, y in zip(a.clauses, b.clauses):
+def _graph_distance(a: SceneGraph, b: SceneGraph) -> int:
+    """How many facts differ between two graphs of one task."""
+    differ = sum(p != q for (_, p, _), (_, q, _) in zip(a.relations, b.relations))
+    for x, y in zip(a.entities, b.entities):
         differ += (x.name != y.name) + (x.color != y.color) + (x.count != y.count)
     return differ

@@ -9,35 +9,39 @@ import numpy as np
 from torch import Tensor
 
 from .canvas import MARGIN, SIZE, Pen, to_tensor
-from .graphs import draw_arrangement
+from .graphs import radius
 from .laws import LAWS
-from .scenes import Object, Scene
+from .scenes import ARRANGEMENT, Objects, Scene
 
 
-def canvas(law: str, objects: tuple[Object, ...], outcome: str) -> np.ndarray:
-    """The scene with a margin around it, of which a camera position is a crop.  -> (80 80 3) uint8, read-only"""
-    if law != "arrangement":
-        return _law_canvas(law, objects, outcome)
+def canvas(law: str, objects: Objects, outcome: str) -> np.ndarray:
+    """The scene with its margin, of which a picture is a crop.  -> (80 80 3) uint8, read-only for laws"""
+    return _arrangement_canvas(objects) if law == ARRANGEMENT else _law_canvas(law, objects, outcome)
+
+
+def _arrangement_canvas(objects: Objects) -> np.ndarray:
+    """What is lower in the picture is nearer to the camera, and hides what is behind it."""
     pen = Pen()
-    draw_arrangement(pen, objects)
+    for o in sorted(objects, key=lambda o: o.xy[1]):
+        pen.shape(o.name, *o.xy, radius(o.name), o.color)
     return pen.canvas()
 
 
-@cache  # there are 488 of them, 19 kB each
-def _law_canvas(law: str, objects: tuple[Object, ...], outcome: str) -> np.ndarray:
+@cache  # all scenes of the laws are 488 canvases of 19 kB
+def _law_canvas(law: str, objects: Objects, outcome: str) -> np.ndarray:
     pen = Pen()
     LAWS[law].draw(pen, objects, outcome)
-    drawn = pen.canvas()
-    drawn.setflags(write=False)
-    return drawn
+    pixels = pen.canvas()
+    pixels.setflags(write=False)
+    return pixels
 
 
 def render_pixels(scene: Scene) -> np.ndarray:
-    """Draw a scene.  -> (64 64 3) uint8, a read-only view."""
+    """-> (64 64 3) uint8, a view of the scene's canvas"""
     x, y = MARGIN - scene.shift[0], MARGIN - scene.shift[1]
     return canvas(*scene.facts)[y : y + SIZE, x : x + SIZE]
 
 
 def render(scene: Scene) -> Tensor:
-    """Draw a scene.  -> (3 64 64) float32 in [-1, 1]"""
+    """-> (3 64 64) float32 in [-1, 1]"""
     return to_tensor(render_pixels(scene)[None])[0]

@@ -1,80 +1,87 @@
-"""What a picture shows, as data: a scene is a law, its objects and an outcome, made from a seed.
+"""What a picture shows, as data: a scene is a law of physics, its objects and an outcome.
 
-Everything else in the world reads this one record: `render` draws it, `caption` and `rationale` put it into
-words, `graph` into triples, and `inspect` gives the same facts back from pixels alone.
+Everything else in the world uses this record: `render` turns it into pixels, `caption` and `rationale` into
+words, and `inspect` recovers it from pixels alone.
 """
 
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 COLORS = ("red", "green", "blue", "yellow", "purple")
+ARRANGEMENT = "arrangement"  # in place of a law: one to four shapes on paper, see graphs.py
+MAX_SHIFT = 2  # pixels by which a sampled scene may be moved
+SAME_PLACE = 2  # pixels by which a shape of an arrangement may be read off its place
 
 
 @dataclass(frozen=True)
 class Object:
-    """One thing in a scene.  An empty string means that the attribute plays no part in this law."""
+    """One object of a scene.  An empty string means that the attribute plays no part in this law."""
 
     name: str  # "ball", "block", "candle", ...
     color: str = ""  # one of COLORS, or the colour of a material
     size: str = ""  # "big", "small", "tall", "wide", ...
-    place: str = ""  # "left", "middle", "right", or the way it points
-    xy: tuple[int, int] | None = None  # centre in pixels; arrangements only, the laws place their own
+    place: str = ""  # "left", "middle", "right", or the direction in which it points
+    xy: tuple[int, int] | None = None  # centre in pixels; arrangements only, laws place their own
 
     @property
     def words(self) -> str:
         return " ".join(w for w in (self.size, self.color, self.name) if w)
 
 
+Objects = tuple[Object, ...]
+
+
 @dataclass(frozen=True)
 class Scene:
-    """A picture in words: `outcome` is what the law made of the objects ("left" pan down, "floats", ...)."""
+    """The facts of a picture: `outcome` is what the law decides ("left" pan down, "floats", ...)."""
 
-    law: str
-    objects: tuple[Object, ...]
+    law: str  # a key of LAWS, or ARRANGEMENT
+    objects: Objects
     outcome: str
     shift: tuple[int, int] = (0, 0)  # the whole picture moved by (x, y) pixels, in [-MAX_SHIFT, MAX_SHIFT]
 
     @property
-    def facts(self) -> tuple[str, tuple[Object, ...], str]:
-        """What must be right about a picture; where exactly the camera stood is not part of it."""
+    def facts(self) -> tuple[str, Objects, str]:
+        """What must be right about a picture; the position of the camera is not part of it."""
         return (self.law, self.objects, self.outcome)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What the inspector saw.  `scene` is None when the picture is unreadable; `why` says what was wrong then."""
+    """What the inspector read.  If the picture is unreadable, `scene` is None and `why` one sentence."""
 
     scene: Scene | None
-    residual: float  # largest difference of a 4x4 block of pixels from the scene drawn again, in [0, 1]
+    residual: float  # largest difference of a 4x4 block of pixels from the rendered scene, in [0, 1]
     why: str = ""
 
     @property
     def readable(self) -> bool:
         return self.scene is not None
 
-    def agrees_with(self, drawn: Scene) -> bool:
-        """Whether all facts of a scene were read; the shapes of an arrangement may lie two pixels off."""
+    def agrees_with(self, truth: Scene) -> bool:
+        """Whether every fact of the scene was read; shapes of an arrangement may be SAME_PLACE pixels off."""
         read = self.scene
-        if read is None or read.law != drawn.law or len(read.objects) != len(drawn.objects):
-            return False
-        if drawn.law != "arrangement":
-            return read.facts == drawn.facts
-        left = list(read.objects)
-        for thing in drawn.objects:
-            near = [
-                o
-                for o in left
-                if o.words == thing.words and max(abs(a - b) for a, b in zip(o.xy, thing.xy)) <= 2
-            ]
+        if read is None or read.law != ARRANGEMENT or truth.law != ARRANGEMENT:
+            return read is not None and read.facts == truth.facts
+        unmatched = list(read.objects)
+        for o in truth.objects:
+            near = [p for p in unmatched if p.words == o.words and _distance(p, o) <= SAME_PLACE]
             if not near:
                 return False
-            left.remove(near[0])
-        return True
+            unmatched.remove(near[0])
+        return not unmatched
 
 
-MAX_SHIFT = 2  # pixels by which a sampled scene may be moved
+def _distance(a: Object, b: Object) -> int:
+    return max(abs(a.xy[0] - b.xy[0]), abs(a.xy[1] - b.xy[1]))
+
+
+def arrangement(objects: Iterable[Object]) -> Scene:
+    """Shapes on paper as a scene, in a fixed order: from left to right."""
+    return Scene(ARRANGEMENT, tuple(sorted(objects, key=lambda o: o.xy)), "")
 
 
 def jitter(scene: Scene, rng: random.Random) -> Scene:
-    """The same scene seen by a camera that stands up to MAX_SHIFT pixels off."""
+    """The same scene with the camera moved by up to MAX_SHIFT pixels."""
     return replace(scene, shift=(rng.randint(-MAX_SHIFT, MAX_SHIFT), rng.randint(-MAX_SHIFT, MAX_SHIFT)))

@@ -29,12 +29,7 @@ def commands() -> Iterator[tuple[str, list[Option]]]:
 
 
 def test_every_option_has_help() -> None:
-    silent = {
-        f"{command} {o.flag}"
-        for command, found in commands()
-        for o in found
-        if len(o.help.split(": ")[-1]) < 4
-    }
+    silent = {f"{command} {o.flag}" for command, found in commands() for o in found if len(o.help) < 4}
     assert not silent
 
 
@@ -82,7 +77,7 @@ def test_help_of_every_training_takes_at_most_two_seconds(command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["train", "--help"], ["train", "trian"], ["sample", "--help"], ["inspect"]]
+    "words", [["--help"], ["train", "--help"], ["train", "trian"], ["trian"], ["inspect"]]
 )
 def test_lists_and_mistakes_need_no_torch(words: list[str], tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")

@@ -120,3 +120,38 @@ def test_bad_input_to_train_is_one_sentence(tmp_path: Path, what: str) -> None:
     words, parts = BAD_TRAININGS[what]
     refused(run("train", *words, cwd=tmp_path), *parts)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_stages_of_all_can_be_run_one_by_one(tmp_path: Path) -> None:
+    """Each run hands on what the next stage needs; nothing else than `--weights` is said."""
+    source: list[str] = []
+    for command in ("autoencoder", "diffusion", "reward", "srrl"):
+        done = run("train", command, "--preset", "smoke", "--out", command, *source, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-3000:]
+        source = ["--weights", command]
+    whole = run("train", "all", "--preset", "smoke", "--out", "all", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    one_by_one = read_weights(tmp_path / "srrl" / "weights" / "unet.safetensors")
+    together = read_weights(tmp_path / "all" / "weights" / "unet.safetensors")
+    assert all(torch.equal(one_by_one[k], together[k]) for k in together)
+
+
+@pytest.mark.parametrize("method", ["ddpo", "grpo"])
+def test_a_run_is_labelled_with_its_method(tmp_path: Path, method: str) -> None:
+    done = run("train", "srrl", "--method", method, "--preset", "smoke", *TINY, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"runs/{method}-1" in done.stdout and method.upper() in done.stdout
+    rows = (tmp_path / "runs" / f"{method}-1" / "metrics.jsonl").read_text()
+    assert f'"model": "{method.upper()}"' in rows and "SRRL" not in rows
+
+
+def test_resume_says_what_the_run_is(tmp_path: Path) -> None:
+    words = ["vq", "--preset", "smoke", "--out", "run"]
+    assert run("train", *words, cwd=tmp_path).returncode == 0
+    again = run("train", "--resume", "--out", "run", cwd=tmp_path)
+    assert again.returncode == 0 and "smoke preset" in again.stdout and again.stdout.startswith("vq")
+    refused(
+        run("train", "vq", "--resume", "--out", "run", "--preset", "cpu", cwd=tmp_path), "preset was 'smoke'"
+    )
+    refused(run("train", "actor", "--resume", "--out", "run", cwd=tmp_path), "one of vq, not of actor")

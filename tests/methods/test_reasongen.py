@@ -19,12 +19,11 @@ from minireflect.methods.reasongen import (
     update,
 )
 from minireflect.models.reasongen import SamplingConfig
-from minireflect.pretrain.sft import lesson_loss, lessons
+from minireflect.pretrain.sft import make_examples, sft_loss
 from minireflect.rl import tokens
 from minireflect.rl.rewards import ACCEPT_WORD
 from minireflect.run import Job, Run
 from minireflect.world.data import WorldConfig
-from tests.small import REASON_WORDS as WORDS
 from tests.small import law_texts as texts
 from tests.small import small_reasongen
 
@@ -144,7 +143,7 @@ def test_without_advantage_kl_and_entropy_the_gradient_is_that_of_the_recalled_l
     config = ReasonRLConfig(
         prompts=2, group=4, updates=1, beta=0.0, recall=0.5, recall_pictures=20, recall_batch=8
     )
-    known = lessons(config.examples, WorldConfig(), 0, WORDS, p.model.config, p.codec, CPU)
+    known = make_examples(config.examples, WorldConfig(), p, Job(None, 0))
     drawn = p.sample([t for t in texts(2) for _ in range(4)], SamplingConfig(), rng(0))
     optimizer = torch.optim.SGD(p.model.requires_grad_(True).parameters(), lr=0.0)
     learner = Learner(p, copy.deepcopy(p.model), optimizer, examples=known)
@@ -153,7 +152,7 @@ def test_without_advantage_kl_and_entropy_the_gradient_is_that_of_the_recalled_l
     p.model.zero_grad()
     chance = rng(7)
     torch.randperm(2, generator=chance)  # the order of the groups is drawn before
-    (0.5 * lesson_loss(p.model, known, config.examples, CPU, chance)[0]).backward()
+    (0.5 * sft_loss(p.model, known, config.examples, chance)[0]).backward()
     torch.testing.assert_close(found, [w.grad for w in p.model.parameters()], rtol=1e-5, atol=1e-8)
     assert sum(g.abs().sum() for g in found) > 0
 

@@ -165,6 +165,7 @@ def test_reported_costs_equal_the_counted_evaluations(loop: LoopConfig) -> None:
 
 def test_best_of_n_keeps_the_checkers_favourite_of_n_generated_pictures() -> None:
     parts, noise = small_parts(), rng(0, "n")
+    parts = parts._replace(editor=parts.diffuser)
     *_, last = reflect_and_edit(parts, GRAPHS, LOOP.generating(4, edit_all=True), rng(0, "n"), silent_actor)
     drawn = [generate(parts.diffuser, GRAPHS, LOOP, noise) for _ in range(5)]
     scores = torch.stack([parts.checker(parts.diffuser.decode(x), GRAPHS).score for x in drawn])  # (5 b)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from minireflect.checkpoints.lora import save_lora
-from minireflect.methods.srrl import reference
+from minireflect.methods.learn import reference
 from minireflect.models.lora import LoRAConfig, adapters, add_lora, lora_layers, merge_lora, remove_lora
 from minireflect.models.unet import UNet, UNetConfig
 

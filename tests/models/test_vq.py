@@ -1,20 +1,9 @@
 """The vector-quantised autoencoder: nearest codewords, gradients straight through, words that nobody uses."""
 
-from pathlib import Path
-
-import numpy as np
-import pytest
 import torch
 
 from minireflect import rng
-from minireflect.checkpoints.ours import load_module, load_pipeline, save_module
-from minireflect.models.vq import Codec, Quantiser, VQAutoencoder, VQConfig
-from minireflect.pretrain.vq import VQTraining, perplexity, refine_vq, things, train_vq, weights
-from minireflect.run import Run
-from minireflect.streams import choices
-from minireflect.world.canvas import to_tensor
-from minireflect.world.data import WorldConfig, training_pairs, twin
-from minireflect.world.render import render_pixels
+from minireflect.models.vq import Quantiser, VQAutoencoder, VQConfig
 
 SMALL = VQConfig(width=8, groups=4, forms=32, colors=16, dimensions=4)
 
@@ -71,21 +60,6 @@ def test_unused_words_move_to_what_is_badly_served_and_used_ones_stay() -> None:
     assert q.revive(z, torch.ones(32), rng(0, "revive")) == 0
 
 
-def test_the_decoder_goes_on_and_the_words_stay(tmp_path: Path) -> None:
-    pixels, _, _ = training_pairs(8, WorldConfig(), choices(0, "vq"))
-    autoencoder, images = load_pipeline().autoencoder, to_tensor(pixels)
-    torch.manual_seed(0)
-    codec = Codec(autoencoder, VQAutoencoder(VQConfig(forms=32, colors=16)).eval())
-    with torch.no_grad():
-        before, error = codec.codes(images), (codec.pictures(codec.codes(images)) - images).square().mean()
-    run = Run(tmp_path / "run", {})
-    model = refine_vq(VQTraining(steps=30, drawn=4), pixels, 0, codec, run, torch.device("cpu"))
-    after = Codec(autoencoder, model)
-    assert torch.equal(after.codes(images), before)
-    assert (after.pictures(before) - images).square().mean() < 0.7 * error
-    assert len(run.metrics("vq")) == 30 and all(r["mse"] > 0 for r in run.metrics("vq"))
-
-
 def test_a_word_depends_on_its_patch_alone() -> None:
     """Whatever stands around it, the same 8x8 pixels are the same word; and a changed pixel changes this word at most."""
     torch.manual_seed(0)
@@ -112,63 +86,3 @@ def test_a_picture_is_its_own_colours_and_its_twins_forms() -> None:
     torch.testing.assert_close(out, vq.decode(found.form.ids * 16 + found.color.ids), atol=1e-6, rtol=0)
     assert codes[0].shape == codes[1].shape == (3, 4, 8, 8)
     torch.testing.assert_close(found.loss, found.form.loss + found.color.loss)
-
-
-def test_coloured_pixels_weigh_more_and_all_together_one() -> None:
-    images = torch.full((1, 3, 2, 2), 0.9)
-    images[0, :, 0, 0] = torch.tensor([-0.6, 0.2, 0.7])  # blue; the rest is paper
-    weight = weights(images, 5.0)
-    assert weight.shape == (1, 1, 2, 2) and weight.mean().item() == pytest.approx(1)
-    assert weight[0, 0, 0, 0] / weight[0, 0, 1, 1] == pytest.approx(5)
-
-
-def test_patches_with_things_weigh_more_and_all_together_one() -> None:
-    """A pixel that differs marks its patch, whichever of the two has it; the smallest differences mark none."""
-    images = torch.full((2, 3, 16, 24), 0.9)
-    images[0, 1, 9, 17] = 0.2
-    images[1, :, :8, :8] += 0.04
-    weight = things(images, torch.full_like(images, 0.9), 5.0)
-    assert weight.shape == (2, 1, 2, 3) and weight.mean().item() == pytest.approx(1)
-    assert (weight / weight[0, 0, 0, 0]).flatten().tolist() == pytest.approx([1] * 5 + [5] + [1] * 6)
-    torch.testing.assert_close(things(torch.full_like(images, 0.9), images, 5.0), weight)
-
-
-def test_perplexity_counts_words_evenly_used() -> None:
-    assert perplexity(torch.tensor([5.0, 5, 5, 5, 0, 0])) == pytest.approx(4)
-    assert perplexity(torch.tensor([7.0, 0, 0])) == pytest.approx(1)
-
-
-def test_it_learns_keeps_and_refuses(tmp_path: Path) -> None:
-    pixels, scenes, _ = training_pairs(8, WorldConfig(), choices(0, "vq"))
-    twins = np.stack([render_pixels(twin(s, choices(0, "twins"))) for s in scenes])
-    run = Run(tmp_path / "run", {})
-    config = VQTraining(steps=60, batch=4, forms=32, colors=16, revived=10)
-    autoencoder = load_pipeline().autoencoder
-    model = train_vq(config, pixels, twins, 0, autoencoder, run, torch.device("cpu"))
-    rows = run.metrics("vq")
-    assert sum(r["latents"] for r in rows[-10:]) < 0.7 * sum(r["latents"] for r in rows[:10])
-    looks = [r for r in rows if "forms_used" in r]
-    assert len(looks) == 6
-    for name, k in (("forms", 32), ("colors", 16)):
-        assert all(0 < r[f"{name}_used"] <= 1 and 1 <= r[f"{name}_perplexity"] <= k for r in looks)
-    save_module(tmp_path / "vq.safetensors", model, {})
-    again, _ = load_module(tmp_path / "vq.safetensors", VQAutoencoder, VQConfig)
-    images = to_tensor(pixels[:2])
-    one, two = Codec(autoencoder, model), Codec(autoencoder, again)
-    ids = one.codes(images)
-    assert ids.shape == (2, 64) and torch.equal(two.codes(images), ids)
-    assert torch.equal(ids.view(2, 8, 8), model.encode(images))  # row by row
-    torch.testing.assert_close(two.pictures(ids), one.pictures(ids))
-    assert one.pictures(ids).shape == images.shape and one.pictures(ids).abs().max() <= 1
-    with pytest.raises(ValueError, match="codebooks have 512"):
-        one.pictures(ids + 512)
-    with pytest.raises(ValueError, match="not a multiple of groups"):
-        VQConfig(width=30)
-    with pytest.raises(ValueError, match="all must be 2 or more"):
-        VQConfig(colors=1)
-
-
-@pytest.mark.parametrize("bad", [{"batch": 1}, {"batch": 7}, {"pictures": 1}])
-def test_a_picture_and_its_twin_have_to_fit(bad: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="an even batch and 2 pictures"):
-        VQTraining(**bad)

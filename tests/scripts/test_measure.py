@@ -14,6 +14,7 @@ from minireflect.world.rationales import plan_of, read_rationale
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import measure
+import reports
 
 
 def test_false_rationales_are_false_and_readable() -> None:
@@ -34,5 +35,5 @@ def test_the_area_under_the_curve_counts_pairs() -> None:
     """The share of (right, wrong) pairs in which the right one has the higher value; ties count half."""
     values, right = np.array([0.9, 0.5, 0.5, 0.1, 0.7]), np.array([True, True, False, False, False])
     pairs = [(a > b) + (a == b) / 2 for a in values[right] for b in values[~right]]
-    assert measure.auc(values, right) == np.mean(pairs)
-    assert np.isnan(measure.auc(values, right | True))
+    assert reports.auc(values, right) == np.mean(pairs)
+    assert np.isnan(reports.auc(values, right | True))

@@ -13,13 +13,12 @@ from minireflect.evaluate_reason import ReasonScore, another_of_its_kind, evalua
 from minireflect.models.reasongen import SamplingConfig
 from minireflect.pipeline import ReasonPipeline
 from minireflect.rl.rewards import load_reward
-from minireflect.world.graphs import TASKS
+from minireflect.world.prompts import TASKS
 from tests.small import small_reasongen
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import reason_study
-import rig_study
-import study
+import reports
 import study_report
 import study_ways
 
@@ -48,21 +47,22 @@ def test_the_table_gives_mean_and_interval_over_seeds() -> None:
         | {kind: {**score, "accuracy": a} for kind in study_ways.KINDS}
         for i, a in enumerate((0.5, 0.6, 0.7))
     ]
-    last = study_report.table(rows).splitlines()[-1]
-    assert "| base | one picture | 0.600 ± 0.248 | 0.600 ± 0.248 |" in last  # 4.303 * 0.1 / sqrt(3)
-    assert "| 20, 0 | 0 |" in last
+    table = study_report.table(rows)
+    last = table.markdown.splitlines()[-1]
+    assert last.startswith("| base · one picture | 0.600 ± 0.248 | 0.600 ± 0.248 |")  # 4.303 * 0.1 / sqrt(3)
+    assert last.endswith("| 20 | 0 | 0 | 0 | 0 |")
 
 
-def test_finished_arms_are_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_runs_are_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(study.subprocess, "run", lambda words, check: asked.append(words))
-    study.train_arm(tmp_path / "new", 3, ["--rounds", "0"])
+    monkeypatch.setattr(reports.subprocess, "run", lambda words, check: asked.append(words))
+    reports.train("srrl", tmp_path / "new", ["--rounds", "0"])
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "config.json").write_text("{}")
-    study.train_arm(tmp_path / "begun", 3, ["--rounds", "0"])
-    (tmp_path / "done").mkdir()
-    (tmp_path / "done" / "metrics.jsonl").write_text('{"stage": "evaluation", "model": "SRRL"}\n')
-    study.train_arm(tmp_path / "done", 3, [])
+    reports.train("srrl", tmp_path / "begun", ["--rounds", "0"])
+    (tmp_path / "done" / "state").mkdir(parents=True)
+    (tmp_path / "done" / "state" / "srrl.done").write_text("")
+    assert reports.train("srrl", tmp_path / "done", []) == tmp_path / "done"
     assert [("--resume" in w, "--rounds" in w) for w in asked] == [(False, True), (True, False)]
 
 
@@ -74,8 +74,8 @@ def test_differences_are_taken_seed_by_seed() -> None:
         for arm, ahead in (("SRRL", 0.1), ("K = 0", 0.0))
         for i, a in enumerate((0.2, 0.5, 0.8))
     ]
-    assert study_report.paired(rows, ["K = 0"]).splitlines()[2:] == [
-        "| K = 0 | one picture | 0.100 ± 0.000 | 0.100 ± 0.000 |"
+    assert study_report.paired(rows, ["K = 0"]).markdown.splitlines()[2:] == [
+        "| K = 0 · one picture | 0.100 ± 0.000 | 0.100 ± 0.000 |"
     ]
 
 
@@ -90,7 +90,7 @@ def test_equal_cost_compares_where_the_cheaper_arm_ends(tmp_path: Path) -> None:
             for i in range(6)
         ]
         (runs[arm][0] / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    text = study_report.at_equal_cost(runs, window=2)
+    text = study_report.at_equal_cost(runs, window=2).markdown
     # iterations 1 and 2 of SRRL by calls, 4 and 5 of the other; 4 and 5 of both by evaluations
     assert "| cheap | 60 | 0.150 | 0.450 | 600 | 0.450 | 0.450 |" in text
 
@@ -116,12 +116,14 @@ def test_the_study_of_reasongen_measures_every_row_on_the_run_that_it_belongs_to
         drawn.append((arm, run, config, options))
         value = 0.3 + 0.2 * (config.seed - 1_000) + (0.1 if run.startswith("grpo-true") else 0.0)
         tasks = dict.fromkeys([*TASKS, "overall"], value)
-        return ReasonScore(tasks, value, value, value, 0.1, 0.1, value, value, 87.0)
+        return ReasonScore(
+            tasks, value, value, value, 0.1, 0.1, value, value, 87.0, {"heat": (1.0, 0.5, 0.25)}
+        )
 
-    monkeypatch.setattr(rig_study.subprocess, "run", trained)
+    monkeypatch.setattr(reports.subprocess, "run", trained)
     monkeypatch.setattr(reason_study, "load_reasongen", lambda weights: [weights])
     monkeypatch.setattr(reason_study, "freed", lambda base, folder: base)
-    monkeypatch.setattr(reason_study, "judge_of", lambda weights: None)
+    monkeypatch.setattr(reason_study, "reward_beside", lambda weights: None)
     monkeypatch.setattr(reason_study.Swapped, "_make", lambda pipe: swapped.extend(pipe) or pipe)
     monkeypatch.setattr(reason_study, "evaluate_reason", invented)
     words = ["reason_study.py", "--out", str(tmp_path / "out"), "--docs", str(tmp_path / "docs"), "--seeds", "0", "1"]  # fmt: skip

@@ -5,10 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from minireflect import sample_scene
 from minireflect.streams import choices
 from minireflect.world.laws import LAWS
-from minireflect.world.prompts import KINDS, draw_prompts, near_miss, split
+from minireflect.world.prompts import KINDS, draw_prompts, near_miss, sample_scene, split
 from minireflect.world.rationales import (
     ARRANGEMENT_STYLES,
     LAW_STYLES,
@@ -17,7 +16,7 @@ from minireflect.world.rationales import (
     rationale,
     read_rationale,
 )
-from minireflect.world.scenes import Reading
+from minireflect.world.scenes import Object, Reading
 
 
 @pytest.mark.parametrize("law", [*LAWS, "arrangement"])
@@ -53,11 +52,12 @@ def test_what_is_not_of_the_grammar_promises_nothing() -> None:
         assert read_rationale(" ".join(words[:i] + words[i + 1 :])) is None  # no word may be missing
     for text in (
         "", "two things", "one things a red ball at the left", "two things a red ball at the left",
-        "one thing a red ball at the far left", "one thing red ball at the left", "one thing a red ball at the left and", "one thing a blue balance at the left",
+        "one thing a red ball at the far left", "one thing red ball at the left",
+        "one thing a red ball at the left and", "one thing a blue balance at the left",
     ):  # fmt: skip
         assert read_rationale(text) is None, text
     assert read_rationale("one thing a red ball at the left") == Plan(
-        "arrangement", (), "", (("ball", "red", "left"),)
+        "arrangement", (Object("ball", "red", place="left"),), ""
     )
 
 
@@ -68,7 +68,7 @@ def test_a_plan_fulfils_its_prompt_and_not_its_near_miss(kind: str) -> None:
     wrong = 0
     for prompt in draw_prompts(kind, "train", 120, draw):
         scene = prompt.scene(draw)
-        plan = read_rationale(rationale(scene, draw=draw))
+        plan = read_rationale(rationale(scene, rng=draw))
         assert plan.fulfils(prompt) and plan.shown_in(Reading(scene, 0.0))
         other = near_miss(prompt, draw).scene(draw)
         wrong += plan_of(other).fulfils(prompt)

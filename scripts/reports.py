@@ -1,0 +1,112 @@
+"""What the studies share: arguments, commands that are run once, and tables and figures of arms over seeds.
+
+An arm is a row of a study. Arms of one seed are a dictionary {arm: {measure: value}}, several seeds a list of these.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from minireflect import figures
+from minireflect.evaluate import Table, over_seeds
+from minireflect.run import write_text
+
+ROOT = Path(__file__).parent.parent
+Arms = dict[str, dict[str, float]]
+
+
+def arguments(about: str, out: str, pictures: int, of: str) -> argparse.Namespace:
+    """The options of a study; makes its folders.  `about` is shown by --help."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--out", type=Path, default=Path(out), help="folder of the runs (default: %(default)s)"
+    )
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of the page and its figures")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+    parser.add_argument("--pictures", type=int, default=pictures, help=f"{of} (default: %(default)s)")
+    args = parser.parse_args()
+    for folder in (args.out, args.docs):
+        folder.mkdir(parents=True, exist_ok=True)
+    return args
+
+
+def train(command: str, folder: Path, options: list[str]) -> Path:
+    """Run a command of train.py with the preset cpu, go on with it where it was stopped, or leave it if it is finished."""
+    if not (folder / "state" / f"{command}.done").exists():
+        started = (folder / "config.json").exists()
+        more = ["--resume"] if started else [*options, "--preset", "cpu"]
+        subprocess.run(
+            [sys.executable, str(ROOT / "train.py"), command, *more, "--out", str(folder)], check=True
+        )
+    return folder
+
+
+def cached(path: Path, make: Callable[[], dict]) -> dict:
+    """A JSON file, made once."""
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        write_text(path, json.dumps(make()))
+    return json.loads(path.read_text())
+
+
+def means(title: str, seeds: list[Arms], columns: dict[str, str]) -> Table:
+    """A row for each arm, a column for each measure (measure: its name): mean and interval over the seeds."""
+    return Table(title, {
+        arm: {name: over_seeds([s[arm][key] for s in seeds]) for key, name in columns.items()} for arm in seeds[0]
+    })  # fmt: skip
+
+
+def differences(
+    title: str, seeds: list[Arms], pairs: dict[str, tuple[str, str]], columns: dict[str, str]
+) -> Table:
+    """How far one arm is ahead of another, seed by seed; `pairs` maps the name of a row to the two."""
+    return Table(title, {
+        name: {label: over_seeds([s[one][key] - s[other][key] for s in seeds]) for key, label in columns.items()}
+        for name, (one, other) in pairs.items()
+    })  # fmt: skip
+
+
+def arms_figure(seeds: list[Arms], measures: dict[str, str], path: Path) -> None:
+    """A panel for each measure (measure: its name), a bar for each arm, a dot for each seed."""
+    names = list(seeds[0])
+    figure, plots = figures.new_figure(
+        4 * len(measures) + 1, 0.3 * len(names) + 1.2, len(measures), sharey=True
+    )
+    for axes, (key, title), color in zip(
+        plots, measures.items(), (figures.REWARD, figures.TRUTH, figures.BASE)
+    ):
+        for y, name in enumerate(names):
+            values = [s[name][key] for s in seeds]
+            axes.barh(y, np.mean(values), 0.7, color=color, alpha=0.4)
+            axes.plot(values, [y] * len(values), "o", color=color, ms=3)
+        axes.set_title(title, fontsize=9)
+        axes.set(xlabel="held-out, by the inspector; a dot is a seed", xlim=(0, 1))
+        axes.grid(axis="x", alpha=0.3)
+    plots[0].set_yticks(range(len(names)), names, fontsize=7.5)
+    plots[0].invert_yaxis()
+    figures.save(figure, path)
+
+
+def over_runs(
+    label: str, x: list[float], runs: list[list[float]], color: str, style: str = "-"
+) -> list[figures.Line]:
+    """The mean curve of several seeds, and dotted the least and the greatest of them at each place."""
+    values = np.array(runs)
+    edges = [
+        figures.Line("_range", x, edge, color, style=":")
+        for edge in (values.min(0), values.max(0))
+        if len(runs) > 1
+    ]
+    return [figures.Line(label, x, values.mean(0), color, style=style), *edges]
+
+
+def auc(values: np.ndarray, right: np.ndarray) -> float:
+    """Area under the ROC curve: the share of (right, wrong) pairs in which the right one has the higher value, ties count half."""
+    above, below = values[right], values[~right]
+    pairs = np.sign(above[:, None] - below)  # (right wrong)
+    return float((pairs.mean() + 1) / 2) if pairs.size else float("nan")

@@ -1,0 +1,78 @@
+"""The base's training: plain captions, importance sampling of noise levels, learning to read, training further."""
+
+import math
+from pathlib import Path
+
+import torch
+
+from minireflect import load_pipeline, rng
+from minireflect.diffusion.schedule import Schedule, ScheduleConfig, level_weight
+from minireflect.models.clip import TextConfig, TextEncoder
+from minireflect.models.tokenizer import EOS, Tokenizer
+from minireflect.pretrain.diffusion import (
+    LAW_BASE,
+    DiffusionTraining,
+    learn_to_read,
+    level_chances,
+    train_diffusion,
+)
+from minireflect.run import Job, Run
+from minireflect.streams import choices
+from minireflect.world.data import WorldConfig, captioned_laws, training_pairs
+from minireflect.world.prompts import understand
+
+
+def test_plain_captions_state_the_outcome_that_is_shown() -> None:
+    _, scenes, captions = training_pairs(400, WorldConfig(), choices(0, "plain"))
+    data = captioned_laws(400, WorldConfig(), choices(0, "plain"))
+    rows = data.plain
+    assert data.captions == captions
+    assert 100 < len(rows) < 300
+    for i in rows:
+        meant = understand(captions[i])
+        assert meant.task or meant.outcome == scenes[i].outcome
+    left = [understand(captions[i]) for i in range(400) if i not in rows]
+    assert {p.kind for p in left} == {"physical", "unconventional"}
+
+
+def test_importance_sampling_of_noise_levels_keeps_the_mean_loss_and_lowers_its_variance() -> None:
+    """For any error of a level, the sum of chance x weight x error is the mean of level_weight x error, in float64."""
+    schedule = Schedule(ScheduleConfig())
+    error = torch.rand(1000, generator=rng(0, "error")).double()
+    wanted = (level_weight(schedule, torch.arange(1000), 20.0).double() * error).mean()
+    spreads = []
+    for importance in (0.0, 0.5, 0.9):
+        chance, weight = (v.double() for v in level_chances(schedule, 20.0, importance))
+        assert abs(chance.sum() - 1) < 1e-5
+        assert abs((chance * weight * error).sum() / wanted - 1) < 1e-5
+        spreads.append((chance * (weight * error) ** 2).sum() - wanted**2)
+    assert spreads[0] > spreads[1] > spreads[2]
+
+
+def test_the_text_encoder_learns_to_read_places(tmp_path: Path) -> None:
+    """Four captions, four pictures that differ in one place: after 150 steps they are told apart."""
+    words = ["red", "left", "right", "top", "bottom"]
+    tokenizer = Tokenizer.of(words, 4)
+    torch.manual_seed(0)
+    encoder = TextEncoder(TextConfig(len(tokenizer), EOS, 4, width=16, layers=1, heads=2, init_std=1.0))
+    latents = torch.zeros(4, 4, 2, 2)
+    for i in range(4):
+        latents[i, :, i // 2, i % 2] = 1.0
+    config = DiffusionTraining(reading_steps=150, batch=16)
+    ids, before = tokenizer([f"red {w}" for w in words[1:]]), encoder.token.weight.detach().clone()
+    job = Job(run := Run(tmp_path / "run", {}))
+    learn_to_read(config, encoder, latents, ids, torch.arange(4), job)
+    losses = [row["loss"] for row in run.metrics("reading")]
+    assert losses[0] > 0.1 and losses[-1] < 0.01
+    assert not torch.equal(before, encoder.token.weight)
+
+
+def test_training_starts_from_the_given_networks(tmp_path: Path) -> None:
+    """At a learning rate of 0 a given network stays what it was, and the other one is a new random network."""
+    shipped, data = load_pipeline(), captioned_laws(8, WorldConfig(), choices(0, "start"))
+    config, job = DiffusionTraining(steps=1, batch=4, lr=0.0), Job(Run(tmp_path / "run", {}))
+    pipe = train_diffusion(config, LAW_BASE, data, shipped.autoencoder, job, {"unet": shipped.unet})
+    same = [torch.equal(a, b) for a, b in zip(pipe.unet.parameters(), shipped.unet.parameters())]
+    assert all(same)
+    assert not torch.equal(pipe.text_encoder.token.weight, shipped.text_encoder.token.weight)
+    assert math.isfinite(job.run.metrics("diffusion")[0]["loss"])

@@ -1,0 +1,142 @@
+"""One loop for the reward, the Checker and the captioner: losses, captions that do not hold, training further."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from minireflect import load_pipeline, rng
+from minireflect.checkpoints.ours import RIG
+from minireflect.models.matcher import Matcher, MatcherConfig
+from minireflect.models.tokenizer import EOS, Tokenizer
+from minireflect.pretrain import matcher
+from minireflect.pretrain.matcher import (
+    CAPTIONER_TRAINING,
+    CHECKER_TRAINING,
+    JointSpace,
+    RewardTraining,
+    caption_loss,
+    false_prompt,
+    train_captioner,
+    train_checker,
+    train_reward,
+)
+from minireflect.rl.rewards import ACCEPT_WORD, caption_reward, matcher_reward
+from minireflect.run import Job, Run
+from minireflect.streams import choices
+from minireflect.world.data import WorldConfig, training_pairs
+from minireflect.world.prompts import all_texts, draw_prompts, near_miss
+from minireflect.world.rationales import rationale
+from minireflect.world.render import render
+from minireflect.world.scenes import Reading
+from tests.small import REASON_WORDS as WORDS
+
+
+def test_caption_loss_counts_every_word_and_the_end_once() -> None:
+    """By hand: minus the mean log-probability of the words after the first, the first end included."""
+    logits = torch.randn(2, 6, 40, dtype=torch.float64, generator=rng(0, "caption"))
+    ids = torch.tensor([[0, 5, 9, EOS, EOS, EOS], [0, 5, 9, 12, 7, EOS]])
+    terms = [-logits[0, j].log_softmax(0)[ids[0, j + 1]] for j in range(3)]
+    terms += [-logits[1, j].log_softmax(0)[ids[1, j + 1]] for j in range(5)]
+    assert torch.allclose(caption_loss(logits, ids), torch.stack(terms).mean())
+    assert caption_loss(logits[:0], ids[:0]) == 0  # a batch in which no picture can be described
+
+
+def test_the_contrastive_loss_is_that_of_clip() -> None:
+    """Figure 3 of its paper: cross-entropy with the own sentence, and with the own picture.  A sentence that two pictures share is right for both: the target is spread over them."""
+    joint = JointSpace(8).eval()
+    image, text = torch.randn(2, 5, 8, generator=rng(0, "joint"))
+    ids = torch.arange(10).view(5, 2)
+    unit = F.normalize(joint.image(image), dim=-1), F.normalize(joint.text(text), dim=-1)
+    logits = joint.logit_scale.exp() * unit[1] @ unit[0].T
+    torch.testing.assert_close(
+        joint.loss(image, text, ids),
+        0.5 * (F.cross_entropy(logits, torch.arange(5)) + F.cross_entropy(logits.T, torch.arange(5))),
+    )
+    ids[1] = ids[0]
+    log_prob = [(logits if d else logits.T).log_softmax(-1) for d in (0, 1)]
+    each = [-torch.cat([p[:2, :2].mean(1), p.diagonal()[2:]]).mean() for p in log_prob]
+    torch.testing.assert_close(joint.loss(image, text, ids), sum(each) / 2)
+
+
+def test_a_matcher_learns_which_prompt_holds() -> None:
+    """It overfits sixteen pictures: true captions above, near misses below."""
+    torch.manual_seed(0)
+    draw = choices(0, "overfit")
+    tokenizer = Tokenizer.of(all_texts(), 32)
+    prompts = draw_prompts("physical", "train", 16, draw)
+    images = torch.stack([render(p.scene(draw)) for p in prompts])
+    ids = tokenizer([p.text for p in prompts] + [near_miss(p, draw).text for p in prompts])
+    model = Matcher(MatcherConfig(len(tokenizer), EOS, 32, width=32, layers=1, heads=2, depth=1))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    holds = torch.cat([torch.ones(16), torch.zeros(16)])
+    for _ in range(80):
+        loss = F.binary_cross_entropy_with_logits(model(images.repeat(2, 1, 1, 1), ids), holds)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.35  # 0.69 at chance
+    reward = matcher_reward(model, tokenizer)(images, [p.text for p in prompts])
+    assert reward.shape == (16,) and (reward >= 0).all() and (reward <= 1).all()
+
+
+def test_a_false_prompt_never_holds() -> None:
+    """What is left of a ball may stand above it too, so one near miss of an arrangement in twelve holds by chance."""
+    draw = random.Random(0)
+    prompts = draw_prompts("arrangement", "train", 600, draw)
+    scenes = [p.scene(draw) for p in prompts]
+    chance = [near_miss(p, draw).fulfilled_by(Reading(s, 0.0)) for p, s in zip(prompts, scenes)]
+    assert any(chance)
+    for prompt, scene in zip(prompts, scenes):
+        assert not false_prompt(prompt, scene, prompts, draw).fulfilled_by(Reading(scene, 0.0))
+
+
+def test_a_captioner_learns_to_tell_true_rationales_from_false_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It overfits six pictures: the rationale of each holds, that of another does not."""
+    monkeypatch.setattr(matcher, "ARRANGEMENTS", 0.0)  # six pictures of laws, as prompts ask for them
+    monkeypatch.setattr(matcher, "RECOMBINED", 0.0)
+    run = Run(tmp_path / "run", {})
+    config = replace(CAPTIONER_TRAINING, pictures=6, steps=120, batch=16, lr=4e-3)
+    net = train_captioner(config, WorldConfig(), WORDS, Job(run))
+    losses = [row["loss"] for row in run.metrics("captioner")]
+    assert len(losses) == 120 and losses[-1] < 0.3 * losses[0]
+    reward = caption_reward(net, WORDS)
+    draw = choices(0, "captioner", "pictures")  # the very pictures of the training
+    _, scenes, _ = training_pairs(6, replace(WorldConfig(), arrangements=0.0), draw)
+    images = torch.stack([render(s) for s in scenes])
+    true = reward(images, [rationale(s) for s in scenes])
+    false = reward(images, [rationale(s) for s in scenes[1:] + scenes[:1]])
+    assert true.min() > ACCEPT_WORD > false.mean() and (true > false).all()
+
+
+@pytest.mark.parametrize("name", ["reward", "checker", "captioner"])
+def test_each_use_logs_its_losses_and_changes_its_network(tmp_path: Path, name: str) -> None:
+    job, small = Job(Run(tmp_path / "run", {})), {"pictures": 8, "steps": 2, "batch": 4}
+    if name == "reward":
+        trained = train_reward(RewardTraining(**small), load_pipeline(), job)
+    elif name == "checker":
+        trained = train_checker(replace(CHECKER_TRAINING, **small), "checker", load_pipeline(RIG), job)
+    else:
+        trained = train_captioner(replace(CAPTIONER_TRAINING, **small), WorldConfig(), WORDS, job)
+    rows = job.run.metrics(name)
+    keys = {"reward": {"contrast", "caption", "right"}, "checker": {"caption", "right"}, "captioner": set()}
+    assert [set(row) for row in rows] == [{"stage", "step", "loss"} | keys[name]] * 2
+    assert not trained.training and not any(p.requires_grad for p in trained.parameters())
+    torch.manual_seed(0)
+    untrained = Matcher(trained.config)
+    assert not torch.equal(trained.next_word.weight, untrained.next_word.weight)
+
+
+def test_a_reward_starts_from_a_given_one(tmp_path: Path) -> None:
+    """At a learning rate of 0 it stays what it was."""
+    pipe, job = load_pipeline(), Job(Run(tmp_path / "run", {}))
+    torch.manual_seed(5)
+    start = Matcher(MatcherConfig(len(pipe.tokenizer), EOS, pipe.tokenizer.length))
+    config = RewardTraining(pictures=4, steps=1, batch=2, lr=0.0, corrupted=False)
+    trained = train_reward(config, pipe, job, start)
+    assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), start.parameters()))

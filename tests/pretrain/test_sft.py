@@ -1,0 +1,113 @@
+"""ReasonGen-R1's first stage: the examples it is shown, and what counts in its loss."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from minireflect import rng
+from minireflect.models.reasongen import SamplingConfig
+from minireflect.models.tokenizer import EOS, trim, up_to
+from minireflect.pretrain.sft import (
+    Examples,
+    ReasonTraining,
+    make_examples,
+    shuffled,
+    text_only_loss,
+    train_reasongen,
+)
+from minireflect.run import Job, Run
+from minireflect.streams import choices
+from minireflect.world.data import WorldConfig
+from minireflect.world.prompts import understand
+from minireflect.world.rationales import read_rationale
+from tests.small import REASON_WORDS as WORDS
+from tests.small import small_reasongen
+
+
+def examples(**options: float | str) -> Examples:
+    job = Job(None, 0)  # examples need no run
+    return make_examples(ReasonTraining(**options), WorldConfig(), small_reasongen(rationale=64), job)
+
+
+def test_shuffled_rationales_stay_in_their_law() -> None:
+    rationales = [f"{law} {i}" for law in "ab" for i in range(50)]
+    laws = [text[0] for text in rationales]
+    moved = shuffled(rationales, laws, choices(0, "shuffle"))
+    assert sorted(moved) == sorted(rationales) and all(t.startswith(law) for t, law in zip(moved, laws))
+    assert sum(a == b for a, b in zip(moved, rationales)) < 10
+
+
+def test_a_dense_prompt_is_the_rationale_and_leaves_the_rationale_empty() -> None:
+    """With the same random draws, each example is either the plain or the dense one."""
+    made = {dense: examples(pictures=40, dense=dense) for dense in (0.0, 0.5, 1.0)}
+    plain, mixed, dense = (
+        list(zip(WORDS.decode(e.prompts), WORDS.decode(e.rationales))) for e in made.values()
+    )
+    assert all(read_rationale(text) and prompt != text for prompt, text in plain)
+    assert dense == [(text, "") for _, text in plain]
+    assert all(row in (a, b) for row, a, b in zip(mixed, plain, dense))
+    assert 10 < sum(row == b for row, b in zip(mixed, dense)) < 30
+    assert all(torch.equal(e.codes, made[0.0].codes) for e in made.values())
+    assert all(torch.equal(e.short_prompts, made[0.0].prompts) for e in made.values())
+
+
+def test_recombined_examples_are_of_no_prompt() -> None:
+    prompts = WORDS.decode(examples(pictures=40, arrangements=0.0, recombined=1.0).short_prompts)
+    assert len(prompts) == 40 and all(len(t.split()) > 4 and understand(t) is None for t in prompts)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dense": 1.5}, r"dense is 1\.5"),
+        ({"recombined": 1.5}, r"recombined is 1\.5"),
+        ({"related_captions": -0.5}, r"related_captions is -0\.5"),
+        ({"text_only": -1}, "text_only is -1"),
+    ],
+)
+def test_bad_options_are_named(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ReasonTraining(**options)
+
+
+def test_the_text_only_loss_of_a_rationale_is_its_loss_beside_the_picture() -> None:
+    """A rationale comes before the picture, so the picture does not matter; every token up to BOI counts once."""
+    model = small_reasongen(rationale=64).model.requires_grad_(True)
+    training = ReasonTraining(12, rationales="none", dense=0.5, text_only=64)
+    data = examples(pictures=12, rationales="none", dense=0.5)
+    lengths = up_to(data.full_rationales, model.config.boi).sum(1)
+    data = Examples(*(rows[torch.stack([lengths.argmin(), lengths.argmax()])] for rows in data))
+    assert lengths.min() < lengths.max()
+    loss = text_only_loss(model, data, training, rng(0, "test"))
+    pick = torch.randint(2, (64,), generator=rng(0, "test"))
+    given = trim(data.short_prompts[pick], EOS), trim(data.full_rationales[pick], model.config.boi)
+    log_prob, _ = model.log_probs(*given, data.codes[pick, :20], SamplingConfig())
+    counted = up_to(given[1], model.config.boi)
+    assert loss.item() == pytest.approx(-(log_prob * counted).sum().item() / counted.sum().item(), rel=1e-5)
+    loss.backward()
+    image_parts = [*model.forms.parameters(), *model.colors.parameters(), *model.then.parameters()]
+    assert not any(w.grad is not None and w.grad.any() for w in image_parts)
+
+
+def test_bfloat16_gives_nearly_the_same_losses(tmp_path: Path) -> None:
+    """Products have 8 bits, weights stay float32: losses agree within a hundredth, but not exactly."""
+    losses = {}
+    for bf16 in (False, True):
+        training = ReasonTraining(24, steps=3, batch=8, lr=1e-3, dense=0.5, bf16=bf16)
+        job = Job(Run(tmp_path / str(bf16), {}))
+        trained = train_reasongen(training, WorldConfig(), small_reasongen().codec, job)
+        assert all(w.dtype == torch.float32 for w in trained.model.parameters())
+        losses[bf16] = torch.tensor([row["loss"] for row in job.run.metrics("reason-sft")])
+    assert not torch.equal(losses[True], losses[False])
+    torch.testing.assert_close(losses[True], losses[False], rtol=1e-2, atol=0)
+
+
+def test_training_goes_on_from_a_given_model(tmp_path: Path) -> None:
+    """At a learning rate of 0 the model stays what it was; whether it writes rationales follows from the examples."""
+    start, job = small_reasongen(rationale=64), Job(Run(tmp_path / "run", {}))
+    before = [w.clone() for w in start.model.parameters()]
+    training = ReasonTraining(8, steps=1, batch=4, lr=0.0, rationales="none")
+    trained = train_reasongen(training, WorldConfig(), start.codec, job, start)
+    assert all(torch.equal(a, b) for a, b in zip(before, trained.model.parameters()))
+    assert not trained.writes_rationale and start.writes_rationale

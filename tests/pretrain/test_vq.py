@@ -1,0 +1,68 @@
+"""Training of the vector-quantised autoencoder: patch weights, perplexity, a loss that falls."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from minireflect.checkpoints.ours import load_module, load_pipeline, save_module
+from minireflect.models.vq import Codec, VQAutoencoder, VQConfig
+from minireflect.pretrain.vq import VQTraining, patch_weights, perplexity, train_vq
+from minireflect.run import Job, Run
+from minireflect.streams import choices
+from minireflect.world.canvas import to_tensor
+from minireflect.world.data import WorldConfig, recolored, training_pairs
+from minireflect.world.render import render_pixels
+
+
+def test_patches_with_objects_weigh_more_and_the_mean_weight_is_1() -> None:
+    """A pixel that differs marks its patch, whichever of the two has it; the smallest differences mark none."""
+    images = torch.full((2, 3, 16, 24), 0.9)
+    images[0, 1, 9, 17] = 0.2
+    images[1, :, :8, :8] += 0.04
+    weight = patch_weights(images, torch.full_like(images, 0.9), 5.0)
+    assert weight.shape == (2, 1, 2, 3) and weight.mean().item() == pytest.approx(1)
+    assert (weight / weight[0, 0, 0, 0]).flatten().tolist() == pytest.approx([1] * 5 + [5] + [1] * 6)
+    torch.testing.assert_close(patch_weights(torch.full_like(images, 0.9), images, 5.0), weight)
+
+
+def test_perplexity_is_the_size_of_an_evenly_used_codebook() -> None:
+    assert perplexity(torch.tensor([5.0, 5, 5, 5, 0, 0])) == pytest.approx(4)
+    assert perplexity(torch.tensor([7.0, 0, 0])) == pytest.approx(1)
+
+
+def test_training_lowers_the_error_and_the_codec_comes_back_from_disk(tmp_path: Path) -> None:
+    pixels, scenes, _ = training_pairs(8, WorldConfig(), choices(0, "vq"))
+    twins = np.stack([render_pixels(recolored(s, choices(0, "twins"))) for s in scenes])
+    run = Run(tmp_path / "run", {})
+    config = VQTraining(steps=60, batch=4, forms=32, colors=16, revive_every=10)
+    autoencoder = load_pipeline().autoencoder
+    model = train_vq(config, pixels, twins, autoencoder, Job(run))
+    rows = run.metrics("vq")
+    assert sum(r["latents"] for r in rows[-10:]) < 0.7 * sum(r["latents"] for r in rows[:10])
+    looks = [r for r in rows if "forms_used" in r]
+    assert len(looks) == 6
+    for name, k in (("forms", 32), ("colors", 16)):
+        assert all(0 < r[f"{name}_used"] <= 1 and 1 <= r[f"{name}_perplexity"] <= k for r in looks)
+    save_module(tmp_path / "vq.safetensors", model, {})
+    again, _ = load_module(tmp_path / "vq.safetensors", VQAutoencoder, VQConfig)
+    images = to_tensor(pixels[:2])
+    one, two = Codec(autoencoder, model), Codec(autoencoder, again)
+    ids = one.codes(images)
+    assert ids.shape == (2, 64) and torch.equal(two.codes(images), ids)
+    assert torch.equal(ids.view(2, 8, 8), model.encode(images))  # row by row
+    torch.testing.assert_close(two.pictures(ids), one.pictures(ids))
+    assert one.pictures(ids).shape == images.shape and one.pictures(ids).abs().max() <= 1
+    with pytest.raises(ValueError, match="codebooks have 512"):
+        one.pictures(ids + 512)
+    with pytest.raises(ValueError, match="not a multiple of groups"):
+        VQConfig(width=30)
+    with pytest.raises(ValueError, match="all must be 2 or more"):
+        VQConfig(colors=1)
+
+
+@pytest.mark.parametrize("bad", [{"batch": 1}, {"batch": 7}, {"pictures": 1}])
+def test_a_batch_without_twins_is_refused(bad: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="an even batch and 2 pictures"):
+        VQTraining(**bad)

@@ -1,0 +1,152 @@
+"""Scene graphs: read from text and JSON, contradictions named, requirements met or not."""
+
+import json
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minireflect.world.captions import PROMPT_LENGTH
+from minireflect.world.captions import graph_vocabulary as vocabulary
+from minireflect.world.graphs import (
+    PREDICATES,
+    RELATIONS,
+    Entity,
+    GraphError,
+    SceneGraph,
+    from_laion_sg,
+    holds,
+    parse_graph,
+)
+from minireflect.world.layout import lay_out, sample_graph
+from minireflect.world.scenes import Object
+
+
+def test_triples_sentences_and_json_say_the_same_graph() -> None:
+    graph = parse_graph("red ball on blue box; green cube left of yellow cylinder")
+    assert graph.triples == (("red ball", "on", "blue box"), ("green block", "left of", "yellow cylinder"))
+    assert graph.sentence == "a red ball on a blue box and a green block left of a yellow cylinder"
+    assert parse_graph(graph.sentence) == graph
+    annotation = {
+        "items": [
+            {"item_id": 0, "label": "ball", "attributes": ["red"]},
+            {"item_id": 1, "label": "box", "attributes": ["blue"]},
+            {"item_id": 2, "label": "cube", "attributes": ["green"]},
+            {"item_id": 3, "label": "cylinder", "attributes": ["yellow"]},
+        ],
+        "relations": [
+            {"triple_id": 0, "item1": 0, "relation": "on", "item2": 1},
+            {"triple_id": 1, "item1": 2, "relation": "left of", "item2": 3},
+        ],
+    }
+    assert from_laion_sg(json.dumps(annotation)) == graph
+
+
+def test_sentences_of_sampled_graphs_read_back() -> None:
+    draw = random.Random(0)
+    for i in range(100):
+        graph = sample_graph(draw, ("train", "held-out")[i % 2])
+        again = parse_graph(graph.sentence)
+        assert set(again.triples) == set(graph.triples)
+        assert set(again.entities) == set(graph.entities)
+        assert len(graph.sentence.split()) + 2 <= PROMPT_LENGTH
+        assert set(graph.sentence.split()) <= set(vocabulary())
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("", "empty"),
+        ("red ball under blue box", "relations are left of"),
+        ("red cat on blue box", "no thing named 'cat'"),
+        ("ball on blue box", "say its colour"),
+        ("pink ball on blue box", "cannot read 'pink ball'"),
+        ("red ball left of blue box; blue box left of red ball", "contradict each other"),
+        ("red ball left of blue box; red ball right of blue box", "contradict each other"),
+        ("red ball above blue box; blue box above red cone; red cone on red ball", "a ball; block"),
+        (
+            "red ball above blue box; blue box above red cone; red cone above red ball",
+            "contradict each other",
+        ),
+        ("red ball left of red ball", "related to itself"),
+        ("two red balls and three blue boxes", "5 things, at most 4"),
+        ("red ball inside blue block", "only a box"),
+        ("red box inside blue box", "too big"),
+        ("red ball inside red box", "differ in colour"),
+        ("red ball on blue block; blue block in front of red ball", "cycle of things that touch"),
+        ("red ball inside blue box; green ball inside blue box", "no layout was found"),
+        ("two red balls on a blue box", "single thing"),
+        (
+            "red ball left of blue box; red ball above blue box; red cone left of blue box; "
+            "red cone above blue box; red cone below red ball",
+            "5 relations, at most 4",
+        ),
+    ],
+)
+def test_a_bad_graph_is_named(text: str, named: str) -> None:
+    with pytest.raises(GraphError, match=named):
+        lay_out(parse_graph(text), random.Random(0))
+
+
+def test_bad_json_is_named() -> None:
+    for text in ("[", "{}", '{"items": [{"label": "ball"}]}', "3"):
+        with pytest.raises(GraphError, match="not an annotation of LAION-SG"):
+            from_laion_sg(text)
+    stray = {"items": [{"item_id": 0, "label": "ball", "attributes": ["red"]}]}
+    stray["relations"] = [{"item1": 0, "relation": "on", "item2": 7}]
+    with pytest.raises(GraphError, match="item 7"):
+        from_laion_sg(json.dumps(stray))
+
+
+def test_items_that_are_alike_are_counted() -> None:
+    items = [{"item_id": i, "label": "ball", "attributes": ["red"]} for i in (4, 5)]
+    graph = from_laion_sg(json.dumps({"items": items, "relations": []}))
+    assert graph.entities == (Entity("ball", "red", 2),) and graph.sentence == "two red balls"
+
+
+def test_an_entity_listed_twice_is_named() -> None:
+    with pytest.raises(
+        GraphError, match="red ball is listed twice; give a number in its place: two red balls"
+    ):
+        SceneGraph((Entity("ball", "red"), Entity("ball", "red", 2)))
+
+
+def test_graphs_with_open_colours_by_hand() -> None:
+    """GenEval's tasks: counts are exact, colours belong to their object, left is left."""
+    ball, block = Object("ball", "red", xy=(15, 30)), Object("block", "blue", xy=(45, 32))
+    pair = (Entity("ball"), Entity("block"))
+    assert SceneGraph(pair, ((0, "left of", 1),)).fulfilled_by((ball, block))
+    assert not SceneGraph(pair, ((0, "above", 1),)).fulfilled_by((ball, block))
+    assert SceneGraph((Entity("ball", "red"), Entity("block", "blue"))).fulfilled_by((ball, block))
+    assert not SceneGraph((Entity("ball", "blue"), Entity("block", "red"))).fulfilled_by((ball, block))
+    assert not SceneGraph((Entity("ball", "red"),)).fulfilled_by((ball, block))  # one object too many
+    assert not SceneGraph((Entity("ball", "", 2),)).fulfilled_by((ball,))
+    assert SceneGraph((Entity("ball", "", 3),)).sentence == "three balls"
+    with pytest.raises(GraphError, match="ball: say its colour"):
+        parse_graph("a ball left of a block")  # RL-RIG's sentences name every colour
+
+
+@given(st.integers(10, 54), st.integers(10, 54), st.integers(10, 54), st.integers(10, 54))
+def test_relations_are_opposite_and_exclusive(ax: int, ay: int, bx: int, by: int) -> None:
+    a, b = Object("ball", "red", xy=(ax, ay)), Object("ball", "blue", xy=(bx, by))
+    for one, other in (("left of", "right of"), ("above", "below")):
+        assert holds(one, a, b) == holds(other, b, a)
+        assert not (holds(one, a, b) and holds(other, a, b))
+    assert not any(holds(r, a, a) for r in RELATIONS)
+
+
+def test_relations_are_what_their_words_say() -> None:
+    base, r = Object("block", "blue", xy=(32, 32)), {}
+    for x, y in ((10, 32), (54, 32), (32, 10), (32, 54), (32, 18), (40, 36), (32, 32)):
+        r[x, y] = {p for p in PREDICATES if holds(p, Object("ball", "red", xy=(x, y)), base)}
+    assert r[10, 32] == {"left of"} and r[54, 32] == {"right of"}
+    assert r[32, 10] == {"above"} and r[32, 54] == {"below"}
+    assert r[32, 18] == {"above", "on"}
+    assert r[40, 36] == {"right of", "in front of"}
+    assert r[32, 32] == set()
+    box = Object("box", "blue", xy=(32, 32))
+    assert holds("inside", Object("ball", "red", xy=(33, 31)), box)
+    assert not holds("inside", Object("ball", "red", xy=(33, 38)), box)
+    with pytest.raises(ValueError, match="no relation 'under'"):
+        holds("under", base, base)
