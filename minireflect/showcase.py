@@ -1,4 +1,5 @@
-"""Pictures for people: strips of rounds, of edits and of models side by side, with a verdict under each picture.
+"""Pictures for people: strips of rounds, of edits and of models side by side, with a verdict under each
+picture.
 
 Nothing in them is picked: prompts come in the order in which the world lists them, noise from a fixed stream.
 """
@@ -50,7 +51,8 @@ def verdict(image: Tensor, text: str, reward: float | None = None) -> Cell:
 def compare(
     columns: Iterable[Tensor], reward: Reward, prompts: list[str], read: bool = True
 ) -> list[list[Cell]]:
-    """For each prompt the pictures of all columns with their verdicts; "kept" where a column repeats the one before.
+    """For each prompt the pictures of all columns with their verdicts; "kept" where a column repeats the one
+    before.
 
     `read=False` shows the reward alone, where no inspector can read the pictures.
     Shapes: columns (n 3 h w) each, n prompts -> n rows
@@ -68,10 +70,12 @@ def compare(
 
 @torch.no_grad()
 def sampled_rounds(
-    pipe: LatentDiffusion, prompts: list[str], sampler: SamplerConfig, reflection: ReflectionConfig, seed: int,
-    reward: Reward | None = None,
+    pipe: LatentDiffusion, prompts: list[str], sampler: SamplerConfig, reflection: ReflectionConfig,
+    seed: int, reward: Reward | None = None,
 ) -> Iterator[Tensor]:  # fmt: skip
-    """The pictures of every round, K + 1 of them: refused ones are sampled again, or without a reward all.  -> (b 3 h w)"""
+    """The pictures of every round, K + 1 of them: refused ones are sampled again, or without a reward all.
+    -> (b 3 h w)
+    """
     noise = rng(seed, "sample")
     x_T = pipe.noise(len(prompts), noise)
     if reward:
@@ -111,14 +115,19 @@ def before_and_after(
 def columns_of(
     models: dict[str, Tensor], reward: Reward, prompts: list[str], path: Path, rows: int = 8
 ) -> None:
-    """The first `rows` pictures of several models side by side, the reward under each.  Shapes: models (n 3 h w) each, n prompts"""
+    """The first `rows` pictures of several models side by side, the reward under each.
+
+    Shapes: models (n 3 h w) each, n prompts
+    """
     cells = compare([images[:rows] for images in models.values()], reward, prompts[:rows], read=False)
     figures.strip(cells, prompts[:rows], list(models), path)
 
 
 @torch.no_grad()
 def check_picture(pipe: LatentDiffusion) -> np.ndarray:
-    """The first held-out physical prompt of every law, side by side, sampled without step noise.  -> (64 512 3) uint8"""
+    """The first held-out physical prompt of every law, side by side, sampled without step noise.
+    -> (64 512 3) uint8
+    """
     texts = [p.text for p in fixed_prompts(("physical",))]
     images = pipe.generate(texts, eta=0.0, generator=rng(0, "check"))  # (8 3 64 64)
     return rearrange(((images + 1) * 127.5).round().byte(), "b c h w -> h (b w) c").cpu().numpy()
@@ -127,7 +136,9 @@ def check_picture(pipe: LatentDiffusion) -> np.ndarray:
 def edit_strip(
     parts: Parts, graphs: list[SceneGraph], loop: LoopConfig, seed: int, path: Path
 ) -> list[list[Cell]]:
-    """RL-RIG at work, a graph a row: picture, unmet requirements, edit prompt, next picture.  -> the cells, row by row"""
+    """RL-RIG at work, a graph a row: picture, unmet requirements, edit prompt, next picture.
+    -> the cells, row by row
+    """
     rows: list[list[Cell]] = [[] for _ in graphs]
     for state in loop_of(parts, loop)(graphs, rng(seed, "edits")):
         tried = range(len(graphs)) if state.edits is None else state.edits.rows.tolist()
@@ -149,7 +160,9 @@ def edit_strip(
 def thoughts_strip(
     pipe: ReasonPipeline, reward: Reward, texts: list[str], sampling: SamplingConfig, seed: int, path: Path
 ) -> list[list[tuple[str, str]]]:
-    """ReasonGen-R1 at work, every prompt twice: the rationale as written, the picture, the verdict.  -> rationale and verdict, row by row"""
+    """ReasonGen-R1 at work, every prompt twice: the rationale as written, the picture, the verdict.
+    -> rationale and verdict, row by row
+    """
     cells: list[list[Cell]] = [[] for _ in texts]
     said: list[list[tuple[str, str]]] = [[] for _ in texts]
     for k in range(2):

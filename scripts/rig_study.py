@@ -1,10 +1,16 @@
-"""Does the loop help, and does training it?  RL-RIG from the shipped weights, its controls and ablations, read by the inspector.
+"""Does the loop help, and does training it?  RL-RIG from the shipped weights, its controls and ablations,
+read by the inspector.
 
-    python scripts/rig_study.py [--out runs/rig] [--seeds 0 1 2]          writes docs/rlrig_study.md and docs/rlrig_*.png
+    python scripts/rig_study.py [--out runs/rig] [--seeds 0 1 2]
 
-A run of `train.py rlrig` measures the Diffuser, best-of-N, the raw loop and both phases; this script adds further
-controls, on the same held-out graphs and noise.  Every seed has its own graphs, noise and training.  It can be stopped
-at any time and goes on where it stopped.
+<<<<<<< HEAD A run of `train.py rlrig` measures the Diffuser, best-of-N, the raw loop and both phases; this
+script adds further controls, on the same held-out graphs and noise.  Every seed has its own graphs, noise and
+training.  It can be stopped at any time and goes on where it stopped. ======= It writes docs/rlrig_study.md
+and docs/rlrig_*.png.
+
+A run of `train.py rlrig` measures all controls and both phases on the same held-out graphs and noise; every
+seed has its own graphs, noise and training.  It can be stopped at any time and goes on where it stopped.
+>>>>>>> main
 """
 
 import math
@@ -15,7 +21,7 @@ from pathlib import Path
 import torch
 from reports import Arms, arguments, arms_figure, cached, train
 from rig_checker import asked_of_renders, asked_of_the_loop
-from rig_report import checker_table, groups_figure, page, reliability_figure, t_star_figure
+from rig_report import checker_table, groups_figure, reliability_figure, rig_page, t_star_figure
 
 from minireflect.config import preset
 from minireflect.evaluate import EvaluationConfig
@@ -77,7 +83,9 @@ def all_arms(folder: Path, seed: int, out: Path, pictures: int) -> Arms:
 
 
 def by_t_star(folder: Path, seed: int, pictures: int) -> dict[str, list[dict]]:
-    """The raw loop, also where it inverts, and the trained loop at each t*; what is trained was so at the t* of the default."""
+    """The raw loop, also where it inverts, and the trained loop at each t*; what is trained was so at the t*
+    of the default.
+    """
     config, rows = EvaluationConfig(pictures=pictures, seed=1_000 + seed), {}
     loop, judge = preset("cpu").rlrig.loop, load_checker(folder / "weights", "judge")
     for name, actor, editor, fresh in (
@@ -119,7 +127,8 @@ def main() -> int:
     t_star_figure(T_STARS, t_star, args.docs / "rlrig_t_star.png")
     reliability_figure(answers, args.docs / "rlrig_reliability.png")
     write_text(
-        args.docs / "rlrig_study.md", page(arms, checker_table(answers), fooled, args.seeds, args.pictures)
+        args.docs / "rlrig_study.md",
+        rig_page(arms, checker_table(answers), fooled, args.seeds, args.pictures),
     )
     print(args.docs / "rlrig_study.md")
     return 0

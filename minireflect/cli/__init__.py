@@ -48,7 +48,7 @@ def main(words: list[str] | None = None) -> int:
         if command == "train" and rest[:1] in (["-h"], ["--help"]):
             commands = {name: f"{what} ({minutes} min)" for name, (what, minutes) in TRAINED.items()}
             last = (
-                "Minutes: about, of the preset cpu on two cores. `minireflect train COMMAND --help` lists a command's\n"
+                "Minutes are about those of the preset cpu on two cores. `minireflect train COMMAND --help` lists its\n"
                 "options; `minireflect train` alone is `minireflect train srrl`, from the shipped weights."
             )
             print(listing("minireflect train [COMMAND] [OPTIONS]", commands, last))
@@ -70,7 +70,8 @@ def main(words: list[str] | None = None) -> int:
 
 def unknown(name: str, names: dict[str, object]) -> str:
     near = difflib.get_close_matches(name, names, 1)
-    return f"there is no command {name!r}{f', did you mean {near[0]}?' if near else ';'} it is one of {', '.join(names)}"
+    meant = f", did you mean {near[0]}?" if near else ";"
+    return f"there is no command {name!r}{meant} it is one of {', '.join(names)}"
 
 
 def listing(usage: str, commands: dict[str, str], last: str) -> str:

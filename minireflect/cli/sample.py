@@ -1,4 +1,4 @@
-"""minireflect sample PROMPT ...: sample pictures, and say what the inspector reads in them and what the learned reward is."""
+"""minireflect sample PROMPT ...: sample pictures, with the inspector's verdict and the learned reward."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,7 +35,7 @@ CHECK_TOLERANCE = 4.0
 
 @dataclass(frozen=True)
 class SampleOptions:
-    # what to sample, a row each; with --method rlrig scene graphs: triples, a sentence, or a .json of LAION-SG
+    # a row each; with --method rlrig scene graphs: triples, a sentence, or LAION-SG's .json
     prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     # the model
     method: Literal["srrl", "rlrig", "reasongen"] = "srrl"
@@ -82,8 +82,9 @@ class SampleOptions:
 def main(words: list[str]) -> int:
     if any(word in HELP for word in words):
         about = (
-            "Sample pictures of prompts. Under each stand the inspector's verdict and the learned reward; in each further round "
-            "what the reward refuses is sampled again, from the opposite of its noise. Defaults stand behind the names."
+            "Sample pictures of prompts. Under each stand the inspector's verdict and the learned reward; in each "
+            "further round what the reward refuses is sampled again, from the opposite of its noise. Defaults stand "
+            "behind the names."
         )
         print(help_text("minireflect sample PROMPT ... [OPTIONS]", about, SampleOptions(), {}))
         return 0
@@ -156,7 +157,7 @@ def sample_reasongen(args: SampleOptions, prompts: list[str]) -> None:
 
 
 def sample_checkpoint(args: SampleOptions, prompts: list[str]) -> None:
-    """A prompt a row of a published checkpoint, a column for every blind round; without rounds pixel for pixel."""
+    """A published checkpoint: a prompt a row, a blind round a column; without rounds pixel for pixel."""
     same = {name: getattr(args, name) for name in ("size", "prediction", "precision")}
     where = FinetuneConfig(str(args.base), tokenizer=args.tokenizer and str(args.tokenizer), **same)
     pipe = load_base(where, torch.device(args.device or best_device()))

@@ -47,6 +47,7 @@ Prompts = Callable[[int, int, int], list[str]]  # number of prompts, iteration, 
 
 @dataclass(frozen=True)
 class ReasonRLConfig:
+    # of sampling and update
     iterations: int = 80
     # groups that an iteration learns from
     prompts: int = 16

@@ -44,13 +44,13 @@ class DiffusionTraining:
     batch: int = 64
     # peak learning rate of AdamW; cosine to zero after a warm-up of 5 %
     lr: float = 1e-3
-    # largest loss weight of a noisy level, see `level_weight`
+    # largest loss weight of a noise level: w(t) = min(1 / abar, this)
     max_weight: float = 20.0
     # share of noise levels sampled in proportion to their weight: the same mean loss with less variance
     importance: float = 0.0
     # share of the steps, at the start, that see plain captions only
     plain: float = 0.25
-    # steps that train the text encoder alone, before the UNet, see `learn_to_read`
+    # steps that train the text encoder alone to predict latents from captions, before the UNet
     reading_steps: int = 0
 
 

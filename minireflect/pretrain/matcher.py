@@ -62,7 +62,7 @@ class MatcherTraining:
 
 @dataclass(frozen=True)
 class RewardTraining(MatcherTraining):
-    # corrupt pictures as a generator does; a reward that has seen clean renders only is easily fooled
+    # train on renders that are corrupted as by a generator; RL easily fools a reward that saw clean ones only
     corrupted: bool = True
 
 

@@ -57,7 +57,7 @@ class ReasonTraining:
     arrangements: float = 0.35
     # share of pictures whose prompt is the rationale, a dense caption, and whose rationale is empty
     dense: float = 0.0
-    # share of the laws' pictures with objects in combinations that no prompt asks for, see world/data.py
+    # share of the laws' pictures with objects in combinations that no prompt asks for
     recombined: float = 0.0
     # share of the captions of two objects that name both colours and their relation
     related_captions: float = 0.0

@@ -53,7 +53,9 @@ def test_an_answer_does_not_depend_on_the_other_questions(fused: bool) -> None:
 
 @pytest.mark.parametrize("name", ["checker", "judge"])
 def test_the_shipped_networks_answer_about_held_out_scenes(name: str) -> None:
-    """Half of the requirements are true, half are another graph's; 97 % is what 2,000 questions measure (docs/log.md)."""
+    """Half of the requirements are true, half are another graph's; 97 % is what 2,000 questions measure
+    (docs/log.md).
+    """
     check, draw = load_checker(name=name), choices(3, "held-out")
     pictures = [sample_picture(draw, "held-out") for _ in range(60)]
     images = torch.stack([render(scene) for _, scene in pictures])

@@ -1,4 +1,6 @@
-"""SRRL on a real checkpoint's layout: the reward rises, half precision and parts change nothing that they should not."""
+"""SRRL on a real checkpoint's layout: the reward rises, half precision and parts change nothing that they
+should not.
+"""
 
 import json
 from dataclasses import replace
@@ -10,13 +12,14 @@ from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPModel
 
 from minireflect.checkpoints.load import load_checkpoint
+from minireflect.evaluate import EvaluationConfig, RewardScore, reward_score, sample_and_score
 from minireflect.methods import learn as learning
 from minireflect.methods.finetune import (
     FinetuneConfig,
+    chosen_reward,
     draw_from,
     finetune,
     load_base,
-    load_judge,
     read_prompts,
 )
 from minireflect.methods.learn import HALF_SCALE, Learner, backward, learn, micro_batches, take_step
@@ -26,7 +29,7 @@ from minireflect.models.lora import LoRAConfig, add_lora, lora_layers
 from minireflect.models.tokenizer import PromptError
 from minireflect.pipeline import LatentDiffusion, SamplerConfig
 from minireflect.rl.rewards import incompressibility
-from minireflect.run import Run
+from minireflect.run import Job, Run
 from minireflect.streams import rng
 from tests.cli.console import refused, run
 from tests.parity.checkpoints import WORDS, pipeline, trainable, vocabulary
@@ -37,14 +40,25 @@ pytestmark = pytest.mark.usefixtures("no_network")
 
 @pytest.fixture(autouse=True)
 def noisy_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of four denoising steps train the noisiest: with few steps the others move by much more than their noise."""
+    """Of four denoising steps train the noisiest: with few steps the others move by much more than their
+    noise.
+    """
     monkeypatch.setattr(learning, "MIN_SIGMA", 0.3)
 
 
 QUICK = replace(
-    recipe("srrl", checkpoint=True), iterations=20, prompts_per_iteration=2, group=24, steps=4, renoise_steps=4, guidance=1.0, w_renoise=0.0, lr=2e-2, clip_range=3e-2,
+    recipe("srrl", checkpoint=True),
+    iterations=20,
+    prompts_per_iteration=2,
+    group=24,
+    steps=4,
+    renoise_steps=4,
+    guidance=1.0,
+    w_renoise=0.0,
+    lr=2e-2,
+    clip_range=3e-2,
     cooldown=0.0,
-)  # fmt: skip
+)
 TEXTS = WORDS[:2]
 
 
@@ -76,30 +90,29 @@ def one_update(pipe: LatentDiffusion, config: SRRLConfig) -> dict[str, torch.Ten
     return {**trained.state_dict(), "first_ratio": torch.tensor(stats.first_ratio or 0.0)}
 
 
+@pytest.mark.slow
 def test_the_reward_rises_on_incompressibility(base: Path, prompts: Path, tmp_path: Path) -> None:
-    """K = 1, 20 iterations; the same 16 noises before and after, drawn by the sampler alone."""
-    config = FinetuneConfig(
-        base=str(base), reward="incompressibility", prompts=str(prompts), micro_batch=24, shown=16
-    )
-    folder = Run(tmp_path / "run", {})
+    """K = 1, 20 iterations; the same 16 noises before and after, with the sampler alone."""
+    config = FinetuneConfig(base=str(base), reward="incompressibility", prompts=str(prompts), micro_batch=24)
+    run, pipe = Run(tmp_path / "run", {}), load_base(config, torch.device("cpu"))
     before = load_file(base / "unet" / "diffusion_pytorch_model.safetensors")
-    pipe = finetune(config, QUICK, SamplerConfig(4, 1.0, 1.0), 0, folder, torch.device("cpu"))
-    first, last = folder.metrics("evaluation")
-    error = (first["reward_se"] ** 2 + last["reward_se"] ** 2) ** 0.5
-    assert last["reward"] > first["reward"] + 4 * error  # seen: 10 in two seeds
-    rows = folder.metrics("srrl")
+
+    def kilobytes() -> RewardScore:
+        texts, sampler = TEXTS * 8, SamplerConfig(4, 1.0, 1.0)
+        return reward_score(
+            *sample_and_score(pipe, incompressibility, texts, sampler, EvaluationConfig(batch=24))
+        )
+
+    first = kilobytes()
+    finetune(config, QUICK, pipe, incompressibility, Job(run))
+    last = kilobytes()
+    assert last.reward > first.reward + 4 * (first.reward_se**2 + last.reward_se**2) ** 0.5
+    rows = run.metrics("srrl")
     assert all(len(r["reward_by_round"]) == 2 and r["first_ratio"] == 0.0 for r in rows)
-    assert {p.name for p in (tmp_path / "run" / "figures").iterdir()} == {
-        "reward.png",
-        "latents_by_round.png",
-        "before_and_after.png",
-    }
-    assert "layers with LoRA" in (tmp_path / "run" / "table.md").read_text()
     assert (tmp_path / "run" / "weights" / "lora.safetensors").stat().st_size < 200_000
     ours = load_checkpoint(base).unet.state_dict()
-    assert len(before) == len(ours) and all(
-        torch.equal(pipe.unet.state_dict()[n], t) for n, t in ours.items()
-    )  # frozen
+    assert len(before) == len(ours)
+    assert all(torch.equal(pipe.unet.state_dict()[n], t) for n, t in ours.items())  # frozen
 
 
 @pytest.mark.parametrize("objective", ["ppo", "regress"])
@@ -222,11 +235,11 @@ def test_clip_is_the_reward_where_there_is_one(tmp_path: Path) -> None:
     shaken(CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16))).save_pretrained(
         tmp_path
     )
-    judge = load_judge(FinetuneConfig(base="x", clip=str(tmp_path)), torch.device("cpu"))
-    values = judge(torch.rand(2, 3, 40, 40) * 2 - 1, TEXTS)  # any size of picture
+    reward = chosen_reward(FinetuneConfig(base="x", clip=str(tmp_path)), torch.device("cpu"))
+    values = reward(torch.rand(2, 3, 40, 40) * 2 - 1, TEXTS)  # any size of picture
     assert values.shape == (2,) and (values.abs() <= 1).all() and values[0] != values[1]
     with pytest.raises(ValueError, match="needs --clip PATH"):
-        load_judge(FinetuneConfig(base="x"), torch.device("cpu"))
+        chosen_reward(FinetuneConfig(base="x"), torch.device("cpu"))
 
 
 def test_the_base_is_loaded_as_asked(base: Path) -> None:
@@ -239,8 +252,24 @@ def test_the_base_is_loaded_as_asked(base: Path) -> None:
 
 # --- the command line ---------------------------------------------------------------------------------------
 
-SMALL = ["--srrl.steps", "3", "--srrl.renoise-steps", "3", "--srrl.prompts-per-iteration", "2", "--srrl.group", "2", "--shown", "2",
-         "--srrl.iterations", "2", "--srrl.cooldown", "0", "--sampler.steps", "3"]  # fmt: skip
+SMALL = [
+    "--srrl.steps",
+    "3",
+    "--srrl.renoise-steps",
+    "3",
+    "--srrl.prompts-per-iteration",
+    "2",
+    "--srrl.group",
+    "2",
+    "--shown",
+    "2",
+    "--srrl.iterations",
+    "2",
+    "--srrl.cooldown",
+    "0",
+    "--sampler.steps",
+    "3",
+]
 
 
 def test_train_resume_and_sample_from_the_command_line(base: Path, prompts: Path, tmp_path: Path) -> None:
@@ -258,7 +287,10 @@ def test_train_resume_and_sample_from_the_command_line(base: Path, prompts: Path
     ]
     done = run("train", *words, "--out", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "| base |" in done.stdout and "pictures an hour" in done.stdout
+    assert "base" in done.stdout and "SRRL" in done.stdout and "pictures an hour" in done.stdout
+    assert "layers with LoRA" in (tmp_path / "run" / "table.md").read_text()
+    figures = {p.name for p in (tmp_path / "run" / "figures").iterdir()}
+    assert figures == {"reward.png", "latents_by_round.png", "before_and_after.png"}
     expected = load_file(tmp_path / "run" / "weights" / "lora.safetensors")
     half = [*words, "--out", "half"]
     half[half.index("--srrl.iterations") + 1] = "1"
@@ -269,6 +301,7 @@ def test_train_resume_and_sample_from_the_command_line(base: Path, prompts: Path
     values = json.loads(config.read_text())
     values["srrl"]["iterations"] = 2
     config.write_text(json.dumps(values))
+    (tmp_path / "half" / "state" / "lora.done").unlink()
     again = run("train", "--resume", "--out", "half", "--device", "cpu", cwd=tmp_path)
     assert again.returncode == 0, again.stderr[-3000:]
     found = load_file(tmp_path / "half" / "weights" / "lora.safetensors")
@@ -276,9 +309,19 @@ def test_train_resume_and_sample_from_the_command_line(base: Path, prompts: Path
     assert [r["step"] for r in rows if r["stage"] == "srrl"] == [0, 1]
     assert found.keys() == expected.keys() and all(torch.equal(found[n], t) for n, t in expected.items())
     drawn = run(
-        "sample", "--base", str(base), "--lora", "run/weights/lora.safetensors", "a cat", "a dog", "--steps", "2",
-        "--out", "x.png", cwd=tmp_path,
-    )  # fmt: skip
+        "sample",
+        "--base",
+        str(base),
+        "--lora",
+        "run/weights/lora.safetensors",
+        "a cat",
+        "a dog",
+        "--steps",
+        "2",
+        "--out",
+        "x.png",
+        cwd=tmp_path,
+    )
     assert drawn.returncode == 0 and (tmp_path / "x.png").exists(), drawn.stderr
     strip = run(
         "sample",
