@@ -214,7 +214,8 @@ def test_answers_count_only_what_is_asked() -> None:
     assert answers.score[0].item() == pytest.approx(2 / 3 + 1e-3 * 1.9 / 3)
 
 
-# ---------------------------------------------------------------------------------------------------------- training
+# ----------------------------------------------------------------------------------------------------------
+# training
 
 CONFIG = RLRIGConfig(
     LOOP,
@@ -375,7 +376,8 @@ def test_drawing_depends_on_the_noise_alone() -> None:
     assert torch.equal(a, b) and not torch.equal(a, draw(pipe, GRAPHS, LOOP, rng(1, "draw")))
 
 
-# ------------------------------------------------------------------------------------------------------- the Checker
+# ------------------------------------------------------------------------------------------------------- the
+# Checker
 
 
 def test_a_held_out_graph_is_never_trained_on() -> None:
@@ -386,7 +388,9 @@ def test_a_held_out_graph_is_never_trained_on() -> None:
 
 @pytest.mark.parametrize("name", ["checker", "judge"])
 def test_the_shipped_networks_answer_about_held_out_scenes(name: str) -> None:
-    """Half of the requirements are true, half are another graph's; 97 % is what 2,000 questions measure (docs/log.md)."""
+    """Half of the requirements are true, half are another graph's; 97 % is what 2,000 questions measure
+    (docs/log.md).
+    """
     check, draw = load_checker(name=name), choices(3, "held-out")
     pictures = [sample_picture(draw, "held-out") for _ in range(60)]
     images = torch.stack([render(scene) for _, scene in pictures])

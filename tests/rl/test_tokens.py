@@ -60,7 +60,7 @@ def test_every_sequence_has_the_same_weight() -> None:
 
 
 def test_the_token_kl_is_unbiased() -> None:
-    """Against the exact KL of two categorical distributions: within four standard errors of 100,000 samples."""
+    """Against the exact KL of two categorical distributions: four standard errors of 100,000 samples."""
     p, q = (torch.randn(6, generator=rng(i, "kl")).log_softmax(0) for i in range(2))
     exact = (p.exp() * (p - q)).sum()
     draws = torch.multinomial(p.exp(), 100_000, replacement=True, generator=rng(2, "kl"))
@@ -84,7 +84,9 @@ def test_entropy_equals_torchs_and_impossible_tokens_contribute_nothing() -> Non
 
 @pytest.mark.parametrize("start", [0.2, 1.9])
 def test_the_controller_moves_the_entropy_to_its_target_from_both_sides(start: float) -> None:
-    """A policy over eight tokens that only minimises alpha H; its entropy begins below or above the target of 1.2 nats."""
+    """A policy over eight tokens that only minimises alpha H; its entropy begins below or above the target of
+    1.2 nats.
+    """
     sharp = torch.tensor(6.0 if start < 1 else 0.8)
     logits = (sharp * torch.linspace(0, 1, 8) ** 2).requires_grad_()
     optimizer = torch.optim.SGD([logits], lr=0.2)
