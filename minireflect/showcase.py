@@ -88,7 +88,8 @@ def rounds_strip(
 ) -> list[list[Cell]]:
     """Save a strip, a prompt a row and a round a column.  -> the cells, row by row"""
     rows = compare(rounds, reward, prompts)
-    figures.strip(rows, prompts, [f"round {k}" for k in range(len(rows[0]))], path)
+    heads = [f"round {k}" for k in range(len(rows[0]))]
+    figures.strip(rows, prompts, heads, path, abreast=2 if len(rows) > 4 else 1)
     return rows
 
 
