@@ -38,10 +38,6 @@ from .evaluate_reason import SAMPLING, ReasonScore, codec_table, evaluate_reason
 from .methods import rlrig as rig
 from .methods.finetune import chosen_reward, finetune, load_base, read_prompts
 from .methods.reasongen import Rewards, train_reason_grpo
-<<<<<<< HEAD
-from .methods.rlrig import RIG_PARTS, controls, load_parts, loop_of, train_actor_grpo, train_editor
-=======
->>>>>>> main
 from .methods.srrl import train_srrl
 from .models.autoencoder import Autoencoder, AutoencoderConfig
 from .models.lora import lora_layers
@@ -267,13 +263,7 @@ def rlrig(task: Task) -> None:
         finally:  # also when stopped: what was trained is never lost
             task.save("actor", parts.actor)
             task.save("editor", parts.editor.unet)
-<<<<<<< HEAD
-        measure({name: loop_of(parts, config.rlrig.loop)})
-=======
         measure({name: rig.loop_of(parts, config.rlrig.loop)})
-    if config.rlrig.controls:
-        measure(rig.trained_controls(parts, config.rlrig.loop))
->>>>>>> main
     table = Table("held-out graphs", {name: vars(score) for name, score in rows.items()})
     task.report(table, f"{(time.time() - clock) / 60:.1f} minutes")
     stages = {"phase 1, the Actor": run.metrics("phase-1"), "phase 2, the editor": run.metrics("phase-2")}

@@ -52,7 +52,7 @@ def scripted_actor(
 
 
 def more_arms(weights: Path) -> dict[str, Loop]:
-    """The controls that a run does not measure: of the raw loop, and of the trained editor without the Actor."""
+    """Controls that a run does not measure: of the raw loop, and of the trained editor without Actor."""
     loop, raw = preset("cpu").rlrig.loop, load_parts(weights, "base_actor", "unet")
     trained = load_parts(weights)
     n = math.ceil(loop.rounds * loop.edit_cost / loop.generate_cost)  # N - 1 of the run's best-of-N

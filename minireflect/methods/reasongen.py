@@ -283,8 +283,8 @@ def mean_entropy(log_prob: Tensor, mask: Tensor) -> Tensor:
 
 
 def train_reason_grpo(
-    config: ReasonRLConfig, pipe: ReasonPipeline, rewards: Rewards, prompts: Prompts, examples: Examples | None,
-    job: Job,
+    config: ReasonRLConfig, pipe: ReasonPipeline, rewards: Rewards, prompts: Prompts,
+    examples: Examples | None, job: Job,
 ) -> ReasonGen:  # fmt: skip
     """Reinforce rationales and pictures; with `examples`, recall them.  -> the model"""
     reference = copy.deepcopy(pipe.model).eval().requires_grad_(False)

@@ -121,8 +121,8 @@ class LoopConfig:
     def generating(self, rounds: int, edit_all: bool) -> "LoopConfig":
         """A control: each edit is a new picture, from new noise all the way.
 
-        With the Diffuser as editor and the silent Actor, `edit_all` gives best-of-N of the Checker, else repeated generation until it
-        accepts.
+        With the Diffuser as editor and the silent Actor: best-of-N of the Checker with `edit_all`, else
+        repeated generation until it accepts.
         """
         return replace(
             self, rounds=rounds, edit_all=edit_all, t_star=1.0, fresh_noise=1.0, edit_guidance=self.guidance

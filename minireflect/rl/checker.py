@@ -1,7 +1,7 @@
 """RL-RIG's Checker: a learned question answerer, (picture, requirement) -> probability that it is met.
 
-    C(x, G)_j = 1 if p_j >= 0.5            for each requirement g_j of the graph
-    f(x)      = (1/n) sum_j C_j            the reward of the loop: the share of requirements met (RL-RIG, equation 2)
+    C(x, G)_j = 1 if p_j >= 0.5        for each requirement g_j of the graph
+    f(x)      = (1/n) sum_j C_j        the loop's reward: the share of requirements met (RL-RIG, equation 2)
 
 It is learned and can be fooled.  The inspector is exact and is not trained on; the judge is a second network
 with another seed and size, which only measures.
