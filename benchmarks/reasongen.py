@@ -93,7 +93,8 @@ def main() -> int:
         print(f"{name}: {taken[name]:.2f} s, {total / taken[name]:,.0f} tokens a second")
     print(f"ours / theirs: {taken['transformers'] / taken['ours']:.2f} times the tokens a second")
     print(
-        f"{args.pictures} pictures with rationales: {taken['pictures']:.2f} s on {torch.get_num_threads()} threads"
+        f"{args.pictures} pictures with rationales: {taken['pictures']:.2f} s "
+        f"on {torch.get_num_threads()} threads"
     )
     return 0
 

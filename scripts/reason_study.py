@@ -38,7 +38,8 @@ BASE = [
 ]  # fmt: skip
 AGAIN = ["--continued", "--seed", "1", "--pictures", "40000", "--steps", "3000", "--lr", "1e-3"]  # fmt: skip
 TUNING = [
-    *("--continued", "--steps", "1000", "--batch", "48", "--pictures", "20000", "--lr", "5e-4", "--bf16"), *BEYOND,
+    *("--continued", "--steps", "1000", "--batch", "48", "--pictures", "20000", "--lr", "5e-4", "--bf16"),
+    *BEYOND,
 ]  # fmt: skip
 REINFORCING = ["--no-controls", "--bf16"]
 FREED = ["--no-read-rationales", "--recall", "0"]  # recalled rationales would be SFT
