@@ -259,13 +259,11 @@ def rlrig(task: Task) -> None:
         measure(rig.controls(parts, config.rlrig.loop))
     for name, phase in (("phase 1", rig.train_actor_grpo), ("phase 1 + 2", rig.train_editor)):
         try:
-            phase(config.rlrig, config.seed, parts, run)
+            phase(config.rlrig, parts, task.job)
         finally:  # also when stopped: what was trained is never lost
             task.save("actor", parts.actor)
             task.save("editor", parts.editor.unet)
         measure({name: rig.loop_of(parts, config.rlrig.loop)})
-    if config.rlrig.controls:
-        measure(rig.trained_controls(parts, config.rlrig.loop))
     table = Table("held-out graphs", {name: vars(score) for name, score in rows.items()})
     task.report(table, f"{(time.time() - clock) / 60:.1f} minutes")
     stages = {"phase 1, the Actor": run.metrics("phase-1"), "phase 2, the editor": run.metrics("phase-2")}

@@ -35,7 +35,7 @@ def world(path: Path) -> None:
     for i, law in enumerate(LAWS):
         scenes = [sample_scene(i, law, lawful=lawful) for lawful in (True, False)]
         rows.append([(render(scene), caption(scene), None) for scene in scenes])
-    figures.strip(rows, list(LAWS), ["obeyed", "broken"] * 4, path, abreast=4)
+    figures.strip(rows, list(LAWS), ["obeyed", "broken"], path, abreast=4)
 
 
 def main() -> None:

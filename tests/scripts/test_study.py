@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from minireflect import load_pipeline, rng
+from minireflect.cli.train import defaults, parse
 from minireflect.evaluate import EvaluationConfig
 from minireflect.evaluate_reason import ReasonScore, another_of_its_kind, evaluation_prompts
 from minireflect.models.reasongen import SamplingConfig
@@ -21,6 +22,8 @@ from tests.small import small_reasongen
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import reason_study
 import reports
+import rig_study
+import study
 import study_report
 import study_ways
 
@@ -188,3 +191,15 @@ def test_swapped_rationales_are_anothers_of_the_same_law(monkeypatch: pytest.Mon
     (nothing, written), (given, drawn) = seen
     assert nothing is None and torch.equal(drawn, given)
     assert torch.equal(given, written[another_of_its_kind(prompts)])
+
+
+def test_every_option_of_the_studies_is_one_of_the_command_line() -> None:
+    s, r = study, reason_study
+    arms = [("srrl", options) for options in (s.COMPARED | s.HACKED).values()] + [("reward", s.JUDGE)]
+    arms += [("rlrig", [*rig_study.SHORT, "--group", "2", "--graphs", "4", "--evaluation.seed", "1"])]
+    arms += [("reason-sft", options) for options in ([*r.BASE, *r.AGAIN], r.TUNING)]
+    reinforced = [*(options for _, options in r.REINFORCED.values()), *r.STRAINED.values()]
+    arms += [("reason-grpo", [*r.REINFORCING, *options]) for options in reinforced]
+    for command, options in arms:
+        words = [*options, "--preset", "cpu"]
+        parse(words, *defaults(command, words))  # exits on an unknown one
