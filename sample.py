@@ -1,4 +1,4 @@
-"""`minireflect sample` from the checkout: `python sample.py "a tall red candle in still air"`, `python sample.py --help`."""
+"""`minireflect sample` from the checkout: `python sample.py "a tall red candle in still air"`, `--help`."""
 
 import sys
 

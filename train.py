@@ -1,4 +1,4 @@
-"""`minireflect train` from the checkout: `python train.py`, `python train.py srrl --rounds 0`, `python train.py --help`."""
+"""`minireflect train` from the checkout: `python train.py`, `python train.py srrl --rounds 0`, `--help`."""
 
 import sys
 

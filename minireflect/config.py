@@ -1,6 +1,6 @@
 """Every option of every training command in one nested record, the presets, and what config.json keeps of it.
 
-A record stands beside the loop that reads it; this file puts them together.  A command shows and keeps only its own records.
+A record stands beside the loop that reads it; this file joins them.  A command has its own records only.
 """
 
 import json
@@ -84,7 +84,7 @@ RECORDS: dict[str, tuple[str, ...]] = {  # the records of each stage; the option
     "reason-grpo": ("grpo", "mix", "evaluation"),
 }
 
-# What a preset changes: `gpu` has larger batches and budgets; `smoke` runs every line in seconds and learns nothing.
+# What a preset changes: `gpu` has larger budgets; `smoke` runs every line in seconds and learns nothing.
 GPU = {
     "autoencoder": {"pictures": 40_000, "steps": 6_000, "batch": 64},
     "diffusion": {"pictures": 60_000, "steps": 10_000, "batch": 256},
@@ -101,14 +101,16 @@ SMOKE = {
     "checker": TINY,
     "actor": TINY,
     "rlrig": {
-        "loop": {"rounds": 1, "steps": 4}, "editor": {"updates": 1, "batch": 4, "lr": 2e-4, "anchor_below": 150},
+        "loop": {"rounds": 1, "steps": 4},
+        "editor": {"updates": 1, "batch": 4, "lr": 2e-4, "anchor_below": 150},
         "graphs": 3, "group": 2, "actor_iterations": 2, "editor_iterations": 2,
     },
     "vq": TINY | {"forms": 32, "colors": 16, "revive_every": 2},
     "captioner": TINY,
     "sft": TINY,
     "grpo": {
-        "iterations": 2, "prompts": 2, "group": 2, "max_resamples": 1, "recall_pictures": 32, "recall_batch": 4,
+        "iterations": 2, "prompts": 2, "group": 2, "max_resamples": 1,
+        "recall_pictures": 32, "recall_batch": 4,
     },
     "sampler": {"steps": 4},
     "evaluation": {"pictures": 8, "batch": 8},
@@ -135,7 +137,7 @@ PRESETS = {"cpu": {}, "gpu": GPU, "smoke": SMOKE}
 def preset(
     name: str, command: str = "srrl", scenes: str = "laws", recipe: SRRLConfig | None = None
 ) -> Config:
-    """The options of a preset, cpu, gpu or smoke, for a command; `recipe` are the options of SRRL to start from.
+    """The options of a preset, cpu, gpu or smoke, for a command; `recipe` are those of SRRL to start from.
 
     Raises ValueError on another name.
     """
@@ -155,7 +157,9 @@ def preset(
 
 
 def changed(record: object, values: dict) -> object:
-    """A record with some fields replaced, in nested records too.  Raises ValueError on a name that the record does not have."""
+    """A record with some fields replaced, in nested records too.
+    Raises ValueError on a name that the record does not have.
+    """
     if unknown := sorted(set(values) - {f.name for f in fields(record)}):
         raise ValueError(f"{type(record).__name__} has no {', '.join(unknown)}")
     new = {}
@@ -198,7 +202,7 @@ def options_of(command: str, config: Config) -> object:
 
 
 def to_dict(command: str, config: Config) -> dict:
-    """The command and all that it was given, as plain JSON values.  Not --out and --device: they may change on resume."""
+    """The command and its options as plain JSON values, without --out and --device: they may change."""
     records = dict.fromkeys(name for stage in stages_of(command, config) for name in RECORDS.get(stage, ()))
     values = {n: getattr(config, n) for n in ("preset", "seed", "weights", "scenes", "method", *records)}
     values = {

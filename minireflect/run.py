@@ -1,9 +1,9 @@
 """A run folder: what was asked for, what was measured, the weights, and all that it takes to go on.
 
-    config.json          the resolved configuration; `sample.py` and --resume need nothing else
+    config.json          the resolved configuration; --resume needs nothing else
     metrics.jsonl        one line a step and stage, as it happened
     weights/NAME.safetensors
-    state/STAGE.safetensors   networks, optimiser, step: written while a stage runs, after a step and in one piece
+    state/STAGE.safetensors   networks, optimiser, step: written after a step and in one piece
     figures/*.png
 
 Ctrl-C and `kill -TERM` finish the step, save, and leave; `kill -9` loses what came after the last save.
@@ -34,7 +34,7 @@ class Interrupted(Exception):
 
 
 class Run:
-    """One run folder.  Raises RunError when it cannot be written, holds another run, or --resume does not fit."""
+    """A run folder.  Raises RunError when it is not writable, holds another run, or --resume does not fit."""
 
     def __init__(self, folder: str | Path, config: dict, resume: bool = False) -> None:
         self.folder = Path(folder)
@@ -99,8 +99,8 @@ class Run:
     ) -> Iterator[int]:
         """Yield the steps still to do, and save the state behind the loop body's back.
 
-        `memory` is JSON-able and changed in place by the loop; it comes back on resume.  Raises Interrupted after
-        the step in which a signal came.
+        `memory` is JSON-able and changed in place by the loop; it comes back on resume.  Raises Interrupted
+        after the step in which a signal came.
         """
         path = self.folder / "state" / f"{stage}.safetensors"
         start = restore(path, networks, optimizer, memory) if path.exists() else 0
@@ -146,7 +146,7 @@ class Run:
 
 
 class Job(NamedTuple):
-    """What every training loop is given: where it records, the seed of its random streams, where it computes."""
+    """What every training loop is given: its run folder, the seed of its random streams, the device."""
 
     run: Run
     seed: int = 0
@@ -203,7 +203,7 @@ def flat(config: dict, prefix: str = "") -> dict[str, object]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in one piece: whoever reads it sees the old one or the new one."""
+    """Write a text file in one piece: a reader sees the old one or the new one."""
     draft = path.with_name(path.name + ".tmp")
     draft.write_text(text)
     os.replace(draft, path)

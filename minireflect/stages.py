@@ -1,11 +1,11 @@
-"""What `minireflect train` can train, one function a stage: from the weights in one folder to weights, figures and a table in a run's.
+"""The stages of `minireflect train`: from weights in one folder to weights, figures and a table in a run's.
 
     laws         autoencoder -> diffusion -> reward -> srrl               SRRL, DDPO or GRPO
     graphs       autoencoder -> diffusion -> checker, judge -> actor -> rlrig
     tokens       vq -> captioner -> reason-sft -> reason-grpo             ReasonGen-R1
-    checkpoint   lora                                                     SRRL, DDPO or GRPO on Stable Diffusion
+    checkpoint   lora                                                     the same on Stable Diffusion
 
-A stage that its run has finished is not done again, and a model that its run has measured is not measured again.
+A finished stage is not done again in a resumed run, nor is a measured model measured again.
 """
 
 import os
@@ -21,17 +21,7 @@ import torch
 from torch import nn
 
 from . import figures, showcase
-from .checkpoints.ours import (
-    load_autoencoder,
-    load_codec,
-    load_module,
-    load_pipeline,
-    load_reasongen,
-    save_codec,
-    save_module,
-    save_pipeline,
-    save_reasongen,
-)
+from .checkpoints import ours
 from .config import Config
 from .evaluate import (
     EvaluationConfig,
@@ -45,17 +35,9 @@ from .evaluate import (
 )
 from .evaluate_graphs import GraphScore, evaluate_loop, evaluation_graphs
 from .evaluate_reason import SAMPLING, ReasonScore, codec_table, evaluate_reason, evaluation_prompts
+from .methods import rlrig as rig
 from .methods.finetune import chosen_reward, finetune, load_base, read_prompts
 from .methods.reasongen import Rewards, train_reason_grpo
-from .methods.rlrig import (
-    RIG_PARTS,
-    controls,
-    load_parts,
-    loop_of,
-    train_actor_grpo,
-    train_editor,
-    trained_controls,
-)
 from .methods.srrl import train_srrl
 from .models.autoencoder import Autoencoder, AutoencoderConfig
 from .models.lora import lora_layers
@@ -74,6 +56,7 @@ from .rl.rewards import Reward, inspector_reward, load_captioner, load_reward, r
 from .run import Job, Run, write_text
 from .streams import choices
 from .world.data import Captioned, captioned_graphs, captioned_laws, recolored, training_pairs
+from .world.prompts import all_texts
 from .world.render import render_pixels
 
 BEST_OF = (2, 4)  # without a rationale, two pictures take more tokens than one with a rationale
@@ -81,7 +64,7 @@ RECORD = TypeVar("RECORD")
 
 
 class Task(NamedTuple):
-    """One run of a command: its options, its folder, the folder of the weights that it starts from, where it computes."""
+    """One run of a command: its options, its folder, the folder of the first weights, the device."""
 
     config: Config
     run: Run
@@ -102,7 +85,7 @@ class Task(NamedTuple):
     def save(self, name: str, network: nn.Module, words: Tokenizer | None = None) -> None:
         """Write a network, and the vocabulary that it reads."""
         about = {} if words is None else {"words": " ".join(words.words)}
-        save_module(self.weights / f"{name}.safetensors", network, about)
+        ours.save_module(self.weights / f"{name}.safetensors", network, about)
 
     def curve(self, name: str, **labels: str) -> None:
         """Plot values of a stage's metrics, each with its label."""
@@ -114,7 +97,7 @@ class Task(NamedTuple):
         print(f"{table}\n\n{last}".rstrip())
 
     def hand_on(self, *names: str, **renamed: str) -> None:
-        """Copy weight files that a later stage looks for from the source, if they exist there and not yet here."""
+        """Copy weights that a later stage needs from the source, if they exist there and not yet here."""
         for name, kept in ({n: n for n in names} | renamed).items():
             there, here = self.source / f"{name}.safetensors", self.weights / f"{kept}.safetensors"
             if there.exists() and not here.exists():
@@ -123,7 +106,7 @@ class Task(NamedTuple):
                 os.replace(draft, here)
 
     def measured(self, model: str, record: type[RECORD], measure: Callable[[], RECORD]) -> RECORD:
-        """The score of a model, or its scores by kind of prompt: measured now, unless this run has logged them already."""
+        """The score of a model, or its scores by kind of prompt: as logged in this run, else measured now."""
         for row in self.run.metrics("evaluation"):
             if row["model"] == model and "scores" in row:
                 return {kind: record(**values) for kind, values in row["scores"].items()}
@@ -136,7 +119,7 @@ class Task(NamedTuple):
         return found
 
 
-# ------------------------------------------------------------------------------------------------ laws: SRRL, DDPO, GRPO
+# ------------------------------------------------------------ laws: SRRL, DDPO, GRPO
 def captioned(config: Config, stage: str, pictures: int) -> Captioned:
     """The pictures and captions that the autoencoder and the diffusion model are trained on."""
     draw = choices(config.seed, stage, "pictures")
@@ -156,16 +139,16 @@ def autoencoder(task: Task) -> None:
 
 def diffusion(task: Task) -> None:
     config = task.config
-    encoder, _ = load_module(task.source / "autoencoder.safetensors", Autoencoder, AutoencoderConfig)
+    encoder, _ = ours.load_module(task.source / "autoencoder.safetensors", Autoencoder, AutoencoderConfig)
     sizes = GRAPH_BASE if config.scenes == "graphs" else LAW_BASE
     data = captioned(config, "diffusion", config.diffusion.pictures)
     pipe = train_diffusion(config.diffusion, sizes, data, encoder, task.job)
-    save_pipeline(pipe, task.weights)
+    ours.save_pipeline(pipe, task.weights)
     task.curve("diffusion", loss="squared error")
 
 
 def reward(task: Task) -> None:
-    pipe = load_pipeline(task.source).to(task.device)
+    pipe = ours.load_pipeline(task.source).to(task.device)
     model = train_reward(task.config.reward, pipe, task.job)
     task.save("reward", model, pipe.tokenizer)
     task.hand_on("autoencoder", "text_encoder", "unet")
@@ -176,14 +159,14 @@ def srrl(task: Task) -> None:
     """Measure the base, reinforce it, measure again with the same prompts, noise and sampler."""
     config, run, method = task.config, task.run, task.config.method.upper()
     task.hand_on("autoencoder", "text_encoder", "reward", unet="base_unet")
-    base, pipe = (load_pipeline(task.weights, unet="base_unet").to(task.device) for _ in range(2))
+    base, pipe = (ours.load_pipeline(task.weights, unet="base_unet").to(task.device) for _ in range(2))
     judge = load_reward(task.weights, task.device)
     before = task.measured("base", Score, lambda: evaluate(base, judge, config.sampler, config.evaluation))
     clock, texts = time.time(), config.mix.draw(config.seed, config.srrl.prompts_per_iteration)
     try:
-        train_srrl(config.srrl, pipe, judge, texts, inspector_reward, Job(run, config.seed, task.device))
+        train_srrl(config.srrl, pipe, judge, texts, inspector_reward, task.job)
     finally:
-        save_pipeline(pipe, task.weights, ("unet",))  # also when stopped: what was trained is never lost
+        ours.save_pipeline(pipe, task.weights, ("unet",))  # also when stopped: what was trained is never lost
     minutes = (time.time() - clock) / 60
     after = task.measured(method, Score, lambda: evaluate(pipe, judge, config.sampler, config.evaluation))
     rows, columns = run.metrics("srrl"), {"base": before, method: after}
@@ -208,13 +191,9 @@ def cost_of(rows: list[dict]) -> str:
 
 
 def lora(task: Task) -> None:
-    """The same on a published checkpoint, with LoRA; the reward and what it does not ask for stand in for the inspector."""
+    """The same on a published checkpoint, with LoRA.  No inspector: measured are the reward, and what it ignores."""
     config, run = task.config.finetune, task.run
-    reward, prompts, method = (
-        chosen_reward(config, task.device),
-        read_prompts(config.prompts),
-        task.config.method,
-    )
+    reward, prompts = chosen_reward(config, task.device), read_prompts(config.prompts)
     pipe, batches = load_base(config, task.device), EvaluationConfig(batch=config.micro_batch)
     shown = [prompts[i % len(prompts)] for i in range(config.shown)]
     images, scores = {}, {}
@@ -227,7 +206,7 @@ def lora(task: Task) -> None:
     clock = time.time()
     finetune(config, task.config.srrl, pipe, reward, task.job)
     hours = (time.time() - clock) / 3600
-    measure(method.upper())
+    measure(task.config.method.upper())
     rows = run.metrics("srrl")
     sampled = sum(sum(row["pictures_by_round"]) for row in rows)
     cost = f"{60 * hours:.1f} minutes · {cost_of(rows)} · {len(lora_layers(pipe.unet))} layers with LoRA"
@@ -240,12 +219,12 @@ def lora(task: Task) -> None:
     showcase.columns_of(images, reward, shown, task.figure("before_and_after"))
 
 
-# ------------------------------------------------------------------------------------------------------- graphs: RL-RIG
+# ------------------------------------------------------------ graphs: RL-RIG
 def question_answerer(name: str, offset: int) -> Callable[[Task], None]:
-    """The stage of the Checker, or of the held-out judge: the same task with another seed, size and pictures."""
+    """The stage of the Checker, or of the held-out judge, which has another seed, size and pictures."""
 
     def stage(task: Task) -> None:
-        pipe, job = load_pipeline(task.source), task.job._replace(seed=task.config.seed + offset)
+        pipe, job = ours.load_pipeline(task.source), task.job._replace(seed=task.config.seed + offset)
         model = train_checker(task.config.checker, name, pipe, job)
         task.save(name, model, pipe.tokenizer)
         task.hand_on("autoencoder", "text_encoder", "unet")
@@ -255,7 +234,7 @@ def question_answerer(name: str, offset: int) -> Callable[[Task], None]:
 
 
 def actor(task: Task) -> None:
-    pipe = load_pipeline(task.source)
+    pipe = ours.load_pipeline(task.source)
     model = train_actor(task.config.actor, pipe.autoencoder, pipe.tokenizer, task.job)
     task.save("actor", model)
     task.hand_on("autoencoder", "text_encoder", "unet", "checker", "judge")
@@ -263,31 +242,28 @@ def actor(task: Task) -> None:
 
 
 def rlrig(task: Task) -> None:
-    """Measure the controls, train the Actor and then the editor, measuring after each on the same graphs and noise."""
+    """Measure the controls, train the Actor, then the editor; measure after each on the same graphs and noise."""
     config, run, weights, source = task.config, task.run, task.weights, task.source
-    first = (
-        "base_actor" if (source / "base_actor.safetensors").exists() else "actor"
-    )  # a finished run has both
-    task.hand_on(*(part for part in RIG_PARTS if part != "actor"), **{first: "base_actor"})
+    finished = (source / "base_actor.safetensors").exists()  # a finished run has both Actors
+    first = "base_actor" if finished else "actor"
+    task.hand_on(*(part for part in rig.RIG_PARTS if part != "actor"), **{first: "base_actor"})
     judge, clock, rows = load_checker(weights, "judge"), time.time(), {}
-    parts = load_parts(weights, actor="base_actor", editor="unet", device=task.device)
+    parts = rig.load_parts(weights, actor="base_actor", editor="unet", device=task.device)
 
     def measure(loops: dict) -> None:
         for name, loop in loops.items():
-            score = lambda: evaluate_loop(loop, judge, config.evaluation, name)  # noqa: B023, E731  called at once
+            score = lambda: evaluate_loop(loop, judge, config.evaluation, name)  # noqa: B023, E731
             rows[name] = task.measured(name, GraphScore, score)
 
     if config.rlrig.controls:
-        measure(controls(parts, config.rlrig.loop))
-    for name, phase in (("phase 1", train_actor_grpo), ("phase 1 + 2", train_editor)):
+        measure(rig.controls(parts, config.rlrig.loop))
+    for name, phase in (("phase 1", rig.train_actor_grpo), ("phase 1 + 2", rig.train_editor)):
         try:
-            phase(config.rlrig, config.seed, parts, run)
+            phase(config.rlrig, parts, task.job)
         finally:  # also when stopped: what was trained is never lost
             task.save("actor", parts.actor)
             task.save("editor", parts.editor.unet)
-        measure({name: loop_of(parts, config.rlrig.loop)})
-    if config.rlrig.controls:
-        measure(trained_controls(parts, config.rlrig.loop))
+        measure({name: rig.loop_of(parts, config.rlrig.loop)})
     table = Table("held-out graphs", {name: vars(score) for name, score in rows.items()})
     task.report(table, f"{(time.time() - clock) / 60:.1f} minutes")
     stages = {"phase 1, the Actor": run.metrics("phase-1"), "phase 2, the editor": run.metrics("phase-2")}
@@ -297,14 +273,14 @@ def rlrig(task: Task) -> None:
     showcase.edit_strip(parts, graphs, config.rlrig.loop, config.seed, task.figure("edits"))
 
 
-# ------------------------------------------------------------------------------------------------- tokens: ReasonGen-R1
+# ------------------------------------------------------------ tokens: ReasonGen-R1
 def vq(task: Task) -> None:
-    config, source = task.config, load_autoencoder(task.source)
+    config, source = task.config, ours.load_autoencoder(task.source)
     draw = choices(config.seed, "vq", "pictures")
     pixels, scenes, _ = training_pairs(config.vq.pictures // 2, config.world, draw)
     twins = np.stack([render_pixels(recolored(scene, draw)) for scene in scenes])
     codec = Codec(source, train_vq(config.vq, pixels, twins, source, task.job))
-    save_codec(task.weights, codec)
+    ours.save_codec(task.weights, codec)
     task.report(codec_table(codec, config.evaluation))
     task.curve("vq", latents="squared error of the latents")
 
@@ -320,9 +296,9 @@ def captioner(task: Task) -> None:
 
 def reason_sft(task: Task) -> None:
     config = task.config
-    start = load_reasongen(task.source) if config.sft.continued else None
-    pipe = train_reasongen(config.sft, config.world, load_codec(task.source), task.job, start)
-    save_reasongen(task.weights, "reasongen", pipe)
+    start = ours.load_reasongen(task.source) if config.sft.continued else None
+    pipe = train_reasongen(config.sft, config.world, ours.load_codec(task.source), task.job, start)
+    ours.save_reasongen(task.weights, "reasongen", pipe)
     task.hand_on("captioner")
     task.curve("reason-sft", text="nats a word", image="nats an image token")
     judge = reward_beside(task.source, task.device)
@@ -335,8 +311,8 @@ def reason_grpo(task: Task) -> None:
     config, weights, clock = task.config, task.weights, time.time()
     judge = reward_beside(task.source, task.device)
     if not (weights / "base_reasongen.safetensors").exists():
-        save_reasongen(weights, "base_reasongen", load_reasongen(task.source))
-    pipe, reader = load_reasongen(weights, "base_reasongen", task.device), None
+        ours.save_reasongen(weights, "base_reasongen", ours.load_reasongen(task.source))
+    pipe, reader = ours.load_reasongen(weights, "base_reasongen", task.device), None
     if config.grpo.read_rationales and pipe.writes_rationale:
         task.hand_on("captioner")
         if not (weights / "captioner.safetensors").exists():
@@ -356,7 +332,7 @@ def reason_grpo(task: Task) -> None:
     try:
         train_reason_grpo(config.grpo, pipe, Rewards(judge, reader), prompts, known, task.job)
     finally:  # also when stopped: what was trained is never lost
-        save_reasongen(weights, "reasongen", pipe)
+        ours.save_reasongen(weights, "reasongen", pipe)
     rows["SFT + GRPO"] = measured_pictures(task, "SFT + GRPO", pipe, judge)
     table = Table("held-out prompts", {name: score.row for name, score in rows.items()})
     task.report(table, f"{(time.time() - clock) / 60:.1f} minutes")
@@ -382,21 +358,34 @@ def show_rationales(task: Task, pipe: ReasonPipeline, judge: Reward) -> None:
 
 STAGES: dict[str, Callable[[Task], None]] = {
     "autoencoder": autoencoder, "diffusion": diffusion, "reward": reward, "srrl": srrl, "lora": lora,
-    "checker": question_answerer("checker", 0), "judge": question_answerer("judge", 1), "actor": actor, "rlrig": rlrig,
+    "checker": question_answerer("checker", 0), "judge": question_answerer("judge", 1), "actor": actor,
+    "rlrig": rlrig,
     "vq": vq, "captioner": captioner, "reason-sft": reason_sft, "reason-grpo": reason_grpo,
 }  # fmt: skip
-NEEDS: dict[str, tuple[Callable[[Path], object], ...]] = {  # what loads the weights that a command starts from
-    "diffusion": (lambda folder: load_module(folder / "autoencoder.safetensors", Autoencoder, AutoencoderConfig),),
-    "reward": (load_pipeline,), "srrl": (load_pipeline, load_reward),
-    "checker": (load_pipeline,), "actor": (load_pipeline,), "rlrig": (load_parts, lambda folder: load_checker(folder, "judge")),
-    "vq": (load_autoencoder,), "reason-sft": (load_codec,), "reason-grpo": (load_reasongen,),
-}  # fmt: skip
 
 
-def check(command: str, source: Path) -> None:
-    """Load what a command starts from, so that a missing or broken file is named before a run folder exists.  Raises WeightsError."""
-    for load in NEEDS.get(command, ()):
-        load(source)
+def check(command: str, config: Config, source: Path) -> None:
+    """Load what a command starts from: a missing or broken file is named before a run folder exists.
+
+    Raises WeightsError, and PromptError where the world has words that the diffusion model was not trained
+    on.
+    """
+    if command == "diffusion":
+        ours.load_module(source / "autoencoder.safetensors", Autoencoder, AutoencoderConfig)
+    elif command == "srrl":
+        ours.load_pipeline(source).tokenizer(all_texts())
+        load_reward(source)
+    elif command in ("reward", "checker", "actor"):
+        ours.load_pipeline(source)
+    elif command == "rlrig":
+        rig.load_parts(source)
+        load_checker(source, "judge")
+    elif command == "vq":
+        ours.load_autoencoder(source)
+    elif command == "reason-grpo" or (command == "reason-sft" and config.sft.continued):
+        ours.load_reasongen(source)
+    elif command == "reason-sft":
+        ours.load_codec(source)
 
 
 def do(task: Task, *names: str) -> None:

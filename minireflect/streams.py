@@ -2,7 +2,8 @@
 
     rng(seed, "rollout", step)
 
-A stream is named by a path, so no two places share one, and a resumed run draws what the unbroken one would have.
+A stream is named by a path, so no two places share one, and a resumed run draws what the unbroken one would
+have.
 """
 
 import hashlib

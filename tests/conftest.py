@@ -1,4 +1,6 @@
-"""One thread per worker: pytest-xdist already keeps every core busy, and two that share cores slow each other down."""
+"""One thread per worker: pytest-xdist already keeps every core busy, and two that share cores slow each other
+down.
+"""
 
 import socket
 

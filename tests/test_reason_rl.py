@@ -19,7 +19,11 @@ def even(images: Tensor, prompts: list[str]) -> Tensor:
 def test_rationales_go_through_tokens_and_back() -> None:
     config = ReasonGenConfig(len(WORDS), 8, 4)
     draw = choices(0, "words")
-    scenes = [p.scene(draw) for k in ("physical", "unconventional", "arrangement") for p in draw_prompts(k, "train", 60, draw)]  # fmt: skip
+    scenes = [
+        p.scene(draw)
+        for k in ("physical", "unconventional", "arrangement")
+        for p in draw_prompts(k, "train", 60, draw)
+    ]
     written = [rationale(s, rng=draw) for s in scenes]
     ids = WORDS.encode(written, config.rationale, config.boi)
     assert ids.shape == (180, config.rationale) and ((ids == config.boi).sum(1) == 1).all()

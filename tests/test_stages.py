@@ -11,6 +11,7 @@ from minireflect.checkpoints.files import WeightsError
 from minireflect.checkpoints.ours import SHIPPED
 from minireflect.cli import TRAINED
 from minireflect.config import Config, stages_of
+from minireflect.models.tokenizer import PromptError
 from minireflect.run import Run
 
 
@@ -67,10 +68,15 @@ def test_every_command_has_its_stages() -> None:
             assert set(stages_of(command, Config(scenes=scenes))) <= set(stages.STAGES)
 
 
-@pytest.mark.parametrize("command", stages.NEEDS)
+@pytest.mark.parametrize(
+    "command", [c for c in TRAINED if c not in ("all", "autoencoder", "captioner", "vq")]
+)
 def test_missing_weights_are_named(tmp_path: Path, command: str) -> None:
-    if command == "vq":  # falls back to the shipped autoencoder
-        stages.check(command, tmp_path)
-        return
     with pytest.raises(WeightsError, match=r"\.safetensors"):
-        stages.check(command, tmp_path)
+        stages.check(command, Config(), tmp_path)
+
+
+def test_a_world_with_new_words_is_named_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "all_texts", lambda: ["a red ball on a slope"])
+    with pytest.raises(PromptError, match="slope"):
+        stages.check("srrl", Config(), SHIPPED)

@@ -13,13 +13,14 @@ PICTURES = (".png", ".jpg", ".jpeg")
 
 @dataclass(frozen=True)
 class InspectOptions:
-    # checkpoints, CLIPs, LoRAs (a folder or a single file), weight files of ours, or pictures of 64 x 64 pixels
+    # checkpoints, CLIPs, LoRAs (a folder or a single file), weight files of ours, or pictures of 64 x 64
+    # pixels
     paths: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
 
 
 def main(words: list[str]) -> int:
     if any(word in HELP for word in words):
-        about = "Say what is in a file: the family and sizes of a checkpoint, or what the inspector reads in a picture."
+        about = "Say what is in a file: the family of a checkpoint, or what the inspector reads in a picture."
         print(help_text("minireflect inspect PATH ...", about, InspectOptions(), {}))
         return 0
     paths = tyro.cli(InspectOptions, args=words, prog="minireflect inspect").paths
@@ -31,9 +32,11 @@ def main(words: list[str]) -> int:
 
 
 def checkpoint(path: Path) -> str:
+    from ..checkpoints.files import read_metadata
     from ..checkpoints.load import describe
 
-    return describe(path)
+    about = read_metadata(path) if path.suffix == ".safetensors" else {}
+    return f"{path}: a network of minireflect, {about['config']}" if "config" in about else describe(path)
 
 
 def picture(path: Path) -> str:
@@ -43,9 +46,10 @@ def picture(path: Path) -> str:
     from ..world.inspector import inspect_all
 
     pixels = read_picture(path)  # (h w 3)
-    if pixels.shape[0] != 64 or pixels.shape[1] % 64:
+    height, width = pixels.shape[:2]
+    if height != 64 or width % 64:
         raise ValueError(
-            f"{path} is {pixels.shape[1]} x {pixels.shape[0]} pixels; the inspector reads 64 x 64, or a row of them"
+            f"{path} is {width} x {height} pixels; the inspector reads 64 x 64, or a row of them"
         )
     row = pixels.reshape(64, -1, 64, 3).swapaxes(0, 1)  # (n 64 64 3)
     read = [caption(r.scene) if r.scene else f"unreadable: {r.why}" for r in inspect_all(to_tensor(row))]

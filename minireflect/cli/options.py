@@ -1,4 +1,4 @@
-"""The options of a record, and their help: a line each, with the default beside the name and the comment above the field."""
+"""The options of a record and their help: name, default, and the comment above the field."""
 
 import inspect
 import re
@@ -76,8 +76,9 @@ def kebab(field: str) -> str:
 def help_text(usage: str, about: str, record: Any, titles: dict[str, str], full: bool = False) -> str:
     """A line for each option, in groups; the value behind a name is its default.
 
-    Without `full` two kinds of options are listed at the end and not explained: those of nested records, with a dot in their
-    names, and those of another objective, whose help begins with its name.  `titles` of records that need another than their field's.
+    Without `full` two kinds of options are listed at the end and not explained: those of nested records, with
+    a dot in their names, and those of another objective, whose help begins with its name.  `titles` of
+    records that need another than their field's.
     """
     width, found = min(120, shutil.get_terminal_size().columns), list(options(record))
     left = min(30, 4 + max(len(option.flag) for option in found if "." not in option.flag.split()[0]))

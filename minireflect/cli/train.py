@@ -18,7 +18,7 @@ from ..methods.finetune import SAMPLER, FinetuneConfig, read_prompts
 from ..methods.srrl import recipe
 from ..pipeline import best_device
 from ..run import Interrupted, Run, RunError
-from . import TRAINED
+from .commands import TRAINED
 from .options import HELP, HELP_ALL, help_text
 
 RIG_COMMANDS = ("checker", "actor", "rlrig")
@@ -51,7 +51,7 @@ def main(words: list[str]) -> int:
 
 
 def defaults(named: str | None, words: list[str]) -> tuple[str, Config]:
-    """First pass: the run to resume, or the preset, the recipe and the checkpoint, decide the defaults of all options."""
+    """First pass: the run to resume, or preset, recipe and checkpoint, decide the defaults of all options."""
     usage = "minireflect train COMMAND [OPTIONS]"
     first = argparse.ArgumentParser(prog="minireflect train", usage=usage, add_help=False, allow_abbrev=False)
     first.add_argument("--preset", choices=PRESETS)
@@ -82,7 +82,7 @@ def defaults(named: str | None, words: list[str]) -> tuple[str, Config]:
 
 
 def parse(words: list[str], command: str, config: Config) -> Config:
-    """Second pass: every option of the command (tyro).  Paths are made absolute, so that a run can be resumed from elsewhere."""
+    """Second pass: every option of the command.  Paths become absolute: a run is resumed from anywhere."""
     default = options_of(command, config)
     config = replace(
         config,
@@ -102,12 +102,11 @@ def train(command: str, config: Config) -> None:
     label = config.method if command == "srrl" else command
     source = source_of(command, config)
     if source is not None:
-        check(command, source)
+        check(command, config, source)
     run = Run(config.out or free_folder(label), to_dict(command, config), config.resume)
     cost = COSTS.get(config.preset, f"about {TRAINED[command][1]} minutes on two cores")
-    print(
-        f"{label} · run folder {run.folder} · seed {config.seed} · {device}, {torch.get_num_threads()} threads"
-    )
+    where = f"{device}, {torch.get_num_threads()} threads"
+    print(f"{label} · run folder {run.folder} · seed {config.seed} · {where}")
     print(f"{config.preset} preset" + ("" if config.finetune.base else f": {cost}"))
     clock = time.time()
     do(Task(config, run, source or run.folder / "weights", device), *stages_of(command, config))
@@ -123,7 +122,7 @@ def free_folder(label: str) -> Path:
 
 
 def source_of(command: str, config: Config) -> Path | None:
-    """The folder of the weights to start from; None for a command that starts from nothing or from a published checkpoint.
+    """The folder of the weights to start from; None where it is nothing, or a published checkpoint.
 
     Raises ValueError on what is missing or out of range.
     """

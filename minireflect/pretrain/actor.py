@@ -1,8 +1,9 @@
-"""Train RL-RIG's Actor to imitate a script that sees the scene, so that reinforcement starts from meaningful edit prompts.
+"""Train RL-RIG's Actor to imitate a script that sees the scene, as a start for reinforcement.
 
     L = - mean log pi(edit prompt | picture, requirements, answers)          the end token included
 
-The script (`scripted_edit` in world/captions.py) keeps what is right in place, finds places for the rest, and names two of them.
+The script (`scripted_edit` in world/captions.py) keeps what is right in place, finds places for the rest, and
+names two of them.
 
     python train.py actor
 """

@@ -31,7 +31,7 @@ class AutoencoderTraining:
     lr: float = 2e-3
     # weight of the KL, in nats per latent dimension, against one unit of pixel error
     kl: float = 3e-4
-    # largest std of the noise added to the latents, in units of their std, because generated latents are not exact
+    # largest std of the noise added to the latents, in units of their std: generated latents are not exact
     noise: float = 0.0
 
 
@@ -44,7 +44,7 @@ def train_autoencoder(
 ) -> Autoencoder:
     """Learn to compress pictures; at the end the latents are scaled to a std of 1.
 
-    With `start` only its decoder is trained further: encoder and scale stay the same, and `network` is ignored.
+    With `start` only its decoder is trained further; encoder, scale and sizes stay the same.
     Shapes: pixels (n 64 64 3) uint8
     """
     run, seed, device = job

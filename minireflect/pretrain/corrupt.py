@@ -1,4 +1,4 @@
-"""Corrupt clean renders as a generator would, and label what they still show: the pictures for the learned reward and the Checker.
+"""Corrupted renders with labels for what they still show: pictures for the learned reward and the Checker.
 
 Labels come from the difference to the clean render, which is known here; the inspector is not used.
 """
@@ -19,7 +19,7 @@ from ..world.render import render
 from ..world.scenes import MAX_SHIFT, Scene
 
 VISIBLE = 0.25  # largest error of a 4x4 block, in [0, 1], at which it still shows what was rendered
-# a picture shows its scene if its error is below this share of its distance to the twin: a blend of both shows neither
+# a picture shows its scene if its error is below this share of its error against the twin: a blend shows none
 NEARER = 0.9
 REDRAW_STEPS = 8  # of 20: the most denoising steps that a picture is noised and denoised again
 
@@ -45,7 +45,7 @@ def distance(images: Tensor, clean: Tensor) -> Tensor:
 
 
 def still_shows(images: Tensor, clean: Tensor, twins: Tensor) -> Tensor:
-    """Whether corrupted pictures still show what their clean renders show, and clearly not what their twins show.
+    """Whether corrupted pictures still show what their clean renders show, and not what their twins show.
 
     Shapes: images (b 3 h w), clean (b 3 h w), twins (b 3 h w) -> (b) bool
     """
@@ -78,9 +78,10 @@ class Chance(NamedTuple):
 def corrupt(
     pipe: LatentDiffusion, images: Tensor, twins: Tensor, prompts: list[str], generator: torch.Generator
 ) -> Tensor:
-    """Corrupt clean renders, each in one of six ways; some so much that they show nothing any more, see `still_shows`.
+    """Corrupt clean renders; some so much that they show nothing any more, see `still_shows`.
 
-    Of six pictures, on average, one stays clean, two are redrawn by the base, one has noisy latents, one is dull, one is a ghost.
+    Of six pictures, on average, one stays clean, two are redrawn by the base, one has noisy latents, one is
+    dull, one is a ghost.
     Shapes: images, twins (b 3 64 64), b prompts -> (b 3 64 64)
     """
     chance = Chance(generator, images)
@@ -108,7 +109,10 @@ def rows_where(mask: Tensor) -> Tensor:
 def redraw(
     pipe: LatentDiffusion, z: Tensor, noise: Tensor, prompts: list[str], generator: torch.Generator
 ) -> Tensor:
-    """Noise the latents by 1 to REDRAW_STEPS of 20 steps, and denoise them.  Shapes: z, noise (m 4 8 8), m prompts -> (m 4 8 8)"""
+    """Noise the latents by 1 to REDRAW_STEPS of 20 steps, and denoise them.
+
+    Shapes: z, noise (m 4 8 8), m prompts -> (m 4 8 8)
+    """
     steps = int(torch.randint(1, REDRAW_STEPS + 1, (), generator=generator))
     if not prompts:
         return z
@@ -142,7 +146,10 @@ def mix(z: Tensor, twins: Tensor, blended: Tensor, chance: Chance) -> Tensor:
 
 
 def dull(images: Tensor, blurred: Tensor, chance: Chance) -> Tensor:
-    """Blur or dim the pixels, and add noise.  Shapes: images (b 3 64 64), blurred (b 1 1 1) bool -> (b 3 64 64)"""
+    """Blur or dim the pixels, and add noise.
+
+    Shapes: images (b 3 64 64), blurred (b 1 1 1) bool -> (b 3 64 64)
+    """
     blur = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
     dim = (images + 1) * chance.uniform(0.88, 1.0) - 1
     return torch.where(blurred, blur, dim) + chance.uniform(0, 0.15) * chance.normal(images)

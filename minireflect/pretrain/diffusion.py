@@ -1,4 +1,4 @@
-"""Train the base: text encoder and UNet together, on captioned pictures (`world/data.py`, `world/captions.py`).
+"""Train the base, text encoder and UNet together, on captioned pictures (`world/data.py`).
 
     L = w(t) |eps - eps_theta(x_t, t, c)|^2          Ho et al. 2020, equation 14, weighted by `level_weight`
 
@@ -44,13 +44,13 @@ class DiffusionTraining:
     batch: int = 64
     # peak learning rate of AdamW; cosine to zero after a warm-up of 5 %
     lr: float = 1e-3
-    # largest loss weight of a noisy level, see `level_weight`
+    # largest loss weight of a noise level: w(t) = min(1 / abar, this)
     max_weight: float = 20.0
-    # share of noise levels sampled in proportion to their weight, the rest uniformly: the same loss with less variance
+    # share of noise levels sampled in proportion to their weight: the same mean loss with less variance
     importance: float = 0.0
     # share of the steps, at the start, that see plain captions only
     plain: float = 0.25
-    # steps that train the text encoder alone, before the UNet, see `learn_to_read`
+    # steps that train the text encoder alone to predict latents from captions, before the UNet
     reading_steps: int = 0
 
 
@@ -142,8 +142,9 @@ def learn_to_read(
 ) -> None:
     """Train the text encoder to predict the picture from its caption alone: L = |x_0 - Reader(caption)|^2.
 
-    A denoiser must do the same at the last noise level, where x_t holds no information.  Through the UNet this took more
-    than 5,000 steps to tell "at the top left" from other places; alone it takes 500.  The first half sees plain captions.
+    A denoiser must do the same at the last noise level, where x_t holds no information.  Through the UNet
+    this took more than 5,000 steps to tell "at the top left" from other places; alone it takes 500.  The
+    first half sees plain captions.
     Shapes: latents (n c h w), ids (n t), plain (m)
     """
     run, seed, _ = job
@@ -162,7 +163,7 @@ def learn_to_read(
 
 
 def level_chances(schedule: Schedule, max_weight: float, importance: float) -> tuple[Tensor, Tensor]:
-    """Importance sampling of noise levels: how often each is drawn, and the loss weight that keeps the mean unchanged.
+    """Importance sampling of noise levels: probabilities, and the loss weights that keep the mean loss.
 
     A share `importance` of the draws is proportional to `level_weight`, the rest is uniform.
     -> (T) probabilities, (T) weights

@@ -1,12 +1,12 @@
 """Train the matcher (models/matcher.py) for its three uses, with one loop:
 
-    reward      SRRL's reward: does the prompt hold for the picture?        BCE + CE(caption) + 0.1 CLIP's loss
-    checker     RL-RIG's Checker, and the held-out judge: is a requirement met?    BCE + CE(caption)
-    captioner   does the picture keep what a rationale promises?                      CE(rationale)
+    reward     SRRL's reward: does the prompt hold for the picture?      BCE + CE(caption) + 0.1 CLIP's loss
+    checker    RL-RIG's Checker and the judge: is a requirement met?     BCE + CE(caption)
+    captioner  does the picture show what a rationale says?              CE(rationale)
 
-CE is the mean cross-entropy of every next word, given the picture: CoCa (Yu et al. 2022), equation 3.  Describing a picture
-teaches every fact of it, a yes or no only one bit.  The use as a reward is in rl/rewards.py.
-All labels come from the scenes that were rendered; nothing here uses the inspector.
+CE is the mean cross-entropy of every next word, given the picture: CoCa (Yu et al. 2022), equation 3.
+Describing a picture teaches every fact of it, a yes or no only one bit.  All labels come from the scenes that
+were rendered; nothing here uses the inspector.  rl/rewards.py makes rewards of the networks.
 
     python train.py reward | checker | captioner
 """
@@ -43,8 +43,8 @@ FOREIGN = 0.1  # share of false captions that belong to any other picture; the r
 QUESTIONS = 6  # asked of a picture in one step
 RELATIONS = 0.6  # share of questions about relations, the hardest
 ARRANGEMENTS = 0.3  # share of arrangements among the captioner's pictures
-# share of the captioner's pictures of laws with objects in combinations that no prompt asks for; otherwise it predicts the
-# most common caption and ignores the image
+# share of the captioner's pictures of laws whose combination of objects no prompt asks for; without them it
+# predicts the most common caption and ignores the image
 RECOMBINED = 0.6
 
 
@@ -62,7 +62,7 @@ class MatcherTraining:
 
 @dataclass(frozen=True)
 class RewardTraining(MatcherTraining):
-    # corrupt pictures as a generator does; a reward that has seen clean renders only is easily fooled
+    # train on renders that are corrupted as by a generator; RL easily fools a reward that saw clean ones only
     corrupted: bool = True
 
 
@@ -75,7 +75,7 @@ Losses = Callable[[int], tuple[Tensor, dict[str, float]]]  # of a step: the loss
 def train_matcher(
     name: str, config: MatcherTraining, networks: dict[str, nn.Module], losses: Losses, job: Job
 ) -> Matcher:
-    """The loop of all three: minimise `losses` over the networks, of which `networks[name]` is the matcher that is returned."""
+    """The loop of all three: minimise `losses` over the networks.  -> the matcher, `networks[name]`"""
     parameters = [p for network in networks.values() for p in network.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=1e-2)
     for step in job.run.steps(name, config.steps, networks, optimizer, save_every=50):
@@ -102,7 +102,7 @@ def accuracy(logits: Tensor, truth: Tensor) -> float:
     return ((logits > 0) == (truth > 0.5)).float().mean().item()
 
 
-# ----------------------------------------------------------------------------------------------------- SRRL's reward
+# ------------------------------------------------------------------------------------------- SRRL's reward
 def train_reward(
     config: RewardTraining, pipe: LatentDiffusion, job: Job, start: Matcher | None = None
 ) -> Matcher:
@@ -164,7 +164,8 @@ def fair_prompt(draw: random.Random) -> Prompt:
 def false_prompt(true: Prompt, scene: Scene, others: list[Prompt], draw: random.Random) -> Prompt:
     """A prompt that the scene does not fulfil: a near miss of the true one, or any other.
 
-    A near miss of an arrangement can hold by chance: what is left of a ball may stand above it too.  So it is checked.
+    A near miss of an arrangement can hold by chance: what is left of a ball may stand above it too.  So it is
+    checked.
     """
     while True:
         prompt = draw.choice(others) if draw.random() < FOREIGN else near_miss(true, draw)
@@ -198,7 +199,7 @@ class JointSpace(nn.Module):
         return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
 
 
-# -------------------------------------------------------------------------------- RL-RIG's Checker and the held-out judge
+# ----------------------------------------------------------------- RL-RIG's Checker and the held-out judge
 def checker_sizes(name: str, vocabulary: int, length: int) -> MatcherConfig:
     """The network of the "checker" or of the held-out "judge", which is smaller and deeper."""
     sizes = {"checker": (64, 2, (24, 48)), "judge": (48, 3, (16, 32))}
@@ -240,13 +241,11 @@ def train_checker(
         ]
         ids = trim(tokenizer([r.words for r, _ in asked]), EOS).to(device)  # (q t)
         truth = torch.tensor([met for _, met in asked], device=device).float()  # (q)
-        captions = trim(tokenizer([described(scenes[i]) for i in pick]), EOS).to(device)  # (b t)
+        captions = trim(tokenizer([hints(scenes[i].objects) for i in pick]), EOS).to(device)  # (b t)
         patches = model.vision(images[pick].to(device))  # (b n d)
         logits = model.match(patches, model.text(ids), ids)  # (q)
         match = F.binary_cross_entropy_with_logits(logits, truth)
-        whole = torch.tensor(
-            [all(shown[i]) for i in pick], device=device
-        )  # (b) bool; others cannot be described
+        whole = torch.tensor([all(shown[i]) for i in pick], device=device)  # (b) bool; describe only these
         words = model.describe(patches[whole], model.text(captions)[whole])  # (m t v)
         caption = caption_loss(words, captions[whole])
         values = {"loss": match.item(), "caption": caption.item(), "right": accuracy(logits, truth)}
@@ -255,12 +254,7 @@ def train_checker(
     return train_matcher(name, config, {name: model}, losses, job)
 
 
-def described(scene: Scene) -> str:
-    """Each object and its place, from left to right."""
-    return hints(scene.objects)
-
-
-# ----------------------------------------------------------------------------------- the captioner that reads rationales
+# -------------------------------------------------------------------- the captioner that reads rationales
 def train_captioner(config: MatcherTraining, world: WorldConfig, tokenizer: Tokenizer, job: Job) -> Matcher:
     """Learn to describe pictures in the words and styles of rationales."""
     _, seed, device = job

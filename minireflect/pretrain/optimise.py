@@ -1,4 +1,4 @@
-"""What the pretraining loops share: one optimiser step, its learning rate, and pictures encoded once before training."""
+"""What the pretraining loops share: an optimiser step, its learning rate, pictures that are encoded once."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from ..world.canvas import to_tensor
 
 
 def lr_factor(step: int, steps: int) -> float:
-    """Linear warm-up over the first 5 % of the steps, then a cosine to zero (Loshchilov & Hutter 2017, equation 5)."""
+    """Linear warm-up over 5 % of the steps, then a cosine to zero (Loshchilov & Hutter 2017, equation 5)."""
     warm = max(1, steps // 20)
     if step < warm:
         return (step + 1) / warm
@@ -20,7 +20,7 @@ def lr_factor(step: int, steps: int) -> float:
 
 
 def take_step(optimizer: torch.optim.Optimizer, loss: Tensor, lr: float, max_norm: float = 1.0) -> float:
-    """One optimiser step at the learning rate `lr`.  -> the norm of the gradient before it is clipped to `max_norm`
+    """One optimiser step at the learning rate `lr`.  -> the gradient's norm before clipping to `max_norm`
 
     Raises FloatingPointError, and leaves the weights as they are, when the gradient is not finite.
     """

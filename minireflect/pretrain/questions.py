@@ -54,7 +54,7 @@ def question(
 
 
 def answer(asked: Requirement, scene: Scene, shown: list[bool]) -> bool:
-    """The true answer: an object that is not visible is missing, and a corrupted picture has no number of objects."""
+    """The true answer: objects that are not visible do not count; a corrupted picture has no total number."""
     if asked.subject.name == "thing" and not shown[-1]:
         return False
     return asked.met_by(tuple(t for t, seen in zip(scene.objects, shown) if seen))
@@ -81,13 +81,10 @@ def changed_requirement(asked: Requirement, graph: SceneGraph, draw: random.Rand
 def changed_entity(e: Entity, graph: SceneGraph, draw: random.Random) -> Entity:
     """Another number, colour or name, or another entity of the graph."""
     way = draw.randrange(4)
-    if way == 0:
-        return replace(e, count=other((1, 2, 3), e.count, draw))
-    if way == 1:
-        return replace(e, color=other(COLORS, e.color, draw))
-    if way == 2:
-        return replace(e, name=other(THINGS, e.name, draw))
-    return draw.choice(graph.entities)
+    if way == 3:
+        return draw.choice(graph.entities)
+    field, values = (("count", (1, 2, 3)), ("color", COLORS), ("name", THINGS))[way]
+    return replace(e, **{field: other(values, getattr(e, field), draw)})
 
 
 def other(values: Sequence[T], than: T, draw: random.Random) -> T:

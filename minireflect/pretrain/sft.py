@@ -1,17 +1,21 @@
-"""ReasonGen-R1's first stage: supervised fine-tuning on prompts, rationales and pictures (arXiv 2505.24875, section 3.1).
+"""ReasonGen-R1's first stage: supervised fine-tuning on prompts, rationales and pictures.
 
-    L = sum_i s_i CE_i / sum_i s_i,     s = 2 for rationale tokens and BOI, 1 for image tokens, 0 for the prompt and padding
+    L = sum_i s_i CE_i / sum_i s_i,   s = 2 for rationale tokens and BOI, 1 for image tokens, else 0
+
+arXiv 2505.24875, section 3.1.
 
 In a tenth of the samples prompt and rationale are empty, for classifier-free guidance.
 
-Differs from the paper: its base already generates pictures from dense captions and writes; ours learns both in the same loop.
+Differs from the paper: its base already generates pictures from dense captions and writes; ours learns both
+in the same loop.
     dense               rationales serve as prompts
     text_only           adds the mean CE of rationales without their pictures
     recombined, related_captions
-                        examples that no prompt asks for, so that looks, positions and outcomes are learnt independently
-Differs from the released code: BOI, the switch from text to image, is learnt (there its weight is 0 and generation is told
-when to switch); text and image positions have logits of their own, so nothing is clamped (there one row of logits is padded
-with -1e9 and clamped at 30).
+                        examples that no prompt asks for, so that looks, positions and outcomes are learnt
+                        independently
+Differs from the released code: BOI, the switch from text to image, is learnt (there its weight is 0 and
+generation is told when to switch); text and image positions have logits of their own, so nothing is clamped
+(there one row of logits is padded with -1e9 and clamped at 30).
 
     python train.py reason-sft
 """
@@ -53,7 +57,7 @@ class ReasonTraining:
     arrangements: float = 0.35
     # share of pictures whose prompt is the rationale, a dense caption, and whose rationale is empty
     dense: float = 0.0
-    # share of the laws' pictures with objects in combinations that no prompt asks for, see world/data.py
+    # share of the laws' pictures with objects in combinations that no prompt asks for
     recombined: float = 0.0
     # share of the captions of two objects that name both colours and their relation
     related_captions: float = 0.0
@@ -102,7 +106,6 @@ def make_examples(training: ReasonTraining, world: WorldConfig, pipe: ReasonPipe
     prompts = [long if d else short for d, long, short in zip(dense, rationales, captions)]
     written = ["" if d or training.rationales == "none" else text for d, text in zip(dense, rationales)]
     codes = encode_all(pipe.codec.to(job.device).codes, pixels, job.device)  # (m n)
-
     sizes = pipe.model.config
 
     def ids(prompts: list[str], rationales: list[str]) -> tuple[Tensor, Tensor]:
@@ -113,7 +116,7 @@ def make_examples(training: ReasonTraining, world: WorldConfig, pipe: ReasonPipe
 
 
 def shuffled(rationales: list[str], laws: list[str], draw: random.Random) -> list[str]:
-    """Give each picture the rationale of another one of the same law: a control with the right words and the wrong scene."""
+    """Give each picture another one's rationale of the same law: the right words, the wrong scene."""
     given = list(rationales)
     for law in dict.fromkeys(laws):
         rows = [i for i, name in enumerate(laws) if name == law]
@@ -125,7 +128,7 @@ def shuffled(rationales: list[str], laws: list[str], draw: random.Random) -> lis
 def sft_loss(
     model: ReasonGen, data: Examples, training: ReasonTraining, generator: Generator
 ) -> tuple[Tensor, dict[str, float]]:
-    """L of a random batch.  -> () nats a token, and its parts in nats a word ("text") and an image token ("image")"""
+    """L of a random batch.  -> () nats a token; its parts "text" and "image", in nats a token of each"""
     device = data.codes.device
     pick = torch.randint(len(data.codes), (training.batch,), generator=generator)
     empty = torch.rand(training.batch, 1, generator=generator).to(device) < EMPTY  # (b 1)
@@ -148,7 +151,7 @@ def sft_loss(
 def text_only_loss(
     model: ReasonGen, data: Examples, training: ReasonTraining, generator: Generator
 ) -> Tensor:
-    """Mean cross-entropy of `training.text_only` random rationales, which end in BOI before the picture.  -> () nats a word"""
+    """Mean cross-entropy of `training.text_only` random rationales, BOI included.  -> () nats a token"""
     pick = torch.randint(len(data.codes), (training.text_only,), generator=generator)
     prompts, words = trim(data.short_prompts[pick], EOS), trim(data.full_rationales[pick], model.config.boi)
     with torch.autocast(words.device.type, torch.bfloat16, enabled=training.bf16):

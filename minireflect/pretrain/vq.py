@@ -1,11 +1,11 @@
-"""Train the vector-quantised autoencoder on pictures of the world:  64x64 pixels -> 8x8 forms and colours -> 4x8x8 latents.
+"""Train the vector-quantised autoencoder:  64x64 pixels -> 8x8 forms and colours -> 4x8x8 latents.
 
-    L = mean(w (z' - z)^2) + L_vq              models/vq.py; van den Oord et al. 2017, without an adversarial loss
+    L = mean(w (z' - z)^2) + L_vq          models/vq.py; van den Oord et al. 2017, no adversarial loss
 
-z are the latents of a fixed autoencoder.  Each scene is rendered twice, the twin in other colours, and each picture is
-reconstructed from its own colours and its twin's forms: this separates form from colour.  Patches where twins differ show
-objects and get a larger weight w, which is 1 on average; otherwise small objects would hardly count.
-A loss on decoded pixels in place of latents learnt three times more slowly.
+z are the latents of a fixed autoencoder.  Each scene is rendered twice, the twin in other colours, and each
+picture is reconstructed from its own colours and its twin's forms: this separates form from colour.  Patches
+where twins differ show objects and get a larger weight w, which is 1 on average; otherwise small objects
+would hardly count.  A loss on decoded pixels in place of latents learnt three times more slowly.
 
     python train.py vq
 """
@@ -41,7 +41,7 @@ class VQTraining:
     forms: int = 512
     # entries of the colour codebook
     colors: int = 256
-    # steps between two counts of unused entries; in the first half of the training these are moved to where they are needed
+    # steps between counts of unused entries; in the first half of the training these move to where they help
     revive_every: int = 50
 
     def __post_init__(self) -> None:

@@ -1,12 +1,11 @@
 """Rewards: reward(images, prompts) -> one number a picture.
 
-    matcher_reward    learned: the probability that the prompt holds for the picture.  RL climbs it, and can fool it.
-    caption_reward    learned: the probability of a rationale's least likely word, given the picture and the words before.
-    inspector_reward  exact: 1 where the inspector reads what the prompt asks for, else 0.  Never trained on; a reward only
-                      where a study measures the best that is possible.
-    clip_reward       for real pictures: CLIP's cosine of picture and prompt, SRRL's reward (there ViT-H/14)
-    incompressibility, compressibility
-                      for real pictures: kilobytes as a JPEG, and minus that; DDPO's first tasks, which need no weights
+    matcher_reward     learned: the probability that the prompt holds.  RL climbs it, and can fool it.
+    caption_reward     learned: the probability of a rationale's least likely word, given the picture.
+    inspector_reward   exact: 1 where the inspector reads what the prompt asks for, else 0.  For measuring.
+    clip_reward        for real pictures: CLIP's cosine of picture and prompt, SRRL's reward.
+    incompressibility  for real pictures: kilobytes as a JPEG; compressibility is minus that.  Both are DDPO's
+                       first tasks, which need no weights.
 
 Shapes: images (b 3 h w) in [-1, 1], b prompts -> (b)
 """
@@ -98,13 +97,16 @@ def inspector_reward(images: Tensor, prompts: list[str]) -> Tensor:
 
 
 def verdicts(images: Tensor, prompts: list[Prompt]) -> Tensor:
-    """1 where the inspector's reading fulfils the prompt, else 0.  Shapes: images (b 3 64 64), b prompts -> (b)"""
+    """1 where the inspector's reading fulfils the prompt, else 0.
+
+    Shapes: images (b 3 64 64), b prompts -> (b)
+    """
     readings = inspect_all(images)
     return torch.tensor([float(p.fulfilled_by(r)) for p, r in zip(prompts, readings)])
 
 
 def clip_reward(clip: CLIP, tokenizer: BytePairs, batch: int = 32) -> Reward:
-    """CLIP's cosine of picture and prompt, in [-1, 1]; about 0.2 to 0.4 where they match (E6 of SRRL's code)."""
+    """CLIP's cosine of picture and prompt, in [-1, 1]; about 0.2 to 0.4 where they match (SRRL's code)."""
     size = (clip.config.vision.size,) * 2
 
     @torch.no_grad()

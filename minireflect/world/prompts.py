@@ -243,13 +243,13 @@ def near_miss(prompt: Prompt, rng: random.Random, split: str = "train") -> Promp
 
 def _distance(a: Objects, b: Objects) -> int:
     """How many attributes differ between two sets of objects of one law."""
-    attributes = ("name", "color", "size", "place")
-    return sum(getattr(x, key) != getattr(y, key) for x, y in zip(a, b) for key in attributes)
+    return _differences(a, b, ("name", "color", "size", "place"))
 
 
 def _graph_distance(a: SceneGraph, b: SceneGraph) -> int:
-    """How many facts differ between two graphs of one task."""
-    differ = sum(p != q for (_, p, _), (_, q, _) in zip(a.relations, b.relations))
-    for x, y in zip(a.entities, b.entities):
-        differ += (x.name != y.name) + (x.color != y.color) + (x.count != y.count)
-    return differ
+    """How many facts differ between two graphs of one task, which has at most one relation."""
+    return _differences(a.entities, b.entities, ("name", "color", "count")) + (a.relations != b.relations)
+
+
+def _differences(a: tuple, b: tuple, attributes: tuple[str, ...]) -> int:
+    return sum(getattr(x, key) != getattr(y, key) for x, y in zip(a, b) for key in attributes)

@@ -13,7 +13,7 @@ BAD_SAMPLES = {
     "an unknown word": (["a pink bal in still air"], ("'pink'", "'bal'", "nearest: ", "ball")),
     "an empty prompt": ([""], ("prompt is empty",)),
     "no prompt": ([], ("no prompt",)),
-    "negative rounds": (["a red ball", "--rounds", "-1"], ("rounds -1",)),
+    "negative rounds": (["a red ball", "--rounds", "-1"], ("rounds", "-1")),
     "no steps": (["a red ball", "--steps", "0"], ("steps 0",)),
     "too many steps": (["a red ball", "--steps", "1001"], ("1001", "1000")),
     "a missing folder": (["a red ball", "--out", "no/such/folder/x.png"], ("no folder",)),
@@ -23,12 +23,12 @@ BAD_SAMPLES = {
     "an unknown relation": (["--method", "rlrig", "red ball under blue box"], ("relations are left of",)),
     "a contradiction": (
         ["--method", "rlrig", "red ball left of blue box; blue box left of red ball"],
-        ("contradicts itself", "left of red ball", "left of blue box"),
+        ("contradict each other", "left of red ball", "left of blue box"),
     ),
     "too many things": (["--method", "rlrig", "four red balls; blue box"], ("5 things", "at most 4")),
     "a graph that no picture shows": (
         ["--method", "rlrig", "red ball inside blue box; green ball inside blue box"],
-        ("no way was found",),
+        ("no layout was found",),
     ),
     "a missing annotation": (["--method", "rlrig", "nowhere.json"], ("cannot read nowhere.json",)),
 }

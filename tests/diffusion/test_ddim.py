@@ -102,7 +102,7 @@ def test_sigma_zero_has_no_density_and_no_nan() -> None:
 
 
 def test_rounding_under_the_root_is_clamped() -> None:
-    """All the variance is fresh noise and rounding makes it a little more: 1 - abar_prev - sigma^2 is -1e-7."""
+    """All the variance is new noise, and rounding adds a little: 1 - abar_prev - sigma^2 is -1e-7."""
     abar_prev = torch.tensor(0.9)
     sigma = (1 - abar_prev).sqrt() + 2e-7
     assert 1 - abar_prev - sigma**2 < 0

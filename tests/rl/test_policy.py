@@ -37,7 +37,9 @@ def test_first_ratio_is_one_and_its_gradient_is_not_zero() -> None:
 
 
 def test_a_step_raises_the_better_sample() -> None:
-    """Through ddim_step: one gradient step on eps makes the rewarded action likelier, the punished one less likely."""
+    """Through ddim_step: one gradient step on eps makes the rewarded action likelier, the punished one less
+    likely.
+    """
     x, abar, abar_prev, sigma = draw(2, 1, 3, 5), torch.tensor(0.3), torch.tensor(0.5), torch.tensor(0.4)
     eps = draw(2, 1, 3, 5, seed=1).requires_grad_()
     acted = ddim_step(x, eps.detach(), abar, abar_prev, sigma, generator=torch.Generator().manual_seed(2))
@@ -75,7 +77,9 @@ def test_clip_in_both_units() -> None:
 
 
 def test_reduction_and_clip_agree() -> None:
-    """A joint log-ratio just inside the clip in nats is not clipped, one just outside is, under both reductions."""
+    """A joint log-ratio just inside the clip in nats is not clipped, one just outside is, under both
+    reductions.
+    """
     dims = 256
     for reduction, clip in (("sum", 1e-3), ("mean", 1e-3)):
         nats = clip_in_nats(clip, dims, reduction)
@@ -88,7 +92,9 @@ def test_reduction_and_clip_agree() -> None:
 
 
 def test_mean_reduction_clips_one_side() -> None:
-    """GRPO-Guard's remark: E[log-ratio] is -KL, so with many dimensions ratios sink and only the low tail is clipped."""
+    """GRPO-Guard's remark: E[log-ratio] is -KL, so with many dimensions ratios sink and only the low tail is
+    clipped.
+    """
     shares = {}
     for dims in (64, 16_384):
         noise = draw(500, dims, seed=dims)

@@ -1,0 +1,55 @@
+"""What an option may be, stated once beside its field and checked when the record is made.
+
+    @dataclass(frozen=True)
+    class Example(Checked):
+        # denoising steps
+        steps: Count = 20
+        # share of new noise
+        fresh_noise: Share = 0.0
+
+Example(steps=0) raises ValueError: steps must be at least 1, got 0.
+"""
+
+import math
+import typing
+from typing import Annotated, NamedTuple
+
+
+class Range(NamedTuple):
+    """The finite numbers from `low` to `high`; without `low` itself if `above`."""
+
+    low: float
+    high: float = math.inf
+    above: bool = False
+
+    def holds(self, value: float) -> bool:
+        return (
+            math.isfinite(value) and self.low <= value <= self.high and not (self.above and value == self.low)
+        )
+
+    def __str__(self) -> str:
+        if self.high == math.inf:
+            return f"above {self.low:g}" if self.above else f"at least {self.low:g}"
+        return f"in {'(' if self.above else '['}{self.low:g}, {self.high:g}]"
+
+
+Count = Annotated[int, Range(1)]
+Natural = Annotated[int, Range(0)]  # 0 is allowed
+Share = Annotated[float, Range(0, 1)]
+Weight = Annotated[float, Range(0)]
+Positive = Annotated[float, Range(0, above=True)]
+
+
+class Checked:
+    """A dataclass whose fields carry ranges.  Raises ValueError on the first value outside of its range; None is not checked."""
+
+    def __post_init__(self) -> None:
+        for name, hint in typing.get_type_hints(type(self), include_extras=True).items():
+            hints = [hint, *typing.get_args(hint)]  # `Count | None` keeps the range inside
+            ranges = [
+                mark for h in hints for mark in getattr(h, "__metadata__", ()) if isinstance(mark, Range)
+            ]
+            value = getattr(self, name)
+            for number in value if isinstance(value, tuple) else [value]:
+                if ranges and number is not None and not ranges[0].holds(number):
+                    raise ValueError(f"{name} must be {ranges[0]}, got {number}")

@@ -1,0 +1,42 @@
+"""Ranges beside fields: each record names the value that is outside."""
+
+import math
+from dataclasses import dataclass, replace
+
+import pytest
+
+from minireflect.ranges import Checked, Count, Natural, Positive, Share, Weight
+
+
+@dataclass(frozen=True)
+class Record(Checked):
+    steps: Count = 20
+    rounds: Natural = 0
+    share: Share = 0.5
+    weight: Weight = 0.0
+    lr: Positive = 1e-3
+    size: Count | None = None
+    suffixes: tuple[Count, ...] = ()
+    name: str = "x"
+
+
+def test_values_inside_their_range_pass() -> None:
+    Record(), Record(1, 0, 0.0, 1e9, 1e-30, 8, (1, 5)), Record(share=1.0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("steps", 0, "steps must be at least 1, got 0"),
+        ("rounds", -1, "rounds must be at least 0, got -1"),
+        ("share", 1.01, r"share must be in \[0, 1\], got 1.01"),
+        ("weight", math.nan, "weight must be at least 0, got nan"),
+        ("weight", math.inf, "weight must be at least 0, got inf"),
+        ("lr", 0.0, "lr must be above 0, got 0.0"),
+        ("size", 0, "size must be at least 1, got 0"),
+        ("suffixes", (1, 0), "suffixes must be at least 1, got 0"),
+    ],
+)
+def test_a_value_outside_is_named_with_its_range(field: str, value: object, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        replace(Record(), **{field: value})
