@@ -242,7 +242,7 @@ def actor(task: Task) -> None:
 
 
 def rlrig(task: Task) -> None:
-    """Measure the controls, train the Actor, then the editor; each is measured on the same graphs and noise."""
+    """Measure the controls, train the Actor, then the editor; all on the same graphs and noise."""
     config, run, weights, source = task.config, task.run, task.weights, task.source
     finished = (source / "base_actor.safetensors").exists()  # a finished run has both Actors
     first = "base_actor" if finished else "actor"
