@@ -30,8 +30,9 @@ def main(words: list[str] | None = None) -> int:
         if command == "train" and rest[:1] in (["-h"], ["--help"]):
             commands = {name: f"{what} ({minutes} min)" for name, (what, minutes) in TRAINED.items()}
             last = (
-                "Minutes are about those of the preset cpu on two cores. `minireflect train COMMAND --help` lists its\n"
-                "options; `minireflect train` alone is `minireflect train srrl`, from the shipped weights."
+                "Minutes are about those of the preset cpu on two cores. `minireflect train` alone is\n"
+                "`minireflect train srrl`, from the shipped weights. `minireflect train COMMAND --help`\n"
+                "lists the options of a command."
             )
             print(listing("minireflect train [COMMAND] [OPTIONS]", commands, last))
             return 0

@@ -66,7 +66,7 @@ def cpu_seconds(words: list[str], **environment: str) -> float:
 
 
 def slow_help(*words: str) -> bool:
-    """Whether a help takes over 2 s of CPU, and more than 0.6 s besides importing torch, which a busy machine slows too."""
+    """Whether a help takes over 2 s of CPU, and over 0.6 s besides torch, which a busy machine slows too."""
     taken = min(cpu_seconds(["-m", "minireflect", *words, "--help"]) for _ in range(2))
     return taken > 2.0 and taken - cpu_seconds(["-c", "import torch"]) > 0.6
 
