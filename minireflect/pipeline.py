@@ -124,9 +124,8 @@ class LatentDiffusion:
         return (self.autoencoder.config.latent_channels, side, side)
 
     def to(self, device: torch.device | str) -> "LatentDiffusion":
-        on_gpu = (
-            torch.device(device).type == "cuda"
-        )  # whose convolutions want the channels of a pixel side by side
+        """Move the networks. A GPU's convolutions want the channels of a pixel side by side."""
+        on_gpu = torch.device(device).type == "cuda"
         layout = torch.channels_last if on_gpu else torch.preserve_format
         for part in (self.text_encoder, self.unet, self.autoencoder):
             part.to(device, memory_format=layout)

@@ -42,15 +42,12 @@ from .rollout import Rollout, Round
 WARMUP = 5  # iterations of linear warm-up; without it the first steps destroy the model
 GRAD_NORM = 1.0  # largest norm of an update's gradient
 WEIGHT_DECAY = 1e-4  # of AdamW
-FLOOR = (
-    0.5  # regress: added to the sum of a prompt's rewards, so that a prompt that always fails counts little
-)
+FLOOR = 0.5  # regress: added to the sum of a prompt's rewards; a prompt that always fails counts little
 MAX_WEIGHT = 20.0  # regress: largest weight of a late noise level, see `level_weight`
 TRAINED = 0.5  # ppo: share of the denoising steps that an iteration trains on, chosen anew each time
 MIN_SIGMA = 0.1  # ppo: steps with less noise are not trained, see `jobs`
-HALF_SCALE = (
-    2.0**16
-)  # a float16 gradient below 6e-8 is 0, as those of a log-probability averaged over 16,384 dimensions are
+# A float16 gradient below 6e-8 is 0, as that of a log-probability averaged over 16,384 dimensions is.
+HALF_SCALE = 2.0**16
 
 
 @dataclass(frozen=True)
@@ -128,9 +125,8 @@ class Learner:
 
     pipe: LatentDiffusion  # its UNet is the policy
     base: UNet  # the frozen policy that it started from
-    networks: dict[
-        str, nn.Module
-    ]  # what a run saves: "unet" is trained (with LoRA the adapters), "replay" with regress
+    # what a run saves: "unet" is trained (with LoRA only the adapters), "replay" is there with regress
+    networks: dict[str, nn.Module]
     optimizer: torch.optim.Optimizer
     config: LearnConfig
     sampler: SamplerConfig  # how the branches were sampled; its `steps` are not read
@@ -187,7 +183,7 @@ class UpdateStats(NamedTuple):
     first_ratio: float | None = None  # largest |rho - 1| before the first update: 0, or something is wrong
 
 
-# The optimiser steps of an iteration, each as its parts; a part is computed after the backward pass of the last.
+# The optimiser steps of an iteration, each as its parts. One part is differentiated before the next is made.
 Objective = Callable[[Learner, Rollout, Generator], Iterator[Iterator[Part]]]
 
 
@@ -218,13 +214,8 @@ def learn(learner: Learner, out: Rollout, lr_factor: float, generator: Generator
     if any(ratios):
         means["log_ratio"] = max(max(r, default=0.0) for r in ratios)
         means["first_ratio"] = math.expm1(min(max(ratios[0]), 80.0))
-    return UpdateStats(
-        kl=kl / weight if weight else 0.0,
-        grad_norm=norms / max(1, updates),
-        updates=updates,
-        evaluations=spent,
-        **means,
-    )
+    kl, norm = kl / weight if weight else 0.0, norms / max(1, updates)
+    return UpdateStats(kl=kl, grad_norm=norm, updates=updates, evaluations=spent, **means)
 
 
 def micro_batches(n: int, pipe: LatentDiffusion) -> list[slice]:
@@ -266,9 +257,7 @@ def _scale(network: nn.Module) -> float:
 def remember(replay: Replay, pipe: LatentDiffusion, out: Rollout) -> None:
     """Put the pictures into the replay; all rounds of a prompt share its weight."""
     group = out.rounds[0].rewards.shape[1]
-    rewards = torch.zeros(
-        len(out.texts), len(out.rounds), group
-    )  # (n k g) 0 where a prompt had no such round
+    rewards = torch.zeros(len(out.texts), len(out.rounds), group)  # (n k g) 0 where there was no such round
     for k, round_ in enumerate(out.rounds):
         rewards[round_.rows.cpu(), k] = round_.rewards.float().cpu()
     weights = reward_weights(rewards.flatten(1), FLOOR).view_as(rewards)  # (n k g)
@@ -409,10 +398,8 @@ def ppo_parts(
         context = out.context_of(round_)[part]  # (b t d)
         now = score(learner, pipe.unet, context, round_, i, part)
         old = round_.path.log_probs[part, i].to(pipe.device)
-        new_mean, old_mean = (
-            reduce_log_prob(v, dims, "mean")[rows] for v in (now.log_prob, old)
-        )  # SRRL (E3)
-        stats = ppo_clip(new_mean, old_mean, A[rows], config.clip_range)
+        new_mean, old_mean = (reduce_log_prob(v, dims, "mean") for v in (now.log_prob, old))  # SRRL (E3)
+        stats = ppo_clip(new_mean[rows], old_mean[rows], A[rows], config.clip_range)
         share = int(rows.sum()) / samples
         loss, measured = stats.loss * share, None
         if config.kl > 0 or log_kl:

@@ -110,7 +110,7 @@ class Cost(NamedTuple):
 
 
 def rollout_cost(config: RolloutConfig, prompts: list[int], step: int) -> Cost:
-    """What a rollout costs.  `prompts` is their number in each scored round: one if blind, else K + 1 at most."""
+    """What a rollout costs, from the number of prompts in each scored round: one round if blind."""
     shared, reflection = config.shared(step), config.reflection
     per_prompt = (shared + config.group * (config.steps - shared)) * evaluations(config.guidance)
     unet = sum(prompts) * per_prompt

@@ -75,16 +75,11 @@ class SRRLConfig(RolloutConfig, LearnConfig):
         if self.iterations < 1:
             raise ValueError(f"iterations must be at least 1, got {self.iterations}")
         if self.objective == "ppo" and self.group < 2:
-            raise ValueError(
-                f"group is {self.group}; ppo needs at least 2, to compare its members: try --srrl.group 4"
-            )
+            raise ValueError(f"group is {self.group}; ppo needs at least 2 to compare: try --group 4")
 
 
 PPO = {"objective": "ppo", "group": 4, "updates": 2}
-TOY_PPO = PPO | {
-    "prompts_per_iteration": 21,
-    "lr": 3e-5,
-}  # as many reward calls as srrl takes (docs/study.md)
+TOY_PPO = PPO | {"prompts_per_iteration": 21, "lr": 3e-5}  # about as many reward calls as srrl
 CHECKPOINT = PPO | {
     "iterations": 100, "prompts_per_iteration": 8, "guidance": 5.0, "lr": 1e-4,
     "clip_range": 1e-4,  # DDPO's, on the mean log-probability: 1.6 nats at 4 x 64 x 64 dimensions
@@ -92,13 +87,9 @@ CHECKPOINT = PPO | {
 }  # fmt: skip
 # SRRL's guidance gap, but with a look at the reward (the paper's figure, not its code)
 GAP = {
-    "rounds": 1,
-    "redraw": "all",
-    "wrong": "repeat",
-    "w_renoise": 0.1,
-    "renoise_steps": 20,
-    "fresh_noise": 0.0,
-}
+    "rounds": 1, "redraw": "all", "wrong": "repeat",
+    "w_renoise": 0.1, "renoise_steps": 20, "fresh_noise": 0.0,
+}  # fmt: skip
 # DDPO (arXiv 2305.13301): no reflection; a reward is compared with past rewards of its prompt. That only the
 # best and the worst of a group are kept is B2-DiffuRL's and SRRL's (E7).
 DDPO = {"rounds": 0, "advantage": "history"}
@@ -135,34 +126,23 @@ def train_srrl(
     alone.  -> the trained pipeline and what it took
     """
     run, seed = job.run, job.seed
-    history = RewardHistory() if config.advantage == "history" else None
+    history = RewardHistory()
     rounds = config.rounds + 1 if config.mode == "select" else 1
     pictures = config.prompts_per_iteration * config.group * rounds
-    learner = Learner.of(pipe, config, config.sampler, pictures, history)
-    memory: dict = {
-        "cost": [0, 0, 0],
-        "updates": 0,
-        "history": history.state_dict() if history is not None else None,
-    }
+    used = history if config.advantage == "history" else None
+    learner = Learner.of(pipe, config, config.sampler, pictures, used)
+    memory: dict = {"cost": [0, 0, 0], "updates": 0, "history": history.state_dict()}
     for step in run.steps("srrl", config.iterations, learner.networks, learner.optimizer, memory=memory):
-        if history is not None:
-            history.load_state_dict(memory["history"])
+        history.load_state_dict(memory["history"])
         texts, families = draw_texts(step)
         out = replace(rollout(pipe, texts, reward, config, seed, step), families=families)
         stats = learn(learner, out, config.lr_factor(step, config.iterations), rng(seed, "update", step))
         cost = Cost(*memory["cost"]).plus(out.cost).plus(Cost(trained=stats.evaluations))
-        memory |= {
-            "cost": [*cost],
-            "updates": memory["updates"] + stats.updates,
-            "history": history.state_dict() if history is not None else None,
-        }
+        updates = memory["updates"] + stats.updates
+        memory |= {"cost": [*cost], "updates": updates, "history": history.state_dict()}
         values = report(out, stats, witness, config.accept)
-        totals = {
-            "updates_total": memory["updates"],
-            "reward_calls": cost.rewards,
-            "unet_evaluations": cost.unet + cost.trained,
-        }
-        run.log("srrl", step, **values, **totals)
+        spent = {"reward_calls": cost.rewards, "unet_evaluations": cost.unet + cost.trained}
+        run.log("srrl", step, **values, updates_total=updates, **spent)
         shown = {"reward": values["reward_by_round"], "right": values["right_by_round"]}
         run.bar.set_postfix(**{k: f"{v[0]:.2f}" for k, v in shown.items() if v}, kl=f"{stats.kl:.1f}")
     pipe.unet.eval().requires_grad_(False)
@@ -191,8 +171,9 @@ def report(out: Rollout, stats: UpdateStats, witness: Reward | None, accept: flo
 
 
 def mended(before: Round, after: Round, accept: float) -> float | None:
-    """Of the prompts whose best picture was refused, the share with an accepted one a round later; None if
-    none was refused.
+    """Of the prompts whose best picture was refused, the share that has an accepted one a round later.
+
+    None if none was refused.
     """
     refused = before.rows[before.rewards.amax(1) < accept].tolist()
     again = dict(zip(after.rows.tolist(), (after.rewards.amax(1) >= accept).tolist()))
