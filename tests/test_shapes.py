@@ -72,8 +72,8 @@ def shapes_of(text: str) -> list[tuple[str, ...]]:
 
 
 def contract(function: Callable) -> tuple[dict[str, list[tuple[str, ...]]], list[tuple[str, ...]]]:
-    """The docstring's line: every argument with the shapes it may have, and the shapes that come back."""
-    line = re.search(r"Shapes: (.*->[^.\n]*)", inspect.getdoc(function)).group(1)
+    """The docstring's shapes: every argument with the shapes it may have, and the shapes that come back."""
+    line = re.search(r"Shapes: (.*\s*->[^.\n]*)", inspect.getdoc(function)).group(1)
     before, after = line.split("->")
     arguments = re.findall(r"(\w+) ((?:\([^()]*\))(?: or \([^()]*\))*)", before)
     return {name: shapes_of(shapes) for name, shapes in arguments}, shapes_of(after)
