@@ -131,7 +131,7 @@ def train_srrl(
     history = RewardHistory() if config.advantage == "history" else None
     rounds = config.rounds + 1 if config.mode == "select" else 1
     pictures = config.prompts_per_iteration * config.group * rounds
-    learner = Learner.of(pipe, config, config.sampler, pictures, history)
+    learner = replace(Learner.of(pipe, config, config.sampler, pictures), history=history)
     memory: dict = {
         "cost": [0, 0, 0],
         "updates": 0,
