@@ -56,7 +56,7 @@ class LearnConfig(Checked):
     # on noised pictures, or on sampler steps
     objective: Literal["regress", "ppo"] = "regress"
     # learning rate of AdamW; 3e-5 for ppo
-    lr: Positive = 2e-4
+    lr: Weight = 2e-4
     # last share of the iterations, where lr falls to 0
     cooldown: Share = 0.3
     # optimiser steps per iteration
@@ -148,17 +148,14 @@ class Learner:
         return Learner(pipe, base, networks, optimizer, config, sampler)
 
     def step(self, number: int) -> float:
-        """Take optimiser step `number` with the gradients there are, and clear them.  -> their norm before clipping"""
-        norm = take_step(self.optimizer, self.pipe.unet, self.config, number)
-        self.optimizer.zero_grad(set_to_none=True)
-        return norm
+        """Take optimiser step `number` with the gradients there are.  -> their norm before clipping"""
+        return take_step(self.optimizer, self.pipe.unet, self.config, number)
 
 
 def learn(learner: Learner, out: Rollout, lr_factor: float, generator: Generator) -> UpdateStats:
     """Learn from one iteration's rollout.  Raises FloatingPointError on a gradient that is not finite."""
     for group in learner.optimizer.param_groups:
         group["lr"] = learner.config.lr * lr_factor
-    learner.optimizer.zero_grad(set_to_none=True)
     return OBJECTIVES[learner.config.objective](learner, out, generator)
 
 
@@ -232,6 +229,7 @@ def regress(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats
         t = torch.randint(pipe.schedule.config.train_steps, (len(x_0),), generator=generator).to(pipe.device)
         noise = torch.randn(x_0.shape, generator=generator).to(x_0)  # (b c h w)
         x_t = pipe.schedule.add_noise(x_0, t, noise)
+        learner.optimizer.zero_grad(set_to_none=True)
         for part in micro_batches(len(x_0), pipe):
             with torch.no_grad():
                 context = pipe.text_encoder(ids[part])  # (b s d)
@@ -343,6 +341,7 @@ def ppo(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats:
     spent = first = 0
     for number, chunk in enumerate(chunks):
         samples = sum(int(advantage[k][1].sum()) for k, _ in chunk)  # branches x steps in this optimiser step
+        learner.optimizer.zero_grad(set_to_none=True)
         for k, i, part in [
             (*pair, p) for pair in chunk for p in micro_batches(len(advantage[pair[0]][0]), pipe)
         ]:
