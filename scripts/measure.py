@@ -108,10 +108,10 @@ def measure_inspector(n: int) -> None:
     scenes = [sample_scene(1_000_000 + i, split="held-out" if i % 2 else "train") for i in range(n)]
     pictures = [render(s) for s in scenes]
     inspect(pictures[0])  # draws the matched filter once
-    for name, spoil in disturbances(rng(0, "measure", "inspector")).items():
-        spoilt = [spoil(p) for p in pictures]
+    for name, disturb in disturbances(rng(0, "measure", "inspector")).items():
+        disturbed = [disturb(p) for p in pictures]
         start = time.perf_counter()
-        right = [inspect(p).agrees_with(s) for p, s in zip(spoilt, scenes)]
+        right = [inspect(p).agrees_with(s) for p, s in zip(disturbed, scenes)]
         ms = (time.perf_counter() - start) / n * 1e3
         print(f"  read right, {name:<20} {share(right)}   {ms:.2f} ms a picture")
     draw = choices(0, "measure", "forge")
@@ -186,11 +186,11 @@ def measure_reward(pipe: LatentDiffusion, reward: Reward, n: int) -> None:
     wrong = torch.stack([render(twin_scene(p, draw)) for p in prompts])
     texts = [p.text for p in prompts]
     law = np.array([p.law for p in prompts])
-    for name, spoil in (
+    for name, shown in (
         ("clean", lambda x: x),
         ("after the autoencoder", lambda x: through(pipe.autoencoder, x)),
     ):
-        better = (reward(spoil(right), texts) > reward(spoil(wrong), texts)).numpy()
+        better = (reward(shown(right), texts) > reward(shown(wrong), texts)).numpy()
         print(f"  prefers the right picture to its twin, {name}: {share(list(better))}")
         print("    " + " · ".join(f"{k} {better[law == k].mean():.3f}" for k in (*LAWS, "arrangement")))
     values, truth, laws, group = [], [], [], []

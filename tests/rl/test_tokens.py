@@ -23,7 +23,7 @@ def test_one_step_makes_tokens_of_better_samples_likelier_and_leaves_unchosen_on
     moved = now.detach() - before
     assert (moved[0, :2] > 0).all() and moved[1, 0] < 0 and (moved[~mask] == 0).all()
     assert stats.ratio_error == stats.kl == stats.clip_high == stats.clip_low == 0
-    assert stats.surrogate == stats.loss == 0  # both sequences weigh the same, their advantages cancel
+    assert stats.loss == stats.total == 0  # both sequences weigh the same, their advantages cancel
     torch.testing.assert_close(now.grad[mask], -torch.tensor([0.25, 0.25, -0.5]))  # w A rho, of norm below 1
 
 
@@ -44,7 +44,7 @@ def test_the_kl_pulls_back_to_the_reference_and_more_terms_are_added() -> None:
     stats = token_step(now, batch, torch.optim.SGD([now], lr=0.1), 0.2, 2.0, (now * 0).sum() + 3)
     assert (now.detach() < before).all()
     assert stats.kl == pytest.approx(math.exp(-1), rel=1e-5)  # r - 1 - log r at log r = -1
-    assert stats.loss == pytest.approx(2 * stats.kl + 3)
+    assert stats.total == pytest.approx(2 * stats.kl + 3)
 
 
 def test_a_gradient_that_is_not_finite_is_an_error() -> None:
