@@ -193,7 +193,7 @@ def measure_reward(pipe: LatentDiffusion, reward: Reward, n: int) -> None:
         better = (reward(shown(right), texts) > reward(shown(wrong), texts)).numpy()
         print(f"  prefers the right picture to its twin, {name}: {share(list(better))}")
         print("    " + " · ".join(f"{k} {better[law == k].mean():.3f}" for k in (*LAWS, "arrangement")))
-    images, values, truth, laws, group = [], [], [], [], []
+    values, truth, laws, group = [], [], [], []
     for kind in PHYSICS:  # few prompts, many pictures of each, so that a prompt has right ones and wrong ones
         asked = [p for p in draw_prompts(kind, "held-out", 64, draw) for _ in range(-(-n // 128))]
         texts, config = [p.text for p in asked], EvaluationConfig(pictures=len(asked))
@@ -202,7 +202,6 @@ def measure_reward(pipe: LatentDiffusion, reward: Reward, n: int) -> None:
         truth.append(verdicts(drawn, asked).numpy() > 0.5)
         laws += [p.law for p in asked]
         group += [p.text for p in asked]
-        images.append(drawn)
     v, t, laws, group = np.concatenate(values), np.concatenate(truth), np.array(laws), np.array(group)
     within = [auc(v[group == g], t[group == g]) for g in dict.fromkeys(group)]
     print(f"  on {len(v)} pictures of the base, {t.mean():.3f} of them right: AUC {auc(v, t):.4f},")
