@@ -191,7 +191,7 @@ def cost_of(rows: list[dict]) -> str:
 
 
 def lora(task: Task) -> None:
-    """The same on a published checkpoint, with LoRA.  No inspector: measured are the reward, and what it ignores."""
+    """The same on a published checkpoint, with LoRA.  Measures the reward, and statistics that it ignores."""
     config, run = task.config.finetune, task.run
     reward, prompts = chosen_reward(config, task.device), read_prompts(config.prompts)
     pipe, batches = load_base(config, task.device), EvaluationConfig(batch=config.micro_batch)
@@ -242,7 +242,7 @@ def actor(task: Task) -> None:
 
 
 def rlrig(task: Task) -> None:
-    """Measure the controls, train the Actor, then the editor; measure after each on the same graphs and noise."""
+    """Measure the controls, train the Actor, then the editor; all on the same graphs and noise."""
     config, run, weights, source = task.config, task.run, task.weights, task.source
     finished = (source / "base_actor.safetensors").exists()  # a finished run has both Actors
     first = "base_actor" if finished else "actor"

@@ -1,4 +1,4 @@
-"""Does reflection help?  Every arm from the shipped base, several seeds, the exact checker, and beside each
+"""Does reflection help?  Every arm from the shipped base, several seeds, by the inspector, and beside each
 figure its cost.
 
     python scripts/study.py [--out runs/study] [--seeds 0 1 2]

@@ -44,6 +44,7 @@ def noisy_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     noise.
     """
     monkeypatch.setattr(learning, "MIN_SIGMA", 0.3)
+    monkeypatch.setattr(learning, "WARMUP", 2)
 
 
 QUICK = replace(
