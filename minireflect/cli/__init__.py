@@ -31,8 +31,8 @@ def main(words: list[str] | None = None) -> int:
             commands = {name: f"{what} ({minutes} min)" for name, (what, minutes) in TRAINED.items()}
             last = (
                 "Minutes are about those of the preset cpu on two cores. `minireflect train` alone is\n"
-                "`minireflect train srrl`, from the shipped weights. `minireflect train COMMAND --help` lists\n"
-                "the options of a command."
+                "`minireflect train srrl`, from the shipped weights. `minireflect train COMMAND --help`\n"
+                "lists the options of a command."
             )
             print(listing("minireflect train [COMMAND] [OPTIONS]", commands, last))
             return 0
