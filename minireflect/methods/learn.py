@@ -1,7 +1,7 @@
 """How a UNet learns from the pictures of an iteration: one learner for SRRL and RL-RIG's editor.
 
-An objective is a function (learner, rollout, generator) that takes the optimiser steps of one iteration and fills in the same
-statistics.  To add one, write the function and enter it in OBJECTIVES.
+An objective is a function (learner, rollout, generator) that takes the optimiser steps of one iteration and
+fills in the same statistics.  To add one, write the function and enter it in OBJECTIVES.
 
     regress   reward-weighted regression on a replay of pictures; the details stay as the base has them
               w = r / (sum of the prompt's r + floor)         Peters & Schaal 2007; RWR in DDPO (Black et al. 2023, arXiv 2305.13301)
@@ -86,7 +86,9 @@ class LearnConfig(Checked):
 
 
 class Replay(nn.Module):
-    """The latest pictures: what each was sampled for, and how much it counts.  A module, so that a run saves it."""
+    """The latest pictures: what each was sampled for, and how much it counts.  A module, so that a run saves
+    it.
+    """
 
     def __init__(self, size: int, latent_shape: tuple[int, int, int], tokens: int) -> None:
         super().__init__()
@@ -137,7 +139,9 @@ class Learner:
 
     @staticmethod
     def of(pipe: LatentDiffusion, config: LearnConfig, sampler: SamplerConfig, pictures: int) -> "Learner":
-        """Make the UNet trainable, or its LoRA adapters where it has some.  `pictures` is the most that an iteration gives."""
+        """Make the UNet trainable, or its LoRA adapters where it has some.  `pictures` is the most that an
+        iteration gives.
+        """
         base = reference(pipe.unet)
         trained = adapters(pipe.unet) if lora_layers(pipe.unet) else pipe.unet
         networks = {"unet": trained.requires_grad_(True)}
@@ -216,9 +220,10 @@ def remember(replay: Replay, pipe: LatentDiffusion, out: Rollout) -> None:
 def regress(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats:
     """Reward-weighted regression on the replay, `updates` optimiser steps of `batch` pictures.
 
-    It does not ask how a picture was sampled, so what reflection found in a later round teaches the first round as well.
-    High noise levels decide what is seen. Below `anchor_below` the target is the base's prediction in place of the true
-    noise: otherwise the model learns its own small defects as style, and unusual combinations fall apart.
+    It does not ask how a picture was sampled, so what reflection found in a later round teaches the first
+    round as well. High noise levels decide what is seen. Below `anchor_below` the target is the base's
+    prediction in place of the true noise: otherwise the model learns its own small defects as style, and
+    unusual combinations fall apart.
     """
     config, pipe, replay = learner.config, learner.pipe, learner.networks["replay"]
     remember(replay, pipe, out)
@@ -250,9 +255,11 @@ def regress(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats
 
 
 def path_kl(schedule: Schedule, t: Tensor, change: Tensor) -> float:
-    """KL between two ancestral samplers, nats per picture, estimated from the change of eps at random levels t.
+    """KL between two ancestral samplers, nats per picture, estimated from the change of eps at random levels
+    t.
 
-    One step of DDPM with variance beta:  KL = beta / (2 alpha (1 - abar)) |change|^2  (DDPM 12); T of them make the path.
+    One step of DDPM with variance beta:  KL = beta / (2 alpha (1 - abar)) |change|^2  (DDPM 12); T of them
+    make the path.
     Shapes: t (b), change (b c h w) -> ()
     """
     abar = schedule.abar.to(t.device)
@@ -266,7 +273,9 @@ Advantage = tuple[Tensor, Tensor]  # A (n*g) and which branches are trained on (
 
 
 def advantages(out: Rollout, config: LearnConfig, history: RewardHistory | None) -> list[Advantage]:
-    """For each round: GRPO's advantages, or with a history the z-scores of E6 to E8, each round against its own group."""
+    """For each round: GRPO's advantages, or with a history the z-scores of E6 to E8, each round against its
+    own group.
+    """
     result = []
     keys = [[(out.families or out.texts)[i] for i in r.rows.tolist()] for r in out.rounds]
     for round_, row_keys in zip(out.rounds, keys):
@@ -291,10 +300,10 @@ def jobs(
 ) -> list[list[Pair]]:
     """The (round, step) pairs to train on, shuffled, in one list per optimiser step.
 
-    A step without noise (sigma 0) has no density and is left out, and so is a round without anything to learn.
-    Steps with hardly any noise are left out too (MIN_SIGMA).  A change of eps moves a step's mean by c standard
-    deviations: over ten steps |c| lies between 0.97 and 1.32, but it is 8.3 at the one before the last (sigma 0.04), whose
-    gradient would drown the others' and whose KL would be 64 times theirs.
+    A step without noise (sigma 0) has no density and is left out, and so is a round without anything to
+    learn. Steps with hardly any noise are left out too (MIN_SIGMA).  A change of eps moves a step's mean by c
+    standard deviations: over ten steps |c| lies between 0.97 and 1.32, but it is 8.3 at the one before the
+    last (sigma 0.04), whose gradient would drown the others' and whose KL would be 64 times theirs.
     """
     pairs = [
         (k, i)
@@ -310,10 +319,12 @@ def jobs(
 def scored(
     learner: Learner, out: Rollout, piece: tuple[int, int, slice], with_kl: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Log-probability, now and in the rollout, of what branches `part` of round k did in step i, and the KL of the step from the base.
+    """Log-probability, now and in the rollout, of what branches `part` of round k did in step i, and the KL
+    of the step from the base.
 
-    The batch is the rollout's, number for number, so that the policy that sampled it gives the very log-probabilities
-    of the rollout.  `piece` is (k, i, part).  -> (b) nats each, the KL None unless it is asked for
+    The batch is the rollout's, number for number, so that the policy that sampled it gives the very
+    log-probabilities of the rollout.  `piece` is (k, i, part).  -> (b) nats each, the KL None unless it is
+    asked for
     """
     k, i, part = piece
     round_, sampler = out.rounds[k], learner.sampler
@@ -333,7 +344,9 @@ def scored(
 
 
 def ppo(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats:
-    """PPO-clip on the branches of all rounds (E8), `updates` optimiser steps; the mean log-probability is SRRL's (E3)."""
+    """PPO-clip on the branches of all rounds (E8), `updates` optimiser steps; the mean log-probability is
+    SRRL's (E3).
+    """
     pipe, config = learner.pipe, learner.config
     advantage = advantages(out, config, learner.history)
     chunks = jobs(out, advantage, config.updates, learner.sampler.eta, generator)
