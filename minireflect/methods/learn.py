@@ -4,7 +4,8 @@ An objective is a function (learner, rollout, generator) that takes the optimise
 fills in the same statistics.  To add one, write the function and enter it in OBJECTIVES.
 
     regress   reward-weighted regression on a replay of pictures; the details stay as the base has them
-              w = r / (sum of the prompt's r + floor)         Peters & Schaal 2007; RWR in DDPO (Black et al. 2023, arXiv 2305.13301)
+              (Peters & Schaal 2007; RWR in DDPO, Black et al. 2023, arXiv 2305.13301)
+              w = r / (sum of the prompt's r + floor)
               L = sum w level_weight(t) |target - eps_theta(x_t, t, c)|^2,
               target = eps, or below t = anchor_below the base's own prediction
     ppo       PPO-clip on the steps of the sampler (SRRL E6 to E8), round by round
@@ -185,7 +186,7 @@ def backward(loss: Tensor, network: nn.Module) -> None:
 def take_step(
     optimizer: torch.optim.Optimizer, network: nn.Module, config: LearnConfig, number: int
 ) -> float:
-    """Clip the gradient's norm and step.  -> the norm before.  Raises FloatingPointError if it is not finite."""
+    """Clip the gradient's norm and step.  -> the norm before.  Raises FloatingPointError on one not finite."""
     trained = [p for p in network.parameters() if p.grad is not None]
     if (scale := _scale(network)) != 1:
         for p in trained:
@@ -376,9 +377,10 @@ def ppo(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats:
         first = first or len(ratios)
         norms += learner.step(number)
     n = max(1, len(chunks))
+    first_ratio = math.expm1(min(max(ratios[:first], default=0.0), 80.0))
     return UpdateStats(
         kl=sum(kls) / max(1, len(kls)), grad_norm=norms / n, updates=len(chunks), evaluations=spent,
-        log_ratio=max(ratios, default=0.0), first_ratio=math.expm1(min(max(ratios[:first], default=0.0), 80.0)),
+        log_ratio=max(ratios, default=0.0), first_ratio=first_ratio,
         **{name: value / n for name, value in sums.items()},
     )  # fmt: skip
 

@@ -19,7 +19,7 @@ from ..diffusion.reflection import ReflectionConfig, Wrong, condition_guided_for
 from ..diffusion.sample import EpsFn, Trajectory, collect, denoise, evaluations, last
 from ..diffusion.schedule import StepTable
 from ..pipeline import ACCEPT, OPPOSITE, LatentDiffusion, Reward, SamplerConfig
-from ..ranges import Checked, Count, Natural, Share, Weight
+from ..ranges import Checked, Count, Finite, Natural, Share, Weight
 from ..streams import rng
 
 
@@ -44,7 +44,7 @@ class RolloutConfig(Checked):
     # prompts that get another round
     redraw: Literal["refused", "all"] = OPPOSITE.redraw
     # reward from which a picture counts as right
-    accept: Share = ACCEPT
+    accept: Finite = ACCEPT
     # guidance of re-noising; the paper's is 0.1
     w_renoise: Weight = OPPOSITE.w_renoise
     # steps of re-noising
