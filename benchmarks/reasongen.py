@@ -57,7 +57,7 @@ def in_one(model: ReasonGen) -> Transformer:
 
 @torch.no_grad()
 def main() -> int:
-    from tests.llama import llama
+    from tests.parity.llama import llama
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -71,7 +71,7 @@ def main() -> int:
     model = ReasonGen(config).eval()
     theirs = llama(in_one(model))
     codec = Codec(load_pipeline().autoencoder, VQAutoencoder(VQConfig()).eval())
-    painter = ReasonPipeline(model, tokenizer, codec)
+    pipe = ReasonPipeline(model, tokenizer, codec)
     texts = [p.text for p in draw_prompts("physical", "train", args.pictures, choices(0, "benchmark"))]
     prompts, tokens = tokenizer(texts), config.rationale + config.side**2
 
@@ -85,7 +85,7 @@ def main() -> int:
         )  # fmt: skip
 
     def pictures() -> None:
-        painter.pictures(painter.sample(texts, SamplingConfig(), rng(0, "benchmark")).codes)
+        pipe.pictures(pipe.sample(texts, SamplingConfig(), rng(0, "benchmark")).codes)
 
     taken = seconds({"ours": ours, "transformers": generate, "pictures": pictures}, args.repeats)
     total = args.pictures * tokens
@@ -93,7 +93,8 @@ def main() -> int:
         print(f"{name}: {taken[name]:.2f} s, {total / taken[name]:,.0f} tokens a second")
     print(f"ours / theirs: {taken['transformers'] / taken['ours']:.2f} times the tokens a second")
     print(
-        f"{args.pictures} pictures with rationales: {taken['pictures']:.2f} s on {torch.get_num_threads()} threads"
+        f"{args.pictures} pictures with rationales: {taken['pictures']:.2f} s "
+        f"on {torch.get_num_threads()} threads"
     )
     return 0
 

@@ -1,5 +1,4 @@
-"""Speed of SRRL's hot loops beside the rate at which this machine multiplies matrices, and of a whole
-rollout.
+"""Speed of SRRL's inner loops and of a whole rollout, beside this machine's rate of matrix products.
 
 python benchmarks/srrl.py
 """
@@ -24,7 +23,7 @@ from minireflect.world.prompts import draw_prompts
 def seconds(
     device: torch.device, works: dict[str, Callable[[], object]], repeats: int = 15
 ) -> dict[str, float]:
-    """Median time of each work, taken in turns so that whatever else the machine does hits all of them alike."""
+    """Median time of each function, alternating, so that other load of the machine affects all alike."""
     taken: dict[str, list[float]] = {name: [] for name in works}
     for i in range(repeats + 2):
         for name, work in works.items():
@@ -74,7 +73,8 @@ def measure(pipe: LatentDiffusion, reward: Reward) -> None:
     for name in list(works)[1:]:
         rate = flops[name] / taken[name]
         print(
-            f"  {name:<27} batch {b}: {flops[name] / b / 1e6:.0f} MFLOP and {1e3 * taken[name] / b:.2f} ms a picture, "
+            f"  {name:<27} batch {b}: {flops[name] / b / 1e6:.0f} MFLOP, "
+            f"{1e3 * taken[name] / b:.2f} ms per picture, "
             f"{rate / peak:.0%} of the floor"
         )
     start = time.perf_counter()
@@ -83,7 +83,8 @@ def measure(pipe: LatentDiffusion, reward: Reward) -> None:
     pictures = sum(len(r.images) for r in drawn.rounds)
     share = drawn.cost.unet * taken["UNet, forward"] / b / 60 / minutes
     print(
-        f"  rollout of SRRL: {pictures / minutes / 60:.1f} pictures a second, {share:.0%} of the time in the UNet"
+        f"  rollout of SRRL: {pictures / minutes / 60:.1f} pictures per second, "
+        f"{share:.0%} of the time in the UNet"
     )
 
 

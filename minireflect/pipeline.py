@@ -100,7 +100,7 @@ def blind_cost(sampler: SamplerConfig, reflection: ReflectionConfig) -> int:
 
 def selected_cost(sampler: SamplerConfig, reflection: ReflectionConfig, redrawn: int) -> int:
     """UNet evaluations of one picture that a reward refuses `redrawn` times, at most `reflection.rounds`."""
-    return sampler.cost + redrawn * (reflection.renoise_cost + sampler.cost)
+    return sampler.cost + redrawn * (reflection.reflect_cost + sampler.cost)
 
 
 @dataclass

@@ -41,7 +41,7 @@ Positive = Annotated[float, Range(0, above=True)]
 
 
 class Checked:
-    """A dataclass whose fields carry ranges.  Raises ValueError on the first value outside of its range; None is not checked."""
+    """A dataclass whose fields carry ranges.  Raises ValueError on a value outside; None is not checked."""
 
     def __post_init__(self) -> None:
         for name, hint in typing.get_type_hints(type(self), include_extras=True).items():

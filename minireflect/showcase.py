@@ -88,7 +88,8 @@ def rounds_strip(
 ) -> list[list[Cell]]:
     """Save a strip, a prompt a row and a round a column.  -> the cells, row by row"""
     rows = compare(rounds, reward, prompts)
-    figures.strip(rows, prompts, [f"round {k}" for k in range(len(rows[0]))], path)
+    heads = [f"round {k}" for k in range(len(rows[0]))]
+    figures.strip(rows, prompts, heads, path, abreast=2 if len(rows) > 4 else 1)
     return rows
 
 
@@ -140,14 +141,15 @@ def edit_strip(
     -> the cells, row by row
     """
     rows: list[list[Cell]] = [[] for _ in graphs]
-    for look in loop_of(parts, loop)(graphs, rng(seed, "edits")):
-        tried = enumerate(look.rows.tolist()) if look.edits else ((i, i) for i in range(len(graphs)))
-        images, answers = (look.tried, look.said) if look.edits else (look.images, look.answers)
-        for n, i in tried:
+    for state in loop_of(parts, loop)(graphs, rng(seed, "edits")):
+        tried = range(len(graphs)) if state.edits is None else state.edits.rows.tolist()
+        texts = [""] * len(graphs) if state.edits is None else state.edits.said.texts
+        images, answers = (state.edits or state).images, state.edits.after if state.edits else state.answers
+        for n, i in enumerate(tried):
             unmet = [r.words for r, ok in zip(graphs[i].requirements, answers.met[n].tolist()) if not ok]
             more = [f"and {len(unmet) - UNMET_SHOWN} more"] if len(unmet) > UNMET_SHOWN else []
             said = f"unmet: {'; '.join(unmet[:UNMET_SHOWN] + more)}" if unmet else "all met, says the Checker"
-            edit = f"edit: {look.edits[n]}\n" if look.edits and look.edits[n] else ""
+            edit = f"edit: {texts[n]}\n" if texts[n] else ""
             image = images[n].cpu()
             scene = inspect(image).scene
             rows[i].append((image, edit + said, scene is not None and graphs[i].fulfilled_by(scene.objects)))

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from reports import described
+from reports import ROOT, described
 
 from minireflect import figures, load_pipeline, render, sample_scene
 from minireflect.checkpoints.ours import SHIPPED
@@ -24,8 +24,6 @@ from minireflect.world.canvas import write_picture
 from minireflect.world.captions import caption
 from minireflect.world.laws import LAWS
 
-DOCS = Path(__file__).parent.parent / "docs"
-
 
 def world(path: Path) -> None:
     """Every law, obeyed and broken; under each picture its own caption, which it shows, so that no frame
@@ -35,7 +33,7 @@ def world(path: Path) -> None:
     for i, law in enumerate(LAWS):
         scenes = [sample_scene(i, law, lawful=lawful) for lawful in (True, False)]
         rows.append([(render(scene), caption(scene), None) for scene in scenes])
-    figures.strip(rows, list(LAWS), ["obeyed", "broken"] * 4, path, abreast=4)
+    figures.strip(rows, list(LAWS), ["obeyed", "broken"], path, abreast=4)
 
 
 def main() -> None:
@@ -44,9 +42,9 @@ def main() -> None:
     texts = [p.text for p in fixed_prompts(("unconventional",))]
     pipe, reward, reflection = load_pipeline(), load_reward(), replace(OPPOSITE, rounds=3)
     rounds = sampled_rounds(pipe, texts, SamplerConfig(), reflection, 0, reward)
-    rounds_strip(rounds, reward, texts, DOCS / "rounds.png")
+    rounds_strip(rounds, reward, texts, ROOT / "docs" / "rounds.png")
     write_picture(check_picture(pipe), SHIPPED / "check.png")
-    world(DOCS / "world.png")
+    world(ROOT / "docs" / "world.png")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Does reflection help?  Every arm from the shipped base, several seeds, the exact checker, and beside each
+"""Does reflection help?  Every arm from the shipped base, several seeds, by the inspector, and beside each
 figure its cost.
 
     python scripts/study.py [--out runs/study] [--seeds 0 1 2]
@@ -40,7 +40,7 @@ COMPARED = {  # options of train.py
                     "--w-renoise", "0.1", "--renoise-steps", "20", "--fresh-noise", "0"],
     "K = 0, few prompts": [*QUICK, "--rounds", "0", "--prompts-per-iteration", "32"],
 }  # fmt: skip
-# A reward that never saw a spoilt picture, and what RL makes of it, long: one seed each.
+# A reward trained on clean renders only, and what RL makes of it in long runs: one seed each.
 JUDGE = ["--no-corrupted", "--steps", "800"]
 LONG, FAST = (["--iterations", "120"], ["--iterations", "160", "--lr", "5e-4", "--cooldown", "0"])
 CLEAN = "reward from clean renders"

@@ -76,7 +76,7 @@ def at_equal_cost(runs: dict[str, list[Path]], window: int = 8) -> Table:
 def study_page(
     rows: list[dict], compared: dict[str, list[Path]], options: str, hacks: str, judge: str
 ) -> str:
-    """docs/study.md; `hacks` are the options of the arms with the clean reward, `judge` those of this reward."""
+    """docs/study.md; `hacks`: options of the arms with the clean reward, `judge`: those of that reward."""
     took = {(r["arm"], r["seed"]): r["training"]["minutes"] for r in rows if "training" in r}
     return page(
         "study",

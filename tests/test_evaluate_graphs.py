@@ -24,8 +24,10 @@ def test_metrics_on_graphs_made_by_hand() -> None:
     assert iou(a, set()) == 0 and iou(set(), set()) == 0
     graph = parse_graph("red ball left of blue block; green cone above blue block")
     ball, block, cone = (
-        Object("ball", "red", xy=(12, 40)), Object("block", "blue", xy=(40, 40)), Object("cone", "green", xy=(40, 12)),
-    )  # fmt: skip
+        Object("ball", "red", xy=(12, 40)),
+        Object("block", "blue", xy=(40, 40)),
+        Object("cone", "green", xy=(40, 12)),
+    )
     assert seen_triples((ball, block, cone), graph) == set(graph.triples)
     # the ball on the other side: its triple is gone, and no other predicate of the graph holds of it
     moved = Object("ball", "red", xy=(60, 40))

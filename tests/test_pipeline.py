@@ -166,7 +166,8 @@ def test_the_word_to_come_is_described_without_being_read() -> None:
 
 
 def test_the_shipped_base_draws_and_the_shipped_reward_judges() -> None:
-    """Not a smoke test: the base is right on some physical prompts, and the reward prefers renders to their twins.
+    """Not a smoke test: the base is right on some physical prompts, and the reward prefers renders to their
+    twins.
 
     The bounds are wide of the figures in the README (0.73 and 0.97), because these are samples of 32.
     """

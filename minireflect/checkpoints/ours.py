@@ -2,7 +2,7 @@
 
     pipe = load_pipeline()                  the shipped weights, a run folder, or Stable Diffusion (load.py)
     save_pipeline(pipe, folder)             one file for each network
-    painter = load_reasongen()              ReasonGen-R1: the transformer and its codec
+    reasongen = load_reasongen()            ReasonGen-R1: the transformer and its codec
 
 The vocabulary is saved with the text encoder, the schedule with the UNet.
 """

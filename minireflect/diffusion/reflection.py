@@ -69,8 +69,12 @@ class ReflectionConfig:
     @property
     def renoise_cost(self) -> int:
         """UNet evaluations of turning one picture back into noise; none where nothing of its noise is kept."""
-        forgotten = self.fresh_noise == 1 or (self.wrong == "fresh" and self.redraw == "refused")
-        return 0 if forgotten else round(self.strength * self.steps) * evaluations(self.w_renoise)
+        return 0 if self.fresh_noise == 1 else round(self.strength * self.steps) * evaluations(self.w_renoise)
+
+    @property
+    def reflect_cost(self) -> int:
+        """The same for a picture that `reflect` selects."""
+        return 0 if self.wrong == "fresh" and self.redraw == "refused" else self.renoise_cost
 
 
 @torch.no_grad()

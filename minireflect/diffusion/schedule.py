@@ -10,7 +10,7 @@ A sampler visits only S of the T levels. Which ones, and where each step lands, 
 computes `t - T // S`, so what was sampled is what is scored and what is inverted.
 
 Differs from diffusers: alpha-bar is accumulated in float64 before it is stored in float32. The rest is equal number for number,
-including one oddity that `chained=True` repairs (see `Schedule.table`).
+including one oddity of where a step lands (see `Schedule.table`).
 """
 
 from collections.abc import Iterator
@@ -134,12 +134,7 @@ class Schedule:
         return abar.sqrt() * output + (1 - abar).sqrt() * x  # v and x solved for the noise
 
     def table(
-        self,
-        steps: int,
-        spacing: Spacing = "leading",
-        offset: int = 1,
-        set_alpha_to_one: bool = False,
-        chained: bool = False,
+        self, steps: int, spacing: Spacing = "leading", offset: int = 1, set_alpha_to_one: bool = False
     ) -> StepTable:
         """Choose `steps` of the T levels.
 
@@ -152,8 +147,8 @@ class Schedule:
         with leading spacing and offset 1 a small positive sigma remains (0.0206 at eta 1, 20 steps).
 
         diffusers lands step i on `t[i] - T // steps`, which is not `t[i + 1]` for linspace, nor for trailing when steps does not
-        divide T: the next evaluation then mislabels its latent by a few levels. That is the default here, so that real
-        checkpoints give the same pictures; `chained=True` lands on `t[i + 1]`. For leading spacing the two are the same.
+        divide T: the next evaluation then mislabels its latent by a few levels. It is so here too, so that real checkpoints
+        give the same pictures. For leading spacing, the only one that a pipeline uses, the two are the same.
         """
         T = self.config.train_steps
         if not 1 <= steps <= T:
@@ -172,11 +167,8 @@ class Schedule:
             )
 
         last = -1 if set_alpha_to_one else 0
-        if chained:
-            t_prev = torch.cat([t[1:], t.new_tensor([last])])
-        else:
-            t_prev = t - T // steps
-            t_prev = torch.where(t_prev < 0, last, t_prev)
+        t_prev = t - T // steps
+        t_prev = torch.where(t_prev < 0, last, t_prev)
         abar_prev = torch.where(t_prev < 0, 1.0, self.abar[t_prev.clamp(min=0)])
         return StepTable(t, t_prev, self.abar[t], abar_prev)
 

@@ -116,7 +116,7 @@ def rollout_cost(config: RolloutConfig, prompts: list[int], step: int) -> Cost:
         each = config.steps * evaluations(reflection.w_denoise) + reflection.renoise_cost
         unet += prompts[0] * config.rounds * each
     else:
-        unet += sum(prompts[1:]) * reflection.renoise_cost
+        unet += sum(prompts[1:]) * reflection.reflect_cost
     return Cost(unet, rewards=sum(prompts) * config.group)
 
 

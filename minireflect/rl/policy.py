@@ -27,18 +27,7 @@ class PPOStats(NamedTuple):
     loss: Tensor  # ()
     clip_high: Tensor  # () share of samples with A > 0 whose ratio rose beyond the clip: no gradient left
     clip_low: Tensor  # () share of samples with A < 0 whose ratio fell beyond the clip: no gradient left
-    ratio_mean: Tensor  # ()
-    ratio_max: Tensor  # ()
     log_ratio_max: Tensor  # () largest |log-ratio|, in the reduced unit
-    approx_kl: Tensor  # () mean of rho - 1 - log rho, never negative, in the reduced unit; noisy beyond 1, prefer gaussian_kl
-
-
-class ClipUnits(NamedTuple):
-    """One clip in two units, to first order: |log rho| <= clip."""
-
-    ratio: float  # as given: on the ratio of the reduced log-probabilities
-    nats: float  # on the joint log-ratio of one denoising step
-    per_dim: float  # nats per latent dimension
 
 
 def reduce_log_prob(log_prob_sum: Tensor, dims: int, reduction: Reduction = "sum") -> Tensor:
@@ -50,14 +39,16 @@ def reduce_log_prob(log_prob_sum: Tensor, dims: int, reduction: Reduction = "sum
     raise ValueError(f"reduction {reduction!r} is not 'sum' or 'mean'")
 
 
-def clip_in_nats(clip: float, dims: int, reduction: Reduction = "sum") -> ClipUnits:
-    """State a clip in the unit it is given in and in nats: 1e-4 on a mean over 16,384 dimensions is 1.6 nats, over 256 it is 0.026."""
+def clip_in_nats(clip: float, dims: int, reduction: Reduction = "sum") -> float:
+    """The largest joint log-ratio of a denoising step that a clip on the ratio of reduced log-probabilities allows, to first order.
+
+    1e-4 on a mean over 16,384 dimensions is 1.6 nats, over 256 it is 0.026.
+    """
     if clip <= 0 or dims < 1:
         raise ValueError(f"clip {clip} must be positive and dims {dims} at least 1")
     if reduction not in ("sum", "mean"):
         raise ValueError(f"reduction {reduction!r} is not 'sum' or 'mean'")
-    nats = clip if reduction == "sum" else clip * dims
-    return ClipUnits(clip, nats, nats / dims)
+    return clip if reduction == "sum" else clip * dims
 
 
 def ppo_clip(
@@ -81,8 +72,7 @@ def ppo_clip(
     with torch.no_grad():
         high = ((ratio > 1 + clip) & (advantage > 0)).float().mean()
         low = ((ratio < 1 - clip) & (advantage < 0)).float().mean()
-        kl = (ratio - 1 - ratio.log()).mean()
-        return PPOStats(loss, high, low, ratio.mean(), ratio.max(), log_ratio.abs().max(), kl)
+        return PPOStats(loss, high, low, log_ratio.abs().max())
 
 
 def gaussian_kl(mean: Tensor, mean_ref: Tensor, sigma: Tensor) -> Tensor:

@@ -72,7 +72,9 @@ def test_bad_options_are_named(options: dict, message: str) -> None:
 
 
 def test_the_text_only_loss_of_a_rationale_is_its_loss_beside_the_picture() -> None:
-    """A rationale comes before the picture, so the picture does not matter; every token up to BOI counts once."""
+    """A rationale comes before the picture, so the picture does not matter; every token up to BOI counts
+    once.
+    """
     model = small_reasongen(rationale=64).model.requires_grad_(True)
     data = examples(pictures=12, rationales="none", dense=0.5)
     lengths = up_to(data.full_rationales, model.config.boi).sum(1)
@@ -103,7 +105,9 @@ def test_bfloat16_gives_nearly_the_same_losses(tmp_path: Path) -> None:
 
 
 def test_training_goes_on_from_a_given_model(tmp_path: Path) -> None:
-    """At a learning rate of 0 the model stays what it was; whether it writes rationales follows from the examples."""
+    """At a learning rate of 0 the model stays what it was; whether it writes rationales follows from the
+    examples.
+    """
     start, job = small_reasongen(rationale=64), Job(Run(tmp_path / "run", {}))
     before = [w.clone() for w in start.model.parameters()]
     training = ReasonTraining(8, steps=1, batch=4, lr=0.0, rationales="none")

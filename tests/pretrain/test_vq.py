@@ -17,7 +17,7 @@ from minireflect.world.render import render_pixels
 
 
 def test_patches_with_objects_weigh_more_and_the_mean_weight_is_1() -> None:
-    """A pixel that differs marks its patch, whichever of the two has it; the smallest differences mark none."""
+    """A pixel that differs marks its patch, in either picture; the smallest differences mark none."""
     images = torch.full((2, 3, 16, 24), 0.9)
     images[0, 1, 9, 17] = 0.2
     images[1, :, :8, :8] += 0.04
