@@ -220,7 +220,8 @@ def bars(
     axes.grid(axis="x", alpha=0.3)
     if not axes.yaxis_inverted():
         axes.invert_yaxis()
-    axes.legend(fontsize=7, loc="lower left", bbox_to_anchor=(0, -0.32), ncols=len(groups), frameon=False)
+    below = -0.55 / (axes.figure.get_figheight() - 1)  # of the height of the plot: under its label
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0, below), ncols=len(groups), frameon=False)
 
 
 def accuracy_by_law(models: dict[str, dict[str, Score]], path: Path) -> None:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from reports import described
+from reports import ROOT, described
 
 from minireflect import figures, load_pipeline, render, sample_scene
 from minireflect.checkpoints.ours import SHIPPED
@@ -23,8 +23,6 @@ from minireflect.showcase import check_picture, fixed_prompts, rounds_strip, sam
 from minireflect.world.canvas import write_picture
 from minireflect.world.captions import caption
 from minireflect.world.laws import LAWS
-
-DOCS = Path(__file__).parent.parent / "docs"
 
 
 def world(path: Path) -> None:
@@ -44,9 +42,9 @@ def main() -> None:
     texts = [p.text for p in fixed_prompts(("unconventional",))]
     pipe, reward, reflection = load_pipeline(), load_reward(), replace(OPPOSITE, rounds=3)
     rounds = sampled_rounds(pipe, texts, SamplerConfig(), reflection, 0, reward)
-    rounds_strip(rounds, reward, texts, DOCS / "rounds.png")
+    rounds_strip(rounds, reward, texts, ROOT / "docs" / "rounds.png")
     write_picture(check_picture(pipe), SHIPPED / "check.png")
-    world(DOCS / "world.png")
+    world(ROOT / "docs" / "world.png")
 
 
 if __name__ == "__main__":

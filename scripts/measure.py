@@ -38,8 +38,6 @@ from minireflect.world.rationales import plan_of, rationale
 from minireflect.world.render import render
 from minireflect.world.scenes import COLORS, Reading, Scene
 
-PHYSICS = ("physical", "unconventional")
-
 
 def share(values: list[bool]) -> str:
     return f"{sum(values)}/{len(values)} = {np.mean(values):.4f}"
@@ -193,8 +191,10 @@ def measure_reward(pipe: LatentDiffusion, reward: Reward, n: int) -> None:
         better = (reward(shown(right), texts) > reward(shown(wrong), texts)).numpy()
         print(f"  prefers the right picture to its twin, {name}: {share(list(better))}")
         print("    " + " · ".join(f"{k} {better[law == k].mean():.3f}" for k in (*LAWS, "arrangement")))
-    images, values, truth, laws, group = [], [], [], [], []
-    for kind in PHYSICS:  # few prompts, many pictures of each, so that a prompt has right ones and wrong ones
+    values, truth, laws, group = [], [], [], []
+    for kind in KINDS[
+        :2
+    ]:  # few prompts, many pictures of each, so that a prompt has right ones and wrong ones
         asked = [p for p in draw_prompts(kind, "held-out", 64, draw) for _ in range(-(-n // 128))]
         texts, config = [p.text for p in asked], EvaluationConfig(pictures=len(asked))
         drawn, scored = sample_and_score(pipe, reward, texts, preset("cpu").sampler, config, f"reward {kind}")
@@ -202,7 +202,6 @@ def measure_reward(pipe: LatentDiffusion, reward: Reward, n: int) -> None:
         truth.append(verdicts(drawn, asked).numpy() > 0.5)
         laws += [p.law for p in asked]
         group += [p.text for p in asked]
-        images.append(drawn)
     v, t, laws, group = np.concatenate(values), np.concatenate(truth), np.array(laws), np.array(group)
     within = [auc(v[group == g], t[group == g]) for g in dict.fromkeys(group)]
     print(f"  on {len(v)} pictures of the base, {t.mean():.3f} of them right: AUC {auc(v, t):.4f},")
@@ -261,7 +260,7 @@ def measure_memory(pipe: LatentDiffusion, n: int) -> None:
     ours, published = config.reflection, ReflectionConfig(renormalise=False)
     prompts = [
         p
-        for kind in PHYSICS
+        for kind in KINDS[:2]
         for p in draw_prompts(kind, "held-out", n // 2, choices(0, "measure", "memory", kind))
     ]
     found: dict[str, list[Tensor]] = {}

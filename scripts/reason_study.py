@@ -16,7 +16,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from reason_report import COOL, entropy_figure, reason_arms_figure, reason_page
+from reason_report import COOL, FULL, entropy_figure, reason_arms_figure, reason_page
 from reports import arguments, cached, train
 from torch import Generator
 
@@ -69,13 +69,14 @@ ARMS = {  # name in the table: (run, how it is measured)
     "SFT + GRPO without adaptive entropy": ("grpo-steady", {}),
     "SFT + GRPO, training combinations": ("grpo-true", {"split": "train"}),
 }
-for arm in (
+COOLED = (
     "no rationale",
     "no rationale + GRPO (AR-GRPO)",
     "rationale",
-    "SFT + GRPO",
-    "SFT + GRPO, training combinations",
-):
+    FULL,
+    f"{FULL}, training combinations",
+)
+for arm in COOLED:
     ARMS[f"{arm}, temperature {COOL}"] = ARMS[arm][0], ARMS[arm][1] | {"sampling": SamplingConfig(COOL)}
 
 

@@ -103,12 +103,10 @@ def by_t_star(folder: Path, seed: int, pictures: int) -> dict[str, list[dict]]:
 def main() -> int:
     args = arguments(__doc__, "runs/rig", 160, "held-out graphs of every row")
     common = ["--evaluation.pictures", str(args.pictures)]
-    runs = [
-        train(
-            "rlrig", args.out / f"rlrig-{s}", ["--seed", str(s), "--evaluation.seed", str(1_000 + s), *common]
-        )
-        for s in args.seeds
-    ]
+    runs = []
+    for s in args.seeds:
+        seeds = ["--seed", str(s), "--evaluation.seed", str(1_000 + s)]
+        runs.append(train("rlrig", args.out / f"rlrig-{s}", [*seeds, *common]))
     edits = preset("cpu").rlrig.graphs * preset("cpu").rlrig.group
     short = {g: [*SHORT, *common, "--group", str(g), "--graphs", str(edits // g)] for g in GROUPS}
     groups = {g: train("rlrig", args.out / f"group-{g}", words) for g, words in short.items()}
@@ -126,10 +124,8 @@ def main() -> int:
     groups_figure({g: scores(r) for g, r in groups.items()}, args.docs / "rlrig_groups.png")
     t_star_figure(T_STARS, t_star, args.docs / "rlrig_t_star.png")
     reliability_figure(answers, args.docs / "rlrig_reliability.png")
-    write_text(
-        args.docs / "rlrig_study.md",
-        rig_page(arms, checker_table(answers), fooled, args.seeds, args.pictures),
-    )
+    text = rig_page(arms, checker_table(answers), fooled, args.seeds, args.pictures)
+    write_text(args.docs / "rlrig_study.md", text)
     print(args.docs / "rlrig_study.md")
     return 0
 

@@ -23,8 +23,6 @@ from minireflect.cli import main as command_line
 from minireflect.models.actor import Actor, ActorConfig
 from minireflect.models.matcher import Matcher, MatcherConfig
 
-COMMANDS = ("autoencoder", "diffusion", "reward", "checker", "actor")
-
 
 def start_of(command: str, folder: Path, networks: list[str], name: str) -> nn.Module | dict[str, nn.Module]:
     """What a training loop takes as its `start`; `name` is checker or judge."""
@@ -56,7 +54,7 @@ def main() -> int:
         "of the diffusion model; the others begin at random (default: both)",
     )
     parser.add_argument("--networks", nargs="+", choices=both, default=both, help=about)
-    parser.add_argument("command", choices=COMMANDS)
+    parser.add_argument("command", choices=("autoencoder", "diffusion", "reward", "checker", "actor"))
     parser.add_argument("options", nargs=argparse.REMAINDER, help="of train.py COMMAND")
     args = parser.parse_args()
     loop = f"train_{args.command}"

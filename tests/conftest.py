@@ -12,10 +12,10 @@ torch.set_num_threads(1)
 
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever reaches for the network fails: a checkpoint is loaded from the disk alone."""
+    """A connection raises: a checkpoint is loaded from the disk alone."""
 
     def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("somebody opened a socket")
+        raise AssertionError("a socket was opened")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "create_connection", refuse)

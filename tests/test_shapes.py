@@ -1,6 +1,4 @@
-"""The shapes that docstrings promise, executed: each line is parsed, and its function called at sizes that
-all differ.
-"""
+"""The shapes that docstrings promise: each line is parsed and its function called at sizes that all differ."""
 
 import inspect
 import itertools
@@ -24,9 +22,8 @@ TABLE = schedule.Schedule(schedule.ScheduleConfig())
 PIPE = small_pipeline()
 AE, NET = PIPE.autoencoder.config, PIPE.unet.config
 
-FUNCTIONS: dict[
-    str, tuple[Callable, dict[str, int], dict]
-] = {  # function, sizes of its own, arguments that are no tensors
+# name: (function, sizes of its own, arguments that are no tensors)
+FUNCTIONS: dict[str, tuple[Callable, dict[str, int], dict]] = {
     "per_sample": (ddim.per_sample, {}, {}),
     "ddim_step": (ddim.ddim_step, {}, {"generator": torch.Generator()}),
     "gaussian_log_prob": (ddim.gaussian_log_prob, {}, {}),

@@ -40,7 +40,7 @@ def test_the_first_ratio_is_one_in_rounds_of_some_prompts_too(monkeypatch: pytes
 
 
 def test_refused_rounds_are_learnt_from_with_their_own_prompts() -> None:
-    config = replace(CONFIG, objective="regress", rounds=1, redraw="refused", accept=math.inf, group=2)
+    config = replace(CONFIG, objective="regress", rounds=1, redraw="refused", accept=1e9, group=2)
     pipe = small_pipeline()
     out = rollout(pipe, TEXTS, plus, config, 0, 0)
     kept = torch.tensor([1, 3])

@@ -99,8 +99,8 @@ def test_two_steps_resumed_for_two_equal_four_bit_for_bit(tmp_path: Path, object
 
 def test_bad_configurations_are_refused_with_the_numbers() -> None:
     for field, value, message in (
-        ("group", 1, "group is 1; ppo needs at least 2"),
-        ("rounds", -1, "rounds must be 0 or more"),
+        ("group", 1, "group is 1; ppo compares"),
+        ("rounds", -1, "rounds must be at least 0"),
         ("suffixes", (9,), "between 1 and steps = 4"),
         ("clip_range", 0.0, "clip"),
         ("fresh_noise", 1.5, "fresh_noise"),
