@@ -29,7 +29,7 @@ from minireflect.diffusion.sample import denoise, last
 from minireflect.evaluate import EvaluationConfig, Table, evaluate, law_table, sample_and_score
 from minireflect.evaluate_reason import ORDER, evaluation_prompts
 from minireflect.methods.rollout import rollout
-from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
+from minireflect.models.autoencoder import Autoencoder
 from minireflect.pipeline import LatentDiffusion
 from minireflect.rl.rewards import ACCEPT_WORD, Reward, load_captioner, load_reward, verdicts
 from minireflect.streams import choices, rng
@@ -385,9 +385,7 @@ def main() -> int:
         if what == "inspector":
             measure_inspector(args.n)
         elif what == "autoencoder":
-            encoder, _ = load_module(
-                weights_folder(args.weights) / "autoencoder.safetensors", Autoencoder, AutoencoderConfig
-            )
+            encoder, _ = load_module(weights_folder(args.weights) / "autoencoder.safetensors", Autoencoder)
             measure_autoencoder(LatentDiffusion(None, None, None, encoder, None), args.n)
         elif what == "base":
             measure_base(load_pipeline(args.weights, args.unet), load_reward(args.weights), args.n)

@@ -76,7 +76,8 @@ def train_vq(
         twin = images.roll(config.batch // 2, 0)  # (b 3 64 64)
         out, chosen, codes = model(images, twin)  # (b z 8 8)
         error = (out - latents[pick]) ** 2  # (b z 8 8)
-        loss = (patch_weights(images, twin, OBJECT_WEIGHT) * error).mean() + chosen.loss
+        codebooks = chosen.form.loss + chosen.color.loss
+        loss = (patch_weights(images, twin, OBJECT_WEIGHT) * error).mean() + codebooks
         take_step(optimizer, loss, config.lr * lr_factor(step, config.steps))
         values = {"loss": loss.item(), "latents": error.mean().item()}
         for (name, book), quantised, z in zip(books.items(), chosen, codes):
