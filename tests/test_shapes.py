@@ -1,4 +1,4 @@
-"""The shapes that docstrings promise, executed: each line is parsed, and its function called at sizes that all differ."""
+"""The shapes that docstrings promise: each line is parsed and its function called at sizes that all differ."""
 
 import inspect
 import itertools
@@ -22,7 +22,8 @@ TABLE = schedule.Schedule(schedule.ScheduleConfig())
 PIPE = small_pipeline()
 AE, NET = PIPE.autoencoder.config, PIPE.unet.config
 
-FUNCTIONS: dict[str, tuple[Callable, dict[str, int], dict]] = {  # function, sizes of its own, arguments that are no tensors
+# name: (function, sizes of its own, arguments that are no tensors)
+FUNCTIONS: dict[str, tuple[Callable, dict[str, int], dict]] = {
     "per_sample": (ddim.per_sample, {}, {}),
     "ddim_step": (ddim.ddim_step, {}, {"generator": torch.Generator()}),
     "gaussian_log_prob": (ddim.gaussian_log_prob, {}, {}),
@@ -54,8 +55,12 @@ FUNCTIONS: dict[str, tuple[Callable, dict[str, int], dict]] = {  # function, siz
     "CrossBlock": (matcher.CrossBlock(32, 4, fused=True).forward, {"b": 6, "p": 3}, {}),
     "ConvStem": (clip.ConvStem((8,), 32).forward, {"p": 4}, {}),
     "UNet": (PIPE.unet.forward, {"h": 8, "w": 8, "d": NET.context_width, "c": NET.in_channels}, {}),
-    "Encoder": (PIPE.autoencoder.encoder.forward, {"f": 2 ** (len(AE.channels) - 1), "z": AE.latent_channels}, {}),
-}  # fmt: skip
+    "Encoder": (
+        PIPE.autoencoder.encoder.forward,
+        {"f": 2 ** (len(AE.channels) - 1), "z": AE.latent_channels},
+        {},
+    ),
+}
 
 
 def shapes_of(text: str) -> list[tuple[str, ...]]:

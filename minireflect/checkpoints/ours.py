@@ -2,7 +2,7 @@
 
     pipe = load_pipeline()                  the shipped weights, a run folder, or Stable Diffusion (load.py)
     save_pipeline(pipe, folder)             one file for each network
-    pipe = load_reasongen()                 ReasonGen-R1: the transformer and its codec
+    reasongen = load_reasongen()            ReasonGen-R1: the transformer and its codec
 
     minireflect inspect PATH                what is in a file, of ours or published, and what does not match
 
@@ -174,7 +174,8 @@ def describe(path: str | Path) -> str:
     for network, kind in CONFIGS.items():
         if config and config.keys() <= kind.__dataclass_fields__.keys():
             sizes = ", ".join(f"{key} {value}" for key, value in config.items())
-            return f"{path}: {network.__name__}, {_counted(load_module(path, network)[0])}\n  {sizes}"
+            counted = _counted(load_module(path, network)[0])
+            return f"{path}: {network.__name__} of minireflect, {counted}\n  {sizes}"
     some = ", ".join(f"{name} {shape}" for name, shape in list(shapes.items())[:5])
     return f"{path}: {len(shapes)} tensors, of no family known here: {some}"
 

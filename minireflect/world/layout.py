@@ -124,12 +124,14 @@ def _touching(predicate: str, base: Object, name: str, rng: random.Random) -> XY
 
 def _fits(graph: SceneGraph, i: int, thing: Object, j: int, other: Object) -> bool:
     """Whether all relations of two objects hold, and they touch only if a relation says so."""
-    both = {i: thing, j: other}
-    between = [(s, p, o) for s, p, o in graph.relations if {s, o} == {i, j}]
-    if not all(holds(p, both[s], both[o]) for s, p, o in between):
-        return False
-    apart = max(abs(a - b) for a, b in zip(thing.xy, other.xy))
-    touch = any(p in TOUCHING for _, p, _ in between)
+    touch = False
+    for s, predicate, o in graph.relations:
+        if {s, o} == {i, j}:
+            a, b = (thing, other) if s == i else (other, thing)
+            if not holds(predicate, a, b):
+                return False
+            touch |= predicate in TOUCHING
+    apart = max(abs(u - v) for u, v in zip(thing.xy, other.xy))
     return touch or apart >= radius(thing.name) + radius(other.name) + AIR
 
 

@@ -135,7 +135,9 @@ def test_refuses_what_does_not_fit() -> None:
 
 
 def test_a_convolutional_stem_makes_one_token_a_patch_and_keeps_its_place() -> None:
-    """A change in one corner of the picture stays near that corner in the stem: patch p sees 8 pixels and a margin."""
+    """A change in one corner of the picture stays near that corner in the stem: patch p sees 8 pixels and a
+    margin.
+    """
     config = VisionConfig(size=64, patch=8, width=40, layers=1, heads=2, stem=(8, 16))
     vision = VisionEncoder(config)
     images = torch.zeros(1, 3, 64, 64)

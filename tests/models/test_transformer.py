@@ -1,4 +1,6 @@
-"""The decoder-only transformer: its cache, its padding, its order; and the loop and the distribution that tokens are sampled from."""
+"""The decoder-only transformer: its cache, its padding, its order; and the loop and the distribution that
+tokens are sampled from.
+"""
 
 import pytest
 import torch
@@ -38,7 +40,9 @@ def test_the_cache_changes_nothing() -> None:
 
 @torch.no_grad()
 def test_padding_changes_nothing() -> None:
-    """Three sequences of 9, 6 and 4 tokens in one batch, padding in the middle and at the end: each as if alone, cached or not."""
+    """Three sequences of 9, 6 and 4 tokens in one batch, padding in the middle and at the end: each as if
+    alone, cached or not.
+    """
     model = loud(Transformer(CONFIG))
     valid = torch.ones(3, 12, dtype=torch.bool)
     valid[0, 9:], valid[1, 2:5], valid[1, 9:], valid[2, 1:4], valid[2, 7:] = False, False, False, False, False
@@ -82,7 +86,9 @@ def test_too_long_a_sequence_is_named() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("forced", [False, True])
 def test_sampling_stops_at_the_end_token_or_the_limit(forced: bool) -> None:
-    """Ids, mask and last state of 64 texts; with `forced`, a text at the limit is closed with an end that is not `chosen`."""
+    """Ids, mask and last state of 64 texts; with `forced`, a text at the limit is closed with an end that is
+    not `chosen`.
+    """
     model, end, limit = loud(Transformer(CONFIG)), 5, 6
     begin, cache = torch.randint(6, 17, (64, 3), generator=rng(0, "begin")), model.cache(64)
     hidden = model(model.embed(begin), cache)[:, -1:]

@@ -1,4 +1,6 @@
-"""The UNet has the published sizes, reads all its inputs, learns, and checkpoints its activations without a change."""
+"""The UNet has the published sizes, reads all its inputs, learns, and checkpoints its activations without a
+change.
+"""
 
 from dataclasses import replace
 
@@ -67,8 +69,16 @@ def test_overfits_one_batch() -> None:
 def test_every_input_reaches_the_output() -> None:
     torch.manual_seed(0)
     config = UNetConfig(
-        (32, 64, 64), (0, 2, 3), 3, 24, head_width=16, use_linear_projection=True, groups=8, pooled_width=20, size_width=10
-    )  # fmt: skip
+        (32, 64, 64),
+        (0, 2, 3),
+        3,
+        24,
+        head_width=16,
+        use_linear_projection=True,
+        groups=8,
+        pooled_width=20,
+        size_width=10,
+    )
     unet = shaken(UNet(config))
     x, t, context = batch(config)
     pooled, sizes = torch.randn(3, 20), torch.randint(0, 1024, (3, 6))
@@ -118,7 +128,9 @@ def test_refuses_what_does_not_fit() -> None:
 
 
 def test_side_adds_a_learned_map_of_positions() -> None:
-    """`side` adds one learned map behind the first convolution, zero at the start: the same network until it is trained."""
+    """`side` adds one learned map behind the first convolution, zero at the start: the same network until it
+    is trained.
+    """
     with_map, without = UNet(UNetConfig.small()), UNet(replace(UNetConfig.small(), side=None))
     assert with_map.where.shape == (32, 8, 8) and not with_map.where.any()
     missing = with_map.load_state_dict(without.state_dict(), strict=False).missing_keys

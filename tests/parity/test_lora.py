@@ -27,11 +27,18 @@ STEPS = dict(num_inference_steps=4, guidance_scale=3.0, output_type="pt", height
 
 def test_names_for_diffusers_are_the_rename_table_backwards() -> None:
     theirs = UNet2DConditionModel(
-        block_out_channels=(32, 64), down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), layers_per_block=1, norm_num_groups=8, cross_attention_dim=16,
-        attention_head_dim=2, addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=64,
+        block_out_channels=(32, 64),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=8,
+        cross_attention_dim=16,
+        attention_head_dim=2,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=64,
         use_linear_projection=True,
-    )  # fmt: skip
+    )
     linear = [
         n for n, m in theirs.named_modules() if isinstance(m, nn.Linear) and "proj_" not in n.split(".")[-1]
     ]

@@ -1,4 +1,6 @@
-"""The decoder-only transformer against Llama's in transformers, and the distribution of tokens against its logits processors."""
+"""The decoder-only transformer against Llama's in transformers, and the distribution of tokens against its
+logits processors.
+"""
 
 import pytest
 import torch
