@@ -1,11 +1,12 @@
 """How a UNet learns from the pictures of an iteration: one learner for SRRL and RL-RIG's editor.
 
-An objective reads a rollout and yields the optimiser steps to take, each as the micro-batches that its loss is a sum of; `learn`
-does what is the same for all: gradients, clipping, the step, the statistics.  To add an objective, write one more such function
-and enter it in OBJECTIVES.
+An objective reads a rollout and yields the optimiser steps to take, each as the micro-batches that its loss
+is a sum of; `learn` does what is the same for all: gradients, clipping, the step, the statistics.  To add an
+objective, write one more such function and enter it in OBJECTIVES.
 
     regress   reward-weighted regression on a replay of pictures, the details anchored to the base:
-              w = r / (sum of the prompt's r + floor)         Peters & Schaal 2007; RWR in DDPO (Black et al. 2023, arXiv 2305.13301)
+              Peters & Schaal 2007; RWR in DDPO (Black et al. 2023, arXiv 2305.13301)
+              w = r / (sum of the prompt's r + floor)
               L = sum w level_weight(t) |target - eps_theta(x_t, t, c)|^2,
               target = eps, or below t = anchor_below the base's own prediction
     ppo       PPO-clip on the steps of the sampler (SRRL E6 to E8), round by round
@@ -41,15 +42,12 @@ from .rollout import Rollout, Round
 WARMUP = 5  # iterations of linear warm-up; without it the first steps destroy the model
 GRAD_NORM = 1.0  # largest norm of an update's gradient
 WEIGHT_DECAY = 1e-4  # of AdamW
-FLOOR = (
-    0.5  # regress: added to the sum of a prompt's rewards, so that a prompt that always fails counts little
-)
+FLOOR = 0.5  # regress: added to the sum of a prompt's rewards; a prompt that always fails counts little
 MAX_WEIGHT = 20.0  # regress: largest weight of a late noise level, see `level_weight`
 TRAINED = 0.5  # ppo: share of the denoising steps that an iteration trains on, chosen anew each time
 MIN_SIGMA = 0.1  # ppo: steps with less noise are not trained, see `jobs`
-HALF_SCALE = (
-    2.0**16
-)  # a float16 gradient below 6e-8 is 0, as those of a log-probability averaged over 16,384 dimensions are
+# A float16 gradient below 6e-8 is 0, as that of a log-probability averaged over 16,384 dimensions is.
+HALF_SCALE = 2.0**16
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,10 @@ class LearnConfig:
 
 
 class Replay(nn.Module):
-    """The latest pictures: what each was sampled for, and how much it counts.  A module, so that a run saves it."""
+    """The latest pictures: what each was sampled for, and how much it counts.
+
+    A module, so that a run saves it.
+    """
 
     def __init__(self, size: int, latent_shape: tuple[int, int, int], tokens: int) -> None:
         super().__init__()
@@ -124,9 +125,8 @@ class Learner:
 
     pipe: LatentDiffusion  # its UNet is the policy
     base: UNet  # the frozen policy that it started from
-    networks: dict[
-        str, nn.Module
-    ]  # what a run saves: "unet" is trained (with LoRA the adapters), "replay" with regress
+    # what a run saves: "unet" is trained (with LoRA only the adapters), "replay" is there with regress
+    networks: dict[str, nn.Module]
     optimizer: torch.optim.Optimizer
     config: LearnConfig
     sampler: SamplerConfig  # how the branches were sampled; its `steps` are not read
@@ -134,13 +134,13 @@ class Learner:
 
     @staticmethod
     def of(
-        pipe: LatentDiffusion,
-        config: LearnConfig,
-        sampler: SamplerConfig,
-        pictures: int,
+        pipe: LatentDiffusion, config: LearnConfig, sampler: SamplerConfig, pictures: int,
         history: RewardHistory | None = None,
-    ) -> "Learner":
-        """Make the UNet trainable, or its LoRA adapters where it has some.  `pictures` is the most that an iteration gives."""
+    ) -> "Learner":  # fmt: skip
+        """Make the UNet trainable, or its LoRA adapters where it has some.
+
+        `pictures` is the most that an iteration gives.
+        """
         base = reference(pipe.unet)
         trained = adapters(pipe.unet) if lora_layers(pipe.unet) else pipe.unet
         networks = {"unet": trained.requires_grad_(True)}
@@ -160,7 +160,7 @@ def reference(unet: UNet) -> UNet:
 
 
 class Part(NamedTuple):
-    """A micro-batch of an optimiser step: its loss, to be differentiated at once, and what there is to report."""
+    """A micro-batch of an optimiser step: its loss, to be differentiated at once, and what to report."""
 
     loss: Tensor  # () its share of the optimiser step's loss
     evaluations: int  # of the UNet, of the policy and of a base that is imitated
@@ -183,7 +183,7 @@ class UpdateStats(NamedTuple):
     first_ratio: float | None = None  # largest |rho - 1| before the first update: 0, or something is wrong
 
 
-# The optimiser steps of an iteration, each as its parts.  Part n + 1 is computed after the backward pass of part n.
+# The optimiser steps of an iteration, each as its parts. One part is differentiated before the next is made.
 Objective = Callable[[Learner, Rollout, Generator], Iterator[Iterator[Part]]]
 
 
@@ -214,13 +214,8 @@ def learn(learner: Learner, out: Rollout, lr_factor: float, generator: Generator
     if any(ratios):
         means["log_ratio"] = max(max(r, default=0.0) for r in ratios)
         means["first_ratio"] = math.expm1(min(max(ratios[0]), 80.0))
-    return UpdateStats(
-        kl=kl / weight if weight else 0.0,
-        grad_norm=norms / max(1, updates),
-        updates=updates,
-        evaluations=spent,
-        **means,
-    )
+    kl, norm = kl / weight if weight else 0.0, norms / max(1, updates)
+    return UpdateStats(kl=kl, grad_norm=norm, updates=updates, evaluations=spent, **means)
 
 
 def micro_batches(n: int, pipe: LatentDiffusion) -> list[slice]:
@@ -237,7 +232,10 @@ def backward(loss: Tensor, network: nn.Module) -> None:
 def take_step(
     optimizer: torch.optim.Optimizer, network: nn.Module, config: LearnConfig, number: int
 ) -> float:
-    """Clip the gradient's norm and step.  -> the norm before.  Raises FloatingPointError if it is not finite."""
+    """Clip the gradient's norm and step.
+
+    -> the norm before.  Raises FloatingPointError if it is not finite.
+    """
     trained = [p for p in network.parameters() if p.grad is not None]
     if (scale := _scale(network)) != 1:
         for p in trained:
@@ -259,9 +257,7 @@ def _scale(network: nn.Module) -> float:
 def remember(replay: Replay, pipe: LatentDiffusion, out: Rollout) -> None:
     """Put the pictures into the replay; all rounds of a prompt share its weight."""
     group = out.rounds[0].rewards.shape[1]
-    rewards = torch.zeros(
-        len(out.texts), len(out.rounds), group
-    )  # (n k g) 0 where a prompt had no such round
+    rewards = torch.zeros(len(out.texts), len(out.rounds), group)  # (n k g) 0 where there was no such round
     for k, round_ in enumerate(out.rounds):
         rewards[round_.rows.cpu(), k] = round_.rewards.float().cpu()
     weights = reward_weights(rewards.flatten(1), FLOOR).view_as(rewards)  # (n k g)
@@ -273,9 +269,10 @@ def remember(replay: Replay, pipe: LatentDiffusion, out: Rollout) -> None:
 def regress(learner: Learner, out: Rollout, generator: Generator) -> Iterator[Iterator[Part]]:
     """Reward-weighted regression on the replay, `updates` optimiser steps of `batch` pictures.
 
-    It does not ask how a picture was sampled, so what reflection found in a later round teaches the first round as well.
-    High noise levels decide what is seen. Below `anchor_below` the target is the base's prediction in place of the true
-    noise: otherwise the model learns its own small defects as style, and unusual combinations fall apart.
+    It does not ask how a picture was sampled, so what reflection found in a later round teaches the first
+    round as well. High noise levels decide what is seen. Below `anchor_below` the target is the base's
+    prediction in place of the true noise: otherwise the model learns its own small defects as style, and
+    unusual combinations fall apart.
     """
     config, pipe, replay = learner.config, learner.pipe, learner.networks["replay"]
     remember(replay, pipe, out)
@@ -304,9 +301,10 @@ def regress_parts(learner: Learner, x_0: Tensor, ids: Tensor, t: Tensor, noise: 
 
 
 def path_kl(schedule: Schedule, t: Tensor, change: Tensor) -> float:
-    """KL between two ancestral samplers, nats per picture, estimated from the change of eps at random levels t.
+    """KL between two ancestral samplers, nats per picture, from the change of eps at random levels t.
 
-    One step of DDPM with variance beta:  KL = beta / (2 alpha (1 - abar)) |change|^2  (DDPM 12); T of them make the path.
+    One step of DDPM with variance beta:  KL = beta / (2 alpha (1 - abar)) |change|^2  (DDPM 12); T of them
+    make the path.
     Shapes: t (b), change (b c h w) -> ()
     """
     abar = schedule.abar.to(t.device)
@@ -320,7 +318,7 @@ Advantage = tuple[Tensor, Tensor]  # A (n*g) and which branches are trained on (
 
 
 def advantages(out: Rollout, config: LearnConfig, history: RewardHistory | None) -> list[Advantage]:
-    """For each round: GRPO's advantages, or with a history the z-scores of E6 to E8, each round against its own group."""
+    """For each round GRPO's advantages within its groups, or with a history the z-scores of E6 to E8."""
     result = []
     keys = [[(out.families or out.texts)[i] for i in r.rows.tolist()] for r in out.rounds]
     for round_, row_keys in zip(out.rounds, keys):
@@ -345,10 +343,10 @@ def jobs(
 ) -> list[list[Pair]]:
     """The (round, step) pairs to train on, shuffled, in one list per optimiser step.
 
-    A step without noise (sigma 0) has no density and is left out, and so is a round without anything to learn.
-    Steps with hardly any noise are left out too (MIN_SIGMA).  A change of eps moves a step's mean by c standard
-    deviations: over ten steps |c| lies between 0.97 and 1.32, but it is 8.3 at the one before the last (sigma 0.04), whose
-    gradient would drown the others' and whose KL would be 64 times theirs.
+    A step without noise (sigma 0) has no density and is left out, and so is a round without anything to
+    learn. Steps with hardly any noise are left out too (MIN_SIGMA).  A change of eps moves a step's mean by c
+    standard deviations: over ten steps |c| lies between 0.97 and 1.32, but it is 8.3 at the one before the
+    last (sigma 0.04), whose gradient would drown the others' and whose KL would be 64 times theirs.
     """
     pairs = [
         (k, i)
@@ -362,10 +360,10 @@ def jobs(
 
 
 def score(learner: Learner, unet: nn.Module, context: Tensor, round_: Round, i: int, part: slice) -> DDIMStep:
-    """Step i of a part of a round's branches under a UNet: its mean, and the log-probability of what the branches did.
+    """Step i of a part of a round's branches under a UNet: mean and log-probability of what was done.
 
-    The batch is the rollout's, number for number, so that the policy that sampled it gives the very log-probabilities
-    of the rollout.  Shapes: context (b t d) of the part's branches
+    The batch is the rollout's, number for number, so that the policy that sampled it gives the very
+    log-probabilities of the rollout.  Shapes: context (b t d) of the part's branches
     """
     x, x_prev = (round_.path.latents[part, j].to(context.device) for j in (i, i + 1))  # (b c h w)
     eps = replace(learner.pipe, unet=unet).eps(context)(learner.sampler.guidance)(x, round_.table.t[i])
@@ -384,7 +382,10 @@ def ppo(learner: Learner, out: Rollout, generator: Generator) -> Iterator[Iterat
 def ppo_parts(
     learner: Learner, out: Rollout, advantage: list[Advantage], chunk: list[Pair], log_kl: bool
 ) -> Iterator[Part]:
-    """The loss of an optimiser step.  `log_kl`: measure the KL once for the log, as an unbiased sample, if the loss has none."""
+    """The loss of an optimiser step.
+
+    `log_kl`: measure the KL once for the log, as an unbiased sample, if the loss has none.
+    """
     pipe, config, guidance = learner.pipe, learner.config, learner.sampler.guidance
     dims = math.prod(pipe.latent_shape)
     samples = sum(int(advantage[k][1].sum()) for k, _ in chunk)  # branches x steps in this optimiser step
@@ -397,10 +398,8 @@ def ppo_parts(
         context = out.context_of(round_)[part]  # (b t d)
         now = score(learner, pipe.unet, context, round_, i, part)
         old = round_.path.log_probs[part, i].to(pipe.device)
-        new_mean, old_mean = (
-            reduce_log_prob(v, dims, "mean")[rows] for v in (now.log_prob, old)
-        )  # SRRL (E3)
-        stats = ppo_clip(new_mean, old_mean, A[rows], config.clip_range)
+        new_mean, old_mean = (reduce_log_prob(v, dims, "mean") for v in (now.log_prob, old))  # SRRL (E3)
+        stats = ppo_clip(new_mean[rows], old_mean[rows], A[rows], config.clip_range)
         share = int(rows.sum()) / samples
         loss, measured = stats.loss * share, None
         if config.kl > 0 or log_kl:

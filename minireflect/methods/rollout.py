@@ -1,4 +1,6 @@
-"""What SRRL samples in one iteration: up to K + 1 rounds of G branches for each prompt, and what that costs.  srrl.py has the method.
+"""What SRRL samples in one iteration: up to K + 1 rounds of G branches for each prompt, and what that costs.
+
+srrl.py has the method.
 
     x_T^0 ~ N(0, I)
     blind:   turn x_T around K times, then G branches from x_T^K
@@ -74,12 +76,12 @@ class RolloutConfig:
         return SamplerConfig(self.steps, self.guidance, eta=1.0)
 
     def shared(self, step: int) -> int:
-        """Denoising steps that the branches of a group share in iteration `step`: SRRL's backward-progressive suffixes."""
+        """Denoising steps that a group shares in iteration `step`: SRRL's backward-progressive suffixes."""
         return self.steps - self.suffixes[step % len(self.suffixes)] if self.suffixes else 0
 
 
 class Round(NamedTuple):
-    """The branches of one round.  n prompts, g branches, s steps of which the last `table` were sampled per branch."""
+    """The branches of one round: n prompts, g branches of each, s steps of their own, those in `table`."""
 
     rows: Tensor  # (n) which prompts of the rollout it was spent on
     x_T: Tensor  # (n c h w) the noise that the round started from; (n*g c h w) where each branch has its own
@@ -108,7 +110,7 @@ class Cost(NamedTuple):
 
 
 def rollout_cost(config: RolloutConfig, prompts: list[int], step: int) -> Cost:
-    """What a rollout costs, from the number of prompts in each of its scored rounds: one round if blind, else K + 1 at most."""
+    """What a rollout costs, from the number of prompts in each scored round: one round if blind."""
     shared, reflection = config.shared(step), config.reflection
     per_prompt = (shared + config.group * (config.steps - shared)) * evaluations(config.guidance)
     unet = sum(prompts) * per_prompt
@@ -146,7 +148,10 @@ class Rollout:
 def rollout(
     pipe: LatentDiffusion, texts: list[str], reward: Reward, config: RolloutConfig, seed: int, step: int
 ) -> Rollout:
-    """Sample up to K + 1 rounds of G branches for each prompt.  No graph is kept; all noise comes from streams of (seed, step)."""
+    """Sample up to K + 1 rounds of G branches for each prompt.
+
+    No graph is kept; all noise comes from streams of (seed, step).
+    """
     out = Rollout(texts, pipe.embed(texts))
     rows = torch.arange(len(texts), device=out.context.device)  # (n) the prompts of a round
     table, back, shared = pipe.table(config.steps), pipe.table(config.renoise_steps), config.shared(step)
