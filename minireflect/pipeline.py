@@ -24,6 +24,7 @@ from .models.reasongen import ReasonGen, Sampled, SamplingConfig
 from .models.tokenizer import BytePairs, NoVocabulary, PromptError, Tokenizer, TwoBytePairs
 from .models.unet import Added, UNet
 from .models.vq import Codec
+from .ranges import Checked, Count, Share, Weight
 
 
 class ReasonPipeline(NamedTuple):
@@ -70,19 +71,13 @@ OPPOSITE = ReflectionConfig(w_renoise=0.0, steps=5, fresh_noise=0.5, wrong="oppo
 
 
 @dataclass(frozen=True)
-class SamplerConfig:
+class SamplerConfig(Checked):
     # denoising steps of a picture
-    steps: int = 20
+    steps: Count = 20
     # w of classifier-free guidance; 1 is the prompt alone, at half the cost of any other value but 0
-    guidance: float = 1.0
+    guidance: Weight = 1.0
     # share of DDPM's step noise, in [0, 1]; 0 is deterministic
-    eta: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.guidance < 0:
-            raise ValueError(f"guidance must not be negative, got {self.guidance}")
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta must lie in [0, 1], got {self.eta}")
+    eta: Share = 1.0
 
     @property
     def cost(self) -> int:

@@ -29,6 +29,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
+from ..ranges import Checked, Count, Natural, Share, Weight
 from .sample import EpsFn, Step, denoise, evaluations, last, renoise
 from .schedule import StepTable
 
@@ -36,38 +37,30 @@ Wrong = Literal["opposite", "fresh", "repeat"]
 
 
 @dataclass(frozen=True)
-class ReflectionConfig:
+class ReflectionConfig(Checked):
     """How often to reflect, and how a picture is turned back into noise.
 
     The defaults are SRRL's, but for `renormalise`.
     """
 
     # K, number of reflections; K + 1 pictures
-    rounds: int = 1
+    rounds: Natural = 1
     # blind: guidance of sampling the pictures that are turned back
-    w_denoise: float = 3.0
+    w_denoise: Weight = 3.0
     # guidance of re-noising
-    w_renoise: float = 0.1
+    w_renoise: Weight = 0.1
     # steps of re-noising, all the way to x_T
-    steps: int = 20
+    steps: Count = 20
     # SDEdit's t*, the share of the steps that is re-noised; 1 is all the way, 0 leaves the picture as it is
-    strength: float = 1.0
+    strength: Share = 1.0
     # bring the noise of each sample back to mean 0, std 1; False as published
     renormalise: bool = True
     # share l of new noise, sqrt(1 - l^2) old + l new; 1 is all new
-    fresh_noise: float = 0.0
+    fresh_noise: Share = 0.0
     # with a reward: what a refused picture is sampled from, minus its noise, new noise or its noise
     wrong: Wrong = "repeat"
     # with a reward: which pictures are sampled again
     redraw: Literal["refused", "all"] = "refused"
-
-    def __post_init__(self) -> None:
-        if self.rounds < 0:
-            raise ValueError(f"rounds must be 0 or more, got {self.rounds}")
-        if not 0 <= self.strength <= 1:
-            raise ValueError(f"strength must lie in [0, 1], got {self.strength}")
-        if not 0 <= self.fresh_noise <= 1:
-            raise ValueError(f"fresh_noise must lie in [0, 1], got {self.fresh_noise}")
 
     def tail(self, table: StepTable) -> StepTable:
         """The last `strength` of the steps: those that are re-noised, and then denoised again."""

@@ -19,49 +19,47 @@ from ..diffusion.reflection import ReflectionConfig, Wrong, condition_guided_for
 from ..diffusion.sample import EpsFn, Trajectory, collect, denoise, evaluations, last
 from ..diffusion.schedule import StepTable
 from ..pipeline import ACCEPT, OPPOSITE, LatentDiffusion, Reward, SamplerConfig
+from ..ranges import Checked, Count, Finite, Natural, Share, Weight
 from ..streams import rng
 
 
 @dataclass(frozen=True)
-class RolloutConfig:
+class RolloutConfig(Checked):
     """What an iteration samples."""
 
     # prompts of an iteration
-    prompts_per_iteration: int = 64
+    prompts_per_iteration: Count = 64
     # G, branches per prompt and round
-    group: int = 1
+    group: Count = 1
     # denoising steps of a picture
-    steps: int = 20
+    steps: Count = 20
     # w of the branches, in rollout and update alike
-    guidance: float = 1.0
+    guidance: Weight = 1.0
     # redo what the reward refuses, or all
     mode: Literal["select", "blind"] = "select"
     # K, reflections at most; 0 is DDPO
-    rounds: int = 3
+    rounds: Natural = 3
     # start of a refused picture's next round: minus its noise, new noise or its noise
     wrong: Wrong = OPPOSITE.wrong
     # prompts that get another round
     redraw: Literal["refused", "all"] = OPPOSITE.redraw
     # reward from which a picture counts as right
-    accept: float = ACCEPT
+    accept: Finite = ACCEPT
     # guidance of re-noising; the paper's is 0.1
-    w_renoise: float = OPPOSITE.w_renoise
+    w_renoise: Weight = OPPOSITE.w_renoise
     # steps of re-noising
-    renoise_steps: int = OPPOSITE.steps
+    renoise_steps: Count = OPPOSITE.steps
     # bring re-noised latents back to mean 0, std 1
     renormalise: bool = True
     # share l of new noise in re-noised latents
-    fresh_noise: float = OPPOSITE.fresh_noise
+    fresh_noise: Share = OPPOSITE.fresh_noise
     # trained last steps of the path, taken in turn
-    suffixes: tuple[int, ...] = ()
+    suffixes: tuple[Count, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("prompts_per_iteration", "group", "steps", "renoise_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if any(not 1 <= s <= self.steps for s in self.suffixes):
+        super().__post_init__()
+        if any(s > self.steps for s in self.suffixes):
             raise ValueError(f"suffixes {self.suffixes} must lie between 1 and steps = {self.steps}")
-        _ = self.reflection, self.sampler  # both raise on numbers out of range
 
     @property
     def reflection(self) -> ReflectionConfig:

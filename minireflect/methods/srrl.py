@@ -53,6 +53,7 @@ import torch
 
 from ..diffusion.reflection import moments
 from ..pipeline import LatentDiffusion, Reward
+from ..ranges import Count
 from ..rl.advantage import RewardHistory, zero_variance_groups
 from ..run import Job
 from ..streams import rng
@@ -65,17 +66,14 @@ class SRRLConfig(RolloutConfig, LearnConfig):
     """What an iteration samples (`RolloutConfig`) and how it is learnt from (`LearnConfig`)."""
 
     # of rollout and update
-    iterations: int = 60
+    iterations: Count = 60
     # ppo: within the group (GRPO), or the paper's z-score over past rewards with best/worst selection
     advantage: Literal["group", "history"] = "group"
 
     def __post_init__(self) -> None:
-        RolloutConfig.__post_init__(self)
-        LearnConfig.__post_init__(self)
-        if self.iterations < 1:
-            raise ValueError(f"iterations must be at least 1, got {self.iterations}")
+        super().__post_init__()
         if self.objective == "ppo" and self.group < 2:
-            raise ValueError(f"group is {self.group}; ppo needs at least 2 to compare: try --group 4")
+            raise ValueError(f"group is {self.group}; ppo compares the members of a group: try --group 4")
 
 
 PPO = {"objective": "ppo", "group": 4, "updates": 2}
@@ -129,8 +127,8 @@ def train_srrl(
     history = RewardHistory()
     rounds = config.rounds + 1 if config.mode == "select" else 1
     pictures = config.prompts_per_iteration * config.group * rounds
-    used = history if config.advantage == "history" else None
-    learner = Learner.of(pipe, config, config.sampler, pictures, used)
+    learner = Learner.of(pipe, config, config.sampler, pictures)
+    learner.history = history if config.advantage == "history" else None
     memory: dict = {"cost": [0, 0, 0], "updates": 0, "history": history.state_dict()}
     for step in run.steps("srrl", config.iterations, learner.networks, learner.optimizer, memory=memory):
         history.load_state_dict(memory["history"])
