@@ -39,7 +39,7 @@ ROOMS = {
     "__main__": 13,
 }
 # Sizes may fall and not grow. The aim is 6,200 lines in 60 files, and 1,200 in scripts/.
-LINES, FILES, SCRIPT_LINES, DESK_LINES = 8350, 73, 1240, 250
+LINES, FILES, SCRIPT_LINES, DESK_LINES = 8_300, 73, 1_240, 250
 COLUMNS, LENGTH, PARAMETERS = 110, 60, 6
 LONG: set[str] = set()  # "file function" that may be longer, each with its reason
 MANY = {  # "file function" that may take more parameters, each with its reason
@@ -73,7 +73,7 @@ MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def imports(path: Path) -> set[str]:
-    """All modules that a file imports, inside functions too; `from ..rl import policy` is minireflect.rl.policy."""
+    """All modules that a file imports, also inside functions; of `from ..rl import policy` the module policy."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
