@@ -73,7 +73,7 @@ MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def imports(path: Path) -> set[str]:
-    """All modules that a file imports, also inside functions; `from ..rl import policy` is the module policy."""
+    """All modules that a file imports, also inside functions: `from ..rl import policy` is rl.policy."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
