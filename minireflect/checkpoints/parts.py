@@ -178,9 +178,9 @@ PROJECTION = "attn.proj_in.weight"  # of the UNet's attention: linear (two axes)
 # Options of diffusers that our UNet does not have; all published SD 1.x, 2.x and SDXL have these values.
 ASSUMED = {
     "act_fn": "silu", "flip_sin_to_cos": True, "freq_shift": 0, "center_input_sample": False,
-    "norm_eps": 1e-5, "class_embed_type": None, "resnet_time_scale_shift": "default",
-    "mid_block_scale_factor": 1, "downsample_padding": 1, "dual_cross_attention": False, "only_cross_attention": False,
-    "time_embedding_type": "positional", "encoder_hid_dim": None, "timestep_post_act": None,
+    "norm_eps": 1e-5, "class_embed_type": None, "resnet_time_scale_shift": "default", "encoder_hid_dim": None,
+    "mid_block_scale_factor": 1, "downsample_padding": 1, "dual_cross_attention": False,
+    "only_cross_attention": False, "time_embedding_type": "positional", "timestep_post_act": None,
 }  # fmt: skip
 
 
