@@ -3,7 +3,7 @@
 PPO (Schulman et al. 2017, arXiv 1707.06347), equation 7; on denoising steps: DDPO (arXiv 2305.13301), SRRL
 (arXiv 2505.22407), E8.
 
-    rho  = exp(log_prob - old_log_prob)                        # 1 before the first update; its gradient is not 0
+    rho  = exp(log_prob - old_log_prob)                        # 1 at first; its gradient is not 0
     loss = mean max(-A rho, -A clip(rho, 1 - clip, 1 + clip))  # the pessimistic of the two
 
 A clip means nothing without the reduction: the released SRRL clips at 0.1 the mean over 16,384 dimensions,
