@@ -139,7 +139,7 @@ def autoencoder(task: Task) -> None:
 
 def diffusion(task: Task) -> None:
     config = task.config
-    encoder, _ = ours.load_module(task.source / "autoencoder.safetensors", Autoencoder, AutoencoderConfig)
+    encoder, _ = ours.load_module(task.source / "autoencoder.safetensors", Autoencoder)
     sizes = GRAPH_BASE if config.scenes == "graphs" else LAW_BASE
     data = captioned(config, "diffusion", config.diffusion.pictures)
     pipe = train_diffusion(config.diffusion, sizes, data, encoder, task.job)
@@ -371,7 +371,7 @@ def check(command: str, config: Config, source: Path) -> None:
     on.
     """
     if command == "diffusion":
-        ours.load_module(source / "autoencoder.safetensors", Autoencoder, AutoencoderConfig)
+        ours.load_module(source / "autoencoder.safetensors", Autoencoder)
     elif command == "srrl":
         ours.load_pipeline(source).tokenizer(all_texts())
         load_reward(source)
