@@ -11,7 +11,7 @@ GenEval's tasks (Ghosh et al. 2023) are graphs too, in which colours may be open
 import json
 import math
 import re
-from collections.abc import Callable
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
@@ -33,7 +33,6 @@ PREDICATES = (*RELATIONS, *TOUCHING)
 DEAD_ZONE = 0.1 * 4 * RADIUS  # pixels; GenEval: an offset below a tenth of both sizes counts as none
 
 MAX_THINGS, MAX_RELATIONS = 4, 4
-MAX_REQUIREMENTS = MAX_THINGS + MAX_RELATIONS + 1  # the last: nothing else is there
 
 
 class GraphError(ValueError):
@@ -112,10 +111,8 @@ class Requirement:
         subjects = [t for t in things if self.subject.matches(t)]
         if self.object is None:
             return len(subjects) == self.subject.count
-        objects = [t for t in things if self.object.matches(t)]
-        return bool(subjects and objects) and all(
-            holds(self.predicate, a, b) for a in subjects for b in objects
-        )
+        pairs = [(a, b) for a in subjects for b in things if self.object.matches(b)]
+        return bool(pairs) and all(holds(self.predicate, a, b) for a, b in pairs)
 
 
 @dataclass(frozen=True)
@@ -132,15 +129,16 @@ class SceneGraph:
             (things <= MAX_THINGS, f"the graph has {things} things, at most {MAX_THINGS} fit into a picture"),
             (relations <= MAX_RELATIONS, f"the graph has {relations} relations, at most {MAX_RELATIONS}"),
         )
-        for i, e in enumerate(self.entities):
+        seen = set()
+        for e in self.entities:
             _require_known(e, colors=("", *COLORS))
-            if (e.name, e.color) in [(other.name, other.color) for other in self.entities[:i]]:
-                one, two = (Entity(e.name, e.color, count).label for count in (1, 2))
-                raise GraphError(f"{one} is listed twice; give a number in its place: {two}")
+            one, two = (Entity(e.name, e.color, count).label for count in (1, 2))
+            _require((one not in seen, f"{one} is listed twice; give a number in its place: {two}"))
+            seen.add(one)
         for relation in self.relations:
             self._check_relation(*relation)
-        self._check_order("left of", lambda p: (p == "left of") - (p == "right of"))
-        self._check_order("above", lambda p: (p in ("above", "on")) - (p in ("below", "in front of")))
+        self._check_order("left of", ("left of",), ("right of",))
+        self._check_order("above", ("above", "on"), ("below", "in front of"))
 
     def _check_relation(self, s: int, predicate: str, o: int) -> None:
         a, b = self.entities[s], self.entities[o]
@@ -160,21 +158,22 @@ class SceneGraph:
             (a.color != b.color, f"{said}: things that touch must differ in colour, or they look like one"),
         )
 
-    def _check_order(self, before: str, direction: Callable[[str], int]) -> None:
-        """A left of B and B left of A contradict each other: an order must not have a cycle.
-
-        `direction` of a predicate: +1 if its subject comes first, -1 if its object does, 0 if neither.
-        """
+    def _check_order(self, before: str, forward: tuple[str, ...], backward: tuple[str, ...]) -> None:
+        """A left of B and B left of A contradict each other: an order must not have a cycle."""
         first: dict[int, set[int]] = {}  # entity: those that must come before it
         for s, predicate, o in self.relations:
-            if sign := direction(predicate):
-                a, b = (s, o) if sign > 0 else (o, s)
+            if predicate in forward + backward:
+                a, b = (s, o) if predicate in forward else (o, s)
                 first.setdefault(b, set()).add(a)
+        self.in_order(first, "the relations contradict each other", f" {before} ")
+
+    def in_order(self, first: dict[int, set[int]], fault: str, joint: str = ", ") -> list[int]:
+        """Entities by index, each after all that must come before it.  Raises GraphError on a cycle."""
         try:
-            TopologicalSorter(first).prepare()
+            return list(TopologicalSorter(first).static_order())
         except CycleError as error:
-            cycle = f" {before} ".join(self.entities[i].label for i in error.args[1])
-            raise GraphError(f"the relations contradict each other: {cycle}") from None
+            cycle = joint.join(self.entities[i].label for i in error.args[1])
+            raise GraphError(f"{fault}: {cycle}") from None
 
     @cached_property
     def requirements(self) -> tuple[Requirement, ...]:
@@ -193,23 +192,18 @@ class SceneGraph:
     @property
     def sentence(self) -> str:
         """The prompt: relations first, joined by "and"; an entity named before is "the"."""
-        named: set[int] = set()
-
-        def name(i: int) -> str:
-            entity, again = self.entities[i], i in named
-            named.add(i)
-            return f"the {entity.label}" if again else entity.words
-
-        clauses = [f"{name(s)} {p} {name(o)}" for s, p, o in self.relations]
-        clauses += [e.words for i, e in enumerate(self.entities) if i not in named]
-        return " and ".join(clauses)
+        unnamed, clauses = {i: e.words for i, e in enumerate(self.entities)}, []
+        for s, predicate, o in self.relations:
+            subject, object_ = (unnamed.pop(i, f"the {self.entities[i].label}") for i in (s, o))
+            clauses.append(f"{subject} {predicate} {object_}")
+        return " and ".join([*clauses, *unnamed.values()])
 
     def fulfilled_by(self, things: Objects) -> bool:
         """Whether a picture of these shapes meets every requirement."""
         return all(r.met_by(things) for r in self.requirements)
 
 
-def _require(*rules: tuple[bool, str]) -> None:
+def _require(*rules: tuple[object, str]) -> None:
     """Raise GraphError with the message of the first rule that is broken."""
     for kept, message in rules:
         if not kept:
@@ -247,10 +241,8 @@ def parse_graph(text: str) -> SceneGraph:
 
     relations = []
     for clause in re.split(r"\s*;\s*|\s*,\s*|\s+and\s+", " ".join(text.lower().split()).rstrip(".;")):
-        found = re.fullmatch(rf"(.+?) ({'|'.join(PREDICATES)}) (.+)", clause)
-        if found:
-            s, o = index(found[1]), index(found[3])
-            relations.append((s, found[2], o))
+        if found := re.fullmatch(rf"(.+?) ({'|'.join(PREDICATES)}) (.+)", clause):
+            relations.append((index(found[1]), found[2], index(found[3])))
         elif clause:
             index(clause)
     return SceneGraph(tuple(entities.values()), tuple(dict.fromkeys(relations)))
@@ -258,12 +250,8 @@ def parse_graph(text: str) -> SceneGraph:
 
 def _parse_entity(words: str) -> Entity:
     """An entity from "a red ball", "the red ball", "two red balls" or "red cube"."""
-    found = ENTITY.fullmatch(" ".join(words.split()))
-    if not found:
-        relations = ", ".join(PREDICATES)
-        raise GraphError(
-            f"cannot read {words!r}: a thing is a colour and a name, and relations are {relations}"
-        )
+    found, known = ENTITY.fullmatch(" ".join(words.split())), ", ".join(PREDICATES)
+    _require((found, f"cannot read {words!r}: a thing is a colour and a name, and relations are {known}"))
     number, color, name = found.group("number", "color", "name")
     if number:
         name = name.removesuffix("es" if name.endswith("xes") else "s")
@@ -289,17 +277,15 @@ def from_laion_sg(text: str) -> SceneGraph:
     """
     try:
         data = json.loads(text)
-        items = {
-            item["item_id"]: " ".join([*map(str, item.get("attributes", [])), item["label"]]).lower()
-            for item in data["items"]
-        }
+        words = {i["item_id"]: [*map(str, i.get("attributes", [])), i["label"]] for i in data["items"]}
+        labels = {i: " ".join(of_item).lower() for i, of_item in words.items()}
         links = [(r["item1"], str(r["relation"]).lower(), r["item2"]) for r in data.get("relations", [])]
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise GraphError(f"not an annotation of LAION-SG, which has items and relations: {error!r}") from None
-    kinds = {i: _parse_entity(words) for i, words in items.items()}
-    alike = list(dict.fromkeys(kinds.values()))
-    entities = tuple(Entity(e.name, e.color, list(kinds.values()).count(e)) for e in alike)
-    if stray := [i for s, _, o in links for i in (s, o) if i not in kinds]:
-        raise GraphError(f"a relation names item {stray[0]!r}, which is not among the items")
+    kinds = {i: _parse_entity(label) for i, label in labels.items()}
+    for i in [i for s, _, o in links for i in (s, o)]:
+        _require((i in kinds, f"a relation names item {i!r}, which is not among the items"))
+    counts = Counter(kinds.values())
+    alike = list(counts)
     relations = dict.fromkeys((alike.index(kinds[s]), p, alike.index(kinds[o])) for s, p, o in links)
-    return SceneGraph(entities, tuple(relations))
+    return SceneGraph(tuple(Entity(e.name, e.color, counts[e]) for e in alike), tuple(relations))

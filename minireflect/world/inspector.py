@@ -111,7 +111,7 @@ def _filter() -> _Filter:
     steps = range(-REACH, REACH + 1, STRIDE)
     every = [
         Scene(name, objects, outcome)
-        for name, law in LAWS.items() for objects in law.combinations() for outcome in law.outcomes
+        for name, law in LAWS.items() for objects in law.combinations for outcome in law.outcomes
     ]  # fmt: skip
     canvases = np.stack([canvas(*scene.facts) for scene in every]).astype(np.float32) / 255  # (n 80 80 3)
     halves = _halved(canvases)  # (n 40 40 3), because all camera positions are even

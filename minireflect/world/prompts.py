@@ -82,7 +82,7 @@ def law_prompt(law: str, objects: Objects, outcome: str | None = None, defiant: 
 @cache
 def combinations(law: str, split: str) -> tuple[Objects, ...]:
     """The sets of objects of one law in one split, "train" or "held-out"."""
-    return _part(LAWS[law].combinations(), law, split)
+    return _part(LAWS[law].combinations, law, split)
 
 
 @cache

@@ -28,6 +28,15 @@ class Object:
     def words(self) -> str:
         return " ".join(w for w in (self.size, self.color, self.name) if w)
 
+    @property
+    def where(self) -> str:
+        return "in the middle" if self.place == "middle" else f"on the {self.place}"
+
+    @property
+    def material(self) -> str:
+        """As a noun: "wood", "iron", or "plastic" of any colour."""
+        return {"wooden": "wood", "iron": "iron"}.get(self.color, "plastic")
+
 
 Objects = tuple[Object, ...]
 
