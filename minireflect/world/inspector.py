@@ -15,6 +15,7 @@ So a picture with one fact wrong is read as another scene; one that no scene exp
 
 from dataclasses import replace
 from functools import cache
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -43,10 +44,8 @@ PAPER = np.array(PALETTE["paper"], np.float32) / 255
 
 def inspect(image: Tensor) -> Reading:
     """Shapes: image (3 64 64) in [-1, 1] -> Reading.  Raises ValueError on any other shape."""
-    if tuple(image.shape) != (3, SIZE, SIZE):
-        raise ValueError(
-            f"the inspector reads pictures of shape (3, {SIZE}, {SIZE}), not {tuple(image.shape)}"
-        )
+    if (shape := tuple(image.shape)) != (3, SIZE, SIZE):
+        raise ValueError(f"the inspector reads pictures of shape (3, {SIZE}, {SIZE}), not {shape}")
     pixels = (image.detach().float().cpu().permute(1, 2, 0).numpy() + 1) / 2  # (64 64 3) in [0, 1]
     if not np.isfinite(pixels).all():
         return Reading(None, 1.0, "the picture has pixels that are not finite numbers")
@@ -75,18 +74,15 @@ def _verify(pixels: np.ndarray, scene: Scene, others: list[Scene]) -> Reading:
     """Render the scene and see whether it explains the picture, and better than any other scene does."""
     rendered = _float_pixels(scene)
     off = np.abs(_blocks(rendered - pixels)).max(axis=2)  # (16 16)
-    residual = float(off.max())
+    residual, mean, far = float(off.max()), off.mean(), ""
     if residual > TOLERANCE:
         y, x = (4 * int(v) for v in np.unravel_index(off.argmax(), off.shape))
         far = f"the 4x4 pixels at x {x}, y {y} are {residual:.2f} off, at most {TOLERANCE} is allowed"
-        return Reading(
-            None, residual, f"no scene explains the picture: nearest is {caption(scene)!r}, but {far}"
-        )
-    if off.mean() > MEAN_TOLERANCE:
-        far = f"it is {off.mean():.3f} off on average, at most {MEAN_TOLERANCE} is allowed"
-        return Reading(
-            None, residual, f"no scene explains the picture: nearest is {caption(scene)!r}, but {far}"
-        )
+    elif mean > MEAN_TOLERANCE:
+        far = f"it is {mean:.3f} off on average, at most {MEAN_TOLERANCE} is allowed"
+    if far:
+        why = f"no scene explains the picture: nearest is {caption(scene)!r}, but {far}"
+        return Reading(None, residual, why)
     for other in others:
         way = (_float_pixels(other) - rendered).ravel()
         if (pixels - rendered).ravel() @ way > HALFWAY * (way @ way):
@@ -116,12 +112,11 @@ def _filter() -> _Filter:
     canvases = np.stack([canvas(*scene.facts) for scene in every]).astype(np.float32) / 255  # (n 80 80 3)
     halves = _halved(canvases)  # (n 40 40 3), because all camera positions are even
     scenes, points = [], []
-    for x in steps:
-        for y in steps:
-            top, left = (MARGIN - y) // 2, (MARGIN - x) // 2
-            view = halves[:, top : top + SIZE // 2, left : left + SIZE // 2]  # (n 32 32 3)
-            points.append(_halved(view).reshape(len(every), -1))  # means of 4x4 blocks
-            scenes += [replace(scene, shift=(x, y)) for scene in every]
+    for x, y in product(steps, steps):
+        top, left = (MARGIN - y) // 2, (MARGIN - x) // 2
+        view = halves[:, top : top + SIZE // 2, left : left + SIZE // 2]  # (n 32 32 3)
+        points.append(_halved(view).reshape(len(every), -1))  # means of 4x4 blocks
+        scenes += [replace(scene, shift=(x, y)) for scene in every]
     points = np.concatenate(points)  # (n 768)
     mean = points.mean(axis=0)
     _, vectors = np.linalg.eigh((points - mean).T @ (points - mean))
@@ -176,9 +171,8 @@ def _blocks(pixels: np.ndarray) -> np.ndarray:
 # ------------------------------------------------------------------------- arrangements: shapes one by one
 STAMP = 32  # pixels, side of a stamp; the largest shape is 24 wide
 MIN_PIXELS = 25  # visible pixels of a shape; a cylinder has 98, and half of it can be hidden
-MAX_SHAPES = (
-    6  # found in a picture; a graph has four at most, and more than it asked for is wrong, not unreadable
-)
+# found in a picture; a graph has four at most, and more than it asked for is wrong, not unreadable
+MAX_SHAPES = 6
 
 
 @cache
@@ -235,21 +229,18 @@ def _fit(share: np.ndarray, hidden: np.ndarray, box: tuple[slice, slice], color:
 
     Shapes: share (64 64), hidden (64 64) bool
     """
+    pad = 16  # pixels by which a shape's centre may lie outside of the picture
+    target = np.pad(share, pad + STAMP // 2)
+    visible = np.pad(~hidden, pad + STAMP // 2, constant_values=True).astype(np.float32)
     rows, columns = box
-    pad = STAMP // 2 + 16
-    target = np.pad(share, pad)
-    visible = np.pad(~hidden, pad, constant_values=True).astype(np.float32)
-    best = (
-        np.inf,
-        Object("ball", color, xy=((columns.start + columns.stop) // 2, (rows.start + rows.stop) // 2)),
-    )
+    middle = ((columns.start + columns.stop) // 2, (rows.start + rows.stop) // 2)
+    best = (np.inf, Object("ball", color, xy=middle))
     for name, stamp in zip(THINGS, _stamps()):
+        # the spot must lie within the shape
         r = radius(name)
-        for y in range(rows.stop - r - 1, rows.start + r + 2):  # the spot must lie within the shape
-            for x in range(columns.stop - r - 1, columns.start + r + 2):
-                v, u = y + pad - STAMP // 2, x + pad - STAMP // 2
-                off = (target[v : v + STAMP, u : u + STAMP] - stamp) ** 2
-                error = float((off * visible[v : v + STAMP, u : u + STAMP]).sum())
-                if error < best[0]:
-                    best = (error, Object(name, color, xy=(x, y)))
+        for y, x in product(*(range(side.stop - r - 1, side.start + r + 2) for side in box)):
+            window = np.s_[y + pad : y + pad + STAMP, x + pad : x + pad + STAMP]
+            error = float(((target[window] - stamp) ** 2 * visible[window]).sum())
+            if error < best[0]:
+                best = (error, Object(name, color, xy=(x, y)))
     return best[1]
