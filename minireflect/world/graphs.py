@@ -102,9 +102,11 @@ class Requirement:
 
     @property
     def words(self) -> str:
-        if self.object is None:
-            return self.subject.words
-        return f"{self.subject.words} {self.predicate} {self.object.words}"
+        return (
+            f"{self.subject.words} {self.predicate} {self.object.words}"
+            if self.object
+            else self.subject.words
+        )
 
     def met_by(self, things: Objects) -> bool:
         """A relation must hold between all shapes that match its two entities, at least one for each."""
@@ -217,12 +219,9 @@ def _require_known(entity: Entity, colors: tuple[str, ...] = COLORS) -> None:
     )
 
 
-ENTITY = re.compile(
-    r"((a|an|the|one) )?"
-    rf"((?P<number>{'|'.join(NUMBERS[2:])}) )?"
-    rf"((?P<color>{'|'.join(COLORS)}) )?"
-    r"(?P<name>\S*)"
-)
+_NUMBERS, _COLORS = "|".join(NUMBERS[2:]), "|".join(COLORS)
+ENTITY = re.compile(rf"(?:(?:a|an|the|one) )?(?:({_NUMBERS}) )?(?:({_COLORS}) )?(\S*)")
+CLAUSE = re.compile(rf"(.+?) ({'|'.join(PREDICATES)}) (.+)")
 
 
 def parse_graph(text: str) -> SceneGraph:
@@ -230,18 +229,17 @@ def parse_graph(text: str) -> SceneGraph:
 
     Every thing must have a colour.  Raises GraphError, which names what is wrong.
     """
-    entities: dict[tuple[str, str], Entity] = {}
+    entities: dict[str, Entity] = {}  # by their label in the singular
 
     def index(words: str) -> int:
         entity = _parse_entity(words)
-        key = (entity.name, entity.color)
-        if entity.count > 1 or key not in entities:
-            entities[key] = entity
+        key = f"{entity.color} {entity.name}"
+        entities[key] = entity if entity.count > 1 else entities.get(key, entity)
         return list(entities).index(key)
 
     relations = []
     for clause in re.split(r"\s*;\s*|\s*,\s*|\s+and\s+", " ".join(text.lower().split()).rstrip(".;")):
-        if found := re.fullmatch(rf"(.+?) ({'|'.join(PREDICATES)}) (.+)", clause):
+        if found := CLAUSE.fullmatch(clause):
             relations.append((index(found[1]), found[2], index(found[3])))
         elif clause:
             index(clause)
@@ -252,7 +250,7 @@ def _parse_entity(words: str) -> Entity:
     """An entity from "a red ball", "the red ball", "two red balls" or "red cube"."""
     found, known = ENTITY.fullmatch(" ".join(words.split())), ", ".join(PREDICATES)
     _require((found, f"cannot read {words!r}: a thing is a colour and a name, and relations are {known}"))
-    number, color, name = found.group("number", "color", "name")
+    number, color, name = found.groups()
     if number:
         name = name.removesuffix("es" if name.endswith("xes") else "s")
     entity = Entity(SYNONYMS.get(name, name), color or "", NUMBERS.index(number) if number else 1)

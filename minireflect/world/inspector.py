@@ -16,7 +16,6 @@ So a picture with one fact wrong is read as another scene; one that no scene exp
 from dataclasses import replace
 from functools import cache
 from itertools import product
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +26,7 @@ from .captions import caption
 from .graphs import THINGS, radius
 from .laws import LAWS
 from .render import canvas, render_pixels
-from .scenes import ARRANGEMENT, COLORS, Object, Reading, Scene, arrangement
+from .scenes import ARRANGEMENT, COLORS, Object, Reading, Scene, arrangement, distance
 
 TOLERANCE = 0.25  # in [0, 1]: a ball that is missing makes 0.7, a line moved by a pixel 0.2
 MEAN_TOLERANCE = 0.035  # in [0, 1], over all blocks
@@ -92,23 +91,15 @@ def _verify(pixels: np.ndarray, scene: Scene, others: list[Scene]) -> Reading:
 
 
 # ------------------------------------------------------------------------------------ laws: a matched filter
-class _Filter(NamedTuple):
-    """Every scene of every law at every coarse camera position, on its principal directions."""
-
-    scenes: list[Scene]  # n scenes, camera position included
-    mean: np.ndarray  # (768)
-    basis: np.ndarray  # (768 d)
-    points: np.ndarray  # (n d)
-    square: np.ndarray  # (n), the points' squared lengths
-
-
 @cache
-def _filter() -> _Filter:
+def _filter() -> tuple[list[Scene], np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Every scene of every law at every coarse camera position, on its principal directions.
+
+    Shapes: n scenes -> mean (768), basis (768 d), points (n d), their squared lengths (n)
+    """
     steps = range(-REACH, REACH + 1, STRIDE)
-    every = [
-        Scene(name, objects, outcome)
-        for name, law in LAWS.items() for objects in law.combinations for outcome in law.outcomes
-    ]  # fmt: skip
+    pairs = [(name, objects) for name, law in LAWS.items() for objects in law.combinations]
+    every = [Scene(name, objects, outcome) for name, objects in pairs for outcome in LAWS[name].outcomes]
     canvases = np.stack([canvas(*scene.facts) for scene in every]).astype(np.float32) / 255  # (n 80 80 3)
     halves = _halved(canvases)  # (n 40 40 3), because all camera positions are even
     scenes, points = [], []
@@ -122,18 +113,17 @@ def _filter() -> _Filter:
     _, vectors = np.linalg.eigh((points - mean).T @ (points - mean))
     basis = np.ascontiguousarray(vectors[:, -DIMS:], np.float32)
     points = (points - mean) @ basis
-    return _Filter(scenes, mean, basis, points, (points**2).sum(axis=1))
+    return scenes, mean, basis, points, (points**2).sum(axis=1)
 
 
 def _law_candidates(pixels: np.ndarray) -> list[Scene]:
     """The law scenes that look most like the picture, camera refined; least squared error first."""
-    f = _filter()
-    point = (_blocks(pixels).ravel() - f.mean) @ f.basis  # (d)
-    distance = f.square - 2 * (f.points @ point)
-    near = np.argpartition(distance, NEAR)[:NEAR]
+    scenes, mean, basis, points, square = _filter()
+    far = square - 2 * (points @ ((_blocks(pixels).ravel() - mean) @ basis))  # (n), less a constant
+    near = np.argpartition(far, NEAR)[:NEAR]
     best: dict[tuple, Scene] = {}
-    for i in near[np.argsort(distance[near])]:  # nearest first: one camera position for each scene
-        best.setdefault(f.scenes[i].facts, f.scenes[i])
+    for i in near[np.argsort(far[near])]:  # nearest first: one camera position for each scene
+        best.setdefault(scenes[i].facts, scenes[i])
     found = []
     for scene in list(best.values())[:CANDIDATES]:
         x, y = scene.shift
@@ -178,13 +168,10 @@ MAX_SHAPES = 6
 @cache
 def _stamps() -> np.ndarray:
     """How much of each pixel a shape covers, about its centre.  Shape (things 32 32), in [0, 1]"""
-    stamps = []
     window = slice(MARGIN + 32 - STAMP // 2, MARGIN + 32 + STAMP // 2)
-    for name in THINGS:
-        pixels = canvas(ARRANGEMENT, (Object(name, "ink", xy=(32, 32)),), "")
-        shade = pixels[window, window].astype(np.float32).mean(axis=2)
-        stamps.append((shade.max() - shade) / (shade.max() - shade.min()))
-    return np.stack(stamps)
+    drawn = [canvas(ARRANGEMENT, (Object(name, "ink", xy=(32, 32)),), "") for name in THINGS]
+    shades = [pixels[window, window].astype(np.float32).mean(axis=2) for pixels in drawn]
+    return np.stack([(shade.max() - shade) / (shade.max() - shade.min()) for shade in shades])
 
 
 def _inks(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -219,7 +206,7 @@ def _find_shapes(pixels: np.ndarray) -> Scene | None:
         hidden = ndimage.binary_dilation(others) & ~mask  # what is behind another shape cannot be seen
         shape = _fit(np.where(ink == c, share, 0.0), hidden, box, COLORS[c])
         # a shape in front of a frame may cut it in two spots
-        if not any(s.words == shape.words and np.ptp([s.xy, shape.xy], 0).max() <= 3 for s in shapes):
+        if not any(s.words == shape.words and distance(s, shape) <= 3 for s in shapes):
             shapes.append(shape)
     return arrangement(shapes)
 

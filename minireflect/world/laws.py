@@ -27,22 +27,24 @@ SIDES, THIRDS = ("left", "right"), ("left", "middle", "right")
 class Law:
     """The interface of a law: which objects, what nature makes of them, its words and its picture.
 
-    `words` and `reasons` are format strings whose fields are the objects: "a {0.words} in front of a mirror".
+    `words`, `reasons` and the fact are format strings, and the objects their fields: "a {0.words} in a room".
     """
 
     name: str
     defied: str  # how a prompt announces an unlawful outcome: "against gravity"
     outcomes: dict[str, str]  # all that a picture can show, lawful or not, in words that follow the setting
     words: str  # the scene without its outcome
+    nature: tuple[str, dict[str, str]]  # the fact that decides, and the lawful outcome of each
     reasons: dict[str, str]  # why each lawful outcome is lawful, in one sentence without a full stop
     combinations: list[Objects]  # every set of objects that this law can be shown with, in a fixed order
 
-    def lawful(self, objects: Objects) -> str:
-        """The one outcome that nature gives."""
-        raise NotImplementedError
-
     def draw(self, pen: Pen, objects: Objects, outcome: str) -> None:
         raise NotImplementedError
+
+    def lawful(self, objects: Objects) -> str:
+        """The one outcome that nature gives."""
+        fact, outcomes = self.nature
+        return outcomes[fact.format(*objects)]
 
     def unlawful(self, objects: Objects) -> list[str]:
         return [o for o in self.outcomes if o != self.lawful(objects)]
@@ -56,10 +58,16 @@ class Law:
         return self.reasons[self.lawful(objects)].format(*objects)
 
 
+def _alone(*attributes: tuple[str, ...]) -> list[Objects]:
+    """Every single object with one of these names, colours, sizes and places."""
+    return [(Object(*values),) for values in product(*attributes)]
+
+
 class Balance(Law):
     name, defied = "balance", "against gravity"
     outcomes = {side: f"leaning to the {side}" for side in SIDES}
     words = "a balance with a {0.words} on the left pan and a {1.words} on the right pan"
+    nature = "{0.size}", {"big": "left", "small": "right"}
     reasons = {
         "left": "the {0.color} ball is bigger and heavier, so the left pan goes down",
         "right": "the {1.color} ball is bigger and heavier, so the right pan goes down",
@@ -68,9 +76,6 @@ class Balance(Law):
         (Object("ball", a, size, "left"), Object("ball", b, other, "right"))
         for (a, b), (size, other) in product(permutations(COLORS, 2), permutations(("big", "small")))
     ]
-
-    def lawful(self, objects: Objects) -> str:
-        return "left" if objects[0].size == "big" else "right"
 
     def draw(self, pen: Pen, objects: Objects, outcome: str) -> None:
         tilt = 6 if outcome == "left" else -6
@@ -89,15 +94,12 @@ class Buoyancy(Law):
     name, defied = "buoyancy", "against buoyancy"
     outcomes = {"floats": "floating on the water", "sinks": "lying on the bottom"}
     words = "a {0.words} {0.where} of a water tank"
+    nature = "{0.material}", {"wood": "floats", "plastic": "floats", "iron": "sinks"}
     reasons = {
         "floats": "{0.material} is lighter than water, so the {0.name} floats",
         "sinks": "{0.material} is heavier than water, so the {0.name} sinks",
     }
-    kinds = product(("ball", "block"), ("wooden", "iron"), ("big", "small"), THIRDS)
-    combinations = [(Object(*kind),) for kind in kinds]
-
-    def lawful(self, objects: Objects) -> str:
-        return "sinks" if objects[0].material == "iron" else "floats"
+    combinations = _alone(("ball", "block"), ("wooden", "iron"), ("big", "small"), THIRDS)
 
     def draw(self, pen: Pen, objects: Objects, outcome: str) -> None:
         (thing,) = objects
@@ -113,14 +115,12 @@ class Shadow(Law):
     name, defied = "shadow", "toward the light"
     outcomes = {side: f"its shadow on the {side}" for side in SIDES}
     words = "the sun {0.where} of a {1.words}"
+    nature = "{0.place}", dict(OPPOSITES)
     reasons = {a: f"light comes from the {b}, so the shadow falls to the {a}" for a, b in OPPOSITES}
     combinations = [
         (Object("sun", place=side), Object(shape, color, "tall"))
         for side, shape, color in product(SIDES, ("tower", "cone", "tree"), COLORS)
     ]
-
-    def lawful(self, objects: Objects) -> str:
-        return dict(OPPOSITES)[objects[0].place]
 
     def draw(self, pen: Pen, objects: Objects, outcome: str) -> None:
         sun, thing = objects
@@ -141,11 +141,9 @@ class Mirror(Law):
     name, defied = "mirror", "against optics"
     outcomes = {"flipped": "its image pointing the other way", "same": "its image pointing the same way"}
     words = "a {0.words} pointing {0.place} in front of a mirror"
+    nature = "", {"": "flipped"}
     reasons = {"flipped": "a mirror turns left and right around, so the image of the {0.name} is flipped"}
-    combinations = [(Object(s, c, place=way),) for s, c, way in product(("arrow", "flag"), COLORS, SIDES)]
-
-    def lawful(self, objects: Objects) -> str:
-        return "flipped"
+    combinations = _alone(("arrow", "flag"), COLORS, ("",), SIDES)
 
     def draw(self, pen: Pen, objects: Objects, outcome: str) -> None:
         (thing,) = objects
@@ -165,6 +163,7 @@ class Magnet(Law):
     name, defied = "magnet", "against magnetism"
     outcomes = {"lifted": "lifted by the magnet", "floor": "staying on the floor"}
     words = "a magnet {0.where} above a {0.words}"
+    nature = "{0.material}", {"iron": "lifted", "plastic": "floor"}
     reasons = {
         "lifted": "a magnet pulls iron, so the {0.name} is lifted",
         "floor": "a magnet does not pull plastic, so the {0.name} stays on the floor",
@@ -172,9 +171,6 @@ class Magnet(Law):
     materials = [("iron", "big"), ("iron", "small"), *((f"{c} plastic", "") for c in COLORS)]
     kinds = product(("ball", "block"), materials, SIDES)
     combinations = [(Object(shape, color, size, place),) for shape, (color, size), place in kinds]
-
-    def lawful(self, objects: Objects) -> str:
-        return "lifted" if objects[0].material == "iron" else "floor"
 
     def draw(self, pen: Pen, objects: Objects, outcome: str) -> None:
         (thing,) = objects
@@ -195,14 +191,12 @@ class Vessels(Law):
     outcomes = {"level": "the water standing level"}
     outcomes |= {side: f"the water standing higher on the {side}" for side in SIDES}
     words = "a {0.size} vessel joined to a {1.size} vessel with {2.color} water"
+    nature = "", {"": "level"}
     reasons = {"level": "joined water presses equally on both sides, so it stands level"}
     combinations = [
         (Object("vessel", "", a, "left"), Object("vessel", "", b, "right"), Object("water", color))
         for color, a, b in product(COLORS, ("wide", "narrow"), ("wide", "narrow"))
     ]
-
-    def lawful(self, objects: Objects) -> str:
-        return "level"
 
     def draw(self, pen: Pen, objects: Objects, outcome: str) -> None:
         top = {"level": (30, 30), "left": (19, 41), "right": (41, 19)}[outcome]
@@ -220,17 +214,13 @@ class Gravity(Law):
     name, defied = "gravity", "against gravity"
     outcomes = {"floor": "resting on the floor", "ceiling": "touching the ceiling"}
     words = "a {0.words} {0.where} of a room"
+    nature = "{0.name}", {"stone": "floor", "balloon": "ceiling"}
     reasons = {
         "floor": "a stone is heavier than air, so it rests on the floor",
         "ceiling": "helium is lighter than air, so the balloon rises to the ceiling",
     }
-    combinations = [
-        (Object("stone", *kind),) for kind in product(("grey", "brown"), ("big", "small"), THIRDS)
-    ]
-    combinations += [(Object("balloon", *kind),) for kind in product(COLORS, ("",), THIRDS)]
-
-    def lawful(self, objects: Objects) -> str:
-        return "floor" if objects[0].name == "stone" else "ceiling"
+    combinations = _alone(("stone",), ("grey", "brown"), ("big", "small"), THIRDS)
+    combinations += _alone(("balloon",), COLORS, ("",), THIRDS)
 
     def draw(self, pen: Pen, objects: Objects, outcome: str) -> None:
         (thing,) = objects
@@ -251,13 +241,11 @@ class Gravity(Law):
 class Flame(Law):
     name, defied = "flame", "against the air"
     outcomes = {"upright": "the flame upright"} | {side: f"the flame leaning to the {side}" for side in SIDES}
+    nature = "{1.place}", {"": "upright", **dict(OPPOSITES)}
     reasons = {a: f"the fan blows from the {b}, so the flame leans to the {a}" for a, b in OPPOSITES}
     reasons["upright"] = "hot air rises straight up, so the flame is upright"
     kinds = product(COLORS, ("tall", "short"), ("", *SIDES))  # no fan, or on which side
     combinations = [(Object("candle", color, size), Object("fan", place=wind)) for color, size, wind in kinds]
-
-    def lawful(self, objects: Objects) -> str:
-        return dict(OPPOSITES).get(objects[1].place, "upright")
 
     def setting(self, objects: Objects) -> str:
         candle, fan = objects

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from . import graphs
 from .graphs import THINGS, TOUCHING, Entity, GraphError, SceneGraph, holds, radius
-from .scenes import COLORS, Object, Scene, arrangement
+from .scenes import COLORS, Object, Scene, arrangement, distance
 
 ROWS, COLUMNS = ("top", "", "bottom"), ("left", "", "right")
 PLACES = tuple(f"{row} {column}".strip() or "middle" for row in ROWS for column in COLUMNS)
@@ -99,8 +99,8 @@ def _fits(graph: SceneGraph, i: int, thing: Object, placed: Placed) -> bool:
         between = [(p, s) for s, p, o in graph.relations if {s, o} == {i, j}]
         if not all(holds(p, *((thing, other) if s == i else (other, thing))) for p, s in between):
             return False
-        apart = max(abs(u - v) for u, v in zip(thing.xy, other.xy)) >= r + radius(other.name) + AIR
-        if not apart and not any(p in TOUCHING for p, _ in between):
+        apart = distance(thing, other) >= r + radius(other.name) + AIR
+        if not (apart or any(p in TOUCHING for p, _ in between)):
             return False
     return True
 

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from itertools import permutations, product
 
 from ..ranges import Checked, Weight
 from ..streams import choices
@@ -105,14 +106,11 @@ def prompt_set(kind: str, split: str) -> tuple[Prompt, ...]:
 
 def _graphs(task: str) -> list[SceneGraph]:
     """Every scene graph of one of GenEval's tasks."""
-    pairs = [(a, b) for a in SHAPES for b in SHAPES if a != b]
-    if task == "two objects":
-        return [SceneGraph((Entity(a), Entity(b))) for a, b in pairs]
-    if task == "position":
-        return [SceneGraph((Entity(a), Entity(b)), ((0, r, 1),)) for a, b in pairs for r in RELATIONS]
-    if task == "color attribution":
-        colors = [(c, d) for c in COLORS for d in COLORS if c != d]
-        return [SceneGraph((Entity(a, c), Entity(b, d))) for a, b in pairs for c, d in colors]
+    if task in ("two objects", "position", "color attribution"):
+        colors = list(permutations(COLORS, 2)) if task == "color attribution" else [("", "")]
+        relations = [((0, r, 1),) for r in RELATIONS] if task == "position" else [()]
+        every = product(permutations(SHAPES, 2), colors, relations)
+        return [SceneGraph((Entity(a, c), Entity(b, d)), r) for (a, b), (c, d), r in every]
     colors = {"single object": ("",), "counting": ("", *COLORS), "colors": COLORS}[task]
     counts = (2, 3, 4) if task == "counting" else (1,)
     return [SceneGraph((Entity(s, c, n),)) for s in SHAPES for c in colors for n in counts]

@@ -20,26 +20,19 @@ from functools import cache
 from typing import NamedTuple
 
 from .captions import hint
-from .graphs import NUMBERS, SHAPES, SceneGraph
+from .graphs import NUMBERS, RELATIONS, SHAPES
 from .laws import LAWS
 from .layout import PLACES, place
 from .prompts import SPLITS, Prompt, combinations, split
 from .scenes import ARRANGEMENT, COLORS, Object, Objects, Reading, Scene
 
-LAWFUL = {  # wordings by style
-    "cause": "{setting}. {because}.",
-    "outcome": "{shown}, as {because}.",
-    "steps": "first, {because}. then draw {shown}.",
+WORDINGS = {  # by style: of a lawful outcome, and of an unlawful one
+    "cause": ("{setting}. {because}.", "{setting}. by nature {because}. instead, {result}."),
+    "outcome": ("{shown}, as {because}.", "{shown}, although by nature {because}."),
+    "steps": ("first, {because}. then draw {shown}.", "by nature, {because}. against it, draw {shown}."),
 }
-UNLAWFUL = {
-    "cause": "{setting}. by nature {because}. instead, {result}.",
-    "outcome": "{shown}, although by nature {because}.",
-    "steps": "by nature, {because}. against it, draw {shown}.",
-}
-LAW_STYLES = tuple(LAWFUL)
+LAW_STYLES = tuple(WORDINGS)
 ARRANGEMENT_STYLES = ("rows", "columns", "any")  # the order in which the objects are listed
-
-
 _COLORS, _SHAPES, _PLACES = ("|".join(words) for words in (COLORS, SHAPES, PLACES))
 THING = re.compile(rf"a ({_COLORS}) ({_SHAPES}) at the ({_PLACES})(?= a |$)")
 
@@ -59,7 +52,20 @@ class Plan(NamedTuple):
         """Whether a picture of this plan is what the prompt asks for, as far as nine places can tell."""
         if prompt.graph is None:
             return self == (prompt.law, prompt.objects, prompt.outcome)
-        return self.law == ARRANGEMENT and _could_fulfil(self.objects, prompt.graph)
+        graph = prompt.graph
+        if self.law != ARRANGEMENT or not all(
+            r.met_by(self.objects) for r in graph.requirements if not r.object
+        ):
+            return False
+        at = [next(t.place for t in self.objects if e.matches(t)) for e in graph.entities]
+        return all(_compatible(predicate, at[s], at[o]) for s, predicate, o in graph.relations)
+
+
+def _compatible(relation: str, a: str, b: str) -> bool:
+    """Whether objects at these places may be so related: not in the opposite direction."""
+    (ay, ax), (by, bx) = (divmod(PLACES.index(where), 3) for where in (a, b))
+    x, y = RELATIONS[relation]
+    return x * (ax - bx) + y * (ay - by) >= 0
 
 
 def plan_of(scene: Scene) -> Plan:
@@ -99,7 +105,7 @@ def _explain(name: str, objects: Objects, outcome: str, style: str) -> str:
     """The rationale of a law's scene."""
     law = LAWS[name]
     setting, because, result = law.setting(objects), law.because(objects), law.outcomes[outcome]
-    wording = (LAWFUL if outcome == law.lawful(objects) else UNLAWFUL)[style]
+    wording = WORDINGS[style][outcome != law.lawful(objects)]
     return wording.format(setting=setting, because=because, result=result, shown=f"{setting}, {result}")
 
 
@@ -118,10 +124,10 @@ def read_rationale(text: str) -> Plan | None:
 @cache
 def _law_rationales() -> dict[str, Plan]:
     """Every rationale of the laws, as words without punctuation, with its plan."""
-    plans = [
-        Plan(law, objects, outcome)
-        for law in LAWS for part in SPLITS for objects in combinations(law, part) for outcome in LAWS[law].outcomes
-    ]  # fmt: skip
+    scenes = [
+        (name, part, o) for name, law in LAWS.items() for part in SPLITS for o in combinations(name, part)
+    ]
+    plans = [Plan(law, objects, outcome) for law, _, objects in scenes for outcome in LAWS[law].outcomes]
     return {" ".join(split(_explain(*plan, style))): plan for plan in plans for style in LAW_STYLES}
 
 
@@ -136,17 +142,3 @@ def _read_things(text: str) -> Plan | None:
 
 def _how_many(things: Sized) -> str:
     return f"{NUMBERS[len(things)]} thing{'s' if len(things) > 1 else ''}"
-
-
-def _could_fulfil(things: Objects, graph: SceneGraph) -> bool:
-    """Names, colours and numbers must be met; a relation, unless the places contradict it."""
-    if not all(r.met_by(things) for r in graph.requirements if not r.predicate):
-        return False
-    places = [next(t.place for t in things if e.matches(t)) for e in graph.entities]
-    return all(_compatible(predicate, places[s], places[o]) for s, predicate, o in graph.relations)
-
-
-def _compatible(relation: str, a: str, b: str) -> bool:
-    """Whether objects at these places may be so related: not in the opposite direction."""
-    (ay, ax), (by, bx) = (divmod(PLACES.index(where), 3) for where in (a, b))
-    return {"left of": bx - ax, "right of": ax - bx, "above": by - ay, "below": ay - by}[relation] >= 0
