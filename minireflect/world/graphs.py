@@ -12,6 +12,7 @@ import json
 import math
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
@@ -68,6 +69,9 @@ def holds(predicate: str, a: Object, b: Object) -> bool:
     raise ValueError(f"no relation {predicate!r}; there are {', '.join(PREDICATES)}")
 
 
+Rules = Iterable[tuple[bool, str]]  # whether each is kept, and the message if not
+
+
 @dataclass(frozen=True)
 class Entity:
     """`count` objects of one name and colour.  The name "thing" is any shape, an empty colour any colour."""
@@ -102,11 +106,8 @@ class Requirement:
 
     @property
     def words(self) -> str:
-        return (
-            f"{self.subject.words} {self.predicate} {self.object.words}"
-            if self.object
-            else self.subject.words
-        )
+        relation = f" {self.predicate} {self.object.words}" if self.object else ""
+        return self.subject.words + relation
 
     def met_by(self, things: Objects) -> bool:
         """A relation must hold between all shapes that match its two entities, at least one for each."""
@@ -125,40 +126,34 @@ class SceneGraph:
     relations: tuple[tuple[int, str, int], ...] = ()
 
     def __post_init__(self) -> None:
-        things, relations = sum(e.count for e in self.entities), len(self.relations)
-        _require(
-            (things > 0, "the graph is empty; name one thing at least, such as: red ball on blue box"),
-            (things <= MAX_THINGS, f"the graph has {things} things, at most {MAX_THINGS} fit into a picture"),
-            (relations <= MAX_RELATIONS, f"the graph has {relations} relations, at most {MAX_RELATIONS}"),
-        )
-        seen = set()
-        for e in self.entities:
-            _require_known(e, colors=("", *COLORS))
-            one, two = (Entity(e.name, e.color, count).label for count in (1, 2))
-            _require((one not in seen, f"{one} is listed twice; give a number in its place: {two}"))
-            seen.add(one)
-        for relation in self.relations:
-            self._check_relation(*relation)
+        _require(self._rules())
         self._check_order("left of", ("left of",), ("right of",))
         self._check_order("above", ("above", "on"), ("below", "in front of"))
 
-    def _check_relation(self, s: int, predicate: str, o: int) -> None:
-        a, b = self.entities[s], self.entities[o]
-        said = f"{a.label} {predicate} {b.label}"
-        _require(
-            (predicate in PREDICATES, f"no relation {predicate!r}; there are {', '.join(PREDICATES)}"),
-            (s != o, f"{said}: an object cannot be related to itself"),
-        )
-        if predicate not in TOUCHING:
-            return
-        base = THINGS if predicate == "in front of" else FLAT
-        _require(
-            (a.name in SMALL, f"{said}: a {a.name} is too big for that; {', '.join(SMALL)} are not"),
-            (predicate != "inside" or b.name == "box", f"{said}: only a box has an inside"),
-            (b.name in base, f"{said}: nothing rests on a {b.name}; {', '.join(FLAT)} are flat"),
-            (a.count == b.count == 1, f"{said}: only a single thing can be {predicate} a single thing"),
-            (a.color != b.color, f"{said}: things that touch must differ in colour, or they look like one"),
-        )
+    def _rules(self) -> Rules:
+        things, relations, singular = sum(e.count for e in self.entities), len(self.relations), set()
+        yield things > 0, "the graph is empty; name one thing at least, such as: red ball on blue box"
+        yield things <= MAX_THINGS, f"the graph has {things} things, at most {MAX_THINGS} fit into a picture"
+        yield relations <= MAX_RELATIONS, f"the graph has {relations} relations, at most {MAX_RELATIONS}"
+        for e in self.entities:
+            yield from _known(e, colors=("", *COLORS))
+            one, two = (Entity(e.name, e.color, count).label for count in (1, 2))
+            yield one not in singular, f"{one} is listed twice; give a number in its place: {two}"
+            singular.add(one)
+        for s, predicate, o in self.relations:
+            a, b = self.entities[s], self.entities[o]
+            said = f"{a.label} {predicate} {b.label}"
+            yield predicate in PREDICATES, f"no relation {predicate!r}; there are {', '.join(PREDICATES)}"
+            yield s != o, f"{said}: an object cannot be related to itself"
+            if predicate in TOUCHING:
+                base = THINGS if predicate == "in front of" else FLAT
+                yield a.name in SMALL, f"{said}: a {a.name} is too big for that; {', '.join(SMALL)} are not"
+                yield predicate != "inside" or b.name == "box", f"{said}: only a box has an inside"
+                yield b.name in base, f"{said}: nothing rests on a {b.name}; {', '.join(FLAT)} are flat"
+                single = a.count == b.count == 1
+                yield single, f"{said}: only a single thing can be {predicate} a single thing"
+                colors = a.color != b.color
+                yield colors, f"{said}: things that touch must differ in colour, or they look like one"
 
     def _check_order(self, before: str, forward: tuple[str, ...], backward: tuple[str, ...]) -> None:
         """A left of B and B left of A contradict each other: an order must not have a cycle."""
@@ -205,18 +200,16 @@ class SceneGraph:
         return all(r.met_by(things) for r in self.requirements)
 
 
-def _require(*rules: tuple[object, str]) -> None:
+def _require(rules: Rules) -> None:
     """Raise GraphError with the message of the first rule that is broken."""
     for kept, message in rules:
         if not kept:
             raise GraphError(message)
 
 
-def _require_known(entity: Entity, colors: tuple[str, ...] = COLORS) -> None:
-    _require(
-        (entity.name in THINGS, f"no thing named {entity.name!r}; there are {', '.join(THINGS)}"),
-        (entity.color in colors, f"{entity.label}: say its colour, one of {', '.join(COLORS)}"),
-    )
+def _known(entity: Entity, colors: tuple[str, ...] = COLORS) -> Rules:
+    yield entity.name in THINGS, f"no thing named {entity.name!r}; there are {', '.join(THINGS)}"
+    yield entity.color in colors, f"{entity.label}: say its colour, one of {', '.join(COLORS)}"
 
 
 _NUMBERS, _COLORS = "|".join(NUMBERS[2:]), "|".join(COLORS)
@@ -249,12 +242,13 @@ def parse_graph(text: str) -> SceneGraph:
 def _parse_entity(words: str) -> Entity:
     """An entity from "a red ball", "the red ball", "two red balls" or "red cube"."""
     found, known = ENTITY.fullmatch(" ".join(words.split())), ", ".join(PREDICATES)
-    _require((found, f"cannot read {words!r}: a thing is a colour and a name, and relations are {known}"))
+    if not found:
+        raise GraphError(f"cannot read {words!r}: a thing is a colour and a name, and relations are {known}")
     number, color, name = found.groups()
     if number:
         name = name.removesuffix("es" if name.endswith("xes") else "s")
     entity = Entity(SYNONYMS.get(name, name), color or "", NUMBERS.index(number) if number else 1)
-    _require_known(entity)
+    _require(_known(entity))
     return entity
 
 
@@ -281,8 +275,8 @@ def from_laion_sg(text: str) -> SceneGraph:
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise GraphError(f"not an annotation of LAION-SG, which has items and relations: {error!r}") from None
     kinds = {i: _parse_entity(label) for i, label in labels.items()}
-    for i in [i for s, _, o in links for i in (s, o)]:
-        _require((i in kinds, f"a relation names item {i!r}, which is not among the items"))
+    for i in [i for s, _, o in links for i in (s, o) if i not in kinds]:
+        raise GraphError(f"a relation names item {i!r}, which is not among the items")
     counts = Counter(kinds.values())
     alike = list(counts)
     relations = dict.fromkeys((alike.index(kinds[s]), p, alike.index(kinds[o])) for s, p, o in links)

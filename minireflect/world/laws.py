@@ -68,10 +68,8 @@ class Balance(Law):
     outcomes = {side: f"leaning to the {side}" for side in SIDES}
     words = "a balance with a {0.words} on the left pan and a {1.words} on the right pan"
     nature = "{0.size}", {"big": "left", "small": "right"}
-    reasons = {
-        "left": "the {0.color} ball is bigger and heavier, so the left pan goes down",
-        "right": "the {1.color} ball is bigger and heavier, so the right pan goes down",
-    }
+    reasons = {"left": "the {0.color} ball is bigger and heavier, so the left pan goes down",
+               "right": "the {1.color} ball is bigger and heavier, so the right pan goes down"}  # fmt: skip
     combinations = [
         (Object("ball", a, size, "left"), Object("ball", b, other, "right"))
         for (a, b), (size, other) in product(permutations(COLORS, 2), permutations(("big", "small")))
@@ -95,10 +93,8 @@ class Buoyancy(Law):
     outcomes = {"floats": "floating on the water", "sinks": "lying on the bottom"}
     words = "a {0.words} {0.where} of a water tank"
     nature = "{0.material}", {"wood": "floats", "plastic": "floats", "iron": "sinks"}
-    reasons = {
-        "floats": "{0.material} is lighter than water, so the {0.name} floats",
-        "sinks": "{0.material} is heavier than water, so the {0.name} sinks",
-    }
+    reasons = {"floats": "{0.material} is lighter than water, so the {0.name} floats",
+               "sinks": "{0.material} is heavier than water, so the {0.name} sinks"}  # fmt: skip
     combinations = _alone(("ball", "block"), ("wooden", "iron"), ("big", "small"), THIRDS)
 
     def draw(self, pen: Pen, objects: Objects, outcome: str) -> None:
@@ -164,10 +160,8 @@ class Magnet(Law):
     outcomes = {"lifted": "lifted by the magnet", "floor": "staying on the floor"}
     words = "a magnet {0.where} above a {0.words}"
     nature = "{0.material}", {"iron": "lifted", "plastic": "floor"}
-    reasons = {
-        "lifted": "a magnet pulls iron, so the {0.name} is lifted",
-        "floor": "a magnet does not pull plastic, so the {0.name} stays on the floor",
-    }
+    reasons = {"lifted": "a magnet pulls iron, so the {0.name} is lifted",
+               "floor": "a magnet does not pull plastic, so the {0.name} stays on the floor"}  # fmt: skip
     materials = [("iron", "big"), ("iron", "small"), *((f"{c} plastic", "") for c in COLORS)]
     kinds = product(("ball", "block"), materials, SIDES)
     combinations = [(Object(shape, color, size, place),) for shape, (color, size), place in kinds]
@@ -215,10 +209,8 @@ class Gravity(Law):
     outcomes = {"floor": "resting on the floor", "ceiling": "touching the ceiling"}
     words = "a {0.words} {0.where} of a room"
     nature = "{0.name}", {"stone": "floor", "balloon": "ceiling"}
-    reasons = {
-        "floor": "a stone is heavier than air, so it rests on the floor",
-        "ceiling": "helium is lighter than air, so the balloon rises to the ceiling",
-    }
+    reasons = {"floor": "a stone is heavier than air, so it rests on the floor",
+               "ceiling": "helium is lighter than air, so the balloon rises to the ceiling"}  # fmt: skip
     combinations = _alone(("stone",), ("grey", "brown"), ("big", "small"), THIRDS)
     combinations += _alone(("balloon",), COLORS, ("",), THIRDS)
 

@@ -138,10 +138,10 @@ def _random_graph(rng: random.Random) -> SceneGraph:
         if wanted <= len(pairs):
             break
     kinds = rng.sample([(n, c) for n in THINGS for c in COLORS], len(counts))
-    relations = []
-    for pair in rng.sample(pairs, wanted):
-        s, o = rng.sample(pair, 2)
-        relations.append((s, rng.choice((*graphs.PREDICATES, *TOUCHING)), o))
+    ordered = (
+        rng.sample(pair, 2) for pair in rng.sample(pairs, wanted)
+    )  # drawn one by one, with the predicate
+    relations = [(s, rng.choice((*graphs.PREDICATES, *TOUCHING)), o) for s, o in ordered]
     return SceneGraph(tuple(Entity(n, c, k) for (n, c), k in zip(kinds, counts)), tuple(relations))
 
 
