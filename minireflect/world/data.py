@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..ranges import Checked, Share
 from .captions import RELATION_ACCURACY, graph_vocabulary, training_caption
-from .graphs import RELATIONS, holds
+from .graphs import RELATIONS, SHAPES, holds
 from .laws import LAWS
 from .layout import sample_picture
 from .prompts import all_texts, combinations, law_prompt, prompt_set, sample_arrangement, understand
@@ -132,10 +132,8 @@ def captioned_graphs(n: int, rng: random.Random, accuracy: float = RELATION_ACCU
 # No picture or caption of a held-out prompt is among them.
 INKS = (*COLORS, "wooden", "brown", "iron", "grey")
 PLASTICS = tuple(f"{color} plastic" for color in COLORS)
-VARIANTS = {  # (shapes, colours) where the reason depends on the material: wood is lighter than water
-    "buoyancy": (("ball", "block", "cone"), ("wooden", "iron", *PLASTICS)),
-    "magnet": (("ball", "block", "cone"), ("iron", *PLASTICS)),
-}
+# where the reason depends on the material: wood is lighter than water
+MATERIALS = {"buoyancy": ("wooden", "iron", *PLASTICS), "magnet": ("iron", *PLASTICS)}
 CONVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 
@@ -163,11 +161,10 @@ def recombined_pair(rng: random.Random) -> tuple[Scene, str]:
 def _variant(law: str, thing: Object, rng: random.Random) -> Object:
     if not thing.color:
         return thing
-    if law not in VARIANTS:
+    if law not in MATERIALS:
         return replace(thing, color=rng.choice([ink for ink in INKS if ink != "iron"]))  # "a iron balloon"
-    shapes, colors = VARIANTS[law]
-    name, color, size = rng.choice(shapes), rng.choice(colors), rng.choice(("big", "small"))
-    return replace(thing, name=name, color=color, size=size)
+    name, color = rng.choice(SHAPES), rng.choice(MATERIALS[law])
+    return replace(thing, name=name, color=color, size=rng.choice(("big", "small")))
 
 
 def _appearance(objects: Objects) -> Objects:

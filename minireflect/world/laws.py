@@ -38,7 +38,7 @@ class Law:
     reasons: dict[str, str]  # why each lawful outcome is lawful, in one sentence without a full stop
     combinations: list[Objects]  # every set of objects that this law can be shown with, in a fixed order
 
-    def draw(self, pen: Pen, objects: Objects, outcome: str) -> None:
+    def draw(self, pen: Pen, outcome: str, *objects: Object) -> None:
         raise NotImplementedError
 
     def lawful(self, objects: Objects) -> str:
@@ -75,13 +75,13 @@ class Balance(Law):
         for (a, b), (size, other) in product(permutations(COLORS, 2), permutations(("big", "small")))
     ]
 
-    def draw(self, pen: Pen, objects: Objects, outcome: str) -> None:
+    def draw(self, pen: Pen, outcome: str, left: Object, right: Object) -> None:
         tilt = 6 if outcome == "left" else -6
         pen.rect(31, 20, 33, 56, "ink")
         pen.polygon([(22, 59), (42, 59), (32, 51)], "ink")
         pen.line([(13, 19 + tilt), (51, 19 - tilt)], 2.5, "ink")
         pen.circle(32, 19, 3, "ink")
-        for ball, x, y in ((objects[0], 13, 19 + tilt), (objects[1], 51, 19 - tilt)):
+        for ball, x, y in ((left, 13, 19 + tilt), (right, 51, 19 - tilt)):
             r, pan = (BIG_BALL if ball.size == "big" else SMALL_BALL), y + 19
             pen.line([(x - 9, pan), (x, y), (x + 9, pan)], 1, "ink")
             pen.circle(x, pan - r, r, ball.color)
@@ -97,8 +97,7 @@ class Buoyancy(Law):
                "sinks": "{0.material} is heavier than water, so the {0.name} sinks"}  # fmt: skip
     combinations = _alone(("ball", "block"), ("wooden", "iron"), ("big", "small"), THIRDS)
 
-    def draw(self, pen: Pen, objects: Objects, outcome: str) -> None:
-        (thing,) = objects
+    def draw(self, pen: Pen, outcome: str, thing: Object) -> None:
         r = BIG if thing.size == "big" else SMALL
         x = {"left": 18, "middle": 32, "right": 46}[thing.place]
         pen.rect(6, 14, 58, 58, "ink")
@@ -118,8 +117,7 @@ class Shadow(Law):
         for side, shape, color in product(SIDES, ("tower", "cone", "tree"), COLORS)
     ]
 
-    def draw(self, pen: Pen, objects: Objects, outcome: str) -> None:
-        sun, thing = objects
+    def draw(self, pen: Pen, outcome: str, sun: Object, thing: Object) -> None:
         pen.rect(-8, 46, 72, 72, "ground")
         pen.circle(10 if sun.place == "left" else 54, 11, 6.5, "sun")
         s = 1 if outcome == "right" else -1
@@ -141,8 +139,7 @@ class Mirror(Law):
     reasons = {"flipped": "a mirror turns left and right around, so the image of the {0.name} is flipped"}
     combinations = _alone(("arrow", "flag"), COLORS, ("",), SIDES)
 
-    def draw(self, pen: Pen, objects: Objects, outcome: str) -> None:
-        (thing,) = objects
+    def draw(self, pen: Pen, outcome: str, thing: Object) -> None:
         sign = 1 if thing.place == "right" else -1
         pen.rect(29.5, 6, 34.5, 58, "ink")
         pen.rect(31, 8, 33, 56, "water")
@@ -166,8 +163,7 @@ class Magnet(Law):
     kinds = product(("ball", "block"), materials, SIDES)
     combinations = [(Object(shape, color, size, place),) for shape, (color, size), place in kinds]
 
-    def draw(self, pen: Pen, objects: Objects, outcome: str) -> None:
-        (thing,) = objects
+    def draw(self, pen: Pen, outcome: str, thing: Object) -> None:
         x = 20 if thing.place == "left" else 44
         r = SMALL if thing.size == "small" else BIG
         pen.rect(-8, 57, 72, 72, "ground")
@@ -192,16 +188,15 @@ class Vessels(Law):
         for color, a, b in product(COLORS, ("wide", "narrow"), ("wide", "narrow"))
     ]
 
-    def draw(self, pen: Pen, objects: Objects, outcome: str) -> None:
+    def draw(self, pen: Pen, outcome: str, left: Object, right: Object, water: Object) -> None:
         top = {"level": (30, 30), "left": (19, 41), "right": (41, 19)}[outcome]
-        color = objects[2].color
         pen.rect(16, 47, 48, 57, "ink")
-        for vessel, x, y in zip(objects[:2], (17, 47), top):
+        for vessel, x, y in zip((left, right), (17, 47), top):
             half = 10 if vessel.size == "wide" else 5
             pen.rect(x - half - 2, 8, x + half + 2, 57, "ink")
             pen.rect(x - half, 7, x + half, 55, "paper")
-            pen.rect(x - half, y, x + half, 55, color)
-        pen.rect(17, 49, 47, 55, color)
+            pen.rect(x - half, y, x + half, 55, water.color)
+        pen.rect(17, 49, 47, 55, water.color)
 
 
 class Gravity(Law):
@@ -214,8 +209,7 @@ class Gravity(Law):
     combinations = _alone(("stone",), ("grey", "brown"), ("big", "small"), THIRDS)
     combinations += _alone(("balloon",), COLORS, ("",), THIRDS)
 
-    def draw(self, pen: Pen, objects: Objects, outcome: str) -> None:
-        (thing,) = objects
+    def draw(self, pen: Pen, outcome: str, thing: Object) -> None:
         x = {"left": 15, "middle": 32, "right": 49}[thing.place]
         pen.rect(-8, -8, 72, 6, "ground")
         pen.rect(-8, 58, 72, 72, "ground")
@@ -243,8 +237,7 @@ class Flame(Law):
         candle, fan = objects
         return f"a {candle.words} " + (f"with a fan {fan.where}" if fan.place else "in still air")
 
-    def draw(self, pen: Pen, objects: Objects, outcome: str) -> None:
-        candle, fan = objects
+    def draw(self, pen: Pen, outcome: str, candle: Object, fan: Object) -> None:
         top = 33 if candle.size == "tall" else 43
         lean, rise = {"upright": (0, 17), "left": (-10, 13), "right": (10, 13)}[outcome]
         pen.rect(-8, 58, 72, 72, "ground")

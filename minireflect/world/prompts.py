@@ -168,17 +168,13 @@ class PromptMix(Checked):
         if not any(vars(self).values()):
             raise ValueError("the shares of prompts must not all be zero")
 
-    def draw(self, seed: int, n: int) -> Callable[[int], tuple[list[str], list[str]]]:
-        """A function from a step to `n` texts, and for each the group within which rewards are comparable."""
-
-        def texts(step: int) -> tuple[list[str], list[str]]:
-            rng = choices(seed, "prompts", step)
-            kinds = rng.choices(KINDS, [self.physical, self.unconventional, self.arrangement], k=n)
-            # of eight prompts, one of each law
-            prompts = [rng.choice(draw_prompts(kind, "train", 8, rng)) for kind in kinds]
-            return [p.text for p in prompts], [f"{p.kind}/{p.law}" for p in prompts]
-
-        return texts
+    def draw(self, seed: int, n: int, step: int) -> tuple[list[str], list[str]]:
+        """`n` texts of a step, and for each the group within which rewards are comparable."""
+        rng = choices(seed, "prompts", step)
+        kinds = rng.choices(KINDS, [self.physical, self.unconventional, self.arrangement], k=n)
+        # of eight prompts, one of each law
+        prompts = [rng.choice(draw_prompts(kind, "train", 8, rng)) for kind in kinds]
+        return [p.text for p in prompts], [f"{p.kind}/{p.law}" for p in prompts]
 
 
 def sample_scene(seed: int, law: str = "", split: str = "train", lawful: bool | None = None) -> Scene:

@@ -22,7 +22,7 @@ def canvas(law: str, objects: Objects, outcome: str) -> np.ndarray:
         for o in sorted(objects, key=lambda o: o.xy[1]):
             pen.shape(o.name, *o.xy, radius(o.name), o.color)
     else:
-        LAWS[law].draw(pen, objects, outcome)
+        LAWS[law].draw(pen, outcome, *objects)
     pixels = pen.canvas()
     pixels.setflags(write=False)
     return pixels

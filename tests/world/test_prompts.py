@@ -98,7 +98,7 @@ def test_scenes_of_arrangements_fulfil_their_graph() -> None:
 
 
 def test_the_mix_of_prompts_has_its_shares_and_refuses_impossible_ones() -> None:
-    texts, groups = PromptMix(physical=3, unconventional=1, arrangement=0).draw(0, 400)(0)
+    texts, groups = PromptMix(physical=3, unconventional=1, arrangement=0).draw(0, 400, 0)
     assert all(understand(t) is not None for t in texts)
     assert 0.68 < sum(g.startswith("physical/") for g in groups) / 400 < 0.82
     with pytest.raises(ValueError, match="must be at least 0"):
