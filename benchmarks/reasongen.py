@@ -1,9 +1,11 @@
-"""ReasonGen-R1's sampling beside transformers' `generate` with the same weights: tokens a second, alternating in one process, medians.
+"""ReasonGen-R1's sampling beside transformers' `generate` with the same weights: tokens a second, alternating
+in one process, medians.
 
     python benchmarks/reasongen.py [--pictures 64] [--repeats 5]
 
-Both write 108 tokens after a prompt, with a cache, from the whole distribution.  Ours chooses words and image tokens from a vocabulary each and adds places;
-theirs has one vocabulary.  The last line is all of it: thinking, drawing, decoding.  Needs the [test] dependencies.
+Both write 108 tokens after a prompt, with a cache, from the whole distribution.  Ours chooses words and image
+tokens from a vocabulary each and adds places; theirs has one vocabulary.  The last line is all of it:
+thinking, drawing, decoding.  Needs the [test] dependencies.
 """
 
 import argparse
@@ -41,7 +43,9 @@ def seconds(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, fl
 
 @torch.no_grad()
 def in_one(model: ReasonGen) -> Transformer:
-    """The transformer with one vocabulary of words and forms, as transformers' models have it.  They cannot choose twice in a step: its patches have no colours."""
+    """The transformer with one vocabulary of words and forms, as transformers' models have it.  They cannot
+    choose twice in a step: its patches have no colours.
+    """
     sizes = model.config.transformer
     whole = Transformer(replace(sizes, vocabulary=sizes.vocabulary + model.config.forms))
     state, forms = model.transformer.state_dict(), model.forms()
@@ -53,7 +57,7 @@ def in_one(model: ReasonGen) -> Transformer:
 
 @torch.no_grad()
 def main() -> int:
-    from tests.llama import llama
+    from tests.parity.llama import llama
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -67,7 +71,7 @@ def main() -> int:
     model = ReasonGen(config).eval()
     theirs = llama(in_one(model))
     codec = Codec(load_pipeline().autoencoder, VQAutoencoder(VQConfig()).eval())
-    painter = ReasonPipeline(model, tokenizer, codec)
+    pipe = ReasonPipeline(model, tokenizer, codec)
     texts = [p.text for p in draw_prompts("physical", "train", args.pictures, choices(0, "benchmark"))]
     prompts, tokens = tokenizer(texts), config.rationale + config.side**2
 
@@ -81,7 +85,7 @@ def main() -> int:
         )  # fmt: skip
 
     def pictures() -> None:
-        painter.pictures(painter.sample(texts, SamplingConfig(), rng(0, "benchmark")).codes)
+        pipe.pictures(pipe.sample(texts, SamplingConfig(), rng(0, "benchmark")).codes)
 
     taken = seconds({"ours": ours, "transformers": generate, "pictures": pictures}, args.repeats)
     total = args.pictures * tokens
@@ -89,7 +93,8 @@ def main() -> int:
         print(f"{name}: {taken[name]:.2f} s, {total / taken[name]:,.0f} tokens a second")
     print(f"ours / theirs: {taken['transformers'] / taken['ours']:.2f} times the tokens a second")
     print(
-        f"{args.pictures} pictures with rationales: {taken['pictures']:.2f} s on {torch.get_num_threads()} threads"
+        f"{args.pictures} pictures with rationales: {taken['pictures']:.2f} s "
+        f"on {torch.get_num_threads()} threads"
     )
     return 0
 

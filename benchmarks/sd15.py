@@ -1,11 +1,13 @@
-"""Stable Diffusion 1.5 with random weights: our networks beside diffusers' and transformers', from the same tensors.
+"""Stable Diffusion 1.5 with random weights: our networks beside diffusers' and transformers', from the same
+tensors.
 
-    python benchmarks/sd15.py parity            largest relative differences, and the memory that loading an fp16 file takes
+    python benchmarks/sd15.py parity            largest relative differences, memory of loading an fp16 file
     python benchmarks/sd15.py loading           that memory alone
-    python benchmarks/sd15.py speed             time (alternating in one process, medians) and peak memory (a process each)
+    python benchmarks/sd15.py speed             time (medians, alternating), peak memory (a process each)
     python benchmarks/sd15.py speed --small     the same at a twentieth of the size, in a minute
 
-Nothing is downloaded; the weights are drawn at random, as large as the published ones.  Needs the [test] dependencies.
+Nothing is downloaded; the weights are drawn at random, as large as the published ones.  Needs the [test]
+dependencies.
 """
 
 import argparse
@@ -48,9 +50,13 @@ def theirs(size: str) -> dict[str, nn.Module]:
     """diffusers' and transformers' networks, on the CPU in float32."""
     width, layers = TEXT[size]
     unet = UNet2DConditionModel(
-        block_out_channels=CHANNELS[size], cross_attention_dim=width, attention_head_dim=8, sample_size=64,
-        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-    )  # fmt: skip
+        block_out_channels=CHANNELS[size],
+        cross_attention_dim=width,
+        attention_head_dim=8,
+        sample_size=64,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    )
     vae = AutoencoderKL(
         block_out_channels=VAE[size], layers_per_block=2, down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4, scaling_factor=0.18215, sample_size=512,
@@ -89,7 +95,8 @@ def parity(size: str, latent: int) -> None:
     them = theirs(size)
     us = ours(size, them)
     print(
-        f"UNet: {sum(p.numel() for p in us['unet'].parameters()):,} parameters, {len(us['unet'].state_dict())} tensors"
+        f"UNet: {sum(p.numel() for p in us['unet'].parameters()):,} parameters, "
+        f"{len(us['unet'].state_dict())} tensors"
     )
     x, t = torch.randn(1, 4, latent, latent), torch.tensor([501])
     ids = torch.randint(0, 49_000, (2, 77))
@@ -119,9 +126,15 @@ def twenty_steps(
     pipe = diffusers_pipeline(them)
     side = 8 * x.shape[-1]
     theirs_ = pipe(
-        prompt_embeds=hidden[:1], negative_prompt_embeds=hidden[1:], latents=x, num_inference_steps=20, guidance_scale=7.5,
-        output_type="pt", height=side, width=side,
-    ).images  # fmt: skip
+        prompt_embeds=hidden[:1],
+        negative_prompt_embeds=hidden[1:],
+        latents=x,
+        num_inference_steps=20,
+        guidance_scale=7.5,
+        output_type="pt",
+        height=side,
+        width=side,
+    ).images
     mine = pipeline_of(us, side)
     mine.null = lambda: hidden[1:]
     return mine.generate_from(hidden[:1], 20, 7.5, x) / 2 + 0.5, theirs_
@@ -130,9 +143,13 @@ def twenty_steps(
 def diffusers_pipeline(them: dict[str, nn.Module]) -> StableDiffusionPipeline:
     """With DDIM, as SD 1.5's configuration has it."""
     scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
         steps_offset=1,
-    )  # fmt: skip
+    )
     pipe = StableDiffusionPipeline(
         them["vae"], them["text"], None, them["unet"], scheduler, None, None, requires_safety_checker=False
     )
@@ -157,13 +174,27 @@ def pipeline_of(us: dict[str, nn.Module], side: int) -> Pipeline:
 def clip_parity(size: str) -> dict[str, float]:
     """ViT-L/14, both towers."""
     layers = (12, 24) if size == "sd15" else (2, 2)
-    them = CLIPModel(CLIPConfig(
-        text_config=dict(vocab_size=49_408, hidden_size=768, intermediate_size=3072, num_hidden_layers=layers[0], num_attention_heads=12,
-                         eos_token_id=49_407),
-        vision_config=dict(image_size=224, patch_size=14, hidden_size=1024, intermediate_size=4096, num_hidden_layers=layers[1],
-                           num_attention_heads=16),
-        projection_dim=768,
-    )).eval()  # fmt: skip
+    them = CLIPModel(
+        CLIPConfig(
+            text_config=dict(
+                vocab_size=49_408,
+                hidden_size=768,
+                intermediate_size=3072,
+                num_hidden_layers=layers[0],
+                num_attention_heads=12,
+                eos_token_id=49_407,
+            ),
+            vision_config=dict(
+                image_size=224,
+                patch_size=14,
+                hidden_size=1024,
+                intermediate_size=4096,
+                num_hidden_layers=layers[1],
+                num_attention_heads=16,
+            ),
+            projection_dim=768,
+        )
+    ).eval()
     with torch.device("meta"):
         us = CLIP(
             OurCLIP(TextConfig(49_408, 49_407, layers=layers[0]), VisionConfig(layers=layers[1]), width=768)
@@ -185,18 +216,22 @@ import torch, torchvision, tokenizers, matplotlib.pyplot
 from minireflect import load_pipeline
 import minireflect.checkpoints
 def resident(what):
-    return 1024 * int(next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(what)).split()[1])
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(x for x in lines if x.startswith(what)).split()[1])
 Path("/proc/self/clear_refs").write_text("5")
 before = resident("VmRSS")
 pipe = load_pipeline(sys.argv[1])
 loaded = resident("VmHWM")
-total = sum(p.flatten()[::1024].float().sum().item() for m in (pipe.unet, pipe.text_encoder, pipe.autoencoder) for p in m.parameters())
+parts = (pipe.unet, pipe.text_encoder, pipe.autoencoder)
+total = sum(p.flatten()[::1024].float().sum().item() for m in parts for p in m.parameters())
 print(loaded - before, resident("VmHWM") - before, next(pipe.unet.parameters()).dtype)
 """
 
 
 def memory_of_loading(them: dict[str, nn.Module], size: str) -> None:
-    """Peak resident memory of a process that loads the original fp16 file, over its size, and after every weight was read."""
+    """Peak resident memory of a process that loads the original fp16 file, over its size, and after every
+    weight was read.
+    """
     from tests.parity.checkpoints import original_unet, original_vae
 
     tensors = original_unet(them["unet"].state_dict(), 4, 2) | original_vae(them["vae"].state_dict(), 4)
@@ -212,8 +247,11 @@ def memory_of_loading(them: dict[str, nn.Module], size: str) -> None:
         )
         loaded, touched, dtype = done.stdout.split()
         bytes_ = file.stat().st_size
-    print(f"fp16 file of {bytes_ / 1e9:.2f} GB loaded as {dtype}: peak {int(loaded) / bytes_:.2f} times its size, "
-          f"{int(touched) / bytes_:.2f} after every weight was read")  # fmt: skip
+    print(
+        f"fp16 file of {bytes_ / 1e9:.2f} GB loaded as {dtype}: "
+        f"peak {int(loaded) / bytes_:.2f} times its size, "
+        f"{int(touched) / bytes_:.2f} after every weight was read"
+    )
 
 
 # --- speed --------------------------------------------------------------------------------------------------
@@ -255,9 +293,12 @@ def work(
         return torch.no_grad()(call)
 
     tasks = {
-        "UNet forward": frozen(lambda: predict(x, t, context)), "UNet forward and backward": backward, "text encoder": frozen(text),
-        "autoencoder encode": frozen(encode), "autoencoder decode": frozen(decode),
-    }  # fmt: skip
+        "UNet forward": frozen(lambda: predict(x, t, context)),
+        "UNet forward and backward": backward,
+        "text encoder": frozen(text),
+        "autoencoder encode": frozen(encode),
+        "autoencoder decode": frozen(decode),
+    }
     if dtype != torch.float32:
         return tasks
     if side == "ours":
@@ -267,9 +308,15 @@ def work(
     else:
         pipe = diffusers_pipeline(nets)
         tasks["20 steps with guidance"] = lambda: pipe(
-            prompt_embeds=context, negative_prompt_embeds=context, latents=x, num_inference_steps=20, guidance_scale=7.5,
-            output_type="pt", height=8 * latent, width=8 * latent,
-        )  # fmt: skip
+            prompt_embeds=context,
+            negative_prompt_embeds=context,
+            latents=x,
+            num_inference_steps=20,
+            guidance_scale=7.5,
+            output_type="pt",
+            height=8 * latent,
+            width=8 * latent,
+        )
     return tasks
 
 
@@ -292,7 +339,8 @@ def speed(size: str, latent: int, repeats: int, device: torch.device, dtype: tor
         "theirs": work("theirs", them, latent, device, dtype),
     }
     print(
-        f"| {size}, latents {latent} x {latent}, {device}, {str(dtype)[6:]}, {torch.get_num_threads()} threads | ours, s | theirs, s | ratio | peak memory, ratio |"
+        f"| {size}, latents {latent} x {latent}, {device}, {str(dtype)[6:]}, "
+        f"{torch.get_num_threads()} threads | ours, s | theirs, s | ratio | peak memory, ratio |"
     )
     print("|---|---|---|---|---|")
     for name in both["ours"]:

@@ -1,7 +1,9 @@
-"""How good a generator is: fixed held-out prompts, fixed noise, the inspector's verdict, and the learned reward beside it.
+"""How good a generator is: fixed held-out prompts, fixed noise, the inspector's verdict, and the learned
+reward beside it.
 
-What all measurements share, and that of the laws; evaluate_graphs.py measures loops, evaluate_reason.py rationales.
-Tables show truth and reward law by law: an average can hide a law at zero, and a learned reward can be fooled.
+What all measurements share, and that of the laws; evaluate_graphs.py measures loops, evaluate_reason.py
+rationales. Tables show truth and reward law by law: an average can hide a law at zero, and a learned reward
+can be fooled.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -77,7 +79,7 @@ class Table:
         return "\n".join([head, "|---" * len(self.cells[0]) + "|", *rows])
 
     def __str__(self) -> str:
-        """Aligned columns; those that do not fit into WIDTH follow below, beside the names of the rows again."""
+        """Aligned columns; those that do not fit into WIDTH follow below, with the names again."""
         names, *columns = zip(*self.cells)
         names = [name.ljust(max(map(len, names))) for name in names]
         blocks = [names]
@@ -195,7 +197,9 @@ def evaluate(
 
 
 def law_table(models: dict[str, dict[str, Score]]) -> Table:
-    """A column for each model; for each kind of prompt the accuracy with its interval, law by law, and the reward."""
+    """A column for each model; for each kind of prompt the accuracy with its interval, law by law, and the
+    reward.
+    """
     rows: dict[str, dict[str, str | float]] = {}
     for kind, first in next(iter(models.values())).items():
         scores = {name: model[kind] for name, model in models.items()}

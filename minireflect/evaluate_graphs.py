@@ -1,4 +1,5 @@
-"""How well a loop shows scene graphs (RL-RIG): scene-graph IoU by the inspector, what learned models say of it, what it costs.
+"""How well a loop shows scene graphs (RL-RIG): scene-graph IoU by the inspector, what learned models say of
+it, what it costs.
 
     SG-IoU = |asked and seen| / |asked or seen|       of triples (subject, predicate, object)
 
@@ -47,9 +48,11 @@ def seen_entities(things: tuple[Object, ...]) -> set[str]:
 
 
 def seen_triples(things: tuple[Object, ...], graph: SceneGraph) -> set[Triple]:
-    """What holds between the pairs that the graph relates, in the graph's own predicates, as LAION-SG's reader answers.
+    """What holds between the pairs that the graph relates, in the graph's own predicates, as LAION-SG's
+    reader answers.
 
-    Of each pair one triple: the graph's, if it holds; else the first of the graph's predicates that does, if any.
+    Of each pair one triple: the graph's, if it holds; else the first of the graph's predicates that does, if
+    any.
     """
     predicates, seen = list(dict.fromkeys(p for _, p, _ in graph.relations)), set()
     for s, asked, o in graph.relations:
@@ -107,7 +110,8 @@ def graph_score(
 ) -> GraphScore:
     """From the pictures of round 0 and at the end, and what the loop and the judge say about the latter.
 
-    Columns of `told`: share of requirements that the Checker calls met, acceptance, UNet evaluations, Checker calls.
+    Columns of `told`: share of requirements that the Checker calls met, acceptance, UNet evaluations, Checker
+    calls.
     Shapes: first (n 3 64 64), images (n 3 64 64), n graphs, told (n 4)
     """
     before, things = ([r.scene.objects if r.scene else () for r in inspect_all(x)] for x in (first, images))

@@ -1,4 +1,5 @@
-"""How well ReasonGen-R1 reasons and draws: GenEval's tasks, the laws, and whether a picture keeps what its rationale promises.
+"""How well ReasonGen-R1 reasons and draws: GenEval's tasks, the laws, and whether a picture keeps what its
+rationale promises.
 
 Pictures are read by the inspector, rationales by their grammar; training asks neither.
 """
@@ -70,7 +71,9 @@ def evaluate_reason(
     pipe: ReasonPipeline, reward: Reward, config: EvaluationConfig, name: str = "",
     sampling: SamplingConfig = SAMPLING, best_of: int = 1,
 ) -> ReasonScore:  # fmt: skip
-    """Sample fixed prompts with fixed noise, each `best_of` times, and measure the picture with the highest reward."""
+    """Sample fixed prompts with fixed noise, each `best_of` times, and measure the picture with the highest
+    reward.
+    """
     prompts, m = evaluation_prompts(config), config.pictures
     images, rewards, plans, tokens = [], [], [], 0
     for part, noise in fixed_batches([p.text for p in prompts], config, "reason", label=name):

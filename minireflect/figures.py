@@ -1,4 +1,5 @@
-"""Figures: curves, bars and strips of pictures.  A learned reward is never plotted without the inspector's truth beside it.
+"""Figures: curves, bars and strips of pictures.  A learned reward is never plotted without the inspector's
+truth beside it.
 
 Figures are made without pyplot, so that importing this file changes no backend and needs no display.
 """
@@ -51,7 +52,9 @@ class Panel(NamedTuple):
 def new_figure(
     width: float, height: float, columns: int = 1, rows: int = 1, **options: bool
 ) -> "tuple[Figure, list[Axes]]":
-    """An empty figure of so many inches, and its plots row by row; `options` are those of matplotlib's subplots."""
+    """An empty figure of so many inches, and its plots row by row; `options` are those of matplotlib's
+    subplots.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure((width, height), layout="constrained")
@@ -72,7 +75,7 @@ def smooth(values: Sequence[float], span: int) -> np.ndarray:
     return (total[ends] - total[starts]) / (ends - starts)
 
 
-# ------------------------------------------------------------------------------------------------------------- curves
+# --------------------------------------------------------------------------------------------------- curves
 def curves(path: Path, *panels: Panel, columns: int = 0) -> None:
     """Draw panels side by side, at most `columns` in a row if given."""
     columns = columns or len(panels)
@@ -117,9 +120,11 @@ def training_curve(rows: list[dict], keys: dict[str, str], path: Path) -> None:
 
 
 def learning_curve(rows: list[dict], path: Path, base: tuple[float, float] | None = None) -> None:
-    """Reward and truth of round 0 in training; `base` = (reward, share right) of held-out prompts before training.
+    """Reward and truth of round 0 in training; `base` = (reward, share right) of held-out prompts before
+    training.
 
-    Training prompts are of combinations that the base was trained on, so the curves start above the base's levels.
+    Training prompts are of combinations that the base was trained on, so the curves start above the base's
+    levels.
     """
     calls, names = (
         [r["reward_calls"] for r in rows],
@@ -171,7 +176,9 @@ def phases(stages: dict[str, list[dict]], path: Path) -> None:
 
 
 def reason_curves(rows: list[dict], targets: dict[str, float], path: Path) -> None:
-    """ReasonGen-R1 in training: reward and truth; entropy of text and image tokens; the weights that hold it at its target."""
+    """ReasonGen-R1 in training: reward and truth; entropy of text and image tokens; the weights that hold it
+    at its target.
+    """
     x, learnt = [r["step"] for r in rows], [r for r in rows if "text_entropy" in r]
     shares = [Line(text, x, [r[key] for r in rows], color, 8) for key, text, color in (
         ("reward", "learned reward", REWARD), ("right", "right by the inspector", TRUTH)
@@ -191,14 +198,16 @@ def reason_curves(rows: list[dict], targets: dict[str, float], path: Path) -> No
     )
 
 
-# --------------------------------------------------------------------------------------------------------------- bars
+# ----------------------------------------------------------------------------------------------------- bars
 def bars(
     axes: "Axes",
     groups: dict[str, list[float]],
     names: Sequence[str],
     spans: dict[str, list[tuple[float, float]]] | None = None,
 ) -> None:
-    """Horizontal bars of shares: for every name one bar of each group, with its interval (low, high) if `spans` has one."""
+    """Horizontal bars of shares: for every name one bar of each group, with its interval (low, high) if
+    `spans` has one.
+    """
     palette, height = (BASE, TRUTH, REWARD, OTHER), 0.8 / len(groups)
     for i, (group, values) in enumerate(groups.items()):
         y = np.arange(len(names)) + (i + 0.5) * height - 0.4
@@ -211,11 +220,12 @@ def bars(
     axes.grid(axis="x", alpha=0.3)
     if not axes.yaxis_inverted():
         axes.invert_yaxis()
-    axes.legend(fontsize=7, loc="lower left", bbox_to_anchor=(0, -0.32), ncols=len(groups), frameon=False)
+    below = -0.55 / (axes.figure.get_figheight() - 1)  # of the height of the plot: under its label
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0, below), ncols=len(groups), frameon=False)
 
 
 def accuracy_by_law(models: dict[str, dict[str, Score]], path: Path) -> None:
-    """Accuracy per law with its 95 % interval, one panel for each kind of prompt, one colour for each model."""
+    """Accuracy per law with its 95 % interval: a panel for each kind of prompt, a colour for each model."""
     kinds = list(next(iter(models.values())))
     figure, plots = new_figure(4.6 * len(kinds), 4.2, len(kinds))
     for axes, kind in zip(plots, kinds):
@@ -239,9 +249,12 @@ def graph_bars(loops: dict[str, GraphScore], path: Path) -> None:
     save(figure, path)
 
 
-# ------------------------------------------------------------------------------------------------------------- strips
+# --------------------------------------------------------------------------------------------------- strips
 def picture(axes: "Axes", image: Tensor, mark: str = "", right: bool | None = None) -> None:
-    """One picture with a line under it; its frame is green when right, red when wrong.  Shapes: image (3 h w)"""
+    """One picture with a line under it; its frame is green when right, red when wrong.
+
+    Shapes: image (3 h w)
+    """
     axes.imshow(((image.clamp(-1, 1) + 1) / 2).permute(1, 2, 0).numpy(), interpolation="nearest")
     axes.set(xticks=[], yticks=[])
     for side in axes.spines.values():
@@ -259,7 +272,8 @@ def wrap(text: str, width: int = 34) -> str:
 def strip(
     rows: list[list[Cell]], labels: Sequence[str], heads: Sequence[str], path: Path, abreast: int = 1
 ) -> None:
-    """Rows of pictures, each with what was asked for above it and a verdict under each picture; `abreast` rows side by side.
+    """Rows of pictures, each with what was asked for above it and a verdict under each picture; `abreast`
+    rows side by side.
 
     `heads` stand above the columns: rounds, models.
     """

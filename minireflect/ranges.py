@@ -28,6 +28,8 @@ class Range(NamedTuple):
         )
 
     def __str__(self) -> str:
+        if self.low == -math.inf:
+            return "a finite number"
         if self.high == math.inf:
             return f"above {self.low:g}" if self.above else f"at least {self.low:g}"
         return f"in {'(' if self.above else '['}{self.low:g}, {self.high:g}]"
@@ -37,11 +39,12 @@ Count = Annotated[int, Range(1)]
 Natural = Annotated[int, Range(0)]  # 0 is allowed
 Share = Annotated[float, Range(0, 1)]
 Weight = Annotated[float, Range(0)]
+Finite = Annotated[float, Range(-math.inf)]
 Positive = Annotated[float, Range(0, above=True)]
 
 
 class Checked:
-    """A dataclass whose fields carry ranges.  Raises ValueError on the first value outside of its range; None is not checked."""
+    """A dataclass whose fields carry ranges.  Raises ValueError on a value outside; None is not checked."""
 
     def __post_init__(self) -> None:
         for name, hint in typing.get_type_hints(type(self), include_extras=True).items():

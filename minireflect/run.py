@@ -203,7 +203,7 @@ def flat(config: dict, prefix: str = "") -> dict[str, object]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in one piece: whoever reads it sees the old one or the new one."""
+    """Write a text file in one piece: a reader sees the old one or the new one."""
     draft = path.with_name(path.name + ".tmp")
     draft.write_text(text)
     os.replace(draft, path)

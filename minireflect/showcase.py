@@ -1,4 +1,5 @@
-"""Pictures for people: strips of rounds, of edits and of models side by side, with a verdict under each picture.
+"""Pictures for people: strips of rounds, of edits and of models side by side, with a verdict under each
+picture.
 
 Nothing in them is picked: prompts come in the order in which the world lists them, noise from a fixed stream.
 """
@@ -50,7 +51,8 @@ def verdict(image: Tensor, text: str, reward: float | None = None) -> Cell:
 def compare(
     columns: Iterable[Tensor], reward: Reward, prompts: list[str], read: bool = True
 ) -> list[list[Cell]]:
-    """For each prompt the pictures of all columns with their verdicts; "kept" where a column repeats the one before.
+    """For each prompt the pictures of all columns with their verdicts; "kept" where a column repeats the one
+    before.
 
     `read=False` shows the reward alone, where no inspector can read the pictures.
     Shapes: columns (n 3 h w) each, n prompts -> n rows
@@ -68,10 +70,12 @@ def compare(
 
 @torch.no_grad()
 def sampled_rounds(
-    pipe: LatentDiffusion, prompts: list[str], sampler: SamplerConfig, reflection: ReflectionConfig, seed: int,
-    reward: Reward | None = None,
+    pipe: LatentDiffusion, prompts: list[str], sampler: SamplerConfig, reflection: ReflectionConfig,
+    seed: int, reward: Reward | None = None,
 ) -> Iterator[Tensor]:  # fmt: skip
-    """The pictures of every round, K + 1 of them: refused ones are sampled again, or without a reward all.  -> (b 3 h w)"""
+    """The pictures of every round, K + 1 of them: refused ones are sampled again, or without a reward all.
+    -> (b 3 h w)
+    """
     noise = rng(seed, "sample")
     x_T = pipe.noise(len(prompts), noise)
     if reward:
@@ -84,7 +88,8 @@ def rounds_strip(
 ) -> list[list[Cell]]:
     """Save a strip, a prompt a row and a round a column.  -> the cells, row by row"""
     rows = compare(rounds, reward, prompts)
-    figures.strip(rows, prompts, [f"round {k}" for k in range(len(rows[0]))], path)
+    heads = [f"round {k}" for k in range(len(rows[0]))]
+    figures.strip(rows, prompts, heads, path, abreast=2 if len(rows) > 4 else 1)
     return rows
 
 
@@ -111,14 +116,19 @@ def before_and_after(
 def columns_of(
     models: dict[str, Tensor], reward: Reward, prompts: list[str], path: Path, rows: int = 8
 ) -> None:
-    """The first `rows` pictures of several models side by side, the reward under each.  Shapes: models (n 3 h w) each, n prompts"""
+    """The first `rows` pictures of several models side by side, the reward under each.
+
+    Shapes: models (n 3 h w) each, n prompts
+    """
     cells = compare([images[:rows] for images in models.values()], reward, prompts[:rows], read=False)
     figures.strip(cells, prompts[:rows], list(models), path)
 
 
 @torch.no_grad()
 def check_picture(pipe: LatentDiffusion) -> np.ndarray:
-    """The first held-out physical prompt of every law, side by side, sampled without step noise.  -> (64 512 3) uint8"""
+    """The first held-out physical prompt of every law, side by side, sampled without step noise.
+    -> (64 512 3) uint8
+    """
     texts = [p.text for p in fixed_prompts(("physical",))]
     images = pipe.generate(texts, eta=0.0, generator=rng(0, "check"))  # (8 3 64 64)
     return rearrange(((images + 1) * 127.5).round().byte(), "b c h w -> h (b w) c").cpu().numpy()
@@ -127,16 +137,19 @@ def check_picture(pipe: LatentDiffusion) -> np.ndarray:
 def edit_strip(
     parts: Parts, graphs: list[SceneGraph], loop: LoopConfig, seed: int, path: Path
 ) -> list[list[Cell]]:
-    """RL-RIG at work, a graph a row: picture, unmet requirements, edit prompt, next picture.  -> the cells, row by row"""
+    """RL-RIG at work, a graph a row: picture, unmet requirements, edit prompt, next picture.
+    -> the cells, row by row
+    """
     rows: list[list[Cell]] = [[] for _ in graphs]
-    for look in loop_of(parts, loop)(graphs, rng(seed, "edits")):
-        tried = enumerate(look.rows.tolist()) if look.edits else ((i, i) for i in range(len(graphs)))
-        images, answers = (look.tried, look.said) if look.edits else (look.images, look.answers)
-        for n, i in tried:
+    for state in loop_of(parts, loop)(graphs, rng(seed, "edits")):
+        tried = range(len(graphs)) if state.edits is None else state.edits.rows.tolist()
+        texts = [""] * len(graphs) if state.edits is None else state.edits.said.texts
+        images, answers = (state.edits or state).images, state.edits.after if state.edits else state.answers
+        for n, i in enumerate(tried):
             unmet = [r.words for r, ok in zip(graphs[i].requirements, answers.met[n].tolist()) if not ok]
             more = [f"and {len(unmet) - UNMET_SHOWN} more"] if len(unmet) > UNMET_SHOWN else []
             said = f"unmet: {'; '.join(unmet[:UNMET_SHOWN] + more)}" if unmet else "all met, says the Checker"
-            edit = f"edit: {look.edits[n]}\n" if look.edits and look.edits[n] else ""
+            edit = f"edit: {texts[n]}\n" if texts[n] else ""
             image = images[n].cpu()
             scene = inspect(image).scene
             rows[i].append((image, edit + said, scene is not None and graphs[i].fulfilled_by(scene.objects)))
@@ -148,7 +161,9 @@ def edit_strip(
 def thoughts_strip(
     pipe: ReasonPipeline, reward: Reward, texts: list[str], sampling: SamplingConfig, seed: int, path: Path
 ) -> list[list[tuple[str, str]]]:
-    """ReasonGen-R1 at work, every prompt twice: the rationale as written, the picture, the verdict.  -> rationale and verdict, row by row"""
+    """ReasonGen-R1 at work, every prompt twice: the rationale as written, the picture, the verdict.
+    -> rationale and verdict, row by row
+    """
     cells: list[list[Cell]] = [[] for _ in texts]
     said: list[list[tuple[str, str]]] = [[] for _ in texts]
     for k in range(2):

@@ -140,7 +140,7 @@ def autoencoder(task: Task) -> None:
 
 def diffusion(task: Task) -> None:
     config = task.config
-    encoder, _ = ours.load_module(task.source / "autoencoder.safetensors", Autoencoder, AutoencoderConfig)
+    encoder, _ = ours.load_module(task.source / "autoencoder.safetensors", Autoencoder)
     sizes = GRAPH_BASE if config.scenes == "graphs" else LAW_BASE
     data = captioned(config, "diffusion", config.diffusion.pictures)
     pipe = train_diffusion(config.diffusion, sizes, data, encoder, task.job)
@@ -192,7 +192,7 @@ def cost_of(rows: list[dict]) -> str:
 
 
 def lora(task: Task) -> None:
-    """The same on a published checkpoint, with LoRA.  No inspector: measured are the reward, and what it ignores."""
+    """The same on a published checkpoint, with LoRA.  Measures the reward, and statistics that it ignores."""
     config, run = task.config.finetune, task.run
     reward, prompts = chosen_reward(config, task.device), read_prompts(config.prompts)
     pipe, batches = load_base(config, task.device), EvaluationConfig(batch=config.micro_batch)
@@ -243,7 +243,7 @@ def actor(task: Task) -> None:
 
 
 def rlrig(task: Task) -> None:
-    """Measure the controls, train the Actor, then the editor; measure after each on the same graphs and noise."""
+    """Measure the controls, train the Actor, then the editor; all on the same graphs and noise."""
     config, run, weights, source = task.config, task.run, task.weights, task.source
     finished = (source / "base_actor.safetensors").exists()  # a finished run has both Actors
     first = "base_actor" if finished else "actor"
@@ -260,13 +260,11 @@ def rlrig(task: Task) -> None:
         measure(rig.controls(parts, config.rlrig.loop))
     for name, phase in (("phase 1", rig.train_actor_grpo), ("phase 1 + 2", rig.train_editor)):
         try:
-            phase(config.rlrig, config.seed, parts, run)
+            phase(config.rlrig, parts, task.job)
         finally:  # also when stopped: what was trained is never lost
             task.save("actor", parts.actor)
             task.save("editor", parts.editor.unet)
         measure({name: rig.loop_of(parts, config.rlrig.loop)})
-    if config.rlrig.controls:
-        measure(rig.trained_controls(parts, config.rlrig.loop))
     table = Table("held-out graphs", {name: vars(score) for name, score in rows.items()})
     task.report(table, f"{(time.time() - clock) / 60:.1f} minutes")
     stages = {"phase 1, the Actor": run.metrics("phase-1"), "phase 2, the editor": run.metrics("phase-2")}
@@ -374,7 +372,7 @@ def check(command: str, config: Config, source: Path) -> None:
     on.
     """
     if command == "diffusion":
-        ours.load_module(source / "autoencoder.safetensors", Autoencoder, AutoencoderConfig)
+        ours.load_module(source / "autoencoder.safetensors", Autoencoder)
     elif command == "srrl":
         ours.load_pipeline(source).tokenizer(all_texts())
         load_reward(source)

@@ -1,15 +1,19 @@
-"""The pictures of the README and of notebook 1, and the picture that `sample --check` compares with.  Nothing is picked.
+"""The pictures of the README and of notebook 1, and the picture that `sample --check` compares with.  Nothing
+is picked.
 
-    python scripts/first_picture.py        writes docs/rounds.png, docs/world.png and minireflect/pretrained/check.png
+    python scripts/first_picture.py
 
-Prompts are the first held-out unconventional one of every law, noise comes from seed 0, weights are the shipped ones.
+It writes docs/rounds.png, docs/world.png and minireflect/pretrained/check.png.
+
+Prompts are the first held-out unconventional one of every law, noise comes from seed 0, weights are the
+shipped ones.
 """
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from reports import ROOT, described
 
 from minireflect import figures, load_pipeline, render, sample_scene
 from minireflect.checkpoints.ours import SHIPPED
@@ -20,30 +24,27 @@ from minireflect.world.canvas import write_picture
 from minireflect.world.captions import caption
 from minireflect.world.laws import LAWS
 
-DOCS = Path(__file__).parent.parent / "docs"
-
 
 def world(path: Path) -> None:
-    """Every law, obeyed and broken; under each picture its own caption, which it shows, so that no frame judges it."""
+    """Every law, obeyed and broken; under each picture its own caption, which it shows, so that no frame
+    judges it.
+    """
     rows = []
     for i, law in enumerate(LAWS):
         scenes = [sample_scene(i, law, lawful=lawful) for lawful in (True, False)]
         rows.append([(render(scene), caption(scene), None) for scene in scenes])
-    figures.strip(rows, list(LAWS), ["obeyed", "broken"] * 4, path, abreast=4)
+    figures.strip(rows, list(LAWS), ["obeyed", "broken"], path, abreast=4)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.parse_args()
+    described(__doc__).parse_args()
     torch.set_grad_enabled(False)
     texts = [p.text for p in fixed_prompts(("unconventional",))]
     pipe, reward, reflection = load_pipeline(), load_reward(), replace(OPPOSITE, rounds=3)
     rounds = sampled_rounds(pipe, texts, SamplerConfig(), reflection, 0, reward)
-    rounds_strip(rounds, reward, texts, DOCS / "rounds.png")
+    rounds_strip(rounds, reward, texts, ROOT / "docs" / "rounds.png")
     write_picture(check_picture(pipe), SHIPPED / "check.png")
-    world(DOCS / "world.png")
+    world(ROOT / "docs" / "world.png")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""The figures that the README states about the world, the inspector, the shipped weights, reflection and the speed.
+"""The figures that the README states about the world, the inspector, the shipped weights, and reflection.
 
-    python scripts/measure.py inspector autoencoder base reward captioner memory speed [--weights RUN] [--n 2000]
+    python scripts/measure.py inspector autoencoder base reward captioner memory [--weights RUN] [--n 2000]
 
 Everything is drawn from fixed seeds that no training used; prompts are held-out combinations.
 """
 
-import argparse
 import io
 import random
 import sys
@@ -17,19 +16,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageFilter
-from reports import auc
+from reports import auc, described
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from minireflect.checkpoints.ours import load_module, load_pipeline, weights_folder
+from minireflect.checkpoints.ours import load_autoencoder, load_pipeline, weights_folder
 from minireflect.config import preset
 from minireflect.diffusion.reflection import ReflectionConfig, renoise_to
 from minireflect.diffusion.sample import denoise, last
 from minireflect.evaluate import EvaluationConfig, Table, evaluate, law_table, sample_and_score
 from minireflect.evaluate_reason import ORDER, evaluation_prompts
-from minireflect.methods.rollout import rollout
-from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
+from minireflect.models.autoencoder import Autoencoder
 from minireflect.pipeline import LatentDiffusion
 from minireflect.rl.rewards import ACCEPT_WORD, Reward, load_captioner, load_reward, verdicts
 from minireflect.streams import choices, rng
@@ -40,8 +37,6 @@ from minireflect.world.prompts import KINDS, Prompt, draw_prompts, near_miss, sa
 from minireflect.world.rationales import plan_of, rationale
 from minireflect.world.render import render
 from minireflect.world.scenes import COLORS, Reading, Scene
-
-PHYSICS = ("physical", "unconventional")
 
 
 def share(values: list[bool]) -> str:
@@ -77,38 +72,33 @@ def disturbances(noise: torch.Generator) -> dict[str, Callable[[Tensor], Tensor]
 
 
 def forge(scene: Scene, kind: str, draw: random.Random) -> Scene | None:
-    """The scene with an object removed (arrangements), recoloured or swapped, or its outcome reversed; else None."""
-    objects = list(scene.objects)
-    if kind == "removed":
-        if scene.law != "arrangement" or len(objects) < 2:
-            return None
+    """The scene with an object removed (arrangements), recoloured or swapped, or its outcome reversed; else
+    None.
+    """
+    objects, arranged = list(scene.objects), scene.law == "arrangement"
+    if kind == "removed" and arranged and len(objects) > 1:
         objects.pop(draw.randrange(len(objects)))
-    elif kind == "recoloured":
-        colours = ("red", "green", "blue", "yellow", "purple")
-        i = draw.choice([i for i, o in enumerate(objects) if o.color.split(" ")[0] in colours] or [-1])
-        if i < 0:
-            return None
+    elif kind == "recoloured" and (
+        coloured := [i for i, o in enumerate(objects) if o.color.split(" ")[0] in COLORS]
+    ):
+        i = draw.choice(coloured)
         old = objects[i].color.split(" ")[0]
-        new = draw.choice([c for c in colours if c != old])
+        new = draw.choice([c for c in COLORS if c != old])
         objects[i] = replace(objects[i], color=objects[i].color.replace(old, new))
-    elif kind == "swapped":
-        if scene.law == "balance":
-            a, b = objects
-            objects = [replace(b, place="left"), replace(a, place="right")]
-        elif scene.law == "arrangement" and len({(o.name, o.color) for o in objects}) > 1:
-            i, j = next((i, j) for i in range(len(objects)) for j in range(i)
-                        if (objects[i].name, objects[i].color) != (objects[j].name, objects[j].color))  # fmt: skip
-            objects[i], objects[j] = (
-                replace(objects[i], xy=objects[j].xy),
-                replace(objects[j], xy=objects[i].xy),
-            )
-        else:
-            return None
-    elif kind == "reversed":
-        if scene.law == "arrangement":
-            return None
-        law = LAWS[scene.law]
-        return replace(scene, outcome=draw.choice([o for o in law.outcomes if o != scene.outcome]))
+    elif kind == "swapped" and scene.law == "balance":
+        a, b = objects
+        objects = [replace(b, place="left"), replace(a, place="right")]
+    elif kind == "swapped" and arranged and (pairs := [(i, j) for i in range(len(objects)) for j in range(i)
+                                                       if objects[i].words != objects[j].words]):  # fmt: skip
+        i, j = pairs[0]
+        a, b = objects[i], objects[j]
+        objects[i], objects[j] = replace(a, xy=b.xy), replace(b, xy=a.xy)
+    elif kind == "reversed" and not arranged:
+        return replace(
+            scene, outcome=draw.choice([o for o in LAWS[scene.law].outcomes if o != scene.outcome])
+        )
+    else:
+        return None
     return replace(scene, objects=tuple(objects))
 
 
@@ -116,10 +106,10 @@ def measure_inspector(n: int) -> None:
     scenes = [sample_scene(1_000_000 + i, split="held-out" if i % 2 else "train") for i in range(n)]
     pictures = [render(s) for s in scenes]
     inspect(pictures[0])  # draws the matched filter once
-    for name, spoil in disturbances(rng(0, "measure", "inspector")).items():
-        spoilt = [spoil(p) for p in pictures]
+    for name, disturb in disturbances(rng(0, "measure", "inspector")).items():
+        disturbed = [disturb(p) for p in pictures]
         start = time.perf_counter()
-        right = [inspect(p).agrees_with(s) for p, s in zip(spoilt, scenes)]
+        right = [inspect(p).agrees_with(s) for p, s in zip(disturbed, scenes)]
         ms = (time.perf_counter() - start) / n * 1e3
         print(f"  read right, {name:<20} {share(right)}   {ms:.2f} ms a picture")
     draw = choices(0, "measure", "forge")
@@ -164,16 +154,16 @@ def measure_inspector(n: int) -> None:
 
 
 @torch.no_grad()
-def through(pipe: LatentDiffusion, images: Tensor) -> Tensor:
-    return torch.cat(
-        [pipe.decode(pipe.autoencoder.encode(x)) for x in tqdm(images.split(100), "autoencoder", leave=False)]
-    )
+def through(autoencoder: Autoencoder, images: Tensor) -> Tensor:
+    """Pictures encoded and decoded again.  Shapes: images (n 3 64 64) -> (n 3 64 64)"""
+    parts = tqdm(images.split(100), "autoencoder", leave=False)
+    return torch.cat([autoencoder.decode(autoencoder.encode(x)).clamp(-1, 1) for x in parts])
 
 
-def measure_autoencoder(pipe: LatentDiffusion, n: int) -> None:
+def measure_autoencoder(autoencoder: Autoencoder, n: int) -> None:
     scenes = [sample_scene(4_000_000 + i, split="held-out" if i % 2 else "train") for i in range(n)]
     images = torch.stack([render(s) for s in scenes])
-    again = through(pipe, images)
+    again = through(autoencoder, images)
     right = [r.agrees_with(s) for r, s in zip(inspect_all(again), scenes)]
     print(
         f"  reconstructions read right: {share(right)}   squared error {((again - images) ** 2).mean():.5f}"
@@ -194,12 +184,17 @@ def measure_reward(pipe: LatentDiffusion, reward: Reward, n: int) -> None:
     wrong = torch.stack([render(twin_scene(p, draw)) for p in prompts])
     texts = [p.text for p in prompts]
     law = np.array([p.law for p in prompts])
-    for name, spoil in (("clean", lambda x: x), ("after the autoencoder", lambda x: through(pipe, x))):
-        better = (reward(spoil(right), texts) > reward(spoil(wrong), texts)).numpy()
+    for name, shown in (
+        ("clean", lambda x: x),
+        ("after the autoencoder", lambda x: through(pipe.autoencoder, x)),
+    ):
+        better = (reward(shown(right), texts) > reward(shown(wrong), texts)).numpy()
         print(f"  prefers the right picture to its twin, {name}: {share(list(better))}")
         print("    " + " · ".join(f"{k} {better[law == k].mean():.3f}" for k in (*LAWS, "arrangement")))
-    images, values, truth, laws, group = [], [], [], [], []
-    for kind in PHYSICS:  # few prompts, many pictures of each, so that a prompt has right ones and wrong ones
+    values, truth, laws, group = [], [], [], []
+    for kind in KINDS[
+        :2
+    ]:  # few prompts, many pictures of each, so that a prompt has right ones and wrong ones
         asked = [p for p in draw_prompts(kind, "held-out", 64, draw) for _ in range(-(-n // 128))]
         texts, config = [p.text for p in asked], EvaluationConfig(pictures=len(asked))
         drawn, scored = sample_and_score(pipe, reward, texts, preset("cpu").sampler, config, f"reward {kind}")
@@ -207,25 +202,24 @@ def measure_reward(pipe: LatentDiffusion, reward: Reward, n: int) -> None:
         truth.append(verdicts(drawn, asked).numpy() > 0.5)
         laws += [p.law for p in asked]
         group += [p.text for p in asked]
-        images.append(drawn)
     v, t, laws, group = np.concatenate(values), np.concatenate(truth), np.array(laws), np.array(group)
     within = [auc(v[group == g], t[group == g]) for g in dict.fromkeys(group)]
-    print(f"  on {len(v)} pictures drawn by the base, {t.mean():.3f} of them right: AUC {auc(v, t):.4f}, "
-          f"within a prompt {np.nanmean(within):.4f} (mean of {np.isfinite(within).sum()} prompts)")  # fmt: skip
+    print(f"  on {len(v)} pictures of the base, {t.mean():.3f} of them right: AUC {auc(v, t):.4f},")
+    print(f"  within a prompt {np.nanmean(within):.4f} (mean of {np.isfinite(within).sum()} prompts)")
     for k in LAWS:
         rows = laws == k
         inner = [auc(v[group == g], t[group == g]) for g in dict.fromkeys(group[rows])]
         inner = [x for x in inner if np.isfinite(x)]
-        print(
-            f"    {k:<10} AUC {auc(v[rows], t[rows]):.3f}   within a prompt {np.mean(inner) if inner else float('nan'):.3f}"
-        )
+        mean = np.mean(inner) if inner else float("nan")
+        print(f"    {k:<10} AUC {auc(v[rows], t[rows]):.3f}   within a prompt {mean:.3f}")
     print(f"  mean reward where right {v[t].mean():.3f}, where wrong {v[~t].mean():.3f}")
 
 
 def false_rationale(prompt: Prompt, scene: Scene, split: str, draw: random.Random) -> str:
     """A rationale that a picture of the scene does not keep, by one fact.
 
-    Of a law's scene that of a near miss; of an arrangement one where a thing has another colour, or things other places.
+    Of a law's scene that of a near miss; of an arrangement one where a thing has another colour, or things
+    other places.
     """
     while True:
         if prompt.graph is None:
@@ -259,12 +253,14 @@ def measure_captioner(captioner: Reward, n: int) -> Table:
 
 
 def measure_memory(pipe: LatentDiffusion, n: int) -> None:
-    """Pictures drawn, turned back into noise and drawn again: what becomes of the right ones and of the wrong ones?"""
+    """Pictures drawn, turned back into noise and drawn again: what becomes of the right ones and of the wrong
+    ones?
+    """
     config, table = preset("cpu").srrl, pipe.table(preset("cpu").srrl.steps)
     ours, published = config.reflection, ReflectionConfig(renormalise=False)
     prompts = [
         p
-        for kind in PHYSICS
+        for kind in KINDS[:2]
         for p in draw_prompts(kind, "held-out", n // 2, choices(0, "measure", "memory", kind))
     ]
     found: dict[str, list[Tensor]] = {}
@@ -289,73 +285,8 @@ def measure_memory(pipe: LatentDiffusion, n: int) -> None:
     first = right.pop("first")
     print(f"  drawn once: {share(first.tolist())} right")
     for name, again in right.items():
-        print(
-            f"  drawn again from {name:<26} of the right ones {share(again[first].tolist()):<18} of the wrong ones {share(again[~first].tolist())}"
-        )
-
-
-def seconds(
-    device: torch.device, works: dict[str, Callable[[], object]], repeats: int = 15
-) -> dict[str, float]:
-    """Median time of each work, taken in turns so that whatever else the machine does hits all of them alike."""
-    taken: dict[str, list[float]] = {name: [] for name in works}
-    for i in range(repeats + 2):
-        for name, work in works.items():
-            start = time.perf_counter()
-            work()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            if i >= 2:  # the first two warm up
-                taken[name].append(time.perf_counter() - start)
-    return {name: float(np.median(times)) for name, times in taken.items()}
-
-
-def measure_speed(pipe: LatentDiffusion, reward: Reward) -> None:
-    """The hot loops against their floor: the rate at which this machine multiplies matrices of 1024, measured in between."""
-    config, device = preset("cpu").srrl, pipe.device
-    texts = [
-        p.text
-        for p in draw_prompts(
-            "physical", "train", config.prompts_per_iteration, choices(0, "measure", "speed")
-        )
-    ]
-    b = config.prompts_per_iteration * config.group
-    x_T, t = pipe.noise(b, rng(0, "measure", "speed")), torch.full((b,), 500, device=device)
-    context = pipe.embed(texts).repeat_interleave(config.group, 0)  # (b t d)
-    a = torch.randn(1024, 1024, device=device)
-
-    def update() -> None:
-        with torch.enable_grad():
-            pipe.unet(x_T, t, context).square().mean().backward()
-
-    pipe.unet.requires_grad_(True)
-    works = {
-        "matrix product": lambda: a @ a,
-        "UNet, forward": lambda: pipe.unet(x_T, t, context),
-        "UNet, forward and backward": update,
-    }
-    flops = {}
-    for name, work in works.items():
-        with FlopCounterMode(display=False) as counter:
-            work()
-        flops[name] = counter.get_total_flops()
-    taken = seconds(device, works)
-    peak = flops["matrix product"] / taken["matrix product"]
-    print(f"  floor: {peak / 1e9:,.0f} GFLOP/s in float32 on {device}, {torch.get_num_threads()} threads")
-    for name in list(works)[1:]:
-        rate = flops[name] / taken[name]
-        print(
-            f"  {name:<27} batch {b}: {flops[name] / b / 1e6:.0f} MFLOP and {1e3 * taken[name] / b:.2f} ms a picture, "
-            f"{rate / peak:.0%} of the floor"
-        )
-    start = time.perf_counter()
-    drawn = rollout(pipe, texts, reward, config, 0, 0)
-    minutes = (time.perf_counter() - start) / 60
-    pictures = sum(len(r.images) for r in drawn.rounds)
-    share = drawn.cost.unet * taken["UNet, forward"] / b / 60 / minutes
-    print(
-        f"  rollout of SRRL: {pictures / minutes / 60:.1f} pictures a second, {share:.0%} of the time in the UNet"
-    )
+        kept, mended = share(again[first].tolist()), share(again[~first].tolist())
+        print(f"  drawn again from {name:<26} of the right ones {kept:<18} of the wrong ones {mended}")
 
 
 def twin_scene(prompt: Prompt, draw: random.Random) -> Scene:
@@ -367,38 +298,28 @@ def twin_scene(prompt: Prompt, draw: random.Random) -> Scene:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "what",
-        nargs="+",
-        choices=("inspector", "autoencoder", "base", "reward", "captioner", "memory", "speed"),
-    )
-    parser.add_argument("--weights", type=Path)
+    parser = described(__doc__)
+
+    def base() -> LatentDiffusion:
+        return load_pipeline(args.weights, args.unet)
+
+    measures = {
+        "inspector": lambda: measure_inspector(args.n),
+        "autoencoder": lambda: measure_autoencoder(load_autoencoder(weights_folder(args.weights)), args.n),
+        "base": lambda: measure_base(base(), load_reward(args.weights), args.n),
+        "reward": lambda: measure_reward(base(), load_reward(args.weights), args.n),
+        "captioner": lambda: print(measure_captioner(load_captioner(args.weights), min(args.n, 240))),
+        "memory": lambda: measure_memory(base(), min(args.n, 512)),
+    }
+    parser.add_argument("what", nargs="+", choices=measures)
+    parser.add_argument("--weights", type=Path, help="run folder (default: the shipped weights)")
     parser.add_argument("--unet", default="unet", help="unet, or base_unet: what a run of srrl started from")
-    parser.add_argument("--n", type=int, default=2_000)
+    parser.add_argument("--n", type=int, default=2_000, help="pictures (default: %(default)s)")
     args = parser.parse_args()
     torch.set_grad_enabled(False)
     for what in args.what:
         print(what, flush=True)
-        if what == "inspector":
-            measure_inspector(args.n)
-        elif what == "autoencoder":
-            encoder, _ = load_module(
-                weights_folder(args.weights) / "autoencoder.safetensors", Autoencoder, AutoencoderConfig
-            )
-            measure_autoencoder(LatentDiffusion(None, None, None, encoder, None), args.n)
-        elif what == "base":
-            measure_base(load_pipeline(args.weights, args.unet), load_reward(args.weights), args.n)
-        elif what == "reward":
-            measure_reward(load_pipeline(args.weights, args.unet), load_reward(args.weights), args.n)
-        elif what == "captioner":
-            print(measure_captioner(load_captioner(args.weights), min(args.n, 240)))
-        elif what == "memory":
-            measure_memory(load_pipeline(args.weights, args.unet), min(args.n, 512))
-        else:
-            measure_speed(load_pipeline(args.weights, args.unet), load_reward(args.weights))
+        measures[what]()
     return 0
 
 

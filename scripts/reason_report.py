@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from reports import Arms, arms_figure, differences, means
+from reports import Arms, arms_figure, differences, means, page
 
 from minireflect.evaluate import Table, over_seeds
 from minireflect.evaluate_reason import ReasonScore
@@ -48,7 +48,9 @@ def reason_arms_figure(scores: list[dict[str, ReasonScore]], path: Path) -> None
 
 
 def entropy_figure(training: dict[str, list[list[dict]]], targets: dict[str, float], path: Path) -> None:
-    """Entropy by modality, reward and truth meanwhile; every seed a line.  In the second row the same under strain."""
+    """Entropy by modality, reward and truth meanwhile; every seed a line.  In the second row the same under
+    strain.
+    """
     panels = []
     for pair, title in (
         (("true", "steady"), "default"),
@@ -63,40 +65,19 @@ def entropy_figure(training: dict[str, list[list[dict]]], targets: dict[str, flo
                     lines.append(Line("_seed" if number else label, x, y, color, span=6))
             words = key.replace("_", " ").replace("right", "right by the inspector")
             levels = [] if share else [("target", targets[key.split("_")[0]], TRUTH)]
-            panels.append(Panel(title, "iteration", f"{words}, {'share' if share else 'nats per token'}", lines, levels,
-                                (0, 1 if share else None)))  # fmt: skip
+            label = f"{words}, {'share' if share else 'nats per token'}"
+            panels.append(Panel(title, "iteration", label, lines, levels, (0, 1 if share else None)))
     curves(path, *panels, columns=4)
 
 
-def page(scores: list[dict[str, ReasonScore]], seeds: list[int], pictures: int) -> str:
+def reason_page(scores: list[dict[str, ReasonScore]], seeds: list[int], pictures: int) -> str:
     arms = rows_of(scores)
     columns = {key: COLUMNS.get(key, key) for key in arms[0][FULL]}
-    return f"""# Study of ReasonGen-R1: do rationales help, and what does GRPO add?
-
-Made by `python scripts/reason_study.py`: seeds {", ".join(map(str, seeds))}, {pictures} prompts each of arrangements (GenEval's six tasks in turn), physical
-laws and unconventional outcomes, measured by the inspector. Every seed has its own training, prompts and noise; means over the seeds with 95 % intervals (Student's t).
-*Rationale right*: the rationale, parsed, states what the prompt asks for. *Picture keeps it*: of the rationales that parse, the share whose statement the
-inspector finds in the picture. *Tokens*: sampled per prompt. *Reward accepts*: reward of at least 0.5. Temperature 0.8 unless a row says otherwise.
-*Best of N*: the picture with the highest reward. [What it means](reasongen.md#results).
-
-{means("arm", arms, columns).markdown}
-
-![arms](reasongen_arms.png)
-
-{differences_table(arms).markdown}
-
-Rows: *shuffled rationale* is fine-tuned on rationales of other scenes of the same law, so the same tokens in the same numbers. *Another prompt's rationale* is the model
-after GRPO, given the rationale that it wrote for another prompt of the same law. *GRPO without SFT* starts from the model without rationales, lets it sample text tokens, and
-rewards the picture alone; in the other rows with rationales a captioner must also find the rationale in the picture. Besides the rewarded samples GRPO trains on true
-pictures, with rationales where the model writes them; *without SFT* it does not. *Training combinations*: new prompts of combinations of objects and colours seen in
-training; all other rows use held-out ones.
-
-{parts_table(scores, f"{FULL}, temperature {COOL}").markdown}
-
-## Entropy
-
-GRPO with and without the adaptive entropy term on training prompts; each line is a seed. Above: the default settings. Below: the first seed without the KL term, without
-training on true pictures, with three times the learning rate; the weight of the entropy is bounded by 0.1 in place of 0.005:
-
-![entropy](reasongen_entropy.png)
-"""
+    return page(
+        "reasongen",
+        seeds=", ".join(map(str, seeds)),
+        pictures=pictures,
+        arms=means("arm", arms, columns),
+        differences=differences_table(arms),
+        parts=parts_table(scores, f"{FULL}, temperature {COOL}"),
+    )

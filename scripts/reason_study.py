@@ -1,17 +1,22 @@
-"""Do the words help, and what does reinforcing them do?  ReasonGen-R1 and its controls, read by the inspector.
+"""Do the words help, and what does reinforcing them do?  ReasonGen-R1 and its controls, read by the
+inspector.
 
-    python scripts/reason_study.py [--out runs/reason] [--seeds 0 1 2]          writes docs/reasongen_study.md and docs/reasongen_*.png
+    python scripts/reason_study.py [--out runs/reason] [--seeds 0 1 2]
 
-Codebooks are trained, and a captioner that will read rationales; and one model learns to draw in forms and colours, from prompts and from dense captions,
-and what a rationale is, but never to draw from its own: the base.  From it three ways of fine-tuning (true rationales, none, another scene's), then GRPO on them.
-Every seed has its own pictures, training, prompts and noise, these two aside; all rows of a seed share prompts.  It can be stopped at any time and goes on where it stopped.
+It writes docs/reasongen_study.md and docs/reasongen_*.png.
+
+Codebooks are trained, and a captioner that will read rationales; and one model learns to draw in forms and
+colours, from prompts and from dense captions, and what a rationale is, but never to draw from its own: the
+base.  From it three ways of fine-tuning (true rationales, none, another scene's), then GRPO on them. Every
+seed has its own pictures, training, prompts and noise, these two aside; all rows of a seed share prompts.  It
+can be stopped at any time and goes on where it stopped.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from reason_report import COOL, entropy_figure, page, reason_arms_figure
+from reason_report import COOL, FULL, entropy_figure, reason_arms_figure, reason_page
 from reports import arguments, cached, train
 from torch import Generator
 
@@ -32,7 +37,10 @@ BASE = [
     *("--pictures", "120000", "--steps", "12000", "--bf16"),
 ]  # fmt: skip
 AGAIN = ["--continued", "--seed", "1", "--pictures", "40000", "--steps", "3000", "--lr", "1e-3"]  # fmt: skip
-TUNING = ["--continued", "--steps", "1000", "--batch", "48", "--pictures", "20000", "--lr", "5e-4", "--bf16", *BEYOND]  # fmt: skip
+TUNING = [
+    *("--continued", "--steps", "1000", "--batch", "48", "--pictures", "20000", "--lr", "5e-4", "--bf16"),
+    *BEYOND,
+]  # fmt: skip
 REINFORCING = ["--no-controls", "--bf16"]
 FREED = ["--no-read-rationales", "--recall", "0"]  # recalled rationales would be SFT
 REINFORCED = {  # name: (which fine-tuning it starts from, options)
@@ -43,10 +51,8 @@ REINFORCED = {  # name: (which fine-tuning it starts from, options)
 }
 STRAIN = ["--iterations", "40", "--beta", "0", "--recall", "0", "--lr", "1e-3"]
 STRONG = ["--entropy-bound", "0.1", "--entropy-lr", "4e-3"]
-STRAINED = {  # of the first seed: nothing that holds it and steps three times as large, to see what the adaptive term holds
-    "strained": [*STRAIN, *STRONG],
-    "strained-steady": [*STRAIN, "--no-adaptive"],
-}
+# of the first seed: no KL, no recall and steps three times as large, to see what the adaptive term holds
+STRAINED = {"strained": [*STRAIN, *STRONG], "strained-steady": [*STRAIN, "--no-adaptive"]}
 ARMS = {  # name in the table: (run, how it is measured)
     "pictures only, before fine-tuning": ("sft-base", {}),
     "no rationale": ("sft-none", {}),
@@ -63,13 +69,14 @@ ARMS = {  # name in the table: (run, how it is measured)
     "SFT + GRPO without adaptive entropy": ("grpo-steady", {}),
     "SFT + GRPO, training combinations": ("grpo-true", {"split": "train"}),
 }
-for arm in (
+COOLED = (
     "no rationale",
     "no rationale + GRPO (AR-GRPO)",
     "rationale",
-    "SFT + GRPO",
-    "SFT + GRPO, training combinations",
-):
+    FULL,
+    f"{FULL}, training combinations",
+)
+for arm in COOLED:
     ARMS[f"{arm}, temperature {COOL}"] = ARMS[arm][0], ARMS[arm][1] | {"sampling": SamplingConfig(COOL)}
 
 
@@ -83,7 +90,9 @@ class Swapped(ReasonPipeline):
 
 
 def freed(base: Path, folder: Path) -> Path:
-    """The base, allowed to write rationales that it was never trained to write: GRPO without SFT starts from it."""
+    """The base, allowed to write rationales that it was never trained to write: GRPO without SFT starts from
+    it.
+    """
     if not folder.exists():
         (folder / "weights").mkdir(parents=True)
         pipe = load_reasongen(base / "weights")._replace(writes_rationale=True)
@@ -129,7 +138,7 @@ def main() -> int:
     targets = {"text": preset("cpu").grpo.text_entropy, "image": preset("cpu").grpo.image_entropy}
     reason_arms_figure(arms, args.docs / "reasongen_arms.png")
     entropy_figure(training, targets, args.docs / "reasongen_entropy.png")
-    write_text(args.docs / "reasongen_study.md", page(arms, args.seeds, args.pictures))
+    write_text(args.docs / "reasongen_study.md", reason_page(arms, args.seeds, args.pictures))
     print(args.docs / "reasongen_study.md")
     return 0
 

@@ -1,6 +1,7 @@
 """What the studies share: arguments, commands that are run once, and tables and figures of arms over seeds.
 
-An arm is a row of a study. Arms of one seed are a dictionary {arm: {measure: value}}, several seeds a list of these.
+An arm is a row of a study. Arms of one seed are a dictionary {arm: {measure: value}}, several seeds a list of
+these.
 """
 
 import argparse
@@ -20,6 +21,11 @@ ROOT = Path(__file__).parent.parent
 Arms = dict[str, dict[str, float]]
 
 
+def described(about: str) -> argparse.ArgumentParser:
+    """A parser that shows a script's docstring as it is written."""
+    return argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
 def arguments(about: str, out: str, pictures: int, of: str) -> argparse.Namespace:
     """The options of a study; makes its folders.  `about` is shown by --help."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -36,7 +42,9 @@ def arguments(about: str, out: str, pictures: int, of: str) -> argparse.Namespac
 
 
 def train(command: str, folder: Path, options: list[str]) -> Path:
-    """Run a command of train.py with the preset cpu, go on with it where it was stopped, or leave it if it is finished."""
+    """Run a command of train.py with the preset cpu, go on with it where it was stopped, or leave it if it is
+    finished.
+    """
     if not (folder / "state" / f"{command}.done").exists():
         started = (folder / "config.json").exists()
         more = ["--resume"] if started else [*options, "--preset", "cpu"]
@@ -54,21 +62,29 @@ def cached(path: Path, make: Callable[[], dict]) -> dict:
     return json.loads(path.read_text())
 
 
+def page(name: str, **values: object) -> str:
+    """The page of a study: scripts/pages/NAME.md with its {places} filled, tables as Markdown."""
+    text = {key: v.markdown if isinstance(v, Table) else v for key, v in values.items()}
+    return (ROOT / "scripts" / "pages" / f"{name}.md").read_text().format(**text)
+
+
 def means(title: str, seeds: list[Arms], columns: dict[str, str]) -> Table:
     """A row for each arm, a column for each measure (measure: its name): mean and interval over the seeds."""
-    return Table(title, {
-        arm: {name: over_seeds([s[arm][key] for s in seeds]) for key, name in columns.items()} for arm in seeds[0]
-    })  # fmt: skip
+    rows = {}
+    for arm in seeds[0]:
+        rows[arm] = {name: over_seeds([s[arm][key] for s in seeds]) for key, name in columns.items()}
+    return Table(title, rows)
 
 
 def differences(
     title: str, seeds: list[Arms], pairs: dict[str, tuple[str, str]], columns: dict[str, str]
 ) -> Table:
     """How far one arm is ahead of another, seed by seed; `pairs` maps the name of a row to the two."""
-    return Table(title, {
-        name: {label: over_seeds([s[one][key] - s[other][key] for s in seeds]) for key, label in columns.items()}
-        for name, (one, other) in pairs.items()
-    })  # fmt: skip
+    rows = {}
+    for name, (one, other) in pairs.items():
+        ahead = {key: [s[one][key] - s[other][key] for s in seeds] for key in columns}
+        rows[name] = {label: over_seeds(ahead[key]) for key, label in columns.items()}
+    return Table(title, rows)
 
 
 def arms_figure(seeds: list[Arms], measures: dict[str, str], path: Path) -> None:
@@ -106,7 +122,9 @@ def over_runs(
 
 
 def auc(values: np.ndarray, right: np.ndarray) -> float:
-    """Area under the ROC curve: the share of (right, wrong) pairs in which the right one has the higher value, ties count half."""
+    """Area under the ROC curve: the share of (right, wrong) pairs in which the right one has the higher
+    value, ties count half.
+    """
     above, below = values[right], values[~right]
     pairs = np.sign(above[:, None] - below)  # (right wrong)
     return float((pairs.mean() + 1) / 2) if pairs.size else float("nan")

@@ -1,13 +1,14 @@
-"""How good Checker and judge are: on held-out scenes whose facts are known, and on the loop's own pictures against the inspector.
+"""How good Checker and judge are: on held-out scenes whose facts are known, and on the loop's own pictures
+against the inspector.
 
 python scripts/rig_checker.py          prints the first, for the shipped two
 """
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from reports import described
 from rig_report import checker_table
 from torch import Tensor
 from tqdm import tqdm
@@ -18,7 +19,7 @@ from minireflect.config import preset
 from minireflect.evaluate import EvaluationConfig
 from minireflect.evaluate_graphs import evaluation_graphs
 from minireflect.methods.rlrig import load_parts, loop_of
-from minireflect.models.matcher import Matcher, MatcherConfig
+from minireflect.models.matcher import Matcher
 from minireflect.models.tokenizer import Tokenizer
 from minireflect.pretrain.questions import question
 from minireflect.rl.checker import load_checker
@@ -47,7 +48,7 @@ def asked_of_renders(name: str) -> dict[str, list]:
     pipe = load_pipeline(RIG)
     half = SCENES // 2
     images[half:] = torch.cat([pipe.decode(pipe.autoencoder.encode(x)) for x in images[half:].split(100)])
-    matcher, about = load_module(RIG / f"{name}.safetensors", Matcher, MatcherConfig)
+    matcher, about = load_module(RIG / f"{name}.safetensors", Matcher)
     tokenizer = Tokenizer(about["words"].split(), matcher.config.length)
     found: dict[str, list] = {"probability": [], "truth": [], "kind": []}
     for image, (graph, scene) in tqdm(list(zip(images, pictures)), f"asking the {name}", leave=False):
@@ -71,8 +72,10 @@ def asked_of_the_loop(weights: Path) -> dict[str, dict[str, dict[str, float]]]:
     graphs = evaluation_graphs(config)
     who = {name: load_checker(weights, name) for name in ("checker", "judge")}
     for name, actor, editor, rounds in (
-        ("base", "base_actor", "unet", 0), ("raw loop", "base_actor", "unet", 3), ("trained loop", "actor", "editor", 3),
-    ):  # fmt: skip
+        ("base", "base_actor", "unet", 0),
+        ("raw loop", "base_actor", "unet", 3),
+        ("trained loop", "actor", "editor", 3),
+    ):
         parts = load_parts(weights, actor, editor)
         loop = loop_of(parts, replace(preset("cpu").rlrig.loop, rounds=rounds))
         *_, look = loop(graphs, rng(SEED, "loop"))
@@ -95,6 +98,5 @@ def share(of: Tensor) -> float:
 
 
 if __name__ == "__main__":
-    about, layout = __doc__, argparse.RawDescriptionHelpFormatter
-    argparse.ArgumentParser(description=about, formatter_class=layout).parse_args()
+    described(__doc__).parse_args()
     print(checker_table({name: asked_of_renders(name) for name in ("checker", "judge")}))

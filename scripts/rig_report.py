@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from reports import Arms, differences, means, over_runs
+from reports import Arms, differences, means, over_runs, page
 
 from minireflect.evaluate import Table, over_seeds
 from minireflect.figures import BASE, INK, REWARD, TRUTH, Line, Panel, curves
@@ -41,7 +41,9 @@ def checker_table(answers: dict[str, dict[str, list]]) -> Table:
 
 
 def calibration(answers: dict[str, list], bins: int = 10) -> tuple[list[tuple[float, float, int]], float]:
-    """(mean probability, share true, number) of each bin, and the expected calibration error (Guo et al. 2017, equation 3)."""
+    """(mean probability, share true, number) of each bin, and the expected calibration error (Guo et al.
+    2017, equation 3).
+    """
     p, t = np.array(answers["probability"]), np.array(answers["truth"], float)
     which = np.minimum((p * bins).astype(int), bins - 1)
     rows = [
@@ -102,46 +104,16 @@ def fooled_table(fooled: dict[str, dict[str, dict[str, float]]]) -> Table:
     return Table("pictures of, asked", {row: {n: v[k] for k, n in names.items()} for row, v in rows.items()})
 
 
-def page(arms: list[Arms], checkers: Table, fooled: dict, seeds: list[int], pictures: int) -> str:
-    gain = [rows[TRAINED]["sg_iou"] / rows["base"]["sg_iou"] - 1 for rows in arms]
+def rig_page(arms: list[Arms], checkers: Table, fooled: dict, seeds: list[int], pictures: int) -> str:
     minus = {arm: (TRAINED, arm) for arm in arms[0] if arm != TRAINED}
     some = {key: COLUMNS[key] for key in ("sg_iou", "met", "right")}
-    return f"""# Study of RL-RIG: does the loop help, and does training it?
-
-Made by `python scripts/rig_study.py`: seeds {", ".join(map(str, seeds))}, {pictures} held-out graphs of two to four things and one to four relations
-each, measured by the inspector. Every seed has its own graphs, noise and training; means over the seeds with 95 % intervals (Student's t).
-All rows of a seed share graphs and the start noise of round 0. [What it means](rlrig.md#results). *Repaired*: of the pictures that were wrong in round 0, the share that is right in the end; *damaged*:
-of those that were right, the share that is not. *Checker fooled*: of the pictures that the Checker accepts, the share that the inspector does not.
-*Judge*: a second Checker that no training uses. *Raw loop*: the loop before reinforcement. *Silent*: the edit prompt is empty. *Scripted Actor*: the
-edit prompt comes from a program that plans places from the graph. *Repeated generation*: a new picture from new noise until the Checker accepts.
-
-{means("arm", arms, COLUMNS).markdown}
-
-![arms](rlrig_arms.png)
-
-Relative gain in SG-IoU of the trained loop over the Diffuser alone: {over_seeds(gain)}.
-
-{differences("the trained loop minus", arms, minus, some).markdown}
-
-## Checker and judge
-
-Yes/no questions about 1,000 held-out scenes, half of them clean and half through the autoencoder, half of the questions with a fact changed:
-
-{checkers.markdown}
-
-![reliability](rlrig_reliability.png)
-
-All requirements of the 256 pictures that each loop returns, compared with the inspector:
-
-{fooled_table(fooled).markdown}
-
-## Ablations
-
-Group size (edits of one picture that are compared with each other), at equal edits per iteration, in a shorter training (8 and 25 iterations) of one seed:
-
-![group sizes](rlrig_groups.png)
-
-t*, the share of the steps that an edit goes back; half as many graphs of each seed (mean, and range over the seeds). The trained loop was trained at the default t*:
-
-![levels](rlrig_t_star.png)
-"""
+    return page(
+        "rlrig",
+        seeds=", ".join(map(str, seeds)),
+        pictures=pictures,
+        arms=means("arm", arms, COLUMNS),
+        gain=over_seeds([rows[TRAINED]["sg_iou"] / rows["base"]["sg_iou"] - 1 for rows in arms]),
+        differences=differences("the trained loop minus", arms, minus, some),
+        checkers=checkers,
+        fooled=fooled_table(fooled),
+    )

@@ -1,25 +1,37 @@
-"""Does the loop help, and does training it?  RL-RIG from the shipped weights, its controls and ablations, read by the inspector.
+"""Does the loop help, and does training it?  RL-RIG from the shipped weights, its controls and ablations,
+read by the inspector.
 
-    python scripts/rig_study.py [--out runs/rig] [--seeds 0 1 2]          writes docs/rlrig_study.md and docs/rlrig_*.png
+    python scripts/rig_study.py [--out runs/rig] [--seeds 0 1 2]
 
-A run of `train.py rlrig` measures all controls and both phases on the same held-out graphs and noise; every seed has its
-own graphs, noise and training.  It can be stopped at any time and goes on where it stopped.
+<<<<<<< HEAD A run of `train.py rlrig` measures the Diffuser, best-of-N, the raw loop and both phases; this
+script adds further controls, on the same held-out graphs and noise.  Every seed has its own graphs, noise and
+training.  It can be stopped at any time and goes on where it stopped. ======= It writes docs/rlrig_study.md
+and docs/rlrig_*.png.
+
+A run of `train.py rlrig` measures all controls and both phases on the same held-out graphs and noise; every
+seed has its own graphs, noise and training.  It can be stopped at any time and goes on where it stopped.
+>>>>>>> main
 """
 
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from reports import Arms, arguments, arms_figure, cached, train
 from rig_checker import asked_of_renders, asked_of_the_loop
-from rig_report import checker_table, groups_figure, page, reliability_figure, t_star_figure
+from rig_report import checker_table, groups_figure, reliability_figure, rig_page, t_star_figure
 
 from minireflect.config import preset
 from minireflect.evaluate import EvaluationConfig
 from minireflect.evaluate_graphs import evaluate_loop
-from minireflect.methods.rlrig import load_parts, loop_of
-from minireflect.rl.checker import load_checker
+from minireflect.methods.rlrig import EditPrompts, Loop, load_parts, loop_of, silent_actor
+from minireflect.rl.checker import Answers, load_checker
 from minireflect.run import read_metrics, write_text
+from minireflect.streams import choices
+from minireflect.world.captions import scripted_edit
+from minireflect.world.graphs import SceneGraph
 
 GROUPS = (2, 4, 8, 16)
 SHORT = ["--actor-iterations", "8", "--editor-iterations", "25", "--no-controls"]
@@ -31,8 +43,49 @@ def scores(folder: Path) -> Arms:
     return {row["model"]: row["score"] for row in read_metrics(folder, "evaluation")}
 
 
+def scripted_actor(
+    latents: torch.Tensor, graphs: list[SceneGraph], answers: Answers, generator: torch.Generator
+) -> EditPrompts:
+    """A control: lays the graph out without a look at the picture, and names the places of what is unmet."""
+    draw = choices(int(torch.randint(2**31, (), generator=generator)), "script")
+    return EditPrompts([scripted_edit(g, met, draw) for g, met in zip(graphs, answers.met.tolist())])
+
+
+def more_arms(weights: Path) -> dict[str, Loop]:
+    """Controls that a run does not measure: of the raw loop, and of the trained editor without Actor."""
+    loop, raw = preset("cpu").rlrig.loop, load_parts(weights, "base_actor", "unet")
+    trained = load_parts(weights)
+    n = math.ceil(loop.rounds * loop.edit_cost / loop.generate_cost)  # N - 1 of the run's best-of-N
+    fewer, repeated = math.ceil(2 * n / 3), loop.generating(n, edit_all=False)
+    editor_only = trained._replace(diffuser=trained.editor)
+    return {
+        f"best of {fewer + 1}": loop_of(raw, loop.generating(fewer, edit_all=True), silent_actor),
+        "repeated generation": loop_of(raw, repeated, silent_actor),
+        "raw loop, silent": loop_of(raw, loop, silent_actor),
+        "raw loop, scripted Actor": loop_of(raw, loop, scripted_actor),
+        "trained editor, repeated generation": loop_of(editor_only, repeated, silent_actor),
+        "trained editor, silent": loop_of(trained, loop, silent_actor),
+    }
+
+
+def all_arms(folder: Path, seed: int, out: Path, pictures: int) -> Arms:
+    """Every row of a seed, in the order of the table."""
+    config, found = EvaluationConfig(pictures=pictures, seed=1_000 + seed), {}
+    judge = load_checker(folder / "weights", "judge")
+    (out / "rows").mkdir(exist_ok=True)
+    for name, loop in more_arms(folder / "weights").items():
+        path = out / "rows" / f"{name}-{seed}-{pictures}.json"
+        measure = lambda: vars(evaluate_loop(loop, judge, config, name))  # noqa: B023, E731  called at once
+        found[name] = cached(path, measure)
+    found |= scores(folder)
+    order = ("base", "best", "repeated", "raw", "phase", "trained")
+    return {name: found[name] for name in sorted(found, key=lambda name: order.index(name.split()[0]))}
+
+
 def by_t_star(folder: Path, seed: int, pictures: int) -> dict[str, list[dict]]:
-    """The raw loop, also where it inverts, and the trained loop at each t*; what is trained was so at the t* of the default."""
+    """The raw loop, also where it inverts, and the trained loop at each t*; what is trained was so at the t*
+    of the default.
+    """
     config, rows = EvaluationConfig(pictures=pictures, seed=1_000 + seed), {}
     loop, judge = preset("cpu").rlrig.loop, load_checker(folder / "weights", "judge")
     for name, actor, editor, fresh in (
@@ -50,12 +103,10 @@ def by_t_star(folder: Path, seed: int, pictures: int) -> dict[str, list[dict]]:
 def main() -> int:
     args = arguments(__doc__, "runs/rig", 160, "held-out graphs of every row")
     common = ["--evaluation.pictures", str(args.pictures)]
-    runs = [
-        train(
-            "rlrig", args.out / f"rlrig-{s}", ["--seed", str(s), "--evaluation.seed", str(1_000 + s), *common]
-        )
-        for s in args.seeds
-    ]
+    runs = []
+    for s in args.seeds:
+        seeds = ["--seed", str(s), "--evaluation.seed", str(1_000 + s)]
+        runs.append(train("rlrig", args.out / f"rlrig-{s}", [*seeds, *common]))
     edits = preset("cpu").rlrig.graphs * preset("cpu").rlrig.group
     short = {g: [*SHORT, *common, "--group", str(g), "--graphs", str(edits // g)] for g in GROUPS}
     groups = {g: train("rlrig", args.out / f"group-{g}", words) for g, words in short.items()}
@@ -68,14 +119,13 @@ def main() -> int:
         for name in ("checker", "judge")
     }
     fooled = cached(args.out / "fooled.json", lambda: asked_of_the_loop(runs[0] / "weights"))
-    arms = [scores(r) for r in runs]
+    arms = [all_arms(r, s, args.out, args.pictures) for r, s in zip(runs, args.seeds)]
     arms_figure(arms, {"sg_iou": "SG-IoU", "right": "pictures fully right"}, args.docs / "rlrig_arms.png")
     groups_figure({g: scores(r) for g, r in groups.items()}, args.docs / "rlrig_groups.png")
     t_star_figure(T_STARS, t_star, args.docs / "rlrig_t_star.png")
     reliability_figure(answers, args.docs / "rlrig_reliability.png")
-    write_text(
-        args.docs / "rlrig_study.md", page(arms, checker_table(answers), fooled, args.seeds, args.pictures)
-    )
+    text = rig_page(arms, checker_table(answers), fooled, args.seeds, args.pictures)
+    write_text(args.docs / "rlrig_study.md", text)
     print(args.docs / "rlrig_study.md")
     return 0
 

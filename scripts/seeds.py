@@ -1,39 +1,37 @@
-"""One table over several runs of `train.py srrl` that differ in their seed: mean and 95 % interval (Student's t).
+"""One table over several runs of `train.py srrl` that differ in their seed: mean and 95 % interval (Student's
+t).
 
     python scripts/seeds.py runs/srrl-1 runs/srrl-2 runs/srrl-3
 
 For runs on the laws, and for runs with --base.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
-from reports import differences, means
+from reports import described, differences, means
 
 from minireflect.evaluate import Table
 from minireflect.run import flat, read_metrics
 
-SKIPPED = ("kind", "pictures")  # not measured
-
 
 def measured(folder: Path) -> dict[str, dict[str, float]]:
-    """What a run has measured before and after training, with flat names.  Raises ValueError if it is not finished."""
+    """What a run has measured before and after training, with flat names.  Raises ValueError if it is not
+    finished.
+    """
     rows = read_metrics(folder, "evaluation")
     if len(rows) < 2 or not read_metrics(folder, "srrl"):
         raise ValueError(f"{folder} holds no finished run of srrl")
     before, after = rows[0], rows[-1]  # base, and what it was trained to
-    return {
-        name: {key.replace(".by_law.", ", ").replace(".", ": "): v for key, v in flat(row.get("scores", row)).items()
-               if isinstance(v, float) and key.split(".")[-1] not in SKIPPED}
-        for name, row in (("before", before), ("after", after))
-    }  # fmt: skip
+    found = {}
+    for name, row in (("before", before), ("after", after)):
+        values = {key: v for key, v in flat(row.get("scores", row)).items() if isinstance(v, float)}
+        found[name] = {key.replace(".by_law.", ", ").replace(".", ": "): v for key, v in values.items()}
+    return found
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="run folders, two or more")
     folders = parser.parse_args().runs
     if len(folders) < 2:

@@ -1,14 +1,16 @@
-"""Copy the weights of a finished `train.py all` into the package, in half precision.
+"""Copy the weights of a finished run into the package, in half precision.
 
-python scripts/ship.py runs/all-1 [--only autoencoder text_encoder unet reward]
-python scripts/ship.py runs/rlrig-1 --system rlrig [--only ...]                those of a finished `train.py rlrig`, before and after reinforcement
-python scripts/ship.py runs/reason-grpo-1 --system reasongen [--only ...]      those of a finished `train.py reason-grpo`, likewise
+    python scripts/ship.py runs/all-1 [--only autoencoder text_encoder unet reward]
+    python scripts/ship.py runs/rlrig-1 --system rlrig [--only ...]
+    python scripts/ship.py runs/reason-grpo-1 --system reasongen [--only ...]
+
+Of `train.py all`; or of `train.py rlrig` or `train.py reason-grpo`, with what these began with.
 """
 
-import argparse
 from pathlib import Path
 
 import torch
+from reports import described
 
 from minireflect.checkpoints.files import read_metadata, read_weights, save_weights
 from minireflect.checkpoints.ours import REASON, RIG, SHIPPED
@@ -22,9 +24,7 @@ SYSTEMS = {  # where the weights lie, and which
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--system", choices=SYSTEMS, default="srrl", help="default: %(default)s")
     parser.add_argument(

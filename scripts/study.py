@@ -1,12 +1,16 @@
-"""Does reflection help?  Every arm from the shipped base, several seeds, the exact checker, and beside each figure its cost.
+"""Does reflection help?  Every arm from the shipped base, several seeds, by the inspector, and beside each
+figure its cost.
 
-    python scripts/study.py [--out runs/study] [--seeds 0 1 2]        writes docs/study.md and docs/study_*.png
+    python scripts/study.py [--out runs/study] [--seeds 0 1 2]
 
-Arms are trained by `train.py`, one after the other, and drawn from in several ways. It can be stopped at any time and goes
-on where it stopped: a run that is finished is not trained again, and a row that is measured is not drawn again.
-K = 0 differs from SRRL in nothing but reflection: the reward calls that SRRL spends on drawing refused pictures again
-go to new prompts.  How many that is, 84 an iteration in place of 64, was read off a run of SRRL.
-With few prompts it is the same to blind SRRL: as many pictures to learn from, as often, and no reflection.
+It writes docs/study.md and docs/study_*.png.
+
+Arms are trained by `train.py`, one after the other, and drawn from in several ways. It can be stopped at any
+time and goes on where it stopped: a run that is finished is not trained again, and a row that is measured is
+not drawn again. K = 0 differs from SRRL in nothing but reflection: the reward calls that SRRL spends on
+drawing refused pictures again go to new prompts.  How many that is, 84 an iteration in place of 64, was read
+off a run of SRRL. With few prompts it is the same to blind SRRL: as many pictures to learn from, as often,
+and no reflection.
 """
 
 import json
@@ -17,7 +21,7 @@ import time
 from pathlib import Path
 
 from reports import arguments, train
-from study_report import bars, cost_curves, hacking, page
+from study_report import bars, cost_curves, hacking, study_page
 from study_ways import KINDS, MORE_WAYS, WAYS, Way, measure
 
 from minireflect import load_pipeline
@@ -36,7 +40,7 @@ COMPARED = {  # options of train.py
                     "--w-renoise", "0.1", "--renoise-steps", "20", "--fresh-noise", "0"],
     "K = 0, few prompts": [*QUICK, "--rounds", "0", "--prompts-per-iteration", "32"],
 }  # fmt: skip
-# A reward that never saw a spoilt picture, and what RL makes of it, long: one seed each.
+# A reward trained on clean renders only, and what RL makes of it in long runs: one seed each.
 JUDGE = ["--no-corrupted", "--steps", "800"]
 LONG, FAST = (["--iterations", "120"], ["--iterations", "160", "--lr", "5e-4", "--cooldown", "0"])
 CLEAN = "reward from clean renders"
@@ -74,7 +78,9 @@ def add(
     row: dict,
     pictures: int,
 ) -> None:
-    """Measure an arm in every way of sampling that `results` does not have yet; `row` is what every line of it says."""
+    """Measure an arm in every way of sampling that `results` does not have yet; `row` is what every line of
+    it says.
+    """
     known = {(r["arm"], r["way"], r["seed"]) for r in read_rows(results)}
     for name, way in ways.items():
         if (arm, name, row["seed"]) in known:
@@ -120,7 +126,7 @@ def main() -> int:
         for arms in (COMPARED, HACKED)
     )
     judge = " ".join(["python train.py reward", *JUDGE])
-    write_text(args.docs / "study.md", page(rows, compared, options, hacks, judge))
+    write_text(args.docs / "study.md", study_page(rows, compared, options, hacks, judge))
     bars(rows, args.docs / "study_arms.png")
     cost_curves(compared, args.docs / "study_curves.png")
     hacking({arm: runs[arm] for arm in SHOWN}, args.docs / "study_hacking.png")

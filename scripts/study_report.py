@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from reports import Arms, arms_figure, differences, over_runs
+from reports import Arms, arms_figure, differences, over_runs, page
 from study_ways import KINDS, SAMPLER, WAYS
 
 from minireflect.evaluate import Table, over_seeds
@@ -52,8 +52,9 @@ def paired(rows: list[dict], others: list[str]) -> Table:
 
 
 def at_equal_cost(runs: dict[str, list[Path]], window: int = 8) -> Table:
-    """SRRL beside each other arm once both have spent what the cheaper of the two has: right first pictures of training prompts,
-    mean of the `window` iterations up to there."""
+    """SRRL beside each other arm once both have spent what the cheaper of the two has: right first pictures
+    of training prompts, mean of the `window` iterations up to there.
+    """
     logs = {arm: [read_metrics(f, "srrl") for f in folders] for arm, folders in runs.items()}
     rows = {}
     for arm in list(runs)[1:]:
@@ -72,49 +73,25 @@ def at_equal_cost(runs: dict[str, list[Path]], window: int = 8) -> Table:
     return Table("SRRL and", rows)
 
 
-def page(rows: list[dict], compared: dict[str, list[Path]], options: str, hacks: str, judge: str) -> str:
-    """docs/study.md: the compared arms' runs and options, the options of those with the clean judge, and how that judge is made."""
+def study_page(
+    rows: list[dict], compared: dict[str, list[Path]], options: str, hacks: str, judge: str
+) -> str:
+    """docs/study.md; `hacks`: options of the arms with the clean reward, `judge`: those of that reward."""
     took = {(r["arm"], r["seed"]): r["training"]["minutes"] for r in rows if "training" in r}
-    minutes, seeds = sum(took.values()), len(next(iter(compared.values())))
-    return f"""# Study of SRRL: does reflection help?
-
-Made by `python scripts/study.py`, {minutes:.0f} minutes of training in all, on {os.cpu_count()} cores{" and a GPU" if torch.cuda.is_available() else " without a GPU"}. Every arm starts from the shipped base and
-the shipped reward; {seeds} seeds, mean ± 95 % interval over them (Student's t). {rows[0]["physical"]["pictures"]} held-out prompts of each kind; right = by the inspector.
-[What it means](srrl.md#does-reflection-help).
-
-{options}
-
-*One picture*: {SAMPLER.steps} steps, the reward is not used. *Reflect while wrong*: a picture that the reward refuses is turned into noise and sampled again
-from the negative of that noise, at most three times; *new noise while wrong*: the same from independent noise. *Best of N*: N pictures, of which the one with the highest reward is taken. *Reflect, blind*: one round of re-noising with the guidance gap, without
-the reward. *Zigzag*: re-noising with the gap inside every step. *Diversity*: mean distance of two pictures of one prompt, on the latents. Edges and
-brightness are statistics of the pictures that the reward does not measure.
-
-{table(rows).markdown}
-
-![Accuracy of all arms](study_arms.png)
-
-## Differences, seed by seed
-
-{paired(rows, list(compared)[1:]).markdown}
-
-## At equal cost in training
-
-{at_equal_cost(compared).markdown}
-
-![Right pictures in training against both costs](study_curves.png)
-
-## When the reward is wrong
-
-A reward trained on clean renders only (`{judge}`) has never seen a damaged picture. SRRL with it, one seed each, with `--weights` of that run:
-
-{hacks}
-
-![Learned reward and truth of first pictures in training](study_hacking.png)
-
-The same prompts and noise before and after the run of the left panel, with the inspector's verdict and the reward under each picture:
-
-![Pictures of the hacked reward](study_hacked.png)
-"""
+    return page(
+        "study",
+        minutes=sum(took.values()),
+        machine=f"{os.cpu_count()} cores {'and a' if torch.cuda.is_available() else 'without a'} GPU",
+        seeds=len(next(iter(compared.values()))),
+        pictures=rows[0]["physical"]["pictures"],
+        steps=SAMPLER.steps,
+        table=table(rows),
+        paired=paired(rows, list(compared)[1:]),
+        equal_cost=at_equal_cost(compared),
+        options=options,
+        hacks=hacks,
+        judge=judge,
+    )
 
 
 def bars(rows: list[dict], path: Path) -> None:
@@ -142,7 +119,9 @@ def cost_curves(runs: dict[str, list[Path]], path: Path) -> None:
 
 
 def hacking(runs: dict[str, list[Path]], path: Path) -> None:
-    """Learned reward and truth of round 0 over a long training, all panels to the same number of reward calls."""
+    """Learned reward and truth of round 0 over a long training, all panels to the same number of reward
+    calls.
+    """
     panels, longest = [], 0
     for name, folders in runs.items():
         log = read_metrics(folders[0], "srrl")

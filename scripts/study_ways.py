@@ -1,4 +1,6 @@
-"""The ways of drawing that the study compares, each with what it costs: UNet evaluations and reward calls, counted."""
+"""The ways of drawing that the study compares, each with what it costs: UNet evaluations and reward calls,
+counted.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -45,7 +47,9 @@ def plain(steps: int) -> Way:
 
 
 def searched(**options: object) -> Way:
-    """The picture of all branches and rounds that the reward likes best: best-of-N at K = 0, reflection with selection else."""
+    """The picture of all branches and rounds that the reward likes best: best-of-N at K = 0, reflection with
+    selection else.
+    """
     config = RolloutConfig(steps=SAMPLER.steps, guidance=SAMPLER.guidance, **options)
 
     def way(pipe: LatentDiffusion, judge: Reward, texts: list[str], seed: int, batch: int) -> Drawn:

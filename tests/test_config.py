@@ -49,7 +49,11 @@ def test_a_run_keeps_the_records_of_its_command_only() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"command": "srrl"}', '{"command": "srrl", "preset": "cpu", "weights": null, "scenes": "laws", "speed": 3}']
+    "text",
+    [
+        "", "[]", "{}", '{"command": "srrl"}',
+        '{"command": "srrl", "preset": "cpu", "weights": null, "scenes": "laws", "speed": 3}',
+    ],
 )  # fmt: skip
 def test_a_broken_config_is_one_sentence(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)

@@ -1,4 +1,6 @@
-"""CONTRIBUTING.md: the ninth law that it shows is a law of this world, read back from pixels without another line."""
+"""CONTRIBUTING.md: the ninth law that it shows is a law of this world, read back from pixels without another
+line.
+"""
 
 import re
 from pathlib import Path

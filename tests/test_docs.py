@@ -1,4 +1,6 @@
-"""What README and docs tell the reader to type is accepted by the command line, and the scripts that they name exist."""
+"""What README and docs tell the reader to type is accepted by the command line, and the scripts that they
+name exist.
+"""
 
 import re
 import shlex
@@ -15,7 +17,9 @@ HISTORY = {"log.md"}  # its commands are those of their day
 
 
 def commands(text: str) -> list[list[str]]:
-    """Words of every command in bash blocks and code spans: `python train.py ...`, `minireflect sample ...`, `python scripts/...`."""
+    """Words of every command in bash blocks and code spans: `python train.py ...`, `minireflect sample ...`,
+    `python scripts/...`.
+    """
     blocks = re.findall(r"```bash\n(.*?)```", text, re.S)
     spans = re.findall(r"`((?:python|minireflect) [^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.S))
     lines = [line for block in blocks for line in block.splitlines()] + spans

@@ -53,8 +53,14 @@ def test_edges_are_the_mean_difference_of_neighbours() -> None:
 
 def test_batches_share_their_noise_between_models_and_nothing_else() -> None:
     config = EvaluationConfig(pictures=5, batch=2)
-    runs = [[(part, noise(k).initial_seed()) for part, noise in fixed_batches("abcde", config, "x") for k in (0, 1)]
-            for _ in range(2)]  # fmt: skip
+    runs = [
+        [
+            (part, noise(k).initial_seed())
+            for part, noise in fixed_batches("abcde", config, "x")
+            for k in (0, 1)
+        ]
+        for _ in range(2)
+    ]
     assert runs[0] == runs[1] and [part for part, _ in runs[0]] == ["ab", "ab", "cd", "cd", "e", "e"]
     assert len({seed for _, seed in runs[0]}) == 6
 

@@ -1,4 +1,6 @@
-"""Measuring loops on scene graphs: IoU counted by hand, and what a loop and its judges say against what is there."""
+"""Measuring loops on scene graphs: IoU counted by hand, and what a loop and its judges say against what is
+there.
+"""
 
 from types import SimpleNamespace
 
@@ -22,8 +24,10 @@ def test_metrics_on_graphs_made_by_hand() -> None:
     assert iou(a, set()) == 0 and iou(set(), set()) == 0
     graph = parse_graph("red ball left of blue block; green cone above blue block")
     ball, block, cone = (
-        Object("ball", "red", xy=(12, 40)), Object("block", "blue", xy=(40, 40)), Object("cone", "green", xy=(40, 12)),
-    )  # fmt: skip
+        Object("ball", "red", xy=(12, 40)),
+        Object("block", "blue", xy=(40, 40)),
+        Object("cone", "green", xy=(40, 12)),
+    )
     assert seen_triples((ball, block, cone), graph) == set(graph.triples)
     # the ball on the other side: its triple is gone, and no other predicate of the graph holds of it
     moved = Object("ball", "red", xy=(60, 40))
@@ -38,7 +42,9 @@ def test_metrics_on_graphs_made_by_hand() -> None:
 
 
 def test_a_loop_is_measured_as_what_it_does() -> None:
-    """Half of the pictures are right at first and blank in the end, half the other way round; the Checker accepts the first half."""
+    """Half of the pictures are right at first and blank in the end, half the other way round; the Checker
+    accepts the first half.
+    """
     config = EvaluationConfig(pictures=8, batch=3)
     graphs = evaluation_graphs(config)
     row = {g: i for i, g in enumerate(graphs)}

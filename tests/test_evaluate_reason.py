@@ -18,7 +18,9 @@ def even(images: Tensor, prompts: list[str]) -> Tensor:
 
 
 def test_an_untrained_model_is_measured_as_what_it_is() -> None:
-    """Noise for pictures and sentences: nothing is right, promised or kept, and best-of-N costs N times the tokens."""
+    """Noise for pictures and sentences: nothing is right, promised or kept, and best-of-N costs N times the
+    tokens.
+    """
     config = EvaluationConfig(pictures=12, batch=16)
     score = evaluate_reason(small_reasongen(), even, config)
     assert score.geneval == dict.fromkeys([*TASKS, "overall"], 0.0)
@@ -29,8 +31,19 @@ def test_an_untrained_model_is_measured_as_what_it_is() -> None:
     best = evaluate_reason(small_reasongen(), even, config, best_of=3)
     assert best.accepted > score.accepted and 2.8 < best.tokens / score.tokens < 3.2
     head = Table("model", {"one": score.row, "best of 3": best.row}).cells[0]
-    assert head == ["model", *TASKS, "overall", "physical", "unconventional", "accepted", "fooled", "unreadable",
-                    "planned", "kept", "tokens"]  # fmt: skip
+    assert head == [
+        "model",
+        *TASKS,
+        "overall",
+        "physical",
+        "unconventional",
+        "accepted",
+        "fooled",
+        "unreadable",
+        "planned",
+        "kept",
+        "tokens",
+    ]
 
 
 def test_the_shipped_model_plans_what_is_asked_and_draws_what_it_planned() -> None:

@@ -1,4 +1,4 @@
-"""Figures: what is drawn, read back from matplotlib's own objects; and that making them touches no backend."""
+"""Figures: what they show, read back from matplotlib's own objects; making them touches no backend."""
 
 import subprocess
 import sys
@@ -29,7 +29,9 @@ def labelled(figure: Figure) -> None:
 
 
 def test_figures_touch_no_backend(tmp_path: Path) -> None:
-    """A notebook's inline backend survives; matplotlib is imported when the first figure is made, and pyplot never."""
+    """A notebook's inline backend survives; matplotlib is imported when the first figure is made, and pyplot
+    never.
+    """
     code = f"""
 import sys
 from pathlib import Path
@@ -37,7 +39,8 @@ from minireflect import figures, showcase
 assert "matplotlib" not in sys.modules
 import matplotlib
 matplotlib.use("svg")
-figures.curves(Path({str(tmp_path / "x.png")!r}), figures.Panel("t", "x", "y", [figures.Line("a", [0, 1], [0, 1])]))
+line = figures.Line("a", [0, 1], [0, 1])
+figures.curves(Path({str(tmp_path / "x.png")!r}), figures.Panel("t", "x", "y", [line]))
 assert matplotlib.get_backend() == "svg" and "matplotlib.pyplot" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -60,13 +63,22 @@ def test_a_smoothed_curve_has_its_values_behind_it(tmp_path: Path, saved: list[F
 
 ROWS = [
     {
-        "step": i, "reward_calls": 10 * i, "loss": 1 / (i + 1), "reward_by_round": [0.5, 0.6][: 1 + i % 2],
-        "right_by_round": [0.4, 0.5], "latent_mean": [0.0, 0.1], "latent_std": [1.0, 0.9], "reward": 0.6, "accepted": 0.5,
-        "right": 0.25, "alpha_text": 0.0, "alpha_image": 0.1,
+        "step": i,
+        "reward_calls": 10 * i,
+        "loss": 1 / (i + 1),
+        "reward_by_round": [0.5, 0.6][: 1 + i % 2],
+        "right_by_round": [0.4, 0.5],
+        "latent_mean": [0.0, 0.1],
+        "latent_std": [1.0, 0.9],
+        "reward": 0.6,
+        "accepted": 0.5,
+        "right": 0.25,
+        "alpha_text": 0.0,
+        "alpha_image": 0.1,
         **({"text_entropy": 1.0, "image_entropy": 2.0} if i else {}),
     }
     for i in range(4)
-]  # fmt: skip
+]
 
 
 def test_every_plot_of_a_run_has_title_labels_and_truth_beside_the_reward(

@@ -1,4 +1,4 @@
-"""The notebooks run, and are committed with outputs and exercises; they define nothing that the library has."""
+"""The notebooks run, have outputs and exercises, and define nothing that the library has."""
 
 import ast
 import json

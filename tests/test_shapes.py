@@ -1,4 +1,4 @@
-"""The shapes that docstrings promise, executed: each line is parsed, and its function called at sizes that all differ."""
+"""The shapes that docstrings promise: each is parsed, and its function called at sizes that all differ."""
 
 import inspect
 import itertools
@@ -22,7 +22,8 @@ TABLE = schedule.Schedule(schedule.ScheduleConfig())
 PIPE = small_pipeline()
 AE, NET = PIPE.autoencoder.config, PIPE.unet.config
 
-FUNCTIONS: dict[str, tuple[Callable, dict[str, int], dict]] = {  # function, sizes of its own, arguments that are no tensors
+# name: (function, sizes of its own, arguments that are no tensors)
+FUNCTIONS: dict[str, tuple[Callable, dict[str, int], dict]] = {
     "per_sample": (ddim.per_sample, {}, {}),
     "ddim_step": (ddim.ddim_step, {}, {"generator": torch.Generator()}),
     "gaussian_log_prob": (ddim.gaussian_log_prob, {}, {}),
@@ -54,8 +55,12 @@ FUNCTIONS: dict[str, tuple[Callable, dict[str, int], dict]] = {  # function, siz
     "CrossBlock": (matcher.CrossBlock(32, 4, fused=True).forward, {"b": 6, "p": 3}, {}),
     "ConvStem": (clip.ConvStem((8,), 32).forward, {"p": 4}, {}),
     "UNet": (PIPE.unet.forward, {"h": 8, "w": 8, "d": NET.context_width, "c": NET.in_channels}, {}),
-    "Encoder": (PIPE.autoencoder.encoder.forward, {"f": 2 ** (len(AE.channels) - 1), "z": AE.latent_channels}, {}),
-}  # fmt: skip
+    "Encoder": (
+        PIPE.autoencoder.encoder.forward,
+        {"f": 2 ** (len(AE.channels) - 1), "z": AE.latent_channels},
+        {},
+    ),
+}
 
 
 def shapes_of(text: str) -> list[tuple[str, ...]]:
@@ -63,9 +68,15 @@ def shapes_of(text: str) -> list[tuple[str, ...]]:
     return [tuple(text.split()) for text in re.findall(r"\(([^()]*)\)", text)]
 
 
+def promise(function: Callable) -> str:
+    """The docstring from "Shapes:" to the end of its paragraph or sentence, on one line."""
+    paragraph = re.search(r"Shapes: (.*?)(?:\n\n|\Z)", inspect.getdoc(function), re.S).group(1)
+    return re.search(r".*->[^.]*", " ".join(paragraph.split())).group()
+
+
 def contract(function: Callable) -> tuple[dict[str, list[tuple[str, ...]]], list[tuple[str, ...]]]:
     """The docstring's line: every argument with the shapes it may have, and the shapes that come back."""
-    line = re.search(r"Shapes: (.*->[^.\n]*)", inspect.getdoc(function)).group(1)
+    line = promise(function)
     before, after = line.split("->")
     arguments = re.findall(r"(\w+) ((?:\([^()]*\))(?: or \([^()]*\))*)", before)
     return {name: shapes_of(shapes) for name, shapes in arguments}, shapes_of(after)
@@ -95,9 +106,7 @@ def test_the_promised_shapes_hold(name: str) -> None:
             tensors["sigma"] = tensors["sigma"] * 0.1
         out = function(**tensors, **constants)
         named = dict(zip(getattr(out, "_fields", ()), out if isinstance(out, tuple) else ()))
-        promised = (
-            re.findall(r"(\w+) \(([^()]*)\)", inspect.getdoc(function).split("->")[-1]) if named else []
-        )
+        promised = re.findall(r"(\w+) \(([^()]*)\)", promise(function).split("->")[-1]) if named else []
         pairs = [(named[field], words.split()) for field, words in promised if field in named]
         if not named:
             pairs = list(zip(out if isinstance(out, tuple) else (out,), gives))

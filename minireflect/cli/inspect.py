@@ -32,7 +32,7 @@ def main(words: list[str]) -> int:
 
 
 def checkpoint(path: Path) -> str:
-    from ..checkpoints.load import describe
+    from ..checkpoints.ours import describe
 
     return describe(path)
 

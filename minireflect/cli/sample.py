@@ -82,9 +82,9 @@ class SampleOptions:
 def main(words: list[str]) -> int:
     if any(word in HELP for word in words):
         about = (
-            "Sample pictures of prompts. Under each stand the inspector's verdict and the learned reward; in each "
-            "further round what the reward refuses is sampled again, from the opposite of its noise. Defaults stand "
-            "behind the names."
+            "Sample pictures of prompts. Under each stand the inspector's verdict and the learned reward; in "
+            "each further round what the reward refuses is sampled again, from the opposite of its noise. "
+            "Defaults stand behind the names."
         )
         print(help_text("minireflect sample PROMPT ... [OPTIONS]", about, SampleOptions(), {}))
         return 0

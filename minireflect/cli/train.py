@@ -18,7 +18,7 @@ from ..methods.finetune import SAMPLER, FinetuneConfig, read_prompts
 from ..methods.srrl import recipe
 from ..pipeline import best_device
 from ..run import Interrupted, Run, RunError
-from . import TRAINED
+from .commands import TRAINED
 from .options import HELP, HELP_ALL, help_text
 
 RIG_COMMANDS = ("checker", "actor", "rlrig")

@@ -241,22 +241,17 @@ def split_samples(
     return shares
 
 
-class ReasonStats(NamedTuple):
-    """Means over an iteration's optimiser steps."""
+def update(
+    learner: Learner, samples: Samples, config: ReasonRLConfig, generator: Generator
+) -> dict[str, float]:
+    """`config.updates` optimiser steps, each on its share of the groups.  -> their mean statistics
 
-    loss: float
-    first_ratio: float  # largest |rho - 1| before the first step; must be 0
-    clipped: float  # share of the tokens beyond the clip
-    kl: float  # nats per token from the model before RL
-    text_entropy: float  # nats per token
-    image_entropy: float
-    grad_norm: float
-
-
-def update(learner: Learner, samples: Samples, config: ReasonRLConfig, generator: Generator) -> ReasonStats:
-    """`config.updates` optimiser steps, each on its share of the groups."""
+    `clipped` is the share of tokens beyond the clip; `first_ratio` the largest |rho - 1| of the first step,
+    which must be 0; KL and entropies are nats per token.
+    """
     model = learner.pipe.model
-    rows, first = [], None
+    rows: list[dict[str, float]] = []
+    ratio_errors = []
     for given, chosen, tokens in split_samples(learner, samples, config, generator):
         choices = model.distributions(*given, config.sampling)
         now = torch.cat(model.chosen(choices, *given[1:]), 1)  # (m r+n)
@@ -273,11 +268,13 @@ def update(learner: Learner, samples: Samples, config: ReasonRLConfig, generator
         stats = token_step(now, tokens, learner.optimizer, config.clip, config.beta, *more)
         for control, h in zip(learner.entropies, H):
             control.step(h.item())
-        first = stats.ratio_error if first is None else first
-        clipped = stats.clip_high + stats.clip_low
-        rows.append((stats.loss, clipped, stats.kl, H[0].item(), H[1].item(), stats.grad_norm))
-    loss, *others = (sum(values) / len(values) for values in zip(*rows))
-    return ReasonStats(loss, first, *others)
+        ratio_errors.append(stats.ratio_error)
+        rows.append({
+            "loss": stats.total, "clipped": stats.clip_high + stats.clip_low, "kl": stats.kl,
+            "text_entropy": H[0].item(), "image_entropy": H[1].item(), "grad_norm": stats.grad_norm,
+        })  # fmt: skip
+    means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+    return means | {"first_ratio": ratio_errors[0]}
 
 
 def mean_entropy(log_prob: Tensor, mask: Tensor) -> Tensor:
@@ -286,8 +283,8 @@ def mean_entropy(log_prob: Tensor, mask: Tensor) -> Tensor:
 
 
 def train_reason_grpo(
-    config: ReasonRLConfig, pipe: ReasonPipeline, rewards: Rewards, prompts: Prompts, examples: Examples | None,
-    job: Job,
+    config: ReasonRLConfig, pipe: ReasonPipeline, rewards: Rewards, prompts: Prompts,
+    examples: Examples | None, job: Job,
 ) -> ReasonGen:  # fmt: skip
     """Reinforce rationales and pictures; with `examples`, recall them.  -> the model"""
     reference = copy.deepcopy(pipe.model).eval().requires_grad_(False)
@@ -309,7 +306,7 @@ def train_reason_grpo(
         )
         values = stats._asdict()
         if samples:
-            values |= update(learner, samples, config, rng(job.seed, "update", step))._asdict()
+            values |= update(learner, samples, config, rng(job.seed, "update", step))
         number = stats.groups * config.group
         memory["calls"] += number
         memory["tokens"] += round(number * (stats.words + model.config.side**2))

@@ -18,21 +18,20 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from ..ranges import Checked, Count, Positive
+
 
 @dataclass(frozen=True)
-class LoRAConfig:
+class LoRAConfig(Checked):
     # r, of the two matrices
-    rank: int = 4
+    rank: Count = 4
     # the difference is scaled by alpha / rank; None = rank, that is by 1
-    alpha: float | None = None
+    alpha: Positive | None = None
     # ends of the names of linear layers, such as "cross_attn.q" or "ff.up"
     targets: tuple[str, ...] = ("q", "k", "v", "out")
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"rank must be at least 1, got {self.rank}")
-        if self.alpha is not None and self.alpha <= 0:
-            raise ValueError(f"alpha must be positive, got {self.alpha}")
+        super().__post_init__()
         if not self.targets:
             raise ValueError("targets is empty: name the layers that are to learn, such as q k v out")
 

@@ -1,9 +1,10 @@
-"""RL-RIG's Checker: a small visual question answerer, (picture, one requirement) -> probability that it is met.
+"""RL-RIG's Checker: a learned question answerer, (picture, requirement) -> probability that it is met.
 
-    C(x, G)_j = 1 if p_j >= 0.5            of each requirement g_j of the graph
-    f(x)      = (1/n) sum_j C_j            the reward of the loop: the share of requirements that are met (RL-RIG, their Eq. 2)
+    C(x, G)_j = 1 if p_j >= 0.5        for each requirement g_j of the graph
+    f(x)      = (1/n) sum_j C_j        the loop's reward: the share of requirements met (RL-RIG, equation 2)
 
-It is learned and can be fooled; the inspector, which cannot, stays outside.  So does the judge, a second one with another seed and size.
+It is learned and can be fooled.  The inspector is exact and is not trained on; the judge is a second network
+with another seed and size, which only measures.
 """
 
 from collections.abc import Callable
@@ -23,14 +24,14 @@ MET = 0.5  # probability from which a requirement counts as met
 
 
 class Answers(NamedTuple):
-    """What a checker says of pictures; rows of graphs with fewer requirements are filled up."""
+    """Answers about b pictures; graphs with fewer than r requirements are padded."""
 
-    probability: Tensor  # (b r) in [0, 1]; 1 where nothing is asked
-    asked: Tensor  # (b r) bool
+    probability: Tensor  # (b r) in [0, 1]; 1 in the padding
+    asked: Tensor  # (b r) bool, False in the padding
 
     @property
     def met(self) -> Tensor:
-        """-> (b r) bool; true where nothing is asked"""
+        """-> (b r) bool, True in the padding"""
         return self.probability >= MET
 
     @property
@@ -40,12 +41,12 @@ class Answers(NamedTuple):
 
     @property
     def all_hold(self) -> Tensor:
-        """The probability that all are met, were they independent.  -> (b) in [0, 1]"""
+        """The probability that all requirements are met, as if they were independent.  -> (b) in [0, 1]"""
         return self.probability.prod(1)
 
     @property
     def score(self) -> Tensor:
-        """f(x) and, between pictures with the same share, the mean probability; what keep-best compares.  -> (b)"""
+        """What keep-best compares: f(x), then between equal shares the mean probability.  -> (b)"""
         mean = (self.probability * self.asked).sum(1) / self.asked.sum(1)
         return self.share + 1e-3 * mean
 
@@ -57,27 +58,20 @@ Checker = Callable[[Tensor, list[SceneGraph]], Answers]  # images (b 3 h w), b g
 
 
 def matcher_checker(matcher: Matcher, tokenizer: Tokenizer, batch: int = 256) -> Checker:
-    """A checker from its network; each picture is looked at once, whatever is asked of it."""
+    """A Checker from its network, which encodes each picture once for all of its questions."""
 
     @torch.no_grad()
     def check(images: Tensor, graphs: list[SceneGraph]) -> Answers:
-        most = max(len(g.requirements) for g in graphs)
-        asked = torch.zeros(len(graphs), most, dtype=torch.bool)
-        words = []
-        for row, graph in zip(
-            asked, graphs
-        ):  # rows are filled up with their first question, which nobody hears answered
-            texts = [r.words for r in graph.requirements]
-            row[: len(texts)] = True
-            words += texts + texts[:1] * (most - len(texts))
-        ids = trim(tokenizer(words), EOS).to(images.device)  # (b*r t)
-        logits = [
-            matcher.match(matcher.vision(part), matcher.text(rows), rows)
-            for part, rows in zip(images.split(batch), ids.split(batch * most))
-        ]
-        asked = asked.to(images.device)
-        probability = torch.sigmoid(torch.cat(logits).float()).view_as(asked)
-        return Answers(probability.masked_fill(~asked, 1.0), asked)
+        asked = [[r.words for r in g.requirements] for g in graphs]
+        most = max(map(len, asked))
+        real = torch.tensor([[j < len(row) for j in range(most)] for row in asked], device=images.device)
+        # rows are padded with their first question; those answers are not used
+        texts = [text for row in asked for text in row + row[:1] * (most - len(row))]
+        ids = trim(tokenizer(texts), EOS).to(images.device)  # (b*r t)
+        parts = zip(images.split(batch), ids.split(batch * most))
+        logits = [matcher.match(matcher.vision(x), matcher.text(y), y) for x, y in parts]
+        probability = torch.sigmoid(torch.cat(logits).float()).view_as(real)
+        return Answers(probability.masked_fill(~real, 1.0), real)
 
     return check
 
@@ -85,5 +79,5 @@ def matcher_checker(matcher: Matcher, tokenizer: Tokenizer, batch: int = 256) ->
 def load_checker(
     folder: str | Path = RIG, name: str = "checker", device: torch.device | str = "cpu"
 ) -> Checker:
-    """The checker of a run of RL-RIG or the shipped one; or, by name, the held-out "judge"."""
+    """The "checker" of a run of RL-RIG, by default the shipped one, or the "judge"."""
     return matcher_checker(*load_matcher(Path(folder) / f"{name}.safetensors", device))

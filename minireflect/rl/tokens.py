@@ -1,7 +1,8 @@
 """One step of GRPO on tokens, and a loss weight that holds a policy's entropy at a target.
 
 Papers: GRPO (Shao et al. 2024, arXiv 2402.03300), equations 3 and 4; ReasonGen-R1 (arXiv 2505.24875) for the
-adaptive entropy, which is SAC's temperature (Haarnoja et al. 2018, arXiv 1812.05905, equation 18) with a sign.
+adaptive entropy, which is SAC's temperature (Haarnoja et al. 2018, arXiv 1812.05905, equation 18) with a
+sign.
 
     rho   = pi(token) / pi_old(token)                           # exactly 1 before the first step
     L     = sum w max(-A rho, -A clip(rho, 1 - e, 1 + e))       # over the tokens that the policy chose
@@ -38,8 +39,8 @@ class TokenBatch(NamedTuple):
 class TokenStats(NamedTuple):
     """What one optimiser step did."""
 
-    surrogate: float  # the clipped policy-gradient loss
-    loss: float  # all terms
+    loss: float  # of the clipped policy gradient
+    total: float  # with all other terms
     clip_high: float  # share of tokens with A > 0 beyond the upper clip
     clip_low: float  # share of tokens with A < 0 beyond the lower clip
     ratio_error: float  # largest |rho - 1|; must be 0 in the first step after sampling

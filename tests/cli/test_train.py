@@ -10,8 +10,20 @@ from minireflect.checkpoints.files import read_weights
 from minireflect.methods.rlrig import RIG_PARTS as PARTS
 from tests.cli.console import refused, run
 
-TINY = ["--iterations", "1", "--prompts-per-iteration", "2", "--group", "2", "--steps", "3", "--sampler.steps", "3",
-        "--evaluation.pictures", "8"]  # fmt: skip
+TINY = [
+    "--iterations",
+    "1",
+    "--prompts-per-iteration",
+    "2",
+    "--group",
+    "2",
+    "--steps",
+    "3",
+    "--sampler.steps",
+    "3",
+    "--evaluation.pictures",
+    "8",
+]
 
 
 def test_train_leaves_a_run_and_refuses_to_spoil_it(tmp_path: Path) -> None:
@@ -34,7 +46,8 @@ def test_train_leaves_a_run_and_refuses_to_spoil_it(tmp_path: Path) -> None:
         for r in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
         if r["stage"] == "srrl"
     )
-    for key in ("reward", "reward_se", "right", "clip_high", "clip_low", "kl", "grad_norm", "updates_total", "log_ratio",
+    for key in ("reward", "reward_se", "right", "clip_high", "clip_low", "kl", "grad_norm", "updates_total",
+                "log_ratio",
                 "flat_groups", "latent_mean", "latent_std", "first_ratio"):  # fmt: skip
         assert key in row
     assert row["first_ratio"] is None  # the default regresses: it has no ratio
@@ -48,17 +61,27 @@ def test_train_leaves_a_run_and_refuses_to_spoil_it(tmp_path: Path) -> None:
 
 
 def test_rlrig_from_nothing_to_a_strip(tmp_path: Path) -> None:
-    """Every line of the second system: `all --scenes graphs`, then `rlrig` from what that made, then a strip."""
+    """Every line of RL-RIG: `all --scenes graphs`, then `rlrig` from what that made, then a strip."""
     done = run("train", "all", "--scenes", "graphs", "--preset", "smoke", "--out", "all", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     weights = {p.stem for p in (tmp_path / "all" / "weights").iterdir()}
     assert weights == {*PARTS, "base_actor", "editor"}
     done = run("train", "rlrig", "--preset", "smoke", "--weights", "all", "--out", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    for row in ("base", "best of", "repeated generation", "scripted Actor", "warmed-up Actor", "phase 1 + 2", "trained editor, silent"):  # fmt: skip
+    for row in (
+        "base",
+        "best of",
+        "repeated generation",
+        "scripted Actor",
+        "warmed-up Actor",
+        "phase 1 + 2",
+        "trained editor, silent",
+    ):
         assert row in done.stdout
     untrained = ["--actor-iterations", "0", "--editor-iterations", "0", "--no-controls"]
-    again = run("train", "rlrig", "--preset", "smoke", "--weights", "run", "--out", "again", *untrained, cwd=tmp_path)  # fmt: skip
+    again = run(
+        "train", "rlrig", "--preset", "smoke", "--weights", "run", "--out", "again", *untrained, cwd=tmp_path
+    )
     assert again.returncode == 0 and "phase 1 + 2" in again.stdout and "best of" not in again.stdout
     started = read_weights(tmp_path / "run" / "weights" / "base_actor.safetensors")  # as that run did
     ended = read_weights(tmp_path / "again" / "weights" / "actor.safetensors")
@@ -87,16 +110,30 @@ def test_reasongen_from_nothing_to_pictures(tmp_path: Path) -> None:
     assert {p.name for p in (tmp_path / command / "figures").iterdir()} == {"reason_grpo.png", "thoughts.png"}
     weights = {p.stem for p in (tmp_path / command / "weights").iterdir()}
     assert weights == {"base_reasongen", "reasongen", "vq", "autoencoder", "captioner"}
-    drawn = run("sample", "--method", "reasongen", "--weights", "reason-grpo", "a tall red candle in still air", "--out", "s.png", cwd=tmp_path)  # fmt: skip
+    drawn = run(
+        "sample",
+        "--method",
+        "reasongen",
+        "--weights",
+        "reason-grpo",
+        "a tall red candle in still air",
+        "--out",
+        "s.png",
+        cwd=tmp_path,
+    )
     assert drawn.returncode == 0 and "reward" in drawn.stdout and (tmp_path / "s.png").exists()
-    odd = run("sample", "--method", "reasongen", "--weights", "reason-grpo", "a purple dragon", cwd=tmp_path)  # fmt: skip
+    odd = run("sample", "--method", "reasongen", "--weights", "reason-grpo", "a purple dragon", cwd=tmp_path)
     assert odd.returncode == 2 and "dragon" in odd.stderr and "Traceback" not in odd.stderr
-    shipped = run("sample", "--method", "reasongen", "a tall red candle in still air", "--out", "t.png", cwd=tmp_path)  # fmt: skip
+    shipped = run(
+        "sample", "--method", "reasongen", "a tall red candle in still air", "--out", "t.png", cwd=tmp_path
+    )
     assert (
         shipped.returncode == 0 and "flame" in shipped.stdout and (tmp_path / "t.png").stat().st_size > 5_000
     )
-    rounds = run("sample", "--method", "reasongen", "--rounds", "3", "a tall red candle in still air", cwd=tmp_path)  # fmt: skip
-    assert rounds.returncode == 2 and "draws once" in rounds.stderr
+    rounds = run(
+        "sample", "--method", "reasongen", "--rounds", "3", "a tall red candle in still air", cwd=tmp_path
+    )
+    assert rounds.returncode == 2 and "samples once" in rounds.stderr
     bad = run("train", "reason-grpo", "--weights", "vq", "--out", "bad", cwd=tmp_path)
     assert bad.returncode == 2 and "reasongen.safetensors" in bad.stderr and "Traceback" not in bad.stderr
 

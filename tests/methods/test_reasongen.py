@@ -115,7 +115,9 @@ def test_the_captioner_must_accept_the_rationale_as_well() -> None:
 
 
 def test_rewarded_tokens_become_likelier_and_the_first_ratio_is_1() -> None:
-    """A bandit: pictures that begin with one of eight forms, about half at first, are right; forty updates teach it."""
+    """A bandit: pictures that begin with one of eight forms, about half at first, are right; forty updates
+    teach it.
+    """
     p = small_reasongen()
     # temperature 4: an untrained model is sure of a token or two
     config = ReasonRLConfig(prompts=4, group=8, updates=1, beta=0.0, temperature=4.0)
@@ -130,7 +132,7 @@ def test_rewarded_tokens_become_likelier_and_the_first_ratio_is_1() -> None:
         drawn = p.sample(each, config.sampling, rng(step, "bandit"))
         rewards = torch.isin(drawn.codes[:, 0] // 4, liked).float().view(4, 8)
         stats = update(learner, Samples(asked, drawn, rewards), config, rng(step))
-        assert stats.first_ratio == 0 and stats.kl >= 0
+        assert stats["first_ratio"] == 0 and stats["kl"] >= 0
         shares.append(rewards.mean().item())
     assert sum(shares[:5]) / 5 < 0.6 and sum(shares[-5:]) / 5 > 0.9
 

@@ -72,7 +72,9 @@ def test_a_given_rationale_is_kept_and_not_chosen() -> None:
 
 @pytest.mark.parametrize("book", ["forms", "colors"])
 def test_equal_codebook_entries_are_interchangeable(book: str) -> None:
-    """Two forms (colours) of equal entries are equally likely everywhere, and have the same embedding; others are not."""
+    """Two forms (colours) of equal entries are equally likely everywhere, and have the same embedding; others
+    are not.
+    """
     net, out = model(), written()
     vectors = getattr(net, book).vectors
     vectors[1] = vectors[3]

@@ -1,4 +1,6 @@
-"""What is sampled token by token, through the cache, has the log-probability that one pass over the whole sequence gives it."""
+"""What is sampled token by token, through the cache, has the log-probability that one pass over the whole
+sequence gives it.
+"""
 
 import pytest
 import torch

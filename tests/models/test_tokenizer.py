@@ -3,7 +3,12 @@
 import pytest
 import torch
 
+from minireflect.models.reasongen import ReasonGenConfig
 from minireflect.models.tokenizer import BOS, EOS, PromptError, Tokenizer, trim, up_to
+from minireflect.streams import choices
+from minireflect.world.prompts import draw_prompts
+from minireflect.world.rationales import rationale, read_rationale
+from tests.small import REASON_WORDS as WORDS
 
 TOKENS = Tokenizer.of(["a red ball at the top left", "two things"], 10)
 
@@ -41,3 +46,23 @@ def test_a_text_counts_up_to_its_first_end() -> None:
     assert up_to(ids, 1).sum(1).tolist() == [2, 3, 1]
     assert trim(ids, 1).shape == (3, 3) and torch.equal(trim(ids, 1), ids[:, :3])
     assert up_to(torch.tensor([[3, 4]]), 1).all()  # no end: all of it
+
+
+def test_rationales_go_through_tokens_and_back() -> None:
+    config = ReasonGenConfig(len(WORDS), 8, 4)
+    draw = choices(0, "words")
+    scenes = [
+        p.scene(draw)
+        for k in ("physical", "unconventional", "arrangement")
+        for p in draw_prompts(k, "train", 60, draw)
+    ]
+    written = [rationale(s, rng=draw) for s in scenes]
+    ids = WORDS.encode(written, config.rationale, config.boi)
+    assert ids.shape == (180, config.rationale) and ((ids == config.boi).sum(1) == 1).all()
+    assert [read_rationale(t) for t in WORDS.decode(ids)] == [read_rationale(t) for t in written]
+    mask = up_to(ids, config.boi)
+    for row, counts in zip(ids.tolist(), mask.tolist()):
+        end = row.index(config.boi)
+        assert counts == [i <= end for i in range(len(row))] and set(row[end + 1 :]) <= {EOS}
+    with pytest.raises(ValueError, match="at most 2 fit"):
+        WORDS.encode(["a red ball"], 3, config.boi)

@@ -34,7 +34,9 @@ def test_words_come_back_as_themselves() -> None:
 
 
 def test_the_gradient_passes_straight_through() -> None:
-    """With equal directions d loss / d codes is that of the words; each term of the loss moves its own side alone."""
+    """With equal directions d loss / d codes is that of the words; each term of the loss moves its own side
+    alone.
+    """
     q = quantiser()
     z = torch.nn.functional.normalize(torch.randn(2, 4, 3, 3, generator=rng(0, "z")), dim=1).requires_grad_()
     found = q(z)
@@ -61,7 +63,9 @@ def test_unused_words_move_to_what_is_badly_served_and_used_ones_stay() -> None:
 
 
 def test_a_word_depends_on_its_patch_alone() -> None:
-    """Whatever stands around it, the same 8x8 pixels are the same word; and a changed pixel changes this word at most."""
+    """Whatever stands around it, the same 8x8 pixels are the same word; and a changed pixel changes this word
+    at most.
+    """
     torch.manual_seed(0)
     vq, chance = VQAutoencoder(SMALL), rng(0, "pictures")
     one, other = torch.rand(2, 1, 3, 64, 64, generator=chance) * 2 - 1
@@ -76,7 +80,9 @@ def test_a_word_depends_on_its_patch_alone() -> None:
 
 
 def test_a_picture_is_its_own_colours_and_its_twins_forms() -> None:
-    """What training makes of a picture and a twin is what the codebooks make of the form of the one and the colours of the other."""
+    """What training makes of a picture and a twin is what the codebooks make of the form of the one and the
+    colours of the other.
+    """
     torch.manual_seed(0)
     vq = VQAutoencoder(SMALL).eval()
     images, twins = torch.rand(2, 3, 3, 64, 64, generator=rng(0, "pictures")) * 2 - 1

@@ -1,7 +1,9 @@
-"""Checkpoints of the true layouts with random weights: small networks, diffusers' folders and original single files.
+"""Checkpoints of the true layouts with random weights: small networks, diffusers' folders and original single
+files.
 
-The original layout is written here from its own names (latent-diffusion's module tree), the other way round than
-minireflect/checkpoints/names.py reads it; test_checkpoints.py lets diffusers confirm that it is the true one.
+The original layout is written here from its own names (latent-diffusion's module tree), the other way round
+than minireflect/checkpoints/names.py reads it; test_checkpoints.py lets diffusers confirm that it is the true
+one.
 """
 
 import json
@@ -61,10 +63,17 @@ def text_encoder(
     width: int, vocabulary: int, layers: int, act: str, projection: int | None = None
 ) -> nn.Module:
     config = CLIPTextConfig(
-        vocab_size=vocabulary, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
-        num_attention_heads=max(1, width // 64), hidden_act=act, bos_token_id=vocabulary - 2, eos_token_id=vocabulary - 1,
-        pad_token_id=vocabulary - 1, projection_dim=projection or 16,
-    )  # fmt: skip
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=max(1, width // 64),
+        hidden_act=act,
+        bos_token_id=vocabulary - 2,
+        eos_token_id=vocabulary - 1,
+        pad_token_id=vocabulary - 1,
+        projection_dim=projection or 16,
+    )
     return shaken((CLIPTextModelWithProjection if projection else CLIPTextModel)(config))
 
 
@@ -80,30 +89,56 @@ def pipeline(family: str, folder: Path, seed: int = 0) -> DiffusionPipeline:
     common = dict(block_out_channels=(64, 128), layers_per_block=1, norm_num_groups=32, sample_size=16)
     if family == "sdxl":
         unet = UNet2DConditionModel(
-            **common, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            attention_head_dim=(1, 2), transformer_layers_per_block=(1, 2), cross_attention_dim=192, use_linear_projection=True,
-            addition_embed_type="text_time", addition_time_embed_dim=256, projection_class_embeddings_input_dim=24 + 6 * 256,
-        )  # fmt: skip
+            **common,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            attention_head_dim=(1, 2),
+            transformer_layers_per_block=(1, 2),
+            cross_attention_dim=192,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=24 + 6 * 256,
+        )
     else:
         unet = UNet2DConditionModel(
-            **common, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-            attention_head_dim=8 if family == "sd1" else (1, 2), cross_attention_dim=64 if family == "sd1" else 128,
+            **common,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            attention_head_dim=8 if family == "sd1" else (1, 2),
+            cross_attention_dim=64 if family == "sd1" else 128,
             use_linear_projection=family == "sd2",
-        )  # fmt: skip
+        )
     vae = AutoencoderKL(
-        block_out_channels=(32, 64), layers_per_block=1, norm_num_groups=32, latent_channels=4, sample_size=32,
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        norm_num_groups=32,
+        latent_channels=4,
+        sample_size=32,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
         scaling_factor=0.13025 if family == "sdxl" else 0.18215,
-    )  # fmt: skip
+    )
     unet, vae = shaken(unet), shaken(vae)
     scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
-        steps_offset=1, prediction_type="v_prediction" if family == "sd2" else "epsilon",
-    )  # fmt: skip
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="v_prediction" if family == "sd2" else "epsilon",
+    )
     if family == "sdxl":
         return StableDiffusionXLPipeline(
-            vae, text_encoder(64, len(ids), 2, "quick_gelu"), text_encoder(128, len(ids), 3, "gelu", 24), end, bang, unet, scheduler
-        )  # fmt: skip
+            vae,
+            text_encoder(64, len(ids), 2, "quick_gelu"),
+            text_encoder(128, len(ids), 3, "gelu", 24),
+            end,
+            bang,
+            unet,
+            scheduler,
+        )
     text = (
         text_encoder(64, len(ids), 2, "quick_gelu")
         if family == "sd1"
@@ -128,11 +163,17 @@ def original_unet(tensors: dict[str, Tensor], levels: int, res_blocks: int) -> d
     """diffusers' UNet under latent-diffusion's names."""
     n = res_blocks
     heads = {
-        "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2", "conv_in": "input_blocks.0.0",
-        "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2", "conv_norm_out": "out.0",
-        "conv_out": "out.2", "mid_block.resnets.0": "middle_block.0", "mid_block.attentions.0": "middle_block.1",
+        "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2",
+        "conv_in": "input_blocks.0.0",
+        "add_embedding.linear_1": "label_emb.0.0",
+        "add_embedding.linear_2": "label_emb.0.2",
+        "conv_norm_out": "out.0",
+        "conv_out": "out.2",
+        "mid_block.resnets.0": "middle_block.0",
+        "mid_block.attentions.0": "middle_block.1",
         "mid_block.resnets.1": "middle_block.2",
-    }  # fmt: skip
+    }
     for i in range(levels):
         for j in range(n):
             heads[f"down_blocks.{i}.resnets.{j}"] = f"input_blocks.{1 + i * (n + 1) + j}.0"
@@ -144,9 +185,13 @@ def original_unet(tensors: dict[str, Tensor], levels: int, res_blocks: int) -> d
             heads[f"up_blocks.{i}.attentions.{j}"] = f"output_blocks.{i * (n + 1) + j}.1"
         heads[f"up_blocks.{i}.upsamplers.0"] = f"output_blocks.{i * (n + 1) + n}.{1 + attends}"
     inside = {
-        ".norm1.": ".in_layers.0.", ".conv1.": ".in_layers.2.", ".time_emb_proj.": ".emb_layers.1.", ".norm2.": ".out_layers.0.",
-        ".conv2.": ".out_layers.3.", ".conv_shortcut.": ".skip_connection.",
-    }  # fmt: skip
+        ".norm1.": ".in_layers.0.",
+        ".conv1.": ".in_layers.2.",
+        ".time_emb_proj.": ".emb_layers.1.",
+        ".norm2.": ".out_layers.0.",
+        ".conv2.": ".out_layers.3.",
+        ".conv_shortcut.": ".skip_connection.",
+    }
     out = {}
     for name, t in tensors.items():
         head = max((h for h in heads if name.startswith(h + ".")), key=len)
@@ -169,7 +214,14 @@ def original_vae(tensors: dict[str, Tensor], levels: int) -> dict[str, Tensor]:
         name = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", name)
         name = name.replace("conv_shortcut", "nin_shortcut").replace("conv_norm_out", "norm_out")
         if "mid_block.attentions.0" in name:
-            for ours, theirs in {"mid_block.attentions.0": "mid.attn_1", "group_norm": "norm", "to_out.0": "proj_out", "to_q": "q", "to_k": "k", "to_v": "v"}.items():  # fmt: skip
+            for ours, theirs in {
+                "mid_block.attentions.0": "mid.attn_1",
+                "group_norm": "norm",
+                "to_out.0": "proj_out",
+                "to_q": "q",
+                "to_k": "k",
+                "to_v": "v",
+            }.items():
                 name = name.replace(ours, theirs)
             t = t[:, :, None, None] if name.endswith("weight") and t.ndim == 2 else t
         out[f"first_stage_model.{name}"] = t
@@ -177,12 +229,20 @@ def original_vae(tensors: dict[str, Tensor], levels: int) -> dict[str, Tensor]:
 
 
 def open_clip_text(tensors: dict[str, Tensor], prefix: str, more_layers: int = 0) -> dict[str, Tensor]:
-    """transformers' text tower as OpenCLIP keeps it; `more_layers` stand for those that SD 2.x stores and never uses."""
+    """transformers' text tower as OpenCLIP keeps it; `more_layers` stand for those that SD 2.x stores and
+    never uses.
+    """
     names = {
-        "embeddings.token_embedding.weight": "token_embedding.weight", "embeddings.position_embedding.weight": "positional_embedding",
-        "final_layer_norm.": "ln_final.", "encoder.layers.": "transformer.resblocks.", "layer_norm1": "ln_1", "layer_norm2": "ln_2",
-        "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj", "self_attn.out_proj": "attn.out_proj",
-    }  # fmt: skip
+        "embeddings.token_embedding.weight": "token_embedding.weight",
+        "embeddings.position_embedding.weight": "positional_embedding",
+        "final_layer_norm.": "ln_final.",
+        "encoder.layers.": "transformer.resblocks.",
+        "layer_norm1": "ln_1",
+        "layer_norm2": "ln_2",
+        "mlp.fc1": "mlp.c_fc",
+        "mlp.fc2": "mlp.c_proj",
+        "self_attn.out_proj": "attn.out_proj",
+    }
     out, qkv = {}, {}
     for name, t in tensors.items():
         name = name.removeprefix("text_model.")
@@ -208,7 +268,9 @@ def open_clip_text(tensors: dict[str, Tensor], prefix: str, more_layers: int = 0
 
 
 def original_file(pipe: DiffusionPipeline, family: str) -> dict[str, Tensor]:
-    """All of a pipeline's tensors as an original single file has them, tables of the schedule and a running average included."""
+    """All of a pipeline's tensors as an original single file has them, tables of the schedule and a running
+    average included.
+    """
     levels = len(pipe.unet.config.block_out_channels)
     unet = original_unet(pipe.unet.state_dict(), levels, pipe.unet.config.layers_per_block)
     tensors = unet | original_vae(pipe.vae.state_dict(), len(pipe.vae.config.block_out_channels))
@@ -243,20 +305,36 @@ def save_original(pipe: DiffusionPipeline, family: str, path: Path) -> Path:
 
 
 def trainable(folder: Path) -> Path:
-    """A base whose pictures are mostly blown out to white: a JPEG grows where they darken, which a small policy can learn.
+    """A base whose pictures are mostly blown out to white: a JPEG grows where they darken, which a small
+    policy can learn.
 
     Latents of 8 x 8, pictures of 32 x 32; saved in diffusers' layout.
     """
     pipe = pipeline("sd1", folder)
-    pipe.unet = shaken(UNet2DConditionModel(
-        block_out_channels=(32, 64), layers_per_block=1, norm_num_groups=8, sample_size=8, attention_head_dim=4,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=64,
-    ))  # fmt: skip
-    pipe.vae = shaken(AutoencoderKL(
-        block_out_channels=(16, 16, 32), layers_per_block=1, norm_num_groups=4, latent_channels=4, sample_size=32,
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, scaling_factor=0.18215,
-    ))  # fmt: skip
+    pipe.unet = shaken(
+        UNet2DConditionModel(
+            block_out_channels=(32, 64),
+            layers_per_block=1,
+            norm_num_groups=8,
+            sample_size=8,
+            attention_head_dim=4,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=64,
+        )
+    )
+    pipe.vae = shaken(
+        AutoencoderKL(
+            block_out_channels=(16, 16, 32),
+            layers_per_block=1,
+            norm_num_groups=4,
+            latent_channels=4,
+            sample_size=32,
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            scaling_factor=0.18215,
+        )
+    )
     last = pipe.vae.decoder.conv_out
     with torch.no_grad():
         drawn = pipe.vae.decode(torch.randn(16, 4, 8, 8) / 0.18215).sample

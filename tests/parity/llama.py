@@ -17,11 +17,20 @@ def llama(ours: Transformer, attention: str = "sdpa") -> LlamaForCausalLM:
     c = ours.config
     theirs = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=c.vocabulary, hidden_size=c.width, intermediate_size=c.hidden, num_hidden_layers=c.layers,
-            num_attention_heads=c.heads, max_position_embeddings=c.length, rms_norm_eps=EPS, rope_theta=BASE,
-            attn_implementation=attention, bos_token_id=None, eos_token_id=None, pad_token_id=0,
+            vocab_size=c.vocabulary,
+            hidden_size=c.width,
+            intermediate_size=c.hidden,
+            num_hidden_layers=c.layers,
+            num_attention_heads=c.heads,
+            max_position_embeddings=c.length,
+            rms_norm_eps=EPS,
+            rope_theta=BASE,
+            attn_implementation=attention,
+            bos_token_id=None,
+            eos_token_id=None,
+            pad_token_id=0,
         )
-    )  # fmt: skip
+    )
     names = NAMES | {
         f"blocks.{i}.{a}": f"model.layers.{i}.{b}" for i in range(c.layers) for a, b in LAYER.items()
     }

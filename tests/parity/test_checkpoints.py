@@ -1,4 +1,6 @@
-"""Real checkpoints: the same tensors, the same tokens and the same pictures as diffusers, transformers and OpenCLIP."""
+"""Real checkpoints: the same tensors, the same tokens and the same pictures as diffusers, transformers and
+OpenCLIP.
+"""
 
 import json
 import re
@@ -21,13 +23,14 @@ from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 from minireflect import load_pipeline
 from minireflect.checkpoints import names
 from minireflect.checkpoints.files import WeightsError, new_names, read_weights
-from minireflect.checkpoints.load import describe, load_checkpoint, load_clip
+from minireflect.checkpoints.load import load_checkpoint, load_clip
+from minireflect.checkpoints.ours import describe
 from minireflect.checkpoints.parts import weights_file
 from minireflect.models.clip import CLIP, CLIPConfig
 from minireflect.models.tokenizer import BytePairs, NoVocabulary, PromptError
 from minireflect.models.unet import Added
 from minireflect.rl.rewards import clip_reward
-from tests.models.test_clip import similarity
+from tests.models.test_clip import CLIP_H, CLIP_L, similarity
 from tests.small import shaken
 
 from .checkpoints import FAMILIES, WORDS, original_file, pipeline, save_original, vocabulary
@@ -189,7 +192,9 @@ def test_the_empty_prompt_of_sdxl_is_zeros_unless_the_checkpoint_says_otherwise(
 
 
 def test_the_end_token_of_old_configurations_is_a_known_mistake(tmp_path: Path) -> None:
-    """They say 2 where CLIP has the last token of its vocabulary; the pooled prompt is read there all the same."""
+    """They say 2 where CLIP has the last token of its vocabulary; the pooled prompt is read there all the
+    same.
+    """
     theirs = pipeline("sdxl", tmp_path)
     theirs.save_pretrained(tmp_path / "sd")
     expected = load_checkpoint(tmp_path / "sd").embed(WORDS)
@@ -202,14 +207,37 @@ def test_the_end_token_of_old_configurations_is_a_known_mistake(tmp_path: Path) 
 
 
 def five_hundred() -> list[str]:
-    """Plain, Unicode, emoji, empty, blank, very long, special tokens, digits, contractions, control characters."""
+    """Plain, Unicode, emoji, empty, blank, very long, special tokens, digits, contractions, control
+    characters.
+    """
     odd = [
-        "", " ", "\n\t  ", "a" * 1000, "word " * 300, "naïve café über straße", "Ångström É é e\u0301 ﬁ ﬀ", "猫が椅子の下にいる",
-        "кошка под стулом", "قطة تحت الكرسي", "😀👩‍👩‍👧‍👦🏳️‍🌈 a fox 🦊 riding a 🚲", "it's they're I'd we'll don't o'clock 'tis",
-        "<|startoftext|> a <|endoftext|> b", "<|endoftext|>", "x=1;y=2//3 #tag @you $5.00 100% <b>&amp;</b>", "1234567890 3.14159",
-        "ALL CAPS And MiXeD", "tab\tnew\nline\r\nend", "zero\u200bwidth\u00a0space\u3000wide", "!!!???...---___", "İstanbul ǅ ΑΒΓ ß",
-        "\x00 \x07 control", "e=mc²  ½ ¾ ①②③", "A" * 76, "the " * 75, "the " * 76,
-    ]  # fmt: skip
+        "",
+        " ",
+        "\n\t  ",
+        "a" * 1000,
+        "word " * 300,
+        "naïve café über straße",
+        "Ångström É é e\u0301 ﬁ ﬀ",
+        "猫が椅子の下にいる",
+        "кошка под стулом",
+        "قطة تحت الكرسي",
+        "😀👩‍👩‍👧‍👦🏳️‍🌈 a fox 🦊 riding a 🚲",
+        "it's they're I'd we'll don't o'clock 'tis",
+        "<|startoftext|> a <|endoftext|> b",
+        "<|endoftext|>",
+        "x=1;y=2//3 #tag @you $5.00 100% <b>&amp;</b>",
+        "1234567890 3.14159",
+        "ALL CAPS And MiXeD",
+        "tab\tnew\nline\r\nend",
+        "zero\u200bwidth\u00a0space\u3000wide",
+        "!!!???...---___",
+        "İstanbul ǅ ΑΒΓ ß",
+        "\x00 \x07 control",
+        "e=mc²  ½ ¾ ①②③",
+        "A" * 76,
+        "the " * 75,
+        "the " * 76,
+    ]
     letters = "abcdefghijklmnopqrstuvwxyz ABCXYZ 0123456789 .,!?'-éüñ漢字😀🦊\u0301"
     draw = np.random.default_rng(0)
     made = ["".join(draw.choice(list(letters), draw.integers(0, 120))) for _ in range(500 - len(odd))]
@@ -221,9 +249,15 @@ def real_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """CLIP's own 49,408 tokens, from OpenCLIP's copy of the list of merges."""
     folder = tmp_path_factory.mktemp("clip")
     engine = open_clip.tokenizer.SimpleTokenizer()
-    (folder / "vocab.json").write_text(json.dumps(
-        {t.replace("<start_of_text>", "<|startoftext|>").replace("<end_of_text>", "<|endoftext|>"): i for t, i in engine.encoder.items()}
-    ), "utf-8")  # fmt: skip
+    (folder / "vocab.json").write_text(
+        json.dumps(
+            {
+                t.replace("<start_of_text>", "<|startoftext|>").replace("<end_of_text>", "<|endoftext|>"): i
+                for t, i in engine.encoder.items()
+            }
+        ),
+        "utf-8",
+    )
     merges = [" ".join(pair) for pair in engine.bpe_ranks]
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", "utf-8")
     return folder
@@ -279,13 +313,31 @@ def test_a_missing_or_broken_vocabulary_is_named(tmp_path: Path) -> None:
 def test_clip_of_transformers(tmp_path: Path) -> None:
     torch.manual_seed(0)
     ids = json.loads((vocabulary(tmp_path) / "vocab.json").read_text("utf-8"))
-    theirs = shaken(CLIPModel(TheirConfig(
-        text_config=dict(vocab_size=len(ids), hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
-                         eos_token_id=len(ids) - 1, hidden_act="gelu"),
-        vision_config=dict(image_size=28, patch_size=14, hidden_size=64, intermediate_size=256, num_hidden_layers=2,
-                           num_attention_heads=2, hidden_act="gelu"),
-        projection_dim=32,
-    )))  # fmt: skip
+    theirs = shaken(
+        CLIPModel(
+            TheirConfig(
+                text_config=dict(
+                    vocab_size=len(ids),
+                    hidden_size=64,
+                    intermediate_size=256,
+                    num_hidden_layers=2,
+                    num_attention_heads=4,
+                    eos_token_id=len(ids) - 1,
+                    hidden_act="gelu",
+                ),
+                vision_config=dict(
+                    image_size=28,
+                    patch_size=14,
+                    hidden_size=64,
+                    intermediate_size=256,
+                    num_hidden_layers=2,
+                    num_attention_heads=2,
+                    hidden_act="gelu",
+                ),
+                projection_dim=32,
+            )
+        )
+    )
     theirs.save_pretrained(tmp_path)
     clip, tokenizer = load_clip(tmp_path)
     assert not clip.config.text.quick_gelu and clip.config.text.heads == 4 and clip.config.vision.heads == 2
@@ -330,11 +382,9 @@ def test_open_clip_state_dict(tmp_path: Path, quick: bool) -> None:
     assert torch.equal(alone.text_projection.weight, clip.text_projection.weight)
 
 
-@pytest.mark.parametrize(
-    "name, ours", [("ViT-L-14", CLIPConfig.clip_l14()), ("ViT-H-14", CLIPConfig.open_clip_h14())]
-)
+@pytest.mark.parametrize("name, ours", [("ViT-L-14", CLIP_L), ("ViT-H-14", CLIP_H)])
 def test_open_clip_at_the_published_sizes(name: str, ours: CLIPConfig) -> None:
-    """Without weights: the tensors that OpenCLIP makes for its own configuration have our names and shapes."""
+    """Without weights: the tensors of OpenCLIP's own configuration have our names and shapes."""
     with torch.device("meta"):
         clip = CLIP(ours)
         about = open_clip.get_model_config(name)

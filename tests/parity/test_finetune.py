@@ -1,4 +1,6 @@
-"""SRRL on a real checkpoint's layout: the reward rises, half precision and parts change nothing that they should not."""
+"""SRRL on a real checkpoint's layout: the reward rises, half precision and parts change nothing that they
+should not.
+"""
 
 import json
 from dataclasses import replace
@@ -38,14 +40,26 @@ pytestmark = pytest.mark.usefixtures("no_network")
 
 @pytest.fixture(autouse=True)
 def noisy_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of four denoising steps train the noisiest: with few steps the others move by much more than their noise."""
+    """Of four denoising steps train the noisiest: with few steps the others move by much more than their
+    noise.
+    """
     monkeypatch.setattr(learning, "MIN_SIGMA", 0.3)
+    monkeypatch.setattr(learning, "WARMUP", 2)
 
 
 QUICK = replace(
-    recipe("srrl", checkpoint=True), iterations=20, prompts_per_iteration=2, group=24, steps=4, renoise_steps=4, guidance=1.0, w_renoise=0.0, lr=2e-2, clip_range=3e-2,
+    recipe("srrl", checkpoint=True),
+    iterations=20,
+    prompts_per_iteration=2,
+    group=24,
+    steps=4,
+    renoise_steps=4,
+    guidance=1.0,
+    w_renoise=0.0,
+    lr=2e-2,
+    clip_range=3e-2,
     cooldown=0.0,
-)  # fmt: skip
+)
 TEXTS = WORDS[:2]
 
 
@@ -239,8 +253,24 @@ def test_the_base_is_loaded_as_asked(base: Path) -> None:
 
 # --- the command line ---------------------------------------------------------------------------------------
 
-SMALL = ["--srrl.steps", "3", "--srrl.renoise-steps", "3", "--srrl.prompts-per-iteration", "2", "--srrl.group", "2", "--shown", "2",
-         "--srrl.iterations", "2", "--srrl.cooldown", "0", "--sampler.steps", "3"]  # fmt: skip
+SMALL = [
+    "--srrl.steps",
+    "3",
+    "--srrl.renoise-steps",
+    "3",
+    "--srrl.prompts-per-iteration",
+    "2",
+    "--srrl.group",
+    "2",
+    "--shown",
+    "2",
+    "--srrl.iterations",
+    "2",
+    "--srrl.cooldown",
+    "0",
+    "--sampler.steps",
+    "3",
+]
 
 
 def test_train_resume_and_sample_from_the_command_line(base: Path, prompts: Path, tmp_path: Path) -> None:
@@ -280,9 +310,19 @@ def test_train_resume_and_sample_from_the_command_line(base: Path, prompts: Path
     assert [r["step"] for r in rows if r["stage"] == "srrl"] == [0, 1]
     assert found.keys() == expected.keys() and all(torch.equal(found[n], t) for n, t in expected.items())
     drawn = run(
-        "sample", "--base", str(base), "--lora", "run/weights/lora.safetensors", "a cat", "a dog", "--steps", "2",
-        "--out", "x.png", cwd=tmp_path,
-    )  # fmt: skip
+        "sample",
+        "--base",
+        str(base),
+        "--lora",
+        "run/weights/lora.safetensors",
+        "a cat",
+        "a dog",
+        "--steps",
+        "2",
+        "--out",
+        "x.png",
+        cwd=tmp_path,
+    )
     assert drawn.returncode == 0 and (tmp_path / "x.png").exists(), drawn.stderr
     strip = run(
         "sample",

@@ -11,9 +11,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from minireflect.checkpoints.files import new_names
-from minireflect.checkpoints.load import describe, load_checkpoint
+from minireflect.checkpoints.load import load_checkpoint
 from minireflect.checkpoints.lora import TO_DIFFUSERS, load_lora, save_lora
 from minireflect.checkpoints.names import DIFFUSERS_UNET
+from minireflect.checkpoints.ours import describe
 from minireflect.models.lora import LoRAConfig, add_lora
 from tests.models.test_lora import learnt
 
@@ -26,11 +27,18 @@ STEPS = dict(num_inference_steps=4, guidance_scale=3.0, output_type="pt", height
 
 def test_names_for_diffusers_are_the_rename_table_backwards() -> None:
     theirs = UNet2DConditionModel(
-        block_out_channels=(32, 64), down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), layers_per_block=1, norm_num_groups=8, cross_attention_dim=16,
-        attention_head_dim=2, addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=64,
+        block_out_channels=(32, 64),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=8,
+        cross_attention_dim=16,
+        attention_head_dim=2,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=64,
         use_linear_projection=True,
-    )  # fmt: skip
+    )
     linear = [
         n for n, m in theirs.named_modules() if isinstance(m, nn.Linear) and "proj_" not in n.split(".")[-1]
     ]

@@ -1,4 +1,6 @@
-"""The autoencoder's training: the error falls, the latents get a std of 1, and a decoder can be trained further."""
+"""The autoencoder's training: the error falls, the latents get a std of 1, and a decoder can be trained
+further.
+"""
 
 from pathlib import Path
 

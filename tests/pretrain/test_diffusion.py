@@ -1,4 +1,6 @@
-"""The base's training: plain captions, importance sampling of noise levels, learning to read, training further."""
+"""The base's training: plain captions, importance sampling of noise levels, learning to read, training
+further.
+"""
 
 import math
 from pathlib import Path
@@ -12,6 +14,7 @@ from minireflect.models.tokenizer import EOS, Tokenizer
 from minireflect.pretrain.diffusion import (
     LAW_BASE,
     DiffusionTraining,
+    Pairs,
     learn_to_read,
     level_chances,
     train_diffusion,
@@ -36,7 +39,9 @@ def test_plain_captions_state_the_outcome_that_is_shown() -> None:
 
 
 def test_importance_sampling_of_noise_levels_keeps_the_mean_loss_and_lowers_its_variance() -> None:
-    """For any error of a level, the sum of chance x weight x error is the mean of level_weight x error, in float64."""
+    """For any error of a level, the sum of chance x weight x error is the mean of level_weight x error, in
+    float64.
+    """
     schedule = Schedule(ScheduleConfig())
     error = torch.rand(1000, generator=rng(0, "error")).double()
     wanted = (level_weight(schedule, torch.arange(1000), 20.0).double() * error).mean()
@@ -61,14 +66,14 @@ def test_the_text_encoder_learns_to_read_places(tmp_path: Path) -> None:
     config = DiffusionTraining(reading_steps=150, batch=16)
     ids, before = tokenizer([f"red {w}" for w in words[1:]]), encoder.token.weight.detach().clone()
     job = Job(run := Run(tmp_path / "run", {}))
-    learn_to_read(config, encoder, latents, ids, torch.arange(4), job)
+    learn_to_read(config, encoder, Pairs(latents, ids, torch.arange(4)), job)
     losses = [row["loss"] for row in run.metrics("reading")]
     assert losses[0] > 0.1 and losses[-1] < 0.01
     assert not torch.equal(before, encoder.token.weight)
 
 
 def test_training_starts_from_the_given_networks(tmp_path: Path) -> None:
-    """At a learning rate of 0 a given network stays what it was, and the other one is a new random network."""
+    """At a learning rate of 0 a given network stays as it was; the other is a new random one."""
     shipped, data = load_pipeline(), captioned_laws(8, WorldConfig(), choices(0, "start"))
     config, job = DiffusionTraining(steps=1, batch=4, lr=0.0), Job(Run(tmp_path / "run", {}))
     pipe = train_diffusion(config, LAW_BASE, data, shipped.autoencoder, job, {"unet": shipped.unet})

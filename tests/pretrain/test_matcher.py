@@ -1,4 +1,6 @@
-"""One loop for the reward, the Checker and the captioner: losses, captions that do not hold, training further."""
+"""One loop for the reward, the Checker and the captioner: losses, captions that do not hold, training
+further.
+"""
 
 import random
 from dataclasses import replace
@@ -46,7 +48,9 @@ def test_caption_loss_counts_every_word_and_the_end_once() -> None:
 
 
 def test_the_contrastive_loss_is_that_of_clip() -> None:
-    """Figure 3 of its paper: cross-entropy with the own sentence, and with the own picture.  A sentence that two pictures share is right for both: the target is spread over them."""
+    """Figure 3 of its paper: cross-entropy with the own sentence, and with the own picture.  A sentence that
+    two pictures share is right for both: the target is spread over them.
+    """
     joint = JointSpace(8).eval()
     image, text = torch.randn(2, 5, 8, generator=rng(0, "joint"))
     ids = torch.arange(10).view(5, 2)
@@ -84,7 +88,9 @@ def test_a_matcher_learns_which_prompt_holds() -> None:
 
 
 def test_a_false_prompt_never_holds() -> None:
-    """What is left of a ball may stand above it too, so one near miss of an arrangement in twelve holds by chance."""
+    """What is left of a ball may stand above it too, so one near miss of an arrangement in twelve holds by
+    chance.
+    """
     draw = random.Random(0)
     prompts = draw_prompts("arrangement", "train", 600, draw)
     scenes = [p.scene(draw) for p in prompts]

@@ -17,7 +17,7 @@ from minireflect.world.render import render_pixels
 
 
 def test_patches_with_objects_weigh_more_and_the_mean_weight_is_1() -> None:
-    """A pixel that differs marks its patch, whichever of the two has it; the smallest differences mark none."""
+    """A pixel that differs marks its patch, in either picture; the smallest differences mark none."""
     images = torch.full((2, 3, 16, 24), 0.9)
     images[0, 1, 9, 17] = 0.2
     images[1, :, :8, :8] += 0.04
@@ -46,7 +46,7 @@ def test_training_lowers_the_error_and_the_codec_comes_back_from_disk(tmp_path: 
     for name, k in (("forms", 32), ("colors", 16)):
         assert all(0 < r[f"{name}_used"] <= 1 and 1 <= r[f"{name}_perplexity"] <= k for r in looks)
     save_module(tmp_path / "vq.safetensors", model, {})
-    again, _ = load_module(tmp_path / "vq.safetensors", VQAutoencoder, VQConfig)
+    again, _ = load_module(tmp_path / "vq.safetensors", VQAutoencoder)
     images = to_tensor(pixels[:2])
     one, two = Codec(autoencoder, model), Codec(autoencoder, again)
     ids = one.codes(images)
@@ -58,11 +58,19 @@ def test_training_lowers_the_error_and_the_codec_comes_back_from_disk(tmp_path: 
         one.pictures(ids + 512)
     with pytest.raises(ValueError, match="not a multiple of groups"):
         VQConfig(width=30)
-    with pytest.raises(ValueError, match="all must be 2 or more"):
+    with pytest.raises(ValueError, match="colors must be at least 2, got 1"):
         VQConfig(colors=1)
 
 
-@pytest.mark.parametrize("bad", [{"batch": 1}, {"batch": 7}, {"pictures": 1}])
-def test_a_batch_without_twins_is_refused(bad: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="an even batch and 2 pictures"):
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"batch": 7}, "batch must be even, because each picture comes with its twin, got 7"),
+        ({"batch": 0}, "batch must be at least 1, got 0"),
+        ({"batch": 1}, "batch must be even"),
+        ({"pictures": 1}, "pictures must be at least 2, got 1"),
+    ],
+)
+def test_a_batch_without_twins_is_refused(bad: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         VQTraining(**bad)

@@ -23,7 +23,7 @@ def test_one_step_makes_tokens_of_better_samples_likelier_and_leaves_unchosen_on
     moved = now.detach() - before
     assert (moved[0, :2] > 0).all() and moved[1, 0] < 0 and (moved[~mask] == 0).all()
     assert stats.ratio_error == stats.kl == stats.clip_high == stats.clip_low == 0
-    assert stats.surrogate == stats.loss == 0  # both sequences weigh the same, their advantages cancel
+    assert stats.loss == stats.total == 0  # both sequences weigh the same, their advantages cancel
     torch.testing.assert_close(now.grad[mask], -torch.tensor([0.25, 0.25, -0.5]))  # w A rho, of norm below 1
 
 
@@ -44,7 +44,7 @@ def test_the_kl_pulls_back_to_the_reference_and_more_terms_are_added() -> None:
     stats = token_step(now, batch, torch.optim.SGD([now], lr=0.1), 0.2, 2.0, (now * 0).sum() + 3)
     assert (now.detach() < before).all()
     assert stats.kl == pytest.approx(math.exp(-1), rel=1e-5)  # r - 1 - log r at log r = -1
-    assert stats.loss == pytest.approx(2 * stats.kl + 3)
+    assert stats.total == pytest.approx(2 * stats.kl + 3)
 
 
 def test_a_gradient_that_is_not_finite_is_an_error() -> None:
@@ -60,7 +60,7 @@ def test_every_sequence_has_the_same_weight() -> None:
 
 
 def test_the_token_kl_is_unbiased() -> None:
-    """Against the exact KL of two categorical distributions: within four standard errors of 100,000 samples."""
+    """Against the exact KL of two categorical distributions: four standard errors of 100,000 samples."""
     p, q = (torch.randn(6, generator=rng(i, "kl")).log_softmax(0) for i in range(2))
     exact = (p.exp() * (p - q)).sum()
     draws = torch.multinomial(p.exp(), 100_000, replacement=True, generator=rng(2, "kl"))
@@ -84,7 +84,9 @@ def test_entropy_equals_torchs_and_impossible_tokens_contribute_nothing() -> Non
 
 @pytest.mark.parametrize("start", [0.2, 1.9])
 def test_the_controller_moves_the_entropy_to_its_target_from_both_sides(start: float) -> None:
-    """A policy over eight tokens that only minimises alpha H; its entropy begins below or above the target of 1.2 nats."""
+    """A policy over eight tokens that only minimises alpha H; its entropy begins below or above the target of
+    1.2 nats.
+    """
     sharp = torch.tensor(6.0 if start < 1 else 0.8)
     logits = (sharp * torch.linspace(0, 1, 8) ** 2).requires_grad_()
     optimizer = torch.optim.SGD([logits], lr=0.2)

@@ -13,9 +13,12 @@ import rig_report
 import seeds
 
 ARMS = [
-    {arm: dict.fromkeys(rig_report.COLUMNS, 0.1 * s + lead) for arm, lead in (("base", 0.2), ("phase 1", 0.3), ("phase 1 + 2", 0.4))}
+    {
+        arm: dict.fromkeys(rig_report.COLUMNS, 0.1 * s + lead)
+        for arm, lead in (("base", 0.2), ("phase 1", 0.3), ("phase 1 + 2", 0.4))
+    }
     for s in range(3)
-]  # fmt: skip
+]
 
 
 def test_means_and_differences_are_taken_over_seeds() -> None:
@@ -35,13 +38,17 @@ def test_a_result_is_made_once(tmp_path: Path) -> None:
 
 def test_the_page_of_the_study_of_rlrig(tmp_path: Path) -> None:
     answers = {
-        name: {"probability": [0.1, 0.9, 0.6, 0.4], "truth": [False, True, True, True], "kind": ["on", "on", "above", "above"]}
+        name: {
+            "probability": [0.1, 0.9, 0.6, 0.4],
+            "truth": [False, True, True, True],
+            "kind": ["on", "on", "above", "above"],
+        }
         for name in ("checker", "judge")
-    }  # fmt: skip
+    }
     table = rig_report.checker_table(answers)
     assert table.rows["all"]["checker"] == "0.750 of 4" and table.rows["on"]["judge"] == "1.000 of 2"
     fooled = {"base": {"checker": {"agreement": 0.9, "wrong yes": 0.1, "wrong no": 0.05}}}
-    page = rig_report.page(ARMS, table, fooled, [0, 1, 2], 160)
+    page = rig_report.rig_page(ARMS, table, fooled, [0, 1, 2], 160)
     assert "| phase 1 + 2 | 0.500 ± 0.248 |" in page and "| base | 0.200 ± 0.000 |" in page
     assert "| base, checker | 0.900 | 0.100 | 0.050 |" in page
     reports.arms_figure(ARMS, {"sg_iou": "SG-IoU", "right": "right"}, tmp_path / "arms.png")

@@ -1,4 +1,6 @@
-"""The study's costs are counted, not believed: every way of drawing against a UNet that counts the pictures it sees."""
+"""The study's costs are counted, not believed: every way of drawing against a UNet that counts the pictures
+it sees.
+"""
 
 import json
 import sys
@@ -8,6 +10,7 @@ import pytest
 import torch
 
 from minireflect import load_pipeline, rng
+from minireflect.cli.train import defaults, parse
 from minireflect.evaluate import EvaluationConfig
 from minireflect.evaluate_reason import ReasonScore, another_of_its_kind, evaluation_prompts
 from minireflect.models.reasongen import SamplingConfig
@@ -19,6 +22,8 @@ from tests.small import small_reasongen
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import reason_study
 import reports
+import rig_study
+import study
 import study_report
 import study_ways
 
@@ -67,7 +72,9 @@ def test_finished_runs_are_not_trained_again(tmp_path: Path, monkeypatch: pytest
 
 
 def test_differences_are_taken_seed_by_seed() -> None:
-    """The seeds differ by much, the arms always by 0.1: the interval of the difference is nothing, not that of the arms."""
+    """The seeds differ by much, the arms always by 0.1: the interval of the difference is nothing, not that
+    of the arms.
+    """
     rows = [
         {"arm": arm, "way": "one picture", "seed": i}
         | {kind: {"accuracy": a + ahead} for kind in study_ways.KINDS}
@@ -126,7 +133,16 @@ def test_the_study_of_reasongen_measures_every_row_on_the_run_that_it_belongs_to
     monkeypatch.setattr(reason_study, "reward_beside", lambda weights: None)
     monkeypatch.setattr(reason_study.Swapped, "_make", lambda pipe: swapped.extend(pipe) or pipe)
     monkeypatch.setattr(reason_study, "evaluate_reason", invented)
-    words = ["reason_study.py", "--out", str(tmp_path / "out"), "--docs", str(tmp_path / "docs"), "--seeds", "0", "1"]  # fmt: skip
+    words = [
+        "reason_study.py",
+        "--out",
+        str(tmp_path / "out"),
+        "--docs",
+        str(tmp_path / "docs"),
+        "--seeds",
+        "0",
+        "1",
+    ]
     monkeypatch.setattr(sys, "argv", words)
     assert reason_study.main() == 0
     assert len(asked) == 4 + 2 * (len(reason_study.THOUGHTS) + len(reason_study.REINFORCED)) + len(
@@ -143,9 +159,15 @@ def test_the_study_of_reasongen_measures_every_row_on_the_run_that_it_belongs_to
     page = (tmp_path / "docs" / "reasongen_study.md").read_text()
     assert page.count("| no rationale | 0.400 ± 1.271 |") == 1  # 12.706 * 0.1414 / sqrt(2)
     assert "| no rationale | 0.100 ± 0.000 | 0.100 ± 0.000 | 0.100 ± 0.000 |" in page
-    assert {p.name for p in (tmp_path / "docs").iterdir()} == {"reasongen_study.md", "reasongen_arms.png", "reasongen_entropy.png"}  # fmt: skip
+    assert {p.name for p in (tmp_path / "docs").iterdir()} == {
+        "reasongen_study.md",
+        "reasongen_arms.png",
+        "reasongen_entropy.png",
+    }
     assert "| no rationale, temperature 0.2 | 0.100 ± 0.000 | 0.100 ± 0.000 | 0.100 ± 0.000 |" in page
-    assert {arm for arm, *_, o in drawn if "sampling" in o and o["sampling"].temperature == 0.2} == {arm for arm in reason_study.ARMS if "0.2" in arm}  # fmt: skip
+    assert {arm for arm, *_, o in drawn if "sampling" in o and o["sampling"].temperature == 0.2} == {
+        arm for arm in reason_study.ARMS if "0.2" in arm
+    }
     assert [weights.parent.name for weights in swapped] == ["grpo-true-0", "grpo-true-1"]
     assert {(arm, r) for arm, r, c, o in drawn if o.get("best_of") == 4 and c.seed == 1_001} == {
         ("no rationale, best of 4", "sft-none-1"), ("rationale, best of 4", "sft-true-1")
@@ -169,3 +191,15 @@ def test_swapped_rationales_are_anothers_of_the_same_law(monkeypatch: pytest.Mon
     (nothing, written), (given, drawn) = seen
     assert nothing is None and torch.equal(drawn, given)
     assert torch.equal(given, written[another_of_its_kind(prompts)])
+
+
+def test_every_option_of_the_studies_is_one_of_the_command_line() -> None:
+    s, r = study, reason_study
+    arms = [("srrl", options) for options in (s.COMPARED | s.HACKED).values()] + [("reward", s.JUDGE)]
+    arms += [("rlrig", [*rig_study.SHORT, "--group", "2", "--graphs", "4", "--evaluation.seed", "1"])]
+    arms += [("reason-sft", options) for options in ([*r.BASE, *r.AGAIN], r.TUNING)]
+    reinforced = [*(options for _, options in r.REINFORCED.values()), *r.STRAINED.values()]
+    arms += [("reason-grpo", [*r.REINFORCING, *options]) for options in reinforced]
+    for command, options in arms:
+        words = [*options, "--preset", "cpu"]
+        parse(words, *defaults(command, words))  # exits on an unknown one

@@ -30,9 +30,12 @@ def test_metadata_is_as_geneval_writes_it() -> None:
     }  # fmt: skip
     assert metadata(asking("position", Entity("ball"), Entity("cone"), relation="right of")) == {
         "tag": "position",
-        "include": [{"class": "cone", "count": 1}, {"class": "ball", "count": 1, "position": ["right of", 0]}],
+        "include": [
+            {"class": "cone", "count": 1},
+            {"class": "ball", "count": 1, "position": ["right of", 0]},
+        ],
         "prompt": "a photo of a ball right of a cone",
-    }  # fmt: skip
+    }
     assert metadata(asking("color attribution", Entity("ball", "red"), Entity("cone", "blue"))) == {
         "tag": "color_attr", "prompt": "a photo of a red ball and a blue cone",
         "include": [{"class": "ball", "count": 1, "color": "red"},

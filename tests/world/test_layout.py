@@ -64,3 +64,9 @@ def test_nine_places() -> None:
     assert [place((x, y)) for y in (10, 32, 54) for x in (10, 32, 54)] == [
         "top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right",
     ]  # fmt: skip
+
+
+def test_a_held_out_graph_is_never_trained_on() -> None:
+    chance = random.Random(0)
+    trained = {g.triples for g in (sample_graph(chance) for _ in range(300))}
+    assert not trained & {sample_graph(chance, "held-out").triples for _ in range(100)}

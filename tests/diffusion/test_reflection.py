@@ -1,4 +1,4 @@
-"""Reflection writes the prompt into the noise, drifts off the prior while it does so, and what repairs that."""
+"""Reflection writes the prompt into the noise and drifts off the prior; what repairs that."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -105,7 +105,9 @@ def history(**options: float | bool) -> tuple[list[float], list[float], list[flo
 
 
 def test_blind_reflection_drifts_off_the_prior() -> None:
-    """papers.md 1.6 #17: the guided mean grows without end, its spread collapses, even the unguided axes shrink."""
+    """papers.md 1.6 #17: the guided mean grows without end, its spread collapses, even the unguided axes
+    shrink.
+    """
     mean, std, unguided, per_sample = history()
     assert (
         abs(mean[0]) < 0.1
@@ -116,7 +118,8 @@ def test_blind_reflection_drifts_off_the_prior() -> None:
     assert all(b < 0.8 * a for a, b in zip(std, std[1:])) and std[5] < 0.15
     assert all(b < 0.9 * a for a, b in zip(unguided, unguided[1:]))
     assert per_sample[5] < 0.8
-    # the unguided shrinkage is inversion error, not guidance: it is there without a gap and goes with finer steps
+    # the unguided shrinkage is inversion error, not guidance: it is there without a gap and goes with finer
+    # steps
     no_gap, fine = through(1, 1), through(1, 1, SCHEDULE.table(200))
     assert across(no_gap) < 0.9 and across(fine) > 0.95
 
@@ -164,7 +167,9 @@ def test_renoise_to_options() -> None:
 
 
 def test_the_opposite_noise_avoids_a_picture_and_the_same_noise_repeats_it() -> None:
-    """Two classes, mirror images of each other: exact eps is odd, so the opposite noise draws the mirrored picture."""
+    """Two classes, mirror images of each other: exact eps is odd, so the opposite noise draws the mirrored
+    picture.
+    """
     config = ReflectionConfig()
     unguided = make_eps(0.0)
     x0 = last(denoise(unguided, noise(), TABLE))

@@ -1,0 +1,95 @@
+"""Speed of SRRL's inner loops and of a whole rollout, beside this machine's rate of matrix products.
+
+python benchmarks/srrl.py
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from minireflect.checkpoints.ours import load_pipeline
+from minireflect.config import preset
+from minireflect.methods.rollout import rollout
+from minireflect.pipeline import LatentDiffusion
+from minireflect.rl.rewards import Reward, load_reward
+from minireflect.streams import choices, rng
+from minireflect.world.prompts import draw_prompts
+
+
+def seconds(
+    device: torch.device, works: dict[str, Callable[[], object]], repeats: int = 15
+) -> dict[str, float]:
+    """Median time of each function, alternating, so that other load of the machine affects all alike."""
+    taken: dict[str, list[float]] = {name: [] for name in works}
+    for i in range(repeats + 2):
+        for name, work in works.items():
+            start = time.perf_counter()
+            work()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if i >= 2:  # the first two warm up
+                taken[name].append(time.perf_counter() - start)
+    return {name: float(np.median(times)) for name, times in taken.items()}
+
+
+def measure(pipe: LatentDiffusion, reward: Reward) -> None:
+    """The hot loops against their floor: the rate at which this machine multiplies matrices of 1024, measured
+    in between.
+    """
+    config, device = preset("cpu").srrl, pipe.device
+    texts = [
+        p.text
+        for p in draw_prompts(
+            "physical", "train", config.prompts_per_iteration, choices(0, "measure", "speed")
+        )
+    ]
+    b = config.prompts_per_iteration * config.group
+    x_T, t = pipe.noise(b, rng(0, "measure", "speed")), torch.full((b,), 500, device=device)
+    context = pipe.embed(texts).repeat_interleave(config.group, 0)  # (b t d)
+    a = torch.randn(1024, 1024, device=device)
+
+    def update() -> None:
+        with torch.enable_grad():
+            pipe.unet(x_T, t, context).square().mean().backward()
+
+    pipe.unet.requires_grad_(True)
+    works = {
+        "matrix product": lambda: a @ a,
+        "UNet, forward": lambda: pipe.unet(x_T, t, context),
+        "UNet, forward and backward": update,
+    }
+    flops = {}
+    for name, work in works.items():
+        with FlopCounterMode(display=False) as counter:
+            work()
+        flops[name] = counter.get_total_flops()
+    taken = seconds(device, works)
+    peak = flops["matrix product"] / taken["matrix product"]
+    print(f"  floor: {peak / 1e9:,.0f} GFLOP/s in float32 on {device}, {torch.get_num_threads()} threads")
+    for name in list(works)[1:]:
+        rate = flops[name] / taken[name]
+        print(
+            f"  {name:<27} batch {b}: {flops[name] / b / 1e6:.0f} MFLOP, "
+            f"{1e3 * taken[name] / b:.2f} ms per picture, "
+            f"{rate / peak:.0%} of the floor"
+        )
+    start = time.perf_counter()
+    drawn = rollout(pipe, texts, reward, config, 0, 0)
+    minutes = (time.perf_counter() - start) / 60
+    pictures = sum(len(r.images) for r in drawn.rounds)
+    share = drawn.cost.unet * taken["UNet, forward"] / b / 60 / minutes
+    print(
+        f"  rollout of SRRL: {pictures / minutes / 60:.1f} pictures per second, "
+        f"{share:.0%} of the time in the UNet"
+    )
+
+
+if __name__ == "__main__":
+    about, layout = __doc__, argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=about, formatter_class=layout).parse_args()
+    torch.set_grad_enabled(False)
+    measure(load_pipeline(), load_reward())

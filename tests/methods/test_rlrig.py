@@ -1,0 +1,324 @@
+"""RL-RIG: the loop, keep-best and costs; both phases of Reflection-GRPO."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from minireflect import rng
+from minireflect.diffusion.schedule import Schedule, ScheduleConfig
+from minireflect.methods import learn as learning
+from minireflect.methods.learn import LearnConfig
+from minireflect.methods.rlrig import (
+    EditPrompts,
+    LoopConfig,
+    Parts,
+    RLRIGConfig,
+    edit,
+    generate,
+    graphs_of,
+    load_parts,
+    loop_of,
+    reflect_and_edit,
+    silent_actor,
+    train_actor_grpo,
+    train_editor,
+    try_edits,
+    update_actor,
+)
+from minireflect.models.actor import Actor, ActorConfig
+from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
+from minireflect.models.clip import TextConfig, TextEncoder
+from minireflect.models.tokenizer import EOS, Tokenizer
+from minireflect.models.unet import UNet, UNetConfig
+from minireflect.pipeline import LatentDiffusion
+from minireflect.rl.checker import Answers
+from minireflect.run import Job, Run
+from minireflect.world.captions import PROMPT_LENGTH
+from minireflect.world.captions import graph_vocabulary as vocabulary
+from minireflect.world.graphs import SceneGraph, parse_graph
+
+TOKENS = Tokenizer.of(vocabulary(), PROMPT_LENGTH)
+LOOP = LoopConfig(rounds=2, steps=4, t_star=0.5, fresh_noise=0.5, edit_guidance=1.0)
+GRAPHS = [
+    parse_graph(t) for t in ("red ball on blue box", "green block left of yellow cone", "two red balls")
+]
+
+
+def pipeline(seed: int = 0) -> LatentDiffusion:
+    torch.manual_seed(seed)
+    text = TextEncoder(TextConfig(len(TOKENS), EOS, PROMPT_LENGTH, width=16, layers=1, heads=2))
+    unet = UNet(UNetConfig((16, 16), (1, 0), 0, 16, res_blocks=1, heads=2, groups=4))
+    for p in unet.parameters():  # the output layer starts at zero; a policy must depend on its input
+        if not p.any():
+            torch.nn.init.normal_(p, std=0.05)
+    autoencoder = Autoencoder(AutoencoderConfig((8, 8, 8, 8), res_blocks=1, groups=4))
+    return LatentDiffusion(TOKENS, text, unet, autoencoder, Schedule(ScheduleConfig())).eval()
+
+
+class Counting(torch.nn.Module):
+    """A UNet that counts the pictures that go through it."""
+
+    def __init__(self, unet: UNet) -> None:
+        super().__init__()
+        self.unet, self.count = unet, 0
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        self.count += len(x)
+        return self.unet(x, t, context)
+
+
+def fickle_checker(images: Tensor, graphs: list[SceneGraph]) -> Answers:
+    """One requirement is never met, the other in about half of the pictures, by their far decimals."""
+    met = (1e4 * images.mean((1, 2, 3)).double() % 1 > 0.5).float()
+    return Answers(torch.stack([0.1 * met, met], 1), torch.ones(len(graphs), 2, dtype=torch.bool))
+
+
+def saying(*probability: float):
+    """A Checker with the same answers about every picture."""
+
+    def check(images: Tensor, graphs: list[SceneGraph]) -> Answers:
+        p = torch.tensor(probability).expand(len(graphs), -1)
+        return Answers(p, torch.ones_like(p, dtype=torch.bool))
+
+    return check
+
+
+def small_parts(checker=fickle_checker) -> Parts:
+    diffuser = pipeline()
+    actor = Actor(ActorConfig(len(TOKENS), width=16, layers=1, heads=2, written=6)).eval()
+    return Parts(diffuser, replace(diffuser, unet=pipeline(1).unet), checker, actor)
+
+
+def test_an_edit_at_t_star_0_returns_the_picture() -> None:
+    pipe = pipeline()
+    x0 = pipe.noise(3, rng(0, "x"))
+    path = edit(pipe, x0, ["a red ball"] * 3, replace(LOOP, t_star=0.0), rng(0, "edit"))
+    assert torch.equal(path.latents[:, -1], x0) and path.log_probs.shape == (3, 0)
+    assert replace(LOOP, t_star=0.0).edit_cost == 0
+    moved = edit(pipe, x0, ["a red ball"] * 3, LOOP, rng(0, "edit")).latents[:, -1]
+    assert not torch.equal(moved, x0)
+
+
+def test_a_picture_that_meets_all_requirements_is_not_edited() -> None:
+    parts = small_parts(saying(0.9, 0.5))
+    parts.editor.unet = Counting(parts.editor.unet)
+
+    def never(*_: object) -> list[str]:
+        raise AssertionError("the Actor was asked about a picture that is right")
+
+    states = list(reflect_and_edit(parts, GRAPHS, LOOP, rng(0), never))
+    assert len(states) == 1 and parts.editor.unet.count == 0
+    assert states[0].evaluations.tolist() == [4, 4, 4] and states[0].calls.tolist() == [1, 1, 1]
+
+
+def test_only_wrong_pictures_are_edited() -> None:
+    def checker(images: Tensor, graphs: list[SceneGraph]) -> Answers:
+        ok = torch.tensor([[0.9 if g is GRAPHS[0] else 0.1, 0.9] for g in graphs])
+        return Answers(ok, torch.ones_like(ok, dtype=torch.bool))
+
+    first, *later = reflect_and_edit(small_parts(checker), GRAPHS, LOOP, rng(0), silent_actor)
+    assert len(later) == 2
+    for state in later:
+        assert state.edits.rows.tolist() == [1, 2]
+        assert torch.equal(state.latents[0], first.latents[0])
+        assert not torch.equal(state.latents[1:], first.latents[1:])
+
+
+def test_a_worse_edit_is_not_kept() -> None:
+    said = iter([[0.4, 0.9], [0.4, 0.8], [0.1, 0.95]])
+
+    def worse(images: Tensor, graphs: list[SceneGraph]) -> Answers:
+        p = torch.tensor(next(said)).expand(len(graphs), -1)
+        return Answers(p, torch.ones_like(p, dtype=torch.bool))
+
+    states = list(reflect_and_edit(small_parts(worse), GRAPHS, LOOP, rng(0), silent_actor))
+    assert len(states) == 3
+    for state in states[1:]:
+        assert torch.equal(state.latents, states[0].latents) and torch.equal(state.images, states[0].images)
+        assert not torch.equal(state.edits.images, state.images)
+    assert torch.equal(states[2].answers.probability, states[0].answers.probability)
+
+
+@pytest.mark.parametrize(
+    "loop",
+    [LOOP, replace(LOOP, fresh_noise=1.0), replace(LOOP, guidance=2.0), replace(LOOP, edit_guidance=2.0)],
+)
+def test_reported_costs_equal_the_counted_evaluations(loop: LoopConfig) -> None:
+    parts = small_parts()
+    unet = Counting(parts.diffuser.unet)
+    parts.diffuser.unet = parts.editor.unet = unet
+    certain = parts._replace(checker=saying(0.9))
+    for tried in (
+        reflect_and_edit(parts, GRAPHS, loop, rng(0)),
+        reflect_and_edit(parts, GRAPHS, loop, rng(0), silent_actor, tries=(2, 3)),
+        reflect_and_edit(parts, GRAPHS, loop.generating(2, edit_all=False), rng(0), silent_actor),
+        reflect_and_edit(certain, GRAPHS, loop.generating(2, edit_all=True), rng(0), silent_actor),
+        reflect_and_edit(certain, GRAPHS, loop.generating(2, edit_all=False), rng(0), silent_actor),
+    ):
+        unet.count = 0
+        *_, last = tried
+        assert int(last.evaluations.sum()) == unet.count
+
+
+def test_best_of_n_keeps_the_checkers_favourite_of_n_generated_pictures() -> None:
+    parts, noise = small_parts(), rng(0, "n")
+    parts = parts._replace(editor=parts.diffuser)
+    *_, last = reflect_and_edit(parts, GRAPHS, LOOP.generating(4, edit_all=True), rng(0, "n"), silent_actor)
+    drawn = [generate(parts.diffuser, GRAPHS, LOOP, noise) for _ in range(5)]
+    scores = torch.stack([parts.checker(parts.diffuser.decode(x), GRAPHS).score for x in drawn])  # (5 b)
+    assert torch.equal(last.answers.score, scores.amax(0)) and last.calls.tolist() == [5, 5, 5]
+
+
+def test_one_edit_of_a_picture_is_a_group_of_one() -> None:
+    """The loop at work is the loop of training with G = 1: the same random numbers, the same pictures."""
+    parts = small_parts()
+    used = list(reflect_and_edit(parts, GRAPHS, LOOP, rng(0, "g")))
+    trained = try_edits(parts, GRAPHS, replace(CONFIG, group=2), (1, 1), rng(0, "g"))
+    assert len(trained) == len(used) - 1 == 2
+    for state, edits in zip(used[1:], trained):
+        assert torch.equal(state.edits.images, edits.images) and state.edits.prompts == edits.prompts
+
+
+def test_the_editor_reads_the_sentence_and_the_edit_prompt() -> None:
+    act = lambda latents, graphs, *_: EditPrompts(["a red ball at the top", ""])  # noqa: E731
+    *_, state = reflect_and_edit(small_parts(), GRAPHS[:2], replace(LOOP, rounds=1), rng(0), act)
+    assert state.edits.prompts == [
+        "a red ball on a blue box with a red ball at the top",
+        "a green block left of a yellow cone",
+    ]
+
+
+CONFIG = RLRIGConfig(
+    LOOP,
+    rounds=2, graphs=3, group=3, actor_iterations=1, editor_iterations=1, actor_lr=1e-2,
+    editor=LearnConfig(updates=2, batch=4, lr=1e-2),
+)  # fmt: skip
+
+
+def weights(module: torch.nn.Module) -> list[Tensor]:
+    return [p.detach().clone() for p in module.parameters()]
+
+
+def same(a: list[Tensor], b: list[Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b))
+
+
+@pytest.mark.parametrize("objective", ["regress", "ppo"])
+def test_each_phase_trains_one_network(
+    tmp_path: Path, objective: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learning, "MIN_SIGMA", 0.0), monkeypatch.setattr(learning, "TRAINED", 1.0)
+    parts = small_parts()
+    editor = replace(CONFIG.editor, objective=objective)
+    config = replace(CONFIG, editor=editor)
+    before = [
+        weights(m) for m in (parts.actor, parts.editor.unet, parts.diffuser.unet, parts.editor.text_encoder)
+    ]
+    run = Run(tmp_path / "run", {})
+    train_actor_grpo(config, parts, Job(run))
+    after = [
+        weights(m) for m in (parts.actor, parts.editor.unet, parts.diffuser.unet, parts.editor.text_encoder)
+    ]
+    assert [same(a, b) for a, b in zip(before, after)] == [False, True, True, True]
+    train_editor(config, parts, Job(run))
+    end = [
+        weights(m) for m in (parts.actor, parts.editor.unet, parts.diffuser.unet, parts.editor.text_encoder)
+    ]
+    assert [same(a, b) for a, b in zip(after, end)] == [True, False, True, True]
+    row = run.metrics("phase-2")[0]
+    assert row["updates"] == 2 and row["first_ratio"] == (0 if objective == "ppo" else None)
+    assert run.metrics("phase-1")[0]["first_ratio"] == 0
+
+
+def test_a_group_shares_its_edit_prompt_in_phase_2_only() -> None:
+    parts, g = small_parts(), CONFIG.group
+    for tries in ((1, g), (g, 1)):
+        rounds = try_edits(parts, GRAPHS, CONFIG, tries, rng(0, "edits"))
+        assert len(rounds) == CONFIG.rounds == 2
+        for r in rounds:
+            n = len(r.graphs)
+            assert r.path.latents.shape == (n * g, LOOP.edit_steps + 1, 4, 8, 8)
+            assert r.rewards.shape == (n, g) and len(r.prompts) == n * g
+            assert len(r.said.texts) == len(r.said.sampled.ids) == n * tries[0]
+            groups = [set(r.prompts[i * g : i * g + g]) for i in range(n)]
+            assert all(len(s) == 1 for s in groups) == (tries[0] == 1)
+            assert not torch.equal(r.path.latents[0, -1], r.path.latents[1, -1])  # their noise differs
+
+
+def test_the_best_of_a_group_goes_on_to_the_next_round() -> None:
+    rounds = try_edits(small_parts(), GRAPHS, CONFIG, (1, CONFIG.group), rng(3, "attempts"))
+    g = CONFIG.group
+    for a, b in zip(rounds, rounds[1:]):
+        score = a.after.score.view(-1, g)
+        for i in range(len(a.graphs)):
+            best = a.path.latents[i * g + int(score[i].argmax()), -1]
+            wanted = best if score[i].max() >= a.before.score[i] else a.latents[i]
+            assert torch.equal(b.latents[i], wanted)
+
+
+def test_phase_1_makes_rewarded_tokens_likelier() -> None:
+    """A bandit: edits that say "red" are rewarded, whatever the picture; forty iterations teach it."""
+    parts, red = small_parts(), TOKENS.ids["red"]
+    config = replace(CONFIG, rounds=1, group=16, actor_lr=1e-3, beta=0.0)
+    reference, actor = small_parts().actor, parts.actor.requires_grad_(True)
+    optimizer = torch.optim.AdamW(actor.parameters(), lr=config.actor_lr)
+    (seen,) = try_edits(parts, GRAPHS, config, (16, 1), rng(0, "bandit"))
+    shown = seen.latents.repeat_interleave(16, 0), seen.said.read
+    shares = []
+    for step in range(40):
+        sampled = actor.write(*shown, rng(step, "bandit"))
+        won = (sampled.ids == red).any(1, keepdim=True).float()  # (n*g 1)
+        after = Answers(won, torch.ones_like(won, dtype=torch.bool))
+        rewarded = seen._replace(said=seen.said._replace(sampled=sampled), after=after)
+        stats = update_actor(actor, reference, optimizer, [rewarded], config)
+        assert stats["first_ratio"] == 0
+        shares.append(won.mean().item())
+    assert sum(shares[:5]) / 5 < 0.35 and sum(shares[-5:]) / 5 > 0.7
+
+
+def test_equal_rewards_teach_nothing() -> None:
+    parts = small_parts()
+    rounds = try_edits(parts, GRAPHS, CONFIG, (CONFIG.group, 1), rng(0, "flat"))
+    flat = [a._replace(after=Answers(torch.ones_like(a.after.probability), a.after.asked)) for a in rounds]
+    actor = parts.actor.requires_grad_(True)
+    optimizer = torch.optim.SGD(actor.parameters(), lr=1.0)
+    before = weights(actor)
+    stats = update_actor(actor, small_parts().actor, optimizer, flat, replace(CONFIG, beta=0.0))
+    assert same(before, weights(actor)) and stats["flat_groups"] == sum(len(a.graphs) for a in flat)
+
+
+def test_errors_name_the_bad_option() -> None:
+    for bad, words in (
+        ({"t_star": 1.5}, "t_star 1.5"),
+        ({"rounds": -1}, "rounds -1"),
+        ({"fresh_noise": 2.0}, "fresh_noise"),
+        ({"steps": 0}, "steps 0"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            LoopConfig(**bad)
+    with pytest.raises(ValueError, match="at least 2"):
+        RLRIGConfig(group=1)
+    with pytest.raises(ValueError, match="an edit of at least one step"):
+        RLRIGConfig(LoopConfig(t_star=0.0))
+
+
+def test_graphs_of_an_iteration_are_of_the_training_split_and_differ() -> None:
+    assert graphs_of(0, 0, CONFIG) == graphs_of(0, 0, CONFIG) != graphs_of(0, 1, CONFIG)
+
+
+def test_generating_depends_on_the_noise_alone() -> None:
+    pipe = pipeline()
+    a, b = (generate(pipe, GRAPHS, LOOP, rng(s, "draw")) for s in (0, 0))
+    assert torch.equal(a, b) and not torch.equal(a, generate(pipe, GRAPHS, LOOP, rng(1, "draw")))
+
+
+def test_the_shipped_loop_keeps_right_pictures_and_edits_the_others() -> None:
+    parts, graphs = load_parts(), graphs_of(5, 0, replace(CONFIG, graphs=12))
+    first, *later = loop_of(parts, LoopConfig(rounds=1))(graphs, rng(0, "shipped"))
+    accepted = first.answers.met.all(1)
+    assert later and torch.equal(later[-1].images[accepted], first.images[accepted])
+    assert (later[-1].answers.score >= first.answers.score).all()
+    assert all(text.count(" at the ") >= 1 for text in later[-1].edits.said.texts)  # it names places
