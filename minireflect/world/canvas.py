@@ -52,9 +52,8 @@ class Pen:
         self.ink.polygon([self._at(x, y) for x, y in points], fill=PALETTE[color])
 
     def line(self, points: list[tuple[float, float]], width: float, color: str) -> None:
-        self.ink.line(
-            [self._at(*p) for p in points], PALETTE[color], round(width * SUPERSAMPLE), joint="curve"
-        )
+        points = [self._at(x, y) for x, y in points]
+        self.ink.line(points, PALETTE[color], round(width * SUPERSAMPLE), joint="curve")
 
     def shape(self, name: str, x: float, y: float, r: float, color: str) -> None:
         """A ball, block, cone, cylinder or (hollow) box of radius `r` about (x, y)."""
