@@ -158,17 +158,16 @@ def new_names(names: Iterable[str], table: Table, source: str | Path = "the tabl
 
     Raises WeightsError, which begins with `source`, when two become one: one of the tensors would be lost.
     """
-    new: dict[str, str] = {}
-    taken: dict[str, str] = {}
+    before: dict[str, str] = {}  # new name -> old name
     for old in names:
         name = old
         for pattern, replacement in table:
             name = re.sub(pattern, replacement, name)
-        if name in taken:
-            raise WeightsError(f"{source}: {taken[name]} and {old} would both be renamed {name}")
+        if name in before:
+            raise WeightsError(f"{source}: {before[name]} and {old} would both be renamed {name}")
         if name:
-            new[old], taken[name] = name, old
-    return new
+            before[name] = old
+    return {old: name for name, old in before.items()}
 
 
 def renamed(tensors: Tensors, table: Table, source: str | Path) -> Tensors:
@@ -183,8 +182,7 @@ def load_into(
 
     A module on the meta device takes the tensors themselves: a real checkpoint is never in memory twice.
     """
-    original = {name: old for old, name in new_names(tensors, rename or [], source).items()}
-    found = {name: tensors[old] for name, old in original.items()}
+    found = renamed(tensors, rename or [], source)
     expected, network = module.state_dict(), type(module).__name__
     if not found.keys() & expected.keys():
         fits = f"it has {first_names(found)}, expected {next(iter(expected))}"
@@ -194,7 +192,7 @@ def load_into(
     different = [name for name in wanted if name in found and shapes[name] != wanted[name]]
     wrong = {
         "missing": [f"{name} {shape}" for name, shape in wanted.items() if name not in found],
-        "extra": [f"{original[name]} {shapes[name]}" for name in found if name not in expected],
+        "extra": [f"{name} {shape}" for name, shape in shapes.items() if name not in expected],
         "misshapen": [f"{name}: expected {wanted[name]}, found {shapes[name]}" for name in different],
     }
     refuse(f"{source} does not fit {network}", wrong)

@@ -24,11 +24,14 @@ from . import names, parts
 from .files import WeightsError, load_into, read_json, read_weights, renamed
 from .parts import SD1, SD2, SDXL, Family, Part, Published, read_published, weights_file
 
+Dtype = torch.dtype | None
+Words = BytePairs | TwoBytePairs | NoVocabulary
+
 
 # --- Stable Diffusion ---------------------------------------------------------------------------------------
 def load_checkpoint(
     path: str | Path,
-    dtype: torch.dtype | None = None,
+    dtype: Dtype = None,
     tokenizer: str | Path | None = None,
     prediction: Prediction | None = None,
     image_size: int | None = None,
@@ -44,9 +47,8 @@ def load_checkpoint(
     published = read_published(Path(path))
     family, found = family_of(published), published.parts
     unet = _filled(UNet, parts.unet_sizes(found["unet"], family), found["unet"], dtype)
-    autoencoder = _filled(
-        Autoencoder, parts.autoencoder_sizes(found["vae"], family), found["vae"], torch.float32
-    )
+    vae = found["vae"]
+    autoencoder = _filled(Autoencoder, parts.autoencoder_sizes(vae, family), vae, torch.float32)
     text, width, length = _text_encoder(published, family, dtype)
     if width != unet.config.context_width:
         reads = f"the UNet reads prompts of width {unet.config.context_width}"
@@ -77,12 +79,7 @@ def family_of(published: Published) -> Family:
     return SD2 if (projection is not None and projection.ndim == 2) or text_width == 1024 else SD1
 
 
-Encoder = TextEncoder | TwoTextEncoders
-
-
-def _text_encoder(
-    published: Published, family: Family, dtype: torch.dtype | None
-) -> tuple[Encoder, int, int]:
+def _text_encoder(published: Published, family: Family, dtype: Dtype) -> tuple[nn.Module, int, int]:
     """The text encoder, or SDXL's two; the width of its states; the tokens of a prompt."""
     both = [published.parts[name] for name in ("text_encoder", "text_encoder_2")[: len(family.pads)]]
     configs = [parts.text_sizes(part, penultimate=family is SDXL) for part in both]
@@ -91,9 +88,6 @@ def _text_encoder(
     each = [_filled(TextEncoder, config, part, dtype) for config, part in zip(configs, both)]
     width, length = sum(config.width for config in configs), configs[0].length
     return TwoTextEncoders(*each).eval() if family is SDXL else each[0], width, length
-
-
-Words = BytePairs | TwoBytePairs | NoVocabulary
 
 
 def _tokenizer(path: Path, pads: tuple[str | None, ...], length: int, given: str | Path | None) -> Words:
@@ -133,7 +127,7 @@ def _schedule(published: Published, prediction: Prediction | None, family: Famil
     return ScheduleConfig(steps, *betas, shape, prediction or ours[stated])
 
 
-def _filled(network: type[nn.Module], config: object, part: Part, dtype: torch.dtype | None) -> nn.Module:
+def _filled(network: type[nn.Module], config: object, part: Part, dtype: Dtype) -> nn.Module:
     """A network around the part's tensors, which are converted one by one: nothing is in memory twice."""
     stored = next(t.dtype for t in part.tensors.values() if t.is_floating_point())
     with torch.device("meta"):

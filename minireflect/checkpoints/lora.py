@@ -103,8 +103,6 @@ def load_lora(module: nn.Module, path: str | Path) -> nn.Module:
     """Add the adapters of a file to a UNet, and freeze all else.
     Raises WeightsError naming each layer that does not fit.
     """
-    if lora_layers(module):
-        raise ValueError("this network has LoRA already; merge_lora or remove_lora it first")
     adapters, known = read_lora(path), dict(module.named_modules())
     wrong: dict[str, list[str]] = {"extra": [], "misshapen": []}
     for name, (A, B, _) in adapters.items():

@@ -110,11 +110,11 @@ def read_published(path: Path) -> Published:
     published = _read_folder(path) if path.is_dir() else _read_file(path)
     if "text_encoder_2" in published.parts and "text_encoder" not in published.parts:
         raise WeightsError(f"{path} is SDXL's refiner, which only finishes the pictures of another model")
-    prefixes = {part: prefix for prefix, (part, _) in ORIGINAL.items()}
-    for part in ("unet", "vae", "text_encoder"):
-        if part not in published.parts:
-            expected = f"a folder {part}" if path.is_dir() else f"tensors {prefixes[part]}..."
-            raise WeightsError(f"{path} has no {part}: expected {expected}, as Stable Diffusion has")
+    if missing := {"unet", "vae", "text_encoder"} - published.parts.keys():
+        has = f"it has {first_names(published.parts)}"
+        raise WeightsError(
+            f"{path} has no {' and no '.join(sorted(missing))}, as Stable Diffusion has; {has}"
+        )
     return published
 
 

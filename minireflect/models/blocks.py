@@ -136,15 +136,13 @@ class SpatialTransformer(nn.Module):
     but tensors of another shape in the checkpoints.
     """
 
-    def __init__(
-        self, channels: int, heads: int, context_width: int, depth: int, groups: int, linear: bool
-    ) -> None:
+    def __init__(self, c: int, heads: int, context_width: int, depth: int, groups: int, linear: bool) -> None:
         super().__init__()
         self.linear = linear
-        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)  # SD has 1e-6 here, 1e-5 in the residual blocks
-        self.proj_in = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
-        self.blocks = nn.ModuleList(TransformerBlock(channels, heads, context_width) for _ in range(depth))
-        self.proj_out = zero(nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1))
+        self.norm = nn.GroupNorm(groups, c, eps=1e-6)  # SD has 1e-6 here, 1e-5 in the residual blocks
+        self.proj_in = nn.Linear(c, c) if linear else nn.Conv2d(c, c, 1)
+        self.blocks = nn.ModuleList(TransformerBlock(c, heads, context_width) for _ in range(depth))
+        self.proj_out = zero(nn.Linear(c, c) if linear else nn.Conv2d(c, c, 1))
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """Shapes: x (b c h w), context (b t d) -> (b c h w)"""

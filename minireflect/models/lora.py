@@ -76,8 +76,6 @@ def add_lora(module: nn.Module, config: LoRAConfig, generator: Generator | None 
     A is drawn with `generator`, on the CPU, or without one with the global one.  Raises ValueError when a
     target names no layer.
     """
-    if lora_layers(module):
-        raise ValueError("this network has LoRA already; merge_lora or remove_lora it first")
     ends = tuple(f".{t}" for t in config.targets)
     chosen = {n: m for n, m in module.named_modules() if f".{n}".endswith(ends)}
     for target, end in zip(config.targets, ends):
@@ -89,7 +87,12 @@ def add_lora(module: nn.Module, config: LoRAConfig, generator: Generator | None 
 
 
 def install(module: nn.Module, layers: dict[str, tuple[int, float]], generator: Generator | None) -> None:
-    """Freeze the module, and give the named layers adapters of (rank, alpha / rank)."""
+    """Freeze the module, and give the named layers adapters of (rank, alpha / rank).
+
+    Raises ValueError when it has adapters already, or when a layer is not linear.
+    """
+    if lora_layers(module):
+        raise ValueError("this network has LoRA already; merge_lora or remove_lora it first")
     module.requires_grad_(False)
     for name, (rank, scale) in layers.items():
         layer = module.get_submodule(name)

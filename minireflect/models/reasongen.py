@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from .tokenizer import BOS, EOS, trim, up_to
-from .transformer import Cache, RMSNorm, SampledText, SamplingConfig, Transformer, TransformerConfig
+from .transformer import Cache, Choose, RMSNorm, SampledText, SamplingConfig, Transformer, TransformerConfig
 
 # std of the first weights on a codebook entry: neighbouring entries differ by about 0.2
 SHARPNESS = 3.0
@@ -201,36 +201,35 @@ class ReasonGen(nn.Module):
         Shapes: prompts (b p), rationale (b r)
         """
         cache = self.transformer.cache(len(prompts))
-        hidden = self.read(prompts, EOS, cache)  # (b 1 d)
+        hidden, choose = self.read(prompts, EOS, cache), sampling.chooser(generator)  # (b 1 d)
         if rationale is None:
-            choose, limit = sampling.chooser(generator), self.config.rationale
+            limit = self.config.rationale
             text = self.transformer.sample(hidden, cache, choose, self.config.boi, limit, forced=True)
         else:
             chosen = torch.zeros_like(rationale, dtype=torch.bool)
             text = SampledText(rationale, chosen, self.read(rationale, self.config.boi, cache))
-        return Sampled(text.ids, text.chosen, self.sample_codes(text.hidden, cache, sampling, generator))
+        return Sampled(
+            text.ids, text.chosen, self.sample_codes(text.hidden, cache, choose, sampling.guidance)
+        )
 
-    def sample_codes(
-        self, hidden: Tensor, cache: Cache, sampling: SamplingConfig, generator: Generator
-    ) -> Tensor:
+    def sample_codes(self, hidden: Tensor, cache: Cache, choose: Choose, guidance: float) -> Tensor:
         """Write the picture, row by row: a form, then its colours.
 
         Shapes: hidden (b 1 d) after BOI -> (b n) image tokens
         """
         b, n = len(hidden), self.config.side**2
         branches = [(hidden, cache)]  # the conditional one; with guidance also the unconditional one
-        if sampling.guidance != 1:
+        if guidance != 1:
             other = self.transformer.cache(b)
             start = torch.tensor([BOS, EOS, self.config.boi], device=hidden.device).expand(b, 3)
             branches.append((self.transformer(self.transformer.embed(start), other)[:, -1:], other))
         forms, colors = self.forms(), self.colors()
         codes = torch.empty(b, n, dtype=torch.long, device=hidden.device)
-        choose = sampling.chooser(generator)
 
         def entry(states: list[Tensor], heads: Tensor) -> Tensor:
             """A codebook entry for each picture.  Shapes: states (b d) each -> (b)"""
             logits = [state @ heads.T for state in states]
-            return choose((guide(*logits, sampling.guidance) if logits[1:] else logits[0]).float())
+            return choose((guide(*logits, guidance) if guidance != 1 else logits[0]).float())
 
         for i in range(n):
             states = [state[:, 0] for state, _ in branches]  # (b d) each
