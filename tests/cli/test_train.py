@@ -143,7 +143,7 @@ BAD_TRAININGS = {
     "resume without a folder": (["--resume"], ("--out",)),
     "a group of one": (["--objective", "ppo"], ("ppo needs at least 2",)),
     "too many steps": (["--steps", "2000"], ("2000", "1000")),
-    "a share above one": (["vq", "--world.silent", "1.5"], ("silent",)),
+    "a share above one": (["--cooldown", "1.5"], ("cooldown",)),
     "missing weights": (["--weights", "nowhere"], ("there is no folder", "nowhere")),
     "an edit that goes too far": (["rlrig", "--loop.t-star", "1.5"], ("t_star 1.5",)),
     "a group that cannot compare": (["rlrig", "--group", "1"], ("group is 1", "at least 2")),
