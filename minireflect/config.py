@@ -18,10 +18,11 @@ from .methods.reasongen import ReasonRLConfig
 from .methods.rlrig import RLRIGConfig
 from .methods.srrl import SRRLConfig
 from .pipeline import SamplerConfig
-from .pretrain.actor import ActorTraining
+from .pretrain.actor import ACTOR_TRAINING
 from .pretrain.autoencoder import AutoencoderTraining
 from .pretrain.diffusion import DiffusionTraining
-from .pretrain.matcher import CAPTIONER_TRAINING, CHECKER_TRAINING, MatcherTraining, RewardTraining
+from .pretrain.matcher import CAPTIONER_TRAINING, CHECKER_TRAINING, RewardTraining
+from .pretrain.optimise import Training
 from .pretrain.sft import ReasonTraining
 from .pretrain.vq import VQTraining
 from .world.data import WorldConfig
@@ -54,11 +55,11 @@ class Config:
     reward: RewardTraining = field(default_factory=RewardTraining)
     srrl: SRRLConfig = field(default_factory=SRRLConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
-    checker: MatcherTraining = CHECKER_TRAINING
-    actor: ActorTraining = field(default_factory=ActorTraining)
+    checker: Training = CHECKER_TRAINING
+    actor: Training = ACTOR_TRAINING
     rlrig: RLRIGConfig = field(default_factory=RLRIGConfig)
     vq: VQTraining = field(default_factory=VQTraining)
-    captioner: MatcherTraining = CAPTIONER_TRAINING
+    captioner: Training = CAPTIONER_TRAINING
     sft: ReasonTraining = field(default_factory=ReasonTraining)
     grpo: ReasonRLConfig = field(default_factory=ReasonRLConfig)
     mix: PromptMix = field(default_factory=PromptMix)

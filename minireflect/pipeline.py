@@ -1,10 +1,10 @@
 """Prompts to pictures: tokenizer + text encoder + UNet + autoencoder + noise schedule under one roof.
 
-    pipe = load_pipeline()                                  # the shipped weights; or a run folder of train.py;
-                                                            # or Stable Diffusion, a folder or a file: checkpoints.py
+    pipe = load_pipeline()    # the shipped weights, a run folder, or Stable Diffusion, a folder or a file
     images = pipe.generate(["a big wooden ball on the left of a water tank"], generator=rng(0, "noise"))
 
-Weights are safetensors files that carry their network's configuration; the vocabulary travels with the text encoder.
+Weights are safetensors files that carry their network's configuration; the vocabulary travels with the text
+encoder.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,6 +24,7 @@ from .models.reasongen import ReasonGen, Sampled, SamplingConfig
 from .models.tokenizer import BytePairs, NoVocabulary, PromptError, Tokenizer, TwoBytePairs
 from .models.unet import Added, UNet
 from .models.vq import Codec
+from .ranges import Checked, Count, Share, Weight
 
 
 class ReasonPipeline(NamedTuple):
@@ -35,12 +36,9 @@ class ReasonPipeline(NamedTuple):
     writes_rationale: bool = True  # False: every rationale is empty, BOI alone, given and not chosen
 
     def sample(
-        self,
-        prompts: list[str],
-        sampling: SamplingConfig,
-        generator: Generator,
+        self, prompts: list[str], sampling: SamplingConfig, generator: Generator,
         rationale: Tensor | None = None,
-    ) -> Sampled:
+    ) -> Sampled:  # fmt: skip
         """A rationale and a picture for each prompt; with given rationales only the picture.
 
         Shapes: b prompts, rationale (b r) ids that end in BOI.  Raises PromptError on unknown words.
@@ -60,31 +58,26 @@ class ReasonPipeline(NamedTuple):
         return self.tokenizer.decode(sampled.rationale)
 
 
-# images (b 3 h w) in [-1, 1], b prompts -> (b), by convention the probability that the picture is right: rl/rewards.py
+# images (b 3 h w) in [-1, 1], b prompts -> (b), by convention the probability to be right (rl/rewards.py)
 Reward = Callable[[Tensor, list[str]], Tensor]
 
 # Reward from which a picture counts as right: it is more probably right than not.
 ACCEPT = 0.5
 
-# How a refused picture becomes noise: in few steps without guidance, half of it new, and then the opposite of it. Of pictures that
-# the base samples wrong, 0.62 are right from there, 0.44 from new noise and 0.18 from their own (scripts/measure.py memory).
+# How a refused picture becomes noise: in few steps without guidance, half of it new, and then the opposite of
+# it. Of pictures that the base samples wrong, 0.62 are right from there, 0.44 from new noise and 0.18 from
+# their own (scripts/measure.py memory).
 OPPOSITE = ReflectionConfig(w_renoise=0.0, steps=5, fresh_noise=0.5, wrong="opposite")
 
 
 @dataclass(frozen=True)
-class SamplerConfig:
+class SamplerConfig(Checked):
     # denoising steps of a picture
-    steps: int = 20
+    steps: Count = 20
     # w of classifier-free guidance; 1 is the prompt alone, at half the cost of any other value but 0
-    guidance: float = 1.0
+    guidance: Weight = 1.0
     # share of DDPM's step noise, in [0, 1]; 0 is deterministic
-    eta: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.guidance < 0:
-            raise ValueError(f"guidance must not be negative, got {self.guidance}")
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta must lie in [0, 1], got {self.eta}")
+    eta: Share = 1.0
 
     @property
     def cost(self) -> int:
@@ -126,9 +119,8 @@ class LatentDiffusion:
         return (self.autoencoder.config.latent_channels, side, side)
 
     def to(self, device: torch.device | str) -> "LatentDiffusion":
-        on_gpu = (
-            torch.device(device).type == "cuda"
-        )  # whose convolutions want the channels of a pixel side by side
+        """Move the networks. A GPU's convolutions want the channels of a pixel side by side."""
+        on_gpu = torch.device(device).type == "cuda"
         layout = torch.channels_last if on_gpu else torch.preserve_format
         for part in (self.text_encoder, self.unet, self.autoencoder):
             part.to(device, memory_format=layout)
@@ -151,8 +143,8 @@ class LatentDiffusion:
     def predict(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
         """What the UNet says, computed in its precision and returned in float32.
 
-        SDXL also wants the pooled prompt, the last row of its context (see `TwoTextEncoders`), and is told that the picture is
-        of the size that it was trained on, and not cropped.
+        SDXL also wants the pooled prompt, the last row of its context (see `TwoTextEncoders`), and is told
+        that the picture is of the size that it was trained on, and not cropped.
         Shapes: x (b c h w), t () or (b), context (b t d) -> (b c h w)
         """
         dtype, added = next(self.unet.parameters()).dtype, ()
@@ -163,14 +155,17 @@ class LatentDiffusion:
         return self.unet(x.to(dtype), t, context.to(dtype), *added).float()
 
     def noise(self, n: int, generator: torch.Generator) -> Tensor:
-        """Start latents x_T ~ N(0, I), drawn on the CPU so that every device sees the same.  -> (n 4 h/8 w/8)"""
+        """Start latents x_T ~ N(0, I), drawn on the CPU so that every device sees the same.
+
+        -> (n 4 h/8 w/8)
+        """
         return torch.randn(n, *self.latent_shape, generator=generator).to(self.device)
 
     def table(self, steps: int) -> StepTable:
         return self.schedule.table(steps)
 
     def eps(self, prompts: list[str] | Tensor) -> Callable[[float], EpsFn]:
-        """For prompts (or their embedding (b t d)): the epsilon function at each guidance w, `micro_batch` pictures at once."""
+        """The epsilon function of prompts, or of their embedding (b t d), at each guidance w."""
         with torch.no_grad():
             cond = self.embed(prompts) if isinstance(prompts, list) else prompts
             null = self.null()
@@ -191,22 +186,16 @@ class LatentDiffusion:
 
     @torch.no_grad()
     def generate(
-        self,
-        prompts: list[str],
-        steps: int = SamplerConfig.steps,
-        guidance: float = SamplerConfig.guidance,
-        eta: float = SamplerConfig.eta,
-        rounds: int = 0,
-        latents: Tensor | None = None,
-        generator: Generator | None = None,
-        reward: Reward | None = None,
-    ) -> Tensor:
+        self, prompts: list[str], steps: int = SamplerConfig.steps, guidance: float = SamplerConfig.guidance,
+        eta: float = SamplerConfig.eta, rounds: int = 0, latents: Tensor | None = None,
+        generator: Generator | None = None, reward: Reward | None = None,
+    ) -> Tensor:  # fmt: skip
         """Sample a picture for each prompt, and reflect `rounds` times.
 
-        With a reward, such as `load_reward()`, refused pictures are sampled again, see `selected_rounds`; without one every picture
-        is, see `blind_rounds`. `latents` (b 4 h/8 w/8) are the start noise; when not given it comes from `generator`, which
-        also gives the step noise for eta > 0.  Raises PromptError on an empty list or unknown words, ValueError on numbers out of
-        range.  -> (b 3 h w) in [-1, 1]
+        With a reward, such as `load_reward()`, refused pictures are sampled again, see `selected_rounds`;
+        without one every picture is, see `blind_rounds`. `latents` (b 4 h/8 w/8) are the start noise; when
+        not given it comes from `generator`, which also gives the step noise for eta > 0.  Raises PromptError
+        on an empty list or unknown words, ValueError on numbers out of range.  -> (b 3 h w) in [-1, 1]
         """
         if not prompts:
             raise PromptError("there is no prompt")
@@ -215,7 +204,8 @@ class LatentDiffusion:
         x_T = self.noise(len(prompts), generator) if latents is None else latents.to(self.device)
         if tuple(x_T.shape) != (len(prompts), *self.latent_shape):
             raise ValueError(
-                f"latents of shape {tuple(x_T.shape)}, but {len(prompts)} prompts need {self.latent_shape} each"
+                f"latents of shape {tuple(x_T.shape)}, but {len(prompts)} prompts need "
+                f"{self.latent_shape} each"
             )
         if reward and rounds:
             opposite = replace(OPPOSITE, rounds=rounds)
@@ -226,17 +216,13 @@ class LatentDiffusion:
 
     @torch.no_grad()
     def blind_rounds(
-        self,
-        prompts: list[str],
-        x_T: Tensor,
-        sampler: SamplerConfig,
-        reflection: ReflectionConfig,
+        self, prompts: list[str], x_T: Tensor, sampler: SamplerConfig, reflection: ReflectionConfig,
         generator: Generator,
-    ) -> Iterator[Tensor]:
-        """SRRL's released code: K rounds with no look at the pictures, and the last picture as the sampler says.
+    ) -> Iterator[Tensor]:  # fmt: skip
+        """SRRL's released code: K rounds with no look at the pictures; the last picture as the sampler says.
 
-        Rounds 0 .. K-1 are sampled at `reflection.w_denoise` without step noise and turned back into noise. Yields K + 1 clean
-        latents, to be decoded.  Shapes: b prompts, x_T (b 4 h/8 w/8); yields (b 4 h/8 w/8)
+        Rounds 0 .. K-1 are sampled at `reflection.w_denoise` without step noise and turned back into noise.
+        Yields K + 1 clean latents, to be decoded.  Shapes: b prompts, x_T (b 4 h/8 w/8); yields (b 4 h/8 w/8)
         """
         make_eps, table, back = self.eps(prompts), self.table(sampler.steps), self.table(reflection.steps)
         for _ in range(reflection.rounds):
@@ -246,18 +232,14 @@ class LatentDiffusion:
 
     @torch.no_grad()
     def selected_rounds(
-        self,
-        prompts: list[str],
-        reward: Reward,
-        x_T: Tensor,
-        sampler: SamplerConfig,
-        reflection: ReflectionConfig,
-        generator: Generator,
-    ) -> Iterator[Tensor]:
+        self, prompts: list[str], reward: Reward, x_T: Tensor, sampler: SamplerConfig,
+        reflection: ReflectionConfig, generator: Generator,
+    ) -> Iterator[Tensor]:  # fmt: skip
         """Sample, then sample again what the reward refuses, `reflection.rounds` times at most.
 
-        A picture with a reward of ACCEPT or more is done. Of those never accepted, the picture with the highest reward is kept.
-        Yields the best so far after every round, K + 1 times; each sampled picture is scored once.
+        A picture with a reward of ACCEPT or more is done. Of those never accepted, the picture with the
+        highest reward is kept. Yields the best so far after every round, K + 1 times; each sampled picture is
+        scored once.
         Shapes: b prompts, x_T (b 4 h/8 w/8); yields (b 3 h w)
         """
         table, back, context = self.table(sampler.steps), self.table(reflection.steps), self.embed(prompts)
@@ -285,12 +267,15 @@ class LatentDiffusion:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Shapes: latents (b 4 h/8 w/8) -> images (b 3 h w) in [-1, 1].  Raises FloatingPointError on a picture that is not finite."""
+        """Shapes: latents (b 4 h/8 w/8) -> images (b 3 h w) in [-1, 1].
+
+        Raises FloatingPointError on a picture that is not finite.
+        """
         parts = latents.split(self.micro_batch or len(latents))
         images = torch.cat([self.autoencoder.decode(part).clamp(-1, 1) for part in parts])
         if not images.isfinite().all():
             raise FloatingPointError(
-                "a decoded picture is not finite; draw in float32 or bfloat16 (--precision), as float16 may overflow"
+                "a decoded picture is not finite; float16 may overflow: use --precision fp32 or bf16"
             )
         return images
 

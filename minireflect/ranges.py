@@ -28,6 +28,8 @@ class Range(NamedTuple):
         )
 
     def __str__(self) -> str:
+        if self.low == -math.inf:
+            return "a finite number"
         if self.high == math.inf:
             return f"above {self.low:g}" if self.above else f"at least {self.low:g}"
         return f"in {'(' if self.above else '['}{self.low:g}, {self.high:g}]"
@@ -37,6 +39,7 @@ Count = Annotated[int, Range(1)]
 Natural = Annotated[int, Range(0)]  # 0 is allowed
 Share = Annotated[float, Range(0, 1)]
 Weight = Annotated[float, Range(0)]
+Finite = Annotated[float, Range(-math.inf)]
 Positive = Annotated[float, Range(0, above=True)]
 
 

@@ -101,8 +101,8 @@ def test_blind_rounds_sample_everything_again() -> None:
     [
         ({"prompts": []}, PromptError, "no prompt"),
         ({"prompts": ["a pink elephant"]}, PromptError, "'elephant'"),
-        ({"prompts": TEXTS, "rounds": -1}, ValueError, "rounds must be 0 or more"),
-        ({"prompts": TEXTS, "steps": 0}, ValueError, "steps 0"),
+        ({"prompts": TEXTS, "rounds": -1}, ValueError, "rounds must be at least 0"),
+        ({"prompts": TEXTS, "steps": 0}, ValueError, "steps must be at least 1, got 0"),
         ({"prompts": TEXTS, "steps": 1001}, ValueError, "1001"),
         ({"prompts": TEXTS, "eta": 1.5}, ValueError, "eta"),
         ({"prompts": TEXTS, "latents": torch.zeros(4, 4, 3, 3)}, ValueError, "latents of shape"),

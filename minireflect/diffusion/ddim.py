@@ -1,16 +1,18 @@
 """One DDIM step with its log-probability, and its algebraic inverse.
 
-Paper: DDIM (Song et al. 2020, arXiv 2010.02502), equations 9, 12, 16; the step as a policy: DDPO (Black et al. 2023, arXiv 2305.13301).
+Paper: DDIM (Song et al. 2020, arXiv 2010.02502), equations 9, 12, 16; the step as a policy: DDPO (Black et
+al. 2023, arXiv 2305.13301).
 
-    x0     = (x - sqrt(1 - abar) eps) / sqrt(abar)                            # where the noise says the image is
-    mean   = sqrt(abar_prev) x0 + sqrt(1 - abar_prev - sigma^2) eps           # one level cleaner
-    x_prev ~ N(mean, sigma^2)                                                 # sigma > 0: an action with a probability
-    x      = sqrt(abar) x0(x_prev, abar_prev) + sqrt(1 - abar) eps            # sigma = 0, backwards: re-noising
+    x0     = (x - sqrt(1 - abar) eps) / sqrt(abar)                    # where the noise says the image is
+    mean   = sqrt(abar_prev) x0 + sqrt(1 - abar_prev - sigma^2) eps   # one level cleaner
+    x_prev ~ N(mean, sigma^2)                                         # sigma > 0: an action with a density
+    x      = sqrt(abar) x0(x_prev, abar_prev) + sqrt(1 - abar) eps    # sigma = 0, backwards: re-noising
 
-The same function samples (x_prev not given) and scores (x_prev given), in float32: the first PPO ratio is exactly 1.
+The same function samples (x_prev not given) and scores (x_prev given), in float32: the first PPO ratio is
+exactly 1.
 
-Differs from the released SRRL and DDPO: log-probabilities are the SUM over the latent's dimensions, the true log-density in nats, not
-its mean (rl/policy.py reduces, explicitly); x_0 is never clipped.
+Differs from the released SRRL and DDPO: log-probabilities are the SUM over the latent's dimensions, the true
+log-density in nats, not its mean (rl/policy.py reduces, explicitly); x_0 is never clipped.
 """
 
 import math
@@ -21,7 +23,10 @@ from torch import Generator, Tensor
 
 
 class DDIMStep(NamedTuple):
-    """One step from level t to t_prev. Where sigma is 0 the step has no density and log_prob is 0, a placeholder: take no loss there."""
+    """One step from level t to t_prev.
+
+    Where sigma is 0 the step has no density and log_prob is 0, a placeholder: take no loss there.
+    """
 
     x_prev: Tensor  # (b c h w) the next latent: drawn, or the one that was given
     mean: Tensor  # (b c h w) of the Gaussian it is drawn from
@@ -33,7 +38,8 @@ class DDIMStep(NamedTuple):
 def per_sample(value: Tensor, x: Tensor) -> Tensor:
     """One float32 number per sample, shaped to multiply x.  Shapes: value () or (b), x (b c h w) -> (b 1 1 1)
 
-    A 0-d value is expanded here, so that one step of a rollout and a batch of mixed steps in an update run the very same kernels.
+    A 0-d value is expanded here, so that one step of a rollout and a batch of mixed steps in an update run
+    the very same kernels.
     """
     if value.ndim > 1 or (value.ndim == 1 and len(value) != len(x)):
         raise ValueError(f"expected one number or one per sample ({len(x)}), got shape {tuple(value.shape)}")
@@ -42,19 +48,16 @@ def per_sample(value: Tensor, x: Tensor) -> Tensor:
 
 
 def ddim_step(
-    x: Tensor,
-    eps: Tensor,
-    abar: Tensor,
-    abar_prev: Tensor,
-    sigma: Tensor,
-    x_prev: Tensor | None = None,
+    x: Tensor, eps: Tensor, abar: Tensor, abar_prev: Tensor, sigma: Tensor, x_prev: Tensor | None = None,
     generator: Generator | None = None,
-) -> DDIMStep:
+) -> DDIMStep:  # fmt: skip
     """Take one step, or score one that was taken (`x_prev` given).
 
-    Noise is drawn only if some sigma is positive and no x_prev is given, for the whole batch at once, on the generator's device: a CPU
-    generator gives the same noise to every accelerator. The log-probability sees x_prev as a constant (the score-function gradient).
-    Shapes: x (b c h w), eps (b c h w), abar () or (b), abar_prev () or (b), sigma () or (b) -> x_prev (b c h w), log_prob (b)
+    Noise is drawn only if some sigma is positive and no x_prev is given, for the whole batch at once, on the
+    generator's device: a CPU generator gives the same noise to every accelerator. The log-probability sees
+    x_prev as a constant (the score-function gradient).
+    Shapes: x (b c h w), eps (b c h w), abar () or (b), abar_prev () or (b), sigma () or (b) -> x_prev
+    (b c h w), log_prob (b)
     """
     draw = x_prev is None and bool((sigma > 0).any())  # before sigma moves to the device: no GPU wait
     x, eps = x.float(), eps.float()
@@ -78,7 +81,8 @@ def ddim_step(
 
 
 def gaussian_log_prob(x: Tensor, mean: Tensor, sigma: Tensor) -> Tensor:
-    """Log-density of N(mean, sigma^2 I) at x, in nats, summed over all dimensions; 0 where sigma is 0, which has no density.
+    """Log-density of N(mean, sigma^2 I) at x, in nats, summed over all dimensions; 0 where sigma is 0, which
+    has no density.
 
     Shapes: x (b c h w), mean (b c h w), sigma () or (b) -> (b)
     """
@@ -90,7 +94,8 @@ def gaussian_log_prob(x: Tensor, mean: Tensor, sigma: Tensor) -> Tensor:
 
 
 def renoise_step(x_prev: Tensor, eps: Tensor, abar: Tensor, abar_prev: Tensor) -> Tensor:
-    """The step of eta 0 solved for x: exact if eps is the noise that the step used, an approximation otherwise.
+    """The step of eta 0 solved for x: exact if eps is the noise that the step used, an approximation
+    otherwise.
 
     Shapes: x_prev (b c h w), eps (b c h w), abar () or (b), abar_prev () or (b) -> (b c h w)
     """

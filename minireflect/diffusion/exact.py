@@ -1,11 +1,14 @@
-"""A world whose best possible network is a formula: a mixture of Gaussians, noised, stays a mixture of Gaussians.
+"""A world whose best possible network is a formula: a mixture of Gaussians, noised, stays a mixture of
+Gaussians.
 
-Used where a claim about samplers, inversion or reflection should be checked without a trained network in the way (tests, notebooks).
-Idea: EDM (Karras et al. 2022, arXiv 2206.00364), whose analytic toys this follows; Tweedie's formula for the posterior mean.
+Used where a claim about samplers, inversion or reflection should be checked without a trained network in the
+way (tests, notebooks). Idea: EDM (Karras et al. 2022, arXiv 2206.00364), whose analytic toys this follows;
+Tweedie's formula for the posterior mean.
 
     p_0(x)    = sum_k weight_k N(x; mean_k, std_k^2 I)
     p_abar(x) = sum_k weight_k N(x; sqrt(abar) mean_k, v_k I),        v_k = abar std_k^2 + 1 - abar
-    eps(x)    = -sqrt(1 - abar) grad log p_abar(x) = sqrt(1 - abar) sum_k p(k | x) (x - sqrt(abar) mean_k) / v_k
+    eps(x)    = -sqrt(1 - abar) grad log p_abar(x)
+              = sqrt(1 - abar) sum_k p(k | x) (x - sqrt(abar) mean_k) / v_k
 """
 
 import math
@@ -22,7 +25,9 @@ NULL = -1  # the class id of "no condition"
 
 @dataclass(frozen=True, eq=False)
 class GaussianMixture:
-    """Isotropic Gaussians in d dimensions; `classes` says which of them a condition allows. Computes in the precision of x.
+    """Isotropic Gaussians in d dimensions; `classes` says which of them a condition allows.
+
+    Computes in the precision of x.
 
     A class is an int or one id per sample; None, or -1 for a sample, is unconditional.
     """

@@ -1,20 +1,24 @@
-"""Reflection: turn a picture back into noise, and draw again from there.  Every other file calls this one for it.
+"""Reflection: turn a picture back into noise, and sample again from there.
 
-Papers: SRRL (Pan et al. 2025, arXiv 2505.22407), E4 and E5; step by step: Z-Sampling (Bai et al. 2024, arXiv 2412.10891); part of the
-way, with new noise: SDEdit (Meng et al. 2021, arXiv 2108.01073).
+Every other file calls this one for it.
 
-    blind, SRRL's released code:     K times, with no look at the picture,
-        x_0^k     = last(denoise(eps_w_denoise, x_T^k, table))       # w = 3.0, eta 0
-        x_T^{k+1} = last(renoise(eps_w_renoise, x_0^k, table))       # w = 0.1; the last picture is drawn from x_T^K
+Papers: SRRL (Pan et al. 2025, arXiv 2505.22407), E4 and E5; step by step: Z-Sampling (Bai et al. 2024, arXiv
+2412.10891); part of the way, with new noise: SDEdit (Meng et al. 2021, arXiv 2108.01073).
+
+    blind, SRRL's released code: K times, with no look at the picture,
+        x_0^k     = last(denoise(eps_w_denoise, x_T^k, table))    # w = 3.0, eta 0
+        x_T^{k+1} = last(renoise(eps_w_renoise, x_0^k, table))    # w = 0.1; the last picture comes from x_T^K
         x_T^{k+1} - x_T^k  ~  -(w_denoise - w_renoise) (eps_c - eps_u), summed over the steps         (E5)
-    with a reward, SRRL's figure:    the caller draws and scores; refused pictures are drawn again, from the noise of the picture, from
-        minus that noise, or from new noise
+    with a reward, SRRL's figure: the caller samples and scores; refused pictures are sampled again, from the
+        noise of the picture, from minus that noise, or from new noise
 
--(eps_c - eps_u) is proportional to the gradient of log p(prompt | x): the guidance gap moves the noise to where the prompt is likely.
+-(eps_c - eps_u) is proportional to the gradient of log p(prompt | x): the guidance gap moves the noise to
+where the prompt is likely.
 
-Differs from the released code: no graph is kept. The noise is brought back to mean 0 and std 1 (`renormalise`) and may be mixed
-with new noise (`fresh_noise`), because blind reflection drifts off the prior: in the exact world the mean along the guided axis
-grows with every round and the spread collapses (tests/diffusion/test_reflection.py).
+Differs from the released code: no graph is kept. The noise is brought back to mean 0 and std 1
+(`renormalise`) and may be mixed with new noise (`fresh_noise`), because blind reflection drifts off the
+prior: in the exact world the mean along the guided axis grows with every round and the spread collapses
+(tests/diffusion/test_reflection.py).
 """
 
 from collections.abc import Callable, Iterator
@@ -25,6 +29,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
+from ..ranges import Checked, Count, Natural, Share, Weight
 from .sample import EpsFn, Step, denoise, evaluations, last, renoise
 from .schedule import StepTable
 
@@ -32,35 +37,30 @@ Wrong = Literal["opposite", "fresh", "repeat"]
 
 
 @dataclass(frozen=True)
-class ReflectionConfig:
-    """How often to reflect, and how a picture is turned back into noise. The defaults are SRRL's, but for `renormalise`."""
+class ReflectionConfig(Checked):
+    """How often to reflect, and how a picture is turned back into noise.
+
+    The defaults are SRRL's, but for `renormalise`.
+    """
 
     # K, number of reflections; K + 1 pictures
-    rounds: int = 1
-    # blind: guidance of drawing the pictures that are turned back
-    w_denoise: float = 3.0
+    rounds: Natural = 1
+    # blind: guidance of sampling the pictures that are turned back
+    w_denoise: Weight = 3.0
     # guidance of re-noising
-    w_renoise: float = 0.1
+    w_renoise: Weight = 0.1
     # steps of re-noising, all the way to x_T
-    steps: int = 20
+    steps: Count = 20
     # SDEdit's t*, the share of the steps that is re-noised; 1 is all the way, 0 leaves the picture as it is
-    strength: float = 1.0
+    strength: Share = 1.0
     # bring the noise of each sample back to mean 0, std 1; False as published
     renormalise: bool = True
     # share l of new noise, sqrt(1 - l^2) old + l new; 1 is all new
-    fresh_noise: float = 0.0
-    # with a reward: what a refused picture is drawn from, minus its noise, new noise or its noise
+    fresh_noise: Share = 0.0
+    # with a reward: what a refused picture is sampled from, minus its noise, new noise or its noise
     wrong: Wrong = "repeat"
-    # with a reward: which pictures are drawn again
+    # with a reward: which pictures are sampled again
     redraw: Literal["refused", "all"] = "refused"
-
-    def __post_init__(self) -> None:
-        if self.rounds < 0:
-            raise ValueError(f"rounds must be 0 or more, got {self.rounds}")
-        if not 0 <= self.strength <= 1:
-            raise ValueError(f"strength must lie in [0, 1], got {self.strength}")
-        if not 0 <= self.fresh_noise <= 1:
-            raise ValueError(f"fresh_noise must lie in [0, 1], got {self.fresh_noise}")
 
     def tail(self, table: StepTable) -> StepTable:
         """The last `strength` of the steps: those that are re-noised, and then denoised again."""
@@ -68,7 +68,7 @@ class ReflectionConfig:
 
     @property
     def renoise_cost(self) -> int:
-        """UNet evaluations of turning one picture back into noise; none where nothing of its noise is kept."""
+        """UNet evaluations of turning one picture into noise; none where nothing of its own noise is kept."""
         return 0 if self.fresh_noise == 1 else round(self.strength * self.steps) * evaluations(self.w_renoise)
 
     @property
@@ -79,18 +79,14 @@ class ReflectionConfig:
 
 @torch.no_grad()
 def renoise_to(
-    eps: EpsFn,
-    x0: Tensor,
-    table: StepTable,
-    config: ReflectionConfig,
-    generator: Generator | None = None,
+    eps: EpsFn, x0: Tensor, table: StepTable, config: ReflectionConfig, generator: Generator | None = None,
     sign: Tensor | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Turn pictures back into noise as the config says; `config.tail(table)` leads on from the result.
 
-    The options act on the noise in x_t = sqrt(abar) x0 + sqrt(1 - abar) noise; at strength 1 x_T itself is that noise.
-    `sign` +1 keeps the noise of a picture, which draws it again, right or wrong. -1 takes the opposite noise, as likely under
-    N(0, I), which avoids the picture. 0 takes new noise. None is +1 for all.
+    The options act on the noise in x_t = sqrt(abar) x0 + sqrt(1 - abar) noise; at strength 1 x_T itself is
+    that noise. `sign` +1 keeps the noise of a picture, which gives it again, right or wrong. -1 takes the
+    opposite noise, as likely under N(0, I), which avoids the picture. 0 takes new noise. None is +1 for all.
     Raises ValueError if new noise is needed and there is no generator.
     Shapes: x0 (b c h w), sign (b) of +1, -1, 0 -> (b c h w)
     """
@@ -118,14 +114,12 @@ def renoise_to(
 
 
 def condition_guided_forward(
-    make_eps: Callable[[float], EpsFn],
-    x_T: Tensor,
-    table: StepTable,
-    back: StepTable,
-    config: ReflectionConfig,
-    generator: Generator | None = None,
-) -> tuple[Tensor, Tensor]:
-    """One blind round: draw at w_denoise without step noise, re-noise at w_renoise.  `make_eps(w)` is the network at guidance w.
+    make_eps: Callable[[float], EpsFn], x_T: Tensor, table: StepTable, back: StepTable,
+    config: ReflectionConfig, generator: Generator | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """One blind round: sample at w_denoise without step noise, re-noise at w_renoise.
+
+    `make_eps(w)` is the network at guidance w.
 
     Shapes: x_T (b c h w) -> x_0 (b c h w), next x_T (b c h w)
     """
@@ -134,17 +128,13 @@ def condition_guided_forward(
 
 
 def reflect(
-    eps_of: Callable[[Tensor], EpsFn],
-    x0: Tensor,
-    accepted: Tensor,
-    back: StepTable,
-    config: ReflectionConfig,
-    generator: Generator | None = None,
-) -> tuple[Tensor, Tensor]:
-    """A round with a reward: select the pictures to draw again and their start noise.
+    eps_of: Callable[[Tensor], EpsFn], x0: Tensor, accepted: Tensor, back: StepTable,
+    config: ReflectionConfig, generator: Generator | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """A round with a reward: select the pictures to sample again and their start noise.
 
-    An accepted picture keeps its noise where all are drawn again. `eps_of(rows)` is the network at guidance w_renoise for the
-    prompts of these rows.
+    An accepted picture keeps its noise where all are sampled again. `eps_of(rows)` is the network at guidance
+    w_renoise for the prompts of these rows.
     Shapes: x0 (n c h w), accepted (n) bool -> rows (m) long, x_T (m c h w)
     """
     rows = (
@@ -160,7 +150,8 @@ def reflect(
 def zigzag(
     make_eps: Callable[[float], EpsFn], x_T: Tensor, table: StepTable, w_high: float, w_low: float
 ) -> Iterator[Step]:
-    """Reflection inside every step (Z-Sampling): denoise at w_high, re-noise at w_low, denoise again; the last step is denoised once.
+    """Reflection inside every step (Z-Sampling): denoise at w_high, re-noise at w_low, denoise again; the
+    last step is denoised once.
 
     Yields every move, 3 S - 2 in all.
     """

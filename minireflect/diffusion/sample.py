@@ -1,16 +1,19 @@
 """Guidance, and the two directions of sampling: `denoise` (noise to image) and `renoise` (image to noise).
 
-Papers: classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598); DDIM (arXiv 2010.02502); SRRL (arXiv 2505.22407), E1 and E4.
+Papers: classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598); DDIM (arXiv 2010.02502); SRRL
+(arXiv 2505.22407), E1 and E4.
 
     eps_fn = guided(model, cond, uncond, w)            # eps_u + w (eps_c - eps_u)
     x_0    = last(denoise(eps_fn, x_T, table))         # t = 951, 901, ..., 1
     x_T    = last(renoise(eps_fn, x_0, table))         # t = 1, 51, ..., 951
 
-Both directions are generators that yield every step. Collecting them is a trajectory, drawing them an animation, stopping early an edit.
+Both directions are generators that yield every step. Collecting them is a trajectory, drawing them an
+animation, stopping early an edit.
 
-No autograd graph is kept unless it is asked for with `grad=True`: a reflection of K rounds would otherwise hold 40 K network
-evaluations in memory (the released SRRL does). A `torch.no_grad()` around a generator's body would leak its mode into the caller at every
-`yield`; so each step is computed inside the context, and yielded outside it.
+No autograd graph is kept unless it is asked for with `grad=True`: a reflection of K rounds would otherwise
+hold 40 K network evaluations in memory (the released SRRL does). A `torch.no_grad()` around a generator's
+body would leak its mode into the caller at every `yield`; so each step is computed inside the context, and
+yielded outside it.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -57,9 +60,10 @@ class Trajectory(NamedTuple):
 def guided(model: Model, cond: Tensor, uncond: Tensor, w: float, schedule: Schedule | None = None) -> EpsFn:
     """Classifier-free guidance as a function of (x, t).
 
-    w = 1 is the conditional network alone and w = 0 the unconditional one: one evaluation each. Any other w evaluates both in one batch
-    of 2 b, unconditional half first. Where gradients are enabled they flow through both halves: the policy is the guided Gaussian.
-    `schedule` converts the network's prediction type to noise; without it the output is taken as noise.
+    w = 1 is the conditional network alone and w = 0 the unconditional one: one evaluation each. Any other w
+    evaluates both in one batch of 2 b, unconditional half first. Where gradients are enabled they flow
+    through both halves: the policy is the guided Gaussian. `schedule` converts the network's prediction type
+    to noise; without it the output is taken as noise.
     Shapes: cond (b t d), uncond (1 t d) or (b t d); the result maps x (b c h w), t () or (b) -> (b c h w)
     """
 
@@ -86,13 +90,9 @@ def guided(model: Model, cond: Tensor, uncond: Tensor, w: float, schedule: Sched
 
 
 def denoise(
-    eps_fn: EpsFn,
-    x: Tensor,
-    table: StepTable,
-    eta: float = 0.0,
-    generator: Generator | None = None,
+    eps_fn: EpsFn, x: Tensor, table: StepTable, eta: float = 0.0, generator: Generator | None = None,
     grad: bool = False,
-) -> Iterator[Step]:
+) -> Iterator[Step]:  # fmt: skip
     """Noise to image, one network evaluation a step. `generator` is needed where eta > 0.
 
     Shapes: x (b c h w) at level table.t[0]; every step yields a latent (b c h w) at level table.t_prev
@@ -109,11 +109,13 @@ def denoise(
 def renoise(
     eps_fn: EpsFn, x0: Tensor, table: StepTable, refine: int = 0, grad: bool = False
 ) -> Iterator[Step]:
-    """Image to noise: the steps of `denoise` at eta 0, undone from the last to the first, N moves for N steps.
+    """Image to noise: the steps of `denoise` at eta 0, undone from the last to the first, N moves for N
+    steps.
 
-    The exact inverse needs eps(x_t, t) before x_t is known. Plain inversion (refine 0) uses eps(x_t_prev, t): the latent one level
-    cleaner under the label of the level it is going to (E4), an error of O(1/N). Each of `refine` rounds solves the implicit equation one
-    fixed-point iteration further, at one more evaluation a step.
+    The exact inverse needs eps(x_t, t) before x_t is known. Plain inversion (refine 0) uses eps(x_t_prev, t):
+    the latent one level cleaner under the label of the level it is going to (E4), an error of O(1/N). Each of
+    `refine` rounds solves the implicit equation one fixed-point iteration further, at one more evaluation a
+    step.
     Shapes: x0 (b c h w) at level table.t_prev[-1]; every step yields a latent (b c h w) at level table.t
     """
     x = x0
@@ -141,7 +143,10 @@ def last(steps: Iterable[Step]) -> Tensor:
 
 
 def collect(x_start: Tensor, steps: Iterable[Step]) -> Trajectory:
-    """Run a sampler to its end and keep the path.  Shapes: x_start (b c h w) -> latents (b s+1 c h w), timesteps (s), log_probs (b s)"""
+    """Run a sampler to its end and keep the path.
+
+    Shapes: x_start (b c h w) -> latents (b s+1 c h w), timesteps (s), log_probs (b s)
+    """
     latents, timesteps = [x_start.float()], []
     log_probs = [x_start.new_zeros(len(x_start), 0, dtype=torch.float32)]
     for step in steps:

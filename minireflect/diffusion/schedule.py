@@ -1,16 +1,18 @@
-"""How much signal is left at every noise level, and the table of steps that every sampler, scorer and inverse reads.
+"""How much signal is left at every noise level, and the table of steps that every sampler, scorer and inverse
+reads.
 
-Papers: DDPM (Ho et al. 2020, arXiv 2006.11239), DDIM (Song et al. 2020, arXiv 2010.02502), v-prediction (Salimans & Ho 2022).
+Papers: DDPM (Ho et al. 2020, arXiv 2006.11239), DDIM (Song et al. 2020, arXiv 2010.02502), v-prediction
+(Salimans & Ho 2022).
 
     beta    = the noise added at each of T training steps
     abar[t] = prod_{s<=t} (1 - beta[s])               # DDPM's alpha-bar; the DDIM paper calls it alpha
     x_t     = sqrt(abar) x_0 + sqrt(1 - abar) noise   # DDPM (4)
 
-A sampler visits only S of the T levels. Which ones, and where each step lands, is the `StepTable`; nothing else in the project
-computes `t - T // S`, so what was sampled is what is scored and what is inverted.
+A sampler visits only S of the T levels. Which ones, and where each step lands, is the `StepTable`; nothing
+else in the project computes `t - T // S`, so what was sampled is what is scored and what is inverted.
 
-Differs from diffusers: alpha-bar is accumulated in float64 before it is stored in float32. The rest is equal number for number,
-including one oddity of where a step lands (see `Schedule.table`).
+Differs from diffusers: alpha-bar is accumulated in float64 before it is stored in float32. The rest is equal
+number for number, including one oddity of where a step lands (see `Schedule.table`).
 """
 
 from collections.abc import Iterator
@@ -54,9 +56,9 @@ class ScheduleConfig:
 class StepTable:
     """S steps from noise to image: step i takes a latent at level `t[i]` to level `t_prev[i]`.
 
-    `t_prev` is -1 for a clean image (alpha-bar 1). A slice is a table again: `table[:k]` is the prefix that branches share,
-    `table[k:]` what each branch runs alone, or the part of the ladder that an edit climbs and descends. It stays on the CPU:
-    asking "is sigma zero?" then never makes a GPU wait.
+    `t_prev` is -1 for a clean image (alpha-bar 1). A slice is a table again: `table[:k]` is the prefix that
+    branches share, `table[k:]` what each branch runs alone, or the part of the ladder that an edit climbs and
+    descends. It stays on the CPU: asking "is sigma zero?" then never makes a GPU wait.
     """
 
     t: Tensor  # [S] long, descending
@@ -76,10 +78,12 @@ class StepTable:
         return (self[i : i + 1] for i in range(len(self)))
 
     def sigma(self, eta: float) -> Tensor:
-        """Standard deviation of the fresh noise of every step, [S]. Zero means deterministic, a step without a density.
+        """Standard deviation of the fresh noise of every step, [S].
 
-        eta 0 is DDIM (all zero), eta 1 is DDPM's ancestral sampler. At eta 1 the last step may still be zero: where it lands on
-        a clean image, or where `t` and `t_prev` share an alpha-bar.
+        Zero means deterministic, a step without a density.
+
+        eta 0 is DDIM (all zero), eta 1 is DDPM's ancestral sampler. At eta 1 the last step may still be zero:
+        where it lands on a clean image, or where `t` and `t_prev` share an alpha-bar.
         """
         if not 0 <= eta <= 1:
             raise ValueError(f"eta {eta} is outside [0, 1]")
@@ -106,12 +110,18 @@ class Schedule:
         return abar.reshape(-1, *[1] * (like.ndim - 1)) if abar.ndim else abar
 
     def add_noise(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """A clean latent brought to level t in one jump.  Shapes: x0 (b c h w), t (b), noise (b c h w) -> (b c h w)"""
+        """A clean latent brought to level t in one jump.
+
+        Shapes: x0 (b c h w), t (b), noise (b c h w) -> (b c h w)
+        """
         abar = self.abar_at(t, x0)
         return abar.sqrt() * x0 + (1 - abar).sqrt() * noise  # DDPM (4)
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What the network should output at level t.  Shapes: x0 (b c h w), noise (b c h w), t (b) -> (b c h w)"""
+        """What the network should output at level t.
+
+        Shapes: x0 (b c h w), noise (b c h w), t (b) -> (b c h w)
+        """
         if self.config.prediction == "epsilon":
             return noise
         if self.config.prediction == "x0":
@@ -122,8 +132,9 @@ class Schedule:
     def to_eps(self, output: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """The network's output as predicted noise: the one place where prediction types are told apart.
 
-        Uses alpha-bar of the label t, the level the network believes in. Re-noising shows it a latent one level cleaner than t,
-        where diffusers' inverse uses the latent's own level; for "epsilon" nothing is converted and the two agree.
+        Uses alpha-bar of the label t, the level the network believes in. Re-noising shows it a latent one
+        level cleaner than t, where diffusers' inverse uses the latent's own level; for "epsilon" nothing is
+        converted and the two agree.
         Shapes: output (b c h w), x (b c h w), t () or (b) -> (b c h w)
         """
         if self.config.prediction == "epsilon":
@@ -138,17 +149,19 @@ class Schedule:
     ) -> StepTable:
         """Choose `steps` of the T levels.
 
-        leading   multiples of T // steps, plus `offset`: never reaches t = T - 1 (Stable Diffusion's habit, offset 1)
-        trailing  counts down from T - 1, so it starts at the noisiest level and ends above 0 (`offset` is not used)
+        leading   multiples of T // steps, plus `offset`: never reaches T - 1 (Stable Diffusion, offset 1)
+        trailing  counts down from T - 1: starts at the noisiest level, ends above 0 (`offset` is not used)
         linspace  from T - 1 to 0 inclusive (`offset` is not used)
 
-        The last step lands below level 0. With `set_alpha_to_one` that is a clean image: t_prev -1, alpha-bar 1, sigma 0 at every
-        eta. Without it (diffusers for Stable Diffusion; ddpo-pytorch by clamping) it is level 0: t_prev 0, alpha-bar abar[0], and
-        with leading spacing and offset 1 a small positive sigma remains (0.0206 at eta 1, 20 steps).
+        The last step lands below level 0. With `set_alpha_to_one` that is a clean image: t_prev -1, alpha-bar
+        1, sigma 0 at every eta. Without it (diffusers for Stable Diffusion; ddpo-pytorch by clamping) it is
+        level 0: t_prev 0, alpha-bar abar[0], and with leading spacing and offset 1 a small positive sigma
+        remains (0.0206 at eta 1, 20 steps).
 
-        diffusers lands step i on `t[i] - T // steps`, which is not `t[i + 1]` for linspace, nor for trailing when steps does not
-        divide T: the next evaluation then mislabels its latent by a few levels. It is so here too, so that real checkpoints
-        give the same pictures. For leading spacing, the only one that a pipeline uses, the two are the same.
+        diffusers lands step i on `t[i] - T // steps`, which is not `t[i + 1]` for linspace, nor for trailing
+        when steps does not divide T: the next evaluation then mislabels its latent by a few levels. It is so
+        here too, so that real checkpoints give the same pictures. For leading spacing, the only one that a
+        pipeline uses, the two are the same.
         """
         T = self.config.train_steps
         if not 1 <= steps <= T:
@@ -176,8 +189,9 @@ class Schedule:
 def level_weight(schedule: Schedule, t: Tensor, cap: float) -> Tensor:
     """How much the noise prediction at level t counts: 1 / abar, at most `cap`.
 
-    An error of eps is an error of x_0 times the signal-to-noise ratio, so a plain loss hardly looks at the late levels,
-    where it is decided what stands where.  1 / abar makes the loss that of v-prediction (Salimans & Ho 2022, appendix D).
+    An error of eps is an error of x_0 times the signal-to-noise ratio, so a plain loss hardly looks at the
+    late levels, where it is decided what stands where.  1 / abar makes the loss that of v-prediction
+    (Salimans & Ho 2022, appendix D).
     Shapes: t (b) -> (b)
     """
     return (1 / schedule.abar.to(t.device)[t]).clamp(max=cap)

@@ -1,14 +1,16 @@
-"""SRRL on a real checkpoint: the loop of srrl.py, with LoRA in place of the whole UNet, and a reward for real pictures.
+"""SRRL on a real checkpoint: the loop of srrl.py, with LoRA in place of the whole UNet, and a reward for real
+pictures.
 
     minireflect train srrl --base PATH --reward clip --clip PATH --prompts counter_intuitive
     minireflect train srrl --base PATH --reward incompressibility --prompts FILE
 
-What changes with the size of a checkpoint is said here and nowhere else: the base is frozen and held once, in half precision on
-a GPU; only A and B learn, in float32; latents and log-probabilities stay float32; pictures go through the networks
-`micro_batch` at a time, in rollout and update alike, so that the first ratio is exactly 1.
+What changes with the size of a checkpoint is said here and nowhere else: the base is frozen and held once, in
+half precision on a GPU; only A and B learn, in float32; latents and log-probabilities stay float32; pictures
+go through the networks `micro_batch` at a time, in rollout and update alike, so that the first ratio is
+exactly 1.
 
-Differs from the synthetic world: there is no inspector. Whether a higher reward is a better picture is seen only in statistics that
-the reward does not ask for (brightness, edges) and in the pictures themselves.
+Differs from the synthetic world: there is no inspector. Whether a higher reward is a better picture is seen
+only in statistics that the reward does not ask for (brightness, edges) and in the pictures themselves.
 """
 
 from collections.abc import Callable
@@ -68,7 +70,10 @@ class FinetuneConfig:
 
 
 def read_prompts(name: str) -> list[str]:
-    """The lines of a file, or of one of ours; empty lines and what follows # are left out.  Raises PromptError."""
+    """The lines of a file, or of one of ours; empty lines and what follows # are left out.
+
+    Raises PromptError.
+    """
     path = Path(name)
     if not path.is_file() and (PROMPTS / f"{name}.txt").is_file():
         path = PROMPTS / f"{name}.txt"

@@ -1,4 +1,6 @@
-"""What SRRL samples in one iteration: up to K + 1 rounds of G branches for each prompt, and what that costs.  srrl.py has the method.
+"""What SRRL samples in one iteration: up to K + 1 rounds of G branches for each prompt, and what that costs.
+
+srrl.py has the method.
 
     x_T^0 ~ N(0, I)
     blind:   turn x_T around K times, then G branches from x_T^K
@@ -17,49 +19,47 @@ from ..diffusion.reflection import ReflectionConfig, Wrong, condition_guided_for
 from ..diffusion.sample import EpsFn, Trajectory, collect, denoise, evaluations, last
 from ..diffusion.schedule import StepTable
 from ..pipeline import ACCEPT, OPPOSITE, LatentDiffusion, Reward, SamplerConfig
+from ..ranges import Checked, Count, Finite, Natural, Share, Weight
 from ..streams import rng
 
 
 @dataclass(frozen=True)
-class RolloutConfig:
+class RolloutConfig(Checked):
     """What an iteration samples."""
 
     # prompts of an iteration
-    prompts_per_iteration: int = 64
+    prompts_per_iteration: Count = 64
     # G, branches per prompt and round
-    group: int = 1
+    group: Count = 1
     # denoising steps of a picture
-    steps: int = 20
+    steps: Count = 20
     # w of the branches, in rollout and update alike
-    guidance: float = 1.0
+    guidance: Weight = 1.0
     # redo what the reward refuses, or all
     mode: Literal["select", "blind"] = "select"
     # K, reflections at most; 0 is DDPO
-    rounds: int = 3
+    rounds: Natural = 3
     # start of a refused picture's next round: minus its noise, new noise or its noise
     wrong: Wrong = OPPOSITE.wrong
     # prompts that get another round
     redraw: Literal["refused", "all"] = OPPOSITE.redraw
     # reward from which a picture counts as right
-    accept: float = ACCEPT
+    accept: Finite = ACCEPT
     # guidance of re-noising; the paper's is 0.1
-    w_renoise: float = OPPOSITE.w_renoise
+    w_renoise: Weight = OPPOSITE.w_renoise
     # steps of re-noising
-    renoise_steps: int = OPPOSITE.steps
+    renoise_steps: Count = OPPOSITE.steps
     # bring re-noised latents back to mean 0, std 1
     renormalise: bool = True
     # share l of new noise in re-noised latents
-    fresh_noise: float = OPPOSITE.fresh_noise
+    fresh_noise: Share = OPPOSITE.fresh_noise
     # trained last steps of the path, taken in turn
-    suffixes: tuple[int, ...] = ()
+    suffixes: tuple[Count, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("prompts_per_iteration", "group", "steps", "renoise_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if any(not 1 <= s <= self.steps for s in self.suffixes):
+        super().__post_init__()
+        if any(s > self.steps for s in self.suffixes):
             raise ValueError(f"suffixes {self.suffixes} must lie between 1 and steps = {self.steps}")
-        _ = self.reflection, self.sampler  # both raise on numbers out of range
 
     @property
     def reflection(self) -> ReflectionConfig:
@@ -74,12 +74,12 @@ class RolloutConfig:
         return SamplerConfig(self.steps, self.guidance, eta=1.0)
 
     def shared(self, step: int) -> int:
-        """Denoising steps that the branches of a group share in iteration `step`: SRRL's backward-progressive suffixes."""
+        """Denoising steps that a group shares in iteration `step`: SRRL's backward-progressive suffixes."""
         return self.steps - self.suffixes[step % len(self.suffixes)] if self.suffixes else 0
 
 
 class Round(NamedTuple):
-    """The branches of one round.  n prompts, g branches, s steps of which the last `table` were sampled per branch."""
+    """The branches of one round: n prompts, g branches of each, s steps of their own, those in `table`."""
 
     rows: Tensor  # (n) which prompts of the rollout it was spent on
     x_T: Tensor  # (n c h w) the noise that the round started from; (n*g c h w) where each branch has its own
@@ -108,7 +108,7 @@ class Cost(NamedTuple):
 
 
 def rollout_cost(config: RolloutConfig, prompts: list[int], step: int) -> Cost:
-    """What a rollout costs, from the number of prompts in each of its scored rounds: one round if blind, else K + 1 at most."""
+    """What a rollout costs, from the number of prompts in each scored round: one round if blind."""
     shared, reflection = config.shared(step), config.reflection
     per_prompt = (shared + config.group * (config.steps - shared)) * evaluations(config.guidance)
     unet = sum(prompts) * per_prompt
@@ -146,7 +146,10 @@ class Rollout:
 def rollout(
     pipe: LatentDiffusion, texts: list[str], reward: Reward, config: RolloutConfig, seed: int, step: int
 ) -> Rollout:
-    """Sample up to K + 1 rounds of G branches for each prompt.  No graph is kept; all noise comes from streams of (seed, step)."""
+    """Sample up to K + 1 rounds of G branches for each prompt.
+
+    No graph is kept; all noise comes from streams of (seed, step).
+    """
     out = Rollout(texts, pipe.embed(texts))
     rows = torch.arange(len(texts), device=out.context.device)  # (n) the prompts of a round
     table, back, shared = pipe.table(config.steps), pipe.table(config.renoise_steps), config.shared(step)

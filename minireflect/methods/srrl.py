@@ -1,42 +1,48 @@
-"""SRRL: self-reflective reinforcement learning (Pan et al. 2025, arXiv 2505.22407).  With no rounds it is DDPO.
+"""SRRL: self-reflective reinforcement learning (Pan et al. 2025, arXiv 2505.22407).
 
-A whole denoising is one thought; between thoughts the model looks at its picture and turns it back into noise.
+With no rounds it is DDPO. A whole denoising is one thought; between thoughts the model looks at its picture
+and turns it back into noise.
 
     for each prompt c:  x_T^0 ~ N(0, I)
         for round k = 0 .. K:
-            sample G branches  x_T^k -> x_0                    eta > 0: every step is an action with a density (E2, E3)
-            score them; re-noise the best to x_T^(k+1)         guidance w_renoise below that of sampling: the condition-guided
-                                                               forward process (E4)
-            ours: a prompt whose best is accepted is done, a refused one goes on from minus its noise, see below
+            sample G branches x_T^k -> x_0         eta > 0: every step is an action with a density (E2, E3)
+            score them; re-noise the best          guidance w_renoise below that of sampling: the
+                to x_T^(k+1)                       condition-guided forward process (E4)
+            ours: an accepted prompt is done, a refused one goes on from minus its noise, see below
     learn from all rounds, by one of two objectives
         ppo      A = GRPO or history z-score within each group (E6, E7), summed over rounds:
                  L = mean max(-A rho, -A clip(rho, 1 - e, 1 + e)),  rho = exp(l_new - l_old)       (E8)
-        regress  w = r / sum of the prompt's r:  L = sum w |eps - eps_theta(x_t, t, c)|^2, x_t = x_0 noised anew
+        regress  w = r / sum of the prompt's r
+                 L = sum w |eps - eps_theta(x_t, t, c)|^2,  x_t = x_0 noised anew
 
-`ppo` is the paper's and asks how each step of the sampler should have moved; it needs many pictures (docs/log.md). `regress` is
-reward-weighted regression (Peters & Schaal 2007; RWR in DDPO, arXiv 2305.13301): as r is the probability that the picture is
-right, it fits p(x_0 | c, right), and what a later round found teaches the first. It is the default on this budget.
+`ppo` is the paper's and asks how each step of the sampler should have moved; it needs many pictures
+(docs/log.md). `regress` is reward-weighted regression (Peters & Schaal 2007; RWR in DDPO, arXiv 2305.13301):
+as r is the probability that the picture is right, it fits p(x_0 | c, right), and what a later round found
+teaches the first. It is the default on this budget.
 
-Two readings of the paper: `select` is its figure (above); `blind` is its released code, where K rounds of guided
-inversion run without a look at the reward and only the last round is sampled G times and trained.
+Two readings of the paper: `select` is its figure (above); `blind` is its released code, where K rounds of
+guided inversion run without a look at the reward and only the last round is sampled G times and trained.
 
-Why minus: a re-noised picture is remembered, right or wrong. Of pictures that the base sampled right, 0.87 are right again when sampled
-from their noise, and of wrong ones 0.18 are; from new noise 0.56 and 0.44. The opposite noise is as likely under N(0, I), and avoids
-the picture: 0.62 of the wrong ones are right from there (512 held-out pictures, `python scripts/measure.py memory`).
-`--srrl.wrong repeat` re-noises wrong pictures as if they were right, `fresh` takes new noise.
+Why minus: a re-noised picture is remembered, right or wrong. Of pictures that the base sampled right, 0.87
+are right again when sampled from their noise, and of wrong ones 0.18 are; from new noise 0.56 and 0.44. The
+opposite noise is as likely under N(0, I), and avoids the picture: 0.62 of the wrong ones are right from there
+(512 held-out pictures, `python scripts/measure.py memory`). `--wrong repeat` re-noises wrong pictures as
+if they were right, `fresh` takes new noise.
 
-Why accepted prompts are done: sampling them again teaches nothing new and costs as much. Spent on other prompts, the same reward calls
-teach more, and fewer prompts are memorised (docs/log.md). `--srrl.redraw all` gives every prompt all rounds.
+Why accepted prompts are done: sampling them again teaches nothing new and costs as much. Spent on other
+prompts, the same reward calls teach more, and fewer prompts are memorised (docs/log.md). `--redraw all`
+gives every prompt all rounds.
 
 Differs from the released code: reflection keeps no graph; every iteration has its own random stream; leftover
-gradients are never dropped; latents and log-probabilities stay float32; the clip is stated in nats; group-relative
-advantages by default, each round crediting its own branches only; guidance 1 in rollouts by default (half the cost, and the
-guidance is learnt into the weights); re-noising without guidance, in 5 steps, to the scale of the prior and with half new noise; all
-rounds are trained, but for their almost noiseless steps.  The paper's choices are options: `--srrl.objective ppo --srrl.lr 3e-5
---srrl.updates 2 --srrl.group 5 --srrl.mode blind --srrl.w-renoise 0.1 --srrl.renoise-steps 20 --srrl.no-renormalise
---srrl.fresh-noise 0 --srrl.wrong repeat --srrl.advantage history --srrl.suffixes 1 5 9 --srrl.guidance 5`.
+gradients are never dropped; latents and log-probabilities stay float32; the clip is stated in nats;
+group-relative advantages by default, each round crediting its own branches only; guidance 1 in rollouts by
+default (half the cost, and the guidance is learnt into the weights); re-noising without guidance, in 5 steps,
+to the scale of the prior and with half new noise; all rounds are trained, but for their almost noiseless
+steps.  The paper's choices are options: `--objective ppo --lr 3e-5 --updates 2 --group 5 --mode blind
+--w-renoise 0.1 --renoise-steps 20 --no-renormalise --fresh-noise 0 --advantage history --suffixes 1 5 9
+--guidance 5`.
 
-    python train.py srrl
+    minireflect train srrl
 """
 
 from collections.abc import Callable
@@ -47,6 +53,7 @@ import torch
 
 from ..diffusion.reflection import moments
 from ..pipeline import LatentDiffusion, Reward
+from ..ranges import Count
 from ..rl.advantage import RewardHistory, zero_variance_groups
 from ..run import Job
 from ..streams import rng
@@ -59,26 +66,18 @@ class SRRLConfig(RolloutConfig, LearnConfig):
     """What an iteration samples (`RolloutConfig`) and how it is learnt from (`LearnConfig`)."""
 
     # of rollout and update
-    iterations: int = 60
+    iterations: Count = 60
     # ppo: within the group (GRPO), or the paper's z-score over past rewards with best/worst selection
     advantage: Literal["group", "history"] = "group"
 
     def __post_init__(self) -> None:
-        RolloutConfig.__post_init__(self)
-        LearnConfig.__post_init__(self)
-        if self.iterations < 1:
-            raise ValueError(f"iterations must be at least 1, got {self.iterations}")
+        super().__post_init__()
         if self.objective == "ppo" and self.group < 2:
-            raise ValueError(
-                f"group is {self.group}; ppo needs at least 2, to compare its members: try --srrl.group 4"
-            )
+            raise ValueError(f"group is {self.group}; ppo compares the members of a group: try --group 4")
 
 
 PPO = {"objective": "ppo", "group": 4, "updates": 2}
-TOY_PPO = PPO | {
-    "prompts_per_iteration": 21,
-    "lr": 3e-5,
-}  # as many reward calls as srrl takes (docs/study.md)
+TOY_PPO = PPO | {"prompts_per_iteration": 21, "lr": 3e-5}  # about as many reward calls as srrl
 CHECKPOINT = PPO | {
     "iterations": 100, "prompts_per_iteration": 8, "guidance": 5.0, "lr": 1e-4,
     "clip_range": 1e-4,  # DDPO's, on the mean log-probability: 1.6 nats at 4 x 64 x 64 dimensions
@@ -86,17 +85,14 @@ CHECKPOINT = PPO | {
 }  # fmt: skip
 # SRRL's guidance gap, but with a look at the reward (the paper's figure, not its code)
 GAP = {
-    "rounds": 1,
-    "redraw": "all",
-    "wrong": "repeat",
-    "w_renoise": 0.1,
-    "renoise_steps": 20,
-    "fresh_noise": 0.0,
-}
-# DDPO (arXiv 2305.13301): no reflection; a reward is compared with past rewards of its prompt. That only the best and the worst of
-# a group are kept is B2-DiffuRL's and SRRL's (E7).
+    "rounds": 1, "redraw": "all", "wrong": "repeat",
+    "w_renoise": 0.1, "renoise_steps": 20, "fresh_noise": 0.0,
+}  # fmt: skip
+# DDPO (arXiv 2305.13301): no reflection; a reward is compared with past rewards of its prompt. That only the
+# best and the worst of a group are kept is B2-DiffuRL's and SRRL's (E7).
 DDPO = {"rounds": 0, "advantage": "history"}
-# GRPO (arXiv 2402.03300) on denoising steps, as Flow-GRPO and DanceGRPO have it: no reflection; a reward is compared with its group
+# GRPO (arXiv 2402.03300) on denoising steps, as Flow-GRPO and DanceGRPO have it: no reflection; a reward is
+# compared with its group
 GRPO = {"rounds": 0, "advantage": "group"}
 
 # method: options on the toy, options on a real checkpoint
@@ -108,54 +104,43 @@ RECIPES = {
 
 
 def recipe(name: str, checkpoint: bool = False) -> SRRLConfig:
-    """The options of srrl, ddpo or grpo, for the toy or a real checkpoint.  Raises ValueError on another name."""
+    """The options of srrl, ddpo or grpo, for the toy or a real checkpoint.
+
+    Raises ValueError on another name.
+    """
     if name not in RECIPES:
         raise ValueError(f"method {name!r} is not one of {', '.join(RECIPES)}")
     return SRRLConfig(**RECIPES[name][checkpoint])
 
 
 def train_srrl(
-    config: SRRLConfig,
-    pipe: LatentDiffusion,
-    reward: Reward,
-    draw_texts: Callable[[int], tuple[list[str], list[str]]],
-    witness: Reward | None,
-    job: Job,
-) -> tuple[LatentDiffusion, Cost]:
+    config: SRRLConfig, pipe: LatentDiffusion, reward: Reward,
+    draw_texts: Callable[[int], tuple[list[str], list[str]]], witness: Reward | None, job: Job,
+) -> tuple[LatentDiffusion, Cost]:  # fmt: skip
     """The loop.
 
-    `draw_texts(step)` gives prompts and the family that each belongs to; `witness` is the inspector, where there is one: logged
-    beside the reward and never trained on.  A UNet with LoRA learns in its adapters alone.  -> the trained pipeline and what it took
+    `draw_texts(step)` gives prompts and the family that each belongs to; `witness` is the inspector, where
+    there is one: logged beside the reward and never trained on.  A UNet with LoRA learns in its adapters
+    alone.  -> the trained pipeline and what it took
     """
     run, seed = job.run, job.seed
-    history = RewardHistory() if config.advantage == "history" else None
+    history = RewardHistory()
     rounds = config.rounds + 1 if config.mode == "select" else 1
     pictures = config.prompts_per_iteration * config.group * rounds
-    learner = Learner.of(pipe, config, config.sampler, pictures, history)
-    memory: dict = {
-        "cost": [0, 0, 0],
-        "updates": 0,
-        "history": history.state_dict() if history is not None else None,
-    }
+    learner = Learner.of(pipe, config, config.sampler, pictures)
+    learner.history = history if config.advantage == "history" else None
+    memory: dict = {"cost": [0, 0, 0], "updates": 0, "history": history.state_dict()}
     for step in run.steps("srrl", config.iterations, learner.networks, learner.optimizer, memory=memory):
-        if history is not None:
-            history.load_state_dict(memory["history"])
+        history.load_state_dict(memory["history"])
         texts, families = draw_texts(step)
         out = replace(rollout(pipe, texts, reward, config, seed, step), families=families)
         stats = learn(learner, out, config.lr_factor(step, config.iterations), rng(seed, "update", step))
         cost = Cost(*memory["cost"]).plus(out.cost).plus(Cost(trained=stats.evaluations))
-        memory |= {
-            "cost": [*cost],
-            "updates": memory["updates"] + stats.updates,
-            "history": history.state_dict() if history is not None else None,
-        }
+        updates = memory["updates"] + stats.updates
+        memory |= {"cost": [*cost], "updates": updates, "history": history.state_dict()}
         values = report(out, stats, witness, config.accept)
-        totals = {
-            "updates_total": memory["updates"],
-            "reward_calls": cost.rewards,
-            "unet_evaluations": cost.unet + cost.trained,
-        }
-        run.log("srrl", step, **values, **totals)
+        spent = {"reward_calls": cost.rewards, "unet_evaluations": cost.unet + cost.trained}
+        run.log("srrl", step, **values, updates_total=updates, **spent)
         shown = {"reward": values["reward_by_round"], "right": values["right_by_round"]}
         run.bar.set_postfix(**{k: f"{v[0]:.2f}" for k, v in shown.items() if v}, kl=f"{stats.kl:.1f}")
     pipe.unet.eval().requires_grad_(False)
@@ -184,7 +169,10 @@ def report(out: Rollout, stats: UpdateStats, witness: Reward | None, accept: flo
 
 
 def mended(before: Round, after: Round, accept: float) -> float | None:
-    """Of the prompts whose best picture was refused, the share with an accepted one a round later; None if none was refused."""
+    """Of the prompts whose best picture was refused, the share that has an accepted one a round later.
+
+    None if none was refused.
+    """
     refused = before.rows[before.rewards.amax(1) < accept].tolist()
     again = dict(zip(after.rows.tolist(), (after.rewards.amax(1) >= accept).tolist()))
     return sum(again[i] for i in refused) / len(refused) if refused else None

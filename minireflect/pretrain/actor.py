@@ -9,7 +9,7 @@ names two of them.
 """
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -25,22 +25,13 @@ from ..world.graphs import THINGS, GraphError, SceneGraph
 from ..world.layout import lay_out, sample_graph
 from ..world.render import render_pixels
 from ..world.scenes import COLORS, Scene
-from .optimise import encode_all, lr_factor, take_step
+from .optimise import Training, encode_all, optimise
 
 NOISE = 0.3  # largest std of the noise on the latents, whose std is 1: generated latents are not exact
 MISTAKES = 0.03  # share of answers turned round, because a learned Checker makes mistakes
 
 
-@dataclass(frozen=True)
-class ActorTraining:
-    # pictures, rendered and encoded once
-    pictures: int = 16_000
-    # optimiser steps
-    steps: int = 3_000
-    # pictures a step
-    batch: int = 48
-    # peak learning rate of AdamW; cosine to zero after a warm-up of 5 %
-    lr: float = 2e-3
+ACTOR_TRAINING = Training(steps=3_000, batch=48, lr=2e-3)
 
 
 class Example(NamedTuple):
@@ -85,34 +76,26 @@ def imitation_example(draw: random.Random) -> Example:
 
 
 def train_actor(
-    config: ActorTraining,
-    autoencoder: Autoencoder,
-    tokenizer: Tokenizer,
-    job: Job,
-    start: Actor | None = None,
+    config: Training, autoencoder: Autoencoder, tokenizer: Tokenizer, job: Job, start: Actor | None = None
 ) -> Actor:
     """Imitate the script, from random weights or from those of `start`."""
-    run, seed, device = job
+    _, seed, device = job
     draw = choices(seed, "actor", "pictures")
     scenes, requirements, answers, edits = zip(*(imitation_example(draw) for _ in range(config.pictures)))
     pixels = np.stack([render_pixels(scene) for scene in scenes])
     latents = encode_all(autoencoder.to(device).encode, pixels, device)  # (n 4 8 8)
     torch.manual_seed(seed)
     actor = Actor(ActorConfig(len(tokenizer))).to(device)
-    if start is not None:
+    if start:
         actor.load_state_dict(start.state_dict())
     ids = questions(tokenizer, requirements, answers, actor.config.read).to(device)  # (n s)
     written = tokenizer.encode(edits, actor.config.written).to(device)  # (n t)
     mask = up_to(written, EOS)  # (n t)
-    optimizer = torch.optim.AdamW(actor.parameters(), lr=config.lr, weight_decay=1e-2)
-    for step in run.steps("actor", config.steps, {"actor": actor}, optimizer, save_every=50):
+    for step, minimise in optimise("actor", config, {"actor": actor}, job, decay=1e-2):
         generator = rng(seed, "actor", "batch", step)
         pick = torch.randperm(len(latents), generator=generator)[: config.batch]
         std = NOISE * torch.rand(len(pick), 1, 1, 1, generator=generator)
         noise = (std * torch.randn(len(pick), *latents.shape[1:], generator=generator)).to(device)
         log_prob = actor(latents[pick] + noise, ids[pick], written[pick])  # (b t)
-        loss = -log_prob[mask[pick]].mean()
-        take_step(optimizer, loss, config.lr * lr_factor(step, config.steps))
-        run.log("actor", step, loss=loss.item())
-        run.bar.set_postfix(loss=f"{loss.item():.3f} nats a token")
+        minimise(-log_prob[mask[pick]].mean())
     return actor.eval().requires_grad_(False)

@@ -13,50 +13,45 @@ import numpy as np
 import torch
 
 from ..models.autoencoder import Autoencoder, AutoencoderConfig
+from ..ranges import Count, Weight
 from ..run import Job
 from ..streams import rng
 from ..world.canvas import to_tensor
-from .optimise import lr_factor, take_step
+from .optimise import Training, optimise
 
 
 @dataclass(frozen=True)
-class AutoencoderTraining:
+class AutoencoderTraining(Training):
     # pictures, rendered once
-    pictures: int = 20_000
+    pictures: Count = 20_000
     # optimiser steps
-    steps: int = 2_500
+    steps: Count = 2_500
     # pictures a step
-    batch: int = 16
+    batch: Count = 16
     # peak learning rate of AdamW; cosine to zero after a warm-up of 5 %
-    lr: float = 2e-3
+    lr: Weight = 2e-3
     # weight of the KL, in nats per latent dimension, against one unit of pixel error
-    kl: float = 3e-4
+    kl: Weight = 3e-4
     # largest std of the noise added to the latents, in units of their std: generated latents are not exact
-    noise: float = 0.0
+    noise: Weight = 0.0
 
 
 def train_autoencoder(
-    config: AutoencoderTraining,
-    network: AutoencoderConfig,
-    pixels: np.ndarray,
-    job: Job,
+    config: AutoencoderTraining, network: AutoencoderConfig, pixels: np.ndarray, job: Job,
     start: Autoencoder | None = None,
-) -> Autoencoder:
+) -> Autoencoder:  # fmt: skip
     """Learn to compress pictures; at the end the latents are scaled to a std of 1.
 
     With `start` only its decoder is trained further; encoder, scale and sizes stay the same.
     Shapes: pixels (n 64 64 3) uint8
     """
-    run, seed, device = job
+    _, seed, device = job
     torch.manual_seed(seed)  # torch initialises weights from its global stream
-    model = Autoencoder(network if start is None else start.config)
-    model = model.to(device, memory_format=torch.channels_last)
-    if start is not None:
+    model = Autoencoder(start.config if start else network).to(device, memory_format=torch.channels_last)
+    if start:
         model.load_state_dict(start.state_dict())
         model.encoder.requires_grad_(False), model.quant_conv.requires_grad_(False)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=config.lr, weight_decay=1e-4)
-    for step in run.steps("autoencoder", config.steps, {"autoencoder": model}, optimizer, save_every=20):
+    for step, minimise in optimise("autoencoder", config, {"autoencoder": model}, job, decay=1e-4):
         pick = torch.randint(len(pixels), (config.batch,), generator=rng(seed, "autoencoder", "batch", step))
         images = to_tensor(pixels[pick.numpy()]).to(device)  # (b 3 64 64)
         mean, logvar = model.moments(images)  # (b 4 8 8)
@@ -70,11 +65,8 @@ def train_autoencoder(
         error = model.decoder(model.post_quant_conv(mean + std * noise)) - images  # (b 3 64 64)
         kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()  # Kingma & Welling (10), nats per dimension
         mse = (error**2).mean()
-        loss = error.abs().mean() + mse + config.kl * kl
-        take_step(optimizer, loss, config.lr * lr_factor(step, config.steps))
-        run.log("autoencoder", step, loss=loss.item(), mse=mse.item(), kl=kl.item())
-        run.bar.set_postfix(mse=f"{mse.item():.4f}")
-    if start is None:
+        minimise(error.abs().mean() + mse + config.kl * kl, mse=mse.item(), kl=kl.item())
+    if not start:
         model.config = replace(model.config, scaling_factor=1 / latent_std(model, pixels[:1024], device))
     return model
 

@@ -3,20 +3,21 @@
 Labels come from the difference to the clean render, which is known here; the inspector is not used.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Generator, Tensor
 from tqdm import tqdm
 
 from ..diffusion.sample import denoise, last
 from ..pipeline import LatentDiffusion
-from ..run import Job
-from ..streams import rng
 from ..world.render import render
 from ..world.scenes import MAX_SHIFT, Scene
+
+Scenes = Sequence[Scene]
+Stream = Callable[[int], Generator]
 
 VISIBLE = 0.25  # largest error of a 4x4 block, in [0, 1], at which it still shows what was rendered
 # a picture shows its scene if its error is below this share of its error against the twin: a blend shows none
@@ -54,44 +55,47 @@ def still_shows(images: Tensor, clean: Tensor, twins: Tensor) -> Tensor:
 
 
 class Chance(NamedTuple):
-    """Random numbers, one for each picture of a batch."""
+    """Random numbers, one for each of b pictures."""
 
-    generator: torch.Generator
-    images: Tensor  # (b 3 h w)
+    generator: Generator
+    like: Tensor  # (b ...) of the device and type of the numbers
 
     def uniform(self, low: float, high: float) -> Tensor:
         """-> (b 1 1 1)"""
-        b = len(self.images)
-        return low + (high - low) * torch.rand(b, 1, 1, 1, generator=self.generator).to(self.images)
+        return low + (high - low) * torch.rand(len(self.like), 1, 1, 1, generator=self.generator).to(
+            self.like
+        )
 
     def integers(self, n: int) -> Tensor:
         """-> (b 1 1 1) from 0 to n - 1"""
-        numbers = torch.randint(n, (len(self.images),), generator=self.generator)
-        return numbers.to(self.images.device).view(-1, 1, 1, 1)
+        return torch.randint(n, (len(self.like), 1, 1, 1), generator=self.generator).to(self.like.device)
 
-    def normal(self, like: Tensor) -> Tensor:
-        """Shapes: like (b ...) -> (b ...)"""
-        return torch.randn(like.shape, generator=self.generator).to(like)
+    def normal(self, shape: torch.Size) -> Tensor:
+        return torch.randn(shape, generator=self.generator).to(self.like)
 
 
 @torch.no_grad()
 def corrupt(
-    pipe: LatentDiffusion, images: Tensor, twins: Tensor, prompts: list[str], generator: torch.Generator
+    pipe: LatentDiffusion, images: Tensor, twins: Tensor, prompts: list[str], generator: Generator
 ) -> Tensor:
     """Corrupt clean renders; some so much that they show nothing any more, see `still_shows`.
 
     Of six pictures, on average, one stays clean, two are redrawn by the base, one has noisy latents, one is
-    dull, one is a ghost.
+    dull, one is a ghost: guessed from noise, blended with another picture, or half another picture.
     Shapes: images, twins (b 3 64 64), b prompts -> (b 3 64 64)
     """
     chance = Chance(generator, images)
     kind, way = chance.integers(6), chance.integers(3)  # (b 1 1 1)
     z = pipe.autoencoder.encode(images)  # (b 4 8 8)
-    noise = chance.normal(z)
+    noise = chance.normal(z.shape)
     latents = torch.where(kind == 1, z + chance.uniform(0, 0.3) * noise, z)
-    rows = rows_where((kind == 2) | (kind == 5))
-    latents[rows] = redraw(pipe, z[rows], noise[rows], [prompts[i] for i in rows.tolist()], generator)
-    rows = rows_where((kind == 4) & (way == 0))
+    rows = ((kind == 2) | (kind == 5)).flatten().nonzero().flatten()
+    steps = int(torch.randint(1, REDRAW_STEPS + 1, (), generator=generator))
+    if len(rows):
+        eps, table = pipe.eps([prompts[i] for i in rows.tolist()])(1.0), pipe.table(20)[-steps:]
+        x_t = pipe.schedule.add_noise(z[rows], table.t[:1].to(rows.device).expand(len(rows)), noise[rows])
+        latents[rows] = last(denoise(eps, x_t, table, 1.0, generator))
+    rows = ((kind == 4) & (way == 0)).flatten().nonzero().flatten()
     if len(rows):
         t = chance.uniform(850, 990).long().flatten()[rows]
         latents[rows] = guess(pipe, z[rows], noise[rows], t)
@@ -99,26 +103,6 @@ def corrupt(
     latents = torch.where(ghost, mix(z, pipe.autoencoder.encode(twins), way == 1, chance), latents)
     pictures = torch.where(kind == 3, dull(images, way == 0, chance), pipe.decode(latents))
     return torch.where(kind == 0, images, pictures).clamp(-1, 1)
-
-
-def rows_where(mask: Tensor) -> Tensor:
-    """Shapes: mask (b 1 1 1) bool -> (m)"""
-    return mask.flatten().nonzero().flatten()
-
-
-def redraw(
-    pipe: LatentDiffusion, z: Tensor, noise: Tensor, prompts: list[str], generator: torch.Generator
-) -> Tensor:
-    """Noise the latents by 1 to REDRAW_STEPS of 20 steps, and denoise them.
-
-    Shapes: z, noise (m 4 8 8), m prompts -> (m 4 8 8)
-    """
-    steps = int(torch.randint(1, REDRAW_STEPS + 1, (), generator=generator))
-    if not prompts:
-        return z
-    table = pipe.table(20)[-steps:]
-    x_t = pipe.schedule.add_noise(z, table.t[:1].to(z.device).expand(len(z)), noise)
-    return last(denoise(pipe.eps(prompts)(1.0), x_t, table, 1.0, generator))
 
 
 def guess(pipe: LatentDiffusion, z: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -152,31 +136,24 @@ def dull(images: Tensor, blurred: Tensor, chance: Chance) -> Tensor:
     """
     blur = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
     dim = (images + 1) * chance.uniform(0.88, 1.0) - 1
-    return torch.where(blurred, blur, dim) + chance.uniform(0, 0.15) * chance.normal(images)
+    return torch.where(blurred, blur, dim) + chance.uniform(0, 0.15) * chance.normal(images.shape)
 
 
-class CorruptedPart(NamedTuple):
-    """Some of the pictures that a training learns from."""
-
-    rows: slice
-    images: Tensor  # (m 3 64 64) corrupted
-    clean: Tensor  # (m 3 64 64)
-    twins: Tensor  # (m 3 64 64) clean
+Label = Callable[[Tensor, Tensor, Tensor], Tensor]  # of b corrupted pictures, clean renders and twins
 
 
 def corrupt_all(
-    pipe: LatentDiffusion,
-    scenes: Sequence[Scene],
-    twins: Sequence[Scene],
-    prompts: list[str],
-    name: str,
-    job: Job,
-) -> Iterator[CorruptedPart]:
-    """Render scenes and corrupt them, 128 at a time, with the random stream of the training `name`."""
+    pipe: LatentDiffusion, scenes: Scenes, twins: Scenes, prompts: list[str], label: Label, stream: Stream
+) -> tuple[Tensor, Tensor]:
+    """Render n scenes and corrupt them, 128 at a time; `stream(i)` gives the random numbers from picture i on.
+
+    -> (n 3 64 64) corrupted pictures, (n ...) their labels, both on the CPU
+    """
+    images, labels = [], []
     for i in tqdm(range(0, len(scenes), 128), "corrupting", leave=False):
         rows = slice(i, i + 128)
-        clean, other = (
-            torch.stack([render(s) for s in part[rows]]).to(job.device) for part in (scenes, twins)
-        )
-        generator = rng(job.seed, name, "spoil", i)
-        yield CorruptedPart(rows, corrupt(pipe, clean, other, prompts[rows], generator), clean, other)
+        clean, other = (torch.stack([*map(render, part[rows])]).to(pipe.device) for part in (scenes, twins))
+        corrupted = corrupt(pipe, clean, other, prompts[rows], stream(i))
+        images.append(corrupted.cpu())
+        labels.append(label(corrupted, clean, other).cpu())
+    return torch.cat(images), torch.cat(labels)

@@ -8,13 +8,12 @@ Some captions are left empty, for classifier-free guidance.  Plain captions come
 """
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from ..diffusion.schedule import Schedule, ScheduleConfig, level_weight
 from ..models.autoencoder import Autoencoder
@@ -23,11 +22,12 @@ from ..models.matcher import CrossBlock
 from ..models.tokenizer import EOS, Tokenizer
 from ..models.unet import UNet, UNetConfig
 from ..pipeline import LatentDiffusion
+from ..ranges import Count, Natural, Positive, Share
 from ..run import Job
 from ..streams import rng
 from ..world.captions import PROMPT_LENGTH
 from ..world.data import Captioned
-from .optimise import encode_all, lr_factor, take_step
+from .optimise import Networks, Training, encode_all, optimise
 
 READING_LR = 2e-3  # peak learning rate of `learn_to_read`
 EMPTY = 0.1  # share of captions left empty, as in Ho & Salimans 2022
@@ -35,23 +35,17 @@ EMA = 0.995  # decay of the averaged weights, which are the result
 
 
 @dataclass(frozen=True)
-class DiffusionTraining:
+class DiffusionTraining(Training):
     # pictures, rendered and encoded once
-    pictures: int = 24_000
-    # optimiser steps
-    steps: int = 5_000
-    # pictures a step
-    batch: int = 64
-    # peak learning rate of AdamW; cosine to zero after a warm-up of 5 %
-    lr: float = 1e-3
+    pictures: Count = 24_000
     # largest loss weight of a noise level: w(t) = min(1 / abar, this)
-    max_weight: float = 20.0
+    max_weight: Positive = 20.0
     # share of noise levels sampled in proportion to their weight: the same mean loss with less variance
-    importance: float = 0.0
+    importance: Share = 0.0
     # share of the steps, at the start, that see plain captions only
-    plain: float = 0.25
+    plain: Share = 0.25
     # steps that train the text encoder alone to predict latents from captions, before the UNet
-    reading_steps: int = 0
+    reading_steps: Natural = 0
 
 
 class BaseSizes(NamedTuple):
@@ -67,23 +61,19 @@ GRAPH_BASE = BaseSizes(UNetConfig.small(), 64, PROMPT_LENGTH)
 
 
 def train_diffusion(
-    config: DiffusionTraining,
-    sizes: BaseSizes,
-    data: Captioned,
-    autoencoder: Autoencoder,
-    job: Job,
-    start: Mapping[str, nn.Module] | None = None,
-) -> LatentDiffusion:
+    config: DiffusionTraining, sizes: BaseSizes, data: Captioned, autoencoder: Autoencoder, job: Job,
+    start: Networks | None = None,
+) -> LatentDiffusion:  # fmt: skip
     """Learn to generate pictures from captions.  -> a pipeline with the averaged weights
 
     `start` holds networks to train further, "unet", "text_encoder" or both; the others begin at random.
     """
-    run, seed, device = job
+    _, seed, device = job
     autoencoder = autoencoder.to(device).eval().requires_grad_(False)
     latents = encode_all(autoencoder.encode, data.pixels, device)  # (n 4 8 8)
     tokenizer = Tokenizer.of(data.vocabulary, sizes.prompt_length)
     ids, null = tokenizer(data.captions).to(device), tokenizer([""]).to(device)  # (n t), (1 t)
-    plain = torch.tensor(data.plain)  # (m) rows
+    pairs = Pairs(latents, ids, torch.tensor(data.plain))
     torch.manual_seed(seed)
     text = TextConfig.toy(len(tokenizer), EOS, tokenizer.length, sizes.text_width)
     raw = nn.ModuleDict({"text_encoder": TextEncoder(text), "unet": UNet(sizes.unet)})
@@ -91,32 +81,40 @@ def train_diffusion(
     for name, network in (start or {}).items():
         raw[name].load_state_dict(network.state_dict())
     if config.reading_steps:
-        learn_to_read(config, raw["text_encoder"], latents, ids, plain, job)
+        learn_to_read(config, raw["text_encoder"], pairs, job)
     averaged = copy.deepcopy(raw).requires_grad_(False)
-    optimizer = torch.optim.AdamW(raw.parameters(), lr=config.lr, weight_decay=1e-4)
     schedule = Schedule(ScheduleConfig())
     chance, weights = level_chances(schedule, config.max_weight, config.importance)  # (T), (T)
-    networks = {"raw": raw, "averaged": averaged}
-    for step in run.steps("diffusion", config.steps, networks, optimizer, save_every=50):
+    for step, minimise in optimise("diffusion", config, {"raw": raw, "averaged": averaged}, job, decay=1e-4):
         generator = rng(seed, "diffusion", "batch", step)
-        pick = torch.randint(len(latents), (config.batch,), generator=generator)
-        if step < config.plain * config.steps:
-            pick = plain[pick % len(plain)]
+        x0, words = pairs.batch(config.batch, step < config.plain * config.steps, generator)
         t = torch.multinomial(chance, config.batch, replacement=True, generator=generator)  # (b)
         weight, t = weights[t].to(device).view(-1, 1, 1, 1), t.to(device)
-        noise = torch.randn(config.batch, *latents.shape[1:], generator=generator).to(device)  # (b 4 8 8)
+        noise = torch.randn(x0.shape, generator=generator).to(device)  # (b 4 8 8)
         empty = torch.rand(config.batch, 1, generator=generator) < EMPTY  # (b 1)
-        x0, words = latents[pick], torch.where(empty.to(device), null, ids[pick])
+        words = torch.where(empty.to(device), null, words)
         output = raw["unet"](schedule.add_noise(x0, t, noise), t, raw["text_encoder"](words))
-        loss = (weight * (output - schedule.target(x0, noise, t)) ** 2).mean()  # DDPM (14)
-        take_step(optimizer, loss, config.lr * lr_factor(step, config.steps))
+        minimise((weight * (output - schedule.target(x0, noise, t)) ** 2).mean())  # DDPM (14)
         decay = min(EMA, (1 + step) / (10 + step))  # a short memory at first, when the weights are random
         with torch.no_grad():
             torch._foreach_lerp_(list(averaged.parameters()), list(raw.parameters()), 1 - decay)
-        run.log("diffusion", step, loss=loss.item())
-        run.bar.set_postfix(loss=f"{loss.item():.4f}")
     networks = averaged["text_encoder"], averaged["unet"]
     return LatentDiffusion(tokenizer, *networks, autoencoder, schedule).eval()
+
+
+class Pairs(NamedTuple):
+    """The training set: latents with the ids of their captions."""
+
+    latents: Tensor  # (n c h w)
+    ids: Tensor  # (n t)
+    plain: Tensor  # (m) rows with plain captions
+
+    def batch(self, b: int, plain: bool, generator: Generator) -> tuple[Tensor, Tensor]:
+        """A random batch, of plain captions only if `plain`.  -> (b c h w) latents, (b t) ids"""
+        pick = torch.randint(len(self.latents), (b,), generator=generator)
+        if plain:
+            pick = self.plain[pick % len(self.plain)]
+        return self.latents[pick], self.ids[pick]
 
 
 class Reader(nn.Module):
@@ -137,29 +135,21 @@ class Reader(nn.Module):
         return rearrange(self.out(x), "b (h w) c -> b c h w", h=self.side)
 
 
-def learn_to_read(
-    config: DiffusionTraining, encoder: TextEncoder, latents: Tensor, ids: Tensor, plain: Tensor, job: Job
-) -> None:
+def learn_to_read(config: DiffusionTraining, encoder: TextEncoder, pairs: Pairs, job: Job) -> None:
     """Train the text encoder to predict the picture from its caption alone: L = |x_0 - Reader(caption)|^2.
 
     A denoiser must do the same at the last noise level, where x_t holds no information.  Through the UNet
     this took more than 5,000 steps to tell "at the top left" from other places; alone it takes 500.  The
     first half sees plain captions.
-    Shapes: latents (n c h w), ids (n t), plain (m)
     """
-    run, seed, _ = job
-    reader = Reader(latents.shape[1], latents.shape[2], encoder.config.width).to(latents.device)
+    _, channels, side, _ = pairs.latents.shape
+    reader = Reader(channels, side, encoder.config.width).to(pairs.latents.device)
     both = nn.ModuleDict({"text_encoder": encoder, "reader": reader})
-    optimizer = torch.optim.AdamW(both.parameters(), lr=READING_LR, weight_decay=1e-4)
-    for step in run.steps("reading", config.reading_steps, {"reading": both}, optimizer, save_every=50):
-        generator = rng(seed, "reading", "batch", step)
-        pick = torch.randint(len(latents), (config.batch,), generator=generator)
-        if 2 * step < config.reading_steps:
-            pick = plain[pick % len(plain)]
-        loss = ((reader(encoder(ids[pick])) - latents[pick]) ** 2).mean()
-        take_step(optimizer, loss, READING_LR * lr_factor(step, config.reading_steps))
-        run.log("reading", step, loss=loss.item())
-        run.bar.set_postfix(loss=f"{loss.item():.4f}")
+    config = replace(config, steps=config.reading_steps, lr=READING_LR)
+    for step, minimise in optimise("reading", config, {"reading": both}, job, decay=1e-4):
+        generator = rng(job.seed, "reading", "batch", step)
+        x0, words = pairs.batch(config.batch, 2 * step < config.steps, generator)
+        minimise(((reader(encoder(words)) - x0) ** 2).mean())
 
 
 def level_chances(schedule: Schedule, max_weight: float, importance: float) -> tuple[Tensor, Tensor]:

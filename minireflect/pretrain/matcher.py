@@ -1,4 +1,4 @@
-"""Train the matcher (models/matcher.py) for its three uses, with one loop:
+"""Train the matcher (models/matcher.py) for its three uses:
 
     reward     SRRL's reward: does the prompt hold for the picture?      BCE + CE(caption) + 0.1 CLIP's loss
     checker    RL-RIG's Checker and the judge: is a requirement met?     BCE + CE(caption)
@@ -13,8 +13,8 @@ were rendered; nothing here uses the inspector.  rl/rewards.py makes rewards of 
 
 import math
 import random
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +35,7 @@ from ..world.rationales import rationale
 from ..world.render import render
 from ..world.scenes import Reading, Scene
 from .corrupt import block_error, corrupt_all, still_shows
-from .optimise import lr_factor, take_step
+from .optimise import Training, optimise
 from .questions import changed, question, visible
 
 CONTRAST = 0.1  # weight of CLIP's loss
@@ -49,41 +49,38 @@ RECOMBINED = 0.6
 
 
 @dataclass(frozen=True)
-class MatcherTraining:
-    # pictures, rendered once
-    pictures: int = 16_000
-    # optimiser steps
-    steps: int = 5_000
-    # pictures a step
-    batch: int = 64
-    # peak learning rate of AdamW; cosine to zero after a warm-up of 5 %
-    lr: float = 1e-3
-
-
-@dataclass(frozen=True)
-class RewardTraining(MatcherTraining):
+class RewardTraining(Training):
     # train on renders that are corrupted as by a generator; RL easily fools a reward that saw clean ones only
     corrupted: bool = True
 
 
-CHECKER_TRAINING = MatcherTraining(steps=4_000, batch=48, lr=1.5e-3)
-CAPTIONER_TRAINING = MatcherTraining(pictures=20_000, steps=2_500)
+CHECKER_TRAINING = Training(steps=4_000, batch=48, lr=1.5e-3)
+CAPTIONER_TRAINING = Training(pictures=20_000, steps=2_500)
 
-Losses = Callable[[int], tuple[Tensor, dict[str, float]]]  # of a step: the loss, and values for the log
+READER = {
+    "fused": True,
+    "init_std": 1.0,
+}  # for requirements and rationales, where word order and places matter
+SIZES = {  # what differs from MatcherConfig's defaults; the judge is smaller and deeper than the Checker
+    "reward": {},
+    "checker": READER | {"width": 64, "layers": 2, "depth": 2, "stem": (24, 48)},
+    "judge": READER | {"width": 48, "layers": 2, "depth": 3, "stem": (16, 32)},
+    "captioner": READER | {"width": 64},
+}
 
 
-def train_matcher(
-    name: str, config: MatcherTraining, networks: dict[str, nn.Module], losses: Losses, job: Job
-) -> Matcher:
-    """The loop of all three: minimise `losses` over the networks.  -> the matcher, `networks[name]`"""
-    parameters = [p for network in networks.values() for p in network.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=1e-2)
-    for step in job.run.steps(name, config.steps, networks, optimizer, save_every=50):
-        loss, values = losses(step)
-        take_step(optimizer, loss, config.lr * lr_factor(step, config.steps))
-        job.run.log(name, step, **values)
-        job.run.bar.set_postfix({key: f"{value:.3f}" for key, value in values.items()})
-    return networks[name].eval().requires_grad_(False)
+def new_matcher(name: str, tokenizer: Tokenizer, job: Job, start: Matcher | None = None) -> Matcher:
+    """A matcher of one of SIZES, with random weights or those of `start`."""
+    torch.manual_seed(job.seed)
+    model = Matcher(MatcherConfig(len(tokenizer), EOS, tokenizer.length, **SIZES[name]))
+    if start:
+        model.load_state_dict(start.state_dict())
+    return model.to(job.device)
+
+
+def to_ids(tokenizer: Tokenizer, texts: list[str], job: Job) -> Tensor:
+    """-> (b t) on the job's device, as long as the longest text"""
+    return trim(tokenizer(texts), EOS).to(job.device)
 
 
 def caption_loss(logits: Tensor, ids: Tensor) -> Tensor:
@@ -97,9 +94,14 @@ def caption_loss(logits: Tensor, ids: Tensor) -> Tensor:
     return total / max(1, int(counts.sum()))
 
 
-def accuracy(logits: Tensor, truth: Tensor) -> float:
-    """Share of verdicts that are right.  Shapes: logits (b), truth (b) of 0 and 1"""
-    return ((logits > 0) == (truth > 0.5)).float().mean().item()
+def verdict_loss(logits: Tensor, holds: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """Binary cross-entropy; its value and the share of right verdicts for the log.
+
+    Shapes: logits (b), holds (b) of 0 and 1 -> ()
+    """
+    loss = F.binary_cross_entropy_with_logits(logits, holds)
+    right = ((logits > 0) == (holds > 0.5)).float().mean()
+    return loss, {"loss": loss.item(), "right": right.item()}
 
 
 # ------------------------------------------------------------------------------------------- SRRL's reward
@@ -112,39 +114,32 @@ def train_reward(
     prompts = [fair_prompt(draw) for _ in range(config.pictures)]
     scenes = [p.scene(draw) for p in prompts]
     twins = [replace(near_miss(p, draw).scene(draw), shift=s.shift) for p, s in zip(prompts, scenes)]
-    images, shown = torch.empty(len(scenes), 3, 64, 64), torch.ones(len(scenes), dtype=torch.bool)
     if config.corrupted:
-        for part in corrupt_all(pipe.to(device), scenes, twins, [p.text for p in prompts], "reward", job):
-            images[part.rows] = part.images.cpu()
-            shown[part.rows] = still_shows(part.images, part.clean, part.twins).cpu()
+        texts, stream = [p.text for p in prompts], partial(rng, seed, "reward", "spoil")
+        images, shown = corrupt_all(pipe.to(device), scenes, twins, texts, still_shows, stream)
     else:
         images = torch.stack([render(s) for s in tqdm(scenes, "rendering", leave=False)])
-    tokenizer = pipe.tokenizer
-    torch.manual_seed(seed)
-    model = Matcher(MatcherConfig(len(tokenizer), EOS, tokenizer.length)).to(device)
-    if start is not None:
-        model.load_state_dict(start.state_dict())
+        shown = torch.ones(len(scenes), dtype=torch.bool)
+    model = new_matcher("reward", pipe.tokenizer, job, start)
     joint = JointSpace(model.config.width).to(device)
-
-    def losses(step: int) -> tuple[Tensor, dict[str, float]]:
-        pick = torch.randperm(len(images), generator=rng(seed, "reward", "batch", step))
-        pick = pick[: config.batch].tolist()
+    for step, minimise in optimise("reward", config, {"reward": model, "joint": joint}, job, decay=1e-2):
+        generator = rng(seed, "reward", "batch", step)
+        pick = torch.randperm(len(images), generator=generator)[: config.batch].tolist()
         draw, b = choices(seed, "reward", "captions", step), len(pick)
         false = [false_prompt(prompts[i], scenes[i], prompts, draw).text for i in pick]
         texts = [prompts[i].text for i in pick] + false + [full_text(prompts[i]) for i in pick]
-        ids = trim(tokenizer(texts), EOS).to(device)  # (3b t)
+        ids = to_ids(pipe.tokenizer, texts, job)  # (3b t)
         patches = model.vision(images[pick].to(device))  # (b n d)
         hidden = model.text(ids)  # (3b t d)
         logits = model.match(patches.repeat(2, 1, 1), hidden[: 2 * b], ids[: 2 * b])  # (2b)
         holds = torch.cat([shown[pick].float(), torch.zeros(b)]).to(device)  # (2b)
-        match = F.binary_cross_entropy_with_logits(logits, holds)
+        match, values = verdict_loss(logits, holds)
         contrast = joint.loss(patches[:, 0], model.text.pooled(hidden[:b], ids[:b]), ids[:b])
         seen = shown[pick].to(device)  # (b) bool; other pictures cannot be described
         caption = caption_loss(model.describe(patches[seen], hidden[2 * b :][seen]), ids[2 * b :][seen])
-        values = {"loss": match.item(), "contrast": contrast.item(), "caption": caption.item()}
-        return match + CONTRAST * contrast + caption, values | {"right": accuracy(logits, holds)}
-
-    return train_matcher("reward", config, {"reward": model, "joint": joint}, losses, job)
+        values |= {"contrast": contrast.item(), "caption": caption.item()}
+        minimise(match + CONTRAST * contrast + caption, **values)
+    return model.eval().requires_grad_(False)
 
 
 def fair_prompt(draw: random.Random) -> Prompt:
@@ -200,17 +195,8 @@ class JointSpace(nn.Module):
 
 
 # ----------------------------------------------------------------- RL-RIG's Checker and the held-out judge
-def checker_sizes(name: str, vocabulary: int, length: int) -> MatcherConfig:
-    """The network of the "checker" or of the held-out "judge", which is smaller and deeper."""
-    sizes = {"checker": (64, 2, (24, 48)), "judge": (48, 3, (16, 32))}
-    width, depth, stem = sizes[name]
-    return MatcherConfig(
-        vocabulary, EOS, length, width, layers=2, depth=depth, stem=stem, fused=True, init_std=1.0
-    )
-
-
 def train_checker(
-    config: MatcherTraining, name: str, pipe: LatentDiffusion, job: Job, start: Matcher | None = None
+    config: Training, name: str, pipe: LatentDiffusion, job: Job, start: Matcher | None = None
 ) -> Matcher:
     """Learn to tell whether a requirement is met, from random weights or from those of `start`.
 
@@ -220,59 +206,41 @@ def train_checker(
     draw = choices(seed, name, "pictures")
     graphs, scenes = zip(*(sample_picture(draw) for _ in range(config.pictures)))
     twins = [changed(s, draw) for s in scenes]
-    images, shown = torch.empty(len(scenes), 3, 64, 64), []
-    for part in corrupt_all(pipe.to(device), scenes, twins, [g.sentence for g in graphs], name, job):
-        images[part.rows] = part.images.cpu()
-        errors = block_error(part.images, part.clean).cpu()
-        shown += [visible(error, scene) for error, scene in zip(errors, scenes[part.rows])]
-    tokenizer = pipe.tokenizer
-    torch.manual_seed(seed)
-    model = Matcher(checker_sizes(name, len(tokenizer), tokenizer.length))
-    model = model.to(device, memory_format=torch.channels_last)
-    if start is not None:
-        model.load_state_dict(start.state_dict())
-
-    def losses(step: int) -> tuple[Tensor, dict[str, float]]:
-        pick = torch.randperm(len(images), generator=rng(seed, name, "batch", step))
-        pick = pick[: config.batch].tolist()
+    texts, stream = [g.sentence for g in graphs], partial(rng, seed, name, "spoil")
+    label = lambda images, clean, _: block_error(images, clean)  # noqa: E731
+    images, errors = corrupt_all(pipe.to(device), scenes, twins, texts, label, stream)
+    shown = [visible(error, scene) for error, scene in zip(errors, scenes)]
+    model = new_matcher(name, pipe.tokenizer, job, start).to(memory_format=torch.channels_last)
+    for step, minimise in optimise(name, config, {name: model}, job, decay=1e-2):
+        generator = rng(seed, name, "batch", step)
+        pick = torch.randperm(len(images), generator=generator)[: config.batch].tolist()
         draw = choices(seed, name, "questions", step)
-        asked = [
-            question(graphs[i], scenes[i], shown[i], draw, RELATIONS) for i in pick for _ in range(QUESTIONS)
-        ]
-        ids = trim(tokenizer([r.words for r, _ in asked]), EOS).to(device)  # (q t)
-        truth = torch.tensor([met for _, met in asked], device=device).float()  # (q)
-        captions = trim(tokenizer([hints(scenes[i].objects) for i in pick]), EOS).to(device)  # (b t)
+        rows = [i for i in pick for _ in range(QUESTIONS)]
+        asked, met = zip(*(question(graphs[i], scenes[i], shown[i], draw, RELATIONS) for i in rows))
+        ids = to_ids(pipe.tokenizer, [r.words for r in asked], job)  # (q t)
+        captions = to_ids(pipe.tokenizer, [hints(scenes[i].objects) for i in pick], job)  # (b t)
         patches = model.vision(images[pick].to(device))  # (b n d)
         logits = model.match(patches, model.text(ids), ids)  # (q)
-        match = F.binary_cross_entropy_with_logits(logits, truth)
+        match, values = verdict_loss(logits, torch.tensor(met, device=device).float())
         whole = torch.tensor([all(shown[i]) for i in pick], device=device)  # (b) bool; describe only these
         words = model.describe(patches[whole], model.text(captions)[whole])  # (m t v)
         caption = caption_loss(words, captions[whole])
-        values = {"loss": match.item(), "caption": caption.item(), "right": accuracy(logits, truth)}
-        return match + caption, values
-
-    return train_matcher(name, config, {name: model}, losses, job)
+        minimise(match + caption, caption=caption.item(), **values)
+    return model.eval().requires_grad_(False)
 
 
 # -------------------------------------------------------------------- the captioner that reads rationales
-def train_captioner(config: MatcherTraining, world: WorldConfig, tokenizer: Tokenizer, job: Job) -> Matcher:
+def train_captioner(config: Training, world: WorldConfig, tokenizer: Tokenizer, job: Job) -> Matcher:
     """Learn to describe pictures in the words and styles of rationales."""
     _, seed, device = job
     draw = choices(seed, "captioner", "pictures")
     world = replace(world, arrangements=ARRANGEMENTS)
     pixels, scenes, _ = training_pairs(config.pictures, world, draw, RECOMBINED)
-    torch.manual_seed(seed)
-    sizes = MatcherConfig(len(tokenizer), EOS, tokenizer.length, width=64, fused=True, init_std=1.0)
-    model = Matcher(sizes).to(device)
-
-    def losses(step: int) -> tuple[Tensor, dict[str, float]]:
+    model = new_matcher("captioner", tokenizer, job)
+    for step, minimise in optimise("captioner", config, {"captioner": model}, job, decay=1e-2):
         pick = torch.randint(len(pixels), (config.batch,), generator=rng(seed, "captioner", "batch", step))
         draw = choices(seed, "captioner", "styles", step)
-        ids = trim(tokenizer([rationale(scenes[i], rng=draw) for i in pick.tolist()]), EOS).to(
-            device
-        )  # (b t)
+        ids = to_ids(tokenizer, [rationale(scenes[i], rng=draw) for i in pick.tolist()], job)  # (b t)
         patches = model.vision(to_tensor(pixels[pick.numpy()]).to(device))  # (b n d)
-        loss = caption_loss(model.describe(patches, model.text(ids)), ids)
-        return loss, {"loss": loss.item()}
-
-    return train_matcher("captioner", config, {"captioner": model}, losses, job)
+        minimise(caption_loss(model.describe(patches, model.text(ids)), ids))
+    return model.eval().requires_grad_(False)

@@ -32,50 +32,42 @@ from ..models.reasongen import ReasonGen, ReasonGenConfig
 from ..models.tokenizer import EOS, Tokenizer, trim, up_to
 from ..models.vq import Codec
 from ..pipeline import ReasonPipeline
+from ..ranges import Count, Natural, Share, Weight
 from ..run import Job
 from ..streams import choices, rng
 from ..world.data import WorldConfig, training_pairs
 from ..world.prompts import all_texts
 from ..world.rationales import rationale, vocabulary
-from .optimise import encode_all, lr_factor, take_step
+from .optimise import Training, encode_all, optimise
 
 TEXT_WEIGHT = 2.0  # s of a rationale token, the paper's
 EMPTY = 0.1  # share of samples without prompt and rationale
 
 
 @dataclass(frozen=True)
-class ReasonTraining:
+class ReasonTraining(Training):
     # pictures, rendered and turned into tokens once
-    pictures: int = 60_000
+    pictures: Count = 60_000
     # optimiser steps
-    steps: int = 4_500
-    # pictures a step
-    batch: int = 64
+    steps: Count = 4_500
     # peak learning rate of AdamW; cosine to zero after a warm-up of 5 %
-    lr: float = 2e-3
+    lr: Weight = 2e-3
     # share of arrangements among the pictures, in place of the world's
-    arrangements: float = 0.35
+    arrangements: Share = 0.35
     # share of pictures whose prompt is the rationale, a dense caption, and whose rationale is empty
-    dense: float = 0.0
+    dense: Share = 0.0
     # share of the laws' pictures with objects in combinations that no prompt asks for
-    recombined: float = 0.0
+    recombined: Share = 0.0
     # share of the captions of two objects that name both colours and their relation
-    related_captions: float = 0.0
+    related_captions: Share = 0.0
     # rationales a step that are learnt from the prompt alone, at a third of the cost of a picture
-    text_only: int = 0
+    text_only: Natural = 0
     # rationales of the picture, none at all, or another picture's of the same law
     rationales: Literal["true", "none", "shuffled"] = "true"
     # multiply in bfloat16, 1.7 times faster on CPUs with AMX
     bf16: bool = False
     # start from the model in --weights, which may have learnt to generate pictures only
     continued: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("dense", "arrangements", "recombined", "related_captions"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, but a share lies in [0, 1]")
-        if self.text_only < 0:
-            raise ValueError(f"text_only is {self.text_only}, but it is a number of rationales, 0 for none")
 
 
 class Examples(NamedTuple):
@@ -129,59 +121,53 @@ def sft_loss(
     model: ReasonGen, data: Examples, training: ReasonTraining, generator: Generator
 ) -> tuple[Tensor, dict[str, float]]:
     """L of a random batch.  -> () nats a token; its parts "text" and "image", in nats a token of each"""
-    device = data.codes.device
+    device, boi = data.codes.device, model.config.boi
     pick = torch.randint(len(data.codes), (training.batch,), generator=generator)
     empty = torch.rand(training.batch, 1, generator=generator).to(device) < EMPTY  # (b 1)
-    blank = model.blank(training.batch, device)
+    blank, codes = model.blank(training.batch, device), data.codes[pick]
     prompts, words = (torch.where(empty, b, v[pick]) for b, v in zip(blank, data))
-    prompts, words = trim(prompts, EOS), trim(words, model.config.boi)
+    prompts, words = trim(prompts, EOS), trim(words, boi)
     with torch.autocast(device.type, torch.bfloat16, enabled=training.bf16):
-        text, *image = model(prompts, words, data.codes[pick])  # (b r v+1), (b n f), (b n k)
-    mask = up_to(words, model.config.boi) & ~empty  # (b r)
+        text, *image = model(prompts, words, codes)  # (b r v+1), (b n f), (b n k)
+    mask = up_to(words, boi) & ~empty  # (b r)
     of_text = F.cross_entropy(text[mask].float(), words[mask], reduction="sum") / mask.sum().clamp(min=1)
-    of_image = sum(
-        F.cross_entropy(logits.float().flatten(0, 1), ids.flatten())
-        for logits, ids in zip(image, model.split(data.codes[pick]))
-    )  # nats of a form, and of colours given the form
-    share = TEXT_WEIGHT * mask.sum(), float(data.codes[pick].numel())
+    parts = zip(image, model.split(codes))  # nats of a form, and of colours given the form
+    of_image = sum(F.cross_entropy(x.float().flatten(0, 1), ids.flatten()) for x, ids in parts)
+    share = TEXT_WEIGHT * mask.sum(), float(codes.numel())
     loss = (share[0] * of_text + share[1] * of_image) / sum(share)
     return loss, {"text": of_text.item(), "image": of_image.item()}
 
 
-def text_only_loss(
-    model: ReasonGen, data: Examples, training: ReasonTraining, generator: Generator
-) -> Tensor:
-    """Mean cross-entropy of `training.text_only` random rationales, BOI included.  -> () nats a token"""
-    pick = torch.randint(len(data.codes), (training.text_only,), generator=generator)
+def text_only_loss(model: ReasonGen, data: Examples, n: int, bf16: bool, generator: Generator) -> Tensor:
+    """Mean cross-entropy of `n` random rationales, BOI included.  -> () nats a token"""
+    pick = torch.randint(len(data.codes), (n,), generator=generator)
     prompts, words = trim(data.short_prompts[pick], EOS), trim(data.full_rationales[pick], model.config.boi)
-    with torch.autocast(words.device.type, torch.bfloat16, enabled=training.bf16):
+    with torch.autocast(words.device.type, torch.bfloat16, enabled=bf16):
         text = model(prompts, words, data.codes[pick, :1]).text  # (b r v+1)
     mask = up_to(words, model.config.boi)  # (b r)
     return F.cross_entropy(text[mask].float(), words[mask])
 
 
 def train_reasongen(
-    training: ReasonTraining, world: WorldConfig, codec: Codec, job: Job, start: ReasonPipeline | None = None
+    config: ReasonTraining, world: WorldConfig, codec: Codec, job: Job, start: ReasonPipeline | None = None
 ) -> ReasonPipeline:
     """Learn to write rationales and to generate pictures, from random weights or from those of `start`."""
-    run, seed, device = job
+    _, seed, device = job
     torch.manual_seed(seed)
     if start is None:
-        tokenizer, sizes = reason_tokenizer(ReasonGenConfig.prompt), codec.vq.config
-        config = ReasonGenConfig(len(tokenizer), sizes.forms, sizes.colors, sizes.dimensions)
-        model = ReasonGen(config, (codec.vq.forms.codebook, codec.vq.colors.codebook)).to(device)
+        tokenizer, vq = reason_tokenizer(ReasonGenConfig.prompt), codec.vq
+        sizes = ReasonGenConfig(len(tokenizer), vq.config.forms, vq.config.colors, vq.config.dimensions)
+        model = ReasonGen(sizes, (vq.forms.codebook, vq.colors.codebook)).to(device)
     else:
         model, tokenizer = start.model.to(device).train().requires_grad_(True), start.tokenizer
-    pipe = ReasonPipeline(model, tokenizer, codec, writes_rationale=training.rationales != "none")
-    data = make_examples(training, world, pipe, job)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=training.lr, betas=(0.9, 0.95), weight_decay=5e-2)
-    for step in run.steps("reason-sft", training.steps, {"model": model}, optimizer, save_every=50):
-        loss, losses = sft_loss(model, data, training, rng(seed, "reason-sft", "batch", step))
-        if training.text_only:
-            of_text = text_only_loss(model, data, training, rng(seed, "reason-sft", "told", step))
-            loss, losses["text_only"] = loss + of_text, of_text.item()
-        take_step(optimizer, loss, training.lr * lr_factor(step, training.steps))
-        run.log("reason-sft", step, loss=loss.item(), **losses)
-        run.bar.set_postfix({name: f"{nats:.3f} nats" for name, nats in losses.items()})
+    pipe = ReasonPipeline(model, tokenizer, codec, writes_rationale=config.rationales != "none")
+    data = make_examples(config, world, pipe, job)
+    for step, minimise in optimise("reason-sft", config, {"model": model}, job, decay=5e-2, beta2=0.95):
+        loss, nats = sft_loss(model, data, config, rng(seed, "reason-sft", "batch", step))
+        if config.text_only:
+            generator = rng(seed, "reason-sft", "told", step)
+            of_text = text_only_loss(model, data, config.text_only, config.bf16, generator)
+            loss, nats["text_only"] = loss + of_text, of_text.item()
+        minimise(loss, **nats)
     model.eval().requires_grad_(False)
     return pipe

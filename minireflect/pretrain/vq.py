@@ -11,44 +11,46 @@ would hardly count.  A loss on decoded pixels in place of latents learnt three t
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..models.autoencoder import Autoencoder
 from ..models.vq import VQAutoencoder, VQConfig
+from ..ranges import Count, Range, Weight
 from ..run import Job
 from ..streams import rng
 from ..world.canvas import to_tensor
-from .optimise import encode_all, lr_factor, take_step
+from .optimise import Training, encode_all, optimise
 
 OBJECT_WEIGHT = 5.0  # of a patch with an object, relative to one without
 
 
 @dataclass(frozen=True)
-class VQTraining:
+class VQTraining(Training):
     # pictures, rendered once; half of them are the twins of the others
-    pictures: int = 30_000
+    pictures: Annotated[int, Range(2)] = 30_000
     # optimiser steps
-    steps: int = 6_000
+    steps: Count = 6_000
     # pictures a step, twins included
-    batch: int = 128
+    batch: Count = 128
     # peak learning rate of AdamW; cosine to zero after a warm-up of 5 %
-    lr: float = 2e-3
+    lr: Weight = 2e-3
     # entries of the form codebook
-    forms: int = 512
+    forms: Count = 512
     # entries of the colour codebook
-    colors: int = 256
+    colors: Count = 256
     # steps between counts of unused entries; in the first half of the training these move to where they help
-    revive_every: int = 50
+    revive_every: Count = 50
 
     def __post_init__(self) -> None:
-        if self.batch < 2 or self.batch % 2 or self.pictures < 2:
+        super().__post_init__()
+        if self.batch % 2:
             raise ValueError(
-                f"batch is {self.batch} and pictures {self.pictures}, but each picture comes with its twin: "
-                "choose an even batch and 2 pictures or more"
+                f"batch must be even, because each picture comes with its twin, got {self.batch}"
             )
 
 
@@ -56,40 +58,36 @@ def train_vq(
     config: VQTraining, pixels: np.ndarray, twins: np.ndarray, autoencoder: Autoencoder, job: Job
 ) -> VQAutoencoder:
     """Learn two codebooks, of forms and of colours.  Shapes: pixels, twins (n 64 64 3) uint8"""
-    run, seed, device = job
+    _, seed, device = job
     torch.manual_seed(seed)
     autoencoder = autoencoder.to(device).eval().requires_grad_(False)
     n, both = len(pixels), np.concatenate([pixels, twins])
     latents = encode_all(autoencoder.encode, both, device)  # (2n z 8 8)
     model = VQAutoencoder(VQConfig(latents.shape[1], forms=config.forms, colors=config.colors)).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=1e-4)
     books = {"forms": model.forms, "colors": model.colors}
-    counts = (
-        torch.nn.Module()
-    )  # how often each entry was chosen since the last count; a module, so that the run saves it
+    counts = nn.Module()  # uses of each entry since the last count; a module, so that the run saves them
     for name, book in books.items():
         counts.register_buffer(name, torch.zeros(len(book.codebook), device=device))  # (k)
-    for step in run.steps("vq", config.steps, {"vq": model, "seen": counts}, optimizer, save_every=20):
+    for step, minimise in optimise("vq", config, {"vq": model, "seen": counts}, job, decay=1e-4):
         pick = torch.randint(n, (config.batch // 2,), generator=rng(seed, "vq", "batch", step))
         pick = torch.cat([pick, pick + n])  # (b)
         images = to_tensor(both[pick.numpy()]).to(device)  # (b 3 64 64)
         twin = images.roll(config.batch // 2, 0)  # (b 3 64 64)
         out, chosen, codes = model(images, twin)  # (b z 8 8)
         error = (out - latents[pick]) ** 2  # (b z 8 8)
-        loss = (patch_weights(images, twin, OBJECT_WEIGHT) * error).mean() + chosen.loss
-        take_step(optimizer, loss, config.lr * lr_factor(step, config.steps))
-        values = {"loss": loss.item(), "latents": error.mean().item()}
-        for (name, book), quantised, z in zip(books.items(), chosen, codes):
-            used = getattr(counts, name)
+        values = {"latents": error.mean().item()}
+        for (name, used), quantised in zip(counts.named_buffers(), chosen):
             used += torch.bincount(quantised.ids.flatten(), minlength=len(used))
             if (step + 1) % config.revive_every == 0:
                 values[f"{name}_used"] = (used > 0).float().mean().item()
                 values[f"{name}_perplexity"] = perplexity(used)
+        weights = patch_weights(images, twin, OBJECT_WEIGHT)  # (b 1 8 8)
+        minimise((weights * error).mean() + chosen.loss, **values)
+        if (step + 1) % config.revive_every == 0:
+            for (name, used), z in zip(counts.named_buffers(), codes):
                 if 2 * step < config.steps:
-                    book.revive(z.detach(), used, rng(seed, "vq", "revive", name, step))
+                    books[name].revive(z.detach(), used, rng(seed, "vq", "revive", name, step))
                 used.zero_()
-        run.log("vq", step, **values)
-        run.bar.set_postfix(latents=f"{values['latents']:.4f}")
     return model.eval().requires_grad_(False)
 
 

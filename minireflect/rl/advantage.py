@@ -1,15 +1,17 @@
 """From rewards to advantages: how much better than its siblings, or than its past, a sample is.
 
-Papers: GRPO (Shao et al. 2024, arXiv 2402.03300); Dr. GRPO (Liu et al. 2025, arXiv 2503.20783) for leaving the std out; history z-score
-with best/worst selection: B2-DiffuRL (Hu et al. 2025, arXiv 2503.11240), as SRRL (arXiv 2505.22407) uses it, E6 to E8.
+Papers: GRPO (Shao et al. 2024, arXiv 2402.03300); Dr. GRPO (Liu et al. 2025, arXiv 2503.20783) for leaving
+the std out; history z-score with best/worst selection: B2-DiffuRL (Hu et al. 2025, arXiv 2503.11240), as SRRL
+(arXiv 2505.22407) uses it, E6 to E8.
 
     GRPO     A = (R - mean of the group) / (std of the group + eps)
-    history  z = (R - mean_H) / (std_H + eps)              # H: this stage and the last 8, of the same prompt      (E6)
-             keep the best of a group if z >= 0.5, the worst if z < -0.5                                          (E7)
-             A = clip(z, -5, 5) * (beta_pos if z > 0 else beta_neg)                                               (E8)
+    history  z = (R - mean_H) / (std_H + eps)          # H: this stage and the last 8, same prompt     (E6)
+             keep the best of a group if z >= 0.5, the worst if z < -0.5                              (E7)
+             A = clip(z, -5, 5) * (beta_pos if z > 0 else beta_neg)                                   (E8)
 
-Differs from the released SRRL: eps is 1e-4, not 1e-8 (which turns a reward jitter of 1e-7 into advantages of 1.4); the history is
-bounded in keys, so that a world of combinatorial prompts does not grow it forever: key it by scene family.
+Differs from the released SRRL: eps is 1e-4, not 1e-8 (which turns a reward jitter of 1e-7 into advantages of
+1.4); the history is bounded in keys, so that a world of combinatorial prompts does not grow it forever: key
+it by scene family.
 """
 
 from collections import OrderedDict, deque
@@ -29,15 +31,21 @@ HistoryState = dict[str, int | dict[str, list[tuple[int, list[float]]]]]
 
 
 def zero_variance_groups(rewards: Tensor) -> Tensor:
-    """Groups whose members all got the same reward: nothing to learn from them. `.sum()` counts them.  Shapes: rewards (n g) -> (n) bool"""
+    """Groups whose members all got the same reward: nothing to learn from them.
+
+    `.sum()` counts them.  Shapes: rewards (n g) -> (n) bool
+    """
     return rewards.amax(1) == rewards.amin(1)
 
 
 def group_advantage(rewards: Tensor, eps: float = 1e-4, normalise: Normalise = "group") -> Tensor:
-    """How much better than its group each sample is, in float64 inside, float32 outside. Std with n - 1, as in TRL and verl.
+    """How much better than its group each sample is, in float64 inside, float32 outside.
 
-    "group" divides by the group's std, which over-weights prompts that are nearly solved or nearly hopeless; "batch" divides by the std of
-    all rewards (Flow-GRPO); "none" divides by nothing (Dr. GRPO). A group without variance gets exactly 0.
+    Std with n - 1, as in TRL and verl.
+
+    "group" divides by the group's std, which over-weights prompts that are nearly solved or nearly hopeless;
+    "batch" divides by the std of all rewards (Flow-GRPO); "none" divides by nothing (Dr. GRPO). A group
+    without variance gets exactly 0.
     Shapes: rewards (n g) -> (n g)
     """
     if rewards.ndim != 2 or rewards.shape[1] < 2:
@@ -54,10 +62,12 @@ def group_advantage(rewards: Tensor, eps: float = 1e-4, normalise: Normalise = "
 
 
 def reward_weights(rewards: Tensor, floor: float) -> Tensor:
-    """Share of a group's samples in what is learnt from it, w = r / (sum r + floor), for rewards that are probabilities.
+    """Share of a group's samples in what is learnt from it, w = r / (sum r + floor), for rewards that are
+    probabilities.
 
-    Reward-weighted regression (Peters & Schaal 2007) with r the probability of success itself: the weighted samples are
-    the model's own, given that they succeeded. `floor` keeps a group that failed from teaching its least bad member.
+    Reward-weighted regression (Peters & Schaal 2007) with r the probability of success itself: the weighted
+    samples are the model's own, given that they succeeded. `floor` keeps a group that failed from teaching
+    its least bad member.
     Shapes: rewards (n g) -> (n g)
     """
     if (rewards < 0).any():
@@ -68,7 +78,8 @@ def reward_weights(rewards: Tensor, floor: float) -> Tensor:
 class RewardHistory:
     """The rewards that each key (a prompt, or a family of scenes) got in the last `stages` stages.
 
-    One stage is one `add`. A key that is not seen keeps ageing; when there are more than `max_keys` the one unseen for longest goes.
+    One stage is one `add`. A key that is not seen keeps ageing; when there are more than `max_keys` the one
+    unseen for longest goes.
     """
 
     def __init__(self, stages: int = 8, max_keys: int = 4096) -> None:
@@ -86,7 +97,10 @@ class RewardHistory:
         return [r for _, rewards in self._rewards.get(key, ()) for r in rewards]
 
     def add(self, keys: Sequence[Key], rewards: Tensor) -> None:
-        """Close a stage: remember its rewards, forget what is too old.  Shapes: rewards (n) or (n g), one key per row"""
+        """Close a stage: remember its rewards, forget what is too old.
+
+        Shapes: rewards (n) or (n g), one key per row
+        """
         for key, row in _by_key(keys, rewards).items():
             self._rewards.setdefault(key, deque()).append((self.stage, row))
             self._rewards.move_to_end(key)
@@ -114,7 +128,9 @@ class RewardHistory:
 def history_advantage(
     history: RewardHistory, keys: Sequence[Key], rewards: Tensor, eps: float = 1e-4
 ) -> Tensor:
-    """z-score of each reward among all rewards of its key, this stage and the remembered ones. Call `history.add` afterwards.
+    """z-score of each reward among all rewards of its key, this stage and the remembered ones.
+
+    Call `history.add` afterwards.
 
     The std is unbiased (n - 1); a lone reward, or a key whose rewards are all equal, gets exactly 0.
     Shapes: rewards (n) or (n g), one key per row -> like rewards
@@ -142,7 +158,10 @@ def _by_key(keys: Sequence[Key], rewards: Tensor) -> dict[Key, list[float]]:
 
 
 def select_best_worst(z: Tensor, threshold_high: float = 0.5, threshold_low: float = -0.5) -> Tensor:
-    """Of each group keep the best if it is good enough and the worst if it is bad enough.  Shapes: z (n g) -> (n g) bool"""
+    """Of each group keep the best if it is good enough and the worst if it is bad enough.
+
+    Shapes: z (n g) -> (n g) bool
+    """
     best = torch.zeros_like(z, dtype=torch.bool).scatter_(1, z.argmax(1, keepdim=True), True)
     worst = torch.zeros_like(z, dtype=torch.bool).scatter_(1, z.argmin(1, keepdim=True), True)
     return (best & (z >= threshold_high)) | (worst & (z < threshold_low))  # SRRL (E7)

@@ -1,13 +1,15 @@
 """The policy gradient, ignorant of images: clipped ratios and the KL between two Gaussians, in nats.
 
-Papers: PPO (Schulman et al. 2017, arXiv 1707.06347), equation 7; on denoising steps: DDPO (arXiv 2305.13301), SRRL (arXiv 2505.22407) E8.
+Papers: PPO (Schulman et al. 2017, arXiv 1707.06347), equation 7; on denoising steps: DDPO (arXiv 2305.13301),
+SRRL (arXiv 2505.22407) E8.
 
-    rho  = exp(log_prob - old_log_prob)                               # 1 before the first update, its gradient is not 0
-    loss = mean max(-A rho, -A clip(rho, 1 - clip, 1 + clip))         # the pessimistic of the two
+    rho  = exp(log_prob - old_log_prob)                        # 1 before the first update, its gradient not 0
+    loss = mean max(-A rho, -A clip(rho, 1 - clip, 1 + clip))  # the pessimistic of the two
 
-A clip means nothing without the reduction: the released SRRL clips at 0.1 the MEAN over 16,384 dimensions, which lets the true log-ratio
-move by 1,638 nats (no clipping at all), where DDPO's 1e-4 allows 1.6. Here log-probabilities arrive as sums, `reduce_log_prob` says in one
-place what becomes of them, and `clip_in_nats` prints the clip in both units.
+A clip means nothing without the reduction: the released SRRL clips at 0.1 the MEAN over 16,384 dimensions,
+which lets the true log-ratio move by 1,638 nats (no clipping at all), where DDPO's 1e-4 allows 1.6. Here
+log-probabilities arrive as sums, `reduce_log_prob` says in one place what becomes of them, and `clip_in_nats`
+prints the clip in both units.
 """
 
 from typing import Literal, NamedTuple
@@ -31,7 +33,10 @@ class PPOStats(NamedTuple):
 
 
 def reduce_log_prob(log_prob_sum: Tensor, dims: int, reduction: Reduction = "sum") -> Tensor:
-    """A summed log-density as the ratio will use it.  "mean" tempers the ratio by 1 / dims.  Shapes: log_prob_sum (n) -> (n)"""
+    """A summed log-density as the ratio will use it.  "mean" tempers the ratio by 1 / dims.
+
+    Shapes: log_prob_sum (n) -> (n)
+    """
     if reduction == "sum":
         return log_prob_sum
     if reduction == "mean":
@@ -40,7 +45,8 @@ def reduce_log_prob(log_prob_sum: Tensor, dims: int, reduction: Reduction = "sum
 
 
 def clip_in_nats(clip: float, dims: int, reduction: Reduction = "sum") -> float:
-    """The largest joint log-ratio of a denoising step that a clip on the ratio of reduced log-probabilities allows, to first order.
+    """The largest joint log-ratio of a denoising step that a clip on the ratio of reduced log-probabilities
+    allows, to first order.
 
     1e-4 on a mean over 16,384 dimensions is 1.6 nats, over 256 it is 0.026.
     """
@@ -54,9 +60,12 @@ def clip_in_nats(clip: float, dims: int, reduction: Reduction = "sum") -> float:
 def ppo_clip(
     log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, clip: float, weight: Tensor | None = None
 ) -> PPOStats:
-    """PPO's clipped surrogate, to be minimised. Steps without a density (sigma 0) must be left out by the caller.
+    """PPO's clipped surrogate, to be minimised.
 
-    `weight` makes the loss a weighted sum in place of the mean: GRPO gives a token 1 / (G |a_i|), see `tokens.token_weights`.
+    Steps without a density (sigma 0) must be left out by the caller.
+
+    `weight` makes the loss a weighted sum in place of the mean: GRPO gives a token 1 / (G |a_i|), see
+    `tokens.token_weights`.
     Shapes: log_prob (n), old_log_prob (n), advantage (n), weight (n) -> loss ()
     """
     if not log_prob.shape == old_log_prob.shape == advantage.shape:
@@ -76,7 +85,8 @@ def ppo_clip(
 
 
 def gaussian_kl(mean: Tensor, mean_ref: Tensor, sigma: Tensor) -> Tensor:
-    """KL between N(mean, sigma^2 I) and N(mean_ref, sigma^2 I), nats, in closed form; 0 where sigma is 0, a step without a density.
+    """KL between N(mean, sigma^2 I) and N(mean_ref, sigma^2 I), nats, in closed form; 0 where sigma is 0, a
+    step without a density.
 
     Shapes: mean (b c h w), mean_ref (b c h w), sigma () or (b) -> (b)
     """

@@ -7,7 +7,8 @@ import torch
 
 from minireflect.checkpoints.ours import RIG, load_pipeline
 from minireflect.models.actor import Actor, ActorConfig
-from minireflect.pretrain.actor import ActorTraining, imitation_example, train_actor, wrong_scene
+from minireflect.pretrain.actor import imitation_example, train_actor, wrong_scene
+from minireflect.pretrain.optimise import Training
 from minireflect.run import Job, Run
 from minireflect.streams import choices
 from minireflect.world.graphs import GraphError
@@ -37,7 +38,7 @@ def test_examples_name_places_and_few_answers_are_wrong() -> None:
 
 
 def test_imitation_lowers_the_loss_and_is_the_same_twice(tmp_path: Path) -> None:
-    pipe, config = load_pipeline(RIG), ActorTraining(pictures=6, steps=40, batch=6, lr=4e-3)
+    pipe, config = load_pipeline(RIG), Training(pictures=6, steps=40, batch=6, lr=4e-3)
     jobs = [Job(Run(tmp_path / name, {})) for name in ("one", "two")]
     one, two = (train_actor(config, pipe.autoencoder, pipe.tokenizer, job) for job in jobs)
     losses = [row["loss"] for row in jobs[0].run.metrics("actor")]
@@ -51,6 +52,6 @@ def test_imitation_starts_from_a_given_actor(tmp_path: Path) -> None:
     pipe, job = load_pipeline(RIG), Job(Run(tmp_path / "run", {}))
     torch.manual_seed(5)
     start = Actor(ActorConfig(len(pipe.tokenizer)))
-    config = ActorTraining(pictures=4, steps=1, batch=2, lr=0.0)
+    config = Training(pictures=4, steps=1, batch=2, lr=0.0)
     trained = train_actor(config, pipe.autoencoder, pipe.tokenizer, job, start)
     assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), start.parameters()))

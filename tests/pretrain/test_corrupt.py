@@ -1,12 +1,13 @@
 """Corrupted renders: what still counts as showing the scene, and whether labels agree with the inspector."""
 
 from dataclasses import replace
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from minireflect import caption, inspect, load_pipeline, render, rng, sample_scene
 from minireflect.pretrain.corrupt import corrupt, corrupt_all, distance, still_shows
-from minireflect.run import Job
 from minireflect.streams import choices
 from minireflect.world.laws import LAWS
 from minireflect.world.prompts import draw_prompts, near_miss
@@ -47,15 +48,23 @@ def test_labels_of_corrupted_pictures_agree_with_the_inspector() -> None:
     assert 0.6 < shown.float().mean() < 0.9  # both labels occur
 
 
-def test_parts_hold_the_clean_render_beside_the_corrupted_one() -> None:
+def test_labels_compare_a_corrupted_picture_with_its_clean_render() -> None:
     """Also on the CPU, where moving a tensor to its own device copies nothing."""
     draw = choices(0, "parts")
     prompts = draw_prompts("physical", "train", 12, draw)
-    scenes = [p.scene(draw) for p in prompts]
-    job = Job(None, 0)
-    (part,) = corrupt_all(load_pipeline(), scenes, scenes[::-1], [p.text for p in prompts], "test", job)
-    assert torch.equal(part.clean, torch.stack([render(s) for s in scenes]))
-    assert torch.equal(part.twins, part.clean.flip(0))
-    assert 2 < (part.images != part.clean).flatten(1).any(1).sum() <= 12
-    (again,) = corrupt_all(load_pipeline(), scenes, scenes[::-1], [p.text for p in prompts], "test", job)
-    assert torch.equal(again.images, part.images)
+    scenes, texts = [p.scene(draw) for p in prompts], [p.text for p in prompts]
+    seen = []
+
+    def label(corrupted: Tensor, clean: Tensor, twins: Tensor) -> Tensor:
+        seen.append((corrupted, clean, twins))
+        return (corrupted != clean).flatten(1).any(1)
+
+    pipe, stream = load_pipeline(), partial(rng, 0, "test")
+    images, changed = corrupt_all(pipe, scenes, scenes[::-1], texts, label, stream)
+    corrupted, clean, twins = seen[0]
+    assert len(seen) == 1 and torch.equal(corrupted, images)
+    assert torch.equal(clean, torch.stack([render(s) for s in scenes]))
+    assert torch.equal(twins, clean.flip(0))
+    assert 2 < changed.sum() <= 12
+    again, _ = corrupt_all(pipe, scenes, scenes[::-1], texts, label, stream)
+    assert torch.equal(again, images)

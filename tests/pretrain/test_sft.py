@@ -60,10 +60,10 @@ def test_recombined_examples_are_of_no_prompt() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dense": 1.5}, r"dense is 1\.5"),
-        ({"recombined": 1.5}, r"recombined is 1\.5"),
-        ({"related_captions": -0.5}, r"related_captions is -0\.5"),
-        ({"text_only": -1}, "text_only is -1"),
+        ({"dense": 1.5}, r"dense must be in \[0, 1\], got 1\.5"),
+        ({"recombined": 1.5}, r"recombined must be in \[0, 1\], got 1\.5"),
+        ({"related_captions": -0.5}, r"related_captions must be in \[0, 1\], got -0\.5"),
+        ({"text_only": -1}, "text_only must be at least 0, got -1"),
     ],
 )
 def test_bad_options_are_named(options: dict, message: str) -> None:
@@ -76,12 +76,11 @@ def test_the_text_only_loss_of_a_rationale_is_its_loss_beside_the_picture() -> N
     once.
     """
     model = small_reasongen(rationale=64).model.requires_grad_(True)
-    training = ReasonTraining(12, rationales="none", dense=0.5, text_only=64)
     data = examples(pictures=12, rationales="none", dense=0.5)
     lengths = up_to(data.full_rationales, model.config.boi).sum(1)
     data = Examples(*(rows[torch.stack([lengths.argmin(), lengths.argmax()])] for rows in data))
     assert lengths.min() < lengths.max()
-    loss = text_only_loss(model, data, training, rng(0, "test"))
+    loss = text_only_loss(model, data, 64, False, rng(0, "test"))
     pick = torch.randint(2, (64,), generator=rng(0, "test"))
     given = trim(data.short_prompts[pick], EOS), trim(data.full_rationales[pick], model.config.boi)
     log_prob, _ = model.log_probs(*given, data.codes[pick, :20], SamplingConfig())

@@ -62,7 +62,15 @@ def test_training_lowers_the_error_and_the_codec_comes_back_from_disk(tmp_path: 
         VQConfig(colors=1)
 
 
-@pytest.mark.parametrize("bad", [{"batch": 1}, {"batch": 7}, {"pictures": 1}])
-def test_a_batch_without_twins_is_refused(bad: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="an even batch and 2 pictures"):
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"batch": 7}, "batch must be even, because each picture comes with its twin, got 7"),
+        ({"batch": 0}, "batch must be at least 1, got 0"),
+        ({"batch": 1}, "batch must be even"),
+        ({"pictures": 1}, "pictures must be at least 2, got 1"),
+    ],
+)
+def test_a_batch_without_twins_is_refused(bad: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         VQTraining(**bad)
