@@ -20,7 +20,7 @@ class Option(NamedTuple):
     group: str  # the field of its record
     flag: str  # as typed, with the default behind it
     help: str  # the comment above the field, and what can be chosen
-    field: tuple[type, str]  # where it is defined
+    field: tuple[type, str]  # where it is first defined
 
 
 @lru_cache
@@ -43,9 +43,10 @@ def options(record: Any, prefix: str = "", group: str = "run") -> Iterator[Optio
         elif Suppress not in marks:
             kind = typing.get_args(kind)[0] if value is None else kind  # of `Path | None`
             choices = f" ({'|'.join(typing.get_args(kind))})" if typing.get_origin(kind) is Literal else ""
-            owner = next(c for c in home.__mro__ if name in vars(c).get("__annotations__", {}))
+            owners = [c for c in home.__mro__ if name in vars(c).get("__annotations__", {})]
+            about = next((said for c in owners if (said := comments(c).get(name))), "")
             shown = f"{flag.upper()} ..." if Positional in marks else typed(flag, value, kind)
-            yield Option(group, shown, comments(owner).get(name, "") + choices, (owner, name))
+            yield Option(group, shown, about + choices, (owners[-1], name))
     for value, inner, name in nested:
         yield from options(value, inner, name)
 

@@ -15,7 +15,7 @@ from ..checkpoints.lora import load_lora
 from ..checkpoints.ours import REASON, RIG, SHIPPED, load_pipeline, load_reasongen, weights_folder
 from ..diffusion.reflection import ReflectionConfig
 from ..figures import strip
-from ..methods.finetune import FinetuneConfig, load_base
+from ..methods.finetune import CheckpointConfig, FinetuneConfig, load_base
 from ..methods.rlrig import LoopConfig, load_parts
 from ..models.lora import merge_lora
 from ..models.reasongen import SamplingConfig
@@ -66,22 +66,13 @@ class SampleOptions:
     w_renoise: float = 0.1
     # sample the committed picture again; exit status 1 when it is off
     check: bool = False
-    # Stable Diffusion 1.x, 2.x or SDXL, a diffusers folder or a single file; rounds are blind
-    base: Path | None = None
     # with --base: adapter of a training with --base, of diffusers or peft
     lora: Path | None = None
-    # with --base: folder with the vocabulary, for single files
-    tokenizer: Path | None = None
-    # with --base: pixels (default: what it was trained on)
-    size: int | None = None
-    # with --base: what it predicts, if its files do not say so
-    prediction: Literal["epsilon", "v", "x0"] | None = None
     # with --base: step noise, 0 to 1
     eta: float = 0.0
-    # with --base (default: bf16 on a GPU, fp32 on a CPU)
-    precision: Literal["fp32", "bf16", "fp16"] | None = None
     # cuda, mps or cpu (default: the first that is there)
     device: Literal["cuda", "mps", "cpu"] | None = None
+    checkpoint: Annotated[CheckpointConfig, tyro.conf.arg(name="")] = CheckpointConfig()
 
 
 def main(words: list[str]) -> int:
@@ -92,7 +83,7 @@ def main(words: list[str]) -> int:
     if args.check:
         return check()
     check_arguments(args)
-    way = "checkpoint" if args.base else args.method
+    way = "checkpoint" if args.checkpoint.base else args.method
     rounds = ROUNDS.get(way, 0) if args.rounds is None else args.rounds
     guidance = GUIDANCE.get(way, 1.0) if args.guidance is None else args.guidance
     with torch.no_grad():
@@ -105,11 +96,12 @@ def main(words: list[str]) -> int:
 
 def check_arguments(args: SampleOptions) -> None:
     """Bad input is named before anything is loaded."""
+    base = args.checkpoint.base
     if not args.prompts:
         raise ValueError('there is no prompt; try: minireflect sample "a tall red candle in still air"')
-    if args.base is None and not all(prompt.split() for prompt in args.prompts):
+    if base is None and not all(prompt.split() for prompt in args.prompts):
         raise ValueError("a prompt is empty")
-    if args.base is None and (args.lora or args.size or args.tokenizer):
+    if base is None and (args.lora or args.checkpoint.size or args.checkpoint.tokenizer):
         raise ValueError("--lora, --size and --tokenizer belong to a published checkpoint: give --base PATH")
     if args.method == "reasongen" and (args.rounds is not None or args.steps != SampleOptions.steps):
         raise ValueError("--rounds and --steps belong to diffusion: reasongen samples once, token by token")
@@ -162,9 +154,7 @@ def sample_reasongen(args: SampleOptions, prompts: list[str]) -> Said:
 
 def sample_checkpoint(args: SampleOptions, prompts: list[str]) -> Said:
     """A published checkpoint: a prompt a row, a blind round a column; without rounds pixel for pixel."""
-    same = {name: getattr(args, name) for name in ("size", "prediction", "precision")}
-    where = FinetuneConfig(str(args.base), tokenizer=args.tokenizer and str(args.tokenizer), **same)
-    pipe = load_base(where, torch.device(args.device or best_device()))
+    pipe = load_base(FinetuneConfig(**vars(args.checkpoint)), torch.device(args.device or best_device()))
     if args.lora:
         merge_lora(load_lora(pipe.unet, args.lora))
     sampler = SamplerConfig(args.steps, args.guidance, args.eta)
