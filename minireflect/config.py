@@ -84,8 +84,7 @@ CHANGES: dict[str, dict[str, dict]] = {
     },
     "smoke": dict.fromkeys(("checker", "actor", "captioner", "sft"), TINY) | {  # every line, in seconds
         "autoencoder": TINY | {"pictures": 64},
-        "diffusion": TINY | {"pictures": 64, "batch": 8},
-        "reward": TINY | {"pictures": 64, "batch": 8},
+        "diffusion": TINY | {"pictures": 64, "batch": 8}, "reward": TINY | {"pictures": 64, "batch": 8},
         "srrl": {"iterations": 2, "prompts_per_iteration": 4, "steps": 4, "updates": 2, "batch": 4},
         "rlrig": {"loop": {"rounds": 1, "steps": 4}, "graphs": 3, "group": 2,
                   "editor": {"updates": 1, "batch": 4, "lr": 2e-4, "anchor_below": 150},
@@ -93,8 +92,7 @@ CHANGES: dict[str, dict[str, dict]] = {
         "vq": TINY | {"forms": 32, "colors": 16, "revive_every": 2},
         "grpo": {"iterations": 2, "prompts": 2, "group": 2, "max_resamples": 1,
                  "recall_pictures": 32, "recall_batch": 4},
-        "sampler": {"steps": 4},
-        "evaluation": {"pictures": 8, "batch": 8},
+        "sampler": {"steps": 4}, "evaluation": {"pictures": 8, "batch": 8},
     },
     "graphs": {  # need a sharper autoencoder, and a diffusion model that has learned to read
         "autoencoder": {"pictures": 10_000, "steps": 5_000, "kl": 1e-4, "noise": 0.25},
@@ -102,8 +100,7 @@ CHANGES: dict[str, dict[str, dict]] = {
                       "reading_steps": 1_600},
     },
     "reason": {  # more arrangements: they are GenEval's tasks
-        "mix": {"physical": 0.3, "unconventional": 0.4, "arrangement": 0.3},
-        "evaluation": {"pictures": 240},
+        "mix": {"physical": 0.3, "unconventional": 0.4, "arrangement": 0.3}, "evaluation": {"pictures": 240},
     },
     "smoke graphs": {"diffusion": {"reading_steps": 3}},
     "smoke reason": {"evaluation": {"pictures": 6, "batch": 6}},

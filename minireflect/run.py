@@ -15,6 +15,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
@@ -122,12 +123,10 @@ class Run:
         """Drop what was logged after the state was saved: those steps are about to be done again."""
         path, rows = self.folder / "metrics.jsonl", []
         for line in path.read_text().splitlines() if path.exists() else []:
-            try:
+            with suppress(json.JSONDecodeError):  # of the line that a kill cut short
                 row = json.loads(line)
-            except json.JSONDecodeError:  # the line that a kill cut short
-                continue
-            if row["stage"] != stage or row["step"] < start:
-                rows.append(line)
+                if row["stage"] != stage or row["step"] < start:
+                    rows.append(line)
         write_text(path, "".join(row + "\n" for row in rows))
 
 

@@ -234,8 +234,8 @@ def actor(task: Task) -> None:
 def rlrig(task: Task) -> None:
     """Measure the controls, train Actor and editor, measure after each on the same graphs and noise."""
     config, run, weights = task.config, task.run, task.weights
-    finished = (task.source / "base_actor.safetensors").exists()  # a finished run has both Actors
-    first = "base_actor" if finished else "actor"
+    # a finished run has both Actors
+    first = "base_actor" if (task.source / "base_actor.safetensors").exists() else "actor"
     rig.load_parts(task.source, actor=first)  # this and the next line name what is missing or broken
     load_checker(task.source, "judge")
     task.hand_on(*(part for part in rig.RIG_PARTS if part != "actor"), **{first: "base_actor"})

@@ -6,8 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from . import HELP
-from .options import help_text
+from .options import read
 
 PICTURES = (".png", ".jpg", ".jpeg")
 
@@ -20,11 +19,8 @@ class InspectOptions:
 
 
 def main(words: list[str]) -> int:
-    if {*HELP} & {*words}:
-        about = "Say what is in a file: the family of a checkpoint, or what the inspector reads in a picture."
-        print(help_text("minireflect inspect PATH ...", about, InspectOptions()))
-        return 0
-    paths = tyro.cli(InspectOptions, args=words, prog="minireflect inspect").paths
+    about = "Say what is in a file: the family of a checkpoint, or what the inspector reads in a picture."
+    paths = read(words, "inspect PATH ...", about, InspectOptions()).paths
     if not paths:
         raise ValueError("there is no path; try: minireflect inspect checkpoint.safetensors")
     for path in paths:

@@ -11,6 +11,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any, Literal, NamedTuple
 
+import tyro
 from tyro.conf import Positional, Suppress, arg
 
 METAVARS = {Path: "PATH", int: "N", float: "X"}
@@ -58,6 +59,15 @@ def typed(flag: str, value: object, kind: type) -> str:
         return f"--{head}{dot}no-{name}" if value else f"--{flag}"
     shown = METAVARS.get(kind, "NAME") if value is None else value
     return f"--{flag} {' '.join(map(str, shown)) if isinstance(shown, tuple) else shown}"
+
+
+def read(words: list[str], command: str, about: str, default: Any) -> Any:
+    """The record `default` with the options in `words`; if they ask for help, it is printed and all ends."""
+    if {"-h", "--help", "--help-all"} & {*words}:
+        about += " The value behind a name is its default; --help-all explains every option."
+        print(help_text(f"minireflect {command} [OPTIONS]", about, default, full="--help-all" in words))
+        raise SystemExit(0)
+    return tyro.cli(type(default), args=words, default=default, prog=f"minireflect {command}")
 
 
 def help_text(usage: str, about: str, record: Any, full: bool = False) -> str:

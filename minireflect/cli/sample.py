@@ -1,7 +1,7 @@
 """minireflect sample PROMPT ...: sample pictures, with the inspector's verdict and the learned reward."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -25,12 +25,11 @@ from ..streams import choices
 from ..world.canvas import read_picture, to_pixels, write_picture
 from ..world.graphs import read_graph
 from ..world.layout import lay_out
-from . import HELP
-from .options import help_text
+from .options import read
 
 ABOUT = """\
 Sample pictures of prompts. Under each stand the inspector's verdict and the learned reward; in each further
-round what the reward refuses is sampled again, from the opposite of its noise. Defaults stand behind names."""
+round what the reward refuses is sampled again, from the opposite of its noise."""
 # defaults, where they are not 0 rounds and guidance 1; 7.5 is diffusers' for Stable Diffusion
 ROUNDS, GUIDANCE = {"rlrig": LoopConfig.rounds}, {"checkpoint": 7.5}
 PIXELS = (".png", ".jpg", ".jpeg")
@@ -72,14 +71,11 @@ class SampleOptions:
     eta: float = 0.0
     # cuda, mps or cpu (default: the first that is there)
     device: Literal["cuda", "mps", "cpu"] | None = None
-    checkpoint: Annotated[CheckpointConfig, tyro.conf.arg(name="")] = CheckpointConfig()
+    checkpoint: Annotated[CheckpointConfig, tyro.conf.arg(name="")] = field(default_factory=CheckpointConfig)
 
 
 def main(words: list[str]) -> int:
-    if {*HELP} & {*words}:
-        print(help_text("minireflect sample PROMPT ... [OPTIONS]", ABOUT, SampleOptions()))
-        return 0
-    args = tyro.cli(SampleOptions, args=words, prog="minireflect sample")
+    args = read(words, "sample PROMPT ...", ABOUT, SampleOptions())
     if args.check:
         return check()
     check_arguments(args)
@@ -135,12 +131,14 @@ def sample_rlrig(args: SampleOptions, prompts: list[str]) -> Said:
     for graph in graphs:
         lay_out(graph, choices(args.seed, "layout"))  # raises on a graph that no picture can show
     loop = LoopConfig(args.rounds, steps=args.steps, guidance=args.guidance)
-    parts, found = load_parts(weights_folder(args.weights or RIG)), []
-    for graph, row in zip(graphs, showcase.edit_strip(parts, graphs, loop, args.seed, args.out)):
-        names = ["drawn", *(f"edit {k}" for k in range(1, len(row)))]
-        verdicts = [("right; " if right else "wrong; ") + said.replace("\n", " ") for _, said, right in row]
-        found.append((graph.sentence, [f"{name}: {verdict}" for name, verdict in zip(names, verdicts)]))
-    return found
+    parts = load_parts(weights_folder(args.weights or RIG))
+    rows = showcase.edit_strip(parts, graphs, loop, args.seed, args.out)
+    names = ["drawn", *(f"edit {k}" for k in range(1, loop.rounds + 1))]
+
+    def line(name: str, said: str, right: bool) -> str:
+        return f"{name}: {'right' if right else 'wrong'}; {said}".replace("\n", " ")
+
+    return [(g.sentence, [line(n, *cell[1:]) for n, cell in zip(names, row)]) for g, row in zip(graphs, rows)]
 
 
 def sample_reasongen(args: SampleOptions, prompts: list[str]) -> Said:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import tyro
 
 from .. import commands
 from ..checkpoints import ours
@@ -16,10 +15,8 @@ from ..methods.finetune import SAMPLER
 from ..methods.srrl import recipe
 from ..pipeline import best_device
 from ..run import Interrupted, Run, RunError
-from . import HELP
-from .options import help_text
+from .options import read
 
-HELP_ALL = "--help-all"
 COSTS = {"smoke": "seconds; it learns nothing", "gpu": "larger batches and budgets, for a CUDA GPU"}
 
 
@@ -27,13 +24,6 @@ def main(words: list[str]) -> int:
     named = words[0] if words and not words[0].startswith("-") else None
     words = words[1:] if named else words
     command, config = defaults(named, words)
-    if {*HELP, HELP_ALL} & {*words}:
-        about = (
-            f"{commands.TRAINED[command].about}. Defaults stand behind the names; {HELP_ALL} explains all."
-        )
-        usage = f"minireflect train {command} [OPTIONS]"
-        print(help_text(usage, about, options_of(command, config), HELP_ALL in words))
-        return 0
     try:
         train(command, parse(words, command, config))
         return 0
@@ -44,13 +34,10 @@ def main(words: list[str]) -> int:
 
 def defaults(named: str | None, words: list[str]) -> tuple[str, Config]:
     """First pass: the run to resume, or preset, recipe and checkpoint, decide the defaults of all options."""
-    usage = "minireflect train COMMAND [OPTIONS]"
-    first = argparse.ArgumentParser("minireflect train", usage, add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", choices=PRESETS)
-    first.add_argument("--scenes", choices=("laws", "graphs"), default="laws")
-    first.add_argument("--method", choices=("srrl", "ddpo", "grpo"), default="srrl")
-    for name in ("--device", "--base", "--out"):
-        first.add_argument(name)
+    first = argparse.ArgumentParser("minireflect train COMMAND", add_help=False, allow_abbrev=False)
+    kinds = {"preset": PRESETS, "scenes": ("laws", "graphs"), "method": ("srrl", "ddpo", "grpo")}
+    for name, choices in (kinds | dict.fromkeys(("device", "base", "out"))).items():
+        first.add_argument(f"--{name}", choices=choices)
     first.add_argument("--resume", action="store_true")
     seen = first.parse_known_args(words)[0]
     if seen.resume and seen.out is None:
@@ -60,21 +47,21 @@ def defaults(named: str | None, words: list[str]) -> tuple[str, Config]:
         if named not in (None, command):
             raise RunError(f"the run in {seen.out} is one of {command}, not of {named}")
         return command, config
-    command, real = named or "srrl", seen.base is not None
+    command, method, real = named or "srrl", seen.method or "srrl", seen.base is not None
     if real and command != "srrl":
         raise ValueError("--base trains a LoRA on a published checkpoint: it goes with the command srrl")
     name = seen.preset or ("gpu" if (seen.device or best_device()) == "cuda" else "cpu")
     name = "cpu" if real and name == "gpu" else name  # that of a checkpoint is for a GPU already
-    config = preset(name, command, seen.scenes, recipe(seen.method, real))
+    config = preset(name, command, seen.scenes or "laws", recipe(method, real))
     if real:
         config = replace(config, sampler=SAMPLER, finetune=replace(config.finetune, base=seen.base))
-    return command, replace(config, method=seen.method)
+    return command, replace(config, method=method)
 
 
 def parse(words: list[str], command: str, config: Config) -> Config:
     """Second pass: every option of the command.  Paths become absolute: a run is resumed from anywhere."""
-    default = options_of(command, config)
-    given = tyro.cli(type(default), args=words, default=default, prog=f"minireflect train {command}")
+    about = f"Train {commands.TRAINED[command].about}."
+    given = read(words, f"train {command}", about, options_of(command, config))
     config = replace(config, **vars(given))
     paths = {name: getattr(config.finetune, name) for name in ("base", "clip", "prompts", "tokenizer")}
     there = {name: str(Path(path).resolve()) for name, path in paths.items() if path and Path(path).exists()}
