@@ -11,7 +11,7 @@ class Trained(NamedTuple):
 
 # fmt: off
 TRAINED = {
-    "srrl": Trained(9, "srrl mix sampler evaluation", "a diffusion model by SRRL, DDPO or GRPO; LoRA: --base"),
+    "srrl": Trained(9, "srrl mix sampler evaluation", "a diffusion model by SRRL, DDPO, GRPO; LoRA: --base"),
     "all": Trained(85, "", "autoencoder, diffusion, reward and srrl; with --scenes graphs all of RL-RIG"),
     "autoencoder": Trained(13, "autoencoder", "pictures to latents and back"),
     "diffusion": Trained(25, "diffusion", "the base: latents from noise and a prompt"),

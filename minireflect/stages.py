@@ -129,7 +129,7 @@ def autoencoder(task: Task) -> None:
 
 def diffusion(task: Task) -> None:
     config = task.config
-    encoder, _ = ours.load_module(task.source / "autoencoder.safetensors", Autoencoder, AutoencoderConfig)
+    encoder, _ = ours.load_module(task.source / "autoencoder.safetensors", Autoencoder)
     sizes = GRAPH_BASE if config.scenes == "graphs" else LAW_BASE
     data = captioned(config, "diffusion", config.diffusion.pictures)
     ours.save_pipeline(train_diffusion(config.diffusion, sizes, data, encoder, task.job), task.weights)
@@ -155,7 +155,7 @@ def srrl(task: Task) -> None:
     judge, how = load_reward(task.weights, task.device), (config.sampler, config.evaluation)
     pipe.table(config.srrl.steps)  # raises where the schedule has fewer
     before = task.measured("base", Score, evaluate, base, judge, *how)
-    clock, texts = time.time(), config.mix.draw(config.seed, config.srrl.prompts_per_iteration)
+    clock, texts = time.time(), partial(config.mix.draw, config.seed, config.srrl.prompts_per_iteration)
     try:
         train_srrl(config.srrl, pipe, judge, texts, inspector_reward, task.job)
     finally:
@@ -314,7 +314,7 @@ def reason_grpo(task: Task) -> None:
         rows[name] = task.measured(name, ReasonScore, evaluate_reason, *how).row
 
     def prompts(n: int, step: int, number: int) -> list[str]:
-        return config.mix.draw(config.seed, n)(step * config.grpo.max_resamples + number)[0]
+        return config.mix.draw(config.seed, n, step * config.grpo.max_resamples + number)[0]
 
     measure("SFT")
     for n in BEST_OF if config.grpo.controls else ():
