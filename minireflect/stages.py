@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -162,7 +163,7 @@ def srrl(task: Task) -> None:
     base, pipe = (ours.load_pipeline(task.weights, unet="base_unet").to(task.device) for _ in range(2))
     judge = load_reward(task.weights, task.device)
     before = task.measured("base", Score, lambda: evaluate(base, judge, config.sampler, config.evaluation))
-    clock, texts = time.time(), config.mix.draw(config.seed, config.srrl.prompts_per_iteration)
+    clock, texts = time.time(), partial(config.mix.draw, config.seed, config.srrl.prompts_per_iteration)
     try:
         train_srrl(config.srrl, pipe, judge, texts, inspector_reward, task.job)
     finally:
@@ -323,7 +324,7 @@ def reason_grpo(task: Task) -> None:
         rows[f"SFT, best of {n}"] = measured_pictures(task, f"SFT, best of {n}", pipe, judge, n)
 
     def prompts(n: int, step: int, number: int) -> list[str]:
-        return config.mix.draw(config.seed, n)(step * config.grpo.max_resamples + number)[0]
+        return config.mix.draw(config.seed, n, step * config.grpo.max_resamples + number)[0]
 
     known = None
     if config.grpo.recall:
