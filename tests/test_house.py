@@ -32,6 +32,7 @@ ROOMS = {
     "methods": 9,
     "figures": 10,
     "showcase": 10,
+    "commands": 10,
     "config": 10,
     "stages": 11,
     "cli": 12,
@@ -39,7 +40,7 @@ ROOMS = {
     "__main__": 13,
 }
 # Sizes may fall and not grow. The aim is 6,200 lines in 60 files, and 1,200 in scripts/.
-LINES, FILES, SCRIPT_LINES, DESK_LINES = 8_300, 73, 1_240, 250
+LINES, FILES, SCRIPT_LINES, DESK_LINES = 8_010, 73, 1_240, 250
 COLUMNS, LENGTH, PARAMETERS = 110, 60, 6
 LONG: set[str] = set()  # "file function" that may be longer, each with its reason
 MANY = {  # "file function" that may take more parameters, each with its reason
@@ -215,7 +216,7 @@ def test_the_reading_path_is_true_and_short() -> None:
     wrong = {
         file: f"{stated[file]} stated, {true[file]} counted" for file in stated if stated[file] != true[file]
     }
-    assert not wrong, f"correct the README's reading path: {wrong}"
+    assert not wrong, f"`python -m tests.test_house` corrects the README's reading path: {wrong}"
     assert sum(true.values()) <= PATH_LINES
     assert f"{sum(true.values()):,} code lines" in (ROOT / "README.md").read_text(), sum(true.values())
 
@@ -289,3 +290,17 @@ def test_words_are_plain() -> None:
         for m in re.finditer(rf"\b({RIDDLES})\b", text, re.I)
     ]
     assert not found, "\n".join(found)
+
+
+def correct_the_readme() -> None:
+    """Write the counted code lines into the reading path."""
+    text, total = (ROOT / "README.md").read_text(), 0
+    for file, stated in reading_path().items():
+        lines = size(ROOT / file).code
+        total += lines
+        text = re.sub(rf"(\| \[`{re.escape(file)}`\]\([^)]*\) \| ){stated} \|", rf"\g<1>{lines} |", text)
+    (ROOT / "README.md").write_text(re.sub(r"is [\d,]+ code lines", f"is {total:,} code lines", text))
+
+
+if __name__ == "__main__":
+    correct_the_readme()
