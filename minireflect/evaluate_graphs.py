@@ -17,9 +17,8 @@ from torch import Generator, Tensor
 from .evaluate import EvaluationConfig, fixed_batches
 from .rl.checker import Answers, Checker
 from .streams import choices
-from .world.graphs import Requirement, SceneGraph
+from .world.graphs import Requirement, SceneGraph, sample_graph
 from .world.inspector import inspect_all
-from .world.layout import sample_graph
 from .world.scenes import Object
 
 Triple = tuple[str, str, str]

@@ -15,11 +15,10 @@ from .models.vq import Codec
 from .pipeline import ACCEPT, ReasonPipeline
 from .rl.rewards import Reward
 from .streams import choices
-from .world import geneval
+from .world.captions import read_rationale
 from .world.inspector import inspect_all
-from .world.prompts import Prompt, draw_prompts
-from .world.rationales import read_rationale
-from .world.render import render
+from .world.laws import render
+from .world.prompts import Prompt, draw_prompts, geneval_scores
 
 SAMPLING = SamplingConfig(temperature=0.8)  # of all tables, unless a row says otherwise
 ORDER = ("arrangement", "physical", "unconventional")  # of the prompts
@@ -93,7 +92,7 @@ def evaluate_reason(
     accepted, said = np.array(rewards) >= ACCEPT, np.array([plan is not None for plan in plans])
     names = np.array([_part(p) for p in prompts])
     return ReasonScore(
-        geneval=geneval.scores(things[:m], prompts[:m]),
+        geneval=geneval_scores(things[:m], prompts[:m]),
         physical=float(right[m : 2 * m].mean()),
         unconventional=float(right[2 * m :].mean()),
         accepted=float(accepted.mean()),

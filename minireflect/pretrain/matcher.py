@@ -27,12 +27,11 @@ from ..pipeline import LatentDiffusion
 from ..run import Job
 from ..streams import choices, rng
 from ..world.canvas import to_tensor
-from ..world.captions import hints
+from ..world.captions import hints, rationale
 from ..world.data import WorldConfig, training_pairs
-from ..world.layout import sample_picture
+from ..world.graphs import sample_picture
+from ..world.laws import render
 from ..world.prompts import KINDS, Prompt, draw_prompts, law_prompt, near_miss, prompt_set
-from ..world.rationales import rationale
-from ..world.render import render
 from ..world.scenes import Reading, Scene
 from .corrupt import block_error, corrupt_all, still_shows
 from .optimise import Loss, Training, optimise

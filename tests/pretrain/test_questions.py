@@ -4,9 +4,8 @@ import random
 
 from minireflect.pretrain.corrupt import block_error
 from minireflect.pretrain.questions import answer, changed, changed_requirement, question, visible
-from minireflect.world.graphs import parse_graph
-from minireflect.world.layout import lay_out, sample_picture
-from minireflect.world.render import render
+from minireflect.world.graphs import lay_out, parse_graph, sample_picture
+from minireflect.world.laws import render
 
 
 def test_answers_are_true_of_what_is_visible() -> None:

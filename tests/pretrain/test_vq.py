@@ -13,7 +13,7 @@ from minireflect.run import Job, Run
 from minireflect.streams import choices
 from minireflect.world.canvas import to_tensor
 from minireflect.world.data import WorldConfig, recolored, training_pairs
-from minireflect.world.render import render_pixels
+from minireflect.world.laws import render_pixels
 
 
 def test_patches_with_objects_weigh_more_and_the_mean_weight_is_1() -> None:

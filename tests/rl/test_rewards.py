@@ -19,9 +19,9 @@ from minireflect.rl.rewards import (
     reward_beside,
 )
 from minireflect.streams import choices
+from minireflect.world.captions import rationale
+from minireflect.world.laws import render
 from minireflect.world.prompts import draw_prompts
-from minireflect.world.rationales import rationale
-from minireflect.world.render import render
 from tests.small import REASON_WORDS as WORDS
 
 
