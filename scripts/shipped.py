@@ -21,7 +21,7 @@ from minireflect import stages
 from minireflect.checkpoints.ours import load_autoencoder, load_module, load_pipeline
 from minireflect.cli import main as command_line
 from minireflect.models.actor import Actor
-from minireflect.models.matcher import Matcher
+from minireflect.models.clip import Matcher
 
 
 def start_of(command: str, folder: Path, networks: list[str], name: str) -> nn.Module | dict[str, nn.Module]:
