@@ -13,8 +13,9 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,18 +24,10 @@ from torch import nn
 from . import figures, showcase
 from .checkpoints import ours
 from .config import Config
-from .evaluate import (
-    EvaluationConfig,
-    RewardScore,
-    Score,
-    Table,
-    evaluate,
-    law_table,
-    reward_score,
-    sample_and_score,
-)
-from .evaluate_graphs import GraphScore, evaluate_loop, evaluation_graphs
-from .evaluate_reason import SAMPLING, ReasonScore, codec_table, evaluate_reason, evaluation_prompts
+from .evaluate import EvaluationConfig, Score, Table, evaluate, law_bars, law_table, reward_score
+from .evaluate import sample_and_score
+from .evaluate_graphs import evaluate_loop, evaluation_graphs, loop_bars
+from .evaluate_reason import SAMPLING, codec_table, evaluate_reason, evaluation_prompts, row
 from .methods import rlrig as rig
 from .methods.finetune import chosen_reward, finetune, load_base, read_prompts
 from .methods.reasongen import Rewards, train_reason_grpo
@@ -60,7 +53,6 @@ from .world.prompts import all_texts
 from .world.render import render_pixels
 
 BEST_OF = (2, 4)  # without a rationale, two pictures take more tokens than one with a rationale
-RECORD = TypeVar("RECORD")
 
 
 class Task(NamedTuple):
@@ -89,7 +81,10 @@ class Task(NamedTuple):
 
     def curve(self, name: str, **labels: str) -> None:
         """Plot values of a stage's metrics, each with its label."""
-        figures.training_curve(self.run.metrics(name), labels, self.figure(name.replace("-", "_")))
+        lines = [figures.Line(label, "step", key, span=25) for key, label in labels.items()]
+        kept = name.replace("-", "_")
+        panel = figures.Panel(f"{kept}: training", "step", ", ".join(labels.values()), lines, log=True)
+        figures.curves(self.figure(kept), figures.of_run(panel, self.run.metrics(name)))
 
     def report(self, table: Table, last: str = "") -> None:
         """Print a table and keep it in the run folder, there as Markdown; `last` is a line below it."""
@@ -105,17 +100,13 @@ class Task(NamedTuple):
                 shutil.copyfile(there, draft)
                 os.replace(draft, here)
 
-    def measured(self, model: str, record: type[RECORD], measure: Callable[[], RECORD]) -> RECORD:
-        """The score of a model, or its scores by kind of prompt: as logged in this run, else measured now."""
+    def measured(self, model: str, measure: Callable[[], Score], key: str = "score") -> Score:
+        """The score of a model, or its "scores" by kind of prompt: as logged in this run, else measured now."""
         for row in self.run.metrics("evaluation"):
-            if row["model"] == model and "scores" in row:
-                return {kind: record(**values) for kind, values in row["scores"].items()}
             if row["model"] == model:
-                return record(**row["score"])
+                return row[key]
         found = measure()
-        by_kind = isinstance(found, dict)
-        values = {"scores": {k: vars(s) for k, s in found.items()}} if by_kind else {"score": vars(found)}
-        self.run.log("evaluation", 0, model=model, **values)
+        self.run.log("evaluation", 0, model=model, **{key: found})
         return found
 
 
@@ -161,27 +152,33 @@ def srrl(task: Task) -> None:
     task.hand_on("autoencoder", "text_encoder", "reward", unet="base_unet")
     base, pipe = (ours.load_pipeline(task.weights, unet="base_unet").to(task.device) for _ in range(2))
     judge = load_reward(task.weights, task.device)
-    before = task.measured("base", Score, lambda: evaluate(base, judge, config.sampler, config.evaluation))
+    how = judge, config.sampler, config.evaluation
+    before = task.measured("base", partial(evaluate, base, *how), "scores")
     clock, texts = time.time(), config.mix.draw(config.seed, config.srrl.prompts_per_iteration)
     try:
         train_srrl(config.srrl, pipe, judge, texts, inspector_reward, task.job)
     finally:
         ours.save_pipeline(pipe, task.weights, ("unet",))  # also when stopped: what was trained is never lost
     minutes = (time.time() - clock) / 60
-    after = task.measured(method, Score, lambda: evaluate(pipe, judge, config.sampler, config.evaluation))
+    after = task.measured(method, partial(evaluate, pipe, *how), "scores")
     rows, columns = run.metrics("srrl"), {"base": before, method: after}
     task.report(law_table(columns), f"{minutes:.1f} minutes · {cost_of(rows)}")
-    level = [sum(getattr(s, key) for s in before.values()) / len(before) for key in ("reward", "accuracy")]
-    figures.learning_curve(rows, task.figure("reward_and_truth"), (level[0], level[1]))
-    figures.latent_moments(rows, task.figure("latents_by_round"))
-    figures.accuracy_by_law(columns, task.figure("accuracy_by_law"))
-    models = {"base": base, method: pipe}
-    showcase.before_and_after(models, judge, config.sampler, config.seed, task.figure("before_and_after"))
+    level = [sum(s[key] for s in before.values()) / len(before) for key in ("reward", "accuracy")]
+    names, colors = ("reward", "right"), (figures.REWARD, figures.TRUTH)
+    levels = [(f"{n}: held-out prompts, before", v, color) for n, v, color in zip(names, level, colors)]
+    panel = figures.LEARNING._replace(levels=levels)
+    figures.curves(task.figure("reward_and_truth"), figures.of_run(panel, rows))
+    figures.curves(task.figure("latents_by_round"), *(figures.of_run(p, rows) for p in figures.LATENTS))
+    words = "right by the inspector, share; lines: 95 % intervals"
+    figures.bars(task.figure("accuracy_by_law"), words, law_bars(columns))
+    texts = [p.text for p in showcase.fixed_prompts()]
+    pictures = showcase.same_noise({"base": base, method: pipe}, texts, config.sampler, config.seed)
+    showcase.compare(pictures, judge, texts, task.figure("before_and_after"))
     shown = [p.text for p in showcase.fixed_prompts(("unconventional",))]
     reflection = replace(config.srrl.reflection, rounds=3)
     asked = None if config.srrl.mode == "blind" else judge
     rounds = showcase.sampled_rounds(pipe, shown, config.sampler, reflection, config.seed, asked)
-    showcase.rounds_strip(rounds, judge, shown, task.figure("rounds"))
+    showcase.compare(showcase.by_round(rounds), judge, shown, task.figure("rounds"))
 
 
 def cost_of(rows: list[dict]) -> str:
@@ -200,7 +197,7 @@ def lora(task: Task) -> None:
 
     def measure(name: str) -> None:
         images[name], rewards = sample_and_score(pipe, reward, shown, task.config.sampler, batches)
-        scores[name] = task.measured(name, RewardScore, lambda: reward_score(images[name], rewards))
+        scores[name] = task.measured(name, lambda: reward_score(images[name], rewards))
 
     measure("base")
     clock = time.time()
@@ -213,10 +210,12 @@ def lora(task: Task) -> None:
     cost += f" · {sampled / hours:,.0f} pictures an hour, sampled and learnt from"
     if task.device.type == "cuda":
         cost += f" · peak memory {torch.cuda.max_memory_allocated(task.device) / 2**30:.1f} GiB"
-    task.report(Table("checkpoint", {name: vars(score) for name, score in scores.items()}), cost)
-    figures.reward_curve(rows, task.figure("reward"), config.reward)
-    figures.latent_moments(rows, task.figure("latents_by_round"))
-    showcase.columns_of(images, reward, shown, task.figure("before_and_after"))
+    task.report(Table("checkpoint", scores), cost)
+    panel = figures.UNREAD._replace(ylabel=config.reward)
+    figures.curves(task.figure("reward"), figures.of_run(panel, rows))
+    figures.curves(task.figure("latents_by_round"), *(figures.of_run(p, rows) for p in figures.LATENTS))
+    first = {name: x[:8] for name, x in images.items()}
+    showcase.compare(first, reward, shown[:8], task.figure("before_and_after"), read=False)
 
 
 # ------------------------------------------------------------ graphs: RL-RIG
@@ -252,8 +251,7 @@ def rlrig(task: Task) -> None:
 
     def measure(loops: dict) -> None:
         for name, loop in loops.items():
-            score = lambda: evaluate_loop(loop, judge, config.evaluation, name)  # noqa: B023, E731
-            rows[name] = task.measured(name, GraphScore, score)
+            rows[name] = task.measured(name, partial(evaluate_loop, loop, judge, config.evaluation, name))
 
     if config.rlrig.controls:
         measure(rig.controls(parts, config.rlrig.loop))
@@ -264,11 +262,11 @@ def rlrig(task: Task) -> None:
             task.save("actor", parts.actor)
             task.save("editor", parts.editor.unet)
         measure({name: rig.loop_of(parts, config.rlrig.loop)})
-    table = Table("held-out graphs", {name: vars(score) for name, score in rows.items()})
-    task.report(table, f"{(time.time() - clock) / 60:.1f} minutes")
+    task.report(Table("held-out graphs", rows), f"{(time.time() - clock) / 60:.1f} minutes")
     stages = {"phase 1, the Actor": run.metrics("phase-1"), "phase 2, the editor": run.metrics("phase-2")}
-    figures.phases(stages, task.figure("phases"))
-    figures.graph_bars(rows, task.figure("scores"))
+    panels = [figures.EDITS._replace(title=f"{name}: {figures.EDITS.title}") for name in stages]
+    figures.curves(task.figure("phases"), *map(figures.of_run, panels, stages.values()))
+    figures.bars(task.figure("scores"), "mean SG-IoU, share right", loop_bars(rows))
     graphs = evaluation_graphs(config.evaluation)[:6]
     showcase.edit_strip(parts, graphs, config.rlrig.loop, config.seed, task.figure("edits"))
 
@@ -302,7 +300,7 @@ def reason_sft(task: Task) -> None:
     task.hand_on("captioner")
     task.curve("reason-sft", text="nats a word", image="nats an image token")
     judge = reward_beside(task.source, task.device)
-    task.report(Table("held-out prompts", {"SFT": measured_pictures(task, "SFT", pipe, judge).row}))
+    task.report(Table("held-out prompts", {"SFT": row(measured_pictures(task, "SFT", pipe, judge))}))
     show_rationales(task, pipe, judge)
 
 
@@ -334,26 +332,27 @@ def reason_grpo(task: Task) -> None:
     finally:  # also when stopped: what was trained is never lost
         ours.save_reasongen(weights, "reasongen", pipe)
     rows["SFT + GRPO"] = measured_pictures(task, "SFT + GRPO", pipe, judge)
-    table = Table("held-out prompts", {name: score.row for name, score in rows.items()})
+    table = Table("held-out prompts", {name: row(score) for name, score in rows.items()})
     task.report(table, f"{(time.time() - clock) / 60:.1f} minutes")
-    targets = {"text": config.grpo.text_entropy, "image": config.grpo.image_entropy}
-    figures.reason_curves(task.run.metrics("reason-grpo"), targets, task.figure("reason_grpo"))
+    targets = [("target, text", config.grpo.text_entropy, figures.REWARD)]
+    targets.append(("target, image", config.grpo.image_entropy, figures.TRUTH))
+    shares, entropy, weights = figures.TOKENS
+    panels = [shares, entropy._replace(levels=targets), weights]
+    steps = task.run.metrics("reason-grpo")
+    figures.curves(task.figure("reason_grpo"), *(figures.of_run(panel, steps) for panel in panels))
     show_rationales(task, pipe, judge)
 
 
-def measured_pictures(
-    task: Task, name: str, pipe: ReasonPipeline, judge: Reward, best_of: int = 1
-) -> ReasonScore:
-    config = task.config.evaluation
-    score = lambda: evaluate_reason(pipe, judge, config, name, best_of=best_of)  # noqa: E731
-    return task.measured(name, ReasonScore, score)
+def measured_pictures(task: Task, name: str, pipe: ReasonPipeline, judge: Reward, best_of: int = 1) -> Score:
+    measure = partial(evaluate_reason, pipe, judge, task.config.evaluation, name, best_of=best_of)
+    return task.measured(name, measure)
 
 
 def show_rationales(task: Task, pipe: ReasonPipeline, judge: Reward) -> None:
     """A figure of the first prompts of each kind, nothing picked."""
     config = task.config
     texts = [p.text for p in evaluation_prompts(replace(config.evaluation, pictures=3))]
-    showcase.thoughts_strip(pipe, judge, texts, SAMPLING, config.seed, task.figure("thoughts"))
+    showcase.rationale_strip(pipe, judge, texts, SAMPLING, config.seed, task.figure("thoughts"))
 
 
 STAGES: dict[str, Callable[[Task], None]] = {

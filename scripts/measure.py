@@ -197,7 +197,9 @@ def measure_reward(pipe: LatentDiffusion, reward: Reward, n: int) -> None:
     ]:  # few prompts, many pictures of each, so that a prompt has right ones and wrong ones
         asked = [p for p in draw_prompts(kind, "held-out", 64, draw) for _ in range(-(-n // 128))]
         texts, config = [p.text for p in asked], EvaluationConfig(pictures=len(asked))
-        drawn, scored = sample_and_score(pipe, reward, texts, preset("cpu").sampler, config, f"reward {kind}")
+        drawn, scored = sample_and_score(
+            pipe, reward, texts, preset("cpu").sampler, config, (f"reward {kind}",)
+        )
         values.append(scored.numpy())
         truth.append(verdicts(drawn, asked).numpy() > 0.5)
         laws += [p.law for p in asked]

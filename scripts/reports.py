@@ -8,13 +8,14 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy.special import stdtrit
 
 from minireflect import figures
-from minireflect.evaluate import Table, over_seeds
+from minireflect.evaluate import Table
 from minireflect.run import write_text
 
 ROOT = Path(__file__).parent.parent
@@ -66,6 +67,14 @@ def page(name: str, **values: object) -> str:
     """The page of a study: scripts/pages/NAME.md with its {places} filled, tables as Markdown."""
     text = {key: v.markdown if isinstance(v, Table) else v for key, v in values.items()}
     return (ROOT / "scripts" / "pages" / f"{name}.md").read_text().format(**text)
+
+
+def over_seeds(values: Sequence[float]) -> str:
+    """Mean ± half of the 95 % interval (Student's t) of what several seeds gave; one seed has no interval."""
+    x = np.asarray(values, float)
+    if len(x) < 2:
+        return f"{x.mean():.3f}"
+    return f"{x.mean():.3f} ± {stdtrit(len(x) - 1, 0.975) * x.std(ddof=1) / len(x) ** 0.5:.3f}"
 
 
 def means(title: str, seeds: list[Arms], columns: dict[str, str]) -> Table:

@@ -75,8 +75,7 @@ def all_arms(folder: Path, seed: int, out: Path, pictures: int) -> Arms:
     (out / "rows").mkdir(exist_ok=True)
     for name, loop in more_arms(folder / "weights").items():
         path = out / "rows" / f"{name}-{seed}-{pictures}.json"
-        measure = lambda: vars(evaluate_loop(loop, judge, config, name))  # noqa: B023, E731  called at once
-        found[name] = cached(path, measure)
+        found[name] = cached(path, partial(evaluate_loop, loop, judge, config, name))
     found |= scores(folder)
     order = ("base", "best", "repeated", "raw", "phase", "trained")
     return {name: found[name] for name in sorted(found, key=lambda name: order.index(name.split()[0]))}
@@ -96,7 +95,7 @@ def by_t_star(folder: Path, seed: int, pictures: int) -> dict[str, list[dict]]:
         parts, rows[name] = load_parts(folder / "weights", actor, editor), []
         for t in T_STARS:
             arm = loop_of(parts, replace(loop, t_star=t, fresh_noise=fresh))
-            rows[name].append(vars(evaluate_loop(arm, judge, config, f"{name}, t* {t}")))
+            rows[name].append(evaluate_loop(arm, judge, config, f"{name}, t* {t}"))
     return rows
 
 

@@ -138,7 +138,7 @@ def measure(pipe: LatentDiffusion, judge: Reward, way: Way, seed: int, pictures:
             row["unet"] += drawn.unet
             row["rewards"] += drawn.rewards
         found = score(torch.cat(images), prompts, kind, torch.cat(values))
-        row[kind] = {**vars(found), "diversity": diversity(pipe, torch.cat(images), texts)}
+        row[kind] = {**found, "diversity": diversity(pipe, torch.cat(images), texts)}
     row["unet"] /= pictures * len(KINDS)  # per picture
     row["rewards"] /= pictures * len(KINDS)
     return row

@@ -127,7 +127,8 @@ def sample_srrl(args: SampleOptions, prompts: list[str]) -> None:
     pipe.tokenizer(prompts)  # unknown words are named before anything is sampled
     asked = None if args.blind else reward
     rounds = showcase.sampled_rounds(pipe, prompts, sampler, reflection, args.seed, asked)
-    for prompt, row in zip(prompts, showcase.rounds_strip(rounds, reward, prompts, args.out)):
+    rows = showcase.compare(showcase.by_round(rounds), reward, prompts, args.out)
+    for prompt, row in zip(prompts, rows):
         print("\n".join([prompt, *(f"  round {k}: {said}" for k, (_, said, _) in enumerate(row))]))
 
 
@@ -151,9 +152,9 @@ def sample_reasongen(args: SampleOptions, prompts: list[str]) -> None:
     folder = weights_folder(args.weights or REASON)
     pipe, reward = load_reasongen(folder), reward_beside(folder)
     sampling = SamplingConfig(args.temperature, guidance=1.0 if args.guidance is None else args.guidance)
-    rows = showcase.thoughts_strip(pipe, reward, prompts, sampling, args.seed, args.out)
+    rows = showcase.rationale_strip(pipe, reward, prompts, sampling, args.seed, args.out)
     for prompt, row in zip(prompts, rows):
-        print("\n".join([prompt, *(f"  {rationale}\n    {said}" for rationale, said in row)]))
+        print("\n".join([prompt, *("  " + said.replace("\n", "\n    ") for _, said, _ in row)]))
 
 
 def sample_checkpoint(args: SampleOptions, prompts: list[str]) -> None:
