@@ -140,13 +140,16 @@ def off_reward(images: Tensor) -> Score:
     return {"brightness": images.mean().item(), "edges": edges.item() / 2}
 
 
-def reward_score(images: Tensor, rewards: Tensor) -> Score:
-    """Of a published checkpoint, whose pictures no inspector can read: the mean reward, its standard error.
+def evaluate_rewards(
+    pipe: LatentDiffusion, reward: Reward, texts: list[str], sampler: SamplerConfig, config: EvaluationConfig
+) -> tuple[Tensor, Score]:
+    """Of a published checkpoint, whose pictures no inspector can read.
 
-    Shapes: images (n 3 h w), rewards (n)
+    -> pictures (n 3 h w); the mean reward, its standard error, and what no reward asks for
     """
+    images, rewards = sample_and_score(pipe, reward, texts, sampler, config)
     error = (rewards.std() / len(rewards) ** 0.5).item() if len(rewards) > 1 else 0.0
-    return {"reward": rewards.mean().item(), "reward_se": error, **off_reward(images)}
+    return images, {"reward": rewards.mean().item(), "reward_se": error, **off_reward(images)}
 
 
 def evaluate(
@@ -181,7 +184,7 @@ def law_table(models: dict[str, dict[str, Score]]) -> Table:
 
 
 def law_bars(models: dict[str, dict[str, Score]]) -> dict[str, Score]:
-    """For `figures.bars`: accuracy per law with its interval, a plot for each kind, a group for each model."""
+    """For `figures.bars`: accuracy per law with its interval; a plot for each kind, a group a model."""
     plots: dict[str, Score] = {}
     for name, scores in models.items():
         for kind, s in scores.items():

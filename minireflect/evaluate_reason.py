@@ -24,7 +24,7 @@ SAMPLING = SamplingConfig(temperature=0.8)  # of all tables, unless a row says o
 ORDER = ("arrangement", "physical", "unconventional")  # of the prompts
 
 
-def row(score: Score) -> dict[str, float]:
+def table_row(score: Score) -> dict[str, float]:
     """A score as a row of a table: without its parts."""
     return score["geneval"] | {key: v for key, v in score.items() if key not in ("geneval", "parts")}
 

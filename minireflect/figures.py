@@ -25,7 +25,7 @@ Bars = dict[str, dict[str, tuple[float, float, float]]]  # group -> name -> shar
 
 
 class Line(NamedTuple):
-    """A curve of a panel.  `x` and `y` are values, or the names of metrics that `of_run` replaces by values."""
+    """A curve of a panel.  `x` and `y` are values, or names of metrics, which `of_run` replaces."""
 
     label: str
     x: Sequence[float] | str

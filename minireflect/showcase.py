@@ -52,9 +52,10 @@ def compare(
     columns: dict[str, Tensor], reward: Reward, prompts: list[str], path: Path,
     notes: dict[str, list[str]] | None = None, read: bool = True,
 ) -> list[list[Cell]]:  # fmt: skip
-    """Save a strip: a prompt a row, a column for each entry, a verdict under each picture; "kept" where a column
-    repeats the one before.  `notes` stand above the verdicts of a column; `read=False` shows the reward alone,
-    where no inspector can read the pictures.
+    """Save a strip: a prompt a row, a verdict under each picture; "kept" where a column repeats the one before.
+
+    `notes` stand above the verdicts of a column; `read=False` shows the reward alone, where no inspector can
+    read the pictures.
 
     Shapes: columns (n 3 h w) each, n prompts -> n rows of cells
     """

@@ -24,10 +24,9 @@ from torch import nn
 from . import figures, showcase
 from .checkpoints import ours
 from .config import Config
-from .evaluate import EvaluationConfig, Score, Table, evaluate, law_bars, law_table, reward_score
-from .evaluate import sample_and_score
+from .evaluate import EvaluationConfig, Score, Table, evaluate, evaluate_rewards, law_bars, law_table
 from .evaluate_graphs import evaluate_loop, evaluation_graphs, loop_bars
-from .evaluate_reason import SAMPLING, codec_table, evaluate_reason, evaluation_prompts, row
+from .evaluate_reason import SAMPLING, codec_table, evaluate_reason, evaluation_prompts, table_row
 from .methods import rlrig as rig
 from .methods.finetune import chosen_reward, finetune, load_base, read_prompts
 from .methods.reasongen import Rewards, train_reason_grpo
@@ -84,7 +83,11 @@ class Task(NamedTuple):
         lines = [figures.Line(label, "step", key, span=25) for key, label in labels.items()]
         kept = name.replace("-", "_")
         panel = figures.Panel(f"{kept}: training", "step", ", ".join(labels.values()), lines, log=True)
-        figures.curves(self.figure(kept), figures.of_run(panel, self.run.metrics(name)))
+        self.plot(kept, self.run.metrics(name), panel)
+
+    def plot(self, name: str, rows: list[dict], *panels: figures.Panel) -> None:
+        """Plot panels with the metrics of a run."""
+        figures.curves(self.figure(name), *(figures.of_run(panel, rows) for panel in panels))
 
     def report(self, table: Table, last: str = "") -> None:
         """Print a table and keep it in the run folder, there as Markdown; `last` is a line below it."""
@@ -101,7 +104,7 @@ class Task(NamedTuple):
                 os.replace(draft, here)
 
     def measured(self, model: str, measure: Callable[[], Score], key: str = "score") -> Score:
-        """The score of a model, or its "scores" by kind of prompt: as logged in this run, else measured now."""
+        """The score of a model, or "scores" by kind of prompt: as logged in this run, else measured now."""
         for row in self.run.metrics("evaluation"):
             if row["model"] == model:
                 return row[key]
@@ -130,7 +133,7 @@ def autoencoder(task: Task) -> None:
 
 def diffusion(task: Task) -> None:
     config = task.config
-    encoder, _ = ours.load_module(task.source / "autoencoder.safetensors", Autoencoder, AutoencoderConfig)
+    encoder, _ = ours.load_module(task.source / "autoencoder.safetensors", Autoencoder)
     sizes = GRAPH_BASE if config.scenes == "graphs" else LAW_BASE
     data = captioned(config, "diffusion", config.diffusion.pictures)
     pipe = train_diffusion(config.diffusion, sizes, data, encoder, task.job)
@@ -154,7 +157,7 @@ def srrl(task: Task) -> None:
     judge = load_reward(task.weights, task.device)
     how = judge, config.sampler, config.evaluation
     before = task.measured("base", partial(evaluate, base, *how), "scores")
-    clock, texts = time.time(), config.mix.draw(config.seed, config.srrl.prompts_per_iteration)
+    clock, texts = time.time(), partial(config.mix.draw, config.seed, config.srrl.prompts_per_iteration)
     try:
         train_srrl(config.srrl, pipe, judge, texts, inspector_reward, task.job)
     finally:
@@ -166,9 +169,8 @@ def srrl(task: Task) -> None:
     level = [sum(s[key] for s in before.values()) / len(before) for key in ("reward", "accuracy")]
     names, colors = ("reward", "right"), (figures.REWARD, figures.TRUTH)
     levels = [(f"{n}: held-out prompts, before", v, color) for n, v, color in zip(names, level, colors)]
-    panel = figures.LEARNING._replace(levels=levels)
-    figures.curves(task.figure("reward_and_truth"), figures.of_run(panel, rows))
-    figures.curves(task.figure("latents_by_round"), *(figures.of_run(p, rows) for p in figures.LATENTS))
+    task.plot("reward_and_truth", rows, figures.LEARNING._replace(levels=levels))
+    task.plot("latents_by_round", rows, *figures.LATENTS)
     words = "right by the inspector, share; lines: 95 % intervals"
     figures.bars(task.figure("accuracy_by_law"), words, law_bars(columns))
     texts = [p.text for p in showcase.fixed_prompts()]
@@ -196,8 +198,8 @@ def lora(task: Task) -> None:
     images, scores = {}, {}
 
     def measure(name: str) -> None:
-        images[name], rewards = sample_and_score(pipe, reward, shown, task.config.sampler, batches)
-        scores[name] = task.measured(name, lambda: reward_score(images[name], rewards))
+        images[name], found = evaluate_rewards(pipe, reward, shown, task.config.sampler, batches)
+        scores[name] = task.measured(name, lambda: found)
 
     measure("base")
     clock = time.time()
@@ -211,9 +213,8 @@ def lora(task: Task) -> None:
     if task.device.type == "cuda":
         cost += f" · peak memory {torch.cuda.max_memory_allocated(task.device) / 2**30:.1f} GiB"
     task.report(Table("checkpoint", scores), cost)
-    panel = figures.UNREAD._replace(ylabel=config.reward)
-    figures.curves(task.figure("reward"), figures.of_run(panel, rows))
-    figures.curves(task.figure("latents_by_round"), *(figures.of_run(p, rows) for p in figures.LATENTS))
+    task.plot("reward", rows, figures.UNREAD._replace(ylabel=config.reward))
+    task.plot("latents_by_round", rows, *figures.LATENTS)
     first = {name: x[:8] for name, x in images.items()}
     showcase.compare(first, reward, shown[:8], task.figure("before_and_after"), read=False)
 
@@ -300,7 +301,7 @@ def reason_sft(task: Task) -> None:
     task.hand_on("captioner")
     task.curve("reason-sft", text="nats a word", image="nats an image token")
     judge = reward_beside(task.source, task.device)
-    task.report(Table("held-out prompts", {"SFT": row(measured_pictures(task, "SFT", pipe, judge))}))
+    task.report(Table("held-out prompts", {"SFT": table_row(measured_pictures(task, "SFT", pipe, judge))}))
     show_rationales(task, pipe, judge)
 
 
@@ -321,7 +322,7 @@ def reason_grpo(task: Task) -> None:
         rows[f"SFT, best of {n}"] = measured_pictures(task, f"SFT, best of {n}", pipe, judge, n)
 
     def prompts(n: int, step: int, number: int) -> list[str]:
-        return config.mix.draw(config.seed, n)(step * config.grpo.max_resamples + number)[0]
+        return config.mix.draw(config.seed, n, step * config.grpo.max_resamples + number)[0]
 
     known = None
     if config.grpo.recall:
@@ -332,14 +333,13 @@ def reason_grpo(task: Task) -> None:
     finally:  # also when stopped: what was trained is never lost
         ours.save_reasongen(weights, "reasongen", pipe)
     rows["SFT + GRPO"] = measured_pictures(task, "SFT + GRPO", pipe, judge)
-    table = Table("held-out prompts", {name: row(score) for name, score in rows.items()})
+    table = Table("held-out prompts", {name: table_row(score) for name, score in rows.items()})
     task.report(table, f"{(time.time() - clock) / 60:.1f} minutes")
     targets = [("target, text", config.grpo.text_entropy, figures.REWARD)]
     targets.append(("target, image", config.grpo.image_entropy, figures.TRUTH))
     shares, entropy, weights = figures.TOKENS
-    panels = [shares, entropy._replace(levels=targets), weights]
-    steps = task.run.metrics("reason-grpo")
-    figures.curves(task.figure("reason_grpo"), *(figures.of_run(panel, steps) for panel in panels))
+    panels = shares, entropy._replace(levels=targets), weights
+    task.plot("reason_grpo", task.run.metrics("reason-grpo"), *panels)
     show_rationales(task, pipe, judge)
 
 
@@ -370,7 +370,7 @@ def check(command: str, config: Config, source: Path) -> None:
     on.
     """
     if command == "diffusion":
-        ours.load_module(source / "autoencoder.safetensors", Autoencoder, AutoencoderConfig)
+        ours.load_module(source / "autoencoder.safetensors", Autoencoder)
     elif command == "srrl":
         ours.load_pipeline(source).tokenizer(all_texts())
         load_reward(source)

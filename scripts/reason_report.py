@@ -5,7 +5,7 @@ from pathlib import Path
 from reports import Arms, arms_figure, differences, means, over_seeds, page
 
 from minireflect.evaluate import Score, Table
-from minireflect.evaluate_reason import row
+from minireflect.evaluate_reason import table_row
 from minireflect.figures import BASE, REWARD, TRUTH, Line, Panel, curves
 
 COLUMNS = {
@@ -20,7 +20,7 @@ COOL = 0.2  # a second temperature, at which fewer tokens are sampled that the m
 
 
 def rows_of(scores: list[dict[str, Score]]) -> list[Arms]:
-    return [{arm: row(score) for arm, score in seed.items()} for seed in scores]
+    return [{arm: table_row(score) for arm, score in seed.items()} for seed in scores]
 
 
 def differences_table(arms: list[Arms]) -> Table:

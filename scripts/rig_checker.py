@@ -19,7 +19,7 @@ from minireflect.config import preset
 from minireflect.evaluate import EvaluationConfig
 from minireflect.evaluate_graphs import evaluation_graphs
 from minireflect.methods.rlrig import load_parts, loop_of
-from minireflect.models.matcher import Matcher, MatcherConfig
+from minireflect.models.matcher import Matcher
 from minireflect.models.tokenizer import Tokenizer
 from minireflect.pretrain.questions import question
 from minireflect.rl.checker import load_checker
@@ -48,7 +48,7 @@ def asked_of_renders(name: str) -> dict[str, list]:
     pipe = load_pipeline(RIG)
     half = SCENES // 2
     images[half:] = torch.cat([pipe.decode(pipe.autoencoder.encode(x)) for x in images[half:].split(100)])
-    matcher, about = load_module(RIG / f"{name}.safetensors", Matcher, MatcherConfig)
+    matcher, about = load_module(RIG / f"{name}.safetensors", Matcher)
     tokenizer = Tokenizer(about["words"].split(), matcher.config.length)
     found: dict[str, list] = {"probability": [], "truth": [], "kind": []}
     for image, (graph, scene) in tqdm(list(zip(images, pictures)), f"asking the {name}", leave=False):

@@ -16,6 +16,7 @@ seed has its own graphs, noise and training.  It can be stopped at any time and 
 import math
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch

@@ -20,8 +20,8 @@ from torch import nn
 from minireflect import stages
 from minireflect.checkpoints.ours import load_autoencoder, load_module, load_pipeline
 from minireflect.cli import main as command_line
-from minireflect.models.actor import Actor, ActorConfig
-from minireflect.models.matcher import Matcher, MatcherConfig
+from minireflect.models.actor import Actor
+from minireflect.models.matcher import Matcher
 
 
 def start_of(command: str, folder: Path, networks: list[str], name: str) -> nn.Module | dict[str, nn.Module]:
@@ -32,8 +32,8 @@ def start_of(command: str, folder: Path, networks: list[str], name: str) -> nn.M
         pipe = load_pipeline(folder)
         return {network: getattr(pipe, network) for network in networks}
     if command == "actor":
-        return load_module(folder / "actor.safetensors", Actor, ActorConfig)[0]
-    return load_module(folder / f"{name}.safetensors", Matcher, MatcherConfig)[0]
+        return load_module(folder / "actor.safetensors", Actor)[0]
+    return load_module(folder / f"{name}.safetensors", Matcher)[0]
 
 
 def started(loop: Callable, command: str, folder: Path, networks: list[str]) -> Callable:

@@ -1,4 +1,4 @@
-"""The shapes that docstrings promise: each line is parsed and its function called at sizes that all differ."""
+"""The shapes that docstrings promise: each is parsed, and its function called at sizes that all differ."""
 
 import inspect
 import itertools
@@ -68,9 +68,15 @@ def shapes_of(text: str) -> list[tuple[str, ...]]:
     return [tuple(text.split()) for text in re.findall(r"\(([^()]*)\)", text)]
 
 
+def promise(function: Callable) -> str:
+    """The docstring from "Shapes:" to the end of its paragraph or sentence, on one line."""
+    paragraph = re.search(r"Shapes: (.*?)(?:\n\n|\Z)", inspect.getdoc(function), re.S).group(1)
+    return re.search(r".*->[^.]*", " ".join(paragraph.split())).group()
+
+
 def contract(function: Callable) -> tuple[dict[str, list[tuple[str, ...]]], list[tuple[str, ...]]]:
     """The docstring's line: every argument with the shapes it may have, and the shapes that come back."""
-    line = re.search(r"Shapes: (.*->[^.\n]*)", inspect.getdoc(function)).group(1)
+    line = promise(function)
     before, after = line.split("->")
     arguments = re.findall(r"(\w+) ((?:\([^()]*\))(?: or \([^()]*\))*)", before)
     return {name: shapes_of(shapes) for name, shapes in arguments}, shapes_of(after)
@@ -100,9 +106,7 @@ def test_the_promised_shapes_hold(name: str) -> None:
             tensors["sigma"] = tensors["sigma"] * 0.1
         out = function(**tensors, **constants)
         named = dict(zip(getattr(out, "_fields", ()), out if isinstance(out, tuple) else ()))
-        promised = (
-            re.findall(r"(\w+) \(([^()]*)\)", inspect.getdoc(function).split("->")[-1]) if named else []
-        )
+        promised = re.findall(r"(\w+) \(([^()]*)\)", promise(function).split("->")[-1]) if named else []
         pairs = [(named[field], words.split()) for field, words in promised if field in named]
         if not named:
             pairs = list(zip(out if isinstance(out, tuple) else (out,), gives))

@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -61,28 +62,23 @@ def read_weights(path: str | Path, prefix: str = "") -> Tensors:
     dtype.
 
     Takes safetensors, torch files (.ckpt, .pt, .bin, .pth: read with weights_only, so that nothing in them is
-    executed), and the index of a file in several parts (.index.json).  Tensors without the prefix are not
-    read.
+    executed), and the index of a file in several parts (.index.json).
     Raises WeightsError when the file is missing, truncated, or holds more than tensors.
     """
     path = existing(path)
     if path.suffix == ".json":
-        return _read_parts(path, prefix)
-    if path.suffix in TORCH_FILES:
+        tensors = _read_parts(path)
+    elif path.suffix in TORCH_FILES:
         tensors = _read_torch(path)
-        return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-    with _opened(path) as file:
-        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118  not a dict
-        return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+    else:
+        with _opened(path) as file:  # a tensor is a view of the mapped file: what is not used is not read
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 
 def tensor_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors that `read_weights` would give.  Raises WeightsError as it does."""
-    path = existing(path)
-    if path.suffix == ".json" or path.suffix in TORCH_FILES:
-        return {name: tuple(t.shape) for name, t in read_weights(path).items()}
-    with _opened(path) as file:
-        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    return {name: tuple(t.shape) for name, t in read_weights(path).items()}  # values stay on the disk: mmap
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -99,44 +95,56 @@ def existing(path: str | Path) -> Path:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[safe_open]:
+    problem = f"{path} is truncated or not a safetensors file"
+    with named_as(problem, SafetensorError, OSError), safe_open(path, "pt") as file:
+        yield file
+
+
+@contextmanager
+def named_as(problem: str, *errors: type[Exception]) -> Iterator[None]:
+    """Errors of a library as a WeightsError that states the problem in one sentence."""
     try:
-        with safe_open(path, "pt") as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} is truncated or not a safetensors file: {error}") from error
+        yield
+    except errors as error:
+        raise WeightsError(f"{problem}: {error}") from error
 
 
-def _read_parts(index: Path, prefix: str) -> Tensors:
+def read_json(path: Path) -> dict:
+    """A configuration file; empty if there is none.  Raises WeightsError when it is not a JSON object."""
+    if not path.is_file():
+        return {}
+    with named_as(f"{path} is not JSON", json.JSONDecodeError, UnicodeDecodeError):
+        values = json.loads(path.read_text("utf-8"))
+    if not isinstance(values, dict):
+        raise WeightsError(f"{path} holds a {type(values).__name__}, expected a configuration")
+    return values
+
+
+def _read_parts(index: Path) -> Tensors:
     """The tensors of all the files that an index names."""
-    try:
-        where = json.loads(index.read_text())["weight_map"]  # tensor name -> file
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{index} is not the index of a file in several parts: {error!r}") from error
+    where = read_json(index).get("weight_map")  # tensor name -> file
+    if not isinstance(where, dict):
+        raise WeightsError(f"{index} is not the index of a file in several parts: it has no weight_map")
     found: Tensors = {}
     for part in sorted(set(where.values())):
-        found |= read_weights(index.parent / part, prefix)
-    listed = {name.removeprefix(prefix) for name in where if name.startswith(prefix)}
-    if lost := sorted(listed - found.keys()):
+        found |= read_weights(index.parent / part)
+    if lost := sorted(where.keys() - found.keys()):
         raise WeightsError(f"{index} lists {len(lost)} tensors that its files do not have, {lost[0]} first")
     return found
 
 
 def _read_torch(path: Path) -> Tensors:
     """A torch file, read with `weights_only`: tensors and containers alone, nothing in it is executed."""
+    broken = (RuntimeError, EOFError, OSError, ValueError, KeyError)
     try:
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # files from before torch 1.6 cannot be mapped into memory
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        with named_as(f"{path} is truncated or not a torch file", *broken):
+            # files from before torch 1.6, which are not zip files, cannot be mapped into memory
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except pickle.UnpicklingError as error:
         named = re.search(r"(?:GLOBAL|global) (\S+)", str(error).replace("\n", " "))
         what = f"it asks for {named[1]}" if named else "it is not one of tensors alone"
-        raise WeightsError(
-            f"{path} is a pickle that may run code when it is opened, and was not opened: {what}; "
-            "use the safetensors file of this checkpoint"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise WeightsError(f"{path} is truncated or not a torch file: {error}") from error
+        why = f"is a pickle that may run code when it is opened, and was not opened: {what}"
+        raise WeightsError(f"{path} {why}; use the safetensors file of this checkpoint") from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict):
@@ -145,20 +153,26 @@ def _read_torch(path: Path) -> Tensors:
 
 
 # --- names and modules --------------------------------------------------------------------------------------
-def new_names(names: Iterable[str], table: Table) -> dict[str, str]:
-    """Old name -> new name.  Raises WeightsError when two become one, as one of the tensors would be lost."""
-    new: dict[str, str] = {}
-    taken: dict[str, str] = {}
+def new_names(names: Iterable[str], table: Table, source: str | Path = "the table") -> dict[str, str]:
+    """Old name -> new name.
+
+    Raises WeightsError, which begins with `source`, when two become one: one of the tensors would be lost.
+    """
+    before: dict[str, str] = {}  # new name -> old name
     for old in names:
         name = old
         for pattern, replacement in table:
             name = re.sub(pattern, replacement, name)
-        if not name:
-            continue
-        if name in taken:
-            raise WeightsError(f"{taken[name]} and {old} would both be renamed {name}")
-        new[old], taken[name] = name, old
-    return new
+        if name in before:
+            raise WeightsError(f"{source}: {before[name]} and {old} would both be renamed {name}")
+        if name:
+            before[name] = old
+    return {old: name for name, old in before.items()}
+
+
+def renamed(tensors: Tensors, table: Table, source: str | Path) -> Tensors:
+    """The tensors under our names."""
+    return {name: tensors[old] for old, name in new_names(tensors, table, source).items()}
 
 
 def load_into(
@@ -168,34 +182,36 @@ def load_into(
 
     A module on the meta device takes the tensors themselves: a real checkpoint is never in memory twice.
     """
-    original = {name: old for old, name in new_names(tensors, rename or []).items()}
-    found = {name: tensors[old] for name, old in original.items()}
-    expected = module.state_dict()
+    found = renamed(tensors, rename or [], source)
+    expected, network = module.state_dict(), type(module).__name__
     if not found.keys() & expected.keys():
-        some = ", ".join(list(found)[:3]) or "no tensors at all"
-        fits = f"it has {some}, expected {next(iter(expected))}"
-        raise WeightsError(f"nothing in {source} matches {type(module).__name__}: {fits}")
+        fits = f"it has {first_names(found)}, expected {next(iter(expected))}"
+        raise WeightsError(f"nothing in {source} matches {network}: {fits}")
 
-    shapes = {name: tuple(t.shape) for name, t in found.items()}
-    missing, extra, misshapen = [], [], []
-    for name, t in expected.items():
-        if name not in found:
-            missing.append(f"missing {name} {tuple(t.shape)}")
-        elif shapes[name] != tuple(t.shape):
-            misshapen.append(f"misshapen {name}: expected {tuple(t.shape)}, found {shapes[name]}")
-    for name, old in original.items():
-        if name not in expected:
-            extra.append(f"extra {old} {shapes[name]}" + (f" (renamed {name})" if old != name else ""))
-    if missing or extra or misshapen:
-        counts = f"{len(missing)} missing, {len(extra)} extra, {len(misshapen)} misshapen"
-        lines = [line for kind in (missing, extra, misshapen) for line in _shortened(kind)]
-        raise WeightsError(
-            "\n  ".join([f"{source} does not fit {type(module).__name__} ({counts}):", *lines])
-        )
+    shapes, wanted = ({name: tuple(t.shape) for name, t in each.items()} for each in (found, expected))
+    different = [name for name in wanted if name in found and shapes[name] != wanted[name]]
+    wrong = {
+        "missing": [f"{name} {shape}" for name, shape in wanted.items() if name not in found],
+        "extra": [f"{name} {shape}" for name, shape in shapes.items() if name not in expected],
+        "misshapen": [f"{name}: expected {wanted[name]}, found {shapes[name]}" for name in different],
+    }
+    refuse(f"{source} does not fit {network}", wrong)
     on_meta = any(t.is_meta for t in expected.values())
     module.load_state_dict({name: t.to(expected[name].dtype) for name, t in found.items()}, assign=on_meta)
 
 
-def _shortened(lines: list[str]) -> list[str]:
-    rest = len(lines) - SHOWN
-    return lines if rest <= 0 else [*lines[:SHOWN], f"... and {rest} more {lines[0].split()[0]}"]
+def refuse(problem: str, wrong: dict[str, list[str]]) -> None:
+    """Raise WeightsError with the problem and all that is wrong, by its kind; nothing when nothing is."""
+    if not any(wrong.values()):
+        return
+    lines = [f"{problem} ({', '.join(f'{len(each)} {kind}' for kind, each in wrong.items())}):"]
+    for kind, each in wrong.items():
+        lines += [f"{kind} {line}" for line in each[:SHOWN]]
+        if len(each) > SHOWN:
+            lines.append(f"... and {len(each) - SHOWN} more {kind}")
+    raise WeightsError("\n  ".join(lines))
+
+
+def first_names(tensors: Iterable[str]) -> str:
+    """The first three names, for error messages."""
+    return ", ".join(list(tensors)[:3]) or "no tensors at all"

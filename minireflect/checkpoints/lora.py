@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.lora import install, lora_layers
-from .files import WeightsError, new_names, read_metadata, read_weights, save_weights
+from .files import SHOWN, WeightsError, new_names, read_metadata, read_weights, refuse, save_weights
 from .names import DIFFUSERS_UNET
 
 # Our names of a UNet's layers as diffusers has them: DIFFUSERS_UNET backwards, as far as linear layers go.
@@ -23,18 +23,15 @@ TO_DIFFUSERS = [
     (r"^mid\.layers\.0\.attn\.", "mid_block.attentions.0."),
     (r"^(down|up)\.(\d+)\.layers\.(\d+)\.res\.time$", r"\1_blocks.\2.resnets.\3.time_emb_proj"),
     (r"^mid\.layers\.(\d)\.res\.time$", r"mid_block.resnets.\1.time_emb_proj"),
-    (r"^time\.fc", "time_embedding.linear_"),
-    (r"^added\.fc", "add_embedding.linear_"),
+    (r"^time\.fc", "time_embedding.linear_"), (r"^added\.fc", "add_embedding.linear_"),
     (r"\bblocks\.(\d+)\.self_attn\b", r"transformer_blocks.\1.attn1"),
     (r"\bblocks\.(\d+)\.cross_attn\b", r"transformer_blocks.\1.attn2"),
     (r"\bblocks\.(\d+)\.ff\.up$", r"transformer_blocks.\1.ff.net.0.proj"),
     (r"\bblocks\.(\d+)\.ff\.down$", r"transformer_blocks.\1.ff.net.2"),
-    (r"\b(attn[12])\.(q|k|v)$", r"\1.to_\2"),
-    (r"\b(attn[12])\.out$", r"\1.to_out.0"),
-]
+    (r"\b(attn[12])\.(q|k|v)$", r"\1.to_\2"), (r"\b(attn[12])\.out$", r"\1.to_out.0"),
+]  # fmt: skip
 
-# Prefixes of a layer's name, the oldest way to name a layer, and the ends that say which tensor of a layer it
-# is.
+# Prefixes of a layer's name, the oldest way to name a layer, and the ends that say which tensor it is.
 PREFIX = r"^(?:base_model\.model\.|unet\.)+"
 PROCESSOR = (r"\.processor\.(to_\w+)_lora\.", r".\1.lora.")
 ENDS = r"\.(?:lora_(A|B)(?:\.default)?\.weight|lora[._](down|up)\.weight|(alpha))$"
@@ -83,13 +80,10 @@ def read_lora(path: str | Path) -> dict[str, Adapter]:
             kind = KINDS[match[1] or match[2] or match[3]]
             layers.setdefault(bare[: match.start()], {})[kind] = tensor
     layers = {name: found for name, found in layers.items() if found.keys() != {"alpha"}}
-    strange += [
-        f"{n}: missing lora_{side}.weight"
-        for n, found in layers.items()
-        for side in {"A", "B"} - found.keys()
-    ]
+    for name, found in layers.items():
+        strange += [f"{name}: missing lora_{side}.weight" for side in "AB" if side not in found]
     if strange or not layers:
-        some = "; ".join(strange[:10]) or "it is empty"
+        some = "; ".join(strange[:SHOWN]) or "it is empty"
         raise WeightsError(f"{path} is not a LoRA of a UNet that can be read whole: {some}")
     metadata = read_metadata(path) if Path(path).suffix == ".safetensors" else {}
     stated = json.loads(metadata.get("lora_adapter_metadata", "{}"))  # of recent versions of diffusers
@@ -109,21 +103,18 @@ def load_lora(module: nn.Module, path: str | Path) -> nn.Module:
     """Add the adapters of a file to a UNet, and freeze all else.
     Raises WeightsError naming each layer that does not fit.
     """
-    if lora_layers(module):
-        raise ValueError("this network has LoRA already; merge_lora or remove_lora it first")
-    adapters, known, wrong = read_lora(path), dict(module.named_modules()), []
+    adapters, known = read_lora(path), dict(module.named_modules())
+    wrong: dict[str, list[str]] = {"extra": [], "misshapen": []}
     for name, (A, B, _) in adapters.items():
         layer = known.get(name)
         if not isinstance(layer, nn.Linear):
-            wrong.append(f"extra {name}" + ("" if layer is None else f", a {type(layer).__name__}"))
+            wrong["extra"].append(name + ("" if layer is None else f", a {type(layer).__name__}"))
         elif (A.shape[1], B.shape[0]) != (layer.in_features, layer.out_features) or A.shape[0] != B.shape[1]:
             expected = f"(r {layer.in_features}) and ({layer.out_features} r)"
-            wrong.append(
-                f"misshapen {name}: expected {expected}, found {tuple(A.shape)} and {tuple(B.shape)}"
+            wrong["misshapen"].append(
+                f"{name}: expected {expected}, found {tuple(A.shape)} and {tuple(B.shape)}"
             )
-    if wrong:
-        counted = f"{len(wrong)} of {len(adapters)} layers"
-        raise WeightsError("\n  ".join([f"{path} does not fit this network, {counted}:", *wrong[:10]]))
+    refuse(f"{path} does not fit this network: of {len(adapters)} layers", wrong)
     install(module, {name: (len(found.A), found.scale) for name, found in adapters.items()}, None)
     with torch.no_grad():
         for name, found in adapters.items():

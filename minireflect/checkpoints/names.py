@@ -24,43 +24,33 @@ def count(tensors: Tensors, pattern: str) -> int:
     return 1 + max((int(m[1]) for name in tensors if (m := re.match(pattern, name))), default=-1)
 
 
+# fmt: off
 # Shared by diffusers' UNet2DConditionModel and AutoencoderKL.
 _DIFFUSERS_LEVELS: Table = [
     (r"\b(down|up|mid)_blocks?\.", r"\1."),
-    (r"\bresnets\.(\d+)", r"layers.\1.res"),
-    (r"\battentions\.(\d+)", r"layers.\1.attn"),
+    (r"\bresnets\.(\d+)", r"layers.\1.res"), (r"\battentions\.(\d+)", r"layers.\1.attn"),
     (r"\b(?:down|up)samplers\.0\.", "resize."),
-    (r"\bconv_shortcut\b", "skip"),
-    (r"\bconv_norm_out\b", "norm_out"),
+    (r"\bconv_shortcut\b", "skip"), (r"\bconv_norm_out\b", "norm_out"),
     (r"\bto_(q|k|v|out)(?:\.0)?\.", r"\1."),
 ]
 
 # Inside a transformer block diffusers kept latent-diffusion's names.
 _TRANSFORMER_BLOCK: Table = [
-    (r"\btransformer_blocks\b", "blocks"),
-    (r"\battn1\b", "self_attn"),
-    (r"\battn2\b", "cross_attn"),
-    (r"\bff\.net\.0\.proj\b", "ff.up"),
-    (r"\bff\.net\.2\b", "ff.down"),
+    (r"\btransformer_blocks\b", "blocks"), (r"\battn1\b", "self_attn"), (r"\battn2\b", "cross_attn"),
+    (r"\bff\.net\.0\.proj\b", "ff.up"), (r"\bff\.net\.2\b", "ff.down"),
 ]
 
 DIFFUSERS_UNET: Table = [
-    *_DIFFUSERS_LEVELS,
-    (r"\btime_emb_proj\b", "time"),
-    (r"^(time|add)_embedding\.linear_", r"\1.fc"),
-    (r"^add\.", "added."),
-    *_TRANSFORMER_BLOCK,
+    *_DIFFUSERS_LEVELS, *_TRANSFORMER_BLOCK,
+    (r"\btime_emb_proj\b", "time"), (r"^(time|add)_embedding\.linear_", r"\1.fc"), (r"^add\.", "added."),
 ]
 
 DIFFUSERS_AUTOENCODER: Table = [
     # Older files, SD 1.5's among them, spell the attention so.
-    (r"\.query\.", ".to_q."),
-    (r"\.key\.", ".to_k."),
-    (r"\.value\.", ".to_v."),
+    (r"\.query\.", ".to_q."), (r"\.key\.", ".to_k."), (r"\.value\.", ".to_v."),
     (r"\.proj_attn\.", ".to_out.0."),
     *_DIFFUSERS_LEVELS,
-    (r"\.attn\.(q|k|v|out)\.", r".attn.self_attn.\1."),
-    (r"\bgroup_norm\b", "norm"),
+    (r"\.attn\.(q|k|v|out)\.", r".attn.self_attn.\1."), (r"\bgroup_norm\b", "norm"),
 ]
 
 TRANSFORMERS_CLIP: Table = [
@@ -68,59 +58,70 @@ TRANSFORMERS_CLIP: Table = [
     (r"^(text|vision)_model\.", r"\1."),
     (r"\bembeddings\.class_embedding$", "class_token"),
     (r"\bembeddings\.(token|patch|position)_embedding\b", r"\1"),
-    (r"\bencoder\.layers\b", "blocks"),
-    (r"\bself_attn\.(\w+)_proj\b", r"attn.\1"),
-    (r"\blayer_norm([12])\b", r"norm\1"),
-    (r"\bmlp\.", ""),
+    (r"\bencoder\.layers\b", "blocks"), (r"\bself_attn\.(\w+)_proj\b", r"attn.\1"),
+    (r"\blayer_norm([12])\b", r"norm\1"), (r"\bmlp\.", ""),
     (r"\bpre_layrnorm\b", "norm_in"),  # sic
-    (r"^vision\.post_layernorm\b", "image_norm"),
-    (r"\bfinal_layer_norm\b", "norm_out"),
+    (r"^vision\.post_layernorm\b", "image_norm"), (r"\bfinal_layer_norm\b", "norm_out"),
     (r"^visual_projection\b", "image_projection"),
 ]
 
 # CLIPTextModel and CLIPTextModelWithProjection, for a TextEncoder alone.
 TRANSFORMERS_CLIP_TEXT: Table = [*TRANSFORMERS_CLIP, (r"^text\.", "")]
 
+_ORIGINAL_UNET_ENDS: Table = [
+    (r"^time_embed\.0\.", "time.fc1."), (r"^time_embed\.2\.", "time.fc2."),
+    (r"^label_emb\.0\.0\.", "added.fc1."), (r"^label_emb\.0\.2\.", "added.fc2."),
+    (r"^input_blocks\.0\.0\.", "conv_in."), (r"^out\.0\.", "norm_out."), (r"^out\.2\.", "conv_out."),
+    (r"^middle_block\.0\.", "mid.layers.0.res."), (r"^middle_block\.1\.", "mid.layers.0.attn."),
+    (r"^middle_block\.2\.", "mid.layers.1.res."),
+]
+
+_ORIGINAL_UNET_LAYERS: Table = [
+    # after the residual block, or the attention
+    (r"^(up\.\d+)\.layers\.\d+\.[12]\.conv\.", r"\1.resize.conv."),
+    (r"\.layers\.(\d+)\.0\.", r".layers.\1.res."), (r"\.layers\.(\d+)\.1\.", r".layers.\1.attn."),
+    (r"\bin_layers\.0\b", "norm1"), (r"\bin_layers\.2\b", "conv1"), (r"\bemb_layers\.1\b", "time"),
+    (r"\bout_layers\.0\b", "norm2"), (r"\bout_layers\.3\b", "conv2"), (r"\bskip_connection\b", "skip"),
+    (r"\bto_(q|k|v|out)(?:\.0)?\.", r"\1."),
+    *_TRANSFORMER_BLOCK,
+]
+
+_ORIGINAL_AUTOENCODER: Table = [
+    (r"^loss\..*$", ""),  # the discriminator of the training
+    (r"\b(down|up)\.(\d+)\.block\.(\d+)\.", r"\1.\2.layers.\3.res."),
+    (r"\b(down|up)\.(\d+)\.(?:down|up)sample\.", r"\1.\2.resize."),
+    (r"\bmid\.block_1\.", "mid.layers.0.res."), (r"\bmid\.block_2\.", "mid.layers.1.res."),
+    (r"\bmid\.attn_1\.norm\.", "mid.layers.0.attn.norm."),
+    (r"\bmid\.attn_1\.proj_out\.", "mid.layers.0.attn.self_attn.out."),
+    (r"\bmid\.attn_1\.", "mid.layers.0.attn.self_attn."), (r"\bnin_shortcut\b", "skip"),
+]
+
+OPEN_CLIP: Table = [
+    (r"^attn_mask$", ""), (r"^visual\.proj$", "image_projection.weight"),
+    (r"^text_projection$", "text_projection.weight"), (r"^visual\.class_embedding$", "vision.class_token"),
+    (r"^visual\.conv1\.", "vision.patch."), (r"^visual\.", "vision."),
+    (r"\bpositional_embedding$", "position.weight"), (r"^token_embedding\.", "token."),
+    (r"\btransformer\.resblocks\.", "blocks."), (r"\bln_([12])\b", r"norm\1"), (r"\bln_pre\b", "norm_in"),
+    (r"^vision\.ln_post\b", "image_norm"), (r"\bln_final\b", "norm_out"), (r"\battn\.out_proj\b", "attn.out"),
+    (r"\bmlp\.c_fc\b", "fc1"), (r"\bmlp\.c_proj\b", "fc2"),
+    (r"^(token|position|blocks|norm_out)\.", r"text.\1."),
+]
+# fmt: on
+
+OPEN_CLIP_TEXT: Table = [*OPEN_CLIP, (r"^text\.", ""), (r"^logit_scale$", "")]
+
 
 def original_unet(tensors: Tensors) -> Read:
     """latent-diffusion numbers the blocks of all levels consecutively, so the table depends on the sizes."""
     levels = 1 + sum(name.endswith(".0.op.weight") for name in tensors)
-    n = (
-        count(tensors, r"input_blocks\.(\d+)\.") // levels
-    )  # blocks of a level; on the way down the last one resizes
-    table: Table = [
-        (r"^time_embed\.0\.", "time.fc1."),
-        (r"^time_embed\.2\.", "time.fc2."),
-        (r"^label_emb\.0\.0\.", "added.fc1."),
-        (r"^label_emb\.0\.2\.", "added.fc2."),
-        (r"^input_blocks\.0\.0\.", "conv_in."),
-        (r"^out\.0\.", "norm_out."),
-        (r"^out\.2\.", "conv_out."),
-        (r"^middle_block\.0\.", "mid.layers.0.res."),
-        (r"^middle_block\.1\.", "mid.layers.0.attn."),
-        (r"^middle_block\.2\.", "mid.layers.1.res."),
-    ]
+    # blocks of a level; on the way down the last one resizes
+    n = count(tensors, r"input_blocks\.(\d+)\.") // levels
+    table = [*_ORIGINAL_UNET_ENDS]
     for i in range(levels):
         table += [(rf"^input_blocks\.{1 + i * n + j}\.", f"down.{i}.layers.{j}.") for j in range(n - 1)]
         table += [(rf"^input_blocks\.{(i + 1) * n}\.0\.op\.", f"down.{i}.resize.conv.")]
         table += [(rf"^output_blocks\.{i * n + j}\.", f"up.{i}.layers.{j}.") for j in range(n)]
-    table += [
-        (
-            r"^(up\.\d+)\.layers\.\d+\.[12]\.conv\.",
-            r"\1.resize.conv.",
-        ),  # after the residual block, or the attention
-        (r"\.layers\.(\d+)\.0\.", r".layers.\1.res."),
-        (r"\.layers\.(\d+)\.1\.", r".layers.\1.attn."),
-        (r"\bin_layers\.0\b", "norm1"),
-        (r"\bin_layers\.2\b", "conv1"),
-        (r"\bemb_layers\.1\b", "time"),
-        (r"\bout_layers\.0\b", "norm2"),
-        (r"\bout_layers\.3\b", "conv2"),
-        (r"\bskip_connection\b", "skip"),
-        (r"\bto_(q|k|v|out)(?:\.0)?\.", r"\1."),
-        *_TRANSFORMER_BLOCK,
-    ]
-    return tensors, table, {}
+    return tensors, table + _ORIGINAL_UNET_LAYERS, {}
 
 
 def original_autoencoder(tensors: Tensors) -> Read:
@@ -128,45 +129,9 @@ def original_autoencoder(tensors: Tensors) -> Read:
     attention = (".q.weight", ".k.weight", ".v.weight", ".proj_out.weight")
     linear = {n: t.flatten(1) for n, t in tensors.items() if ".attn_1." in n and n.endswith(attention)}
     last = count(tensors, r"encoder\.down\.(\d+)\.") - 1
-    table: Table = [
-        (r"^loss\..*$", ""),  # the discriminator of the training
-        (r"\bdown\.(\d+)\.block\.(\d+)\.", r"down.\1.layers.\2.res."),
-        (r"\bdown\.(\d+)\.downsample\.", r"down.\1.resize."),
-        # decoder.up is numbered from the finest level, ours in the order of computation
-        *[(rf"\bup\.{i}\.block\.(\d+)\.", rf"UP.{last - i}.layers.\1.res.") for i in range(last + 1)],
-        *[(rf"\bup\.{i}\.upsample\.", f"UP.{last - i}.resize.") for i in range(last + 1)],
-        (r"\bUP\.", "up."),
-        (r"\bmid\.block_1\.", "mid.layers.0.res."),
-        (r"\bmid\.block_2\.", "mid.layers.1.res."),
-        (r"\bmid\.attn_1\.norm\.", "mid.layers.0.attn.norm."),
-        (r"\bmid\.attn_1\.proj_out\.", "mid.layers.0.attn.self_attn.out."),
-        (r"\bmid\.attn_1\.", "mid.layers.0.attn.self_attn."),
-        (r"\bnin_shortcut\b", "skip"),
-    ]
-    return tensors | linear, table, {}
-
-
-OPEN_CLIP: Table = [
-    (r"^attn_mask$", ""),
-    (r"^visual\.proj$", "image_projection.weight"),
-    (r"^text_projection$", "text_projection.weight"),
-    (r"^visual\.class_embedding$", "vision.class_token"),
-    (r"^visual\.conv1\.", "vision.patch."),
-    (r"^visual\.", "vision."),
-    (r"\bpositional_embedding$", "position.weight"),
-    (r"^token_embedding\.", "token."),
-    (r"\btransformer\.resblocks\.", "blocks."),
-    (r"\bln_([12])\b", r"norm\1"),
-    (r"\bln_pre\b", "norm_in"),
-    (r"^vision\.ln_post\b", "image_norm"),
-    (r"\bln_final\b", "norm_out"),
-    (r"\battn\.out_proj\b", "attn.out"),
-    (r"\bmlp\.c_fc\b", "fc1"),
-    (r"\bmlp\.c_proj\b", "fc2"),
-    (r"^(token|position|blocks|norm_out)\.", r"text.\1."),
-]
-
-OPEN_CLIP_TEXT: Table = [*OPEN_CLIP, (r"^text\.", ""), (r"^logit_scale$", "")]
+    # decoder.up is numbered from the finest level, ours in the order of computation
+    swap = [(rf"\bup\.{i}\.", f"UP.{last - i}.") for i in range(last + 1)]
+    return tensors | linear, [*swap, (r"\bUP\.", "up."), *_ORIGINAL_AUTOENCODER], {}
 
 
 def open_clip(tensors: Tensors) -> Tensors:

@@ -4,10 +4,13 @@
     save_pipeline(pipe, folder)             one file for each network
     reasongen = load_reasongen()            ReasonGen-R1: the transformer and its codec
 
+    minireflect inspect PATH                what is in a file, of ours or published, and what does not match
+
 The vocabulary is saved with the text encoder, the schedule with the UNet.
 """
 
 import json
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,41 +18,49 @@ import torch
 from torch import nn
 
 from ..diffusion.schedule import Prediction, Schedule, ScheduleConfig
+from ..models.actor import Actor, ActorConfig
 from ..models.autoencoder import Autoencoder, AutoencoderConfig
 from ..models.clip import TextConfig, TextEncoder
+from ..models.matcher import Matcher, MatcherConfig
 from ..models.reasongen import ReasonGen, ReasonGenConfig
-from ..models.tokenizer import Tokenizer
+from ..models.tokenizer import NoVocabulary, Tokenizer
 from ..models.unet import UNet, UNetConfig
 from ..models.vq import Codec, VQAutoencoder, VQConfig
 from ..pipeline import LatentDiffusion, ReasonPipeline
-from .files import WeightsError, load_into, read_metadata, read_weights, save_weights
-from .load import load_checkpoint
+from .files import WeightsError, load_into, read_metadata, read_weights, save_weights, tensor_shapes
+from .load import Words, family_of, load_checkpoint, load_clip
+from .lora import read_lora
+from .parts import UNET_PREFIX, read_published, weights_file
 
 SHIPPED = Path(__file__).parent.parent / "pretrained"
 RIG = SHIPPED / "rlrig"  # of RL-RIG
 REASON = SHIPPED / "reasongen"  # of ReasonGen-R1
 PARTS = ("autoencoder", "text_encoder", "unet")
 
+# The networks that files of ours hold, and their configurations.
+CONFIGS: dict[type[nn.Module], type] = {
+    Autoencoder: AutoencoderConfig, TextEncoder: TextConfig, UNet: UNetConfig, Matcher: MatcherConfig,
+    Actor: ActorConfig, VQAutoencoder: VQConfig, ReasonGen: ReasonGenConfig,
+}  # fmt: skip
 
-def save_module(
-    path: Path, module: nn.Module, about: dict[str, str], dtype: torch.dtype = torch.float32
-) -> None:
+
+def save_module(path: Path, module: nn.Module, about: dict[str, str]) -> None:
     """Save a network with the configuration that rebuilds it, and with the strings `about`."""
-    tensors = {key: value.to(dtype) for key, value in module.state_dict().items()}
+    tensors = {key: value.float() for key, value in module.state_dict().items()}
     save_weights(path, tensors, {"config": json.dumps(asdict(module.config)), **about})
 
 
-def load_module(path: Path, network: type, config: type) -> tuple[nn.Module, dict[str, str]]:
-    """A network from its file, in evaluation mode, with the strings that were saved beside it.
+def load_module(path: Path, network: type[nn.Module]) -> tuple[nn.Module, dict[str, str]]:
+    """A network of CONFIGS from its file, in evaluation mode, with the strings that were saved beside it.
 
     Raises WeightsError when the file is missing, truncated, or holds another network.
     """
-    about = read_metadata(path)
+    about, config = read_metadata(path), CONFIGS[network]
     if "config" not in about:
         why = f"it carries no configuration of a {config.__name__}"
         raise WeightsError(f"{path} was not saved by minireflect: {why}")
     values = json.loads(about["config"])
-    if unknown := sorted(set(values) - set(config.__dataclass_fields__)):
+    if unknown := sorted(values.keys() - config.__dataclass_fields__.keys()):
         raise WeightsError(f"{path} is not a {config.__name__}: it has {', '.join(unknown)}")
     module = network(config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}))
     load_into(module, read_weights(path), source=str(path))
@@ -72,21 +83,25 @@ def load_pipeline(
     .safetensors or .ckpt file; the other arguments are for those, see `load_checkpoint`.
     Raises WeightsError when a file is missing, truncated or foreign.
     """
-    if path is not None and is_checkpoint(path):
+    if path is not None and (Path(path).is_file() or (Path(path) / "model_index.json").is_file()):
         return load_checkpoint(path, dtype, tokenizer, prediction, image_size)
     folder = weights_folder(path)
-    autoencoder, _ = load_module(folder / "autoencoder.safetensors", Autoencoder, AutoencoderConfig)
-    text_encoder, about = load_module(folder / "text_encoder.safetensors", TextEncoder, TextConfig)
-    network, about_unet = load_module(folder / f"{unet}.safetensors", UNet, UNetConfig)
+    autoencoder, _ = load_module(folder / "autoencoder.safetensors", Autoencoder)
+    text_encoder, about = load_module(folder / "text_encoder.safetensors", TextEncoder)
+    network, about_unet = load_module(folder / f"{unet}.safetensors", UNet)
     words = Tokenizer(about["words"].split(), text_encoder.config.length)
     schedule = Schedule(ScheduleConfig(**json.loads(about_unet["schedule"])))
     return LatentDiffusion(words, text_encoder, network, autoencoder, schedule)
 
 
-def is_checkpoint(path: str | Path) -> bool:
-    """Whether a path is a published checkpoint and not a run of ours."""
-    path = Path(path)
-    return path.is_file() or (path / "model_index.json").is_file()
+def save_pipeline(pipe: LatentDiffusion, folder: Path, parts: tuple[str, ...] = PARTS) -> None:
+    """Write the parts as safetensors, each with its configuration."""
+    about = {
+        "text_encoder": {"words": " ".join(getattr(pipe.tokenizer, "words", ()))},
+        "unet": {"schedule": json.dumps(asdict(pipe.schedule.config))},
+    }
+    for name in parts:
+        save_module(folder / f"{name}.safetensors", getattr(pipe, name), about.get(name, {}))
 
 
 def weights_folder(path: str | Path | None) -> Path:
@@ -98,6 +113,10 @@ def weights_folder(path: str | Path | None) -> Path:
     return folder / "weights" if (folder / "weights").is_dir() else folder
 
 
+def or_shipped(folder: str | Path, name: str) -> Path:
+    return Path(folder) if (Path(folder) / f"{name}.safetensors").exists() else SHIPPED
+
+
 def load_reasongen(
     folder: str | Path = REASON, name: str = "reasongen", device: torch.device | str = "cpu"
 ) -> ReasonPipeline:
@@ -105,7 +124,7 @@ def load_reasongen(
 
     Raises WeightsError when a file is missing, truncated or foreign.
     """
-    model, about = load_module(Path(folder) / f"{name}.safetensors", ReasonGen, ReasonGenConfig)
+    model, about = load_module(Path(folder) / f"{name}.safetensors", ReasonGen)
     tokenizer = Tokenizer(about["words"].split(), model.config.prompt)
     codec = load_codec(folder).to(device)
     return ReasonPipeline(model.to(device), tokenizer, codec, writes_rationale=about.get("thinks") != "no")
@@ -119,8 +138,7 @@ def save_reasongen(folder: Path, name: str, pipe: ReasonPipeline) -> None:
 
 
 def load_codec(folder: str | Path) -> Codec:
-    vq, _ = load_module(Path(folder) / "vq.safetensors", VQAutoencoder, VQConfig)
-    return Codec(load_autoencoder(folder), vq)
+    return Codec(load_autoencoder(folder), load_module(Path(folder) / "vq.safetensors", VQAutoencoder)[0])
 
 
 def save_codec(folder: Path, codec: Codec) -> None:
@@ -130,21 +148,59 @@ def save_codec(folder: Path, codec: Codec) -> None:
 
 def load_autoencoder(folder: str | Path) -> Autoencoder:
     """The folder's, else the shipped one."""
-    file = or_shipped(folder, "autoencoder") / "autoencoder.safetensors"
-    return load_module(file, Autoencoder, AutoencoderConfig)[0]
+    return load_module(or_shipped(folder, "autoencoder") / "autoencoder.safetensors", Autoencoder)[0]
 
 
-def or_shipped(folder: str | Path, name: str) -> Path:
-    return Path(folder) if (Path(folder) / f"{name}.safetensors").exists() else SHIPPED
+# --- what is in a file --------------------------------------------------------------------------------------
+def describe(path: str | Path) -> str:
+    """A checkpoint, CLIP, LoRA or file of ours in a few lines.
+
+    It is loaded: WeightsError names what does not fit.
+    """
+    path = Path(path)
+    shapes = {} if (path / "model_index.json").is_file() else tensor_shapes(weights_file(path))
+    if not shapes or any(name.startswith(UNET_PREFIX) for name in shapes):
+        return _describe_checkpoint(path)
+    if any("lora" in name for name in shapes):
+        layers = read_lora(path)
+        ranks = ", ".join(map(str, sorted({len(layer.A) for layer in layers.values()})))
+        return f"{path}: a LoRA of {len(layers)} layers, rank {ranks}, first {next(iter(layers))}"
+    if any(name.startswith(("vision_model.", "visual.")) for name in shapes):
+        clip, words = load_clip(path)
+        return (
+            f"{path}: CLIP, {_counted(clip)}; pictures of {clip.config.vision.size} pixels, {_limit(words)}"
+        )
+    config = json.loads(read_metadata(path).get("config", "{}")) if path.suffix == ".safetensors" else {}
+    for network, kind in CONFIGS.items():
+        if config and config.keys() <= kind.__dataclass_fields__.keys():
+            sizes = ", ".join(f"{key} {value}" for key, value in config.items())
+            counted = _counted(load_module(path, network)[0])
+            return f"{path}: {network.__name__} of minireflect, {counted}\n  {sizes}"
+    some = ", ".join(f"{name} {shape}" for name, shape in list(shapes.items())[:5])
+    return f"{path}: {len(shapes)} tensors, of no family known here: {some}"
 
 
-def save_pipeline(
-    pipe: LatentDiffusion, folder: Path, parts: tuple[str, ...] = PARTS, dtype: torch.dtype = torch.float32
-) -> None:
-    """Write the parts as safetensors, each with its configuration."""
-    about = {
-        "text_encoder": {"words": " ".join(getattr(pipe.tokenizer, "words", ()))},
-        "unet": {"schedule": json.dumps(asdict(pipe.schedule.config))},
-    }
-    for name in parts:
-        save_module(folder / f"{name}.safetensors", getattr(pipe, name), about.get(name, {}), dtype)
+def _describe_checkpoint(path: Path) -> str:
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        pipe, family = load_checkpoint(path), family_of(read_published(path)).name
+    c = pipe.schedule.config
+    betas = f"beta {c.beta_start} to {c.beta_end} {c.beta_schedule}"
+    parts = [
+        f"  {part:13} {_counted(getattr(pipe, part))}" for part in ("text_encoder", "unet", "autoencoder")
+    ]
+    about = [f"  predicts {c.prediction}, {c.train_steps} levels, {betas}", f"  {_limit(pipe.tokenizer)}"]
+    title = f"{path}: {family}, pictures of {pipe.image_size} x {pipe.image_size}"
+    return "\n".join([title, *parts, *about, *(f"  note: {note.message}" for note in notes)])
+
+
+def _limit(tokenizer: Words) -> str:
+    if isinstance(tokenizer, NoVocabulary):
+        return "no vocabulary: give --tokenizer FOLDER"
+    return f"prompts of {tokenizer.length} tokens"
+
+
+def _counted(module: nn.Module) -> str:
+    dtype = str(next(module.parameters()).dtype).removeprefix("torch.")
+    numbers = sum(p.numel() for p in module.parameters())
+    return f"{len(module.state_dict()):,} tensors, {numbers:,} parameters, {dtype}: all matched"

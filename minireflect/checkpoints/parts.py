@@ -1,5 +1,4 @@
-"""The parts of a published checkpoint: where each lies, its tensors under our names, and its sizes read off
-them.
+"""The parts of a published checkpoint: where each lies, its tensors under our names, its sizes read off them.
 
     a diffusers folder      model_index.json, and a folder for each part with config.json and its weights
     an original file        all parts in one, told apart by prefixes; no configuration, no vocabulary
@@ -8,9 +7,7 @@ A tensor's shape gives channels, depths and widths.  What it does not give, as t
 or the scale of the latents, stands in a part's config.json, or is what the family was published with.
 """
 
-import json
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -21,8 +18,8 @@ from ..models.autoencoder import AutoencoderConfig
 from ..models.clip import OPENAI_MEAN, OPENAI_STD, TextConfig, VisionConfig
 from ..models.unet import UNetConfig
 from . import names
-from .files import WeightsError, new_names, read_weights, tensor_shapes
-from .names import Table, Tensors, count
+from .files import WeightsError, first_names, read_json, read_weights, renamed, tensor_shapes
+from .names import Tensors, count
 
 
 @dataclass(frozen=True)
@@ -56,9 +53,12 @@ class Part(NamedTuple):
         """The tensor of this name.  Raises WeightsError when it is missing."""
         name = self.prefix + name
         if name not in self.tensors:
-            some = ", ".join(list(self.tensors)[:3]) or "no tensors"
-            raise WeightsError(f"missing {name} in {self.source}, which has {some}")
+            raise WeightsError(f"missing {name} in {self.source}, which has {first_names(self.tensors)}")
         return self.tensors[name]
+
+    def ending(self, end: str) -> Tensor | None:
+        """The first tensor whose name ends so."""
+        return next((t for name, t in self.tensors.items() if name.endswith(end)), None)
 
     def count(self, pattern: str) -> int:
         return count(self.tensors, re.escape(self.prefix) + pattern)
@@ -70,31 +70,24 @@ class Part(NamedTuple):
 
 
 # --- where the parts lie ------------------------------------------------------------------------------------
-class Layout(NamedTuple):
-    """How a part is stored."""
-
-    folder: Table  # names in the folder of the part
-    prefixes: tuple[str, ...]  # of its names in an original file
-    original: Callable[[Tensors], names.Read]  # its tensors there
-
-
-LAYOUTS = {
-    "unet": Layout(names.DIFFUSERS_UNET, ("model.diffusion_model.",), names.original_unet),
-    "vae": Layout(names.DIFFUSERS_AUTOENCODER, ("first_stage_model.",), names.original_autoencoder),
-    "text_encoder": Layout(
-        names.TRANSFORMERS_CLIP_TEXT,
-        ("cond_stage_model.transformer.", "cond_stage_model.model.", "conditioner.embedders.0.transformer."),
-        names.original_only_text,
-    ),
-    "text_encoder_2": Layout(
-        names.TRANSFORMERS_CLIP_TEXT, ("conditioner.embedders.1.model.",), names.original_text
-    ),
+FOLDERS = {  # names in the folder of each part
+    "unet": names.DIFFUSERS_UNET,
+    "vae": names.DIFFUSERS_AUTOENCODER,
+    "text_encoder": names.TRANSFORMERS_CLIP_TEXT,
+    "text_encoder_2": names.TRANSFORMERS_CLIP_TEXT,
 }
-UNET_PREFIX = LAYOUTS["unet"].prefixes[0]
+ORIGINAL = {  # prefix of the names in an original file -> part, and how its tensors are read there
+    "model.diffusion_model.": ("unet", names.original_unet),
+    "first_stage_model.": ("vae", names.original_autoencoder),
+    "cond_stage_model.transformer.": ("text_encoder", names.original_only_text),
+    "cond_stage_model.model.": ("text_encoder", names.original_only_text),
+    "conditioner.embedders.0.transformer.": ("text_encoder", names.original_only_text),
+    "conditioner.embedders.1.model.": ("text_encoder_2", names.original_text),
+}
+UNET_PREFIX = next(iter(ORIGINAL))
 
 # Beside the networks, original files hold the schedule's tables (computed here) and a running average of the
-# UNet
-# (which the weights of published files already are).
+# UNet (which the weights of published files already are).
 LEFT_OUT = (
     r"^(model_ema\.|denoiser\.|model\.diffusion_model$|(alphas|betas|sqrt|log_one_minus|posterior|lvlb)\w*$"
     r"|logvar$|scale_factor$|v_pred$|ztsnr$)"
@@ -105,7 +98,7 @@ class Published(NamedTuple):
     """A checkpoint as it lies on the disk."""
 
     path: Path
-    parts: dict[str, Part]  # by the names of LAYOUTS
+    parts: dict[str, Part]  # by the names of FOLDERS
     scheduler: dict  # its configuration, or what else is known of it
     index: dict  # model_index.json, in a folder
 
@@ -115,44 +108,41 @@ def read_published(path: Path) -> Published:
     if not path.exists():
         raise WeightsError(f"there is no checkpoint {path}")
     published = _read_folder(path) if path.is_dir() else _read_file(path)
-    for part, layout in LAYOUTS.items():
-        has_other = part.startswith("text_encoder") and "text_encoder_2" in published.parts
-        if part not in published.parts and part != "text_encoder_2" and not has_other:
-            expected = f"a folder {part}" if path.is_dir() else f"tensors {layout.prefixes[0]}..."
-            raise WeightsError(f"{path} has no {part}: expected {expected}, as Stable Diffusion has")
+    if "text_encoder_2" in published.parts and "text_encoder" not in published.parts:
+        raise WeightsError(f"{path} is SDXL's refiner, which only finishes the pictures of another model")
+    if missing := {"unet", "vae", "text_encoder"} - published.parts.keys():
+        has = f"it has {first_names(published.parts)}"
+        raise WeightsError(
+            f"{path} has no {' and no '.join(sorted(missing))}, as Stable Diffusion has; {has}"
+        )
     return published
 
 
 def _read_folder(path: Path) -> Published:
-    index = read_json(path / "model_index.json")
+    index, parts = read_json(path / "model_index.json"), {}
     if not index:
         raise WeightsError(f"{path} is not a diffusers folder: model_index.json is missing")
-    parts = {}
-    for part, layout in LAYOUTS.items():
-        if (index.get(part) or [None])[0] is None and not (path / part).is_dir():
-            continue
-        file = weights_file(path / part)
-        tensors = renamed(read_weights(file), layout.folder, file)
-        parts[part] = Part(tensors, read_json(path / part / "config.json"), str(file))
+    for part, table in FOLDERS.items():
+        if (index.get(part) or [None])[0] is not None or (path / part).is_dir():
+            file = weights_file(path / part)
+            tensors = renamed(read_weights(file), table, file)
+            parts[part] = Part(tensors, read_json(path / part / "config.json"), str(file))
     return Published(path, parts, read_json(path / "scheduler" / "scheduler_config.json"), index)
 
 
 def _read_file(path: Path) -> Published:
-    shapes = tensor_shapes(path)
-    prefixes = {prefix: part for part, layout in LAYOUTS.items() for prefix in layout.prefixes}
+    shapes, parts = tensor_shapes(path), {}
     if not any(name.startswith(UNET_PREFIX) for name in shapes):
-        some = ", ".join(list(shapes)[:3]) or "no tensors at all"
-        expected = f"it has {some}, expected {UNET_PREFIX[:-1]}..."
+        expected = f"it has {first_names(shapes)}, expected {UNET_PREFIX[:-1]}..."
         raise WeightsError(f"{path} is not an original file of Stable Diffusion: {expected}")
-    strange = [n for n in shapes if not n.startswith(tuple(prefixes)) and not re.match(LEFT_OUT, n)]
+    strange = [n for n in shapes if not n.startswith(tuple(ORIGINAL)) and not re.match(LEFT_OUT, n)]
     if strange:
         listed = ", ".join(strange[:10])
         raise WeightsError(f"{path} has {len(strange)} tensors that belong to no part: {listed}")
-    parts = {}
-    for prefix, part in prefixes.items():
+    for prefix, (part, read) in ORIGINAL.items():
         if any(name.startswith(prefix) for name in shapes):
             source = f"{path} ({prefix}*)"
-            tensors, table, known = LAYOUTS[part].original(read_weights(path, prefix))
+            tensors, table, known = read(read_weights(path, prefix))
             parts[part] = Part(renamed(tensors, table, source), known, source)
     prediction = "v_prediction" if "v_pred" in shapes else None
     about = path.with_suffix(".yaml")  # published beside some files
@@ -162,14 +152,6 @@ def _read_file(path: Path) -> Published:
     return Published(path, parts, {"prediction_type": prediction} if prediction else {}, {})
 
 
-def renamed(tensors: Tensors, table: Table, source: str | Path) -> Tensors:
-    """The tensors under our names.  Raises WeightsError with the file's name when two become one."""
-    try:
-        return {name: tensors[old] for old, name in new_names(tensors, table).items()}
-    except WeightsError as error:
-        raise WeightsError(f"{source}: {error}") from error
-
-
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model", "open_clip_model", "open_clip_pytorch_model")
 ENDINGS = (  # safetensors before torch files, full precision before half, several parts before one
     ".safetensors.index.json", ".safetensors", ".safetensors.index.fp16.json", ".fp16.safetensors",
@@ -177,27 +159,18 @@ ENDINGS = (  # safetensors before torch files, full precision before half, sever
 )  # fmt: skip
 
 
-def weights_file(folder: Path) -> Path:
-    """The file with a part's tensors, or the index of several.  Raises WeightsError when there is none."""
-    for ending in ENDINGS:
-        for stem in STEMS:
-            if (folder / f"{stem}{ending}").is_file():
-                return folder / f"{stem}{ending}"
+def weights_file(path: Path) -> Path:
+    """A file itself; of a folder the file with its tensors, or the index of several.
+
+    Raises WeightsError when there is none.
+    """
+    if not path.is_dir():
+        return path
+    for name in (f"{stem}{ending}" for ending in ENDINGS for stem in STEMS):
+        if (path / name).is_file():
+            return path / name
     expected = f"{STEMS[0]}{ENDINGS[1]}, or another of its names and endings"
-    raise WeightsError(f"there are no weights in {folder}: expected {expected}")
-
-
-def read_json(path: Path) -> dict:
-    """A configuration file; empty if there is none."""
-    if not path.is_file():
-        return {}
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{path} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise WeightsError(f"{path} holds a {type(values).__name__}, expected a configuration")
-    return values
+    raise WeightsError(f"there are no weights in {path}: expected {expected}")
 
 
 # --- sizes --------------------------------------------------------------------------------------------------
@@ -205,21 +178,19 @@ PROJECTION = "attn.proj_in.weight"  # of the UNet's attention: linear (two axes)
 # Options of diffusers that our UNet does not have; all published SD 1.x, 2.x and SDXL have these values.
 ASSUMED = {
     "act_fn": "silu", "flip_sin_to_cos": True, "freq_shift": 0, "center_input_sample": False,
-    "norm_eps": 1e-5, "class_embed_type": None, "resnet_time_scale_shift": "default",
+    "norm_eps": 1e-5, "class_embed_type": None, "resnet_time_scale_shift": "default", "encoder_hid_dim": None,
     "mid_block_scale_factor": 1, "downsample_padding": 1, "dual_cross_attention": False,
-    "only_cross_attention": False, "time_embedding_type": "positional", "encoder_hid_dim": None,
-    "timestep_post_act": None,
+    "only_cross_attention": False, "time_embedding_type": "positional", "timestep_post_act": None,
 }  # fmt: skip
 
 
 def unet_sizes(part: Part, family: Family) -> UNetConfig:
     """Sizes from the tensors of a UNet, heads and groups from config.json or the family."""
-    tensors, config, source, _ = part
+    config, source = part.config, part.source
     for key, value in ASSUMED.items():
         if config.get(key, value) != value:
             raise WeightsError(f"{source} asks for {key} = {config[key]!r}; this UNet does {value!r} only")
-    read = part.need("conv_in.weight").shape[1]
-    if read != 4:
+    if (read := part.need("conv_in.weight").shape[1]) != 4:
         only = "only text to image (4) is supported"
         raise WeightsError(f"{source} reads {read} channels, as for inpainting; {only}")
     channels = part.level_channels("down")
@@ -228,21 +199,19 @@ def unet_sizes(part: Part, family: Family) -> UNetConfig:
     if isinstance(stated, int):
         heads, head_width = stated, None
     elif stated:
-        widths = {c // h for c, h in zip(channels, stated)}
-        if len(widths) > 1:
+        heads, (head_width, *others) = None, {c // h for c, h in zip(channels, stated)}
+        if others:
             raise WeightsError(f"{source}: heads {stated} at channels {channels} are of several widths")
-        heads, head_width = None, widths.pop()
-    size_width, pooled = config.get("addition_time_embed_dim") or 256, None
-    if "added.fc1.weight" in tensors:
-        pooled = tensors["added.fc1.weight"].shape[1] - 6 * size_width
     depths = tuple(part.count(rf"down\.{i}\.layers\.0\.attn\.blocks\.(\d+)\.") for i in range(len(channels)))
-    context_width = next((t.shape[1] for n, t in tensors.items() if n.endswith("cross_attn.k.weight")), 0)
-    linear = next((t.ndim == 2 for n, t in tensors.items() if n.endswith(PROJECTION)), False)
+    mid_depth = part.count(r"mid\.layers\.0\.attn\.blocks\.(\d+)\.")
+    keys, projection, added = map(part.ending, ("cross_attn.k.weight", PROJECTION, "added.fc1.weight"))
+    size_width = config.get("addition_time_embed_dim") or 256
     return UNetConfig(
-        channels, depths, part.count(r"mid\.layers\.0\.attn\.blocks\.(\d+)\."), context_width,
+        channels, depths, mid_depth, context_width=0 if keys is None else keys.shape[1],
         res_blocks=part.count(r"down\.0\.layers\.(\d+)\."), heads=heads, head_width=head_width,
-        use_linear_projection=linear, out_channels=part.need("conv_out.weight").shape[0],
-        groups=config.get("norm_num_groups") or 32, pooled_width=pooled, size_width=size_width,
+        use_linear_projection=projection is not None and projection.ndim == 2,
+        out_channels=part.need("conv_out.weight").shape[0], groups=config.get("norm_num_groups") or 32,
+        pooled_width=None if added is None else added.shape[1] - 6 * size_width, size_width=size_width,
     )  # fmt: skip
 
 
@@ -260,22 +229,18 @@ def autoencoder_sizes(part: Part, family: Family) -> AutoencoderConfig:
 def text_sizes(part: Part, penultimate: bool = False) -> TextConfig:
     """`penultimate`: read the states before the last block, as SDXL does; no checkpoint tells."""
     vocabulary, width = part.need("token.weight").shape
-    eos = part.config.get("eos_token_id", vocabulary - 1)
+    eos = part.config.get("eos_token_id", 2)
+    eos = vocabulary - 1 if eos == 2 else eos  # 2 is a mistake of older files, which the libraries know
     activation = part.config.get("hidden_act", "quick_gelu")  # transformers' own default
     if activation not in ("quick_gelu", "gelu"):
         raise WeightsError(f"{part.source} asks for hidden_act = {activation!r}; expected quick_gelu or gelu")
     projection = None if part.prefix else part.tensors.get("text_projection.weight")
     return TextConfig(
-        vocabulary,
-        eos=vocabulary - 1 if eos == 2 else eos,  # 2 is a mistake of older files, which the libraries know
-        length=len(part.need("position.weight")),
-        width=width,
-        layers=part.count(r"blocks\.(\d+)\."),
+        vocabulary, eos, len(part.need("position.weight")), width, layers=part.count(r"blocks\.(\d+)\."),
         heads=part.config.get("num_attention_heads") or width // 64,  # 64 channels each where it is published
-        quick_gelu=activation == "quick_gelu",
-        penultimate=penultimate,
+        quick_gelu=activation == "quick_gelu", penultimate=penultimate,
         projection=None if projection is None else projection.shape[0],
-    )
+    )  # fmt: skip
 
 
 VISION_HEADS = {1280: 16, 1664: 16}  # by width: ViT-H and bigG; all others have 64 channels a head
@@ -287,12 +252,9 @@ def vision_sizes(part: Part, pictures: dict) -> VisionConfig:
     width, _, patch, _ = part.need("patch.weight").shape  # (d 3 p p)
     side = round((len(part.need("position.weight")) - 1) ** 0.5)  # patches to a side, beside the class token
     return VisionConfig(
-        size=side * patch,
-        patch=patch,
-        width=width,
-        layers=part.count(r"blocks\.(\d+)\."),
+        side * patch, patch, width, layers=part.count(r"blocks\.(\d+)\."),
         heads=part.config.get("num_attention_heads") or VISION_HEADS.get(width, width // 64),
         quick_gelu=part.config.get("hidden_act") == "quick_gelu",
         mean=tuple(2 * m - 1 for m in mean) if mean else OPENAI_MEAN,
         std=tuple(2 * s for s in std) if std else OPENAI_STD,
-    )
+    )  # fmt: skip

@@ -32,11 +32,9 @@ def main(words: list[str]) -> int:
 
 
 def checkpoint(path: Path) -> str:
-    from ..checkpoints.files import read_metadata
-    from ..checkpoints.load import describe
+    from ..checkpoints.ours import describe
 
-    about = read_metadata(path) if path.suffix == ".safetensors" else {}
-    return f"{path}: a network of minireflect, {about['config']}" if "config" in about else describe(path)
+    return describe(path)
 
 
 def picture(path: Path) -> str:

@@ -186,7 +186,7 @@ def backward(loss: Tensor, network: nn.Module) -> None:
 def take_step(
     optimizer: torch.optim.Optimizer, network: nn.Module, config: LearnConfig, number: int
 ) -> float:
-    """Clip the gradient's norm and step.  -> the norm before.  Raises FloatingPointError on one not finite."""
+    """Clip the gradient's norm and step.  -> the norm before.  Raises FloatingPointError if not finite."""
     trained = [p for p in network.parameters() if p.grad is not None]
     if (scale := _scale(network)) != 1:
         for p in trained:

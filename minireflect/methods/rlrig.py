@@ -40,9 +40,9 @@ from torch import Generator, Tensor
 from ..checkpoints.ours import RIG, load_module, load_pipeline
 from ..diffusion.reflection import ReflectionConfig, renoise_to
 from ..diffusion.sample import Trajectory, collect, denoise, evaluations, last
-from ..models.actor import Actor, ActorConfig, questions
+from ..models.actor import Actor, questions
 from ..models.transformer import SampledText
-from ..models.unet import UNet, UNetConfig
+from ..models.unet import UNet
 from ..pipeline import LatentDiffusion, SamplerConfig
 from ..rl.advantage import group_advantage, zero_variance_groups
 from ..rl.checker import Answers, Checker, load_checker
@@ -174,8 +174,8 @@ def load_parts(
     folder = Path(folder)
     editor = editor if (folder / f"{editor}.safetensors").exists() else "unet"
     diffuser = load_pipeline(folder).to(device)
-    unet, _ = load_module(folder / f"{editor}.safetensors", UNet, UNetConfig)
-    policy, _ = load_module(folder / f"{actor}.safetensors", Actor, ActorConfig)
+    unet, _ = load_module(folder / f"{editor}.safetensors", UNet)
+    policy, _ = load_module(folder / f"{actor}.safetensors", Actor)
     checker = load_checker(folder, "checker", device)
     return Parts(diffuser, replace(diffuser, unet=unet).to(device), checker, policy.to(device))
 

@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Generator, Tensor, nn
 
 from .tokenizer import BOS, EOS, Tokenizer
-from .transformer import SampledText, SamplingConfig, Transformer, TransformerConfig, chooser
+from .transformer import SampledText, SamplingConfig, Transformer, TransformerConfig
 
 ANSWERS = ("no", "yes")
 
@@ -80,19 +80,17 @@ class Actor(nn.Module):
         begin = torch.full_like(ids[:, :1], BOS)
         rows = torch.cat([self.read(latents, ids), self.transformer.embed(begin)], 1)  # (b s+1 d)
         hidden = self.transformer(rows, cache)[:, -1:]  # (b 1 d)
-        choose = chooser(SamplingConfig(), generator)
+        choose = SamplingConfig().chooser(generator)
         return self.transformer.sample(hidden, cache, choose, EOS, self.config.written)
 
 
-def questions(
-    tokenizer: Tokenizer, requirements: list[list[str]], answers: list[list[bool]], length: int
-) -> Tensor:
+def questions(tokenizer: Tokenizer, asked: list[list[str]], answers: list[list[bool]], length: int) -> Tensor:
     """The Checker's answers as the Actor reads them: "no a red ball left of a blue box yes a red ball ...".
 
     Unmet requirements come first, and every answer before its requirement, so that the words after it are
     read with the answer known.
     -> (b length).  Raises PromptError when they take more tokens.
     """
-    rows = [sorted(zip(met, asked), key=lambda row: row[0]) for asked, met in zip(requirements, answers)]
-    texts = [" ".join(f"{ANSWERS[met]} {asked}" for met, asked in row) for row in rows]
+    rows = [sorted(zip(*row), key=lambda pair: pair[0]) for row in zip(answers, asked)]
+    texts = [" ".join(f"{ANSWERS[met]} {requirement}" for met, requirement in row) for row in rows]
     return tokenizer.encode(texts, length + 1)[:, :-1]  # no end: what follows is a token of its own

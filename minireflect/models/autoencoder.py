@@ -11,7 +11,9 @@ Differs from the references: residual branches start at zero (see blocks.py).
 Shapes: b batch, h w space in pixels, z latent channels, f = 2^(levels - 1) the factor in resolution.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -48,19 +50,9 @@ class AutoencoderConfig:
         return cls(channels=(16, 32, 64, 128), res_blocks=1, groups=8)
 
     @classmethod
-    def small(cls) -> "AutoencoderConfig":
-        """The same with 1.0 million, for one that is taught by the toy (methods/train_autoencoder.py)."""
-        return cls(channels=(16, 32, 64, 64), res_blocks=1, groups=8)
-
-    @classmethod
     def flat(cls) -> "AutoencoderConfig":
         """For scene graphs, whose pictures are flat shapes on paper: half the parameters."""
         return cls(channels=(16, 32, 64, 96), res_blocks=1, groups=8)
-
-    @classmethod
-    def sd(cls) -> "AutoencoderConfig":
-        """SD 1.x and 2.x; SDXL's differs in the scaling factor only (0.13025)."""
-        return cls(channels=(128, 256, 512, 512), scaling_factor=0.18215)  # 1 / std of SD's latents
 
 
 class Encoder(nn.Module):
@@ -68,17 +60,13 @@ class Encoder(nn.Module):
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
-        c = config.channels[0]
-        self.conv_in = nn.Conv2d(config.in_channels, c, 3, padding=1)
-        self.down = nn.ModuleList()
-        for i, c_out in enumerate(config.channels):
-            layers = [res_layer(c if j == 0 else c_out, c_out, config) for j in range(config.res_blocks)]
-            coarsest = i == len(config.channels) - 1
-            self.down.append(Level(layers, None if coarsest else Downsample(c_out, pad_all_around=False)))
-            c = c_out
-        self.mid = middle(c, config)
-        self.norm_out = nn.GroupNorm(config.groups, c, eps=EPS)
-        self.conv_out = nn.Conv2d(c, 2 * config.latent_channels, 3, padding=1)
+        first, last = config.channels[0], config.channels[-1]
+        half = partial(Downsample, pad_all_around=False)
+        self.conv_in = nn.Conv2d(config.in_channels, first, 3, padding=1)
+        self.down = levels(first, config.channels, config.res_blocks, half, config.groups)
+        self.mid = middle(last, config)
+        self.norm_out = nn.GroupNorm(config.groups, last, eps=EPS)
+        self.conv_out = nn.Conv2d(last, 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: x (b 3 h w) -> (b 2z h/f w/f)"""
@@ -93,17 +81,12 @@ class Decoder(nn.Module):
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
-        c = config.channels[-1]
-        self.conv_in = nn.Conv2d(config.latent_channels, c, 3, padding=1)
-        self.mid = middle(c, config)
-        self.up = nn.ModuleList()
-        for i, c_out in reversed(list(enumerate(config.channels))):
-            layers = [res_layer(c if j == 0 else c_out, c_out, config) for j in range(config.res_blocks + 1)]
-            finest = i == 0
-            self.up.append(Level(layers, None if finest else Upsample(c_out)))
-            c = c_out
-        self.norm_out = nn.GroupNorm(config.groups, c, eps=EPS)
-        self.conv_out = nn.Conv2d(c, config.in_channels, 3, padding=1)
+        first, last = config.channels[-1], config.channels[0]
+        self.conv_in = nn.Conv2d(config.latent_channels, first, 3, padding=1)
+        self.mid = middle(first, config)
+        self.up = levels(first, config.channels[::-1], config.res_blocks + 1, Upsample, config.groups)
+        self.norm_out = nn.GroupNorm(config.groups, last, eps=EPS)
+        self.conv_out = nn.Conv2d(last, config.in_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         """Shapes: z (b z h/f w/f) -> (b 3 h w)"""
@@ -152,12 +135,21 @@ class Autoencoder(nn.Module):
         return self.decoder(self.post_quant_conv(latents / self.config.scaling_factor))
 
 
-def res_layer(c_in: int, c_out: int, config: AutoencoderConfig) -> Layer:
-    return Layer(ResBlock(c_in, c_out, config.groups, EPS))
+def levels(c: int, channels: tuple[int, ...], n: int, resize: Callable, groups: int) -> nn.ModuleList:
+    """A level of n residual blocks for each entry of `channels`, the first reads c channels.
+
+    All levels but the last end with `resize(channels)`.
+    """
+    made = nn.ModuleList()
+    for i, c_out in enumerate(channels):
+        layers = [Layer(ResBlock(c if j == 0 else c_out, c_out, groups, EPS)) for j in range(n)]
+        made.append(Level(layers, resize(c_out) if i + 1 < len(channels) else None))
+        c = c_out
+    return made
 
 
 def middle(channels: int, config: AutoencoderConfig) -> Level:
     """The layers at the coarsest resolution, the only ones where every pixel may see every other."""
     attn = PixelAttention(channels, config.groups, EPS) if config.mid_attention else None
-    first = ResBlock(channels, channels, config.groups, EPS)
-    return Level([Layer(first, attn), res_layer(channels, channels, config)])
+    first, second = (ResBlock(channels, channels, config.groups, EPS) for _ in range(2))
+    return Level([Layer(first, attn), Layer(second)])

@@ -3,32 +3,15 @@
 The UNet and the autoencoder are both a stack of *levels*. A level works at one resolution: some layers (a
 residual block, then attention or nothing), then a change of resolution or none.
 
-    Ho et al. 2020, "Denoising Diffusion Probabilistic Models", appendix B: the UNet and its time
+    Ho et al. 2020, "Denoising Diffusion Probabilistic Models", appendix B: the UNet
     Rombach et al. 2022, "Latent Diffusion", section 3.3 and appendix E.2.1: the spatial transformer
 
 Shapes: b batch, c channels, h w space, t tokens, d width, e width of the time embedding.
 """
 
-import math
-
-import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-
-
-def timestep_embedding(t: Tensor, width: int) -> Tensor:
-    """Numbers (times, or sizes in pixels) as `width` waves of falling frequency, cosines first.
-
-    Shapes: t (b) -> (b d)
-    """
-    if width % 2:
-        raise ValueError(f"width {width} is odd, but an embedding holds as many cosines as sines")
-    half = width // 2
-    steps = torch.arange(half, dtype=torch.float32, device=t.device) / half
-    # 10,000: Vaswani et al. 2017, section 3.5
-    angles = t[:, None].float() * torch.exp(-math.log(10_000) * steps)
-    return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
 def zero(module: nn.Module) -> nn.Module:
@@ -36,19 +19,6 @@ def zero(module: nn.Module) -> nn.Module:
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
-
-
-class MLP(nn.Module):
-    """Two linear layers that lift an embedding to the width the residual blocks read."""
-
-    def __init__(self, width_in: int, width: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width_in, width)
-        self.fc2 = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Shapes: x (b d) -> (b e)"""
-        return self.fc2(F.silu(self.fc1(x)))
 
 
 class ResBlock(nn.Module):
@@ -120,10 +90,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None, causal: bool = False) -> Tensor:
         """Shapes: x (b t d), context (b t2 d2) -> (b t d)"""
         source = x if context is None else context
-        q, k, v = (
-            rearrange(y, "b t (head d) -> b head t d", head=self.heads)
-            for y in (self.q(x), self.k(source), self.v(source))
-        )
+        rows = self.q(x), self.k(source), self.v(source)  # (b t d) each
+        q, k, v = (rearrange(y, "b t (head d) -> b head t d", head=self.heads) for y in rows)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
         return self.out(rearrange(y, "b head t d -> b t (head d)"))
 
@@ -168,15 +136,13 @@ class SpatialTransformer(nn.Module):
     but tensors of another shape in the checkpoints.
     """
 
-    def __init__(
-        self, channels: int, heads: int, context_width: int, depth: int, groups: int, linear: bool
-    ) -> None:
+    def __init__(self, c: int, heads: int, context_width: int, depth: int, groups: int, linear: bool) -> None:
         super().__init__()
         self.linear = linear
-        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)  # SD has 1e-6 here, 1e-5 in the residual blocks
-        self.proj_in = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
-        self.blocks = nn.ModuleList(TransformerBlock(channels, heads, context_width) for _ in range(depth))
-        self.proj_out = zero(nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1))
+        self.norm = nn.GroupNorm(groups, c, eps=1e-6)  # SD has 1e-6 here, 1e-5 in the residual blocks
+        self.proj_in = nn.Linear(c, c) if linear else nn.Conv2d(c, c, 1)
+        self.blocks = nn.ModuleList(TransformerBlock(c, heads, context_width) for _ in range(depth))
+        self.proj_out = zero(nn.Linear(c, c) if linear else nn.Conv2d(c, c, 1))
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """Shapes: x (b c h w), context (b t d) -> (b c h w)"""

@@ -12,7 +12,7 @@ Shapes: b batch, t tokens, d width, n patches, e width of the joint space, h w s
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -24,13 +24,13 @@ from .blocks import Attention, Downsample, ResBlock
 
 # OpenAI's statistics of pictures in [0, 1]; ours are in [-1, 1], so m becomes 2m - 1 and s becomes 2s.
 OPENAI_MEAN = tuple(2 * m - 1 for m in (0.48145466, 0.4578275, 0.40821073))
-
-
 OPENAI_STD = tuple(2 * s for s in (0.26862954, 0.26130258, 0.27577711))
 
 
 @dataclass(frozen=True)
 class TextConfig:
+    """The defaults are those of CLIP-L, the text encoder of SD 1.x."""
+
     vocabulary: int  # number of token ids
     eos: int  # id of the end-of-text token
     length: int = 77  # longest sequence, in tokens
@@ -43,27 +43,6 @@ class TextConfig:
     # of the token embeddings before training, half as much for the positions; CLIP's own
     init_std: float = 0.02
 
-    @classmethod
-    def toy(cls, vocabulary: int, eos: int, length: int = 32, width: int = 96) -> "TextConfig":
-        """For the synthetic world.  Embeddings start with std 1; with CLIP's 0.02 it hardly learns."""
-        return cls(vocabulary, eos, length, width=width, layers=3, heads=4, init_std=1.0)
-
-    @classmethod
-    def clip_l(cls) -> "TextConfig":
-        """SD 1.x, and the first of SDXL's two (which reads its penultimate states)."""
-        return cls(vocabulary=49_408, eos=49_407)
-
-    @classmethod
-    def open_clip_h(cls) -> "TextConfig":
-        """SD 2.x: its files hold 23 of the 24 layers, so their last is the penultimate."""
-        return cls(vocabulary=49_408, eos=49_407, width=1024, layers=23, heads=16, quick_gelu=False)
-
-    @classmethod
-    def open_clip_bigg(cls) -> "TextConfig":
-        """The second of SDXL's two."""
-        h = cls.open_clip_h()
-        return replace(h, width=1280, layers=32, heads=20, penultimate=True, projection=1280)
-
 
 def stem_patch(stem: tuple[int, ...]) -> int:
     """Side in pixels of the patches that a convolutional stem makes."""
@@ -72,6 +51,8 @@ def stem_patch(stem: tuple[int, ...]) -> int:
 
 @dataclass(frozen=True)
 class VisionConfig:
+    """The defaults are those of CLIP ViT-L/14, which also has OPENAI_MEAN and OPENAI_STD."""
+
     size: int = 224  # side of the pictures, in pixels
     patch: int = 14  # side of a patch, in pixels
     width: int = 1024
@@ -79,8 +60,7 @@ class VisionConfig:
     heads: int = 16
     quick_gelu: bool = True
     # channels of a convolutional stem in place of CLIP's linear patches: each entry halves the resolution,
-    # and a
-    # last halving leads to `width` channels
+    # and a last halving leads to `width` channels
     stem: tuple[int, ...] = ()
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)  # of the pictures in [-1, 1], per colour; subtracted
     std: tuple[float, ...] = (1.0, 1.0, 1.0)  # of the pictures in [-1, 1], per colour; divided by
@@ -89,38 +69,16 @@ class VisionConfig:
     def __post_init__(self) -> None:
         if self.size % self.patch:
             raise ValueError(f"size {self.size} is not a multiple of patch {self.patch}")
-        if self.stem and stem_patch(self.stem) != self.patch:
-            made = f"makes patches of {stem_patch(self.stem)} pixels"
-            raise ValueError(f"a stem of {len(self.stem)} + 1 halvings {made}, not of {self.patch}")
-
-    @property
-    def patches(self) -> int:
-        return (self.size // self.patch) ** 2
-
-    @classmethod
-    def clip_l14(cls) -> "VisionConfig":
-        return cls(mean=OPENAI_MEAN, std=OPENAI_STD)
+        if self.stem and (made := stem_patch(self.stem)) != self.patch:
+            halvings = f"{len(self.stem)} + 1 halvings"
+            raise ValueError(f"a stem of {halvings} makes patches of {made} pixels, not of {self.patch}")
 
 
 @dataclass(frozen=True)
 class CLIPConfig:
-    text: TextConfig
+    text: TextConfig  # without a projection of its own
     vision: VisionConfig
     width: int = 768  # of the joint space
-
-    def __post_init__(self) -> None:
-        if self.text.projection is not None:
-            raise ValueError("CLIP has a projection of its own: text.projection must be None")
-
-    @classmethod
-    def clip_l14(cls) -> "CLIPConfig":
-        return cls(TextConfig.clip_l(), VisionConfig.clip_l14())
-
-    @classmethod
-    def open_clip_h14(cls) -> "CLIPConfig":
-        """ViT-H/14, the reward of SRRL."""
-        vision = replace(VisionConfig.clip_l14(), width=1280, layers=32, quick_gelu=False)
-        return cls(replace(TextConfig.open_clip_h(), layers=24), vision, width=1024)
 
 
 class Block(nn.Module):
@@ -193,36 +151,28 @@ class TextEncoder(nn.Module):
         first = ends.int().argmax(dim=1)  # (b): argmax takes the first of equals
         return hidden[torch.arange(len(ids), device=ids.device), first]
 
-    def projected(self, hidden: Tensor, ids: Tensor) -> Tensor:
-        """The pooled state after `config.projection`: SDXL's pooled prompt.
-
-        Shapes: hidden (b t d), ids (b t) -> (b e)
-        """
-        return self.text_projection(self.pooled(hidden, ids))
-
 
 class TwoTextEncoders(nn.Module):
-    """SDXL's pair: the hidden states of both encoders side by side.
+    """SDXL's pair: the hidden states of both encoders side by side, of the second the penultimate ones.
 
     The UNet also reads the second encoder's pooled and projected state.  It is appended as one more row of
     the hidden states, padded with zeros, so that a prompt is one tensor that can be repeated, stacked and
     cut.
     """
 
-    def __init__(self, first: TextConfig, second: TextConfig) -> None:
+    def __init__(self, first: TextEncoder, second: TextEncoder) -> None:
         super().__init__()
-        if second.projection is None or second.projection > first.width + second.width:
-            widest = first.width + second.width
+        widest, projection = first.config.width + second.config.width, second.config.projection
+        if projection is None or projection > widest:
             raise ValueError(f"the second encoder needs a projection, at most {widest} wide")
-        self.first, self.second = TextEncoder(first), TextEncoder(second)
+        self.first, self.second = first, second
 
     def forward(self, ids: Tensor) -> Tensor:
         """Shapes: ids (b 2t), for the first encoder and for the second -> (b t+1 d)"""
         one, two = ids.chunk(2, dim=1)  # (b t) each
         states = self.second.states(two)
-        second = states.penultimate if self.second.config.penultimate else states.last
-        hidden = torch.cat([self.first(one), second], dim=2)  # (b t d1+d2)
-        pooled = self.second.projected(states.last, two)  # (b e)
+        hidden = torch.cat([self.first(one), states.penultimate], dim=2)  # (b t d1+d2)
+        pooled = self.second.text_projection(self.second.pooled(states.last, two))  # (b e)
         row = F.pad(pooled, (0, hidden.shape[2] - pooled.shape[1]))  # (b d)
         return torch.cat([hidden, row[:, None]], dim=1)
 
@@ -257,7 +207,7 @@ class VisionEncoder(nn.Module):
             self.patch = ConvStem(config.stem, d)
         else:
             self.patch = nn.Conv2d(3, d, config.patch, stride=config.patch, bias=False)
-        self.position = nn.Embedding(1 + config.patches, d)
+        self.position = nn.Embedding(1 + (config.size // config.patch) ** 2, d)
         self.norm_in = nn.LayerNorm(d)
         self.blocks = nn.ModuleList(Block(d, config.heads, config.quick_gelu) for _ in range(config.layers))
         nn.init.normal_(self.position.weight, std=config.init_std)
@@ -294,12 +244,10 @@ class CLIP(nn.Module):
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Vectors of length 1.  Shapes: images (b 3 h w) -> (b e)"""
-        return F.normalize(self.image_projection(self.pooled(self.vision(images))), dim=-1)
-
-    def pooled(self, tokens: Tensor) -> Tensor:
-        """The class token, normalised.  Shapes: tokens (b t d) -> (b d)"""
-        return self.image_norm(tokens[:, 0])
+        pooled = self.image_norm(self.vision(images)[:, 0])  # (b d) the class token
+        return F.normalize(self.image_projection(pooled), dim=-1)
 
     def encode_text(self, ids: Tensor) -> Tensor:
         """Vectors of length 1.  Shapes: ids (b t) -> (b e)"""
-        return F.normalize(self.text_projection(self.text.pooled(self.text.states(ids).last, ids)), dim=-1)
+        pooled = self.text.pooled(self.text.states(ids).last, ids)  # (b d)
+        return F.normalize(self.text_projection(pooled), dim=-1)

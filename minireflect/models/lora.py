@@ -18,21 +18,20 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from ..ranges import Checked, Count, Positive
+
 
 @dataclass(frozen=True)
-class LoRAConfig:
+class LoRAConfig(Checked):
     # r, of the two matrices
-    rank: int = 4
+    rank: Count = 4
     # the difference is scaled by alpha / rank; None = rank, that is by 1
-    alpha: float | None = None
+    alpha: Positive | None = None
     # ends of the names of linear layers, such as "cross_attn.q" or "ff.up"
     targets: tuple[str, ...] = ("q", "k", "v", "out")
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"rank must be at least 1, got {self.rank}")
-        if self.alpha is not None and self.alpha <= 0:
-            raise ValueError(f"alpha must be positive, got {self.alpha}")
+        super().__post_init__()
         if not self.targets:
             raise ValueError("targets is empty: name the layers that are to learn, such as q k v out")
 
@@ -77,8 +76,6 @@ def add_lora(module: nn.Module, config: LoRAConfig, generator: Generator | None 
     A is drawn with `generator`, on the CPU, or without one with the global one.  Raises ValueError when a
     target names no layer.
     """
-    if lora_layers(module):
-        raise ValueError("this network has LoRA already; merge_lora or remove_lora it first")
     ends = tuple(f".{t}" for t in config.targets)
     chosen = {n: m for n, m in module.named_modules() if f".{n}".endswith(ends)}
     for target, end in zip(config.targets, ends):
@@ -90,7 +87,12 @@ def add_lora(module: nn.Module, config: LoRAConfig, generator: Generator | None 
 
 
 def install(module: nn.Module, layers: dict[str, tuple[int, float]], generator: Generator | None) -> None:
-    """Freeze the module, and give the named layers adapters of (rank, alpha / rank)."""
+    """Freeze the module, and give the named layers adapters of (rank, alpha / rank).
+
+    Raises ValueError when it has adapters already, or when a layer is not linear.
+    """
+    if lora_layers(module):
+        raise ValueError("this network has LoRA already; merge_lora or remove_lora it first")
     module.requires_grad_(False)
     for name, (rank, scale) in layers.items():
         layer = module.get_submodule(name)

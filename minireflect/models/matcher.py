@@ -84,9 +84,8 @@ class Matcher(nn.Module):
         self.config = config
         self.text, self.vision = TextEncoder(config.text), VisionEncoder(config.vision)
         self.norm_patches = nn.LayerNorm(config.width)
-        self.blocks = nn.ModuleList(
-            CrossBlock(config.width, config.heads, config.fused) for _ in range(config.depth)
-        )
+        sizes = config.width, config.heads, config.fused
+        self.blocks = nn.ModuleList(CrossBlock(*sizes) for _ in range(config.depth))
         self.norm_out = nn.LayerNorm(config.width)
         self.verdict = nn.Linear(config.width, 1)
         self.next_word = nn.Linear(config.width, config.vocabulary)

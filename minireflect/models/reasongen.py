@@ -30,19 +30,12 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from .tokenizer import BOS, EOS, trim, up_to
-from .transformer import (
-    Cache,
-    RMSNorm,
-    SampledText,
-    SamplingConfig,
-    Transformer,
-    TransformerConfig,
-    chooser,
-    sampled_from,
-)  # fmt: skip
+from .transformer import Cache, Choose, RMSNorm, SampledText, SamplingConfig, Transformer, TransformerConfig
 
 # std of the first weights on a codebook entry: neighbouring entries differ by about 0.2
 SHARPNESS = 3.0
+
+Pair = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -67,9 +60,8 @@ class ReasonGenConfig:
     @property
     def transformer(self) -> TransformerConfig:
         length = self.prompt + self.rationale + self.side**2
-        return TransformerConfig(
-            self.vocabulary + 1, length, self.width, self.layers, self.heads, self.hidden
-        )
+        sizes = (self.width, self.layers, self.heads, self.hidden)
+        return TransformerConfig(self.vocabulary + 1, length, *sizes)
 
 
 class Sampled(NamedTuple):
@@ -96,18 +88,16 @@ class Entries(NamedTuple):
 
 
 class Codebook(nn.Module):
-    """One codebook.  `vectors` (f c) or (k c), each of length 1."""
+    """One codebook: `vectors` (f c) or (k c), each of length 1; networks with m hidden units, d the width."""
 
     vectors: Tensor
 
-    def __init__(self, vectors: Tensor, width: int, hidden: int) -> None:
+    def __init__(self, vectors: Tensor, d: int, m: int) -> None:
         super().__init__()
         self.register_buffer("vectors", vectors.detach().clone())
         c = vectors.shape[1]
-        self.aligner = nn.Sequential(
-            nn.Linear(c, hidden), nn.SiLU(), nn.Linear(hidden, width), RMSNorm(width)
-        )
-        self.head = nn.Sequential(nn.Linear(c, hidden), nn.SiLU(), nn.Linear(hidden, width))
+        self.aligner = nn.Sequential(nn.Linear(c, m), nn.SiLU(), nn.Linear(m, d), RMSNorm(d))
+        self.head = nn.Sequential(nn.Linear(c, m), nn.SiLU(), nn.Linear(m, d))
         for network in (self.aligner, self.head):
             nn.init.normal_(network[0].weight, std=SHARPNESS)
 
@@ -118,7 +108,7 @@ class Codebook(nn.Module):
 class ReasonGen(nn.Module):
     """`codebooks` (f c), (k c) are the codec's; without them random ones, for weights to be loaded."""
 
-    def __init__(self, config: ReasonGenConfig, codebooks: tuple[Tensor, Tensor] | None = None) -> None:
+    def __init__(self, config: ReasonGenConfig, codebooks: Pair | None = None) -> None:
         super().__init__()
         self.config = config
         self.transformer = Transformer(config.transformer)
@@ -130,7 +120,7 @@ class ReasonGen(nn.Module):
         self.then = nn.Sequential(nn.Linear(2 * d, m), nn.SiLU(), nn.Linear(m, d))
         self.where = nn.Parameter(torch.randn(config.side**2, config.width))  # (n d) a place in the picture
 
-    def split(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+    def split(self, codes: Tensor) -> Pair:
         """Forms and colours of image tokens.  Shapes: codes (...) -> (...), (...)"""
         return codes // self.config.colors, codes % self.config.colors
 
@@ -167,27 +157,24 @@ class ReasonGen(nn.Module):
         """Log-probabilities that `sample` uses at each position: of all words, forms and colours."""
         text, *image = self(prompts, rationale, codes)
         if sampling.guidance != 1:
-            blank = self.blank(len(prompts), prompts.device)
-            without = self(*blank, codes)[1:]
+            without = self(*self.blank(len(prompts), prompts.device), codes)[1:]
             image = [guide(*pair, sampling.guidance) for pair in zip(image, without)]
-        return Choices(*(sampled_from(logits.float(), sampling) for logits in (text, *image)))
+        return Choices(*(sampling.log_probs(logits.float()) for logits in (text, *image)))
 
-    def chosen(self, log_probs: Choices, rationale: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+    def chosen(self, log_probs: Choices, rationale: Tensor, codes: Tensor) -> Pair:
         """The log-probabilities of the given tokens.  Shapes: rationale (b r), codes (b n) -> (b r), (b n)"""
         ids = (rationale, *self.split(codes))
         text, forms, colors = (v.gather(2, i[..., None])[..., 0] for v, i in zip(log_probs, ids))
         return text, forms + colors
 
-    def log_probs(
-        self, prompts: Tensor, rationale: Tensor, codes: Tensor, sampling: SamplingConfig
-    ) -> tuple[Tensor, Tensor]:
+    def log_probs(self, prompts: Tensor, rationale: Tensor, codes: Tensor, sampling: SamplingConfig) -> Pair:
         """Log-probability that `sample` writes each of the given tokens, in nats.
 
         Shapes: prompts (b p), rationale (b r), codes (b n) -> (b r), (b n)
         """
         return self.chosen(self.distributions(prompts, rationale, codes, sampling), rationale, codes)
 
-    def blank(self, b: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    def blank(self, b: int, device: torch.device) -> Pair:
         """The prompt and rationale of the unconditional half, both empty.  -> (b p), (b r)"""
         prompts = torch.full((b, self.config.prompt), EOS, device=device)
         rationale = torch.full((b, self.config.rationale), EOS, device=device)
@@ -214,36 +201,35 @@ class ReasonGen(nn.Module):
         Shapes: prompts (b p), rationale (b r)
         """
         cache = self.transformer.cache(len(prompts))
-        hidden = self.read(prompts, EOS, cache)  # (b 1 d)
+        hidden, choose = self.read(prompts, EOS, cache), sampling.chooser(generator)  # (b 1 d)
         if rationale is None:
-            choose, limit = chooser(sampling, generator), self.config.rationale
+            limit = self.config.rationale
             text = self.transformer.sample(hidden, cache, choose, self.config.boi, limit, forced=True)
         else:
             chosen = torch.zeros_like(rationale, dtype=torch.bool)
             text = SampledText(rationale, chosen, self.read(rationale, self.config.boi, cache))
-        return Sampled(text.ids, text.chosen, self.sample_codes(text.hidden, cache, sampling, generator))
+        return Sampled(
+            text.ids, text.chosen, self.sample_codes(text.hidden, cache, choose, sampling.guidance)
+        )
 
-    def sample_codes(
-        self, hidden: Tensor, cache: Cache, sampling: SamplingConfig, generator: Generator
-    ) -> Tensor:
+    def sample_codes(self, hidden: Tensor, cache: Cache, choose: Choose, guidance: float) -> Tensor:
         """Write the picture, row by row: a form, then its colours.
 
         Shapes: hidden (b 1 d) after BOI -> (b n) image tokens
         """
-        b, n, guided = len(hidden), self.config.side**2, sampling.guidance != 1
+        b, n = len(hidden), self.config.side**2
         branches = [(hidden, cache)]  # the conditional one; with guidance also the unconditional one
-        if guided:
+        if guidance != 1:
             other = self.transformer.cache(b)
             start = torch.tensor([BOS, EOS, self.config.boi], device=hidden.device).expand(b, 3)
             branches.append((self.transformer(self.transformer.embed(start), other)[:, -1:], other))
         forms, colors = self.forms(), self.colors()
         codes = torch.empty(b, n, dtype=torch.long, device=hidden.device)
-        choose = chooser(sampling, generator)
 
         def entry(states: list[Tensor], heads: Tensor) -> Tensor:
             """A codebook entry for each picture.  Shapes: states (b d) each -> (b)"""
             logits = [state @ heads.T for state in states]
-            return choose((guide(*logits, sampling.guidance) if guided else logits[0]).float())
+            return choose((guide(*logits, guidance) if guidance != 1 else logits[0]).float())
 
         for i in range(n):
             states = [state[:, 0] for state, _ in branches]  # (b d) each

@@ -102,14 +102,11 @@ class BytePairs:
         folder = Path(folder)
         self.length = length
         self._engine = _engine(folder)
-        self.bos, self.eos = (self._id(token, folder) for token in (BEGIN_TEXT, END_TEXT))
-        self.pad = self._id(pad or _declared_pad(folder), folder)
-
-    def _id(self, token: str, folder: Path) -> int:
-        number = self._engine.token_to_id(token)
-        if number is None:
-            raise PromptError(f"the vocabulary in {folder} has no token {token}")
-        return number
+        tokens = (BEGIN_TEXT, END_TEXT, pad or _declared_pad(folder))
+        ids = [self._engine.token_to_id(token) for token in tokens]
+        if None in ids:
+            raise PromptError(f"the vocabulary in {folder} has no token {tokens[ids.index(None)]}")
+        self.bos, self.eos, self.pad = ids
 
     def __len__(self) -> int:
         return self._engine.get_vocab_size()
@@ -117,11 +114,11 @@ class BytePairs:
     def __call__(self, prompts: list[str]) -> Tensor:
         """Shapes: b prompts -> (b t) token ids"""
         ids = torch.full((len(prompts), self.length), self.pad)
+        limit = self.length - 2  # without begin and end
         for row, found in zip(ids, self._engine.encode_batch(prompts, add_special_tokens=False)):
-            words = found.ids[: self.length - 2]
-            if lost := found.tokens[self.length - 2 :]:
+            words = found.ids[:limit]
+            if lost := found.tokens[limit:]:
                 text = "".join(lost).replace("</w>", " ").strip()
-                limit = self.length - 2
                 warnings.warn(f"the prompt is longer than {limit} tokens; not read: {text!r}", stacklevel=2)
             row[: len(words) + 2] = torch.tensor([self.bos, *words, self.eos])
         return ids
@@ -146,11 +143,9 @@ class NoVocabulary:
         self.source, self.length = source, length
 
     def __call__(self, prompts: list[str]) -> Tensor:
-        raise PromptError(
-            f"{self.source} brings no vocabulary to read prompts with: give the folder of its tokenizer "
-            "(vocab.json and merges.txt, or tokenizer.json) as load_pipeline(..., tokenizer=FOLDER) "
-            "or --tokenizer FOLDER"
-        )
+        folder = "give the folder of its tokenizer (vocab.json and merges.txt, or tokenizer.json)"
+        how = f"{folder} as load_pipeline(..., tokenizer=FOLDER) or --tokenizer FOLDER"
+        raise PromptError(f"{self.source} brings no vocabulary to read prompts with: {how}")
 
 
 def _engine(folder: Path) -> "tokenizers.Tokenizer":  # noqa: F821  imported below: an optional dependency
@@ -165,18 +160,16 @@ def _engine(folder: Path) -> "tokenizers.Tokenizer":  # noqa: F821  imported bel
     vocabulary, merges, whole = (folder / name for name in ("vocab.json", "merges.txt", "tokenizer.json"))
     try:
         if vocabulary.is_file() and merges.is_file():
-            pairs = models.BPE.from_file(
-                str(vocabulary), str(merges), unk_token=END_TEXT, end_of_word_suffix="</w>",
-                continuing_subword_prefix="",
-            )  # fmt: skip
-            engine = tokenizers.Tokenizer(pairs)
+            ends = {"unk_token": END_TEXT, "end_of_word_suffix": "</w>", "continuing_subword_prefix": ""}
+            engine = tokenizers.Tokenizer(models.BPE.from_file(str(vocabulary), str(merges), **ends))
             spaces = normalizers.Replace(Regex(r"\s+"), " ")
             engine.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
             pieces = pre_tokenizers.Split(Regex(PIECES), behavior="removed", invert=True)
             as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False)
             engine.pre_tokenizer = pre_tokenizers.Sequence([pieces, as_bytes])
-            known = [t for t in (BEGIN_TEXT, END_TEXT) if engine.token_to_id(t) is not None]
-            engine.add_special_tokens(known)
+            engine.add_special_tokens(
+                [t for t in (BEGIN_TEXT, END_TEXT) if engine.token_to_id(t) is not None]
+            )
             return engine
         if whole.is_file():
             engine = tokenizers.Tokenizer.from_file(str(whole))
@@ -184,9 +177,7 @@ def _engine(folder: Path) -> "tokenizers.Tokenizer":  # noqa: F821  imported bel
             return engine
     except Exception as error:  # the library raises bare exceptions
         raise PromptError(f"the vocabulary in {folder} cannot be read: {error}") from error
-    raise PromptError(
-        f"there is no vocabulary in {folder}: neither tokenizer.json nor vocab.json with merges.txt"
-    )
+    raise PromptError(f"no vocabulary in {folder}: neither tokenizer.json nor vocab.json with merges.txt")
 
 
 def _declared_pad(folder: Path) -> str:

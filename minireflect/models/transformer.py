@@ -15,13 +15,14 @@ Shapes: b batch, t tokens, u tokens with the cached ones, d width, n heads, v vo
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Generator, Tensor, nn
 
+from ..ranges import Checked, Natural, Positive, Range
 from .tokenizer import EOS
 
 EPS = 1e-6  # of RMSNorm, Llama's
@@ -130,6 +131,52 @@ class Block(nn.Module):
         return x + self.down(F.silu(self.gate(y)) * self.up(y))
 
 
+def pick(log_prob: Tensor, generator: Generator | None) -> Tensor:
+    """A token for each row; without a generator the likeliest.  Shapes: log_prob (b v) -> (b)"""
+    if generator is None:
+        return log_prob.argmax(-1)
+    return torch.multinomial(log_prob.exp().cpu(), 1, generator=generator)[:, 0].to(log_prob.device)
+
+
+Choose = Callable[[Tensor], Tensor]  # logits (b v) -> token ids (b)
+
+
+@dataclass(frozen=True)
+class SamplingConfig(Checked):
+    """How the next token is chosen."""
+
+    # divides the logits; for the likeliest token alone use top_k 1
+    temperature: Positive = 1.0
+    # only the k likeliest tokens; 0 = all
+    top_k: Natural = 0
+    # only the likeliest tokens that together have this probability; 1 = all
+    top_p: Annotated[float, Range(0, 1, above=True)] = 1.0
+    # w of image tokens: uncond + w (cond - uncond), in logits; 1 = none
+    guidance: float = 1.0
+
+    def chooser(self, generator: Generator | None) -> Choose:
+        """Sample from logits as configured; without a generator, take the likeliest token."""
+        return lambda logits: pick(self.log_probs(logits), generator)
+
+    def log_probs(self, logits: Tensor) -> Tensor:
+        """Log-probabilities of the distribution that tokens are sampled from: -inf for those that cannot be.
+        Shapes: logits (... v) -> (... v)
+
+        Temperature first, then top-k, then top-p (Holtzman et al. 2020, arXiv 1904.09751): the smallest set
+        whose probability reaches it.
+        """
+        logits = logits / self.temperature
+        if 0 < self.top_k < logits.shape[-1]:
+            least = logits.topk(self.top_k, -1).values[..., -1:]
+            logits = logits.masked_fill(logits < least, -torch.inf)
+        if self.top_p < 1:
+            ranked, order = logits.sort(-1, descending=True)
+            share = ranked.softmax(-1)
+            beyond = share.cumsum(-1) - share >= self.top_p  # the tokens before it suffice
+            logits = logits.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), -torch.inf)
+        return logits.log_softmax(-1)
+
+
 class SampledText(NamedTuple):
     """Texts as `Transformer.sample` wrote them."""
 
@@ -191,7 +238,7 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self, hidden: Tensor, cache: Cache, choose: "Choose", end: int, length: int, forced: bool = False
+        self, hidden: Tensor, cache: Cache, choose: Choose, end: int, length: int, forced: bool = False
     ) -> SampledText:
         """Write a text of at most `length` tokens for each row, up to its first `end`.
 
@@ -216,59 +263,3 @@ class Transformer(nn.Module):
             if not going.any():
                 break
         return SampledText(ids, chosen, last)
-
-
-@dataclass(frozen=True)
-class SamplingConfig:
-    """How the next token is chosen."""
-
-    # divides the logits
-    temperature: float = 1.0
-    # only the k likeliest tokens; 0 = all
-    top_k: int = 0
-    # only the likeliest tokens that together have this probability; 1 = all
-    top_p: float = 1.0
-    # w of image tokens: uncond + w (cond - uncond), in logits; 1 = none
-    guidance: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.temperature <= 0:
-            raise ValueError(
-                f"temperature must be positive, got {self.temperature}; for the likeliest token, top_k 1"
-            )
-        if self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(f"top_k {self.top_k} must be 0 or more, and top_p {self.top_p} in (0, 1]")
-
-
-Choose = Callable[[Tensor], Tensor]  # logits (b v) -> token ids (b)
-
-
-def chooser(sampling: SamplingConfig, generator: Generator | None) -> Choose:
-    """Sample from the logits as configured; without a generator, take the likeliest token."""
-    return lambda logits: pick(sampled_from(logits, sampling), generator)
-
-
-def sampled_from(logits: Tensor, config: SamplingConfig) -> Tensor:
-    """Log-probabilities of the distribution that tokens are sampled from: -inf for those that cannot be.
-    Shapes: logits (... v) -> (... v)
-
-    Temperature first, then top-k, then top-p (Holtzman et al. 2020, arXiv 1904.09751): the smallest set whose
-    probability reaches it.
-    """
-    logits = logits / config.temperature
-    if 0 < config.top_k < logits.shape[-1]:
-        least = logits.topk(config.top_k, -1).values[..., -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
-    if config.top_p < 1:
-        ranked, order = logits.sort(-1, descending=True)
-        share = ranked.softmax(-1)
-        beyond = share.cumsum(-1) - share >= config.top_p  # the tokens before it suffice
-        logits = logits.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), -torch.inf)
-    return logits.log_softmax(-1)
-
-
-def pick(log_prob: Tensor, generator: Generator | None) -> Tensor:
-    """A token for each row; without a generator the likeliest.  Shapes: log_prob (b v) -> (b)"""
-    if generator is None:
-        return log_prob.argmax(-1)
-    return torch.multinomial(log_prob.exp().cpu(), 1, generator=generator)[:, 0].to(log_prob.device)

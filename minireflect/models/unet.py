@@ -13,7 +13,8 @@ start at zero, as in the original latent-diffusion code, and not at random.
 Shapes: b batch, c channels, h w space, t tokens of the prompt, d width, e width of the time embedding.
 """
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -21,17 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .blocks import (
-    MLP,
-    Downsample,
-    Layer,
-    Level,
-    ResBlock,
-    SpatialTransformer,
-    Upsample,
-    timestep_embedding,
-    zero,
-)  # fmt: skip
+from .blocks import Downsample, Layer, Level, ResBlock, SpatialTransformer, Upsample, zero
 
 EPS = 1e-5  # of the GroupNorms in SD's UNets
 
@@ -57,9 +48,8 @@ class UNetConfig:
     side: int | None = None
 
     def __post_init__(self) -> None:
-        if len(self.channels) != len(self.depths):
-            lengths = f"{len(self.channels)} channels but {len(self.depths)} depths"
-            raise ValueError(f"{lengths}: one of each per level")
+        if (levels := len(self.channels)) != len(self.depths):
+            raise ValueError(f"{levels} channels but {len(self.depths)} depths: one of each per level")
         if (self.heads is None) == (self.head_width is None):
             raise ValueError(f"give heads or head_width, not {self.heads} and {self.head_width}")
         for channels in self.channels:
@@ -71,9 +61,6 @@ class UNetConfig:
     @property
     def time_width(self) -> int:
         return 4 * self.channels[0]
-
-    def heads_at(self, channels: int) -> int:
-        return self.heads if self.heads is not None else channels // self.head_width
 
     @classmethod
     def toy(cls) -> "UNetConfig":
@@ -87,20 +74,6 @@ class UNetConfig:
         """
         return cls((32, 64), (1, 1), mid_depth=0, context_width=64, res_blocks=1, heads=4, groups=8, side=8)
 
-    @classmethod
-    def sd15(cls) -> "UNetConfig":
-        return cls((320, 640, 1280, 1280), (1, 1, 1, 0), mid_depth=1, context_width=768, heads=8)
-
-    @classmethod
-    def sd21(cls) -> "UNetConfig":
-        sizes = {"context_width": 1024, "heads": None, "head_width": 64, "use_linear_projection": True}
-        return replace(cls.sd15(), **sizes)
-
-    @classmethod
-    def sdxl(cls) -> "UNetConfig":
-        sizes = {"context_width": 2048, "head_width": 64, "use_linear_projection": True, "pooled_width": 1280}
-        return cls((320, 640, 1280), (0, 2, 10), mid_depth=10, **sizes)
-
 
 class Added(NamedTuple):
     """SDXL's second condition: the prompt as one vector, and how the picture was cropped."""
@@ -108,6 +81,33 @@ class Added(NamedTuple):
     pooled: Tensor  # (b d) pooled hidden state of the second text encoder
     # (b 6) original height and width, crop top and left, target height and width, in pixels
     sizes: Tensor
+
+
+def timestep_embedding(t: Tensor, width: int) -> Tensor:
+    """Numbers (times, or sizes in pixels) as `width` waves of falling frequency, cosines first.
+
+    Shapes: t (b) -> (b d)
+    """
+    if width % 2:
+        raise ValueError(f"width {width} is odd, but an embedding holds as many cosines as sines")
+    half = width // 2
+    steps = torch.arange(half, dtype=torch.float32, device=t.device) / half
+    # 10,000: Vaswani et al. 2017, section 3.5
+    angles = t[:, None].float() * torch.exp(-math.log(10_000) * steps)
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class MLP(nn.Module):
+    """Two linear layers that lift an embedding to the width the residual blocks read."""
+
+    def __init__(self, width_in: int, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width_in, width)
+        self.fc2 = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: x (b d) -> (b e)"""
+        return self.fc2(F.silu(self.fc1(x)))
 
 
 class UNet(nn.Module):
@@ -139,9 +139,9 @@ class UNet(nn.Module):
                 layers.append(self._layer(c, c_out, depth))
                 skips.append(c_out)
                 c = c_out
-            coarsest = i == len(config.channels) - 1
-            self.down.append(Level(layers, None if coarsest else Downsample(c)))
-            if not coarsest:
+            is_coarsest = i == len(config.channels) - 1
+            self.down.append(Level(layers, None if is_coarsest else Downsample(c)))
+            if not is_coarsest:
                 skips.append(c)
 
         self.mid = Level([self._layer(last, last, config.mid_depth), self._layer(last, last, 0)])
@@ -152,8 +152,7 @@ class UNet(nn.Module):
             for _ in range(config.res_blocks + 1):
                 layers.append(self._layer(c + skips.pop(), c_out, depth))
                 c = c_out
-            finest = i == 0
-            self.up.append(Level(layers, None if finest else Upsample(c)))
+            self.up.append(Level(layers, Upsample(c) if i > 0 else None))
 
         self.norm_out = nn.GroupNorm(config.groups, first, eps=EPS)
         self.conv_out = zero(nn.Conv2d(first, config.out_channels, 3, padding=1))
@@ -164,9 +163,9 @@ class UNet(nn.Module):
         res = ResBlock(c_in, c_out, cfg.groups, EPS, cfg.time_width)
         if depth == 0:
             return Layer(res)
-        heads = cfg.heads_at(c_out)
-        linear = cfg.use_linear_projection
-        return Layer(res, SpatialTransformer(c_out, heads, cfg.context_width, depth, cfg.groups, linear))
+        heads = cfg.heads if cfg.heads is not None else c_out // cfg.head_width
+        sizes = (heads, cfg.context_width, depth, cfg.groups)
+        return Layer(res, SpatialTransformer(c_out, *sizes, cfg.use_linear_projection))
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor, added: Added | None = None) -> Tensor:
         """The predicted noise. `t` is one integer time for all, or one each.
@@ -201,8 +200,7 @@ class UNet(nn.Module):
 
         Shapes: x (b c h w), t () or (b) -> (b e)
         """
-        waves = timestep_embedding(t.expand(x.shape[0]), self.config.channels[0])
-        temb = self.time(waves.to(x.dtype))
+        temb = self.time(timestep_embedding(t.expand(x.shape[0]), self.config.channels[0]).to(x.dtype))
         if added is None:
             return temb
         sizes = timestep_embedding(added.sizes.flatten(), self.config.size_width)  # (b*6 d)

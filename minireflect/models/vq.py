@@ -25,34 +25,35 @@ of a codebook.
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..ranges import Checked, Range
 from .autoencoder import EPS, Autoencoder
 from .blocks import ResBlock
 
+Several = Annotated[int, Range(2)]
+
 
 @dataclass(frozen=True)
-class VQConfig:
+class VQConfig(Checked):
     latent_channels: int = 4  # z, of the autoencoder
     patch: int = 8  # pixels to a side; the autoencoder makes one latent pixel of them
     hidden: int = 128  # channels of the encoders
     width: int = 64  # channels of the decoder
     res_blocks: int = 2  # of the decoder
     groups: int = 8  # of every GroupNorm
-    forms: int = 512  # k, entries of the first codebook
-    colors: int = 256  # k, entries of the second
-    dimensions: int = 8  # d, of an entry
+    forms: Several = 512  # k, entries of the first codebook
+    colors: Several = 256  # k, entries of the second
+    dimensions: Several = 8  # d, of an entry
     beta: float = 0.25  # weight of the commitment, van den Oord's
 
     def __post_init__(self) -> None:
-        if min(self.forms, self.colors, self.dimensions) < 2:
-            sizes = f"{self.forms} forms and {self.colors} colours of {self.dimensions} dimensions"
-            raise ValueError(f"{sizes}: all must be 2 or more")
+        super().__post_init__()
         if self.width % self.groups:
             raise ValueError(f"width {self.width} is not a multiple of groups {self.groups}")
 
@@ -121,10 +122,6 @@ class FormAndColor(NamedTuple):
     form: Quantised
     color: Quantised
 
-    @property
-    def loss(self) -> Tensor:
-        return self.form.loss + self.color.loss
-
 
 class VQAutoencoder(nn.Module):
     """Patches of a picture to forms and colours, and these to latents."""
@@ -154,9 +151,8 @@ class VQAutoencoder(nn.Module):
 
     def decode(self, codes: Tensor) -> Tensor:
         """Latents.  Raises ValueError on an unknown code.  Shapes: codes (b h w) -> (b z h w)"""
-        if len(codes) and not (int(codes.min()) >= 0 and int(codes.max()) < self.config.codes):
-            found = f"from {int(codes.min())} to {int(codes.max())}"
-            raise ValueError(f"image tokens {found}, but the codebooks have {self.config.codes}")
+        if len(codes) and not 0 <= codes.min() <= codes.max() < (n := self.config.codes):
+            raise ValueError(f"image tokens from {codes.min()} to {codes.max()}, but the codebooks have {n}")
         form, color = codes // self.config.colors, codes % self.config.colors
         return self.decoder(torch.cat([self.forms.vectors(form), self.colors.vectors(color)], 1))
 
@@ -185,11 +181,8 @@ class Codec(NamedTuple):
 def see_patch(config: VQConfig) -> nn.Sequential:
     """An encoder of patches, each by itself.  (b 3 8h 8w) -> (b d h w)"""
     m = config.hidden
-    return nn.Sequential(
-        nn.Conv2d(3, m, config.patch, stride=config.patch),
-        *(nn.SiLU(), nn.Conv2d(m, m, 1)),
-        *(nn.SiLU(), nn.Conv2d(m, config.dimensions, 1)),
-    )
+    first = nn.Conv2d(3, m, config.patch, stride=config.patch)
+    return nn.Sequential(first, nn.SiLU(), nn.Conv2d(m, m, 1), nn.SiLU(), nn.Conv2d(m, config.dimensions, 1))
 
 
 def stack(c_in: int, c_out: int, config: VQConfig) -> nn.Sequential:

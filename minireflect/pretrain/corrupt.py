@@ -145,7 +145,7 @@ Label = Callable[[Tensor, Tensor, Tensor], Tensor]  # of b corrupted pictures, c
 def corrupt_all(
     pipe: LatentDiffusion, scenes: Scenes, twins: Scenes, prompts: list[str], label: Label, stream: Stream
 ) -> tuple[Tensor, Tensor]:
-    """Render n scenes and corrupt them, 128 at a time; `stream(i)` gives the random numbers from picture i on.
+    """Render n scenes and corrupt them, 128 at a time; `stream(i)` draws from picture i on.
 
     -> (n 3 64 64) corrupted pictures, (n ...) their labels, both on the CPU
     """

@@ -75,7 +75,9 @@ def train_diffusion(
     ids, null = tokenizer(data.captions).to(device), tokenizer([""]).to(device)  # (n t), (1 t)
     pairs = Pairs(latents, ids, torch.tensor(data.plain))
     torch.manual_seed(seed)
-    text = TextConfig.toy(len(tokenizer), EOS, tokenizer.length, sizes.text_width)
+    # embeddings start with std 1: with CLIP's 0.02 the text encoder hardly learns
+    lengths = (len(tokenizer), EOS, tokenizer.length)
+    text = TextConfig(*lengths, sizes.text_width, layers=3, heads=4, init_std=1.0)
     raw = nn.ModuleDict({"text_encoder": TextEncoder(text), "unet": UNet(sizes.unet)})
     raw = raw.to(device, memory_format=torch.channels_last)  # a third faster on the CPU
     for name, network in (start or {}).items():

@@ -52,8 +52,8 @@ def optimise(
             loss = ...
             minimise(loss, accuracy=...)
 
-    AdamW, with weight decay `decay`, trains all parameters of `networks` that require gradients.  The run saves
-    the networks and the optimiser, and continues from what it saved.
+    AdamW, with weight decay `decay`, trains all parameters of `networks` that require gradients.  The run
+    saves the networks and the optimiser, and continues from what it saved.
     """
     trained = [p for network in networks.values() for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, config.lr, (0.9, beta2), weight_decay=decay)

@@ -82,7 +82,8 @@ def train_vq(
                 values[f"{name}_used"] = (used > 0).float().mean().item()
                 values[f"{name}_perplexity"] = perplexity(used)
         weights = patch_weights(images, twin, OBJECT_WEIGHT)  # (b 1 8 8)
-        minimise((weights * error).mean() + chosen.loss, **values)
+        codebooks = chosen.form.loss + chosen.color.loss
+        minimise((weights * error).mean() + codebooks, **values)
         if (step + 1) % config.revive_every == 0:
             for (name, used), z in zip(counts.named_buffers(), codes):
                 if 2 * step < config.steps:

@@ -1,15 +1,15 @@
-"""The policy gradient, ignorant of images: clipped ratios and the KL between two Gaussians, in nats.
+"""The policy gradient, ignorant of images: clipped ratios, and the KL between two Gaussians, in nats.
 
-Papers: PPO (Schulman et al. 2017, arXiv 1707.06347), equation 7; on denoising steps: DDPO (arXiv 2305.13301),
-SRRL (arXiv 2505.22407) E8.
+PPO (Schulman et al. 2017, arXiv 1707.06347), equation 7; on denoising steps: DDPO (arXiv 2305.13301), SRRL
+(arXiv 2505.22407), E8.
 
-    rho  = exp(log_prob - old_log_prob)                        # 1 before the first update, its gradient not 0
+    rho  = exp(log_prob - old_log_prob)                        # 1 at first; its gradient is not 0
     loss = mean max(-A rho, -A clip(rho, 1 - clip, 1 + clip))  # the pessimistic of the two
 
-A clip means nothing without the reduction: the released SRRL clips at 0.1 the MEAN over 16,384 dimensions,
-which lets the true log-ratio move by 1,638 nats (no clipping at all), where DDPO's 1e-4 allows 1.6. Here
+A clip means nothing without the reduction: the released SRRL clips at 0.1 the mean over 16,384 dimensions,
+which lets the true log-ratio move by 1,638 nats (no clipping at all), where DDPO's 1e-4 allows 1.6.  Here
 log-probabilities arrive as sums, `reduce_log_prob` says in one place what becomes of them, and `clip_in_nats`
-prints the clip in both units.
+gives the clip in nats.
 """
 
 from typing import Literal, NamedTuple
@@ -19,12 +19,11 @@ from torch import Tensor
 
 Reduction = Literal["sum", "mean"]
 
-
-MAX_LOG_RATIO = 20.0  # nats; exp(20) = 5e8. Beyond it exp overflows and 0 * inf puts NaN in the gradient
+MAX_LOG_RATIO = 20.0  # nats; exp(20) = 5e8.  Beyond it exp overflows, and 0 * inf puts NaN in the gradient
 
 
 class PPOStats(NamedTuple):
-    """The loss, and the numbers that reveal lies about it (all but the loss are detached)."""
+    """The loss, and detached numbers that show whether the clip is at work."""
 
     loss: Tensor  # ()
     clip_high: Tensor  # () share of samples with A > 0 whose ratio rose beyond the clip: no gradient left
@@ -33,36 +32,33 @@ class PPOStats(NamedTuple):
 
 
 def reduce_log_prob(log_prob_sum: Tensor, dims: int, reduction: Reduction = "sum") -> Tensor:
-    """A summed log-density as the ratio will use it.  "mean" tempers the ratio by 1 / dims.
+    """A summed log-density as the ratio uses it; "mean" tempers the ratio by 1 / dims.
 
     Shapes: log_prob_sum (n) -> (n)
     """
-    if reduction == "sum":
-        return log_prob_sum
-    if reduction == "mean":
-        return log_prob_sum / dims  # SRRL (E3)
-    raise ValueError(f"reduction {reduction!r} is not 'sum' or 'mean'")
+    return log_prob_sum / averaged_over(dims, reduction)  # SRRL (E3)
 
 
 def clip_in_nats(clip: float, dims: int, reduction: Reduction = "sum") -> float:
-    """The largest joint log-ratio of a denoising step that a clip on the ratio of reduced log-probabilities
-    allows, to first order.
+    """The largest change of a step's joint log-probability, in nats, that a clip of the ratio allows.
 
-    1e-4 on a mean over 16,384 dimensions is 1.6 nats, over 256 it is 0.026.
+    To first order: 1e-4 on a mean over 16,384 dimensions is 1.6 nats, over 256 it is 0.026.
     """
     if clip <= 0 or dims < 1:
         raise ValueError(f"clip {clip} must be positive and dims {dims} at least 1")
+    return clip * averaged_over(dims, reduction)
+
+
+def averaged_over(dims: int, reduction: Reduction) -> int:
     if reduction not in ("sum", "mean"):
         raise ValueError(f"reduction {reduction!r} is not 'sum' or 'mean'")
-    return clip if reduction == "sum" else clip * dims
+    return dims if reduction == "mean" else 1
 
 
 def ppo_clip(
     log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, clip: float, weight: Tensor | None = None
 ) -> PPOStats:
-    """PPO's clipped surrogate, to be minimised.
-
-    Steps without a density (sigma 0) must be left out by the caller.
+    """PPO's clipped surrogate, to be minimised.  The caller leaves out steps without a density (sigma 0).
 
     `weight` makes the loss a weighted sum in place of the mean: GRPO gives a token 1 / (G |a_i|), see
     `tokens.token_weights`.
@@ -77,7 +73,6 @@ def ppo_clip(
     clipped = ratio.clamp(1 - clip, 1 + clip)
     each = torch.maximum(-advantage * ratio, -advantage * clipped)  # PPO (7), SRRL (E8)
     loss = each.mean() if weight is None else (weight * each).sum()
-
     with torch.no_grad():
         high = ((ratio > 1 + clip) & (advantage > 0)).float().mean()
         low = ((ratio < 1 - clip) & (advantage < 0)).float().mean()
@@ -85,8 +80,7 @@ def ppo_clip(
 
 
 def gaussian_kl(mean: Tensor, mean_ref: Tensor, sigma: Tensor) -> Tensor:
-    """KL between N(mean, sigma^2 I) and N(mean_ref, sigma^2 I), nats, in closed form; 0 where sigma is 0, a
-    step without a density.
+    """KL between N(mean, sigma^2 I) and N(mean_ref, sigma^2 I), in nats; 0 where sigma is 0.
 
     Shapes: mean (b c h w), mean_ref (b c h w), sigma () or (b) -> (b)
     """

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..checkpoints.ours import load_module, or_shipped, weights_folder
 from ..models.clip import CLIP
-from ..models.matcher import Matcher, MatcherConfig
+from ..models.matcher import Matcher
 from ..models.tokenizer import EOS, BytePairs, Tokenizer, trim, up_to
 from ..pipeline import Reward
 from ..world.inspector import inspect_all
@@ -69,7 +69,7 @@ def caption_reward(matcher: Matcher, tokenizer: Tokenizer, batch: int = 256) -> 
 
 def load_matcher(path: Path, device: torch.device | str) -> tuple[Matcher, Tokenizer]:
     """A matcher and its own vocabulary, from the file that a training wrote."""
-    matcher, about = load_module(path, Matcher, MatcherConfig)
+    matcher, about = load_module(path, Matcher)
     return matcher.to(device), Tokenizer(about["words"].split(), matcher.config.length)
 
 

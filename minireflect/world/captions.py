@@ -9,8 +9,10 @@ forms, so that they can steer its inversion.  A relation is hard to draw and a p
 looks at the picture and turns one into the other has something to reason about.
 """
 
-import random
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from random import Random
 
 from .graphs import NUMBERS, PREDICATES, THINGS, GraphError, SceneGraph
 from .layout import COLUMNS, ROWS, lay_out, place
@@ -54,9 +56,7 @@ def edit_prompt(graph: SceneGraph, places: str = "") -> str:
     return f"{graph.sentence} with {places}" if places else graph.sentence
 
 
-def training_caption(
-    graph: SceneGraph, scene: Scene, rng: random.Random, accuracy: float = RELATION_ACCURACY
-) -> str:
+def training_caption(graph: SceneGraph, scene: Scene, rng: Random, accuracy=RELATION_ACCURACY) -> str:
     """A random caption for the generator: the graph's sentence, places of objects, both, or some facts."""
     graph = randomise_relations(graph, rng, accuracy)
     objects = scene.objects
@@ -74,24 +74,20 @@ def training_caption(
     return f"with {' and '.join(r.words for r in facts)}"
 
 
-def randomise_relations(graph: SceneGraph, rng: random.Random, accuracy: float) -> SceneGraph:
+def randomise_relations(graph: SceneGraph, rng: Random, accuracy: float) -> SceneGraph:
     """Keep each relation with probability `accuracy`, otherwise replace it by another possible one."""
     for i, (s, predicate, o) in enumerate(graph.relations):
         if rng.random() < accuracy:
             continue
         for other in rng.sample([p for p in PREDICATES if p != predicate], len(PREDICATES) - 1):
-            try:
-                relations = (*graph.relations[:i], (s, other, o), *graph.relations[i + 1 :])
-                graph = SceneGraph(graph.entities, relations)
+            changed = (*graph.relations[:i], (s, other, o), *graph.relations[i + 1 :])
+            with suppress(GraphError):
+                graph = replace(graph, relations=changed)
                 break
-            except GraphError:
-                continue
     return graph
 
 
-def scripted_edit(
-    graph: SceneGraph, met: Sequence[bool], rng: random.Random, seen: Scene | None = None
-) -> str:
+def scripted_edit(graph: SceneGraph, met: Sequence[bool], rng: Random, seen: Scene | None = None) -> str:
     """The places of an edit prompt, by script: lay out the graph and name objects that are not right yet.
 
     `met` are the answers to the graph's requirements.  With the scene that is `seen` in the picture, what is
@@ -101,31 +97,22 @@ def scripted_edit(
     wrong = unmet_entities(graph, met, rng)
     if not wrong:
         return ""
-    right = {
-        i: thing.xy
-        for i, e in enumerate(graph.entities) if i not in wrong and e.count == 1
-        for thing in (seen.objects if seen else ()) if e.matches(thing)
-    }  # fmt: skip
-    layout = _layout(graph, rng, right) or _layout(graph, rng, {})
+    seen_objects = seen.objects if seen else ()
+    single = [(i, e) for i, e in enumerate(graph.entities) if i not in wrong and e.count == 1]
+    right = {i: thing.xy for i, e in single for thing in seen_objects if e.matches(thing)}
+    layout = None
+    for keep in (right, {}):
+        with suppress(GraphError):
+            layout = layout or lay_out(graph, rng, keep, layouts=20)
     if layout is None:
         return ""
     unmet = [r for r, ok in zip(graph.relations, met[len(graph.entities) :]) if not ok]
     related = [i for s, _, o in unmet if {s, o} & set(wrong) for i in (s, o)]  # in the order of the sentence
-    alone = [i for i in wrong if i not in related]
-    named = [
-        t for i in dict.fromkeys(alone + related) for t in layout.objects if graph.entities[i].matches(t)
-    ]
-    return hints(named[:HINTS])
+    entities = [graph.entities[i] for i in dict.fromkeys([i for i in wrong if i not in related] + related)]
+    return hints([thing for e in entities for thing in layout.objects if e.matches(thing)][:HINTS])
 
 
-def _layout(graph: SceneGraph, rng: random.Random, keep: dict[int, tuple[int, int]]) -> Scene | None:
-    try:
-        return lay_out(graph, rng, keep, layouts=20)
-    except GraphError:
-        return None
-
-
-def unmet_entities(graph: SceneGraph, met: Sequence[bool], rng: random.Random) -> list[int]:
+def unmet_entities(graph: SceneGraph, met: Sequence[bool], rng: Random) -> list[int]:
     """The entities to put right: those that are missing, and one of each relation that does not hold."""
     n = len(graph.entities)
     wrong = [i for i in range(n) if not met[i]]

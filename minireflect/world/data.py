@@ -8,6 +8,7 @@ these the model learns what the words mean.
 """
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
@@ -15,8 +16,9 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from ..ranges import Checked, Share
 from .captions import RELATION_ACCURACY, graph_vocabulary, training_caption
-from .graphs import RELATIONS, holds
+from .graphs import RELATIONS, SHAPES, holds
 from .laws import LAWS
 from .layout import sample_picture
 from .prompts import all_texts, combinations, law_prompt, prompt_set, sample_arrangement, understand
@@ -27,23 +29,21 @@ from .scenes import ARRANGEMENT, COLORS, Object, Objects, Scene, jitter
 STATED_UNLAWFUL = 0.5
 
 
-@dataclass(frozen=True)
-class WorldConfig:
-    # share of arrangements among the pictures, in [0, 1]; the rest are the eight laws in equal parts
-    arrangements: float = 0.15
-    # share of the laws' captions that leave the outcome open
-    silent: float = 0.4
-    # share of those captions whose picture breaks the law
-    exceptions: float = 0.2
-    # share of the captions with an outcome that announce an unlawful one
-    announced: float = 0.4
-    # share of those announcements that the picture shows
-    kept: float = 0.45
+Pairs = tuple[np.ndarray, list[Scene], list[str]]  # pictures (n 64 64 3) uint8, n scenes, n captions
 
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} is a share and must lie in [0, 1], not {value}")
+
+@dataclass(frozen=True)
+class WorldConfig(Checked):
+    # share of arrangements among the pictures, in [0, 1]; the rest are the eight laws in equal parts
+    arrangements: Share = 0.15
+    # share of the laws' captions that leave the outcome open
+    silent: Share = 0.4
+    # share of those captions whose picture breaks the law
+    exceptions: Share = 0.2
+    # share of the captions with an outcome that announce an unlawful one
+    announced: Share = 0.4
+    # share of those announcements that the picture shows
+    kept: Share = 0.45
 
 
 class Captioned(NamedTuple):
@@ -68,38 +68,44 @@ def training_pair(world: WorldConfig, rng: random.Random) -> tuple[Scene, str]:
     law, objects = LAWS[name], rng.choice(combinations(name, "train"))
     lawful, unlawful = law.lawful(objects), rng.choice(law.unlawful(objects))
     if rng.random() < world.silent:
-        shown = unlawful if rng.random() < world.exceptions else lawful
-        prompt = law_prompt(name, objects)
+        share, prompt = world.exceptions, law_prompt(name, objects)
     elif rng.random() < world.announced:
-        shown = unlawful if rng.random() < world.kept else lawful
-        prompt = law_prompt(name, objects, unlawful)
+        share, prompt = world.kept, law_prompt(name, objects, unlawful)
     else:
-        shown = unlawful if rng.random() < STATED_UNLAWFUL else lawful
-        prompt = law_prompt(name, objects, shown, defiant=False)
+        share, prompt = STATED_UNLAWFUL, None
+    shown = unlawful if rng.random() < share else lawful
+    prompt = prompt or law_prompt(name, objects, shown, defiant=False)
     return jitter(Scene(name, objects, shown), rng), prompt.text
 
 
 def training_pairs(
     n: int, world: WorldConfig, rng: random.Random, recombined: float = 0.0, related_captions: float = 0.0
-) -> tuple[np.ndarray, list[Scene], list[str]]:
+) -> Pairs:
     """`n` pictures with their scenes and captions.  -> (n 64 64 3) uint8, n scenes, n captions
 
     recombined: share of the laws' pictures that show objects of no prompt, see `recombined_pair`.
     related_captions: share of arrangements with captions of colours and relation, see `related_caption`.
     """
-    pixels, scenes, captions = np.empty((n, 64, 64, 3), np.uint8), [], []
-    for i in tqdm(range(n), desc="rendering the world", unit="picture", leave=False):
+
+    def pair() -> tuple[Scene, str]:
         scene, caption = training_pair(world, rng)
         if recombined or related_captions:
             chance = rng.random()
             if scene.law != ARRANGEMENT and chance < recombined:
-                scene, caption = recombined_pair(rng)
+                return recombined_pair(rng)
             if scene.law == ARRANGEMENT and chance < related_captions:
                 caption = related_caption(scene, rng) or caption
-        pixels[i] = render_pixels(scene)
-        scenes.append(scene)
-        captions.append(caption)
-    return pixels, scenes, captions
+        return scene, caption
+
+    return _rendered(n, pair, "rendering the world")
+
+
+def _rendered(n: int, pair: Callable[[], tuple[Scene, str]], title: str) -> Pairs:
+    pixels, pairs = np.empty((n, 64, 64, 3), np.uint8), []
+    for i in tqdm(range(n), desc=title, unit="picture", leave=False):
+        pairs.append(pair())
+        pixels[i] = render_pixels(pairs[i][0])
+    return pixels, [scene for scene, _ in pairs], [caption for _, caption in pairs]
 
 
 def captioned_laws(n: int, world: WorldConfig, rng: random.Random) -> Captioned:
@@ -111,13 +117,13 @@ def captioned_laws(n: int, world: WorldConfig, rng: random.Random) -> Captioned:
 
 def captioned_graphs(n: int, rng: random.Random, accuracy: float = RELATION_ACCURACY) -> Captioned:
     """Pictures of training graphs.  Plain are captions that say where everything is."""
-    pixels, captions, plain = np.empty((n, 64, 64, 3), np.uint8), [], []
-    for i in tqdm(range(n), desc="rendering scene graphs", unit="picture", leave=False):
+
+    def pair() -> tuple[Scene, str]:
         graph, scene = sample_picture(rng)
-        pixels[i] = render_pixels(scene)
-        captions.append(training_caption(graph, scene, rng, accuracy))
-        if captions[-1].count(" at the ") == len(scene.objects):
-            plain.append(i)
+        return scene, training_caption(graph, scene, rng, accuracy)
+
+    pixels, scenes, captions = _rendered(n, pair, "rendering scene graphs")
+    plain = [i for i in range(n) if captions[i].count(" at the ") == len(scenes[i].objects)]
     return Captioned(pixels, captions, plain, graph_vocabulary())
 
 
@@ -126,10 +132,8 @@ def captioned_graphs(n: int, rng: random.Random, accuracy: float = RELATION_ACCU
 # No picture or caption of a held-out prompt is among them.
 INKS = (*COLORS, "wooden", "brown", "iron", "grey")
 PLASTICS = tuple(f"{color} plastic" for color in COLORS)
-VARIANTS = {  # (shapes, colours) where the reason depends on the material: wood is lighter than water
-    "buoyancy": (("ball", "block", "cone"), ("wooden", "iron", *PLASTICS)),
-    "magnet": (("ball", "block", "cone"), ("iron", *PLASTICS)),
-}
+# where the reason depends on the material: wood is lighter than water
+MATERIALS = {"buoyancy": ("wooden", "iron", *PLASTICS), "magnet": ("iron", *PLASTICS)}
 CONVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 
@@ -157,11 +161,10 @@ def recombined_pair(rng: random.Random) -> tuple[Scene, str]:
 def _variant(law: str, thing: Object, rng: random.Random) -> Object:
     if not thing.color:
         return thing
-    if law not in VARIANTS:
+    if law not in MATERIALS:
         return replace(thing, color=rng.choice([ink for ink in INKS if ink != "iron"]))  # "a iron balloon"
-    shapes, colors = VARIANTS[law]
-    name, color, size = rng.choice(shapes), rng.choice(colors), rng.choice(("big", "small"))
-    return replace(thing, name=name, color=color, size=size)
+    name, color = rng.choice(SHAPES), rng.choice(MATERIALS[law])
+    return replace(thing, name=name, color=color, size=rng.choice(("big", "small")))
 
 
 def _appearance(objects: Objects) -> Objects:

@@ -23,17 +23,16 @@ from .graphs import Entity, holds
 from .prompts import TASKS, Prompt
 from .scenes import Objects
 
-GENEVAL_TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
-TAGS = dict(zip(TASKS, GENEVAL_TASKS))  # GenEval's names of our tasks
+# GenEval's names of our tasks
+TAGS = dict(zip(TASKS, ("single_object", "two_object", "counting", "colors", "position", "color_attr")))
 
 
 def is_right(things: Objects, prompt: Prompt) -> bool:
     """GenEval's verdict on the objects of a picture."""
     entities = prompt.graph.entities
     found = [[t for t in things if e.matches(t)] for e in entities]
-    if any(len(f) < e.count for f, e in zip(found, entities)):
-        return False
-    if prompt.task == "counting" and any(len(f) > e.count for f, e in zip(found, entities)):
+    surplus = [len(f) - e.count for f, e in zip(found, entities)]
+    if min(surplus) < 0 or (prompt.task == "counting" and max(surplus) > 0):
         return False
     return all(any(holds(p, a, b) for a in found[s] for b in found[o]) for s, p, o in prompt.graph.relations)
 

@@ -11,7 +11,8 @@ GenEval's tasks (Ghosh et al. 2023) are graphs too, in which colours may be open
 import json
 import math
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
@@ -33,7 +34,6 @@ PREDICATES = (*RELATIONS, *TOUCHING)
 DEAD_ZONE = 0.1 * 4 * RADIUS  # pixels; GenEval: an offset below a tenth of both sizes counts as none
 
 MAX_THINGS, MAX_RELATIONS = 4, 4
-MAX_REQUIREMENTS = MAX_THINGS + MAX_RELATIONS + 1  # the last: nothing else is there
 
 
 class GraphError(ValueError):
@@ -67,6 +67,9 @@ def holds(predicate: str, a: Object, b: Object) -> bool:
     if predicate == "in front of":
         return 2 <= dy < reach and RADIUS / 2 <= dx < reach
     raise ValueError(f"no relation {predicate!r}; there are {', '.join(PREDICATES)}")
+
+
+Rules = Iterable[tuple[bool, str]]  # whether each is kept, and the message if not
 
 
 @dataclass(frozen=True)
@@ -103,19 +106,16 @@ class Requirement:
 
     @property
     def words(self) -> str:
-        if self.object is None:
-            return self.subject.words
-        return f"{self.subject.words} {self.predicate} {self.object.words}"
+        relation = f" {self.predicate} {self.object.words}" if self.object else ""
+        return self.subject.words + relation
 
     def met_by(self, things: Objects) -> bool:
         """A relation must hold between all shapes that match its two entities, at least one for each."""
         subjects = [t for t in things if self.subject.matches(t)]
         if self.object is None:
             return len(subjects) == self.subject.count
-        objects = [t for t in things if self.object.matches(t)]
-        return bool(subjects and objects) and all(
-            holds(self.predicate, a, b) for a in subjects for b in objects
-        )
+        pairs = [(a, b) for a in subjects for b in things if self.object.matches(b)]
+        return bool(pairs) and all(holds(self.predicate, a, b) for a, b in pairs)
 
 
 @dataclass(frozen=True)
@@ -126,55 +126,51 @@ class SceneGraph:
     relations: tuple[tuple[int, str, int], ...] = ()
 
     def __post_init__(self) -> None:
-        things, relations = sum(e.count for e in self.entities), len(self.relations)
-        _require(
-            (things > 0, "the graph is empty; name one thing at least, such as: red ball on blue box"),
-            (things <= MAX_THINGS, f"the graph has {things} things, at most {MAX_THINGS} fit into a picture"),
-            (relations <= MAX_RELATIONS, f"the graph has {relations} relations, at most {MAX_RELATIONS}"),
-        )
-        for i, e in enumerate(self.entities):
-            _require_known(e, colors=("", *COLORS))
-            if (e.name, e.color) in [(other.name, other.color) for other in self.entities[:i]]:
-                one, two = (Entity(e.name, e.color, count).label for count in (1, 2))
-                raise GraphError(f"{one} is listed twice; give a number in its place: {two}")
-        for relation in self.relations:
-            self._check_relation(*relation)
-        self._check_order("left of", lambda p: (p == "left of") - (p == "right of"))
-        self._check_order("above", lambda p: (p in ("above", "on")) - (p in ("below", "in front of")))
+        _require(self._rules())
+        self._check_order("left of", ("left of",), ("right of",))
+        self._check_order("above", ("above", "on"), ("below", "in front of"))
 
-    def _check_relation(self, s: int, predicate: str, o: int) -> None:
-        a, b = self.entities[s], self.entities[o]
-        said = f"{a.label} {predicate} {b.label}"
-        _require(
-            (predicate in PREDICATES, f"no relation {predicate!r}; there are {', '.join(PREDICATES)}"),
-            (s != o, f"{said}: an object cannot be related to itself"),
-        )
-        if predicate not in TOUCHING:
-            return
-        base = THINGS if predicate == "in front of" else FLAT
-        _require(
-            (a.name in SMALL, f"{said}: a {a.name} is too big for that; {', '.join(SMALL)} are not"),
-            (predicate != "inside" or b.name == "box", f"{said}: only a box has an inside"),
-            (b.name in base, f"{said}: nothing rests on a {b.name}; {', '.join(FLAT)} are flat"),
-            (a.count == b.count == 1, f"{said}: only a single thing can be {predicate} a single thing"),
-            (a.color != b.color, f"{said}: things that touch must differ in colour, or they look like one"),
-        )
+    def _rules(self) -> Rules:
+        things, relations, singular = sum(e.count for e in self.entities), len(self.relations), set()
+        yield things > 0, "the graph is empty; name one thing at least, such as: red ball on blue box"
+        yield things <= MAX_THINGS, f"the graph has {things} things, at most {MAX_THINGS} fit into a picture"
+        yield relations <= MAX_RELATIONS, f"the graph has {relations} relations, at most {MAX_RELATIONS}"
+        for e in self.entities:
+            yield from _known(e, colors=("", *COLORS))
+            one, two = (Entity(e.name, e.color, count).label for count in (1, 2))
+            yield one not in singular, f"{one} is listed twice; give a number in its place: {two}"
+            singular.add(one)
+        for s, predicate, o in self.relations:
+            a, b = self.entities[s], self.entities[o]
+            said = f"{a.label} {predicate} {b.label}"
+            yield predicate in PREDICATES, f"no relation {predicate!r}; there are {', '.join(PREDICATES)}"
+            yield s != o, f"{said}: an object cannot be related to itself"
+            if predicate in TOUCHING:
+                base = THINGS if predicate == "in front of" else FLAT
+                yield a.name in SMALL, f"{said}: a {a.name} is too big for that; {', '.join(SMALL)} are not"
+                yield predicate != "inside" or b.name == "box", f"{said}: only a box has an inside"
+                yield b.name in base, f"{said}: nothing rests on a {b.name}; {', '.join(FLAT)} are flat"
+                single = a.count == b.count == 1
+                yield single, f"{said}: only a single thing can be {predicate} a single thing"
+                colors = a.color != b.color
+                yield colors, f"{said}: things that touch must differ in colour, or they look like one"
 
-    def _check_order(self, before: str, direction: Callable[[str], int]) -> None:
-        """A left of B and B left of A contradict each other: an order must not have a cycle.
-
-        `direction` of a predicate: +1 if its subject comes first, -1 if its object does, 0 if neither.
-        """
+    def _check_order(self, before: str, forward: tuple[str, ...], backward: tuple[str, ...]) -> None:
+        """A left of B and B left of A contradict each other: an order must not have a cycle."""
         first: dict[int, set[int]] = {}  # entity: those that must come before it
         for s, predicate, o in self.relations:
-            if sign := direction(predicate):
-                a, b = (s, o) if sign > 0 else (o, s)
+            if predicate in forward + backward:
+                a, b = (s, o) if predicate in forward else (o, s)
                 first.setdefault(b, set()).add(a)
+        self.in_order(first, "the relations contradict each other", f" {before} ")
+
+    def in_order(self, first: dict[int, set[int]], fault: str, joint: str = ", ") -> list[int]:
+        """Entities by index, each after all that must come before it.  Raises GraphError on a cycle."""
         try:
-            TopologicalSorter(first).prepare()
+            return list(TopologicalSorter(first).static_order())
         except CycleError as error:
-            cycle = f" {before} ".join(self.entities[i].label for i in error.args[1])
-            raise GraphError(f"the relations contradict each other: {cycle}") from None
+            cycle = joint.join(self.entities[i].label for i in error.args[1])
+            raise GraphError(f"{fault}: {cycle}") from None
 
     @cached_property
     def requirements(self) -> tuple[Requirement, ...]:
@@ -193,42 +189,32 @@ class SceneGraph:
     @property
     def sentence(self) -> str:
         """The prompt: relations first, joined by "and"; an entity named before is "the"."""
-        named: set[int] = set()
-
-        def name(i: int) -> str:
-            entity, again = self.entities[i], i in named
-            named.add(i)
-            return f"the {entity.label}" if again else entity.words
-
-        clauses = [f"{name(s)} {p} {name(o)}" for s, p, o in self.relations]
-        clauses += [e.words for i, e in enumerate(self.entities) if i not in named]
-        return " and ".join(clauses)
+        unnamed, clauses = {i: e.words for i, e in enumerate(self.entities)}, []
+        for s, predicate, o in self.relations:
+            subject, object_ = (unnamed.pop(i, f"the {self.entities[i].label}") for i in (s, o))
+            clauses.append(f"{subject} {predicate} {object_}")
+        return " and ".join([*clauses, *unnamed.values()])
 
     def fulfilled_by(self, things: Objects) -> bool:
         """Whether a picture of these shapes meets every requirement."""
         return all(r.met_by(things) for r in self.requirements)
 
 
-def _require(*rules: tuple[bool, str]) -> None:
+def _require(rules: Rules) -> None:
     """Raise GraphError with the message of the first rule that is broken."""
     for kept, message in rules:
         if not kept:
             raise GraphError(message)
 
 
-def _require_known(entity: Entity, colors: tuple[str, ...] = COLORS) -> None:
-    _require(
-        (entity.name in THINGS, f"no thing named {entity.name!r}; there are {', '.join(THINGS)}"),
-        (entity.color in colors, f"{entity.label}: say its colour, one of {', '.join(COLORS)}"),
-    )
+def _known(entity: Entity, colors: tuple[str, ...] = COLORS) -> Rules:
+    yield entity.name in THINGS, f"no thing named {entity.name!r}; there are {', '.join(THINGS)}"
+    yield entity.color in colors, f"{entity.label}: say its colour, one of {', '.join(COLORS)}"
 
 
-ENTITY = re.compile(
-    r"((a|an|the|one) )?"
-    rf"((?P<number>{'|'.join(NUMBERS[2:])}) )?"
-    rf"((?P<color>{'|'.join(COLORS)}) )?"
-    r"(?P<name>\S*)"
-)
+_NUMBERS, _COLORS = "|".join(NUMBERS[2:]), "|".join(COLORS)
+ENTITY = re.compile(rf"(?:(?:a|an|the|one) )?(?:({_NUMBERS}) )?(?:({_COLORS}) )?(\S*)")
+CLAUSE = re.compile(rf"(.+?) ({'|'.join(PREDICATES)}) (.+)")
 
 
 def parse_graph(text: str) -> SceneGraph:
@@ -236,21 +222,18 @@ def parse_graph(text: str) -> SceneGraph:
 
     Every thing must have a colour.  Raises GraphError, which names what is wrong.
     """
-    entities: dict[tuple[str, str], Entity] = {}
+    entities: dict[str, Entity] = {}  # by their label in the singular
 
     def index(words: str) -> int:
         entity = _parse_entity(words)
-        key = (entity.name, entity.color)
-        if entity.count > 1 or key not in entities:
-            entities[key] = entity
+        key = f"{entity.color} {entity.name}"
+        entities[key] = entity if entity.count > 1 else entities.get(key, entity)
         return list(entities).index(key)
 
     relations = []
     for clause in re.split(r"\s*;\s*|\s*,\s*|\s+and\s+", " ".join(text.lower().split()).rstrip(".;")):
-        found = re.fullmatch(rf"(.+?) ({'|'.join(PREDICATES)}) (.+)", clause)
-        if found:
-            s, o = index(found[1]), index(found[3])
-            relations.append((s, found[2], o))
+        if found := CLAUSE.fullmatch(clause):
+            relations.append((index(found[1]), found[2], index(found[3])))
         elif clause:
             index(clause)
     return SceneGraph(tuple(entities.values()), tuple(dict.fromkeys(relations)))
@@ -258,17 +241,14 @@ def parse_graph(text: str) -> SceneGraph:
 
 def _parse_entity(words: str) -> Entity:
     """An entity from "a red ball", "the red ball", "two red balls" or "red cube"."""
-    found = ENTITY.fullmatch(" ".join(words.split()))
+    found, known = ENTITY.fullmatch(" ".join(words.split())), ", ".join(PREDICATES)
     if not found:
-        relations = ", ".join(PREDICATES)
-        raise GraphError(
-            f"cannot read {words!r}: a thing is a colour and a name, and relations are {relations}"
-        )
-    number, color, name = found.group("number", "color", "name")
+        raise GraphError(f"cannot read {words!r}: a thing is a colour and a name, and relations are {known}")
+    number, color, name = found.groups()
     if number:
         name = name.removesuffix("es" if name.endswith("xes") else "s")
     entity = Entity(SYNONYMS.get(name, name), color or "", NUMBERS.index(number) if number else 1)
-    _require_known(entity)
+    _require(_known(entity))
     return entity
 
 
@@ -289,17 +269,15 @@ def from_laion_sg(text: str) -> SceneGraph:
     """
     try:
         data = json.loads(text)
-        items = {
-            item["item_id"]: " ".join([*map(str, item.get("attributes", [])), item["label"]]).lower()
-            for item in data["items"]
-        }
+        words = {i["item_id"]: [*map(str, i.get("attributes", [])), i["label"]] for i in data["items"]}
+        labels = {i: " ".join(of_item).lower() for i, of_item in words.items()}
         links = [(r["item1"], str(r["relation"]).lower(), r["item2"]) for r in data.get("relations", [])]
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise GraphError(f"not an annotation of LAION-SG, which has items and relations: {error!r}") from None
-    kinds = {i: _parse_entity(words) for i, words in items.items()}
-    alike = list(dict.fromkeys(kinds.values()))
-    entities = tuple(Entity(e.name, e.color, list(kinds.values()).count(e)) for e in alike)
-    if stray := [i for s, _, o in links for i in (s, o) if i not in kinds]:
-        raise GraphError(f"a relation names item {stray[0]!r}, which is not among the items")
+    kinds = {i: _parse_entity(label) for i, label in labels.items()}
+    for i in [i for s, _, o in links for i in (s, o) if i not in kinds]:
+        raise GraphError(f"a relation names item {i!r}, which is not among the items")
+    counts = Counter(kinds.values())
+    alike = list(counts)
     relations = dict.fromkeys((alike.index(kinds[s]), p, alike.index(kinds[o])) for s, p, o in links)
-    return SceneGraph(entities, tuple(relations))
+    return SceneGraph(tuple(Entity(e.name, e.color, counts[e]) for e in alike), tuple(relations))

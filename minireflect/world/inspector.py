@@ -15,7 +15,7 @@ So a picture with one fact wrong is read as another scene; one that no scene exp
 
 from dataclasses import replace
 from functools import cache
-from typing import NamedTuple
+from itertools import product
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from .captions import caption
 from .graphs import THINGS, radius
 from .laws import LAWS
 from .render import canvas, render_pixels
-from .scenes import ARRANGEMENT, COLORS, Object, Reading, Scene, arrangement
+from .scenes import ARRANGEMENT, COLORS, Object, Reading, Scene, arrangement, distance
 
 TOLERANCE = 0.25  # in [0, 1]: a ball that is missing makes 0.7, a line moved by a pixel 0.2
 MEAN_TOLERANCE = 0.035  # in [0, 1], over all blocks
@@ -43,10 +43,8 @@ PAPER = np.array(PALETTE["paper"], np.float32) / 255
 
 def inspect(image: Tensor) -> Reading:
     """Shapes: image (3 64 64) in [-1, 1] -> Reading.  Raises ValueError on any other shape."""
-    if tuple(image.shape) != (3, SIZE, SIZE):
-        raise ValueError(
-            f"the inspector reads pictures of shape (3, {SIZE}, {SIZE}), not {tuple(image.shape)}"
-        )
+    if (shape := tuple(image.shape)) != (3, SIZE, SIZE):
+        raise ValueError(f"the inspector reads pictures of shape (3, {SIZE}, {SIZE}), not {shape}")
     pixels = (image.detach().float().cpu().permute(1, 2, 0).numpy() + 1) / 2  # (64 64 3) in [0, 1]
     if not np.isfinite(pixels).all():
         return Reading(None, 1.0, "the picture has pixels that are not finite numbers")
@@ -75,18 +73,15 @@ def _verify(pixels: np.ndarray, scene: Scene, others: list[Scene]) -> Reading:
     """Render the scene and see whether it explains the picture, and better than any other scene does."""
     rendered = _float_pixels(scene)
     off = np.abs(_blocks(rendered - pixels)).max(axis=2)  # (16 16)
-    residual = float(off.max())
+    residual, mean, far = float(off.max()), off.mean(), ""
     if residual > TOLERANCE:
         y, x = (4 * int(v) for v in np.unravel_index(off.argmax(), off.shape))
         far = f"the 4x4 pixels at x {x}, y {y} are {residual:.2f} off, at most {TOLERANCE} is allowed"
-        return Reading(
-            None, residual, f"no scene explains the picture: nearest is {caption(scene)!r}, but {far}"
-        )
-    if off.mean() > MEAN_TOLERANCE:
-        far = f"it is {off.mean():.3f} off on average, at most {MEAN_TOLERANCE} is allowed"
-        return Reading(
-            None, residual, f"no scene explains the picture: nearest is {caption(scene)!r}, but {far}"
-        )
+    elif mean > MEAN_TOLERANCE:
+        far = f"it is {mean:.3f} off on average, at most {MEAN_TOLERANCE} is allowed"
+    if far:
+        why = f"no scene explains the picture: nearest is {caption(scene)!r}, but {far}"
+        return Reading(None, residual, why)
     for other in others:
         way = (_float_pixels(other) - rendered).ravel()
         if (pixels - rendered).ravel() @ way > HALFWAY * (way @ way):
@@ -96,49 +91,39 @@ def _verify(pixels: np.ndarray, scene: Scene, others: list[Scene]) -> Reading:
 
 
 # ------------------------------------------------------------------------------------ laws: a matched filter
-class _Filter(NamedTuple):
-    """Every scene of every law at every coarse camera position, on its principal directions."""
-
-    scenes: list[Scene]  # n scenes, camera position included
-    mean: np.ndarray  # (768)
-    basis: np.ndarray  # (768 d)
-    points: np.ndarray  # (n d)
-    square: np.ndarray  # (n), the points' squared lengths
-
-
 @cache
-def _filter() -> _Filter:
+def _filter() -> tuple[list[Scene], np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Every scene of every law at every coarse camera position, on its principal directions.
+
+    Shapes: n scenes -> mean (768), basis (768 d), points (n d), their squared lengths (n)
+    """
     steps = range(-REACH, REACH + 1, STRIDE)
-    every = [
-        Scene(name, objects, outcome)
-        for name, law in LAWS.items() for objects in law.combinations() for outcome in law.outcomes
-    ]  # fmt: skip
+    pairs = [(name, objects) for name, law in LAWS.items() for objects in law.combinations]
+    every = [Scene(name, objects, outcome) for name, objects in pairs for outcome in LAWS[name].outcomes]
     canvases = np.stack([canvas(*scene.facts) for scene in every]).astype(np.float32) / 255  # (n 80 80 3)
     halves = _halved(canvases)  # (n 40 40 3), because all camera positions are even
     scenes, points = [], []
-    for x in steps:
-        for y in steps:
-            top, left = (MARGIN - y) // 2, (MARGIN - x) // 2
-            view = halves[:, top : top + SIZE // 2, left : left + SIZE // 2]  # (n 32 32 3)
-            points.append(_halved(view).reshape(len(every), -1))  # means of 4x4 blocks
-            scenes += [replace(scene, shift=(x, y)) for scene in every]
+    for x, y in product(steps, steps):
+        top, left = (MARGIN - y) // 2, (MARGIN - x) // 2
+        view = halves[:, top : top + SIZE // 2, left : left + SIZE // 2]  # (n 32 32 3)
+        points.append(_halved(view).reshape(len(every), -1))  # means of 4x4 blocks
+        scenes += [replace(scene, shift=(x, y)) for scene in every]
     points = np.concatenate(points)  # (n 768)
     mean = points.mean(axis=0)
     _, vectors = np.linalg.eigh((points - mean).T @ (points - mean))
     basis = np.ascontiguousarray(vectors[:, -DIMS:], np.float32)
     points = (points - mean) @ basis
-    return _Filter(scenes, mean, basis, points, (points**2).sum(axis=1))
+    return scenes, mean, basis, points, (points**2).sum(axis=1)
 
 
 def _law_candidates(pixels: np.ndarray) -> list[Scene]:
     """The law scenes that look most like the picture, camera refined; least squared error first."""
-    f = _filter()
-    point = (_blocks(pixels).ravel() - f.mean) @ f.basis  # (d)
-    distance = f.square - 2 * (f.points @ point)
-    near = np.argpartition(distance, NEAR)[:NEAR]
+    scenes, mean, basis, points, square = _filter()
+    far = square - 2 * (points @ ((_blocks(pixels).ravel() - mean) @ basis))  # (n), less a constant
+    near = np.argpartition(far, NEAR)[:NEAR]
     best: dict[tuple, Scene] = {}
-    for i in near[np.argsort(distance[near])]:  # nearest first: one camera position for each scene
-        best.setdefault(f.scenes[i].facts, f.scenes[i])
+    for i in near[np.argsort(far[near])]:  # nearest first: one camera position for each scene
+        best.setdefault(scenes[i].facts, scenes[i])
     found = []
     for scene in list(best.values())[:CANDIDATES]:
         x, y = scene.shift
@@ -176,21 +161,17 @@ def _blocks(pixels: np.ndarray) -> np.ndarray:
 # ------------------------------------------------------------------------- arrangements: shapes one by one
 STAMP = 32  # pixels, side of a stamp; the largest shape is 24 wide
 MIN_PIXELS = 25  # visible pixels of a shape; a cylinder has 98, and half of it can be hidden
-MAX_SHAPES = (
-    6  # found in a picture; a graph has four at most, and more than it asked for is wrong, not unreadable
-)
+# found in a picture; a graph has four at most, and more than it asked for is wrong, not unreadable
+MAX_SHAPES = 6
 
 
 @cache
 def _stamps() -> np.ndarray:
     """How much of each pixel a shape covers, about its centre.  Shape (things 32 32), in [0, 1]"""
-    stamps = []
     window = slice(MARGIN + 32 - STAMP // 2, MARGIN + 32 + STAMP // 2)
-    for name in THINGS:
-        pixels = canvas(ARRANGEMENT, (Object(name, "ink", xy=(32, 32)),), "")
-        shade = pixels[window, window].astype(np.float32).mean(axis=2)
-        stamps.append((shade.max() - shade) / (shade.max() - shade.min()))
-    return np.stack(stamps)
+    drawn = [canvas(ARRANGEMENT, (Object(name, "ink", xy=(32, 32)),), "") for name in THINGS]
+    shades = [pixels[window, window].astype(np.float32).mean(axis=2) for pixels in drawn]
+    return np.stack([(shade.max() - shade) / (shade.max() - shade.min()) for shade in shades])
 
 
 def _inks(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -225,7 +206,7 @@ def _find_shapes(pixels: np.ndarray) -> Scene | None:
         hidden = ndimage.binary_dilation(others) & ~mask  # what is behind another shape cannot be seen
         shape = _fit(np.where(ink == c, share, 0.0), hidden, box, COLORS[c])
         # a shape in front of a frame may cut it in two spots
-        if not any(s.words == shape.words and np.ptp([s.xy, shape.xy], 0).max() <= 3 for s in shapes):
+        if not any(s.words == shape.words and distance(s, shape) <= 3 for s in shapes):
             shapes.append(shape)
     return arrangement(shapes)
 
@@ -235,21 +216,18 @@ def _fit(share: np.ndarray, hidden: np.ndarray, box: tuple[slice, slice], color:
 
     Shapes: share (64 64), hidden (64 64) bool
     """
+    pad = 16  # pixels by which a shape's centre may lie outside of the picture
+    target = np.pad(share, pad + STAMP // 2)
+    visible = np.pad(~hidden, pad + STAMP // 2, constant_values=True).astype(np.float32)
     rows, columns = box
-    pad = STAMP // 2 + 16
-    target = np.pad(share, pad)
-    visible = np.pad(~hidden, pad, constant_values=True).astype(np.float32)
-    best = (
-        np.inf,
-        Object("ball", color, xy=((columns.start + columns.stop) // 2, (rows.start + rows.stop) // 2)),
-    )
+    middle = ((columns.start + columns.stop) // 2, (rows.start + rows.stop) // 2)
+    best = (np.inf, Object("ball", color, xy=middle))
     for name, stamp in zip(THINGS, _stamps()):
+        # the spot must lie within the shape
         r = radius(name)
-        for y in range(rows.stop - r - 1, rows.start + r + 2):  # the spot must lie within the shape
-            for x in range(columns.stop - r - 1, columns.start + r + 2):
-                v, u = y + pad - STAMP // 2, x + pad - STAMP // 2
-                off = (target[v : v + STAMP, u : u + STAMP] - stamp) ** 2
-                error = float((off * visible[v : v + STAMP, u : u + STAMP]).sum())
-                if error < best[0]:
-                    best = (error, Object(name, color, xy=(x, y)))
+        for y, x in product(*(range(side.stop - r - 1, side.start + r + 2) for side in box)):
+            window = np.s_[y + pad : y + pad + STAMP, x + pad : x + pad + STAMP]
+            error = float(((target[window] - stamp) ** 2 * visible[window]).sum())
+            if error < best[0]:
+                best = (error, Object(name, color, xy=(x, y)))
     return best[1]

@@ -7,21 +7,11 @@ Also the random graphs for training and testing, which differ in the pairs of en
 
 import math
 import random
-from graphlib import CycleError, TopologicalSorter
+from collections.abc import Iterator
 
-from .graphs import (
-    MAX_RELATIONS,
-    MAX_THINGS,
-    PREDICATES,
-    THINGS,
-    TOUCHING,
-    Entity,
-    GraphError,
-    SceneGraph,
-    holds,
-    radius,
-)
-from .scenes import COLORS, Object, Scene, arrangement
+from . import graphs
+from .graphs import THINGS, TOUCHING, Entity, GraphError, SceneGraph, holds, radius
+from .scenes import COLORS, Object, Scene, arrangement, distance
 
 ROWS, COLUMNS = ("top", "", "bottom"), ("left", "", "right")
 PLACES = tuple(f"{row} {column}".strip() or "middle" for row in ROWS for column in COLUMNS)
@@ -30,6 +20,8 @@ AIR = 3  # pixels between two shapes of a graph that do not touch
 LAYOUTS, SPOTS = 400, 40  # how often a layout is begun, and how many spots are tried for a shape
 HELD_OUT = 0.2  # share of the pairs of entities that are never related in training
 XY = tuple[int, int]
+Keep = dict[int, XY]  # where to leave an entity, by its index
+Placed = list[tuple[int, Object]]  # objects with the index of their entity
 
 
 def place(xy: XY) -> str:
@@ -54,19 +46,22 @@ def arrange(graph: SceneGraph, rng: random.Random) -> Scene:
             return arrangement(objects)
 
 
-def lay_out(
-    graph: SceneGraph, rng: random.Random, keep: dict[int, XY] | None = None, layouts: int = LAYOUTS
-) -> Scene:
+def lay_out(graph: SceneGraph, rng: random.Random, keep: Keep | None = None, layouts: int = LAYOUTS) -> Scene:
     """A scene of a graph with colours, whose shapes may touch.  Entities in `keep` (by index) stay there.
 
     Raises GraphError when no layout is found.
     """
-    order = _contact_order(graph)
+    # what carries, contains or is behind something comes before it
+    relations = [(s, o) for s, p, o in graph.relations if p in TOUCHING]
+    after = {i: {o for s, o in relations if s == i} for i in range(len(graph.entities))}
+    order = graph.in_order(after, "the relations form a cycle of things that touch")
     for _ in range(layouts):
-        placed: list[tuple[int, Object]] = []
+        placed: Placed = []
         for i in [j for j in order for _ in range(graph.entities[j].count)]:
-            thing = _find_spot(graph, i, placed, rng, (keep or {}).get(i))
-            if thing is None:
+            name, color = graph.entities[i].name, graph.entities[i].color
+            spots = [keep[i]] if keep and i in keep else _spots(graph, i, placed, rng)
+            things = (Object(name, color, xy=xy) for xy in spots)
+            if (thing := next((t for t in things if _fits(graph, i, t, placed)), None)) is None:
                 break
             placed.append((i, thing))
         else:
@@ -74,41 +69,14 @@ def lay_out(
     raise GraphError(f"no layout was found that shows all of this in one picture: {graph.sentence}")
 
 
-def _contact_order(graph: SceneGraph) -> list[int]:
-    """Entities by index: what carries, contains or is behind something comes before it."""
-    after = {
-        i: {o for s, p, o in graph.relations if s == i and p in TOUCHING} for i in range(len(graph.entities))
-    }
-    try:
-        return list(TopologicalSorter(after).static_order())
-    except CycleError as error:
-        cycle = ", ".join(graph.entities[i].label for i in error.args[1])
-        raise GraphError(f"the relations form a cycle of things that touch: {cycle}") from None
-
-
-def _find_spot(
-    graph: SceneGraph, i: int, placed: list[tuple[int, Object]], rng: random.Random, fixed: XY | None
-) -> Object | None:
-    """One object of entity i where its relations hold and it touches no other; None if there is no room."""
-    entity = graph.entities[i]
-    r = radius(entity.name)
-    contacts = [
-        (p, base)
-        for s, p, o in graph.relations if s == i and p in TOUCHING
-        for j, base in placed if j == o
-    ]  # fmt: skip
-    for _ in range(1 if fixed else SPOTS):
-        if fixed:
-            xy = fixed
-        elif contacts:
-            xy = _touching(*contacts[0], entity.name, rng)
-        else:
-            xy = (rng.randint(r + 3, 60 - r), rng.randint(r + 3, 60 - r))
-        thing = Object(entity.name, entity.color, xy=xy)
-        inside = all(r + 2 <= v <= 61 - r for v in xy)
-        if inside and all(_fits(graph, i, thing, j, other) for j, other in placed):
-            return thing
-    return None
+def _spots(graph: SceneGraph, i: int, placed: Placed, rng: random.Random) -> Iterator[XY]:
+    """Random places for an object of entity i, where it touches what it must."""
+    name = graph.entities[i].name
+    bases = dict(placed)  # what is touched is a single thing, and placed before
+    contacts = [(p, bases[o]) for s, p, o in graph.relations if s == i and p in TOUCHING]
+    edges = radius(name) + 3, 60 - radius(name)
+    for _ in range(SPOTS):
+        yield _touching(*contacts[0], name, rng) if contacts else (rng.randint(*edges), rng.randint(*edges))
 
 
 def _touching(predicate: str, base: Object, name: str, rng: random.Random) -> XY:
@@ -122,17 +90,19 @@ def _touching(predicate: str, base: Object, name: str, rng: random.Random) -> XY
     return x + rng.choice((-aside, aside)), y + rng.randint(3, 6)
 
 
-def _fits(graph: SceneGraph, i: int, thing: Object, j: int, other: Object) -> bool:
-    """Whether all relations of two objects hold, and they touch only if a relation says so."""
-    touch = False
-    for s, predicate, o in graph.relations:
-        if {s, o} == {i, j}:
-            a, b = (thing, other) if s == i else (other, thing)
-            if not holds(predicate, a, b):
-                return False
-            touch |= predicate in TOUCHING
-    apart = max(abs(u - v) for u, v in zip(thing.xy, other.xy))
-    return touch or apart >= radius(thing.name) + radius(other.name) + AIR
+def _fits(graph: SceneGraph, i: int, thing: Object, placed: Placed) -> bool:
+    """Whether all relations to what is placed hold, and the thing touches only what a relation says."""
+    r = radius(thing.name)
+    if not all(r + 2 <= v <= 61 - r for v in thing.xy):
+        return False
+    for j, other in placed:
+        between = [(p, s) for s, p, o in graph.relations if {s, o} == {i, j}]
+        if not all(holds(p, *((thing, other) if s == i else (other, thing))) for p, s in between):
+            return False
+        apart = distance(thing, other) >= r + radius(other.name) + AIR
+        if not (apart or any(p in TOUCHING for p, _ in between)):
+            return False
+    return True
 
 
 def held_out(a: Entity, b: Entity) -> bool:
@@ -160,18 +130,18 @@ def sample_graph(rng: random.Random, split: str = "train") -> SceneGraph:
 
 def _random_graph(rng: random.Random) -> SceneGraph:
     """Any entities and relations.  Raises GraphError if no picture can show them."""
-    wanted = rng.randint(1, MAX_RELATIONS)
+    wanted = rng.randint(1, graphs.MAX_RELATIONS)
     while True:
-        things = rng.randint(2, MAX_THINGS)
+        things = rng.randint(2, graphs.MAX_THINGS)
         counts = [2, *[1] * (things - 2)] if things > 2 and rng.random() < 0.25 else [1] * things
         pairs = [(i, j) for i in range(len(counts)) for j in range(i)]
         if wanted <= len(pairs):
             break
     kinds = rng.sample([(n, c) for n in THINGS for c in COLORS], len(counts))
-    relations = []
-    for pair in rng.sample(pairs, wanted):
-        s, o = rng.sample(pair, 2)
-        relations.append((s, rng.choice((*PREDICATES, *TOUCHING)), o))
+    ordered = (
+        rng.sample(pair, 2) for pair in rng.sample(pairs, wanted)
+    )  # drawn one by one, with the predicate
+    relations = [(s, rng.choice((*graphs.PREDICATES, *TOUCHING)), o) for s, o in ordered]
     return SceneGraph(tuple(Entity(n, c, k) for (n, c), k in zip(kinds, counts)), tuple(relations))
 
 

@@ -13,7 +13,9 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from itertools import permutations, product
 
+from ..ranges import Checked, Weight
 from ..streams import choices
 from .graphs import RELATIONS, SHAPES, Entity, SceneGraph
 from .laws import LAWS
@@ -22,6 +24,7 @@ from .scenes import ARRANGEMENT, COLORS, Objects, Reading, Scene, jitter
 
 KINDS = ("physical", "unconventional", ARRANGEMENT)
 TASKS = ("single object", "two objects", "counting", "colors", "position", "color attribution")  # GenEval's
+SPLITS = ("train", "held-out")
 HELD_OUT_EVERY = 5  # one combination in five is never trained on
 
 
@@ -82,37 +85,32 @@ def law_prompt(law: str, objects: Objects, outcome: str | None = None, defiant: 
 @cache
 def combinations(law: str, split: str) -> tuple[Objects, ...]:
     """The sets of objects of one law in one split, "train" or "held-out"."""
-    return _part(LAWS[law].combinations(), law, split)
+    return _part(LAWS[law].combinations, law, split)
 
 
 @cache
 def prompt_set(kind: str, split: str) -> tuple[Prompt, ...]:
-    """Every prompt of one of KINDS and one split, "train" or "held-out", in a fixed order."""
+    """Every prompt of one of KINDS or "stated", and of one split, "train" or "held-out", in a fixed order."""
     pairs = [(law, objects) for law in LAWS for objects in combinations(law, split)]
     if kind == "physical":
         return tuple(law_prompt(law, objects) for law, objects in pairs)
     if kind == "unconventional":
         return tuple(law_prompt(law, things, o) for law, things in pairs for o in LAWS[law].unlawful(things))
+    if kind == "stated":
+        return tuple(law_prompt(law, things, o, False) for law, things in pairs for o in LAWS[law].outcomes)
     if kind != ARRANGEMENT:
         raise ValueError(f"prompt kind {kind!r} is not one of {', '.join(KINDS)}")
-    prompts: list[Prompt] = []
-    for task in TASKS:
-        every = [Prompt(g.sentence, ARRANGEMENT, ARRANGEMENT, graph=g, task=task) for g in _graphs(task)]
-        # the three single objects are in both splits
-        prompts += every if len(every) <= HELD_OUT_EVERY else _part(every, task, split)
-    return tuple(prompts)
+    graphs = [(task, graph) for task in TASKS for graph in _part(_graphs(task), task, split)]
+    return tuple(Prompt(g.sentence, ARRANGEMENT, ARRANGEMENT, graph=g, task=task) for task, g in graphs)
 
 
 def _graphs(task: str) -> list[SceneGraph]:
     """Every scene graph of one of GenEval's tasks."""
-    pairs = [(a, b) for a in SHAPES for b in SHAPES if a != b]
-    if task == "two objects":
-        return [SceneGraph((Entity(a), Entity(b))) for a, b in pairs]
-    if task == "position":
-        return [SceneGraph((Entity(a), Entity(b)), ((0, r, 1),)) for a, b in pairs for r in RELATIONS]
-    if task == "color attribution":
-        colors = [(c, d) for c in COLORS for d in COLORS if c != d]
-        return [SceneGraph((Entity(a, c), Entity(b, d))) for a, b in pairs for c, d in colors]
+    if task in ("two objects", "position", "color attribution"):
+        colors = list(permutations(COLORS, 2)) if task == "color attribution" else [("", "")]
+        relations = [((0, r, 1),) for r in RELATIONS] if task == "position" else [()]
+        every = product(permutations(SHAPES, 2), colors, relations)
+        return [SceneGraph((Entity(a, c), Entity(b, d)), r) for (a, b), (c, d), r in every]
     colors = {"single object": ("",), "counting": ("", *COLORS), "colors": COLORS}[task]
     counts = (2, 3, 4) if task == "counting" else (1,)
     return [SceneGraph((Entity(s, c, n),)) for s in SHAPES for c in colors for n in counts]
@@ -120,28 +118,20 @@ def _graphs(task: str) -> list[SceneGraph]:
 
 def _part(items: list, name: str, split: str) -> tuple:
     """The part of the items in one split: every fifth of them, shuffled by `name` alone, is held out."""
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} is not one of {', '.join(map(repr, SPLITS))}")
+    if len(items) <= HELD_OUT_EVERY:  # GenEval's three single objects are in both splits
+        return tuple(items)
     order = list(items)
     random.Random(f"split/{name}").shuffle(order)
     held_out = order[::HELD_OUT_EVERY]
-    if split == "held-out":
-        return tuple(held_out)
-    if split == "train":
-        return tuple(item for item in order if item not in held_out)
-    raise ValueError(f"split {split!r} is not one of 'train', 'held-out'")
+    return tuple(held_out if split == "held-out" else (item for item in order if item not in held_out))
 
 
 @cache
 def _by_text() -> dict[str, Prompt]:
-    known = {}
-    for split in ("train", "held-out"):
-        for kind in KINDS:
-            known.update({p.text.lower(): p for p in prompt_set(kind, split)})
-        for law in LAWS:
-            for objects in combinations(law, split):
-                for outcome in LAWS[law].outcomes:
-                    stated = law_prompt(law, objects, outcome, defiant=False)
-                    known[stated.text.lower()] = stated
-    return known
+    kinds = [(kind, split) for split in SPLITS for kind in (*KINDS, "stated")]
+    return {p.text.lower(): p for of_kind in kinds for p in prompt_set(*of_kind)}
 
 
 def understand(text: str) -> Prompt | None:
@@ -163,41 +153,31 @@ def draw_prompts(kind: str, split: str, n: int, rng: random.Random) -> list[Prom
 
 
 @dataclass(frozen=True)
-class PromptMix:
+class PromptMix(Checked):
     """The prompts of reinforcement learning: shares of their kinds, training combinations only."""
 
     # share of prompts whose outcome the law decides
-    physical: float = 0.6
+    physical: Weight = 0.6
     # share of prompts that state an unlawful outcome
-    unconventional: float = 0.3
+    unconventional: Weight = 0.3
     # share of GenEval's tasks; what is not reinforced at all would be forgotten
-    arrangement: float = 0.1
+    arrangement: Weight = 0.1
 
     def __post_init__(self) -> None:
-        if min(self.shares) < 0 or sum(self.shares) <= 0:
-            raise ValueError("the shares of prompts must not be negative, and not all zero")
+        super().__post_init__()
+        if not any(vars(self).values()):
+            raise ValueError("the shares of prompts must not all be zero")
 
-    @property
-    def shares(self) -> list[float]:
-        return [self.physical, self.unconventional, self.arrangement]
-
-    def draw(self, seed: int, n: int) -> Callable[[int], tuple[list[str], list[str]]]:
-        """A function from a step to `n` texts, and for each the group within which rewards are comparable."""
-
-        def texts(step: int) -> tuple[list[str], list[str]]:
-            rng = choices(seed, "prompts", step)
-            kinds = rng.choices(KINDS, self.shares, k=n)
-            prompts = [
-                rng.choice(draw_prompts(kind, "train", 8, rng)) for kind in kinds
-            ]  # 8: one of each law
-            return [p.text for p in prompts], [f"{p.kind}/{p.law}" for p in prompts]
-
-        return texts
+    def draw(self, seed: int, n: int, step: int) -> tuple[list[str], list[str]]:
+        """`n` texts of a step, and for each the group within which rewards are comparable."""
+        rng = choices(seed, "prompts", step)
+        kinds = rng.choices(KINDS, [self.physical, self.unconventional, self.arrangement], k=n)
+        # of eight prompts, one of each law
+        prompts = [rng.choice(draw_prompts(kind, "train", 8, rng)) for kind in kinds]
+        return [p.text for p in prompts], [f"{p.kind}/{p.law}" for p in prompts]
 
 
-def sample_scene(
-    seed: int, law: str | None = None, split: str = "train", lawful: bool | None = None
-) -> Scene:
+def sample_scene(seed: int, law: str = "", split: str = "train", lawful: bool | None = None) -> Scene:
     """A scene from a seed; the law (or ARRANGEMENT) and whether it is obeyed are random unless given."""
     rng = random.Random(f"scene/{seed}")
     law = law or rng.choice([*LAWS, ARRANGEMENT])
@@ -227,29 +207,28 @@ def near_miss(prompt: Prompt, rng: random.Random, split: str = "train") -> Promp
     """
     if prompt.graph:
         others = [p for p in prompt_set(ARRANGEMENT, split) if p.task == prompt.task and p != prompt]
-        nearest = min(_graph_distance(prompt.graph, p.graph) for p in others)
-        return rng.choice([p for p in others if _graph_distance(prompt.graph, p.graph) == nearest])
-    law = LAWS[prompt.law]
-    objects, outcome = prompt.objects, prompt.outcome
+        return rng.choice(_nearest(others, lambda p: _graph_distance(prompt.graph, p.graph)))
+    law, objects, outcome = LAWS[prompt.law], prompt.objects, prompt.outcome
     if rng.random() < 0.5:
         outcome = rng.choice([o for o in law.outcomes if o != outcome])
     else:
-        others = [o for o in combinations(prompt.law, split) if o != objects]
-        nearest = min(_distance(objects, o) for o in others)
-        objects = rng.choice([o for o in others if _distance(objects, o) <= max(nearest, 1)])
+        others = [o for o in combinations(prompt.law, split) if o != prompt.objects]
+        objects = rng.choice(_nearest(others, lambda o: _differences(prompt.objects, o)))
     silent = outcome == law.lawful(objects) and rng.random() < 0.5
     return law_prompt(prompt.law, objects, None if silent else outcome)
 
 
-def _distance(a: Objects, b: Objects) -> int:
-    """How many attributes differ between two sets of objects of one law."""
-    return _differences(a, b, ("name", "color", "size", "place"))
+def _nearest(others: list, distance: Callable[..., int]) -> list:
+    """All of the others at the least distance."""
+    least = min(map(distance, others))
+    return [other for other in others if distance(other) == least]
 
 
 def _graph_distance(a: SceneGraph, b: SceneGraph) -> int:
     """How many facts differ between two graphs of one task, which has at most one relation."""
-    return _differences(a.entities, b.entities, ("name", "color", "count")) + (a.relations != b.relations)
+    return _differences(a.entities, b.entities) + (a.relations != b.relations)
 
 
-def _differences(a: tuple, b: tuple, attributes: tuple[str, ...]) -> int:
-    return sum(getattr(x, key) != getattr(y, key) for x, y in zip(a, b) for key in attributes)
+def _differences(a: tuple, b: tuple) -> int:
+    """How many attributes differ between two tuples of objects, or of entities."""
+    return sum(u != v for x, y in zip(a, b) for u, v in zip(vars(x).values(), vars(y).values()))

@@ -14,18 +14,27 @@ plan that a text states, and None for a text outside this grammar.
 """
 
 import random
+import re
+from collections.abc import Sized
 from functools import cache
 from typing import NamedTuple
 
 from .captions import hint
-from .graphs import NUMBERS, SHAPES, SceneGraph
+from .graphs import NUMBERS, RELATIONS, SHAPES
 from .laws import LAWS
 from .layout import PLACES, place
-from .prompts import Prompt, combinations, split
+from .prompts import SPLITS, Prompt, combinations, split
 from .scenes import ARRANGEMENT, COLORS, Object, Objects, Reading, Scene
 
-LAW_STYLES = ("cause", "outcome", "steps")
+WORDINGS = {  # by style: of a lawful outcome, and of an unlawful one
+    "cause": ("{setting}. {because}.", "{setting}. by nature {because}. instead, {result}."),
+    "outcome": ("{shown}, as {because}.", "{shown}, although by nature {because}."),
+    "steps": ("first, {because}. then draw {shown}.", "by nature, {because}. against it, draw {shown}."),
+}
+LAW_STYLES = tuple(WORDINGS)
 ARRANGEMENT_STYLES = ("rows", "columns", "any")  # the order in which the objects are listed
+_COLORS, _SHAPES, _PLACES = ("|".join(words) for words in (COLORS, SHAPES, PLACES))
+THING = re.compile(rf"a ({_COLORS}) ({_SHAPES}) at the ({_PLACES})(?= a |$)")
 
 
 class Plan(NamedTuple):
@@ -43,7 +52,20 @@ class Plan(NamedTuple):
         """Whether a picture of this plan is what the prompt asks for, as far as nine places can tell."""
         if prompt.graph is None:
             return self == (prompt.law, prompt.objects, prompt.outcome)
-        return self.law == ARRANGEMENT and _could_fulfil(self.objects, prompt.graph)
+        graph = prompt.graph
+        if self.law != ARRANGEMENT or not all(
+            r.met_by(self.objects) for r in graph.requirements if not r.object
+        ):
+            return False
+        at = [next(t.place for t in self.objects if e.matches(t)) for e in graph.entities]
+        return all(_compatible(predicate, at[s], at[o]) for s, predicate, o in graph.relations)
+
+
+def _compatible(relation: str, a: str, b: str) -> bool:
+    """Whether objects at these places may be so related: not in the opposite direction."""
+    (ay, ax), (by, bx) = (divmod(PLACES.index(where), 3) for where in (a, b))
+    x, y = RELATIONS[relation]
+    return x * (ax - bx) + y * (ay - by) >= 0
 
 
 def plan_of(scene: Scene) -> Plan:
@@ -76,26 +98,15 @@ def rationale(scene: Scene, style: str = "", rng: random.Random | None = None) -
         (rng or random.Random(0)).shuffle(things)
     else:
         things.sort(key=lambda o: o.xy[::-1] if style == "rows" else o.xy)
-    count = f"{NUMBERS[len(things)]} thing{'s' if len(things) > 1 else ''}"
-    return " ".join(f"{sentence}." for sentence in (count, *map(hint, things)))
+    return " ".join(f"{sentence}." for sentence in (_how_many(things), *map(hint, things)))
 
 
 def _explain(name: str, objects: Objects, outcome: str, style: str) -> str:
     """The rationale of a law's scene."""
     law = LAWS[name]
     setting, because, result = law.setting(objects), law.because(objects), law.outcomes[outcome]
-    shown = f"{setting}, {result}"
-    if outcome == law.lawful(objects):
-        return {
-            "cause": f"{setting}. {because}.",
-            "outcome": f"{shown}, as {because}.",
-            "steps": f"first, {because}. then draw {shown}.",
-        }[style]
-    return {
-        "cause": f"{setting}. by nature {because}. instead, {result}.",
-        "outcome": f"{shown}, although by nature {because}.",
-        "steps": f"by nature, {because}. against it, draw {shown}.",
-    }[style]
+    wording = WORDINGS[style][outcome != law.lawful(objects)]
+    return wording.format(setting=setting, because=because, result=result, shown=f"{setting}, {result}")
 
 
 def vocabulary() -> list[str]:
@@ -106,51 +117,28 @@ def vocabulary() -> list[str]:
 
 def read_rationale(text: str) -> Plan | None:
     """The plan that a rationale states; None unless every word fits.  Case and punctuation play no part."""
-    words = split(text)
-    return _law_rationales().get(" ".join(words)) or _read_things(words)
+    words = " ".join(split(text))
+    return _law_rationales().get(words) or _read_things(words)
 
 
 @cache
 def _law_rationales() -> dict[str, Plan]:
     """Every rationale of the laws, as words without punctuation, with its plan."""
-    return {
-        " ".join(split(_explain(name, objects, outcome, style))): Plan(name, objects, outcome)
-        for name, law in LAWS.items()
-        for part in ("train", "held-out")
-        for objects in combinations(name, part)
-        for outcome in law.outcomes
-        for style in LAW_STYLES
-    }
+    scenes = [
+        (name, part, o) for name, law in LAWS.items() for part in SPLITS for o in combinations(name, part)
+    ]
+    plans = [Plan(law, objects, outcome) for law, _, objects in scenes for outcome in LAWS[law].outcomes]
+    return {" ".join(split(_explain(*plan, style))): plan for plan in plans for style in LAW_STYLES}
 
 
-def _read_things(words: list[str]) -> Plan | None:
+def _read_things(text: str) -> Plan | None:
     """number thing(s) (a colour shape at the place)+"""
-    if len(words) < 3 or words[0] not in NUMBERS[1:] or words[2] != "a":
+    things = [(name, color, where) for color, name, where in THING.findall(text)]
+    sentences = [f"a {color} {name} at the {where}" for name, color, where in things]
+    if len(things) >= len(NUMBERS) or text != " ".join([_how_many(things), *sentences]):
         return None
-    count, things = NUMBERS.index(words[0]), []
-    if words[1] != ("thing" if count == 1 else "things"):
-        return None
-    for sentence in " ".join(words[2:]).split("a ")[1:]:
-        thing, _, where = sentence.strip().partition(" at the ")
-        color, _, name = thing.partition(" ")
-        if color not in COLORS or name not in SHAPES or where not in PLACES:
-            return None
-        things.append((name, color, where))
-    return _arrangement_plan(things) if len(things) == count else None
+    return _arrangement_plan(things) if things else None
 
 
-def _could_fulfil(things: Objects, graph: SceneGraph) -> bool:
-    """Names, colours and numbers must be met; a relation, unless the places contradict it."""
-    if not all(r.met_by(things) for r in graph.requirements if not r.predicate):
-        return False
-    for s, predicate, o in graph.relations:
-        a, b = (next(t for t in things if graph.entities[i].matches(t)) for i in (s, o))
-        if not _compatible(predicate, a.place, b.place):
-            return False
-    return True
-
-
-def _compatible(relation: str, a: str, b: str) -> bool:
-    """Whether objects at these places may be so related: not in the opposite direction."""
-    (ay, ax), (by, bx) = (divmod(PLACES.index(where), 3) for where in (a, b))
-    return {"left of": bx - ax, "right of": ax - bx, "above": by - ay, "below": ay - by}[relation] >= 0
+def _how_many(things: Sized) -> str:
+    return f"{NUMBERS[len(things)]} thing{'s' if len(things) > 1 else ''}"

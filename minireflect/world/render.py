@@ -3,7 +3,7 @@
 render(sample_scene(seed=3)).shape == (3, 64, 64)
 """
 
-from functools import cache
+from functools import lru_cache
 
 import numpy as np
 from torch import Tensor
@@ -14,23 +14,15 @@ from .laws import LAWS
 from .scenes import ARRANGEMENT, Objects, Scene
 
 
+@lru_cache(2048)  # all scenes of the laws are 488 canvases of 19 kB
 def canvas(law: str, objects: Objects, outcome: str) -> np.ndarray:
-    """The scene with its margin, of which a picture is a crop.  -> (80 80 3) uint8, read-only for laws"""
-    return _arrangement_canvas(objects) if law == ARRANGEMENT else _law_canvas(law, objects, outcome)
-
-
-def _arrangement_canvas(objects: Objects) -> np.ndarray:
-    """What is lower in the picture is nearer to the camera, and hides what is behind it."""
+    """The scene with its margin, of which a picture is a crop.  -> (80 80 3) uint8, read-only"""
     pen = Pen()
-    for o in sorted(objects, key=lambda o: o.xy[1]):
-        pen.shape(o.name, *o.xy, radius(o.name), o.color)
-    return pen.canvas()
-
-
-@cache  # all scenes of the laws are 488 canvases of 19 kB
-def _law_canvas(law: str, objects: Objects, outcome: str) -> np.ndarray:
-    pen = Pen()
-    LAWS[law].draw(pen, objects, outcome)
+    if law == ARRANGEMENT:  # what is lower in the picture is nearer to the camera, and hides what is behind
+        for o in sorted(objects, key=lambda o: o.xy[1]):
+            pen.shape(o.name, *o.xy, radius(o.name), o.color)
+    else:
+        LAWS[law].draw(pen, outcome, *objects)
     pixels = pen.canvas()
     pixels.setflags(write=False)
     return pixels

@@ -28,6 +28,15 @@ class Object:
     def words(self) -> str:
         return " ".join(w for w in (self.size, self.color, self.name) if w)
 
+    @property
+    def where(self) -> str:
+        return "in the middle" if self.place == "middle" else f"on the {self.place}"
+
+    @property
+    def material(self) -> str:
+        """As a noun: "wood", "iron", or "plastic" of any colour."""
+        return {"wooden": "wood", "iron": "iron"}.get(self.color, "plastic")
+
 
 Objects = tuple[Object, ...]
 
@@ -66,15 +75,16 @@ class Reading:
             return read is not None and read.facts == truth.facts
         unmatched = list(read.objects)
         for o in truth.objects:
-            near = [p for p in unmatched if p.words == o.words and _distance(p, o) <= SAME_PLACE]
+            near = [p for p in unmatched if p.words == o.words and distance(p, o) <= SAME_PLACE]
             if not near:
                 return False
             unmatched.remove(near[0])
         return not unmatched
 
 
-def _distance(a: Object, b: Object) -> int:
-    return max(abs(a.xy[0] - b.xy[0]), abs(a.xy[1] - b.xy[1]))
+def distance(a: Object, b: Object) -> int:
+    """The larger of the horizontal and the vertical distance of two centres, in pixels."""
+    return max(abs(u - v) for u, v in zip(a.xy, b.xy))
 
 
 def arrangement(objects: Iterable[Object]) -> Scene:

@@ -28,7 +28,8 @@ def test_pictures_side_by_side_are_read_one_by_one() -> None:
 
 def test_weights_are_described() -> None:
     done = run("inspect", "unet.safetensors", cwd=SHIPPED)
-    assert done.returncode == 0 and "unet.safetensors: a network of minireflect" in done.stdout
+    assert done.returncode == 0 and "unet.safetensors: UNet of minireflect" in done.stdout
+    assert "2,209,540 parameters" in done.stdout and "all matched" in done.stdout
 
 
 @pytest.mark.parametrize(

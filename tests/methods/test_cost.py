@@ -85,7 +85,7 @@ def test_an_edit_costs_what_it_promises(t_star: float, fresh_noise: float) -> No
 
 
 def test_all_entry_points_reflect_alike() -> None:
-    """The same noise gives the same picture: generate, the strip of `minireflect sample`, and SRRL's rollout."""
+    """The same noise gives the same picture in generate, `minireflect sample` and SRRL's rollout."""
     pipe, sampler = small_pipeline(), SamplerConfig(3)
     blind = ReflectionConfig(rounds=2, steps=3)
     *_, strip = sampled_rounds(pipe, TEXTS, sampler, blind, 7)

@@ -7,11 +7,12 @@ from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
 from tests.small import shaken
 
 TINY = AutoencoderConfig(channels=(8, 16, 16), res_blocks=2, groups=4, scaling_factor=0.5)
+SD = AutoencoderConfig(channels=(128, 256, 512, 512), scaling_factor=0.18215)  # 1 / std of SD's latents
 
 
 @pytest.mark.parametrize(
     "config, parameters, tensors",
-    [(AutoencoderConfig.toy(), 2_725_623, 188), (AutoencoderConfig.sd(), 83_653_863, 248)],
+    [(AutoencoderConfig.toy(), 2_725_623, 188), (SD, 83_653_863, 248)],
     ids=["toy", "sd"],
 )
 def test_published_sizes(config: AutoencoderConfig, parameters: int, tensors: int) -> None:

@@ -98,7 +98,7 @@ def test_on_half_precision_the_adapters_stay_float32(dtype: torch.dtype) -> None
 def test_bad_options_are_one_sentence() -> None:
     with pytest.raises(ValueError, match="rank must be at least 1, got 0"):
         LoRAConfig(rank=0)
-    with pytest.raises(ValueError, match="alpha must be positive"):
+    with pytest.raises(ValueError, match="alpha must be above 0, got -1"):
         LoRAConfig(alpha=-1)
     with pytest.raises(ValueError, match="no layer's name ends in 'to_q'; try q"):
         add_lora(small_unet(), LoRAConfig(targets=("to_q",)))

@@ -7,14 +7,7 @@ import torch
 
 from minireflect import rng
 from minireflect.models.tokenizer import EOS
-from minireflect.models.transformer import (
-    SamplingConfig,
-    Transformer,
-    TransformerConfig,
-    chooser,
-    pick,
-    sampled_from,
-)
+from minireflect.models.transformer import SamplingConfig, Transformer, TransformerConfig, pick
 
 CONFIG = TransformerConfig(vocabulary=17, length=23, width=24, layers=2, heads=3, hidden=40)
 
@@ -100,7 +93,7 @@ def test_sampling_stops_at_the_end_token_or_the_limit(forced: bool) -> None:
     begin, cache = torch.randint(6, 17, (64, 3), generator=rng(0, "begin")), model.cache(64)
     hidden = model(model.embed(begin), cache)[:, -1:]
     sampling = SamplingConfig(temperature=20.0)
-    out = model.sample(hidden, cache, chooser(sampling, rng(0, "write")), end, limit, forced)
+    out = model.sample(hidden, cache, sampling.chooser(rng(0, "write")), end, limit, forced)
     lengths = []
     for row, chosen, last, first in zip(out.ids.tolist(), out.chosen.tolist(), out.hidden[:, 0], begin):
         n = row.index(end) + 1 if end in row else limit
@@ -118,7 +111,7 @@ def test_sampled_tokens_are_those_that_a_pass_without_cache_gives() -> None:
     """The likeliest tokens, one by one, without cache and mask."""
     model = loud(Transformer(CONFIG))
     ids, cache = torch.randint(17, (4, 3), generator=rng(0, "begin")), model.cache(4)
-    out = model.sample(model(model.embed(ids), cache)[:, -1:], cache, chooser(SamplingConfig(), None), 99, 5)
+    out = model.sample(model(model.embed(ids), cache)[:, -1:], cache, SamplingConfig().chooser(None), 99, 5)
     for i in range(5):
         ids = torch.cat([ids, logits(model, ids)[:, -1:].argmax(-1)], 1)
         assert torch.equal(out.ids[:, i], ids[:, -1])
@@ -137,7 +130,7 @@ def test_top_k_and_top_p_keep_the_likeliest_tokens() -> None:
         (SamplingConfig(top_p=0.8), 2),
         (SamplingConfig(top_p=0.81), 3),
     ):
-        found = sampled_from(log_prob, config).exp()
+        found = config.log_probs(log_prob).exp()
         wanted = torch.tensor([0.5, 0.3, 0.15, 0.05]) * (torch.arange(4) < kept)
         torch.testing.assert_close(found[0], wanted / wanted.sum())
 
@@ -145,9 +138,9 @@ def test_top_k_and_top_p_keep_the_likeliest_tokens() -> None:
 @pytest.mark.parametrize(
     "bad, named",
     [
-        ({"temperature": 0.0}, "for the likeliest token, top_k 1"),
-        ({"top_p": 0.0}, r"in \(0, 1\]"),
-        ({"top_k": -1}, "0 or more"),
+        ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
+        ({"top_p": 0.0}, r"top_p must be in \(0, 1\], got 0.0"),
+        ({"top_k": -1}, "top_k must be at least 0, got -1"),
     ],
 )
 def test_bad_sampling_is_named(bad: dict, named: str) -> None:

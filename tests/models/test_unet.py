@@ -9,13 +9,19 @@ import torch
 from torch import Tensor
 
 from minireflect import rng
-from minireflect.models.blocks import timestep_embedding
-from minireflect.models.unet import Added, UNet, UNetConfig
+from minireflect.models.unet import Added, UNet, UNetConfig, timestep_embedding
 from tests.small import shaken
 
 TINY = UNetConfig(
     channels=(16, 32), depths=(1, 1), mid_depth=1, context_width=12, res_blocks=1, heads=2, groups=4
 )
+
+SD15 = UNetConfig((320, 640, 1280, 1280), (1, 1, 1, 0), mid_depth=1, context_width=768, heads=8)
+SD21 = replace(SD15, context_width=1024, heads=None, head_width=64, use_linear_projection=True)
+SDXL = UNetConfig(
+    (320, 640, 1280), (0, 2, 10), mid_depth=10, context_width=2048, head_width=64, use_linear_projection=True,
+    pooled_width=1280,
+)  # fmt: skip
 
 
 def batch(config: UNetConfig, size: int = 8) -> tuple[Tensor, Tensor, Tensor]:
@@ -27,9 +33,9 @@ def batch(config: UNetConfig, size: int = 8) -> tuple[Tensor, Tensor, Tensor]:
     "config, parameters, tensors",
     [
         (UNetConfig.toy(), 2_209_540, 260),
-        (UNetConfig.sd15(), 859_520_964, 686),
-        (UNetConfig.sd21(), 865_910_724, 686),
-        (UNetConfig.sdxl(), 2_567_463_684, 1_680),
+        (SD15, 859_520_964, 686),
+        (SD21, 865_910_724, 686),
+        (SDXL, 2_567_463_684, 1_680),
     ],
     ids=["toy", "sd15", "sd21", "sdxl"],
 )

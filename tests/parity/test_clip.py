@@ -55,7 +55,7 @@ def test_equals_transformers(quick: bool) -> None:
             "text states": (states.last, expected.text_model_output.last_hidden_state),
             "text pooled": (ours.text.pooled(states.last, ids), theirs.text_model(ids).pooler_output),
             "vision tokens": (tokens, expected.vision_model_output.last_hidden_state),
-            "vision pooled": (ours.pooled(tokens), theirs.vision_model(images).pooler_output),
+            "vision pooled": (ours.image_norm(tokens[:, 0]), theirs.vision_model(images).pooler_output),
             "text embedding": (ours.encode_text(ids), expected.text_embeds),
             "image embedding": (ours.encode_image(images), expected.image_embeds),
         }
@@ -85,4 +85,6 @@ def test_second_encoder_of_sdxl_equals_transformers() -> None:
     with torch.no_grad():
         expected = theirs(input_ids=ids, output_hidden_states=True)
         assert (ours(ids) - expected.hidden_states[-2]).abs().max() < 1e-5
-        assert (ours.projected(ours.states(ids).last, ids) - expected.text_embeds).abs().max() < 1e-5
+        assert (
+            ours.text_projection(ours.pooled(ours.states(ids).last, ids)) - expected.text_embeds
+        ).abs().max() < 1e-5

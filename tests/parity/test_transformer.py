@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from minireflect import rng
-from minireflect.models.transformer import SamplingConfig, Transformer, sampled_from
+from minireflect.models.transformer import SamplingConfig, Transformer
 from tests.models.test_transformer import CONFIG, logits, loud
 
 from .llama import llama
@@ -34,6 +34,6 @@ def test_the_distribution_is_that_of_transformers_warpers(
         wanted = warpers.TopKLogitsWarper(top_k)(None, wanted)
     if top_p < 1:
         wanted = warpers.TopPLogitsWarper(top_p)(None, wanted)
-    found = sampled_from(logits, SamplingConfig(temperature, top_k, top_p))
+    found = SamplingConfig(temperature, top_k, top_p).log_probs(logits)
     torch.testing.assert_close(found, wanted.log_softmax(-1))
     assert torch.isfinite(found).sum(1).min() >= 1

@@ -23,15 +23,11 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("normalise", ["group", "none", "batch"])
-def test_against_numpy(normalise: str) -> None:
+def test_against_numpy() -> None:
     rewards = draw(5, 7)
     R = rewards.double().numpy()
-    std = {"group": R.std(1, ddof=1, keepdims=True), "batch": R.std(ddof=1)}
-    want = R - R.mean(1, keepdims=True)
-    if normalise != "none":
-        want = want / (std[normalise] + 1e-4)
-    got = group_advantage(rewards, normalise=normalise)
+    want = (R - R.mean(1, keepdims=True)) / (R.std(1, ddof=1, keepdims=True) + 1e-4)
+    got = group_advantage(rewards)
     np.testing.assert_allclose(got.numpy(), want, rtol=1e-5, atol=1e-6)
     assert got.dtype == torch.float32
 
@@ -44,17 +40,12 @@ def test_shift_and_scale_do_not_matter(g: int, shift: float, scale: float, seed:
     torch.testing.assert_close(group_advantage(rewards * scale + shift, eps=0), A, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(A.sum(1), torch.zeros(3), atol=1e-5, rtol=0)
     assert A.argsort(1).equal(rewards.argsort(1))
-    none = group_advantage(rewards, normalise="none")  # keeps the scale, ignores the shift
-    torch.testing.assert_close(
-        group_advantage(rewards * scale + shift, normalise="none"), scale * none, atol=1e-4, rtol=1e-4
-    )
 
 
-@pytest.mark.parametrize("normalise", ["group", "none", "batch"])
-def test_groups_without_variance_get_exactly_zero(normalise: str) -> None:
+def test_groups_without_variance_get_exactly_zero() -> None:
     rewards = torch.tensor([[0.1] * 7, [0.0, 1, 0, 1, 0, 1, 0]], dtype=torch.float64)
     assert rewards[0].mean() != 0.1  # the mean of equal numbers is not always that number
-    A = group_advantage(rewards, eps=1e-12, normalise=normalise)
+    A = group_advantage(rewards, eps=1e-12)
     assert (A[0] == 0).all() and (A[1] != 0).all()
     assert zero_variance_groups(rewards).tolist() == [True, False]
     assert (group_advantage(torch.ones(3, 4)) == 0).all()
@@ -70,8 +61,6 @@ def test_integer_and_jittered_rewards() -> None:
 def test_refusals() -> None:
     with pytest.raises(ValueError, match=r"\(4, 1\)"):
         group_advantage(torch.zeros(4, 1))
-    with pytest.raises(ValueError, match="rank"):
-        group_advantage(torch.zeros(4, 2), normalise="rank")
     with pytest.raises(ValueError, match="2 keys for 3 rows"):
         history_advantage(RewardHistory(), ["a", "b"], torch.zeros(3, 2))
 

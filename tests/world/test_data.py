@@ -52,7 +52,7 @@ def test_what_a_caption_merely_states_is_true() -> None:
 
 
 def test_a_share_out_of_range_is_named() -> None:
-    with pytest.raises(ValueError, match="silent is a share"):
+    with pytest.raises(ValueError, match=r"silent must be in \[0, 1\], got 1.5"):
         WorldConfig(silent=1.5)
 
 

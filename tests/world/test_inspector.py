@@ -68,7 +68,7 @@ def test_every_scene_of_every_law_is_read_right(law: str) -> None:
 
 def test_every_combination_and_outcome_is_read_right() -> None:
     for name, law in LAWS.items():
-        for objects in law.combinations():
+        for objects in law.combinations:
             for outcome in law.outcomes:
                 scene = Scene(name, objects, outcome, (1, -2))
                 assert inspect(render(scene)).scene == scene
@@ -130,7 +130,7 @@ def test_nothing_is_read_into_noise_blank_or_dissolved_pictures() -> None:
 
 
 def test_an_unreadable_picture_says_what_no_scene_explains() -> None:
-    scene = Scene("gravity", LAWS["gravity"].combinations()[0], "floor")
+    scene = Scene("gravity", LAWS["gravity"].combinations[0], "floor")
     image = render(scene)
     spot = image.clone()
     spot[:, 20:24, 36:40] = -1  # one 4x4 block is black

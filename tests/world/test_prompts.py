@@ -29,8 +29,8 @@ from minireflect.world.render import render
 def test_train_and_held_out_combinations_are_disjoint_and_complete(name: str) -> None:
     train, held_out = combinations(name, "train"), combinations(name, "held-out")
     assert not set(train) & set(held_out)
-    assert set(train) | set(held_out) == set(LAWS[name].combinations())
-    assert 0.15 < len(held_out) / len(LAWS[name].combinations()) < 0.3
+    assert set(train) | set(held_out) == set(LAWS[name].combinations)
+    assert 0.15 < len(held_out) / len(LAWS[name].combinations) < 0.3
 
 
 def test_prompts_of_the_splits_are_disjoint() -> None:
@@ -98,10 +98,10 @@ def test_scenes_of_arrangements_fulfil_their_graph() -> None:
 
 
 def test_the_mix_of_prompts_has_its_shares_and_refuses_impossible_ones() -> None:
-    texts, groups = PromptMix(physical=3, unconventional=1, arrangement=0).draw(0, 400)(0)
+    texts, groups = PromptMix(physical=3, unconventional=1, arrangement=0).draw(0, 400, 0)
     assert all(understand(t) is not None for t in texts)
     assert 0.68 < sum(g.startswith("physical/") for g in groups) / 400 < 0.82
-    with pytest.raises(ValueError, match="must not be negative"):
+    with pytest.raises(ValueError, match="must be at least 0"):
         PromptMix(physical=-0.1)
 
 
@@ -119,7 +119,7 @@ def test_unknown_names_are_explained() -> None:
 
 def test_silent_and_stated_prompts_want_the_same_lawful_picture() -> None:
     for name, law in LAWS.items():
-        objects = law.combinations()[0]
+        objects = law.combinations[0]
         silent, stated = law_prompt(name, objects), law_prompt(name, objects, law.lawful(objects))
         assert (silent.objects, silent.outcome) == (stated.objects, stated.outcome)
         assert stated.kind == "stated" and law.defied not in stated.text
@@ -127,7 +127,7 @@ def test_silent_and_stated_prompts_want_the_same_lawful_picture() -> None:
 
 def test_an_unlawful_outcome_is_announced_or_merely_stated() -> None:
     for name, law in LAWS.items():
-        objects = law.combinations()[0]
+        objects = law.combinations[0]
         outcome = law.unlawful(objects)[0]
         announced, plain = (law_prompt(name, objects, outcome, d) for d in (True, False))
         assert announced.text == f"{plain.text} {law.defied}" and plain.kind == "stated"

@@ -10,7 +10,7 @@ from minireflect.world.scenes import Object, Scene, arrangement
 
 
 def test_pictures_are_tensors_in_range() -> None:
-    image = render(Scene("balance", LAWS["balance"].combinations()[0], "left"))
+    image = render(Scene("balance", LAWS["balance"].combinations[0], "left"))
     assert image.shape == (3, 64, 64) and image.min() >= -1 and image.max() <= 1
 
 
@@ -21,7 +21,7 @@ def test_pixels_survive_the_way_to_a_tensor_and_back() -> None:
 
 
 def test_a_shift_moves_the_whole_picture() -> None:
-    objects = LAWS["gravity"].combinations()[0]
+    objects = LAWS["gravity"].combinations[0]
     still, moved = (render_pixels(Scene("gravity", objects, "floor", shift)) for shift in ((0, 0), (2, -1)))
     assert np.array_equal(moved[:-1, 2:], still[1:, :-2])
 
