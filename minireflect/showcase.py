@@ -52,7 +52,7 @@ def compare(
     columns: dict[str, Tensor], reward: Reward, prompts: list[str], path: Path,
     notes: dict[str, list[str]] | None = None, read: bool = True,
 ) -> list[list[Cell]]:  # fmt: skip
-    """Save a strip: a prompt a row, a verdict under each picture; "kept" where a column repeats the one before.
+    """Save a strip: a prompt a row, verdicts under pictures; "kept" where a column repeats the one before.
 
     `notes` stand above the verdicts of a column; `read=False` shows the reward alone, where no inspector can
     read the pictures.
