@@ -41,9 +41,7 @@ class EvaluationConfig(Checked):
     batch: Count = 64
 
 
-def fixed_batches(
-    items: Sequence, config: EvaluationConfig, *stream: str, label: str = ""
-) -> Iterator[tuple[Sequence, partial]]:
+def fixed_batches(items: Sequence, config: EvaluationConfig, label: str, *stream: str) -> Iterator[tuple]:
     """`config.batch` items at a time, each time with a function that makes the noise of this batch.
 
     Where a batch is sampled several times, the function takes the number of the sample: noise(k).
@@ -100,18 +98,18 @@ def wilson(share: float, n: int) -> tuple[float, float]:
 @torch.no_grad()
 def sample_and_score(
     pipe: LatentDiffusion, reward: Reward, texts: list[str], sampler: SamplerConfig, config: EvaluationConfig,
-    stream: tuple[str, ...] = (),
+    *stream: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """A picture for each prompt and its reward, with fixed noise.  -> (n 3 h w) and (n), on the CPU"""
     images, rewards = [], []
-    for part, noise in fixed_batches(texts, config, *stream, label=" ".join(stream)):
+    for part, noise in fixed_batches(texts, config, " ".join(stream), *stream):
         x = pipe.generate(part, sampler.steps, sampler.guidance, sampler.eta, generator=noise())
         images.append(x.cpu())
         rewards.append(reward(x, part).cpu())
     return torch.cat(images), torch.cat(rewards)
 
 
-def score(images: Tensor, prompts: list[Prompt], kind: str, rewards: Tensor) -> Score:
+def score(images: Tensor, prompts: list[Prompt], rewards: Tensor) -> Score:
     """The result for one kind of prompt.  Shapes: images (n 3 64 64), n prompts, rewards (n)"""
     readings = inspect_all(images)
     right = torch.tensor([float(p.fulfilled_by(r)) for p, r in zip(prompts, readings)])
@@ -119,7 +117,7 @@ def score(images: Tensor, prompts: list[Prompt], kind: str, rewards: Tensor) -> 
     rows = {n: torch.tensor([g == n for g in group]) for n in dict.fromkeys([*LAWS, *group]) if n in group}
     apart = [torch.pdist(images[r].flatten(1)).mean().item() for r in rows.values() if r.sum() > 1]
     return {
-        "kind": kind,
+        "kind": prompts[0].kind,
         "pictures": len(prompts),
         "accuracy": right.mean().item(),  # share that the inspector reads as the prompt asks
         "reward": rewards.mean().item(),  # learned, in [0, 1]
@@ -161,8 +159,8 @@ def evaluate(
     for kind in kinds:
         prompts = draw_prompts(kind, config.split, config.pictures, choices(config.seed, "evaluate", kind))
         texts = [p.text for p in prompts]
-        images, rewards = sample_and_score(pipe, reward, texts, sampler, config, (kind,))
-        scores[kind] = score(images, prompts, kind, rewards)
+        images, rewards = sample_and_score(pipe, reward, texts, sampler, config, kind)
+        scores[kind] = score(images, prompts, rewards)
     return scores
 
 

@@ -7,33 +7,23 @@ LAION-SG, Li et al. 2024, arXiv 2412.08580.  The Checker is what the loop listen
 """
 
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Generator, Tensor
+from torch import Generator
 
 from .evaluate import EvaluationConfig, Score, fixed_batches
-from .rl.checker import Answers, Checker
+from .rl.checker import Checker
 from .streams import choices
 from .world.graphs import Requirement, SceneGraph
 from .world.inspector import inspect_all
 from .world.layout import sample_graph
 from .world.scenes import Object
 
-Triple = tuple[str, str, str]
-
-
-class Look(Protocol):
-    """What a loop shows after each round, of b graphs."""
-
-    images: Tensor  # (b 3 64 64) the best so far
-    answers: Answers  # of the Checker about them
-    evaluations: Tensor  # (b) of the UNet so far
-    calls: Tensor  # (b) of the Checker so far
-
-
-Loop = Callable[[list[SceneGraph], Generator], Iterable[Look]]
+# What runs on b graphs, and shows after each round: the best `images` so far (b 3 64 64), the Checker's
+# `answers` about them, the `evaluations` of the UNet (b) and the `calls` of the Checker (b) so far.
+Loop = Callable[[list[SceneGraph], Generator], Iterable[Any]]
 
 
 def iou(asked: set, seen: set) -> float:
@@ -46,7 +36,7 @@ def seen_entities(things: tuple[Object, ...]) -> set[str]:
     return {f"{t.color} {t.name}" for t in things}
 
 
-def seen_triples(things: tuple[Object, ...], graph: SceneGraph) -> set[Triple]:
+def seen_triples(things: tuple[Object, ...], graph: SceneGraph) -> set[tuple[str, str, str]]:
     """What holds between the pairs that the graph relates, in the graph's own predicates, as LAION-SG's
     reader answers.
 
@@ -73,7 +63,7 @@ def evaluate_loop(loop: Loop, judge: Checker, config: EvaluationConfig, name: st
     -> means over the pictures, read by the inspector unless said otherwise
     """
     graphs, first, last, told = evaluation_graphs(config), [], [], []
-    for part, noise in fixed_batches(graphs, config, "loop", label=name):
+    for part, noise in fixed_batches(graphs, config, name, "loop"):
         looks = list(loop(part, noise()))
         end = looks[-1]
         first.append(looks[0].images.cpu())
@@ -82,9 +72,9 @@ def evaluate_loop(loop: Loop, judge: Checker, config: EvaluationConfig, name: st
         told.append(torch.stack([column.cpu().double() for column in columns]))  # (4 b)
     images, judged = torch.cat(last), judge(torch.cat(last), graphs)
     checker, accepted, evaluations, calls = torch.cat(told, 1)  # (n) each
-    before, things = ([r.scene.objects if r.scene else () for r in inspect_all(x)]
-                      for x in (torch.cat(first), images))  # fmt: skip
-    was, right = (np.array([g.fulfilled_by(t) for g, t in zip(graphs, read)]) for read in (before, things))
+    read = [[r.scene.objects if r.scene else () for r in inspect_all(x)] for x in (torch.cat(first), images)]
+    was, right = (np.array([g.fulfilled_by(t) for g, t in zip(graphs, of)]) for of in read)
+    things = read[1]
     accepted, liked = accepted.bool().numpy(), judged.met.all(1).cpu().numpy()
     triples = [(set(g.triples), seen_triples(t, g)) for g, t in zip(graphs, things)]
     labels = [{f"{e.color} {e.name}" for e in g.entities} for g in graphs]

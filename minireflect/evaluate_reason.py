@@ -60,7 +60,7 @@ def evaluate_reason(
     """
     prompts, m = evaluation_prompts(config), config.pictures
     images, rewards, plans, tokens = [], [], [], 0
-    for part, noise in fixed_batches([p.text for p in prompts], config, "reason", label=name):
+    for part, noise in fixed_batches([p.text for p in prompts], config, name, "reason"):
         tries = [pipe.sample(part, sampling, noise(k)) for k in range(best_of)]
         tokens += sum(int(t.chosen.sum()) + t.codes.numel() for t in tries)
         shown = [pipe.pictures(t.codes).cpu() for t in tries]  # (b 3 64 64) each

@@ -76,15 +76,14 @@ TOKENS = [
 # fmt: on
 
 
-def new_figure(
-    width: float, height: float, columns: int, rows: int = 1, layout: str = "constrained",
-    widths: Sequence[float] | None = None,
-) -> "tuple[Figure, list[Axes]]":  # fmt: skip
-    """An empty figure of so many inches, and its plots row by row; `widths` of the columns are relative."""
+def new_figure(width: float, height: float, rows: int, columns: int, **options: object) -> "list[Axes]":
+    """The plots of an empty figure of so many inches, row by row; `options` are those of matplotlib's
+    subplots.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure((width, height), layout=layout)
-    return figure, list(figure.subplots(rows, columns, squeeze=False, width_ratios=widths).flat)
+    figure = Figure((width, height), layout="compressed")
+    return list(figure.subplots(rows, columns, squeeze=False, **options).flat)
 
 
 def save(figure: "Figure", path: Path) -> None:
@@ -92,27 +91,24 @@ def save(figure: "Figure", path: Path) -> None:
     figure.savefig(path, dpi=130, bbox_inches="tight", facecolor="white")
 
 
-def smooth(values: Sequence[float], span: int) -> np.ndarray:
+def smooth(values: Sequence[float], span: int) -> list[float]:
     """The mean of the last `span` values, of fewer at the start."""
-    total = np.cumsum(np.insert(np.asarray(values, float), 0, 0.0))
-    ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(0, ends - span)
-    return (total[ends] - total[starts]) / (ends - starts)
+    return [float(np.mean(values[max(0, end - span) : end])) for end in range(1, len(values) + 1)]
 
 
 def of_run(panel: Panel, rows: list[dict]) -> Panel:
     """The panel with the values that metrics.jsonl has of its lines.  A list by round makes a line for each
     round.
     """
-    lines = []
-    flat = [r | {f"{k} {i}": v for k, values in r.items() if isinstance(values, list)
-                 for i, v in enumerate(values)} for r in rows]  # fmt: skip
+    flat, lines = [], []
+    for row in rows:
+        lists = {key: values for key, values in row.items() if isinstance(values, list)}
+        flat.append(row | {f"{key} {k}": v for key, values in lists.items() for k, v in enumerate(values)})
     for line in panel.lines:
         rounds = max((len(r[line.y]) for r in rows if isinstance(r.get(line.y), list)), default=0)
         names = {f"{line.y} {k}": f"{line.label} {k}" for k in range(rounds)} or {line.y: line.label}
         for key, label in names.items():
-            there = [r for r in flat if key in r]
-            x, y = ([r[name] for r in there] for name in (line.x, key))
+            x, y = ([r[name] for r in flat if key in r] for name in (line.x, key))
             lines.append(line._replace(label=label, x=x, y=y))
     return panel._replace(lines=lines)
 
@@ -121,11 +117,11 @@ def curves(path: Path, *panels: Panel, columns: int = 0) -> None:
     """Draw panels side by side, at most `columns` in a row if given."""
     columns = columns or len(panels)
     rows = -(-len(panels) // columns)
-    figure, plots = new_figure(max(6.4, 4.2 * columns), 3.6 * rows, columns, rows)
+    plots = new_figure(max(6.4, 4.2 * columns), 3.6 * rows, rows, columns)
     for axes, panel in zip(plots, panels):
         for line in panel.lines:
-            style = {"color": line.color, "label": line.label}
-            (drawn,) = axes.plot(line.x, smooth(line.y, line.span), line.style, **style)
+            mean = smooth(line.y, line.span)
+            (drawn,) = axes.plot(line.x, mean, line.style, color=line.color, label=line.label)
             if line.span > 1:
                 axes.plot(line.x, line.y, color=drawn.get_color(), alpha=0.25, lw=0.8, zorder=1)
         for label, height, color in panel.levels:
@@ -135,16 +131,17 @@ def curves(path: Path, *panels: Panel, columns: int = 0) -> None:
         axes.set_yscale("log" if panel.log else "linear")
         axes.locator_params(axis="x", nbins=5)
         axes.legend(fontsize=7)
-    save(figure, path)
+    save(plots[0].figure, path)
 
 
 def bars(path: Path, xlabel: str, plots: dict[str, Bars]) -> None:
-    """Horizontal bars of shares with their intervals: for every name one bar of each group; a plot for each
-    title.
+    """Horizontal bars of shares with their intervals: a plot for each title, for every name a bar a group.
+
+    All plots have the same names.
     """
-    first = next(iter(plots.values()))
-    names = list(next(iter(first.values())))
-    figure, panels = new_figure(max(7.2, 4.6 * len(plots)), 0.4 * len(names) + 1.4, len(plots))
+    names = list(next(iter(next(iter(plots.values())).values())))
+    panels = new_figure(max(7.2, 4.2 * len(plots)), 0.4 * len(names) + 1.4, 1, len(plots), sharey=True)
+    below = -0.55 / (0.4 * len(names) + 0.4)  # of the height of a plot: under its label
     for axes, (title, groups) in zip(panels, plots.items()):
         height = 0.8 / len(groups)
         for i, ((group, shares), color) in enumerate(zip(groups.items(), (BASE, TRUTH, REWARD, OTHER))):
@@ -152,15 +149,13 @@ def bars(path: Path, xlabel: str, plots: dict[str, Bars]) -> None:
             value, *ends = np.array(list(shares.values())).T  # (n) each
             axes.barh(y, value, 0.95 * height, color=color, label=group)
             axes.errorbar(value, y, xerr=np.abs(ends - value), fmt="none", ecolor=INK, elinewidth=0.8)
-        axes.set_yticks(range(len(names)), names, fontsize=8)
         axes.set_title(title, fontsize=9)
         axes.set(xlabel=xlabel, xlim=(0, 1))
         axes.grid(axis="x", alpha=0.3)
-        axes.invert_yaxis()
-        below = -0.55 / (figure.get_figheight() - 1)  # of the height of the plot: under its label
-        where = {"loc": "upper left", "bbox_to_anchor": (0, below), "ncols": len(groups)}
-        axes.legend(fontsize=7, frameon=False, **where)
-    save(figure, path)
+        axes.legend(loc="upper left", bbox_to_anchor=(0, below), ncols=len(groups), fontsize=7, frameon=False)
+    panels[0].set_yticks(range(len(names)), names, fontsize=8)
+    panels[0].invert_yaxis()
+    save(panels[0].figure, path)
 
 
 def picture(axes: "Axes", image: Tensor, mark: str = "", right: bool | None = None) -> None:
@@ -189,25 +184,25 @@ def strip(
 
     `heads` stand above the columns: rounds, models.
     """
-    columns, lanes, fits = max(map(len, rows)), -(-len(rows) // abreast), min(abreast, len(rows))
+    columns, fits = max(map(len, rows)), min(abreast, len(rows))
     labels = [wrap(label, 27 * columns) for label in labels]
-    lines = [1 + label.count("\n") for label in labels]
-    widths = [*[1] * columns, 0.06] * fits  # a gap behind every row
+    above = 19 + 10 * max(label.count("\n") for label in labels[:abreast])  # points, of the heads
+    rows = [[(image, wrap(mark, 27), right) for image, mark, right in row] for row in rows]
+    most = max(text.count("\n") for text in [*labels, *(mark for row in rows for _, mark, _ in row)])
     # higher than needed: the compressed layout moves the rows together, and the margin is cut off
-    figure, plots = new_figure(1.65 * columns * fits, 3 * lanes, len(widths), lanes, "compressed", widths)
+    lanes, widths = -(-len(rows) // abreast), [*[1] * columns, 0.06] * fits  # a gap behind every row
+    height = lanes * (2.4 + 0.2 * most)  # inches
+    plots = new_figure(1.65 * columns * fits, height, lanes, len(widths), width_ratios=widths)
+    text = {"xycoords": "axes fraction", "textcoords": "offset points", "fontsize": 7.5}
     for i, axes in enumerate(plots):
         row, k = divmod(i, columns + 1)
         if row >= len(rows) or k >= len(rows[row]):
             axes.remove()
             continue
-        image, mark, right = rows[row][k]
-        picture(axes, image, wrap(mark, 27), right)
-        heights = [(heads[k], 9 + 10 * max(lines[:abreast]))] if row < abreast and k < len(heads) else []
-        if k == 0:  # the layout keeps room for the lines of a title, but it must not for their width
-            axes.set_title("\n" * lines[row], fontsize=7.5)
-            heights.append((labels[row], 4))
-        for text, points in heights:
-            place = {"xytext": (0, points), "textcoords": "offset points", "in_layout": text in heads}
-            weight = "bold" if text in heads else "normal"
-            axes.annotate(text, (0, 1), xycoords="axes fraction", fontsize=7.5, weight=weight, **place)
-    save(figure, path)
+        picture(axes, *rows[row][k])
+        if k == 0:  # an empty title keeps room for the lines of the label, and not for its width
+            axes.annotate(labels[row], (0, 1), (0, 4), in_layout=False, **text)
+            axes.set_title("\n" * (1 + labels[row].count("\n")), fontsize=7.5)
+        if row < abreast and k < len(heads):
+            axes.annotate(heads[k], (0, 1), (0, above), weight="bold", **text)
+    save(plots[0].figure, path)

@@ -38,12 +38,10 @@ def verdict(image: Tensor, text: str, reward: float | None = None) -> Cell:
     """A picture, what the inspector says of it, and the learned reward.  Shapes: image (3 64 64)"""
     reading, prompt = inspect(image), understand(text)
     right = None if prompt is None else prompt.fulfilled_by(reading)
+    said = {True: "right", False: "wrong: ", None: "no law covers the prompt; "}[right]
     if reading.scene is None:
         said = f"unreadable: {reading.why}"
-    elif right:
-        said = "right"
-    else:
-        said = "no law covers the prompt; " if right is None else "wrong: "
+    elif not right:
         said += f"reads as {caption(reading.scene)}"
     return image, said if reward is None else f"{said} · reward {reward:.2f}", right
 

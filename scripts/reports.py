@@ -97,24 +97,13 @@ def differences(
 
 
 def arms_figure(seeds: list[Arms], measures: dict[str, str], path: Path) -> None:
-    """A panel for each measure (measure: its name), a bar for each arm, a dot for each seed."""
-    names = list(seeds[0])
-    figure, plots = figures.new_figure(
-        4 * len(measures) + 1, 0.3 * len(names) + 1.2, len(measures), sharey=True
-    )
-    for axes, (key, title), color in zip(
-        plots, measures.items(), (figures.REWARD, figures.TRUTH, figures.BASE)
-    ):
-        for y, name in enumerate(names):
-            values = [s[name][key] for s in seeds]
-            axes.barh(y, np.mean(values), 0.7, color=color, alpha=0.4)
-            axes.plot(values, [y] * len(values), "o", color=color, ms=3)
-        axes.set_title(title, fontsize=9)
-        axes.set(xlabel="held-out, by the inspector; a dot is a seed", xlim=(0, 1))
-        axes.grid(axis="x", alpha=0.3)
-    plots[0].set_yticks(range(len(names)), names, fontsize=7.5)
-    plots[0].invert_yaxis()
-    figures.save(figure, path)
+    """A panel for each measure (measure: its name), a bar for each arm with the range of the seeds."""
+    plots = {}
+    for key, title in measures.items():
+        values = {arm: [s[arm][key] for s in seeds] for arm in seeds[0]}
+        bars = {arm: (float(np.mean(v)), min(v), max(v)) for arm, v in values.items()}
+        plots[title] = {"mean of the seeds": bars}
+    figures.bars(path, "held-out, by the inspector; lines: range of the seeds", plots)
 
 
 def over_runs(

@@ -37,7 +37,7 @@ def test_a_score_of_renders_is_perfect_and_of_noise_nothing() -> None:
     for kind, groups in (("unconventional", 8), ("arrangement", 6)):
         prompts = draw_prompts(kind, "held-out", 16, draw)
         images = torch.stack([render(p.scene(draw)) for p in prompts])
-        found = score(images, prompts, kind, torch.full((16,), 0.25))
+        found = score(images, prompts, torch.full((16,), 0.25))
         assert (
             found["accuracy"] == 1
             and found["unreadable"] == 0
@@ -45,7 +45,7 @@ def test_a_score_of_renders_is_perfect_and_of_noise_nothing() -> None:
             and found["diversity"] > 0
         )
         assert found["by_law"] == dict.fromkeys(found["by_law"], 1.0) and len(found["by_law"]) == groups
-        noise = score(torch.rand_like(images) * 2 - 1, prompts, kind, torch.zeros(16))
+        noise = score(torch.rand_like(images) * 2 - 1, prompts, torch.zeros(16))
         assert noise["accuracy"] == 0 and noise["unreadable"] == 1
 
 
@@ -60,7 +60,7 @@ def test_batches_share_their_noise_between_models_and_nothing_else() -> None:
     runs = [
         [
             (part, noise(k).initial_seed())
-            for part, noise in fixed_batches("abcde", config, "x")
+            for part, noise in fixed_batches("abcde", config, "label", "x")
             for k in (0, 1)
         ]
         for _ in range(2)
