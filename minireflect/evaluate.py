@@ -9,12 +9,13 @@ can be fooled.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
+from tyro.conf import Suppress
 
 from .pipeline import LatentDiffusion, SamplerConfig
 from .ranges import Checked, Count
@@ -34,11 +35,11 @@ class EvaluationConfig(Checked):
     # pictures of each kind of prompt, the laws or tasks in equal shares
     pictures: Count = 256
     # combinations of objects: held-out ones, which no training sees, or train
-    split: str = "held-out"
+    split: Annotated[str, Suppress] = "held-out"
     # of prompts and noise, the same for every model that is compared
     seed: int = 1_000
     # pictures sampled at once; another number gives other noise
-    batch: Count = 64
+    batch: Annotated[Count, Suppress] = 64
 
 
 def fixed_batches(items: Sequence, config: EvaluationConfig, label: str, *stream: str) -> Iterator[tuple]:

@@ -3,14 +3,11 @@ read by the inspector.
 
     python scripts/rig_study.py [--out runs/rig] [--seeds 0 1 2]
 
-<<<<<<< HEAD A run of `train.py rlrig` measures the Diffuser, best-of-N, the raw loop and both phases; this
-script adds further controls, on the same held-out graphs and noise.  Every seed has its own graphs, noise and
-training.  It can be stopped at any time and goes on where it stopped. ======= It writes docs/rlrig_study.md
-and docs/rlrig_*.png.
+It writes docs/rlrig_study.md and docs/rlrig_*.png.
 
-A run of `train.py rlrig` measures all controls and both phases on the same held-out graphs and noise; every
-seed has its own graphs, noise and training.  It can be stopped at any time and goes on where it stopped.
->>>>>>> main
+A run of `train.py rlrig` measures the Diffuser, best-of-N, the raw loop and both phases; this script adds
+further controls, on the same held-out graphs and noise.  Every seed has its own graphs, noise and training.
+It can be stopped at any time and goes on where it stopped.
 """
 
 import math

@@ -33,7 +33,7 @@ def test_an_untrained_model_is_measured_as_what_it_is() -> None:
     assert score["physical"] == score["unconventional"] == score["planned"] == score["kept"] == 0
     assert score["unreadable"] == 1
     assert 0.2 < score["accepted"] < 0.8 and score["fooled"] == 1 and 64 < score["tokens"] <= 64 + 5
-    assert score["parts"] == dict.fromkeys(score["parts"], [0, 0, 0]) and len(score["parts"]) == 6 + 8 + 8
+    assert score["parts"] == {key: [0, 0, 0] for key in score["parts"]} and len(score["parts"]) == 6 + 8 + 8
     best = evaluate_reason(small_reasongen(), even, config, best_of=3)
     assert best["accepted"] > score["accepted"] and 2.8 < best["tokens"] / score["tokens"] < 3.2
     head = Table("model", {"one": table_row(score), "best of 3": table_row(best)}).cells[0]

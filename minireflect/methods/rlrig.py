@@ -32,10 +32,11 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Generator, Tensor
+from tyro.conf import Suppress
 
 from ..checkpoints.ours import RIG, load_module, load_pipeline
 from ..diffusion.reflection import ReflectionConfig, renoise_to
@@ -85,7 +86,7 @@ class LoopConfig:
     # share of new noise at t*, in [0, 1]; 1 is SDEdit, which inverts nothing
     fresh_noise: float = 1.0
     # also edit pictures that meet all requirements
-    edit_all: bool = False
+    edit_all: Annotated[bool, Suppress] = False
 
     def __post_init__(self) -> None:
         if self.rounds < 0 or self.steps < 1:

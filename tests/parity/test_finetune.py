@@ -340,7 +340,10 @@ def test_train_resume_and_sample_from_the_command_line(base: Path, prompts: Path
 
 
 BAD = {
-    "no such base": (["srrl", "--base", "nowhere"], ("there is no checkpoint", "nowhere")),
+    "no such base": (
+        ["srrl", "--base", "nowhere", "--reward", "compressibility"],
+        ("there is no checkpoint", "nowhere"),
+    ),
     "another command": (["diffusion", "--base", "."], ("goes with the command srrl",)),
     "clip without CLIP": (["srrl", "--base", "."], ("needs --clip PATH",)),
     "no such prompts": (
