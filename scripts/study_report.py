@@ -62,14 +62,10 @@ def at_equal_cost(runs: dict[str, list[Path]], window: int = 8) -> Table:
         for key, name in (("reward_calls", "reward calls"), ("unet_evaluations", "UNet evaluations")):
             budget = min(log[-1][key] for several in (logs["SRRL"], logs[arm]) for log in several)
             rows[arm][f"at {name}"] = f"{budget:,}"
-            for who, several in (
-                (f"SRRL at these {name}", logs["SRRL"]),
-                (f"the other at these {name}", logs[arm]),
-            ):
+            for who, several in (("SRRL", logs["SRRL"]), ("the other", logs[arm])):
                 spent = [[r for r in log if r[key] <= budget][-window:] for log in several]
-                rows[arm][who] = over_seeds(
-                    [np.mean([r["right_by_round"][0] for r in part]) for part in spent]
-                )
+                right = [np.mean([r["right_by_round"][0] for r in part]) for part in spent]
+                rows[arm][f"{who} at these {name}"] = over_seeds(right)
     return Table("SRRL and", rows)
 
 
