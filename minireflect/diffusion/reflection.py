@@ -137,9 +137,8 @@ def reflect(
     w_renoise for the prompts of these rows.
     Shapes: x0 (n c h w), accepted (n) bool -> rows (m) long, x_T (m c h w)
     """
-    rows = (
-        torch.arange(len(x0), device=x0.device) if config.redraw == "all" else (~accepted).nonzero().flatten()
-    )
+    chosen = ~accepted if config.redraw == "refused" else torch.ones_like(accepted)
+    rows = chosen.nonzero().flatten()  # (m)
     if not len(rows):
         return rows, x0[rows]
     value = {"opposite": -1.0, "fresh": 0.0, "repeat": 1.0}[config.wrong]

@@ -16,6 +16,7 @@ body would leak its mode into the caller at every `yield`; so each step is compu
 yielded outside it.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -134,12 +135,10 @@ def renoise(
 
 def last(steps: Iterable[Step]) -> Tensor:
     """Run a sampler to its end and keep the latent only."""
-    step = None
-    for step in steps:  # noqa: B007
-        pass
-    if step is None:
+    final = deque(steps, maxlen=1)
+    if not final:
         raise ValueError("no steps: the table is empty")
-    return step.x
+    return final[0].x
 
 
 def collect(x_start: Tensor, steps: Iterable[Step]) -> Trajectory:
@@ -153,9 +152,8 @@ def collect(x_start: Tensor, steps: Iterable[Step]) -> Trajectory:
         latents.append(step.x.float())
         timesteps.append(int(step.t))
         log_probs.append(step.log_prob[:, None])
-    return Trajectory(
-        torch.stack(latents, 1), torch.tensor(timesteps, dtype=torch.long), torch.cat(log_probs, 1)
-    )
+    t = torch.tensor(timesteps, dtype=torch.long)
+    return Trajectory(torch.stack(latents, 1), t, torch.cat(log_probs, 1))
 
 
 def evaluations(w: float) -> int:

@@ -42,9 +42,8 @@ from .rollout import Rollout
 WARMUP = 5  # iterations of linear warm-up; without it the first steps destroy the model
 GRAD_NORM = 1.0  # largest norm of an update's gradient
 WEIGHT_DECAY = 1e-4  # of AdamW
-FLOOR = (
-    0.5  # regress: added to the sum of a prompt's rewards, so that a prompt that always fails counts little
-)
+# regress: added to the sum of a prompt's rewards, so that a prompt that always fails counts little
+FLOOR = 0.5
 MAX_WEIGHT = 20.0  # regress: largest weight of a late noise level, see `level_weight`
 TRAINED = 0.5  # ppo: share of the denoising steps that an iteration trains on, chosen anew each time
 MIN_SIGMA = 0.1  # ppo: steps with less noise are not trained, see `jobs`
@@ -242,9 +241,8 @@ def regress(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats
                 before = replace(pipe, unet=learner.base).eps(context)(1.0)(x_t[part], t[part])  # (b c h w)
             eps = pipe.eps(context)(1.0)(x_t[part], t[part])
             anchored = (t[part] < config.anchor_below).view(-1, 1, 1, 1)
-            error = (
-                ((eps - torch.where(anchored, before, noise[part])) ** 2).flatten(1).mean(1)
-            )  # (b) DDPM (14)
+            target = torch.where(anchored, before, noise[part])
+            error = ((eps - target) ** 2).flatten(1).mean(1)  # (b) DDPM (14)
             share = len(eps) / len(x_0)
             loss = share * (level_weight(pipe.schedule, t[part], MAX_WEIGHT) * error).mean()
             backward(loss, pipe.unet)
@@ -312,8 +310,7 @@ def jobs(
         for i, sigma in enumerate(round_.table.sigma(eta))
         if sigma > MIN_SIGMA and kept.any()
     ]
-    order = torch.randperm(len(pairs), generator=generator)
-    order = order[: math.ceil(TRAINED * len(pairs))]
+    order = torch.randperm(len(pairs), generator=generator)[: math.ceil(TRAINED * len(pairs))]
     return [[pairs[j] for j in chunk] for chunk in order.chunk(updates)] if len(order) else []
 
 
@@ -356,9 +353,7 @@ def ppo(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats:
     for number, chunk in enumerate(chunks):
         samples = sum(int(advantage[k][1].sum()) for k, _ in chunk)  # branches x steps in this optimiser step
         learner.optimizer.zero_grad(set_to_none=True)
-        for k, i, part in [
-            (*pair, p) for pair in chunk for p in micro_batches(len(advantage[pair[0]][0]), pipe)
-        ]:
+        for k, i, part in ((k, i, p) for k, i in chunk for p in micro_batches(len(advantage[k][0]), pipe)):
             A, rows = (v[part].to(pipe.device) for v in advantage[k])  # (b), (b) bool
             if not rows.any():
                 continue

@@ -128,9 +128,8 @@ class Rollout:
     context: Tensor  # (n t d) embedded prompts
     rounds: list[Round] = field(default_factory=list)
     cost: Cost = field(default_factory=Cost)
-    families: list[str] | None = (
-        None  # n, what the reward history is kept by; the prompts themselves when None
-    )
+    # n, what the reward history is kept by; the prompts themselves when None
+    families: list[str] | None = None
 
     def texts_of(self, round_: Round) -> list[str]:
         """The prompt of every branch of a round."""
@@ -158,10 +157,8 @@ def rollout(
         x_T = pipe.noise(len(texts) * config.group, rng(seed, "start", step, "all"))
     if config.mode == "blind":
         for k in range(config.rounds):
-            noise = rng(seed, "reflect", step, k)
-            _, x_T = condition_guided_forward(
-                pipe.eps(out.context), x_T, table, back, config.reflection, noise
-            )
+            eps, noise = pipe.eps(out.context), rng(seed, "reflect", step, k)
+            _, x_T = condition_guided_forward(eps, x_T, table, back, config.reflection, noise)
 
     def renoise_eps(of: Tensor) -> EpsFn:
         return pipe.eps(out.context[rows[of]])(config.w_renoise)
