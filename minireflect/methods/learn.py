@@ -27,15 +27,9 @@ from ..models.lora import adapters, lora_layers, remove_lora
 from ..models.unet import UNet
 from ..pipeline import LatentDiffusion, SamplerConfig
 from ..ranges import Checked, Count, Positive, Range, Share, Weight
-from ..rl.advantage import (
-    RewardHistory,
-    advantage_weights,
-    group_advantage,
-    history_advantage,
-    reward_weights,
-    select_best_worst,
-    zero_variance_groups,
-)
+from ..rl.advantage import RewardHistory, advantage_weights, group_advantage, history_advantage
+
+from ..rl.advantage import reward_weights, select_best_worst, zero_variance_groups  # isort: skip
 from ..rl.policy import gaussian_kl, ppo_clip, reduce_log_prob
 from .rollout import Rollout
 
@@ -353,7 +347,8 @@ def ppo(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats:
     for number, chunk in enumerate(chunks):
         samples = sum(int(advantage[k][1].sum()) for k, _ in chunk)  # branches x steps in this optimiser step
         learner.optimizer.zero_grad(set_to_none=True)
-        for k, i, part in ((k, i, p) for k, i in chunk for p in micro_batches(len(advantage[k][0]), pipe)):
+        pieces = [(k, i, part) for k, i in chunk for part in micro_batches(len(advantage[k][0]), pipe)]
+        for k, i, part in pieces:
             A, rows = (v[part].to(pipe.device) for v in advantage[k])  # (b), (b) bool
             if not rows.any():
                 continue
