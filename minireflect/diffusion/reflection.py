@@ -71,6 +71,10 @@ class ReflectionConfig(Checked):
         """UNet evaluations of turning one picture into noise; none where nothing of its own noise is kept."""
         return 0 if self.fresh_noise == 1 else round(self.strength * self.steps) * evaluations(self.w_renoise)
 
+    def blind_cost(self, steps: int) -> int:
+        """UNet evaluations of all blind rounds, but for the picture after them, sampled in `steps` steps."""
+        return self.rounds * (steps * evaluations(self.w_denoise) + self.renoise_cost)
+
     @property
     def reflect_cost(self) -> int:
         """The same for a picture that `reflect` selects."""

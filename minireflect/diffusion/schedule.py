@@ -43,12 +43,9 @@ class ScheduleConfig(Checked):
         super().__post_init__()
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise ValueError(f"betas must satisfy 0 < {self.beta_start} <= {self.beta_end} < 1")
-        for name, choices in (
-            ("beta_schedule", get_args(BetaSchedule)),
-            ("prediction", get_args(Prediction)),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} {getattr(self, name)!r} is not one of {choices}")
+        for name, kind in (("beta_schedule", BetaSchedule), ("prediction", Prediction)):
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(f"{name} {getattr(self, name)!r} is not one of {get_args(kind)}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,6 +19,7 @@ from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.optim import Optimizer
 
 from ..diffusion.ddim import DDIMStep, ddim_step
 from ..diffusion.sample import evaluations
@@ -126,7 +127,7 @@ class Learner:
     pipe: LatentDiffusion  # its UNet is the policy
     base: UNet  # the frozen policy that it started from
     networks: dict[str, nn.Module]  # what a run saves: "unet" or its LoRA adapters, with regress the "replay"
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     config: LearnConfig
     sampler: SamplerConfig  # how the branches were sampled; its `steps` are not read
     history: RewardHistory | None = None  # ppo: z-score advantages (E6, E7) in place of the group's
@@ -144,10 +145,6 @@ class Learner:
             networks["replay"] = replay.to(pipe.device)
         optimizer = torch.optim.AdamW(trained.parameters(), lr=config.lr, weight_decay=WEIGHT_DECAY)
         return Learner(pipe, base, networks, optimizer, config, sampler)
-
-    def step(self, number: int) -> float:
-        """Take optimiser step `number` with the gradients there are.  -> their norm before clipping"""
-        return take_step(self.optimizer, self.pipe.unet, self.config, number)
 
 
 def learn(learner: Learner, out: Rollout, lr_factor: float, generator: Generator) -> UpdateStats:
@@ -176,20 +173,15 @@ def backward(loss: Tensor, network: nn.Module) -> None:
     (loss * _scale(network)).backward()
 
 
-def take_step(
-    optimizer: torch.optim.Optimizer, network: nn.Module, config: LearnConfig, number: int
-) -> float:
+def take_step(optimizer: Optimizer, network: nn.Module, config: LearnConfig, number: int) -> float:
     """Clip the gradient's norm and step.  -> the norm before.  Raises FloatingPointError if not finite."""
-    trained = [p for p in network.parameters() if p.grad is not None]
-    if (scale := _scale(network)) != 1:
-        for p in trained:
-            p.grad /= scale
+    trained, scale = [p for p in network.parameters() if p.grad is not None], _scale(network)
+    for p in trained if scale != 1 else ():
+        p.grad /= scale
     norm = torch.nn.utils.clip_grad_norm_(trained, GRAD_NORM)
     if not torch.isfinite(norm):
-        raise FloatingPointError(
-            f"the gradient of update {number} is not finite; lower lr, {config.lr} now"
-            + (", or use --precision bf16" if scale != 1 else "")
-        )
+        advice = f"lower lr, {config.lr} now" + (", or use --precision bf16" if scale != 1 else "")
+        raise FloatingPointError(f"the gradient of update {number} is not finite; {advice}")
     optimizer.step()
     return norm.item()
 
@@ -242,7 +234,7 @@ def regress(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats
             backward(loss, pipe.unet)
             losses += loss.item()
             kl += share * path_kl(pipe.schedule, t[part], (eps - before).detach())
-        norms += learner.step(number)
+        norms += take_step(learner.optimizer, pipe.unet, config, number)
     n = max(1, updates)
     return UpdateStats(losses / n, kl / n, norms / n, updates, 2 * updates * config.batch)
 
@@ -365,7 +357,7 @@ def ppo(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats:
             for name in sums:
                 sums[name] += getattr(stats, name).item() * share
         first = first or len(ratios)
-        norms += learner.step(number)
+        norms += take_step(learner.optimizer, pipe.unet, config, number)
     n = max(1, len(chunks))
     first_ratio = math.expm1(min(max(ratios[:first], default=0.0), 80.0))
     return UpdateStats(

@@ -44,7 +44,7 @@ from ..run import Job
 from ..streams import rng
 
 # what is recalled: half of the laws' pictures recombined, and captions that relate their objects
-RECALLED = {"recombined": 0.5, "related_captions": 0.4}
+MIX = {"recombined": 0.5, "related_captions": 0.4}
 Prompts = Callable[[int, int, int], list[str]]  # number of prompts, iteration, sampling within it -> prompts
 
 
@@ -104,9 +104,7 @@ class ReasonRLConfig(Checked):
     @property
     def examples(self) -> ReasonTraining:
         """The true pictures that are recalled."""
-        return ReasonTraining(
-            **RECALLED, pictures=self.recall_pictures, batch=self.recall_batch, bf16=self.bf16
-        )
+        return ReasonTraining(**MIX, pictures=self.recall_pictures, batch=self.recall_batch, bf16=self.bf16)
 
 
 class Rewards(NamedTuple):
@@ -208,9 +206,7 @@ def token_shares(chosen: Tensor, image_tokens: int) -> Tensor:
 
 
 @torch.no_grad()
-def split_samples(
-    learner: Learner, samples: Samples, config: ReasonRLConfig, noise: Generator
-) -> list[Share]:
+def shares_of(learner: Learner, samples: Samples, config: ReasonRLConfig, noise: Generator) -> list[Share]:
     """The groups in random order, one share per optimiser step, scored before the first of them."""
     pipe, model, g = learner.pipe, learner.pipe.model, config.group
     device = samples.rewards.device
@@ -238,8 +234,7 @@ def update(learner: Learner, samples: Samples, config: ReasonRLConfig, noise: Ge
     """
     model = learner.pipe.model
     rows: list[dict[str, float]] = []
-    ratio_errors = []
-    for given, chosen, tokens in split_samples(learner, samples, config, noise):
+    for given, chosen, tokens in shares_of(learner, samples, config, noise):
         choices = model.distributions(*given, config.sampling)
         now = torch.cat(model.chosen(choices, *given[1:]), 1)  # (m r+n)
         every = torch.ones_like(given[2], dtype=torch.bool)
@@ -253,13 +248,13 @@ def update(learner: Learner, samples: Samples, config: ReasonRLConfig, noise: Ge
         stats = token_step(now, tokens, learner.optimizer, config.clip, config.beta, *more)
         for control, h in zip(learner.entropies, H):
             control.step(h.item())
-        ratio_errors.append(stats.ratio_error)
         rows.append({
             "loss": stats.total, "clipped": stats.clip_high + stats.clip_low, "kl": stats.kl,
             "text_entropy": H[0].item(), "image_entropy": H[1].item(), "grad_norm": stats.grad_norm,
+            "first_ratio": stats.ratio_error,
         })  # fmt: skip
     means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
-    return means | {"first_ratio": ratio_errors[0]}
+    return means | {"first_ratio": rows[0]["first_ratio"]}
 
 
 def mean_entropy(log_prob: Tensor, mask: Tensor) -> Tensor:

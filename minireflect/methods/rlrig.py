@@ -68,6 +68,9 @@ STD_FLOOR = 0.02  # phase 1: added to a group's std of rewards
 Graphs = list[SceneGraph]
 
 
+Tries = tuple[int, int]  # edit prompts of a picture, edits of a prompt; G in all
+
+
 @dataclass(frozen=True)
 class LoopConfig(Checked):
     # K, edits of a picture at most; 0 generates only
@@ -91,9 +94,8 @@ class LoopConfig(Checked):
 
     @property
     def reflection(self) -> ReflectionConfig:
-        return ReflectionConfig(
-            steps=self.steps, strength=self.t_star, w_renoise=W_INVERT, fresh_noise=self.fresh_noise
-        )
+        part = ReflectionConfig(steps=self.steps, strength=self.t_star, fresh_noise=self.fresh_noise)
+        return replace(part, w_renoise=W_INVERT)
 
     @property
     def generate_cost(self) -> int:
@@ -111,9 +113,8 @@ class LoopConfig(Checked):
         With the Diffuser as editor and the silent Actor: best-of-N of the Checker with `edit_all`, else
         repeated generation until it accepts.
         """
-        return replace(
-            self, rounds=rounds, edit_all=edit_all, t_star=1.0, fresh_noise=1.0, edit_guidance=self.guidance
-        )
+        anew = replace(self, t_star=1.0, fresh_noise=1.0, edit_guidance=self.guidance)
+        return replace(anew, rounds=rounds, edit_all=edit_all)
 
 
 class EditPrompts(NamedTuple):
@@ -242,12 +243,9 @@ def keep_best(state: LoopState, edits: Edits, cost: int) -> LoopState:
 @torch.no_grad()
 def reflect_and_edit(
     parts: Parts, graphs: Graphs, config: LoopConfig, generator: Generator, act: Act | None = None,
-    tries: tuple[int, int] = (1, 1),
+    tries: Tries = (1, 1),
 ) -> Iterator[LoopState]:  # fmt: skip
-    """The loop; yields round 0 and each round that has something to edit.
-
-    `tries` are the edit prompts of a picture and the edits of a prompt, G in all.
-    """
+    """The loop; yields round 0 and each round that has something to edit."""
     act, (p, e) = act or parts.act, tries
     x0 = generate(parts.diffuser, graphs, config, generator)
     images = parts.diffuser.decode(x0)
@@ -329,7 +327,7 @@ def graphs_of(seed: int, step: int, config: RLRIGConfig) -> Graphs:
 
 
 def try_edits(
-    parts: Parts, graphs: Graphs, config: RLRIGConfig, tries: tuple[int, int], generator: Generator
+    parts: Parts, graphs: Graphs, config: RLRIGConfig, tries: Tries, generator: Generator
 ) -> list[Edits]:
     """Run the loop for training.  -> the edits of each round, none if all pictures are right at once"""
     loop = replace(config.loop, rounds=config.rounds)

@@ -111,13 +111,12 @@ def rollout_cost(config: RolloutConfig, prompts: list[int], step: int) -> Cost:
     """What a rollout costs, from the number of prompts in each scored round: one round if blind."""
     shared, reflection = config.shared(step), config.reflection
     per_prompt = (shared + config.group * (config.steps - shared)) * evaluations(config.guidance)
-    unet = sum(prompts) * per_prompt
-    if config.mode == "blind":
-        each = config.steps * evaluations(reflection.w_denoise) + reflection.renoise_cost
-        unet += prompts[0] * config.rounds * each
-    else:
-        unet += sum(prompts[1:]) * reflection.reflect_cost
-    return Cost(unet, rewards=sum(prompts) * config.group)
+    blind, selected = (
+        prompts[0] * reflection.blind_cost(config.steps),
+        sum(prompts[1:]) * reflection.reflect_cost,
+    )
+    reflected = blind if config.mode == "blind" else selected
+    return Cost(sum(prompts) * per_prompt + reflected, rewards=sum(prompts) * config.group)
 
 
 @dataclass
