@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from .commands import REASON, TRAINED, records_of
 from .evaluate import EvaluationConfig
 from .methods.finetune import FinetuneConfig
 from .methods.reasongen import ReasonRLConfig
@@ -27,12 +28,10 @@ from .pretrain.vq import VQTraining
 from .world.data import WorldConfig
 from .world.prompts import PromptMix
 
-FLAT = tyro.conf.arg(name="")  # a record whose options carry no prefix
-
 
 @dataclass(frozen=True)
 class Config:
-    """What a run is configured with; the defaults are the preset cpu."""
+    """What a run is configured with; the defaults are the preset cpu.  `world` is set in Python only."""
 
     # budget (default: gpu on a CUDA GPU)
     preset: Literal["cpu", "gpu", "smoke"] = "cpu"
@@ -68,71 +67,46 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 
-REASON_COMMANDS = ("vq", "captioner", "reason-sft", "reason-grpo")
 COMMON = ("preset", "seed", "out", "resume", "weights", "device")  # options of every command
-RECORDS: dict[str, tuple[str, ...]] = {  # the records of each stage; the options of the first carry no prefix
-    "srrl": ("srrl", "mix", "sampler", "evaluation"),
-    "lora": ("srrl", "finetune", "sampler"),
-    "autoencoder": ("autoencoder", "world"),
-    "diffusion": ("diffusion", "world"),
-    "reward": ("reward",),
-    "checker": ("checker",),
-    "actor": ("actor",),
-    "rlrig": ("rlrig", "evaluation"),
-    "vq": ("vq", "world", "evaluation"),
-    "captioner": ("captioner", "world"),
-    "reason-sft": ("sft", "world", "evaluation"),
-    "reason-grpo": ("grpo", "mix", "evaluation"),
-}
+OWN = {"srrl": "method", "all": "scenes", "autoencoder": "scenes", "diffusion": "scenes"}  # of one command
+FLAT = tyro.conf.arg(name="")  # a record whose options carry no prefix
 
-# What a preset changes: `gpu` has larger budgets; `smoke` runs every line in seconds and learns nothing.
-GPU = {
-    "autoencoder": {"pictures": 40_000, "steps": 6_000, "batch": 64},
-    "diffusion": {"pictures": 60_000, "steps": 10_000, "batch": 256},
-    "reward": {"pictures": 40_000, "steps": 6_000, "batch": 128},
-    "srrl": {"iterations": 400, "prompts_per_iteration": 256, "batch": 256},
-    "evaluation": {"pictures": 512, "batch": 256},
-}
+# What presets, and kinds of commands, change.
 TINY = {"pictures": 32, "steps": 3, "batch": 4}
-SMOKE = {
-    "autoencoder": TINY | {"pictures": 64},
-    "diffusion": TINY | {"pictures": 64, "batch": 8},
-    "reward": TINY | {"pictures": 64, "batch": 8},
-    "srrl": {"iterations": 2, "prompts_per_iteration": 4, "steps": 4, "updates": 2, "batch": 4},
-    "checker": TINY,
-    "actor": TINY,
-    "rlrig": {
-        "loop": {"rounds": 1, "steps": 4},
-        "editor": {"updates": 1, "batch": 4, "lr": 2e-4, "anchor_below": 150},
-        "graphs": 3, "group": 2, "actor_iterations": 2, "editor_iterations": 2,
+# fmt: off
+CHANGES: dict[str, dict[str, dict]] = {
+    "gpu": {  # larger budgets
+        "autoencoder": {"pictures": 40_000, "steps": 6_000, "batch": 64},
+        "diffusion": {"pictures": 60_000, "steps": 10_000, "batch": 256},
+        "reward": {"pictures": 40_000, "steps": 6_000, "batch": 128},
+        "srrl": {"iterations": 400, "prompts_per_iteration": 256, "batch": 256},
+        "evaluation": {"pictures": 512, "batch": 256},
     },
-    "vq": TINY | {"forms": 32, "colors": 16, "revive_every": 2},
-    "captioner": TINY,
-    "sft": TINY,
-    "grpo": {
-        "iterations": 2, "prompts": 2, "group": 2, "max_resamples": 1,
-        "recall_pictures": 32, "recall_batch": 4,
+    "smoke": dict.fromkeys(("checker", "actor", "captioner", "sft"), TINY) | {  # every line, in seconds
+        "autoencoder": TINY | {"pictures": 64},
+        "diffusion": TINY | {"pictures": 64, "batch": 8}, "reward": TINY | {"pictures": 64, "batch": 8},
+        "srrl": {"iterations": 2, "prompts_per_iteration": 4, "steps": 4, "updates": 2, "batch": 4},
+        "rlrig": {"loop": {"rounds": 1, "steps": 4}, "graphs": 3, "group": 2,
+                  "editor": {"updates": 1, "batch": 4, "lr": 2e-4, "anchor_below": 150},
+                  "actor_iterations": 2, "editor_iterations": 2},
+        "vq": TINY | {"forms": 32, "colors": 16, "revive_every": 2},
+        "grpo": {"iterations": 2, "prompts": 2, "group": 2, "max_resamples": 1,
+                 "recall_pictures": 32, "recall_batch": 4},
+        "sampler": {"steps": 4}, "evaluation": {"pictures": 8, "batch": 8},
     },
-    "sampler": {"steps": 4},
-    "evaluation": {"pictures": 8, "batch": 8},
-}  # fmt: skip
-# Scene graphs need a sharper autoencoder, and a diffusion model that has learned to read.
-GRAPHS = {
-    "autoencoder": {"pictures": 10_000, "steps": 5_000, "kl": 1e-4, "noise": 0.25},
-    "diffusion": {
-        "pictures": 16_000,
-        "steps": 8_000,
-        "plain": 0.3,
-        "importance": 0.5,
-        "reading_steps": 1_600,
+    "graphs": {  # need a sharper autoencoder, and a diffusion model that has learned to read
+        "autoencoder": {"pictures": 10_000, "steps": 5_000, "kl": 1e-4, "noise": 0.25},
+        "diffusion": {"pictures": 16_000, "steps": 8_000, "plain": 0.3, "importance": 0.5,
+                      "reading_steps": 1_600},
     },
+    "reason": {  # more arrangements: they are GenEval's tasks
+        "mix": {"physical": 0.3, "unconventional": 0.4, "arrangement": 0.3}, "evaluation": {"pictures": 240},
+    },
+    "smoke graphs": {"diffusion": {"reading_steps": 3}},
+    "smoke reason": {"evaluation": {"pictures": 6, "batch": 6}},
 }
-# ReasonGen-R1 is reinforced on more arrangements: they are GenEval's tasks.
-REASON = {
-    "mix": {"physical": 0.3, "unconventional": 0.4, "arrangement": 0.3},
-    "evaluation": {"pictures": 240},
-}
-PRESETS = {"cpu": {}, "gpu": GPU, "smoke": SMOKE}
+# fmt: on
+PRESETS = ("cpu", "gpu", "smoke")
 
 
 def preset(
@@ -142,18 +116,12 @@ def preset(
 
     Raises ValueError on another name.
     """
-    if scenes not in ("laws", "graphs"):
-        raise ValueError(f"scenes {scenes!r} is not one of laws, graphs")
-    if name not in PRESETS:
-        raise ValueError(f"preset {name!r} is not one of {', '.join(PRESETS)}")
+    if name not in PRESETS or scenes not in ("laws", "graphs"):
+        raise ValueError(f"{name!r} is not one of {', '.join(PRESETS)}, or {scenes!r} of laws, graphs")
     config = Config(preset=name, scenes=scenes, srrl=recipe or SRRLConfig())
-    reason, graphs = command in REASON_COMMANDS, scenes == "graphs"
-    config = changed(changed(config, REASON if reason else {}), GRAPHS if graphs else {})
-    config = changed(config, PRESETS[name])
-    if name == "smoke" and reason:
-        config = changed(config, {"evaluation": {"pictures": 6, "batch": 6}})
-    if name == "smoke" and graphs:
-        config = changed(config, {"diffusion": {"reading_steps": 3}})
+    kinds = ["reason"] * (command in REASON) + ["graphs"] * (scenes == "graphs")
+    for key in (*kinds, name, *(f"{name} {kind}" for kind in kinds)):
+        config = changed(config, CHANGES.get(key, {}))
     return config
 
 
@@ -163,53 +131,27 @@ def changed(record: object, values: dict) -> object:
     """
     if unknown := sorted(set(values) - {f.name for f in fields(record)}):
         raise ValueError(f"{type(record).__name__} has no {', '.join(unknown)}")
-    new = {}
-    for name, value in values.items():
-        old = getattr(record, name)
-        new[name] = (
-            changed(old, value) if is_dataclass(old) else tuple(value) if isinstance(value, list) else value
-        )
-    return replace(record, **new)
-
-
-def stages_of(command: str, config: Config) -> tuple[str, ...]:
-    """The stages of a command, in order."""
-    if command == "all" and config.scenes == "graphs":
-        return "autoencoder", "diffusion", "checker", "judge", "actor", "rlrig"
-    if command == "all":
-        return "autoencoder", "diffusion", "reward", "srrl"
-    if command == "srrl" and config.finetune.base is not None:
-        return ("lora",)
-    return ("checker", "judge") if command == "checker" else (command,)
+    new = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    records = {n: changed(old, new[n]) for n in new if is_dataclass(old := getattr(record, n))}
+    return replace(record, **new | records)
 
 
 def options_of(command: str, config: Config) -> object:
     """The options of a command as a record of their own, which tyro can fill."""
-    hints, records = (
-        typing.get_type_hints(Config),
-        () if command == "all" else RECORDS[stages_of(command, config)[0]],
-    )
-    own = (
-        ("scenes",)
-        if command in ("autoencoder", "diffusion", "all")
-        else ("method",)
-        if command == "srrl"
-        else ()
-    )
-    flat = (*records[:1], "finetune")
-    kinds = [(n, Annotated[hints[n], FLAT] if n in flat else hints[n]) for n in (*COMMON, *own, *records)]
+    records = records_of(command, config.scenes, config.finetune.base) if TRAINED[command].records else ()
+    names = (*COMMON, *([OWN[command]] if command in OWN else []), *records)
+    hints, flat = typing.get_type_hints(Config, include_extras=True), (*records[:1], "finetune")
+    kinds = [(n, Annotated[hints[n], FLAT] if n in flat else hints[n]) for n in names]
     record = make_dataclass(command, kinds, frozen=True, namespace={"SOURCE": Config})
-    return record(**{name: getattr(config, name) for name, _ in kinds})
+    return record(**{name: getattr(config, name) for name in names})
 
 
 def to_dict(command: str, config: Config) -> dict:
     """The command and its options as plain JSON values, without --out and --device: they may change."""
-    records = dict.fromkeys(name for stage in stages_of(command, config) for name in RECORDS.get(stage, ()))
+    records = records_of(command, config.scenes, config.finetune.base)
     values = {n: getattr(config, n) for n in ("preset", "seed", "weights", "scenes", "method", *records)}
-    values = {
-        n: asdict(v) if is_dataclass(v) else str(v) if isinstance(v, Path) else v for n, v in values.items()
-    }
-    return json.loads(json.dumps({"command": command} | values))
+    values = {n: asdict(v) if is_dataclass(v) else v for n, v in values.items()}
+    return json.loads(json.dumps({"command": command} | values, default=str))  # a path is no JSON
 
 
 def read_config(folder: Path) -> tuple[str, Config]:

@@ -9,12 +9,14 @@ can be fooled.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 from tqdm import tqdm
+from tyro.conf import Suppress
 
 from .pipeline import LatentDiffusion, SamplerConfig
 from .rl.rewards import Reward
@@ -32,11 +34,11 @@ class EvaluationConfig:
     # pictures of each kind of prompt, the laws or tasks in equal shares
     pictures: int = 256
     # combinations of objects: held-out ones, which no training sees, or train
-    split: str = "held-out"
+    split: Annotated[str, Suppress] = "held-out"
     # of prompts and noise, the same for every model that is compared
     seed: int = 1_000
     # pictures sampled at once; another number gives other noise
-    batch: int = 64
+    batch: Annotated[int, Suppress] = 64
 
     def __post_init__(self) -> None:
         if self.pictures < 1 or self.batch < 1:

@@ -11,18 +11,23 @@ Ctrl-C and `kill -TERM` finish the step, save, and leave; `kill -9` loses what c
 
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from tqdm import tqdm
 
 from .checkpoints.files import read_metadata, read_weights, save_weights
+
+Networks = dict[str, nn.Module]
 
 
 class RunError(ValueError):
@@ -37,40 +42,41 @@ class Run:
     """A run folder.  Raises RunError when it is not writable, holds another run, or --resume does not fit."""
 
     def __init__(self, folder: str | Path, config: dict, resume: bool = False) -> None:
-        self.folder = Path(folder)
-        self.stop_signal = 0
+        self.folder, self.stop_signal, self.made = Path(folder), 0, None
         written = self.folder / "config.json"
-        if written.exists():
-            if not resume:
-                raise RunError(
-                    f"{self.folder} already holds a run; choose another --out, or continue it with --resume"
-                )
+        if resume and not written.exists():
+            raise RunError(f"there is no run to resume in {folder}: config.json is missing")
+        if resume:
             self._check_same(json.loads(written.read_text()), config)
-        elif resume:
-            raise RunError(f"there is no run to resume in {self.folder}: config.json is missing")
-        elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            return
+        if written.exists():
             raise RunError(
-                f"{self.folder} is not an empty folder, and not a run of this program; choose another --out"
+                f"{folder} already holds a run; choose another --out, or continue it with --resume"
             )
+        missing = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+        if not missing and (self.folder.is_file() or any(self.folder.iterdir())):
+            raise RunError(
+                f"{folder} is no empty folder, and not a run of this program; choose another --out"
+            )
+        self.made = missing[-1] if missing else self.folder
         try:
             for name in ("weights", "state", "figures"):
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
-            if not written.exists():
-                write_text(written, json.dumps(config, indent=2) + "\n")
+            write_text(written, json.dumps(config, indent=2) + "\n")
         except OSError as error:
-            raise RunError(f"cannot write to {self.folder}: {error.strerror}") from error
+            raise RunError(f"cannot write to {folder}: {error.strerror}") from error
+
+    def abandon(self) -> None:
+        """Remove the folder again, if this process made it and no step of training has been done."""
+        if self.made is not None and not any((self.folder / "state").iterdir()):
+            shutil.rmtree(self.made)
 
     def _check_same(self, old: dict, new: dict) -> None:
         old, new = flat(old), flat(new)
-        changed = [
-            f"{key} was {old.get(key)!r}, now {new.get(key)!r}"
-            for key in sorted({*old, *new})
-            if old.get(key) != new.get(key)
-        ]
-        if changed:
-            raise RunError(
-                f"the run in {self.folder} was started with another configuration: {'; '.join(changed)}"
-            )
+        differ = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+        if differ:
+            changes = "; ".join(f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in differ)
+            raise RunError(f"the run in {self.folder} was started with another configuration: {changes}")
 
     def log(self, stage: str, step: int, **values: float | int | str | dict) -> None:
         """Append one line to metrics.jsonl."""
@@ -81,22 +87,10 @@ class Run:
         """The lines of one stage, in order."""
         return read_metrics(self.folder, stage)
 
-    def is_done(self, stage: str) -> bool:
-        """Whether a stage of this run has been finished before; its weights are there then."""
-        return (self.folder / "state" / f"{stage}.done").exists()
-
-    def finish(self, stage: str) -> None:
-        write_text(self.folder / "state" / f"{stage}.done", "")
-
     def steps(
-        self,
-        stage: str,
-        total: int,
-        networks: dict[str, nn.Module],
-        optimizer: torch.optim.Optimizer,
-        save_every: int = 1,
+        self, stage: str, total: int, networks: Networks, optimizer: Optimizer, save_every: int = 1,
         memory: dict | None = None,
-    ) -> Iterator[int]:
+    ) -> Iterator[int]:  # fmt: skip
         """Yield the steps still to do, and save the state behind the loop body's back.
 
         `memory` is JSON-able and changed in place by the loop; it comes back on resume.  Raises Interrupted
@@ -105,10 +99,8 @@ class Run:
         path = self.folder / "state" / f"{stage}.safetensors"
         start = restore(path, networks, optimizer, memory) if path.exists() else 0
         self._forget_after(stage, start)
-        bar = tqdm(
-            range(start, total), desc=stage, initial=start, total=total, unit="step", dynamic_ncols=True
-        )
-        self.bar = bar
+        steps = range(start, total)
+        self.bar = bar = tqdm(steps, stage, total, initial=start, unit="step", dynamic_ncols=True)
         handlers = {s: signal.signal(s, self._remember) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
             for step in bar:
@@ -116,10 +108,8 @@ class Run:
                 if (step + 1) % save_every == 0 or step + 1 == total or self.stop_signal:
                     store(path, step + 1, networks, optimizer, memory)
                 if self.stop_signal:
-                    raise Interrupted(
-                        f"stopped after step {step + 1} of {total} of {stage}, and saved; "
-                        f"go on with: minireflect train --resume --out {self.folder}"
-                    )
+                    done = f"stopped after step {step + 1} of {total} of {stage}, and saved"
+                    raise Interrupted(f"{done}; go on with: minireflect train --resume --out {self.folder}")
         finally:
             bar.close()
             for number, handler in handlers.items():
@@ -131,17 +121,12 @@ class Run:
 
     def _forget_after(self, stage: str, start: int) -> None:
         """Drop what was logged after the state was saved: those steps are about to be done again."""
-        path = self.folder / "metrics.jsonl"
-        if not path.exists():
-            return
-        rows = []
-        for line in path.read_text().splitlines():
-            try:
+        path, rows = self.folder / "metrics.jsonl", []
+        for line in path.read_text().splitlines() if path.exists() else []:
+            with suppress(json.JSONDecodeError):  # of the line that a kill cut short
                 row = json.loads(line)
-            except json.JSONDecodeError:  # the line that a kill cut short
-                continue
-            if row["stage"] != stage or row["step"] < start:
-                rows.append(line)
+                if row["stage"] != stage or row["step"] < start:
+                    rows.append(line)
         write_text(path, "".join(row + "\n" for row in rows))
 
 
@@ -160,13 +145,7 @@ def read_metrics(folder: Path, stage: str) -> list[dict]:
     return [row for line in lines if (row := json.loads(line))["stage"] == stage]
 
 
-def store(
-    path: Path,
-    step: int,
-    networks: dict[str, nn.Module],
-    optimizer: torch.optim.Optimizer,
-    memory: dict | None,
-) -> None:
+def store(path: Path, step: int, networks: Networks, optimizer: Optimizer, memory: dict | None) -> None:
     """Networks, optimiser and step in one file, written beside it and moved into place."""
     tensors = {f"{name}/{key}": t for name, net in networks.items() for key, t in net.state_dict().items()}
     for i, slots in optimizer.state_dict()["state"].items():
@@ -174,9 +153,7 @@ def store(
     save_weights(path, tensors, {"step": str(step), "memory": json.dumps(memory)}, durable=False)
 
 
-def restore(
-    path: Path, networks: dict[str, nn.Module], optimizer: torch.optim.Optimizer, memory: dict | None
-) -> int:
+def restore(path: Path, networks: Networks, optimizer: Optimizer, memory: dict | None) -> int:
     """Undo `store`; -> the number of steps done."""
     tensors, metadata = read_weights(path), read_metadata(path)
     slots: dict[int, dict[str, Tensor]] = {}

@@ -24,16 +24,7 @@ from torch import nn
 from . import figures, showcase
 from .checkpoints import ours
 from .config import Config
-from .evaluate import (
-    EvaluationConfig,
-    RewardScore,
-    Score,
-    Table,
-    evaluate,
-    law_table,
-    reward_score,
-    sample_and_score,
-)
+from .evaluate import RewardScore, Score, Table, evaluate, law_table, reward_score, sample_and_score
 from .evaluate_graphs import GraphScore, evaluate_loop, evaluation_graphs
 from .evaluate_reason import SAMPLING, ReasonScore, codec_table, evaluate_reason, evaluation_prompts
 from .methods import rlrig as rig
@@ -61,7 +52,7 @@ from .world.prompts import all_texts
 from .world.render import render_pixels
 
 BEST_OF = (2, 4)  # without a rationale, two pictures take more tokens than one with a rationale
-RECORD = TypeVar("RECORD")
+SCORE = TypeVar("SCORE")
 
 
 class Task(NamedTuple):
@@ -106,17 +97,16 @@ class Task(NamedTuple):
                 shutil.copyfile(there, draft)
                 os.replace(draft, here)
 
-    def measured(self, model: str, record: type[RECORD], measure: Callable[[], RECORD]) -> RECORD:
+    def measured(self, model: str, kind: type[SCORE], measure: Callable[..., SCORE], *args: object) -> SCORE:
         """The score of a model, or its scores by kind of prompt: as logged in this run, else measured now."""
         for row in self.run.metrics("evaluation"):
-            if row["model"] == model and "scores" in row:
-                return {kind: record(**values) for kind, values in row["scores"].items()}
             if row["model"] == model:
-                return record(**row["score"])
-        found = measure()
-        by_kind = isinstance(found, dict)
-        values = {"scores": {k: vars(s) for k, s in found.items()}} if by_kind else {"score": vars(found)}
-        self.run.log("evaluation", 0, model=model, **values)
+                by_prompt = {name: kind(**values) for name, values in row.get("scores", {}).items()}
+                return by_prompt or kind(**row["score"])
+        found = measure(*args)
+        several = isinstance(found, dict)
+        logged = {"scores": {k: vars(s) for k, s in found.items()}} if several else {"score": vars(found)}
+        self.run.log("evaluation", 0, model=model, **logged)
         return found
 
 
@@ -133,8 +123,7 @@ def autoencoder(task: Task) -> None:
     config = task.config
     sizes = AutoencoderConfig.flat() if config.scenes == "graphs" else AutoencoderConfig.toy()
     pixels = captioned(config, "autoencoder", config.autoencoder.pictures).pixels
-    model = train_autoencoder(config.autoencoder, sizes, pixels, task.job)
-    task.save("autoencoder", model)
+    task.save("autoencoder", train_autoencoder(config.autoencoder, sizes, pixels, task.job))
     task.curve("autoencoder", mse="squared error")
 
 
@@ -143,33 +132,36 @@ def diffusion(task: Task) -> None:
     encoder, _ = ours.load_module(task.source / "autoencoder.safetensors", Autoencoder)
     sizes = GRAPH_BASE if config.scenes == "graphs" else LAW_BASE
     data = captioned(config, "diffusion", config.diffusion.pictures)
-    pipe = train_diffusion(config.diffusion, sizes, data, encoder, task.job)
-    ours.save_pipeline(pipe, task.weights)
+    ours.save_pipeline(train_diffusion(config.diffusion, sizes, data, encoder, task.job), task.weights)
     task.curve("diffusion", loss="squared error")
 
 
 def reward(task: Task) -> None:
     pipe = ours.load_pipeline(task.source).to(task.device)
-    model = train_reward(task.config.reward, pipe, task.job)
-    task.save("reward", model, pipe.tokenizer)
-    task.hand_on("autoencoder", "text_encoder", "unet")
+    task.save("reward", train_reward(task.config.reward, pipe, task.job), pipe.tokenizer)
+    task.hand_on(*ours.PARTS)
     task.curve("reward", loss="cross-entropy")
 
 
 def srrl(task: Task) -> None:
     """Measure the base, reinforce it, measure again with the same prompts, noise and sampler."""
     config, run, method = task.config, task.run, task.config.method.upper()
+    load_reward(
+        task.source
+    )  # this and the next line name what is broken, and words that the base does not know
+    ours.load_pipeline(task.source).tokenizer(all_texts())
     task.hand_on("autoencoder", "text_encoder", "reward", unet="base_unet")
     base, pipe = (ours.load_pipeline(task.weights, unet="base_unet").to(task.device) for _ in range(2))
-    judge = load_reward(task.weights, task.device)
-    before = task.measured("base", Score, lambda: evaluate(base, judge, config.sampler, config.evaluation))
+    judge, how = load_reward(task.weights, task.device), (config.sampler, config.evaluation)
+    pipe.table(config.srrl.steps)  # raises where the schedule has fewer
+    before = task.measured("base", Score, evaluate, base, judge, *how)
     clock, texts = time.time(), partial(config.mix.draw, config.seed, config.srrl.prompts_per_iteration)
     try:
         train_srrl(config.srrl, pipe, judge, texts, inspector_reward, task.job)
     finally:
         ours.save_pipeline(pipe, task.weights, ("unet",))  # also when stopped: what was trained is never lost
     minutes = (time.time() - clock) / 60
-    after = task.measured(method, Score, lambda: evaluate(pipe, judge, config.sampler, config.evaluation))
+    after = task.measured(method, Score, evaluate, pipe, judge, *how)
     rows, columns = run.metrics("srrl"), {"base": before, method: after}
     task.report(law_table(columns), f"{minutes:.1f} minutes · {cost_of(rows)}")
     level = [sum(getattr(s, key) for s in before.values()) / len(before) for key in ("reward", "accuracy")]
@@ -193,21 +185,22 @@ def cost_of(rows: list[dict]) -> str:
 
 def lora(task: Task) -> None:
     """The same on a published checkpoint, with LoRA.  Measures the reward, and statistics that it ignores."""
-    config, run = task.config.finetune, task.run
-    reward, prompts = chosen_reward(config, task.device), read_prompts(config.prompts)
-    pipe, batches = load_base(config, task.device), EvaluationConfig(batch=config.micro_batch)
+    config, run, method = task.config.finetune, task.run, task.config.method.upper()
+    prompts, reward = read_prompts(config.prompts), chosen_reward(config, task.device)
+    pipe, batches = load_base(config, task.device), replace(task.config.evaluation, batch=config.micro_batch)
+    pipe.table(task.config.srrl.steps)  # raises where the schedule has fewer
     shown = [prompts[i % len(prompts)] for i in range(config.shown)]
     images, scores = {}, {}
 
     def measure(name: str) -> None:
         images[name], rewards = sample_and_score(pipe, reward, shown, task.config.sampler, batches)
-        scores[name] = task.measured(name, RewardScore, lambda: reward_score(images[name], rewards))
+        scores[name] = task.measured(name, RewardScore, reward_score, images[name], rewards)
 
     measure("base")
     clock = time.time()
     finetune(config, task.config.srrl, pipe, reward, task.job)
     hours = (time.time() - clock) / 3600
-    measure(task.config.method.upper())
+    measure(method)
     rows = run.metrics("srrl")
     sampled = sum(sum(row["pictures_by_round"]) for row in rows)
     cost = f"{60 * hours:.1f} minutes · {cost_of(rows)} · {len(lora_layers(pipe.unet))} layers with LoRA"
@@ -221,50 +214,46 @@ def lora(task: Task) -> None:
 
 
 # ------------------------------------------------------------ graphs: RL-RIG
-def question_answerer(name: str, offset: int) -> Callable[[Task], None]:
-    """The stage of the Checker, or of the held-out judge, which has another seed, size and pictures."""
-
-    def stage(task: Task) -> None:
-        pipe, job = ours.load_pipeline(task.source), task.job._replace(seed=task.config.seed + offset)
-        model = train_checker(task.config.checker, name, pipe, job)
-        task.save(name, model, pipe.tokenizer)
-        task.hand_on("autoencoder", "text_encoder", "unet")
-        task.curve(name, loss="cross-entropy")
-
-    return stage
+def checker(task: Task, name: str = "checker") -> None:
+    """The Checker, or the held-out judge, which has another seed, size and pictures."""
+    pipe, job = ours.load_pipeline(task.source), task.job
+    if name == "judge":
+        job = job._replace(seed=job.seed + 1)
+    task.save(name, train_checker(task.config.checker, name, pipe, job), pipe.tokenizer)
+    task.hand_on(*ours.PARTS)
+    task.curve(name, loss="cross-entropy")
 
 
 def actor(task: Task) -> None:
     pipe = ours.load_pipeline(task.source)
-    model = train_actor(task.config.actor, pipe.autoencoder, pipe.tokenizer, task.job)
-    task.save("actor", model)
-    task.hand_on("autoencoder", "text_encoder", "unet", "checker", "judge")
+    task.save("actor", train_actor(task.config.actor, pipe.autoencoder, pipe.tokenizer, task.job))
+    task.hand_on(*ours.PARTS, "checker", "judge")
     task.curve("actor", loss="nats a token")
 
 
 def rlrig(task: Task) -> None:
-    """Measure the controls, train the Actor, then the editor; all on the same graphs and noise."""
-    config, run, weights, source = task.config, task.run, task.weights, task.source
-    finished = (source / "base_actor.safetensors").exists()  # a finished run has both Actors
-    first = "base_actor" if finished else "actor"
+    """Measure the controls, train Actor and editor, measure after each on the same graphs and noise."""
+    config, run, weights = task.config, task.run, task.weights
+    # a finished run has both Actors
+    first = "base_actor" if (task.source / "base_actor.safetensors").exists() else "actor"
+    rig.load_parts(task.source, actor=first)  # this and the next line name what is missing or broken
+    load_checker(task.source, "judge")
     task.hand_on(*(part for part in rig.RIG_PARTS if part != "actor"), **{first: "base_actor"})
     judge, clock, rows = load_checker(weights, "judge"), time.time(), {}
     parts = rig.load_parts(weights, actor="base_actor", editor="unet", device=task.device)
 
-    def measure(loops: dict) -> None:
-        for name, loop in loops.items():
-            score = lambda: evaluate_loop(loop, judge, config.evaluation, name)  # noqa: B023, E731
-            rows[name] = task.measured(name, GraphScore, score)
+    def measure(name: str, loop: rig.Loop) -> None:
+        rows[name] = task.measured(name, GraphScore, evaluate_loop, loop, judge, config.evaluation, name)
 
-    if config.rlrig.controls:
-        measure(rig.controls(parts, config.rlrig.loop))
+    for name, loop in rig.controls(parts, config.rlrig.loop).items() if config.rlrig.controls else ():
+        measure(name, loop)
     for name, phase in (("phase 1", rig.train_actor_grpo), ("phase 1 + 2", rig.train_editor)):
         try:
             phase(config.rlrig, parts, task.job)
         finally:  # also when stopped: what was trained is never lost
             task.save("actor", parts.actor)
             task.save("editor", parts.editor.unet)
-        measure({name: rig.loop_of(parts, config.rlrig.loop)})
+        measure(name, rig.loop_of(parts, config.rlrig.loop))
     table = Table("held-out graphs", {name: vars(score) for name, score in rows.items()})
     task.report(table, f"{(time.time() - clock) / 60:.1f} minutes")
     stages = {"phase 1, the Actor": run.metrics("phase-1"), "phase 2, the editor": run.metrics("phase-2")}
@@ -289,8 +278,7 @@ def vq(task: Task) -> None:
 def captioner(task: Task) -> None:
     """Train the reader of rationales; `scripts/measure.py captioner` measures it."""
     config, tokenizer = task.config, reason_tokenizer(ReasonGenConfig.prompt)
-    model = train_captioner(config.captioner, config.world, tokenizer, task.job)
-    task.save("captioner", model, tokenizer)
+    task.save("captioner", train_captioner(config.captioner, config.world, tokenizer, task.job), tokenizer)
     task.hand_on("autoencoder", "vq")
     task.curve("captioner", loss="nats a word")
 
@@ -303,7 +291,8 @@ def reason_sft(task: Task) -> None:
     task.hand_on("captioner")
     task.curve("reason-sft", text="nats a word", image="nats an image token")
     judge = reward_beside(task.source, task.device)
-    task.report(Table("held-out prompts", {"SFT": measured_pictures(task, "SFT", pipe, judge).row}))
+    score = task.measured("SFT", ReasonScore, evaluate_reason, pipe, judge, config.evaluation, "SFT")
+    task.report(Table("held-out prompts", {"SFT": score.row}))
     show_rationales(task, pipe, judge)
 
 
@@ -313,19 +302,23 @@ def reason_grpo(task: Task) -> None:
     judge = reward_beside(task.source, task.device)
     if not (weights / "base_reasongen.safetensors").exists():
         ours.save_reasongen(weights, "base_reasongen", ours.load_reasongen(task.source))
-    pipe, reader = ours.load_reasongen(weights, "base_reasongen", task.device), None
+    pipe, reader, rows = ours.load_reasongen(weights, "base_reasongen", task.device), None, {}
     if config.grpo.read_rationales and pipe.writes_rationale:
         task.hand_on("captioner")
         if not (weights / "captioner.safetensors").exists():
             do(task, "captioner")
         reader = load_captioner(weights, task.device)
-    rows = {"SFT": measured_pictures(task, "SFT", pipe, judge)}
-    for n in BEST_OF if config.grpo.controls else ():
-        rows[f"SFT, best of {n}"] = measured_pictures(task, f"SFT, best of {n}", pipe, judge, n)
+
+    def measure(name: str, best_of: int = 1) -> None:
+        how = (pipe, judge, config.evaluation, name, SAMPLING, best_of)
+        rows[name] = task.measured(name, ReasonScore, evaluate_reason, *how).row
 
     def prompts(n: int, step: int, number: int) -> list[str]:
         return config.mix.draw(config.seed, n, step * config.grpo.max_resamples + number)[0]
 
+    measure("SFT")
+    for n in BEST_OF if config.grpo.controls else ():
+        measure(f"SFT, best of {n}", n)
     known = None
     if config.grpo.recall:
         wanted = replace(config.grpo.examples, rationales="true" if pipe.writes_rationale else "none")
@@ -334,64 +327,30 @@ def reason_grpo(task: Task) -> None:
         train_reason_grpo(config.grpo, pipe, Rewards(judge, reader), prompts, known, task.job)
     finally:  # also when stopped: what was trained is never lost
         ours.save_reasongen(weights, "reasongen", pipe)
-    rows["SFT + GRPO"] = measured_pictures(task, "SFT + GRPO", pipe, judge)
-    table = Table("held-out prompts", {name: score.row for name, score in rows.items()})
-    task.report(table, f"{(time.time() - clock) / 60:.1f} minutes")
+    measure("SFT + GRPO")
+    task.report(Table("held-out prompts", rows), f"{(time.time() - clock) / 60:.1f} minutes")
     targets = {"text": config.grpo.text_entropy, "image": config.grpo.image_entropy}
     figures.reason_curves(task.run.metrics("reason-grpo"), targets, task.figure("reason_grpo"))
     show_rationales(task, pipe, judge)
 
 
-def measured_pictures(
-    task: Task, name: str, pipe: ReasonPipeline, judge: Reward, best_of: int = 1
-) -> ReasonScore:
-    config = task.config.evaluation
-    score = lambda: evaluate_reason(pipe, judge, config, name, best_of=best_of)  # noqa: E731
-    return task.measured(name, ReasonScore, score)
-
-
 def show_rationales(task: Task, pipe: ReasonPipeline, judge: Reward) -> None:
     """A figure of the first prompts of each kind, nothing picked."""
-    config = task.config
-    texts = [p.text for p in evaluation_prompts(replace(config.evaluation, pictures=3))]
-    showcase.thoughts_strip(pipe, judge, texts, SAMPLING, config.seed, task.figure("thoughts"))
+    texts = [p.text for p in evaluation_prompts(replace(task.config.evaluation, pictures=3))]
+    showcase.thoughts_strip(pipe, judge, texts, SAMPLING, task.config.seed, task.figure("thoughts"))
 
 
 STAGES: dict[str, Callable[[Task], None]] = {
     "autoencoder": autoencoder, "diffusion": diffusion, "reward": reward, "srrl": srrl, "lora": lora,
-    "checker": question_answerer("checker", 0), "judge": question_answerer("judge", 1), "actor": actor,
-    "rlrig": rlrig,
+    "checker": checker, "judge": partial(checker, name="judge"), "actor": actor, "rlrig": rlrig,
     "vq": vq, "captioner": captioner, "reason-sft": reason_sft, "reason-grpo": reason_grpo,
 }  # fmt: skip
-
-
-def check(command: str, config: Config, source: Path) -> None:
-    """Load what a command starts from: a missing or broken file is named before a run folder exists.
-
-    Raises WeightsError, and PromptError where the world has words that the diffusion model was not trained
-    on.
-    """
-    if command == "diffusion":
-        ours.load_module(source / "autoencoder.safetensors", Autoencoder)
-    elif command == "srrl":
-        ours.load_pipeline(source).tokenizer(all_texts())
-        load_reward(source)
-    elif command in ("reward", "checker", "actor"):
-        ours.load_pipeline(source)
-    elif command == "rlrig":
-        rig.load_parts(source)
-        load_checker(source, "judge")
-    elif command == "vq":
-        ours.load_autoencoder(source)
-    elif command == "reason-grpo" or (command == "reason-sft" and config.sft.continued):
-        ours.load_reasongen(source)
-    elif command == "reason-sft":
-        ours.load_codec(source)
 
 
 def do(task: Task, *names: str) -> None:
     """Do the stages that the run has not finished."""
     for name in names:
-        if not task.run.is_done(name):
+        done = task.run.folder / "state" / f"{name}.done"
+        if not done.exists():
             STAGES[name](task)
-            task.run.finish(name)
+            write_text(done, "")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from minireflect.cli import TRAINED
 from minireflect.cli import train as command_line
-from minireflect.config import RECORDS, Config, changed, options_of, preset, read_config, stages_of, to_dict
+from minireflect.commands import TRAINED
+from minireflect.config import Config, changed, options_of, preset, read_config, to_dict
 from minireflect.methods.srrl import SRRLConfig
 
 
@@ -99,5 +99,7 @@ def test_a_method_decides_the_defaults(method: str, base: list[str]) -> None:
 def test_each_command_has_the_options_of_its_records() -> None:
     for command in TRAINED:
         names = set(vars(options_of(command, Config())))
-        stage = stages_of(command, Config())[0]
-        assert set(RECORDS[stage]) <= names or command == "all"
+        assert set(TRAINED[command].records.split()) <= names
+    assert {"srrl", "finetune", "sampler"} <= set(
+        vars(options_of("srrl", changed(Config(), {"finetune": {"base": "sd"}})))
+    )

@@ -38,7 +38,7 @@ def test_documented_commands_are_accepted(
             continue
         if program in ("train.py", "train") and "--resume" not in rest:
             command, options = (rest[0], rest[1:]) if rest and not rest[0].startswith("-") else ("srrl", rest)
-            assert command in train.TRAINED, words
+            assert command in train.commands.TRAINED, words
             try:
                 train.parse(options, *train.defaults(command, options))
             except SystemExit:

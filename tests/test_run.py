@@ -76,9 +76,22 @@ def test_another_run_is_never_overwritten(tmp_path: Path) -> None:
         Run(tmp_path / "a", {"lr": 1})
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "diary.txt").write_text("dear diary")
-    with pytest.raises(RunError, match="not an empty folder"):
+    with pytest.raises(RunError, match="no empty folder"):
         Run(tmp_path / "b", {})
     assert (tmp_path / "b" / "diary.txt").read_text() == "dear diary"
+
+
+def test_a_start_that_fails_leaves_no_folder(tmp_path: Path) -> None:
+    Run(tmp_path / "a" / "b", {}).abandon()
+    assert not list(tmp_path.iterdir())
+    begun = Run(tmp_path / "a" / "b", {})
+    net = torch.nn.Linear(1, 1)
+    for _ in begun.steps("s", 1, {"net": net}, torch.optim.SGD(net.parameters())):
+        pass
+    begun.abandon()  # something was trained
+    assert (tmp_path / "a" / "b" / "config.json").exists()
+    Run(tmp_path / "a" / "b", {}, resume=True).abandon()
+    assert (tmp_path / "a" / "b" / "config.json").exists()
 
 
 def test_resume_with_another_configuration_names_the_difference(tmp_path: Path) -> None:

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from minireflect import stages
-from minireflect.checkpoints.files import WeightsError
 from minireflect.checkpoints.ours import SHIPPED
-from minireflect.cli import TRAINED
-from minireflect.config import Config, stages_of
+from minireflect.commands import TRAINED, stages_of
+from minireflect.config import Config
 from minireflect.models.tokenizer import PromptError
 from minireflect.run import Run
+from tests.cli.console import refused, run
 
 
 @dataclass(frozen=True)
@@ -65,18 +65,23 @@ def test_a_finished_stage_is_not_done_again(tmp_path: Path, monkeypatch: pytest.
 def test_every_command_has_its_stages() -> None:
     for scenes in ("laws", "graphs"):
         for command in TRAINED:
-            assert set(stages_of(command, Config(scenes=scenes))) <= set(stages.STAGES)
+            assert set(stages_of(command, scenes)) <= set(stages.STAGES)
 
 
 @pytest.mark.parametrize(
     "command", [c for c in TRAINED if c not in ("all", "autoencoder", "captioner", "vq")]
 )
-def test_missing_weights_are_named(tmp_path: Path, command: str) -> None:
-    with pytest.raises(WeightsError, match=r"\.safetensors"):
-        stages.check(command, Config(), tmp_path)
+def test_missing_weights_are_named_and_leave_no_folder(tmp_path: Path, command: str) -> None:
+    (tmp_path / "empty").mkdir()
+    words = [command, "--weights", "empty", "--preset", "smoke"]
+    refused(run("train", *words, cwd=tmp_path), str(tmp_path / "empty"), ".safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
-def test_a_world_with_new_words_is_named_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_world_with_new_words_is_named_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(stages, "all_texts", lambda: ["a red ball on a slope"])
     with pytest.raises(PromptError, match="slope"):
-        stages.check("srrl", Config(), SHIPPED)
+        stages.do(task(tmp_path), "srrl")
+    assert not (tmp_path / "metrics.jsonl").exists()

@@ -82,8 +82,11 @@ def tensor_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """The strings saved beside the tensors; empty if there are none."""
-    with _opened(existing(path)) as file:
+    """The strings saved beside the tensors of a safetensors file; empty if there are none, and of others."""
+    path = existing(path)
+    if path.suffix in (".json", *TORCH_FILES):
+        return {}
+    with _opened(path) as file:
         return file.metadata() or {}
 
 

@@ -50,9 +50,10 @@ def load_checkpoint(
     vae = found["vae"]
     autoencoder = _filled(Autoencoder, parts.autoencoder_sizes(vae, family), vae, torch.float32)
     text, width, length = _text_encoder(published, family, dtype)
-    if width != unet.config.context_width:
-        reads = f"the UNet reads prompts of width {unet.config.context_width}"
-        raise WeightsError(f"{path}: {reads}, the text encoder writes {width}")
+    if width != (reads := unet.config.context_width):
+        raise WeightsError(
+            f"{path}: the UNet reads prompts of width {reads}, the text encoder writes {width}"
+        )
     schedule = _schedule(published, prediction, family)
     factor = autoencoder.config.factor
     side = found["unet"].config.get("sample_size")
@@ -112,8 +113,7 @@ def _schedule(published: Published, prediction: Prediction | None, family: Famil
     """
     path, known = published.path, published.scheduler
     if known.get("rescale_betas_zero_snr") or known.get("trained_betas") is not None:
-        own = "a schedule of its own (zero terminal SNR or listed betas)"
-        raise WeightsError(f"{path} has {own}, which is not supported")
+        raise WeightsError(f"{path} has zero terminal SNR or listed betas, which are not supported")
     stated = known.get("prediction_type", "epsilon" if "beta_start" in known else None)
     if prediction is None and stated is None and family.prediction != "epsilon":
         assumed = f"{family.prediction!r}, as {family.name} at {family.image_size} pixels does"

@@ -85,7 +85,7 @@ def read_lora(path: str | Path) -> dict[str, Adapter]:
     if strange or not layers:
         some = "; ".join(strange[:SHOWN]) or "it is empty"
         raise WeightsError(f"{path} is not a LoRA of a UNet that can be read whole: {some}")
-    metadata = read_metadata(path) if Path(path).suffix == ".safetensors" else {}
+    metadata = read_metadata(path)
     stated = json.loads(metadata.get("lora_adapter_metadata", "{}"))  # of recent versions of diffusers
     r, alpha = stated.get("unet.r"), stated.get("unet.lora_alpha")
     ours = json.loads(metadata.get(OUR_ALPHAS, "{}"))

@@ -27,9 +27,8 @@ def count(tensors: Tensors, pattern: str) -> int:
 # fmt: off
 # Shared by diffusers' UNet2DConditionModel and AutoencoderKL.
 _DIFFUSERS_LEVELS: Table = [
-    (r"\b(down|up|mid)_blocks?\.", r"\1."),
+    (r"\b(down|up|mid)_blocks?\.", r"\1."), (r"\b(?:down|up)samplers\.0\.", "resize."),
     (r"\bresnets\.(\d+)", r"layers.\1.res"), (r"\battentions\.(\d+)", r"layers.\1.attn"),
-    (r"\b(?:down|up)samplers\.0\.", "resize."),
     (r"\bconv_shortcut\b", "skip"), (r"\bconv_norm_out\b", "norm_out"),
     (r"\bto_(q|k|v|out)(?:\.0)?\.", r"\1."),
 ]
@@ -55,14 +54,12 @@ DIFFUSERS_AUTOENCODER: Table = [
 
 TRANSFORMERS_CLIP: Table = [
     (r"^.*\bposition_ids$", ""),  # 0, 1, 2, ...: older files store the index, we need none
-    (r"^(text|vision)_model\.", r"\1."),
-    (r"\bembeddings\.class_embedding$", "class_token"),
+    (r"^(text|vision)_model\.", r"\1."), (r"\bembeddings\.class_embedding$", "class_token"),
     (r"\bembeddings\.(token|patch|position)_embedding\b", r"\1"),
     (r"\bencoder\.layers\b", "blocks"), (r"\bself_attn\.(\w+)_proj\b", r"attn.\1"),
     (r"\blayer_norm([12])\b", r"norm\1"), (r"\bmlp\.", ""),
-    (r"\bpre_layrnorm\b", "norm_in"),  # sic
-    (r"^vision\.post_layernorm\b", "image_norm"), (r"\bfinal_layer_norm\b", "norm_out"),
-    (r"^visual_projection\b", "image_projection"),
+    (r"\bpre_layrnorm\b", "norm_in"), (r"^vision\.post_layernorm\b", "image_norm"),  # layrnorm: sic
+    (r"\bfinal_layer_norm\b", "norm_out"), (r"^visual_projection\b", "image_projection"),
 ]
 
 # CLIPTextModel and CLIPTextModelWithProjection, for a TextEncoder alone.
@@ -82,8 +79,7 @@ _ORIGINAL_UNET_LAYERS: Table = [
     (r"\.layers\.(\d+)\.0\.", r".layers.\1.res."), (r"\.layers\.(\d+)\.1\.", r".layers.\1.attn."),
     (r"\bin_layers\.0\b", "norm1"), (r"\bin_layers\.2\b", "conv1"), (r"\bemb_layers\.1\b", "time"),
     (r"\bout_layers\.0\b", "norm2"), (r"\bout_layers\.3\b", "conv2"), (r"\bskip_connection\b", "skip"),
-    (r"\bto_(q|k|v|out)(?:\.0)?\.", r"\1."),
-    *_TRANSFORMER_BLOCK,
+    (r"\bto_(q|k|v|out)(?:\.0)?\.", r"\1."), *_TRANSFORMER_BLOCK,
 ]
 
 _ORIGINAL_AUTOENCODER: Table = [

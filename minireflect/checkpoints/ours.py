@@ -57,8 +57,7 @@ def load_module(path: Path, network: type[nn.Module]) -> tuple[nn.Module, dict[s
     """
     about, config = read_metadata(path), CONFIGS[network]
     if "config" not in about:
-        why = f"it carries no configuration of a {config.__name__}"
-        raise WeightsError(f"{path} was not saved by minireflect: {why}")
+        raise WeightsError(f"{path} was not saved by minireflect: it has no {config.__name__}")
     values = json.loads(about["config"])
     if unknown := sorted(values.keys() - config.__dataclass_fields__.keys()):
         raise WeightsError(f"{path} is not a {config.__name__}: it has {', '.join(unknown)}")
@@ -108,8 +107,9 @@ def weights_folder(path: str | Path | None) -> Path:
     """Where the weights of a run lie; the shipped ones for None."""
     folder = SHIPPED if path is None else Path(path)
     if not folder.is_dir():
-        expected = "--weights takes the run folder of a training command"
-        raise WeightsError(f"there is no folder {folder}; {expected}")
+        raise WeightsError(
+            f"there is no folder {folder}; --weights takes the run folder of a training command"
+        )
     return folder / "weights" if (folder / "weights").is_dir() else folder
 
 
@@ -167,10 +167,9 @@ def describe(path: str | Path) -> str:
         return f"{path}: a LoRA of {len(layers)} layers, rank {ranks}, first {next(iter(layers))}"
     if any(name.startswith(("vision_model.", "visual.")) for name in shapes):
         clip, words = load_clip(path)
-        return (
-            f"{path}: CLIP, {_counted(clip)}; pictures of {clip.config.vision.size} pixels, {_limit(words)}"
-        )
-    config = json.loads(read_metadata(path).get("config", "{}")) if path.suffix == ".safetensors" else {}
+        reads = f"pictures of {clip.config.vision.size} pixels, {_limit(words)}"
+        return f"{path}: CLIP, {_counted(clip)}; {reads}"
+    config = json.loads(read_metadata(path).get("config", "{}"))
     for network, kind in CONFIGS.items():
         if config and config.keys() <= kind.__dataclass_fields__.keys():
             sizes = ", ".join(f"{key} {value}" for key, value in config.items())
@@ -186,9 +185,7 @@ def _describe_checkpoint(path: Path) -> str:
         pipe, family = load_checkpoint(path), family_of(read_published(path)).name
     c = pipe.schedule.config
     betas = f"beta {c.beta_start} to {c.beta_end} {c.beta_schedule}"
-    parts = [
-        f"  {part:13} {_counted(getattr(pipe, part))}" for part in ("text_encoder", "unet", "autoencoder")
-    ]
+    parts = [f"  {part:13} {_counted(getattr(pipe, part))}" for part in PARTS]
     about = [f"  predicts {c.prediction}, {c.train_steps} levels, {betas}", f"  {_limit(pipe.tokenizer)}"]
     title = f"{path}: {family}, pictures of {pipe.image_size} x {pipe.image_size}"
     return "\n".join([title, *parts, *about, *(f"  note: {note.message}" for note in notes)])

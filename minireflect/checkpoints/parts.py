@@ -71,11 +71,9 @@ class Part(NamedTuple):
 
 # --- where the parts lie ------------------------------------------------------------------------------------
 FOLDERS = {  # names in the folder of each part
-    "unet": names.DIFFUSERS_UNET,
-    "vae": names.DIFFUSERS_AUTOENCODER,
-    "text_encoder": names.TRANSFORMERS_CLIP_TEXT,
-    "text_encoder_2": names.TRANSFORMERS_CLIP_TEXT,
-}
+    "unet": names.DIFFUSERS_UNET, "vae": names.DIFFUSERS_AUTOENCODER,
+    "text_encoder": names.TRANSFORMERS_CLIP_TEXT, "text_encoder_2": names.TRANSFORMERS_CLIP_TEXT,
+}  # fmt: skip
 ORIGINAL = {  # prefix of the names in an original file -> part, and how its tensors are read there
     "model.diffusion_model.": ("unet", names.original_unet),
     "first_stage_model.": ("vae", names.original_autoencoder),
@@ -191,8 +189,7 @@ def unet_sizes(part: Part, family: Family) -> UNetConfig:
         if config.get(key, value) != value:
             raise WeightsError(f"{source} asks for {key} = {config[key]!r}; this UNet does {value!r} only")
     if (read := part.need("conv_in.weight").shape[1]) != 4:
-        only = "only text to image (4) is supported"
-        raise WeightsError(f"{source} reads {read} channels, as for inpainting; {only}")
+        raise WeightsError(f"{source} reads {read} channels, as for inpainting; only 4 are supported")
     channels = part.level_channels("down")
     heads, head_width = family.heads, family.head_width
     stated = config.get("num_attention_heads") or config.get("attention_head_dim")  # heads, despite its name

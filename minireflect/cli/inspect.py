@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from .options import HELP, help_text
+from .options import read
 
 PICTURES = (".png", ".jpg", ".jpeg")
 
@@ -19,11 +19,8 @@ class InspectOptions:
 
 
 def main(words: list[str]) -> int:
-    if any(word in HELP for word in words):
-        about = "Say what is in a file: the family of a checkpoint, or what the inspector reads in a picture."
-        print(help_text("minireflect inspect PATH ...", about, InspectOptions(), {}))
-        return 0
-    paths = tyro.cli(InspectOptions, args=words, prog="minireflect inspect").paths
+    about = "Say what is in a file: the family of a checkpoint, or what the inspector reads in a picture."
+    paths = read(words, "inspect PATH ...", about, InspectOptions()).paths
     if not paths:
         raise ValueError("there is no path; try: minireflect inspect checkpoint.safetensors")
     for path in paths:
@@ -49,10 +46,8 @@ def picture(path: Path) -> str:
         raise ValueError(
             f"{path} is {width} x {height} pixels; the inspector reads 64 x 64, or a row of them"
         )
-    row = pixels.reshape(64, -1, 64, 3).swapaxes(0, 1)  # (n 64 64 3)
-    read = [caption(r.scene) if r.scene else f"unreadable: {r.why}" for r in inspect_all(to_tensor(row))]
-    return (
-        f"{path}: {read[0]}"
-        if len(read) == 1
-        else "\n".join([f"{path}: {len(read)} pictures", *(f"  {r}" for r in read)])
-    )
+    row = to_tensor(pixels.reshape(64, -1, 64, 3).swapaxes(0, 1))  # (n 3 64 64)
+    read = [caption(r.scene) if r.scene else f"unreadable: {r.why}" for r in inspect_all(row)]
+    if len(read) == 1:
+        return f"{path}: {read[0]}"
+    return "\n".join([f"{path}: {len(read)} pictures", *(f"  {r}" for r in read)])

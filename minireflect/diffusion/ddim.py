@@ -56,8 +56,8 @@ def ddim_step(
     Noise is drawn only if some sigma is positive and no x_prev is given, for the whole batch at once, on the
     generator's device: a CPU generator gives the same noise to every accelerator. The log-probability sees
     x_prev as a constant (the score-function gradient).
-    Shapes: x (b c h w), eps (b c h w), abar () or (b), abar_prev () or (b), sigma () or (b) -> x_prev
-    (b c h w), log_prob (b)
+    Shapes: x (b c h w), eps (b c h w), abar () or (b), abar_prev () or (b), sigma () or (b)
+    -> x_prev (b c h w), log_prob (b)
     """
     draw = x_prev is None and bool((sigma > 0).any())  # before sigma moves to the device: no GPU wait
     x, eps = x.float(), eps.float()

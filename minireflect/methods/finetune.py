@@ -38,24 +38,30 @@ SAMPLER = SamplerConfig(steps=20, guidance=5.0)  # of the pictures that are meas
 
 
 @dataclass(frozen=True)
-class FinetuneConfig(Checked):
-    # Stable Diffusion, a folder or a file: train LoRA on it in place of the synthetic world
+class CheckpointConfig(Checked):
+    """A published checkpoint, and how it is run."""
+
+    # Stable Diffusion 1.x, 2.x or SDXL, a diffusers folder or a single file, in place of the synthetic world
     base: str | None = None
+    # with --base: folder with the vocabulary, for a base that brings none, as single files do
+    tokenizer: str | None = None
+    # with --base: pixels (default: what it was trained on)
+    size: int | None = None
+    # with --base: what it predicts, if its files do not say so
+    prediction: Prediction | None = None
+    # of the base (default: bf16 on a GPU, fp32 on a CPU)
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(CheckpointConfig):
     # what is reinforced
     reward: Literal["clip", "incompressibility", "compressibility"] = "clip"
     # CLIP, a folder or a file, for --reward clip
     clip: str | None = None
     # a file with a prompt a line, or animals, colours, relations, physical_law, counter_intuitive
     prompts: str = "animals"
-    # folder with the vocabulary of a base that brings none, as single files do
-    tokenizer: str | None = None
-    # pixels; what the base was trained on when not given
-    size: int | None = None
-    # what a base that does not say it predicts
-    prediction: Prediction | None = None
     lora: LoRAConfig = field(default_factory=LoRAConfig)
-    # of the base; bf16 on a GPU, fp32 on a CPU when not given
-    precision: Literal["fp32", "bf16", "fp16"] | None = None
     # pictures at once, in sampling and in learning; less needs less memory
     micro_batch: Count = 4
     # hold fewer activations for the backward pass, for one more forward

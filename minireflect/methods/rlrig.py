@@ -36,6 +36,7 @@ from typing import Annotated, NamedTuple
 
 import torch
 from torch import Generator, Tensor
+from tyro.conf import Suppress
 
 from ..checkpoints.ours import RIG, load_module, load_pipeline
 from ..diffusion.reflection import ReflectionConfig, renoise_to
@@ -86,7 +87,7 @@ class LoopConfig(Checked):
     # share of new noise at t*, in [0, 1]; 1 is SDEdit, which inverts nothing
     fresh_noise: Share = 1.0
     # also edit pictures that meet all requirements
-    edit_all: bool = False
+    edit_all: Annotated[bool, Suppress] = False
 
     @property
     def edit_steps(self) -> int:

@@ -69,9 +69,7 @@ class UNetConfig:
 
     @classmethod
     def small(cls) -> "UNetConfig":
-        """1.0 million parameters, for scene graphs; without `side` it does not learn what "at the top left"
-        means.
-        """
+        """1.0 million, for scene graphs; without `side` it does not learn what "at the top left" means."""
         return cls((32, 64), (1, 1), mid_depth=0, context_width=64, res_blocks=1, heads=4, groups=8, side=8)
 
 

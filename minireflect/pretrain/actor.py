@@ -30,7 +30,6 @@ from .optimise import Training, encode_all, optimise
 NOISE = 0.3  # largest std of the noise on the latents, whose std is 1: generated latents are not exact
 MISTAKES = 0.03  # share of answers turned round, because a learned Checker makes mistakes
 
-
 ACTOR_TRAINING = Training(steps=3_000, batch=48, lr=2e-3)
 
 

@@ -37,12 +37,9 @@ def distance(images: Tensor, clean: Tensor) -> Tensor:
     """
     h, w = images.shape[2:]
     wide = F.pad(clean, (MAX_SHIFT,) * 4, mode="replicate")
-    errors = [
-        block_error(images, wide[:, :, y : y + h, x : x + w]).flatten(1).amax(1)  # (b)
-        for y in range(2 * MAX_SHIFT + 1)
-        for x in range(2 * MAX_SHIFT + 1)
-    ]
-    return torch.stack(errors).amin(0)
+    shifts = range(2 * MAX_SHIFT + 1)
+    errors = [block_error(images, wide[:, :, y : y + h, x : x + w]) for y in shifts for x in shifts]
+    return torch.stack(errors).flatten(2).amax(2).amin(0)
 
 
 def still_shows(images: Tensor, clean: Tensor, twins: Tensor) -> Tensor:
@@ -62,9 +59,8 @@ class Chance(NamedTuple):
 
     def uniform(self, low: float, high: float) -> Tensor:
         """-> (b 1 1 1)"""
-        return low + (high - low) * torch.rand(len(self.like), 1, 1, 1, generator=self.generator).to(
-            self.like
-        )
+        share = torch.rand(len(self.like), 1, 1, 1, generator=self.generator).to(self.like)
+        return low + (high - low) * share
 
     def integers(self, n: int) -> Tensor:
         """-> (b 1 1 1) from 0 to n - 1"""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 from einops import rearrange
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from ..diffusion.schedule import Schedule, ScheduleConfig, level_weight
 from ..models.autoencoder import Autoencoder
@@ -73,7 +73,7 @@ def train_diffusion(
     latents = encode_all(autoencoder.encode, data.pixels, device)  # (n 4 8 8)
     tokenizer = Tokenizer.of(data.vocabulary, sizes.prompt_length)
     ids, null = tokenizer(data.captions).to(device), tokenizer([""]).to(device)  # (n t), (1 t)
-    pairs = Pairs(latents, ids, torch.tensor(data.plain))
+    plain = torch.tensor(data.plain)  # (m) rows
     torch.manual_seed(seed)
     # embeddings start with std 1: with CLIP's 0.02 the text encoder hardly learns
     lengths = (len(tokenizer), EOS, tokenizer.length)
@@ -83,18 +83,20 @@ def train_diffusion(
     for name, network in (start or {}).items():
         raw[name].load_state_dict(network.state_dict())
     if config.reading_steps:
-        learn_to_read(config, raw["text_encoder"], pairs, job)
+        learn_to_read(config, raw["text_encoder"], latents, ids, plain, job)
     averaged = copy.deepcopy(raw).requires_grad_(False)
     schedule = Schedule(ScheduleConfig())
     chance, weights = level_chances(schedule, config.max_weight, config.importance)  # (T), (T)
     for step, minimise in optimise("diffusion", config, {"raw": raw, "averaged": averaged}, job, decay=1e-4):
         generator = rng(seed, "diffusion", "batch", step)
-        x0, words = pairs.batch(config.batch, step < config.plain * config.steps, generator)
+        pick = torch.randint(len(latents), (config.batch,), generator=generator)
+        if step < config.plain * config.steps:
+            pick = plain[pick % len(plain)]
         t = torch.multinomial(chance, config.batch, replacement=True, generator=generator)  # (b)
         weight, t = weights[t].to(device).view(-1, 1, 1, 1), t.to(device)
-        noise = torch.randn(x0.shape, generator=generator).to(device)  # (b 4 8 8)
+        noise = torch.randn(config.batch, *latents.shape[1:], generator=generator).to(device)  # (b 4 8 8)
         empty = torch.rand(config.batch, 1, generator=generator) < EMPTY  # (b 1)
-        words = torch.where(empty.to(device), null, words)
+        x0, words = latents[pick], torch.where(empty.to(device), null, ids[pick])
         output = raw["unet"](schedule.add_noise(x0, t, noise), t, raw["text_encoder"](words))
         minimise((weight * (output - schedule.target(x0, noise, t)) ** 2).mean())  # DDPM (14)
         decay = min(EMA, (1 + step) / (10 + step))  # a short memory at first, when the weights are random
@@ -102,21 +104,6 @@ def train_diffusion(
             torch._foreach_lerp_(list(averaged.parameters()), list(raw.parameters()), 1 - decay)
     networks = averaged["text_encoder"], averaged["unet"]
     return LatentDiffusion(tokenizer, *networks, autoencoder, schedule).eval()
-
-
-class Pairs(NamedTuple):
-    """The training set: latents with the ids of their captions."""
-
-    latents: Tensor  # (n c h w)
-    ids: Tensor  # (n t)
-    plain: Tensor  # (m) rows with plain captions
-
-    def batch(self, b: int, plain: bool, generator: Generator) -> tuple[Tensor, Tensor]:
-        """A random batch, of plain captions only if `plain`.  -> (b c h w) latents, (b t) ids"""
-        pick = torch.randint(len(self.latents), (b,), generator=generator)
-        if plain:
-            pick = self.plain[pick % len(self.plain)]
-        return self.latents[pick], self.ids[pick]
 
 
 class Reader(nn.Module):
@@ -137,21 +124,25 @@ class Reader(nn.Module):
         return rearrange(self.out(x), "b (h w) c -> b c h w", h=self.side)
 
 
-def learn_to_read(config: DiffusionTraining, encoder: TextEncoder, pairs: Pairs, job: Job) -> None:
+def learn_to_read(
+    config: DiffusionTraining, encoder: TextEncoder, latents: Tensor, ids: Tensor, plain: Tensor, job: Job
+) -> None:
     """Train the text encoder to predict the picture from its caption alone: L = |x_0 - Reader(caption)|^2.
 
     A denoiser must do the same at the last noise level, where x_t holds no information.  Through the UNet
     this took more than 5,000 steps to tell "at the top left" from other places; alone it takes 500.  The
     first half sees plain captions.
+    Shapes: latents (n c h w), ids (n t), plain (m) rows with plain captions
     """
-    _, channels, side, _ = pairs.latents.shape
-    reader = Reader(channels, side, encoder.config.width).to(pairs.latents.device)
+    reader = Reader(latents.shape[1], latents.shape[2], encoder.config.width).to(job.device)
     both = nn.ModuleDict({"text_encoder": encoder, "reader": reader})
     config = replace(config, steps=config.reading_steps, lr=READING_LR)
     for step, minimise in optimise("reading", config, {"reading": both}, job, decay=1e-4):
         generator = rng(job.seed, "reading", "batch", step)
-        x0, words = pairs.batch(config.batch, 2 * step < config.steps, generator)
-        minimise(((reader(encoder(words)) - x0) ** 2).mean())
+        pick = torch.randint(len(latents), (config.batch,), generator=generator)
+        if 2 * step < config.steps:
+            pick = plain[pick % len(plain)]
+        minimise(((reader(encoder(ids[pick])) - latents[pick]) ** 2).mean())
 
 
 def level_chances(schedule: Schedule, max_weight: float, importance: float) -> tuple[Tensor, Tensor]:

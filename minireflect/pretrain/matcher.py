@@ -35,7 +35,7 @@ from ..world.rationales import rationale
 from ..world.render import render
 from ..world.scenes import Reading, Scene
 from .corrupt import block_error, corrupt_all, still_shows
-from .optimise import Training, optimise
+from .optimise import Loss, Training, optimise
 from .questions import changed, question, visible
 
 CONTRAST = 0.1  # weight of CLIP's loss
@@ -57,10 +57,8 @@ class RewardTraining(Training):
 CHECKER_TRAINING = Training(steps=4_000, batch=48, lr=1.5e-3)
 CAPTIONER_TRAINING = Training(pictures=20_000, steps=2_500)
 
-READER = {
-    "fused": True,
-    "init_std": 1.0,
-}  # for requirements and rationales, where word order and places matter
+# for requirements and rationales: words share what they saw, and positions are learnt fast
+READER = {"fused": True, "init_std": 1.0}
 SIZES = {  # what differs from MatcherConfig's defaults; the judge is smaller and deeper than the Checker
     "reward": {},
     "checker": READER | {"width": 64, "layers": 2, "depth": 2, "stem": (24, 48)},
@@ -94,7 +92,7 @@ def caption_loss(logits: Tensor, ids: Tensor) -> Tensor:
     return total / max(1, int(counts.sum()))
 
 
-def verdict_loss(logits: Tensor, holds: Tensor) -> tuple[Tensor, dict[str, float]]:
+def verdict_loss(logits: Tensor, holds: Tensor) -> Loss:
     """Binary cross-entropy; its value and the share of right verdicts for the log.
 
     Shapes: logits (b), holds (b) of 0 and 1 -> ()
@@ -127,7 +125,7 @@ def train_reward(
         pick = torch.randperm(len(images), generator=generator)[: config.batch].tolist()
         draw, b = choices(seed, "reward", "captions", step), len(pick)
         false = [false_prompt(prompts[i], scenes[i], prompts, draw).text for i in pick]
-        texts = [prompts[i].text for i in pick] + false + [full_text(prompts[i]) for i in pick]
+        texts = [prompts[i].text for i in pick] + false + [stated(prompts[i]).text for i in pick]
         ids = to_ids(pipe.tokenizer, texts, job)  # (3b t)
         patches = model.vision(images[pick].to(device))  # (b n d)
         hidden = model.text(ids)  # (3b t d)
@@ -150,10 +148,8 @@ def fair_prompt(draw: random.Random) -> Prompt:
     kind = draw.choice((*KINDS, "stated"))
     if kind == "arrangement" and draw.random() < 0.75:
         return draw.choice([p for p in prompt_set(kind, "train") if p.task == "position"])
-    if kind != "stated":
-        return draw.choice(draw_prompts(kind, "train", 8, draw))  # 8: one of each law
-    prompt = draw.choice(draw_prompts("physical", "train", 8, draw))
-    return law_prompt(prompt.law, prompt.objects, prompt.outcome)
+    drawn = draw_prompts("physical" if kind == "stated" else kind, "train", 8, draw)  # 8: one of each law
+    return stated(draw.choice(drawn)) if kind == "stated" else draw.choice(drawn)
 
 
 def false_prompt(true: Prompt, scene: Scene, others: list[Prompt], draw: random.Random) -> Prompt:
@@ -168,9 +164,9 @@ def false_prompt(true: Prompt, scene: Scene, others: list[Prompt], draw: random.
             return prompt
 
 
-def full_text(prompt: Prompt) -> str:
-    """The prompt with its outcome, also where a lawful outcome was left out."""
-    return prompt.text if prompt.graph else law_prompt(prompt.law, prompt.objects, prompt.outcome).text
+def stated(prompt: Prompt) -> Prompt:
+    """The prompt with its outcome put into words, also where a lawful one was left out."""
+    return prompt if prompt.graph else law_prompt(prompt.law, prompt.objects, prompt.outcome)
 
 
 class JointSpace(nn.Module):

@@ -40,6 +40,7 @@ def lr_factor(step: int, steps: int) -> float:
 
 
 Networks = dict[str, nn.Module]
+Loss = tuple[Tensor, dict[str, float]]  # (), and values for the log
 Minimise = Callable[..., None]  # of the loss (), and of values for the log by name
 
 
@@ -92,6 +93,5 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 @torch.no_grad()
 def encode_all(encode: Callable[[Tensor], Tensor], pixels: np.ndarray, device: torch.device) -> Tensor:
     """Encode all pictures, about 256 at a time.  Shapes: pixels (n 64 64 3) uint8 -> (n ...)"""
-    parts = np.array_split(pixels, max(1, len(pixels) // 256))
-    encoding = tqdm(parts, "encoding", unit="batch", leave=False)
-    return torch.cat([encode(to_tensor(part).to(device)) for part in encoding])
+    parts = tqdm(np.array_split(pixels, max(1, len(pixels) // 256)), "encoding", unit="batch", leave=False)
+    return torch.cat([encode(to_tensor(part).to(device)) for part in parts])

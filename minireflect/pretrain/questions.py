@@ -16,12 +16,9 @@ T = TypeVar("T")
 
 def changed(scene: Scene, draw: random.Random) -> Scene:
     """The same scene with one object of another colour or name: the twin that ghosts are mixed with."""
-    things = list(scene.objects)
-    i = draw.randrange(len(things))
-    if draw.random() < 0.5:
-        things[i] = replace(things[i], color=other(COLORS, things[i].color, draw))
-    else:
-        things[i] = replace(things[i], name=other(THINGS, things[i].name, draw))
+    things, i = list(scene.objects), draw.randrange(len(scene.objects))
+    field, values = ("color", COLORS) if draw.random() < 0.5 else ("name", THINGS)
+    things[i] = varied(things[i], field, values, draw)
     return replace(scene, objects=tuple(things))
 
 
@@ -64,12 +61,12 @@ def changed_requirement(asked: Requirement, graph: SceneGraph, draw: random.Rand
     """The requirement with one fact changed; it may still be met by chance."""
     e = asked.subject
     if e.name == "thing":
-        return Requirement(replace(e, count=other((1, 2, 3, 4), e.count, draw)))
+        return Requirement(varied(e, "count", (1, 2, 3, 4), draw))
     if asked.object is None:
         return Requirement(changed_entity(e, graph, draw))
     way = draw.randrange(4)
     if way == 0:
-        return replace(asked, predicate=other(PREDICATES, asked.predicate, draw))
+        return varied(asked, "predicate", PREDICATES, draw)
     if way == 1:  # two entities of the graph in any relation
         a, b = draw.sample(graph.entities, 2)
         return Requirement(a, draw.choice(PREDICATES), b)
@@ -84,9 +81,9 @@ def changed_entity(e: Entity, graph: SceneGraph, draw: random.Random) -> Entity:
     if way == 3:
         return draw.choice(graph.entities)
     field, values = (("count", (1, 2, 3)), ("color", COLORS), ("name", THINGS))[way]
-    return replace(e, **{field: other(values, getattr(e, field), draw)})
+    return varied(e, field, values, draw)
 
 
-def other(values: Sequence[T], than: T, draw: random.Random) -> T:
-    """One of the values, but not `than`."""
-    return draw.choice([v for v in values if v != than])
+def varied(record: T, field: str, values: Sequence[str | int], draw: random.Random) -> T:
+    """The record with another of the values in a field."""
+    return replace(record, **{field: draw.choice([v for v in values if v != getattr(record, field)])})

@@ -22,6 +22,7 @@ generation is told when to switch); text and image positions have logits of thei
 
 import random
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -38,7 +39,7 @@ from ..streams import choices, rng
 from ..world.data import WorldConfig, training_pairs
 from ..world.prompts import all_texts
 from ..world.rationales import rationale, vocabulary
-from .optimise import Training, encode_all, optimise
+from .optimise import Loss, Training, encode_all, optimise
 
 TEXT_WEIGHT = 2.0  # s of a rationale token, the paper's
 EMPTY = 0.1  # share of samples without prompt and rationale
@@ -85,26 +86,23 @@ def reason_tokenizer(length: int) -> Tokenizer:
     return Tokenizer.of([*all_texts(), *vocabulary()], length)
 
 
-def make_examples(training: ReasonTraining, world: WorldConfig, pipe: ReasonPipeline, job: Job) -> Examples:
+def make_examples(config: ReasonTraining, world: WorldConfig, pipe: ReasonPipeline, job: Job) -> Examples:
     """Render the world and turn pictures and sentences into tokens."""
     draw = choices(job.seed, "reason-sft", "pictures")
-    world = replace(world, arrangements=training.arrangements)
-    beyond = training.recombined, training.related_captions
-    pixels, scenes, captions = training_pairs(training.pictures, world, draw, *beyond)
+    world = replace(world, arrangements=config.arrangements)
+    beyond = config.recombined, config.related_captions
+    pixels, scenes, captions = training_pairs(config.pictures, world, draw, *beyond)
     rationales = [rationale(s, rng=draw) for s in scenes]
-    if training.rationales == "shuffled":
+    if config.rationales == "shuffled":
         rationales = shuffled(rationales, [s.law for s in scenes], draw)
-    dense = [draw.random() < training.dense for _ in scenes]
+    dense = [draw.random() < config.dense for _ in scenes]
     prompts = [long if d else short for d, long, short in zip(dense, rationales, captions)]
-    written = ["" if d or training.rationales == "none" else text for d, text in zip(dense, rationales)]
+    written = ["" if d or config.rationales == "none" else text for d, text in zip(dense, rationales)]
     codes = encode_all(pipe.codec.to(job.device).codes, pixels, job.device)  # (m n)
-    sizes = pipe.model.config
-
-    def ids(prompts: list[str], rationales: list[str]) -> tuple[Tensor, Tensor]:
-        tokens = pipe.tokenizer(prompts), pipe.tokenizer.encode(rationales, sizes.rationale, sizes.boi)
-        return tokens[0].to(job.device), tokens[1].to(job.device)
-
-    return Examples(*ids(prompts, written), codes, *ids(captions, rationales))
+    read, sizes = pipe.tokenizer, pipe.model.config
+    write = partial(read.encode, length=sizes.rationale, end=sizes.boi)
+    tokens = read(prompts), write(written), codes, read(captions), write(rationales)
+    return Examples(*(ids.to(job.device) for ids in tokens))
 
 
 def shuffled(rationales: list[str], laws: list[str], draw: random.Random) -> list[str]:
@@ -117,17 +115,15 @@ def shuffled(rationales: list[str], laws: list[str], draw: random.Random) -> lis
     return given
 
 
-def sft_loss(
-    model: ReasonGen, data: Examples, training: ReasonTraining, generator: Generator
-) -> tuple[Tensor, dict[str, float]]:
+def sft_loss(model: ReasonGen, data: Examples, config: ReasonTraining, generator: Generator) -> Loss:
     """L of a random batch.  -> () nats a token; its parts "text" and "image", in nats a token of each"""
     device, boi = data.codes.device, model.config.boi
-    pick = torch.randint(len(data.codes), (training.batch,), generator=generator)
-    empty = torch.rand(training.batch, 1, generator=generator).to(device) < EMPTY  # (b 1)
-    blank, codes = model.blank(training.batch, device), data.codes[pick]
+    pick = torch.randint(len(data.codes), (config.batch,), generator=generator)
+    empty = torch.rand(config.batch, 1, generator=generator).to(device) < EMPTY  # (b 1)
+    blank, codes = model.blank(config.batch, device), data.codes[pick]
     prompts, words = (torch.where(empty, b, v[pick]) for b, v in zip(blank, data))
     prompts, words = trim(prompts, EOS), trim(words, boi)
-    with torch.autocast(device.type, torch.bfloat16, enabled=training.bf16):
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
         text, *image = model(prompts, words, codes)  # (b r v+1), (b n f), (b n k)
     mask = up_to(words, boi) & ~empty  # (b r)
     of_text = F.cross_entropy(text[mask].float(), words[mask], reduction="sum") / mask.sum().clamp(min=1)

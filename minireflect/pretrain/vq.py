@@ -49,9 +49,7 @@ class VQTraining(Training):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.batch % 2:
-            raise ValueError(
-                f"batch must be even, because each picture comes with its twin, got {self.batch}"
-            )
+            raise ValueError(f"batch must be even, each picture comes with its twin, got {self.batch}")
 
 
 def train_vq(

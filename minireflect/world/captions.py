@@ -56,7 +56,7 @@ def edit_prompt(graph: SceneGraph, places: str = "") -> str:
     return f"{graph.sentence} with {places}" if places else graph.sentence
 
 
-def training_caption(graph: SceneGraph, scene: Scene, rng: Random, accuracy=RELATION_ACCURACY) -> str:
+def training_caption(graph: SceneGraph, scene: Scene, rng: Random, accuracy: float) -> str:
     """A random caption for the generator: the graph's sentence, places of objects, both, or some facts."""
     graph = randomise_relations(graph, rng, accuracy)
     objects = scene.objects
@@ -97,9 +97,8 @@ def scripted_edit(graph: SceneGraph, met: Sequence[bool], rng: Random, seen: Sce
     wrong = unmet_entities(graph, met, rng)
     if not wrong:
         return ""
-    seen_objects = seen.objects if seen else ()
-    single = [(i, e) for i, e in enumerate(graph.entities) if i not in wrong and e.count == 1]
-    right = {i: thing.xy for i, e in single for thing in seen_objects if e.matches(thing)}
+    single = [(i, e) for i, e in enumerate(graph.entities) if seen and i not in wrong and e.count == 1]
+    right = {i: thing.xy for i, e in single for thing in seen.objects if e.matches(thing)}
     layout = None
     for keep in (right, {}):
         with suppress(GraphError):

@@ -27,8 +27,6 @@ from .scenes import ARRANGEMENT, COLORS, Object, Objects, Scene, jitter
 
 # Share of unlawful outcomes among captions that only state it, so that its words do not depend on the law.
 STATED_UNLAWFUL = 0.5
-
-
 Pairs = tuple[np.ndarray, list[Scene], list[str]]  # pictures (n 64 64 3) uint8, n scenes, n captions
 
 
@@ -89,18 +87,16 @@ def training_pairs(
 
     def pair() -> tuple[Scene, str]:
         scene, caption = training_pair(world, rng)
-        if recombined or related_captions:
-            chance = rng.random()
-            if scene.law != ARRANGEMENT and chance < recombined:
-                return recombined_pair(rng)
-            if scene.law == ARRANGEMENT and chance < related_captions:
-                caption = related_caption(scene, rng) or caption
-        return scene, caption
+        chance = rng.random() if recombined or related_captions else 1.0
+        if scene.law == ARRANGEMENT and chance < related_captions:
+            return scene, related_caption(scene, rng) or caption
+        return recombined_pair(rng) if scene.law != ARRANGEMENT and chance < recombined else (scene, caption)
 
     return _rendered(n, pair, "rendering the world")
 
 
 def _rendered(n: int, pair: Callable[[], tuple[Scene, str]], title: str) -> Pairs:
+    """`n` scenes and captions from `pair`, with their pictures; `title` is shown with the progress."""
     pixels, pairs = np.empty((n, 64, 64, 3), np.uint8), []
     for i in tqdm(range(n), desc=title, unit="picture", leave=False):
         pairs.append(pair())

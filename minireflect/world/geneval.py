@@ -40,10 +40,8 @@ def is_right(things: Objects, prompt: Prompt) -> bool:
 def scores(things: list[Objects], prompts: list[Prompt]) -> dict[str, float]:
     """Share of right pictures for each task among the prompts, and "overall", their unweighted mean."""
     right = [is_right(seen, prompt) for seen, prompt in zip(things, prompts)]
-    means = {}
-    for task in TASKS:
-        if of_task := [ok for ok, prompt in zip(right, prompts) if prompt.task == task]:
-            means[task] = sum(of_task) / len(of_task)
+    groups = {task: [ok for ok, prompt in zip(right, prompts) if prompt.task == task] for task in TASKS}
+    means = {task: sum(group) / len(group) for task, group in groups.items() if group}
     return {**means, "overall": sum(means.values()) / len(means)}
 
 

@@ -87,9 +87,8 @@ class Entity:
     def label(self) -> str:
         """As in a triple: "red ball", "two red balls"."""
         noun = f"{self.color} {self.name}".strip()
-        if self.count == 1:
-            return noun
-        return f"{NUMBERS[self.count]} {noun}{'es' if noun.endswith('x') else 's'}"
+        plural = f"{NUMBERS[self.count]} {noun}{'es' if noun.endswith('x') else 's'}"
+        return noun if self.count == 1 else plural
 
     @property
     def words(self) -> str:
@@ -131,6 +130,7 @@ class SceneGraph:
         self._check_order("above", ("above", "on"), ("below", "in front of"))
 
     def _rules(self) -> Rules:
+        """What makes a graph one that a picture can show, but for the order of its relations."""
         things, relations, singular = sum(e.count for e in self.entities), len(self.relations), set()
         yield things > 0, "the graph is empty; name one thing at least, such as: red ball on blue box"
         yield things <= MAX_THINGS, f"the graph has {things} things, at most {MAX_THINGS} fit into a picture"

@@ -221,13 +221,12 @@ def _fit(share: np.ndarray, hidden: np.ndarray, box: tuple[slice, slice], color:
     visible = np.pad(~hidden, pad + STAMP // 2, constant_values=True).astype(np.float32)
     rows, columns = box
     middle = ((columns.start + columns.stop) // 2, (rows.start + rows.stop) // 2)
-    best = (np.inf, Object("ball", color, xy=middle))
+    errors: dict[Object, float] = {}
     for name, stamp in zip(THINGS, _stamps()):
         # the spot must lie within the shape
         r = radius(name)
         for y, x in product(*(range(side.stop - r - 1, side.start + r + 2) for side in box)):
             window = np.s_[y + pad : y + pad + STAMP, x + pad : x + pad + STAMP]
-            error = float(((target[window] - stamp) ** 2 * visible[window]).sum())
-            if error < best[0]:
-                best = (error, Object(name, color, xy=(x, y)))
-    return best[1]
+            error = ((target[window] - stamp) ** 2 * visible[window]).sum()
+            errors[Object(name, color, xy=(x, y))] = float(error)
+    return min(errors, key=errors.get, default=Object("ball", color, xy=middle))

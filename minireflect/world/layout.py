@@ -8,6 +8,7 @@ Also the random graphs for training and testing, which differ in the pairs of en
 import math
 import random
 from collections.abc import Iterator
+from contextlib import suppress
 
 from . import graphs
 from .graphs import THINGS, TOUCHING, Entity, GraphError, SceneGraph, holds, radius
@@ -116,7 +117,7 @@ def sample_graph(rng: random.Random, split: str = "train") -> SceneGraph:
     if split not in ("train", "held-out"):
         raise ValueError(f"split {split!r} is not one of 'train', 'held-out'")
     while True:
-        try:
+        with suppress(GraphError):
             graph = _random_graph(rng)
             new = any(held_out(graph.entities[s], graph.entities[o]) for s, _, o in graph.relations)
             if new != (split == "held-out"):
@@ -124,8 +125,6 @@ def sample_graph(rng: random.Random, split: str = "train") -> SceneGraph:
             for seed in range(3):  # easy to lay out, so that training does not stop at one that is not
                 lay_out(graph, random.Random(seed), layouts=20)
             return graph
-        except GraphError:
-            continue
 
 
 def _random_graph(rng: random.Random) -> SceneGraph:
@@ -140,7 +139,7 @@ def _random_graph(rng: random.Random) -> SceneGraph:
     kinds = rng.sample([(n, c) for n in THINGS for c in COLORS], len(counts))
     ordered = (
         rng.sample(pair, 2) for pair in rng.sample(pairs, wanted)
-    )  # drawn one by one, with the predicate
+    )  # a generator: in turns with the predicates
     relations = [(s, rng.choice((*graphs.PREDICATES, *TOUCHING)), o) for s, o in ordered]
     return SceneGraph(tuple(Entity(n, c, k) for (n, c), k in zip(kinds, counts)), tuple(relations))
 
@@ -149,7 +148,5 @@ def sample_picture(rng: random.Random, split: str = "train") -> tuple[SceneGraph
     """A random graph and a scene of it."""
     while True:
         graph = sample_graph(rng, split)
-        try:
+        with suppress(GraphError):  # one in ten thousand is too crowded after all
             return graph, lay_out(graph, rng)
-        except GraphError:  # one in ten thousand is too crowded after all
-            continue

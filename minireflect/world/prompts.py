@@ -53,11 +53,9 @@ class Prompt:
     def fulfilled_by(self, reading: Reading) -> bool:
         """Whether the picture with this reading is right: every fact, nothing missing and nothing extra."""
         scene = reading.scene
-        if scene is None or scene.law != self.law:
-            return False
-        if self.graph:
+        if self.graph and scene and scene.law == ARRANGEMENT:
             return self.graph.fulfilled_by(scene.objects)
-        return scene.objects == self.objects and scene.outcome == self.outcome
+        return scene is not None and scene.facts == (self.law, self.objects, self.outcome)
 
     def scene(self, rng: random.Random) -> Scene:
         """A scene that fulfils the prompt; what it leaves open is drawn at random."""
@@ -186,8 +184,7 @@ def sample_scene(seed: int, law: str = "", split: str = "train", lawful: bool | 
     if law not in LAWS:
         raise ValueError(f"no law named {law!r}; there are {', '.join(LAWS)} and {ARRANGEMENT}")
     objects = rng.choice(combinations(law, split))
-    if lawful is None:
-        lawful = rng.random() < 0.5
+    lawful = rng.random() < 0.5 if lawful is None else lawful
     outcome = LAWS[law].lawful(objects) if lawful else rng.choice(LAWS[law].unlawful(objects))
     return jitter(Scene(law, objects, outcome), rng)
 

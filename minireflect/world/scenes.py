@@ -30,6 +30,7 @@ class Object:
 
     @property
     def where(self) -> str:
+        """Its place in words: "in the middle", "on the left"."""
         return "in the middle" if self.place == "middle" else f"on the {self.place}"
 
     @property

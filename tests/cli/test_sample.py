@@ -14,7 +14,7 @@ BAD_SAMPLES = {
     "an empty prompt": ([""], ("prompt is empty",)),
     "no prompt": ([], ("no prompt",)),
     "negative rounds": (["a red ball", "--rounds", "-1"], ("rounds", "-1")),
-    "no steps": (["a red ball", "--steps", "0"], ("steps 0",)),
+    "no steps": (["a red ball", "--steps", "0"], ("steps", "got 0")),
     "too many steps": (["a red ball", "--steps", "1001"], ("1001", "1000")),
     "a missing folder": (["a red ball", "--out", "no/such/folder/x.png"], ("no folder",)),
     "no picture file": (["a red ball", "--out", "x.txt"], ("must end in",)),

@@ -254,19 +254,19 @@ def test_the_base_is_loaded_as_asked(base: Path) -> None:
 # --- the command line ---------------------------------------------------------------------------------------
 
 SMALL = [
-    "--srrl.steps",
+    "--steps",
     "3",
-    "--srrl.renoise-steps",
+    "--renoise-steps",
     "3",
-    "--srrl.prompts-per-iteration",
+    "--prompts-per-iteration",
     "2",
-    "--srrl.group",
+    "--group",
     "2",
     "--shown",
     "2",
-    "--srrl.iterations",
+    "--iterations",
     "2",
-    "--srrl.cooldown",
+    "--cooldown",
     "0",
     "--sampler.steps",
     "3",
@@ -294,7 +294,7 @@ def test_train_resume_and_sample_from_the_command_line(base: Path, prompts: Path
     assert figures == {"reward.png", "latents_by_round.png", "before_and_after.png"}
     expected = load_file(tmp_path / "run" / "weights" / "lora.safetensors")
     half = [*words, "--out", "half"]
-    half[half.index("--srrl.iterations") + 1] = "1"
+    half[half.index("--iterations") + 1] = "1"
     assert run("train", *half, cwd=tmp_path).returncode == 0
     config = (
         tmp_path / "half" / "config.json"
@@ -341,7 +341,10 @@ def test_train_resume_and_sample_from_the_command_line(base: Path, prompts: Path
 
 
 BAD = {
-    "no such base": (["srrl", "--base", "nowhere"], ("there is no checkpoint", "nowhere")),
+    "no such base": (
+        ["srrl", "--base", "nowhere", "--reward", "compressibility"],
+        ("there is no checkpoint", "nowhere"),
+    ),
     "another command": (["diffusion", "--base", "."], ("goes with the command srrl",)),
     "clip without CLIP": (["srrl", "--base", "."], ("needs --clip PATH",)),
     "no such prompts": (

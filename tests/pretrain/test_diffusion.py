@@ -14,7 +14,6 @@ from minireflect.models.tokenizer import EOS, Tokenizer
 from minireflect.pretrain.diffusion import (
     LAW_BASE,
     DiffusionTraining,
-    Pairs,
     learn_to_read,
     level_chances,
     train_diffusion,
@@ -66,7 +65,7 @@ def test_the_text_encoder_learns_to_read_places(tmp_path: Path) -> None:
     config = DiffusionTraining(reading_steps=150, batch=16)
     ids, before = tokenizer([f"red {w}" for w in words[1:]]), encoder.token.weight.detach().clone()
     job = Job(run := Run(tmp_path / "run", {}))
-    learn_to_read(config, encoder, Pairs(latents, ids, torch.arange(4)), job)
+    learn_to_read(config, encoder, latents, ids, torch.arange(4), job)
     losses = [row["loss"] for row in run.metrics("reading")]
     assert losses[0] > 0.1 and losses[-1] < 0.01
     assert not torch.equal(before, encoder.token.weight)
