@@ -192,12 +192,12 @@ def measure_reward(pipe: LatentDiffusion, reward: Reward, n: int) -> None:
         print(f"  prefers the right picture to its twin, {name}: {share(list(better))}")
         print("    " + " · ".join(f"{k} {better[law == k].mean():.3f}" for k in (*LAWS, "arrangement")))
     values, truth, laws, group = [], [], [], []
-    for kind in KINDS[
-        :2
-    ]:  # few prompts, many pictures of each, so that a prompt has right ones and wrong ones
+    # few prompts, many pictures of each, so that a prompt has right ones and wrong ones
+    for kind in KINDS[:2]:
         asked = [p for p in draw_prompts(kind, "held-out", 64, draw) for _ in range(-(-n // 128))]
         texts, config = [p.text for p in asked], EvaluationConfig(pictures=len(asked))
-        drawn, scored = sample_and_score(pipe, reward, texts, preset("cpu").sampler, config, f"reward {kind}")
+        sampler, stream = preset("cpu").sampler, f"reward {kind}"
+        drawn, scored = sample_and_score(pipe, reward, texts, sampler, config, stream)
         values.append(scored.numpy())
         truth.append(verdicts(drawn, asked).numpy() > 0.5)
         laws += [p.law for p in asked]

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import numpy as np
-from reports import Arms, differences, means, over_runs, page
+from reports import Arms, differences, means, over_runs, over_seeds, page
 
-from minireflect.evaluate import Table, over_seeds
+from minireflect.evaluate import Table
 from minireflect.figures import BASE, INK, REWARD, TRUTH, Line, Panel, curves
 
 COLUMNS = {

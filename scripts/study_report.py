@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from reports import Arms, arms_figure, differences, over_runs, page
+from reports import Arms, arms_figure, differences, over_runs, over_seeds, page
 from study_ways import KINDS, SAMPLER, WAYS
 
-from minireflect.evaluate import Table, over_seeds
+from minireflect.evaluate import Table
 from minireflect.figures import REWARD, TRUTH, Line, Panel, curves, smooth
 from minireflect.run import read_metrics
 

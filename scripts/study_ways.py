@@ -137,8 +137,8 @@ def measure(pipe: LatentDiffusion, judge: Reward, way: Way, seed: int, pictures:
             images.append(drawn.images), values.append(judge(drawn.images, part))
             row["unet"] += drawn.unet
             row["rewards"] += drawn.rewards
-        found = score(torch.cat(images), prompts, kind, torch.cat(values))
-        row[kind] = {**vars(found), "diversity": diversity(pipe, torch.cat(images), texts)}
+        found = score(torch.cat(images), prompts, torch.cat(values))
+        row[kind] = {**found, "diversity": diversity(pipe, torch.cat(images), texts)}
     row["unet"] /= pictures * len(KINDS)  # per picture
     row["rewards"] /= pictures * len(KINDS)
     return row
