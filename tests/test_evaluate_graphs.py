@@ -69,9 +69,13 @@ def test_a_loop_is_measured_as_what_it_does() -> None:
         ]
 
     found = evaluate_loop(loop, lambda images, graphs: answers(graphs, [False] * len(graphs)), config, "test")
-    assert found.right == found.unreadable == found.met == found.sg_iou == found.entity_iou == 0.5
-    assert found.repaired == found.damaged == 1
-    assert found.checker == found.checker_right == 0.5 and found.fooled == 0.5
-    assert found.judge == found.judge_right == found.judge_fooled == 0  # accepts nothing, so nothing fools it
-    assert found.evaluations == 40 and found.calls == 2 and found.pictures == 8
-    assert found.relation_iou == pytest.approx(0.5)
+    assert (
+        found["right"] == found["unreadable"] == found["met"] == found["sg_iou"] == found["entity_iou"] == 0.5
+    )
+    assert found["repaired"] == found["damaged"] == 1
+    assert found["checker"] == found["checker_right"] == 0.5 and found["fooled"] == 0.5
+    assert (
+        found["judge"] == found["judge_right"] == found["judge_fooled"] == 0
+    )  # accepts nothing, so nothing fools it
+    assert found["evaluations"] == 40 and found["calls"] == 2 and found["pictures"] == 8
+    assert found["relation_iou"] == pytest.approx(0.5)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoints.ours import RIG
-from ..models.matcher import Matcher
+from ..models.clip import Matcher
 from ..models.tokenizer import EOS, Tokenizer, trim
 from ..world.graphs import SceneGraph
 from .rewards import load_matcher

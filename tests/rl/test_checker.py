@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from minireflect import rng
-from minireflect.models.matcher import Matcher, MatcherConfig
+from minireflect.models.clip import Matcher, MatcherConfig
 from minireflect.models.tokenizer import EOS, Tokenizer
 from minireflect.rl.checker import Answers, load_checker, matcher_checker
 from minireflect.streams import choices
