@@ -8,8 +8,8 @@ from minireflect.models.clip import Matcher, MatcherConfig
 from minireflect.models.tokenizer import EOS, Tokenizer
 from minireflect.rl.checker import Answers, load_checker, matcher_checker
 from minireflect.streams import choices
-from minireflect.world.captions import PROMPT_LENGTH, graph_vocabulary
-from minireflect.world.graphs import parse_graph, sample_picture
+from minireflect.world.captions import PROMPT_LENGTH
+from minireflect.world.graphs import graph_vocabulary, parse_graph, sample_picture
 from minireflect.world.laws import render
 
 TOKENS = Tokenizer.of(graph_vocabulary(), PROMPT_LENGTH)
