@@ -36,6 +36,7 @@ NUMBERS = ("no", "one", "two", "three", "four")
 RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}  # y points down
 TOUCHING = ("on", "inside", "in front of")
 PREDICATES = (*RELATIONS, *TOUCHING)
+Predicates = tuple[str, ...]
 DEAD_ZONE = 0.1 * 4 * RADIUS  # pixels; GenEval: an offset below a tenth of both sizes counts as none
 
 MAX_THINGS, MAX_RELATIONS = 4, 4
@@ -156,13 +157,14 @@ class SceneGraph:
                 colors = a.color != b.color
                 _require(colors, f"{said}: things that touch must differ in colour, or they look like one")
         # A left of B and B left of A contradict each other
-        self.in_order(("left of",), ("right of",), "left of")
-        self.in_order(("above", "on"), ("below", "in front of"), "above")
+        fault = "the relations contradict each other"
+        self.in_order(("left of",), ("right of",), fault, " left of ")
+        self.in_order(("above", "on"), ("below", "in front of"), fault, " above ")
 
-    def in_order(self, forward: tuple[str, ...], backward: tuple[str, ...], joint: str) -> list[int]:
+    def in_order(self, forward: Predicates, backward: Predicates, fault: str, joint: str = ", ") -> list[int]:
         """Entities by index: subjects of `forward` relations before their objects, of `backward` ones after.
 
-        Raises GraphError if the relations form a cycle, which it gives with its entities joined by `joint`.
+        Raises GraphError, with `fault` and the labels joined by `joint`, if the relations form a cycle.
         """
         first = {i: set() for i in range(len(self.entities))}  # what must come before each
         for s, predicate, o in self.relations:
@@ -172,8 +174,8 @@ class SceneGraph:
         try:
             return list(TopologicalSorter(first).static_order())
         except CycleError as error:
-            cycle = f" {joint} ".join(self.entities[i].label for i in error.args[1])
-            raise GraphError(f"the relations contradict each other: {cycle}") from None
+            cycle = joint.join(self.entities[i].label for i in error.args[1])
+            raise GraphError(f"{fault}: {cycle}") from None
 
     @cached_property
     def requirements(self) -> tuple[Requirement, ...]:
@@ -324,7 +326,8 @@ def lay_out(graph: SceneGraph, rng: random.Random, keep: Keep | None = None, lay
 
     Raises GraphError when no layout is found.
     """
-    order = graph.in_order((), TOUCHING, "touching")  # what carries, contains or is behind something first
+    # what carries, contains or is behind something comes before it
+    order = graph.in_order((), TOUCHING, "the relations form a cycle of things that touch")
     for _ in range(layouts):
         placed: Placed = []
         for i in [j for j in order for _ in range(graph.entities[j].count)]:
