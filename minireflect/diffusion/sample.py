@@ -41,9 +41,7 @@ class Step(NamedTuple):
     x: Tensor  # (b c h w) the latent after the step
     x0: Tensor  # (b c h w) predicted clean latent
     eps: Tensor  # (b c h w) predicted noise
-    mean: Tensor  # (b c h w) of the Gaussian that x was drawn from; x itself when deterministic
-    sigma: Tensor  # (b) standard deviation of that Gaussian
-    log_prob: Tensor  # (b) nats; 0 where sigma is 0
+    log_prob: Tensor  # (b) nats, of x; 0 where the step drew no noise
 
 
 class Trajectory(NamedTuple):
@@ -103,7 +101,7 @@ def denoise(
             eps = eps_fn(x, table.t[i])
             out = ddim_step(x, eps, table.abar[i], table.abar_prev[i], sigmas[i], generator=generator)
         x = out.x_prev
-        yield Step(i, table.t[i], x, out.x0, eps, out.mean, out.sigma, out.log_prob)
+        yield Step(i, table.t[i], x, out.x0, eps, out.log_prob)
 
 
 def renoise(
@@ -127,9 +125,8 @@ def renoise(
                 eps = eps_fn(guess, t)
                 guess = renoise_step(x, eps, abar, abar_prev)  # SRRL (E4)
             predicted = (x.float() - (1 - abar_prev).sqrt() * eps.float()) / abar_prev.sqrt()  # DDIM (9)
-            none = guess.new_zeros(len(x))  # no noise, hence no density
         x = guess
-        yield Step(i, t, x, predicted, eps, x, none, none)
+        yield Step(i, t, x, predicted, eps, x.new_zeros(len(x)))  # no noise, hence no density
 
 
 def last(steps: Iterable[Step]) -> Tensor:

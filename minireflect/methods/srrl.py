@@ -152,7 +152,7 @@ def report(out: Rollout, stats: UpdateStats, witness: Reward | None, accept: flo
     by_round = [r.rewards.cpu() for r in out.rounds]  # (n g) each
     rewards = torch.cat([r.flatten() for r in by_round])
     verdicts = [witness(r.images.cpu(), out.texts_of(r)) for r in out.rounds] if witness else []
-    latent = [[v.mean().item() for v in moments(r.x_T)] for r in out.rounds]
+    means, stds = zip(*([v.mean().item() for v in moments(r.x_T)] for r in out.rounds))
     return {
         "reward": rewards.mean().item(),
         "reward_se": (rewards.std() / rewards.numel() ** 0.5).item(),
@@ -163,8 +163,8 @@ def report(out: Rollout, stats: UpdateStats, witness: Reward | None, accept: flo
         "mended": [mended(a, b, accept) for a, b in zip(out.rounds, out.rounds[1:])],
         "flat_groups": sum(int(zero_variance_groups(r).sum()) for r in by_round),
         **stats._asdict(),
-        "latent_mean": [m for m, _ in latent],
-        "latent_std": [s for _, s in latent],
+        "latent_mean": means,
+        "latent_std": stds,
     }
 
 
