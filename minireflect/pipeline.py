@@ -256,9 +256,7 @@ class LatentDiffusion:
         parts = latents.split(self.micro_batch or len(latents))
         images = torch.cat([self.autoencoder.decode(part).clamp(-1, 1) for part in parts])
         if not images.isfinite().all():
-            raise FloatingPointError(
-                "a picture is not finite; float16 may overflow: --precision fp32 or bf16"
-            )
+            raise FloatingPointError("a picture is not finite; float16 may overflow: --precision bf16")
         return images
 
 

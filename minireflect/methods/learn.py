@@ -153,7 +153,7 @@ class Learner:
         (loss * self.scale).backward()
 
     def step(self, number: int) -> float:
-        """Clip the gradient's norm and step.  -> the norm before.  Raises FloatingPointError on inf or nan."""
+        """Clip the gradient's norm, step.  -> the norm before.  Raises FloatingPointError if not finite."""
         trained = [p for p in self.pipe.unet.parameters() if p.grad is not None]
         for p in trained if self.scale != 1 else ():
             p.grad /= self.scale

@@ -77,7 +77,7 @@ class ReasonRLConfig(Checked):
     # learning rate of the weights alpha, as in the paper
     entropy_lr: Positive = 5e-4
     # temperature of sampling
-    temperature: float = 0.8
+    temperature: Positive = 0.8
     # the picture must also show what its rationale says; the paper does not ask for it
     read_rationales: bool = True
     # weight of stage 1's loss on true pictures, gamma in InstructGPT's equation 2; the paper has none
@@ -95,7 +95,6 @@ class ReasonRLConfig(Checked):
         super().__post_init__()
         if self.prompts < self.updates:
             raise ValueError(f"prompts must be at least updates = {self.updates}, got {self.prompts}")
-        self.sampling  # noqa: B018  raises on a temperature out of range
 
     @property
     def sampling(self) -> SamplingConfig:
@@ -151,30 +150,30 @@ def sample_groups(
     After the first time only as many prompts are sampled as should suffice, by the share of mixed groups so
     far.  -> the mixed groups or None, and the statistics of all
     """
-    kept: list[Samples] = []
-    groups = mixed = 0
-    found = []  # rewards, verdicts of the inspector, numbers of text tokens
+    asked: list[str] = []
+    found = []  # what was sampled, rewards (n g), verdicts of the inspector
+    mixed = torch.zeros(0)
     for number in range(config.max_resamples):
-        wanted = config.prompts - mixed
-        n = math.ceil(wanted * groups / mixed) if mixed else config.prompts
+        wanted = config.prompts - len(mixed)
+        n = math.ceil(wanted * len(asked) / len(mixed)) if len(mixed) else config.prompts
         texts = prompts(min(n, config.prompts), step, number)
         each = [t for t in texts for _ in range(config.group)]
         sampled = pipe.sample(each, config.sampling, noise)
         images = pipe.pictures(sampled.codes)
-        R = rewards(images, each, pipe.rationales(sampled)).view(-1, config.group)  # (n g)
-        found.append((R.flatten(), inspector_reward(images.cpu(), each), sampled.chosen.sum(1).float()))
-        rows = (~zero_variance_groups(R)).nonzero().flatten()[:wanted]
-        groups, mixed = groups + len(texts), mixed + len(rows)
-        members = (rows[:, None] * config.group + torch.arange(config.group, device=rows.device)).flatten()
-        of_rows = Sampled(*(v[members] for v in sampled))
-        kept.append(Samples([texts[i] for i in rows.tolist()], of_rows, R[rows]))
-        if mixed == config.prompts:
+        R = rewards(images, each, pipe.rationales(sampled)).view(-1, config.group)
+        found.append((sampled, R, inspector_reward(images.cpu(), each)))
+        asked += texts
+        R = torch.cat([rows for _, rows, _ in found])  # (n g) so far
+        mixed = (~zero_variance_groups(R)).nonzero().flatten()[: config.prompts]
+        if len(mixed) == config.prompts:
             break
-    stats = SampleStats(groups, mixed, *(torch.cat(values).mean().item() for values in zip(*found)))
-    if not mixed:
-        return None, stats
-    sampled = Sampled(*(torch.cat(parts) for parts in zip(*(s.sampled for s in kept))))
-    return Samples([t for s in kept for t in s.prompts], sampled, torch.cat([s.rewards for s in kept])), stats
+    parts, _, verdicts = zip(*found)
+    sampled = Sampled(*map(torch.cat, zip(*parts)))  # (n*g)
+    means = (v.mean().item() for v in (R, torch.cat(verdicts), sampled.chosen.sum(1).float()))
+    stats = SampleStats(len(asked), len(mixed), *means)
+    members = (mixed[:, None] * config.group + torch.arange(config.group, device=R.device)).flatten()
+    of_mixed = Sampled(*(v[members] for v in sampled))
+    return Samples([asked[i] for i in mixed.tolist()], of_mixed, R[mixed]) if len(mixed) else None, stats
 
 
 class Learner(NamedTuple):
@@ -187,12 +186,9 @@ class Learner(NamedTuple):
     examples: Examples | None = None  # true pictures to recall
 
 
-class Share(NamedTuple):
-    """The m samples of one optimiser step."""
-
-    given: tuple[Tensor, Tensor, Tensor]  # prompts (m p), rationales (m r), image tokens (m n)
-    chosen: Tensor  # (m r) bool
-    tokens: TokenBatch  # (m r+n)
+# The m samples of one optimiser step: prompts (m p), rationales (m r) and image tokens (m n); which text
+# tokens were chosen (m r) bool; and the tokens (m r+n)
+Share = tuple[tuple[Tensor, Tensor, Tensor], Tensor, TokenBatch]
 
 
 def token_shares(chosen: Tensor, image_tokens: int) -> Tensor:
@@ -222,7 +218,7 @@ def shares_of(learner: Learner, samples: Samples, config: ReasonRLConfig, noise:
         models = model, learner.reference
         old, reference = (torch.cat(m.log_probs(*given, config.sampling), 1) for m in models)
         weight = token_shares(chosen, given[2].shape[1])  # (m r+n)
-        shares.append(Share(given, chosen, TokenBatch(old, reference, advantage[rows], weight)))
+        shares.append((given, chosen, TokenBatch(old, reference, advantage[rows], weight)))
     return shares
 
 
@@ -233,14 +229,13 @@ def update(learner: Learner, samples: Samples, config: ReasonRLConfig, noise: Ge
     which must be 0; KL and entropies are nats per token.
     """
     model = learner.pipe.model
-    rows: list[dict[str, float]] = []
+    rows = []
     for given, chosen, tokens in shares_of(learner, samples, config, noise):
         choices = model.distributions(*given, config.sampling)
         now = torch.cat(model.chosen(choices, *given[1:]), 1)  # (m r+n)
-        every = torch.ones_like(given[2], dtype=torch.bool)
         # an image token is a form, and colours given that form: their entropies add up
-        of_image = mean_entropy(choices.forms, every) + mean_entropy(choices.colors, every)
-        H = mean_entropy(choices.text, chosen), of_image
+        of_image = entropy_of(choices.forms).mean() + entropy_of(choices.colors).mean()
+        H = (entropy_of(choices.text[chosen]).mean() if chosen.any() else now.new_zeros(())), of_image
         more = [sum(control.alpha * h for control, h in zip(learner.entropies, H))]
         if learner.examples:
             recalled, _ = sft_loss(model, learner.examples, config.examples, noise)
@@ -248,18 +243,11 @@ def update(learner: Learner, samples: Samples, config: ReasonRLConfig, noise: Ge
         stats = token_step(now, tokens, learner.optimizer, config.clip, config.beta, *more)
         for control, h in zip(learner.entropies, H):
             control.step(h.item())
-        rows.append({
-            "loss": stats.total, "clipped": stats.clip_high + stats.clip_low, "kl": stats.kl,
-            "text_entropy": H[0].item(), "image_entropy": H[1].item(), "grad_norm": stats.grad_norm,
-            "first_ratio": stats.ratio_error,
-        })  # fmt: skip
-    means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
-    return means | {"first_ratio": rows[0]["first_ratio"]}
-
-
-def mean_entropy(log_prob: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the masked tokens, in nats; 0 without any.  Shapes: log_prob (m t v), mask (m t) -> ()"""
-    return entropy_of(log_prob[mask]).mean() if mask.any() else log_prob.new_zeros(())
+        clipped, entropies = stats.clip_high + stats.clip_low, (h.item() for h in H)
+        rows.append((stats.total, clipped, stats.kl, *entropies, stats.grad_norm, stats.ratio_error))
+    names = ("loss", "clipped", "kl", "text_entropy", "image_entropy", "grad_norm")
+    means = {name: sum(column) / len(rows) for name, column in zip(names, zip(*rows))}
+    return means | {"first_ratio": rows[0][-1]}
 
 
 def train_reason_grpo(
@@ -287,6 +275,6 @@ def train_reason_grpo(
         memory["tokens"] += round(number * (stats.words + model.config.side**2))
         values |= {"alpha_text": text.alpha, "alpha_image": image.alpha}
         job.run.log("reason-grpo", step, **values, reward_calls=memory["calls"], tokens=memory["tokens"])
-        mixed = f"{stats.mixed}/{stats.groups}"
-        job.run.bar.set_postfix(reward=f"{stats.reward:.2f}", right=f"{stats.right:.2f}", mixed=mixed)
+        worth = f"reward {stats.reward:.2f}, right {stats.right:.2f}"
+        job.run.bar.set_postfix_str(f"{worth}, mixed {stats.mixed}/{stats.groups}")
     return model.eval().requires_grad_(False)

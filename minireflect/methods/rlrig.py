@@ -231,14 +231,13 @@ def keep_best(state: LoopState, edits: Edits, cost: int) -> LoopState:
     better = score >= edits.before.score  # (n) bool
     rows = edits.rows[better]
     pick = (best + torch.arange(len(best), device=best.device) * edits.group)[better]
-    old = state.latents, state.images, state.answers.probability, state.evaluations, state.calls
-    latents, images, probability, spent, calls = (v.clone() for v in old)
-    latents[rows], images[rows] = edits.path.latents[pick, -1], edits.images[pick]
-    new = edits.after.probability[pick]  # of as many requirements as the edited graphs have
-    probability[rows, : new.shape[1]] = new
-    spent[edits.rows.cpu()] += cost * edits.group
-    calls[edits.rows.cpu()] += edits.group
-    return LoopState(latents, images, Answers(probability, state.answers.asked), spent, calls, edits)
+    latents = state.latents.index_copy(0, rows, edits.path.latents[pick, -1])
+    images = state.images.index_copy(0, rows, edits.images[pick])
+    probability, new = state.answers.probability.clone(), edits.after.probability[pick]
+    probability[rows, : new.shape[1]] = new  # of as many requirements as the edited graphs have
+    answers, tried = Answers(probability, state.answers.asked), torch.zeros_like(state.calls)
+    tried[edits.rows.cpu()] = edits.group
+    return LoopState(latents, images, answers, state.evaluations + cost * tried, state.calls + tried, edits)
 
 
 @torch.no_grad()

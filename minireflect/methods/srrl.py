@@ -78,16 +78,13 @@ class SRRLConfig(RolloutConfig, LearnConfig):
 
 PPO = {"objective": "ppo", "group": 4, "updates": 2}
 TOY_PPO = PPO | {"prompts_per_iteration": 21, "lr": 3e-5}  # about as many reward calls as srrl
-CHECKPOINT = PPO | {
-    "iterations": 100, "prompts_per_iteration": 8, "guidance": 5.0, "lr": 1e-4,
-    "clip_range": 1e-4,  # DDPO's, on the mean log-probability: 1.6 nats at 4 x 64 x 64 dimensions
-    "std_floor": 1e-3,  # CLIP's cosines of one prompt spread by 0.02
-}  # fmt: skip
+# The clip is DDPO's, on the mean log-probability: 1.6 nats at 4 x 64 x 64 dimensions. CLIP's cosines of one
+# prompt spread by 0.02.
+LARGE = {"iterations": 100, "prompts_per_iteration": 8, "guidance": 5.0, "lr": 1e-4}
+CHECKPOINT = PPO | LARGE | {"clip_range": 1e-4, "std_floor": 1e-3}
 # SRRL's guidance gap, but with a look at the reward (the paper's figure, not its code)
-GAP = {
-    "rounds": 1, "redraw": "all", "wrong": "repeat",
-    "w_renoise": 0.1, "renoise_steps": 20, "fresh_noise": 0.0,
-}  # fmt: skip
+ALL_AGAIN = {"rounds": 1, "redraw": "all", "wrong": "repeat"}
+GAP = ALL_AGAIN | {"w_renoise": 0.1, "renoise_steps": 20, "fresh_noise": 0.0}
 # DDPO (arXiv 2305.13301): no reflection; a reward is compared with past rewards of its prompt. That only the
 # best and the worst of a group are kept is B2-DiffuRL's and SRRL's (E7).
 DDPO = {"rounds": 0, "advantage": "history"}
