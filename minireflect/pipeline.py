@@ -35,18 +35,17 @@ class ReasonPipeline(NamedTuple):
     writes_rationale: bool = True  # False: every rationale is empty, BOI alone, given and not chosen
 
     def sample(
-        self, prompts: list[str], sampling: SamplingConfig, generator: Generator,
-        rationale: Tensor | None = None,
-    ) -> Sampled:  # fmt: skip
-        """A rationale and a picture for each prompt; with given rationales only the picture.
+        self, prompts: list[str], sampling: SamplingConfig, generator: Generator, given: Tensor | None = None
+    ) -> Sampled:
+        """A rationale and a picture for each prompt; with `given` rationales only the picture.
 
-        Shapes: b prompts, rationale (b r) ids that end in BOI.  Raises PromptError on unknown words.
+        Shapes: b prompts, given (b r) ids that end in BOI.  Raises PromptError on unknown words.
         """
         device = next(self.model.parameters()).device
         ids = self.tokenizer(prompts).to(device)
-        if rationale is None and not self.writes_rationale:
-            rationale = self.model.blank(len(prompts), device)[1]
-        return self.model.sample(ids, sampling, generator, rationale)
+        if given is None and not self.writes_rationale:
+            given = self.model.blank(len(prompts), device)[1]
+        return self.model.sample(ids, sampling, generator, given)
 
     def pictures(self, codes: Tensor) -> Tensor:
         """Decode image tokens.  Shapes: codes (b n) -> (b 3 64 64) in [-1, 1]"""
@@ -170,7 +169,6 @@ class LatentDiffusion:
 
         return make_eps
 
-    @torch.no_grad()
     def generate(
         self, prompts: list[str], steps: int = SamplerConfig.steps, guidance: float = SamplerConfig.guidance,
         eta: float = SamplerConfig.eta, rounds: int = 0, latents: Tensor | None = None,
@@ -197,7 +195,6 @@ class LatentDiffusion:
         *_, x_0 = self.blind_rounds(prompts, x_T, sampler, reflection, generator)
         return self.decode(x_0)
 
-    @torch.no_grad()
     def blind_rounds(
         self, prompts: list[str], x_T: Tensor, sampler: SamplerConfig, reflection: ReflectionConfig,
         generator: Generator,

@@ -64,22 +64,16 @@ def guided(model: Model, cond: Tensor, uncond: Tensor, w: float, schedule: Sched
     """
 
     def eps_fn(x: Tensor, t: Tensor) -> Tensor:
-        b = len(x)
-        t = t.to(x.device).expand(b)
-
-        def rows(context: Tensor) -> Tensor:
-            return context.expand(b, *context.shape[1:])
+        t = t.to(x.device).expand(len(x))
+        without, given = (v.expand(len(x), *v.shape[1:]) for v in (uncond, cond))  # (b t d) each
 
         def eps(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
             output = model(x, t, context)
             return output if schedule is None else schedule.to_eps(output, x, t)
 
-        if w == 1:
-            return eps(x, t, rows(cond))
-        if w == 0:
-            return eps(x, t, rows(uncond))
-        both = eps(torch.cat([x, x]), torch.cat([t, t]), torch.cat([rows(uncond), rows(cond)]))
-        eps_u, eps_c = both.chunk(2)
+        if w in (0, 1):
+            return eps(x, t, given if w else without)
+        eps_u, eps_c = eps(torch.cat([x, x]), torch.cat([t, t]), torch.cat([without, given])).chunk(2)
         return eps_u + w * (eps_c - eps_u)  # SRRL (E1)
 
     return eps_fn

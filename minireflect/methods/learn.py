@@ -249,10 +249,10 @@ def path_kl(schedule: Schedule, t: Tensor, change: Tensor) -> float:
     return schedule.config.train_steps * step.mean().item()
 
 
-Advantage = tuple[Tensor, Tensor]  # A (n*g) and which branches are trained on (n*g) bool
+Advantages = list[tuple[Tensor, Tensor]]  # by round: A (n*g) and which branches are trained on (n*g) bool
 
 
-def advantages(out: Rollout, config: LearnConfig, history: adv.RewardHistory | None) -> list[Advantage]:
+def advantages(out: Rollout, config: LearnConfig, history: adv.RewardHistory | None) -> Advantages:
     """For each round: GRPO's advantages, or with a history the z-scores of E6 to E8, each round against its
     own group.
     """
@@ -275,9 +275,7 @@ def advantages(out: Rollout, config: LearnConfig, history: adv.RewardHistory | N
 Pairs = list[tuple[int, int]]  # round k, denoising step i
 
 
-def jobs(
-    out: Rollout, advantage: list[Advantage], updates: int, eta: float, generator: Generator
-) -> list[Pairs]:
+def jobs(out: Rollout, advantage: Advantages, updates: int, eta: float, generator: Generator) -> list[Pairs]:
     """The (round, step) pairs to train on, shuffled, in one list per optimiser step.
 
     A step without noise (sigma 0) has no density and is left out, and so is a round without anything to
@@ -285,12 +283,8 @@ def jobs(
     standard deviations: over ten steps |c| lies between 0.97 and 1.32, but it is 8.3 at the one before the
     last (sigma 0.04), whose gradient would drown the others' and whose KL would be 64 times theirs.
     """
-    pairs = [
-        (k, i)
-        for k, (round_, (_, kept)) in enumerate(zip(out.rounds, advantage))
-        for i, sigma in enumerate(round_.table.sigma(eta))
-        if sigma > MIN_SIGMA and kept.any()
-    ]
+    trained = [(k, out.rounds[k].table.sigma(eta)) for k, (_, kept) in enumerate(advantage) if kept.any()]
+    pairs = [(k, i) for k, sigmas in trained for i, sigma in enumerate(sigmas) if sigma > MIN_SIGMA]
     order = torch.randperm(len(pairs), generator=generator)[: math.ceil(TRAINED * len(pairs))]
     return [[pairs[j] for j in chunk] for chunk in order.chunk(updates)] if len(order) else []
 

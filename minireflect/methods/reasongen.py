@@ -142,9 +142,8 @@ class SampleStats(NamedTuple):
 
 
 def sample_groups(
-    pipe: ReasonPipeline, rewards: Rewards, prompts: Prompts, config: ReasonRLConfig, step: int,
-    noise: Generator,
-) -> tuple[Samples | None, SampleStats]:  # fmt: skip
+    pipe: ReasonPipeline, rewards: Rewards, ask: Prompts, config: ReasonRLConfig, step: int, noise: Generator
+) -> tuple[Samples | None, SampleStats]:
     """Sample groups until enough of them are mixed, `config.max_resamples` times at most.
 
     After the first time only as many prompts are sampled as should suffice, by the share of mixed groups so
@@ -156,7 +155,7 @@ def sample_groups(
     for number in range(config.max_resamples):
         wanted = config.prompts - len(mixed)
         n = math.ceil(wanted * len(asked) / len(mixed)) if len(mixed) else config.prompts
-        texts = prompts(min(n, config.prompts), step, number)
+        texts = ask(min(n, config.prompts), step, number)
         each = [t for t in texts for _ in range(config.group)]
         sampled = pipe.sample(each, config.sampling, noise)
         images = pipe.pictures(sampled.codes)

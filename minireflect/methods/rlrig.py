@@ -167,7 +167,6 @@ def load_parts(
     return Parts(diffuser, replace(diffuser, unet=unet).to(device), checker, policy.to(device))
 
 
-@torch.no_grad()
 def generate(pipe: LatentDiffusion, graphs: Graphs, config: LoopConfig, generator: Generator) -> Tensor:
     """Round 0.  -> (b c h w) latents"""
     eps = pipe.eps([g.sentence for g in graphs])(config.guidance)
@@ -175,7 +174,6 @@ def generate(pipe: LatentDiffusion, graphs: Graphs, config: LoopConfig, generato
     return last(denoise(eps, x_T, pipe.table(config.steps), ETA, generator))
 
 
-@torch.no_grad()
 def edit(
     pipe: LatentDiffusion, x0: Tensor, prompts: list[str], config: LoopConfig, generator: Generator
 ) -> Trajectory:
@@ -398,10 +396,8 @@ def as_rollout(editor: LatentDiffusion, rounds: list[Edits], config: RLRIGConfig
     texts = [text for r in rounds for text in r.prompts[:: r.group]]
     out = Rollout(texts, editor.embed(texts))
     tail = config.loop.reflection.tail(editor.table(config.loop.steps))
-    start = 0
-    for r in rounds:
-        rows = start + torch.arange(len(r.rows), device=r.latents.device)
-        start += len(r.rows)
+    all_rows = torch.arange(len(texts), device=editor.device)
+    for r, rows in zip(rounds, all_rows.split([len(r.rows) for r in rounds])):
         rewards = r.rewards if config.editor.objective == "ppo" else r.after.all_hold.view_as(r.rewards)
         out.rounds.append(Round(rows, r.path.latents[:: r.group, 0], tail, r.path, r.images, rewards))
     return out
