@@ -131,23 +131,16 @@ class Samples(NamedTuple):
     rewards: Tensor  # (n g), 0 or 1
 
 
-class SampleStats(NamedTuple):
-    """All that an iteration sampled, kept or not."""
-
-    groups: int
-    mixed: int  # groups that were kept: their rewards differ
-    reward: float  # mean over all samples
-    right: float  # the same by the inspector
-    words: float  # text tokens chosen per sample
-
-
 def sample_groups(
     pipe: ReasonPipeline, rewards: Rewards, ask: Prompts, config: ReasonRLConfig, step: int, noise: Generator
-) -> tuple[Samples | None, SampleStats]:
+) -> tuple[Samples | None, dict[str, float]]:
     """Sample groups until enough of them are mixed, `config.max_resamples` times at most.
 
     After the first time only as many prompts are sampled as should suffice, by the share of mixed groups so
-    far.  -> the mixed groups or None, and the statistics of all
+    far.
+
+    -> the mixed groups or None, and of all that was sampled: the number of groups, how many are mixed, the
+    mean reward, the share that is right by the inspector, and the text tokens ("words") chosen per sample
     """
     asked: list[str] = []
     found = []  # what was sampled, rewards (n g), verdicts of the inspector
@@ -168,8 +161,9 @@ def sample_groups(
             break
     parts, _, verdicts = zip(*found)
     sampled = Sampled(*map(torch.cat, zip(*parts)))  # (n*g)
-    means = (v.mean().item() for v in (R, torch.cat(verdicts), sampled.chosen.sum(1).float()))
-    stats = SampleStats(len(asked), len(mixed), *means)
+    numbers = {"reward": R, "right": torch.cat(verdicts), "words": sampled.chosen.sum(1).float()}
+    stats = {name: values.mean().item() for name, values in numbers.items()}
+    stats |= {"groups": len(asked), "mixed": len(mixed)}
     members = (mixed[:, None] * config.group + torch.arange(config.group, device=R.device)).flatten()
     of_mixed = Sampled(*(v[members] for v in sampled))
     return Samples([asked[i] for i in mixed.tolist()], of_mixed, R[mixed]) if len(mixed) else None, stats
@@ -265,15 +259,14 @@ def train_reason_grpo(
     for step in job.run.steps("reason-grpo", config.iterations, networks, optimizer, memory=memory):
         set_lr(optimizer, config.lr * lr_factor(step, config.iterations))
         noise = rng(job.seed, "reason-grpo", step)
-        samples, stats = sample_groups(pipe, rewards, prompts, config, step, noise)
-        values = stats._asdict()
+        samples, values = sample_groups(pipe, rewards, prompts, config, step, noise)
         if samples:
             values |= update(learner, samples, config, rng(job.seed, "update", step))
-        number = stats.groups * config.group
+        number = values["groups"] * config.group
         memory["calls"] += number
-        memory["tokens"] += round(number * (stats.words + model.config.side**2))
+        memory["tokens"] += round(number * (values["words"] + model.config.side**2))
         values |= {"alpha_text": text.alpha, "alpha_image": image.alpha}
         job.run.log("reason-grpo", step, **values, reward_calls=memory["calls"], tokens=memory["tokens"])
-        worth = f"reward {stats.reward:.2f}, right {stats.right:.2f}"
-        job.run.bar.set_postfix_str(f"{worth}, mixed {stats.mixed}/{stats.groups}")
+        shown = "reward {reward:.2f}, right {right:.2f}, mixed {mixed}/{groups}"
+        job.run.bar.set_postfix_str(shown.format(**values))
     return model.eval().requires_grad_(False)
