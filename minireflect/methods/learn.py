@@ -337,10 +337,10 @@ def ppo(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats:
                 sums[name] += getattr(stats, name).item() * share
         before_update = before_update or ratios.copy()
         sums["grad_norm"] += learner.step(number)
-    n, first = max(1, len(chunks)), math.expm1(min(max(before_update, default=0.0), 80.0))
+    n, largest = max(1, len(chunks)), max(ratios, default=0.0)
+    first = math.expm1(min(max(before_update, default=0.0), 80.0))
     means = {name: value / n for name, value in sums.items()} | {"kl": sum(kls) / max(1, len(kls))}
-    spent = {"updates": len(chunks), "evaluations": spent}
-    return UpdateStats(**means, **spent, log_ratio=max(ratios, default=0.0), first_ratio=first)
+    return UpdateStats(**means, updates=len(chunks), evaluations=spent, log_ratio=largest, first_ratio=first)
 
 
 def mean_of(nats: Tensor, pipe: LatentDiffusion) -> Tensor:

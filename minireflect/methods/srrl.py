@@ -110,15 +110,16 @@ def recipe(name: str, checkpoint: bool = False) -> SRRLConfig:
     return SRRLConfig(**RECIPES[name][checkpoint])
 
 
+Draw = Callable[[int], tuple[list[str], list[str]]]  # iteration -> its prompts, and the family of each
+
+
 def train_srrl(
-    config: SRRLConfig, pipe: LatentDiffusion, reward: Reward,
-    draw_texts: Callable[[int], tuple[list[str], list[str]]], witness: Reward | None, job: Job,
-) -> tuple[LatentDiffusion, Cost]:  # fmt: skip
+    config: SRRLConfig, pipe: LatentDiffusion, reward: Reward, draw: Draw, witness: Reward | None, job: Job
+) -> tuple[LatentDiffusion, Cost]:
     """The loop.
 
-    `draw_texts(step)` gives prompts and the family that each belongs to; `witness` is the inspector, where
-    there is one: logged beside the reward and never trained on.  A UNet with LoRA learns in its adapters
-    alone.  -> the trained pipeline and what it took
+    `witness` is the inspector, where there is one: logged beside the reward and never trained on.  A UNet
+    with LoRA learns in its adapters alone.  -> the trained pipeline and what it took
     """
     run, seed = job.run, job.seed
     history = RewardHistory()
@@ -129,7 +130,7 @@ def train_srrl(
     memory: dict = {"cost": [0, 0, 0], "updates": 0, "history": history.state_dict()}
     for step in run.steps("srrl", config.iterations, learner.networks, learner.optimizer, memory=memory):
         history.load_state_dict(memory["history"])
-        texts, families = draw_texts(step)
+        texts, families = draw(step)
         out = replace(rollout(pipe, texts, reward, config, seed, step), families=families)
         stats = learn(learner, out, config.lr_factor(step, config.iterations), rng(seed, "update", step))
         cost = Cost(*memory["cost"]).plus(out.cost).plus(Cost(trained=stats.evaluations))
