@@ -347,6 +347,22 @@ STAGES: dict[str, Callable[[Task], None]] = {
 }  # fmt: skip
 
 
+SEVERAL = {  # commands with more than the stage of their name
+    "all": ("autoencoder", "diffusion", "reward", "srrl"),
+    "all graphs": ("autoencoder", "diffusion", "checker", "judge", "actor", "rlrig"),
+    "checker": ("checker", "judge"),
+}
+
+
+def stages_of(command: str, scenes: str = "laws", base: str | None = None) -> tuple[str, ...]:
+    """The stages of a command, in order; `base` is the published checkpoint that a LoRA is trained on."""
+    return (
+        ("lora",)
+        if base is not None
+        else SEVERAL.get(f"{command} {scenes}") or SEVERAL.get(command, (command,))
+    )
+
+
 def do(task: Task, *names: str) -> None:
     """Do the stages that the run has not finished."""
     for name in names:

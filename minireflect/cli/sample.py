@@ -25,7 +25,7 @@ from ..streams import choices
 from ..world.canvas import read_picture, to_pixels, write_picture
 from ..world.graphs import read_graph
 from ..world.layout import lay_out
-from .options import read
+from . import read
 
 ABOUT = """\
 Sample pictures of prompts. Under each stand the inspector's verdict and the learned reward; in each further
