@@ -38,13 +38,11 @@ from .models.tokenizer import Tokenizer
 from .models.vq import Codec
 from .pipeline import ReasonPipeline
 from .pretrain.actor import train_actor
-from .pretrain.autoencoder import train_autoencoder
+from .pretrain.autoencoders import train_autoencoder, train_vq
 from .pretrain.diffusion import GRAPH_BASE, LAW_BASE, train_diffusion
 from .pretrain.matcher import train_captioner, train_checker, train_reward
 from .pretrain.sft import make_examples, reason_tokenizer, train_reasongen
-from .pretrain.vq import train_vq
-from .rl.checker import load_checker
-from .rl.rewards import Reward, inspector_reward, load_captioner, load_reward, reward_beside
+from .rl.rewards import Reward, inspector_reward, load_captioner, load_checker, load_reward, reward_beside
 from .run import Job, Run, write_text
 from .streams import choices
 from .world.data import Captioned, captioned_graphs, captioned_laws, recolored, training_pairs

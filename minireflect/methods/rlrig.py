@@ -46,7 +46,7 @@ from ..models.transformer import SampledText
 from ..models.unet import UNet
 from ..pipeline import LatentDiffusion, SamplerConfig
 from ..rl.advantage import group_advantage, zero_variance_groups
-from ..rl.checker import Answers, Checker, load_checker
+from ..rl.rewards import Answers, Checker, load_checker
 from ..rl.tokens import TokenBatch, entropy_of, token_step, token_weights
 from ..run import Job
 from ..streams import choices, rng
