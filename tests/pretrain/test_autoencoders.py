@@ -1,5 +1,5 @@
-"""Training of the autoencoder and of its vector-quantised companion: errors fall, latents get a std of 1, codes
-are used; a decoder can be trained further.
+"""Training of the autoencoder and of its vector-quantised companion: errors fall, latents get a std of 1,
+codes are used; a decoder can be trained further.
 """
 
 from pathlib import Path
