@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -94,9 +95,8 @@ def forge(scene: Scene, kind: str, draw: random.Random) -> Scene | None:
         a, b = objects[i], objects[j]
         objects[i], objects[j] = replace(a, xy=b.xy), replace(b, xy=a.xy)
     elif kind == "reversed" and not arranged:
-        return replace(
-            scene, outcome=draw.choice([o for o in LAWS[scene.law].outcomes if o != scene.outcome])
-        )
+        others = [o for o in LAWS[scene.law].outcomes if o != scene.outcome]
+        return replace(scene, outcome=draw.choice(others))
     else:
         return None
     return replace(scene, objects=tuple(objects))
@@ -128,9 +128,8 @@ def measure_inspector(n: int) -> None:
         picture = render(scene).clone()
         x = slice(0, 25) if i % 2 else slice(39, 64)
         colourful = (picture.amax(0) - picture.amin(0) > 0.35)[:, x]  # ink and paper are grey
-        picture[:, :, x] = torch.where(
-            colourful, torch.tensor([0.96, 0.945, 0.9])[:, None, None], picture[:, :, x]
-        )
+        paper = torch.tensor([0.96, 0.945, 0.9])[:, None, None]
+        picture[:, :, x] = torch.where(colourful, paper, picture[:, :, x])
         painted.append(inspect(picture).agrees_with(scene))
     print(f"  accepted, a ball painted over    {share(painted)}")
     noise = rng(0, "measure", "noise")
@@ -165,9 +164,8 @@ def measure_autoencoder(autoencoder: Autoencoder, n: int) -> None:
     images = torch.stack([render(s) for s in scenes])
     again = through(autoencoder, images)
     right = [r.agrees_with(s) for r, s in zip(inspect_all(again), scenes)]
-    print(
-        f"  reconstructions read right: {share(right)}   squared error {((again - images) ** 2).mean():.5f}"
-    )
+    error = ((again - images) ** 2).mean()
+    print(f"  reconstructions read right: {share(right)}   squared error {error:.5f}")
     for law in (*LAWS, "arrangement"):
         print(f"    {law:<12} {share([ok for ok, s in zip(right, scenes) if s.law == law])}")
 
@@ -184,10 +182,8 @@ def measure_reward(pipe: LatentDiffusion, reward: Reward, n: int) -> None:
     wrong = torch.stack([render(twin_scene(p, draw)) for p in prompts])
     texts = [p.text for p in prompts]
     law = np.array([p.law for p in prompts])
-    for name, shown in (
-        ("clean", lambda x: x),
-        ("after the autoencoder", lambda x: through(pipe.autoencoder, x)),
-    ):
+    again = partial(through, pipe.autoencoder)
+    for name, shown in (("clean", lambda x: x), ("after the autoencoder", again)):
         better = (reward(shown(right), texts) > reward(shown(wrong), texts)).numpy()
         print(f"  prefers the right picture to its twin, {name}: {share(list(better))}")
         print("    " + " · ".join(f"{k} {better[law == k].mean():.3f}" for k in (*LAWS, "arrangement")))
@@ -258,11 +254,9 @@ def measure_memory(pipe: LatentDiffusion, n: int) -> None:
     """
     config, table = preset("cpu").srrl, pipe.table(preset("cpu").srrl.steps)
     ours, published = config.reflection, ReflectionConfig(renormalise=False)
-    prompts = [
-        p
-        for kind in KINDS[:2]
-        for p in draw_prompts(kind, "held-out", n // 2, choices(0, "measure", "memory", kind))
-    ]
+    prompts = []
+    for kind in KINDS[:2]:
+        prompts += draw_prompts(kind, "held-out", n // 2, choices(0, "measure", "memory", kind))
     found: dict[str, list[Tensor]] = {}
     for i in tqdm(range(0, len(prompts), 48), "drawing and drawing again", leave=False):
         part = prompts[i : i + 48]

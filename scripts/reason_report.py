@@ -52,10 +52,8 @@ def entropy_figure(training: dict[str, list[list[dict]]], targets: dict[str, flo
     strain.
     """
     panels = []
-    for pair, title in (
-        (("true", "steady"), "default"),
-        (("strained", "strained-steady"), "no KL, no recall, lr 1e-3"),
-    ):
+    strain = ("strained", "strained-steady"), "no KL, no recall, lr 1e-3"
+    for pair, title in ((("true", "steady"), "default"), strain):
         for key in ("text_entropy", "image_entropy", "reward", "right"):
             lines, share = [], key in ("reward", "right")
             for name, label, color in zip(pair, ("adaptive", "without"), (REWARD, BASE)):

@@ -29,10 +29,8 @@ def described(about: str) -> argparse.ArgumentParser:
 
 def arguments(about: str, out: str, pictures: int, of: str) -> argparse.Namespace:
     """The options of a study; makes its folders.  `about` is shown by --help."""
-    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--out", type=Path, default=Path(out), help="folder of the runs (default: %(default)s)"
-    )
+    parser, where = described(about), "folder of the runs (default: %(default)s)"
+    parser.add_argument("--out", type=Path, default=Path(out), help=where)
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of the page and its figures")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--pictures", type=int, default=pictures, help=f"{of} (default: %(default)s)")
@@ -49,9 +47,8 @@ def train(command: str, folder: Path, options: list[str]) -> Path:
     if not (folder / "state" / f"{command}.done").exists():
         started = (folder / "config.json").exists()
         more = ["--resume"] if started else [*options, "--preset", "cpu"]
-        subprocess.run(
-            [sys.executable, str(ROOT / "train.py"), command, *more, "--out", str(folder)], check=True
-        )
+        script = str(ROOT / "train.py")
+        subprocess.run([sys.executable, script, command, *more, "--out", str(folder)], check=True)
     return folder
 
 
@@ -111,11 +108,8 @@ def over_runs(
 ) -> list[figures.Line]:
     """The mean curve of several seeds, and dotted the least and the greatest of them at each place."""
     values = np.array(runs)
-    edges = [
-        figures.Line("_range", x, edge, color, style=":")
-        for edge in (values.min(0), values.max(0))
-        if len(runs) > 1
-    ]
+    ends = (values.min(0), values.max(0)) if len(runs) > 1 else ()
+    edges = [figures.Line("_range", x, end, color, style=":") for end in ends]
     return [figures.Line(label, x, values.mean(0), color, style=style), *edges]
 
 

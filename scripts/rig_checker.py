@@ -19,7 +19,7 @@ from minireflect.config import preset
 from minireflect.evaluate import EvaluationConfig
 from minireflect.evaluate_graphs import evaluation_graphs
 from minireflect.methods.rlrig import load_parts, loop_of
-from minireflect.models.matcher import Matcher
+from minireflect.models.clip import Matcher
 from minireflect.models.tokenizer import Tokenizer
 from minireflect.pretrain.matcher import question
 from minireflect.rl.rewards import load_checker

@@ -107,14 +107,12 @@ def main() -> int:
     edits = preset("cpu").rlrig.graphs * preset("cpu").rlrig.group
     short = {g: [*SHORT, *common, "--group", str(g), "--graphs", str(edits // g)] for g in GROUPS}
     groups = {g: train("rlrig", args.out / f"group-{g}", words) for g, words in short.items()}
-    t_star = [
-        cached(args.out / f"t-star-{s}.json", lambda r=r, s=s: by_t_star(r, s, args.pictures // 2))
-        for r, s in zip(runs, args.seeds)
-    ]
-    answers = {
-        name: cached(args.out / f"{name}.json", lambda name=name: asked_of_renders(name))
-        for name in ("checker", "judge")
-    }
+    t_star = []
+    for r, s in zip(runs, args.seeds):
+        make = partial(by_t_star, r, s, args.pictures // 2)
+        t_star.append(cached(args.out / f"t-star-{s}.json", make))
+    names = "checker", "judge"
+    answers = {n: cached(args.out / f"{n}.json", partial(asked_of_renders, n)) for n in names}
     fooled = cached(args.out / "fooled.json", lambda: asked_of_the_loop(runs[0] / "weights"))
     arms = [all_arms(r, s, args.out, args.pictures) for r, s in zip(runs, args.seeds)]
     arms_figure(arms, {"sg_iou": "SG-IoU", "right": "pictures fully right"}, args.docs / "rlrig_arms.png")

@@ -38,9 +38,8 @@ def plain(steps: int) -> Way:
     """One picture, no look at any reward."""
 
     def way(pipe: LatentDiffusion, judge: Reward, texts: list[str], seed: int, batch: int) -> Drawn:
-        images = pipe.generate(
-            texts, steps, SAMPLER.guidance, SAMPLER.eta, generator=rng(seed, "plain", batch)
-        )
+        noise = rng(seed, "plain", batch)
+        images = pipe.generate(texts, steps, SAMPLER.guidance, SAMPLER.eta, generator=noise)
         return Drawn(images, len(texts) * steps * evaluations(SAMPLER.guidance), 0)
 
     return way

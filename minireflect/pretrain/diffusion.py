@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from ..diffusion.schedule import Schedule, ScheduleConfig, level_weight
 from ..models.autoencoder import Autoencoder
-from ..models.clip import TextConfig, TextEncoder
-from ..models.matcher import CrossBlock
+from ..models.clip import CrossBlock, TextConfig, TextEncoder
 from ..models.tokenizer import EOS, Tokenizer
 from ..models.unet import UNet, UNetConfig
 from ..pipeline import LatentDiffusion

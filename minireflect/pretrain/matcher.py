@@ -1,4 +1,4 @@
-"""Train the matcher (models/matcher.py) for its three uses:
+"""Train the matcher (models/clip.py) for its three uses:
 
     reward     SRRL's reward: does the prompt hold for the picture?      BCE + CE(caption) + 0.1 CLIP's loss
     checker    RL-RIG's Checker and the judge: is a requirement met?     BCE + CE(caption)
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..models.matcher import Matcher, MatcherConfig
+from ..models.clip import Matcher, MatcherConfig
 from ..models.tokenizer import EOS, Tokenizer, trim, up_to
 from ..pipeline import LatentDiffusion
 from ..run import Job, Loss, Training, optimise

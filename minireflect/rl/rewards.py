@@ -27,8 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..checkpoints.ours import RIG, load_module, or_shipped, weights_folder
-from ..models.clip import CLIP
-from ..models.matcher import Matcher
+from ..models.clip import CLIP, Matcher
 from ..models.tokenizer import EOS, BytePairs, Tokenizer, trim, up_to
 from ..pipeline import Reward
 from ..world.graphs import SceneGraph

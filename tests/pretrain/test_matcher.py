@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from minireflect import load_pipeline, rng
 from minireflect.checkpoints.ours import RIG
-from minireflect.models.matcher import Matcher, MatcherConfig
+from minireflect.models.clip import Matcher, MatcherConfig
 from minireflect.models.tokenizer import EOS, Tokenizer
 from minireflect.pretrain import matcher
 from minireflect.pretrain.corrupt import block_error

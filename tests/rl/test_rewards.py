@@ -9,7 +9,7 @@ from torch import Tensor
 
 from minireflect import load_reward, rng
 from minireflect.checkpoints.ours import SHIPPED
-from minireflect.models.matcher import Matcher, MatcherConfig
+from minireflect.models.clip import Matcher, MatcherConfig
 from minireflect.models.tokenizer import EOS, Tokenizer
 from minireflect.rl.rewards import (
     Answers,
