@@ -46,8 +46,8 @@ from .rl.rewards import Reward, inspector_reward, load_captioner, load_checker, 
 from .run import Job, Run, write_text
 from .streams import choices
 from .world.data import Captioned, captioned_graphs, captioned_laws, recolored, training_pairs
+from .world.laws import render_pixels
 from .world.prompts import all_texts
-from .world.render import render_pixels
 
 BEST_OF = (2, 4)  # without a rationale, two pictures take more tokens than one with a rationale
 

@@ -24,10 +24,9 @@ from minireflect.models.tokenizer import Tokenizer
 from minireflect.pretrain.matcher import question
 from minireflect.rl.rewards import load_checker
 from minireflect.streams import choices
-from minireflect.world.graphs import Requirement
+from minireflect.world.graphs import Requirement, sample_picture
 from minireflect.world.inspector import inspect_all
-from minireflect.world.layout import sample_picture
-from minireflect.world.render import render
+from minireflect.world.laws import render
 
 SCENES, QUESTIONS, SEED = 1_000, 4, 77
 

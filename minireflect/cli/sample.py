@@ -23,8 +23,7 @@ from ..pipeline import OPPOSITE, SamplerConfig, best_device
 from ..rl.rewards import load_reward, reward_beside
 from ..streams import choices
 from ..world.canvas import read_picture, to_pixels, write_picture
-from ..world.graphs import read_graph
-from ..world.layout import lay_out
+from ..world.graphs import lay_out, read_graph
 from .options import read
 
 ABOUT = """\

@@ -52,9 +52,8 @@ from ..rl.tokens import TokenBatch, entropy_of, token_step, token_weights
 from ..run import Job
 from ..streams import choices, rng
 from ..world.captions import edit_prompt
-from ..world.graphs import SceneGraph
+from ..world.graphs import SceneGraph, sample_graph
 from ..world.inspector import inspect_all
-from ..world.layout import sample_graph
 from .learn import LearnConfig, Learner, learn
 from .rollout import Rollout, Round
 

@@ -21,9 +21,8 @@ from ..models.tokenizer import EOS, Tokenizer, up_to
 from ..run import Job, Training, optimise
 from ..streams import choices, rng
 from ..world.captions import scripted_edit
-from ..world.graphs import THINGS, GraphError, SceneGraph
-from ..world.layout import lay_out, sample_graph
-from ..world.render import render_pixels
+from ..world.graphs import THINGS, GraphError, SceneGraph, lay_out, sample_graph
+from ..world.laws import render_pixels
 from ..world.scenes import COLORS, Scene
 from .autoencoders import encode_all
 

@@ -29,13 +29,11 @@ from ..pipeline import LatentDiffusion
 from ..run import Job, Loss, Training, optimise
 from ..streams import choices, rng
 from ..world.canvas import to_tensor
-from ..world.captions import hints
+from ..world.captions import hints, rationale
 from ..world.data import WorldConfig, training_pairs
-from ..world.graphs import PREDICATES, THINGS, Entity, Requirement, SceneGraph, radius
-from ..world.layout import sample_picture
+from ..world.graphs import PREDICATES, THINGS, Entity, Requirement, SceneGraph, radius, sample_picture
+from ..world.laws import render
 from ..world.prompts import KINDS, Prompt, draw_prompts, law_prompt, near_miss, prompt_set
-from ..world.rationales import rationale
-from ..world.render import render
 from ..world.scenes import COLORS, Reading, Scene
 from .corrupt import VISIBLE, block_error, corrupt_all, still_shows
 

@@ -10,8 +10,7 @@ from minireflect.models.actor import Actor, ActorConfig
 from minireflect.pretrain.actor import imitation_example, train_actor, wrong_scene
 from minireflect.run import Job, Run, Training
 from minireflect.streams import choices
-from minireflect.world.graphs import GraphError
-from minireflect.world.layout import sample_graph
+from minireflect.world.graphs import GraphError, sample_graph
 
 
 def test_wrong_scenes_often_fail_their_graph_and_sometimes_lack_an_object() -> None:

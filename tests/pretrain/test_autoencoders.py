@@ -24,7 +24,7 @@ from minireflect.run import Job, Run
 from minireflect.streams import choices
 from minireflect.world.canvas import to_tensor
 from minireflect.world.data import WorldConfig, recolored, training_pairs
-from minireflect.world.render import render_pixels
+from minireflect.world.laws import render_pixels
 
 TINY = AutoencoderConfig(channels=(8, 8, 8, 8), res_blocks=1, groups=4)
 

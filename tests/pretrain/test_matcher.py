@@ -37,12 +37,11 @@ from minireflect.pretrain.matcher import (
 from minireflect.rl.rewards import ACCEPT_WORD, caption_reward, matcher_reward
 from minireflect.run import Job, Run
 from minireflect.streams import choices
+from minireflect.world.captions import rationale
 from minireflect.world.data import WorldConfig, training_pairs
-from minireflect.world.graphs import parse_graph
-from minireflect.world.layout import lay_out, sample_picture
+from minireflect.world.graphs import lay_out, parse_graph, sample_picture
+from minireflect.world.laws import render
 from minireflect.world.prompts import all_texts, draw_prompts, near_miss
-from minireflect.world.rationales import rationale
-from minireflect.world.render import render
 from minireflect.world.scenes import Reading
 from tests.small import REASON_WORDS as WORDS
 

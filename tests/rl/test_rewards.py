@@ -22,12 +22,10 @@ from minireflect.rl.rewards import (
     reward_beside,
 )
 from minireflect.streams import choices
-from minireflect.world.captions import PROMPT_LENGTH, graph_vocabulary
-from minireflect.world.graphs import parse_graph
-from minireflect.world.layout import sample_picture
+from minireflect.world.captions import PROMPT_LENGTH, graph_vocabulary, rationale
+from minireflect.world.graphs import parse_graph, sample_picture
+from minireflect.world.laws import render
 from minireflect.world.prompts import draw_prompts
-from minireflect.world.rationales import rationale
-from minireflect.world.render import render
 from tests.small import REASON_WORDS as WORDS
 
 
