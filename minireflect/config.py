@@ -18,12 +18,11 @@ from .methods.rlrig import RLRIGConfig
 from .methods.srrl import SRRLConfig
 from .pipeline import SamplerConfig
 from .pretrain.actor import ACTOR_TRAINING
-from .pretrain.autoencoder import AutoencoderTraining
+from .pretrain.autoencoders import AutoencoderTraining, VQTraining
 from .pretrain.diffusion import DiffusionTraining
 from .pretrain.matcher import CAPTIONER_TRAINING, CHECKER_TRAINING, RewardTraining
-from .pretrain.optimise import Training
 from .pretrain.sft import ReasonTraining
-from .pretrain.vq import VQTraining
+from .run import Training
 from .world.data import WorldConfig
 from .world.prompts import PromptMix
 

@@ -6,19 +6,19 @@ rationales. Tables show truth and reward law by law: an average can hide a law a
 can be fooled.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Tensor
 from tqdm import tqdm
 from tyro.conf import Suppress
 
 from .pipeline import LatentDiffusion, SamplerConfig
+from .ranges import Checked, Count
 from .rl.rewards import Reward
 from .streams import choices, rng
 from .world.inspector import inspect_all
@@ -27,27 +27,22 @@ from .world.prompts import Prompt, draw_prompts
 
 WIDTH = 110  # columns of a terminal
 Z = 1.959964  # standard deviations of a normal distribution to either side that hold 95 % of it
+Score = dict[str, Any]  # what was measured, by name: numbers, or numbers by law; written as JSON as it is
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationConfig(Checked):
     # pictures of each kind of prompt, the laws or tasks in equal shares
-    pictures: int = 256
+    pictures: Count = 256
     # combinations of objects: held-out ones, which no training sees, or train
     split: Annotated[str, Suppress] = "held-out"
     # of prompts and noise, the same for every model that is compared
     seed: int = 1_000
     # pictures sampled at once; another number gives other noise
-    batch: Annotated[int, Suppress] = 64
-
-    def __post_init__(self) -> None:
-        if self.pictures < 1 or self.batch < 1:
-            raise ValueError(f"pictures and batch must be at least 1, got {self.pictures} and {self.batch}")
+    batch: Annotated[Count, Suppress] = 64
 
 
-def fixed_batches(
-    items: Sequence, config: EvaluationConfig, *stream: str, label: str = ""
-) -> Iterator[tuple[Sequence, Callable[..., Generator]]]:
+def fixed_batches(items: Sequence, config: EvaluationConfig, label: str, *stream: str) -> Iterator[tuple]:
     """`config.batch` items at a time, each time with a function that makes the noise of this batch.
 
     Where a batch is sampled several times, the function takes the number of the sample: noise(k).
@@ -64,9 +59,7 @@ class Table:
     """
 
     title: str  # what the rows are
-    rows: Mapping[
-        str, Mapping[str, str | float]
-    ]  # row -> column -> cell; all rows have the columns of the first
+    rows: Mapping[str, Mapping[str, str | float]]  # row -> column -> cell; all have the columns of the first
 
     @property
     def cells(self) -> list[list[str]]:
@@ -97,35 +90,10 @@ def _shown(cell: str | float) -> str:
     return cell if isinstance(cell, str) else f"{cell:.3f}" if abs(cell) < 10 else f"{cell:,.1f}"
 
 
-def over_seeds(values: Sequence[float]) -> str:
-    """Mean ± half of the 95 % interval (Student's t) of what several seeds gave; one seed has no interval."""
-    from scipy.special import stdtrit
-
-    x = np.asarray(values, float)
-    if len(x) < 2:
-        return f"{x.mean():.3f}"
-    return f"{x.mean():.3f} ± {stdtrit(len(x) - 1, 0.975) * x.std(ddof=1) / len(x) ** 0.5:.3f}"
-
-
 def wilson(share: float, n: int) -> tuple[float, float]:
     """The 95 % interval of a share of n pictures (Wilson 1927); unlike share ± Z std it stays in [0, 1]."""
     middle, half = share + Z**2 / (2 * n), Z * (share * (1 - share) / n + (Z / (2 * n)) ** 2) ** 0.5
     return (middle - half) / (1 + Z**2 / n), (middle + half) / (1 + Z**2 / n)
-
-
-@dataclass(frozen=True)
-class Score:
-    """The result for one kind of prompt."""
-
-    kind: str
-    pictures: int
-    accuracy: float  # share that the inspector reads as the prompt asks, in [0, 1]
-    reward: float  # mean learned reward, in [0, 1]
-    unreadable: float  # share that the inspector cannot read, in [0, 1]
-    by_law: dict[str, float]  # accuracy per law, or per task of an arrangement
-    brightness: float  # mean pixel, in [-1, 1]
-    edges: float  # mean absolute difference of neighbouring pixels
-    diversity: float  # mean distance of two pictures of one law, root mean square over pixels
 
 
 @torch.no_grad()
@@ -135,54 +103,52 @@ def sample_and_score(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """A picture for each prompt and its reward, with fixed noise.  -> (n 3 h w) and (n), on the CPU"""
     images, rewards = [], []
-    for part, noise in fixed_batches(texts, config, *stream, label=" ".join(stream)):
+    for part, noise in fixed_batches(texts, config, " ".join(stream), *stream):
         x = pipe.generate(part, sampler.steps, sampler.guidance, sampler.eta, generator=noise())
         images.append(x.cpu())
         rewards.append(reward(x, part).cpu())
     return torch.cat(images), torch.cat(rewards)
 
 
-def score(images: Tensor, prompts: list[Prompt], kind: str, rewards: Tensor) -> Score:
-    """Shapes: images (n 3 64 64), n prompts, rewards (n)"""
+def score(images: Tensor, prompts: list[Prompt], rewards: Tensor) -> Score:
+    """The result for one kind of prompt.  Shapes: images (n 3 64 64), n prompts, rewards (n)"""
     readings = inspect_all(images)
     right = torch.tensor([float(p.fulfilled_by(r)) for p, r in zip(prompts, readings)])
     group = [p.group for p in prompts]
     rows = {n: torch.tensor([g == n for g in group]) for n in dict.fromkeys([*LAWS, *group]) if n in group}
     apart = [torch.pdist(images[r].flatten(1)).mean().item() for r in rows.values() if r.sum() > 1]
-    brightness, edges = off_reward(images)
-    return Score(
-        kind=kind,
-        pictures=len(prompts),
-        accuracy=right.mean().item(),
-        reward=rewards.mean().item(),
-        unreadable=sum(not r.readable for r in readings) / len(readings),
-        by_law={name: right[r].mean().item() for name, r in rows.items()},
-        brightness=brightness,
-        edges=edges,
-        diversity=sum(d / images[0].numel() ** 0.5 for d in apart) / max(1, len(apart)),
-    )
+    return {
+        "kind": prompts[0].kind,
+        "pictures": len(prompts),
+        "accuracy": right.mean().item(),  # share that the inspector reads as the prompt asks
+        "reward": rewards.mean().item(),  # learned, in [0, 1]
+        "unreadable": sum(not r.readable for r in readings) / len(readings),  # share
+        "by_law": {name: right[r].mean().item() for name, r in rows.items()},  # accuracy, or by task
+        # mean distance of two pictures of one law, root mean square over pixels
+        "diversity": sum(d / images[0].numel() ** 0.5 for d in apart) / max(1, len(apart)),
+        **off_reward(images),
+    }
 
 
-def off_reward(images: Tensor) -> tuple[float, float]:
-    """Brightness and edges, as in `Score`: no reward asks for them, and they change when one is fooled."""
+def off_reward(images: Tensor) -> Score:
+    """Mean pixel in [-1, 1], and mean absolute difference of neighbouring pixels.
+
+    No reward asks for them, and they change when one is fooled.  Shapes: images (n 3 h w)
+    """
     edges = F.l1_loss(images[..., 1:], images[..., :-1]) + F.l1_loss(images[..., 1:, :], images[..., :-1, :])
-    return images.mean().item(), edges.item() / 2
+    return {"brightness": images.mean().item(), "edges": edges.item() / 2}
 
 
-@dataclass(frozen=True)
-class RewardScore:
-    """Pictures of a published checkpoint, which no inspector can read."""
+def evaluate_rewards(
+    pipe: LatentDiffusion, reward: Reward, texts: list[str], sampler: SamplerConfig, config: EvaluationConfig
+) -> tuple[Tensor, Score]:
+    """Of a published checkpoint, whose pictures no inspector can read.
 
-    reward: float  # mean
-    reward_se: float  # its standard error
-    brightness: float
-    edges: float
-
-
-def reward_score(images: Tensor, rewards: Tensor) -> RewardScore:
-    """Shapes: images (n 3 h w), rewards (n)"""
+    -> pictures (n 3 h w); the mean reward, its standard error, and what no reward asks for
+    """
+    images, rewards = sample_and_score(pipe, reward, texts, sampler, config)
     error = (rewards.std() / len(rewards) ** 0.5).item() if len(rewards) > 1 else 0.0
-    return RewardScore(rewards.mean().item(), error, *off_reward(images))
+    return images, {"reward": rewards.mean().item(), "reward_se": error, **off_reward(images)}
 
 
 def evaluate(
@@ -193,8 +159,9 @@ def evaluate(
     scores = {}
     for kind in kinds:
         prompts = draw_prompts(kind, config.split, config.pictures, choices(config.seed, "evaluate", kind))
-        images, rewards = sample_and_score(pipe, reward, [p.text for p in prompts], sampler, config, kind)
-        scores[kind] = score(images, prompts, kind, rewards)
+        texts = [p.text for p in prompts]
+        images, rewards = sample_and_score(pipe, reward, texts, sampler, config, kind)
+        scores[kind] = score(images, prompts, rewards)
     return scores
 
 
@@ -203,18 +170,24 @@ def law_table(models: dict[str, dict[str, Score]]) -> Table:
     reward.
     """
     rows: dict[str, dict[str, str | float]] = {}
-    for kind, first in next(iter(models.values())).items():
-        scores = {name: model[kind] for name, model in models.items()}
-        rows[f"{kind}: right by the inspector"] = {
-            n: "{:.3f} [{:.2f}, {:.2f}]".format(s.accuracy, *wilson(s.accuracy, s.pictures))
-            for n, s in scores.items()
-        }
-        for law in first.by_law:
-            rows[f"{kind}, {law}"] = {n: f"{s.by_law[law]:.2f}" for n, s in scores.items()}
-        for name, key in (
-            ("learned reward", "reward"),
-            ("unreadable", "unreadable"),
-            ("diversity within a law", "diversity"),
-        ):
-            rows[f"{kind}: {name}"] = {n: getattr(s, key) for n, s in scores.items()}
+    for name, scores in models.items():
+        for kind, s in scores.items():
+            low, high = wilson(s["accuracy"], s["pictures"])
+            cells = {f"{kind}: right by the inspector": f"{s['accuracy']:.3f} [{low:.2f}, {high:.2f}]"}
+            cells |= {f"{kind}, {law}": f"{share:.2f}" for law, share in s["by_law"].items()}
+            cells |= {f"{kind}: learned reward": s["reward"], f"{kind}: unreadable": s["unreadable"]}
+            cells |= {f"{kind}: diversity within a law": s["diversity"]}
+            for row, cell in cells.items():
+                rows.setdefault(row, {})[name] = cell
     return Table("held-out prompts", rows)
+
+
+def law_bars(models: dict[str, dict[str, Score]]) -> dict[str, Score]:
+    """For `figures.bars`: accuracy per law with its interval; a plot for each kind, a group a model."""
+    plots: dict[str, Score] = {}
+    for name, scores in models.items():
+        for kind, s in scores.items():
+            n = round(s["pictures"] / len(s["by_law"]))  # of each law
+            shares = {law: (share, *wilson(share, n)) for law, share in s["by_law"].items()}
+            plots.setdefault(f"{kind}, held-out prompts", {})[f"{name}: {s['accuracy']:.2f}"] = shares
+    return plots

@@ -7,34 +7,22 @@ LAION-SG, Li et al. 2024, arXiv 2412.08580.  The Checker is what the loop listen
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Generator, Tensor
+from torch import Generator
 
-from .evaluate import EvaluationConfig, fixed_batches
-from .rl.checker import Answers, Checker
+from .evaluate import EvaluationConfig, Score, fixed_batches
+from .rl.rewards import Checker
 from .streams import choices
-from .world.graphs import Requirement, SceneGraph
+from .world.graphs import Requirement, SceneGraph, sample_graph
 from .world.inspector import inspect_all
-from .world.layout import sample_graph
 from .world.scenes import Object
 
-Triple = tuple[str, str, str]
-
-
-class Look(Protocol):
-    """What a loop shows after each round, of b graphs."""
-
-    images: Tensor  # (b 3 64 64) the best so far
-    answers: Answers  # of the Checker about them
-    evaluations: Tensor  # (b) of the UNet so far
-    calls: Tensor  # (b) of the Checker so far
-
-
-Loop = Callable[[list[SceneGraph], Generator], Iterable[Look]]
+# What runs on b graphs, and shows after each round: the best `images` so far (b 3 64 64), the Checker's
+# `answers` about them, the `evaluations` of the UNet (b) and the `calls` of the Checker (b) so far.
+Loop = Callable[[list[SceneGraph], Generator], Iterable[Any]]
 
 
 def iou(asked: set, seen: set) -> float:
@@ -47,7 +35,7 @@ def seen_entities(things: tuple[Object, ...]) -> set[str]:
     return {f"{t.color} {t.name}" for t in things}
 
 
-def seen_triples(things: tuple[Object, ...], graph: SceneGraph) -> set[Triple]:
+def seen_triples(things: tuple[Object, ...], graph: SceneGraph) -> set[tuple[str, str, str]]:
     """What holds between the pairs that the graph relates, in the graph's own predicates, as LAION-SG's
     reader answers.
 
@@ -62,85 +50,69 @@ def seen_triples(things: tuple[Object, ...], graph: SceneGraph) -> set[Triple]:
     return seen
 
 
-@dataclass(frozen=True)
-class GraphScore:
-    """Means over the pictures, read by the inspector unless said otherwise."""
-
-    pictures: int
-    sg_iou: float  # of triples
-    entity_iou: float  # of the things by colour and name
-    relation_iou: float  # of the predicates
-    met: float  # share of the requirements that are met
-    right: float  # share of the pictures that meet all of theirs
-    unreadable: float  # share of the pictures
-    checker: float  # share of the requirements that the Checker calls met
-    checker_right: float  # share of the pictures that the Checker accepts
-    judge: float  # the same two by the judge
-    judge_right: float
-    fooled: float  # of the pictures that the Checker accepts, the share that is not right
-    judge_fooled: float
-    repaired: float  # of the pictures that are wrong in round 0, the share that is right at the end
-    damaged: float  # of those that are right in round 0, the share that is wrong at the end
-    evaluations: float  # of the UNet, per picture
-    calls: float  # of the Checker, per picture
-
-
 def evaluation_graphs(config: EvaluationConfig) -> list[SceneGraph]:
     """The graphs that every row of a table is measured on."""
     chance = choices(config.seed, "evaluate", "graphs")
     return [sample_graph(chance, config.split) for _ in range(config.pictures)]
 
 
-def evaluate_loop(loop: Loop, judge: Checker, config: EvaluationConfig, name: str) -> GraphScore:
-    """Run a loop on fixed graphs with fixed noise: loops with the same Diffuser share their round 0."""
+def evaluate_loop(loop: Loop, judge: Checker, config: EvaluationConfig, name: str) -> Score:
+    """Run a loop on fixed graphs with fixed noise: loops with the same Diffuser share their round 0.
+
+    -> means over the pictures, read by the inspector unless said otherwise
+    """
     graphs, first, last, told = evaluation_graphs(config), [], [], []
-    for part, noise in fixed_batches(graphs, config, "loop", label=name):
+    for part, noise in fixed_batches(graphs, config, name, "loop"):
         looks = list(loop(part, noise()))
         end = looks[-1]
         first.append(looks[0].images.cpu())
         last.append(end.images.cpu())
         columns = end.answers.share, end.answers.met.all(1), end.evaluations, end.calls
-        told.append(torch.stack([column.cpu().double() for column in columns], 1))  # (b 4)
-    images = torch.cat(last)
-    return graph_score(torch.cat(first), images, graphs, torch.cat(told), judge(images, graphs))
-
-
-def graph_score(
-    first: Tensor, images: Tensor, graphs: list[SceneGraph], told: Tensor, judged: Answers
-) -> GraphScore:
-    """From the pictures of round 0 and at the end, and what the loop and the judge say about the latter.
-
-    Columns of `told`: share of requirements that the Checker calls met, acceptance, UNet evaluations, Checker
-    calls.
-    Shapes: first (n 3 64 64), images (n 3 64 64), n graphs, told (n 4)
-    """
-    before, things = ([r.scene.objects if r.scene else () for r in inspect_all(x)] for x in (first, images))
-    was, right = (np.array([g.fulfilled_by(t) for g, t in zip(graphs, read)]) for read in (before, things))
+        told.append(torch.stack([column.cpu().double() for column in columns]))  # (4 b)
+    images, judged = torch.cat(last), judge(torch.cat(last), graphs)
+    checker, accepted, evaluations, calls = torch.cat(told, 1)  # (n) each
+    read = [[r.scene.objects if r.scene else () for r in inspect_all(x)] for x in (torch.cat(first), images)]
+    was, right = (np.array([g.fulfilled_by(t) for g, t in zip(graphs, of)]) for of in read)
+    things = read[1]
+    accepted, liked = accepted.bool().numpy(), judged.met.all(1).cpu().numpy()
     triples = [(set(g.triples), seen_triples(t, g)) for g, t in zip(graphs, things)]
-    entities = [
-        ({f"{e.color} {e.name}" for e in g.entities}, seen_entities(t)) for g, t in zip(graphs, things)
-    ]
+    labels = [{f"{e.color} {e.name}" for e in g.entities} for g in graphs]
     predicates = [({p for _, p, _ in a}, {p for _, p, _ in b}) for a, b in triples]
     met = [np.mean([r.met_by(t) for r in g.requirements]) for g, t in zip(graphs, things)]
-    accepted, liked = told[:, 1].bool().numpy(), judged.met.all(1).cpu().numpy()
+    return {
+        "pictures": len(graphs),
+        "sg_iou": mean_iou(triples),
+        "entity_iou": mean_iou(zip(labels, map(seen_entities, things))),  # of the things by colour and name
+        "relation_iou": mean_iou(predicates),
+        "met": float(np.mean(met)),  # share of the requirements that are met
+        "right": float(right.mean()),  # share of the pictures that meet all of theirs
+        "unreadable": sum(not t for t in things) / len(things),  # share of the pictures
+        "checker": checker.float().mean().item(),  # share of the requirements that the Checker calls met
+        "checker_right": float(accepted.mean()),  # share of the pictures that the Checker accepts
+        "judge": judged.share.mean().item(),  # the same two by the judge
+        "judge_right": float(liked.mean()),
+        "fooled": share(~right, accepted),  # of the pictures that the Checker accepts, those not right
+        "judge_fooled": share(~right, liked),
+        "repaired": share(right, ~was),  # of those that are wrong in round 0, the share right at the end
+        "damaged": share(~right, was),  # of those that are right in round 0, the share wrong at the end
+        "evaluations": evaluations.mean().item(),  # of the UNet, per picture
+        "calls": calls.mean().item(),  # of the Checker, per picture
+    }
 
-    def share(of: np.ndarray, among: np.ndarray) -> float:
-        return float(of[among].mean()) if among.any() else 0.0
 
-    return GraphScore(
-        len(graphs),
-        *(float(np.mean([iou(a, b) for a, b in pairs])) for pairs in (triples, entities, predicates)),
-        met=float(np.mean(met)),
-        right=float(right.mean()),
-        unreadable=sum(not t for t in things) / len(things),
-        checker=told[:, 0].float().mean().item(),
-        checker_right=float(accepted.mean()),
-        judge=judged.share.mean().item(),
-        judge_right=float(liked.mean()),
-        fooled=share(~right, accepted),
-        judge_fooled=share(~right, liked),
-        repaired=share(right, ~was),
-        damaged=share(~right, was),
-        evaluations=told[:, 2].mean().item(),
-        calls=told[:, 3].mean().item(),
-    )
+def mean_iou(pairs: Iterable[tuple[set, set]]) -> float:
+    return float(np.mean([iou(asked, seen) for asked, seen in pairs]))
+
+
+def share(of: np.ndarray, among: np.ndarray) -> float:
+    """The share of one set of pictures among those of another, 0 if there are none."""
+    return float(of[among].mean()) if among.any() else 0.0
+
+
+def loop_bars(loops: dict[str, Score]) -> dict[str, Score]:
+    """For `figures.bars`: SG-IoU and the share of pictures fully right of every loop, with its cost."""
+    groups: dict[str, Score] = {"SG-IoU": {}, "fully right": {}}
+    for name, s in loops.items():
+        for group, key in zip(groups.values(), ("sg_iou", "right")):
+            group[f"{name}\n{s['evaluations']:.0f} UNet evaluations"] = (s[key],) * 3  # no interval
+    return {"Held-out graphs, read by the inspector": groups}

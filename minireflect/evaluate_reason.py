@@ -4,47 +4,28 @@ rationale promises.
 Pictures are read by the inspector, rationales by their grammar; training asks neither.
 """
 
-from dataclasses import dataclass, field
-
 import numpy as np
 import torch
 
-from .evaluate import EvaluationConfig, Table, fixed_batches
+from .evaluate import EvaluationConfig, Score, Table, fixed_batches
+from .evaluate_graphs import share
 from .models.reasongen import SamplingConfig
 from .models.vq import Codec
 from .pipeline import ACCEPT, ReasonPipeline
 from .rl.rewards import Reward
 from .streams import choices
-from .world import geneval
+from .world.captions import read_rationale
 from .world.inspector import inspect_all
-from .world.prompts import Prompt, draw_prompts
-from .world.rationales import read_rationale
-from .world.render import render
+from .world.laws import render
+from .world.prompts import Prompt, draw_prompts, geneval_scores
 
 SAMPLING = SamplingConfig(temperature=0.8)  # of all tables, unless a row says otherwise
 ORDER = ("arrangement", "physical", "unconventional")  # of the prompts
 
 
-@dataclass(frozen=True)
-class ReasonScore:
-    """Shares of the pictures, unless said otherwise."""
-
-    geneval: dict[str, float]  # by kind of task, and "overall", their mean
-    physical: float  # right by the inspector
-    unconventional: float
-    accepted: float  # by the learned reward, over all prompts
-    fooled: float  # of those, the share that is not right
-    unreadable: float
-    planned: float  # rationales that promise what the prompt asks for
-    kept: float  # of the rationales that can be read, the share whose promise the picture keeps
-    tokens: float  # sampled for a prompt, text and image
-    # of each law's or task's prompts: right, planned, kept (here one that cannot be read is not kept)
-    parts: dict[str, tuple[float, float, float]] = field(default_factory=dict)
-
-    @property
-    def row(self) -> dict[str, float]:
-        """As a row of a table, without the parts."""
-        return self.geneval | {key: v for key, v in vars(self).items() if key not in ("geneval", "parts")}
+def table_row(score: Score) -> dict[str, float]:
+    """A score as a row of a table: without its parts."""
+    return score["geneval"] | {key: v for key, v in score.items() if key not in ("geneval", "parts")}
 
 
 def evaluation_prompts(config: EvaluationConfig) -> list[Prompt]:
@@ -70,13 +51,15 @@ def _part(prompt: Prompt) -> str:
 def evaluate_reason(
     pipe: ReasonPipeline, reward: Reward, config: EvaluationConfig, name: str = "",
     sampling: SamplingConfig = SAMPLING, best_of: int = 1,
-) -> ReasonScore:  # fmt: skip
+) -> Score:  # fmt: skip
     """Sample fixed prompts with fixed noise, each `best_of` times, and measure the picture with the highest
     reward.
+
+    -> shares of the pictures, unless said otherwise
     """
     prompts, m = evaluation_prompts(config), config.pictures
     images, rewards, plans, tokens = [], [], [], 0
-    for part, noise in fixed_batches([p.text for p in prompts], config, "reason", label=name):
+    for part, noise in fixed_batches([p.text for p in prompts], config, name, "reason"):
         tries = [pipe.sample(part, sampling, noise(k)) for k in range(best_of)]
         tokens += sum(int(t.chosen.sum()) + t.codes.numel() for t in tries)
         shown = [pipe.pictures(t.codes).cpu() for t in tries]  # (b 3 64 64) each
@@ -92,21 +75,20 @@ def evaluate_reason(
     things = [r.scene.objects if r.scene and r.scene.law == "arrangement" else () for r in readings]
     accepted, said = np.array(rewards) >= ACCEPT, np.array([plan is not None for plan in plans])
     names = np.array([_part(p) for p in prompts])
-    return ReasonScore(
-        geneval=geneval.scores(things[:m], prompts[:m]),
-        physical=float(right[m : 2 * m].mean()),
-        unconventional=float(right[2 * m :].mean()),
-        accepted=float(accepted.mean()),
-        fooled=float(1 - right[accepted].mean()) if accepted.any() else 0.0,
-        unreadable=sum(not r.readable for r in readings) / len(prompts),
-        planned=float(planned.mean()),
-        kept=float(kept[said].mean()) if said.any() else 0.0,
-        tokens=tokens / len(prompts),
-        parts={
-            n: tuple(float(v[names == n].mean()) for v in (right, planned, kept))
-            for n in dict.fromkeys(names.tolist())
-        },
-    )
+    unique = dict.fromkeys(names.tolist())
+    return {
+        "geneval": geneval_scores(things[:m], prompts[:m]),  # by kind of task, and "overall", their mean
+        "physical": float(right[m : 2 * m].mean()),  # right by the inspector
+        "unconventional": float(right[2 * m :].mean()),
+        "accepted": float(accepted.mean()),  # by the learned reward, over all prompts
+        "fooled": float(1 - right[accepted].mean()) if accepted.any() else 0.0,  # of those, not right
+        "unreadable": sum(not r.readable for r in readings) / len(prompts),
+        "planned": float(planned.mean()),  # rationales that promise what the prompt asks for
+        "kept": share(kept, said),  # of the rationales that can be read, those whose promise is kept
+        "tokens": tokens / len(prompts),  # sampled for a prompt, text and image
+        # of each law's or task's prompts: right, planned, kept (here one that cannot be read is not kept)
+        "parts": {n: [float(v[names == n].mean()) for v in (right, planned, kept)] for n in unique},
+    }
 
 
 @torch.no_grad()
@@ -125,8 +107,6 @@ def codec_table(codec: Codec, config: EvaluationConfig) -> Table:
         seen = torch.cat([way(x.to(device)).cpu() for x in images.split(config.batch)])
         right = torch.tensor([float(p.fulfilled_by(r)) for p, r in zip(prompts, inspect_all(seen))])
         shares = [part.mean().item() for part in right.split(config.pictures)]
-        rows[name] = {
-            **dict(zip(ORDER, shares)),
-            "squared error": f"{(seen - images).square().mean().item():.4f}",
-        }
+        error = (seen - images).square().mean().item()
+        rows[name] = {**dict(zip(ORDER, shares)), "squared error": f"{error:.4f}"}
     return Table("held-out scenes read right", rows)

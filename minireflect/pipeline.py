@@ -9,7 +9,6 @@ encoder.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -87,8 +86,7 @@ class SamplerConfig(Checked):
 
 def blind_cost(sampler: SamplerConfig, reflection: ReflectionConfig) -> int:
     """UNet evaluations of one picture after K blind rounds."""
-    each = sampler.steps * evaluations(reflection.w_denoise) + reflection.renoise_cost
-    return reflection.rounds * each + sampler.cost
+    return reflection.blind_cost(sampler.steps) + sampler.cost
 
 
 def selected_cost(sampler: SamplerConfig, reflection: ReflectionConfig, redrawn: int) -> int:
@@ -203,10 +201,8 @@ class LatentDiffusion:
         generator = generator or torch.Generator().manual_seed(0)
         x_T = self.noise(len(prompts), generator) if latents is None else latents.to(self.device)
         if tuple(x_T.shape) != (len(prompts), *self.latent_shape):
-            raise ValueError(
-                f"latents of shape {tuple(x_T.shape)}, but {len(prompts)} prompts need "
-                f"{self.latent_shape} each"
-            )
+            needed = f"{len(prompts)} prompts need {self.latent_shape} each"
+            raise ValueError(f"latents of shape {tuple(x_T.shape)}, but {needed}")
         if reward and rounds:
             opposite = replace(OPPOSITE, rounds=rounds)
             *_, images = self.selected_rounds(prompts, reward, x_T, sampler, opposite, generator)
@@ -244,21 +240,21 @@ class LatentDiffusion:
         """
         table, back, context = self.table(sampler.steps), self.table(reflection.steps), self.embed(prompts)
 
-        def eps_at(w: float, rows: Tensor) -> EpsFn:
-            return self.eps(context[rows])(w)
+        def back_eps(rows: Tensor) -> EpsFn:
+            return self.eps(context[rows])(reflection.w_renoise)
 
-        everything = torch.arange(len(prompts), device=self.device)
-        x_0 = last(denoise(eps_at(sampler.guidance, everything), x_T, table, sampler.eta, generator))
-        images = self.decode(x_0)
-        values = reward(images, prompts)  # (b)
+        def sampled_from(x_T: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            eps = self.eps(context[rows])(sampler.guidance)
+            x_0 = last(denoise(eps, x_T, table, sampler.eta, generator))
+            images = self.decode(x_0)
+            return x_0, images, reward(images, [prompts[i] for i in rows.tolist()])  # values (n)
+
+        x_0, images, values = sampled_from(x_T, torch.arange(len(prompts), device=self.device))
         yield images
         for _ in range(reflection.rounds):
-            back_eps = partial(eps_at, reflection.w_renoise)
             rows, x_T = reflect(back_eps, x_0, values >= ACCEPT, back, reflection, generator)
             if len(rows):
-                sampled = last(denoise(eps_at(sampler.guidance, rows), x_T, table, sampler.eta, generator))
-                seen = self.decode(sampled)
-                found = reward(seen, [prompts[i] for i in rows.tolist()])  # (n)
+                sampled, seen, found = sampled_from(x_T, rows)
                 better = found > values[rows]
                 x_0, images, values = x_0.clone(), images.clone(), values.clone()
                 x_0[rows] = sampled  # what comes next avoids the latest, not the best
@@ -274,9 +270,8 @@ class LatentDiffusion:
         parts = latents.split(self.micro_batch or len(latents))
         images = torch.cat([self.autoencoder.decode(part).clamp(-1, 1) for part in parts])
         if not images.isfinite().all():
-            raise FloatingPointError(
-                "a decoded picture is not finite; float16 may overflow: use --precision fp32 or bf16"
-            )
+            reason = "float16 may overflow: use --precision fp32 or bf16"
+            raise FloatingPointError(f"a decoded picture is not finite; {reason}")
         return images
 
 

@@ -38,33 +38,35 @@ def verdict(image: Tensor, text: str, reward: float | None = None) -> Cell:
     """A picture, what the inspector says of it, and the learned reward.  Shapes: image (3 64 64)"""
     reading, prompt = inspect(image), understand(text)
     right = None if prompt is None else prompt.fulfilled_by(reading)
+    said = {True: "right", False: "wrong: ", None: "no law covers the prompt; "}[right]
     if reading.scene is None:
         said = f"unreadable: {reading.why}"
-    elif right:
-        said = "right"
-    else:
-        said = "no law covers the prompt; " if right is None else "wrong: "
+    elif not right:
         said += f"reads as {caption(reading.scene)}"
     return image, said if reward is None else f"{said} · reward {reward:.2f}", right
 
 
 def compare(
-    columns: Iterable[Tensor], reward: Reward, prompts: list[str], read: bool = True
-) -> list[list[Cell]]:
-    """For each prompt the pictures of all columns with their verdicts; "kept" where a column repeats the one
-    before.
+    columns: dict[str, Tensor], reward: Reward, prompts: list[str], path: Path,
+    notes: dict[str, list[str]] | None = None, read: bool = True,
+) -> list[list[Cell]]:  # fmt: skip
+    """Save a strip: a prompt a row, verdicts under pictures; "kept" where a column repeats the one before.
 
-    `read=False` shows the reward alone, where no inspector can read the pictures.
-    Shapes: columns (n 3 h w) each, n prompts -> n rows
+    `notes` stand above the verdicts of a column; `read=False` shows the reward alone, where no inspector can
+    read the pictures.
+
+    Shapes: columns (n 3 h w) each, n prompts -> n rows of cells
     """
     rows: list[list[Cell]] = [[] for _ in prompts]
-    for images in columns:
+    for name, images in columns.items():
         values = reward(images, prompts).tolist()
-        for row, image, text, value in zip(rows, images.cpu(), prompts, values):
-            cell = verdict(image, text, value) if read else (image, f"reward {value:.3f}", None)
+        above = notes[name] if notes else [""] * len(prompts)
+        for row, image, text, value, note in zip(rows, images.cpu(), prompts, values, above):
+            _, said, right = verdict(image, text, value) if read else (image, f"reward {value:.3f}", None)
             if row and torch.equal(row[-1][0], image):
-                cell = image, f"kept: {row[-1][1].removeprefix('kept: ')}", cell[2]
-            row.append(cell)
+                said = "kept: " + row[-1][1].splitlines()[-1].removeprefix("kept: ")
+            row.append((image, f"{note}\n{said}".strip(), right))
+    figures.strip(rows, prompts, list(columns), path, abreast=2 if len(rows) > 4 else 1)
     return rows
 
 
@@ -83,45 +85,22 @@ def sampled_rounds(
     return map(pipe.decode, pipe.blind_rounds(prompts, x_T, sampler, reflection, noise))
 
 
-def rounds_strip(
-    rounds: Iterable[Tensor], reward: Reward, prompts: list[str], path: Path
-) -> list[list[Cell]]:
-    """Save a strip, a prompt a row and a round a column.  -> the cells, row by row"""
-    rows = compare(rounds, reward, prompts)
-    heads = [f"round {k}" for k in range(len(rows[0]))]
-    figures.strip(rows, prompts, heads, path, abreast=2 if len(rows) > 4 else 1)
-    return rows
+def by_round(rounds: Iterable[Tensor]) -> dict[str, Tensor]:
+    """The pictures of every round, as columns of a strip."""
+    return {f"round {k}": images for k, images in enumerate(rounds)}
 
 
-def before_and_after(
-    pipes: dict[str, LatentDiffusion],
-    reward: Reward,
-    sampler: SamplerConfig,
-    seed: int,
-    path: Path,
-    copies: int = 2,
-) -> None:
-    """The same prompts and the same noise through every model, `copies` pictures each."""
-    texts = [p.text for p in fixed_prompts()]
-    columns = {
-        f"{name}, noise {c + 1}": pipe.generate(
-            texts, sampler.steps, sampler.guidance, sampler.eta, generator=rng(seed, "before and after", c)
-        )
-        for c in range(copies)
-        for name, pipe in pipes.items()
-    }
-    figures.strip(compare(columns.values(), reward, texts), texts, list(columns), path, abreast=2)
-
-
-def columns_of(
-    models: dict[str, Tensor], reward: Reward, prompts: list[str], path: Path, rows: int = 8
-) -> None:
-    """The first `rows` pictures of several models side by side, the reward under each.
-
-    Shapes: models (n 3 h w) each, n prompts
-    """
-    cells = compare([images[:rows] for images in models.values()], reward, prompts[:rows], read=False)
-    figures.strip(cells, prompts[:rows], list(models), path)
+def same_noise(
+    pipes: dict[str, LatentDiffusion], texts: list[str], sampler: SamplerConfig, seed: int
+) -> dict[str, Tensor]:
+    """Two pictures of each prompt by every model, from the same noise, as columns of a strip."""
+    columns = {}
+    for c in range(2):
+        for name, pipe in pipes.items():
+            noise = rng(seed, "before and after", c)
+            images = pipe.generate(texts, sampler.steps, sampler.guidance, sampler.eta, generator=noise)
+            columns[f"{name}, noise {c + 1}"] = images
+    return columns
 
 
 @torch.no_grad()
@@ -142,37 +121,32 @@ def edit_strip(
     """
     rows: list[list[Cell]] = [[] for _ in graphs]
     for state in loop_of(parts, loop)(graphs, rng(seed, "edits")):
-        tried = range(len(graphs)) if state.edits is None else state.edits.rows.tolist()
-        texts = [""] * len(graphs) if state.edits is None else state.edits.said.texts
-        images, answers = (state.edits or state).images, state.edits.after if state.edits else state.answers
-        for n, i in enumerate(tried):
-            unmet = [r.words for r, ok in zip(graphs[i].requirements, answers.met[n].tolist()) if not ok]
-            more = [f"and {len(unmet) - UNMET_SHOWN} more"] if len(unmet) > UNMET_SHOWN else []
-            said = f"unmet: {'; '.join(unmet[:UNMET_SHOWN] + more)}" if unmet else "all met, says the Checker"
-            edit = f"edit: {texts[n]}\n" if texts[n] else ""
-            image = images[n].cpu()
+        tried, texts, answers = range(len(graphs)), [""] * len(graphs), state.answers
+        if edits := state.edits:
+            tried, texts, answers = edits.rows.tolist(), edits.said.texts, edits.after
+        images = (edits or state).images.cpu()
+        for i, image, text, met in zip(tried, images, texts, answers.met.tolist()):
+            unmet = [r.words for r, ok in zip(graphs[i].requirements, met) if not ok]
+            if len(unmet) > UNMET_SHOWN:
+                unmet[UNMET_SHOWN:] = [f"and {len(unmet) - UNMET_SHOWN} more"]
+            said = f"unmet: {'; '.join(unmet)}" if unmet else "all met, says the Checker"
             scene = inspect(image).scene
-            rows[i].append((image, edit + said, scene is not None and graphs[i].fulfilled_by(scene.objects)))
+            right = scene is not None and graphs[i].fulfilled_by(scene.objects)
+            rows[i].append((image, f"edit: {text}\n{said}" if text else said, right))
     heads = ["round 0", *(f"edit {k}" for k in range(1, loop.rounds + 1))]
     figures.strip(rows, [g.sentence for g in graphs], heads, path)
     return rows
 
 
-def thoughts_strip(
+def rationale_strip(
     pipe: ReasonPipeline, reward: Reward, texts: list[str], sampling: SamplingConfig, seed: int, path: Path
-) -> list[list[tuple[str, str]]]:
+) -> list[list[Cell]]:
     """ReasonGen-R1 at work, every prompt twice: the rationale as written, the picture, the verdict.
-    -> rationale and verdict, row by row
+    -> the cells, row by row
     """
-    cells: list[list[Cell]] = [[] for _ in texts]
-    said: list[list[tuple[str, str]]] = [[] for _ in texts]
-    for k in range(2):
+    columns, notes = {}, {}
+    for k, name in enumerate(("first sample", "second sample")):
         sampled = pipe.sample(texts, sampling, rng(seed, "thoughts", k))
-        images = pipe.pictures(sampled.codes).cpu()  # (b 3 64 64)
-        for i, (rationale, [cell]) in enumerate(
-            zip(pipe.rationales(sampled), compare([images], reward, texts))
-        ):
-            said[i].append((rationale or "(no rationale)", cell[1]))
-            cells[i].append((cell[0], "\n".join(said[i][-1]), cell[2]))
-    figures.strip(cells, texts, ["first sample", "second sample"], path, abreast=3)
-    return said
+        columns[name] = pipe.pictures(sampled.codes).cpu()  # (b 3 64 64)
+        notes[name] = [rationale or "(no rationale)" for rationale in pipe.rationales(sampled)]
+    return compare(columns, reward, texts, path, notes)

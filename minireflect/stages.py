@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,9 +24,9 @@ from torch import nn
 from . import figures, showcase
 from .checkpoints import ours
 from .config import Config
-from .evaluate import RewardScore, Score, Table, evaluate, law_table, reward_score, sample_and_score
-from .evaluate_graphs import GraphScore, evaluate_loop, evaluation_graphs
-from .evaluate_reason import SAMPLING, ReasonScore, codec_table, evaluate_reason, evaluation_prompts
+from .evaluate import Score, Table, evaluate, evaluate_rewards, law_bars, law_table
+from .evaluate_graphs import evaluate_loop, evaluation_graphs, loop_bars
+from .evaluate_reason import SAMPLING, codec_table, evaluate_reason, evaluation_prompts, table_row
 from .methods import rlrig as rig
 from .methods.finetune import chosen_reward, finetune, load_base, read_prompts
 from .methods.reasongen import Rewards, train_reason_grpo
@@ -38,21 +38,18 @@ from .models.tokenizer import Tokenizer
 from .models.vq import Codec
 from .pipeline import ReasonPipeline
 from .pretrain.actor import train_actor
-from .pretrain.autoencoder import train_autoencoder
+from .pretrain.autoencoders import train_autoencoder, train_vq
 from .pretrain.diffusion import GRAPH_BASE, LAW_BASE, train_diffusion
 from .pretrain.matcher import train_captioner, train_checker, train_reward
 from .pretrain.sft import make_examples, reason_tokenizer, train_reasongen
-from .pretrain.vq import train_vq
-from .rl.checker import load_checker
-from .rl.rewards import Reward, inspector_reward, load_captioner, load_reward, reward_beside
+from .rl.rewards import Reward, inspector_reward, load_captioner, load_checker, load_reward, reward_beside
 from .run import Job, Run, write_text
 from .streams import choices
 from .world.data import Captioned, captioned_graphs, captioned_laws, recolored, training_pairs
+from .world.laws import render_pixels
 from .world.prompts import all_texts
-from .world.render import render_pixels
 
 BEST_OF = (2, 4)  # without a rationale, two pictures take more tokens than one with a rationale
-SCORE = TypeVar("SCORE")
 
 
 class Task(NamedTuple):
@@ -81,7 +78,14 @@ class Task(NamedTuple):
 
     def curve(self, name: str, **labels: str) -> None:
         """Plot values of a stage's metrics, each with its label."""
-        figures.training_curve(self.run.metrics(name), labels, self.figure(name.replace("-", "_")))
+        lines = [figures.Line(label, "step", key, span=25) for key, label in labels.items()]
+        kept = name.replace("-", "_")
+        panel = figures.Panel(f"{kept}: training", "step", ", ".join(labels.values()), lines, log=True)
+        self.plot(kept, self.run.metrics(name), panel)
+
+    def plot(self, name: str, rows: list[dict], *panels: figures.Panel) -> None:
+        """Plot panels with the metrics of a run."""
+        figures.curves(self.figure(name), *(figures.of_run(panel, rows) for panel in panels))
 
     def report(self, table: Table, last: str = "") -> None:
         """Print a table and keep it in the run folder, there as Markdown; `last` is a line below it."""
@@ -97,16 +101,14 @@ class Task(NamedTuple):
                 shutil.copyfile(there, draft)
                 os.replace(draft, here)
 
-    def measured(self, model: str, kind: type[SCORE], measure: Callable[..., SCORE], *args: object) -> SCORE:
+    def measured(self, model: str, measure: Callable[..., Score], *args: object) -> Score:
         """The score of a model, or its scores by kind of prompt: as logged in this run, else measured now."""
         for row in self.run.metrics("evaluation"):
             if row["model"] == model:
-                by_prompt = {name: kind(**values) for name, values in row.get("scores", {}).items()}
-                return by_prompt or kind(**row["score"])
+                return row.get("scores") or row["score"]
         found = measure(*args)
-        several = isinstance(found, dict)
-        logged = {"scores": {k: vars(s) for k, s in found.items()}} if several else {"score": vars(found)}
-        self.run.log("evaluation", 0, model=model, **logged)
+        by_kind = all(isinstance(value, dict) for value in found.values())
+        self.run.log("evaluation", 0, model=model, **{"scores" if by_kind else "score": found})
         return found
 
 
@@ -146,35 +148,38 @@ def reward(task: Task) -> None:
 def srrl(task: Task) -> None:
     """Measure the base, reinforce it, measure again with the same prompts, noise and sampler."""
     config, run, method = task.config, task.run, task.config.method.upper()
-    load_reward(
-        task.source
-    )  # this and the next line name what is broken, and words that the base does not know
+    # this and the next line name what is broken, and words that the base does not know
+    load_reward(task.source)
     ours.load_pipeline(task.source).tokenizer(all_texts())
     task.hand_on("autoencoder", "text_encoder", "reward", unet="base_unet")
     base, pipe = (ours.load_pipeline(task.weights, unet="base_unet").to(task.device) for _ in range(2))
     judge, how = load_reward(task.weights, task.device), (config.sampler, config.evaluation)
     pipe.table(config.srrl.steps)  # raises where the schedule has fewer
-    before = task.measured("base", Score, evaluate, base, judge, *how)
+    before = task.measured("base", evaluate, base, judge, *how)
     clock, texts = time.time(), partial(config.mix.draw, config.seed, config.srrl.prompts_per_iteration)
     try:
         train_srrl(config.srrl, pipe, judge, texts, inspector_reward, task.job)
     finally:
         ours.save_pipeline(pipe, task.weights, ("unet",))  # also when stopped: what was trained is never lost
     minutes = (time.time() - clock) / 60
-    after = task.measured(method, Score, evaluate, pipe, judge, *how)
+    after = task.measured(method, evaluate, pipe, judge, *how)
     rows, columns = run.metrics("srrl"), {"base": before, method: after}
     task.report(law_table(columns), f"{minutes:.1f} minutes · {cost_of(rows)}")
-    level = [sum(getattr(s, key) for s in before.values()) / len(before) for key in ("reward", "accuracy")]
-    figures.learning_curve(rows, task.figure("reward_and_truth"), (level[0], level[1]))
-    figures.latent_moments(rows, task.figure("latents_by_round"))
-    figures.accuracy_by_law(columns, task.figure("accuracy_by_law"))
-    models = {"base": base, method: pipe}
-    showcase.before_and_after(models, judge, config.sampler, config.seed, task.figure("before_and_after"))
+    level = [sum(s[key] for s in before.values()) / len(before) for key in ("reward", "accuracy")]
+    names, colors = ("reward", "right"), (figures.REWARD, figures.TRUTH)
+    levels = [(f"{n}: held-out prompts, before", v, color) for n, v, color in zip(names, level, colors)]
+    task.plot("reward_and_truth", rows, figures.LEARNING._replace(levels=levels))
+    task.plot("latents_by_round", rows, *figures.LATENTS)
+    words = "right by the inspector, share; lines: 95 % intervals"
+    figures.bars(task.figure("accuracy_by_law"), words, law_bars(columns))
+    texts = [p.text for p in showcase.fixed_prompts()]
+    pictures = showcase.same_noise({"base": base, method: pipe}, texts, config.sampler, config.seed)
+    showcase.compare(pictures, judge, texts, task.figure("before_and_after"))
     shown = [p.text for p in showcase.fixed_prompts(("unconventional",))]
     reflection = replace(config.srrl.reflection, rounds=3)
     asked = None if config.srrl.mode == "blind" else judge
     rounds = showcase.sampled_rounds(pipe, shown, config.sampler, reflection, config.seed, asked)
-    showcase.rounds_strip(rounds, judge, shown, task.figure("rounds"))
+    showcase.compare(showcase.by_round(rounds), judge, shown, task.figure("rounds"))
 
 
 def cost_of(rows: list[dict]) -> str:
@@ -193,8 +198,8 @@ def lora(task: Task) -> None:
     images, scores = {}, {}
 
     def measure(name: str) -> None:
-        images[name], rewards = sample_and_score(pipe, reward, shown, task.config.sampler, batches)
-        scores[name] = task.measured(name, RewardScore, reward_score, images[name], rewards)
+        images[name], found = evaluate_rewards(pipe, reward, shown, task.config.sampler, batches)
+        scores[name] = task.measured(name, lambda: found)
 
     measure("base")
     clock = time.time()
@@ -207,10 +212,11 @@ def lora(task: Task) -> None:
     cost += f" · {sampled / hours:,.0f} pictures an hour, sampled and learnt from"
     if task.device.type == "cuda":
         cost += f" · peak memory {torch.cuda.max_memory_allocated(task.device) / 2**30:.1f} GiB"
-    task.report(Table("checkpoint", {name: vars(score) for name, score in scores.items()}), cost)
-    figures.reward_curve(rows, task.figure("reward"), config.reward)
-    figures.latent_moments(rows, task.figure("latents_by_round"))
-    showcase.columns_of(images, reward, shown, task.figure("before_and_after"))
+    task.report(Table("checkpoint", scores), cost)
+    task.plot("reward", rows, figures.UNREAD._replace(ylabel=config.reward))
+    task.plot("latents_by_round", rows, *figures.LATENTS)
+    first = {name: x[:8] for name, x in images.items()}
+    showcase.compare(first, reward, shown[:8], task.figure("before_and_after"), read=False)
 
 
 # ------------------------------------------------------------ graphs: RL-RIG
@@ -243,7 +249,7 @@ def rlrig(task: Task) -> None:
     parts = rig.load_parts(weights, actor="base_actor", editor="unet", device=task.device)
 
     def measure(name: str, loop: rig.Loop) -> None:
-        rows[name] = task.measured(name, GraphScore, evaluate_loop, loop, judge, config.evaluation, name)
+        rows[name] = task.measured(name, evaluate_loop, loop, judge, config.evaluation, name)
 
     for name, loop in rig.controls(parts, config.rlrig.loop).items() if config.rlrig.controls else ():
         measure(name, loop)
@@ -254,11 +260,11 @@ def rlrig(task: Task) -> None:
             task.save("actor", parts.actor)
             task.save("editor", parts.editor.unet)
         measure(name, rig.loop_of(parts, config.rlrig.loop))
-    table = Table("held-out graphs", {name: vars(score) for name, score in rows.items()})
-    task.report(table, f"{(time.time() - clock) / 60:.1f} minutes")
+    task.report(Table("held-out graphs", rows), f"{(time.time() - clock) / 60:.1f} minutes")
     stages = {"phase 1, the Actor": run.metrics("phase-1"), "phase 2, the editor": run.metrics("phase-2")}
-    figures.phases(stages, task.figure("phases"))
-    figures.graph_bars(rows, task.figure("scores"))
+    panels = [figures.EDITS._replace(title=f"{name}: {figures.EDITS.title}") for name in stages]
+    figures.curves(task.figure("phases"), *map(figures.of_run, panels, stages.values()))
+    figures.bars(task.figure("scores"), "mean SG-IoU, share right", loop_bars(rows))
     graphs = evaluation_graphs(config.evaluation)[:6]
     showcase.edit_strip(parts, graphs, config.rlrig.loop, config.seed, task.figure("edits"))
 
@@ -291,8 +297,8 @@ def reason_sft(task: Task) -> None:
     task.hand_on("captioner")
     task.curve("reason-sft", text="nats a word", image="nats an image token")
     judge = reward_beside(task.source, task.device)
-    score = task.measured("SFT", ReasonScore, evaluate_reason, pipe, judge, config.evaluation, "SFT")
-    task.report(Table("held-out prompts", {"SFT": score.row}))
+    score = task.measured("SFT", evaluate_reason, pipe, judge, config.evaluation, "SFT")
+    task.report(Table("held-out prompts", {"SFT": table_row(score)}))
     show_rationales(task, pipe, judge)
 
 
@@ -311,7 +317,7 @@ def reason_grpo(task: Task) -> None:
 
     def measure(name: str, best_of: int = 1) -> None:
         how = (pipe, judge, config.evaluation, name, SAMPLING, best_of)
-        rows[name] = task.measured(name, ReasonScore, evaluate_reason, *how).row
+        rows[name] = table_row(task.measured(name, evaluate_reason, *how))
 
     def prompts(n: int, step: int, number: int) -> list[str]:
         return config.mix.draw(config.seed, n, step * config.grpo.max_resamples + number)[0]
@@ -329,15 +335,18 @@ def reason_grpo(task: Task) -> None:
         ours.save_reasongen(weights, "reasongen", pipe)
     measure("SFT + GRPO")
     task.report(Table("held-out prompts", rows), f"{(time.time() - clock) / 60:.1f} minutes")
-    targets = {"text": config.grpo.text_entropy, "image": config.grpo.image_entropy}
-    figures.reason_curves(task.run.metrics("reason-grpo"), targets, task.figure("reason_grpo"))
+    targets = [("target, text", config.grpo.text_entropy, figures.REWARD)]
+    targets.append(("target, image", config.grpo.image_entropy, figures.TRUTH))
+    shares, entropy, weights = figures.TOKENS
+    panels = shares, entropy._replace(levels=targets), weights
+    task.plot("reason_grpo", task.run.metrics("reason-grpo"), *panels)
     show_rationales(task, pipe, judge)
 
 
 def show_rationales(task: Task, pipe: ReasonPipeline, judge: Reward) -> None:
     """A figure of the first prompts of each kind, nothing picked."""
     texts = [p.text for p in evaluation_prompts(replace(task.config.evaluation, pictures=3))]
-    showcase.thoughts_strip(pipe, judge, texts, SAMPLING, task.config.seed, task.figure("thoughts"))
+    showcase.rationale_strip(pipe, judge, texts, SAMPLING, task.config.seed, task.figure("thoughts"))
 
 
 STAGES: dict[str, Callable[[Task], None]] = {

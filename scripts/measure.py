@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +32,10 @@ from minireflect.pipeline import LatentDiffusion
 from minireflect.rl.rewards import ACCEPT_WORD, Reward, load_captioner, load_reward, verdicts
 from minireflect.streams import choices, rng
 from minireflect.world.canvas import to_tensor
+from minireflect.world.captions import plan_of, rationale
 from minireflect.world.inspector import inspect, inspect_all
-from minireflect.world.laws import LAWS
+from minireflect.world.laws import LAWS, render
 from minireflect.world.prompts import KINDS, Prompt, draw_prompts, near_miss, sample_scene
-from minireflect.world.rationales import plan_of, rationale
-from minireflect.world.render import render
 from minireflect.world.scenes import COLORS, Reading, Scene
 
 
@@ -94,9 +94,8 @@ def forge(scene: Scene, kind: str, draw: random.Random) -> Scene | None:
         a, b = objects[i], objects[j]
         objects[i], objects[j] = replace(a, xy=b.xy), replace(b, xy=a.xy)
     elif kind == "reversed" and not arranged:
-        return replace(
-            scene, outcome=draw.choice([o for o in LAWS[scene.law].outcomes if o != scene.outcome])
-        )
+        others = [o for o in LAWS[scene.law].outcomes if o != scene.outcome]
+        return replace(scene, outcome=draw.choice(others))
     else:
         return None
     return replace(scene, objects=tuple(objects))
@@ -128,9 +127,8 @@ def measure_inspector(n: int) -> None:
         picture = render(scene).clone()
         x = slice(0, 25) if i % 2 else slice(39, 64)
         colourful = (picture.amax(0) - picture.amin(0) > 0.35)[:, x]  # ink and paper are grey
-        picture[:, :, x] = torch.where(
-            colourful, torch.tensor([0.96, 0.945, 0.9])[:, None, None], picture[:, :, x]
-        )
+        paper = torch.tensor([0.96, 0.945, 0.9])[:, None, None]
+        picture[:, :, x] = torch.where(colourful, paper, picture[:, :, x])
         painted.append(inspect(picture).agrees_with(scene))
     print(f"  accepted, a ball painted over    {share(painted)}")
     noise = rng(0, "measure", "noise")
@@ -165,9 +163,8 @@ def measure_autoencoder(autoencoder: Autoencoder, n: int) -> None:
     images = torch.stack([render(s) for s in scenes])
     again = through(autoencoder, images)
     right = [r.agrees_with(s) for r, s in zip(inspect_all(again), scenes)]
-    print(
-        f"  reconstructions read right: {share(right)}   squared error {((again - images) ** 2).mean():.5f}"
-    )
+    error = ((again - images) ** 2).mean()
+    print(f"  reconstructions read right: {share(right)}   squared error {error:.5f}")
     for law in (*LAWS, "arrangement"):
         print(f"    {law:<12} {share([ok for ok, s in zip(right, scenes) if s.law == law])}")
 
@@ -184,20 +181,18 @@ def measure_reward(pipe: LatentDiffusion, reward: Reward, n: int) -> None:
     wrong = torch.stack([render(twin_scene(p, draw)) for p in prompts])
     texts = [p.text for p in prompts]
     law = np.array([p.law for p in prompts])
-    for name, shown in (
-        ("clean", lambda x: x),
-        ("after the autoencoder", lambda x: through(pipe.autoencoder, x)),
-    ):
+    again = partial(through, pipe.autoencoder)
+    for name, shown in (("clean", lambda x: x), ("after the autoencoder", again)):
         better = (reward(shown(right), texts) > reward(shown(wrong), texts)).numpy()
         print(f"  prefers the right picture to its twin, {name}: {share(list(better))}")
         print("    " + " · ".join(f"{k} {better[law == k].mean():.3f}" for k in (*LAWS, "arrangement")))
     values, truth, laws, group = [], [], [], []
-    for kind in KINDS[
-        :2
-    ]:  # few prompts, many pictures of each, so that a prompt has right ones and wrong ones
+    # few prompts, many pictures of each, so that a prompt has right ones and wrong ones
+    for kind in KINDS[:2]:
         asked = [p for p in draw_prompts(kind, "held-out", 64, draw) for _ in range(-(-n // 128))]
         texts, config = [p.text for p in asked], EvaluationConfig(pictures=len(asked))
-        drawn, scored = sample_and_score(pipe, reward, texts, preset("cpu").sampler, config, f"reward {kind}")
+        sampler, stream = preset("cpu").sampler, f"reward {kind}"
+        drawn, scored = sample_and_score(pipe, reward, texts, sampler, config, stream)
         values.append(scored.numpy())
         truth.append(verdicts(drawn, asked).numpy() > 0.5)
         laws += [p.law for p in asked]
@@ -258,11 +253,9 @@ def measure_memory(pipe: LatentDiffusion, n: int) -> None:
     """
     config, table = preset("cpu").srrl, pipe.table(preset("cpu").srrl.steps)
     ours, published = config.reflection, ReflectionConfig(renormalise=False)
-    prompts = [
-        p
-        for kind in KINDS[:2]
-        for p in draw_prompts(kind, "held-out", n // 2, choices(0, "measure", "memory", kind))
-    ]
+    prompts = []
+    for kind in KINDS[:2]:
+        prompts += draw_prompts(kind, "held-out", n // 2, choices(0, "measure", "memory", kind))
     found: dict[str, list[Tensor]] = {}
     for i in tqdm(range(0, len(prompts), 48), "drawing and drawing again", leave=False):
         part = prompts[i : i + 48]

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from reports import Arms, arms_figure, differences, means, page
+from reports import Arms, arms_figure, differences, means, over_seeds, page
 
-from minireflect.evaluate import Table, over_seeds
-from minireflect.evaluate_reason import ReasonScore
+from minireflect.evaluate import Score, Table
+from minireflect.evaluate_reason import table_row
 from minireflect.figures import BASE, REWARD, TRUTH, Line, Panel, curves
 
 COLUMNS = {
@@ -19,8 +19,8 @@ FULL = "SFT + GRPO"
 COOL = 0.2  # a second temperature, at which fewer tokens are sampled that the model itself thinks unlikely
 
 
-def rows_of(scores: list[dict[str, ReasonScore]]) -> list[Arms]:
-    return [{arm: score.row for arm, score in seed.items()} for seed in scores]
+def rows_of(scores: list[dict[str, Score]]) -> list[Arms]:
+    return [{arm: table_row(score) for arm, score in seed.items()} for seed in scores]
 
 
 def differences_table(arms: list[Arms]) -> Table:
@@ -34,15 +34,15 @@ def differences_table(arms: list[Arms]) -> Table:
     return differences(f"{FULL} minus", arms, pairs, keys)
 
 
-def parts_table(scores: list[dict[str, ReasonScore]], arm: str) -> Table:
+def parts_table(scores: list[dict[str, Score]], arm: str) -> Table:
     """Where a row is right, and where it is not: task by task and law by law, means over the seeds."""
     heads = ("right", "rationale right", "picture keeps it")
-    parts = scores[0][arm].parts
-    cells = {part: zip(*(seed[arm].parts[part] for seed in scores)) for part in parts}
+    parts = scores[0][arm]["parts"]
+    cells = {part: zip(*(seed[arm]["parts"][part] for seed in scores)) for part in parts}
     return Table(arm, {part: dict(zip(heads, map(over_seeds, values))) for part, values in cells.items()})
 
 
-def reason_arms_figure(scores: list[dict[str, ReasonScore]], path: Path) -> None:
+def reason_arms_figure(scores: list[dict[str, Score]], path: Path) -> None:
     keys = {"overall": "GenEval mean", "physical": "physical laws", "unconventional": "against the laws"}
     arms_figure(rows_of(scores), keys, path)
 
@@ -52,10 +52,8 @@ def entropy_figure(training: dict[str, list[list[dict]]], targets: dict[str, flo
     strain.
     """
     panels = []
-    for pair, title in (
-        (("true", "steady"), "default"),
-        (("strained", "strained-steady"), "no KL, no recall, lr 1e-3"),
-    ):
+    strain = ("strained", "strained-steady"), "no KL, no recall, lr 1e-3"
+    for pair, title in ((("true", "steady"), "default"), strain):
         for key in ("text_entropy", "image_entropy", "reward", "right"):
             lines, share = [], key in ("reward", "right")
             for name, label, color in zip(pair, ("adaptive", "without"), (REWARD, BASE)):
@@ -70,7 +68,7 @@ def entropy_figure(training: dict[str, list[list[dict]]], targets: dict[str, flo
     curves(path, *panels, columns=4)
 
 
-def reason_page(scores: list[dict[str, ReasonScore]], seeds: list[int], pictures: int) -> str:
+def reason_page(scores: list[dict[str, Score]], seeds: list[int], pictures: int) -> str:
     arms = rows_of(scores)
     columns = {key: COLUMNS.get(key, key) for key in arms[0][FULL]}
     return page(

@@ -22,8 +22,8 @@ from torch import Generator
 
 from minireflect.checkpoints.ours import load_reasongen, save_reasongen
 from minireflect.config import preset
-from minireflect.evaluate import EvaluationConfig
-from minireflect.evaluate_reason import ReasonScore, another_of_its_kind, evaluate_reason
+from minireflect.evaluate import EvaluationConfig, Score
+from minireflect.evaluate_reason import another_of_its_kind, evaluate_reason
 from minireflect.models.reasongen import Sampled, SamplingConfig
 from minireflect.pipeline import ReasonPipeline
 from minireflect.rl.rewards import reward_beside
@@ -100,7 +100,7 @@ def freed(base: Path, folder: Path) -> Path:
     return folder
 
 
-def measured(weights: Path, args: argparse.Namespace, seed: int, arm: str) -> ReasonScore:
+def measured(weights: Path, args: argparse.Namespace, seed: int, arm: str) -> Score:
     """A row of the table, measured once."""
     options = dict(ARMS[arm][1])
     split, swapped = options.pop("split", "held-out"), options.pop("swapped", False)
@@ -110,9 +110,9 @@ def measured(weights: Path, args: argparse.Namespace, seed: int, arm: str) -> Re
     def measure() -> dict:
         pipe = load_reasongen(weights)
         pipe = Swapped._make(pipe) if swapped else pipe
-        return vars(evaluate_reason(pipe, reward_beside(weights), config, arm, **options))
+        return evaluate_reason(pipe, reward_beside(weights), config, arm, **options)
 
-    return ReasonScore(**cached(path, measure))
+    return cached(path, measure)
 
 
 def main() -> int:

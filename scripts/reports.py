@@ -8,13 +8,14 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy.special import stdtrit
 
 from minireflect import figures
-from minireflect.evaluate import Table, over_seeds
+from minireflect.evaluate import Table
 from minireflect.run import write_text
 
 ROOT = Path(__file__).parent.parent
@@ -28,10 +29,8 @@ def described(about: str) -> argparse.ArgumentParser:
 
 def arguments(about: str, out: str, pictures: int, of: str) -> argparse.Namespace:
     """The options of a study; makes its folders.  `about` is shown by --help."""
-    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--out", type=Path, default=Path(out), help="folder of the runs (default: %(default)s)"
-    )
+    parser, where = described(about), "folder of the runs (default: %(default)s)"
+    parser.add_argument("--out", type=Path, default=Path(out), help=where)
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of the page and its figures")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--pictures", type=int, default=pictures, help=f"{of} (default: %(default)s)")
@@ -48,9 +47,8 @@ def train(command: str, folder: Path, options: list[str]) -> Path:
     if not (folder / "state" / f"{command}.done").exists():
         started = (folder / "config.json").exists()
         more = ["--resume"] if started else [*options, "--preset", "cpu"]
-        subprocess.run(
-            [sys.executable, str(ROOT / "train.py"), command, *more, "--out", str(folder)], check=True
-        )
+        script = str(ROOT / "train.py")
+        subprocess.run([sys.executable, script, command, *more, "--out", str(folder)], check=True)
     return folder
 
 
@@ -66,6 +64,14 @@ def page(name: str, **values: object) -> str:
     """The page of a study: scripts/pages/NAME.md with its {places} filled, tables as Markdown."""
     text = {key: v.markdown if isinstance(v, Table) else v for key, v in values.items()}
     return (ROOT / "scripts" / "pages" / f"{name}.md").read_text().format(**text)
+
+
+def over_seeds(values: Sequence[float]) -> str:
+    """Mean ± half of the 95 % interval (Student's t) of what several seeds gave; one seed has no interval."""
+    x = np.asarray(values, float)
+    if len(x) < 2:
+        return f"{x.mean():.3f}"
+    return f"{x.mean():.3f} ± {stdtrit(len(x) - 1, 0.975) * x.std(ddof=1) / len(x) ** 0.5:.3f}"
 
 
 def means(title: str, seeds: list[Arms], columns: dict[str, str]) -> Table:
@@ -88,24 +94,13 @@ def differences(
 
 
 def arms_figure(seeds: list[Arms], measures: dict[str, str], path: Path) -> None:
-    """A panel for each measure (measure: its name), a bar for each arm, a dot for each seed."""
-    names = list(seeds[0])
-    figure, plots = figures.new_figure(
-        4 * len(measures) + 1, 0.3 * len(names) + 1.2, len(measures), sharey=True
-    )
-    for axes, (key, title), color in zip(
-        plots, measures.items(), (figures.REWARD, figures.TRUTH, figures.BASE)
-    ):
-        for y, name in enumerate(names):
-            values = [s[name][key] for s in seeds]
-            axes.barh(y, np.mean(values), 0.7, color=color, alpha=0.4)
-            axes.plot(values, [y] * len(values), "o", color=color, ms=3)
-        axes.set_title(title, fontsize=9)
-        axes.set(xlabel="held-out, by the inspector; a dot is a seed", xlim=(0, 1))
-        axes.grid(axis="x", alpha=0.3)
-    plots[0].set_yticks(range(len(names)), names, fontsize=7.5)
-    plots[0].invert_yaxis()
-    figures.save(figure, path)
+    """A panel for each measure (measure: its name), a bar for each arm with the range of the seeds."""
+    plots = {}
+    for key, title in measures.items():
+        values = {arm: [s[arm][key] for s in seeds] for arm in seeds[0]}
+        bars = {arm: (float(np.mean(v)), min(v), max(v)) for arm, v in values.items()}
+        plots[title] = {"mean of the seeds": bars}
+    figures.bars(path, "held-out, by the inspector; lines: range of the seeds", plots)
 
 
 def over_runs(
@@ -113,11 +108,8 @@ def over_runs(
 ) -> list[figures.Line]:
     """The mean curve of several seeds, and dotted the least and the greatest of them at each place."""
     values = np.array(runs)
-    edges = [
-        figures.Line("_range", x, edge, color, style=":")
-        for edge in (values.min(0), values.max(0))
-        if len(runs) > 1
-    ]
+    ends = (values.min(0), values.max(0)) if len(runs) > 1 else ()
+    edges = [figures.Line("_range", x, end, color, style=":") for end in ends]
     return [figures.Line(label, x, values.mean(0), color, style=style), *edges]
 
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import numpy as np
-from reports import Arms, differences, means, over_runs, page
+from reports import Arms, differences, means, over_runs, over_seeds, page
 
-from minireflect.evaluate import Table, over_seeds
+from minireflect.evaluate import Table
 from minireflect.figures import BASE, INK, REWARD, TRUTH, Line, Panel, curves
 
 COLUMNS = {
@@ -46,11 +46,8 @@ def calibration(answers: dict[str, list], bins: int = 10) -> tuple[list[tuple[fl
     """
     p, t = np.array(answers["probability"]), np.array(answers["truth"], float)
     which = np.minimum((p * bins).astype(int), bins - 1)
-    rows = [
-        (p[which == b].mean(), t[which == b].mean(), int((which == b).sum()))
-        for b in range(bins)
-        if (which == b).any()
-    ]
+    chosen = [which == b for b in range(bins) if (which == b).any()]
+    rows = [(p[c].mean(), t[c].mean(), int(c.sum())) for c in chosen]
     return rows, sum(n * abs(a - b) for a, b, n in rows) / len(p)
 
 
@@ -72,10 +69,8 @@ def groups_figure(groups: dict[int, Arms], path: Path) -> None:
             values = [rows[arm][key] for rows in groups.values()]
             lines.append(Line(f"{name}, {arm}", list(groups), values, color, style=style))
     title = "One seed, shorter training, held-out graphs"
-    curves(
-        path,
-        Panel(title, "group size G, at equal edits an iteration", "by the inspector", lines, ylim=(0, 1)),
-    )
+    xlabel = "group size G, at equal edits an iteration"
+    curves(path, Panel(title, xlabel, "by the inspector", lines, ylim=(0, 1)))
 
 
 def t_star_figure(t_stars: tuple[float, ...], runs: list[dict[str, list[dict]]], path: Path) -> None:
@@ -86,21 +81,15 @@ def t_star_figure(t_stars: tuple[float, ...], runs: list[dict[str, list[dict]]],
         lines = []
         for name, color in zip(runs[0], (INK, BASE, REWARD)):
             lines += over_runs(name, t_stars, [[row[key] for row in run[name]] for run in runs], color)
-        panels.append(
-            Panel(
-                title, "t*, share of the steps that an edit goes back", "by the inspector", lines, ylim=(0, 1)
-            )
-        )
+        xlabel = "t*, share of the steps that an edit goes back"
+        panels.append(Panel(title, xlabel, "by the inspector", lines, ylim=(0, 1)))
     curves(path, *panels)
 
 
 def fooled_table(fooled: dict[str, dict[str, dict[str, float]]]) -> Table:
     rows = {f"{loop}, {name}": v for loop, who in fooled.items() for name, v in who.items()}
-    names = {
-        "agreement": "agrees with the inspector",
-        "wrong yes": "a yes is wrong",
-        "wrong no": "a no is wrong",
-    }
+    names = {"agreement": "agrees with the inspector", "wrong yes": "a yes is wrong"}
+    names["wrong no"] = "a no is wrong"
     return Table("pictures of, asked", {row: {n: v[k] for k, n in names.items()} for row, v in rows.items()})
 
 

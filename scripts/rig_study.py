@@ -3,19 +3,17 @@ read by the inspector.
 
     python scripts/rig_study.py [--out runs/rig] [--seeds 0 1 2]
 
-<<<<<<< HEAD A run of `train.py rlrig` measures the Diffuser, best-of-N, the raw loop and both phases; this
-script adds further controls, on the same held-out graphs and noise.  Every seed has its own graphs, noise and
-training.  It can be stopped at any time and goes on where it stopped. ======= It writes docs/rlrig_study.md
-and docs/rlrig_*.png.
+It writes docs/rlrig_study.md and docs/rlrig_*.png.
 
-A run of `train.py rlrig` measures all controls and both phases on the same held-out graphs and noise; every
-seed has its own graphs, noise and training.  It can be stopped at any time and goes on where it stopped.
->>>>>>> main
+A run of `train.py rlrig` measures the Diffuser, best-of-N, the raw loop and both phases; this script adds
+further controls, on the same held-out graphs and noise.  Every seed has its own graphs, noise and training.
+It can be stopped at any time and goes on where it stopped.
 """
 
 import math
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,7 +25,7 @@ from minireflect.config import preset
 from minireflect.evaluate import EvaluationConfig
 from minireflect.evaluate_graphs import evaluate_loop
 from minireflect.methods.rlrig import EditPrompts, Loop, load_parts, loop_of, silent_actor
-from minireflect.rl.checker import Answers, load_checker
+from minireflect.rl.rewards import Answers, load_checker
 from minireflect.run import read_metrics, write_text
 from minireflect.streams import choices
 from minireflect.world.captions import scripted_edit
@@ -75,8 +73,7 @@ def all_arms(folder: Path, seed: int, out: Path, pictures: int) -> Arms:
     (out / "rows").mkdir(exist_ok=True)
     for name, loop in more_arms(folder / "weights").items():
         path = out / "rows" / f"{name}-{seed}-{pictures}.json"
-        measure = lambda: vars(evaluate_loop(loop, judge, config, name))  # noqa: B023, E731  called at once
-        found[name] = cached(path, measure)
+        found[name] = cached(path, partial(evaluate_loop, loop, judge, config, name))
     found |= scores(folder)
     order = ("base", "best", "repeated", "raw", "phase", "trained")
     return {name: found[name] for name in sorted(found, key=lambda name: order.index(name.split()[0]))}
@@ -96,7 +93,7 @@ def by_t_star(folder: Path, seed: int, pictures: int) -> dict[str, list[dict]]:
         parts, rows[name] = load_parts(folder / "weights", actor, editor), []
         for t in T_STARS:
             arm = loop_of(parts, replace(loop, t_star=t, fresh_noise=fresh))
-            rows[name].append(vars(evaluate_loop(arm, judge, config, f"{name}, t* {t}")))
+            rows[name].append(evaluate_loop(arm, judge, config, f"{name}, t* {t}"))
     return rows
 
 
@@ -110,14 +107,12 @@ def main() -> int:
     edits = preset("cpu").rlrig.graphs * preset("cpu").rlrig.group
     short = {g: [*SHORT, *common, "--group", str(g), "--graphs", str(edits // g)] for g in GROUPS}
     groups = {g: train("rlrig", args.out / f"group-{g}", words) for g, words in short.items()}
-    t_star = [
-        cached(args.out / f"t-star-{s}.json", lambda r=r, s=s: by_t_star(r, s, args.pictures // 2))
-        for r, s in zip(runs, args.seeds)
-    ]
-    answers = {
-        name: cached(args.out / f"{name}.json", lambda name=name: asked_of_renders(name))
-        for name in ("checker", "judge")
-    }
+    t_star = []
+    for r, s in zip(runs, args.seeds):
+        make = partial(by_t_star, r, s, args.pictures // 2)
+        t_star.append(cached(args.out / f"t-star-{s}.json", make))
+    names = "checker", "judge"
+    answers = {n: cached(args.out / f"{n}.json", partial(asked_of_renders, n)) for n in names}
     fooled = cached(args.out / "fooled.json", lambda: asked_of_the_loop(runs[0] / "weights"))
     arms = [all_arms(r, s, args.out, args.pictures) for r, s in zip(runs, args.seeds)]
     arms_figure(arms, {"sg_iou": "SG-IoU", "right": "pictures fully right"}, args.docs / "rlrig_arms.png")

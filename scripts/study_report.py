@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from reports import Arms, arms_figure, differences, over_runs, page
+from reports import Arms, arms_figure, differences, over_runs, over_seeds, page
 from study_ways import KINDS, SAMPLER, WAYS
 
-from minireflect.evaluate import Table, over_seeds
+from minireflect.evaluate import Table
 from minireflect.figures import REWARD, TRUTH, Line, Panel, curves, smooth
 from minireflect.run import read_metrics
 
@@ -62,14 +62,10 @@ def at_equal_cost(runs: dict[str, list[Path]], window: int = 8) -> Table:
         for key, name in (("reward_calls", "reward calls"), ("unet_evaluations", "UNet evaluations")):
             budget = min(log[-1][key] for several in (logs["SRRL"], logs[arm]) for log in several)
             rows[arm][f"at {name}"] = f"{budget:,}"
-            for who, several in (
-                (f"SRRL at these {name}", logs["SRRL"]),
-                (f"the other at these {name}", logs[arm]),
-            ):
+            for who, several in (("SRRL", logs["SRRL"]), ("the other", logs[arm])):
                 spent = [[r for r in log if r[key] <= budget][-window:] for log in several]
-                rows[arm][who] = over_seeds(
-                    [np.mean([r["right_by_round"][0] for r in part]) for part in spent]
-                )
+                right = [np.mean([r["right_by_round"][0] for r in part]) for part in spent]
+                rows[arm][f"{who} at these {name}"] = over_seeds(right)
     return Table("SRRL and", rows)
 
 
@@ -98,9 +94,8 @@ def bars(rows: list[dict], path: Path) -> None:
     """Accuracy of every arm and way, best first."""
     seeds = by_seed(rows)
     best = sorted(seeds[0], key=lambda name: -np.mean([s[name][kind] for s in seeds for kind in KINDS]))
-    arms_figure(
-        [{name: s[name] for name in best} for s in seeds], {kind: f"{kind}: right" for kind in KINDS}, path
-    )
+    ordered = [{name: s[name] for name in best} for s in seeds]
+    arms_figure(ordered, {kind: f"{kind}: right" for kind in KINDS}, path)
 
 
 def cost_curves(runs: dict[str, list[Path]], path: Path) -> None:

@@ -38,9 +38,8 @@ def plain(steps: int) -> Way:
     """One picture, no look at any reward."""
 
     def way(pipe: LatentDiffusion, judge: Reward, texts: list[str], seed: int, batch: int) -> Drawn:
-        images = pipe.generate(
-            texts, steps, SAMPLER.guidance, SAMPLER.eta, generator=rng(seed, "plain", batch)
-        )
+        noise = rng(seed, "plain", batch)
+        images = pipe.generate(texts, steps, SAMPLER.guidance, SAMPLER.eta, generator=noise)
         return Drawn(images, len(texts) * steps * evaluations(SAMPLER.guidance), 0)
 
     return way
@@ -137,8 +136,8 @@ def measure(pipe: LatentDiffusion, judge: Reward, way: Way, seed: int, pictures:
             images.append(drawn.images), values.append(judge(drawn.images, part))
             row["unet"] += drawn.unet
             row["rewards"] += drawn.rewards
-        found = score(torch.cat(images), prompts, kind, torch.cat(values))
-        row[kind] = {**vars(found), "diversity": diversity(pipe, torch.cat(images), texts)}
+        found = score(torch.cat(images), prompts, torch.cat(values))
+        row[kind] = {**found, "diversity": diversity(pipe, torch.cat(images), texts)}
     row["unet"] /= pictures * len(KINDS)  # per picture
     row["rewards"] /= pictures * len(KINDS)
     return row

@@ -13,14 +13,13 @@ from minireflect.evaluate import (
     fixed_batches,
     law_table,
     off_reward,
-    over_seeds,
     score,
     wilson,
 )
 from minireflect.pipeline import SamplerConfig
 from minireflect.streams import choices
+from minireflect.world.laws import render
 from minireflect.world.prompts import draw_prompts
-from minireflect.world.render import render
 
 
 def test_evaluation_is_fixed_and_its_table_has_every_law() -> None:
@@ -30,7 +29,7 @@ def test_evaluation_is_fixed_and_its_table_has_every_law() -> None:
     assert one == two
     text = law_table({"base": one}).markdown
     assert text.startswith("| held-out prompts | base |\n|---|---|\n| physical: right by the inspector | ")
-    assert all(law in text for law in one["physical"].by_law) and len(one["physical"].by_law) == 8
+    assert all(law in text for law in one["physical"]["by_law"]) and len(one["physical"]["by_law"]) == 8
 
 
 def test_a_score_of_renders_is_perfect_and_of_noise_nothing() -> None:
@@ -38,17 +37,22 @@ def test_a_score_of_renders_is_perfect_and_of_noise_nothing() -> None:
     for kind, groups in (("unconventional", 8), ("arrangement", 6)):
         prompts = draw_prompts(kind, "held-out", 16, draw)
         images = torch.stack([render(p.scene(draw)) for p in prompts])
-        found = score(images, prompts, kind, torch.full((16,), 0.25))
-        assert found.accuracy == 1 and found.unreadable == 0 and found.reward == 0.25 and found.diversity > 0
-        assert found.by_law == dict.fromkeys(found.by_law, 1.0) and len(found.by_law) == groups
-        noise = score(torch.rand_like(images) * 2 - 1, prompts, kind, torch.zeros(16))
-        assert noise.accuracy == 0 and noise.unreadable == 1
+        found = score(images, prompts, torch.full((16,), 0.25))
+        assert (
+            found["accuracy"] == 1
+            and found["unreadable"] == 0
+            and found["reward"] == 0.25
+            and found["diversity"] > 0
+        )
+        assert found["by_law"] == dict.fromkeys(found["by_law"], 1.0) and len(found["by_law"]) == groups
+        noise = score(torch.rand_like(images) * 2 - 1, prompts, torch.zeros(16))
+        assert noise["accuracy"] == 0 and noise["unreadable"] == 1
 
 
 def test_edges_are_the_mean_difference_of_neighbours() -> None:
     stripes = torch.ones(1, 3, 4, 4)
     stripes[..., ::2] = -1  # neighbours in a row differ by 2, in a column by 0
-    assert off_reward(stripes) == (0.0, 1.0)
+    assert off_reward(stripes) == {"brightness": 0.0, "edges": 1.0}
 
 
 def test_batches_share_their_noise_between_models_and_nothing_else() -> None:
@@ -56,7 +60,7 @@ def test_batches_share_their_noise_between_models_and_nothing_else() -> None:
     runs = [
         [
             (part, noise(k).initial_seed())
-            for part, noise in fixed_batches("abcde", config, "x")
+            for part, noise in fixed_batches("abcde", config, "label", "x")
             for k in (0, 1)
         ]
         for _ in range(2)
@@ -69,13 +73,6 @@ def test_the_interval_of_a_share_is_wilsons() -> None:
     for right, n in ((0, 8), (5, 8), (100, 256), (256, 256)):
         expected = stats.binomtest(right, n).proportion_ci(method="wilson")
         assert wilson(right / n, n) == pytest.approx((expected.low, expected.high), abs=1e-6)
-
-
-def test_the_interval_over_seeds_is_students() -> None:
-    values = [0.5, 0.6, 0.7]
-    low, high = stats.t.interval(0.95, 2, loc=0.6, scale=stats.sem(values))
-    assert over_seeds(values) == f"0.600 ± {(high - low) / 2:.3f}" == "0.600 ± 0.248"
-    assert over_seeds([0.25]) == "0.250"
 
 
 def test_a_table_is_aligned_in_a_terminal_and_folded_where_it_does_not_fit() -> None:

@@ -9,11 +9,10 @@ import torch
 
 from minireflect.evaluate import EvaluationConfig
 from minireflect.evaluate_graphs import evaluate_loop, evaluation_graphs, iou, seen_entities, seen_triples
-from minireflect.rl.checker import Answers
+from minireflect.rl.rewards import Answers
 from minireflect.streams import choices
-from minireflect.world.graphs import parse_graph
-from minireflect.world.layout import lay_out
-from minireflect.world.render import render
+from minireflect.world.graphs import lay_out, parse_graph
+from minireflect.world.laws import render
 from minireflect.world.scenes import Object
 
 
@@ -70,9 +69,13 @@ def test_a_loop_is_measured_as_what_it_does() -> None:
         ]
 
     found = evaluate_loop(loop, lambda images, graphs: answers(graphs, [False] * len(graphs)), config, "test")
-    assert found.right == found.unreadable == found.met == found.sg_iou == found.entity_iou == 0.5
-    assert found.repaired == found.damaged == 1
-    assert found.checker == found.checker_right == 0.5 and found.fooled == 0.5
-    assert found.judge == found.judge_right == found.judge_fooled == 0  # accepts nothing, so nothing fools it
-    assert found.evaluations == 40 and found.calls == 2 and found.pictures == 8
-    assert found.relation_iou == pytest.approx(0.5)
+    assert (
+        found["right"] == found["unreadable"] == found["met"] == found["sg_iou"] == found["entity_iou"] == 0.5
+    )
+    assert found["repaired"] == found["damaged"] == 1
+    assert found["checker"] == found["checker_right"] == 0.5 and found["fooled"] == 0.5
+    assert (
+        found["judge"] == found["judge_right"] == found["judge_fooled"] == 0
+    )  # accepts nothing, so nothing fools it
+    assert found["evaluations"] == 40 and found["calls"] == 2 and found["pictures"] == 8
+    assert found["relation_iou"] == pytest.approx(0.5)

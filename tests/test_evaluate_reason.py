@@ -5,7 +5,13 @@ from torch import Tensor
 
 from minireflect.checkpoints.ours import load_reasongen
 from minireflect.evaluate import EvaluationConfig, Table
-from minireflect.evaluate_reason import another_of_its_kind, codec_table, evaluate_reason, evaluation_prompts
+from minireflect.evaluate_reason import (
+    another_of_its_kind,
+    codec_table,
+    evaluate_reason,
+    evaluation_prompts,
+    table_row,
+)
 from minireflect.models.reasongen import SamplingConfig
 from minireflect.rl.rewards import reward_beside
 from minireflect.world.prompts import TASKS
@@ -23,14 +29,14 @@ def test_an_untrained_model_is_measured_as_what_it_is() -> None:
     """
     config = EvaluationConfig(pictures=12, batch=16)
     score = evaluate_reason(small_reasongen(), even, config)
-    assert score.geneval == dict.fromkeys([*TASKS, "overall"], 0.0)
-    assert score.physical == score.unconventional == score.planned == score.kept == 0
-    assert score.unreadable == 1
-    assert 0.2 < score.accepted < 0.8 and score.fooled == 1 and 64 < score.tokens <= 64 + 5
-    assert score.parts == dict.fromkeys(score.parts, (0, 0, 0)) and len(score.parts) == 6 + 8 + 8
+    assert score["geneval"] == dict.fromkeys([*TASKS, "overall"], 0.0)
+    assert score["physical"] == score["unconventional"] == score["planned"] == score["kept"] == 0
+    assert score["unreadable"] == 1
+    assert 0.2 < score["accepted"] < 0.8 and score["fooled"] == 1 and 64 < score["tokens"] <= 64 + 5
+    assert score["parts"] == {key: [0, 0, 0] for key in score["parts"]} and len(score["parts"]) == 6 + 8 + 8
     best = evaluate_reason(small_reasongen(), even, config, best_of=3)
-    assert best.accepted > score.accepted and 2.8 < best.tokens / score.tokens < 3.2
-    head = Table("model", {"one": score.row, "best of 3": best.row}).cells[0]
+    assert best["accepted"] > score["accepted"] and 2.8 < best["tokens"] / score["tokens"] < 3.2
+    head = Table("model", {"one": table_row(score), "best of 3": table_row(best)}).cells[0]
     assert head == [
         "model",
         *TASKS,
@@ -52,7 +58,9 @@ def test_the_shipped_model_plans_what_is_asked_and_draws_what_it_planned() -> No
     score = evaluate_reason(
         load_reasongen(), reward_beside("."), config, sampling=SamplingConfig(temperature=0.4)
     )
-    assert score.planned > 0.85 and score.kept > 0.6 and score.physical > 0.6 and score.fooled < 0.4
+    assert (
+        score["planned"] > 0.85 and score["kept"] > 0.6 and score["physical"] > 0.6 and score["fooled"] < 0.4
+    )
 
 
 def test_another_prompt_of_its_kind_is_another_and_of_the_same_law() -> None:

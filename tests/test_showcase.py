@@ -4,11 +4,10 @@ from pathlib import Path
 
 import torch
 
-from minireflect.showcase import compare, fixed_prompts, rounds_strip, verdict
+from minireflect.showcase import by_round, compare, fixed_prompts, verdict
 from minireflect.streams import choices
-from minireflect.world.laws import LAWS
+from minireflect.world.laws import LAWS, render
 from minireflect.world.prompts import law_prompt, near_miss
-from minireflect.world.render import render
 from tests.small import brightness
 
 
@@ -34,7 +33,8 @@ def test_a_round_that_repeats_the_picture_says_so(tmp_path: Path) -> None:
     first = torch.stack([render(p.scene(draw)) for p in prompts])
     second = first.clone()
     second[1] = 0.0
-    rows = rounds_strip([first, second, second], brightness, [p.text for p in prompts], tmp_path / "x.png")
+    columns, texts = by_round([first, second, second]), [p.text for p in prompts]
+    rows = compare(columns, brightness, texts, tmp_path / "x.png")
     said = [[mark.split(" ·")[0].split(": no scene")[0] for _, mark, _ in row] for row in rows]
     assert said[0] == ["right", "kept: right", "kept: right"]
     assert (
@@ -46,9 +46,17 @@ def test_a_round_that_repeats_the_picture_says_so(tmp_path: Path) -> None:
     assert (tmp_path / "x.png").stat().st_size > 5_000
 
 
-def test_pictures_that_no_inspector_reads_show_their_reward() -> None:
-    (row,) = compare([torch.ones(1, 3, 32, 32)], brightness, ["a fox"], read=False)
-    assert row[0][1:] == ("reward 1.000", None)
+def test_pictures_that_no_inspector_reads_show_their_reward(tmp_path: Path) -> None:
+    columns = {"base": torch.ones(1, 3, 32, 32)}
+    ((cell,),) = compare(columns, brightness, ["a fox"], tmp_path / "x.png", read=False)
+    assert cell[1:] == ("reward 1.000", None)
+
+
+def test_notes_stand_above_the_verdict(tmp_path: Path) -> None:
+    columns = {name: torch.ones(1, 3, 32, 32) for name in ("one", "two")}
+    notes = {"one": ["first"], "two": ["second"]}
+    (row,) = compare(columns, brightness, ["a fox"], tmp_path / "x.png", notes, read=False)
+    assert [mark for _, mark, _ in row] == ["first\nreward 1.000", "second\nkept: reward 1.000"]
 
 
 def test_the_fixed_prompts_are_the_first_of_every_law() -> None:

@@ -20,8 +20,7 @@ from torch import nn
 from ..diffusion.schedule import Prediction, Schedule, ScheduleConfig
 from ..models.actor import Actor, ActorConfig
 from ..models.autoencoder import Autoencoder, AutoencoderConfig
-from ..models.clip import TextConfig, TextEncoder
-from ..models.matcher import Matcher, MatcherConfig
+from ..models.clip import Matcher, MatcherConfig, TextConfig, TextEncoder
 from ..models.reasongen import ReasonGen, ReasonGenConfig
 from ..models.tokenizer import NoVocabulary, Tokenizer
 from ..models.unet import UNet, UNetConfig

@@ -23,8 +23,7 @@ from ..pipeline import OPPOSITE, SamplerConfig, best_device
 from ..rl.rewards import load_reward, reward_beside
 from ..streams import choices
 from ..world.canvas import read_picture, to_pixels, write_picture
-from ..world.graphs import read_graph
-from ..world.layout import lay_out
+from ..world.graphs import lay_out, read_graph
 from . import read
 
 ABOUT = """\
@@ -119,7 +118,7 @@ def sample_srrl(args: SampleOptions, prompts: list[str]) -> Said:
     pipe.tokenizer(prompts)  # unknown words are named before anything is sampled
     asked = None if args.blind else reward
     rounds = showcase.sampled_rounds(pipe, prompts, sampler, reflection, args.seed, asked)
-    rows = showcase.rounds_strip(rounds, reward, prompts, args.out)
+    rows = showcase.compare(showcase.by_round(rounds), reward, prompts, args.out)
     return [
         (p, [f"round {k}: {said}" for k, (_, said, _) in enumerate(row)]) for p, row in zip(prompts, rows)
     ]
@@ -146,8 +145,8 @@ def sample_reasongen(args: SampleOptions, prompts: list[str]) -> Said:
     folder = weights_folder(args.weights or REASON)
     pipe, reward = load_reasongen(folder), reward_beside(folder)
     sampling = SamplingConfig(args.temperature, guidance=args.guidance)
-    rows = showcase.thoughts_strip(pipe, reward, prompts, sampling, args.seed, args.out)
-    return [(p, [f"{rationale}\n    {said}" for rationale, said in row]) for p, row in zip(prompts, rows)]
+    rows = showcase.rationale_strip(pipe, reward, prompts, sampling, args.seed, args.out)
+    return [(p, [said.replace("\n", "\n    ") for _, said, _ in row]) for p, row in zip(prompts, rows)]
 
 
 def sample_checkpoint(args: SampleOptions, prompts: list[str]) -> Said:

@@ -71,6 +71,10 @@ class ReflectionConfig(Checked):
         """UNet evaluations of turning one picture into noise; none where nothing of its own noise is kept."""
         return 0 if self.fresh_noise == 1 else round(self.strength * self.steps) * evaluations(self.w_renoise)
 
+    def blind_cost(self, steps: int) -> int:
+        """UNet evaluations of all blind rounds, but for the picture after them, sampled in `steps` steps."""
+        return self.rounds * (steps * evaluations(self.w_denoise) + self.renoise_cost)
+
     @property
     def reflect_cost(self) -> int:
         """The same for a picture that `reflect` selects."""
@@ -137,9 +141,8 @@ def reflect(
     w_renoise for the prompts of these rows.
     Shapes: x0 (n c h w), accepted (n) bool -> rows (m) long, x_T (m c h w)
     """
-    rows = (
-        torch.arange(len(x0), device=x0.device) if config.redraw == "all" else (~accepted).nonzero().flatten()
-    )
+    chosen = ~accepted if config.redraw == "refused" else torch.ones_like(accepted)
+    rows = chosen.nonzero().flatten()  # (m)
     if not len(rows):
         return rows, x0[rows]
     value = {"opposite": -1.0, "fresh": 0.0, "repeat": 1.0}[config.wrong]

@@ -16,6 +16,7 @@ body would leak its mode into the caller at every `yield`; so each step is compu
 yielded outside it.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -28,9 +29,8 @@ from .schedule import Schedule, StepTable
 EpsFn = Callable[[Tensor, Tensor], Tensor]  # x_t (b c h w), t () or (b) long -> eps (b c h w)
 
 
-Model = Callable[
-    [Tensor, Tensor, Tensor], Tensor
-]  # x (b c h w), t (b) long, context (b t d) -> output (b c h w)
+# x (b c h w), t (b) long, context (b t d) -> output (b c h w)
+Model = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Step(NamedTuple):
@@ -134,12 +134,10 @@ def renoise(
 
 def last(steps: Iterable[Step]) -> Tensor:
     """Run a sampler to its end and keep the latent only."""
-    step = None
-    for step in steps:  # noqa: B007
-        pass
-    if step is None:
+    final = deque(steps, maxlen=1)
+    if not final:
         raise ValueError("no steps: the table is empty")
-    return step.x
+    return final[0].x
 
 
 def collect(x_start: Tensor, steps: Iterable[Step]) -> Trajectory:
@@ -153,9 +151,8 @@ def collect(x_start: Tensor, steps: Iterable[Step]) -> Trajectory:
         latents.append(step.x.float())
         timesteps.append(int(step.t))
         log_probs.append(step.log_prob[:, None])
-    return Trajectory(
-        torch.stack(latents, 1), torch.tensor(timesteps, dtype=torch.long), torch.cat(log_probs, 1)
-    )
+    t = torch.tensor(timesteps, dtype=torch.long)
+    return Trajectory(torch.stack(latents, 1), t, torch.cat(log_probs, 1))
 
 
 def evaluations(w: float) -> int:

@@ -22,34 +22,30 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from ..ranges import Checked, Count
+
 BetaSchedule = Literal["scaled_linear", "linear"]
-
-
 Prediction = Literal["epsilon", "v", "x0"]
-
-
 Spacing = Literal["leading", "trailing", "linspace"]
 
 
 @dataclass(frozen=True)
-class ScheduleConfig:
+class ScheduleConfig(Checked):
     """The noise a network was trained with. The defaults are Stable Diffusion 1.x and SDXL."""
 
-    train_steps: int = 1000  # T, number of noise levels
+    train_steps: Count = 1000  # T, number of noise levels
     beta_start: float = 0.00085  # variance added at the first level
     beta_end: float = 0.012  # variance added at the last level
     beta_schedule: BetaSchedule = "scaled_linear"  # "scaled_linear" is linear in sqrt(beta)
     prediction: Prediction = "epsilon"  # what the network outputs
 
     def __post_init__(self) -> None:
-        if self.train_steps < 1:
-            raise ValueError(f"train_steps {self.train_steps} must be at least 1")
+        super().__post_init__()
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise ValueError(f"betas must satisfy 0 < {self.beta_start} <= {self.beta_end} < 1")
-        if self.beta_schedule not in get_args(BetaSchedule):
-            raise ValueError(f"beta_schedule {self.beta_schedule!r} is not one of {get_args(BetaSchedule)}")
-        if self.prediction not in get_args(Prediction):
-            raise ValueError(f"prediction {self.prediction!r} is not one of {get_args(Prediction)}")
+        for name, kind in (("beta_schedule", BetaSchedule), ("prediction", Prediction)):
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(f"{name} {getattr(self, name)!r} is not one of {get_args(kind)}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,13 +171,11 @@ class Schedule:
         else:
             raise ValueError(f"spacing {spacing!r} is not one of {get_args(Spacing)}")
         if t[0] >= T or t[-1] < 0:
-            raise ValueError(
-                f"{steps} {spacing} steps with offset {offset} span t = {t[-1]}..{t[0]}, outside 0..{T - 1}"
-            )
+            span = f"span t = {t[-1]}..{t[0]}, outside 0..{T - 1}"
+            raise ValueError(f"{steps} {spacing} steps with offset {offset} {span}")
 
-        last = -1 if set_alpha_to_one else 0
         t_prev = t - T // steps
-        t_prev = torch.where(t_prev < 0, last, t_prev)
+        t_prev = torch.where(t_prev < 0, -1 if set_alpha_to_one else 0, t_prev)
         abar_prev = torch.where(t_prev < 0, 1.0, self.abar[t_prev.clamp(min=0)])
         return StepTable(t, t_prev, self.abar[t], abar_prev)
 

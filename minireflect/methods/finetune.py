@@ -26,6 +26,7 @@ from ..diffusion.schedule import Prediction
 from ..models.lora import LoRAConfig, add_lora
 from ..models.tokenizer import NoVocabulary, PromptError
 from ..pipeline import LatentDiffusion, Reward, SamplerConfig
+from ..ranges import Checked, Count
 from ..rl.rewards import clip_reward, compressibility, incompressibility
 from ..run import Job
 from ..streams import choices, rng
@@ -37,7 +38,7 @@ SAMPLER = SamplerConfig(steps=20, guidance=5.0)  # of the pictures that are meas
 
 
 @dataclass(frozen=True)
-class CheckpointConfig:
+class CheckpointConfig(Checked):
     """A published checkpoint, and how it is run."""
 
     # Stable Diffusion 1.x, 2.x or SDXL, a diffusers folder or a single file, in place of the synthetic world
@@ -62,17 +63,11 @@ class FinetuneConfig(CheckpointConfig):
     prompts: str = "animals"
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     # pictures at once, in sampling and in learning; less needs less memory
-    micro_batch: int = 4
+    micro_batch: Count = 4
     # hold fewer activations for the backward pass, for one more forward
     checkpointing: bool = False
     # pictures that are measured before and after
-    shown: int = 16
-
-    def __post_init__(self) -> None:
-        if min(self.micro_batch, self.shown) < 1:
-            raise ValueError(
-                f"micro_batch and shown must be at least 1, got {self.micro_batch}, {self.shown}"
-            )
+    shown: Count = 16
 
 
 def read_prompts(name: str) -> list[str]:
@@ -81,8 +76,7 @@ def read_prompts(name: str) -> list[str]:
     Raises PromptError.
     """
     path = Path(name)
-    if not path.is_file() and (PROMPTS / f"{name}.txt").is_file():
-        path = PROMPTS / f"{name}.txt"
+    path = path if path.is_file() else PROMPTS / f"{name}.txt"
     if not path.is_file():
         ours = ", ".join(sorted(p.stem for p in PROMPTS.glob("*.txt")))
         raise PromptError(f"there is no file of prompts {name}; ours are {ours}")
@@ -98,10 +92,8 @@ def read_prompts(name: str) -> list[str]:
 
 def load_base(config: FinetuneConfig, device: torch.device) -> LatentDiffusion:
     """The checkpoint, in the precision and size that were asked for, on the device."""
-    precision = config.precision or ("bf16" if device.type == "cuda" else "fp32")
-    pipe = load_checkpoint(
-        config.base, PRECISIONS[precision], config.tokenizer, config.prediction, config.size
-    )
+    dtype = PRECISIONS[config.precision or ("bf16" if device.type == "cuda" else "fp32")]
+    pipe = load_checkpoint(config.base, dtype, config.tokenizer, config.prediction, config.size)
     if isinstance(pipe.tokenizer, NoVocabulary):
         pipe.tokenizer([""])  # raises, and says what to give
     pipe.micro_batch = config.micro_batch

@@ -19,6 +19,7 @@ from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.optim import Optimizer
 
 from ..diffusion.ddim import DDIMStep, ddim_step
 from ..diffusion.sample import evaluations
@@ -27,24 +28,17 @@ from ..models.lora import adapters, lora_layers, remove_lora
 from ..models.unet import UNet
 from ..pipeline import LatentDiffusion, SamplerConfig
 from ..ranges import Checked, Count, Positive, Range, Share, Weight
-from ..rl.advantage import (
-    RewardHistory,
-    advantage_weights,
-    group_advantage,
-    history_advantage,
-    reward_weights,
-    select_best_worst,
-    zero_variance_groups,
-)
+from ..rl.advantage import RewardHistory, advantage_weights, group_advantage, history_advantage
+
+from ..rl.advantage import reward_weights, select_best_worst, zero_variance_groups  # isort: skip
 from ..rl.policy import gaussian_kl, ppo_clip, reduce_log_prob
 from .rollout import Rollout
 
 WARMUP = 5  # iterations of linear warm-up; without it the first steps destroy the model
 GRAD_NORM = 1.0  # largest norm of an update's gradient
 WEIGHT_DECAY = 1e-4  # of AdamW
-FLOOR = (
-    0.5  # regress: added to the sum of a prompt's rewards, so that a prompt that always fails counts little
-)
+# regress: added to the sum of a prompt's rewards, so that a prompt that always fails counts little
+FLOOR = 0.5
 MAX_WEIGHT = 20.0  # regress: largest weight of a late noise level, see `level_weight`
 TRAINED = 0.5  # ppo: share of the denoising steps that an iteration trains on, chosen anew each time
 MIN_SIGMA = 0.1  # ppo: steps with less noise are not trained, see `jobs`
@@ -133,7 +127,7 @@ class Learner:
     pipe: LatentDiffusion  # its UNet is the policy
     base: UNet  # the frozen policy that it started from
     networks: dict[str, nn.Module]  # what a run saves: "unet" or its LoRA adapters, with regress the "replay"
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     config: LearnConfig
     sampler: SamplerConfig  # how the branches were sampled; its `steps` are not read
     history: RewardHistory | None = None  # ppo: z-score advantages (E6, E7) in place of the group's
@@ -151,10 +145,6 @@ class Learner:
             networks["replay"] = replay.to(pipe.device)
         optimizer = torch.optim.AdamW(trained.parameters(), lr=config.lr, weight_decay=WEIGHT_DECAY)
         return Learner(pipe, base, networks, optimizer, config, sampler)
-
-    def step(self, number: int) -> float:
-        """Take optimiser step `number` with the gradients there are.  -> their norm before clipping"""
-        return take_step(self.optimizer, self.pipe.unet, self.config, number)
 
 
 def learn(learner: Learner, out: Rollout, lr_factor: float, generator: Generator) -> UpdateStats:
@@ -183,20 +173,15 @@ def backward(loss: Tensor, network: nn.Module) -> None:
     (loss * _scale(network)).backward()
 
 
-def take_step(
-    optimizer: torch.optim.Optimizer, network: nn.Module, config: LearnConfig, number: int
-) -> float:
+def take_step(optimizer: Optimizer, network: nn.Module, config: LearnConfig, number: int) -> float:
     """Clip the gradient's norm and step.  -> the norm before.  Raises FloatingPointError if not finite."""
-    trained = [p for p in network.parameters() if p.grad is not None]
-    if (scale := _scale(network)) != 1:
-        for p in trained:
-            p.grad /= scale
+    trained, scale = [p for p in network.parameters() if p.grad is not None], _scale(network)
+    for p in trained if scale != 1 else ():
+        p.grad /= scale
     norm = torch.nn.utils.clip_grad_norm_(trained, GRAD_NORM)
     if not torch.isfinite(norm):
-        raise FloatingPointError(
-            f"the gradient of update {number} is not finite; lower lr, {config.lr} now"
-            + (", or use --precision bf16" if scale != 1 else "")
-        )
+        advice = f"lower lr, {config.lr} now" + (", or use --precision bf16" if scale != 1 else "")
+        raise FloatingPointError(f"the gradient of update {number} is not finite; {advice}")
     optimizer.step()
     return norm.item()
 
@@ -242,15 +227,14 @@ def regress(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats
                 before = replace(pipe, unet=learner.base).eps(context)(1.0)(x_t[part], t[part])  # (b c h w)
             eps = pipe.eps(context)(1.0)(x_t[part], t[part])
             anchored = (t[part] < config.anchor_below).view(-1, 1, 1, 1)
-            error = (
-                ((eps - torch.where(anchored, before, noise[part])) ** 2).flatten(1).mean(1)
-            )  # (b) DDPM (14)
+            target = torch.where(anchored, before, noise[part])
+            error = ((eps - target) ** 2).flatten(1).mean(1)  # (b) DDPM (14)
             share = len(eps) / len(x_0)
             loss = share * (level_weight(pipe.schedule, t[part], MAX_WEIGHT) * error).mean()
             backward(loss, pipe.unet)
             losses += loss.item()
             kl += share * path_kl(pipe.schedule, t[part], (eps - before).detach())
-        norms += learner.step(number)
+        norms += take_step(learner.optimizer, pipe.unet, config, number)
     n = max(1, updates)
     return UpdateStats(losses / n, kl / n, norms / n, updates, 2 * updates * config.batch)
 
@@ -312,8 +296,7 @@ def jobs(
         for i, sigma in enumerate(round_.table.sigma(eta))
         if sigma > MIN_SIGMA and kept.any()
     ]
-    order = torch.randperm(len(pairs), generator=generator)
-    order = order[: math.ceil(TRAINED * len(pairs))]
+    order = torch.randperm(len(pairs), generator=generator)[: math.ceil(TRAINED * len(pairs))]
     return [[pairs[j] for j in chunk] for chunk in order.chunk(updates)] if len(order) else []
 
 
@@ -356,9 +339,8 @@ def ppo(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats:
     for number, chunk in enumerate(chunks):
         samples = sum(int(advantage[k][1].sum()) for k, _ in chunk)  # branches x steps in this optimiser step
         learner.optimizer.zero_grad(set_to_none=True)
-        for k, i, part in [
-            (*pair, p) for pair in chunk for p in micro_batches(len(advantage[pair[0]][0]), pipe)
-        ]:
+        pieces = [(k, i, part) for k, i in chunk for part in micro_batches(len(advantage[k][0]), pipe)]
+        for k, i, part in pieces:
             A, rows = (v[part].to(pipe.device) for v in advantage[k])  # (b), (b) bool
             if not rows.any():
                 continue
@@ -375,7 +357,7 @@ def ppo(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats:
             for name in sums:
                 sums[name] += getattr(stats, name).item() * share
         first = first or len(ratios)
-        norms += learner.step(number)
+        norms += take_step(learner.optimizer, pipe.unet, config, number)
     n = max(1, len(chunks))
     first_ratio = math.expm1(min(max(ratios[:first], default=0.0), 80.0))
     return UpdateStats(

@@ -26,7 +26,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -34,68 +34,66 @@ from torch import Generator, Tensor
 from ..models.reasongen import ReasonGen, Sampled, SamplingConfig
 from ..models.tokenizer import EOS, trim
 from ..pipeline import ACCEPT, ReasonPipeline
-from ..pretrain.optimise import lr_factor, set_lr
 from ..pretrain.sft import Examples, ReasonTraining, sft_loss
+from ..ranges import Checked, Count, Positive, Range, Weight
 from ..rl.advantage import group_advantage, zero_variance_groups
 from ..rl.rewards import ACCEPT_WORD, Reward, inspector_reward
 from ..rl.tokens import AdaptiveEntropy, TokenBatch, entropy_of, token_step
-from ..run import Job
+from ..run import Job, lr_factor, set_lr
 from ..streams import rng
 
+# what is recalled: half of the laws' pictures recombined, and captions that relate their objects
+MIX = {"recombined": 0.5, "related_captions": 0.4}
 Prompts = Callable[[int, int, int], list[str]]  # number of prompts, iteration, sampling within it -> prompts
 
 
 @dataclass(frozen=True)
-class ReasonRLConfig:
+class ReasonRLConfig(Checked):
     # of sampling and update
-    iterations: int = 80
+    iterations: Count = 80
     # groups that an iteration learns from
-    prompts: int = 16
+    prompts: Count = 16
     # G, samples of each prompt
-    group: int = 8
+    group: Annotated[int, Range(2)] = 8
     # how often an iteration samples prompts, at most, until enough groups have different rewards
-    max_resamples: int = 4
+    max_resamples: Count = 4
     # optimiser steps per iteration, each on its share of the groups
-    updates: int = 2
+    updates: Count = 2
     # peak learning rate of AdamW; falls to zero on a cosine after a warm-up of 5 %
-    lr: float = 3e-4
+    lr: Weight = 3e-4
     # e, on the ratio of a token's probabilities
-    clip: float = 0.2
+    clip: Weight = 0.2
     # weight of the KL to the model before RL, nats per token; the paper has none
-    beta: float = 0.02
+    beta: Weight = 0.02
     # hold the entropies of text and image tokens at their targets
     adaptive: bool = True
     # H* of text tokens, nats; what stage 1 ends with
-    text_entropy: float = 0.11
+    text_entropy: Weight = 0.11
     # H* of image tokens, nats
-    image_entropy: float = 0.19
+    image_entropy: Weight = 0.19
     # largest weight |alpha| of an entropy, as in the paper
-    entropy_bound: float = 5e-3
+    entropy_bound: Positive = 5e-3
     # learning rate of the weights alpha, as in the paper
-    entropy_lr: float = 5e-4
+    entropy_lr: Positive = 5e-4
     # temperature of sampling
     temperature: float = 0.8
     # the picture must also show what its rationale says; the paper does not ask for it
     read_rationales: bool = True
     # weight of stage 1's loss on true pictures, gamma in InstructGPT's equation 2; the paper has none
-    recall: float = 0.3
+    recall: Weight = 0.3
     # true pictures to recall, rendered once
-    recall_pictures: int = 6_000
+    recall_pictures: Count = 6_000
     # true pictures per optimiser step
-    recall_batch: int = 48
+    recall_batch: Count = 48
     # compute the recalled loss in bfloat16
     bf16: bool = False
     # also measure best-of-N before RL
     controls: bool = True
 
     def __post_init__(self) -> None:
-        least = {"iterations": 1, "max_resamples": 1, "updates": 1, "prompts": self.updates, "group": 2}
-        least |= dict.fromkeys(("recall", "text_entropy", "image_entropy"), 0)
-        for name, value in least.items():
-            if getattr(self, name) < value:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least {value}")
-        if min(self.entropy_bound, self.entropy_lr) <= 0:
-            raise ValueError("entropy_bound and entropy_lr must be positive")
+        super().__post_init__()
+        if self.prompts < self.updates:
+            raise ValueError(f"prompts must be at least updates = {self.updates}, got {self.prompts}")
         self.sampling  # noqa: B018  raises on a temperature out of range
 
     @property
@@ -104,14 +102,8 @@ class ReasonRLConfig:
 
     @property
     def examples(self) -> ReasonTraining:
-        """What is recalled: half of the laws' pictures recombined, and captions that relate their objects."""
-        return ReasonTraining(
-            pictures=self.recall_pictures,
-            batch=self.recall_batch,
-            recombined=0.5,
-            related_captions=0.4,
-            bf16=self.bf16,
-        )
+        """The true pictures that are recalled."""
+        return ReasonTraining(**MIX, pictures=self.recall_pictures, batch=self.recall_batch, bf16=self.bf16)
 
 
 class Rewards(NamedTuple):
@@ -150,13 +142,9 @@ class SampleStats(NamedTuple):
 
 
 def sample_groups(
-    pipe: ReasonPipeline,
-    rewards: Rewards,
-    prompts: Prompts,
-    config: ReasonRLConfig,
-    step: int,
+    pipe: ReasonPipeline, rewards: Rewards, prompts: Prompts, config: ReasonRLConfig, step: int,
     noise: Generator,
-) -> tuple[Samples | None, SampleStats]:
+) -> tuple[Samples | None, SampleStats]:  # fmt: skip
     """Sample groups until enough of them are mixed, `config.max_resamples` times at most.
 
     After the first time only as many prompts are sampled as should suffice, by the share of mixed groups so
@@ -177,9 +165,8 @@ def sample_groups(
         rows = (~zero_variance_groups(R)).nonzero().flatten()[:wanted]
         groups, mixed = groups + len(texts), mixed + len(rows)
         members = (rows[:, None] * config.group + torch.arange(config.group, device=rows.device)).flatten()
-        kept.append(
-            Samples([texts[i] for i in rows.tolist()], Sampled(*(v[members] for v in sampled)), R[rows])
-        )
+        of_rows = Sampled(*(v[members] for v in sampled))
+        kept.append(Samples([texts[i] for i in rows.tolist()], of_rows, R[rows]))
         if mixed == config.prompts:
             break
     stats = SampleStats(groups, mixed, *(torch.cat(values).mean().item() for values in zip(*found)))
@@ -218,9 +205,7 @@ def token_shares(chosen: Tensor, image_tokens: int) -> Tensor:
 
 
 @torch.no_grad()
-def split_samples(
-    learner: Learner, samples: Samples, config: ReasonRLConfig, generator: Generator
-) -> list[Share]:
+def shares_of(learner: Learner, samples: Samples, config: ReasonRLConfig, noise: Generator) -> list[Share]:
     """The groups in random order, one share per optimiser step, scored before the first of them."""
     pipe, model, g = learner.pipe, learner.pipe.model, config.group
     device = samples.rewards.device
@@ -228,22 +213,19 @@ def split_samples(
     written = trim(samples.sampled.rationale, model.config.boi)  # (n*g r)
     advantage = group_advantage(samples.rewards).flatten()  # (n*g)
     shares = []
-    for groups in torch.randperm(len(samples.prompts), generator=generator).chunk(config.updates):
+    for groups in torch.randperm(len(samples.prompts), generator=noise).chunk(config.updates):
         rows = (groups[:, None] * g + torch.arange(g)).flatten().to(device)  # (m)
         given = prompts[rows], written[rows], samples.sampled.codes[rows]
         chosen = samples.sampled.chosen[rows, : written.shape[1]]
         # in one pass, as in `update`: sampling with a cache rounds differently, so its ratio is not exactly 1
-        old, reference = (
-            torch.cat(m.log_probs(*given, config.sampling), 1) for m in (model, learner.reference)
-        )
+        models = model, learner.reference
+        old, reference = (torch.cat(m.log_probs(*given, config.sampling), 1) for m in models)
         weight = token_shares(chosen, given[2].shape[1])  # (m r+n)
         shares.append(Share(given, chosen, TokenBatch(old, reference, advantage[rows], weight)))
     return shares
 
 
-def update(
-    learner: Learner, samples: Samples, config: ReasonRLConfig, generator: Generator
-) -> dict[str, float]:
+def update(learner: Learner, samples: Samples, config: ReasonRLConfig, noise: Generator) -> dict[str, float]:
     """`config.updates` optimiser steps, each on its share of the groups.  -> their mean statistics
 
     `clipped` is the share of tokens beyond the clip; `first_ratio` the largest |rho - 1| of the first step,
@@ -251,30 +233,27 @@ def update(
     """
     model = learner.pipe.model
     rows: list[dict[str, float]] = []
-    ratio_errors = []
-    for given, chosen, tokens in split_samples(learner, samples, config, generator):
+    for given, chosen, tokens in shares_of(learner, samples, config, noise):
         choices = model.distributions(*given, config.sampling)
         now = torch.cat(model.chosen(choices, *given[1:]), 1)  # (m r+n)
         every = torch.ones_like(given[2], dtype=torch.bool)
         # an image token is a form, and colours given that form: their entropies add up
         of_image = mean_entropy(choices.forms, every) + mean_entropy(choices.colors, every)
         H = mean_entropy(choices.text, chosen), of_image
-        more = (
-            [sum(control.alpha * h for control, h in zip(learner.entropies, H))] if learner.entropies else []
-        )
+        more = [sum(control.alpha * h for control, h in zip(learner.entropies, H))]
         if learner.examples:
-            recalled, _ = sft_loss(model, learner.examples, config.examples, generator)
+            recalled, _ = sft_loss(model, learner.examples, config.examples, noise)
             more.append(config.recall * recalled)
         stats = token_step(now, tokens, learner.optimizer, config.clip, config.beta, *more)
         for control, h in zip(learner.entropies, H):
             control.step(h.item())
-        ratio_errors.append(stats.ratio_error)
         rows.append({
             "loss": stats.total, "clipped": stats.clip_high + stats.clip_low, "kl": stats.kl,
             "text_entropy": H[0].item(), "image_entropy": H[1].item(), "grad_norm": stats.grad_norm,
+            "first_ratio": stats.ratio_error,
         })  # fmt: skip
     means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
-    return means | {"first_ratio": ratio_errors[0]}
+    return means | {"first_ratio": rows[0]["first_ratio"]}
 
 
 def mean_entropy(log_prob: Tensor, mask: Tensor) -> Tensor:
@@ -290,20 +269,15 @@ def train_reason_grpo(
     reference = copy.deepcopy(pipe.model).eval().requires_grad_(False)
     model = pipe.model.requires_grad_(True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=1e-2)
-    text, image = (
-        AdaptiveEntropy(target, config.entropy_bound, config.entropy_lr).to(job.device)
-        for target in (config.text_entropy, config.image_entropy)
-    )
+    targets, limits = (config.text_entropy, config.image_entropy), (config.entropy_bound, config.entropy_lr)
+    text, image = (AdaptiveEntropy(target, *limits).to(job.device) for target in targets)
     learner = Learner(pipe, reference, optimizer, (text, image) if config.adaptive else (), examples)
-    networks, memory = (
-        {"model": model, "text_entropy": text, "image_entropy": image},
-        {"calls": 0, "tokens": 0},
-    )
+    networks = {"model": model, "text_entropy": text, "image_entropy": image}
+    memory = {"calls": 0, "tokens": 0}
     for step in job.run.steps("reason-grpo", config.iterations, networks, optimizer, memory=memory):
         set_lr(optimizer, config.lr * lr_factor(step, config.iterations))
-        samples, stats = sample_groups(
-            pipe, rewards, prompts, config, step, rng(job.seed, "reason-grpo", step)
-        )
+        noise = rng(job.seed, "reason-grpo", step)
+        samples, stats = sample_groups(pipe, rewards, prompts, config, step, noise)
         values = stats._asdict()
         if samples:
             values |= update(learner, samples, config, rng(job.seed, "update", step))

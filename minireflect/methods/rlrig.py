@@ -45,55 +45,48 @@ from ..models.actor import Actor, questions
 from ..models.transformer import SampledText
 from ..models.unet import UNet
 from ..pipeline import LatentDiffusion, SamplerConfig
+from ..ranges import Checked, Count, Natural, Range, Share, Weight
 from ..rl.advantage import group_advantage, zero_variance_groups
-from ..rl.checker import Answers, Checker, load_checker
+from ..rl.rewards import Answers, Checker, load_checker
 from ..rl.tokens import TokenBatch, entropy_of, token_step, token_weights
 from ..run import Job
 from ..streams import choices, rng
 from ..world.captions import edit_prompt
-from ..world.graphs import SceneGraph
+from ..world.graphs import SceneGraph, sample_graph
 from ..world.inspector import inspect_all
-from ..world.layout import sample_graph
 from .learn import LearnConfig, Learner, learn
 from .rollout import Rollout, Round
 
-RIG_PARTS = (
-    "autoencoder",
-    "text_encoder",
-    "unet",
-    "checker",
-    "judge",
-    "actor",
-)  # files of a folder with weights
+# files of a folder with weights
+RIG_PARTS = ("autoencoder", "text_encoder", "unet", "checker", "judge", "actor")
 ETA = 1.0  # step noise of DDPM; without it the editor is no policy
 W_INVERT = 0.0  # guidance of the inversion: the prompt is not used
 ACTOR_UPDATES = 2  # optimiser steps of an iteration of phase 1; from the second on the clip can bind
 STD_FLOOR = 0.02  # phase 1: added to a group's std of rewards
 
 
+Graphs = list[SceneGraph]
+
+
+Tries = tuple[int, int]  # edit prompts of a picture, edits of a prompt; G in all
+
+
 @dataclass(frozen=True)
-class LoopConfig:
+class LoopConfig(Checked):
     # K, edits of a picture at most; 0 generates only
-    rounds: int = 3
+    rounds: Natural = 3
     # t*, share of the denoising steps that an edit goes back, in [0, 1]
-    t_star: float = 0.9
+    t_star: Share = 0.9
     # denoising steps of a picture
-    steps: int = 20
+    steps: Count = 20
     # w of generating
-    guidance: float = 1.0
+    guidance: Weight = 1.0
     # w of editing
-    edit_guidance: float = 2.0
+    edit_guidance: Weight = 2.0
     # share of new noise at t*, in [0, 1]; 1 is SDEdit, which inverts nothing
-    fresh_noise: float = 1.0
+    fresh_noise: Share = 1.0
     # also edit pictures that meet all requirements
     edit_all: Annotated[bool, Suppress] = False
-
-    def __post_init__(self) -> None:
-        if self.rounds < 0 or self.steps < 1:
-            raise ValueError(f"rounds {self.rounds} must be 0 or more, and steps {self.steps} at least 1")
-        if not 0 <= self.t_star <= 1:
-            raise ValueError(f"t_star {self.t_star} is a share of the steps, in [0, 1]")
-        _ = self.reflection, self.edit_sampler  # both raise on numbers out of range
 
     @property
     def edit_steps(self) -> int:
@@ -101,13 +94,8 @@ class LoopConfig:
 
     @property
     def reflection(self) -> ReflectionConfig:
-        return ReflectionConfig(
-            steps=self.steps, strength=self.t_star, w_renoise=W_INVERT, fresh_noise=self.fresh_noise
-        )
-
-    @property
-    def edit_sampler(self) -> SamplerConfig:
-        return SamplerConfig(self.steps, self.edit_guidance, ETA)
+        part = ReflectionConfig(steps=self.steps, strength=self.t_star, fresh_noise=self.fresh_noise)
+        return replace(part, w_renoise=W_INVERT)
 
     @property
     def generate_cost(self) -> int:
@@ -125,9 +113,8 @@ class LoopConfig:
         With the Diffuser as editor and the silent Actor: best-of-N of the Checker with `edit_all`, else
         repeated generation until it accepts.
         """
-        return replace(
-            self, rounds=rounds, edit_all=edit_all, t_star=1.0, fresh_noise=1.0, edit_guidance=self.guidance
-        )
+        anew = replace(self, t_star=1.0, fresh_noise=1.0, edit_guidance=self.guidance)
+        return replace(anew, rounds=rounds, edit_all=edit_all)
 
 
 class EditPrompts(NamedTuple):
@@ -137,10 +124,10 @@ class EditPrompts(NamedTuple):
 
 
 # latents (b c h w), b graphs, b answers of the Checker, noise -> b edit prompts
-Act = Callable[[Tensor, list[SceneGraph], Answers, Generator], EditPrompts]
+Act = Callable[[Tensor, Graphs, Answers, Generator], EditPrompts]
 
 
-def silent_actor(_: Tensor, graphs: list[SceneGraph], *__: object) -> EditPrompts:
+def silent_actor(_: Tensor, graphs: Graphs, *__: object) -> EditPrompts:
     """A control: the editor reads the graph's sentence alone."""
     return EditPrompts([""] * len(graphs))
 
@@ -153,9 +140,7 @@ class Parts(NamedTuple):
     checker: Checker
     actor: Actor
 
-    def act(
-        self, latents: Tensor, graphs: list[SceneGraph], answers: Answers, generator: Generator
-    ) -> EditPrompts:
+    def act(self, latents: Tensor, graphs: Graphs, answers: Answers, generator: Generator) -> EditPrompts:
         """The Actor's edit prompts.  Shapes: latents (b c h w), b graphs, b answers"""
         tokenizer, asked = self.diffuser.tokenizer, [[r.words for r in g.requirements] for g in graphs]
         met = [row[: len(words)] for row, words in zip(answers.met.tolist(), asked)]
@@ -182,9 +167,7 @@ def load_parts(
 
 
 @torch.no_grad()
-def generate(
-    pipe: LatentDiffusion, graphs: list[SceneGraph], config: LoopConfig, generator: Generator
-) -> Tensor:
+def generate(pipe: LatentDiffusion, graphs: Graphs, config: LoopConfig, generator: Generator) -> Tensor:
     """Round 0.  -> (b c h w) latents"""
     eps = pipe.eps([g.sentence for g in graphs])(config.guidance)
     x_T = pipe.noise(len(graphs), generator)
@@ -209,7 +192,7 @@ class Edits(NamedTuple):
     """The edits that a round tries, G of each of n pictures."""
 
     rows: Tensor  # (n) which pictures of the loop
-    graphs: list[SceneGraph]  # n
+    graphs: Graphs  # n
     latents: Tensor  # (n c h w) before the edit
     before: Answers  # n
     said: EditPrompts  # n*g, or n where a group shares its edit prompt
@@ -247,13 +230,11 @@ def keep_best(state: LoopState, edits: Edits, cost: int) -> LoopState:
     better = score >= edits.before.score  # (n) bool
     rows = edits.rows[better]
     pick = (best + torch.arange(len(best), device=best.device) * edits.group)[better]
-    latents, images, probability = (
-        v.clone() for v in (state.latents, state.images, state.answers.probability)
-    )
+    old = state.latents, state.images, state.answers.probability, state.evaluations, state.calls
+    latents, images, probability, spent, calls = (v.clone() for v in old)
     latents[rows], images[rows] = edits.path.latents[pick, -1], edits.images[pick]
     new = edits.after.probability[pick]  # of as many requirements as the edited graphs have
     probability[rows, : new.shape[1]] = new
-    spent, calls = state.evaluations.clone(), state.calls.clone()
     spent[edits.rows.cpu()] += cost * edits.group
     calls[edits.rows.cpu()] += edits.group
     return LoopState(latents, images, Answers(probability, state.answers.asked), spent, calls, edits)
@@ -261,13 +242,10 @@ def keep_best(state: LoopState, edits: Edits, cost: int) -> LoopState:
 
 @torch.no_grad()
 def reflect_and_edit(
-    parts: Parts, graphs: list[SceneGraph], config: LoopConfig, generator: Generator, act: Act | None = None,
-    tries: tuple[int, int] = (1, 1),
+    parts: Parts, graphs: Graphs, config: LoopConfig, generator: Generator, act: Act | None = None,
+    tries: Tries = (1, 1),
 ) -> Iterator[LoopState]:  # fmt: skip
-    """The loop; yields round 0 and each round that has something to edit.
-
-    `tries` are the edit prompts of a picture and the edits of a prompt, G in all.
-    """
+    """The loop; yields round 0 and each round that has something to edit."""
     act, (p, e) = act or parts.act, tries
     x0 = generate(parts.diffuser, graphs, config, generator)
     images = parts.diffuser.decode(x0)
@@ -291,7 +269,7 @@ def reflect_and_edit(
         yield state
 
 
-Loop = Callable[[list[SceneGraph], Generator], Iterator[LoopState]]
+Loop = Callable[[Graphs, Generator], Iterator[LoopState]]
 
 
 def loop_of(parts: Parts, config: LoopConfig, act: Act | None = None) -> Loop:
@@ -304,56 +282,52 @@ def controls(parts: Parts, config: LoopConfig) -> dict[str, Loop]:
     can.
     """
     n = math.ceil(config.rounds * config.edit_cost / config.generate_cost)
+    untrained, again = parts._replace(editor=parts.diffuser), config.generating(n, edit_all=True)
     return {
         "base": loop_of(parts, replace(config, rounds=0)),
-        f"best of {n + 1}": loop_of(
-            parts._replace(editor=parts.diffuser), config.generating(n, edit_all=True), silent_actor
-        ),
+        f"best of {n + 1}": loop_of(untrained, again, silent_actor),
         "raw loop, warmed-up Actor": loop_of(parts, config),
     }
 
 
 @dataclass(frozen=True)
-class RLRIGConfig:
+class RLRIGConfig(Checked):
     loop: LoopConfig = field(default_factory=LoopConfig)
     # graphs of an iteration
-    graphs: int = 40
+    graphs: Count = 40
     # G, edits of a picture and round
-    group: int = 4
+    group: Annotated[int, Range(2)] = 4
     # K in training; `loop.rounds` is K in measuring
-    rounds: int = 1
+    rounds: Count = 1
     # iterations of phase 1, the Actor
-    actor_iterations: int = 10
+    actor_iterations: Natural = 10
     # learning rate of the Actor's AdamW
-    actor_lr: float = 3e-4
+    actor_lr: Weight = 3e-4
     # e, on the ratio of a token's probabilities
-    clip: float = 0.2
+    clip: Weight = 0.2
     # weight of the KL to the Actor before RL, nats per token
-    beta: float = 0.01
+    beta: Weight = 0.01
     # iterations of phase 2, the editor
-    editor_iterations: int = 60
+    editor_iterations: Natural = 60
     # how the editor learns
     editor: LearnConfig = field(default_factory=lambda: LearnConfig(lr=3e-4, anchor_below=300))
     # also measure what the trained loop is compared with
     controls: bool = True
 
     def __post_init__(self) -> None:
-        if self.graphs < 1 or min(self.actor_iterations, self.editor_iterations) < 0:
-            raise ValueError("graphs must be at least 1, and iterations 0 or more")
-        if self.group < 2:
-            raise ValueError(f"group is {self.group}: edits of a picture are compared, so at least 2")
-        if self.rounds < 1 or not self.loop.edit_steps:
-            raise ValueError("training needs a round, and an edit of at least one step: rounds, loop.t-star")
+        super().__post_init__()
+        if not self.loop.edit_steps:
+            raise ValueError("training needs an edit of at least one step: loop.steps, loop.t-star")
 
 
-def graphs_of(seed: int, step: int, config: RLRIGConfig) -> list[SceneGraph]:
+def graphs_of(seed: int, step: int, config: RLRIGConfig) -> Graphs:
     """The graphs of an iteration."""
     draw = choices(seed, "graphs", step)
     return [sample_graph(draw) for _ in range(config.graphs)]
 
 
 def try_edits(
-    parts: Parts, graphs: list[SceneGraph], config: RLRIGConfig, tries: tuple[int, int], generator: Generator
+    parts: Parts, graphs: Graphs, config: RLRIGConfig, tries: Tries, generator: Generator
 ) -> list[Edits]:
     """Run the loop for training.  -> the edits of each round, none if all pictures are right at once"""
     loop = replace(config.loop, rounds=config.rounds)
@@ -402,7 +376,8 @@ def train_actor_grpo(config: RLRIGConfig, parts: Parts, job: Job) -> Actor:
 def train_editor(config: RLRIGConfig, parts: Parts, job: Job) -> LatentDiffusion:
     """Phase 2: G edits of each edit prompt.  -> the editor"""
     pictures, total = config.graphs * config.group * config.rounds, config.editor_iterations
-    learner = Learner.of(parts.editor, config.editor, config.loop.edit_sampler, pictures)
+    sampler = SamplerConfig(config.loop.steps, config.loop.edit_guidance, ETA)
+    learner = Learner.of(parts.editor, config.editor, sampler, pictures)
     memory, tries = {"calls": 0, "evaluations": 0}, (1, config.group)
     for step in job.run.steps("phase-2", total, learner.networks, learner.optimizer, memory=memory):
         graphs, noise = graphs_of(job.seed, step, config), rng(job.seed, "phase 2", step)
@@ -421,10 +396,8 @@ def as_rollout(editor: LatentDiffusion, rounds: list[Edits], config: RLRIGConfig
     PPO compares f(x) within a group; the regression weighs by the probability that all requirements hold.
     """
     texts = [text for r in rounds for text in r.prompts[:: r.group]]
-    out, tail = (
-        Rollout(texts, editor.embed(texts)),
-        config.loop.reflection.tail(editor.table(config.loop.steps)),
-    )
+    out = Rollout(texts, editor.embed(texts))
+    tail = config.loop.reflection.tail(editor.table(config.loop.steps))
     start = 0
     for r in rounds:
         rows = start + torch.arange(len(r.rows), device=r.latents.device)

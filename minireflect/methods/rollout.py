@@ -111,13 +111,12 @@ def rollout_cost(config: RolloutConfig, prompts: list[int], step: int) -> Cost:
     """What a rollout costs, from the number of prompts in each scored round: one round if blind."""
     shared, reflection = config.shared(step), config.reflection
     per_prompt = (shared + config.group * (config.steps - shared)) * evaluations(config.guidance)
-    unet = sum(prompts) * per_prompt
-    if config.mode == "blind":
-        each = config.steps * evaluations(reflection.w_denoise) + reflection.renoise_cost
-        unet += prompts[0] * config.rounds * each
-    else:
-        unet += sum(prompts[1:]) * reflection.reflect_cost
-    return Cost(unet, rewards=sum(prompts) * config.group)
+    blind, selected = (
+        prompts[0] * reflection.blind_cost(config.steps),
+        sum(prompts[1:]) * reflection.reflect_cost,
+    )
+    reflected = blind if config.mode == "blind" else selected
+    return Cost(sum(prompts) * per_prompt + reflected, rewards=sum(prompts) * config.group)
 
 
 @dataclass
@@ -128,9 +127,8 @@ class Rollout:
     context: Tensor  # (n t d) embedded prompts
     rounds: list[Round] = field(default_factory=list)
     cost: Cost = field(default_factory=Cost)
-    families: list[str] | None = (
-        None  # n, what the reward history is kept by; the prompts themselves when None
-    )
+    # n, what the reward history is kept by; the prompts themselves when None
+    families: list[str] | None = None
 
     def texts_of(self, round_: Round) -> list[str]:
         """The prompt of every branch of a round."""
@@ -158,10 +156,8 @@ def rollout(
         x_T = pipe.noise(len(texts) * config.group, rng(seed, "start", step, "all"))
     if config.mode == "blind":
         for k in range(config.rounds):
-            noise = rng(seed, "reflect", step, k)
-            _, x_T = condition_guided_forward(
-                pipe.eps(out.context), x_T, table, back, config.reflection, noise
-            )
+            eps, noise = pipe.eps(out.context), rng(seed, "reflect", step, k)
+            _, x_T = condition_guided_forward(eps, x_T, table, back, config.reflection, noise)
 
     def renoise_eps(of: Tensor) -> EpsFn:
         return pipe.eps(out.context[rows[of]])(config.w_renoise)

@@ -34,7 +34,7 @@ from minireflect.models.clip import TextConfig, TextEncoder
 from minireflect.models.tokenizer import EOS, Tokenizer
 from minireflect.models.unet import UNet, UNetConfig
 from minireflect.pipeline import LatentDiffusion
-from minireflect.rl.checker import Answers
+from minireflect.rl.rewards import Answers
 from minireflect.run import Job, Run
 from minireflect.world.captions import PROMPT_LENGTH
 from minireflect.world.captions import graph_vocabulary as vocabulary
@@ -292,10 +292,10 @@ def test_equal_rewards_teach_nothing() -> None:
 
 def test_errors_name_the_bad_option() -> None:
     for bad, words in (
-        ({"t_star": 1.5}, "t_star 1.5"),
-        ({"rounds": -1}, "rounds -1"),
+        ({"t_star": 1.5}, "t_star must be .* got 1.5"),
+        ({"rounds": -1}, "rounds must be .* got -1"),
         ({"fresh_noise": 2.0}, "fresh_noise"),
-        ({"steps": 0}, "steps 0"),
+        ({"steps": 0}, "steps must be .* got 0"),
     ):
         with pytest.raises(ValueError, match=words):
             LoopConfig(**bad)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPModel
 
 from minireflect.checkpoints.load import load_checkpoint
-from minireflect.evaluate import EvaluationConfig, RewardScore, reward_score, sample_and_score
+from minireflect.evaluate import EvaluationConfig, Score, evaluate_rewards
 from minireflect.methods import learn as learning
 from minireflect.methods.finetune import (
     FinetuneConfig,
@@ -98,16 +98,15 @@ def test_the_reward_rises_on_incompressibility(base: Path, prompts: Path, tmp_pa
     run, pipe = Run(tmp_path / "run", {}), load_base(config, torch.device("cpu"))
     before = load_file(base / "unet" / "diffusion_pytorch_model.safetensors")
 
-    def kilobytes() -> RewardScore:
+    def kilobytes() -> Score:
         texts, sampler = TEXTS * 8, SamplerConfig(4, 1.0, 1.0)
-        return reward_score(
-            *sample_and_score(pipe, incompressibility, texts, sampler, EvaluationConfig(batch=24))
-        )
+        config = EvaluationConfig(batch=24)
+        return evaluate_rewards(pipe, incompressibility, texts, sampler, config)[1]
 
     first = kilobytes()
     finetune(config, QUICK, pipe, incompressibility, Job(run))
     last = kilobytes()
-    assert last.reward > first.reward + 4 * (first.reward_se**2 + last.reward_se**2) ** 0.5
+    assert last["reward"] > first["reward"] + 4 * (first["reward_se"] ** 2 + last["reward_se"] ** 2) ** 0.5
     rows = run.metrics("srrl")
     assert all(len(r["reward_by_round"]) == 2 and r["first_ratio"] == 0.0 for r in rows)
     assert (tmp_path / "run" / "weights" / "lora.safetensors").stat().st_size < 200_000

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import reports
@@ -105,3 +106,10 @@ def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.close()
     assert process.wait(60) == 0 and "Traceback" not in process.stderr.read()
+
+
+def test_the_interval_over_seeds_is_students() -> None:
+    values = [0.5, 0.6, 0.7]
+    low, high = stats.t.interval(0.95, 2, loc=0.6, scale=stats.sem(values))
+    assert reports.over_seeds(values) == f"0.600 ± {(high - low) / 2:.3f}" == "0.600 ± 0.248"
+    assert reports.over_seeds([0.25]) == "0.250"

@@ -11,8 +11,8 @@ import torch
 
 from minireflect import load_pipeline, rng
 from minireflect.cli.train import defaults, parse
-from minireflect.evaluate import EvaluationConfig
-from minireflect.evaluate_reason import ReasonScore, another_of_its_kind, evaluation_prompts
+from minireflect.evaluate import EvaluationConfig, Score
+from minireflect.evaluate_reason import another_of_its_kind, evaluation_prompts
 from minireflect.models.reasongen import SamplingConfig
 from minireflect.pipeline import ReasonPipeline
 from minireflect.rl.rewards import load_reward
@@ -116,16 +116,14 @@ def test_the_study_of_reasongen_measures_every_row_on_the_run_that_it_belongs_to
         step = {"stage": "reason-grpo", "step": 0, "reward": 0.5, "right": 0.4, "text_entropy": 0.2}
         (folder / "metrics.jsonl").write_text(json.dumps({**step, "image_entropy": 1.0}) + "\n")
 
-    def invented(
-        pipe: list[Path], judge: object, config: EvaluationConfig, arm: str, **options
-    ) -> ReasonScore:
+    def invented(pipe: list[Path], judge: object, config: EvaluationConfig, arm: str, **options) -> Score:
         run = pipe[0].parent.name
         drawn.append((arm, run, config, options))
         value = 0.3 + 0.2 * (config.seed - 1_000) + (0.1 if run.startswith("grpo-true") else 0.0)
         tasks = dict.fromkeys([*TASKS, "overall"], value)
-        return ReasonScore(
-            tasks, value, value, value, 0.1, 0.1, value, value, 87.0, {"heat": (1.0, 0.5, 0.25)}
-        )
+        keys = ("physical", "unconventional", "accepted", "fooled", "unreadable", "planned", "kept")
+        values = dict(zip(keys, (value, value, value, 0.1, 0.1, value, value)))
+        return {"geneval": tasks, **values, "tokens": 87.0, "parts": {"heat": (1.0, 0.5, 0.25)}}
 
     monkeypatch.setattr(reports.subprocess, "run", trained)
     monkeypatch.setattr(reason_study, "load_reasongen", lambda weights: [weights])
