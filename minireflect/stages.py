@@ -38,18 +38,16 @@ from .models.tokenizer import Tokenizer
 from .models.vq import Codec
 from .pipeline import ReasonPipeline
 from .pretrain.actor import train_actor
-from .pretrain.autoencoder import train_autoencoder
+from .pretrain.autoencoders import train_autoencoder, train_vq
 from .pretrain.diffusion import GRAPH_BASE, LAW_BASE, train_diffusion
 from .pretrain.matcher import train_captioner, train_checker, train_reward
 from .pretrain.sft import make_examples, reason_tokenizer, train_reasongen
-from .pretrain.vq import train_vq
-from .rl.checker import load_checker
-from .rl.rewards import Reward, inspector_reward, load_captioner, load_reward, reward_beside
+from .rl.rewards import Reward, inspector_reward, load_captioner, load_checker, load_reward, reward_beside
 from .run import Job, Run, write_text
 from .streams import choices
 from .world.data import Captioned, captioned_graphs, captioned_laws, recolored, training_pairs
+from .world.laws import render_pixels
 from .world.prompts import all_texts
-from .world.render import render_pixels
 
 BEST_OF = (2, 4)  # without a rationale, two pictures take more tokens than one with a rationale
 
@@ -356,6 +354,22 @@ STAGES: dict[str, Callable[[Task], None]] = {
     "checker": checker, "judge": partial(checker, name="judge"), "actor": actor, "rlrig": rlrig,
     "vq": vq, "captioner": captioner, "reason-sft": reason_sft, "reason-grpo": reason_grpo,
 }  # fmt: skip
+
+
+SEVERAL = {  # commands with more than the stage of their name
+    "all": ("autoencoder", "diffusion", "reward", "srrl"),
+    "all graphs": ("autoencoder", "diffusion", "checker", "judge", "actor", "rlrig"),
+    "checker": ("checker", "judge"),
+}
+
+
+def stages_of(command: str, scenes: str = "laws", base: str | None = None) -> tuple[str, ...]:
+    """The stages of a command, in order; `base` is the published checkpoint that a LoRA is trained on."""
+    return (
+        ("lora",)
+        if base is not None
+        else SEVERAL.get(f"{command} {scenes}") or SEVERAL.get(command, (command,))
+    )
 
 
 def do(task: Task, *names: str) -> None:

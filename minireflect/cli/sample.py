@@ -23,9 +23,8 @@ from ..pipeline import OPPOSITE, SamplerConfig, best_device
 from ..rl.rewards import load_reward, reward_beside
 from ..streams import choices
 from ..world.canvas import read_picture, to_pixels, write_picture
-from ..world.graphs import read_graph
-from ..world.layout import lay_out
-from .options import read
+from ..world.graphs import lay_out, read_graph
+from . import read
 
 ABOUT = """\
 Sample pictures of prompts. Under each stand the inspector's verdict and the learned reward; in each further

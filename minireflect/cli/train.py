@@ -8,14 +8,13 @@ from pathlib import Path
 
 import torch
 
-from .. import commands
 from ..checkpoints import ours
-from ..config import PRESETS, Config, options_of, preset, read_config, to_dict
+from ..config import PRESETS, REASON, RIG, Config, options_of, preset, read_config, to_dict
 from ..methods.finetune import SAMPLER
 from ..methods.srrl import recipe
 from ..pipeline import best_device
 from ..run import Interrupted, Run, RunError
-from .options import read
+from . import TRAINED, read
 
 COSTS = {"smoke": "seconds; it learns nothing", "gpu": "larger batches and budgets, for a CUDA GPU"}
 
@@ -60,7 +59,7 @@ def defaults(named: str | None, words: list[str]) -> tuple[str, Config]:
 
 def parse(words: list[str], command: str, config: Config) -> Config:
     """Second pass: every option of the command.  Paths become absolute: a run is resumed from anywhere."""
-    about = f"Train {commands.TRAINED[command].about}."
+    about = f"Train {TRAINED[command][0]}."
     given = read(words, f"train {command}", about, options_of(command, config))
     config = replace(config, **vars(given))
     paths = {name: getattr(config.finetune, name) for name in ("base", "clip", "prompts", "tokenizer")}
@@ -71,17 +70,17 @@ def parse(words: list[str], command: str, config: Config) -> Config:
 
 def train(command: str, config: Config) -> None:
     """Make the run folder and do the stages; a start that fails leaves no folder."""
-    from ..stages import Task, do  # with all that trains, measures and plots
+    from ..stages import Task, do, stages_of  # with all that trains, measures and plots
 
     device = torch.device(config.device or best_device())
     label = config.method if command == "srrl" else command
     source = source_of(command, config)
     run = Run(config.out or free_folder(label), to_dict(command, config), config.resume)
-    cost = COSTS.get(config.preset, f"about {commands.TRAINED[command].minutes} minutes on two cores")
+    cost = COSTS.get(config.preset, f"about {TRAINED[command][1]} minutes on two cores")
     where = f"{device}, {torch.get_num_threads()} threads"
     print(f"{label} · run folder {run.folder} · seed {config.seed} · {where}")
     print(f"{config.preset} preset" + ("" if config.finetune.base else f": {cost}"))
-    clock, stages = time.time(), commands.stages_of(command, config.scenes, config.finetune.base)
+    clock, stages = time.time(), stages_of(command, config.scenes, config.finetune.base)
     try:
         do(Task(config, run, source or run.folder / "weights", device), *stages)
     except (ValueError, OSError):
@@ -104,6 +103,6 @@ def source_of(command: str, config: Config) -> Path | None:
         raise ValueError("--weights is a run of ours: it does not go with --base, a published checkpoint")
     if command in ("all", "autoencoder") or config.finetune.base is not None:
         return None
-    rig = command in commands.RIG or config.scenes == "graphs"
-    shipped = ours.RIG if rig else ours.REASON if command in commands.REASON else ours.SHIPPED
+    rig = command in RIG or config.scenes == "graphs"
+    shipped = ours.RIG if rig else ours.REASON if command in REASON else ours.SHIPPED
     return ours.weights_folder(config.weights or shipped)
