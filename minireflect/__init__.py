@@ -11,7 +11,7 @@ __version__ = "0.2.0"
 HOMES = {
     "LatentDiffusion": "pipeline", "caption": "world.captions", "denoise": "diffusion.sample",
     "inspect": "world.inspector", "load_pipeline": "checkpoints.ours", "load_reward": "rl.rewards",
-    "rationale": "world.rationales", "reflect": "diffusion.reflection", "render": "world.render",
+    "rationale": "world.captions", "reflect": "diffusion.reflection", "render": "world.laws",
     "renoise": "diffusion.sample", "rng": "streams", "sample_scene": "world.prompts",
 }  # fmt: skip
 __all__ = sorted(HOMES)

@@ -14,11 +14,10 @@ import torch
 from torch import Generator
 
 from .evaluate import EvaluationConfig, Score, fixed_batches
-from .rl.checker import Checker
+from .rl.rewards import Checker
 from .streams import choices
-from .world.graphs import Requirement, SceneGraph
+from .world.graphs import Requirement, SceneGraph, sample_graph
 from .world.inspector import inspect_all
-from .world.layout import sample_graph
 from .world.scenes import Object
 
 # What runs on b graphs, and shows after each round: the best `images` so far (b 3 64 64), the Checker's

@@ -14,11 +14,10 @@ from .models.vq import Codec
 from .pipeline import ACCEPT, ReasonPipeline
 from .rl.rewards import Reward
 from .streams import choices
-from .world import geneval
+from .world.captions import read_rationale
 from .world.inspector import inspect_all
-from .world.prompts import Prompt, draw_prompts
-from .world.rationales import read_rationale
-from .world.render import render
+from .world.laws import render
+from .world.prompts import Prompt, draw_prompts, geneval_scores
 
 SAMPLING = SamplingConfig(temperature=0.8)  # of all tables, unless a row says otherwise
 ORDER = ("arrangement", "physical", "unconventional")  # of the prompts
@@ -78,7 +77,7 @@ def evaluate_reason(
     names = np.array([_part(p) for p in prompts])
     unique = dict.fromkeys(names.tolist())
     return {
-        "geneval": geneval.scores(things[:m], prompts[:m]),  # by kind of task, and "overall", their mean
+        "geneval": geneval_scores(things[:m], prompts[:m]),  # by kind of task, and "overall", their mean
         "physical": float(right[m : 2 * m].mean()),  # right by the inspector
         "unconventional": float(right[2 * m :].mean()),
         "accepted": float(accepted.mean()),  # by the learned reward, over all prompts

@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 
 INK, TRUTH, REWARD, BASE, OTHER, WRONG = "#282e3c", "#28a046", "#285adc", "#999999", "#922ebe", "#de2c2c"
 
-Cell = tuple[
-    Tensor, str, bool | None
-]  # a picture (3 h w), the line under it, right or wrong if that is known
+# a picture (3 h w), the line under it, right or wrong if that is known
+Cell = tuple[Tensor, str, bool | None]
 Bars = dict[str, dict[str, tuple[float, float, float]]]  # group -> name -> share, both ends of its interval
 
 

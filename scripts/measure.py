@@ -32,11 +32,10 @@ from minireflect.pipeline import LatentDiffusion
 from minireflect.rl.rewards import ACCEPT_WORD, Reward, load_captioner, load_reward, verdicts
 from minireflect.streams import choices, rng
 from minireflect.world.canvas import to_tensor
+from minireflect.world.captions import plan_of, rationale
 from minireflect.world.inspector import inspect, inspect_all
-from minireflect.world.laws import LAWS
+from minireflect.world.laws import LAWS, render
 from minireflect.world.prompts import KINDS, Prompt, draw_prompts, near_miss, sample_scene
-from minireflect.world.rationales import plan_of, rationale
-from minireflect.world.render import render
 from minireflect.world.scenes import COLORS, Reading, Scene
 
 

@@ -43,12 +43,8 @@ def main() -> int:
     names = {key: key for key in seeds[0]["before"]}
     columns = means("", seeds, names).rows
     ahead = differences("", seeds, {"difference": ("after", "before")}, names).rows
-    print(
-        Table(
-            f"{len(folders)} seeds",
-            {n: {c: row[n] for c, row in {**columns, **ahead}.items()} for n in names},
-        ).markdown
-    )
+    rows = {n: {c: row[n] for c, row in {**columns, **ahead}.items()} for n in names}
+    print(Table(f"{len(folders)} seeds", rows).markdown)
     ends = [read_metrics(folder, "srrl")[-1] for folder in folders]
     for key in ("updates_total", "reward_calls", "unet_evaluations"):
         print(f"{key.replace('_', ' ')}: " + ", ".join(f"{row[key]:,}" for row in ends))

@@ -27,9 +27,8 @@ def main() -> None:
     parser = described(__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--system", choices=SYSTEMS, default="srrl", help="default: %(default)s")
-    parser.add_argument(
-        "--only", nargs="+", choices=sorted({n for _, names in SYSTEMS.values() for n in names})
-    )
+    known = sorted({n for _, names in SYSTEMS.values() for n in names})
+    parser.add_argument("--only", nargs="+", choices=known)
     args = parser.parse_args()
     target, names = SYSTEMS[args.system]
     target.mkdir(exist_ok=True)

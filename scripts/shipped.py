@@ -18,10 +18,10 @@ from reports import described
 from torch import nn
 
 from minireflect import stages
+from minireflect.__main__ import main as command_line
 from minireflect.checkpoints.ours import load_autoencoder, load_module, load_pipeline
-from minireflect.cli import main as command_line
 from minireflect.models.actor import Actor
-from minireflect.models.matcher import Matcher
+from minireflect.models.clip import Matcher
 
 
 def start_of(command: str, folder: Path, networks: list[str], name: str) -> nn.Module | dict[str, nn.Module]:
@@ -49,10 +49,8 @@ def started(loop: Callable, command: str, folder: Path, networks: list[str]) -> 
 def main() -> int:
     parser = described(__doc__)
     parser.add_argument("--start", type=Path, required=True, help="folder with weights")
-    both, about = (
-        ["unet", "text_encoder"],
-        "of the diffusion model; the others begin at random (default: both)",
-    )
+    both = ["unet", "text_encoder"]
+    about = "of the diffusion model; the others begin at random (default: both)"
     parser.add_argument("--networks", nargs="+", choices=both, default=both, help=about)
     parser.add_argument("command", choices=("autoencoder", "diffusion", "reward", "checker", "actor"))
     parser.add_argument("options", nargs=argparse.REMAINDER, help="of train.py COMMAND")

@@ -109,15 +109,11 @@ def main() -> int:
                 folder = args.out / f"{re.sub('[^A-Za-z0-9]+', '-', arm)}-{seed}"
                 train("srrl", folder, ["--seed", str(seed), *options])
                 runs[arm] = [*runs.get(arm, []), folder]
-                models = (
-                    load_pipeline(folder),
-                    load_reward(folder),
-                )  # with the reward that it was trained with
+                models = load_pipeline(folder), load_reward(folder)  # the reward that it was trained with
                 add(results, arm, models, WAYS, {"seed": seed, "training": training(folder)}, args.pictures)
     for seed in args.seeds:
-        add(
-            results, "base", (load_pipeline(), load_reward()), WAYS | MORE_WAYS, {"seed": seed}, args.pictures
-        )
+        models = load_pipeline(), load_reward()
+        add(results, "base", models, WAYS | MORE_WAYS, {"seed": seed}, args.pictures)
     rows = read_rows(results)
     rows.sort(key=lambda r: ["base", *runs].index(r["arm"]))
     compared = {arm: runs[arm] for arm in COMPARED}

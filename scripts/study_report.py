@@ -94,9 +94,8 @@ def bars(rows: list[dict], path: Path) -> None:
     """Accuracy of every arm and way, best first."""
     seeds = by_seed(rows)
     best = sorted(seeds[0], key=lambda name: -np.mean([s[name][kind] for s in seeds for kind in KINDS]))
-    arms_figure(
-        [{name: s[name] for name in best} for s in seeds], {kind: f"{kind}: right" for kind in KINDS}, path
-    )
+    ordered = [{name: s[name] for name in best} for s in seeds]
+    arms_figure(ordered, {kind: f"{kind}: right" for kind in KINDS}, path)
 
 
 def cost_curves(runs: dict[str, list[Path]], path: Path) -> None:

@@ -18,8 +18,8 @@ from minireflect.evaluate import (
 )
 from minireflect.pipeline import SamplerConfig
 from minireflect.streams import choices
+from minireflect.world.laws import render
 from minireflect.world.prompts import draw_prompts
-from minireflect.world.render import render
 
 
 def test_evaluation_is_fixed_and_its_table_has_every_law() -> None:

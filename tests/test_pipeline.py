@@ -12,7 +12,7 @@ from minireflect.checkpoints.ours import save_pipeline
 from minireflect.diffusion import reflection
 from minireflect.diffusion.reflection import ReflectionConfig, renoise_to
 from minireflect.diffusion.sample import denoise, guided, last
-from minireflect.models.matcher import Matcher, MatcherConfig
+from minireflect.models.clip import Matcher, MatcherConfig
 from minireflect.models.tokenizer import EOS, PromptError, Tokenizer
 from minireflect.pipeline import OPPOSITE, SamplerConfig
 from minireflect.rl.rewards import load_reward

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from minireflect.diffusion import ddim, reflection, schedule
-from minireflect.models import blocks, clip, matcher, transformer
+from minireflect.models import blocks, clip, transformer
 from minireflect.pretrain import corrupt
 from minireflect.pretrain import diffusion as train_diffusion
 from minireflect.pretrain import matcher as train_matcher
@@ -52,14 +52,10 @@ FUNCTIONS: dict[str, tuple[Callable, dict[str, int], dict]] = {
     "Upsample": (blocks.Upsample(4).forward, {}, {}),
     "ResBlock": (blocks.ResBlock(4, 8, 2, 1e-5, 6).forward, {"e": 6, "c2": 8}, {}),
     "Attention": (blocks.Attention(32, 4, context_width=10).forward, {"d2": 10}, {}),
-    "CrossBlock": (matcher.CrossBlock(32, 4, fused=True).forward, {"b": 6, "p": 3}, {}),
+    "CrossBlock": (clip.CrossBlock(32, 4, fused=True).forward, {"b": 6, "p": 3}, {}),
     "ConvStem": (clip.ConvStem((8,), 32).forward, {"p": 4}, {}),
     "UNet": (PIPE.unet.forward, {"h": 8, "w": 8, "d": NET.context_width, "c": NET.in_channels}, {}),
-    "Encoder": (
-        PIPE.autoencoder.encoder.forward,
-        {"f": 2 ** (len(AE.channels) - 1), "z": AE.latent_channels},
-        {},
-    ),
+    "Autoencoder.moments": (PIPE.autoencoder.moments, {"f": AE.factor, "z": AE.latent_channels}, {}),
 }
 
 

@@ -6,9 +6,8 @@ import torch
 
 from minireflect.showcase import by_round, compare, fixed_prompts, verdict
 from minireflect.streams import choices
-from minireflect.world.laws import LAWS
+from minireflect.world.laws import LAWS, render
 from minireflect.world.prompts import law_prompt, near_miss
-from minireflect.world.render import render
 from tests.small import brightness
 
 

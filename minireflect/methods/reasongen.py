@@ -34,13 +34,12 @@ from torch import Generator, Tensor
 from ..models.reasongen import ReasonGen, Sampled, SamplingConfig
 from ..models.tokenizer import EOS, trim
 from ..pipeline import ACCEPT, ReasonPipeline
-from ..pretrain.optimise import lr_factor, set_lr
 from ..pretrain.sft import Examples, ReasonTraining, sft_loss
 from ..ranges import Checked, Count, Positive, Range, Weight
 from ..rl.advantage import group_advantage, zero_variance_groups
 from ..rl.rewards import ACCEPT_WORD, Reward, inspector_reward
 from ..rl.tokens import AdaptiveEntropy, TokenBatch, entropy_of, token_step
-from ..run import Job
+from ..run import Job, lr_factor, set_lr
 from ..streams import rng
 
 # what is recalled: half of the laws' pictures recombined, and captions that relate their objects

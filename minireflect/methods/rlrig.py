@@ -47,14 +47,13 @@ from ..models.unet import UNet
 from ..pipeline import LatentDiffusion, SamplerConfig
 from ..ranges import Checked, Count, Natural, Range, Share, Weight
 from ..rl.advantage import group_advantage, zero_variance_groups
-from ..rl.checker import Answers, Checker, load_checker
+from ..rl.rewards import Answers, Checker, load_checker
 from ..rl.tokens import TokenBatch, entropy_of, token_step, token_weights
 from ..run import Job
 from ..streams import choices, rng
 from ..world.captions import edit_prompt
-from ..world.graphs import SceneGraph
+from ..world.graphs import SceneGraph, sample_graph
 from ..world.inspector import inspect_all
-from ..world.layout import sample_graph
 from .learn import LearnConfig, Learner, learn
 from .rollout import Rollout, Round
 

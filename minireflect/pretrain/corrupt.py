@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ..diffusion.sample import denoise, last
 from ..pipeline import LatentDiffusion
-from ..world.render import render
+from ..world.laws import render
 from ..world.scenes import MAX_SHIFT, Scene
 
 Scenes = Sequence[Scene]

@@ -34,12 +34,12 @@ from ..models.tokenizer import EOS, Tokenizer, trim, up_to
 from ..models.vq import Codec
 from ..pipeline import ReasonPipeline
 from ..ranges import Count, Natural, Share, Weight
-from ..run import Job
+from ..run import Job, Loss, Training, optimise
 from ..streams import choices, rng
+from ..world.captions import rationale, rationale_vocabulary
 from ..world.data import WorldConfig, training_pairs
 from ..world.prompts import all_texts
-from ..world.rationales import rationale, vocabulary
-from .optimise import Loss, Training, encode_all, optimise
+from .autoencoders import encode_all
 
 TEXT_WEIGHT = 2.0  # s of a rationale token, the paper's
 EMPTY = 0.1  # share of samples without prompt and rationale
@@ -83,7 +83,7 @@ class Examples(NamedTuple):
 
 def reason_tokenizer(length: int) -> Tokenizer:
     """Knows the words of all prompts and rationales."""
-    return Tokenizer.of([*all_texts(), *vocabulary()], length)
+    return Tokenizer.of([*all_texts(), *rationale_vocabulary()], length)
 
 
 def make_examples(config: ReasonTraining, world: WorldConfig, pipe: ReasonPipeline, job: Job) -> Examples:

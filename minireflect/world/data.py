@@ -18,11 +18,9 @@ from tqdm import tqdm
 
 from ..ranges import Checked, Share
 from .captions import RELATION_ACCURACY, graph_vocabulary, training_caption
-from .graphs import RELATIONS, SHAPES, holds
-from .laws import LAWS
-from .layout import sample_picture
+from .graphs import RELATIONS, SHAPES, holds, sample_picture
+from .laws import LAWS, render_pixels
 from .prompts import all_texts, combinations, law_prompt, prompt_set, sample_arrangement, understand
-from .render import render_pixels
 from .scenes import ARRANGEMENT, COLORS, Object, Objects, Scene, jitter
 
 # Share of unlawful outcomes among captions that only state it, so that its words do not depend on the law.

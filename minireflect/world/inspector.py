@@ -24,8 +24,7 @@ from torch import Tensor
 from .canvas import MARGIN, PALETTE, SIZE
 from .captions import caption
 from .graphs import THINGS, radius
-from .laws import LAWS
-from .render import canvas, render_pixels
+from .laws import LAWS, canvas, render_pixels
 from .scenes import ARRANGEMENT, COLORS, Object, Reading, Scene, arrangement, distance
 
 TOLERANCE = 0.25  # in [0, 1]: a ball that is missing makes 0.7, a line moved by a pixel 0.2

@@ -1,4 +1,4 @@
-"""The eight laws of this small physical world, a class each.
+"""The eight laws of this small physical world, a class each, and the pictures of its scenes.
 
     balance    the bigger ball is heavier and pulls its pan down
     buoyancy   wood floats on water, iron sinks; plastic floats, and is in no prompt
@@ -9,14 +9,22 @@
     gravity    stones rest on the floor, helium balloons at the ceiling
     flame      a flame stands upright, and leans away from a fan
 
-Prompts, training pictures, inspector and plots use only the interface `Law`.  So a ninth law is one class of
-about 30 lines here, with its name in LAWS.  Coordinates are pixels of a 64x64 picture, y pointing down.
+A law says what nature makes of its objects, in words, and draws it; `render` turns a scene, of a law or an
+arrangement, into pixels.  All else uses only the interface `Law`: a ninth law is one class of about 30 lines
+here, with its name in LAWS.  Coordinates are pixels of a 64x64 picture, y pointing down.
+
+    render(sample_scene(seed=3)).shape == (3, 64, 64)
 """
 
+from functools import lru_cache
 from itertools import permutations, product
 
-from .canvas import Pen
-from .scenes import COLORS, Object, Objects
+import numpy as np
+from torch import Tensor
+
+from .canvas import MARGIN, SIZE, Pen, to_tensor
+from .graphs import radius
+from .scenes import ARRANGEMENT, COLORS, Object, Objects, Scene
 
 BIG, SMALL = 8.5, 5.5  # radius in pixels of big and small objects
 BIG_BALL, SMALL_BALL = 7, 4.5  # of a balance: its balls must fit between the strings of their pan
@@ -256,3 +264,29 @@ class Flame(Law):
 
 EVERY_LAW = (Balance, Buoyancy, Shadow, Mirror, Magnet, Vessels, Gravity, Flame)
 LAWS: dict[str, Law] = {law.name: law() for law in EVERY_LAW}
+
+
+# ------------------------------------------------------------------------------------- from a scene to pixels
+@lru_cache(2048)  # all scenes of the laws are 488 canvases of 19 kB
+def canvas(law: str, objects: Objects, outcome: str) -> np.ndarray:
+    """The scene with its margin, of which a picture is a crop.  -> (80 80 3) uint8, read-only"""
+    pen = Pen()
+    if law == ARRANGEMENT:  # what is lower in the picture is nearer to the camera, and hides what is behind
+        for o in sorted(objects, key=lambda o: o.xy[1]):
+            pen.shape(o.name, *o.xy, radius(o.name), o.color)
+    else:
+        LAWS[law].draw(pen, outcome, *objects)
+    pixels = pen.canvas()
+    pixels.setflags(write=False)
+    return pixels
+
+
+def render_pixels(scene: Scene) -> np.ndarray:
+    """-> (64 64 3) uint8, a view of the scene's canvas"""
+    x, y = MARGIN - scene.shift[0], MARGIN - scene.shift[1]
+    return canvas(*scene.facts)[y : y + SIZE, x : x + SIZE]
+
+
+def render(scene: Scene) -> Tensor:
+    """-> (3 64 64) float32 in [-1, 1]"""
+    return to_tensor(render_pixels(scene)[None])[0]

@@ -8,7 +8,7 @@ import pytest
 from minireflect import caption, sample_scene
 from minireflect.checkpoints.ours import SHIPPED
 from minireflect.world.canvas import write_picture
-from minireflect.world.render import render_pixels
+from minireflect.world.laws import render_pixels
 from tests.cli.console import refused, run
 
 

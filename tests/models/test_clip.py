@@ -1,4 +1,4 @@
-"""CLIP's two encoders have the published sizes, normalise as stated, and learn."""
+"""CLIP's two encoders have the published sizes, normalise as stated, and learn; the blocks of the matcher."""
 
 from dataclasses import replace
 
@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from minireflect import rng
 from minireflect.models.clip import (
     CLIP,
     OPENAI_MEAN,
     OPENAI_STD,
     CLIPConfig,
+    CrossBlock,
     TextConfig,
     TextEncoder,
     VisionConfig,
@@ -152,3 +154,27 @@ def test_a_convolutional_stem_makes_one_token_a_patch_and_keeps_its_place() -> N
         images[..., :8, :8] = 1.0
         changed = (stem(images) - blank).abs().sum(1)[0] > 1e-6
     assert changed[0, 0] and not changed[4:].any() and not changed[:, 4:].any()
+
+
+def test_fused_blocks_pass_on_what_earlier_tokens_saw() -> None:
+    """What a word has seen reaches the next block of later words only if they look at each other there."""
+    x, patches = torch.randn(1, 3, 16, generator=rng(0, "x")), torch.randn(1, 4, 16, generator=rng(0, "p"))
+    other = torch.cat([-x[:, :1], x[:, 1:]], 1)
+    torch.manual_seed(0)
+    for fused in (False, True):
+        block = CrossBlock(16, 2, fused)
+        moved = (block(other, patches) - block(x, patches)).abs().amax((0, 2))  # (t)
+        assert moved[0] > 1e-3 and bool((moved[1:] > 1e-4).all()) is fused
+        late = torch.cat([x[:, :-1], -x[:, -1:]], 1)
+        assert torch.equal(block(late, patches)[:, :-1], block(x, patches)[:, :-1])  # and never the other way
+
+
+def test_a_block_takes_no_pictures_and_several_sentences_to_one() -> None:
+    torch.manual_seed(0)
+    block = CrossBlock(16, 4, fused=True).eval()
+    patches, words = (torch.randn(n, 5, 16, generator=rng(0, "cross", n)) for n in (3, 6))
+    together = block(words, patches)
+    for i in range(6):
+        alone = block(words[i : i + 1], patches[i // 2 : i // 2 + 1])
+        torch.testing.assert_close(together[i : i + 1], alone, atol=1e-5, rtol=0)
+    assert block(words[:0], patches[:0]).shape == (0, 5, 16)

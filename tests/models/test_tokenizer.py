@@ -6,8 +6,8 @@ import torch
 from minireflect.models.reasongen import ReasonGenConfig
 from minireflect.models.tokenizer import BOS, EOS, PromptError, Tokenizer, trim, up_to
 from minireflect.streams import choices
+from minireflect.world.captions import rationale, read_rationale
 from minireflect.world.prompts import draw_prompts
-from minireflect.world.rationales import rationale, read_rationale
 from tests.small import REASON_WORDS as WORDS
 
 TOKENS = Tokenizer.of(["a red ball at the top left", "two things"], 10)

@@ -91,4 +91,3 @@ def test_a_picture_is_its_own_colours_and_its_twins_forms() -> None:
     assert torch.equal(found.color.ids, vq.encode(images) % 16)
     torch.testing.assert_close(out, vq.decode(found.form.ids * 16 + found.color.ids), atol=1e-6, rtol=0)
     assert codes[0].shape == codes[1].shape == (3, 4, 8, 8)
-    torch.testing.assert_close(found.loss, found.form.loss + found.color.loss)

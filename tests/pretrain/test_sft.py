@@ -18,9 +18,9 @@ from minireflect.pretrain.sft import (
 )
 from minireflect.run import Job, Run
 from minireflect.streams import choices
+from minireflect.world.captions import read_rationale
 from minireflect.world.data import WorldConfig
 from minireflect.world.prompts import understand
-from minireflect.world.rationales import read_rationale
 from tests.small import REASON_WORDS as WORDS
 from tests.small import small_reasongen
 

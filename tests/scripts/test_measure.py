@@ -10,7 +10,7 @@ from minireflect.evaluate import EvaluationConfig
 from minireflect.evaluate_reason import evaluation_prompts
 from minireflect.rl.rewards import ACCEPT_WORD
 from minireflect.streams import choices
-from minireflect.world.rationales import plan_of, read_rationale
+from minireflect.world.captions import plan_of, read_rationale
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import measure

@@ -9,6 +9,7 @@ import pytest
 
 from minireflect.models.reasongen import ReasonGenConfig
 from minireflect.streams import choices
+from minireflect.world.captions import rationale
 from minireflect.world.data import (
     STATED_UNLAWFUL,
     WorldConfig,
@@ -20,10 +21,8 @@ from minireflect.world.data import (
     training_pairs,
 )
 from minireflect.world.graphs import holds
-from minireflect.world.laws import LAWS
+from minireflect.world.laws import LAWS, canvas, render_pixels
 from minireflect.world.prompts import combinations, prompt_set, sample_scene, split, understand
-from minireflect.world.rationales import rationale
-from minireflect.world.render import canvas, render_pixels
 from minireflect.world.scenes import Object, Reading, Scene
 from tests.small import REASON_WORDS as WORDS
 

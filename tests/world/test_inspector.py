@@ -15,9 +15,8 @@ from minireflect.world.canvas import to_tensor
 from minireflect.world.captions import caption
 from minireflect.world.data import WorldConfig, training_pairs
 from minireflect.world.inspector import inspect, inspect_all
-from minireflect.world.laws import LAWS
+from minireflect.world.laws import LAWS, render, render_pixels
 from minireflect.world.prompts import draw_prompts, near_miss, prompt_set, sample_scene
-from minireflect.world.render import render, render_pixels
 from minireflect.world.scenes import Scene
 
 N = 250  # scenes a test; the README's figures use 2,000 (scripts/measure.py)

@@ -1,9 +1,12 @@
-"""The laws: exactly one outcome is lawful, and it is the one that physics gives."""
+"""The laws: one outcome is lawful, the one that physics gives.  Pictures: in range, and moved as a whole."""
 
+import numpy as np
 import pytest
+import torch
 
-from minireflect.world.laws import LAWS
-from minireflect.world.scenes import Object
+from minireflect.world.canvas import to_pixels, to_tensor
+from minireflect.world.laws import LAWS, render, render_pixels
+from minireflect.world.scenes import Object, Scene, arrangement
 
 
 @pytest.mark.parametrize("name", LAWS)
@@ -29,3 +32,25 @@ def test_the_laws_say_what_physics_says() -> None:
     assert LAWS["gravity"].lawful((Object("balloon", "red", "", "left"),)) == "ceiling"
     assert LAWS["flame"].lawful((Object("candle", "red", "tall"), Object("fan", place=""))) == "upright"
     assert LAWS["flame"].lawful((Object("candle", "red", "tall"), Object("fan", place="left"))) == "right"
+
+
+def test_pictures_are_tensors_in_range() -> None:
+    image = render(Scene("balance", LAWS["balance"].combinations[0], "left"))
+    assert image.shape == (3, 64, 64) and image.min() >= -1 and image.max() <= 1
+
+
+def test_pixels_survive_the_way_to_a_tensor_and_back() -> None:
+    pixels = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3) * 2
+    assert np.array_equal(to_pixels(to_tensor(pixels)), pixels)
+    assert to_pixels(torch.full((1, 3, 2, 2), 1.7)).max() == 255  # out of range is clamped
+
+
+def test_a_shift_moves_the_whole_picture() -> None:
+    objects = LAWS["gravity"].combinations[0]
+    still, moved = (render_pixels(Scene("gravity", objects, "floor", shift)) for shift in ((0, 0), (2, -1)))
+    assert np.array_equal(moved[:-1, 2:], still[1:, :-2])
+
+
+def test_the_lower_shape_hides_the_upper_one() -> None:
+    red, blue = Object("ball", "red", xy=(32, 30)), Object("ball", "blue", xy=(32, 34))
+    assert tuple(render_pixels(arrangement([red, blue]))[32, 32]) == (40, 90, 220)  # blue
