@@ -2,7 +2,7 @@
 
 import sys
 
-from minireflect.cli import main
+from minireflect.__main__ import main
 
 if __name__ == "__main__":
     sys.exit(main(["sample", *sys.argv[1:]]))

@@ -1,8 +1,68 @@
-"""`python -m minireflect` is the console command `minireflect`."""
+"""The console command `minireflect`, also `python -m minireflect`.  A command imports what it needs.
+
+minireflect sample "a tall red candle in still air"
+minireflect train srrl --rounds 0
+minireflect inspect checkpoint.safetensors
+"""
 
 import sys
+from importlib import import_module
+from pathlib import Path
 
-from .cli import main
+from .cli import COMMANDS, HELP, LISTS, TRAINED, known, list_help
+
+PICTURES = (".png", ".jpg", ".jpeg")
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run a command.  -> the exit status: 0, 1 when a check fails, 2 on bad input, 130 when stopped"""
+    command, *rest = (sys.argv[1:] if words is None else words) or [""]
+    listed = "" if command in HELP else command
+    if not listed or (listed in LISTS and HELP & {*rest[:1]}):
+        print(list_help(listed))
+        return 0 if command else 2
+    try:
+        known(command, COMMANDS)
+        if command == "inspect":
+            return inspect([Path(word) for word in rest])
+        if command == "train" and rest and not rest[0].startswith("-"):
+            known(rest[0], TRAINED)
+        return import_module(f".cli.{command}", __package__).main(rest)
+    except KeyboardInterrupt as stop:
+        said = str(stop) or "stopped; what a run has saved can be resumed"
+        print(f"minireflect {command}: {said}", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        print(f"minireflect {command}: {error}", file=sys.stderr)
+        return 2
+
+
+def inspect(paths: list[Path]) -> int:
+    """Say what is in files, read strictly, so that whatever does not fit is named."""
+    if not paths:
+        raise ValueError("there is no path; try: minireflect inspect checkpoint.safetensors")
+    from .checkpoints.ours import describe
+
+    for path in paths:
+        print(read_off(path) if path.suffix.lower() in PICTURES else describe(path))
+    return 0
+
+
+def read_off(path: Path) -> str:
+    """What the inspector reads in a picture, or in each of several side by side."""
+    from .world.canvas import read_picture, to_tensor
+    from .world.captions import caption
+    from .world.inspector import inspect_all
+
+    pixels = read_picture(path)  # (h w 3)
+    height, width = pixels.shape[:2]
+    if height != 64 or width % 64:
+        said = f"{path} is {width} x {height} pixels"
+        raise ValueError(f"{said}; the inspector reads 64 x 64, or a row of them")
+    row = to_tensor(pixels.reshape(64, -1, 64, 3).swapaxes(0, 1))  # (n 3 64 64)
+    read = [caption(r.scene) if r.scene else f"unreadable: {r.why}" for r in inspect_all(row)]
+    return "\n  ".join([f"{path}: {len(read)} pictures", *read] if read[1:] else [f"{path}: {read[0]}"])
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,7 +11,6 @@ from typing import Annotated, Literal
 
 import tyro
 
-from .commands import REASON, TRAINED, records_of
 from .evaluate import EvaluationConfig
 from .methods.finetune import FinetuneConfig
 from .methods.reasongen import ReasonRLConfig
@@ -19,12 +18,11 @@ from .methods.rlrig import RLRIGConfig
 from .methods.srrl import SRRLConfig
 from .pipeline import SamplerConfig
 from .pretrain.actor import ACTOR_TRAINING
-from .pretrain.autoencoder import AutoencoderTraining
+from .pretrain.autoencoders import AutoencoderTraining, VQTraining
 from .pretrain.diffusion import DiffusionTraining
 from .pretrain.matcher import CAPTIONER_TRAINING, CHECKER_TRAINING, RewardTraining
-from .pretrain.optimise import Training
 from .pretrain.sft import ReasonTraining
-from .pretrain.vq import VQTraining
+from .run import Training
 from .world.data import WorldConfig
 from .world.prompts import PromptMix
 
@@ -68,8 +66,18 @@ class Config:
 
 
 COMMON = ("preset", "seed", "out", "resume", "weights", "device")  # options of every command
-OWN = {"srrl": "method", "all": "scenes", "autoencoder": "scenes", "diffusion": "scenes"}  # of one command
-FLAT = tyro.conf.arg(name="")  # a record whose options carry no prefix
+FIELDS = {  # those that a command has besides: records, and a choice
+    "srrl": "srrl mix sampler evaluation method", "lora": "srrl finetune sampler method", "all": "scenes",
+    "autoencoder": "autoencoder scenes", "diffusion": "diffusion scenes", "reward": "reward",
+    "checker": "checker", "actor": "actor", "rlrig": "rlrig evaluation",
+    "vq": "vq evaluation", "captioner": "captioner",
+    "reason-sft": "sft evaluation", "reason-grpo": "grpo mix evaluation",
+}  # fmt: skip
+ALL = {  # the records that `all` reads, as presets set them
+    "laws": "autoencoder diffusion reward srrl mix sampler evaluation",
+    "graphs": "autoencoder diffusion checker actor rlrig evaluation",
+}
+PREFIXED = ("mix", "sampler", "evaluation")  # records whose options have their name in front
 
 # What presets, and kinds of commands, change.
 TINY = {"pictures": 32, "steps": 3, "batch": 4}
@@ -107,6 +115,8 @@ CHANGES: dict[str, dict[str, dict]] = {
 }
 # fmt: on
 PRESETS = ("cpu", "gpu", "smoke")
+RIG = ("checker", "actor", "rlrig")
+REASON = ("vq", "captioner", "reason-sft", "reason-grpo")
 
 
 def preset(
@@ -136,21 +146,25 @@ def changed(record: object, values: dict) -> object:
     return replace(record, **new | records)
 
 
+def fields_of(command: str, config: Config) -> list[str]:
+    """The fields of `Config` that a command has besides COMMON; with a published checkpoint, other ones."""
+    return FIELDS["lora" if config.finetune.base is not None else command].split()
+
+
 def options_of(command: str, config: Config) -> object:
     """The options of a command as a record of their own, which tyro can fill."""
-    records = records_of(command, config.scenes, config.finetune.base) if TRAINED[command].records else ()
-    names = (*COMMON, *([OWN[command]] if command in OWN else []), *records)
-    hints, flat = typing.get_type_hints(Config, include_extras=True), (*records[:1], "finetune")
-    kinds = [(n, Annotated[hints[n], FLAT] if n in flat else hints[n]) for n in names]
-    record = make_dataclass(command, kinds, frozen=True, namespace={"SOURCE": Config})
-    return record(**{name: getattr(config, name) for name in names})
+    values = {name: getattr(config, name) for name in (*COMMON, *fields_of(command, config))}
+    hints = typing.get_type_hints(Config, include_extras=True)
+    flat = [name for name, value in values.items() if is_dataclass(value) and name not in PREFIXED]
+    kinds = [(n, Annotated[hints[n], tyro.conf.arg(name="")] if n in flat else hints[n]) for n in values]
+    return make_dataclass(command, kinds, frozen=True, namespace={"SOURCE": Config})(**values)
 
 
 def to_dict(command: str, config: Config) -> dict:
     """The command and its options as plain JSON values, without --out and --device: they may change."""
-    records = records_of(command, config.scenes, config.finetune.base)
-    values = {n: getattr(config, n) for n in ("preset", "seed", "weights", "scenes", "method", *records)}
-    values = {n: asdict(v) if is_dataclass(v) else v for n, v in values.items()}
+    names = ALL[config.scenes].split() if command == "all" else fields_of(command, config)
+    names = dict.fromkeys(("preset", "seed", "weights", "scenes", "method", *names))
+    values = {n: asdict(v) if is_dataclass(v := getattr(config, n)) else v for n in names}
     return json.loads(json.dumps({"command": command} | values, default=str))  # a path is no JSON
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Generator
 
 from .evaluate import EvaluationConfig, Score, fixed_batches
-from .rl.checker import Checker
+from .rl.rewards import Checker
 from .streams import choices
 from .world.graphs import Requirement, SceneGraph, sample_graph
 from .world.inspector import inspect_all

@@ -21,8 +21,8 @@ from minireflect.evaluate_graphs import evaluation_graphs
 from minireflect.methods.rlrig import load_parts, loop_of
 from minireflect.models.clip import Matcher
 from minireflect.models.tokenizer import Tokenizer
-from minireflect.pretrain.questions import question
-from minireflect.rl.checker import load_checker
+from minireflect.pretrain.matcher import question
+from minireflect.rl.rewards import load_checker
 from minireflect.streams import choices
 from minireflect.world.graphs import Requirement, sample_picture
 from minireflect.world.inspector import inspect_all

@@ -25,7 +25,7 @@ from minireflect.config import preset
 from minireflect.evaluate import EvaluationConfig
 from minireflect.evaluate_graphs import evaluate_loop
 from minireflect.methods.rlrig import EditPrompts, Loop, load_parts, loop_of, silent_actor
-from minireflect.rl.checker import Answers, load_checker
+from minireflect.rl.rewards import Answers, load_checker
 from minireflect.run import read_metrics, write_text
 from minireflect.streams import choices
 from minireflect.world.captions import scripted_edit

@@ -18,8 +18,8 @@ from reports import described
 from torch import nn
 
 from minireflect import stages
+from minireflect.__main__ import main as command_line
 from minireflect.checkpoints.ours import load_autoencoder, load_module, load_pipeline
-from minireflect.cli import main as command_line
 from minireflect.models.actor import Actor
 from minireflect.models.clip import Matcher
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from minireflect.cli import TRAINED
 from minireflect.cli import train as command_line
-from minireflect.commands import TRAINED
-from minireflect.config import Config, changed, options_of, preset, read_config, to_dict
+from minireflect.config import FIELDS, Config, changed, options_of, preset, read_config, to_dict
 from minireflect.methods.srrl import SRRLConfig
 
 
@@ -99,7 +99,7 @@ def test_a_method_decides_the_defaults(method: str, base: list[str]) -> None:
 def test_each_command_has_the_options_of_its_records() -> None:
     for command in TRAINED:
         names = set(vars(options_of(command, Config())))
-        assert set(TRAINED[command].records.split()) <= names
+        assert set(FIELDS[command].split()) <= names
     assert {"srrl", "finetune", "sampler"} <= set(
         vars(options_of("srrl", changed(Config(), {"finetune": {"base": "sd"}})))
     )

@@ -32,7 +32,6 @@ ROOMS = {
     "methods": 9,
     "figures": 10,
     "showcase": 10,
-    "commands": 10,
     "config": 10,
     "stages": 11,
     "cli": 12,

@@ -1,5 +1,9 @@
-"""Run folders: nothing is overwritten, nothing that was trained is lost, whatever ends the process."""
+"""Run folders: nothing is overwritten, nothing that was trained is lost, whatever ends the process.
 
+The optimiser step that the plain training loops share.
+"""
+
+import copy
 import json
 import os
 import signal
@@ -11,8 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from minireflect.checkpoints.files import read_weights
-from minireflect.run import Interrupted, Run, RunError, flat
+from minireflect import rng
+from minireflect.run import Interrupted, Run, RunError, flat, lr_factor, take_step
 
 LOOP = """
 import sys, time, torch
@@ -53,8 +57,8 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, number: signal.Signal
     seen = max([seen, *map(int, out.split())])
     if number != signal.SIGKILL:
         assert "stopped after step" in err and "--resume" in err
-    tensors = read_weights(folder / "state" / "stage.safetensors")  # readable whatever happened
-    assert tensors["net/weight"].shape == (4, 4)
+    state = torch.load(folder / "state" / "stage.pt", weights_only=True)  # readable whatever happened
+    assert state["networks"]["net"]["weight"].shape == (4, 4)
     again = start_and_finish(folder)
     first = int(again[0])
     assert seen <= first <= seen + 1  # at most the step that was under way is done again
@@ -130,3 +134,35 @@ def test_the_old_signal_handlers_come_back(tmp_path: Path) -> None:
 
 def test_flat_names() -> None:
     assert flat({"a": {"b": 1, "c": {"d": 2}}, "e": 3}) == {"a.b": 1, "a.c.d": 2, "e": 3}
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
+    rates = [lr_factor(step, 100) for step in range(100)]
+    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0]) and max(rates) == 1
+    assert all(a >= b for a, b in zip(rates[5:], rates[6:])) and rates[-1] < 1e-3
+    assert lr_factor(0, 1) == 1  # a training of one step takes it
+
+
+def test_a_step_is_torchs_with_a_clipped_gradient() -> None:
+    torch.manual_seed(0)
+    one = torch.nn.Linear(4, 3)
+    two = copy.deepcopy(one)
+    x = torch.randn(5, 4, generator=rng(0, "x"))
+    optimizers = [torch.optim.AdamW(net.parameters(), lr=1.0) for net in (one, two)]
+    for lr in (0.1, 0.01):
+        norm = take_step(optimizers[0], (10 * one(x)).square().mean(), lr)
+        assert norm > 1 and optimizers[0].param_groups[0]["lr"] == lr
+        optimizers[1].zero_grad()
+        (10 * two(x)).square().mean().backward()
+        assert torch.nn.utils.clip_grad_norm_(two.parameters(), 1.0).item() == norm
+        optimizers[1].param_groups[0]["lr"] = lr
+        optimizers[1].step()
+        assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters()))
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    with pytest.raises(FloatingPointError, match=r"not finite; lower the learning rate, 1\.00e-01 now"):
+        take_step(optimizer, (weight / 0).sum(), 0.1)
+    assert torch.equal(weight.detach(), torch.ones(2))

@@ -1,49 +1,63 @@
-"""The console command `minireflect`: the list of commands, and nothing that takes long to import.
+"""What can be typed after `minireflect`: the commands, the options of a record, and the help of both.
 
-minireflect sample "a tall red candle in still air"
-minireflect train srrl --rounds 0
-minireflect inspect checkpoint.safetensors
+An option is a field of a record: its name, its default, and the comment above it as help.  No torch here.
 """
 
 import difflib
-import sys
-from importlib import import_module
+import inspect
+import re
+import shutil
+import typing
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from functools import lru_cache
+from pathlib import Path
+from textwrap import wrap
+from typing import Any, Literal, NamedTuple
 
-from ..commands import TRAINED
+import tyro
+from tyro.conf import Positional, Suppress, arg
 
+# fmt: off
 COMMANDS = {
     "sample": "sample pictures of prompts, and say what the inspector reads in them",
     "train": "train a model; `minireflect train --help` lists what can be trained",
     "inspect": "say what is in a file: a checkpoint, a LoRA, or a picture of the synthetic world",
 }
-HELP = ("-h", "--help")
-LAST = "`minireflect COMMAND --help` lists the options of a command."
-LAST_OF_TRAIN = """\
+TRAINED = {  # what `train` can train, and the minutes of the preset cpu on two cores
+    "srrl": ("a diffusion model by SRRL, DDPO, GRPO; LoRA: --base", 9),
+    "all": ("autoencoder, diffusion, reward and srrl; with --scenes graphs all of RL-RIG", 85),
+    "autoencoder": ("pictures to latents and back", 13),
+    "diffusion": ("the base: latents from noise and a prompt", 25),
+    "reward": ("the learned reward: does the prompt hold for the picture?", 35),
+    "rlrig": ("RL-RIG by reinforcement: the Actor, then the editor", 13),
+    "checker": ("RL-RIG's Checker, and the judge that measures from outside", 25),
+    "actor": ("RL-RIG's Actor: which edit does the picture need?", 13),
+    "reason-grpo": ("ReasonGen-R1 by reinforcement: rationale and picture", 17),
+    "reason-sft": ("ReasonGen-R1 on true rationales", 45),
+    "vq": ("the codebook of image tokens", 11),
+    "captioner": ("the reader of rationales: does the picture keep its words?", 11),
+}
+HELP = {"-h", "--help"}
+PATHS = {"PATH": "checkpoint, CLIP or LoRA (a folder or one file), our weights, or a picture 64 pixels high"}
+MINUTES = """\
 Minutes are about those of the preset cpu on two cores. `minireflect train COMMAND --help` lists
 its options; `minireflect train` alone is `minireflect train srrl`, from the shipped weights."""
+TIMED = {name: f"{about} ({minutes} min)" for name, (about, minutes) in TRAINED.items()}
+LISTS = {  # usage, commands, a last line
+    "": ("COMMAND", COMMANDS, "`minireflect COMMAND --help` lists the options of a command."),
+    "inspect": ("inspect PATH ...", PATHS, "What does not fit is named."),
+    "train": ("train [COMMAND] [OPTIONS]", TIMED, MINUTES),
+}
+# fmt: on
+METAVARS = {Path: "PATH", int: "N", float: "X"}
 
 
-def main(words: list[str] | None = None) -> int:
-    """Run a command.  -> the exit status: 0, 1 when a check fails, 2 on bad input, 130 when stopped"""
-    command, *rest = (sys.argv[1:] if words is None else words) or [""]
-    if command in ("", *HELP):
-        print(listing("COMMAND", COMMANDS, LAST))
-        return 0 if command else 2
-    if command == "train" and rest[:1] in ([word] for word in HELP):
-        about = {name: f"{row.about} ({row.minutes} min)" for name, row in TRAINED.items()}
-        print(listing("train [COMMAND] [OPTIONS]", about, LAST_OF_TRAIN))
-        return 0
-    try:
-        known(command, COMMANDS)
-        if command == "train" and rest and not rest[0].startswith("-"):
-            known(rest[0], TRAINED)
-        return import_module(f".{command}", __name__).main(rest)
-    except KeyboardInterrupt:
-        print(f"minireflect {command}: stopped; what a run has saved can be resumed", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
-        print(f"minireflect {command}: {error}", file=sys.stderr)
-        return 2
+def list_help(command: str) -> str:
+    """The help of a command that has commands, or only paths: one line each."""
+    usage, rows, last = LISTS[command]
+    lines = [f"  {name:{max(map(len, rows))}}  {about}" for name, about in rows.items()]
+    return "\n".join([f"usage: minireflect {usage}", "", *lines, "", last])
 
 
 def known(name: str, names: dict[str, object]) -> None:
@@ -54,7 +68,79 @@ def known(name: str, names: dict[str, object]) -> None:
         raise ValueError(f"there is no command {name!r}{meant} it is one of {', '.join(names)}")
 
 
-def listing(usage: str, commands: dict[str, str], last: str) -> str:
-    """The help of a command that has commands: one line each."""
-    lines = [f"  {name:{max(map(len, commands))}}  {about}" for name, about in commands.items()]
-    return "\n".join([f"usage: minireflect {usage}", "", *lines, "", last])
+class Option(NamedTuple):
+    group: str  # the field of its record
+    flag: str  # as typed, with the default behind it
+    help: str  # the comment above the field, and what can be chosen
+    field: tuple[type, str]  # where it is first defined
+
+
+@lru_cache
+def comments(record: type) -> dict[str, str]:
+    """The comment above each field that a dataclass defines itself."""
+    found = re.findall(r"((?: +# .*\n)+) +(\w+): ", inspect.getsource(record))
+    return {name: " ".join(re.findall("# (.*)", above)) for above, name in found}
+
+
+def options(record: Any, prefix: str = "", group: str = "run") -> Iterator[Option]:
+    """Every option of a record, those of nested records last; a field with tyro's Suppress is none."""
+    home = getattr(record, "SOURCE", type(record))  # `options_of` takes fields from another record
+    plain, marked = (typing.get_type_hints(type(record), include_extras=extras) for extras in (False, True))
+    nested = []
+    for name in (field.name for field in fields(record)):
+        value, marks = getattr(record, name), getattr(marked[name], "__metadata__", ())
+        flag, kind = f"{prefix}{name.replace('_', '-')}", plain[name]
+        if is_dataclass(value):
+            nested.append((value, prefix if arg(name="") in marks else f"{flag}.", name))
+        elif Suppress not in marks:
+            kind = typing.get_args(kind)[0] if value is None else kind  # of `Path | None`
+            choices = f" ({'|'.join(typing.get_args(kind))})" if typing.get_origin(kind) is Literal else ""
+            owners = [c for c in home.__mro__ if name in vars(c).get("__annotations__", {})]
+            about = next((said for c in owners if (said := comments(c).get(name))), "")
+            shown = f"{flag.upper()} ..." if Positional in marks else typed(flag, value, kind)
+            yield Option(group, shown, about + choices, (owners[-1], name))
+    for value, inner, name in nested:
+        yield from options(value, inner, name)
+
+
+def typed(flag: str, value: object, kind: type) -> str:
+    """An option as typed, with its default, or without one what it takes."""
+    if isinstance(value, bool):
+        head, dot, name = flag.rpartition(".")
+        return f"--{head}{dot}no-{name}" if value else f"--{flag}"
+    shown = METAVARS.get(kind, "NAME") if value is None else value
+    return f"--{flag} {' '.join(map(str, shown)) if isinstance(shown, tuple) else shown}"
+
+
+def read(words: list[str], command: str, about: str, default: Any) -> Any:
+    """The record `default` with the options in `words`; if they ask for help, it is printed and all ends."""
+    if {*HELP, "--help-all"} & {*words}:
+        about += " The value behind a name is its default; --help-all explains every option."
+        print(help_text(f"minireflect {command} [OPTIONS]", about, default, full="--help-all" in words))
+        raise SystemExit(0)
+    return tyro.cli(type(default), args=words, default=default, prog=f"minireflect {command}")
+
+
+def help_text(usage: str, about: str, record: Any, full: bool = False) -> str:
+    """A line for each option, in groups; the value behind a name is its default.
+
+    Without `full` two kinds of options are listed at the end and not explained: those of nested records, with
+    a dot in their names, and those of another objective, whose help begins with its name.
+    """
+    width, found = min(120, shutil.get_terminal_size().columns), list(options(record))
+    left = min(30, 4 + max(len(option.flag) for option in found if "." not in option.flag.split()[0]))
+    objective = getattr(getattr(record, "srrl", None), "objective", None)
+    other = {"regress": "ppo: ", "ppo": "regress: "}.get(objective, "none: ")
+    groups: dict[str, list[str]] = {}  # those that are explained
+    brief: dict[str, str] = {}  # their flags; a name stays with its default
+    for group, flag, said, _ in found:
+        if not full and ("." in flag.split()[0] or said.startswith(other)):
+            group = f"with --objective {other[:-2]}" if said.startswith(other) else group
+            brief[group] = brief.get(group, f"{group}:") + "  " + flag.replace(" ", "\0")
+        else:
+            text = f"{f'  {flag}  ':{left}}{said}"
+            groups.setdefault(group, [f"{group}:"]).extend(wrap(text, width, subsequent_indent=" " * left))
+    lines = [f"usage: {usage}", *wrap(about, width), *(line for group in groups.values() for line in group)]
+    for text in brief.values():
+        lines += [line.replace("\0", " ") for line in wrap(text, width, subsequent_indent="  ")]
+    return "\n".join(lines)

@@ -18,13 +18,13 @@ import torch
 from ..models.actor import Actor, ActorConfig, questions
 from ..models.autoencoder import Autoencoder
 from ..models.tokenizer import EOS, Tokenizer, up_to
-from ..run import Job
+from ..run import Job, Training, optimise
 from ..streams import choices, rng
 from ..world.captions import scripted_edit
 from ..world.graphs import THINGS, GraphError, SceneGraph, lay_out, sample_graph
 from ..world.laws import render_pixels
 from ..world.scenes import COLORS, Scene
-from .optimise import Training, encode_all, optimise
+from .autoencoders import encode_all
 
 NOISE = 0.3  # largest std of the noise on the latents, whose std is 1: generated latents are not exact
 MISTAKES = 0.03  # share of answers turned round, because a learned Checker makes mistakes

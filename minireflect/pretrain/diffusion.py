@@ -22,11 +22,11 @@ from ..models.tokenizer import EOS, Tokenizer
 from ..models.unet import UNet, UNetConfig
 from ..pipeline import LatentDiffusion
 from ..ranges import Count, Natural, Positive, Share
-from ..run import Job
+from ..run import Job, Networks, Training, optimise
 from ..streams import rng
 from ..world.captions import PROMPT_LENGTH
 from ..world.data import Captioned
-from .optimise import Networks, Training, encode_all, optimise
+from .autoencoders import encode_all
 
 READING_LR = 2e-3  # peak learning rate of `learn_to_read`
 EMPTY = 0.1  # share of captions left empty, as in Ho & Salimans 2022

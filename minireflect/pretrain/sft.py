@@ -34,12 +34,12 @@ from ..models.tokenizer import EOS, Tokenizer, trim, up_to
 from ..models.vq import Codec
 from ..pipeline import ReasonPipeline
 from ..ranges import Count, Natural, Share, Weight
-from ..run import Job
+from ..run import Job, Loss, Training, optimise
 from ..streams import choices, rng
 from ..world.captions import rationale, rationale_vocabulary
 from ..world.data import WorldConfig, training_pairs
 from ..world.prompts import all_texts
-from .optimise import Loss, Training, encode_all, optimise
+from .autoencoders import encode_all
 
 TEXT_WEIGHT = 2.0  # s of a rationale token, the paper's
 EMPTY = 0.1  # share of samples without prompt and rationale

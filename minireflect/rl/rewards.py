@@ -8,25 +8,36 @@
                        first tasks, which need no weights.
 
 Shapes: images (b 3 h w) in [-1, 1], b prompts -> (b)
+
+RL-RIG's reward is the share of a graph's requirements that a learned Checker takes to be met:
+
+    C(x, G)_j = 1 if p_j >= 0.5        for each requirement g_j of the graph
+    f(x)      = (1/n) sum_j C_j        RL-RIG, equation 2
+
+The judge is a second network of its kind with another seed and size, which only measures.
 """
 
 import io
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..checkpoints.ours import load_module, or_shipped, weights_folder
+from ..checkpoints.ours import RIG, load_module, or_shipped, weights_folder
 from ..models.clip import CLIP, Matcher
 from ..models.tokenizer import EOS, BytePairs, Tokenizer, trim, up_to
 from ..pipeline import Reward
+from ..world.graphs import SceneGraph
 from ..world.inspector import inspect_all
 from ..world.prompts import Prompt, split, understand
 
 # caption_reward from which a picture shows what its rationale says: among four objects in any order and three
 # styles, even a right first word has a probability of only a twelfth
 ACCEPT_WORD = 0.05
+MET = 0.5  # the Checker's probability from which a requirement counts as met
 
 
 def matcher_reward(matcher: Matcher, tokenizer: Tokenizer, batch: int = 256) -> Reward:
@@ -137,3 +148,64 @@ def incompressibility(images: Tensor, prompts: list[str]) -> Tensor:
 def compressibility(images: Tensor, prompts: list[str]) -> Tensor:
     """Minus the kilobytes of the picture as a JPEG: it favours plain surfaces."""
     return -incompressibility(images, prompts)
+
+
+# --------------------------------------------------------------------------------------- RL-RIG's Checker
+class Answers(NamedTuple):
+    """Answers about b pictures; graphs with fewer than r requirements are padded."""
+
+    probability: Tensor  # (b r) in [0, 1]; 1 in the padding
+    asked: Tensor  # (b r) bool, False in the padding
+
+    @property
+    def met(self) -> Tensor:
+        """-> (b r) bool, True in the padding"""
+        return self.probability >= MET
+
+    @property
+    def share(self) -> Tensor:
+        """f(x), the share of requirements that are met.  -> (b) in [0, 1]"""
+        return (self.met & self.asked).sum(1) / self.asked.sum(1)
+
+    @property
+    def all_hold(self) -> Tensor:
+        """The probability that all requirements are met, as if they were independent.  -> (b) in [0, 1]"""
+        return self.probability.prod(1)
+
+    @property
+    def score(self) -> Tensor:
+        """What keep-best compares: f(x), then between equal shares the mean probability.  -> (b)"""
+        mean = (self.probability * self.asked).sum(1) / self.asked.sum(1)
+        return self.share + 1e-3 * mean
+
+    def rows(self, rows: Tensor) -> "Answers":
+        return Answers(self.probability[rows], self.asked[rows])
+
+
+Checker = Callable[[Tensor, list[SceneGraph]], Answers]  # images (b 3 h w), b graphs
+
+
+def matcher_checker(matcher: Matcher, tokenizer: Tokenizer, batch: int = 256) -> Checker:
+    """A Checker from its network, which encodes each picture once for all of its questions."""
+
+    @torch.no_grad()
+    def check(images: Tensor, graphs: list[SceneGraph]) -> Answers:
+        asked = [[r.words for r in g.requirements] for g in graphs]
+        most = max(map(len, asked))
+        real = torch.tensor([[j < len(row) for j in range(most)] for row in asked], device=images.device)
+        # rows are padded with their first question; those answers are not used
+        texts = [text for row in asked for text in row + row[:1] * (most - len(row))]
+        ids = trim(tokenizer(texts), EOS).to(images.device)  # (b*r t)
+        parts = zip(images.split(batch), ids.split(batch * most))
+        logits = [matcher.match(matcher.vision(x), matcher.text(y), y) for x, y in parts]
+        probability = torch.sigmoid(torch.cat(logits).float()).view_as(real)
+        return Answers(probability.masked_fill(~real, 1.0), real)
+
+    return check
+
+
+def load_checker(
+    folder: str | Path = RIG, name: str = "checker", device: torch.device | str = "cpu"
+) -> Checker:
+    """The "checker" of a run of RL-RIG, by default the shipped one, or the "judge"."""
+    return matcher_checker(*load_matcher(Path(folder) / f"{name}.safetensors", device))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
-from minireflect.cli import main
+from minireflect.__main__ import main
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -9,12 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from minireflect.cli import COMMANDS
-from minireflect.cli.inspect import InspectOptions
-from minireflect.cli.options import Option, options
+from minireflect.cli import COMMANDS, TRAINED, Option, options
 from minireflect.cli.sample import SampleOptions
 from minireflect.cli.train import defaults
-from minireflect.commands import TRAINED
 from minireflect.config import options_of
 from tests.cli.console import ROOT, run
 
@@ -26,7 +23,6 @@ def commands() -> Iterator[tuple[str, list[Option]]]:
         words = name.split()
         yield f"train {name}", list(options(options_of(*defaults(words[0], words[1:]))))
     yield "sample", list(options(SampleOptions()))
-    yield "inspect", list(options(InspectOptions()))
 
 
 def test_every_option_has_help() -> None:
@@ -84,7 +80,8 @@ def test_help_of_every_training_takes_at_most_two_seconds(command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["train", "--help"], ["train", "trian"], ["trian"], ["inspect"]]
+    "words",
+    [["--help"], ["train", "--help"], ["train", "trian"], ["trian"], ["inspect"], ["inspect", "--help"]],
 )
 def test_lists_and_mistakes_need_no_torch(words: list[str], tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")

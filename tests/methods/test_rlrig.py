@@ -34,7 +34,7 @@ from minireflect.models.clip import TextConfig, TextEncoder
 from minireflect.models.tokenizer import EOS, Tokenizer
 from minireflect.models.unet import UNet, UNetConfig
 from minireflect.pipeline import LatentDiffusion
-from minireflect.rl.checker import Answers
+from minireflect.rl.rewards import Answers
 from minireflect.run import Job, Run
 from minireflect.world.captions import PROMPT_LENGTH
 from minireflect.world.graphs import SceneGraph, parse_graph

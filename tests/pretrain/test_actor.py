@@ -8,8 +8,7 @@ import torch
 from minireflect.checkpoints.ours import RIG, load_pipeline
 from minireflect.models.actor import Actor, ActorConfig
 from minireflect.pretrain.actor import imitation_example, train_actor, wrong_scene
-from minireflect.pretrain.optimise import Training
-from minireflect.run import Job, Run
+from minireflect.run import Job, Run, Training
 from minireflect.streams import choices
 from minireflect.world.graphs import GraphError, sample_graph
 

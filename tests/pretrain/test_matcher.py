@@ -1,5 +1,7 @@
 """One loop for the reward, the Checker and the captioner: losses, captions that do not hold, training
 further.
+
+The Checker's questions have answers that are true of the scene and of what is still visible of it.
 """
 
 import random
@@ -15,22 +17,29 @@ from minireflect.checkpoints.ours import RIG
 from minireflect.models.clip import Matcher, MatcherConfig
 from minireflect.models.tokenizer import EOS, Tokenizer
 from minireflect.pretrain import matcher
+from minireflect.pretrain.corrupt import block_error
 from minireflect.pretrain.matcher import (
     CAPTIONER_TRAINING,
     CHECKER_TRAINING,
     JointSpace,
     RewardTraining,
+    answer,
     caption_loss,
+    changed,
+    changed_requirement,
     false_prompt,
+    question,
     train_captioner,
     train_checker,
     train_reward,
+    visible,
 )
 from minireflect.rl.rewards import ACCEPT_WORD, caption_reward, matcher_reward
 from minireflect.run import Job, Run
 from minireflect.streams import choices
 from minireflect.world.captions import rationale
 from minireflect.world.data import WorldConfig, training_pairs
+from minireflect.world.graphs import lay_out, parse_graph, sample_picture
 from minireflect.world.laws import render
 from minireflect.world.prompts import all_texts, draw_prompts, near_miss
 from minireflect.world.scenes import Reading
@@ -147,3 +156,32 @@ def test_a_reward_starts_from_a_given_one(tmp_path: Path) -> None:
     config = RewardTraining(pictures=4, steps=1, batch=2, lr=0.0, corrupted=False)
     trained = train_reward(config, pipe, job, start)
     assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), start.parameters()))
+
+
+def test_answers_are_true_of_what_is_visible() -> None:
+    chance = random.Random(0)
+    both = {True: 0, False: 0}
+    for _ in range(200):
+        graph, scene = sample_picture(chance)
+        shown = [True] * (len(scene.objects) + 1)
+        for own in graph.requirements:
+            assert answer(own, scene, shown)
+            assert not answer(own, scene, [False] * len(shown))
+        asked, label = question(graph, scene, shown, chance)
+        assert label == asked.met_by(scene.objects)
+        both[label] += 1
+        assert changed_requirement(graph.requirements[0], graph, chance) is not None
+    assert min(both.values()) > 50
+
+
+def test_an_object_that_is_painted_over_is_not_visible() -> None:
+    scene = lay_out(parse_graph("red ball left of blue block"), random.Random(0))
+    clean = render(scene)[None]
+    ball = next(i for i, o in enumerate(scene.objects) if o.name == "ball")
+    x, y = scene.objects[ball].xy
+    painted = clean.clone()
+    painted[:, :, y - 7 : y + 7, x - 7 : x + 7] = 0.95
+    seen = visible(block_error(painted, clean)[0], scene)
+    assert seen[ball] is False and seen[1 - ball] is True and seen[-1] is False
+    assert all(visible(block_error(clean, clean)[0], scene))
+    assert changed(scene, random.Random(1)) != scene

@@ -1,0 +1,176 @@
+"""Train what turns pictures into latents, and latents into codes.
+
+    autoencoder     64x64x3 pixels -> 8x8x4 latents              Rombach et al. 2022
+        L = |x' - x| + (x' - x)^2 + kl KL(q(z|x) || N(0, I))
+
+    vq              8x8 forms and colours -> the same latents    van den Oord et al. 2017, models/vq.py
+        L = mean(w (z' - z)^2) + L_vq
+
+Neither has an adversarial or a perceptual loss.  For vq each scene is rendered twice, the twin in other
+colours, and each picture is reconstructed from its own colours and its twin's forms: this separates form from
+colour.  Patches where twins differ show objects and get a larger weight w, which is 1 on average; otherwise
+small objects would hardly count.  A loss on decoded pixels, not latents, learnt three times more slowly.
+
+    python train.py autoencoder | vq
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..models.autoencoder import Autoencoder, AutoencoderConfig
+from ..models.vq import VQAutoencoder, VQConfig
+from ..ranges import Count, Range, Weight
+from ..run import Job, Training, optimise
+from ..streams import rng
+from ..world.canvas import to_tensor
+
+OBJECT_WEIGHT = 5.0  # vq: of a patch with an object, relative to one without
+
+
+@torch.no_grad()
+def encode_all(encode: Callable[[Tensor], Tensor], pixels: np.ndarray, device: torch.device) -> Tensor:
+    """Encode all pictures, about 256 at a time.  Shapes: pixels (n 64 64 3) uint8 -> (n ...)"""
+    parts = tqdm(np.array_split(pixels, max(1, len(pixels) // 256)), "encoding", unit="batch", leave=False)
+    return torch.cat([encode(to_tensor(part).to(device)) for part in parts])
+
+
+@dataclass(frozen=True)
+class AutoencoderTraining(Training):
+    # pictures, rendered once
+    pictures: Count = 20_000
+    # optimiser steps
+    steps: Count = 2_500
+    # pictures a step
+    batch: Count = 16
+    # peak learning rate of AdamW; cosine to zero after a warm-up of 5 %
+    lr: Weight = 2e-3
+    # weight of the KL, in nats per latent dimension, against one unit of pixel error
+    kl: Weight = 3e-4
+    # largest std of the noise added to the latents, in units of their std: generated latents are not exact
+    noise: Weight = 0.0
+
+
+def train_autoencoder(
+    config: AutoencoderTraining, network: AutoencoderConfig, pixels: np.ndarray, job: Job,
+    start: Autoencoder | None = None,
+) -> Autoencoder:  # fmt: skip
+    """Learn to compress pictures; at the end the latents are scaled to a std of 1.
+
+    With `start` only its decoder is trained further; encoder, scale and sizes stay the same.
+    Shapes: pixels (n 64 64 3) uint8
+    """
+    _, seed, device = job
+    torch.manual_seed(seed)  # torch initialises weights from its global stream
+    model = Autoencoder(start.config if start else network).to(device, memory_format=torch.channels_last)
+    if start:
+        model.load_state_dict(start.state_dict())
+        model.encoder.requires_grad_(False), model.quant_conv.requires_grad_(False)
+    for step, minimise in optimise("autoencoder", config, {"autoencoder": model}, job, decay=1e-4):
+        pick = torch.randint(len(pixels), (config.batch,), generator=rng(seed, "autoencoder", "batch", step))
+        images = to_tensor(pixels[pick.numpy()]).to(device)  # (b 3 64 64)
+        mean, logvar = model.moments(images)  # (b 4 8 8)
+        generator = rng(seed, "autoencoder", "noise", step)
+        noise = torch.randn(mean.shape, generator=generator).to(device)  # (b 4 8 8)
+        std = (logvar / 2).exp()
+        if config.noise:
+            largest = config.noise / model.config.scaling_factor
+            added = largest * torch.rand(len(mean), 1, 1, 1, generator=generator).to(device)
+            std = (std**2 + added**2).sqrt()
+        error = model.decoder(model.post_quant_conv(mean + std * noise)) - images  # (b 3 64 64)
+        kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()  # Kingma & Welling (10), nats per dimension
+        mse = (error**2).mean()
+        minimise(error.abs().mean() + mse + config.kl * kl, mse=mse.item(), kl=kl.item())
+    if not start:
+        model.config = replace(model.config, scaling_factor=1 / latent_std(model, pixels[:1024], device))
+    return model
+
+
+@torch.no_grad()
+def latent_std(model: Autoencoder, pixels: np.ndarray, device: torch.device) -> float:
+    """Standard deviation of the unscaled latents of these pictures.  Shapes: pixels (n 64 64 3) uint8"""
+    parts = np.array_split(pixels, 8)
+    return torch.cat([model.moments(to_tensor(part).to(device))[0] for part in parts]).std().item()
+
+
+@dataclass(frozen=True)
+class VQTraining(Training):
+    # pictures, rendered once; half of them are the twins of the others
+    pictures: Annotated[int, Range(2)] = 30_000
+    # optimiser steps
+    steps: Count = 6_000
+    # pictures a step, twins included
+    batch: Count = 128
+    # peak learning rate of AdamW; cosine to zero after a warm-up of 5 %
+    lr: Weight = 2e-3
+    # entries of the form codebook
+    forms: Count = 512
+    # entries of the colour codebook
+    colors: Count = 256
+    # steps between counts of unused entries; in the first half of the training these move to where they help
+    revive_every: Count = 50
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch % 2:
+            raise ValueError(f"batch must be even, each picture comes with its twin, got {self.batch}")
+
+
+def train_vq(
+    config: VQTraining, pixels: np.ndarray, twins: np.ndarray, autoencoder: Autoencoder, job: Job
+) -> VQAutoencoder:
+    """Learn two codebooks, of forms and of colours.  Shapes: pixels, twins (n 64 64 3) uint8"""
+    _, seed, device = job
+    torch.manual_seed(seed)
+    autoencoder = autoencoder.to(device).eval().requires_grad_(False)
+    n, both = len(pixels), np.concatenate([pixels, twins])
+    latents = encode_all(autoencoder.encode, both, device)  # (2n z 8 8)
+    model = VQAutoencoder(VQConfig(latents.shape[1], forms=config.forms, colors=config.colors)).to(device)
+    books = {"forms": model.forms, "colors": model.colors}
+    counts = nn.Module()  # uses of each entry since the last count; a module, so that the run saves them
+    for name, book in books.items():
+        counts.register_buffer(name, torch.zeros(len(book.codebook), device=device))  # (k)
+    for step, minimise in optimise("vq", config, {"vq": model, "seen": counts}, job, decay=1e-4):
+        pick = torch.randint(n, (config.batch // 2,), generator=rng(seed, "vq", "batch", step))
+        pick = torch.cat([pick, pick + n])  # (b)
+        images = to_tensor(both[pick.numpy()]).to(device)  # (b 3 64 64)
+        twin = images.roll(config.batch // 2, 0)  # (b 3 64 64)
+        out, chosen, codes = model(images, twin)  # (b z 8 8)
+        error = (out - latents[pick]) ** 2  # (b z 8 8)
+        values = {"latents": error.mean().item()}
+        for (name, used), quantised in zip(counts.named_buffers(), chosen):
+            used += torch.bincount(quantised.ids.flatten(), minlength=len(used))
+            if (step + 1) % config.revive_every == 0:
+                values[f"{name}_used"] = (used > 0).float().mean().item()
+                values[f"{name}_perplexity"] = perplexity(used)
+        weights = patch_weights(images, twin, OBJECT_WEIGHT)  # (b 1 8 8)
+        codebooks = chosen.form.loss + chosen.color.loss
+        minimise((weights * error).mean() + codebooks, **values)
+        if (step + 1) % config.revive_every == 0:
+            for (name, used), z in zip(counts.named_buffers(), codes):
+                if 2 * step < config.steps:
+                    books[name].revive(z.detach(), used, rng(seed, "vq", "revive", name, step))
+                used.zero_()
+    return model.eval().requires_grad_(False)
+
+
+def patch_weights(images: Tensor, twins: Tensor, weight: float) -> Tensor:
+    """Loss weight of each patch, 1 on average: `weight` times larger where picture and twin differ.
+
+    Shapes: images, twins (b 3 8h 8w) -> (b 1 h w)
+    """
+    differ = F.max_pool2d((images - twins).abs().amax(1, keepdim=True), 8) > 0.1  # of 2, black to white
+    value = torch.where(differ, weight, 1.0)
+    return value / value.mean()
+
+
+def perplexity(used: Tensor) -> float:
+    """Size of an evenly used codebook with the same entropy: exp(H).  Shapes: used (k) counts"""
+    share = used / used.sum().clamp(min=1)
+    return torch.special.entr(share).sum().exp().item()
