@@ -3,7 +3,7 @@
     config.json          the resolved configuration; --resume needs nothing else
     metrics.jsonl        one line a step and stage, as it happened
     weights/NAME.safetensors
-    state/STAGE.pt       networks, optimiser, step: written after a step and in one piece
+    state/STAGE.safetensors   networks, optimiser, step: written after a step and in one piece
     figures/*.png
 
 Ctrl-C and `kill -TERM` finish the step, save, and leave; `kill -9` loses what came after the last save.
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
+from .checkpoints.files import read_metadata, read_weights, save_weights
 from .ranges import Checked, Count, Weight
 
 Networks = dict[str, nn.Module]
@@ -98,7 +99,7 @@ class Run:
         `memory` is JSON-able and changed in place by the loop; it comes back on resume.  Raises Interrupted
         after the step in which a signal came.
         """
-        path = self.folder / "state" / f"{stage}.pt"
+        path = self.folder / "state" / f"{stage}.safetensors"
         start = restore(path, networks, optimizer, memory) if path.exists() else 0
         self._forget_after(stage, start)
         steps = range(start, total)
@@ -218,23 +219,29 @@ def read_metrics(folder: Path, stage: str | None = None) -> list[dict]:
 
 def store(path: Path, step: int, networks: Networks, optimizer: Optimizer, memory: dict | None) -> None:
     """Networks, optimiser and step in one file, written beside it and moved into place."""
-    weights = {name: network.state_dict() for name, network in networks.items()}
-    state = {"step": step, "networks": weights, "optimizer": optimizer.state_dict()}
-    draft = path.with_suffix(".tmp")
-    torch.save(state | {"memory": json.dumps(memory)}, draft)
-    os.replace(draft, path)
+    tensors = {f"{name}/{key}": t for name, net in networks.items() for key, t in net.state_dict().items()}
+    for i, slots in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{i}/{key}": torch.as_tensor(value) for key, value in slots.items()}
+    save_weights(path, tensors, {"step": str(step), "memory": json.dumps(memory)}, durable=False)
 
 
 def restore(path: Path, networks: Networks, optimizer: Optimizer, memory: dict | None) -> int:
-    """Undo `store`; -> the number of steps done."""
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    """Undo `store`; -> the number of steps done.  Raises WeightsError on a file that is cut or another's."""
+    metadata, parts = read_metadata(path), {}
+    for key, tensor in read_weights(path).items():
+        part, _, name = key.partition("/")
+        parts.setdefault(part, {})[name] = tensor
     for name, network in networks.items():
-        network.load_state_dict(state["networks"][name])
-    optimizer.load_state_dict(state["optimizer"])
+        network.load_state_dict(parts[name])
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in parts.get("optimizer", {}).items():
+        i, _, slot = name.partition("/")
+        slots.setdefault(int(i), {})[slot] = tensor
+    optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
     if memory is not None:
         memory.clear()
-        memory.update(json.loads(state["memory"]))
-    return state["step"]
+        memory.update(json.loads(metadata["memory"]))
+    return int(metadata["step"])
 
 
 def flat(config: dict, prefix: str = "") -> dict[str, object]:
