@@ -36,9 +36,7 @@ class WeightsError(ValueError):
 
 
 # --- files --------------------------------------------------------------------------------------------------
-def save_weights(
-    path: Place, tensors: Tensors, metadata: Strings | None = None, durable: bool = True
-) -> None:
+def save_weights(path: Place, tensors: Tensors, about: Strings | None = None, durable: bool = True) -> None:
     """Write a safetensors file so that at any moment `path` holds the old file or the new one, never a part.
 
     `durable` waits for the disk, so that this also holds through a power cut.
@@ -49,7 +47,7 @@ def save_weights(
     try:
         temporary.touch()
         mode = temporary.stat().st_mode
-        save_file({name: t.detach().contiguous() for name, t in tensors.items()}, temporary, metadata)
+        save_file({name: t.detach().contiguous() for name, t in tensors.items()}, temporary, about)
         temporary.chmod(mode)  # safetensors ignores the umask and makes the file private
         if durable:
             with open(temporary, "rb+") as file:
