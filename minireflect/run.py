@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 from tqdm import tqdm
 
 from .checkpoints.files import read_metadata, read_weights, save_weights
@@ -35,6 +35,7 @@ from .ranges import Checked, Count, Weight
 Networks = dict[str, nn.Module]
 
 SAVE_EVERY = 25  # steps of `optimise` between two saves of the state that --resume continues from
+MAX_GRAD_NORM = 1.0  # the gradient of a step is scaled down to this norm, as in most recipes
 
 
 class RunError(ValueError):
@@ -184,10 +185,13 @@ def optimise(
     saves the networks and the optimiser, and continues from what it saved.
     """
     trained = [p for network in networks.values() for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, config.lr, (0.9, beta2), weight_decay=decay)
+    optimizer = AdamW(trained, config.lr, (0.9, beta2), weight_decay=decay)
 
     def minimise(step: int, loss: Tensor, /, **values: float) -> None:
-        take_step(optimizer, loss, config.lr * lr_factor(step, config.steps))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        set_lr(optimizer, config.lr * lr_factor(step, config.steps))
+        take_step(optimizer)
         values = {"loss": loss.item()} | values
         job.run.log(name, step, **values)
         job.run.bar.set_postfix({key: f"{value:.4f}" for key, value in values.items()})
@@ -196,23 +200,23 @@ def optimise(
         yield step, partial(minimise, step)
 
 
-def take_step(optimizer: torch.optim.Optimizer, loss: Tensor, lr: float, max_norm: float = 1.0) -> float:
-    """One optimiser step at the learning rate `lr`.  -> the gradient's norm before clipping to `max_norm`
+def take_step(optimizer: Optimizer, scale: float = 1.0) -> float:
+    """One step with the gradients of a loss that was multiplied by `scale`.  -> their norm before clipping
 
-    Raises FloatingPointError, and leaves the weights as they are, when the gradient is not finite.
+    Raises FloatingPointError, and leaves the weights as they are, when a gradient is not finite.
     """
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = nn.utils.clip_grad_norm_(parameters, max_norm).item()
+    trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    for p in trained if scale != 1 else ():
+        p.grad /= scale
+    norm = nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM).item()
     if not math.isfinite(norm):
-        raise FloatingPointError(f"the gradient is not finite; lower the learning rate, {lr:.2e} now")
-    set_lr(optimizer, lr)
+        advice = f"{optimizer.param_groups[0]['lr']:.2e} now" + ", or use --precision bf16" * (scale != 1)
+        raise FloatingPointError(f"a gradient is not finite; lower the learning rate, {advice}")
     optimizer.step()
     return norm
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+def set_lr(optimizer: Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr
 

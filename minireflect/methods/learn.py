@@ -32,10 +32,10 @@ from ..rl.advantage import RewardHistory, advantage_weights, group_advantage, hi
 
 from ..rl.advantage import reward_weights, select_best_worst, zero_variance_groups  # isort: skip
 from ..rl.policy import gaussian_kl, ppo_clip, reduce_log_prob
+from ..run import set_lr, take_step
 from .rollout import Rollout
 
 WARMUP = 5  # iterations of linear warm-up; without it the first steps destroy the model
-GRAD_NORM = 1.0  # largest norm of an update's gradient
 WEIGHT_DECAY = 1e-4  # of AdamW
 # regress: added to the sum of a prompt's rewards, so that a prompt that always fails counts little
 FLOOR = 0.5
@@ -149,8 +149,7 @@ class Learner:
 
 def learn(learner: Learner, out: Rollout, lr_factor: float, generator: Generator) -> UpdateStats:
     """Learn from one iteration's rollout.  Raises FloatingPointError on a gradient that is not finite."""
-    for group in learner.optimizer.param_groups:
-        group["lr"] = learner.config.lr * lr_factor
+    set_lr(learner.optimizer, learner.config.lr * lr_factor)
     return OBJECTIVES[learner.config.objective](learner, out, generator)
 
 
@@ -170,23 +169,10 @@ def micro_batches(n: int, pipe: LatentDiffusion) -> list[slice]:
 
 def backward(loss: Tensor, network: nn.Module) -> None:
     """Add a part's gradient, scaled up where the network computes in float16."""
-    (loss * _scale(network)).backward()
+    (loss * loss_scale(network)).backward()
 
 
-def take_step(optimizer: Optimizer, network: nn.Module, config: LearnConfig, number: int) -> float:
-    """Clip the gradient's norm and step.  -> the norm before.  Raises FloatingPointError if not finite."""
-    trained, scale = [p for p in network.parameters() if p.grad is not None], _scale(network)
-    for p in trained if scale != 1 else ():
-        p.grad /= scale
-    norm = torch.nn.utils.clip_grad_norm_(trained, GRAD_NORM)
-    if not torch.isfinite(norm):
-        advice = f"lower lr, {config.lr} now" + (", or use --precision bf16" if scale != 1 else "")
-        raise FloatingPointError(f"the gradient of update {number} is not finite; {advice}")
-    optimizer.step()
-    return norm.item()
-
-
-def _scale(network: nn.Module) -> float:
+def loss_scale(network: nn.Module) -> float:
     return HALF_SCALE if next(network.parameters()).dtype == torch.float16 else 1.0
 
 
@@ -215,7 +201,7 @@ def regress(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats
     remember(replay, pipe, out)
     updates = config.updates if replay.weights.any() else 0
     losses = kl = norms = 0.0
-    for number in range(updates):
+    for _ in range(updates):
         x_0, ids = replay.draw(config.batch, generator)  # (b c h w), (b s)
         t = torch.randint(pipe.schedule.config.train_steps, (len(x_0),), generator=generator).to(pipe.device)
         noise = torch.randn(x_0.shape, generator=generator).to(x_0)  # (b c h w)
@@ -234,7 +220,7 @@ def regress(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats
             backward(loss, pipe.unet)
             losses += loss.item()
             kl += share * path_kl(pipe.schedule, t[part], (eps - before).detach())
-        norms += take_step(learner.optimizer, pipe.unet, config, number)
+        norms += take_step(learner.optimizer, loss_scale(pipe.unet))
     n = max(1, updates)
     return UpdateStats(losses / n, kl / n, norms / n, updates, 2 * updates * config.batch)
 
@@ -336,7 +322,7 @@ def ppo(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats:
     chunks = jobs(out, advantage, config.updates, learner.sampler.eta, generator)
     sums, norms, kls, ratios = dict.fromkeys(("loss", "clip_high", "clip_low"), 0.0), 0.0, [], []
     spent = first = 0
-    for number, chunk in enumerate(chunks):
+    for chunk in chunks:
         samples = sum(int(advantage[k][1].sum()) for k, _ in chunk)  # branches x steps in this optimiser step
         learner.optimizer.zero_grad(set_to_none=True)
         pieces = [(k, i, part) for k, i in chunk for part in micro_batches(len(advantage[k][0]), pipe)]
@@ -357,7 +343,7 @@ def ppo(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats:
             for name in sums:
                 sums[name] += getattr(stats, name).item() * share
         first = first or len(ratios)
-        norms += take_step(learner.optimizer, pipe.unet, config, number)
+        norms += take_step(learner.optimizer, loss_scale(pipe.unet))
     n = max(1, len(chunks))
     first_ratio = math.expm1(min(max(ratios[:first], default=0.0), 80.0))
     return UpdateStats(

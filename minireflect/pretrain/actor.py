@@ -47,8 +47,7 @@ def wrong_scene(graph: SceneGraph, draw: random.Random) -> Scene:
     scene = lay_out(loose, draw)
     things = list(scene.objects)
     if draw.random() < 0.35:
-        i = draw.randrange(len(things))
-        way = draw.randrange(3)
+        i, way = draw.randrange(len(things)), draw.randrange(3)
         if way == 0 and len(things) > 1:
             things.pop(i)
         elif way == 1:
@@ -84,8 +83,7 @@ def train_actor(
     latents = encode_all(autoencoder.to(device).encode, pixels, device)  # (n 4 8 8)
     torch.manual_seed(seed)
     actor = Actor(ActorConfig(len(tokenizer))).to(device)
-    if start:
-        actor.load_state_dict(start.state_dict())
+    actor.load_state_dict((start or actor).state_dict())
     ids = questions(tokenizer, requirements, answers, actor.config.read).to(device)  # (n s)
     written = tokenizer.encode(edits, actor.config.written).to(device)  # (n t)
     mask = up_to(written, EOS)  # (n t)

@@ -87,16 +87,11 @@ def train_autoencoder(
         kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()  # Kingma & Welling (10), nats per dimension
         mse = (error**2).mean()
         minimise(error.abs().mean() + mse + config.kl * kl, mse=mse.item(), kl=kl.item())
+    model.eval().requires_grad_(False)
     if not start:
-        model.config = replace(model.config, scaling_factor=1 / latent_std(model, pixels[:1024], device))
+        means = [model.moments(to_tensor(part).to(device))[0] for part in np.array_split(pixels[:1024], 8)]
+        model.config = replace(model.config, scaling_factor=1 / torch.cat(means).std().item())
     return model
-
-
-@torch.no_grad()
-def latent_std(model: Autoencoder, pixels: np.ndarray, device: torch.device) -> float:
-    """Standard deviation of the unscaled latents of these pictures.  Shapes: pixels (n 64 64 3) uint8"""
-    parts = np.array_split(pixels, 8)
-    return torch.cat([model.moments(to_tensor(part).to(device))[0] for part in parts]).std().item()
 
 
 @dataclass(frozen=True)

@@ -72,8 +72,7 @@ def new_matcher(name: str, tokenizer: Tokenizer, job: Job, start: Matcher | None
     """A matcher of one of SIZES, with random weights or those of `start`."""
     torch.manual_seed(job.seed)
     model = Matcher(MatcherConfig(len(tokenizer), EOS, tokenizer.length, **SIZES[name]))
-    if start:
-        model.load_state_dict(start.state_dict())
+    model.load_state_dict((start or model).state_dict())
     return model.to(job.device)
 
 

@@ -22,14 +22,14 @@ from minireflect.methods.finetune import (
     load_base,
     read_prompts,
 )
-from minireflect.methods.learn import HALF_SCALE, Learner, backward, learn, micro_batches, take_step
+from minireflect.methods.learn import HALF_SCALE, Learner, backward, learn, loss_scale, micro_batches
 from minireflect.methods.rollout import rollout
 from minireflect.methods.srrl import SRRLConfig, recipe
 from minireflect.models.lora import LoRAConfig, add_lora, lora_layers
 from minireflect.models.tokenizer import PromptError
 from minireflect.pipeline import LatentDiffusion, SamplerConfig
 from minireflect.rl.rewards import incompressibility
-from minireflect.run import Job, Run
+from minireflect.run import Job, Run, take_step
 from minireflect.streams import rng
 from tests.cli.console import refused, run
 from tests.parity.checkpoints import WORDS, pipeline, trainable, vocabulary
@@ -174,7 +174,7 @@ def test_float16_gradients_are_scaled_and_scaled_back() -> None:
     loss = (1e-9 * half.lora.half().float()).sum()  # a gradient that float16 cannot hold
     backward(loss, half)
     assert half.lora.grad.item() == pytest.approx(1e-9 * HALF_SCALE, rel=1e-2)
-    norm = take_step(torch.optim.SGD([half.lora], lr=1.0), half, SRRLConfig(), 0)
+    norm = take_step(torch.optim.SGD([half.lora], lr=1.0), loss_scale(half))
     assert norm == pytest.approx(1e-9, rel=1e-2)
 
 
