@@ -25,12 +25,13 @@ from types import FrameType
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.optim import AdamW, Optimizer
 from tqdm import tqdm
 
 from .checkpoints.files import read_metadata, read_weights, save_weights
 from .ranges import Checked, Count, Weight
+from .streams import rng
 
 Networks = dict[str, nn.Module]
 
@@ -170,14 +171,15 @@ def lr_factor(step: int, steps: int) -> float:
 
 Loss = tuple[Tensor, dict[str, float]]  # (), and values for the log
 Minimise = Callable[..., None]  # of the loss (), and of values for the log by name
+Step = tuple[int, Generator, Minimise]  # the random stream is for the choice of a batch
 
 
 def optimise(
     name: str, config: Training, networks: Networks, job: Job, decay: float, beta2: float = 0.999
-) -> Iterator[tuple[int, Minimise]]:
-    """The steps of a training loop, each with the function that minimises and logs its loss:
+) -> Iterator[Step]:
+    """The steps of a training loop, each with a random stream and what minimises and logs its loss:
 
-        for step, minimise in optimise("actor", config, {"actor": actor}, job, decay=1e-2):
+        for step, generator, minimise in optimise("actor", config, {"actor": actor}, job, decay=1e-2):
             loss = ...
             minimise(loss, accuracy=...)
 
@@ -188,7 +190,6 @@ def optimise(
     optimizer = AdamW(trained, config.lr, (0.9, beta2), weight_decay=decay)
 
     def minimise(step: int, loss: Tensor, /, **values: float) -> None:
-        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         set_lr(optimizer, config.lr * lr_factor(step, config.steps))
         take_step(optimizer)
@@ -197,11 +198,13 @@ def optimise(
         job.run.bar.set_postfix({key: f"{value:.4f}" for key, value in values.items()})
 
     for step in job.run.steps(name, config.steps, networks, optimizer, SAVE_EVERY):
-        yield step, partial(minimise, step)
+        yield step, rng(job.seed, name, "batch", step), partial(minimise, step)
 
 
 def take_step(optimizer: Optimizer, scale: float = 1.0) -> float:
-    """One step with the gradients of a loss that was multiplied by `scale`.  -> their norm before clipping
+    """One step with the gradients of a loss that was multiplied by `scale`, which are then cleared.
+
+    -> the norm of the gradients before clipping
 
     Raises FloatingPointError, and leaves the weights as they are, when a gradient is not finite.
     """
@@ -213,6 +216,7 @@ def take_step(optimizer: Optimizer, scale: float = 1.0) -> float:
         advice = f"{optimizer.param_groups[0]['lr']:.2e} now" + ", or use --precision bf16" * (scale != 1)
         raise FloatingPointError(f"a gradient is not finite; lower the learning rate, {advice}")
     optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
     return norm
 
 

@@ -19,7 +19,7 @@ from ..models.actor import Actor, ActorConfig, questions
 from ..models.autoencoder import Autoencoder
 from ..models.tokenizer import EOS, Tokenizer, up_to
 from ..run import Job, Training, optimise
-from ..streams import choices, rng
+from ..streams import choices
 from ..world.captions import scripted_edit
 from ..world.graphs import THINGS, GraphError, SceneGraph, lay_out, sample_graph
 from ..world.laws import render_pixels
@@ -87,8 +87,7 @@ def train_actor(
     ids = questions(tokenizer, requirements, answers, actor.config.read).to(device)  # (n s)
     written = tokenizer.encode(edits, actor.config.written).to(device)  # (n t)
     mask = up_to(written, EOS)  # (n t)
-    for step, minimise in optimise("actor", config, {"actor": actor}, job, decay=1e-2):
-        generator = rng(seed, "actor", "batch", step)
+    for _, generator, minimise in optimise("actor", config, {"actor": actor}, job, decay=1e-2):
         pick = torch.randperm(len(latents), generator=generator)[: config.batch]
         std = NOISE * torch.rand(len(pick), 1, 1, 1, generator=generator)
         noise = (std * torch.randn(len(pick), *latents.shape[1:], generator=generator)).to(device)

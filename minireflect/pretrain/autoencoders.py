@@ -72,8 +72,8 @@ def train_autoencoder(
     if start:
         model.load_state_dict(start.state_dict())
         model.encoder.requires_grad_(False), model.quant_conv.requires_grad_(False)
-    for step, minimise in optimise("autoencoder", config, {"autoencoder": model}, job, decay=1e-4):
-        pick = torch.randint(len(pixels), (config.batch,), generator=rng(seed, "autoencoder", "batch", step))
+    for step, generator, minimise in optimise("autoencoder", config, {"autoencoder": model}, job, decay=1e-4):
+        pick = torch.randint(len(pixels), (config.batch,), generator=generator)
         images = to_tensor(pixels[pick.numpy()]).to(device)  # (b 3 64 64)
         mean, logvar = model.moments(images)  # (b 4 8 8)
         generator = rng(seed, "autoencoder", "noise", step)
@@ -131,8 +131,8 @@ def train_vq(
     counts = nn.Module()  # uses of each entry since the last count; a module, so that the run saves them
     for name, book in books.items():
         counts.register_buffer(name, torch.zeros(len(book.codebook), device=device))  # (k)
-    for step, minimise in optimise("vq", config, {"vq": model, "seen": counts}, job, decay=1e-4):
-        pick = torch.randint(n, (config.batch // 2,), generator=rng(seed, "vq", "batch", step))
+    for step, generator, minimise in optimise("vq", config, {"vq": model, "seen": counts}, job, decay=1e-4):
+        pick = torch.randint(n, (config.batch // 2,), generator=generator)
         pick = torch.cat([pick, pick + n])  # (b)
         images = to_tensor(both[pick.numpy()]).to(device)  # (b 3 64 64)
         twin = images.roll(config.batch // 2, 0)  # (b 3 64 64)

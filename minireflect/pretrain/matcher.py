@@ -120,8 +120,8 @@ def train_reward(
         shown = torch.ones(len(scenes), dtype=torch.bool)
     model = new_matcher("reward", pipe.tokenizer, job, start)
     joint = JointSpace(model.config.width).to(device)
-    for step, minimise in optimise("reward", config, {"reward": model, "joint": joint}, job, decay=1e-2):
-        generator = rng(seed, "reward", "batch", step)
+    both = {"reward": model, "joint": joint}
+    for step, generator, minimise in optimise("reward", config, both, job, decay=1e-2):
         pick = torch.randperm(len(images), generator=generator)[: config.batch].tolist()
         draw, b = choices(seed, "reward", "captions", step), len(pick)
         false = [false_prompt(prompts[i], scenes[i], prompts, draw).text for i in pick]
@@ -207,8 +207,7 @@ def train_checker(
     images, errors = corrupt_all(pipe.to(device), scenes, twins, texts, label, stream)
     shown = [visible(error, scene) for error, scene in zip(errors, scenes)]
     model = new_matcher(name, pipe.tokenizer, job, start).to(memory_format=torch.channels_last)
-    for step, minimise in optimise(name, config, {name: model}, job, decay=1e-2):
-        generator = rng(seed, name, "batch", step)
+    for step, generator, minimise in optimise(name, config, {name: model}, job, decay=1e-2):
         pick = torch.randperm(len(images), generator=generator)[: config.batch].tolist()
         draw = choices(seed, name, "questions", step)
         rows = [i for i in pick for _ in range(QUESTIONS)]
@@ -308,8 +307,8 @@ def train_captioner(config: Training, world: WorldConfig, tokenizer: Tokenizer, 
     world = replace(world, arrangements=ARRANGEMENTS)
     pixels, scenes, _ = training_pairs(config.pictures, world, draw, RECOMBINED)
     model = new_matcher("captioner", tokenizer, job)
-    for step, minimise in optimise("captioner", config, {"captioner": model}, job, decay=1e-2):
-        pick = torch.randint(len(pixels), (config.batch,), generator=rng(seed, "captioner", "batch", step))
+    for step, generator, minimise in optimise("captioner", config, {"captioner": model}, job, decay=1e-2):
+        pick = torch.randint(len(pixels), (config.batch,), generator=generator)
         draw = choices(seed, "captioner", "styles", step)
         ids = to_ids(tokenizer, [rationale(scenes[i], rng=draw) for i in pick.tolist()], job)  # (b t)
         patches = model.vision(to_tensor(pixels[pick.numpy()]).to(device))  # (b n d)
