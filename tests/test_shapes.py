@@ -55,11 +55,7 @@ FUNCTIONS: dict[str, tuple[Callable, dict[str, int], dict]] = {
     "CrossBlock": (clip.CrossBlock(32, 4, fused=True).forward, {"b": 6, "p": 3}, {}),
     "ConvStem": (clip.ConvStem((8,), 32).forward, {"p": 4}, {}),
     "UNet": (PIPE.unet.forward, {"h": 8, "w": 8, "d": NET.context_width, "c": NET.in_channels}, {}),
-    "Encoder": (
-        PIPE.autoencoder.encoder.forward,
-        {"f": 2 ** (len(AE.channels) - 1), "z": AE.latent_channels},
-        {},
-    ),
+    "Autoencoder.moments": (PIPE.autoencoder.moments, {"f": AE.factor, "z": AE.latent_channels}, {}),
 }
 
 

@@ -25,6 +25,8 @@ from torch import Tensor, nn
 
 from .names import Table, Tensors
 
+Place = str | Path
+Strings = dict[str, str]
 SHOWN = 10  # names listed per kind of mismatch, before "and 123 more"
 TORCH_FILES = (".ckpt", ".pt", ".pth", ".bin")
 
@@ -35,7 +37,7 @@ class WeightsError(ValueError):
 
 # --- files --------------------------------------------------------------------------------------------------
 def save_weights(
-    path: str | Path, tensors: Tensors, metadata: dict[str, str] | None = None, durable: bool = True
+    path: Place, tensors: Tensors, metadata: Strings | None = None, durable: bool = True
 ) -> None:
     """Write a safetensors file so that at any moment `path` holds the old file or the new one, never a part.
 
@@ -57,9 +59,8 @@ def save_weights(
         temporary.unlink(missing_ok=True)
 
 
-def read_weights(path: str | Path, prefix: str = "") -> Tensors:
-    """The tensors of a file whose names begin with `prefix`, named without it; on the CPU, in the file's
-    dtype.
+def read_weights(path: Place) -> Tensors:
+    """The tensors of a file by their names, on the CPU, in the file's dtype.
 
     Takes safetensors, torch files (.ckpt, .pt, .bin, .pth: read with weights_only, so that nothing in them is
     executed), and the index of a file in several parts (.index.json).
@@ -67,21 +68,14 @@ def read_weights(path: str | Path, prefix: str = "") -> Tensors:
     """
     path = existing(path)
     if path.suffix == ".json":
-        tensors = _read_parts(path)
-    elif path.suffix in TORCH_FILES:
-        tensors = _read_torch(path)
-    else:
-        with _opened(path) as file:  # a tensor is a view of the mapped file: what is not used is not read
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        return _read_parts(path)
+    if path.suffix in TORCH_FILES:
+        return _read_torch(path)
+    with _opened(path) as file:  # a tensor is a view of the mapped file: what is not used is not read
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
 
 
-def tensor_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors that `read_weights` would give.  Raises WeightsError as it does."""
-    return {name: tuple(t.shape) for name, t in read_weights(path).items()}  # values stay on the disk: mmap
-
-
-def read_metadata(path: str | Path) -> dict[str, str]:
+def read_metadata(path: Place) -> Strings:
     """The strings saved beside the tensors of a safetensors file; empty if there are none, and of others."""
     path = existing(path)
     if path.suffix in (".json", *TORCH_FILES):
@@ -90,7 +84,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         return file.metadata() or {}
 
 
-def existing(path: str | Path) -> Path:
+def existing(path: Place) -> Path:
     if not Path(path).is_file():
         raise WeightsError(f"{path} is not there, or not a file")
     return Path(path)
@@ -156,12 +150,12 @@ def _read_torch(path: Path) -> Tensors:
 
 
 # --- names and modules --------------------------------------------------------------------------------------
-def new_names(names: Iterable[str], table: Table, source: str | Path = "the table") -> dict[str, str]:
+def new_names(names: Iterable[str], table: Table, source: Place = "the table") -> Strings:
     """Old name -> new name.
 
     Raises WeightsError, which begins with `source`, when two become one: one of the tensors would be lost.
     """
-    before: dict[str, str] = {}  # new name -> old name
+    before: Strings = {}  # new name -> old name
     for old in names:
         name = old
         for pattern, replacement in table:
@@ -173,19 +167,17 @@ def new_names(names: Iterable[str], table: Table, source: str | Path = "the tabl
     return {old: name for name, old in before.items()}
 
 
-def renamed(tensors: Tensors, table: Table, source: str | Path) -> Tensors:
+def renamed(tensors: Tensors, table: Table, source: Place) -> Tensors:
     """The tensors under our names."""
     return {name: tensors[old] for old, name in new_names(tensors, table, source).items()}
 
 
-def load_into(
-    module: nn.Module, tensors: Tensors, rename: Table | None = None, source: str | Path = "the weights"
-) -> None:
+def load_into(module: nn.Module, tensors: Tensors, rename: Table = (), source: Place = "the weights") -> None:
     """Fill the module, in its own precision, or raise a WeightsError and leave it as it was.
 
     A module on the meta device takes the tensors themselves: a real checkpoint is never in memory twice.
     """
-    found = renamed(tensors, rename or [], source)
+    found = renamed(tensors, rename, source)
     expected, network = module.state_dict(), type(module).__name__
     if not found.keys() & expected.keys():
         fits = f"it has {first_names(found)}, expected {next(iter(expected))}"

@@ -10,6 +10,7 @@ with.  Nothing is downloaded.
 
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -21,49 +22,47 @@ from ..models.tokenizer import BytePairs, NoVocabulary, TwoBytePairs
 from ..models.unet import UNet
 from ..pipeline import LatentDiffusion
 from . import names, parts
-from .files import WeightsError, load_into, read_json, read_weights, renamed
+from .files import Place, WeightsError, load_into, read_json, read_weights, renamed
 from .parts import SD1, SD2, SDXL, Family, Part, Published, read_published, weights_file
 
 Dtype = torch.dtype | None
 Words = BytePairs | TwoBytePairs | NoVocabulary
 
 
+class Given(NamedTuple):
+    """What overrules a checkpoint of Stable Diffusion; None leaves it as its files say."""
+
+    # of UNet and text encoder; the autoencoder is always float32, as SDXL's overflows in half precision
+    dtype: Dtype = None
+    tokenizer: Place | None = None  # a folder with CLIP's vocabulary, for files that do not lie beside one
+    prediction: Prediction | None = None  # "epsilon", "v"
+    image_size: int | None = None  # pixels
+
+
 # --- Stable Diffusion ---------------------------------------------------------------------------------------
-def load_checkpoint(
-    path: str | Path,
-    dtype: Dtype = None,
-    tokenizer: str | Path | None = None,
-    prediction: Prediction | None = None,
-    image_size: int | None = None,
-) -> LatentDiffusion:
+def load_checkpoint(path: Place, given: Given = Given()) -> LatentDiffusion:
     """A diffusers folder, or an original single file (.safetensors, .ckpt), of SD 1.x, SD 2.x or SDXL.
 
-    `dtype` of UNet and text encoder is the file's when not given; the autoencoder is always float32, as
-    SDXL's overflows in half precision.  `tokenizer` is a folder with CLIP's vocabulary, needed for single
-    files that do not lie beside one.  `prediction` ("epsilon", "v") and `image_size` (pixels) overrule what
-    the checkpoint says.
     Raises WeightsError that names every tensor that is missing, left over or of another shape.
     """
     published = read_published(Path(path))
     family, found = family_of(published), published.parts
-    unet = _filled(UNet, parts.unet_sizes(found["unet"], family), found["unet"], dtype)
+    unet = _filled(UNet, parts.unet_sizes(found["unet"], family), found["unet"], given.dtype)
     vae = found["vae"]
     autoencoder = _filled(Autoencoder, parts.autoencoder_sizes(vae, family), vae, torch.float32)
-    text, width, length = _text_encoder(published, family, dtype)
+    text, width, length = _text_encoder(published, family, given.dtype)
     if width != (reads := unet.config.context_width):
-        raise WeightsError(
-            f"{path}: the UNet reads prompts of width {reads}, the text encoder writes {width}"
-        )
-    schedule = _schedule(published, prediction, family)
-    factor = autoencoder.config.factor
+        widths = f"the UNet reads prompts of width {reads}, the text encoder writes {width}"
+        raise WeightsError(f"{path}: {widths}")
+    schedule, factor = _schedule(published, given.prediction, family), autoencoder.config.factor
     side = found["unet"].config.get("sample_size")
     is_sd2_base = family is SD2 and schedule.prediction == "epsilon"  # published for 512 pixels
-    known = side * factor if isinstance(side, int) else None
-    size = image_size or known or (512 if is_sd2_base else family.image_size)
+    known = side * factor if isinstance(side, int) else 512 if is_sd2_base else family.image_size
+    size = given.image_size or known
     multiple = factor * 2 ** (len(unet.config.channels) - 1)
     if size % multiple:
         raise WeightsError(f"image_size {size} is not a multiple of {multiple} pixels, as this UNet needs")
-    words = _tokenizer(published.path, family.pads, length, tokenizer)
+    words = _tokenizer(published.path, family.pads, length, given.tokenizer)
     zero_null = family is SDXL and bool(published.index.get("force_zeros_for_empty_prompt", True))
     return LatentDiffusion(words, text, unet, autoencoder, Schedule(schedule), size, zero_null)
 
@@ -91,7 +90,7 @@ def _text_encoder(published: Published, family: Family, dtype: Dtype) -> tuple[n
     return TwoTextEncoders(*each).eval() if family is SDXL else each[0], width, length
 
 
-def _tokenizer(path: Path, pads: tuple[str | None, ...], length: int, given: str | Path | None) -> Words:
+def _tokenizer(path: Path, pads: tuple[str | None, ...], length: int, given: Place | None) -> Words:
     """A vocabulary for each text encoder: the folder's, or the one that is given or lies beside the file."""
     n = len(pads)
     if given is None and (path / "tokenizer").is_dir():
@@ -139,13 +138,12 @@ def _filled(network: type[nn.Module], config: object, part: Part, dtype: Dtype) 
 
 # --- CLIP ---------------------------------------------------------------------------------------------------
 def load_clip(
-    path: str | Path, tokenizer: str | Path | None = None, quick_gelu: bool | None = None
+    path: Place, tokenizer: Place | None = None, quick_gelu: bool | None = None
 ) -> tuple[CLIP, Words]:
     """A CLIP: a folder of transformers' CLIPModel, or OpenCLIP's state dict (a file, or a folder with it).
 
     `quick_gelu` overrules the activation; an OpenCLIP state dict does not tell it: OpenAI's own weights need
-    True, all of LAION's False (the default without a configuration file).  `tokenizer` as in
-    `load_checkpoint`.
+    True, all of LAION's False (the default without a configuration file).  `tokenizer` as in `Given`.
     Raises WeightsError.
     """
     path = Path(path)

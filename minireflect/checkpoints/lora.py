@@ -111,9 +111,8 @@ def load_lora(module: nn.Module, path: str | Path) -> nn.Module:
             wrong["extra"].append(name + ("" if layer is None else f", a {type(layer).__name__}"))
         elif (A.shape[1], B.shape[0]) != (layer.in_features, layer.out_features) or A.shape[0] != B.shape[1]:
             expected = f"(r {layer.in_features}) and ({layer.out_features} r)"
-            wrong["misshapen"].append(
-                f"{name}: expected {expected}, found {tuple(A.shape)} and {tuple(B.shape)}"
-            )
+            found = f"{tuple(A.shape)} and {tuple(B.shape)}"
+            wrong["misshapen"].append(f"{name}: expected {expected}, found {found}")
     refuse(f"{path} does not fit this network: of {len(adapters)} layers", wrong)
     install(module, {name: (len(found.A), found.scale) for name, found in adapters.items()}, None)
     with torch.no_grad():

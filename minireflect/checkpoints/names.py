@@ -11,11 +11,12 @@ business of its function: tensors -> (tensors, table, configuration).
 """
 
 import re
+from collections.abc import Sequence
 
 from torch import Tensor
 
 Tensors = dict[str, Tensor]
-Table = list[tuple[str, str]]
+Table = Sequence[tuple[str, str]]
 Read = tuple[Tensors, Table, dict]
 
 

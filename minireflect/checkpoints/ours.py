@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..diffusion.schedule import Prediction, Schedule, ScheduleConfig
+from ..diffusion.schedule import Schedule, ScheduleConfig
 from ..models.actor import Actor, ActorConfig
 from ..models.autoencoder import Autoencoder, AutoencoderConfig
 from ..models.clip import Matcher, MatcherConfig, TextConfig, TextEncoder
@@ -26,14 +26,15 @@ from ..models.tokenizer import NoVocabulary, Tokenizer
 from ..models.unet import UNet, UNetConfig
 from ..models.vq import Codec, VQAutoencoder, VQConfig
 from ..pipeline import LatentDiffusion, ReasonPipeline
-from .files import WeightsError, load_into, read_metadata, read_weights, save_weights, tensor_shapes
-from .load import Words, family_of, load_checkpoint, load_clip
+from .files import Place, WeightsError, load_into, read_metadata, read_weights, save_weights
+from .load import Given, Words, family_of, load_checkpoint, load_clip
 from .lora import read_lora
 from .parts import UNET_PREFIX, read_published, weights_file
 
 SHIPPED = Path(__file__).parent.parent / "pretrained"
 RIG = SHIPPED / "rlrig"  # of RL-RIG
 REASON = SHIPPED / "reasongen"  # of ReasonGen-R1
+Device = torch.device | str
 PARTS = ("autoencoder", "text_encoder", "unet")
 
 # The networks that files of ours hold, and their configurations.
@@ -66,23 +67,18 @@ def load_module(path: Path, network: type[nn.Module]) -> tuple[nn.Module, dict[s
     return module.eval().requires_grad_(False), about
 
 
-def load_pipeline(
-    path: str | Path | None = None,
-    unet: str = "unet",
-    dtype: torch.dtype | None = None,
-    tokenizer: str | Path | None = None,
-    prediction: Prediction | None = None,
-    image_size: int | None = None,
-) -> LatentDiffusion:
+def load_pipeline(path: Place | None = None, unet: str = "unet", **given: object) -> LatentDiffusion:
     """The pipeline of a training run, or of Stable Diffusion (SD 1.x, 2.x, SDXL); by default the shipped one.
 
     `path` is a run folder, or a folder with our weight files; `unet` names the UNet's, of which a run of SRRL
     has two: "unet" and the "base_unet" that it started from.  Or it is a diffusers folder, or an original
-    .safetensors or .ckpt file; the other arguments are for those, see `load_checkpoint`.
+    .safetensors or .ckpt file; for these alone `given` may have dtype, tokenizer, prediction and image_size,
+    as `Given` in load.py states them.
     Raises WeightsError when a file is missing, truncated or foreign.
     """
+    overruled = Given(**given)  # raises TypeError on a wrong name, whatever `path` is
     if path is not None and (Path(path).is_file() or (Path(path) / "model_index.json").is_file()):
-        return load_checkpoint(path, dtype, tokenizer, prediction, image_size)
+        return load_checkpoint(path, overruled)
     folder = weights_folder(path)
     autoencoder, _ = load_module(folder / "autoencoder.safetensors", Autoencoder)
     text_encoder, about = load_module(folder / "text_encoder.safetensors", TextEncoder)
@@ -102,23 +98,20 @@ def save_pipeline(pipe: LatentDiffusion, folder: Path, parts: tuple[str, ...] = 
         save_module(folder / f"{name}.safetensors", getattr(pipe, name), about.get(name, {}))
 
 
-def weights_folder(path: str | Path | None) -> Path:
+def weights_folder(path: Place | None) -> Path:
     """Where the weights of a run lie; the shipped ones for None."""
     folder = SHIPPED if path is None else Path(path)
     if not folder.is_dir():
-        raise WeightsError(
-            f"there is no folder {folder}; --weights takes the run folder of a training command"
-        )
+        takes = "--weights takes the run folder of a training command"
+        raise WeightsError(f"there is no folder {folder}; {takes}")
     return folder / "weights" if (folder / "weights").is_dir() else folder
 
 
-def or_shipped(folder: str | Path, name: str) -> Path:
+def or_shipped(folder: Place, name: str) -> Path:
     return Path(folder) if (Path(folder) / f"{name}.safetensors").exists() else SHIPPED
 
 
-def load_reasongen(
-    folder: str | Path = REASON, name: str = "reasongen", device: torch.device | str = "cpu"
-) -> ReasonPipeline:
+def load_reasongen(folder: Place = REASON, name: str = "reasongen", device: Device = "cpu") -> ReasonPipeline:
     """ReasonGen-R1 from a folder with its weights: "reasongen", or "base_reasongen", its weights before GRPO.
 
     Raises WeightsError when a file is missing, truncated or foreign.
@@ -136,7 +129,7 @@ def save_reasongen(folder: Path, name: str, pipe: ReasonPipeline) -> None:
     save_codec(folder, pipe.codec)
 
 
-def load_codec(folder: str | Path) -> Codec:
+def load_codec(folder: Place) -> Codec:
     return Codec(load_autoencoder(folder), load_module(Path(folder) / "vq.safetensors", VQAutoencoder)[0])
 
 
@@ -145,37 +138,37 @@ def save_codec(folder: Path, codec: Codec) -> None:
     save_module(folder / "vq.safetensors", codec.vq, {})
 
 
-def load_autoencoder(folder: str | Path) -> Autoencoder:
+def load_autoencoder(folder: Place) -> Autoencoder:
     """The folder's, else the shipped one."""
     return load_module(or_shipped(folder, "autoencoder") / "autoencoder.safetensors", Autoencoder)[0]
 
 
 # --- what is in a file --------------------------------------------------------------------------------------
-def describe(path: str | Path) -> str:
+def describe(path: Place) -> str:
     """A checkpoint, CLIP, LoRA or file of ours in a few lines.
 
     It is loaded: WeightsError names what does not fit.
     """
     path = Path(path)
-    shapes = {} if (path / "model_index.json").is_file() else tensor_shapes(weights_file(path))
-    if not shapes or any(name.startswith(UNET_PREFIX) for name in shapes):
+    tensors = {} if (path / "model_index.json").is_file() else read_weights(weights_file(path))
+    if not tensors or any(name.startswith(UNET_PREFIX) for name in tensors):
         return _describe_checkpoint(path)
-    if any("lora" in name for name in shapes):
+    if any("lora" in name for name in tensors):
         layers = read_lora(path)
         ranks = ", ".join(map(str, sorted({len(layer.A) for layer in layers.values()})))
         return f"{path}: a LoRA of {len(layers)} layers, rank {ranks}, first {next(iter(layers))}"
-    if any(name.startswith(("vision_model.", "visual.")) for name in shapes):
+    if any(name.startswith(("vision_model.", "visual.")) for name in tensors):
         clip, words = load_clip(path)
-        reads = f"pictures of {clip.config.vision.size} pixels, {_limit(words)}"
-        return f"{path}: CLIP, {_counted(clip)}; {reads}"
+        size = clip.config.vision.size
+        return f"{path}: CLIP, {_counted(clip)}; pictures of {size} pixels, {_limit(words)}"
     config = json.loads(read_metadata(path).get("config", "{}"))
     for network, kind in CONFIGS.items():
         if config and config.keys() <= kind.__dataclass_fields__.keys():
             sizes = ", ".join(f"{key} {value}" for key, value in config.items())
             counted = _counted(load_module(path, network)[0])
             return f"{path}: {network.__name__} of minireflect, {counted}\n  {sizes}"
-    some = ", ".join(f"{name} {shape}" for name, shape in list(shapes.items())[:5])
-    return f"{path}: {len(shapes)} tensors, of no family known here: {some}"
+    some = ", ".join(f"{name} {tuple(t.shape)}" for name, t in list(tensors.items())[:5])
+    return f"{path}: {len(tensors)} tensors, of no family known here: {some}"
 
 
 def _describe_checkpoint(path: Path) -> str:

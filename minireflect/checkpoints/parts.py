@@ -18,7 +18,7 @@ from ..models.autoencoder import AutoencoderConfig
 from ..models.clip import OPENAI_MEAN, OPENAI_STD, TextConfig, VisionConfig
 from ..models.unet import UNetConfig
 from . import names
-from .files import WeightsError, first_names, read_json, read_weights, renamed, tensor_shapes
+from .files import WeightsError, first_names, read_json, read_weights, renamed
 from .names import Tensors, count
 
 
@@ -109,10 +109,9 @@ def read_published(path: Path) -> Published:
     if "text_encoder_2" in published.parts and "text_encoder" not in published.parts:
         raise WeightsError(f"{path} is SDXL's refiner, which only finishes the pictures of another model")
     if missing := {"unet", "vae", "text_encoder"} - published.parts.keys():
+        lacks = " and no ".join(sorted(missing))
         has = f"it has {first_names(published.parts)}"
-        raise WeightsError(
-            f"{path} has no {' and no '.join(sorted(missing))}, as Stable Diffusion has; {has}"
-        )
+        raise WeightsError(f"{path} has no {lacks}, as Stable Diffusion has; {has}")
     return published
 
 
@@ -129,25 +128,23 @@ def _read_folder(path: Path) -> Published:
 
 
 def _read_file(path: Path) -> Published:
-    shapes, parts = tensor_shapes(path), {}
-    if not any(name.startswith(UNET_PREFIX) for name in shapes):
-        expected = f"it has {first_names(shapes)}, expected {UNET_PREFIX[:-1]}..."
+    whole, parts = read_weights(path), {}
+    if not any(name.startswith(UNET_PREFIX) for name in whole):
+        expected = f"it has {first_names(whole)}, expected {UNET_PREFIX[:-1]}..."
         raise WeightsError(f"{path} is not an original file of Stable Diffusion: {expected}")
-    strange = [n for n in shapes if not n.startswith(tuple(ORIGINAL)) and not re.match(LEFT_OUT, n)]
-    if strange:
+    if strange := [n for n in whole if not n.startswith(tuple(ORIGINAL)) and not re.match(LEFT_OUT, n)]:
         listed = ", ".join(strange[:10])
         raise WeightsError(f"{path} has {len(strange)} tensors that belong to no part: {listed}")
     for prefix, (part, read) in ORIGINAL.items():
-        if any(name.startswith(prefix) for name in shapes):
+        if inside := {n.removeprefix(prefix): t for n, t in whole.items() if n.startswith(prefix)}:
             source = f"{path} ({prefix}*)"
-            tensors, table, known = read(read_weights(path, prefix))
+            tensors, table, known = read(inside)
             parts[part] = Part(renamed(tensors, table, source), known, source)
-    prediction = "v_prediction" if "v_pred" in shapes else None
     about = path.with_suffix(".yaml")  # published beside some files
     stated = about.is_file() and re.search(r"parameterization:\s*[\"']?(eps|v)\b", about.read_text("utf-8"))
-    if stated:
-        prediction = "v_prediction" if stated[1] == "v" else "epsilon"
-    return Published(path, parts, {"prediction_type": prediction} if prediction else {}, {})
+    known = stated[1] if stated else "v" if "v_pred" in whole else None
+    predictions = {"v": "v_prediction", "eps": "epsilon"}
+    return Published(path, parts, {"prediction_type": predictions[known]} if known else {}, {})
 
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model", "open_clip_model", "open_clip_pytorch_model")

@@ -20,7 +20,7 @@ from typing import Literal
 
 import torch
 
-from ..checkpoints.load import load_checkpoint, load_clip
+from ..checkpoints.load import Given, load_checkpoint, load_clip
 from ..checkpoints.lora import save_lora
 from ..diffusion.schedule import Prediction
 from ..models.lora import LoRAConfig, add_lora
@@ -93,7 +93,7 @@ def read_prompts(name: str) -> list[str]:
 def load_base(config: FinetuneConfig, device: torch.device) -> LatentDiffusion:
     """The checkpoint, in the precision and size that were asked for, on the device."""
     dtype = PRECISIONS[config.precision or ("bf16" if device.type == "cuda" else "fp32")]
-    pipe = load_checkpoint(config.base, dtype, config.tokenizer, config.prediction, config.size)
+    pipe = load_checkpoint(config.base, Given(dtype, config.tokenizer, config.prediction, config.size))
     if isinstance(pipe.tokenizer, NoVocabulary):
         pipe.tokenizer([""])  # raises, and says what to give
     pipe.micro_batch = config.micro_batch

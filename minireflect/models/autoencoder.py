@@ -11,12 +11,12 @@ Differs from the references: residual branches start at zero (see blocks.py).
 Shapes: b batch, h w space in pixels, z latent channels, f = 2^(levels - 1) the factor in resolution.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import Downsample, Layer, Level, PixelAttention, ResBlock, Upsample
@@ -55,45 +55,29 @@ class AutoencoderConfig:
         return cls(channels=(16, 32, 64, 96), res_blocks=1, groups=8)
 
 
-class Encoder(nn.Module):
-    """From pictures to the mean and log-variance of the latents, stacked as channels."""
+def encoder(config: AutoencoderConfig) -> nn.Sequential:
+    """From pictures to the mean and log-variance of the latents, stacked as channels.
 
-    def __init__(self, config: AutoencoderConfig) -> None:
-        super().__init__()
-        first, last = config.channels[0], config.channels[-1]
-        half = partial(Downsample, pad_all_around=False)
-        self.conv_in = nn.Conv2d(config.in_channels, first, 3, padding=1)
-        self.down = levels(first, config.channels, config.res_blocks, half, config.groups)
-        self.mid = middle(last, config)
-        self.norm_out = nn.GroupNorm(config.groups, last, eps=EPS)
-        self.conv_out = nn.Conv2d(last, 2 * config.latent_channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Shapes: x (b 3 h w) -> (b 2z h/f w/f)"""
-        x = self.conv_in(x)  # (b c0 h w)
-        for level in self.down:
-            x = level(x)  # (b ci h/2^i w/2^i)
-        return self.conv_out(F.silu(self.norm_out(self.mid(x))))  # (b 2z h/f w/f)
+    Shapes of its layers: (b 3 h w) -> (b c0 h w), the levels -> (b cn h/f w/f), the end -> (b 2z h/f w/f)
+    """
+    first, last = config.channels[0], config.channels[-1]
+    half = partial(Downsample, pad_all_around=False)
+    start = nn.Conv2d(config.in_channels, first, 3, padding=1)
+    down = levels(config.channels, config.res_blocks, half, config.groups)
+    layers = {"conv_in": start, "down": down, "mid": middle(last, config)}
+    return nn.Sequential(OrderedDict(layers | ending(last, 2 * config.latent_channels, config.groups)))
 
 
-class Decoder(nn.Module):
-    """From latents to pictures."""
+def decoder(config: AutoencoderConfig) -> nn.Sequential:
+    """From latents to pictures.
 
-    def __init__(self, config: AutoencoderConfig) -> None:
-        super().__init__()
-        first, last = config.channels[-1], config.channels[0]
-        self.conv_in = nn.Conv2d(config.latent_channels, first, 3, padding=1)
-        self.mid = middle(first, config)
-        self.up = levels(first, config.channels[::-1], config.res_blocks + 1, Upsample, config.groups)
-        self.norm_out = nn.GroupNorm(config.groups, last, eps=EPS)
-        self.conv_out = nn.Conv2d(last, config.in_channels, 3, padding=1)
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Shapes: z (b z h/f w/f) -> (b 3 h w)"""
-        x = self.mid(self.conv_in(z))  # (b cn h/f w/f)
-        for level in self.up:
-            x = level(x)  # (b ci h/2^i w/2^i), i falling to 0
-        return self.conv_out(F.silu(self.norm_out(x)))  # (b 3 h w)
+    Shapes of its layers: (b z h/f w/f) -> (b cn h/f w/f), the levels -> (b c0 h w), the end -> (b 3 h w)
+    """
+    first, last = config.channels[-1], config.channels[0]
+    start = nn.Conv2d(config.latent_channels, first, 3, padding=1)
+    layers = {"conv_in": start, "mid": middle(first, config)}
+    layers["up"] = levels(config.channels[::-1], config.res_blocks + 1, Upsample, config.groups)
+    return nn.Sequential(OrderedDict(layers | ending(last, config.in_channels, config.groups)))
 
 
 class Autoencoder(nn.Module):
@@ -103,10 +87,10 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.config = config
         z = config.latent_channels
-        self.encoder = Encoder(config)
+        self.encoder = encoder(config)
         self.quant_conv = nn.Conv2d(2 * z, 2 * z, 1)
         self.post_quant_conv = nn.Conv2d(z, z, 1)
-        self.decoder = Decoder(config)
+        self.decoder = decoder(config)
 
     def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of the unscaled latents.
@@ -135,16 +119,15 @@ class Autoencoder(nn.Module):
         return self.decoder(self.post_quant_conv(latents / self.config.scaling_factor))
 
 
-def levels(c: int, channels: tuple[int, ...], n: int, resize: Callable, groups: int) -> nn.ModuleList:
-    """A level of n residual blocks for each entry of `channels`, the first reads c channels.
+def levels(channels: tuple[int, ...], n: int, resize: Callable, groups: int) -> nn.Sequential:
+    """A level of n residual blocks for each entry of `channels`; the first reads as many as it has.
 
     All levels but the last end with `resize(channels)`.
     """
-    made = nn.ModuleList()
-    for i, c_out in enumerate(channels):
+    made = nn.Sequential()
+    for i, (c, c_out) in enumerate(zip((channels[0], *channels), channels)):
         layers = [Layer(ResBlock(c if j == 0 else c_out, c_out, groups, EPS)) for j in range(n)]
         made.append(Level(layers, resize(c_out) if i + 1 < len(channels) else None))
-        c = c_out
     return made
 
 
@@ -153,3 +136,9 @@ def middle(channels: int, config: AutoencoderConfig) -> Level:
     attn = PixelAttention(channels, config.groups, EPS) if config.mid_attention else None
     first, second = (ResBlock(channels, channels, config.groups, EPS) for _ in range(2))
     return Level([Layer(first, attn), Layer(second)])
+
+
+def ending(c_in: int, c_out: int, groups: int) -> dict[str, nn.Module]:
+    """The last layers of encoder and decoder."""
+    norm, conv = nn.GroupNorm(groups, c_in, eps=EPS), nn.Conv2d(c_in, c_out, 3, padding=1)
+    return {"norm_out": norm, "silu": nn.SiLU(), "conv_out": conv}

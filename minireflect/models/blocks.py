@@ -80,11 +80,9 @@ class Attention(nn.Module):
         super().__init__()
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of heads {heads}")
-        context_width = width if context_width is None else context_width
         self.heads = heads
         self.q = nn.Linear(width, width, bias=bias)
-        self.k = nn.Linear(context_width, width, bias=bias)
-        self.v = nn.Linear(context_width, width, bias=bias)
+        self.k, self.v = (nn.Linear(context_width or width, width, bias=bias) for _ in range(2))
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, context: Tensor | None = None, causal: bool = False) -> Tensor:
@@ -115,12 +113,9 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, context_width: int) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width)
-        self.self_attn = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width)
-        self.cross_attn = Attention(width, heads, context_width)
-        self.norm3 = nn.LayerNorm(width)
-        self.ff = GEGLU(width)
+        self.norm1, self.self_attn = nn.LayerNorm(width), Attention(width, heads)
+        self.norm2, self.cross_attn = nn.LayerNorm(width), Attention(width, heads, context_width)
+        self.norm3, self.ff = nn.LayerNorm(width), GEGLU(width)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """Shapes: x (b t d), context (b t2 d2) -> (b t d)"""
@@ -146,17 +141,14 @@ class SpatialTransformer(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """Shapes: x (b c h w), context (b t d) -> (b c h w)"""
-        height = x.shape[2]
+        pixels, image = "b c h w -> b (h w) c", "b (h w) c -> b c h w"
         y = self.norm(x)
-        y = y if self.linear else self.proj_in(y)
-        y = rearrange(y, "b c h w -> b (h w) c")
-        y = self.proj_in(y) if self.linear else y
+        y = self.proj_in(rearrange(y, pixels)) if self.linear else rearrange(self.proj_in(y), pixels)
         for block in self.blocks:
-            y = block(y, context)
-        y = self.proj_out(y) if self.linear else y
-        y = rearrange(y, "b (h w) c -> b c h w", h=height)
-        y = y if self.linear else self.proj_out(y)
-        return x + y
+            y = block(y, context)  # (b h*w c)
+        if self.linear:
+            return x + rearrange(self.proj_out(y), image, h=x.shape[2])
+        return x + self.proj_out(rearrange(y, image, h=x.shape[2]))
 
 
 class PixelAttention(nn.Module):
@@ -167,7 +159,7 @@ class PixelAttention(nn.Module):
         self.norm = nn.GroupNorm(groups, channels, eps=eps)
         self.self_attn = Attention(channels, heads=1, bias=True)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: None = None) -> Tensor:
         """Shapes: x (b c h w) -> (b c h w)"""
         y = rearrange(self.norm(x), "b c h w -> b (h w) c")
         return x + rearrange(self.self_attn(y), "b (h w) c -> b c h w", h=x.shape[2])
@@ -178,15 +170,12 @@ class Layer(nn.Module):
 
     def __init__(self, res: ResBlock, attn: SpatialTransformer | PixelAttention | None = None) -> None:
         super().__init__()
-        self.res = res
-        self.attn = attn
+        self.res, self.attn = res, attn
 
     def forward(self, x: Tensor, temb: Tensor | None = None, context: Tensor | None = None) -> Tensor:
         """Shapes: x (b c h w), temb (b e), context (b t d) -> (b c2 h w)"""
         x = self.res(x, temb)
-        if self.attn is None:
-            return x
-        return self.attn(x) if context is None else self.attn(x, context)
+        return x if self.attn is None else self.attn(x, context)
 
 
 class Level(nn.Module):

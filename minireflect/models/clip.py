@@ -95,11 +95,9 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int, quick_gelu: bool) -> None:
         super().__init__()
         self.quick_gelu = quick_gelu
-        self.norm1 = nn.LayerNorm(width)
-        self.attn = Attention(width, heads, bias=True)
+        self.norm1, self.attn = nn.LayerNorm(width), Attention(width, heads, bias=True)
         self.norm2 = nn.LayerNorm(width)
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
+        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor, causal: bool = False) -> Tensor:
         """Shapes: x (b t d) -> (b t d)"""

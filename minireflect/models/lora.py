@@ -36,26 +36,21 @@ class LoRAConfig(Checked):
             raise ValueError("targets is empty: name the layers that are to learn, such as q k v out")
 
 
-class LoRA(nn.Module):
-    """The two small matrices, in float32 whatever the layer's precision: small steps would vanish in half."""
-
-    def __init__(self, width_in: int, width_out: int, rank: int, generator: Generator | None) -> None:
-        super().__init__()
-        self.A = nn.Parameter(torch.empty(rank, width_in))
-        self.B = nn.Parameter(torch.zeros(width_out, rank))
-        bound = width_in**-0.5  # as peft, and as every nn.Linear
-        nn.init.uniform_(self.A, -bound, bound, generator)
-
-
 class LoRALinear(nn.Linear):
-    """A linear layer with an adapter.  `scale` 0 turns the adapter off."""
+    """A linear layer with an adapter.  `scale` 0 turns the adapter off.
+
+    `lora.A` and `lora.B` are float32 whatever the layer's precision: small steps would vanish in half.
+    """
 
     def __init__(self, layer: nn.Linear, rank: int, scale: float, generator: Generator | None) -> None:
         nn.Module.__init__(self)  # takes over the layer's own tensors, makes none
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.weight, self.bias = layer.weight, layer.bias
         self.scale = scale
-        self.lora = LoRA(self.in_features, self.out_features, rank, generator).to(layer.weight.device)
+        bound = self.in_features**-0.5  # as peft, and as every nn.Linear
+        A = torch.empty(rank, self.in_features).uniform_(-bound, bound, generator=generator)
+        B = torch.zeros(self.out_features, rank)
+        self.lora = nn.ParameterDict({"A": A, "B": B}).to(layer.weight.device)
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: x (b t d) -> (b t e)"""

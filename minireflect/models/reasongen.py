@@ -203,14 +203,13 @@ class ReasonGen(nn.Module):
         cache = self.transformer.cache(len(prompts))
         hidden, choose = self.read(prompts, EOS, cache), sampling.chooser(generator)  # (b 1 d)
         if rationale is None:
-            limit = self.config.rationale
-            text = self.transformer.sample(hidden, cache, choose, self.config.boi, limit, forced=True)
+            limits = self.config.boi, self.config.rationale
+            text = self.transformer.sample(hidden, cache, choose, *limits, forced=True)
         else:
             chosen = torch.zeros_like(rationale, dtype=torch.bool)
             text = SampledText(rationale, chosen, self.read(rationale, self.config.boi, cache))
-        return Sampled(
-            text.ids, text.chosen, self.sample_codes(text.hidden, cache, choose, sampling.guidance)
-        )
+        codes = self.sample_codes(text.hidden, cache, choose, sampling.guidance)
+        return Sampled(text.ids, text.chosen, codes)
 
     def sample_codes(self, hidden: Tensor, cache: Cache, choose: Choose, guidance: float) -> Tensor:
         """Write the picture, row by row: a form, then its colours.

@@ -167,9 +167,7 @@ def _engine(folder: Path) -> "tokenizers.Tokenizer":  # noqa: F821  imported bel
             pieces = pre_tokenizers.Split(Regex(PIECES), behavior="removed", invert=True)
             as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False)
             engine.pre_tokenizer = pre_tokenizers.Sequence([pieces, as_bytes])
-            engine.add_special_tokens(
-                [t for t in (BEGIN_TEXT, END_TEXT) if engine.token_to_id(t) is not None]
-            )
+            engine.add_special_tokens([t for t in (BEGIN_TEXT, END_TEXT) if t in engine.get_vocab()])
             return engine
         if whole.is_file():
             engine = tokenizers.Tokenizer.from_file(str(whole))

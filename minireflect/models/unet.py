@@ -14,6 +14,7 @@ Shapes: b batch, c channels, h w space, t tokens of the prompt, d width, e width
 """
 
 import math
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -95,17 +96,10 @@ def timestep_embedding(t: Tensor, width: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
-class MLP(nn.Module):
-    """Two linear layers that lift an embedding to the width the residual blocks read."""
-
-    def __init__(self, width_in: int, width: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width_in, width)
-        self.fc2 = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Shapes: x (b d) -> (b e)"""
-        return self.fc2(F.silu(self.fc1(x)))
+def mlp(width_in: int, width: int) -> nn.Sequential:
+    """Two linear layers that lift an embedding to the width the residual blocks read.  (b d) -> (b e)"""
+    first, second = nn.Linear(width_in, width), nn.Linear(width, width)
+    return nn.Sequential(OrderedDict(fc1=first, silu=nn.SiLU(), fc2=second))
 
 
 class UNet(nn.Module):
@@ -120,34 +114,30 @@ class UNet(nn.Module):
         self.checkpointing = False
         first, last = config.channels[0], config.channels[-1]
 
-        self.time = MLP(first, config.time_width)
+        self.time = mlp(first, config.time_width)
         if config.pooled_width is not None:
             added_width = config.pooled_width + config.size_count * config.size_width
-            self.added = MLP(added_width, config.time_width)
+            self.added = mlp(added_width, config.time_width)
         self.conv_in = nn.Conv2d(config.in_channels, first, 3, padding=1)
         if config.side is not None:
             self.where = nn.Parameter(torch.zeros(first, config.side, config.side))
 
         self.down = nn.ModuleList()
         skips = [first]  # channels of the feature maps that the way up will read, last first
-        c = first
+        c, n = first, config.res_blocks
         for i, (c_out, depth) in enumerate(zip(config.channels, config.depths)):
-            layers = []
-            for _ in range(config.res_blocks):
-                layers.append(self._layer(c, c_out, depth))
-                skips.append(c_out)
-                c = c_out
+            layers = [self._layer(c if j == 0 else c_out, c_out, depth) for j in range(n)]
             is_coarsest = i == len(config.channels) - 1
-            self.down.append(Level(layers, None if is_coarsest else Downsample(c)))
-            if not is_coarsest:
-                skips.append(c)
+            self.down.append(Level(layers, None if is_coarsest else Downsample(c_out)))
+            skips += [c_out] * (n if is_coarsest else n + 1)
+            c = c_out
 
         self.mid = Level([self._layer(last, last, config.mid_depth), self._layer(last, last, 0)])
 
         self.up = nn.ModuleList()
         for i, (c_out, depth) in reversed(list(enumerate(zip(config.channels, config.depths)))):
             layers = []
-            for _ in range(config.res_blocks + 1):
+            for _ in range(n + 1):
                 layers.append(self._layer(c + skips.pop(), c_out, depth))
                 c = c_out
             self.up.append(Level(layers, Upsample(c) if i > 0 else None))

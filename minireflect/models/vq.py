@@ -33,7 +33,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..ranges import Checked, Range
-from .autoencoder import EPS, Autoencoder
+from .autoencoder import EPS, Autoencoder, ending
 from .blocks import ResBlock
 
 Several = Annotated[int, Range(2)]
@@ -130,9 +130,11 @@ class VQAutoencoder(nn.Module):
         super().__init__()
         self.config = config
         self.see_form, self.see_color = see_patch(config), see_patch(config)
-        self.forms = Quantiser(config.forms, config.dimensions, config.beta)
-        self.colors = Quantiser(config.colors, config.dimensions, config.beta)
-        self.decoder = stack(2 * config.dimensions, config.latent_channels, config)
+        d, c = config.dimensions, config.width
+        self.forms, self.colors = (Quantiser(k, d, config.beta) for k in (config.forms, config.colors))
+        blocks = [ResBlock(c, c, config.groups, EPS) for _ in range(config.res_blocks)]  # see around them
+        last = ending(c, config.latent_channels, config.groups).values()
+        self.decoder = nn.Sequential(nn.Conv2d(2 * d, c, 3, padding=1), *blocks, *last)
 
     def forward(self, images: Tensor, twins: Tensor) -> tuple[Tensor, FormAndColor, tuple[Tensor, Tensor]]:
         """Latents from the colours of the pictures and the forms of their twins.
@@ -183,11 +185,3 @@ def see_patch(config: VQConfig) -> nn.Sequential:
     m = config.hidden
     first = nn.Conv2d(3, m, config.patch, stride=config.patch)
     return nn.Sequential(first, nn.SiLU(), nn.Conv2d(m, m, 1), nn.SiLU(), nn.Conv2d(m, config.dimensions, 1))
-
-
-def stack(c_in: int, c_out: int, config: VQConfig) -> nn.Sequential:
-    """Residual blocks between two convolutions; each sees its surroundings."""
-    c = config.width
-    blocks = [ResBlock(c, c, config.groups, EPS) for _ in range(config.res_blocks)]
-    last = nn.GroupNorm(config.groups, c, eps=EPS), nn.SiLU(), nn.Conv2d(c, c_out, 3, padding=1)
-    return nn.Sequential(nn.Conv2d(c_in, c, 3, padding=1), *blocks, *last)

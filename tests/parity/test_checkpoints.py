@@ -23,7 +23,7 @@ from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 from minireflect import load_pipeline
 from minireflect.checkpoints import names
 from minireflect.checkpoints.files import WeightsError, new_names, read_weights
-from minireflect.checkpoints.load import load_checkpoint, load_clip
+from minireflect.checkpoints.load import Given, load_checkpoint, load_clip
 from minireflect.checkpoints.ours import describe
 from minireflect.checkpoints.parts import weights_file
 from minireflect.models.clip import CLIP, CLIPConfig
@@ -64,9 +64,7 @@ def checkpoint(
 def from_file(checkpoint: Checkpoint, path: Path | None = None) -> object:
     """Single files do not say what SD 2.x predicts, nor the size of small pictures."""
     prediction = "v" if checkpoint.family == "sd2" else None
-    return load_checkpoint(
-        path or checkpoint.file, tokenizer=checkpoint.words, prediction=prediction, image_size=SIZE
-    )
+    return load_checkpoint(path or checkpoint.file, Given(None, checkpoint.words, prediction, SIZE))
 
 
 def close(found: Tensor, expected: Tensor, relative: float = 1e-4) -> bool:
@@ -151,7 +149,9 @@ def test_half_precision_is_kept_or_asked_for(checkpoint: Checkpoint, tmp_path: P
     assert {p.dtype for p in as_stored.autoencoder.parameters()} == {
         torch.float32
     }  # SDXL's overflows in half
-    asked = load_checkpoint(file, torch.bfloat16, checkpoint.words, "epsilon", SIZE)
+    asked = load_pipeline(
+        file, dtype=torch.bfloat16, tokenizer=checkpoint.words, prediction="epsilon", image_size=SIZE
+    )
     assert {p.dtype for p in asked.unet.parameters()} == {torch.bfloat16}
     images = asked.generate(WORDS[:1], 2, 3.0, 0.0)
     assert images.dtype == torch.float32 and images.isfinite().all()

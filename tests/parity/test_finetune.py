@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPModel
 
-from minireflect.checkpoints.load import load_checkpoint
+from minireflect.checkpoints.load import Given, load_checkpoint
 from minireflect.evaluate import EvaluationConfig, Score, evaluate_rewards
 from minireflect.methods import learn as learning
 from minireflect.methods.finetune import (
@@ -76,7 +76,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def with_lora(base: Path, dtype: torch.dtype = torch.float32, micro_batch: int = 0) -> LatentDiffusion:
-    pipe = load_checkpoint(base, dtype)
+    pipe = load_checkpoint(base, Given(dtype))
     add_lora(pipe.unet, LoRAConfig(), rng(0, "lora"))
     pipe.micro_batch = micro_batch
     return pipe
