@@ -190,6 +190,7 @@ def optimise(
     optimizer = AdamW(trained, config.lr, (0.9, beta2), weight_decay=decay)
 
     def minimise(step: int, loss: Tensor, /, **values: float) -> None:
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         set_lr(optimizer, config.lr * lr_factor(step, config.steps))
         take_step(optimizer)
@@ -202,9 +203,7 @@ def optimise(
 
 
 def take_step(optimizer: Optimizer, scale: float = 1.0) -> float:
-    """One step with the gradients of a loss that was multiplied by `scale`, which are then cleared.
-
-    -> the norm of the gradients before clipping
+    """One step with the gradients of a loss that was multiplied by `scale`.  -> their norm before clipping
 
     Raises FloatingPointError, and leaves the weights as they are, when a gradient is not finite.
     """
@@ -216,7 +215,6 @@ def take_step(optimizer: Optimizer, scale: float = 1.0) -> float:
         advice = f"{optimizer.param_groups[0]['lr']:.2e} now" + ", or use --precision bf16" * (scale != 1)
         raise FloatingPointError(f"a gradient is not finite; lower the learning rate, {advice}")
     optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
     return norm
 
 

@@ -206,6 +206,7 @@ def regress(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats
         t = torch.randint(pipe.schedule.config.train_steps, (len(x_0),), generator=generator).to(pipe.device)
         noise = torch.randn(x_0.shape, generator=generator).to(x_0)  # (b c h w)
         x_t = pipe.schedule.add_noise(x_0, t, noise)
+        learner.optimizer.zero_grad(set_to_none=True)
         for part in micro_batches(len(x_0), pipe):
             with torch.no_grad():
                 context = pipe.text_encoder(ids[part])  # (b s d)
@@ -323,6 +324,7 @@ def ppo(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats:
     spent = first = 0
     for chunk in chunks:
         samples = sum(int(advantage[k][1].sum()) for k, _ in chunk)  # branches x steps in this optimiser step
+        learner.optimizer.zero_grad(set_to_none=True)
         pieces = [(k, i, part) for k, i in chunk for part in micro_batches(len(advantage[k][0]), pipe)]
         for k, i, part in pieces:
             A, rows = (v[part].to(pipe.device) for v in advantage[k])  # (b), (b) bool

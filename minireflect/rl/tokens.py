@@ -64,6 +64,7 @@ def token_step(
     loss = ppo.loss + beta * kl  # GRPO (3)
     for term in more:
         loss = loss + term
+    optimizer.zero_grad(set_to_none=True)
     loss.backward()
     norm = take_step(optimizer)
     shares = ppo.clip_high.item(), ppo.clip_low.item()
