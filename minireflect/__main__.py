@@ -28,8 +28,9 @@ def main(words: list[str] | None = None) -> int:
         if command == "train" and rest and not rest[0].startswith("-"):
             known(rest[0], TRAINED)
         return import_module(f".cli.{command}", __package__).main(rest)
-    except KeyboardInterrupt:
-        print(f"minireflect {command}: stopped; what a run has saved can be resumed", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        said = str(stop) or "stopped; what a run has saved can be resumed"
+        print(f"minireflect {command}: {said}", file=sys.stderr)
         return 130
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         print(f"minireflect {command}: {error}", file=sys.stderr)

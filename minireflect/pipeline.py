@@ -35,18 +35,17 @@ class ReasonPipeline(NamedTuple):
     writes_rationale: bool = True  # False: every rationale is empty, BOI alone, given and not chosen
 
     def sample(
-        self, prompts: list[str], sampling: SamplingConfig, generator: Generator,
-        rationale: Tensor | None = None,
-    ) -> Sampled:  # fmt: skip
-        """A rationale and a picture for each prompt; with given rationales only the picture.
+        self, prompts: list[str], sampling: SamplingConfig, generator: Generator, given: Tensor | None = None
+    ) -> Sampled:
+        """A rationale and a picture for each prompt; with `given` rationales only the picture.
 
-        Shapes: b prompts, rationale (b r) ids that end in BOI.  Raises PromptError on unknown words.
+        Shapes: b prompts, given (b r) ids that end in BOI.  Raises PromptError on unknown words.
         """
         device = next(self.model.parameters()).device
         ids = self.tokenizer(prompts).to(device)
-        if rationale is None and not self.writes_rationale:
-            rationale = self.model.blank(len(prompts), device)[1]
-        return self.model.sample(ids, sampling, generator, rationale)
+        if given is None and not self.writes_rationale:
+            given = self.model.blank(len(prompts), device)[1]
+        return self.model.sample(ids, sampling, generator, given)
 
     def pictures(self, codes: Tensor) -> Tensor:
         """Decode image tokens.  Shapes: codes (b n) -> (b 3 64 64) in [-1, 1]"""
@@ -82,16 +81,6 @@ class SamplerConfig(Checked):
     def cost(self) -> int:
         """UNet evaluations of one picture."""
         return self.steps * evaluations(self.guidance)
-
-
-def blind_cost(sampler: SamplerConfig, reflection: ReflectionConfig) -> int:
-    """UNet evaluations of one picture after K blind rounds."""
-    return reflection.blind_cost(sampler.steps) + sampler.cost
-
-
-def selected_cost(sampler: SamplerConfig, reflection: ReflectionConfig, redrawn: int) -> int:
-    """UNet evaluations of one picture that a reward refuses `redrawn` times, at most `reflection.rounds`."""
-    return sampler.cost + redrawn * (reflection.reflect_cost + sampler.cost)
 
 
 @dataclass
@@ -167,22 +156,19 @@ class LatentDiffusion:
         with torch.no_grad():
             cond = self.embed(prompts) if isinstance(prompts, list) else prompts
             null = self.null()
-        m = self.micro_batch
-        if not m or len(cond) <= m:
-            return lambda w: guided(self.predict, cond, null, w, self.schedule)
+        m = self.micro_batch or len(cond)
 
         def make_eps(w: float) -> EpsFn:
             parts = [guided(self.predict, c, null, w, self.schedule) for c in cond.split(m)]
 
             def eps(x: Tensor, t: Tensor) -> Tensor:
-                each = zip(parts, x.split(m), t.expand(len(x)).split(m))
+                each = zip(parts, x.split(m), t.expand(len(x)).split(m), strict=True)
                 return torch.cat([part(x_part, t_part) for part, x_part, t_part in each])  # (b c h w)
 
             return eps
 
         return make_eps
 
-    @torch.no_grad()
     def generate(
         self, prompts: list[str], steps: int = SamplerConfig.steps, guidance: float = SamplerConfig.guidance,
         eta: float = SamplerConfig.eta, rounds: int = 0, latents: Tensor | None = None,
@@ -197,20 +183,18 @@ class LatentDiffusion:
         """
         if not prompts:
             raise PromptError("there is no prompt")
-        sampler, blind = SamplerConfig(steps, guidance, eta), ReflectionConfig(rounds=rounds, steps=steps)
+        reflection = replace(OPPOSITE, rounds=rounds) if reward else ReflectionConfig(rounds, steps=steps)
+        sampler = SamplerConfig(steps, guidance, eta)
         generator = generator or torch.Generator().manual_seed(0)
         x_T = self.noise(len(prompts), generator) if latents is None else latents.to(self.device)
         if tuple(x_T.shape) != (len(prompts), *self.latent_shape):
-            needed = f"{len(prompts)} prompts need {self.latent_shape} each"
-            raise ValueError(f"latents of shape {tuple(x_T.shape)}, but {needed}")
+            raise ValueError(f"latents of shape {tuple(x_T.shape)}, not {(len(prompts), *self.latent_shape)}")
         if reward and rounds:
-            opposite = replace(OPPOSITE, rounds=rounds)
-            *_, images = self.selected_rounds(prompts, reward, x_T, sampler, opposite, generator)
+            *_, images = self.selected_rounds(prompts, reward, x_T, sampler, reflection, generator)
             return images
-        *_, x_0 = self.blind_rounds(prompts, x_T, sampler, blind, generator)
+        *_, x_0 = self.blind_rounds(prompts, x_T, sampler, reflection, generator)
         return self.decode(x_0)
 
-    @torch.no_grad()
     def blind_rounds(
         self, prompts: list[str], x_T: Tensor, sampler: SamplerConfig, reflection: ReflectionConfig,
         generator: Generator,
@@ -240,19 +224,18 @@ class LatentDiffusion:
         """
         table, back, context = self.table(sampler.steps), self.table(reflection.steps), self.embed(prompts)
 
-        def back_eps(rows: Tensor) -> EpsFn:
-            return self.eps(context[rows])(reflection.w_renoise)
+        def eps_of(rows: Tensor, w: float = reflection.w_renoise) -> EpsFn:
+            return self.eps(context[rows])(w)
 
         def sampled_from(x_T: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            eps = self.eps(context[rows])(sampler.guidance)
-            x_0 = last(denoise(eps, x_T, table, sampler.eta, generator))
+            x_0 = last(denoise(eps_of(rows, sampler.guidance), x_T, table, sampler.eta, generator))
             images = self.decode(x_0)
             return x_0, images, reward(images, [prompts[i] for i in rows.tolist()])  # values (n)
 
         x_0, images, values = sampled_from(x_T, torch.arange(len(prompts), device=self.device))
         yield images
         for _ in range(reflection.rounds):
-            rows, x_T = reflect(back_eps, x_0, values >= ACCEPT, back, reflection, generator)
+            rows, x_T = reflect(eps_of, x_0, values >= ACCEPT, back, reflection, generator)
             if len(rows):
                 sampled, seen, found = sampled_from(x_T, rows)
                 better = found > values[rows]
@@ -270,8 +253,7 @@ class LatentDiffusion:
         parts = latents.split(self.micro_batch or len(latents))
         images = torch.cat([self.autoencoder.decode(part).clamp(-1, 1) for part in parts])
         if not images.isfinite().all():
-            reason = "float16 may overflow: use --precision fp32 or bf16"
-            raise FloatingPointError(f"a decoded picture is not finite; {reason}")
+            raise FloatingPointError("a picture is not finite; float16 may overflow: --precision bf16")
         return images
 
 

@@ -23,9 +23,8 @@ class Range(NamedTuple):
     above: bool = False
 
     def holds(self, value: float) -> bool:
-        return (
-            math.isfinite(value) and self.low <= value <= self.high and not (self.above and value == self.low)
-        )
+        inside = self.low < value if self.above else self.low <= value
+        return inside and value <= self.high and math.isfinite(value)
 
     def __str__(self) -> str:
         if self.low == -math.inf:
@@ -49,9 +48,8 @@ class Checked:
     def __post_init__(self) -> None:
         for name, hint in typing.get_type_hints(type(self), include_extras=True).items():
             hints = [hint, *typing.get_args(hint)]  # `Count | None` keeps the range inside
-            ranges = [
-                mark for h in hints for mark in getattr(h, "__metadata__", ()) if isinstance(mark, Range)
-            ]
+            marks = [mark for h in hints for mark in getattr(h, "__metadata__", ())]
+            ranges = [mark for mark in marks if isinstance(mark, Range)]
             value = getattr(self, name)
             for number in value if isinstance(value, tuple) else [value]:
                 if ranges and number is not None and not ranges[0].holds(number):

@@ -3,7 +3,7 @@
     config.json          the resolved configuration; --resume needs nothing else
     metrics.jsonl        one line a step and stage, as it happened
     weights/NAME.safetensors
-    state/STAGE.safetensors   networks, optimiser, step: written after a step and in one piece
+    state/STAGE.pt       networks, optimiser, step: written after a step and in one piece
     figures/*.png
 
 Ctrl-C and `kill -TERM` finish the step, save, and leave; `kill -9` loses what came after the last save.
@@ -29,7 +29,6 @@ from torch import Generator, Tensor, nn
 from torch.optim import AdamW, Optimizer
 from tqdm import tqdm
 
-from .checkpoints.files import read_metadata, read_weights, save_weights
 from .ranges import Checked, Count, Weight
 from .streams import rng
 
@@ -43,8 +42,8 @@ class RunError(ValueError):
     """Something about a run folder is not as it must be; the message is one sentence for the user."""
 
 
-class Interrupted(Exception):
-    """The user asked to stop; everything has been saved."""
+class Interrupted(KeyboardInterrupt):
+    """The user asked to stop; everything has been saved, and the message says how to go on."""
 
 
 class Run:
@@ -59,14 +58,10 @@ class Run:
             self._check_same(json.loads(written.read_text()), config)
             return
         if written.exists():
-            raise RunError(
-                f"{folder} already holds a run; choose another --out, or continue it with --resume"
-            )
+            raise RunError(f"{folder} already holds a run; choose another --out, or go on with --resume")
         missing = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         if not missing and (self.folder.is_file() or any(self.folder.iterdir())):
-            raise RunError(
-                f"{folder} is no empty folder, and not a run of this program; choose another --out"
-            )
+            raise RunError(f"{folder} is no empty folder, and no run of ours; choose another --out")
         self.made = missing[-1] if missing else self.folder
         try:
             for name in ("weights", "state", "figures"):
@@ -105,7 +100,7 @@ class Run:
         `memory` is JSON-able and changed in place by the loop; it comes back on resume.  Raises Interrupted
         after the step in which a signal came.
         """
-        path = self.folder / "state" / f"{stage}.safetensors"
+        path = self.folder / "state" / f"{stage}.pt"
         start = restore(path, networks, optimizer, memory) if path.exists() else 0
         self._forget_after(stage, start)
         steps = range(start, total)
@@ -130,13 +125,8 @@ class Run:
 
     def _forget_after(self, stage: str, start: int) -> None:
         """Drop what was logged after the state was saved: those steps are about to be done again."""
-        path, rows = self.folder / "metrics.jsonl", []
-        for line in path.read_text().splitlines() if path.exists() else []:
-            with suppress(json.JSONDecodeError):  # of the line that a kill cut short
-                row = json.loads(line)
-                if row["stage"] != stage or row["step"] < start:
-                    rows.append(line)
-        write_text(path, "".join(row + "\n" for row in rows))
+        kept = [r for r in read_metrics(self.folder) if r["stage"] != stage or r["step"] < start]
+        write_text(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
 
 
 class Job(NamedTuple):
@@ -202,18 +192,16 @@ def optimise(
         yield step, rng(job.seed, name, "batch", step), partial(minimise, step)
 
 
-def take_step(optimizer: Optimizer, scale: float = 1.0) -> float:
-    """One step with the gradients of a loss that was multiplied by `scale`.  -> their norm before clipping
+def take_step(optimizer: Optimizer) -> float:
+    """One step with the gradients that there are.  -> their norm before clipping
 
     Raises FloatingPointError, and leaves the weights as they are, when a gradient is not finite.
     """
-    trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    for p in trained if scale != 1 else ():
-        p.grad /= scale
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
     norm = nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM).item()
     if not math.isfinite(norm):
-        advice = f"{optimizer.param_groups[0]['lr']:.2e} now" + ", or use --precision bf16" * (scale != 1)
-        raise FloatingPointError(f"a gradient is not finite; lower the learning rate, {advice}")
+        lr = optimizer.param_groups[0]["lr"]
+        raise FloatingPointError(f"a gradient is not finite; lower the learning rate, {lr:.2e} now")
     optimizer.step()
     return norm
 
@@ -223,37 +211,34 @@ def set_lr(optimizer: Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def read_metrics(folder: Path, stage: str) -> list[dict]:
-    """The lines that one stage of a run has logged, in order; none if there is no such run."""
-    path = folder / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [row for line in lines if (row := json.loads(line))["stage"] == stage]
+def read_metrics(folder: Path, stage: str | None = None) -> list[dict]:
+    """The lines that one stage of a run has logged, or all do, in order; none if there is no such run."""
+    path, rows = folder / "metrics.jsonl", []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with suppress(json.JSONDecodeError):  # of the line that a kill cut short
+            rows.append(json.loads(line))
+    return [row for row in rows if stage in (None, row["stage"])]
 
 
 def store(path: Path, step: int, networks: Networks, optimizer: Optimizer, memory: dict | None) -> None:
     """Networks, optimiser and step in one file, written beside it and moved into place."""
-    tensors = {f"{name}/{key}": t for name, net in networks.items() for key, t in net.state_dict().items()}
-    for i, slots in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{i}/{key}": torch.as_tensor(value) for key, value in slots.items()}
-    save_weights(path, tensors, {"step": str(step), "memory": json.dumps(memory)}, durable=False)
+    weights = {name: network.state_dict() for name, network in networks.items()}
+    state = {"step": step, "networks": weights, "optimizer": optimizer.state_dict()}
+    draft = path.with_suffix(".tmp")
+    torch.save(state | {"memory": json.dumps(memory)}, draft)
+    os.replace(draft, path)
 
 
 def restore(path: Path, networks: Networks, optimizer: Optimizer, memory: dict | None) -> int:
     """Undo `store`; -> the number of steps done."""
-    tensors, metadata = read_weights(path), read_metadata(path)
-    slots: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        head, rest = key.split("/", 1)
-        if head == "optimizer":
-            i, slot = rest.split("/")
-            slots.setdefault(int(i), {})[slot] = tensor
-    for name, net in networks.items():
-        net.load_state_dict({k.split("/", 1)[1]: t for k, t in tensors.items() if k.startswith(f"{name}/")})
-    optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    for name, network in networks.items():
+        network.load_state_dict(state["networks"][name])
+    optimizer.load_state_dict(state["optimizer"])
     if memory is not None:
         memory.clear()
-        memory.update(json.loads(metadata["memory"]))
-    return int(metadata["step"])
+        memory.update(json.loads(state["memory"]))
+    return state["step"]
 
 
 def flat(config: dict, prefix: str = "") -> dict[str, object]:

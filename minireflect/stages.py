@@ -76,12 +76,12 @@ class Task(NamedTuple):
         about = {} if words is None else {"words": " ".join(words.words)}
         ours.save_module(self.weights / f"{name}.safetensors", network, about)
 
-    def curve(self, name: str, **labels: str) -> None:
-        """Plot values of a stage's metrics, each with its label."""
+    def finish(self, name: str, *kept: str, **labels: str) -> None:
+        """Hand on weights that the stage leaves as they are; plot values of its metrics with their labels."""
+        self.hand_on(*kept)
         lines = [figures.Line(label, "step", key, span=25) for key, label in labels.items()]
-        kept = name.replace("-", "_")
-        panel = figures.Panel(f"{kept}: training", "step", ", ".join(labels.values()), lines, log=True)
-        self.plot(kept, self.run.metrics(name), panel)
+        panel = figures.Panel(f"{name}: training", "step", ", ".join(labels.values()), lines, log=True)
+        self.plot(name.replace("-", "_"), self.run.metrics(name), panel)
 
     def plot(self, name: str, rows: list[dict], *panels: figures.Panel) -> None:
         """Plot panels with the metrics of a run."""
@@ -101,24 +101,25 @@ class Task(NamedTuple):
                 shutil.copyfile(there, draft)
                 os.replace(draft, here)
 
+    def scores(self) -> dict[str, Score]:
+        """The scores of the models measured in this run, or of each its scores by kind of prompt."""
+        return {r["model"]: r.get("scores") or r["score"] for r in self.run.metrics("evaluation")}
+
     def measured(self, model: str, measure: Callable[..., Score], *args: object) -> Score:
         """The score of a model, or its scores by kind of prompt: as logged in this run, else measured now."""
-        for row in self.run.metrics("evaluation"):
-            if row["model"] == model:
-                return row.get("scores") or row["score"]
-        found = measure(*args)
-        by_kind = all(isinstance(value, dict) for value in found.values())
-        self.run.log("evaluation", 0, model=model, **{"scores" if by_kind else "score": found})
-        return found
+        if model not in self.scores():
+            found = measure(*args)
+            by_kind = all(isinstance(value, dict) for value in found.values())
+            self.run.log("evaluation", 0, model=model, **{"scores" if by_kind else "score": found})
+        return self.scores()[model]
 
 
 # ------------------------------------------------------------ laws: SRRL, DDPO, GRPO
 def captioned(config: Config, stage: str, pictures: int) -> Captioned:
     """The pictures and captions that the autoencoder and the diffusion model are trained on."""
     draw = choices(config.seed, stage, "pictures")
-    if config.scenes == "graphs":
-        return captioned_graphs(pictures, draw)
-    return captioned_laws(pictures, config.world, draw)
+    graphs = config.scenes == "graphs"
+    return captioned_graphs(pictures, draw) if graphs else captioned_laws(pictures, config.world, draw)
 
 
 def autoencoder(task: Task) -> None:
@@ -126,7 +127,7 @@ def autoencoder(task: Task) -> None:
     sizes = AutoencoderConfig.flat() if config.scenes == "graphs" else AutoencoderConfig.toy()
     pixels = captioned(config, "autoencoder", config.autoencoder.pictures).pixels
     task.save("autoencoder", train_autoencoder(config.autoencoder, sizes, pixels, task.job))
-    task.curve("autoencoder", mse="squared error")
+    task.finish("autoencoder", mse="squared error")
 
 
 def diffusion(task: Task) -> None:
@@ -135,14 +136,13 @@ def diffusion(task: Task) -> None:
     sizes = GRAPH_BASE if config.scenes == "graphs" else LAW_BASE
     data = captioned(config, "diffusion", config.diffusion.pictures)
     ours.save_pipeline(train_diffusion(config.diffusion, sizes, data, encoder, task.job), task.weights)
-    task.curve("diffusion", loss="squared error")
+    task.finish("diffusion", loss="squared error")
 
 
 def reward(task: Task) -> None:
     pipe = ours.load_pipeline(task.source).to(task.device)
     task.save("reward", train_reward(task.config.reward, pipe, task.job), pipe.tokenizer)
-    task.hand_on(*ours.PARTS)
-    task.curve("reward", loss="cross-entropy")
+    task.finish("reward", *ours.PARTS, loss="cross-entropy")
 
 
 def srrl(task: Task) -> None:
@@ -190,29 +190,29 @@ def cost_of(rows: list[dict]) -> str:
 
 def lora(task: Task) -> None:
     """The same on a published checkpoint, with LoRA.  Measures the reward, and statistics that it ignores."""
-    config, run, method = task.config.finetune, task.run, task.config.method.upper()
+    config, method = task.config.finetune, task.config.method.upper()
     prompts, reward = read_prompts(config.prompts), chosen_reward(config, task.device)
     pipe, batches = load_base(config, task.device), replace(task.config.evaluation, batch=config.micro_batch)
     pipe.table(task.config.srrl.steps)  # raises where the schedule has fewer
     shown = [prompts[i % len(prompts)] for i in range(config.shown)]
-    images, scores = {}, {}
+    images = {}
 
     def measure(name: str) -> None:
-        images[name], found = evaluate_rewards(pipe, reward, shown, task.config.sampler, batches)
-        scores[name] = task.measured(name, lambda: found)
+        images[name], score = evaluate_rewards(pipe, reward, shown, task.config.sampler, batches)
+        task.measured(name, lambda: score)
 
     measure("base")
     clock = time.time()
     finetune(config, task.config.srrl, pipe, reward, task.job)
     hours = (time.time() - clock) / 3600
     measure(method)
-    rows = run.metrics("srrl")
+    rows = task.run.metrics("srrl")
     sampled = sum(sum(row["pictures_by_round"]) for row in rows)
     cost = f"{60 * hours:.1f} minutes · {cost_of(rows)} · {len(lora_layers(pipe.unet))} layers with LoRA"
     cost += f" · {sampled / hours:,.0f} pictures an hour, sampled and learnt from"
     if task.device.type == "cuda":
         cost += f" · peak memory {torch.cuda.max_memory_allocated(task.device) / 2**30:.1f} GiB"
-    task.report(Table("checkpoint", scores), cost)
+    task.report(Table("checkpoint", task.scores()), cost)
     task.plot("reward", rows, figures.UNREAD._replace(ylabel=config.reward))
     task.plot("latents_by_round", rows, *figures.LATENTS)
     first = {name: x[:8] for name, x in images.items()}
@@ -226,15 +226,13 @@ def checker(task: Task, name: str = "checker") -> None:
     if name == "judge":
         job = job._replace(seed=job.seed + 1)
     task.save(name, train_checker(task.config.checker, name, pipe, job), pipe.tokenizer)
-    task.hand_on(*ours.PARTS)
-    task.curve(name, loss="cross-entropy")
+    task.finish(name, *ours.PARTS, loss="cross-entropy")
 
 
 def actor(task: Task) -> None:
     pipe = ours.load_pipeline(task.source)
     task.save("actor", train_actor(task.config.actor, pipe.autoencoder, pipe.tokenizer, task.job))
-    task.hand_on(*ours.PARTS, "checker", "judge")
-    task.curve("actor", loss="nats a token")
+    task.finish("actor", *ours.PARTS, "checker", "judge", loss="nats a token")
 
 
 def rlrig(task: Task) -> None:
@@ -245,26 +243,23 @@ def rlrig(task: Task) -> None:
     rig.load_parts(task.source, actor=first)  # this and the next line name what is missing or broken
     load_checker(task.source, "judge")
     task.hand_on(*(part for part in rig.RIG_PARTS if part != "actor"), **{first: "base_actor"})
-    judge, clock, rows = load_checker(weights, "judge"), time.time(), {}
+    judge, clock = load_checker(weights, "judge"), time.time()
     parts = rig.load_parts(weights, actor="base_actor", editor="unet", device=task.device)
-
-    def measure(name: str, loop: rig.Loop) -> None:
-        rows[name] = task.measured(name, evaluate_loop, loop, judge, config.evaluation, name)
-
+    how = judge, config.evaluation
     for name, loop in rig.controls(parts, config.rlrig.loop).items() if config.rlrig.controls else ():
-        measure(name, loop)
+        task.measured(name, evaluate_loop, loop, *how, name)
     for name, phase in (("phase 1", rig.train_actor_grpo), ("phase 1 + 2", rig.train_editor)):
         try:
             phase(config.rlrig, parts, task.job)
         finally:  # also when stopped: what was trained is never lost
             task.save("actor", parts.actor)
             task.save("editor", parts.editor.unet)
-        measure(name, rig.loop_of(parts, config.rlrig.loop))
-    task.report(Table("held-out graphs", rows), f"{(time.time() - clock) / 60:.1f} minutes")
+        task.measured(name, evaluate_loop, rig.loop_of(parts, config.rlrig.loop), *how, name)
+    task.report(Table("held-out graphs", task.scores()), f"{(time.time() - clock) / 60:.1f} minutes")
     stages = {"phase 1, the Actor": run.metrics("phase-1"), "phase 2, the editor": run.metrics("phase-2")}
     panels = [figures.EDITS._replace(title=f"{name}: {figures.EDITS.title}") for name in stages]
     figures.curves(task.figure("phases"), *map(figures.of_run, panels, stages.values()))
-    figures.bars(task.figure("scores"), "mean SG-IoU, share right", loop_bars(rows))
+    figures.bars(task.figure("scores"), "mean SG-IoU, share right", loop_bars(task.scores()))
     graphs = evaluation_graphs(config.evaluation)[:6]
     showcase.edit_strip(parts, graphs, config.rlrig.loop, config.seed, task.figure("edits"))
 
@@ -278,15 +273,14 @@ def vq(task: Task) -> None:
     codec = Codec(source, train_vq(config.vq, pixels, twins, source, task.job))
     ours.save_codec(task.weights, codec)
     task.report(codec_table(codec, config.evaluation))
-    task.curve("vq", latents="squared error of the latents")
+    task.finish("vq", latents="squared error of the latents")
 
 
 def captioner(task: Task) -> None:
     """Train the reader of rationales; `scripts/measure.py captioner` measures it."""
     config, tokenizer = task.config, reason_tokenizer(ReasonGenConfig.prompt)
     task.save("captioner", train_captioner(config.captioner, config.world, tokenizer, task.job), tokenizer)
-    task.hand_on("autoencoder", "vq")
-    task.curve("captioner", loss="nats a word")
+    task.finish("captioner", "autoencoder", "vq", loss="nats a word")
 
 
 def reason_sft(task: Task) -> None:
@@ -294,12 +288,10 @@ def reason_sft(task: Task) -> None:
     start = ours.load_reasongen(task.source) if config.sft.continued else None
     pipe = train_reasongen(config.sft, config.world, ours.load_codec(task.source), task.job, start)
     ours.save_reasongen(task.weights, "reasongen", pipe)
-    task.hand_on("captioner")
-    task.curve("reason-sft", text="nats a word", image="nats an image token")
+    task.finish("reason-sft", "captioner", text="nats a word", image="nats an image token")
     judge = reward_beside(task.source, task.device)
-    score = task.measured("SFT", evaluate_reason, pipe, judge, config.evaluation, "SFT")
-    task.report(Table("held-out prompts", {"SFT": table_row(score)}))
-    show_rationales(task, pipe, judge)
+    task.measured("SFT", evaluate_reason, pipe, judge, config.evaluation, "SFT")
+    show_reasongen(task, pipe, judge)
 
 
 def reason_grpo(task: Task) -> None:
@@ -308,7 +300,7 @@ def reason_grpo(task: Task) -> None:
     judge = reward_beside(task.source, task.device)
     if not (weights / "base_reasongen.safetensors").exists():
         ours.save_reasongen(weights, "base_reasongen", ours.load_reasongen(task.source))
-    pipe, reader, rows = ours.load_reasongen(weights, "base_reasongen", task.device), None, {}
+    pipe, reader = ours.load_reasongen(weights, "base_reasongen", task.device), None
     if config.grpo.read_rationales and pipe.writes_rationale:
         task.hand_on("captioner")
         if not (weights / "captioner.safetensors").exists():
@@ -316,8 +308,7 @@ def reason_grpo(task: Task) -> None:
         reader = load_captioner(weights, task.device)
 
     def measure(name: str, best_of: int = 1) -> None:
-        how = (pipe, judge, config.evaluation, name, SAMPLING, best_of)
-        rows[name] = table_row(task.measured(name, evaluate_reason, *how))
+        task.measured(name, evaluate_reason, pipe, judge, config.evaluation, name, SAMPLING, best_of)
 
     def prompts(n: int, step: int, number: int) -> list[str]:
         return config.mix.draw(config.seed, n, step * config.grpo.max_resamples + number)[0]
@@ -334,17 +325,18 @@ def reason_grpo(task: Task) -> None:
     finally:  # also when stopped: what was trained is never lost
         ours.save_reasongen(weights, "reasongen", pipe)
     measure("SFT + GRPO")
-    task.report(Table("held-out prompts", rows), f"{(time.time() - clock) / 60:.1f} minutes")
     targets = [("target, text", config.grpo.text_entropy, figures.REWARD)]
     targets.append(("target, image", config.grpo.image_entropy, figures.TRUTH))
     shares, entropy, weights = figures.TOKENS
     panels = shares, entropy._replace(levels=targets), weights
     task.plot("reason_grpo", task.run.metrics("reason-grpo"), *panels)
-    show_rationales(task, pipe, judge)
+    show_reasongen(task, pipe, judge, f"{(time.time() - clock) / 60:.1f} minutes")
 
 
-def show_rationales(task: Task, pipe: ReasonPipeline, judge: Reward) -> None:
-    """A figure of the first prompts of each kind, nothing picked."""
+def show_reasongen(task: Task, pipe: ReasonPipeline, judge: Reward, last: str = "") -> None:
+    """The table of the models measured, and a figure of the first prompts of each kind, nothing picked."""
+    rows = {name: table_row(score) for name, score in task.scores().items()}
+    task.report(Table("held-out prompts", rows), last)
     texts = [p.text for p in evaluation_prompts(replace(task.config.evaluation, pictures=3))]
     showcase.rationale_strip(pipe, judge, texts, SAMPLING, task.config.seed, task.figure("thoughts"))
 
@@ -363,13 +355,11 @@ SEVERAL = {  # commands with more than the stage of their name
 }
 
 
-def stages_of(command: str, scenes: str = "laws", base: str | None = None) -> tuple[str, ...]:
-    """The stages of a command, in order; `base` is the published checkpoint that a LoRA is trained on."""
-    return (
-        ("lora",)
-        if base is not None
-        else SEVERAL.get(f"{command} {scenes}") or SEVERAL.get(command, (command,))
-    )
+def stages_of(command: str, config: Config) -> tuple[str, ...]:
+    """The stages of a command, in order."""
+    if config.finetune.base is not None:
+        return ("lora",)
+    return SEVERAL.get(f"{command} {config.scenes}") or SEVERAL.get(command, (command,))
 
 
 def do(task: Task, *names: str) -> None:

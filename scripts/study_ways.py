@@ -16,7 +16,7 @@ from minireflect.diffusion.reflection import ReflectionConfig, zigzag
 from minireflect.diffusion.sample import evaluations, last
 from minireflect.evaluate import EvaluationConfig, score
 from minireflect.methods.rollout import RolloutConfig, rollout
-from minireflect.pipeline import OPPOSITE, LatentDiffusion, blind_cost
+from minireflect.pipeline import OPPOSITE, LatentDiffusion
 from minireflect.rl.rewards import Reward
 from minireflect.streams import choices
 from minireflect.world.prompts import draw_prompts
@@ -66,7 +66,7 @@ def blind(pipe: LatentDiffusion, judge: Reward, texts: list[str], seed: int, bat
     images = pipe.generate(
         texts, SAMPLER.steps, SAMPLER.guidance, SAMPLER.eta, rounds=1, generator=rng(seed, "plain", batch)
     )
-    cost = blind_cost(SAMPLER, ReflectionConfig(rounds=1, steps=SAMPLER.steps))
+    cost = ReflectionConfig(rounds=1, steps=SAMPLER.steps).blind_cost(SAMPLER.steps) + SAMPLER.cost
     return Drawn(images, len(texts) * cost, 0)
 
 

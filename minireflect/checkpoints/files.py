@@ -36,12 +36,9 @@ class WeightsError(ValueError):
 
 
 # --- files --------------------------------------------------------------------------------------------------
-def save_weights(
-    path: Place, tensors: Tensors, metadata: Strings | None = None, durable: bool = True
-) -> None:
-    """Write a safetensors file so that at any moment `path` holds the old file or the new one, never a part.
-
-    `durable` waits for the disk, so that this also holds through a power cut.
+def save_weights(path: Place, tensors: Tensors, metadata: Strings | None = None) -> None:
+    """Write a safetensors file so that at any moment `path` holds the old file or the new one, never a part,
+    also through a power cut: it waits for the disk.
     """
     path = Path(path)
     # In the same folder, since a rename is atomic only within a disk.
@@ -51,9 +48,8 @@ def save_weights(
         mode = temporary.stat().st_mode
         save_file({name: t.detach().contiguous() for name, t in tensors.items()}, temporary, metadata)
         temporary.chmod(mode)  # safetensors ignores the umask and makes the file private
-        if durable:
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())  # contents before the name: a power cut must not swap the two
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())  # contents before the name: a power cut must not swap the two
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

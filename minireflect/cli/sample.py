@@ -1,6 +1,5 @@
 """minireflect sample PROMPT ...: sample pictures, with the inspector's verdict and the learned reward."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -83,7 +82,7 @@ def main(words: list[str]) -> int:
     guidance = GUIDANCE.get(way, 1.0) if args.guidance is None else args.guidance
     with torch.no_grad():
         said = WAYS[way](replace(args, rounds=rounds, guidance=guidance), list(args.prompts))
-    for head, lines in said:
+    for head, lines in zip(*said):
         print("\n".join([head, *(f"  {line}" for line in lines)]))
     print(f"written to {args.out}")
     return 0
@@ -106,22 +105,23 @@ def check_arguments(args: SampleOptions) -> None:
         raise ValueError(f"there is no folder {args.out.absolute().parent} to write {args.out.name} into")
 
 
-Said = list[tuple[str, list[str]]]  # of each prompt what is printed: a head, and lines below it
+Said = tuple[list[str], list[list[str]]]  # what is printed: heads, and the lines below each
+
+
+def blind(args: SampleOptions) -> ReflectionConfig:
+    return ReflectionConfig(args.rounds, args.w_denoise, args.w_renoise, args.steps)
 
 
 def sample_srrl(args: SampleOptions, prompts: list[str]) -> Said:
     """A prompt a row, a round a column."""
-    sampler, reflection = SamplerConfig(args.steps, args.guidance), replace(OPPOSITE, rounds=args.rounds)
-    if args.blind:
-        reflection = ReflectionConfig(args.rounds, args.w_denoise, args.w_renoise, args.steps)
+    reflection = blind(args) if args.blind else replace(OPPOSITE, rounds=args.rounds)
+    sampler = SamplerConfig(args.steps, args.guidance)
     pipe, reward = load_pipeline(args.weights), load_reward(args.weights)
     pipe.tokenizer(prompts)  # unknown words are named before anything is sampled
     asked = None if args.blind else reward
     rounds = showcase.sampled_rounds(pipe, prompts, sampler, reflection, args.seed, asked)
     rows = showcase.compare(showcase.by_round(rounds), reward, prompts, args.out)
-    return [
-        (p, [f"round {k}: {said}" for k, (_, said, _) in enumerate(row)]) for p, row in zip(prompts, rows)
-    ]
+    return prompts, [[f"round {k}: {said}" for k, (_, said, _) in enumerate(row)] for row in rows]
 
 
 def sample_rlrig(args: SampleOptions, prompts: list[str]) -> Said:
@@ -134,10 +134,10 @@ def sample_rlrig(args: SampleOptions, prompts: list[str]) -> Said:
     rows = showcase.edit_strip(parts, graphs, loop, args.seed, args.out)
     names = ["drawn", *(f"edit {k}" for k in range(1, loop.rounds + 1))]
 
-    def line(name: str, said: str, right: bool) -> str:
-        return f"{name}: {'right' if right else 'wrong'}; {said}".replace("\n", " ")
+    def line(name: str, cell: showcase.Cell) -> str:
+        return f"{name}: {'right' if cell[2] else 'wrong'}; {cell[1]}".replace("\n", " ")
 
-    return [(g.sentence, [line(n, *cell[1:]) for n, cell in zip(names, row)]) for g, row in zip(graphs, rows)]
+    return [g.sentence for g in graphs], [list(map(line, names, row)) for row in rows]
 
 
 def sample_reasongen(args: SampleOptions, prompts: list[str]) -> Said:
@@ -146,7 +146,7 @@ def sample_reasongen(args: SampleOptions, prompts: list[str]) -> Said:
     pipe, reward = load_reasongen(folder), reward_beside(folder)
     sampling = SamplingConfig(args.temperature, guidance=args.guidance)
     rows = showcase.rationale_strip(pipe, reward, prompts, sampling, args.seed, args.out)
-    return [(p, [said.replace("\n", "\n    ") for _, said, _ in row]) for p, row in zip(prompts, rows)]
+    return prompts, [[said.replace("\n", "\n    ") for _, said, _ in row] for row in rows]
 
 
 def sample_checkpoint(args: SampleOptions, prompts: list[str]) -> Said:
@@ -155,20 +155,16 @@ def sample_checkpoint(args: SampleOptions, prompts: list[str]) -> Said:
     if args.lora:
         merge_lora(load_lora(pipe.unet, args.lora))
     sampler = SamplerConfig(args.steps, args.guidance, args.eta)
-    reflection = ReflectionConfig(args.rounds, args.w_denoise, args.w_renoise, args.steps)
-    rounds = list(showcase.sampled_rounds(pipe, prompts, sampler, reflection, args.seed))  # (b 3 h w) each
+    rounds = list(showcase.sampled_rounds(pipe, prompts, sampler, blind(args), args.seed))  # (b 3 h w) each
     if len(rounds) == 1 and args.out.suffix.lower() in PIXELS:
         write_picture(rearrange(to_pixels(rounds[0]), "b h w c -> h (b w) c"), args.out)
     else:
         cells = [[(image.cpu(), "", None) for image in row] for row in zip(*rounds)]
         strip(cells, prompts, [f"round {k}" for k in range(len(rounds))], args.out)
-    return []
+    return [], []
 
 
-WAYS: dict[str, Callable[[SampleOptions, list[str]], Said]] = {
-    "srrl": sample_srrl, "rlrig": sample_rlrig, "reasongen": sample_reasongen,
-    "checkpoint": sample_checkpoint,
-}  # fmt: skip
+WAYS = dict(srrl=sample_srrl, rlrig=sample_rlrig, reasongen=sample_reasongen, checkpoint=sample_checkpoint)
 
 
 def check() -> int:

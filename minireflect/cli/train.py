@@ -1,9 +1,9 @@
 """minireflect train COMMAND: its options in two passes, the run folder, and the stages of the command."""
 
 import argparse
-import sys
 import time
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -13,30 +13,26 @@ from ..config import PRESETS, REASON, RIG, Config, options_of, preset, read_conf
 from ..methods.finetune import SAMPLER
 from ..methods.srrl import recipe
 from ..pipeline import best_device
-from ..run import Interrupted, Run, RunError
+from ..run import Run, RunError
 from . import TRAINED, read
 
 COSTS = {"smoke": "seconds; it learns nothing", "gpu": "larger batches and budgets, for a CUDA GPU"}
+CHOICES = {"preset": PRESETS, "scenes": ("laws", "graphs"), "method": ("srrl", "ddpo", "grpo")}
 
 
 def main(words: list[str]) -> int:
     named = words[0] if words and not words[0].startswith("-") else None
     words = words[1:] if named else words
     command, config = defaults(named, words)
-    try:
-        train(command, parse(words, command, config))
-        return 0
-    except Interrupted as stop:
-        print(f"minireflect train: {stop}", file=sys.stderr)
-        return 130
+    train(command, parse(words, command, config))
+    return 0
 
 
 def defaults(named: str | None, words: list[str]) -> tuple[str, Config]:
     """First pass: the run to resume, or preset, recipe and checkpoint, decide the defaults of all options."""
     first = argparse.ArgumentParser("minireflect train COMMAND", add_help=False, allow_abbrev=False)
-    kinds = {"preset": PRESETS, "scenes": ("laws", "graphs"), "method": ("srrl", "ddpo", "grpo")}
-    for name, choices in (kinds | dict.fromkeys(("device", "base", "out"))).items():
-        first.add_argument(f"--{name}", choices=choices)
+    for name in (*CHOICES, "device", "base", "out"):
+        first.add_argument(f"--{name}", choices=CHOICES.get(name))
     first.add_argument("--resume", action="store_true")
     seen = first.parse_known_args(words)[0]
     if seen.resume and seen.out is None:
@@ -51,17 +47,16 @@ def defaults(named: str | None, words: list[str]) -> tuple[str, Config]:
         raise ValueError("--base trains a LoRA on a published checkpoint: it goes with the command srrl")
     name = seen.preset or ("gpu" if (seen.device or best_device()) == "cuda" else "cpu")
     name = "cpu" if real and name == "gpu" else name  # that of a checkpoint is for a GPU already
-    config = preset(name, command, seen.scenes or "laws", recipe(method, real))
+    config = replace(preset(name, command, seen.scenes or "laws", recipe(method, real)), method=method)
     if real:
         config = replace(config, sampler=SAMPLER, finetune=replace(config.finetune, base=seen.base))
-    return command, replace(config, method=method)
+    return command, config
 
 
 def parse(words: list[str], command: str, config: Config) -> Config:
     """Second pass: every option of the command.  Paths become absolute: a run is resumed from anywhere."""
     about = f"Train {TRAINED[command][0]}."
-    given = read(words, f"train {command}", about, options_of(command, config))
-    config = replace(config, **vars(given))
+    config = replace(config, **vars(read(words, f"train {command}", about, options_of(command, config))))
     paths = {name: getattr(config.finetune, name) for name in ("base", "clip", "prompts", "tokenizer")}
     there = {name: str(Path(path).resolve()) for name, path in paths.items() if path and Path(path).exists()}
     weights = config.weights and config.weights.resolve()
@@ -73,35 +68,29 @@ def train(command: str, config: Config) -> None:
     from ..stages import Task, do, stages_of  # with all that trains, measures and plots
 
     device = torch.device(config.device or best_device())
-    label = config.method if command == "srrl" else command
-    source = source_of(command, config)
-    run = Run(config.out or free_folder(label), to_dict(command, config), config.resume)
+    label, source = config.method if command == "srrl" else command, source_of(command, config)
+    folders = (Path("runs") / f"{label}-{n}" for n in count(1))
+    folder = config.out or next(free for free in folders if not free.exists())
+    run = Run(folder, to_dict(command, config), config.resume)
     cost = COSTS.get(config.preset, f"about {TRAINED[command][1]} minutes on two cores")
     where = f"{device}, {torch.get_num_threads()} threads"
-    print(f"{label} · run folder {run.folder} · seed {config.seed} · {where}")
+    print(f"{label} · run folder {folder} · seed {config.seed} · {where}")
     print(f"{config.preset} preset" + ("" if config.finetune.base else f": {cost}"))
-    clock, stages = time.time(), stages_of(command, config.scenes, config.finetune.base)
+    clock = time.time()
     try:
-        do(Task(config, run, source or run.folder / "weights", device), *stages)
+        do(Task(config, run, source or run.folder / "weights", device), *stages_of(command, config))
     except (ValueError, OSError):
         run.abandon()
         raise
-    print(f"done in {(time.time() - clock) / 60:.1f} minutes; look at {run.folder / 'figures'}")
-
-
-def free_folder(label: str) -> Path:
-    """The first of runs/LABEL-1, -2, ... that does not exist yet."""
-    n = 1
-    while (folder := Path("runs") / f"{label}-{n}").exists():
-        n += 1
-    return folder
+    print(f"done in {(time.time() - clock) / 60:.1f} minutes; look at {folder / 'figures'}")
 
 
 def source_of(command: str, config: Config) -> Path | None:
     """The folder of the weights to start from; None where it is nothing, or a published checkpoint."""
-    if config.finetune.base is not None and config.weights is not None:
+    real = config.finetune.base is not None
+    if real and config.weights is not None:
         raise ValueError("--weights is a run of ours: it does not go with --base, a published checkpoint")
-    if command in ("all", "autoencoder") or config.finetune.base is not None:
+    if real or command in ("all", "autoencoder"):
         return None
     rig = command in RIG or config.scenes == "graphs"
     shipped = ours.RIG if rig else ours.REASON if command in REASON else ours.SHIPPED

@@ -39,8 +39,6 @@ class GaussianMixture:
 
     def __post_init__(self) -> None:
         k = len(self.means)
-        if self.means.ndim != 2:
-            raise ValueError(f"means must be [k, d], got {tuple(self.means.shape)}")
         for name in ("stds", "weights", "classes"):
             value = getattr(self, name)
             if value is not None and value.shape != (k,):
@@ -78,11 +76,9 @@ class GaussianMixture:
         return (1 - abar.to(x).expand(len(x))[:, None]).sqrt() * pull
 
     def posterior_mean(self, x: Tensor, abar: Tensor, cls: int | Tensor | None = None) -> Tensor:
-        """E[x_0 | x_t], component by component.  Shapes: x (b d), abar () or (b) -> (b d)"""
-        log_joint, centred, var = self._log_joint(x, abar, cls)
-        abar = abar.to(x).expand(len(x))[:, None]
-        shrink = abar.sqrt() * self.stds.to(x) ** 2 / var  # how much of the surprise is signal
-        return (log_joint.softmax(-1)[..., None] * (self.means.to(x) + shrink[..., None] * centred)).sum(1)
+        """E[x_0 | x_t], by Tweedie's formula.  Shapes: x (b d), abar () or (b) -> (b d)"""
+        column = abar.to(x).expand(len(x))[:, None]
+        return (x - (1 - column).sqrt() * self.eps(x, abar, cls)) / column.sqrt()
 
     def sample(self, n: int, generator: Generator, cls: int | None = None) -> Tensor:
         """Draw clean points.  Shapes: -> (n d)"""

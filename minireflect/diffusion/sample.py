@@ -10,10 +10,9 @@ Papers: classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598); DDIM (a
 Both directions are generators that yield every step. Collecting them is a trajectory, drawing them an
 animation, stopping early an edit.
 
-No autograd graph is kept unless it is asked for with `grad=True`: a reflection of K rounds would otherwise
-hold 40 K network evaluations in memory (the released SRRL does). A `torch.no_grad()` around a generator's
-body would leak its mode into the caller at every `yield`; so each step is computed inside the context, and
-yielded outside it.
+No autograd graph is kept: a reflection of K rounds would otherwise hold 40 K network evaluations in memory
+(the released SRRL does). A `torch.no_grad()` around a generator's body would leak its mode into the caller at
+every `yield`; so each step is computed inside the context, and yielded outside it.
 """
 
 from collections import deque
@@ -41,9 +40,7 @@ class Step(NamedTuple):
     x: Tensor  # (b c h w) the latent after the step
     x0: Tensor  # (b c h w) predicted clean latent
     eps: Tensor  # (b c h w) predicted noise
-    mean: Tensor  # (b c h w) of the Gaussian that x was drawn from; x itself when deterministic
-    sigma: Tensor  # (b) standard deviation of that Gaussian
-    log_prob: Tensor  # (b) nats; 0 where sigma is 0
+    log_prob: Tensor  # (b) nats, of x; 0 where the step drew no noise
 
 
 class Trajectory(NamedTuple):
@@ -53,7 +50,6 @@ class Trajectory(NamedTuple):
     """
 
     latents: Tensor  # (b s+1 c h w) float32
-    timesteps: Tensor  # (s) long
     log_probs: Tensor  # (b s) nats
 
 
@@ -68,47 +64,38 @@ def guided(model: Model, cond: Tensor, uncond: Tensor, w: float, schedule: Sched
     """
 
     def eps_fn(x: Tensor, t: Tensor) -> Tensor:
-        b = len(x)
-        t = t.to(x.device).expand(b)
-
-        def rows(context: Tensor) -> Tensor:
-            return context.expand(b, *context.shape[1:])
+        t = t.to(x.device).expand(len(x))
+        without, given = (v.expand(len(x), *v.shape[1:]) for v in (uncond, cond))  # (b t d) each
 
         def eps(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
             output = model(x, t, context)
             return output if schedule is None else schedule.to_eps(output, x, t)
 
-        if w == 1:
-            return eps(x, t, rows(cond))
-        if w == 0:
-            return eps(x, t, rows(uncond))
-        both = eps(torch.cat([x, x]), torch.cat([t, t]), torch.cat([rows(uncond), rows(cond)]))
-        eps_u, eps_c = both.chunk(2)
+        if w in (0, 1):
+            return eps(x, t, given if w else without)
+        eps_u, eps_c = eps(torch.cat([x, x]), torch.cat([t, t]), torch.cat([without, given])).chunk(2)
         return eps_u + w * (eps_c - eps_u)  # SRRL (E1)
 
     return eps_fn
 
 
 def denoise(
-    eps_fn: EpsFn, x: Tensor, table: StepTable, eta: float = 0.0, generator: Generator | None = None,
-    grad: bool = False,
-) -> Iterator[Step]:  # fmt: skip
+    eps_fn: EpsFn, x: Tensor, table: StepTable, eta: float = 0.0, generator: Generator | None = None
+) -> Iterator[Step]:
     """Noise to image, one network evaluation a step. `generator` is needed where eta > 0.
 
     Shapes: x (b c h w) at level table.t[0]; every step yields a latent (b c h w) at level table.t_prev
     """
     sigmas = table.sigma(eta)
     for i in range(len(table)):
-        with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
+        with torch.no_grad():
             eps = eps_fn(x, table.t[i])
             out = ddim_step(x, eps, table.abar[i], table.abar_prev[i], sigmas[i], generator=generator)
         x = out.x_prev
-        yield Step(i, table.t[i], x, out.x0, eps, out.mean, out.sigma, out.log_prob)
+        yield Step(i, table.t[i], x, out.x0, eps, out.log_prob)
 
 
-def renoise(
-    eps_fn: EpsFn, x0: Tensor, table: StepTable, refine: int = 0, grad: bool = False
-) -> Iterator[Step]:
+def renoise(eps_fn: EpsFn, x0: Tensor, table: StepTable, refine: int = 0) -> Iterator[Step]:
     """Image to noise: the steps of `denoise` at eta 0, undone from the last to the first, N moves for N
     steps.
 
@@ -121,15 +108,14 @@ def renoise(
     x = x0
     for i in reversed(range(len(table))):
         t, abar, abar_prev = table.t[i], table.abar[i], table.abar_prev[i]
-        with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
+        with torch.no_grad():
             guess = x
             for _ in range(1 + refine):
                 eps = eps_fn(guess, t)
                 guess = renoise_step(x, eps, abar, abar_prev)  # SRRL (E4)
             predicted = (x.float() - (1 - abar_prev).sqrt() * eps.float()) / abar_prev.sqrt()  # DDIM (9)
-            none = guess.new_zeros(len(x))  # no noise, hence no density
         x = guess
-        yield Step(i, t, x, predicted, eps, x, none, none)
+        yield Step(i, t, x, predicted, eps, x.new_zeros(len(x)))  # no noise, hence no density
 
 
 def last(steps: Iterable[Step]) -> Tensor:
@@ -143,16 +129,13 @@ def last(steps: Iterable[Step]) -> Tensor:
 def collect(x_start: Tensor, steps: Iterable[Step]) -> Trajectory:
     """Run a sampler to its end and keep the path.
 
-    Shapes: x_start (b c h w) -> latents (b s+1 c h w), timesteps (s), log_probs (b s)
+    Shapes: x_start (b c h w) -> latents (b s+1 c h w), log_probs (b s)
     """
-    latents, timesteps = [x_start.float()], []
-    log_probs = [x_start.new_zeros(len(x_start), 0, dtype=torch.float32)]
+    latents, log_probs = [x_start.float()], [x_start.new_zeros(len(x_start), 0, dtype=torch.float32)]
     for step in steps:
         latents.append(step.x.float())
-        timesteps.append(int(step.t))
         log_probs.append(step.log_prob[:, None])
-    t = torch.tensor(timesteps, dtype=torch.long)
-    return Trajectory(torch.stack(latents, 1), t, torch.cat(log_probs, 1))
+    return Trajectory(torch.stack(latents, 1), torch.cat(log_probs, 1))
 
 
 def evaluations(w: float) -> int:

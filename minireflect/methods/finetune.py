@@ -13,7 +13,6 @@ Differs from the synthetic world: there is no inspector. Whether a higher reward
 only in statistics that the reward does not ask for (brightness, edges) and in the pictures themselves.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -30,7 +29,7 @@ from ..ranges import Checked, Count
 from ..rl.rewards import clip_reward, compressibility, incompressibility
 from ..run import Job
 from ..streams import choices, rng
-from .srrl import SRRLConfig, train_srrl
+from .srrl import Draw, SRRLConfig, train_srrl
 
 PROMPTS = Path(__file__).parent.parent / "prompts"
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -112,7 +111,7 @@ def chosen_reward(config: FinetuneConfig, device: torch.device) -> Reward:
     return clip_reward(clip.to(device), tokenizer)
 
 
-def draw_from(prompts: list[str], seed: int, n: int) -> Callable[[int], tuple[list[str], list[str]]]:
+def draw_from(prompts: list[str], seed: int, n: int) -> Draw:
     """A function from a step to `n` prompts; each is its own family."""
 
     def texts(step: int) -> tuple[list[str], list[str]]:

@@ -19,7 +19,6 @@ from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.optim import Optimizer
 
 from ..diffusion.ddim import DDIMStep, ddim_step
 from ..diffusion.sample import evaluations
@@ -28,14 +27,12 @@ from ..models.lora import adapters, lora_layers, remove_lora
 from ..models.unet import UNet
 from ..pipeline import LatentDiffusion, SamplerConfig
 from ..ranges import Checked, Count, Positive, Range, Share, Weight
-from ..rl.advantage import RewardHistory, advantage_weights, group_advantage, history_advantage
-
-from ..rl.advantage import reward_weights, select_best_worst, zero_variance_groups  # isort: skip
+from ..rl import advantage as adv
 from ..rl.policy import gaussian_kl, ppo_clip, reduce_log_prob
-from ..run import set_lr, take_step
 from .rollout import Rollout
 
 WARMUP = 5  # iterations of linear warm-up; without it the first steps destroy the model
+GRAD_NORM = 1.0  # largest norm of an update's gradient
 WEIGHT_DECAY = 1e-4  # of AdamW
 # regress: added to the sum of a prompt's rewards, so that a prompt that always fails counts little
 FLOOR = 0.5
@@ -127,10 +124,10 @@ class Learner:
     pipe: LatentDiffusion  # its UNet is the policy
     base: UNet  # the frozen policy that it started from
     networks: dict[str, nn.Module]  # what a run saves: "unet" or its LoRA adapters, with regress the "replay"
-    optimizer: Optimizer
+    optimizer: torch.optim.Optimizer
     config: LearnConfig
     sampler: SamplerConfig  # how the branches were sampled; its `steps` are not read
-    history: RewardHistory | None = None  # ppo: z-score advantages (E6, E7) in place of the group's
+    history: adv.RewardHistory | None = None  # ppo: z-score advantages (E6, E7) in place of the group's
 
     @staticmethod
     def of(pipe: LatentDiffusion, config: LearnConfig, sampler: SamplerConfig, pictures: int) -> "Learner":
@@ -146,10 +143,37 @@ class Learner:
         optimizer = torch.optim.AdamW(trained.parameters(), lr=config.lr, weight_decay=WEIGHT_DECAY)
         return Learner(pipe, base, networks, optimizer, config, sampler)
 
+    @property
+    def scale(self) -> float:
+        """What a loss is multiplied by before its backward pass."""
+        return HALF_SCALE if next(self.pipe.unet.parameters()).dtype == torch.float16 else 1.0
+
+    def backward(self, loss: Tensor) -> None:
+        """Add a part's gradient, scaled up where the UNet computes in float16."""
+        (loss * self.scale).backward()
+
+    def step(self, number: int) -> float:
+        """Clip the gradient's norm, step.  -> the norm before.  Raises FloatingPointError if not finite."""
+        trained = [p for p in self.pipe.unet.parameters() if p.grad is not None]
+        for p in trained if self.scale != 1 else ():
+            p.grad /= self.scale
+        norm = torch.nn.utils.clip_grad_norm_(trained, GRAD_NORM)
+        if not torch.isfinite(norm):
+            advice = f"lower lr, {self.config.lr} now" + ", or use --precision bf16" * (self.scale != 1)
+            raise FloatingPointError(f"the gradient of update {number} is not finite; {advice}")
+        self.optimizer.step()
+        return norm.item()
+
+    def parts(self, n: int) -> list[slice]:
+        """`n` pictures in parts of `pipe.micro_batch`, the very parts that `pipe.eps` sampled them in."""
+        m = self.pipe.micro_batch or n
+        return [slice(i, min(i + m, n)) for i in range(0, n, m)]
+
 
 def learn(learner: Learner, out: Rollout, lr_factor: float, generator: Generator) -> UpdateStats:
     """Learn from one iteration's rollout.  Raises FloatingPointError on a gradient that is not finite."""
-    set_lr(learner.optimizer, learner.config.lr * lr_factor)
+    for group in learner.optimizer.param_groups:
+        group["lr"] = learner.config.lr * lr_factor
     return OBJECTIVES[learner.config.objective](learner, out, generator)
 
 
@@ -161,21 +185,6 @@ def reference(unet: UNet) -> UNet:
     return remove_lora(copy.deepcopy(unet, shared)).eval().requires_grad_(False)
 
 
-def micro_batches(n: int, pipe: LatentDiffusion) -> list[slice]:
-    """`n` pictures in parts of `pipe.micro_batch`, the very parts that `pipe.eps` sampled them in."""
-    m = pipe.micro_batch or n
-    return [slice(i, min(i + m, n)) for i in range(0, n, m)]
-
-
-def backward(loss: Tensor, network: nn.Module) -> None:
-    """Add a part's gradient, scaled up where the network computes in float16."""
-    (loss * loss_scale(network)).backward()
-
-
-def loss_scale(network: nn.Module) -> float:
-    return HALF_SCALE if next(network.parameters()).dtype == torch.float16 else 1.0
-
-
 def remember(replay: Replay, pipe: LatentDiffusion, out: Rollout) -> None:
     """Put the pictures into the replay; all rounds of a prompt share its weight."""
     group = out.rounds[0].rewards.shape[1]
@@ -183,7 +192,7 @@ def remember(replay: Replay, pipe: LatentDiffusion, out: Rollout) -> None:
     rewards = torch.zeros(len(out.texts), len(out.rounds), group)
     for k, round_ in enumerate(out.rounds):
         rewards[round_.rows.cpu(), k] = round_.rewards.float().cpu()
-    weights = reward_weights(rewards.flatten(1), FLOOR).view_as(rewards)  # (n k g)
+    weights = adv.reward_weights(rewards.flatten(1), FLOOR).view_as(rewards)  # (n k g)
     for k, round_ in enumerate(out.rounds):
         ids = pipe.tokenizer(out.texts_of(round_))  # (n*g t)
         replay.add(round_.path.latents[:, -1], ids, weights[round_.rows.cpu(), k].flatten())
@@ -201,13 +210,13 @@ def regress(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats
     remember(replay, pipe, out)
     updates = config.updates if replay.weights.any() else 0
     losses = kl = norms = 0.0
-    for _ in range(updates):
+    for number in range(updates):
         x_0, ids = replay.draw(config.batch, generator)  # (b c h w), (b s)
         t = torch.randint(pipe.schedule.config.train_steps, (len(x_0),), generator=generator).to(pipe.device)
         noise = torch.randn(x_0.shape, generator=generator).to(x_0)  # (b c h w)
         x_t = pipe.schedule.add_noise(x_0, t, noise)
         learner.optimizer.zero_grad(set_to_none=True)
-        for part in micro_batches(len(x_0), pipe):
+        for part in learner.parts(len(x_0)):
             with torch.no_grad():
                 context = pipe.text_encoder(ids[part])  # (b s d)
                 before = replace(pipe, unet=learner.base).eps(context)(1.0)(x_t[part], t[part])  # (b c h w)
@@ -217,10 +226,10 @@ def regress(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats
             error = ((eps - target) ** 2).flatten(1).mean(1)  # (b) DDPM (14)
             share = len(eps) / len(x_0)
             loss = share * (level_weight(pipe.schedule, t[part], MAX_WEIGHT) * error).mean()
-            backward(loss, pipe.unet)
+            learner.backward(loss)
             losses += loss.item()
             kl += share * path_kl(pipe.schedule, t[part], (eps - before).detach())
-        norms += take_step(learner.optimizer, loss_scale(pipe.unet))
+        norms += learner.step(number)
     n = max(1, updates)
     return UpdateStats(losses / n, kl / n, norms / n, updates, 2 * updates * config.batch)
 
@@ -240,10 +249,10 @@ def path_kl(schedule: Schedule, t: Tensor, change: Tensor) -> float:
     return schedule.config.train_steps * step.mean().item()
 
 
-Advantage = tuple[Tensor, Tensor]  # A (n*g) and which branches are trained on (n*g) bool
+Advantages = list[tuple[Tensor, Tensor]]  # by round: A (n*g) and which branches are trained on (n*g) bool
 
 
-def advantages(out: Rollout, config: LearnConfig, history: RewardHistory | None) -> list[Advantage]:
+def advantages(out: Rollout, config: LearnConfig, history: adv.RewardHistory | None) -> Advantages:
     """For each round: GRPO's advantages, or with a history the z-scores of E6 to E8, each round against its
     own group.
     """
@@ -252,23 +261,21 @@ def advantages(out: Rollout, config: LearnConfig, history: RewardHistory | None)
     for round_, row_keys in zip(out.rounds, keys):
         rewards = round_.rewards.cpu()
         if history is None:
-            A, kept = group_advantage(rewards, config.std_floor), ~zero_variance_groups(rewards)[:, None]
+            A = adv.group_advantage(rewards, config.std_floor)
+            kept = ~adv.zero_variance_groups(rewards)[:, None]
         else:
-            z = history_advantage(history, row_keys, rewards)
-            A, kept = advantage_weights(z), select_best_worst(z)
+            z = adv.history_advantage(history, row_keys, rewards)
+            A, kept = adv.advantage_weights(z), adv.select_best_worst(z)
         result.append((A.flatten(), kept.expand_as(rewards).flatten()))
-    if history is not None:
-        for round_, row_keys in zip(out.rounds, keys):
-            history.add(row_keys, round_.rewards.cpu())
+    for round_, row_keys in zip(out.rounds, keys) if history is not None else ():
+        history.add(row_keys, round_.rewards.cpu())
     return result
 
 
-Pair = tuple[int, int]  # round k, denoising step i
+Pairs = list[tuple[int, int]]  # round k, denoising step i
 
 
-def jobs(
-    out: Rollout, advantage: list[Advantage], updates: int, eta: float, generator: Generator
-) -> list[list[Pair]]:
+def jobs(out: Rollout, advantage: Advantages, updates: int, eta: float, generator: Generator) -> list[Pairs]:
     """The (round, step) pairs to train on, shuffled, in one list per optimiser step.
 
     A step without noise (sigma 0) has no density and is left out, and so is a round without anything to
@@ -276,41 +283,23 @@ def jobs(
     standard deviations: over ten steps |c| lies between 0.97 and 1.32, but it is 8.3 at the one before the
     last (sigma 0.04), whose gradient would drown the others' and whose KL would be 64 times theirs.
     """
-    pairs = [
-        (k, i)
-        for k, (round_, (_, kept)) in enumerate(zip(out.rounds, advantage))
-        for i, sigma in enumerate(round_.table.sigma(eta))
-        if sigma > MIN_SIGMA and kept.any()
-    ]
+    trained = [(k, out.rounds[k].table.sigma(eta)) for k, (_, kept) in enumerate(advantage) if kept.any()]
+    pairs = [(k, i) for k, sigmas in trained for i, sigma in enumerate(sigmas) if sigma > MIN_SIGMA]
     order = torch.randperm(len(pairs), generator=generator)[: math.ceil(TRAINED * len(pairs))]
     return [[pairs[j] for j in chunk] for chunk in order.chunk(updates)] if len(order) else []
 
 
-def scored(
-    learner: Learner, out: Rollout, piece: tuple[int, int, slice], with_kl: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Log-probability, now and in the rollout, of what branches `part` of round k did in step i, and the KL
-    of the step from the base.
+def scored(learner: Learner, out: Rollout, k: int, i: int, part: slice, unet: UNet) -> DDIMStep:
+    """Step i of the branches `part` of round k, as a UNet scores it.
 
     The batch is the rollout's, number for number, so that the policy that sampled it gives the very
-    log-probabilities of the rollout.  `piece` is (k, i, part).  -> (b) nats each, the KL None unless it is
-    asked for
+    log-probabilities of the rollout.
     """
-    k, i, part = piece
     round_, sampler = out.rounds[k], learner.sampler
     table, context = round_.table, out.context_of(round_)[part]  # (b t d)
     x, x_prev = (round_.path.latents[part, j].to(context.device) for j in (i, i + 1))  # (b c h w)
-
-    def step(unet: nn.Module) -> DDIMStep:
-        eps = replace(learner.pipe, unet=unet).eps(context)(sampler.guidance)(x, table.t[i])
-        return ddim_step(x, eps, table.abar[i], table.abar_prev[i], table.sigma(sampler.eta)[i], x_prev)
-
-    now, kl = step(learner.pipe.unet), None
-    if with_kl:
-        with torch.no_grad():
-            before = step(learner.base)
-        kl = gaussian_kl(now.mean, before.mean, now.sigma)
-    return now.log_prob, round_.path.log_probs[part, i].to(context.device), kl
+    eps = replace(learner.pipe, unet=unet).eps(context)(sampler.guidance)(x, table.t[i])
+    return ddim_step(x, eps, table.abar[i], table.abar_prev[i], table.sigma(sampler.eta)[i], x_prev)
 
 
 def ppo(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats:
@@ -320,37 +309,38 @@ def ppo(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats:
     pipe, config = learner.pipe, learner.config
     advantage = advantages(out, config, learner.history)
     chunks = jobs(out, advantage, config.updates, learner.sampler.eta, generator)
-    sums, norms, kls, ratios = dict.fromkeys(("loss", "clip_high", "clip_low"), 0.0), 0.0, [], []
-    spent = first = 0
-    for chunk in chunks:
+    sums = dict.fromkeys(("loss", "clip_high", "clip_low", "grad_norm"), 0.0)
+    kls, ratios, before_update, spent = [], [], [], 0
+    for number, chunk in enumerate(chunks):
         samples = sum(int(advantage[k][1].sum()) for k, _ in chunk)  # branches x steps in this optimiser step
         learner.optimizer.zero_grad(set_to_none=True)
-        pieces = [(k, i, part) for k, i in chunk for part in micro_batches(len(advantage[k][0]), pipe)]
+        pieces = [(k, i, part) for k, i in chunk for part in learner.parts(len(advantage[k][0]))]
         for k, i, part in pieces:
             A, rows = (v[part].to(pipe.device) for v in advantage[k])  # (b), (b) bool
             if not rows.any():
                 continue
-            now, old, reference_kl = scored(learner, out, (k, i, part), with_kl=config.kl > 0 or not kls)
-            stats = ppo_clip(mean_of(now, pipe)[rows], mean_of(old, pipe)[rows], A[rows], config.clip_range)
-            share = int(rows.sum()) / samples
+            piece = learner, out, k, i, part
+            now, old = scored(*piece, pipe.unet), out.rounds[k].path.log_probs[part, i].to(pipe.device)
+            new_nats, old_nats = mean_of(now.log_prob, pipe)[rows], mean_of(old, pipe)[rows]
+            stats, share = ppo_clip(new_nats, old_nats, A[rows], config.clip_range), int(rows.sum()) / samples
             loss = stats.loss * share
-            if reference_kl is not None:
-                loss = loss + config.kl * share * mean_of(reference_kl, pipe)[rows].mean()
-                kls.append(reference_kl.mean().item() * len(out.rounds[k].table))
-            backward(loss, pipe.unet)
+            if config.kl > 0 or not kls:  # the KL is reported from the first part even where it is not used
+                with torch.no_grad():
+                    mean = scored(*piece, learner.base).mean
+                kl = gaussian_kl(now.mean, mean, now.sigma)  # (b)
+                loss = loss + config.kl * share * mean_of(kl, pipe)[rows].mean()
+                kls.append(kl.mean().item() * len(out.rounds[k].table))
+            learner.backward(loss)
             spent += len(A) * evaluations(learner.sampler.guidance)
-            ratios.append((now.detach() - old).abs().max().item())
-            for name in sums:
+            ratios.append((now.log_prob.detach() - old).abs().max().item())
+            for name in ("loss", "clip_high", "clip_low"):
                 sums[name] += getattr(stats, name).item() * share
-        first = first or len(ratios)
-        norms += take_step(learner.optimizer, loss_scale(pipe.unet))
-    n = max(1, len(chunks))
-    first_ratio = math.expm1(min(max(ratios[:first], default=0.0), 80.0))
-    return UpdateStats(
-        kl=sum(kls) / max(1, len(kls)), grad_norm=norms / n, updates=len(chunks), evaluations=spent,
-        log_ratio=max(ratios, default=0.0), first_ratio=first_ratio,
-        **{name: value / n for name, value in sums.items()},
-    )  # fmt: skip
+        before_update = before_update or ratios.copy()
+        sums["grad_norm"] += learner.step(number)
+    n, largest = max(1, len(chunks)), max(ratios, default=0.0)
+    first = math.expm1(min(max(before_update, default=0.0), 80.0))
+    means = {name: value / n for name, value in sums.items()} | {"kl": sum(kls) / max(1, len(kls))}
+    return UpdateStats(**means, updates=len(chunks), evaluations=spent, log_ratio=largest, first_ratio=first)
 
 
 def mean_of(nats: Tensor, pipe: LatentDiffusion) -> Tensor:

@@ -76,7 +76,7 @@ class ReasonRLConfig(Checked):
     # learning rate of the weights alpha, as in the paper
     entropy_lr: Positive = 5e-4
     # temperature of sampling
-    temperature: float = 0.8
+    temperature: Positive = 0.8
     # the picture must also show what its rationale says; the paper does not ask for it
     read_rationales: bool = True
     # weight of stage 1's loss on true pictures, gamma in InstructGPT's equation 2; the paper has none
@@ -94,7 +94,6 @@ class ReasonRLConfig(Checked):
         super().__post_init__()
         if self.prompts < self.updates:
             raise ValueError(f"prompts must be at least updates = {self.updates}, got {self.prompts}")
-        self.sampling  # noqa: B018  raises on a temperature out of range
 
     @property
     def sampling(self) -> SamplingConfig:
@@ -131,49 +130,42 @@ class Samples(NamedTuple):
     rewards: Tensor  # (n g), 0 or 1
 
 
-class SampleStats(NamedTuple):
-    """All that an iteration sampled, kept or not."""
-
-    groups: int
-    mixed: int  # groups that were kept: their rewards differ
-    reward: float  # mean over all samples
-    right: float  # the same by the inspector
-    words: float  # text tokens chosen per sample
-
-
 def sample_groups(
-    pipe: ReasonPipeline, rewards: Rewards, prompts: Prompts, config: ReasonRLConfig, step: int,
-    noise: Generator,
-) -> tuple[Samples | None, SampleStats]:  # fmt: skip
+    pipe: ReasonPipeline, rewards: Rewards, ask: Prompts, config: ReasonRLConfig, step: int, noise: Generator
+) -> tuple[Samples | None, dict[str, float]]:
     """Sample groups until enough of them are mixed, `config.max_resamples` times at most.
 
     After the first time only as many prompts are sampled as should suffice, by the share of mixed groups so
-    far.  -> the mixed groups or None, and the statistics of all
+    far.
+
+    -> the mixed groups or None, and of all that was sampled: the number of groups, how many are mixed, the
+    mean reward, the share that is right by the inspector, and the text tokens ("words") chosen per sample
     """
-    kept: list[Samples] = []
-    groups = mixed = 0
-    found = []  # rewards, verdicts of the inspector, numbers of text tokens
+    asked: list[str] = []
+    found = []  # what was sampled, rewards (n g), verdicts of the inspector
+    mixed = torch.zeros(0)
     for number in range(config.max_resamples):
-        wanted = config.prompts - mixed
-        n = math.ceil(wanted * groups / mixed) if mixed else config.prompts
-        texts = prompts(min(n, config.prompts), step, number)
+        wanted = config.prompts - len(mixed)
+        n = math.ceil(wanted * len(asked) / len(mixed)) if len(mixed) else config.prompts
+        texts = ask(min(n, config.prompts), step, number)
         each = [t for t in texts for _ in range(config.group)]
         sampled = pipe.sample(each, config.sampling, noise)
         images = pipe.pictures(sampled.codes)
-        R = rewards(images, each, pipe.rationales(sampled)).view(-1, config.group)  # (n g)
-        found.append((R.flatten(), inspector_reward(images.cpu(), each), sampled.chosen.sum(1).float()))
-        rows = (~zero_variance_groups(R)).nonzero().flatten()[:wanted]
-        groups, mixed = groups + len(texts), mixed + len(rows)
-        members = (rows[:, None] * config.group + torch.arange(config.group, device=rows.device)).flatten()
-        of_rows = Sampled(*(v[members] for v in sampled))
-        kept.append(Samples([texts[i] for i in rows.tolist()], of_rows, R[rows]))
-        if mixed == config.prompts:
+        R = rewards(images, each, pipe.rationales(sampled)).view(-1, config.group)
+        found.append((sampled, R, inspector_reward(images.cpu(), each)))
+        asked += texts
+        R = torch.cat([rows for _, rows, _ in found])  # (n g) so far
+        mixed = (~zero_variance_groups(R)).nonzero().flatten()[: config.prompts]
+        if len(mixed) == config.prompts:
             break
-    stats = SampleStats(groups, mixed, *(torch.cat(values).mean().item() for values in zip(*found)))
-    if not mixed:
-        return None, stats
-    sampled = Sampled(*(torch.cat(parts) for parts in zip(*(s.sampled for s in kept))))
-    return Samples([t for s in kept for t in s.prompts], sampled, torch.cat([s.rewards for s in kept])), stats
+    parts, _, verdicts = zip(*found)
+    sampled = Sampled(*map(torch.cat, zip(*parts)))  # (n*g)
+    numbers = {"reward": R, "right": torch.cat(verdicts), "words": sampled.chosen.sum(1).float()}
+    stats = {name: values.mean().item() for name, values in numbers.items()}
+    stats |= {"groups": len(asked), "mixed": len(mixed)}
+    members = (mixed[:, None] * config.group + torch.arange(config.group, device=R.device)).flatten()
+    of_mixed = Sampled(*(v[members] for v in sampled))
+    return Samples([asked[i] for i in mixed.tolist()], of_mixed, R[mixed]) if len(mixed) else None, stats
 
 
 class Learner(NamedTuple):
@@ -186,12 +178,9 @@ class Learner(NamedTuple):
     examples: Examples | None = None  # true pictures to recall
 
 
-class Share(NamedTuple):
-    """The m samples of one optimiser step."""
-
-    given: tuple[Tensor, Tensor, Tensor]  # prompts (m p), rationales (m r), image tokens (m n)
-    chosen: Tensor  # (m r) bool
-    tokens: TokenBatch  # (m r+n)
+# The m samples of one optimiser step: prompts (m p), rationales (m r) and image tokens (m n); which text
+# tokens were chosen (m r) bool; and the tokens (m r+n)
+Share = tuple[tuple[Tensor, Tensor, Tensor], Tensor, TokenBatch]
 
 
 def token_shares(chosen: Tensor, image_tokens: int) -> Tensor:
@@ -221,7 +210,7 @@ def shares_of(learner: Learner, samples: Samples, config: ReasonRLConfig, noise:
         models = model, learner.reference
         old, reference = (torch.cat(m.log_probs(*given, config.sampling), 1) for m in models)
         weight = token_shares(chosen, given[2].shape[1])  # (m r+n)
-        shares.append(Share(given, chosen, TokenBatch(old, reference, advantage[rows], weight)))
+        shares.append((given, chosen, TokenBatch(old, reference, advantage[rows], weight)))
     return shares
 
 
@@ -232,14 +221,13 @@ def update(learner: Learner, samples: Samples, config: ReasonRLConfig, noise: Ge
     which must be 0; KL and entropies are nats per token.
     """
     model = learner.pipe.model
-    rows: list[dict[str, float]] = []
+    rows = []
     for given, chosen, tokens in shares_of(learner, samples, config, noise):
         choices = model.distributions(*given, config.sampling)
         now = torch.cat(model.chosen(choices, *given[1:]), 1)  # (m r+n)
-        every = torch.ones_like(given[2], dtype=torch.bool)
         # an image token is a form, and colours given that form: their entropies add up
-        of_image = mean_entropy(choices.forms, every) + mean_entropy(choices.colors, every)
-        H = mean_entropy(choices.text, chosen), of_image
+        of_image = entropy_of(choices.forms).mean() + entropy_of(choices.colors).mean()
+        H = (entropy_of(choices.text[chosen]).mean() if chosen.any() else now.new_zeros(())), of_image
         more = [sum(control.alpha * h for control, h in zip(learner.entropies, H))]
         if learner.examples:
             recalled, _ = sft_loss(model, learner.examples, config.examples, noise)
@@ -247,18 +235,11 @@ def update(learner: Learner, samples: Samples, config: ReasonRLConfig, noise: Ge
         stats = token_step(now, tokens, learner.optimizer, config.clip, config.beta, *more)
         for control, h in zip(learner.entropies, H):
             control.step(h.item())
-        rows.append({
-            "loss": stats.total, "clipped": stats.clip_high + stats.clip_low, "kl": stats.kl,
-            "text_entropy": H[0].item(), "image_entropy": H[1].item(), "grad_norm": stats.grad_norm,
-            "first_ratio": stats.ratio_error,
-        })  # fmt: skip
-    means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
-    return means | {"first_ratio": rows[0]["first_ratio"]}
-
-
-def mean_entropy(log_prob: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the masked tokens, in nats; 0 without any.  Shapes: log_prob (m t v), mask (m t) -> ()"""
-    return entropy_of(log_prob[mask]).mean() if mask.any() else log_prob.new_zeros(())
+        clipped, entropies = stats.clip_high + stats.clip_low, (h.item() for h in H)
+        rows.append((stats.total, clipped, stats.kl, *entropies, stats.grad_norm, stats.ratio_error))
+    names = ("loss", "clipped", "kl", "text_entropy", "image_entropy", "grad_norm")
+    means = {name: sum(column) / len(rows) for name, column in zip(names, zip(*rows))}
+    return means | {"first_ratio": rows[0][-1]}
 
 
 def train_reason_grpo(
@@ -277,15 +258,14 @@ def train_reason_grpo(
     for step in job.run.steps("reason-grpo", config.iterations, networks, optimizer, memory=memory):
         set_lr(optimizer, config.lr * lr_factor(step, config.iterations))
         noise = rng(job.seed, "reason-grpo", step)
-        samples, stats = sample_groups(pipe, rewards, prompts, config, step, noise)
-        values = stats._asdict()
+        samples, values = sample_groups(pipe, rewards, prompts, config, step, noise)
         if samples:
             values |= update(learner, samples, config, rng(job.seed, "update", step))
-        number = stats.groups * config.group
+        number = values["groups"] * config.group
         memory["calls"] += number
-        memory["tokens"] += round(number * (stats.words + model.config.side**2))
+        memory["tokens"] += round(number * (values["words"] + model.config.side**2))
         values |= {"alpha_text": text.alpha, "alpha_image": image.alpha}
         job.run.log("reason-grpo", step, **values, reward_calls=memory["calls"], tokens=memory["tokens"])
-        mixed = f"{stats.mixed}/{stats.groups}"
-        job.run.bar.set_postfix(reward=f"{stats.reward:.2f}", right=f"{stats.right:.2f}", mixed=mixed)
+        shown = "reward {reward:.2f}, right {right:.2f}, mixed {mixed}/{groups}"
+        job.run.bar.set_postfix_str(shown.format(**values))
     return model.eval().requires_grad_(False)

@@ -166,7 +166,6 @@ def load_parts(
     return Parts(diffuser, replace(diffuser, unet=unet).to(device), checker, policy.to(device))
 
 
-@torch.no_grad()
 def generate(pipe: LatentDiffusion, graphs: Graphs, config: LoopConfig, generator: Generator) -> Tensor:
     """Round 0.  -> (b c h w) latents"""
     eps = pipe.eps([g.sentence for g in graphs])(config.guidance)
@@ -174,7 +173,6 @@ def generate(pipe: LatentDiffusion, graphs: Graphs, config: LoopConfig, generato
     return last(denoise(eps, x_T, pipe.table(config.steps), ETA, generator))
 
 
-@torch.no_grad()
 def edit(
     pipe: LatentDiffusion, x0: Tensor, prompts: list[str], config: LoopConfig, generator: Generator
 ) -> Trajectory:
@@ -230,14 +228,13 @@ def keep_best(state: LoopState, edits: Edits, cost: int) -> LoopState:
     better = score >= edits.before.score  # (n) bool
     rows = edits.rows[better]
     pick = (best + torch.arange(len(best), device=best.device) * edits.group)[better]
-    old = state.latents, state.images, state.answers.probability, state.evaluations, state.calls
-    latents, images, probability, spent, calls = (v.clone() for v in old)
-    latents[rows], images[rows] = edits.path.latents[pick, -1], edits.images[pick]
-    new = edits.after.probability[pick]  # of as many requirements as the edited graphs have
-    probability[rows, : new.shape[1]] = new
-    spent[edits.rows.cpu()] += cost * edits.group
-    calls[edits.rows.cpu()] += edits.group
-    return LoopState(latents, images, Answers(probability, state.answers.asked), spent, calls, edits)
+    latents = state.latents.index_copy(0, rows, edits.path.latents[pick, -1])
+    images = state.images.index_copy(0, rows, edits.images[pick])
+    probability, new = state.answers.probability.clone(), edits.after.probability[pick]
+    probability[rows, : new.shape[1]] = new  # of as many requirements as the edited graphs have
+    answers, tried = Answers(probability, state.answers.asked), torch.zeros_like(state.calls)
+    tried[edits.rows.cpu()] = edits.group
+    return LoopState(latents, images, answers, state.evaluations + cost * tried, state.calls + tried, edits)
 
 
 @torch.no_grad()
@@ -398,10 +395,8 @@ def as_rollout(editor: LatentDiffusion, rounds: list[Edits], config: RLRIGConfig
     texts = [text for r in rounds for text in r.prompts[:: r.group]]
     out = Rollout(texts, editor.embed(texts))
     tail = config.loop.reflection.tail(editor.table(config.loop.steps))
-    start = 0
-    for r in rounds:
-        rows = start + torch.arange(len(r.rows), device=r.latents.device)
-        start += len(r.rows)
+    all_rows = torch.arange(len(texts), device=editor.device)
+    for r, rows in zip(rounds, all_rows.split([len(r.rows) for r in rounds])):
         rewards = r.rewards if config.editor.objective == "ppo" else r.after.all_hold.view_as(r.rewards)
         out.rounds.append(Round(rows, r.path.latents[:: r.group, 0], tail, r.path, r.images, rewards))
     return out

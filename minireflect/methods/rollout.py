@@ -111,11 +111,9 @@ def rollout_cost(config: RolloutConfig, prompts: list[int], step: int) -> Cost:
     """What a rollout costs, from the number of prompts in each scored round: one round if blind."""
     shared, reflection = config.shared(step), config.reflection
     per_prompt = (shared + config.group * (config.steps - shared)) * evaluations(config.guidance)
-    blind, selected = (
-        prompts[0] * reflection.blind_cost(config.steps),
-        sum(prompts[1:]) * reflection.reflect_cost,
-    )
-    reflected = blind if config.mode == "blind" else selected
+    reflected = sum(prompts[1:]) * reflection.reflect_cost
+    if config.mode == "blind":
+        reflected = prompts[0] * reflection.blind_cost(config.steps)
     return Cost(sum(prompts) * per_prompt + reflected, rewards=sum(prompts) * config.group)
 
 
@@ -132,8 +130,7 @@ class Rollout:
 
     def texts_of(self, round_: Round) -> list[str]:
         """The prompt of every branch of a round."""
-        per_prompt = round_.rewards.shape[1]
-        return [self.texts[i] for i in round_.rows.tolist() for _ in range(per_prompt)]
+        return [self.texts[i] for i in round_.rows.tolist() for _ in range(round_.rewards.shape[1])]
 
     def context_of(self, round_: Round) -> Tensor:
         """The embedded prompt of every branch of a round.  -> (n*g t d)"""

@@ -78,16 +78,13 @@ class SRRLConfig(RolloutConfig, LearnConfig):
 
 PPO = {"objective": "ppo", "group": 4, "updates": 2}
 TOY_PPO = PPO | {"prompts_per_iteration": 21, "lr": 3e-5}  # about as many reward calls as srrl
-CHECKPOINT = PPO | {
-    "iterations": 100, "prompts_per_iteration": 8, "guidance": 5.0, "lr": 1e-4,
-    "clip_range": 1e-4,  # DDPO's, on the mean log-probability: 1.6 nats at 4 x 64 x 64 dimensions
-    "std_floor": 1e-3,  # CLIP's cosines of one prompt spread by 0.02
-}  # fmt: skip
+# The clip is DDPO's, on the mean log-probability: 1.6 nats at 4 x 64 x 64 dimensions. CLIP's cosines of one
+# prompt spread by 0.02.
+LARGE = {"iterations": 100, "prompts_per_iteration": 8, "guidance": 5.0, "lr": 1e-4}
+CHECKPOINT = PPO | LARGE | {"clip_range": 1e-4, "std_floor": 1e-3}
 # SRRL's guidance gap, but with a look at the reward (the paper's figure, not its code)
-GAP = {
-    "rounds": 1, "redraw": "all", "wrong": "repeat",
-    "w_renoise": 0.1, "renoise_steps": 20, "fresh_noise": 0.0,
-}  # fmt: skip
+ALL_AGAIN = {"rounds": 1, "redraw": "all", "wrong": "repeat"}
+GAP = ALL_AGAIN | {"w_renoise": 0.1, "renoise_steps": 20, "fresh_noise": 0.0}
 # DDPO (arXiv 2305.13301): no reflection; a reward is compared with past rewards of its prompt. That only the
 # best and the worst of a group are kept is B2-DiffuRL's and SRRL's (E7).
 DDPO = {"rounds": 0, "advantage": "history"}
@@ -113,15 +110,16 @@ def recipe(name: str, checkpoint: bool = False) -> SRRLConfig:
     return SRRLConfig(**RECIPES[name][checkpoint])
 
 
+Draw = Callable[[int], tuple[list[str], list[str]]]  # iteration -> its prompts, and the family of each
+
+
 def train_srrl(
-    config: SRRLConfig, pipe: LatentDiffusion, reward: Reward,
-    draw_texts: Callable[[int], tuple[list[str], list[str]]], witness: Reward | None, job: Job,
-) -> tuple[LatentDiffusion, Cost]:  # fmt: skip
+    config: SRRLConfig, pipe: LatentDiffusion, reward: Reward, draw: Draw, witness: Reward | None, job: Job
+) -> tuple[LatentDiffusion, Cost]:
     """The loop.
 
-    `draw_texts(step)` gives prompts and the family that each belongs to; `witness` is the inspector, where
-    there is one: logged beside the reward and never trained on.  A UNet with LoRA learns in its adapters
-    alone.  -> the trained pipeline and what it took
+    `witness` is the inspector, where there is one: logged beside the reward and never trained on.  A UNet
+    with LoRA learns in its adapters alone.  -> the trained pipeline and what it took
     """
     run, seed = job.run, job.seed
     history = RewardHistory()
@@ -132,7 +130,7 @@ def train_srrl(
     memory: dict = {"cost": [0, 0, 0], "updates": 0, "history": history.state_dict()}
     for step in run.steps("srrl", config.iterations, learner.networks, learner.optimizer, memory=memory):
         history.load_state_dict(memory["history"])
-        texts, families = draw_texts(step)
+        texts, families = draw(step)
         out = replace(rollout(pipe, texts, reward, config, seed, step), families=families)
         stats = learn(learner, out, config.lr_factor(step, config.iterations), rng(seed, "update", step))
         cost = Cost(*memory["cost"]).plus(out.cost).plus(Cost(trained=stats.evaluations))
@@ -152,7 +150,7 @@ def report(out: Rollout, stats: UpdateStats, witness: Reward | None, accept: flo
     by_round = [r.rewards.cpu() for r in out.rounds]  # (n g) each
     rewards = torch.cat([r.flatten() for r in by_round])
     verdicts = [witness(r.images.cpu(), out.texts_of(r)) for r in out.rounds] if witness else []
-    latent = [[v.mean().item() for v in moments(r.x_T)] for r in out.rounds]
+    means, stds = zip(*([v.mean().item() for v in moments(r.x_T)] for r in out.rounds))
     return {
         "reward": rewards.mean().item(),
         "reward_se": (rewards.std() / rewards.numel() ** 0.5).item(),
@@ -163,8 +161,8 @@ def report(out: Rollout, stats: UpdateStats, witness: Reward | None, accept: flo
         "mended": [mended(a, b, accept) for a, b in zip(out.rounds, out.rounds[1:])],
         "flat_groups": sum(int(zero_variance_groups(r).sum()) for r in by_round),
         **stats._asdict(),
-        "latent_mean": [m for m, _ in latent],
-        "latent_std": [s for _, s in latent],
+        "latent_mean": means,
+        "latent_std": stds,
     }
 
 

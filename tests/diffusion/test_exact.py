@@ -38,10 +38,17 @@ def test_eps_is_the_score(cls: int | torch.Tensor | None) -> None:
 
 
 @pytest.mark.parametrize("cls", [None, 1])
-def test_posterior_mean_obeys_tweedie(cls: int | None) -> None:
+def test_posterior_mean_component_by_component(cls: int | None) -> None:
+    """E[x_0 | x] = sum_k p(k | x) (mean_k + shrink_k (x - sqrt(abar) mean_k)), Gaussian by Gaussian."""
     mixture, x, abar = world(), 2 * draw(5, 3), ABAR[:, None]
-    tweedie = (x - (1 - abar).sqrt() * mixture.eps(x, ABAR, cls)) / abar.sqrt()
-    torch.testing.assert_close(mixture.posterior_mean(x, ABAR, cls), tweedie, atol=1e-9, rtol=1e-9)
+    var = abar * mixture.stds**2 + 1 - abar  # (5 k)
+    centred = x[:, None] - abar[..., None].sqrt() * mixture.means  # (5 k d)
+    allowed = torch.ones(3, dtype=torch.bool) if cls is None else mixture.classes == cls
+    log_joint = mixture.weights.log() - 0.5 * (centred**2).sum(-1) / var - 1.5 * var.log()
+    p = log_joint.masked_fill(~allowed, -math.inf).softmax(-1)
+    shrink = abar.sqrt() * mixture.stds**2 / var  # how much of the surprise is signal
+    want = (p[..., None] * (mixture.means + shrink[..., None] * centred)).sum(1)
+    torch.testing.assert_close(mixture.posterior_mean(x, ABAR, cls), want, atol=1e-9, rtol=1e-9)
 
 
 @pytest.mark.parametrize("cls", [None, 1])

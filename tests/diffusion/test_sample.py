@@ -88,7 +88,7 @@ def test_denoise_yields_what_ddim_step_computes() -> None:
             table.sigma(1.0)[i],
             generator=generator,
         )
-        for got, value in zip((step.x, step.mean, step.sigma, step.x0, step.log_prob), want):
+        for got, value in ((step.x, want.x_prev), (step.x0, want.x0), (step.log_prob, want.log_prob)):
             assert got.equal(value)
         x = step.x
 
@@ -102,7 +102,7 @@ def test_trajectory_can_be_rescored_exactly() -> None:
         and tr.log_probs.shape == (4, 7)
         and tr.latents.dtype == torch.float32
     )
-    assert tr.timesteps.tolist() == table.t.tolist() and tr.latents[:, 0].equal(x_T)
+    assert tr.latents[:, 0].equal(x_T)
     for i in range(7):
         x, x_prev = tr.latents[:, i], tr.latents[:, i + 1]
         again = ddim_step(
@@ -168,7 +168,7 @@ def test_fixed_point_iterations_make_inversion_exact() -> None:
     assert errors[0] > 3 * errors[1] > 9 * errors[2] and errors[3] < 2e-5, errors
 
 
-def test_no_graph_unless_asked_for() -> None:
+def test_no_graph_is_kept() -> None:
     net, table, x, cond = Net(), SCHEDULE.table(5), draw(3, 2, 5, 7), draw(3, 4, 6, seed=1)
     eps_fn = guided(net, cond, 0 * cond[:1], 3.0)
     for sampler in (denoise, renoise):
@@ -176,9 +176,6 @@ def test_no_graph_unless_asked_for() -> None:
         for step in steps:
             assert torch.is_grad_enabled()  # the generator does not leak its mode between yields
             assert not any(v.requires_grad for v in step[1:])
-        assert last(sampler(eps_fn, x, table, grad=True)).requires_grad
-        with torch.no_grad():
-            assert not last(sampler(eps_fn, x, table, grad=True)).requires_grad
 
 
 def test_global_randomness_is_untouched() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from minireflect.diffusion.reflection import ReflectionConfig
 from minireflect.methods.rlrig import LoopConfig, edit
 from minireflect.methods.rollout import RolloutConfig, rollout, rollout_cost
-from minireflect.pipeline import OPPOSITE, LatentDiffusion, SamplerConfig, blind_cost, selected_cost
+from minireflect.pipeline import OPPOSITE, LatentDiffusion, SamplerConfig
 from minireflect.showcase import sampled_rounds
 from minireflect.streams import rng
 from tests.small import TEXTS, brightness, small_pipeline
@@ -43,15 +43,15 @@ def test_generate_costs_what_it_promises(rounds: int, guidance: float) -> None:
     blind, opposite = ReflectionConfig(rounds=rounds, steps=3), replace(OPPOSITE, rounds=rounds)
     with counted(pipe) as calls:
         pipe.generate(TEXTS, 3, guidance, rounds=rounds)
-    assert sum(calls) == N * blind_cost(sampler, blind)
+    assert sum(calls) == N * (blind.blind_cost(3) + sampler.cost)
     for reward, redrawn in ((refuses, [rounds] * N), (accepts_the_first, [0] + [rounds] * (N - 1))):
         with counted(pipe) as calls:
             pipe.generate(TEXTS, 3, guidance, rounds=rounds, reward=reward)
-        assert sum(calls) == sum(selected_cost(sampler, opposite, k) for k in redrawn)
+        assert sum(calls) == sum(sampler.cost + k * (opposite.reflect_cost + sampler.cost) for k in redrawn)
 
 
 def test_a_blind_round_of_twenty_steps_costs_a_hundred_evaluations() -> None:
-    assert blind_cost(SamplerConfig(), ReflectionConfig(rounds=1)) == 100
+    assert ReflectionConfig(rounds=1).blind_cost(20) + SamplerConfig().cost == 100
 
 
 @pytest.mark.parametrize("suffixes", [(), (1, 3)])

@@ -74,7 +74,7 @@ def test_only_mixed_groups_are_kept_and_sampling_goes_on_until_there_are_enough(
     assert (samples.rewards.amax(1) == 1).all() and (samples.rewards.amin(1) == 0).all()
     assert [(step, number) for _, step, number in asked] == [(7, i) for i in range(len(asked))]
     assert asked[0][0] == 3 and all(1 <= n <= 3 for n, _, _ in asked)
-    assert stats.groups == sum(n for n, _, _ in asked) and stats.mixed == 3
+    assert stats["groups"] == sum(n for n, _, _ in asked) and stats["mixed"] == 3
 
     def all_but_first(images: Tensor, prompts: list[str]) -> Tensor:
         """The first group of each call is refused; in all others one sample is accepted."""
@@ -82,8 +82,8 @@ def test_only_mixed_groups_are_kept_and_sampling_goes_on_until_there_are_enough(
         return ((number >= 4) & (number % 4 == 1)).float()
 
     _, stats = sample(all_but_first)
-    assert [n for n, _, _ in asked] == [3, 2] and (stats.groups, stats.mixed) == (5, 3)
-    assert stats.reward == pytest.approx(3 / 20)
+    assert [n for n, _, _ in asked] == [3, 2] and (stats["groups"], stats["mixed"]) == (5, 3)
+    assert stats["reward"] == pytest.approx(3 / 20)
 
     def better_later(images: Tensor, prompts: list[str]) -> Tensor:
         """One group of the first call is mixed, and all of later ones: more than wanted."""
@@ -91,9 +91,14 @@ def test_only_mixed_groups_are_kept_and_sampling_goes_on_until_there_are_enough(
         return ((number % 4 == 1) & ((number < 4) | (len(asked) > 1))).float()
 
     samples, stats = sample(better_later)
-    assert [n for n, _, _ in asked] == [3, 3] and stats.mixed == len(samples.prompts) == 3
+    assert [n for n, _, _ in asked] == [3, 3] and stats["mixed"] == len(samples.prompts) == 3
     nothing, stats = sample(lambda images, prompts: torch.zeros(len(images)))
-    assert nothing is None and len(asked) == CONFIG.max_resamples and stats.mixed == 0 and stats.reward == 0
+    assert (
+        nothing is None
+        and len(asked) == CONFIG.max_resamples
+        and stats["mixed"] == 0
+        and stats["reward"] == 0
+    )
 
 
 def test_the_captioner_must_accept_the_rationale_as_well() -> None:
@@ -111,7 +116,7 @@ def test_the_captioner_must_accept_the_rationale_as_well() -> None:
     alone, _ = sample_groups(p, Rewards(second), texts, config, 0, rng(0, "read"))
     both, stats = sample_groups(p, Rewards(second, last), texts, config, 0, rng(0, "read"))
     assert alone.rewards.tolist() == [[0, 1, 0, 1]] * 2 and both.rewards.tolist() == [[0, 0, 0, 1]] * 2
-    assert asked == p.rationales(both.sampled) and stats.reward == 0.25
+    assert asked == p.rationales(both.sampled) and stats["reward"] == 0.25
 
 
 def test_rewarded_tokens_become_likelier_and_the_first_ratio_is_1() -> None:

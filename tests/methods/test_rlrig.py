@@ -37,8 +37,8 @@ from minireflect.pipeline import LatentDiffusion
 from minireflect.rl.rewards import Answers
 from minireflect.run import Job, Run
 from minireflect.world.captions import PROMPT_LENGTH
-from minireflect.world.captions import graph_vocabulary as vocabulary
 from minireflect.world.graphs import SceneGraph, parse_graph
+from minireflect.world.graphs import graph_vocabulary as vocabulary
 
 TOKENS = Tokenizer.of(vocabulary(), PROMPT_LENGTH)
 LOOP = LoopConfig(rounds=2, steps=4, t_star=0.5, fresh_noise=0.5, edit_guidance=1.0)

@@ -5,6 +5,7 @@ should not.
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,14 +23,14 @@ from minireflect.methods.finetune import (
     load_base,
     read_prompts,
 )
-from minireflect.methods.learn import HALF_SCALE, Learner, backward, learn, loss_scale, micro_batches
+from minireflect.methods.learn import HALF_SCALE, Learner, learn
 from minireflect.methods.rollout import rollout
 from minireflect.methods.srrl import SRRLConfig, recipe
 from minireflect.models.lora import LoRAConfig, add_lora, lora_layers
 from minireflect.models.tokenizer import PromptError
 from minireflect.pipeline import LatentDiffusion, SamplerConfig
 from minireflect.rl.rewards import incompressibility
-from minireflect.run import Job, Run, take_step
+from minireflect.run import Job, Run
 from minireflect.streams import rng
 from tests.cli.console import refused, run
 from tests.parity.checkpoints import WORDS, pipeline, trainable, vocabulary
@@ -141,14 +142,15 @@ def test_the_other_families_learn_too(family: str, tmp_path: Path) -> None:
 def test_parts_are_those_that_were_drawn(base: Path) -> None:
     """Each part has its own backward pass, or memory would hold the graph of all."""
     pipe = with_lora(base, micro_batch=4)
-    assert micro_batches(10, pipe) == [slice(0, 4), slice(4, 8), slice(8, 10)]
+    learner = Learner.of(pipe, QUICK, QUICK.sampler, 10)
+    assert learner.parts(10) == [slice(0, 4), slice(4, 8), slice(8, 10)]
     seen: list[int] = []
     pipe.unet.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
     with torch.no_grad():
         pipe.eps(["a"] * 10)(1.0)(torch.randn(10, 4, 8, 8), torch.tensor(500))
     assert seen == [4, 4, 2]
     pipe.micro_batch = 0
-    assert micro_batches(10, pipe) == [slice(0, 10)]
+    assert learner.parts(10) == [slice(0, 10)]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -172,10 +174,11 @@ def test_float16_gradients_are_scaled_and_scaled_back() -> None:
     half.weight = torch.nn.Parameter(half.weight.detach(), requires_grad=False)
     half.lora = torch.nn.Parameter(torch.zeros(1))
     loss = (1e-9 * half.lora.half().float()).sum()  # a gradient that float16 cannot hold
-    backward(loss, half)
+    optimizer = torch.optim.SGD([half.lora], lr=1.0)
+    learner = Learner(SimpleNamespace(unet=half), half, {}, optimizer, SRRLConfig(), SamplerConfig())
+    learner.backward(loss)
     assert half.lora.grad.item() == pytest.approx(1e-9 * HALF_SCALE, rel=1e-2)
-    norm = take_step(torch.optim.SGD([half.lora], lr=1.0), loss_scale(half))
-    assert norm == pytest.approx(1e-9, rel=1e-2)
+    assert learner.step(0) == pytest.approx(1e-9, rel=1e-2)
 
 
 def test_checkpointing_changes_no_gradient(base: Path) -> None:
