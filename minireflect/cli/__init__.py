@@ -77,8 +77,9 @@ class Option(NamedTuple):
 
 @lru_cache
 def comments(record: type) -> dict[str, str]:
-    """The comment above each field that a dataclass defines itself."""
-    found = re.findall(r"((?: +# .*\n)+) +(\w+): ", inspect.getsource(record))
+    """The comment above each field of a dataclass, or above the field that it inherits or replaces."""
+    sources = map(inspect.getsource, record.__mro__[-2::-1])  # of all but object, its own the last
+    found = re.findall(r"((?: +# .*\n)+) +(\w+): ", "".join(sources))
     return {name: " ".join(re.findall("# (.*)", above)) for above, name in found}
 
 
@@ -96,9 +97,8 @@ def options(record: Any, prefix: str = "", group: str = "run") -> Iterator[Optio
             kind = typing.get_args(kind)[0] if value is None else kind  # of `Path | None`
             choices = f" ({'|'.join(typing.get_args(kind))})" if typing.get_origin(kind) is Literal else ""
             owners = [c for c in home.__mro__ if name in vars(c).get("__annotations__", {})]
-            about = next((said for c in owners if (said := comments(c).get(name))), "")
             shown = f"{flag.upper()} ..." if Positional in marks else typed(flag, value, kind)
-            yield Option(group, shown, about + choices, (owners[-1], name))
+            yield Option(group, shown, comments(home).get(name, "") + choices, (owners[-1], name))
     for value, inner, name in nested:
         yield from options(value, inner, name)
 

@@ -21,30 +21,17 @@ Rationales take the place of those of ReasonGen-R1 (arXiv 2505.24875), dense cap
 state what the law makes of the scene, so they can be right or wrong: `read_rationale` reads them back.
 """
 
-import random
 import re
 from collections.abc import Iterable, Sequence, Sized
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
+from random import Random
 from typing import NamedTuple
 
-from .graphs import (
-    COLUMNS,
-    NUMBERS,
-    PLACES,
-    PREDICATES,
-    RELATIONS,
-    ROWS,
-    SHAPES,
-    THINGS,
-    GraphError,
-    SceneGraph,
-    lay_out,
-    place,
-)
+from .graphs import NUMBERS, PLACES, PREDICATES, RELATIONS, SHAPES, GraphError, SceneGraph, lay_out, place
 from .laws import LAWS
-from .prompts import SPLITS, Prompt, combinations, law_prompt, split
+from .prompts import SPLITS, Prompt, law_prompt, prompt_set, split
 from .scenes import ARRANGEMENT, COLORS, Object, Objects, Reading, Scene
 
 PROMPT_LENGTH = 64  # tokens: four relations of nine words, two places of eight, and the words that join them
@@ -61,15 +48,6 @@ def caption(scene: Scene) -> str:
     return " and ".join(f"a {thing.words}" for thing in scene.objects)
 
 
-def graph_vocabulary() -> list[str]:
-    """Every word of graphs, their prompts and their requirements, in a fixed order."""
-    names = (*THINGS, "thing")
-    plural = [f"{n}es" if n.endswith("x") else f"{n}s" for n in names]
-    joints = ("middle", "a", "the", "and", "with", "at", "yes", "no")
-    words = {*names, *plural, *COLORS, *NUMBERS[1:], *ROWS, *COLUMNS, *joints, *" ".join(PREDICATES).split()}
-    return sorted(words - {""})
-
-
 def hint(thing: Object) -> str:
     """Where an object is, or is to be: "a red ball at the top left"."""
     return f"a {thing.words} at the {place(thing.xy)}"
@@ -84,16 +62,14 @@ def edit_prompt(graph: SceneGraph, places: str = "") -> str:
     return f"{graph.sentence} with {places}" if places else graph.sentence
 
 
-def training_caption(graph: SceneGraph, scene: Scene, rng: random.Random, accuracy: float) -> str:
+def training_caption(graph: SceneGraph, scene: Scene, rng: Random, accuracy: float) -> str:
     """A random caption for the generator: the graph's sentence, places of objects, both, or some facts."""
     graph = randomise_relations(graph, rng, accuracy)
     objects = scene.objects
     some = hints(rng.sample(objects, rng.randint(1, min(HINTS, len(objects)))))
     form = rng.random()
-    if form < 0.35:
-        return graph.sentence
     if form < 0.6:
-        return edit_prompt(graph, some)
+        return edit_prompt(graph, some if form >= 0.35 else "")
     if form < 0.7:
         return f"with {some}"
     if form < 0.9:
@@ -102,7 +78,7 @@ def training_caption(graph: SceneGraph, scene: Scene, rng: random.Random, accura
     return f"with {' and '.join(r.words for r in facts)}"
 
 
-def randomise_relations(graph: SceneGraph, rng: random.Random, accuracy: float) -> SceneGraph:
+def randomise_relations(graph: SceneGraph, rng: Random, accuracy: float) -> SceneGraph:
     """Keep each relation with probability `accuracy`, otherwise replace it by another possible one."""
     for i, (s, predicate, o) in enumerate(graph.relations):
         if rng.random() < accuracy:
@@ -115,17 +91,14 @@ def randomise_relations(graph: SceneGraph, rng: random.Random, accuracy: float) 
     return graph
 
 
-def scripted_edit(
-    graph: SceneGraph, met: Sequence[bool], rng: random.Random, seen: Scene | None = None
-) -> str:
+def scripted_edit(graph: SceneGraph, met: Sequence[bool], rng: Random, seen: Scene | None = None) -> str:
     """The places of an edit prompt, by script: lay out the graph and name objects that are not right yet.
 
     `met` are the answers to the graph's requirements.  With the scene that is `seen` in the picture, what is
     right stays where it is and the layout is found around it; without one, the layout is new.  "" if all are
     met or there is no layout.
     """
-    wrong = unmet_entities(graph, met, rng)
-    if not wrong:
+    if not (wrong := unmet_entities(graph, met, rng)):
         return ""
     single = [(i, e) for i, e in enumerate(graph.entities) if seen and i not in wrong and e.count == 1]
     right = {i: thing.xy for i, e in single for thing in seen.objects if e.matches(thing)}
@@ -141,7 +114,7 @@ def scripted_edit(
     return hints([thing for e in entities for thing in layout.objects if e.matches(thing)][:HINTS])
 
 
-def unmet_entities(graph: SceneGraph, met: Sequence[bool], rng: random.Random) -> list[int]:
+def unmet_entities(graph: SceneGraph, met: Sequence[bool], rng: Random) -> list[int]:
     """The entities to put right: those that are missing, and one of each relation that does not hold."""
     n = len(graph.entities)
     wrong = [i for i in range(n) if not met[i]]
@@ -178,12 +151,11 @@ class Plan(NamedTuple):
 
     def fulfils(self, prompt: Prompt) -> bool:
         """Whether a picture of this plan is what the prompt asks for, as far as nine places can tell."""
-        if prompt.graph is None:
-            return self == (prompt.law, prompt.objects, prompt.outcome)
         graph = prompt.graph
-        if self.law != ARRANGEMENT or not all(
-            r.met_by(self.objects) for r in graph.requirements if not r.object
-        ):
+        if graph is None:
+            return self == (prompt.law, prompt.objects, prompt.outcome)
+        numbers = [r for r in graph.requirements if not r.object]
+        if self.law != ARRANGEMENT or not all(r.met_by(self.objects) for r in numbers):
             return False
         at = [next(t.place for t in self.objects if e.matches(t)) for e in graph.entities]
         return all(_compatible(predicate, at[s], at[o]) for s, predicate, o in graph.relations)
@@ -209,7 +181,7 @@ def _arrangement_plan(things: list[tuple[str, str, str]]) -> Plan:
     return Plan(ARRANGEMENT, objects, "")
 
 
-def rationale(scene: Scene, style: str = "", rng: random.Random | None = None) -> str:
+def rationale(scene: Scene, style: str = "", rng: Random | None = None) -> str:
     """A plan of the picture: what is in it, where, and what the law makes of it (or that the law is defied).
 
     `style` is one of LAW_STYLES or ARRANGEMENT_STYLES; without one the first, or with `rng` a random one.
@@ -223,7 +195,7 @@ def rationale(scene: Scene, style: str = "", rng: random.Random | None = None) -
         return _explain(scene.law, scene.objects, scene.outcome, style)
     things = list(scene.objects)
     if style == "any":
-        (rng or random.Random(0)).shuffle(things)
+        (rng or Random(0)).shuffle(things)
     else:
         things.sort(key=lambda o: o.xy[::-1] if style == "rows" else o.xy)
     return " ".join(f"{sentence}." for sentence in (_how_many(things), *map(hint, things)))
@@ -252,10 +224,7 @@ def read_rationale(text: str) -> Plan | None:
 @cache
 def _law_rationales() -> dict[str, Plan]:
     """Every rationale of the laws, as words without punctuation, with its plan."""
-    scenes = [
-        (name, part, o) for name, law in LAWS.items() for part in SPLITS for o in combinations(name, part)
-    ]
-    plans = [Plan(law, objects, outcome) for law, _, objects in scenes for outcome in LAWS[law].outcomes]
+    plans = [Plan(p.law, p.objects, p.outcome) for part in SPLITS for p in prompt_set("stated", part)]
     return {" ".join(split(_explain(*plan, style))): plan for plan in plans for style in LAW_STYLES}
 
 

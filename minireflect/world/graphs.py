@@ -16,7 +16,7 @@ import math
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,6 +36,7 @@ NUMBERS = ("no", "one", "two", "three", "four")
 RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}  # y points down
 TOUCHING = ("on", "inside", "in front of")
 PREDICATES = (*RELATIONS, *TOUCHING)
+Predicates = tuple[str, ...]
 DEAD_ZONE = 0.1 * 4 * RADIUS  # pixels; GenEval: an offset below a tenth of both sizes counts as none
 
 MAX_THINGS, MAX_RELATIONS = 4, 4
@@ -74,7 +75,9 @@ def holds(predicate: str, a: Object, b: Object) -> bool:
     raise ValueError(f"no relation {predicate!r}; there are {', '.join(PREDICATES)}")
 
 
-Rules = Iterable[tuple[bool, str]]  # whether each is kept, and the message if not
+def _require(kept: bool, message: str) -> None:
+    if not kept:
+        raise GraphError(message)
 
 
 @dataclass(frozen=True)
@@ -130,47 +133,44 @@ class SceneGraph:
     relations: tuple[tuple[int, str, int], ...] = ()
 
     def __post_init__(self) -> None:
-        _require(self._rules())
-        self._check_order("left of", ("left of",), ("right of",))
-        self._check_order("above", ("above", "on"), ("below", "in front of"))
-
-    def _rules(self) -> Rules:
-        """What makes a graph one that a picture can show, but for the order of its relations."""
         things, relations, singular = sum(e.count for e in self.entities), len(self.relations), set()
-        yield things > 0, "the graph is empty; name one thing at least, such as: red ball on blue box"
-        yield things <= MAX_THINGS, f"the graph has {things} things, at most {MAX_THINGS} fit into a picture"
-        yield relations <= MAX_RELATIONS, f"the graph has {relations} relations, at most {MAX_RELATIONS}"
+        _require(things > 0, "the graph is empty; name one thing at least, such as: red ball on blue box")
+        _require(things <= MAX_THINGS, f"the graph has {things} things, at most {MAX_THINGS} fit a picture")
+        _require(relations <= MAX_RELATIONS, f"the graph has {relations} relations, at most {MAX_RELATIONS}")
         for e in self.entities:
-            yield from _known(e, colors=("", *COLORS))
+            _require_known(e, colors=("", *COLORS))
             one, two = (Entity(e.name, e.color, count).label for count in (1, 2))
-            yield one not in singular, f"{one} is listed twice; give a number in its place: {two}"
+            _require(one not in singular, f"{one} is listed twice; give a number in its place: {two}")
             singular.add(one)
         for s, predicate, o in self.relations:
             a, b = self.entities[s], self.entities[o]
             said = f"{a.label} {predicate} {b.label}"
-            yield predicate in PREDICATES, f"no relation {predicate!r}; there are {', '.join(PREDICATES)}"
-            yield s != o, f"{said}: an object cannot be related to itself"
+            _require(predicate in PREDICATES, f"no relation {predicate!r}; there are {', '.join(PREDICATES)}")
+            _require(s != o, f"{said}: an object cannot be related to itself")
             if predicate in TOUCHING:
                 base = THINGS if predicate == "in front of" else FLAT
-                yield a.name in SMALL, f"{said}: a {a.name} is too big for that; {', '.join(SMALL)} are not"
-                yield predicate != "inside" or b.name == "box", f"{said}: only a box has an inside"
-                yield b.name in base, f"{said}: nothing rests on a {b.name}; {', '.join(FLAT)} are flat"
+                _require(a.name in SMALL, f"{said}: a {a.name} is too big; {', '.join(SMALL)} are not")
+                _require(predicate != "inside" or b.name == "box", f"{said}: only a box has an inside")
+                _require(b.name in base, f"{said}: nothing rests on a {b.name}; {', '.join(FLAT)} are flat")
                 single = a.count == b.count == 1
-                yield single, f"{said}: only a single thing can be {predicate} a single thing"
+                _require(single, f"{said}: only a single thing can be {predicate} a single thing")
                 colors = a.color != b.color
-                yield colors, f"{said}: things that touch must differ in colour, or they look like one"
+                _require(colors, f"{said}: things that touch must differ in colour, or they look like one")
+        # A left of B and B left of A contradict each other
+        fault = "the relations contradict each other"
+        self.in_order(("left of",), ("right of",), fault, " left of ")
+        self.in_order(("above", "on"), ("below", "in front of"), fault, " above ")
 
-    def _check_order(self, before: str, forward: tuple[str, ...], backward: tuple[str, ...]) -> None:
-        """A left of B and B left of A contradict each other: an order must not have a cycle."""
-        first: dict[int, set[int]] = {}  # entity: those that must come before it
+    def in_order(self, forward: Predicates, backward: Predicates, fault: str, joint: str = ", ") -> list[int]:
+        """Entities by index: subjects of `forward` relations before their objects, of `backward` ones after.
+
+        Raises GraphError, with `fault` and the labels joined by `joint`, if the relations form a cycle.
+        """
+        first = {i: set() for i in range(len(self.entities))}  # what must come before each
         for s, predicate, o in self.relations:
             if predicate in forward + backward:
-                a, b = (s, o) if predicate in forward else (o, s)
-                first.setdefault(b, set()).add(a)
-        self.in_order(first, "the relations contradict each other", f" {before} ")
-
-    def in_order(self, first: dict[int, set[int]], fault: str, joint: str = ", ") -> list[int]:
-        """Entities by index, each after all that must come before it.  Raises GraphError on a cycle."""
+                before, after = (s, o) if predicate in forward else (o, s)
+                first[after].add(before)
         try:
             return list(TopologicalSorter(first).static_order())
         except CycleError as error:
@@ -205,16 +205,9 @@ class SceneGraph:
         return all(r.met_by(things) for r in self.requirements)
 
 
-def _require(rules: Rules) -> None:
-    """Raise GraphError with the message of the first rule that is broken."""
-    for kept, message in rules:
-        if not kept:
-            raise GraphError(message)
-
-
-def _known(entity: Entity, colors: tuple[str, ...] = COLORS) -> Rules:
-    yield entity.name in THINGS, f"no thing named {entity.name!r}; there are {', '.join(THINGS)}"
-    yield entity.color in colors, f"{entity.label}: say its colour, one of {', '.join(COLORS)}"
+def _require_known(entity: Entity, colors: tuple[str, ...] = COLORS) -> None:
+    _require(entity.name in THINGS, f"no thing named {entity.name!r}; there are {', '.join(THINGS)}")
+    _require(entity.color in colors, f"{entity.label}: say its colour, one of {', '.join(COLORS)}")
 
 
 _NUMBERS, _COLORS = "|".join(NUMBERS[2:]), "|".join(COLORS)
@@ -253,7 +246,7 @@ def _parse_entity(words: str) -> Entity:
     if number:
         name = name.removesuffix("es" if name.endswith("xes") else "s")
     entity = Entity(SYNONYMS.get(name, name), color or "", NUMBERS.index(number) if number else 1)
-    _require(_known(entity))
+    _require_known(entity)
     return entity
 
 
@@ -289,8 +282,7 @@ def from_laion_sg(text: str) -> SceneGraph:
 
 
 # ------------------------------------------------------------------------------------ from a graph to a scene
-ROWS, COLUMNS = ("top", "", "bottom"), ("left", "", "right")
-PLACES = tuple(f"{row} {column}".strip() or "middle" for row in ROWS for column in COLUMNS)
+PLACES = ("top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right")
 GAP = 19  # least distance in pixels of two centres of GenEval's shapes, so that no two touch
 AIR = 3  # pixels between two shapes of a graph that do not touch
 LAYOUTS, SPOTS = 400, 40  # how often a layout is begun, and how many spots are tried for a shape
@@ -304,6 +296,13 @@ def place(xy: XY) -> str:
     """One of nine places of a picture: "top left", "right", "middle"."""
     column, row = ((v >= 25) + (v >= 40) for v in xy)
     return PLACES[3 * row + column]
+
+
+def graph_vocabulary() -> list[str]:
+    """Every word of graphs, their prompts and their requirements, in a fixed order."""
+    counted = [Entity(name, "", count).label for name in (*THINGS, "thing") for count in (1, 2)]
+    texts = (*counted, *COLORS, *NUMBERS, *PREDICATES, *PLACES, "a the and with at yes")
+    return sorted(set(" ".join(texts).split()))
 
 
 def arrange(graph: SceneGraph, rng: random.Random) -> Scene:
@@ -328,9 +327,7 @@ def lay_out(graph: SceneGraph, rng: random.Random, keep: Keep | None = None, lay
     Raises GraphError when no layout is found.
     """
     # what carries, contains or is behind something comes before it
-    relations = [(s, o) for s, p, o in graph.relations if p in TOUCHING]
-    after = {i: {o for s, o in relations if s == i} for i in range(len(graph.entities))}
-    order = graph.in_order(after, "the relations form a cycle of things that touch")
+    order = graph.in_order((), TOUCHING, "the relations form a cycle of things that touch")
     for _ in range(layouts):
         placed: Placed = []
         for i in [j for j in order for _ in range(graph.entities[j].count)]:
@@ -412,9 +409,8 @@ def _random_graph(rng: random.Random) -> SceneGraph:
         if wanted <= len(pairs):
             break
     kinds = rng.sample([(n, c) for n in THINGS for c in COLORS], len(counts))
-    ordered = (
-        rng.sample(pair, 2) for pair in rng.sample(pairs, wanted)
-    )  # a generator: in turns with the predicates
+    # a generator: its draws take turns with those of the predicates
+    ordered = (rng.sample(pair, 2) for pair in rng.sample(pairs, wanted))
     relations = [(s, rng.choice((*PREDICATES, *TOUCHING)), o) for s, o in ordered]
     return SceneGraph(tuple(Entity(n, c, k) for (n, c), k in zip(kinds, counts)), tuple(relations))
 

@@ -28,17 +28,17 @@ from minireflect.methods.rlrig import (
     try_edits,
     update_actor,
 )
-from minireflect.models.actor import Actor, ActorConfig
 from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
 from minireflect.models.clip import TextConfig, TextEncoder
 from minireflect.models.tokenizer import EOS, Tokenizer
+from minireflect.models.transformer import Actor, ActorConfig
 from minireflect.models.unet import UNet, UNetConfig
 from minireflect.pipeline import LatentDiffusion
 from minireflect.rl.rewards import Answers
 from minireflect.run import Job, Run
 from minireflect.world.captions import PROMPT_LENGTH
-from minireflect.world.captions import graph_vocabulary as vocabulary
 from minireflect.world.graphs import SceneGraph, parse_graph
+from minireflect.world.graphs import graph_vocabulary as vocabulary
 
 TOKENS = Tokenizer.of(vocabulary(), PROMPT_LENGTH)
 LOOP = LoopConfig(rounds=2, steps=4, t_star=0.5, fresh_noise=0.5, edit_guidance=1.0)

@@ -19,7 +19,7 @@ from minireflect.world.captions import (
     scripted_edit,
     training_caption,
 )
-from minireflect.world.captions import graph_vocabulary as vocabulary
+from minireflect.world.graphs import graph_vocabulary as vocabulary
 from minireflect.world.graphs import lay_out, parse_graph, sample_graph
 from minireflect.world.laws import LAWS
 from minireflect.world.prompts import KINDS, draw_prompts, near_miss, sample_scene, split

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minireflect.world.captions import PROMPT_LENGTH
-from minireflect.world.captions import graph_vocabulary as vocabulary
 from minireflect.world.graphs import (
     PREDICATES,
     RELATIONS,
@@ -24,6 +23,7 @@ from minireflect.world.graphs import (
     place,
     sample_graph,
 )
+from minireflect.world.graphs import graph_vocabulary as vocabulary
 from minireflect.world.inspector import inspect
 from minireflect.world.laws import render
 from minireflect.world.scenes import Object
