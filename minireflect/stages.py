@@ -31,7 +31,7 @@ from .methods import rlrig as rig
 from .methods.finetune import chosen_reward, finetune, load_base, read_prompts
 from .methods.reasongen import Rewards, train_reason_grpo
 from .methods.srrl import train_srrl
-from .models.autoencoder import Autoencoder, AutoencoderConfig
+from .models.autoencoder import FLAT_AUTOENCODER, TOY_AUTOENCODER, Autoencoder
 from .models.lora import lora_layers
 from .models.reasongen import ReasonGenConfig
 from .models.tokenizer import Tokenizer
@@ -124,7 +124,7 @@ def captioned(config: Config, stage: str, pictures: int) -> Captioned:
 
 def autoencoder(task: Task) -> None:
     config = task.config
-    sizes = AutoencoderConfig.flat() if config.scenes == "graphs" else AutoencoderConfig.toy()
+    sizes = FLAT_AUTOENCODER if config.scenes == "graphs" else TOY_AUTOENCODER
     pixels = captioned(config, "autoencoder", config.autoencoder.pictures).pixels
     task.save("autoencoder", train_autoencoder(config.autoencoder, sizes, pixels, task.job))
     task.finish("autoencoder", mse="squared error")

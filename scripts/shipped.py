@@ -20,8 +20,8 @@ from torch import nn
 from minireflect import stages
 from minireflect.__main__ import main as command_line
 from minireflect.checkpoints.ours import load_autoencoder, load_module, load_pipeline
-from minireflect.models.actor import Actor
 from minireflect.models.clip import Matcher
+from minireflect.models.transformer import Actor
 
 
 def start_of(command: str, folder: Path, networks: list[str], name: str) -> nn.Module | dict[str, nn.Module]:

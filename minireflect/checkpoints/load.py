@@ -25,7 +25,7 @@ from . import names, parts
 from .files import Place, WeightsError, load_into, read_json, read_weights, renamed
 from .parts import SD1, SD2, SDXL, Family, Part, Published, read_published, weights_file
 
-Dtype = torch.dtype | None
+Dtype, Folder = torch.dtype | None, Place | None
 Words = BytePairs | TwoBytePairs | NoVocabulary
 
 
@@ -34,7 +34,7 @@ class Given(NamedTuple):
 
     # of UNet and text encoder; the autoencoder is always float32, as SDXL's overflows in half precision
     dtype: Dtype = None
-    tokenizer: Place | None = None  # a folder with CLIP's vocabulary, for files that do not lie beside one
+    tokenizer: Folder = None  # with CLIP's vocabulary, for files that do not lie beside one
     prediction: Prediction | None = None  # "epsilon", "v"
     image_size: int | None = None  # pixels
 
@@ -90,7 +90,7 @@ def _text_encoder(published: Published, family: Family, dtype: Dtype) -> tuple[n
     return TwoTextEncoders(*each).eval() if family is SDXL else each[0], width, length
 
 
-def _tokenizer(path: Path, pads: tuple[str | None, ...], length: int, given: Place | None) -> Words:
+def _tokenizer(path: Path, pads: tuple[str | None, ...], length: int, given: Folder) -> Words:
     """A vocabulary for each text encoder: the folder's, or the one that is given or lies beside the file."""
     n = len(pads)
     if given is None and (path / "tokenizer").is_dir():
@@ -137,9 +137,7 @@ def _filled(network: type[nn.Module], config: object, part: Part, dtype: Dtype) 
 
 
 # --- CLIP ---------------------------------------------------------------------------------------------------
-def load_clip(
-    path: Place, tokenizer: Place | None = None, quick_gelu: bool | None = None
-) -> tuple[CLIP, Words]:
+def load_clip(path: Place, tokenizer: Folder = None, quick_gelu: bool | None = None) -> tuple[CLIP, Words]:
     """A CLIP: a folder of transformers' CLIPModel, or OpenCLIP's state dict (a file, or a folder with it).
 
     `quick_gelu` overrules the activation; an OpenCLIP state dict does not tell it: OpenAI's own weights need
@@ -176,7 +174,6 @@ def _clip_parts(folder: Path, file: Path, quick_gelu: bool | None) -> tuple[Part
         default, table = "quick_gelu" if model.get("quick_gelu") else "gelu", names.OPEN_CLIP
         tensors = names.open_clip(tensors)
     asked = {True: "quick_gelu", False: "gelu", None: None}[quick_gelu]
-    configs = [c | {"hidden_act": asked or c.get("hidden_act") or default} for c in (text, vision)]
-    ours = renamed(tensors, table, file)
-    text, vision = (Part(ours, c, str(file), end) for c, end in zip(configs, ("text.", "vision.")))
-    return text, vision, pictures
+    text, vision = (c | {"hidden_act": asked or c.get("hidden_act") or default} for c in (text, vision))
+    ours, source = renamed(tensors, table, file), str(file)
+    return Part(ours, text, source, "text."), Part(ours, vision, source, "vision."), pictures

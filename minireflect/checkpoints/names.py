@@ -66,15 +66,12 @@ TRANSFORMERS_CLIP: Table = [
 # CLIPTextModel and CLIPTextModelWithProjection, for a TextEncoder alone.
 TRANSFORMERS_CLIP_TEXT: Table = [*TRANSFORMERS_CLIP, (r"^text\.", "")]
 
-_ORIGINAL_UNET_ENDS: Table = [
+_ORIGINAL_UNET: Table = [
     (r"^time_embed\.0\.", "time.fc1."), (r"^time_embed\.2\.", "time.fc2."),
     (r"^label_emb\.0\.0\.", "added.fc1."), (r"^label_emb\.0\.2\.", "added.fc2."),
     (r"^input_blocks\.0\.0\.", "conv_in."), (r"^out\.0\.", "norm_out."), (r"^out\.2\.", "conv_out."),
     (r"^middle_block\.0\.", "mid.layers.0.res."), (r"^middle_block\.1\.", "mid.layers.0.attn."),
     (r"^middle_block\.2\.", "mid.layers.1.res."),
-]
-
-_ORIGINAL_UNET_LAYERS: Table = [
     # after the residual block, or the attention
     (r"^(up\.\d+)\.layers\.\d+\.[12]\.conv\.", r"\1.resize.conv."),
     (r"\.layers\.(\d+)\.0\.", r".layers.\1.res."), (r"\.layers\.(\d+)\.1\.", r".layers.\1.attn."),
@@ -113,12 +110,12 @@ def original_unet(tensors: Tensors) -> Read:
     levels = 1 + sum(name.endswith(".0.op.weight") for name in tensors)
     # blocks of a level; on the way down the last one resizes
     n = count(tensors, r"input_blocks\.(\d+)\.") // levels
-    table = [*_ORIGINAL_UNET_ENDS]
+    table = []
     for i in range(levels):
         table += [(rf"^input_blocks\.{1 + i * n + j}\.", f"down.{i}.layers.{j}.") for j in range(n - 1)]
         table += [(rf"^input_blocks\.{(i + 1) * n}\.0\.op\.", f"down.{i}.resize.conv.")]
         table += [(rf"^output_blocks\.{i * n + j}\.", f"up.{i}.layers.{j}.") for j in range(n)]
-    return tensors, table + _ORIGINAL_UNET_LAYERS, {}
+    return tensors, table + _ORIGINAL_UNET, {}
 
 
 def original_autoencoder(tensors: Tensors) -> Read:
@@ -133,16 +130,14 @@ def original_autoencoder(tensors: Tensors) -> Read:
 
 def open_clip(tensors: Tensors) -> Tensors:
     """Query, key and value, one tensor in OpenCLIP, as three; projections (d e) as linear layers (e d)."""
-    split: Tensors = {}
+    found = dict(tensors)
     for name, t in tensors.items():
         if name in ("text_projection", "visual.proj"):
-            split[name] = t.T
+            found[name] = t.T
         elif ".attn.in_proj_" in name:
             head, kind = name.split("in_proj_")
-            split |= {f"{head}{part}.{kind}": third for part, third in zip("qkv", t.chunk(3))}
-        else:
-            split[name] = t
-    return split
+            found |= {f"{head}{part}.{kind}": third for part, third in zip("qkv", found.pop(name).chunk(3))}
+    return found
 
 
 def original_text(tensors: Tensors) -> Read:

@@ -18,11 +18,11 @@ import torch
 from torch import nn
 
 from ..diffusion.schedule import Schedule, ScheduleConfig
-from ..models.actor import Actor, ActorConfig
 from ..models.autoencoder import Autoencoder, AutoencoderConfig
 from ..models.clip import Matcher, MatcherConfig, TextConfig, TextEncoder
 from ..models.reasongen import ReasonGen, ReasonGenConfig
 from ..models.tokenizer import NoVocabulary, Tokenizer
+from ..models.transformer import Actor, ActorConfig
 from ..models.unet import UNet, UNetConfig
 from ..models.vq import Codec, VQAutoencoder, VQConfig
 from ..pipeline import LatentDiffusion, ReasonPipeline

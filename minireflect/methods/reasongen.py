@@ -223,7 +223,7 @@ def update(learner: Learner, samples: Samples, config: ReasonRLConfig, noise: Ge
     model = learner.pipe.model
     rows = []
     for given, chosen, tokens in shares_of(learner, samples, config, noise):
-        choices = model.distributions(*given, config.sampling)
+        choices = model.choices(*given, config.sampling)
         now = torch.cat(model.chosen(choices, *given[1:]), 1)  # (m r+n)
         # an image token is a form, and colours given that form: their entropies add up
         of_image = entropy_of(choices.forms).mean() + entropy_of(choices.colors).mean()

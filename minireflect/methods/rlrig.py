@@ -41,8 +41,7 @@ from tyro.conf import Suppress
 from ..checkpoints.ours import RIG, load_module, load_pipeline
 from ..diffusion.reflection import ReflectionConfig, renoise_to
 from ..diffusion.sample import Trajectory, collect, denoise, evaluations, last
-from ..models.actor import Actor, questions
-from ..models.transformer import SampledText
+from ..models.transformer import Actor, SampledText, questions
 from ..models.unet import UNet
 from ..pipeline import LatentDiffusion, SamplerConfig
 from ..ranges import Checked, Count, Natural, Range, Share, Weight

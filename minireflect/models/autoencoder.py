@@ -19,7 +19,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .blocks import Downsample, Layer, Level, PixelAttention, ResBlock, Upsample
+from .blocks import Downsample, Layer, Level, PixelAttention, ResBlock, Upsample, require_multiple
 
 EPS = 1e-6  # of the GroupNorms in SD's autoencoder
 
@@ -36,23 +36,18 @@ class AutoencoderConfig:
 
     def __post_init__(self) -> None:
         for channels in self.channels:
-            if channels % self.groups:
-                raise ValueError(f"channels {channels} is not a multiple of groups {self.groups}")
+            require_multiple("channels", channels, "groups", self.groups)
 
     @property
     def factor(self) -> int:
         """Pixels per latent pixel, along each side."""
         return 2 ** (len(self.channels) - 1)
 
-    @classmethod
-    def toy(cls) -> "AutoencoderConfig":
-        """Pictures of 3 x 64 x 64 to latents of 4 x 8 x 8; 2.7 million parameters, most of them at 8 x 8."""
-        return cls(channels=(16, 32, 64, 128), res_blocks=1, groups=8)
 
-    @classmethod
-    def flat(cls) -> "AutoencoderConfig":
-        """For scene graphs, whose pictures are flat shapes on paper: half the parameters."""
-        return cls(channels=(16, 32, 64, 96), res_blocks=1, groups=8)
+# Pictures of 3 x 64 x 64 to latents of 4 x 8 x 8; 2.7 million parameters, most of them at 8 x 8.
+TOY_AUTOENCODER = AutoencoderConfig((16, 32, 64, 128), res_blocks=1, groups=8)
+# For scene graphs, whose pictures are flat shapes on paper: half the parameters.
+FLAT_AUTOENCODER = AutoencoderConfig((16, 32, 64, 96), res_blocks=1, groups=8)
 
 
 def encoder(config: AutoencoderConfig) -> nn.Sequential:

@@ -21,6 +21,12 @@ def zero(module: nn.Module) -> nn.Module:
     return module
 
 
+def require_multiple(name: str, value: int, of: str, divisor: int) -> None:
+    """Raises ValueError unless `value` is a multiple of `divisor`; both are called by their names."""
+    if value % divisor:
+        raise ValueError(f"{name} {value} is not a multiple of {of} {divisor}")
+
+
 class ResBlock(nn.Module):
     """Two convolutions beside a skip path; the time embedding, if there is one, is added between them."""
 
@@ -78,8 +84,7 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: int, context_width: int | None = None, bias: bool = False) -> None:
         super().__init__()
-        if width % heads:
-            raise ValueError(f"width {width} is not a multiple of heads {heads}")
+        require_multiple("width", width, "heads", heads)
         self.heads = heads
         self.q = nn.Linear(width, width, bias=bias)
         self.k, self.v = (nn.Linear(context_width or width, width, bias=bias) for _ in range(2))
@@ -183,14 +188,12 @@ class Level(nn.Module):
 
     def __init__(self, layers: list[Layer], resize: Downsample | Upsample | None = None) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(layers)
-        self.resize = resize
+        self.layers, self.resize = nn.Sequential(*layers), resize
 
     def forward(self, x: Tensor) -> Tensor:
         """For the autoencoder; the UNet calls the layers itself, as it keeps the output of each.
 
         Shapes: x (b c h w) -> (b c2 h2 w2)
         """
-        for layer in self.layers:
-            x = layer(x)
+        x = self.layers(x)
         return x if self.resize is None else self.resize(x)

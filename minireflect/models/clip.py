@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .blocks import Attention, Downsample, ResBlock
+from .blocks import Attention, Downsample, ResBlock, require_multiple
 
 # OpenAI's statistics of pictures in [0, 1]; ours are in [-1, 1], so m becomes 2m - 1 and s becomes 2s.
 OPENAI_MEAN = tuple(2 * m - 1 for m in (0.48145466, 0.4578275, 0.40821073))
@@ -75,8 +75,7 @@ class VisionConfig:
     init_std: float = 0.02  # of the position embeddings before training; CLIP's own
 
     def __post_init__(self) -> None:
-        if self.size % self.patch:
-            raise ValueError(f"size {self.size} is not a multiple of patch {self.patch}")
+        require_multiple("size", self.size, "patch", self.patch)
         if self.stem and (made := stem_patch(self.stem)) != self.patch:
             halvings = f"{len(self.stem)} + 1 halvings"
             raise ValueError(f"a stem of {halvings} makes patches of {made} pixels, not of {self.patch}")
@@ -215,7 +214,8 @@ class VisionEncoder(nn.Module):
             self.patch = nn.Conv2d(3, d, config.patch, stride=config.patch, bias=False)
         self.position = nn.Embedding(1 + (config.size // config.patch) ** 2, d)
         self.norm_in = nn.LayerNorm(d)
-        self.blocks = nn.ModuleList(Block(d, config.heads, config.quick_gelu) for _ in range(config.layers))
+        blocks = (Block(d, config.heads, config.quick_gelu) for _ in range(config.layers))
+        self.blocks = nn.Sequential(*blocks)
         nn.init.normal_(self.position.weight, std=config.init_std)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -229,10 +229,7 @@ class VisionEncoder(nn.Module):
         mean, std = (images.new_tensor(v)[:, None, None] for v in (self.config.mean, self.config.std))
         x = rearrange(self.patch((images - mean) / std), "b d h w -> b (h w) d")  # (b n d)
         x = torch.cat([self.class_token.expand(len(x), 1, -1), x], dim=1)  # (b 1+n d)
-        x = self.norm_in(x + self.position.weight)
-        for block in self.blocks:
-            x = block(x)
-        return x
+        return self.blocks(self.norm_in(x + self.position.weight))
 
 
 class CLIP(nn.Module):

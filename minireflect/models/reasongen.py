@@ -90,8 +90,6 @@ class Entries(NamedTuple):
 class Codebook(nn.Module):
     """One codebook: `vectors` (f c) or (k c), each of length 1; networks with m hidden units, d the width."""
 
-    vectors: Tensor
-
     def __init__(self, vectors: Tensor, d: int, m: int) -> None:
         super().__init__()
         self.register_buffer("vectors", vectors.detach().clone())
@@ -151,9 +149,7 @@ class ReasonGen(nn.Module):
         informed = self.having(image, forms.read[form])  # (b n d)
         return Choices(self.transformer.head(before_text), image @ forms.heads.T, informed @ colors.heads.T)
 
-    def distributions(
-        self, prompts: Tensor, rationale: Tensor, codes: Tensor, sampling: SamplingConfig
-    ) -> Choices:
+    def choices(self, prompts: Tensor, rationale: Tensor, codes: Tensor, sampling: SamplingConfig) -> Choices:
         """Log-probabilities that `sample` uses at each position: of all words, forms and colours."""
         text, *image = self(prompts, rationale, codes)
         if sampling.guidance != 1:
@@ -172,7 +168,7 @@ class ReasonGen(nn.Module):
 
         Shapes: prompts (b p), rationale (b r), codes (b n) -> (b r), (b n)
         """
-        return self.chosen(self.distributions(prompts, rationale, codes, sampling), rationale, codes)
+        return self.chosen(self.choices(prompts, rationale, codes, sampling), rationale, codes)
 
     def blank(self, b: int, device: torch.device) -> Pair:
         """The prompt and rationale of the unconditional half, both empty.  -> (b p), (b r)"""

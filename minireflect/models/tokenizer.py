@@ -64,7 +64,8 @@ class Tokenizer:
         for row, text in zip(ids, texts):
             words = split(text)
             if unknown := [w for w in words if w not in self.ids]:
-                raise PromptError(self._explain(text, unknown))
+                hints = ", ".join(map(self._hint, dict.fromkeys(unknown)))
+                raise PromptError(f"this model's world has no word for {hints} in {text!r}")
             if len(words) >= length:
                 raise PromptError(f"the text has {len(words)} words, at most {length - 1} fit: {text!r}")
             row[: len(words) + 1] = torch.tensor([*(self.ids[w] for w in words), end])
@@ -77,12 +78,9 @@ class Tokenizer:
         """
         return [" ".join(self.words[i - 2] for i in row if EOS < i < len(self)) for row in ids.tolist()]
 
-    def _explain(self, prompt: str, unknown: list[str]) -> str:
-        hints = []
-        for word in dict.fromkeys(unknown):
-            near = difflib.get_close_matches(word, self.words, n=3, cutoff=0.5)
-            hints.append(f"{word!r}" + (f" (nearest: {', '.join(near)})" if near else ""))
-        return f"this model's world has no word for {', '.join(hints)} in {prompt!r}"
+    def _hint(self, word: str) -> str:
+        near = difflib.get_close_matches(word, self.words, n=3, cutoff=0.5)
+        return f"{word!r}" + (f" (nearest: {', '.join(near)})" if near else "")
 
 
 # CLIP's own pattern: contractions, runs of letters, single digits, runs of anything else
@@ -107,9 +105,6 @@ class BytePairs:
         if None in ids:
             raise PromptError(f"the vocabulary in {folder} has no token {tokens[ids.index(None)]}")
         self.bos, self.eos, self.pad = ids
-
-    def __len__(self) -> int:
-        return self._engine.get_vocab_size()
 
     def __call__(self, prompts: list[str]) -> Tensor:
         """Shapes: b prompts -> (b t) token ids"""

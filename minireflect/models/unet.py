@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .blocks import Downsample, Layer, Level, ResBlock, SpatialTransformer, Upsample, zero
+from .blocks import Downsample, Layer, Level, ResBlock, SpatialTransformer, Upsample, require_multiple, zero
 
 EPS = 1e-5  # of the GroupNorms in SD's UNets
 
@@ -54,24 +54,18 @@ class UNetConfig:
         if (self.heads is None) == (self.head_width is None):
             raise ValueError(f"give heads or head_width, not {self.heads} and {self.head_width}")
         for channels in self.channels:
-            if channels % self.groups:
-                raise ValueError(f"channels {channels} is not a multiple of groups {self.groups}")
-            if self.head_width is not None and channels % self.head_width:
-                raise ValueError(f"channels {channels} is not a multiple of head_width {self.head_width}")
+            require_multiple("channels", channels, "groups", self.groups)
+            require_multiple("channels", channels, "head_width", self.head_width or 1)
 
     @property
     def time_width(self) -> int:
         return 4 * self.channels[0]
 
-    @classmethod
-    def toy(cls) -> "UNetConfig":
-        """2.2 million parameters for latents of 4 x 8 x 8."""
-        return cls((48, 96), (1, 1), mid_depth=0, context_width=96, res_blocks=1, heads=4, groups=16)
 
-    @classmethod
-    def small(cls) -> "UNetConfig":
-        """1.0 million, for scene graphs; without `side` it does not learn what "at the top left" means."""
-        return cls((32, 64), (1, 1), mid_depth=0, context_width=64, res_blocks=1, heads=4, groups=8, side=8)
+# 2.2 million parameters for latents of 4 x 8 x 8.
+TOY_UNET = UNetConfig((48, 96), (1, 1), 0, context_width=96, res_blocks=1, heads=4, groups=16)
+# 1.0 million, for scene graphs; without `side` it does not learn what "at the top left" means.
+SMALL_UNET = UNetConfig((32, 64), (1, 1), 0, context_width=64, res_blocks=1, heads=4, groups=8, side=8)
 
 
 class Added(NamedTuple):

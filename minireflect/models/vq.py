@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from ..ranges import Checked, Range
 from .autoencoder import EPS, Autoencoder, ending
-from .blocks import ResBlock
+from .blocks import ResBlock, require_multiple
 
 Several = Annotated[int, Range(2)]
 
@@ -54,8 +54,7 @@ class VQConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.width % self.groups:
-            raise ValueError(f"width {self.width} is not a multiple of groups {self.groups}")
+        require_multiple("width", self.width, "groups", self.groups)
 
     @property
     def codes(self) -> int:

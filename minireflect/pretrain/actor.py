@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..models.actor import Actor, ActorConfig, questions
 from ..models.autoencoder import Autoencoder
 from ..models.tokenizer import EOS, Tokenizer, up_to
+from ..models.transformer import Actor, ActorConfig, questions
 from ..run import Job, Training, optimise
 from ..streams import choices
 from ..world.captions import scripted_edit

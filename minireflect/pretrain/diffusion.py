@@ -19,7 +19,7 @@ from ..diffusion.schedule import Schedule, ScheduleConfig, level_weight
 from ..models.autoencoder import Autoencoder
 from ..models.clip import CrossBlock, TextConfig, TextEncoder
 from ..models.tokenizer import EOS, Tokenizer
-from ..models.unet import UNet, UNetConfig
+from ..models.unet import SMALL_UNET, TOY_UNET, UNet, UNetConfig
 from ..pipeline import LatentDiffusion
 from ..ranges import Count, Natural, Positive, Share
 from ..run import Job, Networks, Training, optimise
@@ -54,8 +54,8 @@ class BaseSizes(NamedTuple):
     prompt_length: int  # tokens
 
 
-LAW_BASE = BaseSizes(UNetConfig.toy(), 96, 32)
-GRAPH_BASE = BaseSizes(UNetConfig.small(), 64, PROMPT_LENGTH)
+LAW_BASE = BaseSizes(TOY_UNET, 96, 32)
+GRAPH_BASE = BaseSizes(SMALL_UNET, 64, PROMPT_LENGTH)
 
 
 def train_diffusion(

@@ -28,10 +28,10 @@ from minireflect.methods.rlrig import (
     try_edits,
     update_actor,
 )
-from minireflect.models.actor import Actor, ActorConfig
 from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
 from minireflect.models.clip import TextConfig, TextEncoder
 from minireflect.models.tokenizer import EOS, Tokenizer
+from minireflect.models.transformer import Actor, ActorConfig
 from minireflect.models.unet import UNet, UNetConfig
 from minireflect.pipeline import LatentDiffusion
 from minireflect.rl.rewards import Answers

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from minireflect import rng
-from minireflect.models.actor import Actor, ActorConfig, questions
 from minireflect.models.tokenizer import EOS, Tokenizer
+from minireflect.models.transformer import Actor, ActorConfig, questions
 from minireflect.world.captions import PROMPT_LENGTH
 from minireflect.world.graphs import graph_vocabulary as vocabulary
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
+from minireflect.models.autoencoder import TOY_AUTOENCODER, Autoencoder, AutoencoderConfig
 from tests.small import shaken
 
 TINY = AutoencoderConfig(channels=(8, 16, 16), res_blocks=2, groups=4, scaling_factor=0.5)
@@ -12,7 +12,7 @@ SD = AutoencoderConfig(channels=(128, 256, 512, 512), scaling_factor=0.18215)  #
 
 @pytest.mark.parametrize(
     "config, parameters, tensors",
-    [(AutoencoderConfig.toy(), 2_725_623, 188), (SD, 83_653_863, 248)],
+    [(TOY_AUTOENCODER, 2_725_623, 188), (SD, 83_653_863, 248)],
     ids=["toy", "sd"],
 )
 def test_published_sizes(config: AutoencoderConfig, parameters: int, tensors: int) -> None:
@@ -23,7 +23,7 @@ def test_published_sizes(config: AutoencoderConfig, parameters: int, tensors: in
 
 
 def test_toy_takes_pictures_of_64_to_latents_of_8() -> None:
-    autoencoder = Autoencoder(AutoencoderConfig.toy())
+    autoencoder = Autoencoder(TOY_AUTOENCODER)
     latents = autoencoder.encode(torch.zeros(1, 3, 64, 64))
     assert latents.shape == (1, 4, 8, 8)
     assert autoencoder.decode(latents).shape == (1, 3, 64, 64)

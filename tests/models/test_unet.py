@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from minireflect import rng
-from minireflect.models.unet import Added, UNet, UNetConfig, timestep_embedding
+from minireflect.models.unet import SMALL_UNET, TOY_UNET, Added, UNet, UNetConfig, timestep_embedding
 from tests.small import shaken
 
 TINY = UNetConfig(
@@ -32,7 +32,7 @@ def batch(config: UNetConfig, size: int = 8) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize(
     "config, parameters, tensors",
     [
-        (UNetConfig.toy(), 2_209_540, 260),
+        (TOY_UNET, 2_209_540, 260),
         (SD15, 859_520_964, 686),
         (SD21, 865_910_724, 686),
         (SDXL, 2_567_463_684, 1_680),
@@ -131,7 +131,7 @@ def test_side_adds_a_learned_map_of_positions() -> None:
     """`side` adds one learned map behind the first convolution, zero at the start: the same network until it
     is trained.
     """
-    with_map, without = UNet(UNetConfig.small()), UNet(replace(UNetConfig.small(), side=None))
+    with_map, without = UNet(SMALL_UNET), UNet(replace(SMALL_UNET, side=None))
     assert with_map.where.shape == (32, 8, 8) and not with_map.where.any()
     missing = with_map.load_state_dict(without.state_dict(), strict=False).missing_keys
     assert missing == ["where"]

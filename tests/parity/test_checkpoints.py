@@ -275,7 +275,7 @@ def test_token_ids_equal_transformers(real_vocabulary: Path, tmp_path: Path, for
         (tmp_path / "vocab.json").unlink(missing_ok=True)
         folder = tmp_path
     ours, prompts = BytePairs(folder), five_hundred()
-    assert len(prompts) == 500 and len(ours) == 49_408
+    assert len(prompts) == 500 and ours._engine.get_vocab_size() == 49_408
     expected = theirs(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
     assert torch.equal(ours(prompts), expected)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from minireflect.checkpoints.ours import RIG, load_pipeline
-from minireflect.models.actor import Actor, ActorConfig
+from minireflect.models.transformer import Actor, ActorConfig
 from minireflect.pretrain.actor import imitation_example, train_actor, wrong_scene
 from minireflect.run import Job, Run, Training
 from minireflect.streams import choices
