@@ -107,8 +107,7 @@ class LatentDiffusion:
 
     def to(self, device: torch.device | str) -> "LatentDiffusion":
         """Move the networks. A GPU's convolutions want the channels of a pixel side by side."""
-        on_gpu = torch.device(device).type == "cuda"
-        layout = torch.channels_last if on_gpu else torch.preserve_format
+        layout = torch.channels_last if torch.device(device).type == "cuda" else torch.preserve_format
         for part in (self.text_encoder, self.unet, self.autoencoder):
             part.to(device, memory_format=layout)
         return self

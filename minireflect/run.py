@@ -25,16 +25,18 @@ from types import FrameType
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Generator, Tensor, nn
+from torch.optim import AdamW, Optimizer
 from tqdm import tqdm
 
 from .checkpoints.files import read_metadata, read_weights, save_weights
 from .ranges import Checked, Count, Weight
+from .streams import rng
 
 Networks = dict[str, nn.Module]
 
 SAVE_EVERY = 25  # steps of `optimise` between two saves of the state that --resume continues from
+MAX_GRAD_NORM = 1.0  # the gradient of a step is scaled down to this norm, as in most recipes
 
 
 class RunError(ValueError):
@@ -160,14 +162,15 @@ def lr_factor(step: int, steps: int) -> float:
 
 Loss = tuple[Tensor, dict[str, float]]  # (), and values for the log
 Minimise = Callable[..., None]  # of the loss (), and of values for the log by name
+Step = tuple[int, Generator, Minimise]  # the random stream is for the choice of a batch
 
 
 def optimise(
     name: str, config: Training, networks: Networks, job: Job, decay: float, beta2: float = 0.999
-) -> Iterator[tuple[int, Minimise]]:
-    """The steps of a training loop, each with the function that minimises and logs its loss:
+) -> Iterator[Step]:
+    """The steps of a training loop, each with a random stream and what minimises and logs its loss:
 
-        for step, minimise in optimise("actor", config, {"actor": actor}, job, decay=1e-2):
+        for step, generator, minimise in optimise("actor", config, {"actor": actor}, job, decay=1e-2):
             loss = ...
             minimise(loss, accuracy=...)
 
@@ -175,35 +178,36 @@ def optimise(
     saves the networks and the optimiser, and continues from what it saved.
     """
     trained = [p for network in networks.values() for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, config.lr, (0.9, beta2), weight_decay=decay)
+    optimizer = AdamW(trained, config.lr, (0.9, beta2), weight_decay=decay)
 
     def minimise(step: int, loss: Tensor, /, **values: float) -> None:
-        take_step(optimizer, loss, config.lr * lr_factor(step, config.steps))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        set_lr(optimizer, config.lr * lr_factor(step, config.steps))
+        take_step(optimizer)
         values = {"loss": loss.item()} | values
         job.run.log(name, step, **values)
         job.run.bar.set_postfix({key: f"{value:.4f}" for key, value in values.items()})
 
     for step in job.run.steps(name, config.steps, networks, optimizer, SAVE_EVERY):
-        yield step, partial(minimise, step)
+        yield step, rng(job.seed, name, "batch", step), partial(minimise, step)
 
 
-def take_step(optimizer: torch.optim.Optimizer, loss: Tensor, lr: float, max_norm: float = 1.0) -> float:
-    """One optimiser step at the learning rate `lr`.  -> the gradient's norm before clipping to `max_norm`
+def take_step(optimizer: Optimizer) -> float:
+    """One step with the gradients that there are.  -> their norm before clipping
 
-    Raises FloatingPointError, and leaves the weights as they are, when the gradient is not finite.
+    Raises FloatingPointError, and leaves the weights as they are, when a gradient is not finite.
     """
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = nn.utils.clip_grad_norm_(parameters, max_norm).item()
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM).item()
     if not math.isfinite(norm):
-        raise FloatingPointError(f"the gradient is not finite; lower the learning rate, {lr:.2e} now")
-    set_lr(optimizer, lr)
+        lr = optimizer.param_groups[0]["lr"]
+        raise FloatingPointError(f"a gradient is not finite; lower the learning rate, {lr:.2e} now")
     optimizer.step()
     return norm
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+def set_lr(optimizer: Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr
 

@@ -10,8 +10,8 @@ import torch
 
 from minireflect.diffusion import ddim, reflection, schedule
 from minireflect.models import blocks, clip, transformer
-from minireflect.pretrain import corrupt
 from minireflect.pretrain import diffusion as train_diffusion
+from minireflect.pretrain import matcher as corrupt
 from minireflect.pretrain import matcher as train_matcher
 from minireflect.rl import advantage, policy, tokens
 from tests.small import small_pipeline

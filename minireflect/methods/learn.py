@@ -179,9 +179,8 @@ def learn(learner: Learner, out: Rollout, lr_factor: float, generator: Generator
 
 def reference(unet: UNet) -> UNet:
     """A frozen copy.  With LoRA it shares the weights and leaves out the adapters."""
-    if not lora_layers(unet):
-        return copy.deepcopy(unet).eval().requires_grad_(False)
-    shared = {id(p): p for p in unet.parameters() if not p.requires_grad}  # copied by reference
+    # copied by reference
+    shared = {id(p): p for p in unet.parameters() if not p.requires_grad} if lora_layers(unet) else {}
     return remove_lora(copy.deepcopy(unet, shared)).eval().requires_grad_(False)
 
 

@@ -19,7 +19,7 @@ from ..models.autoencoder import Autoencoder
 from ..models.tokenizer import EOS, Tokenizer, up_to
 from ..models.transformer import Actor, ActorConfig, questions
 from ..run import Job, Training, optimise
-from ..streams import choices, rng
+from ..streams import choices
 from ..world.captions import scripted_edit
 from ..world.graphs import THINGS, GraphError, SceneGraph, lay_out, sample_graph
 from ..world.laws import render_pixels
@@ -47,8 +47,7 @@ def wrong_scene(graph: SceneGraph, draw: random.Random) -> Scene:
     scene = lay_out(loose, draw)
     things = list(scene.objects)
     if draw.random() < 0.35:
-        i = draw.randrange(len(things))
-        way = draw.randrange(3)
+        i, way = draw.randrange(len(things)), draw.randrange(3)
         if way == 0 and len(things) > 1:
             things.pop(i)
         elif way == 1:
@@ -84,13 +83,11 @@ def train_actor(
     latents = encode_all(autoencoder.to(device).encode, pixels, device)  # (n 4 8 8)
     torch.manual_seed(seed)
     actor = Actor(ActorConfig(len(tokenizer))).to(device)
-    if start:
-        actor.load_state_dict(start.state_dict())
+    actor.load_state_dict((start or actor).state_dict())
     ids = questions(tokenizer, requirements, answers, actor.config.read).to(device)  # (n s)
     written = tokenizer.encode(edits, actor.config.written).to(device)  # (n t)
     mask = up_to(written, EOS)  # (n t)
-    for step, minimise in optimise("actor", config, {"actor": actor}, job, decay=1e-2):
-        generator = rng(seed, "actor", "batch", step)
+    for _, generator, minimise in optimise("actor", config, {"actor": actor}, job, decay=1e-2):
         pick = torch.randperm(len(latents), generator=generator)[: config.batch]
         std = NOISE * torch.rand(len(pick), 1, 1, 1, generator=generator)
         noise = (std * torch.randn(len(pick), *latents.shape[1:], generator=generator)).to(device)

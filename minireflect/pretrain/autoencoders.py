@@ -72,8 +72,8 @@ def train_autoencoder(
     if start:
         model.load_state_dict(start.state_dict())
         model.encoder.requires_grad_(False), model.quant_conv.requires_grad_(False)
-    for step, minimise in optimise("autoencoder", config, {"autoencoder": model}, job, decay=1e-4):
-        pick = torch.randint(len(pixels), (config.batch,), generator=rng(seed, "autoencoder", "batch", step))
+    for step, generator, minimise in optimise("autoencoder", config, {"autoencoder": model}, job, decay=1e-4):
+        pick = torch.randint(len(pixels), (config.batch,), generator=generator)
         images = to_tensor(pixels[pick.numpy()]).to(device)  # (b 3 64 64)
         mean, logvar = model.moments(images)  # (b 4 8 8)
         generator = rng(seed, "autoencoder", "noise", step)
@@ -87,16 +87,11 @@ def train_autoencoder(
         kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()  # Kingma & Welling (10), nats per dimension
         mse = (error**2).mean()
         minimise(error.abs().mean() + mse + config.kl * kl, mse=mse.item(), kl=kl.item())
+    model.eval().requires_grad_(False)
     if not start:
-        model.config = replace(model.config, scaling_factor=1 / latent_std(model, pixels[:1024], device))
+        means = [model.moments(to_tensor(part).to(device))[0] for part in np.array_split(pixels[:1024], 8)]
+        model.config = replace(model.config, scaling_factor=1 / torch.cat(means).std().item())
     return model
-
-
-@torch.no_grad()
-def latent_std(model: Autoencoder, pixels: np.ndarray, device: torch.device) -> float:
-    """Standard deviation of the unscaled latents of these pictures.  Shapes: pixels (n 64 64 3) uint8"""
-    parts = np.array_split(pixels, 8)
-    return torch.cat([model.moments(to_tensor(part).to(device))[0] for part in parts]).std().item()
 
 
 @dataclass(frozen=True)
@@ -136,8 +131,8 @@ def train_vq(
     counts = nn.Module()  # uses of each entry since the last count; a module, so that the run saves them
     for name, book in books.items():
         counts.register_buffer(name, torch.zeros(len(book.codebook), device=device))  # (k)
-    for step, minimise in optimise("vq", config, {"vq": model, "seen": counts}, job, decay=1e-4):
-        pick = torch.randint(n, (config.batch // 2,), generator=rng(seed, "vq", "batch", step))
+    for step, generator, minimise in optimise("vq", config, {"vq": model, "seen": counts}, job, decay=1e-4):
+        pick = torch.randint(n, (config.batch // 2,), generator=generator)
         pick = torch.cat([pick, pick + n])  # (b)
         images = to_tensor(both[pick.numpy()]).to(device)  # (b 3 64 64)
         twin = images.roll(config.batch // 2, 0)  # (b 3 64 64)

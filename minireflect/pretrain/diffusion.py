@@ -23,7 +23,6 @@ from ..models.unet import SMALL_UNET, TOY_UNET, UNet, UNetConfig
 from ..pipeline import LatentDiffusion
 from ..ranges import Count, Natural, Positive, Share
 from ..run import Job, Networks, Training, optimise
-from ..streams import rng
 from ..world.captions import PROMPT_LENGTH
 from ..world.data import Captioned
 from .autoencoders import encode_all
@@ -86,8 +85,8 @@ def train_diffusion(
     averaged = copy.deepcopy(raw).requires_grad_(False)
     schedule = Schedule(ScheduleConfig())
     chance, weights = level_chances(schedule, config.max_weight, config.importance)  # (T), (T)
-    for step, minimise in optimise("diffusion", config, {"raw": raw, "averaged": averaged}, job, decay=1e-4):
-        generator = rng(seed, "diffusion", "batch", step)
+    both = {"raw": raw, "averaged": averaged}
+    for step, generator, minimise in optimise("diffusion", config, both, job, decay=1e-4):
         pick = torch.randint(len(latents), (config.batch,), generator=generator)
         if step < config.plain * config.steps:
             pick = plain[pick % len(plain)]
@@ -136,8 +135,7 @@ def learn_to_read(
     reader = Reader(latents.shape[1], latents.shape[2], encoder.config.width).to(job.device)
     both = nn.ModuleDict({"text_encoder": encoder, "reader": reader})
     config = replace(config, steps=config.reading_steps, lr=READING_LR)
-    for step, minimise in optimise("reading", config, {"reading": both}, job, decay=1e-4):
-        generator = rng(job.seed, "reading", "batch", step)
+    for step, generator, minimise in optimise("reading", config, {"reading": both}, job, decay=1e-4):
         pick = torch.randint(len(latents), (config.batch,), generator=generator)
         if 2 * step < config.steps:
             pick = plain[pick % len(plain)]

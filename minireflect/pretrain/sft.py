@@ -158,8 +158,9 @@ def train_reasongen(
         model, tokenizer = start.model.to(device).train().requires_grad_(True), start.tokenizer
     pipe = ReasonPipeline(model, tokenizer, codec, writes_rationale=config.rationales != "none")
     data = make_examples(config, world, pipe, job)
-    for step, minimise in optimise("reason-sft", config, {"model": model}, job, decay=5e-2, beta2=0.95):
-        loss, nats = sft_loss(model, data, config, rng(seed, "reason-sft", "batch", step))
+    how = {"decay": 5e-2, "beta2": 0.95}
+    for step, generator, minimise in optimise("reason-sft", config, {"model": model}, job, **how):
+        loss, nats = sft_loss(model, data, config, generator)
         if config.text_only:
             generator = rng(seed, "reason-sft", "told", step)
             of_text = text_only_loss(model, data, config.text_only, config.bf16, generator)

@@ -71,9 +71,6 @@ class RewardHistory:
         self.stage = 0  # stages seen so far
         self.rewards: Rewards = {}  # the key seen last stands last
 
-    def __len__(self) -> int:
-        return len(self.rewards)
-
     def past(self, key: str) -> list[float]:
         """Every reward of the key that is still remembered, oldest first."""
         return [reward for _, reward in self.rewards.get(key, ())]

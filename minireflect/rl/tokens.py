@@ -21,10 +21,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from ..run import take_step
 from .policy import MAX_LOG_RATIO, ppo_clip
-
-MAX_GRAD_NORM = 1.0  # the gradient of a step is scaled down to this norm, as in most GRPO recipes
 
 
 class TokenBatch(NamedTuple):
@@ -49,7 +49,7 @@ class TokenStats(NamedTuple):
 
 
 def token_step(
-    now: Tensor, batch: TokenBatch, optimizer: torch.optim.Optimizer, clip: float, beta: float, *more: Tensor
+    now: Tensor, batch: TokenBatch, optimizer: Optimizer, clip: float, beta: float, *more: Tensor
 ) -> TokenStats:
     """One optimiser step of GRPO; `more` are further terms of the loss, added in order.
 
@@ -66,15 +66,10 @@ def token_step(
         loss = loss + term
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM)
-    if not torch.isfinite(norm):
-        lr = optimizer.param_groups[0]["lr"]
-        raise FloatingPointError(f"a gradient is not finite; lower the learning rate, which is {lr:g}")
-    optimizer.step()
+    norm = take_step(optimizer)
     shares = ppo.clip_high.item(), ppo.clip_low.item()
     error = ppo.log_ratio_max.expm1().item()
-    return TokenStats(ppo.loss.item(), loss.item(), *shares, error, kl.item(), norm.item())
+    return TokenStats(ppo.loss.item(), loss.item(), *shares, error, kl.item(), norm)
 
 
 def token_weights(mask: Tensor) -> Tensor:

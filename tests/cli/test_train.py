@@ -137,7 +137,7 @@ BAD_TRAININGS = {
     "too many steps": (["--steps", "2000"], ("2000", "1000")),
     "a share above one": (["--cooldown", "1.5"], ("cooldown",)),
     "missing weights": (["--weights", "nowhere"], ("there is no folder", "nowhere")),
-    "an edit that goes too far": (["rlrig", "--loop.t-star", "1.5"], ("t_star must be", "1.5")),
+    "an edit that goes too far": (["rlrig", "--loop.t-star", "1.5"], ("t_star must be in [0, 1], got 1.5",)),
     "a group that cannot compare": (["rlrig", "--group", "1"], ("group must be at least 2, got 1",)),
     "an unknown command": (["trian"], ("trian", "it is one of srrl, all")),
     "an unknown option": (["--lrr", "1"], ("lrr",)),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from minireflect import rng
+from minireflect import run as runs
 from minireflect.methods.reasongen import (
     Learner,
     ReasonRLConfig,
@@ -20,7 +21,6 @@ from minireflect.methods.reasongen import (
 )
 from minireflect.models.reasongen import SamplingConfig
 from minireflect.pretrain.sft import make_examples, sft_loss
-from minireflect.rl import tokens
 from minireflect.rl.rewards import ACCEPT_WORD
 from minireflect.run import Job, Run
 from minireflect.world.data import WorldConfig
@@ -145,7 +145,7 @@ def test_rewarded_tokens_become_likelier_and_the_first_ratio_is_1() -> None:
 def test_without_advantage_kl_and_entropy_the_gradient_is_that_of_the_recalled_loss(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tokens, "MAX_GRAD_NORM", 1e9)
+    monkeypatch.setattr(runs, "MAX_GRAD_NORM", 1e9)
     p = small_reasongen(rationale=64)
     config = ReasonRLConfig(
         prompts=2, group=4, updates=1, beta=0.0, recall=0.5, recall_pictures=20, recall_batch=8

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from minireflect import caption, inspect, load_pipeline, render, rng, sample_scene
-from minireflect.pretrain.corrupt import corrupt, corrupt_all, distance, still_shows
+from minireflect.pretrain.matcher import corrupt, corrupt_all, distance, still_shows
 from minireflect.streams import choices
 from minireflect.world.laws import LAWS
 from minireflect.world.prompts import draw_prompts, near_miss

@@ -17,13 +17,13 @@ from minireflect.checkpoints.ours import RIG
 from minireflect.models.clip import Matcher, MatcherConfig
 from minireflect.models.tokenizer import EOS, Tokenizer
 from minireflect.pretrain import matcher
-from minireflect.pretrain.corrupt import block_error
 from minireflect.pretrain.matcher import (
     CAPTIONER_TRAINING,
     CHECKER_TRAINING,
     JointSpace,
     RewardTraining,
     answer,
+    block_error,
     caption_loss,
     changed,
     changed_requirement,

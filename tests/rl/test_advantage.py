@@ -101,18 +101,18 @@ def test_history_is_bounded() -> None:
     history = RewardHistory(stages=2, max_keys=3)
     for i in range(50):
         history.add([f"k{i}", "always"], torch.tensor([float(i), 1.0]))
-        assert len(history) <= 3 and len(history.past("always")) <= 2
+        assert len(history.rewards) <= 3 and len(history.past("always")) <= 2
     assert history.past("k49") == [49.0] and history.past("k47") == []
     for _ in range(2):
         history.add([], torch.zeros(0))  # stages in which nothing is seen age everything away
-    assert len(history) == 0
+    assert len(history.rewards) == 0
     crowded = RewardHistory(stages=9, max_keys=2)
     for key in ("a", "b", "a", "c"):
         crowded.add([key], torch.ones(1))
     assert crowded.past("b") == [] and crowded.past("a") == [1, 1]  # b was unseen for longest
     none = RewardHistory(stages=0)
     none.add(["a"], torch.ones(1))
-    assert len(none) == 0
+    assert len(none.rewards) == 0
 
 
 def test_history_survives_json() -> None:
