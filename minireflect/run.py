@@ -96,7 +96,7 @@ class Run:
         self, stage: str, total: int, networks: Networks, optimizer: Optimizer, save_every: int = 1,
         memory: dict | None = None,
     ) -> Iterator[int]:  # fmt: skip
-        """Yield the steps still to do, and save the state behind the loop body's back.
+        """Yield the steps still to do, and save the state after each iteration of the loop body.
 
         `memory` is JSON-able and changed in place by the loop; it comes back on resume.  Raises Interrupted
         after the step in which a signal came.

@@ -75,7 +75,7 @@ def sampled_rounds(
     pipe: LatentDiffusion, prompts: list[str], sampler: SamplerConfig, reflection: ReflectionConfig,
     seed: int, reward: Reward | None = None,
 ) -> Iterator[Tensor]:  # fmt: skip
-    """The pictures of every round, K + 1 of them: refused ones are sampled again, or without a reward all.
+    """The pictures of every round, K + 1 of them: refused ones are sampled again; without a reward, all are.
     -> (b 3 h w)
     """
     noise = rng(seed, "sample")

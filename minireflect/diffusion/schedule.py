@@ -53,8 +53,8 @@ class StepTable:
     """S steps from noise to image: step i takes a latent at level `t[i]` to level `t_prev[i]`.
 
     `t_prev` is -1 for a clean image (alpha-bar 1). A slice is a table again: `table[:k]` is the prefix that
-    branches share, `table[k:]` what each branch runs alone, or the part of the ladder that an edit climbs and
-    descends. It stays on the CPU: asking "is sigma zero?" then never makes a GPU wait.
+    branches share, `table[k:]` what each branch runs alone, or the steps that an edit re-noises and denoises.
+    It stays on the CPU: asking "is sigma zero?" then never makes a GPU wait.
     """
 
     t: Tensor  # [S] long, descending

@@ -78,7 +78,7 @@ class LoopConfig(Checked):
     t_star: Share = 0.9
     # denoising steps of a picture
     steps: Count = 20
-    # w of generating
+    # guidance w of generating a picture
     guidance: Weight = 1.0
     # w of editing
     edit_guidance: Weight = 2.0
@@ -335,7 +335,7 @@ def update_actor(
     actor: Actor, reference: Actor, optimizer: torch.optim.Optimizer, rounds: list[Edits], config: RLRIGConfig
 ) -> dict[str, float]:
     """GRPO on the edit prompts of all rounds.
-    -> the statistics of the last step; first_ratio, which must be 0, of the first
+    -> the statistics of the last optimiser step, but `first_ratio` of the first step, where it must be 0
     """
     A = torch.cat([group_advantage(r.rewards, STD_FLOOR).flatten() for r in rounds])  # (m)
     flat = sum(int(zero_variance_groups(r.rewards).sum()) for r in rounds)
@@ -402,9 +402,7 @@ def as_rollout(editor: LatentDiffusion, rounds: list[Edits], config: RLRIGConfig
 
 
 def summary(rounds: list[Edits], config: RLRIGConfig, memory: dict[str, int], job: Job) -> dict[str, object]:
-    """What an iteration's edits are worth, the inspector's verdict beside the reward; adds their cost to
-    `memory`.
-    """
+    """One iteration for the log: reward and inspector's verdict of its edits; adds their cost to `memory`."""
     first, edits = rounds[0], sum(len(r.images) for r in rounds)
     things = [r.scene.objects if r.scene else () for r in inspect_all(first.images.cpu())]
     asked = [g for g in first.graphs for _ in range(first.group)]

@@ -159,7 +159,7 @@ class VQAutoencoder(nn.Module):
 
 
 class Codec(NamedTuple):
-    """Pictures in [-1, 1] to codes, and by way of the autoencoder's latents back."""
+    """Pictures in [-1, 1] to codes and, through the autoencoder's latents, back."""
 
     autoencoder: Autoencoder
     vq: VQAutoencoder

@@ -1,4 +1,4 @@
-"""From rewards to advantages: how much better than its siblings, or than its past, a sample is.
+"""From rewards to advantages: how much better a sample is than the others of its group, or than past samples.
 
 GRPO (Shao et al. 2024, arXiv 2402.03300); history with best and worst selection: B2-DiffuRL (Hu et al. 2025,
 arXiv 2503.11240), as SRRL (arXiv 2505.22407) uses it, E6 to E8.

@@ -1,6 +1,6 @@
 """Rewards: reward(images, prompts) -> one number a picture.
 
-    matcher_reward     learned: the probability that the prompt holds.  RL climbs it, and can fool it.
+    matcher_reward     learned: the probability that the prompt holds.  RL maximises it, and can fool it.
     caption_reward     learned: the probability of a rationale's least likely word, given the picture.
     inspector_reward   exact: 1 where the inspector reads what the prompt asks for, else 0.  For measuring.
     clip_reward        for real pictures: CLIP's cosine of picture and prompt, SRRL's reward.

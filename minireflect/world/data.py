@@ -172,9 +172,9 @@ def _appearances(law: str, split: str) -> frozenset[Objects]:
 
 
 def related_caption(scene: Scene, rng: random.Random) -> str:
-    """For two shapes, both colours and a relation: "a red ball left of a blue ball"; for other scenes "".
+    """A caption with both colours and the relation of two shapes, "a red ball left of a blue ball".
 
-    Also "" if a held-out prompt has this relation of the shapes or this pair of coloured shapes.
+    "" for other scenes, and if a held-out prompt has this relation of shapes or this pair of coloured shapes.
     """
     if scene.law != ARRANGEMENT or len(scene.objects) != 2:
         return ""

@@ -32,7 +32,7 @@ MEAN_TOLERANCE = 0.035  # in [0, 1], over all blocks
 HALFWAY = 0.47  # share of the way to another scene from which on a picture is neither
 
 REACH = 4  # pixels: camera positions looked at, twice what scenes are moved by
-STRIDE = 2  # pixels, even, between the camera positions of the matched filter; the rest is refined
+STRIDE = 2  # pixels (even) between camera positions of the matched filter; refined afterwards
 DIMS = 64  # principal directions kept of the matched filter's 768
 NEAR = 48  # nearest points of the filter among which candidates are found
 CANDIDATES = 3  # scenes that are rendered
