@@ -106,6 +106,9 @@ class BytePairs:
             raise PromptError(f"the vocabulary in {folder} has no token {tokens[ids.index(None)]}")
         self.bos, self.eos, self.pad = ids
 
+    def __len__(self) -> int:
+        return self._engine.get_vocab_size()
+
     def __call__(self, prompts: list[str]) -> Tensor:
         """Shapes: b prompts -> (b t) token ids"""
         ids = torch.full((len(prompts), self.length), self.pad)
