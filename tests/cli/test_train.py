@@ -60,6 +60,7 @@ def test_train_leaves_a_run_and_refuses_to_spoil_it(tmp_path: Path) -> None:
     assert before == {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow
 def test_rlrig_from_nothing_to_a_strip(tmp_path: Path) -> None:
     """Every line of RL-RIG: `all --scenes graphs`, then `rlrig` from what that made, then a strip."""
     done = run("train", "all", "--scenes", "graphs", "--preset", "smoke", "--out", "all", cwd=tmp_path)
@@ -87,6 +88,7 @@ def test_rlrig_from_nothing_to_a_strip(tmp_path: Path) -> None:
     assert (tmp_path / "strip.png").stat().st_size > 5_000
 
 
+@pytest.mark.slow
 def test_reasongen_from_nothing_to_pictures(tmp_path: Path) -> None:
     """Every line of the third system: the codebook, fine-tuning on rationales, reinforcement."""
     stages = {"vq": None, "captioner": "vq", "reason-sft": "captioner", "reason-grpo": "reason-sft"}
@@ -166,6 +168,7 @@ def test_the_stages_of_all_can_be_run_one_by_one(tmp_path: Path) -> None:
     assert all(torch.equal(one_by_one[k], together[k]) for k in together)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["ddpo", "grpo"])
 def test_a_run_is_labelled_with_its_method(tmp_path: Path, method: str) -> None:
     done = run("train", "srrl", "--method", method, "--preset", "smoke", *TINY, cwd=tmp_path)

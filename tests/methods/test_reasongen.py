@@ -119,6 +119,7 @@ def test_the_captioner_must_accept_the_rationale_as_well() -> None:
     assert asked == p.rationales(both.sampled) and stats["reward"] == 0.25
 
 
+@pytest.mark.slow
 def test_rewarded_tokens_become_likelier_and_the_first_ratio_is_1() -> None:
     """A bandit: pictures that begin with one of eight forms, about half at first, are right; forty updates
     teach it.

@@ -259,6 +259,7 @@ def test_the_best_of_a_group_goes_on_to_the_next_round() -> None:
             assert torch.equal(b.latents[i], wanted)
 
 
+@pytest.mark.slow
 def test_phase_1_makes_rewarded_tokens_likelier() -> None:
     """A bandit: edits that say "red" are rewarded, whatever the picture; forty iterations teach it."""
     parts, red = small_parts(), TOKENS.ids["red"]

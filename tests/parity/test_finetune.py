@@ -275,6 +275,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.slow
 def test_train_resume_and_sample_from_the_command_line(base: Path, prompts: Path, tmp_path: Path) -> None:
     words = [
         "srrl",

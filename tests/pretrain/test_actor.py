@@ -3,6 +3,7 @@
 import random
 from pathlib import Path
 
+import pytest
 import torch
 
 from minireflect.checkpoints.ours import RIG, load_pipeline
@@ -35,6 +36,7 @@ def test_examples_name_places_and_few_answers_are_wrong() -> None:
     assert 0.2 < sum(answers) / len(answers) < 0.95  # both answers occur
 
 
+@pytest.mark.slow
 def test_imitation_lowers_the_loss_and_is_the_same_twice(tmp_path: Path) -> None:
     pipe, config = load_pipeline(RIG), Training(pictures=6, steps=40, batch=6, lr=4e-3)
     jobs = [Job(Run(tmp_path / name, {})) for name in ("one", "two")]

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import partial
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -31,6 +32,7 @@ def test_a_shifted_camera_still_shows_the_scene_but_another_scene_or_a_blend_doe
         assert still_shows(noisy, true, other) and distance(noisy, true) < 0.1
 
 
+@pytest.mark.slow
 def test_labels_of_corrupted_pictures_agree_with_the_inspector() -> None:
     """`still_shows` compares with the clean render and never calls the inspector, and yet the two agree."""
     draw = choices(0, "spoil")

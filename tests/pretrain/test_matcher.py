@@ -75,6 +75,7 @@ def test_the_contrastive_loss_is_that_of_clip() -> None:
     torch.testing.assert_close(joint.loss(image, text, ids), sum(each) / 2)
 
 
+@pytest.mark.slow
 def test_a_matcher_learns_which_prompt_holds() -> None:
     """It overfits sixteen pictures: true captions above, near misses below."""
     torch.manual_seed(0)

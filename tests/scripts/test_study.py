@@ -102,6 +102,7 @@ def test_equal_cost_compares_where_the_cheaper_arm_ends(tmp_path: Path) -> None:
     assert "| cheap | 60 | 0.150 | 0.450 | 600 | 0.450 | 0.450 |" in text
 
 
+@pytest.mark.slow
 def test_the_study_of_reasongen_measures_every_row_on_the_run_that_it_belongs_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

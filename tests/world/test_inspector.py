@@ -109,6 +109,7 @@ def test_a_picture_with_an_object_removed_is_never_accepted() -> None:
             assert not inspect(to_tensor(gone[None])[0]).agrees_with(scene)
 
 
+@pytest.mark.slow
 def test_nothing_is_read_into_noise_blank_or_dissolved_pictures() -> None:
     generator = torch.Generator().manual_seed(0)
     drawn = scenes(60)
