@@ -193,8 +193,9 @@ def optimise(
         yield step, rng(job.seed, name, "batch", step), partial(minimise, step)
 
 
-def take_step(optimizer: Optimizer) -> float:
-    """One step with the gradients that there are.  -> their norm before clipping
+def take_step(optimizer: Optimizer, scaled: bool = False) -> float:
+    """One step with the gradients that there are, `scaled` if float16 made that necessary.  -> their norm
+    before clipping
 
     Raises FloatingPointError, and leaves the weights as they are, when a gradient is not finite.
     """
@@ -202,7 +203,8 @@ def take_step(optimizer: Optimizer) -> float:
     norm = nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM).item()
     if not math.isfinite(norm):
         lr = optimizer.param_groups[0]["lr"]
-        raise FloatingPointError(f"a gradient is not finite; lower the learning rate, {lr:.2e} now")
+        half = ", or use --precision bf16 in place of fp16" if scaled else ""
+        raise FloatingPointError(f"a gradient is not finite; lower the learning rate, {lr:.2e} now{half}")
     optimizer.step()
     return norm
 

@@ -29,10 +29,10 @@ from ..pipeline import LatentDiffusion, SamplerConfig
 from ..ranges import Checked, Count, Positive, Range, Share, Weight
 from ..rl import advantage as adv
 from ..rl.policy import gaussian_kl, ppo_clip, reduce_log_prob
+from ..run import set_lr, take_step
 from .rollout import Rollout
 
 WARMUP = 5  # iterations of linear warm-up; without it the first steps destroy the model
-GRAD_NORM = 1.0  # largest norm of an update's gradient
 WEIGHT_DECAY = 1e-4  # of AdamW
 # regress: added to the sum of a prompt's rewards, so that a prompt that always fails counts little
 FLOOR = 0.5
@@ -152,17 +152,12 @@ class Learner:
         """Add a part's gradient, scaled up where the UNet computes in float16."""
         (loss * self.scale).backward()
 
-    def step(self, number: int) -> float:
-        """Clip the gradient's norm, step.  -> the norm before.  Raises FloatingPointError if not finite."""
-        trained = [p for p in self.pipe.unet.parameters() if p.grad is not None]
-        for p in trained if self.scale != 1 else ():
-            p.grad /= self.scale
-        norm = torch.nn.utils.clip_grad_norm_(trained, GRAD_NORM)
-        if not torch.isfinite(norm):
-            advice = f"lower lr, {self.config.lr} now" + ", or use --precision bf16" * (self.scale != 1)
-            raise FloatingPointError(f"the gradient of update {number} is not finite; {advice}")
-        self.optimizer.step()
-        return norm.item()
+    def step(self) -> float:
+        """Step, the gradient's norm clipped.  -> the norm before.  Raises as `take_step`."""
+        for p in self.pipe.unet.parameters() if self.scale != 1 else ():
+            if p.grad is not None:
+                p.grad /= self.scale
+        return take_step(self.optimizer, self.scale != 1)
 
     def parts(self, n: int) -> list[slice]:
         """`n` pictures in parts of `pipe.micro_batch`, the very parts that `pipe.eps` sampled them in."""
@@ -172,8 +167,7 @@ class Learner:
 
 def learn(learner: Learner, out: Rollout, lr_factor: float, generator: Generator) -> UpdateStats:
     """Learn from one iteration's rollout.  Raises FloatingPointError on a gradient that is not finite."""
-    for group in learner.optimizer.param_groups:
-        group["lr"] = learner.config.lr * lr_factor
+    set_lr(learner.optimizer, learner.config.lr * lr_factor)
     return OBJECTIVES[learner.config.objective](learner, out, generator)
 
 
@@ -209,7 +203,7 @@ def regress(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats
     remember(replay, pipe, out)
     updates = config.updates if replay.weights.any() else 0
     losses = kl = norms = 0.0
-    for number in range(updates):
+    for _ in range(updates):
         x_0, ids = replay.draw(config.batch, generator)  # (b c h w), (b s)
         t = torch.randint(pipe.schedule.config.train_steps, (len(x_0),), generator=generator).to(pipe.device)
         noise = torch.randn(x_0.shape, generator=generator).to(x_0)  # (b c h w)
@@ -228,7 +222,7 @@ def regress(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats
             learner.backward(loss)
             losses += loss.item()
             kl += share * path_kl(pipe.schedule, t[part], (eps - before).detach())
-        norms += learner.step(number)
+        norms += learner.step()
     n = max(1, updates)
     return UpdateStats(losses / n, kl / n, norms / n, updates, 2 * updates * config.batch)
 
@@ -310,7 +304,7 @@ def ppo(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats:
     chunks = jobs(out, advantage, config.updates, learner.sampler.eta, generator)
     sums = dict.fromkeys(("loss", "clip_high", "clip_low", "grad_norm"), 0.0)
     kls, ratios, before_update, spent = [], [], [], 0
-    for number, chunk in enumerate(chunks):
+    for chunk in chunks:
         samples = sum(int(advantage[k][1].sum()) for k, _ in chunk)  # branches x steps in this optimiser step
         learner.optimizer.zero_grad(set_to_none=True)
         pieces = [(k, i, part) for k, i in chunk for part in learner.parts(len(advantage[k][0]))]
@@ -335,7 +329,7 @@ def ppo(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats:
             for name in ("loss", "clip_high", "clip_low"):
                 sums[name] += getattr(stats, name).item() * share
         before_update = before_update or ratios.copy()
-        sums["grad_norm"] += learner.step(number)
+        sums["grad_norm"] += learner.step()
     n, largest = max(1, len(chunks)), max(ratios, default=0.0)
     first = math.expm1(min(max(before_update, default=0.0), 80.0))
     means = {name: value / n for name, value in sums.items()} | {"kl": sum(kls) / max(1, len(kls))}

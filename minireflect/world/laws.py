@@ -16,6 +16,7 @@ here, with its name in LAWS.  Coordinates are pixels of a 64x64 picture, y point
     render(sample_scene(seed=3)).shape == (3, 64, 64)
 """
 
+from abc import ABC, abstractmethod
 from functools import lru_cache
 from itertools import permutations, product
 
@@ -32,7 +33,7 @@ OPPOSITES = (("left", "right"), ("right", "left"))
 SIDES, THIRDS = ("left", "right"), ("left", "middle", "right")
 
 
-class Law:
+class Law(ABC):
     """The interface of a law: which objects, what nature makes of them, its words and its picture.
 
     `words`, `reasons` and the fact are format strings, and the objects their fields: "a {0.words} in a room".
@@ -46,8 +47,9 @@ class Law:
     reasons: dict[str, str]  # why each lawful outcome is lawful, in one sentence without a full stop
     combinations: list[Objects]  # every set of objects that this law can be shown with, in a fixed order
 
+    @abstractmethod
     def draw(self, pen: Pen, outcome: str, *objects: Object) -> None:
-        raise NotImplementedError
+        """Draw the objects with this outcome, in pixels of a 64x64 picture."""
 
     def lawful(self, objects: Objects) -> str:
         """The one outcome that nature gives."""

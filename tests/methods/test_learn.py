@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from minireflect import run as runs
 from minireflect.diffusion.ddim import ddim_step
 from minireflect.methods import learn as learning
 from minireflect.methods.learn import Replay, jobs, path_kl, remember
@@ -128,7 +129,7 @@ def test_regression_fits_what_the_reward_accepts(monkeypatch: pytest.MonkeyPatch
     groups have one.
     """
     config = replace(CONFIG, objective="regress", updates=1, rounds=0, batch=4_000, anchor_below=0)
-    monkeypatch.setattr(learning, "FLOOR", 1e-6), monkeypatch.setattr(learning, "GRAD_NORM", 1e9)
+    monkeypatch.setattr(learning, "FLOOR", 1e-6), monkeypatch.setattr(runs, "MAX_GRAD_NORM", 1e9)
     pipe = small_pipeline()
     out = rollout(pipe, TEXTS, brightness, config, 0, 0)
     only_first = torch.zeros(4, 4).index_fill_(1, torch.tensor([0]), 1.0)  # (n g)

@@ -178,7 +178,7 @@ def test_float16_gradients_are_scaled_and_scaled_back() -> None:
     learner = Learner(SimpleNamespace(unet=half), half, {}, optimizer, SRRLConfig(), SamplerConfig())
     learner.backward(loss)
     assert half.lora.grad.item() == pytest.approx(1e-9 * HALF_SCALE, rel=1e-2)
-    assert learner.step(0) == pytest.approx(1e-9, rel=1e-2)
+    assert learner.step() == pytest.approx(1e-9, rel=1e-2)
 
 
 def test_checkpointing_changes_no_gradient(base: Path) -> None:
