@@ -32,7 +32,7 @@ class RolloutConfig(Checked):
     # G, branches per prompt and round
     group: Count = 1
     # denoising steps of a picture
-    steps: Count = 20
+    steps: Count = 10
     # w of the branches, in rollout and update alike
     guidance: Weight = 1.0
     # redo what the reward refuses, or all
@@ -132,6 +132,21 @@ class Rollout:
         """The prompt of every branch of a round."""
         return [self.texts[i] for i in round_.rows.tolist() for _ in range(round_.rewards.shape[1])]
 
+    @property
+    def rewards(self) -> Tensor:
+        """The rewards of every round: a prompt's pictures of all rounds are one group.
+
+        -> (n k g), NaN where a prompt had no such round
+        """
+        rewards = torch.full((len(self.texts), len(self.rounds), self.rounds[0].rewards.shape[1]), torch.nan)
+        for k, round_ in enumerate(self.rounds):
+            rewards[round_.rows.cpu(), k] = round_.rewards.float().cpu()
+        return rewards
+
+    def by_round(self, values: Tensor) -> list[Tensor]:
+        """Values of all branches as the rounds have them.  Shapes: (n k g) -> by round (n*g)"""
+        return [values[r.rows.cpu(), k].flatten() for k, r in enumerate(self.rounds)]
+
     def context_of(self, round_: Round) -> Tensor:
         """The embedded prompt of every branch of a round.  -> (n*g t d)"""
         return self.context[round_.rows].repeat_interleave(round_.rewards.shape[1], 0)
@@ -171,6 +186,9 @@ def rollout(
         images = pipe.decode(path.latents[:, -1])  # (n*g 3 h w)
         asked = [texts[i] for i in rows.tolist() for _ in range(config.group)]
         rewards = reward(images, asked).view(len(rows), config.group)
+        if not rewards.isfinite().all():
+            bad = asked[int((~rewards.isfinite()).flatten().nonzero()[0])]
+            raise FloatingPointError(f"the reward of a picture of {bad[:60]!r} is not a finite number")
         out.rounds.append(Round(rows, x_T, table[shared:], path, images, rewards))
     out.cost = rollout_cost(config, [len(r.rows) for r in out.rounds], step)
     return out

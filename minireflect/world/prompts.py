@@ -171,9 +171,9 @@ class PromptMix(Checked):
     """The prompts of reinforcement learning: shares of their kinds, training combinations only."""
 
     # share of prompts whose outcome the law decides
-    physical: Weight = 0.6
+    physical: Weight = 0.45
     # share of prompts that state an unlawful outcome
-    unconventional: Weight = 0.3
+    unconventional: Weight = 0.45
     # share of GenEval's tasks; what is not reinforced at all would be forgotten
     arrangement: Weight = 0.1
 
