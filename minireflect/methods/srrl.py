@@ -74,17 +74,10 @@ class SRRLConfig(RolloutConfig, LearnConfig):
             raise ValueError("the advantage group compares pictures of a prompt; it has one: try --group 4")
 
 
-# DDPO (arXiv 2305.13301): PPO on the sampler's steps, no reflection, a reward is compared with past rewards of
-# its prompt. That only the best and the worst of a group are kept is B2-DiffuRL's and SRRL's (E7).
-DDPO = {
-    "objective": "ppo",
-    "advantage": "history",
-    "rounds": 0,
-    "group": 4,
-    "updates": 2,
-    "pull": 0.0,
-    "steps": 20,
-}
+FRESH = {"rounds": 0, "group": 4}  # no reflection
+# DDPO (arXiv 2305.13301): PPO on the sampler's steps; a reward is compared with past rewards of its prompt.
+# That only the best and the worst of a group are kept is B2-DiffuRL's and SRRL's (E7).
+DDPO = FRESH | {"objective": "ppo", "advantage": "history", "updates": 2, "pull": 0.0, "steps": 20}
 # GRPO (arXiv 2402.03300) on noised pictures, as DiffusionNFT and AWM have it; a reward is compared with its
 # group
 GRPO = FRESH | {"advantage": "group"}
