@@ -28,6 +28,7 @@ from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
+from tyro.conf import Suppress
 
 from ..diffusion.ddim import DDIMStep, ddim_step
 from ..diffusion.sample import evaluations
@@ -56,9 +57,9 @@ HALF_SCALE = 2.0**16
 
 @dataclass(frozen=True)
 class LearnConfig(Checked):
-    # policy gradient on noised pictures, regression on them, or PPO on sampler steps
+    # policy gradient, or regression
     objective: Literal["grpo", "regress", "ppo"] = "grpo"
-    # against the group's mean shrunk to 1/2, the group in standard deviations (GRPO), or the paper's history
+    # baseline of a reward
     advantage: Literal["shrunk", "group", "history"] = "shrunk"
     # learning rate of AdamW; 3e-5 for ppo
     lr: Weight = 2e-4
@@ -74,11 +75,13 @@ class LearnConfig(Checked):
     pull: Weight = 0.3
     # below this noise level t imitate the base
     anchor_below: Annotated[int, Range(0, 999)] = 150
-    # added to a group's std of rewards, so that jitter in a solved group teaches nothing
-    std_floor: Weight = 0.1
-    # ppo: e, on the ratio of mean log-probabilities; at 256 dimensions 1e-2 is 2.6 nats
+    # of a group's std of rewards, is added
+    std_floor: Annotated[Weight, Suppress] = 0.1
+    # ppo: e, on the ratio of mean log-densities
     clip_range: Positive = 1e-2
-    # ppo: weight of the KL to the base, in nats per step and dimension
+    # ppo: of densities, or GRPO-Guard's
+    ratio: Literal["plain", "guard"] = "plain"
+    # ppo: weight of the KL per dimension
     kl: Weight = 0.0
 
     def __post_init__(self) -> None:
@@ -148,7 +151,7 @@ class Learner:
     networks: dict[str, nn.Module]  # what a run saves: "unet" or its LoRA adapters, and the "replay"
     optimizer: torch.optim.Optimizer
     config: LearnConfig
-    sampler: SamplerConfig  # how the branches were sampled; its `steps` are not read
+    sampler: SamplerConfig  # how the branches were sampled; its `guidance` alone is read
     history: adv.RewardHistory | None = None  # of the advantage "history" (E6, E7)
 
     @staticmethod
@@ -333,9 +336,7 @@ def advantages(out: Rollout, config: LearnConfig, history: adv.RewardHistory | N
 Pairs = list[tuple[int, int]]  # round k, denoising step i
 
 
-def jobs(
-    out: Rollout, advantage: list[Tensor], updates: int, eta: float, generator: Generator
-) -> list[Pairs]:
+def jobs(out: Rollout, advantage: list[Tensor], updates: int, generator: Generator) -> list[Pairs]:
     """The (round, step) pairs to train on, shuffled, in one list per optimiser step.
 
     A step without noise (sigma 0) has no density and is left out, and so is a round without anything to
@@ -343,7 +344,7 @@ def jobs(
     standard deviations: over ten steps |c| lies between 0.97 and 1.32, but it is 8.3 at the one before the
     last (sigma 0.04), whose gradient would drown the others' and whose KL would be 64 times theirs.
     """
-    trained = [(k, out.rounds[k].table.sigma(eta)) for k, A in enumerate(advantage) if A.any()]
+    trained = [(k, out.rounds[k].sigmas) for k, A in enumerate(advantage) if A.any()]
     pairs = [(k, i) for k, sigmas in trained for i, sigma in enumerate(sigmas) if sigma > MIN_SIGMA]
     order = torch.randperm(len(pairs), generator=generator)[: math.ceil(TRAINED * len(pairs))]
     return [[pairs[j] for j in chunk] for chunk in order.chunk(updates)] if len(order) else []
@@ -355,11 +356,11 @@ def scored(learner: Learner, out: Rollout, k: int, i: int, part: slice, unet: UN
     The batch is the rollout's, number for number, so that the policy that sampled it gives the very
     log-probabilities of the rollout.
     """
-    round_, sampler = out.rounds[k], learner.sampler
+    round_ = out.rounds[k]
     table, context = round_.table, out.context_of(round_)[part]  # (b t d)
     x, x_prev = (round_.path.latents[part, j].to(context.device) for j in (i, i + 1))  # (b c h w)
-    eps = replace(learner.pipe, unet=unet).eps(context)(sampler.guidance)(x, table.t[i])
-    return ddim_step(x, eps, table.abar[i], table.abar_prev[i], table.sigma(sampler.eta)[i], x_prev)
+    eps = replace(learner.pipe, unet=unet).eps(context)(learner.sampler.guidance)(x, table.t[i])
+    return ddim_step(x, eps, table.abar[i], table.abar_prev[i], round_.sigmas[i], x_prev)
 
 
 def ppo(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats:
@@ -368,7 +369,7 @@ def ppo(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats:
     """
     pipe, config, once = learner.pipe, learner.config, evaluations(learner.sampler.guidance)
     advantage = advantages(out, config, learner.history)
-    chunks = jobs(out, advantage, config.updates, learner.sampler.eta, generator)
+    chunks = jobs(out, advantage, config.updates, generator)
     sums = dict.fromkeys(("loss", "clip_high", "clip_low", "grad_norm", "kl"), 0.0)
     ratios, before_update, spent = [], [], 0
     for chunk in chunks:
@@ -383,9 +384,13 @@ def ppo(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats:
             if not rows.any():
                 continue
             piece = learner, out, k, i, part
-            now, old = scored(*piece, pipe.unet), out.rounds[k].path.log_probs[part, i].to(pipe.device)
-            new_nats, old_nats = mean_of(now.log_prob, pipe)[rows], mean_of(old, pipe)[rows]
-            stats, share = ppo_clip(new_nats, old_nats, A[rows], config.clip_range), int(rows.sum()) / samples
+            path, now = out.rounds[k].path, scored(*piece, pipe.unet)
+            old, share = path.log_probs[part, i].to(pipe.device), int(rows.sum()) / samples
+            log_ratio = now.log_prob - old  # (b) nats
+            if config.ratio == "guard":
+                log_ratio = guarded(log_ratio, now, path.means[part, i].to(pipe.device))
+            tempered = mean_of(log_ratio, pipe)[rows]
+            stats = ppo_clip(tempered, torch.zeros_like(tempered), A[rows], config.clip_range)
             loss = stats.loss * share
             if config.kl > 0:
                 with torch.no_grad():
@@ -395,7 +400,7 @@ def ppo(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats:
                 spent += len(A) * once
             learner.backward(loss)
             spent += len(A) * once
-            ratios.append((now.log_prob.detach() - old).abs().max().item())
+            ratios.append(log_ratio.detach().abs().max().item())
             for name in ("loss", "clip_high", "clip_low"):
                 sums[name] += getattr(stats, name).item() * share
         before_update = before_update or ratios.copy()
@@ -404,6 +409,15 @@ def ppo(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats:
     first = math.expm1(min(max(before_update, default=0.0), 80.0))
     means = {name: value / n for name, value in sums.items()}
     return UpdateStats(**means, updates=len(chunks), evaluations=spent, log_ratio=largest, first_ratio=first)
+
+
+def guarded(log_ratio: Tensor, now: DDIMStep, old_mean: Tensor) -> Tensor:
+    """GRPO-Guard's log-ratio (arXiv 2510.22319): without its negative mean, and on one scale at all steps.
+
+    With D = mean - old_mean and the step's noise n, log_ratio = n D / sigma - D^2 / (2 sigma^2); this is n D.
+    Shapes: log_ratio (b), old_mean (b c h w) -> (b)
+    """
+    return (log_ratio + gaussian_kl(now.mean, old_mean, now.sigma)) * now.sigma
 
 
 def pull_to_base(learner: Learner, out: Rollout, generator: Generator) -> float:

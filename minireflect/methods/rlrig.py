@@ -398,7 +398,8 @@ def as_rollout(editor: LatentDiffusion, rounds: list[Edits], config: RLRIGConfig
     all_rows = torch.arange(len(texts), device=editor.device)
     for r, rows in zip(rounds, all_rows.split([len(r.rows) for r in rounds])):
         rewards = r.rewards if config.editor.objective != "regress" else r.after.all_hold.view_as(r.rewards)
-        out.rounds.append(Round(rows, r.path.latents[:: r.group, 0], tail, r.path, r.images, rewards))
+        x = r.path.latents[:: r.group, 0]
+        out.rounds.append(Round(rows, x, tail, tail.sigma(ETA), r.path, r.images, rewards))
     return out
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from minireflect import run as runs
-from minireflect.diffusion.ddim import ddim_step
+from minireflect.diffusion.ddim import DDIMStep, ddim_step, gaussian_log_prob
 from minireflect.diffusion.schedule import level_weight
 from minireflect.methods import learn as learning
 from minireflect.methods.learn import (
@@ -16,9 +16,11 @@ from minireflect.methods.learn import (
     Replay,
     advantages,
     forward_gradient,
+    guarded,
     jobs,
     levels,
     path_kl,
+    pull_to_base,
     regress,
 )
 from minireflect.methods.rollout import rollout
@@ -119,7 +121,7 @@ def test_almost_noiseless_steps_are_left_out_and_why(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(learning, "TRAINED", 1.0)
     for least, count in ((0.0, 10), (0.1, 8)):
         monkeypatch.setattr(learning, "MIN_SIGMA", least)
-        chosen = jobs(out, everything, 2, 1.0, rng(0, "u"))
+        chosen = jobs(out, everything, 2, rng(0, "u"))
         assert {i for chunk in chosen for _, i in chunk} == set(range(count))
 
 
@@ -277,3 +279,49 @@ def test_a_refused_picture_is_compared_with_the_one_that_mended_it() -> None:
     first, second = advantages(out, replace(CONFIG, advantage="group"), None)
     z = 0.5 / (0.5**0.5 + 0.1)
     assert first.tolist() == pytest.approx([0, -z, 0, 0]) and second.tolist() == pytest.approx([z, 0])
+
+
+def test_guarded_ratio_is_the_noise_times_the_shift_of_the_mean() -> None:
+    """GRPO-Guard's n D in float64; the plain log-ratio has the mean -D^2 / (2 sigma^2)."""
+    sigma, D = torch.tensor(0.3), 0.05
+    old, noise = (torch.randn(2, 500, 1, 1, generator=rng(0, k)) for k in "ab")
+    x = old + sigma * noise
+    step = DDIMStep(x, old + D, sigma.expand(2), x, gaussian_log_prob(x, old + D, sigma))
+    plain = step.log_prob - gaussian_log_prob(x, old, sigma)
+    wanted = (noise * D / sigma - D**2 / (2 * sigma**2)).sum((1, 2, 3))
+    torch.testing.assert_close(plain, wanted, rtol=1e-3, atol=1e-2)
+    torch.testing.assert_close(guarded(plain, step, old), (noise * D).sum((1, 2, 3)), rtol=1e-3, atol=1e-2)
+    stats = one_iteration(replace(CONFIG, ratio="guard", updates=1))[2]
+    assert stats.first_ratio == 0.0 and stats.grad_norm > 0
+
+
+@pytest.mark.parametrize("noise", ["window", "preserving"])
+def test_the_noise_of_the_steps(noise: str) -> None:
+    """A window trains its steps alone; preserved coefficients keep the noise of every level at 1 - abar."""
+    config = replace(CONFIG, noise=noise, steps=8, updates=1)
+    table = small_pipeline().table(8)
+    sigmas = config.sigmas(table)
+    if noise == "window":
+        assert (sigmas > 0).tolist() == [True] * 3 + [False] * 5
+    else:
+        share = sigmas**2 / (1 - table.abar_prev)  # the other 0.1 is the old noise: DDIM (12)
+        torch.testing.assert_close(share, torch.full((8,), math.sin(0.4 * math.pi) ** 2))
+    stats = one_iteration(config)[2]
+    assert stats.first_ratio == 0.0 and stats.grad_norm > 0
+
+
+def test_pull_and_anchor_are_the_same_for_ppo() -> None:
+    """Without advantages ppo's gradient is that of the pull alone, 0 at the base and not 0 away from it."""
+    config = replace(CONFIG, pull=0.3, updates=1, kl=0.0)
+    pipe = small_pipeline()
+    out = rollout(pipe, TEXTS, brightness, config, 0, 0)
+    learner = Learner.of(pipe, config, config.sampler, 64)
+    assert pull_to_base(learner, out, rng(0, "u")) == 0
+    assert all(p.grad is None or not p.grad.any() for p in pipe.unet.parameters())
+    learner.base = small_pipeline(seed=1).unet
+    assert pull_to_base(learner, out, rng(0, "u")) > 0
+    assert any(p.grad.any() for p in pipe.unet.parameters())
+    pipe.unet.zero_grad()
+    learner.config = replace(config, pull=0.0)
+    assert pull_to_base(learner, out, rng(0, "u")) > 0  # reported, and not followed
+    assert not any(p.grad is not None and p.grad.any() for p in pipe.unet.parameters())
