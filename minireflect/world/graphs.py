@@ -386,8 +386,8 @@ def pair_split(a: Entity, b: Entity) -> str:
 
 
 def sample_graph(rng: random.Random, split: str = "train") -> SceneGraph:
-    """Two to four objects, one to four relations.  Only graphs of a held-out split relate pairs of that split,
-    see `pair_split`, at least one.
+    """Two to four objects, one to four relations.  Graphs of a held-out split relate a pair of it, see
+    `pair_split`, and no other graphs do.
     """
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is not one of {', '.join(map(repr, SPLITS))}")

@@ -59,7 +59,8 @@ def pictures(*splits: str) -> set[bytes]:
     """Of all laws, combinations of these splits and outcomes."""
     return {
         canvas(law, objects, outcome).tobytes()
-        for law in LAWS for split in splits for objects in combinations(law, split) for outcome in LAWS[law].outcomes
+        for law in LAWS for split in splits
+        for objects in combinations(law, split) for outcome in LAWS[law].outcomes
     }  # fmt: skip
 
 
