@@ -39,7 +39,7 @@ from minireflect.pipeline import LatentDiffusion
 from minireflect.rl.rewards import Answers
 from minireflect.run import Job, Run
 from minireflect.world.captions import PROMPT_LENGTH
-from minireflect.world.graphs import SceneGraph, parse_graph
+from minireflect.world.graphs import SceneGraph, pair_split, parse_graph
 from minireflect.world.graphs import graph_vocabulary as vocabulary
 
 TOKENS = Tokenizer.of(vocabulary(), PROMPT_LENGTH)
@@ -310,6 +310,9 @@ def test_errors_name_the_bad_option() -> None:
 
 def test_graphs_of_an_iteration_are_of_the_training_split_and_differ() -> None:
     assert graphs_of(0, 0, CONFIG) == graphs_of(0, 0, CONFIG) != graphs_of(0, 1, CONFIG)
+    for graph in graphs_of(0, 2, replace(CONFIG, graphs=40)):
+        pairs = {pair_split(graph.entities[s], graph.entities[o]) for s, _, o in graph.relations}
+        assert pairs == {"train"}
 
 
 def test_generating_depends_on_the_noise_alone() -> None:

@@ -148,3 +148,25 @@ def test_a_tenth_of_the_samples_is_empty(monkeypatch: pytest.MonkeyPatch) -> Non
     empty = given[0][:, 1] == EOS
     assert 146 < empty.sum() < 254
     assert torch.equal(empty, given[1][:, 0] == model.config.boi)
+
+
+def test_text_only_is_added_and_the_world_has_the_share_of_arrangements(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worlds: list[WorldConfig] = []
+    pairs = sft.training_pairs
+    monkeypatch.setattr(
+        sft, "training_pairs", lambda n, world, *a: worlds.append(world) or pairs(n, world, *a)
+    )
+    monkeypatch.setattr(sft, "sft_loss", lambda model, *_: (0 * model.where.sum() + 1, {}))
+    monkeypatch.setattr(sft, "text_only_loss", lambda model, *_: 0 * model.where.sum() + 2)
+    job, start = Job(Run(tmp_path / "run", {})), small_reasongen(rationale=64)
+    train_reasongen(ReasonTraining(3, steps=1, text_only=5), WorldConfig(), start.codec, job, start)
+    assert job.run.metrics("reason-sft")[0]["loss"] == 3 and worlds[0].arrangements == 0.35
+
+
+def test_shuffled_examples_have_the_rationales_of_other_pictures() -> None:
+    true, moved = (examples(pictures=30, rationales=kind) for kind in ("true", "shuffled"))
+    rows = [WORDS.decode(e.full_rationales) for e in (true, moved)]
+    assert torch.equal(true.codes, moved.codes) and sorted(rows[0]) == sorted(rows[1])
+    assert sum(a != b for a, b in zip(*rows)) > 10
