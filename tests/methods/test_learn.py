@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from torch.distributions import Normal, kl_divergence
 
 from minireflect import run as runs
 from minireflect.diffusion.ddim import DDIMStep, ddim_step, gaussian_log_prob
@@ -18,6 +19,7 @@ from minireflect.methods.learn import (
     forward_gradient,
     guarded,
     jobs,
+    learn,
     levels,
     path_kl,
     pull_to_base,
@@ -325,3 +327,49 @@ def test_pull_and_anchor_are_the_same_for_ppo() -> None:
     learner.config = replace(config, pull=0.0)
     assert pull_to_base(learner, out, rng(0, "u")) > 0  # reported, and not followed
     assert not any(p.grad is not None and p.grad.any() for p in pipe.unet.parameters())
+
+
+def test_ppos_kl_pulls_to_the_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradient that `kl` adds is that of torch's KL between the steps' Gaussians, per dimension."""
+    monkeypatch.setattr(learning, "TRAINED", 1.0), monkeypatch.setattr(runs, "MAX_GRAD_NORM", 1e9)
+    config, base = replace(CONFIG, rounds=0, steps=3, updates=1), small_pipeline(seed=1)
+    pipe = small_pipeline()
+    out = rollout(pipe, TEXTS, brightness, config, 0, 0)
+    gradients = []
+    for kl in (0.0, 0.5):
+        learn_from(pipe, out, replace(config, kl=kl), lr=0.0, base=base)
+        gradients.append(torch.cat([p.grad.flatten() for p in pipe.unet.parameters()]))
+    (round_,), total = out.rounds, 0.0
+    table, context = round_.table, pipe.embed([text for text in TEXTS for _ in range(4)])
+    trained = [i for i, sigma in enumerate(table.sigma(1.0)) if sigma > learning.MIN_SIGMA]
+    for i in trained:
+        x, a, b, sigma = round_.path.latents[:, i], table.abar[i], table.abar_prev[i], table.sigma(1.0)[i]
+        eps = [p.unet(x, table.t[i].expand(len(x)), context) for p in (pipe, base)]
+        x_0 = [(x - (1 - a).sqrt() * e) / a.sqrt() for e in eps]
+        mean = [b.sqrt() * z + (1 - b - sigma**2).sqrt() * e for z, e in zip(x_0, eps)]  # DDIM (12)
+        total = total + kl_divergence(Normal(mean[0], sigma), Normal(mean[1], sigma)).mean() / len(trained)
+    pipe.unet.zero_grad()
+    (0.5 * total).backward()
+    wanted = torch.cat([p.grad.flatten() for p in pipe.unet.parameters()])
+    torch.testing.assert_close(gradients[1] - gradients[0], wanted, rtol=1e-3, atol=1e-4 * wanted.abs().max())
+
+
+def test_the_learning_rate_warms_up_and_cools_down() -> None:
+    """Five iterations up; the last 0.3 of 60, 18 of them, linearly down to a last step of 1 / 18."""
+    factors = [CONFIG.lr_factor(step, 60) for step in range(60)]
+    assert factors[:6] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1]) and factors[42] == 1
+    assert factors[43:] == pytest.approx([k / 18 for k in range(17, 0, -1)])
+    assert replace(CONFIG, cooldown=0.0).lr_factor(59, 60) == 1
+
+
+@pytest.mark.parametrize("objective", ["regress", "ppo"])
+def test_learning_moves_the_policy_and_not_its_base_at_the_rate_it_is_told(objective: str) -> None:
+    config, pipe = replace(CONFIG, objective=objective, rounds=0, lr=1e-2), small_pipeline()
+    out = rollout(pipe, TEXTS, plus, config, 0, 0)
+    learner = Learner.of(pipe, config, config.sampler, 16)
+    learn(learner, out, 0.25, rng(0, "update"))
+    assert {group["lr"] for group in learner.optimizer.param_groups} == {0.25e-2}
+    first = small_pipeline().unet.parameters()
+    triples = list(zip(learner.base.parameters(), pipe.unet.parameters(), first))
+    assert all(torch.equal(base, p) for base, _, p in triples)
+    assert not any(torch.equal(now, p) for _, now, p in triples if p.ndim > 1)
