@@ -26,6 +26,7 @@ from minireflect.world.graphs import (
     place,
     radius,
     sample_graph,
+    sample_picture,
 )
 from minireflect.world.graphs import graph_vocabulary as vocabulary
 from minireflect.world.inspector import inspect
@@ -256,3 +257,14 @@ def test_a_held_out_graph_is_never_trained_on() -> None:
     chance = random.Random(0)
     trained = {g.triples for g in (sample_graph(chance) for _ in range(300))}
     assert not trained & {sample_graph(chance, "test").triples for _ in range(100)}
+
+
+def test_graphs_are_of_the_training_split_unless_another_is_named() -> None:
+    draw = random.Random(0)
+    for graph in [sample_graph(draw) for _ in range(40)] + [sample_picture(draw)[0] for _ in range(40)]:
+        pairs = {pair_split(graph.entities[s], graph.entities[o]) for s, _, o in graph.relations}
+        assert pairs == {"train"}
+    for split in ("validation", "test"):
+        graph, scene = sample_picture(draw, split)
+        assert split in {pair_split(graph.entities[s], graph.entities[o]) for s, _, o in graph.relations}
+        assert graph.fulfilled_by(scene.objects)
