@@ -63,8 +63,8 @@ Reward = Callable[[Tensor, list[str]], Tensor]
 ACCEPT = 0.5
 
 # How a refused picture becomes noise: in few steps without guidance, a quarter of its variance new, and then
-# the opposite of it. Of pictures that the base samples wrong, 0.62 are right from there, 0.44 from new noise and 0.18 from
-# their own (scripts/measure.py memory).
+# the opposite of it. Of pictures that the base samples wrong, 0.62 are right from there, 0.44 from new noise
+# and 0.18 from their own (scripts/measure.py memory).
 OPPOSITE = ReflectionConfig(w_renoise=0.0, steps=5, fresh_noise=0.5, wrong="opposite")
 
 
