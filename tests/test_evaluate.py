@@ -91,7 +91,7 @@ def test_the_interval_clustered_by_prompt_covers_the_share_of_all_prompts(prompt
     for _ in range(400):
         right, asked = drawn(prompts, n, share, 0.3, draw)
         low, high = interval(right, asked)
-        assert 0 <= low <= right.mean() <= high <= 1
+        assert -1e-9 < low < right.mean() + 1e-9 and right.mean() - 1e-9 < high < 1 + 1e-9
         covered += low <= share <= high
         low, high = wilson(right.mean().item(), n)
         naive += low <= share <= high
