@@ -10,7 +10,7 @@ from torch.distributions import Normal, kl_divergence
 from minireflect import run as runs
 from minireflect.diffusion.ddim import ddim_step
 from minireflect.methods import learn as learning
-from minireflect.methods.learn import Replay, jobs, path_kl, remember
+from minireflect.methods.learn import Learner, Replay, jobs, learn, path_kl, remember
 from minireflect.methods.rollout import rollout
 from minireflect.streams import rng
 from tests.methods.common import CONFIG, REFUSED, learn_from, likes_the_first_and_third, one_iteration, plus
@@ -219,3 +219,16 @@ def test_the_learning_rate_warms_up_and_cools_down() -> None:
     assert factors[:6] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1]) and factors[42] == 1
     assert factors[43:] == pytest.approx([k / 18 for k in range(17, 0, -1)])
     assert replace(CONFIG, cooldown=0.0).lr_factor(59, 60) == 1
+
+
+@pytest.mark.parametrize("objective", ["regress", "ppo"])
+def test_learning_moves_the_policy_and_not_its_base_at_the_rate_it_is_told(objective: str) -> None:
+    config, pipe = replace(CONFIG, objective=objective, rounds=0, lr=1e-2), small_pipeline()
+    out = rollout(pipe, TEXTS, plus, config, 0, 0)
+    learner = Learner.of(pipe, config, config.sampler, 16)
+    learn(learner, out, 0.25, rng(0, "update"))
+    assert {group["lr"] for group in learner.optimizer.param_groups} == {0.25e-2}
+    first = small_pipeline().unet.parameters()
+    triples = list(zip(learner.base.parameters(), pipe.unet.parameters(), first))
+    assert all(torch.equal(base, p) for base, _, p in triples)
+    assert not any(torch.equal(now, p) for _, now, p in triples if p.ndim > 1)
