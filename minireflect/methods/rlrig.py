@@ -83,7 +83,7 @@ class LoopConfig(Checked):
     guidance: Weight = 1.0
     # w of editing
     edit_guidance: Weight = 2.0
-    # share of new noise at t*, in [0, 1]; 1 is SDEdit, which inverts nothing
+    # amplitude l of new noise at t*, l^2 of its variance; 1 is SDEdit, which inverts nothing
     fresh_noise: Share = 1.0
     # also edit pictures that meet all requirements
     edit_all: Annotated[bool, Suppress] = False

@@ -37,9 +37,9 @@ Differs from the released code: reflection keeps no graph; every iteration has i
 gradients are never dropped; latents and log-probabilities stay float32; the clip is stated in nats;
 group-relative advantages by default, each round crediting its own branches only; guidance 1 in rollouts by
 default (half the cost, and the guidance is learnt into the weights); re-noising without guidance, in 5 steps,
-to the scale of the prior and with half new noise; all rounds are trained, but for their almost noiseless
-steps.  The paper's choices are options: `--objective ppo --lr 3e-5 --updates 2 --group 5 --mode blind
---w-renoise 0.1 --renoise-steps 20 --no-renormalise --fresh-noise 0 --advantage history --suffixes 1 5 9
+to the scale of the prior, a quarter of its variance new; all rounds are trained, but for their almost
+noiseless steps.  The paper's choices are options: `--objective ppo --lr 3e-5 --updates 2 --group 5 --mode
+blind --w-renoise 0.1 --renoise-steps 20 --no-renormalise --fresh-noise 0 --advantage history --suffixes 1 5 9
 --guidance 5`.
 
     minireflect train srrl

@@ -5,6 +5,7 @@ The Checker's questions have answers that are true of the scene and of what is s
 """
 
 import random
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,10 +41,10 @@ from minireflect.run import Job, Run, optimise
 from minireflect.streams import choices
 from minireflect.world.captions import hints, rationale
 from minireflect.world.data import WorldConfig, training_pairs
-from minireflect.world.graphs import lay_out, parse_graph, sample_picture
+from minireflect.world.graphs import lay_out, pair_split, parse_graph, sample_picture
 from minireflect.world.laws import render
 from minireflect.world.prompts import KINDS, all_texts, draw_prompts, near_miss, prompt_set, understand
-from minireflect.world.scenes import Reading, Scene
+from minireflect.world.scenes import SPLITS, Reading, Scene
 from tests.small import REASON_WORDS as WORDS
 
 
@@ -174,6 +175,19 @@ def test_answers_are_true_of_what_is_visible() -> None:
         both[label] += 1
         assert changed_requirement(graph.requirements[0], graph, chance) is not None
     assert min(both.values()) > 50
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_questions_about_pairs_of_another_split_are_never_asked(split: str) -> None:
+    """In training: of no held-out pair.  For the others the graphs' own split, as true and false ones."""
+    draw, asked = random.Random(split), Counter()
+    for _ in range(150):
+        graph, scene = sample_picture(draw, split)
+        for _ in range(12):
+            r, _ = question(graph, scene, [True] * (len(scene.objects) + 1), draw, 0.6)
+            if r.object is not None:
+                asked[pair_split(r.subject, r.object)] += 1
+    assert set(asked) == {"train", split} and min(asked.values()) > 100
 
 
 def test_an_object_that_is_painted_over_is_not_visible() -> None:

@@ -20,9 +20,9 @@ from minireflect.pretrain.sft import (
 )
 from minireflect.run import Job, Run
 from minireflect.streams import choices
-from minireflect.world.captions import read_rationale
+from minireflect.world.captions import plan_of, rationale, read_rationale
 from minireflect.world.data import WorldConfig
-from minireflect.world.prompts import understand
+from minireflect.world.prompts import sample_scene, understand
 from tests.small import REASON_WORDS as WORDS
 from tests.small import Stopped, small_reasongen, stop
 
@@ -37,7 +37,18 @@ def test_shuffled_rationales_stay_in_their_law() -> None:
     laws = [text[0] for text in rationales]
     moved = shuffled(rationales, laws, choices(0, "shuffle"))
     assert sorted(moved) == sorted(rationales) and all(t.startswith(law) for t, law in zip(moved, laws))
-    assert sum(a == b for a, b in zip(moved, rationales)) < 10
+    assert all(a != b for a, b in zip(moved, rationales))
+
+
+def test_shuffled_rationales_are_of_another_scene() -> None:
+    draw = choices(1, "shuffle")
+    for law in ("mirror", "arrangement"):
+        scenes = [sample_scene(i, law) for i in range(300)]
+        written = [rationale(scene, rng=draw) for scene in scenes]
+        moved = shuffled(written, [law] * 300, draw)
+        assert all(read_rationale(text) != plan_of(scene) for text, scene in zip(moved, scenes))
+    with pytest.raises(ValueError, match="mirror: too few scenes"):
+        shuffled(["a", "a", "b"], ["mirror"] * 3, draw)
 
 
 def test_a_dense_prompt_is_the_rationale_and_leaves_the_rationale_empty() -> None:
