@@ -438,4 +438,4 @@ def test_the_editors_rate_warms_up(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     noted = lambda learner, out, factor, noise: factors.append(factor) or learnt(learner, out, factor, noise)  # noqa: E731
     monkeypatch.setattr(rlrig, "learn", noted)
     train_editor(replace(CONFIG, editor_iterations=2), small_parts(), Job(Run(tmp_path / "run", {})))
-    assert factors == [CONFIG.editor.lr_factor(step, 2) for step in range(2)] and factors[0] == 0.2
+    assert factors == [CONFIG.editor.lr_factor(step, 2) for step in range(2)] and factors[0] == 1 / 3
