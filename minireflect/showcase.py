@@ -4,7 +4,6 @@ picture.
 Nothing in them is picked: prompts come in the order in which the world lists them, noise from a fixed stream.
 """
 
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +29,8 @@ UNMET_SHOWN = 2  # requirements listed under a picture
 
 
 def fixed_prompts(kinds: tuple[str, ...] = ("physical", "unconventional")) -> list[Prompt]:
-    """The first held-out prompt of every law and kind."""
-    return [next(p for p in prompt_set(kind, "held-out") if p.law == law) for law in LAWS for kind in kinds]
+    """The first test prompt of every law and kind."""
+    return [next(p for p in prompt_set(kind, "test") if p.law == law) for law in LAWS for kind in kinds]
 
 
 def verdict(image: Tensor, text: str, reward: float | None = None) -> Cell:
@@ -74,19 +73,16 @@ def compare(
 def sampled_rounds(
     pipe: LatentDiffusion, prompts: list[str], sampler: SamplerConfig, reflection: ReflectionConfig,
     seed: int, reward: Reward | None = None,
-) -> Iterator[Tensor]:  # fmt: skip
+) -> dict[str, Tensor]:  # fmt: skip
     """The pictures of every round, K + 1 of them: refused ones are sampled again; without a reward, all are.
-    -> (b 3 h w)
+    -> columns of a strip, (b 3 h w) each
     """
     noise = rng(seed, "sample")
     x_T = pipe.noise(len(prompts), noise)
     if reward:
-        return pipe.selected_rounds(prompts, reward, x_T, sampler, reflection, noise)
-    return map(pipe.decode, pipe.blind_rounds(prompts, x_T, sampler, reflection, noise))
-
-
-def by_round(rounds: Iterable[Tensor]) -> dict[str, Tensor]:
-    """The pictures of every round, as columns of a strip."""
+        rounds = pipe.selected_rounds(prompts, reward, x_T, sampler, reflection, noise)
+    else:
+        rounds = map(pipe.decode, pipe.blind_rounds(prompts, x_T, sampler, reflection, noise))
     return {f"round {k}": images for k, images in enumerate(rounds)}
 
 
@@ -105,7 +101,7 @@ def same_noise(
 
 @torch.no_grad()
 def check_picture(pipe: LatentDiffusion) -> np.ndarray:
-    """The first held-out physical prompt of every law, side by side, sampled without step noise.
+    """The first physical test prompt of every law, side by side, sampled without step noise.
     -> (64 512 3) uint8
     """
     texts = [p.text for p in fixed_prompts(("physical",))]

@@ -23,7 +23,7 @@ from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-from .scenes import COLORS, Object, Objects, Scene, arrangement, distance
+from .scenes import COLORS, SPLITS, Object, Objects, Scene, arrangement, distance
 
 SHAPES = ("ball", "block", "cone")  # of GenEval's tasks
 SMALL = (*SHAPES, "cylinder")  # these can be on, inside or in front of something
@@ -37,7 +37,8 @@ RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": 
 TOUCHING = ("on", "inside", "in front of")
 PREDICATES = (*RELATIONS, *TOUCHING)
 Predicates = tuple[str, ...]
-DEAD_ZONE = 0.1 * 4 * RADIUS  # pixels; GenEval: an offset below a tenth of both sizes counts as none
+CONVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+DEAD_ZONE = 0.1  # share of the sum of both sizes by which an offset counts as less; GenEval's
 
 MAX_THINGS, MAX_RELATIONS = 4, 4
 
@@ -54,18 +55,18 @@ def radius(name: str) -> int:
 def holds(predicate: str, a: Object, b: Object) -> bool:
     """Whether `a` stands in one of PREDICATES to `b`.
 
-    left of, right of, above, below: GenEval's rule on the centres, at most 60 degrees off the axis.  on: the
-    foot of `a` is at the top of `b`, within 3 pixels, and its centre above `b`'s width.  inside: centre
-    within 4 pixels of a box's.  in front of: they overlap and `a` is lower, as objects are drawn from the
-    back, which is the top, to the front.
+    left of, right of, above, below: the rule of GenEval's evaluate_images.py; the offset along the axis,
+    less DEAD_ZONE times both sizes, is more than half of the distance of the centres.  on: the foot of `a` is
+    at the top of `b`, within 3 pixels, and its centre above `b`'s width.  inside: centre within 4 pixels of
+    a box's.  in front of: they overlap and `a` is lower, as objects are drawn from the back, which is the
+    top, to the front.
     """
     dx, dy = a.xy[0] - b.xy[0], a.xy[1] - b.xy[1]
+    reach = radius(a.name) + radius(b.name)  # half the sum of both sizes
     if predicate in RELATIONS:
-        dx, dy = dx * (abs(dx) >= DEAD_ZONE), dy * (abs(dy) >= DEAD_ZONE)
         ux, uy = RELATIONS[predicate]
-        length = math.hypot(dx, dy)
-        return length > 0 and (ux * dx + uy * dy) / length > 0.5
-    dx, reach = abs(dx), radius(a.name) + radius(b.name)
+        return ux * dx + uy * dy - DEAD_ZONE * 2 * reach > 0.5 * math.hypot(dx, dy)
+    dx = abs(dx)
     if predicate == "on":
         return abs(dy + reach) <= 3 and dx <= RADIUS
     if predicate == "inside":
@@ -199,6 +200,12 @@ class SceneGraph:
             subject, object_ = (unnamed.pop(i, f"the {self.entities[i].label}") for i in (s, o))
             clauses.append(f"{subject} {predicate} {object_}")
         return " and ".join([*clauses, *unnamed.values()])
+
+    @property
+    def content(self) -> tuple[frozenset, frozenset]:
+        """What is asked for, the same for "a left of b" and "b right of a", "a and b" and "b and a"."""
+        e, turned = self.entities, [(o, CONVERSE[p], s) for s, p, o in self.relations if p in CONVERSE]
+        return frozenset(e), frozenset((e[s], p, e[o]) for s, p, o in (*self.relations, *turned))
 
     def fulfilled_by(self, things: Objects) -> bool:
         """Whether a picture of these shapes meets every requirement."""
@@ -378,21 +385,24 @@ def _fits(graph: SceneGraph, i: int, thing: Object, placed: Placed) -> bool:
     return True
 
 
-def held_out(a: Entity, b: Entity) -> bool:
-    """Whether these two are related in held-out graphs only, in any number."""
+def pair_split(a: Entity, b: Entity) -> str:
+    """The only split in whose graphs these two are related, in any number; training pairs are in all."""
     names = sorted(f"{e.color} {e.name}" for e in (a, b))
-    return random.Random(f"pair/{names}").random() < HELD_OUT
+    chance = random.Random(f"pair/{names}").random()
+    return "train" if chance >= HELD_OUT else "validation" if chance < HELD_OUT / 2 else "test"
 
 
 def sample_graph(rng: random.Random, split: str = "train") -> SceneGraph:
-    """Two to four objects, one to four relations; held-out graphs relate a pair that training never does."""
-    if split not in ("train", "held-out"):
-        raise ValueError(f"split {split!r} is not one of 'train', 'held-out'")
+    """Two to four objects, one to four relations.  Graphs of a held-out split relate a pair of it, see
+    `pair_split`, and no other graphs do.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} is not one of {', '.join(map(repr, SPLITS))}")
     while True:
         with suppress(GraphError):
             graph = _random_graph(rng)
-            new = any(held_out(graph.entities[s], graph.entities[o]) for s, _, o in graph.relations)
-            if new != (split == "held-out"):
+            pairs = {pair_split(graph.entities[s], graph.entities[o]) for s, _, o in graph.relations}
+            if pairs - {"train"} != {split} - {"train"}:
                 continue
             for seed in range(3):  # easy to lay out, so that training does not stop at one that is not
                 lay_out(graph, random.Random(seed), layouts=20)

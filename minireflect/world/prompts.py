@@ -5,7 +5,11 @@ Two kinds after SRRL's prompt templates 4 and 5, and GenEval's six tasks (arXiv 
     unconventional  "..., lying on the bottom against buoyancy"             stated, and unlawful
     arrangement     "a red ball left of a blue block"                       a scene graph
 An outcome that is only stated, lawful or not ("..., lying on the bottom"), occurs in training captions only.
-Training and held-out prompts differ in their combinations of objects, not only in their seeds.
+Splits differ in their combinations of objects, not only in their seeds.  One combination in five is held out
+from all training: half of these are for validation, where choices are made, and half for test, which is
+reported and never chosen on.  Of arrangements, all sentences with the same content are in one split: "a ball
+left of a cone" and "a cone right of a ball".  Tasks of at most five contents, single and two objects, are in
+all splits.  What a picture shows besides, such as colours that are left open, is not held out.
 
 A picture fulfils a prompt when the inspector reads every fact in it, and nothing more.  GenEval's own rules,
 for comparison with its tables, are milder: other objects in the picture do no harm.
@@ -13,7 +17,7 @@ for comparison with its tables, are milder: other objects in the picture do no h
     two_object      a ball and a cone              at least one of each
     counting        three red balls                at least three, and not four
     colors          a red ball                     at least one of this colour
-    position        a ball left of a cone          centres: at most 60 degrees off the axis
+    position        a ball left of a cone          centres, see `holds` in graphs.py
     color_attr      a red ball and a blue cone     one each of these colours
     overall         the unweighted mean of the six
 GenEval reads pictures with a detector, we with the inspector, whose objects have no confidence: a position
@@ -36,11 +40,10 @@ from ..streams import choices
 from .canvas import to_pixels, write_picture
 from .graphs import RELATIONS, SHAPES, Entity, SceneGraph, arrange, holds
 from .laws import LAWS
-from .scenes import ARRANGEMENT, COLORS, Objects, Reading, Scene, jitter
+from .scenes import ARRANGEMENT, COLORS, SPLITS, Objects, Reading, Scene, jitter
 
 KINDS = ("physical", "unconventional", ARRANGEMENT)
 TASKS = ("single object", "two objects", "counting", "colors", "position", "color attribution")  # GenEval's
-SPLITS = ("train", "held-out")
 HELD_OUT_EVERY = 5  # one combination in five is never trained on
 
 
@@ -60,6 +63,11 @@ class Prompt:
     outcome: str = ""
     graph: SceneGraph | None = None  # of an arrangement
     task: str = ""  # of an arrangement, one of TASKS
+
+    @property
+    def content(self) -> tuple:
+        """What is asked for, however it is said; a content is in one split."""
+        return self.graph.content if self.graph else (self.law, self.objects, self.outcome)
 
     @property
     def group(self) -> str:
@@ -98,13 +106,13 @@ def law_prompt(law: str, objects: Objects, outcome: str | None = None, defiant: 
 # ------------------------------------------------------------------------------------------------ all prompts
 @cache
 def combinations(law: str, split: str) -> tuple[Objects, ...]:
-    """The sets of objects of one law in one split, "train" or "held-out"."""
+    """The sets of objects of one law in one of SPLITS."""
     return _part(LAWS[law].combinations, law, split)
 
 
 @cache
 def prompt_set(kind: str, split: str) -> tuple[Prompt, ...]:
-    """Every prompt of one of KINDS or "stated", and of one split, "train" or "held-out", in a fixed order."""
+    """Every prompt of one of KINDS or "stated", and of one of SPLITS, in a fixed order."""
     pairs = [(law, objects) for law in LAWS for objects in combinations(law, split)]
     if kind == "physical":
         return tuple(law_prompt(law, objects) for law, objects in pairs)
@@ -114,8 +122,14 @@ def prompt_set(kind: str, split: str) -> tuple[Prompt, ...]:
         return tuple(law_prompt(law, things, o, False) for law, things in pairs for o in LAWS[law].outcomes)
     if kind != ARRANGEMENT:
         raise ValueError(f"prompt kind {kind!r} is not one of {', '.join(KINDS)}")
-    graphs = [(task, graph) for task in TASKS for graph in _part(_graphs(task), task, split)]
-    return tuple(Prompt(g.sentence, ARRANGEMENT, ARRANGEMENT, graph=g, task=task) for task, g in graphs)
+    return tuple(prompt for task in TASKS for prompt in _arrangements(task, split))
+
+
+def _arrangements(task: str, split: str) -> list[Prompt]:
+    """Every prompt of one of GenEval's tasks in one split."""
+    prompts = [Prompt(g.sentence, ARRANGEMENT, ARRANGEMENT, graph=g, task=task) for g in _graphs(task)]
+    contents = _part(list(dict.fromkeys(p.content for p in prompts)), task, split)
+    return [p for content in contents for p in prompts if p.content == content]
 
 
 def _graphs(task: str) -> list[SceneGraph]:
@@ -131,15 +145,18 @@ def _graphs(task: str) -> list[SceneGraph]:
 
 
 def _part(items: list, name: str, split: str) -> tuple:
-    """The part of the items in one split: every fifth of them, shuffled by `name` alone, is held out."""
+    """The part of the items in one split, shuffled by `name` alone: every fifth is held out, and these are in
+    turns of validation and of test.  Five items or fewer are in all splits.
+    """
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is not one of {', '.join(map(repr, SPLITS))}")
-    if len(items) <= HELD_OUT_EVERY:  # GenEval's three single objects are in both splits
+    if len(items) <= HELD_OUT_EVERY:
         return tuple(items)
     order = list(items)
     random.Random(f"split/{name}").shuffle(order)
-    held_out = order[::HELD_OUT_EVERY]
-    return tuple(held_out if split == "held-out" else (item for item in order if item not in held_out))
+    parts = {"validation": order[:: 2 * HELD_OUT_EVERY], "test": order[HELD_OUT_EVERY :: 2 * HELD_OUT_EVERY]}
+    parts["train"] = [item for i, item in enumerate(order) if i % HELD_OUT_EVERY]
+    return tuple(parts[split])
 
 
 @cache
@@ -171,9 +188,9 @@ class PromptMix(Checked):
     """The prompts of reinforcement learning: shares of their kinds, training combinations only."""
 
     # share of prompts whose outcome the law decides
-    physical: Weight = 0.6
+    physical: Weight = 0.45
     # share of prompts that state an unlawful outcome
-    unconventional: Weight = 0.3
+    unconventional: Weight = 0.45
     # share of GenEval's tasks; what is not reinforced at all would be forgotten
     arrangement: Weight = 0.1
 

@@ -8,21 +8,23 @@ import torch
 from minireflect import rng
 from minireflect.models.reasongen import SamplingConfig
 from minireflect.models.tokenizer import EOS, trim, up_to
+from minireflect.pretrain import sft
 from minireflect.pretrain.sft import (
     Examples,
     ReasonTraining,
     make_examples,
+    sft_loss,
     shuffled,
     text_only_loss,
     train_reasongen,
 )
 from minireflect.run import Job, Run
 from minireflect.streams import choices
-from minireflect.world.captions import read_rationale
+from minireflect.world.captions import plan_of, rationale, read_rationale
 from minireflect.world.data import WorldConfig
-from minireflect.world.prompts import understand
+from minireflect.world.prompts import sample_scene, understand
 from tests.small import REASON_WORDS as WORDS
-from tests.small import small_reasongen
+from tests.small import Stopped, small_reasongen, stop
 
 
 def examples(**options: float | str) -> Examples:
@@ -35,7 +37,18 @@ def test_shuffled_rationales_stay_in_their_law() -> None:
     laws = [text[0] for text in rationales]
     moved = shuffled(rationales, laws, choices(0, "shuffle"))
     assert sorted(moved) == sorted(rationales) and all(t.startswith(law) for t, law in zip(moved, laws))
-    assert sum(a == b for a, b in zip(moved, rationales)) < 10
+    assert all(a != b for a, b in zip(moved, rationales))
+
+
+def test_shuffled_rationales_are_of_another_scene() -> None:
+    draw = choices(1, "shuffle")
+    for law in ("mirror", "arrangement"):
+        scenes = [sample_scene(i, law) for i in range(300)]
+        written = [rationale(scene, rng=draw) for scene in scenes]
+        moved = shuffled(written, [law] * 300, draw)
+        assert all(read_rationale(text) != plan_of(scene) for text, scene in zip(moved, scenes))
+    with pytest.raises(ValueError, match="mirror: too few scenes"):
+        shuffled(["a", "a", "b"], ["mirror"] * 3, draw)
 
 
 def test_a_dense_prompt_is_the_rationale_and_leaves_the_rationale_empty() -> None:
@@ -114,3 +127,57 @@ def test_training_goes_on_from_a_given_model(tmp_path: Path) -> None:
     trained = train_reasongen(training, WorldConfig(), start.codec, job, start)
     assert all(torch.equal(a, b) for a, b in zip(before, trained.model.parameters()))
     assert not trained.writes_rationale and start.writes_rationale
+
+
+@pytest.mark.parametrize("empty", [0.0, 1.0])
+def test_the_loss_counts_a_rationales_tokens_twice_and_image_tokens_once(
+    monkeypatch: pytest.MonkeyPatch, empty: float
+) -> None:
+    """By hand from log-probabilities; of an empty sample the picture alone, without prompt and rationale."""
+    monkeypatch.setattr(sft, "EMPTY", empty)
+    model, data = small_reasongen(rationale=64).model, examples(pictures=12)
+    loss, parts = sft_loss(model, data, ReasonTraining(batch=5), rng(0, "sft"))
+    pick = torch.randint(12, (5,), generator=rng(0, "sft"))
+    codes = data.codes[pick]
+    given = model.blank(5, codes.device) if empty else (data.prompts[pick], data.rationales[pick])
+    text, image = model.log_probs(*given, codes, SamplingConfig())  # nats of a word; of a form and colours
+    words = torch.zeros(()) if empty else text[up_to(given[1], model.config.boi)]
+    n = 0 if empty else len(words)
+    wanted = -(2 * words.sum() + image.sum()) / (2 * n + image.numel())
+    torch.testing.assert_close(loss, wanted)
+    assert parts["image"] == pytest.approx(-image.mean().item(), rel=1e-5)
+    assert parts["text"] == pytest.approx(-words.sum().item() / max(1, n), rel=1e-5)
+
+
+def test_a_tenth_of_the_samples_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 2,000 samples, prompt and rationale alike; four standard errors."""
+    model, data = small_reasongen(rationale=64).model, examples(pictures=2)
+    given: list[torch.Tensor] = []
+    monkeypatch.setattr(type(model), "forward", lambda self, *ids: given.extend(ids) or stop())
+    with pytest.raises(Stopped):
+        sft_loss(model, data, ReasonTraining(batch=2_000), rng(0, "empty"))
+    empty = given[0][:, 1] == EOS
+    assert 146 < empty.sum() < 254
+    assert torch.equal(empty, given[1][:, 0] == model.config.boi)
+
+
+def test_text_only_is_added_and_the_world_has_the_share_of_arrangements(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worlds: list[WorldConfig] = []
+    pairs = sft.training_pairs
+    monkeypatch.setattr(
+        sft, "training_pairs", lambda n, world, *a: worlds.append(world) or pairs(n, world, *a)
+    )
+    monkeypatch.setattr(sft, "sft_loss", lambda model, *_: (0 * model.where.sum() + 1, {}))
+    monkeypatch.setattr(sft, "text_only_loss", lambda model, *_: 0 * model.where.sum() + 2)
+    job, start = Job(Run(tmp_path / "run", {})), small_reasongen(rationale=64)
+    train_reasongen(ReasonTraining(3, steps=1, text_only=5), WorldConfig(), start.codec, job, start)
+    assert job.run.metrics("reason-sft")[0]["loss"] == 3 and worlds[0].arrangements == 0.35
+
+
+def test_shuffled_examples_have_the_rationales_of_other_pictures() -> None:
+    true, moved = (examples(pictures=30, rationales=kind) for kind in ("true", "shuffled"))
+    rows = [WORDS.decode(e.full_rationales) for e in (true, moved)]
+    assert torch.equal(true.codes, moved.codes) and sorted(rows[0]) == sorted(rows[1])
+    assert sum(a != b for a, b in zip(*rows)) > 10

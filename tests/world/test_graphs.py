@@ -3,6 +3,7 @@
 import json
 import random
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -12,21 +13,26 @@ from minireflect.world.captions import PROMPT_LENGTH
 from minireflect.world.graphs import (
     PREDICATES,
     RELATIONS,
+    THINGS,
     Entity,
     GraphError,
     SceneGraph,
+    arrange,
     from_laion_sg,
-    held_out,
     holds,
     lay_out,
+    pair_split,
     parse_graph,
     place,
+    radius,
     sample_graph,
+    sample_picture,
 )
 from minireflect.world.graphs import graph_vocabulary as vocabulary
 from minireflect.world.inspector import inspect
 from minireflect.world.laws import render
-from minireflect.world.scenes import Object
+from minireflect.world.prompts import prompt_set
+from minireflect.world.scenes import SPLITS, Object
 
 
 def test_triples_sentences_and_json_say_the_same_graph() -> None:
@@ -52,7 +58,7 @@ def test_triples_sentences_and_json_say_the_same_graph() -> None:
 def test_sentences_of_sampled_graphs_read_back() -> None:
     draw = random.Random(0)
     for i in range(100):
-        graph = sample_graph(draw, ("train", "held-out")[i % 2])
+        graph = sample_graph(draw, SPLITS[i % 3])
         again = parse_graph(graph.sentence)
         assert set(again.triples) == set(graph.triples)
         assert set(again.entities) == set(graph.entities)
@@ -142,6 +148,41 @@ def test_relations_are_opposite_and_exclusive(ax: int, ay: int, bx: int, by: int
     assert not any(holds(r, a, a) for r in RELATIONS)
 
 
+def geneval_relations(a: Object, b: Object) -> set[str]:
+    """Of evaluate_images.py's `relative_position`, from boxes as it has them."""
+    center = np.array(a.xy, float), np.array(b.xy, float)
+    size = 2 * radius(a.name) * np.ones(2), 2 * radius(b.name) * np.ones(2)
+    offset = center[0] - center[1]
+    revised = np.maximum(np.abs(offset) - 0.1 * (size[0] + size[1]), 0) * np.sign(offset)
+    if np.all(np.abs(revised) < 1e-3):
+        return set()
+    dx, dy = revised / np.linalg.norm(offset)
+    shares = {"left of": -dx, "right of": dx, "above": -dy, "below": dy}
+    return {name for name, share in shares.items() if share > 0.5}
+
+
+def test_positions_are_genevals() -> None:
+    draw = random.Random(0)
+    for _ in range(5_000):
+        a, b = (
+            Object(draw.choice(THINGS), "red", xy=(draw.randint(5, 59), draw.randint(5, 59))) for _ in "ab"
+        )
+        assert {r for r in RELATIONS if holds(r, a, b)} == geneval_relations(a, b)
+
+
+def test_training_pictures_of_positions_satisfy_geneval() -> None:
+    draw = random.Random(1)
+    for split in SPLITS:
+        for prompt in prompt_set("arrangement", split):
+            for s, relation, o in prompt.graph.relations * 20:
+                things = {t.name: t for t in prompt.scene(draw).objects}
+                names = (prompt.graph.entities[i].name for i in (s, o))
+                assert relation in geneval_relations(*(things[name] for name in names))
+    for _ in range(200):  # of two shapes of a task, apart as they are, one relation holds at least
+        things = arrange(SceneGraph((Entity("ball"), Entity("cone"))), draw).objects
+        assert geneval_relations(*things)
+
+
 def test_relations_are_what_their_words_say() -> None:
     base, r = Object("block", "blue", xy=(32, 32)), {}
     for x, y in ((10, 32), (54, 32), (32, 10), (32, 54), (32, 18), (40, 36), (32, 32)):
@@ -161,7 +202,7 @@ def test_relations_are_what_their_words_say() -> None:
 def test_the_inspector_reads_back_what_was_laid_out() -> None:
     draw = random.Random(3)
     for i in range(60):
-        graph = sample_graph(draw, ("train", "held-out")[i % 2])
+        graph = sample_graph(draw, SPLITS[i % 3])
         scene = lay_out(graph, draw)
         assert graph.fulfilled_by(scene.objects)
         reading = inspect(render(scene))
@@ -189,13 +230,13 @@ def test_a_picture_with_one_fact_wrong_is_not_accepted() -> None:
 
 def test_splits_do_not_share_a_related_pair() -> None:
     draw = random.Random(1)
-    for split in ("train", "held-out"):
+    for split in SPLITS:
         for _ in range(50):
             g = sample_graph(draw, split)
-            new = [held_out(g.entities[s], g.entities[o]) for s, _, o in g.relations]
-            assert any(new) == (split == "held-out")
+            new = {pair_split(g.entities[s], g.entities[o]) for s, _, o in g.relations} - {"train"}
+            assert new == {split} - {"train"}
     with pytest.raises(ValueError, match="not one of"):
-        sample_graph(draw, "test")
+        sample_graph(draw, "held-out")
 
 
 def test_a_graph_without_relations_is_a_list_of_things() -> None:
@@ -215,4 +256,15 @@ def test_nine_places() -> None:
 def test_a_held_out_graph_is_never_trained_on() -> None:
     chance = random.Random(0)
     trained = {g.triples for g in (sample_graph(chance) for _ in range(300))}
-    assert not trained & {sample_graph(chance, "held-out").triples for _ in range(100)}
+    assert not trained & {sample_graph(chance, "test").triples for _ in range(100)}
+
+
+def test_graphs_are_of_the_training_split_unless_another_is_named() -> None:
+    draw = random.Random(0)
+    for graph in [sample_graph(draw) for _ in range(40)] + [sample_picture(draw)[0] for _ in range(40)]:
+        pairs = {pair_split(graph.entities[s], graph.entities[o]) for s, _, o in graph.relations}
+        assert pairs == {"train"}
+    for split in ("validation", "test"):
+        graph, scene = sample_picture(draw, split)
+        assert split in {pair_split(graph.entities[s], graph.entities[o]) for s, _, o in graph.relations}
+        assert graph.fulfilled_by(scene.objects)
