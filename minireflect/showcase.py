@@ -45,6 +45,13 @@ def verdict(image: Tensor, text: str, reward: float | None = None) -> Cell:
     return image, said if reward is None else f"{said} · reward {reward:.2f}", right
 
 
+def judged(images: Tensor, texts: list[str], reward: Reward | None = None) -> list[Cell]:
+    """The cells of a gallery: the inspector's verdict in a word, and the reward.  Shapes: images (b 3 h w)"""
+    marks = [f" · {v:.2f}" for v in reward(images, texts).tolist()] if reward else [""] * len(texts)
+    cells = [verdict(image, text) for image, text in zip(images, texts)]
+    return [(x, said.split(":")[0] + mark, right) for (x, said, right), mark in zip(cells, marks)]
+
+
 def compare(
     columns: dict[str, Tensor], reward: Reward, prompts: list[str], path: Path,
     notes: dict[str, list[str]] | None = None, read: bool = True,
