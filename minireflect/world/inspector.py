@@ -31,6 +31,8 @@ TOLERANCE = 0.25  # in [0, 1]: a ball that is missing makes 0.7, a line moved by
 MEAN_TOLERANCE = 0.035  # in [0, 1], over all blocks
 HALFWAY = 0.47  # share of the way to another scene from which on a picture is neither
 
+FLAT = 0.08  # in [0, 1]: within a strip over the picture no channel may spread further; noise is 0.05
+
 REACH = 4  # pixels: camera positions looked at, twice what scenes are moved by
 STRIDE = 2  # pixels (even) between camera positions of the matched filter; refined afterwards
 DIMS = 64  # principal directions kept of the matched filter's 768
@@ -47,11 +49,22 @@ def inspect(image: Tensor) -> Reading:
     pixels = (image.detach().float().cpu().permute(1, 2, 0).numpy() + 1) / 2  # (64 64 3) in [0, 1]
     if not np.isfinite(pixels).all():
         return Reading(None, 1.0, "the picture has pixels that are not finite numbers")
-    pixels = _even_out(pixels)
+    reading = _read(pixels := _even_out(pixels))
+    if not reading.readable and (behind := _behind_strip(pixels)) is not None:
+        reading = min(reading, _read(behind), key=_worse)
+    return reading
+
+
+def _worse(reading: Reading) -> tuple[bool, float]:
+    return not reading.readable, reading.residual
+
+
+def _read(pixels: np.ndarray) -> Reading:
+    """Shapes: pixels (64 64 3) in [0, 1]"""
     nearest, *others = _law_candidates(pixels)
     reading = _verify(pixels, nearest, others)
     if not reading.readable and (shapes := _find_shapes(pixels)) is not None:
-        reading = min(reading, _verify(pixels, shapes, []), key=lambda r: (not r.readable, r.residual))
+        reading = min(reading, _verify(pixels, shapes, []), key=_worse)
     return reading
 
 
@@ -63,9 +76,30 @@ def inspect_all(images: Tensor) -> list[Reading]:
 
 def _even_out(pixels: np.ndarray) -> np.ndarray:
     """Scale the brightness so that the lightest common colour is the paper's, within 15 %."""
-    light = np.percentile(_blocks(pixels).mean(axis=2), 90)
-    gain = np.clip(PAPER.mean() / max(light, 1e-3), 1 / 1.15, 1.15)
-    return np.clip(pixels * np.float32(gain), 0, 1)
+    light = np.percentile(_blocks(pixels).reshape(-1, 3), 90, axis=0)
+    gain = np.clip(PAPER / np.maximum(light, 1e-3), 1 / 1.15, 1.15)
+    return np.clip(pixels * gain.astype(np.float32), 0, 1)
+
+
+def _behind_strip(pixels: np.ndarray) -> np.ndarray | None:
+    """The picture without the flat strip, two pixels wide, that lies over it from edge to edge, or None.
+
+    What was behind it is the mean of the lines beside it.  Shapes: pixels (64 64 3) in [0, 1]
+    """
+    found, visible = None, 0.02
+    k = np.arange(SIZE - 1)  # first line of a strip
+    before, after = np.where(k > 0, k - 1, 2), np.where(k < SIZE - 2, k + 2, SIZE - 3)  # the lines beside it
+    for axis in (0, 1):  # a strip of rows, a strip of columns
+        lines = pixels.swapaxes(0, axis)
+        strips = np.stack([lines[:-1], lines[1:]], axis=1)  # (63 2 64 3)
+        between = (lines[before] + lines[after])[:, None] / 2  # (63 1 64 3)
+        off = np.abs(strips - between).mean(axis=(1, 2, 3))
+        off[strips.std(axis=(1, 2)).max(axis=1) > FLAT] = 0
+        if off.max() > visible:
+            visible, best = off.max(), off.argmax()
+            found = pixels.copy()
+            found.swapaxes(0, axis)[best : best + 2] = between[best]
+    return found
 
 
 def _verify(pixels: np.ndarray, scene: Scene, others: list[Scene]) -> Reading:
