@@ -1,4 +1,4 @@
-"""How good a generator is: fixed held-out prompts, fixed noise, the inspector's verdict, and the learned
+"""How good a generator is: fixed test prompts, fixed noise, the inspector's verdict, and the learned
 reward beside it.
 
 What all measurements share, and that of the laws; evaluate_graphs.py measures loops, evaluate_reason.py
@@ -9,7 +9,7 @@ can be fooled.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -34,8 +34,8 @@ Score = dict[str, Any]  # what was measured, by name: numbers, or numbers by law
 class EvaluationConfig(Checked):
     # pictures of each kind of prompt, the laws or tasks in equal shares
     pictures: Count = 256
-    # combinations of objects: held-out ones, which no training sees, or train
-    split: Annotated[str, Suppress] = "held-out"
+    # combinations of objects: test for figures that are reported, validation for choices, train to compare
+    split: Annotated[Literal["train", "validation", "test"], Suppress] = "test"
     # of prompts and noise, the same for every model that is compared
     seed: int = 1_000
     # pictures sampled at once; another number gives other noise
@@ -179,7 +179,7 @@ def law_table(models: dict[str, dict[str, Score]]) -> Table:
             cells |= {f"{kind}: diversity within a law": s["diversity"]}
             for row, cell in cells.items():
                 rows.setdefault(row, {})[name] = cell
-    return Table("held-out prompts", rows)
+    return Table("test prompts", rows)
 
 
 def law_bars(models: dict[str, dict[str, Score]]) -> dict[str, Score]:
@@ -189,5 +189,5 @@ def law_bars(models: dict[str, dict[str, Score]]) -> dict[str, Score]:
         for kind, s in scores.items():
             n = round(s["pictures"] / len(s["by_law"]))  # of each law
             shares = {law: (share, *wilson(share, n)) for law, share in s["by_law"].items()}
-            plots.setdefault(f"{kind}, held-out prompts", {})[f"{name}: {s['accuracy']:.2f}"] = shares
+            plots.setdefault(f"{kind}, test prompts", {})[f"{name}: {s['accuracy']:.2f}"] = shares
     return plots

@@ -115,4 +115,4 @@ def loop_bars(loops: dict[str, Score]) -> dict[str, Score]:
     for name, s in loops.items():
         for group, key in zip(groups.values(), ("sg_iou", "right")):
             group[f"{name}\n{s['evaluations']:.0f} UNet evaluations"] = (s[key],) * 3  # no interval
-    return {"Held-out graphs, read by the inspector": groups}
+    return {"Test graphs, read by the inspector": groups}

@@ -12,7 +12,7 @@ Example(steps=0) raises ValueError: steps must be at least 1, got 0.
 
 import math
 import typing
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 
 class Range(NamedTuple):
@@ -43,7 +43,7 @@ Positive = Annotated[float, Range(0, above=True)]
 
 
 class Checked:
-    """A dataclass whose fields carry ranges.  Raises ValueError on a value outside; None is not checked."""
+    """A dataclass whose fields carry ranges or name their values.  Raises ValueError on any other value."""
 
     def __post_init__(self) -> None:
         for name, hint in typing.get_type_hints(type(self), include_extras=True).items():
@@ -51,6 +51,9 @@ class Checked:
             marks = [mark for h in hints for mark in getattr(h, "__metadata__", ())]
             ranges = [mark for mark in marks if isinstance(mark, Range)]
             value = getattr(self, name)
+            known = next((typing.get_args(h) for h in hints if typing.get_origin(h) is Literal), (value,))
+            if value is not None and value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(map(str, known))}, got {value}")
             for number in value if isinstance(value, tuple) else [value]:
                 if ranges and number is not None and not ranges[0].holds(number):
                     raise ValueError(f"{name} must be {ranges[0]}, got {number}")

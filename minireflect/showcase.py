@@ -30,8 +30,8 @@ UNMET_SHOWN = 2  # requirements listed under a picture
 
 
 def fixed_prompts(kinds: tuple[str, ...] = ("physical", "unconventional")) -> list[Prompt]:
-    """The first held-out prompt of every law and kind."""
-    return [next(p for p in prompt_set(kind, "held-out") if p.law == law) for law in LAWS for kind in kinds]
+    """The first test prompt of every law and kind."""
+    return [next(p for p in prompt_set(kind, "test") if p.law == law) for law in LAWS for kind in kinds]
 
 
 def verdict(image: Tensor, text: str, reward: float | None = None) -> Cell:
@@ -105,7 +105,7 @@ def same_noise(
 
 @torch.no_grad()
 def check_picture(pipe: LatentDiffusion) -> np.ndarray:
-    """The first held-out physical prompt of every law, side by side, sampled without step noise.
+    """The first physical test prompt of every law, side by side, sampled without step noise.
     -> (64 512 3) uint8
     """
     texts = [p.text for p in fixed_prompts(("physical",))]

@@ -167,7 +167,7 @@ def srrl(task: Task) -> None:
     task.report(law_table(columns), f"{minutes:.1f} minutes · {cost_of(rows)}")
     level = [sum(s[key] for s in before.values()) / len(before) for key in ("reward", "accuracy")]
     names, colors = ("reward", "right"), (figures.REWARD, figures.TRUTH)
-    levels = [(f"{n}: held-out prompts, before", v, color) for n, v, color in zip(names, level, colors)]
+    levels = [(f"{n}: test prompts, before", v, color) for n, v, color in zip(names, level, colors)]
     task.plot("reward_and_truth", rows, figures.LEARNING._replace(levels=levels))
     task.plot("latents_by_round", rows, *figures.LATENTS)
     words = "right by the inspector, share; lines: 95 % intervals"
@@ -255,7 +255,7 @@ def rlrig(task: Task) -> None:
             task.save("actor", parts.actor)
             task.save("editor", parts.editor.unet)
         task.measured(name, evaluate_loop, rig.loop_of(parts, config.rlrig.loop), *how, name)
-    task.report(Table("held-out graphs", task.scores()), f"{(time.time() - clock) / 60:.1f} minutes")
+    task.report(Table("test graphs", task.scores()), f"{(time.time() - clock) / 60:.1f} minutes")
     stages = {"phase 1, the Actor": run.metrics("phase-1"), "phase 2, the editor": run.metrics("phase-2")}
     panels = [figures.EDITS._replace(title=f"{name}: {figures.EDITS.title}") for name in stages]
     figures.curves(task.figure("phases"), *map(figures.of_run, panels, stages.values()))
@@ -336,7 +336,7 @@ def reason_grpo(task: Task) -> None:
 def show_reasongen(task: Task, pipe: ReasonPipeline, judge: Reward, last: str = "") -> None:
     """The table of the models measured, and a figure of the first prompts of each kind, nothing picked."""
     rows = {name: table_row(score) for name, score in task.scores().items()}
-    task.report(Table("held-out prompts", rows), last)
+    task.report(Table("test prompts", rows), last)
     texts = [p.text for p in evaluation_prompts(replace(task.config.evaluation, pictures=3))]
     showcase.rationale_strip(pipe, judge, texts, SAMPLING, task.config.seed, task.figure("thoughts"))
 

@@ -5,7 +5,7 @@ is picked.
 
 It writes docs/rounds.png, docs/world.png and minireflect/pretrained/check.png.
 
-Prompts are the first held-out unconventional one of every law, noise comes from seed 0, weights are the
+Prompts are the first unconventional test prompt of every law, noise comes from seed 0, weights are the
 shipped ones.
 """
 

@@ -2,7 +2,7 @@
 
     python scripts/measure.py inspector autoencoder base reward captioner memory [--weights RUN] [--n 2000]
 
-Everything is drawn from fixed seeds that no training used; prompts are held-out combinations.
+Everything is drawn from fixed seeds that no training used; prompts are of test combinations.
 """
 
 import io
@@ -102,7 +102,7 @@ def forge(scene: Scene, kind: str, draw: random.Random) -> Scene | None:
 
 
 def measure_inspector(n: int) -> None:
-    scenes = [sample_scene(1_000_000 + i, split="held-out" if i % 2 else "train") for i in range(n)]
+    scenes = [sample_scene(1_000_000 + i, split="test" if i % 2 else "train") for i in range(n)]
     pictures = [render(s) for s in scenes]
     inspect(pictures[0])  # draws the matched filter once
     for name, disturb in disturbances(rng(0, "measure", "inspector")).items():
@@ -159,7 +159,7 @@ def through(autoencoder: Autoencoder, images: Tensor) -> Tensor:
 
 
 def measure_autoencoder(autoencoder: Autoencoder, n: int) -> None:
-    scenes = [sample_scene(4_000_000 + i, split="held-out" if i % 2 else "train") for i in range(n)]
+    scenes = [sample_scene(4_000_000 + i, split="test" if i % 2 else "train") for i in range(n)]
     images = torch.stack([render(s) for s in scenes])
     again = through(autoencoder, images)
     right = [r.agrees_with(s) for r, s in zip(inspect_all(again), scenes)]
@@ -176,7 +176,7 @@ def measure_base(pipe: LatentDiffusion, reward: Reward, n: int) -> None:
 
 def measure_reward(pipe: LatentDiffusion, reward: Reward, n: int) -> None:
     draw = choices(0, "measure", "twins")
-    prompts = [p for kind in KINDS for p in draw_prompts(kind, "held-out", n // 3 + 1, draw)][:n]
+    prompts = [p for kind in KINDS for p in draw_prompts(kind, "test", n // 3 + 1, draw)][:n]
     right = torch.stack([render(p.scene(draw)) for p in prompts])
     wrong = torch.stack([render(twin_scene(p, draw)) for p in prompts])
     texts = [p.text for p in prompts]
@@ -189,7 +189,7 @@ def measure_reward(pipe: LatentDiffusion, reward: Reward, n: int) -> None:
     values, truth, laws, group = [], [], [], []
     # few prompts, many pictures of each, so that a prompt has right ones and wrong ones
     for kind in KINDS[:2]:
-        asked = [p for p in draw_prompts(kind, "held-out", 64, draw) for _ in range(-(-n // 128))]
+        asked = [p for p in draw_prompts(kind, "test", 64, draw) for _ in range(-(-n // 128))]
         texts, config = [p.text for p in asked], EvaluationConfig(pictures=len(asked))
         sampler, stream = preset("cpu").sampler, f"reward {kind}"
         drawn, scored = sample_and_score(pipe, reward, texts, sampler, config, stream)
@@ -232,7 +232,7 @@ def false_rationale(prompt: Prompt, scene: Scene, split: str, draw: random.Rando
 def measure_captioner(captioner: Reward, n: int) -> Table:
     """How many true and how many false rationales of n pictures of each kind of prompt it finds kept."""
     rows = {}
-    for split in ("train", "held-out"):
+    for split in ("train", "test"):
         prompts = evaluation_prompts(EvaluationConfig(n, split))
         draw = choices(EvaluationConfig.seed, "evaluate", "captioner", split)
         scenes = [p.scene(draw) for p in prompts]
@@ -255,7 +255,7 @@ def measure_memory(pipe: LatentDiffusion, n: int) -> None:
     ours, published = config.reflection, ReflectionConfig(renormalise=False)
     prompts = []
     for kind in KINDS[:2]:
-        prompts += draw_prompts(kind, "held-out", n // 2, choices(0, "measure", "memory", kind))
+        prompts += draw_prompts(kind, "test", n // 2, choices(0, "measure", "memory", kind))
     found: dict[str, list[Tensor]] = {}
     for i in tqdm(range(0, len(prompts), 48), "drawing and drawing again", leave=False):
         part = prompts[i : i + 48]
@@ -285,7 +285,7 @@ def measure_memory(pipe: LatentDiffusion, n: int) -> None:
 def twin_scene(prompt: Prompt, draw: random.Random) -> Scene:
     """A picture with one fact wrong; for arrangements drawn until it does not fulfil the prompt by chance."""
     while True:
-        scene = near_miss(prompt, draw, "held-out").scene(draw)
+        scene = near_miss(prompt, draw, "test").scene(draw)
         if not prompt.fulfilled_by(Reading(scene, 0.0)):
             return scene
 

@@ -103,7 +103,7 @@ def freed(base: Path, folder: Path) -> Path:
 def measured(weights: Path, args: argparse.Namespace, seed: int, arm: str) -> Score:
     """A row of the table, measured once."""
     options = dict(ARMS[arm][1])
-    split, swapped = options.pop("split", "held-out"), options.pop("swapped", False)
+    split, swapped = options.pop("split", "test"), options.pop("swapped", False)
     config = EvaluationConfig(args.pictures, split, 1_000 + seed)
     path = args.out / "rows" / f"{arm}-{seed}-{args.pictures}.json"
 

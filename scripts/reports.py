@@ -100,7 +100,7 @@ def arms_figure(seeds: list[Arms], measures: dict[str, str], path: Path) -> None
         values = {arm: [s[arm][key] for s in seeds] for arm in seeds[0]}
         bars = {arm: (float(np.mean(v)), min(v), max(v)) for arm, v in values.items()}
         plots[title] = {"mean of the seeds": bars}
-    figures.bars(path, "held-out, by the inspector; lines: range of the seeds", plots)
+    figures.bars(path, "test prompts, by the inspector; lines: range of the seeds", plots)
 
 
 def over_runs(

@@ -1,4 +1,4 @@
-"""How good Checker and judge are: on held-out scenes whose facts are known, and on the loop's own pictures
+"""How good Checker and judge are: on test scenes whose facts are known, and on the loop's own pictures
 against the inspector.
 
 python scripts/rig_checker.py          prints the first, for the shipped two
@@ -37,12 +37,12 @@ def kind_of(r: Requirement) -> str:
 
 @torch.no_grad()
 def asked_of_renders(name: str) -> dict[str, list]:
-    """Yes/no questions about held-out scenes, half of the pictures clean and half through the autoencoder.
+    """Yes/no questions about test scenes, half of the pictures clean and half through the autoencoder.
 
     -> for each question its probability, its truth and its kind
     """
     chance = choices(SEED, "questions")
-    pictures = [sample_picture(chance, "held-out") for _ in range(SCENES)]
+    pictures = [sample_picture(chance, "test") for _ in range(SCENES)]
     images = torch.stack([render(scene) for _, scene in pictures])
     pipe = load_pipeline(RIG)
     half = SCENES // 2

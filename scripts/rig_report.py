@@ -58,7 +58,7 @@ def reliability_figure(answers: dict[str, dict[str, list]], path: Path) -> None:
         rows, error = calibration(found)
         x, y, _ = zip(*rows)
         lines.append(Line(f"{name}: error {error:.3f}", x, y, color, style="o-"))
-    curves(path, Panel("Questions about held-out scenes", "probability of yes", "share that is true", lines))
+    curves(path, Panel("Questions about test scenes", "probability of yes", "share that is true", lines))
 
 
 def groups_figure(groups: dict[int, Arms], path: Path) -> None:
@@ -68,7 +68,7 @@ def groups_figure(groups: dict[int, Arms], path: Path) -> None:
         for arm, style in (("phase 1", "o--"), (TRAINED, "o-")):
             values = [rows[arm][key] for rows in groups.values()]
             lines.append(Line(f"{name}, {arm}", list(groups), values, color, style=style))
-    title = "One seed, shorter training, held-out graphs"
+    title = "One seed, shorter training, test graphs"
     xlabel = "group size G, at equal edits an iteration"
     curves(path, Panel(title, xlabel, "by the inspector", lines, ylim=(0, 1)))
 

@@ -6,7 +6,7 @@ read by the inspector.
 It writes docs/rlrig_study.md and docs/rlrig_*.png.
 
 A run of `train.py rlrig` measures the Diffuser, best-of-N, the raw loop and both phases; this script adds
-further controls, on the same held-out graphs and noise.  Every seed has its own graphs, noise and training.
+further controls, on the same test graphs and noise.  Every seed has its own graphs, noise and training.
 It can be stopped at any time and goes on where it stopped.
 """
 
@@ -98,7 +98,7 @@ def by_t_star(folder: Path, seed: int, pictures: int) -> dict[str, list[dict]]:
 
 
 def main() -> int:
-    args = arguments(__doc__, "runs/rig", 160, "held-out graphs of every row")
+    args = arguments(__doc__, "runs/rig", 160, "test graphs of every row")
     common = ["--evaluation.pictures", str(args.pictures)]
     runs = []
     for s in args.seeds:

@@ -28,14 +28,14 @@ def test_evaluation_is_fixed_and_its_table_has_every_law() -> None:
     one, two = (evaluate(pipe, load_reward(), SamplerConfig(steps=5), config) for _ in range(2))
     assert one == two
     text = law_table({"base": one}).markdown
-    assert text.startswith("| held-out prompts | base |\n|---|---|\n| physical: right by the inspector | ")
+    assert text.startswith("| test prompts | base |\n|---|---|\n| physical: right by the inspector | ")
     assert all(law in text for law in one["physical"]["by_law"]) and len(one["physical"]["by_law"]) == 8
 
 
 def test_a_score_of_renders_is_perfect_and_of_noise_nothing() -> None:
     draw = choices(0, "score")
     for kind, groups in (("unconventional", 8), ("arrangement", 6)):
-        prompts = draw_prompts(kind, "held-out", 16, draw)
+        prompts = draw_prompts(kind, "test", 16, draw)
         images = torch.stack([render(p.scene(draw)) for p in prompts])
         found = score(images, prompts, torch.full((16,), 0.25))
         assert (

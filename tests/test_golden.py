@@ -44,7 +44,7 @@ def numbers(folder: Path, words: list[str]) -> dict[str, float]:
 @torch.no_grad()
 def pictures() -> dict[str, float]:
     """Mean and spread of pictures of the shipped model: plain, guided, with a reward."""
-    pipe, texts = load_pipeline(), [p.text for p in prompt_set("unconventional", "held-out")[:4]]
+    pipe, texts = load_pipeline(), [p.text for p in prompt_set("unconventional", "test")[:4]]
     made = {
         "plain": pipe.generate(texts, generator=rng(0, "golden")),
         "guided": pipe.generate(texts, guidance=3.0, eta=0.0, generator=rng(0, "golden")),

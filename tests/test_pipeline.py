@@ -172,12 +172,12 @@ def test_the_shipped_base_draws_and_the_shipped_reward_judges() -> None:
     The bounds are wide of the figures in the README (0.73 and 0.97), because these are samples of 32.
     """
     draw = choices(0, "shipped")
-    prompts = draw_prompts("physical", "held-out", 32, draw)
+    prompts = draw_prompts("physical", "test", 32, draw)
     images = load_pipeline().generate([p.text for p in prompts], generator=rng(0, "shipped"))
     right = [p.fulfilled_by(inspect(image)) for p, image in zip(prompts, images)]
     assert 0.4 < sum(right) / 32 < 0.95
     true = torch.stack([render(p.scene(draw)) for p in prompts])
-    false = torch.stack([render(near_miss(p, draw, "held-out").scene(draw)) for p in prompts])
+    false = torch.stack([render(near_miss(p, draw, "test").scene(draw)) for p in prompts])
     reward, texts = load_reward(), [p.text for p in prompts]
     assert (reward(true, texts) > reward(false, texts)).float().mean() > 0.85
 

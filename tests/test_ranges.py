@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import pytest
 
@@ -18,6 +19,7 @@ class Record(Checked):
     size: Count | None = None
     suffixes: tuple[Count, ...] = ()
     name: str = "x"
+    mode: Literal["fast", "exact"] = "fast"
 
 
 def test_values_inside_their_range_pass() -> None:
@@ -34,6 +36,7 @@ def test_values_inside_their_range_pass() -> None:
         ("weight", math.inf, "weight must be at least 0, got inf"),
         ("lr", 0.0, "lr must be above 0, got 0.0"),
         ("size", 0, "size must be at least 1, got 0"),
+        ("mode", "Fast", "mode must be one of fast, exact, got Fast"),
         ("suffixes", (1, 0), "suffixes must be at least 1, got 0"),
     ],
 )

@@ -16,7 +16,7 @@ def test_a_verdict_explains_itself() -> None:
     (prompt,) = (p for p in fixed_prompts(("physical",)) if p.law == "balance")
     image = render(prompt.scene(draw))
     assert verdict(image, prompt.text, 0.5) == (image, "right · reward 0.50", True)
-    other = near_miss(prompt, draw, "held-out")
+    other = near_miss(prompt, draw, "test")
     _, said, right = verdict(render(other.scene(draw)), prompt.text)
     seen = law_prompt("balance", other.objects, other.outcome).text
     assert not right and said == f"wrong: reads as {seen}"

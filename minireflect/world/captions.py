@@ -31,8 +31,8 @@ from typing import NamedTuple
 
 from .graphs import NUMBERS, PLACES, PREDICATES, RELATIONS, SHAPES, GraphError, SceneGraph, lay_out, place
 from .laws import LAWS
-from .prompts import SPLITS, Prompt, law_prompt, prompt_set, split
-from .scenes import ARRANGEMENT, COLORS, Object, Objects, Reading, Scene
+from .prompts import Prompt, law_prompt, prompt_set, split
+from .scenes import ARRANGEMENT, COLORS, SPLITS, Object, Objects, Reading, Scene
 
 PROMPT_LENGTH = 64  # tokens: four relations of nine words, two places of eight, and the words that join them
 HINTS = 2  # places that an edit prompt names, at most

@@ -21,7 +21,7 @@ from .captions import RELATION_ACCURACY, training_caption
 from .graphs import RELATIONS, SHAPES, graph_vocabulary, holds, sample_picture
 from .laws import LAWS, render_pixels
 from .prompts import all_texts, combinations, law_prompt, prompt_set, sample_arrangement, understand
-from .scenes import ARRANGEMENT, COLORS, Object, Objects, Scene, jitter
+from .scenes import ARRANGEMENT, COLORS, SPLITS, Object, Objects, Scene, jitter
 
 # Share of unlawful outcomes among captions that only state it, so that its words do not depend on the law.
 STATED_UNLAWFUL = 0.5
@@ -135,14 +135,14 @@ def recolored(scene: Scene, rng: random.Random) -> Scene:
     """The same scene in random colours, also impossible ones (a wooden candle); never a held-out one."""
     while True:
         things = tuple(replace(o, color=rng.choice(INKS)) if o.color else o for o in scene.objects)
-        if scene.law == ARRANGEMENT or _appearance(things) not in _appearances(scene.law, "held-out"):
+        if scene.law == ARRANGEMENT or _appearance(things) not in _appearances(scene.law, SPLITS[1:]):
             return replace(scene, objects=things)
 
 
 def recombined_pair(rng: random.Random) -> tuple[Scene, str]:
     """A scene of a law with objects of no prompt ("a brown flag") and any outcome, with a true caption."""
     law = rng.choice(list(LAWS))
-    known = _appearances(law, "train") | _appearances(law, "held-out")
+    known = _appearances(law, SPLITS)
     while True:
         objects = tuple(_variant(law, o, rng) for o in rng.choice(combinations(law, "train")))
         inks = [o.color for o in objects if o.color]
@@ -167,8 +167,8 @@ def _appearance(objects: Objects) -> Objects:
 
 
 @cache
-def _appearances(law: str, split: str) -> frozenset[Objects]:
-    return frozenset(_appearance(objects) for objects in combinations(law, split))
+def _appearances(law: str, splits: tuple[str, ...]) -> frozenset[Objects]:
+    return frozenset(_appearance(objects) for split in splits for objects in combinations(law, split))
 
 
 def related_caption(scene: Scene, rng: random.Random) -> str:
@@ -182,5 +182,5 @@ def related_caption(scene: Scene, rng: random.Random) -> str:
     relation = rng.choice([r for r in RELATIONS if holds(r, a, b)])
     said = {f"a {a.name} {relation} a {b.name}", f"a {b.name} {CONVERSE[relation]} a {a.name}"}
     said |= {f"a {a.words} and a {b.words}", f"a {b.words} and a {a.words}"}
-    held_out = any(p.text in said for p in prompt_set(ARRANGEMENT, "held-out"))
+    held_out = any(p.text in said for split in SPLITS[1:] for p in prompt_set(ARRANGEMENT, split))
     return "" if held_out else f"a {a.words} {relation} a {b.words}"

@@ -23,7 +23,7 @@ from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-from .scenes import COLORS, Object, Objects, Scene, arrangement, distance
+from .scenes import COLORS, SPLITS, Object, Objects, Scene, arrangement, distance
 
 SHAPES = ("ball", "block", "cone")  # of GenEval's tasks
 SMALL = (*SHAPES, "cylinder")  # these can be on, inside or in front of something
@@ -378,21 +378,24 @@ def _fits(graph: SceneGraph, i: int, thing: Object, placed: Placed) -> bool:
     return True
 
 
-def held_out(a: Entity, b: Entity) -> bool:
-    """Whether these two are related in held-out graphs only, in any number."""
+def pair_split(a: Entity, b: Entity) -> str:
+    """The only split in whose graphs these two are related, in any number; training pairs are in all."""
     names = sorted(f"{e.color} {e.name}" for e in (a, b))
-    return random.Random(f"pair/{names}").random() < HELD_OUT
+    chance = random.Random(f"pair/{names}").random()
+    return "train" if chance >= HELD_OUT else "validation" if chance < HELD_OUT / 2 else "test"
 
 
 def sample_graph(rng: random.Random, split: str = "train") -> SceneGraph:
-    """Two to four objects, one to four relations; held-out graphs relate a pair that training never does."""
-    if split not in ("train", "held-out"):
-        raise ValueError(f"split {split!r} is not one of 'train', 'held-out'")
+    """Two to four objects, one to four relations.  Graphs of a held-out split relate a pair of it, see
+    `pair_split`, and no other graphs do.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} is not one of {', '.join(map(repr, SPLITS))}")
     while True:
         with suppress(GraphError):
             graph = _random_graph(rng)
-            new = any(held_out(graph.entities[s], graph.entities[o]) for s, _, o in graph.relations)
-            if new != (split == "held-out"):
+            pairs = {pair_split(graph.entities[s], graph.entities[o]) for s, _, o in graph.relations}
+            if pairs - {"train"} != {split} - {"train"}:
                 continue
             for seed in range(3):  # easy to lay out, so that training does not stop at one that is not
                 lay_out(graph, random.Random(seed), layouts=20)

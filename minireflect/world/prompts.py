@@ -5,7 +5,9 @@ Two kinds after SRRL's prompt templates 4 and 5, and GenEval's six tasks (arXiv 
     unconventional  "..., lying on the bottom against buoyancy"             stated, and unlawful
     arrangement     "a red ball left of a blue block"                       a scene graph
 An outcome that is only stated, lawful or not ("..., lying on the bottom"), occurs in training captions only.
-Training and held-out prompts differ in their combinations of objects, not only in their seeds.
+Splits differ in their combinations of objects, not only in their seeds.  One combination in five is held out
+from all training: half of these are for validation, where choices are made, and half for test, which is
+reported and never chosen on.
 
 A picture fulfils a prompt when the inspector reads every fact in it, and nothing more.  GenEval's own rules,
 for comparison with its tables, are milder: other objects in the picture do no harm.
@@ -36,11 +38,10 @@ from ..streams import choices
 from .canvas import to_pixels, write_picture
 from .graphs import RELATIONS, SHAPES, Entity, SceneGraph, arrange, holds
 from .laws import LAWS
-from .scenes import ARRANGEMENT, COLORS, Objects, Reading, Scene, jitter
+from .scenes import ARRANGEMENT, COLORS, SPLITS, Objects, Reading, Scene, jitter
 
 KINDS = ("physical", "unconventional", ARRANGEMENT)
 TASKS = ("single object", "two objects", "counting", "colors", "position", "color attribution")  # GenEval's
-SPLITS = ("train", "held-out")
 HELD_OUT_EVERY = 5  # one combination in five is never trained on
 
 
@@ -98,13 +99,13 @@ def law_prompt(law: str, objects: Objects, outcome: str | None = None, defiant: 
 # ------------------------------------------------------------------------------------------------ all prompts
 @cache
 def combinations(law: str, split: str) -> tuple[Objects, ...]:
-    """The sets of objects of one law in one split, "train" or "held-out"."""
+    """The sets of objects of one law in one of SPLITS."""
     return _part(LAWS[law].combinations, law, split)
 
 
 @cache
 def prompt_set(kind: str, split: str) -> tuple[Prompt, ...]:
-    """Every prompt of one of KINDS or "stated", and of one split, "train" or "held-out", in a fixed order."""
+    """Every prompt of one of KINDS or "stated", and of one of SPLITS, in a fixed order."""
     pairs = [(law, objects) for law in LAWS for objects in combinations(law, split)]
     if kind == "physical":
         return tuple(law_prompt(law, objects) for law, objects in pairs)
@@ -131,15 +132,18 @@ def _graphs(task: str) -> list[SceneGraph]:
 
 
 def _part(items: list, name: str, split: str) -> tuple:
-    """The part of the items in one split: every fifth of them, shuffled by `name` alone, is held out."""
+    """The part of the items in one split, shuffled by `name` alone: every fifth is held out, and these are in
+    turns of validation and of test.  Five items or fewer are in all splits.
+    """
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is not one of {', '.join(map(repr, SPLITS))}")
-    if len(items) <= HELD_OUT_EVERY:  # GenEval's three single objects are in both splits
+    if len(items) <= HELD_OUT_EVERY:  # GenEval's three single objects
         return tuple(items)
     order = list(items)
     random.Random(f"split/{name}").shuffle(order)
-    held_out = order[::HELD_OUT_EVERY]
-    return tuple(held_out if split == "held-out" else (item for item in order if item not in held_out))
+    parts = {"validation": order[:: 2 * HELD_OUT_EVERY], "test": order[HELD_OUT_EVERY :: 2 * HELD_OUT_EVERY]}
+    parts["train"] = [item for i, item in enumerate(order) if i % HELD_OUT_EVERY]
+    return tuple(parts[split])
 
 
 @cache

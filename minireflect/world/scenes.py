@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+SPLITS = ("train", "validation", "test")  # of prompts and graphs; the last two are held out from training
 COLORS = ("red", "green", "blue", "yellow", "purple")
 ARRANGEMENT = "arrangement"  # in place of a law: one to four shapes on paper, see graphs.py
 MAX_SHIFT = 2  # pixels by which a sampled scene may be moved

@@ -30,8 +30,8 @@ def test_train_leaves_a_run_and_refuses_to_spoil_it(tmp_path: Path) -> None:
     done = run("train", "--out", "run", *TINY, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     folder = tmp_path / "run"
-    assert "\nheld-out prompts  " in done.stdout
-    assert (tmp_path / "run" / "table.md").read_text().startswith("| held-out prompts | base | SRRL |")
+    assert "\ntest prompts  " in done.stdout
+    assert (tmp_path / "run" / "table.md").read_text().startswith("| test prompts | base | SRRL |")
     figures = {p.name for p in (folder / "figures").iterdir()}
     assert figures == {
         "reward_and_truth.png",

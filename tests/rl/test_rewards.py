@@ -67,7 +67,7 @@ def test_unreadable_rationales_get_zero() -> None:
 
 def test_the_inspector_reward_agrees_with_the_scenes() -> None:
     draw = choices(0, "inspector")
-    prompts = [p for kind in ("physical", "unconventional") for p in draw_prompts(kind, "held-out", 16, draw)]
+    prompts = [p for kind in ("physical", "unconventional") for p in draw_prompts(kind, "test", 16, draw)]
     images = torch.stack([render(p.scene(draw)) for p in prompts])
     texts = [p.text for p in prompts]
     assert inspector_reward(images, texts).sum() == 32
@@ -149,7 +149,7 @@ def test_the_shipped_networks_answer_about_held_out_scenes(name: str) -> None:
     (docs/log.md).
     """
     check, draw = load_checker(name=name), choices(3, "held-out")
-    pictures = [sample_picture(draw, "held-out") for _ in range(60)]
+    pictures = [sample_picture(draw, "test") for _ in range(60)]
     images = torch.stack([render(scene) for _, scene in pictures])
     graphs = [g for g, _ in pictures]
     right = []

@@ -21,7 +21,7 @@ def test_false_rationales_are_false_and_readable() -> None:
     draw = choices(0, "false")
     for prompt in evaluation_prompts(EvaluationConfig(pictures=24)):
         scene = prompt.scene(draw)
-        plan = read_rationale(measure.false_rationale(prompt, scene, "held-out", draw))
+        plan = read_rationale(measure.false_rationale(prompt, scene, "test", draw))
         assert plan is not None and plan != plan_of(scene)
 
 

@@ -82,7 +82,7 @@ def test_relations_are_wrong_as_often_as_wanted_and_entities_never() -> None:
 def test_every_style_reads_back(law: str) -> None:
     draw = random.Random(0)
     for seed in range(40):
-        scene = sample_scene(seed, law, "held-out" if seed % 2 else "train")
+        scene = sample_scene(seed, law, "test" if seed % 2 else "train")
         texts = {
             s: rationale(scene, s, draw) for s in (ARRANGEMENT_STYLES if law == "arrangement" else LAW_STYLES)
         }

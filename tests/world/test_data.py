@@ -23,7 +23,7 @@ from minireflect.world.data import (
 from minireflect.world.graphs import holds
 from minireflect.world.laws import LAWS, canvas, render_pixels
 from minireflect.world.prompts import combinations, prompt_set, sample_scene, split, understand
-from minireflect.world.scenes import Object, Reading, Scene
+from minireflect.world.scenes import SPLITS, Object, Reading, Scene
 from tests.small import REASON_WORDS as WORDS
 
 
@@ -55,16 +55,17 @@ def test_a_share_out_of_range_is_named() -> None:
         WorldConfig(silent=1.5)
 
 
-def pictures(split: str) -> set[bytes]:
-    """Of all laws, combinations of a split and outcomes."""
+def pictures(*splits: str) -> set[bytes]:
+    """Of all laws, combinations of these splits and outcomes."""
     return {
         canvas(law, objects, outcome).tobytes()
-        for law in LAWS for objects in combinations(law, split) for outcome in LAWS[law].outcomes
+        for law in LAWS for split in splits
+        for objects in combinations(law, split) for outcome in LAWS[law].outcomes
     }  # fmt: skip
 
 
 def test_recolored_scenes_differ_in_colours_only_and_are_never_held_out() -> None:
-    draw, held_out = choices(0, "twins"), pictures("held-out")
+    draw, held_out = choices(0, "twins"), pictures(*SPLITS[1:])
     for i in range(400):
         scene = sample_scene(i)
         other = recolored(scene, draw)
@@ -76,7 +77,7 @@ def test_recolored_scenes_differ_in_colours_only_and_are_never_held_out() -> Non
 
 
 def test_recombined_pictures_are_of_no_prompt_and_their_words_are_known() -> None:
-    draw, asked = choices(0, "altered"), pictures("held-out") | pictures("train")
+    draw, asked = choices(0, "altered"), pictures(*SPLITS)
     outcomes = Counter()
     for _ in range(2_000):
         scene, caption = recombined_pair(draw)
@@ -93,8 +94,8 @@ def test_recombined_pictures_are_of_no_prompt_and_their_words_are_known() -> Non
 
 def test_related_captions_are_true_and_none_is_held_out() -> None:
     draw = choices(0, "related")
-    held_out = {p.text for p in prompt_set("arrangement", "held-out")}
-    assert {p.task for p in prompt_set("arrangement", "held-out")} >= {"position", "color attribution"}
+    held_out = {p.text for split in SPLITS[1:] for p in prompt_set("arrangement", split)}
+    assert {p.task for p in prompt_set("arrangement", "test")} >= {"position", "color attribution"}
     said = Counter()
     for _ in range(3_000):
         scene, _ = training_pair(WorldConfig(arrangements=1.0), draw)
@@ -119,7 +120,7 @@ def test_related_captions_are_true_and_none_is_held_out() -> None:
 
 
 def test_a_held_out_relation_is_not_said_the_other_way_around_either() -> None:
-    graph = next(p.graph for p in prompt_set("arrangement", "held-out") if p.task == "position")
+    graph = next(p.graph for p in prompt_set("arrangement", "test") if p.task == "position")
     ((_, relation, _),) = graph.relations
     at = {"left of": (-20, 0), "right of": (20, 0), "above": (0, -20), "below": (0, 20)}[relation]
     a = Object(graph.entities[0].name, "red", xy=(32 + at[0], 32 + at[1]))

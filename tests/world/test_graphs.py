@@ -16,9 +16,9 @@ from minireflect.world.graphs import (
     GraphError,
     SceneGraph,
     from_laion_sg,
-    held_out,
     holds,
     lay_out,
+    pair_split,
     parse_graph,
     place,
     sample_graph,
@@ -26,7 +26,7 @@ from minireflect.world.graphs import (
 from minireflect.world.graphs import graph_vocabulary as vocabulary
 from minireflect.world.inspector import inspect
 from minireflect.world.laws import render
-from minireflect.world.scenes import Object
+from minireflect.world.scenes import SPLITS, Object
 
 
 def test_triples_sentences_and_json_say_the_same_graph() -> None:
@@ -52,7 +52,7 @@ def test_triples_sentences_and_json_say_the_same_graph() -> None:
 def test_sentences_of_sampled_graphs_read_back() -> None:
     draw = random.Random(0)
     for i in range(100):
-        graph = sample_graph(draw, ("train", "held-out")[i % 2])
+        graph = sample_graph(draw, SPLITS[i % 3])
         again = parse_graph(graph.sentence)
         assert set(again.triples) == set(graph.triples)
         assert set(again.entities) == set(graph.entities)
@@ -161,7 +161,7 @@ def test_relations_are_what_their_words_say() -> None:
 def test_the_inspector_reads_back_what_was_laid_out() -> None:
     draw = random.Random(3)
     for i in range(60):
-        graph = sample_graph(draw, ("train", "held-out")[i % 2])
+        graph = sample_graph(draw, SPLITS[i % 3])
         scene = lay_out(graph, draw)
         assert graph.fulfilled_by(scene.objects)
         reading = inspect(render(scene))
@@ -189,13 +189,13 @@ def test_a_picture_with_one_fact_wrong_is_not_accepted() -> None:
 
 def test_splits_do_not_share_a_related_pair() -> None:
     draw = random.Random(1)
-    for split in ("train", "held-out"):
+    for split in SPLITS:
         for _ in range(50):
             g = sample_graph(draw, split)
-            new = [held_out(g.entities[s], g.entities[o]) for s, _, o in g.relations]
-            assert any(new) == (split == "held-out")
+            new = {pair_split(g.entities[s], g.entities[o]) for s, _, o in g.relations} - {"train"}
+            assert new == {split} - {"train"}
     with pytest.raises(ValueError, match="not one of"):
-        sample_graph(draw, "test")
+        sample_graph(draw, "held-out")
 
 
 def test_a_graph_without_relations_is_a_list_of_things() -> None:
@@ -215,4 +215,4 @@ def test_nine_places() -> None:
 def test_a_held_out_graph_is_never_trained_on() -> None:
     chance = random.Random(0)
     trained = {g.triples for g in (sample_graph(chance) for _ in range(300))}
-    assert not trained & {sample_graph(chance, "held-out").triples for _ in range(100)}
+    assert not trained & {sample_graph(chance, "test").triples for _ in range(100)}

@@ -24,7 +24,7 @@ LAW_NAMES = [*LAWS, "arrangement"]
 
 
 def scenes(n: int = N, start: int = 0) -> list[Scene]:
-    return [sample_scene(start + i, split="held-out" if i % 3 == 0 else "train") for i in range(n)]
+    return [sample_scene(start + i, split="test" if i % 3 == 0 else "train") for i in range(n)]
 
 
 def pillow(image: torch.Tensor) -> Image.Image:
@@ -83,7 +83,7 @@ def test_disturbed_pictures_are_still_read_right(name: str) -> None:
 @pytest.mark.parametrize("kind", ["physical", "unconventional", "arrangement"])
 def test_a_picture_with_one_fact_wrong_is_never_accepted(kind: str) -> None:
     draw = random.Random(0)
-    for prompt in draw_prompts(kind, "held-out", N, draw):
+    for prompt in draw_prompts(kind, "test", N, draw):
         other = near_miss(prompt, draw)
         assert prompt.fulfilled_by(inspect(render(prompt.scene(draw)))), prompt.text
         shown = other.scene(draw)

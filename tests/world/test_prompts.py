@@ -2,6 +2,7 @@
 
 import json
 import random
+from itertools import combinations as combinations_of
 from pathlib import Path
 
 import pytest
@@ -34,30 +35,28 @@ from minireflect.world.prompts import (
     sample_scene,
     understand,
 )
-from minireflect.world.scenes import Object, Objects
+from minireflect.world.scenes import SPLITS, Object, Objects
 
 
 @pytest.mark.parametrize("name", LAWS)
 def test_train_and_held_out_combinations_are_disjoint_and_complete(name: str) -> None:
-    train, held_out = combinations(name, "train"), combinations(name, "held-out")
-    assert not set(train) & set(held_out)
-    assert set(train) | set(held_out) == set(LAWS[name].combinations)
-    assert 0.15 < len(held_out) / len(LAWS[name].combinations) < 0.3
+    """Held out is every fifth of the shuffled combinations, in turns for validation and for test."""
+    train, validation, test = (set(combinations(name, split)) for split in SPLITS)
+    order = list(LAWS[name].combinations)
+    random.Random(f"split/{name}").shuffle(order)
+    assert (validation, test) == (set(order[::10]), set(order[5::10])) and validation and test
+    assert train == set(order) - validation - test
 
 
 def test_prompts_of_the_splits_are_disjoint() -> None:
     for kind in KINDS:
-        shared = {p.text for p in prompt_set(kind, "train")} & {p.text for p in prompt_set(kind, "held-out")}
-        assert shared <= {"a ball", "a block", "a cone"}  # GenEval's single objects: there are only three
-    graphs = [
-        {p.graph for p in prompt_set("arrangement", s) if p.task != "single object"}
-        for s in ("train", "held-out")
-    ]
-    assert not graphs[0] & graphs[1]
+        for one, other in combinations_of(SPLITS, 2):
+            shared = {p.text for p in prompt_set(kind, one)} & {p.text for p in prompt_set(kind, other)}
+            assert shared <= {"a ball", "a block", "a cone"}  # GenEval's single objects: there are only three
 
 
-def test_every_task_of_geneval_has_prompts_in_both_splits() -> None:
-    for split in ("train", "held-out"):
+def test_every_task_of_geneval_has_prompts_in_every_split() -> None:
+    for split in SPLITS:
         prompts = prompt_set("arrangement", split)
         assert list(dict.fromkeys(p.task for p in prompts)) == list(TASKS)
         assert all(p.group == p.task and p.text == p.graph.sentence for p in prompts)
@@ -75,7 +74,7 @@ def test_every_attribute_is_seen_in_training(name: str) -> None:
             for key in ("name", "color", "size", "place")
         }
 
-    assert parts("held-out") <= parts("train")
+    assert parts("validation") | parts("test") <= parts("train")
 
 
 @given(st.integers(0, 10_000))
@@ -89,7 +88,7 @@ def test_a_caption_is_understood_and_fulfilled_by_its_own_picture(seed: int) -> 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_prompt_is_understood_as_itself(kind: str) -> None:
-    for split in ("train", "held-out"):
+    for split in SPLITS:
         for prompt in prompt_set(kind, split):
             assert understand(prompt.text.upper() + ".") == prompt
 
@@ -105,7 +104,7 @@ def test_a_near_miss_asks_for_another_picture(kind: str) -> None:
 
 def test_scenes_of_arrangements_fulfil_their_graph() -> None:
     draw = random.Random(0)
-    for prompt in draw.sample([p for s in ("train", "held-out") for p in prompt_set("arrangement", s)], 80):
+    for prompt in draw.sample([p for s in SPLITS for p in prompt_set("arrangement", s)], 80):
         assert prompt.graph.fulfilled_by(prompt.scene(draw).objects)
 
 
@@ -126,7 +125,7 @@ def test_unknown_names_are_explained() -> None:
     with pytest.raises(ValueError, match="no law named 'gravitas'"):
         sample_scene(0, "gravitas")
     with pytest.raises(ValueError, match="is not one of 'train'"):
-        combinations("balance", "test")
+        combinations("balance", "held-out")
 
 
 def test_silent_and_stated_prompts_want_the_same_lawful_picture() -> None:
@@ -205,7 +204,7 @@ def test_its_rules_on_scenes_made_by_hand(things: Objects, prompt: Prompt, right
 
 def test_scenes_made_for_a_task_are_right_and_overall_is_the_mean_of_the_kinds() -> None:
     draw = choices(0, "geneval")
-    prompts = draw_prompts("arrangement", "held-out", 60, draw)
+    prompts = draw_prompts("arrangement", "test", 60, draw)
     things = [p.scene(draw).objects for p in prompts]
     score = geneval_scores(things, prompts)
     assert set(score.values()) == {1.0} and len(score) == 7
@@ -215,7 +214,7 @@ def test_scenes_made_for_a_task_are_right_and_overall_is_the_mean_of_the_kinds()
 
 
 def test_pictures_go_where_its_scripts_look(tmp_path: Path) -> None:
-    prompts = draw_prompts("arrangement", "held-out", 3, choices(0, "export"))
+    prompts = draw_prompts("arrangement", "test", 3, choices(0, "export"))
     geneval_export(tmp_path, prompts, torch.zeros(12, 3, 64, 64))
     assert (read_picture(tmp_path / "00001" / "samples" / "0002.png") == 128).all()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["00000", "00001", "00002"]
