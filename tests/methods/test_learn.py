@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.distributions import Normal, kl_divergence
 
 from minireflect import run as runs
 from minireflect.diffusion.ddim import ddim_step
@@ -185,3 +186,36 @@ def test_statistics_that_an_objective_does_not_have_are_none() -> None:
     assert stats.clip_high is stats.clip_low is stats.log_ratio is stats.first_ratio is None
     assert stats.updates == 2 and stats.loss > 0 and stats.grad_norm > 0
     assert None not in one_iteration(CONFIG)[2]
+
+
+def test_ppos_kl_pulls_to_the_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradient that `kl` adds is that of torch's KL between the steps' Gaussians, per dimension."""
+    monkeypatch.setattr(learning, "TRAINED", 1.0), monkeypatch.setattr(runs, "MAX_GRAD_NORM", 1e9)
+    config, base = replace(CONFIG, rounds=0, steps=3, updates=1), small_pipeline(seed=1)
+    pipe = small_pipeline()
+    out = rollout(pipe, TEXTS, brightness, config, 0, 0)
+    gradients = []
+    for kl in (0.0, 0.5):
+        learn_from(pipe, out, replace(config, kl=kl), lr=0.0, base=base)
+        gradients.append(torch.cat([p.grad.flatten() for p in pipe.unet.parameters()]))
+    (round_,), total = out.rounds, 0.0
+    table, context = round_.table, pipe.embed([text for text in TEXTS for _ in range(4)])
+    trained = [i for i, sigma in enumerate(table.sigma(1.0)) if sigma > learning.MIN_SIGMA]
+    for i in trained:
+        x, a, b, sigma = round_.path.latents[:, i], table.abar[i], table.abar_prev[i], table.sigma(1.0)[i]
+        eps = [p.unet(x, table.t[i].expand(len(x)), context) for p in (pipe, base)]
+        x_0 = [(x - (1 - a).sqrt() * e) / a.sqrt() for e in eps]
+        mean = [b.sqrt() * z + (1 - b - sigma**2).sqrt() * e for z, e in zip(x_0, eps)]  # DDIM (12)
+        total = total + kl_divergence(Normal(mean[0], sigma), Normal(mean[1], sigma)).mean() / len(trained)
+    pipe.unet.zero_grad()
+    (0.5 * total).backward()
+    wanted = torch.cat([p.grad.flatten() for p in pipe.unet.parameters()])
+    torch.testing.assert_close(gradients[1] - gradients[0], wanted, rtol=1e-3, atol=1e-4 * wanted.abs().max())
+
+
+def test_the_learning_rate_warms_up_and_cools_down() -> None:
+    """Five iterations up; the last 0.3 of 60, 18 of them, linearly down to a last step of 1 / 18."""
+    factors = [CONFIG.lr_factor(step, 60) for step in range(60)]
+    assert factors[:6] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1]) and factors[42] == 1
+    assert factors[43:] == pytest.approx([k / 18 for k in range(17, 0, -1)])
+    assert replace(CONFIG, cooldown=0.0).lr_factor(59, 60) == 1

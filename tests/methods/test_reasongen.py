@@ -1,14 +1,17 @@
 """ReasonGen-R1's GRPO: which groups it learns from, what each token counts, and what one update does."""
 
 import copy
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from torch.distributions import Categorical
 
 from minireflect import rng
 from minireflect import run as runs
+from minireflect.methods import reasongen
 from minireflect.methods.reasongen import (
     Learner,
     ReasonRLConfig,
@@ -22,10 +25,11 @@ from minireflect.methods.reasongen import (
 from minireflect.models.reasongen import SamplingConfig
 from minireflect.pretrain.sft import make_examples, sft_loss
 from minireflect.rl.rewards import ACCEPT_WORD
+from minireflect.rl.tokens import AdaptiveEntropy
 from minireflect.run import Job, Run
 from minireflect.world.data import WorldConfig
 from tests.small import law_texts as texts
-from tests.small import small_reasongen
+from tests.small import shaken, small_reasongen
 
 CPU = torch.device("cpu")
 
@@ -202,3 +206,46 @@ def test_training_logs_what_it_does_and_is_the_same_twice(tmp_path: Path) -> Non
 def test_errors_name_the_bad_option(bad: dict, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         ReasonRLConfig(**bad)
+
+
+def test_without_advantage_the_gradient_is_that_of_kl_and_entropies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """beta KL to the model before RL, token by token, and alpha H, with torch's entropies: both added."""
+    monkeypatch.setattr(runs, "MAX_GRAD_NORM", 1e9)
+    p = small_reasongen()
+    before = shaken(copy.deepcopy(p.model), 0.02)
+    config = ReasonRLConfig(prompts=2, group=4, updates=1, beta=0.3, temperature=2.0)
+    drawn = p.sample([t for t in texts(2) for _ in range(4)], config.sampling, rng(0))
+    controls = [AdaptiveEntropy(target, bound=1.0, lr=1e-3) for target in (0.0, 99.0)]
+    for control, alpha in zip(controls, (0.7, -0.2)):
+        control.psi.data.fill_(math.asinh(alpha))
+    optimizer = torch.optim.SGD(p.model.requires_grad_(True).parameters(), lr=0.0)
+    learner = Learner(p, before, optimizer, tuple(controls))
+    stats = update(learner, Samples(texts(2), drawn, torch.ones(2, 4)), config, rng(0))
+    found = [w.grad.clone() for w in p.model.parameters()]
+    assert controls[0].alpha > 0.7 and controls[1].alpha < -0.2  # the entropy is above, and below, its target
+
+    given = p.tokenizer([t for t in texts(2) for _ in range(4)]), drawn.rationale, drawn.codes
+    text, forms, colors = p.model.choices(*given, config.sampling)
+    H = [Categorical(logits=v).entropy() for v in (text[drawn.chosen], forms, colors)]
+    log_r = [b - a for a, b in zip(*(m.log_probs(*given, config.sampling) for m in (p.model, before)))]
+    kl = [(v.exp() - 1 - v).mean() for v in (log_r[0][drawn.chosen], log_r[1])]  # half of the weight each
+    p.model.zero_grad()
+    (0.3 * sum(kl) / 2 + 0.7 * H[0].mean() - 0.2 * (H[1] + H[2]).mean()).backward()
+    torch.testing.assert_close(found, [w.grad for w in p.model.parameters()], rtol=1e-3, atol=1e-6)
+    assert stats["kl"] == pytest.approx(sum(kl).item() / 2, rel=1e-4)
+    assert stats["text_entropy"] == pytest.approx(H[0].mean().item(), rel=1e-4)
+
+
+def test_the_reference_stays_what_the_model_was_before_rl(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    p, start, distances = small_reasongen(), small_reasongen().model, []
+
+    def watched(learner: Learner, *rest: object) -> dict[str, float]:
+        pairs = zip(learner.reference.parameters(), start.parameters())
+        distances.append(sum((a - b).abs().sum().item() for a, b in pairs))
+        return update(learner, *rest)
+
+    monkeypatch.setattr(reasongen, "update", watched)
+    train_reason_grpo(CONFIG, p, Rewards(even), texts, None, Job(Run(tmp_path / "run", {})))
+    assert distances == [0, 0] and not torch.equal(p.model.where, start.where)

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from minireflect import rng
+from minireflect import run as runs
 from minireflect.diffusion.schedule import Schedule, ScheduleConfig
 from minireflect.methods import learn as learning
+from minireflect.methods import rlrig
 from minireflect.methods.learn import LearnConfig
 from minireflect.methods.rlrig import (
     EditPrompts,
@@ -323,3 +325,35 @@ def test_the_shipped_loop_keeps_right_pictures_and_edits_the_others() -> None:
     assert later and torch.equal(later[-1].images[accepted], first.images[accepted])
     assert (later[-1].answers.score >= first.answers.score).all()
     assert all(text.count(" at the ") >= 1 for text in later[-1].edits.said.texts)  # it names places
+
+
+def test_phase_1_pulls_to_the_actor_before_rl(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without advantage its gradient is that of beta KL to the reference; texts count alike, their end
+    included."""
+    monkeypatch.setattr(runs, "MAX_GRAD_NORM", 1e9), monkeypatch.setattr(rlrig, "ACTOR_UPDATES", 1)
+    parts, before = small_parts(), Actor(ActorConfig(len(TOKENS), width=16, layers=1, heads=2, written=6))
+    (seen, *_), actor = try_edits(parts, GRAPHS, CONFIG, (3, 1), rng(0, "kl")), parts.actor
+    flat = seen._replace(after=Answers(torch.ones_like(seen.after.probability), seen.after.asked))
+    optimizer = torch.optim.SGD(actor.requires_grad_(True).parameters(), lr=0.0)
+    stats = update_actor(actor, before, optimizer, [flat], replace(CONFIG, beta=0.3))
+    found = [p.grad.clone() for p in actor.parameters()]
+    given = seen.latents.repeat_interleave(3, 0), seen.said.read, seen.said.sampled.ids
+    log_r = before(*given).detach() - actor(*given)
+    lengths = [row.index(EOS) + 1 if EOS in row else 6 for row in given[2].tolist()]
+    rows = [(v.exp() - 1 - v)[:n].mean() for v, n in zip(log_r, lengths)]
+    actor.zero_grad()
+    (0.3 * sum(rows) / len(rows)).backward()
+    torch.testing.assert_close(found, [p.grad for p in actor.parameters()], rtol=1e-3, atol=1e-6)
+    assert stats["kl"] == pytest.approx(sum(rows).item() / len(rows), rel=1e-4)
+
+
+def test_the_reference_stays_the_actor_before_rl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts, start, distances = small_parts(), weights(small_parts().actor), []
+
+    def watched(actor: Actor, reference: Actor, *rest: object) -> dict[str, float]:
+        distances.append(same(weights(reference), start))
+        return update_actor(actor, reference, *rest)
+
+    monkeypatch.setattr(rlrig, "update_actor", watched)
+    train_actor_grpo(replace(CONFIG, actor_iterations=2), parts, Job(Run(tmp_path / "run", {})))
+    assert distances == [True, True] and not same(weights(parts.actor), start)

@@ -4,10 +4,11 @@ tokens are sampled from.
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from minireflect import rng
 from minireflect.models.tokenizer import EOS
-from minireflect.models.transformer import SamplingConfig, Transformer, TransformerConfig, pick
+from minireflect.models.transformer import RMSNorm, SamplingConfig, Transformer, TransformerConfig, pick
 
 CONFIG = TransformerConfig(vocabulary=17, length=23, width=24, layers=2, heads=3, hidden=40)
 
@@ -146,3 +147,10 @@ def test_top_k_and_top_p_keep_the_likeliest_tokens() -> None:
 def test_bad_sampling_is_named(bad: dict, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         SamplingConfig(**bad)
+
+
+def test_the_norm_is_rms_norm_with_llamas_eps() -> None:
+    """Against torch's; at rows of size 1e-3 the eps of 1e-6 halves the square."""
+    norm, x = loud(RMSNorm(24)), torch.randn(3, 5, 24, generator=rng(0, "norm"))
+    for size in (1e-3, 1.0):
+        torch.testing.assert_close(norm(size * x), F.rms_norm(size * x, (24,), norm.weight, eps=1e-6))

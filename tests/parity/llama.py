@@ -2,7 +2,7 @@
 
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from minireflect.models.transformer import BASE, EPS, Transformer
+from minireflect.models.transformer import Transformer
 
 NAMES = {"embed": "model.embed_tokens", "norm_out": "model.norm", "head": "lm_head"}
 LAYER = {
@@ -23,8 +23,6 @@ def llama(ours: Transformer, attention: str = "sdpa") -> LlamaForCausalLM:
             num_hidden_layers=c.layers,
             num_attention_heads=c.heads,
             max_position_embeddings=c.length,
-            rms_norm_eps=EPS,
-            rope_theta=BASE,
             attn_implementation=attention,
             bos_token_id=None,
             eos_token_id=None,

@@ -5,14 +5,19 @@ further.
 import math
 from pathlib import Path
 
+import pytest
 import torch
 
 from minireflect import load_pipeline, rng
+from minireflect.checkpoints.files import read_weights
 from minireflect.diffusion.schedule import Schedule, ScheduleConfig, level_weight
 from minireflect.models.clip import TextConfig, TextEncoder
 from minireflect.models.tokenizer import EOS, Tokenizer
+from minireflect.models.unet import UNet
+from minireflect.pretrain import diffusion as base
 from minireflect.pretrain.diffusion import (
     LAW_BASE,
+    BaseSizes,
     DiffusionTraining,
     learn_to_read,
     level_chances,
@@ -20,8 +25,10 @@ from minireflect.pretrain.diffusion import (
 )
 from minireflect.run import Job, Run
 from minireflect.streams import choices
+from minireflect.world.canvas import to_tensor
 from minireflect.world.data import WorldConfig, captioned_laws, training_pairs
 from minireflect.world.prompts import understand
+from tests.small import Stopped, small_pipeline, stop
 
 
 def test_plain_captions_state_the_outcome_that_is_shown() -> None:
@@ -80,3 +87,55 @@ def test_training_starts_from_the_given_networks(tmp_path: Path) -> None:
     assert all(same)
     assert not torch.equal(pipe.text_encoder.token.weight, shipped.text_encoder.token.weight)
     assert math.isfinite(job.run.metrics("diffusion")[0]["loss"])
+
+
+@pytest.mark.parametrize(("ema", "decay"), [(base.EMA, 0.1), (0.05, 0.05)])  # short at the first step
+def test_one_step_of_the_base_against_its_formulas(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ema: float, decay: float
+) -> None:
+    """With one picture the noise of each sample is known: the loss is DDPM's, weighted, and the result is
+    EMA old + (1 - EMA) new.
+    """
+    monkeypatch.setattr(base, "EMA", ema)
+    seen: list[tuple] = []
+    for name, kind in (("unet", UNet), ("text", TextEncoder)):
+        forward = kind.forward
+        watch = lambda self, *x, f=forward, n=name: seen.append((n, x, y := f(self, *x))) or y  # noqa: E731
+        monkeypatch.setattr(kind, "forward", watch)
+    pipe, data = small_pipeline(), captioned_laws(1, WorldConfig(), choices(0, "start"))
+    config = DiffusionTraining(steps=1, batch=100, lr=1e-2, plain=0.0, max_weight=5.0)
+    job, sizes = Job(Run(tmp_path / "run", {})), BaseSizes(pipe.unet.config, 16, 32)
+    before = [p.clone() for p in pipe.unet.parameters()]
+    made = train_diffusion(config, sizes, data, pipe.autoencoder, job, {"unet": pipe.unet})
+    (_, (ids,), words), (_, (x_t, t, context), out) = seen
+    empty = (ids == made.tokenizer([""])).all(1)
+    assert (ids[~empty] == made.tokenizer(data.captions)).all() and torch.equal(context, words)
+    x_0, abar = pipe.autoencoder.encode(to_tensor(data.pixels)), made.schedule.abar[t].view(-1, 1, 1, 1)
+    noise = (x_t - abar.sqrt() * x_0) / (1 - abar).sqrt()
+    assert abs(noise.std() - 1) < 0.02 and abs(t.float().mean() - 499.5) < 115
+    loss = ((1 / abar).clamp(max=5.0) * (out - noise) ** 2).mean()
+    assert job.run.metrics("diffusion")[0]["loss"] == pytest.approx(loss.item(), rel=1e-4)
+    raw = read_weights(tmp_path / "run" / "state" / "diffusion.safetensors")
+    for old, (name, new) in zip(before, made.unet.named_parameters()):
+        torch.testing.assert_close(new, decay * old + (1 - decay) * raw[f"raw/unet.{name}"])
+
+
+def test_plain_captions_come_first_and_a_tenth_is_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of two steps: the first sees plain captions only, the second others too."""
+    read: list[torch.Tensor] = []
+    forward = TextEncoder.forward
+    few = lambda self, ids: read.append(ids) or (stop() if len(read) == 2 else forward(self, ids))  # noqa: E731
+    monkeypatch.setattr(TextEncoder, "forward", few)
+    monkeypatch.setattr(UNet, "forward", lambda self, x, t, context: x * context.mean())
+    pipe, data = small_pipeline(), captioned_laws(12, WorldConfig(), choices(0, "start"))
+    config, job = DiffusionTraining(steps=2, batch=2_000, plain=0.5), Job(Run(tmp_path / "run", {}))
+    with pytest.raises(Stopped):
+        train_diffusion(config, BaseSizes(pipe.unet.config, 16, 32), data, pipe.autoencoder, job)
+    tokenizer = Tokenizer.of(data.vocabulary, 32)
+    sets = [data.captions[i] for i in data.plain], data.captions
+    plain, every = (set(tokenizer.decode(tokenizer([*captions, ""]))) for captions in sets)
+    assert [set(tokenizer.decode(ids)) for ids in read] == [plain, every] and plain < every
+    for ids in read:
+        assert 146 < (ids == tokenizer([""])).all(1).sum() < 254  # four standard errors about 200

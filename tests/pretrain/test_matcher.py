@@ -27,6 +27,7 @@ from minireflect.pretrain.matcher import (
     caption_loss,
     changed,
     changed_requirement,
+    fair_prompt,
     false_prompt,
     question,
     train_captioner,
@@ -41,7 +42,7 @@ from minireflect.world.captions import rationale
 from minireflect.world.data import WorldConfig, training_pairs
 from minireflect.world.graphs import lay_out, parse_graph, sample_picture
 from minireflect.world.laws import render
-from minireflect.world.prompts import all_texts, draw_prompts, near_miss
+from minireflect.world.prompts import KINDS, all_texts, draw_prompts, near_miss, prompt_set
 from minireflect.world.scenes import Reading
 from tests.small import REASON_WORDS as WORDS
 
@@ -186,3 +187,14 @@ def test_an_object_that_is_painted_over_is_not_visible() -> None:
     assert seen[ball] is False and seen[1 - ball] is True and seen[-1] is False
     assert all(visible(block_error(clean, clean)[0], scene))
     assert changed(scene, random.Random(1)) != scene
+
+
+def test_the_reward_learns_from_training_prompts_of_all_kinds() -> None:
+    draw = random.Random(0)
+    drawn = [fair_prompt(draw) for _ in range(400)]
+    train = {(p.law, p.objects, p.graph) for kind in KINDS for p in prompt_set(kind, "train")}
+    assert {(p.law, p.objects, p.graph) for p in drawn} <= train
+    counts = {kind: sum(p.kind == kind for p in drawn) for kind in (*KINDS, "stated")}
+    assert min(counts.values()) > 70  # a quarter each, less four standard errors
+    tasks = [p.task == "position" for p in drawn if p.task]
+    assert 0.6 < sum(tasks) / len(tasks) < 0.95

@@ -8,10 +8,12 @@ import torch
 from minireflect import rng
 from minireflect.models.reasongen import SamplingConfig
 from minireflect.models.tokenizer import EOS, trim, up_to
+from minireflect.pretrain import sft
 from minireflect.pretrain.sft import (
     Examples,
     ReasonTraining,
     make_examples,
+    sft_loss,
     shuffled,
     text_only_loss,
     train_reasongen,
@@ -22,7 +24,7 @@ from minireflect.world.captions import read_rationale
 from minireflect.world.data import WorldConfig
 from minireflect.world.prompts import understand
 from tests.small import REASON_WORDS as WORDS
-from tests.small import small_reasongen
+from tests.small import Stopped, small_reasongen, stop
 
 
 def examples(**options: float | str) -> Examples:
@@ -114,3 +116,35 @@ def test_training_goes_on_from_a_given_model(tmp_path: Path) -> None:
     trained = train_reasongen(training, WorldConfig(), start.codec, job, start)
     assert all(torch.equal(a, b) for a, b in zip(before, trained.model.parameters()))
     assert not trained.writes_rationale and start.writes_rationale
+
+
+@pytest.mark.parametrize("empty", [0.0, 1.0])
+def test_the_loss_counts_a_rationales_tokens_twice_and_image_tokens_once(
+    monkeypatch: pytest.MonkeyPatch, empty: float
+) -> None:
+    """By hand from log-probabilities; of an empty sample the picture alone, without prompt and rationale."""
+    monkeypatch.setattr(sft, "EMPTY", empty)
+    model, data = small_reasongen(rationale=64).model, examples(pictures=12)
+    loss, parts = sft_loss(model, data, ReasonTraining(batch=5), rng(0, "sft"))
+    pick = torch.randint(12, (5,), generator=rng(0, "sft"))
+    codes = data.codes[pick]
+    given = model.blank(5, codes.device) if empty else (data.prompts[pick], data.rationales[pick])
+    text, image = model.log_probs(*given, codes, SamplingConfig())  # nats of a word; of a form and colours
+    words = torch.zeros(()) if empty else text[up_to(given[1], model.config.boi)]
+    n = 0 if empty else len(words)
+    wanted = -(2 * words.sum() + image.sum()) / (2 * n + image.numel())
+    torch.testing.assert_close(loss, wanted)
+    assert parts["image"] == pytest.approx(-image.mean().item(), rel=1e-5)
+    assert parts["text"] == pytest.approx(-words.sum().item() / max(1, n), rel=1e-5)
+
+
+def test_a_tenth_of_the_samples_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 2,000 samples, prompt and rationale alike; four standard errors."""
+    model, data = small_reasongen(rationale=64).model, examples(pictures=2)
+    given: list[torch.Tensor] = []
+    monkeypatch.setattr(type(model), "forward", lambda self, *ids: given.extend(ids) or stop())
+    with pytest.raises(Stopped):
+        sft_loss(model, data, ReasonTraining(batch=2_000), rng(0, "empty"))
+    empty = given[0][:, 1] == EOS
+    assert 146 < empty.sum() < 254
+    assert torch.equal(empty, given[1][:, 0] == model.config.boi)

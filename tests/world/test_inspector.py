@@ -153,3 +153,15 @@ def test_reading_takes_no_part_of_the_scene() -> None:
     scene = sample_scene(3)
     copy = to_tensor(np.array(render_pixels(scene))[None])[0]
     assert inspect(copy) == inspect(render(scene))
+
+
+@pytest.mark.parametrize(
+    ("worst", "mean", "readable"), [(0.22, 0, True), (0.28, 0, False), (0, 0.03, True), (0, 0.04, False)]
+)
+def test_the_tolerances_are_those_that_the_header_states(worst: float, mean: float, readable: bool) -> None:
+    """0.25 in a block of 4x4 pixels, 0.035 on average, here made by twice that in every other block."""
+    image = render(Scene("gravity", LAWS["gravity"].combinations[0], "floor"))
+    other = torch.arange(256).view(16, 16).add(torch.arange(16)[:, None]) % 2
+    image[1] -= 2 * 2 * mean * other.repeat_interleave(4, 0).repeat_interleave(4, 1)  # of [-1, 1]
+    image[0, 20:24, 36:40] -= 2 * worst
+    assert inspect(image).readable is readable

@@ -227,3 +227,15 @@ def test_pictures_go_where_its_scripts_look(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no task like"):
         a_law = draw_prompts("physical", "train", 1, choices(0, "x"))
         geneval_export(tmp_path, a_law, torch.zeros(1, 3, 64, 64))
+
+
+def test_what_is_trained_on_is_of_the_training_split() -> None:
+    """The prompts of RL, and by default the scenes and the near misses; by what they ask for, not by text."""
+    train = {(p.law, p.objects, p.graph) for kind in KINDS for p in prompt_set(kind, "train")}
+    draw, drawn = random.Random(0), PromptMix(physical=1, unconventional=1, arrangement=1).draw(0, 300, 0)
+    asked = [understand(text) for text in drawn[0]]
+    asked += [near_miss(p, draw) for p in asked]
+    assert {p.kind for p in asked} >= set(KINDS)
+    assert {(p.law, p.objects, p.graph) for p in asked} <= train
+    scenes = [scene for scene in map(sample_scene, range(300)) if scene.law in LAWS]
+    assert {(s.law, s.objects, None) for s in scenes} <= train
