@@ -1,18 +1,20 @@
 """The inspector reads objects, relations and outcome from pixels alone.  It is the truth of this project.
 
 It does not see the scene and is never trained, nor trained on.  It renders instead (analysis by synthesis):
-    1. scale the brightness so that the paper has its colour;
+    1. scale each channel so that the paper has its colour: a person forgives a tint;
     2. find the scenes that could look like this: for laws a matched filter over every scene and every
        position of the camera, for arrangements the coloured shapes one by one;
     3. render each candidate, and keep the one that differs least;
     4. accept it only if it explains the whole picture: no 4x4 block of pixels may differ by more than
        TOLERANCE, the mean over all blocks by no more than MEAN_TOLERANCE, and the picture may not lie
        halfway to another scene.  Otherwise the picture is unreadable, and the reading says why.
+A flat strip two pixels wide over the picture is forgiven too: what it hides is read off the lines beside it.
 So a picture with one fact wrong is read as another scene; one that no scene explains is never accepted.
 
     inspect(render(scene)).scene.facts == scene.facts
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from itertools import product
@@ -31,7 +33,7 @@ TOLERANCE = 0.25  # in [0, 1]: a ball that is missing makes 0.7, a line moved by
 MEAN_TOLERANCE = 0.035  # in [0, 1], over all blocks
 HALFWAY = 0.47  # share of the way to another scene from which on a picture is neither
 
-FLAT = 0.08  # in [0, 1]: within a strip over the picture no channel may spread further; noise is 0.05
+FLAT = 0.08  # in [0, 1]: at most by this do the channels of a strip spread; noise is 0.05
 
 REACH = 4  # pixels: camera positions looked at, twice what scenes are moved by
 STRIDE = 2  # pixels (even) between camera positions of the matched filter; refined afterwards
@@ -49,23 +51,12 @@ def inspect(image: Tensor) -> Reading:
     pixels = (image.detach().float().cpu().permute(1, 2, 0).numpy() + 1) / 2  # (64 64 3) in [0, 1]
     if not np.isfinite(pixels).all():
         return Reading(None, 1.0, "the picture has pixels that are not finite numbers")
-    reading = _read(pixels := _even_out(pixels))
-    if not reading.readable and (behind := _behind_strip(pixels)) is not None:
-        reading = min(reading, _read(behind), key=_worse)
-    return reading
-
-
-def _worse(reading: Reading) -> tuple[bool, float]:
-    return not reading.readable, reading.residual
-
-
-def _read(pixels: np.ndarray) -> Reading:
-    """Shapes: pixels (64 64 3) in [0, 1]"""
-    nearest, *others = _law_candidates(pixels)
-    reading = _verify(pixels, nearest, others)
-    if not reading.readable and (shapes := _find_shapes(pixels)) is not None:
-        reading = min(reading, _verify(pixels, shapes, []), key=_worse)
-    return reading
+    tried = []
+    for reading in _readings(_even_out(pixels)):
+        if reading.readable:
+            return reading
+        tried.append(reading)
+    return min(tried, key=lambda reading: reading.residual)
 
 
 def inspect_all(images: Tensor) -> list[Reading]:
@@ -75,19 +66,29 @@ def inspect_all(images: Tensor) -> list[Reading]:
 
 
 def _even_out(pixels: np.ndarray) -> np.ndarray:
-    """Scale the brightness so that the lightest common colour is the paper's, within 15 %."""
+    """Scale each channel so that the lightest common colour is the paper's, within 15 %."""
     light = np.percentile(_blocks(pixels).reshape(-1, 3), 90, axis=0)
     gain = np.clip(PAPER / np.maximum(light, 1e-3), 1 / 1.15, 1.15)
     return np.clip(pixels * gain.astype(np.float32), 0, 1)
 
 
-def _behind_strip(pixels: np.ndarray) -> np.ndarray | None:
-    """The picture without the flat strip, two pixels wide, that lies over it from edge to edge, or None.
+def _readings(pixels: np.ndarray) -> Iterator[Reading]:
+    """What the picture could be read as, cheapest first.  Shapes: pixels (64 64 3) in [0, 1]"""
+    for seen in _views(pixels):
+        nearest, *others = _law_candidates(seen)
+        yield _verify(seen, nearest, others)
+        if (shapes := _find_shapes(seen)) is not None:
+            yield _verify(seen, shapes, [])
 
-    What was behind it is the mean of the lines beside it.  Shapes: pixels (64 64 3) in [0, 1]
+
+def _views(pixels: np.ndarray) -> Iterator[np.ndarray]:
+    """The picture; then, where a flat strip two pixels wide lies over it from edge to edge, what is behind:
+    the mean of the two lines beside it.
+
+    Shapes: pixels (64 64 3) in [0, 1] -> one to three of the same
     """
-    found, visible = None, 0.02
-    k = np.arange(SIZE - 1)  # first line of a strip
+    yield pixels
+    k = np.arange(SIZE - 1)  # the first line of a strip
     before, after = np.where(k > 0, k - 1, 2), np.where(k < SIZE - 2, k + 2, SIZE - 3)  # the lines beside it
     for axis in (0, 1):  # a strip of rows, a strip of columns
         lines = pixels.swapaxes(0, axis)
@@ -95,11 +96,10 @@ def _behind_strip(pixels: np.ndarray) -> np.ndarray | None:
         between = (lines[before] + lines[after])[:, None] / 2  # (63 1 64 3)
         off = np.abs(strips - between).mean(axis=(1, 2, 3))
         off[strips.std(axis=(1, 2)).max(axis=1) > FLAT] = 0
-        if off.max() > visible:
-            visible, best = off.max(), off.argmax()
-            found = pixels.copy()
-            found.swapaxes(0, axis)[best : best + 2] = between[best]
-    return found
+        if off[first := off.argmax()] > FLAT / 4:  # it can be seen
+            behind = pixels.copy()
+            behind.swapaxes(0, axis)[first : first + 2] = between[first]
+            yield behind
 
 
 def _verify(pixels: np.ndarray, scene: Scene, others: list[Scene]) -> Reading:
@@ -107,14 +107,14 @@ def _verify(pixels: np.ndarray, scene: Scene, others: list[Scene]) -> Reading:
     rendered = _float_pixels(scene)
     off = np.abs(_blocks(rendered - pixels)).max(axis=2)  # (16 16)
     residual, mean, far = float(off.max()), off.mean(), ""
+    y, x = (4 * int(v) for v in np.unravel_index(off.argmax(), off.shape))
     if residual > TOLERANCE:
-        y, x = (4 * int(v) for v in np.unravel_index(off.argmax(), off.shape))
         far = f"the 4x4 pixels at x {x}, y {y} are {residual:.2f} off, at most {TOLERANCE} is allowed"
     elif mean > MEAN_TOLERANCE:
         far = f"it is {mean:.3f} off on average, at most {MEAN_TOLERANCE} is allowed"
     if far:
         why = f"no scene explains the picture: nearest is {caption(scene)!r}, but {far}"
-        return Reading(None, residual, why)
+        return Reading(None, residual, why, (x, y))
     for other in others:
         way = (_float_pixels(other) - rendered).ravel()
         if (pixels - rendered).ravel() @ way > HALFWAY * (way @ way):
