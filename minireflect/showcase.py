@@ -26,7 +26,6 @@ from .world.inspector import inspect
 from .world.laws import LAWS
 from .world.prompts import Prompt, prompt_set, understand
 
-MAGENTA = torch.tensor([[[1.0]], [[-1.0]], [[1.0]]])  # no colour of the world
 UNMET_SHOWN = 2  # requirements listed under a picture
 
 
@@ -40,7 +39,7 @@ def marked(image: Tensor, block: tuple[int, int] | None) -> Tensor:
     if block is None:
         return image
     framed, (x, y) = image.clone(), block
-    framed[:, max(y - 1, 0) : y + 5, max(x - 1, 0) : x + 5] = MAGENTA
+    framed[:, max(y - 1, 0) : y + 5, max(x - 1, 0) : x + 5] = torch.tensor([1.0, -1.0, 1.0])[:, None, None]
     framed[:, y : y + 4, x : x + 4] = image[:, y : y + 4, x : x + 4]
     return framed
 
