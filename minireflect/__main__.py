@@ -1,28 +1,34 @@
-"""The console command `minireflect`, also `python -m minireflect`.  A command imports what it needs.
+"""usage: minireflect COMMAND
 
-minireflect sample "a tall red candle in still air"
-minireflect train srrl --rounds 0
-minireflect inspect checkpoint.safetensors
+  sample   sample pictures of prompts, and say what the inspector reads in them
+  train    train a model; `minireflect train --help` lists what can be trained
+  inspect  say what is in a file: a checkpoint, a LoRA, or a picture of the synthetic world
+
+`minireflect COMMAND --help` lists the options of a command.
 """
 
 import sys
 from importlib import import_module
+from inspect import getdoc
 from pathlib import Path
 
-from .cli import COMMANDS, HELP, LISTS, TRAINED, known, list_help
+from .cli import HELP, TRAINED, known, train_help
 
+COMMANDS = ("sample", "train", "inspect")  # each imports what it needs
 PICTURES = (".png", ".jpg", ".jpeg")
 
 
 def main(words: list[str] | None = None) -> int:
     """Run a command.  -> the exit status: 0, 1 when a check fails, 2 on bad input, 130 when stopped"""
     command, *rest = (sys.argv[1:] if words is None else words) or [""]
-    listed = "" if command in HELP else command
-    if not listed or (listed in LISTS and HELP & {*rest[:1]}):
-        print(list_help(listed))
-        return 0 if command else 2
     try:
+        if command in ("", *HELP):
+            print(__doc__.strip())
+            return 0 if command else 2
         known(command, COMMANDS)
+        if command != "sample" and HELP & {*rest[:1]}:
+            print(train_help() if command == "train" else getdoc(inspect))
+            return 0
         if command == "inspect":
             return inspect([Path(word) for word in rest])
         if command == "train" and rest and not rest[0].startswith("-"):
@@ -38,7 +44,12 @@ def main(words: list[str] | None = None) -> int:
 
 
 def inspect(paths: list[Path]) -> int:
-    """Say what is in files, read strictly, so that whatever does not fit is named."""
+    """usage: minireflect inspect PATH ...
+
+      PATH  checkpoint, CLIP or LoRA (a folder or one file), our weights, or a picture 64 pixels high
+
+    What does not fit is named.
+    """
     if not paths:
         raise ValueError("there is no path; try: minireflect inspect checkpoint.safetensors")
     from .checkpoints.ours import describe

@@ -31,6 +31,8 @@ from .world.prompts import PromptMix
 class Config:
     """What a run is configured with; the defaults are the preset cpu.  `world` is set in Python only."""
 
+    # of `minireflect train`
+    command: str = "srrl"
     # budget (default: gpu on a CUDA GPU)
     preset: Literal["cpu", "gpu", "smoke"] = "cpu"
     # of every random stream
@@ -64,19 +66,36 @@ class Config:
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
+    @property
+    def real(self) -> bool:
+        """Whether a published checkpoint is trained, by the stage lora."""
+        return self.finetune.base is not None
 
+    @property
+    def stages(self) -> list[str]:
+        """The stages of the command, in order."""
+        return SEVERAL.get(f"{self.command} {self.scenes}", "lora" if self.real else self.command).split()
+
+    @property
+    def kind(self) -> str:
+        """What is trained, of laws, graphs (RL-RIG) and reason (ReasonGen-R1)."""
+        graphs = self.scenes == "graphs" or self.command in ("checker", "actor", "rlrig")
+        return "graphs" if graphs else "reason" if self.command in REASON else "laws"
+
+
+REASON = ("vq", "captioner", "reason-sft", "reason-grpo")
+SEVERAL = {  # commands with more than the stage of their name
+    "all laws": "autoencoder diffusion reward srrl", "checker laws": "checker judge",
+    "all graphs": "autoencoder diffusion checker judge actor rlrig",
+}  # fmt: skip
 COMMON = ("preset", "seed", "out", "resume", "weights", "device")  # options of every command
-FIELDS = {  # those that a command has besides: records, and a choice
+FIELDS = {  # those that a command or a stage has besides: records, and a choice
     "srrl": "srrl mix sampler evaluation method", "lora": "srrl finetune sampler method", "all": "scenes",
     "autoencoder": "autoencoder scenes", "diffusion": "diffusion scenes", "reward": "reward",
     "checker": "checker", "actor": "actor", "rlrig": "rlrig evaluation",
     "vq": "vq evaluation", "captioner": "captioner",
     "reason-sft": "sft evaluation", "reason-grpo": "grpo mix evaluation",
 }  # fmt: skip
-ALL = {  # the records that `all` reads, as presets set them
-    "laws": "autoencoder diffusion reward srrl mix sampler evaluation",
-    "graphs": "autoencoder diffusion checker actor rlrig evaluation",
-}
 PREFIXED = ("mix", "sampler", "evaluation")  # records whose options have their name in front
 
 # What presets, and kinds of commands, change.
@@ -115,8 +134,6 @@ CHANGES: dict[str, dict[str, dict]] = {
 }
 # fmt: on
 PRESETS = ("cpu", "gpu", "smoke")
-RIG = ("checker", "actor", "rlrig")
-REASON = ("vq", "captioner", "reason-sft", "reason-grpo")
 
 
 def preset(
@@ -128,9 +145,8 @@ def preset(
     """
     if name not in PRESETS or scenes not in ("laws", "graphs"):
         raise ValueError(f"{name!r} is not one of {', '.join(PRESETS)}, or {scenes!r} of laws, graphs")
-    config = Config(preset=name, scenes=scenes, srrl=recipe or SRRLConfig())
-    kinds = ["reason"] * (command in REASON) + ["graphs"] * (scenes == "graphs")
-    for key in (*kinds, name, *(f"{name} {kind}" for kind in kinds)):
+    config = Config(command, name, scenes=scenes, srrl=recipe or SRRLConfig())
+    for key in (config.kind, name, f"{name} {config.kind}"):
         config = changed(config, CHANGES.get(key, {}))
     return config
 
@@ -146,36 +162,32 @@ def changed(record: object, values: dict) -> object:
     return replace(record, **new | records)
 
 
-def fields_of(command: str, config: Config) -> list[str]:
-    """The fields of `Config` that a command has besides COMMON; with a published checkpoint, other ones."""
-    return FIELDS["lora" if config.finetune.base is not None else command].split()
-
-
-def options_of(command: str, config: Config) -> object:
-    """The options of a command as a record of their own, which tyro can fill."""
-    values = {name: getattr(config, name) for name in (*COMMON, *fields_of(command, config))}
+def options_of(config: Config) -> object:
+    """The options of the command as a record of their own, which tyro can fill."""
+    names = FIELDS["lora" if config.real else config.command].split()
+    values = {name: getattr(config, name) for name in (*COMMON, *names)}
     hints = typing.get_type_hints(Config, include_extras=True)
     flat = [name for name, value in values.items() if is_dataclass(value) and name not in PREFIXED]
     kinds = [(n, Annotated[hints[n], tyro.conf.arg(name="")] if n in flat else hints[n]) for n in values]
-    return make_dataclass(command, kinds, frozen=True, namespace={"SOURCE": Config})(**values)
+    return make_dataclass(config.command, kinds, frozen=True, namespace={"SOURCE": Config})(**values)
 
 
-def to_dict(command: str, config: Config) -> dict:
-    """The command and its options as plain JSON values, without --out and --device: they may change."""
-    names = ALL[config.scenes].split() if command == "all" else fields_of(command, config)
-    names = dict.fromkeys(("preset", "seed", "weights", "scenes", "method", *names))
+def to_dict(config: Config) -> dict:
+    """What the stages read as plain JSON values, without --out and --device: they may change."""
+    names = [name for stage in config.stages for name in FIELDS.get(stage, "").split()]
+    names = dict.fromkeys(("command", "preset", "seed", "weights", "scenes", "method", *names))
     values = {n: asdict(v) if is_dataclass(v := getattr(config, n)) else v for n in names}
-    return json.loads(json.dumps({"command": command} | values, default=str))  # a path is no JSON
+    return json.loads(json.dumps(values, default=str))  # a path is no JSON
 
 
-def read_config(folder: Path) -> tuple[str, Config]:
-    """The command of a run and all that it was given.  Raises ValueError in one sentence."""
+def read_config(folder: Path) -> Config:
+    """What a run was given.  Raises ValueError in one sentence."""
     path = folder / "config.json"
     try:
         values = json.loads(path.read_text())
-        command, weights = values.pop("command"), values.pop("weights")
-        config = changed(preset(values["preset"], command, values["scenes"]), values)
-        return command, replace(config, weights=weights and Path(weights), out=folder, resume=True)
+        weights = values.pop("weights")
+        config = changed(preset(values["preset"], values["command"], values["scenes"]), values)
+        return replace(config, weights=weights and Path(weights), out=folder, resume=True)
     except OSError as error:
         raise ValueError(f"there is no run to resume in {folder}: cannot read {path}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:

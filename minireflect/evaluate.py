@@ -6,13 +6,16 @@ rationales. Tables show truth and reward law by law: an average can hide a law a
 can be fooled.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.special import stdtrit
 from torch import Tensor
 from tqdm import tqdm
 from tyro.conf import Suppress
@@ -90,7 +93,24 @@ def _shown(cell: str | float) -> str:
     return cell if isinstance(cell, str) else f"{cell:.3f}" if abs(cell) < 10 else f"{cell:,.1f}"
 
 
-def wilson(share: float, n: int) -> tuple[float, float]:
+def interval(right: Tensor, prompts: Sequence[Hashable]) -> tuple[float, float]:
+    """The 95 % interval, in [0, 1], of the share of right pictures; pictures of one prompt are alike.
+
+    Wilson's, with Student's t of as many prompts and the effective number of pictures: as many independent
+    ones have the variance that the share has by drawing prompts (Korn and Graubard 1998).  If all pictures
+    are right, or none, each prompt counts once.  Shapes: right (n) of 0 and 1, n prompts
+    """
+    share, n, sums = right.mean().item(), len(right), defaultdict(float)
+    for ok, prompt in zip(right.tolist(), prompts):
+        sums[prompt] += ok - share
+    groups, spread = len(sums), sum(s**2 for s in sums.values())
+    if groups == 1 or share in (0, 1):
+        return wilson(share, groups)
+    variance = max(spread * groups / (groups - 1) / n**2, share * (1 - share) / n)
+    return wilson(share, share * (1 - share) / variance * (Z / stdtrit(groups - 1, 0.975)) ** 2)
+
+
+def wilson(share: float, n: float) -> tuple[float, float]:
     """The 95 % interval of a share of n pictures (Wilson 1927); unlike share ± Z std it stays in [0, 1]."""
     middle, half = share + Z**2 / (2 * n), Z * (share * (1 - share) / n + (Z / (2 * n)) ** 2) ** 0.5
     return (middle - half) / (1 + Z**2 / n), (middle + half) / (1 + Z**2 / n)
@@ -114,16 +134,18 @@ def score(images: Tensor, prompts: list[Prompt], rewards: Tensor) -> Score:
     """The result for one kind of prompt.  Shapes: images (n 3 64 64), n prompts, rewards (n)"""
     readings = inspect_all(images)
     right = torch.tensor([float(p.fulfilled_by(r)) for p, r in zip(prompts, readings)])
-    group = [p.group for p in prompts]
+    group, texts = [p.group for p in prompts], np.array([p.text for p in prompts])
     rows = {n: torch.tensor([g == n for g in group]) for n in dict.fromkeys([*LAWS, *group]) if n in group}
     apart = [torch.pdist(images[r].flatten(1)).mean().item() for r in rows.values() if r.sum() > 1]
     return {
         "kind": prompts[0].kind,
         "pictures": len(prompts),
         "accuracy": right.mean().item(),  # share that the inspector reads as the prompt asks
+        "interval": interval(right, texts.tolist()),  # of the accuracy, 95 %
         "reward": rewards.mean().item(),  # learned, in [0, 1]
         "unreadable": sum(not r.readable for r in readings) / len(readings),  # share
         "by_law": {name: right[r].mean().item() for name, r in rows.items()},  # accuracy, or by task
+        "intervals": {name: interval(right[r], texts[r.numpy()].tolist()) for name, r in rows.items()},
         # mean distance of two pictures of one law, root mean square over pixels
         "diversity": sum(d / images[0].numel() ** 0.5 for d in apart) / max(1, len(apart)),
         **off_reward(images),
@@ -172,7 +194,7 @@ def law_table(models: dict[str, dict[str, Score]]) -> Table:
     rows: dict[str, dict[str, str | float]] = {}
     for name, scores in models.items():
         for kind, s in scores.items():
-            low, high = wilson(s["accuracy"], s["pictures"])
+            low, high = s["interval"]
             cells = {f"{kind}: right by the inspector": f"{s['accuracy']:.3f} [{low:.2f}, {high:.2f}]"}
             cells |= {f"{kind}, {law}": f"{share:.2f}" for law, share in s["by_law"].items()}
             cells |= {f"{kind}: learned reward": s["reward"], f"{kind}: unreadable": s["unreadable"]}
@@ -187,7 +209,6 @@ def law_bars(models: dict[str, dict[str, Score]]) -> dict[str, Score]:
     plots: dict[str, Score] = {}
     for name, scores in models.items():
         for kind, s in scores.items():
-            n = round(s["pictures"] / len(s["by_law"]))  # of each law
-            shares = {law: (share, *wilson(share, n)) for law, share in s["by_law"].items()}
+            shares = {law: (share, *s["intervals"][law]) for law, share in s["by_law"].items()}
             plots.setdefault(f"{kind}, test prompts", {})[f"{name}: {s['accuracy']:.2f}"] = shares
     return plots

@@ -35,12 +35,20 @@ def evaluation_prompts(config: EvaluationConfig) -> list[Prompt]:
 
 
 def another_of_its_kind(prompts: list[Prompt]) -> list[int]:
-    """For each prompt the row of the next one of the same law or task, the first for the last."""
-    following = {}
-    for name in dict.fromkeys(names := [_part(p) for p in prompts]):
-        rows = [i for i, n in enumerate(names) if n == name]
-        following |= zip(rows, rows[1:] + rows[:1])
-    return [following[i] for i in range(len(prompts))]
+    """For each prompt the row of the next one that asks for something else: of the same law or task or, if
+    these all ask for the same, of the same kind.
+
+    Raises ValueError if a prompt has no such other.
+    """
+    rows, n = [], len(prompts)
+    for i, p in enumerate(prompts):
+        ahead = [j % n for j in range(i + 1, i + n) if prompts[j % n].content != p.content]
+        others = [j for j in ahead if _part(prompts[j]) == _part(p)]
+        others += [j for j in ahead if prompts[j].kind == p.kind]
+        if not others:
+            raise ValueError(f"no other {p.kind} prompt than {p.text!r} is in the batch; make it larger")
+        rows.append(others[0])
+    return rows
 
 
 def _part(prompt: Prompt) -> str:

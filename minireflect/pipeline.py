@@ -62,9 +62,9 @@ Reward = Callable[[Tensor, list[str]], Tensor]
 # Reward from which a picture counts as right: it is more probably right than not.
 ACCEPT = 0.5
 
-# How a refused picture becomes noise: in few steps without guidance, half of it new, and then the opposite of
-# it. Of pictures that the base samples wrong, 0.62 are right from there, 0.44 from new noise and 0.18 from
-# their own (scripts/measure.py memory).
+# How a refused picture becomes noise: in few steps without guidance, a quarter of its variance new, and then
+# the opposite of it. Of pictures that the base samples wrong, 0.62 are right from there, 0.44 from new noise
+# and 0.18 from their own (scripts/measure.py memory).
 OPPOSITE = ReflectionConfig(w_renoise=0.0, steps=5, fresh_noise=0.5, wrong="opposite")
 
 

@@ -4,7 +4,6 @@ picture.
 Nothing in them is picked: prompts come in the order in which the world lists them, noise from a fixed stream.
 """
 
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -88,19 +87,16 @@ def compare(
 def sampled_rounds(
     pipe: LatentDiffusion, prompts: list[str], sampler: SamplerConfig, reflection: ReflectionConfig,
     seed: int, reward: Reward | None = None,
-) -> Iterator[Tensor]:  # fmt: skip
+) -> dict[str, Tensor]:  # fmt: skip
     """The pictures of every round, K + 1 of them: refused ones are sampled again; without a reward, all are.
-    -> (b 3 h w)
+    -> columns of a strip, (b 3 h w) each
     """
     noise = rng(seed, "sample")
     x_T = pipe.noise(len(prompts), noise)
     if reward:
-        return pipe.selected_rounds(prompts, reward, x_T, sampler, reflection, noise)
-    return map(pipe.decode, pipe.blind_rounds(prompts, x_T, sampler, reflection, noise))
-
-
-def by_round(rounds: Iterable[Tensor]) -> dict[str, Tensor]:
-    """The pictures of every round, as columns of a strip."""
+        rounds = pipe.selected_rounds(prompts, reward, x_T, sampler, reflection, noise)
+    else:
+        rounds = map(pipe.decode, pipe.blind_rounds(prompts, x_T, sampler, reflection, noise))
     return {f"round {k}": images for k, images in enumerate(rounds)}
 
 

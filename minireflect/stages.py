@@ -179,7 +179,7 @@ def srrl(task: Task) -> None:
     reflection = replace(config.srrl.reflection, rounds=3)
     asked = None if config.srrl.mode == "blind" else judge
     rounds = showcase.sampled_rounds(pipe, shown, config.sampler, reflection, config.seed, asked)
-    showcase.compare(showcase.by_round(rounds), judge, shown, task.figure("rounds"))
+    showcase.compare(rounds, judge, shown, task.figure("rounds"))
 
 
 def cost_of(rows: list[dict]) -> str:
@@ -346,20 +346,6 @@ STAGES: dict[str, Callable[[Task], None]] = {
     "checker": checker, "judge": partial(checker, name="judge"), "actor": actor, "rlrig": rlrig,
     "vq": vq, "captioner": captioner, "reason-sft": reason_sft, "reason-grpo": reason_grpo,
 }  # fmt: skip
-
-
-SEVERAL = {  # commands with more than the stage of their name
-    "all": ("autoencoder", "diffusion", "reward", "srrl"),
-    "all graphs": ("autoencoder", "diffusion", "checker", "judge", "actor", "rlrig"),
-    "checker": ("checker", "judge"),
-}
-
-
-def stages_of(command: str, config: Config) -> tuple[str, ...]:
-    """The stages of a command, in order."""
-    if config.finetune.base is not None:
-        return ("lora",)
-    return SEVERAL.get(f"{command} {config.scenes}") or SEVERAL.get(command, (command,))
 
 
 def do(task: Task, *names: str) -> None:

@@ -19,7 +19,7 @@ from minireflect import figures, load_pipeline, render, sample_scene
 from minireflect.checkpoints.ours import SHIPPED
 from minireflect.pipeline import OPPOSITE, SamplerConfig
 from minireflect.rl.rewards import load_reward
-from minireflect.showcase import by_round, check_picture, compare, fixed_prompts, sampled_rounds
+from minireflect.showcase import check_picture, compare, fixed_prompts, sampled_rounds
 from minireflect.world.canvas import write_picture
 from minireflect.world.captions import caption
 from minireflect.world.laws import LAWS
@@ -42,7 +42,7 @@ def main() -> None:
     texts = [p.text for p in fixed_prompts(("unconventional",))]
     pipe, reward, reflection = load_pipeline(), load_reward(), replace(OPPOSITE, rounds=3)
     rounds = sampled_rounds(pipe, texts, SamplerConfig(), reflection, 0, reward)
-    compare(by_round(rounds), reward, texts, ROOT / "docs" / "rounds.png")
+    compare(rounds, reward, texts, ROOT / "docs" / "rounds.png")
     write_picture(check_picture(pipe), SHIPPED / "check.png")
     world(ROOT / "docs" / "world.png")
 

@@ -87,7 +87,7 @@ def by_t_star(folder: Path, seed: int, pictures: int) -> dict[str, list[dict]]:
     loop, judge = preset("cpu").rlrig.loop, load_checker(folder / "weights", "judge")
     for name, actor, editor, fresh in (
         ("raw loop", "base_actor", "unet", loop.fresh_noise),
-        ("raw loop, half of the noise inverted", "base_actor", "unet", 0.5),
+        ("raw loop, noise inverted, a quarter of its variance new", "base_actor", "unet", 0.5),
         ("trained", "actor", "editor", loop.fresh_noise),
     ):
         parts, rows[name] = load_parts(folder / "weights", actor, editor), []

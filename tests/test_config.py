@@ -12,9 +12,9 @@ from minireflect.config import FIELDS, Config, changed, options_of, preset, read
 from minireflect.methods.srrl import SRRLConfig
 
 
-def written(folder: Path, command: str, config: Config) -> Path:
+def written(folder: Path, config: Config) -> Path:
     folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(to_dict(command, config)))
+    (folder / "config.json").write_text(json.dumps(to_dict(config)))
     return folder
 
 
@@ -22,18 +22,18 @@ def written(folder: Path, command: str, config: Config) -> Path:
 @pytest.mark.parametrize("command", TRAINED)
 def test_what_a_command_was_given_comes_back(tmp_path: Path, command: str, name: str) -> None:
     config = replace(preset(name, command), seed=7, weights=Path("/somewhere"))
-    found, again = read_config(written(tmp_path, command, config))
-    assert found == command and again == replace(config, out=tmp_path, resume=True)
+    again = read_config(written(tmp_path, config))
+    assert again == replace(config, out=tmp_path, resume=True)
 
 
 def test_a_changed_option_comes_back(tmp_path: Path) -> None:
     config = changed(preset("cpu", "rlrig"), {"rlrig": {"loop": {"rounds": 1}, "graphs": 7}})
-    _, again = read_config(written(tmp_path, "rlrig", config))
+    again = read_config(written(tmp_path, config))
     assert again.rlrig.loop.rounds == 1 and again.rlrig.graphs == 7
 
 
 def test_a_run_keeps_the_records_of_its_command_only() -> None:
-    assert set(to_dict("reward", Config())) == {
+    assert set(to_dict(Config("reward"))) == {
         "command",
         "preset",
         "seed",
@@ -43,9 +43,9 @@ def test_a_run_keeps_the_records_of_its_command_only() -> None:
         "reward",
     }
     on_checkpoint = changed(Config(), {"finetune": {"base": "sd"}})
-    assert {"world", "autoencoder", "mix", "evaluation"}.isdisjoint(to_dict("srrl", on_checkpoint))
-    graphs = replace(Config(), scenes="graphs")
-    assert {"autoencoder", "diffusion", "checker", "actor", "rlrig"} <= set(to_dict("all", graphs))
+    assert {"world", "autoencoder", "mix", "evaluation"}.isdisjoint(to_dict(on_checkpoint))
+    graphs = Config("all", scenes="graphs")
+    assert {"autoencoder", "diffusion", "checker", "actor", "rlrig"} <= set(to_dict(graphs))
 
 
 @pytest.mark.parametrize(
@@ -82,24 +82,24 @@ def test_only_a_cuda_gpu_gets_the_gpu_preset(
     device: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(command_line, "best_device", lambda: device)
-    assert command_line.defaults("srrl", [])[1].preset == expected
-    assert command_line.defaults("srrl", ["--preset", "smoke"])[1].preset == "smoke"
-    assert command_line.defaults("srrl", ["--device", "cpu"])[1].preset == "cpu"
+    assert command_line.defaults("srrl", []).preset == expected
+    assert command_line.defaults("srrl", ["--preset", "smoke"]).preset == "smoke"
+    assert command_line.defaults("srrl", ["--device", "cpu"]).preset == "cpu"
 
 
 @pytest.mark.parametrize("method", ["ddpo", "grpo"])
 @pytest.mark.parametrize("base", [[], ["--base", "x"]])
 def test_a_method_decides_the_defaults(method: str, base: list[str]) -> None:
     words = ["--method", method, *base]
-    _, config = command_line.defaults("srrl", words)
-    assert config.method == method and config.srrl.objective == "ppo" and config.srrl.rounds == 0
-    assert command_line.parse([*words, "--rounds", "2"], "srrl", config).srrl.rounds == 2
+    config = command_line.defaults("srrl", words)
+    assert config.method == method and config.srrl.group == 4 and config.srrl.rounds == 0
+    assert command_line.parse([*words, "--rounds", "2"], config).srrl.rounds == 2
 
 
 def test_each_command_has_the_options_of_its_records() -> None:
     for command in TRAINED:
-        names = set(vars(options_of(command, Config())))
+        names = set(vars(options_of(Config(command))))
         assert set(FIELDS[command].split()) <= names
     assert {"srrl", "finetune", "sampler"} <= set(
-        vars(options_of("srrl", changed(Config(), {"finetune": {"base": "sd"}})))
+        vars(options_of(changed(Config(), {"finetune": {"base": "sd"}})))
     )

@@ -41,7 +41,7 @@ def test_documented_commands_are_accepted(
             command, options = (rest[0], rest[1:]) if rest and not rest[0].startswith("-") else ("srrl", rest)
             assert command in TRAINED, words
             try:
-                train.parse(options, *train.defaults(command, options))
+                train.parse(options, train.defaults(command, options))
             except SystemExit:
                 pytest.fail(f"refused: {shlex.join(words)}")
         elif program in ("sample.py", "sample"):

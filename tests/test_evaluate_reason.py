@@ -1,5 +1,6 @@
 """Measuring ReasonGen-R1: an untrained model, the shipped one, and codebooks."""
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -64,11 +65,21 @@ def test_the_shipped_model_plans_what_is_asked_and_draws_what_it_planned() -> No
 
 
 def test_another_prompt_of_its_kind_is_another_and_of_the_same_law() -> None:
-    prompts = evaluation_prompts(EvaluationConfig(pictures=16))
-    other = another_of_its_kind(prompts)
-    assert sorted(other) == list(range(48)) and all(i != j for i, j in enumerate(other))
-    for p, q in zip(prompts, (prompts[i] for i in other)):
-        assert (p.kind, p.group) == (q.kind, q.group)
+    for split in ("train", "test"):
+        prompts = evaluation_prompts(EvaluationConfig(360, split))
+        for i in range(0, len(prompts), 64):
+            part = prompts[i : i + 64]
+            pairs = [(p, part[j]) for p, j in zip(part, another_of_its_kind(part))]
+            assert all(p.text != q.text and p.content != q.content and p.kind == q.kind for p, q in pairs)
+            strangers = [(p, q) for p, q in pairs if p.group != q.group]
+            for p, _ in strangers:  # only where the batch has nothing else of this task
+                assert len({q.content for q in part if q.group == p.group and q.kind == p.kind}) == 1
+
+
+def test_a_prompt_without_another_is_an_error() -> None:
+    one = evaluation_prompts(EvaluationConfig(8))[:1]
+    with pytest.raises(ValueError, match="no other arrangement prompt than"):
+        another_of_its_kind(one * 5)
 
 
 def test_renders_are_read_right_and_an_untrained_codebook_loses_all() -> None:

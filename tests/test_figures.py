@@ -104,6 +104,7 @@ def test_every_plot_of_a_run_has_title_labels_and_truth_beside_the_reward(
 
 def test_bars_of_laws_have_intervals(tmp_path: Path, saved: list[Figure]) -> None:
     score = {"pictures": 32, "accuracy": 0.5, "by_law": {"heat": 0.25, "wind": 0.75}}
+    score["intervals"] = {"heat": (0.1, 0.5), "wind": (0.5, 0.9)}
     models = {"base": {"physical": score}, "SRRL": {"physical": score}}
     figures.bars(tmp_path / "x.png", "share, 95 % intervals", law_bars(models))
     axes = saved[0].axes[0]

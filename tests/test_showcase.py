@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from minireflect.showcase import by_round, compare, fixed_prompts, marked, verdict
+from minireflect.showcase import compare, fixed_prompts, marked, verdict
 from minireflect.streams import choices
 from minireflect.world.laws import LAWS, render
 from minireflect.world.prompts import law_prompt, near_miss
@@ -44,7 +44,7 @@ def test_a_round_that_repeats_the_picture_says_so(tmp_path: Path) -> None:
     first = torch.stack([render(p.scene(draw)) for p in prompts])
     second = first.clone()
     second[1] = 0.0
-    columns, texts = by_round([first, second, second]), [p.text for p in prompts]
+    columns, texts = {"round 0": first, "round 1": second, "round 2": second}, [p.text for p in prompts]
     rows = compare(columns, brightness, texts, tmp_path / "x.png")
     said = [[mark.split(" ·")[0].split(": no scene")[0] for _, mark, _ in row] for row in rows]
     assert said[0] == ["right", "kept: right", "kept: right"]

@@ -57,7 +57,7 @@ def test_a_finished_stage_is_not_done_again(tmp_path: Path, monkeypatch: pytest.
 def test_every_command_has_its_stages() -> None:
     for scenes in ("laws", "graphs"):
         for command in TRAINED:
-            assert set(stages.stages_of(command, Config(scenes=scenes))) <= set(stages.STAGES)
+            assert set(Config(command, scenes=scenes).stages) <= set(stages.STAGES)
 
 
 @pytest.mark.parametrize(

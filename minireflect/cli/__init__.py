@@ -1,4 +1,4 @@
-"""What can be typed after `minireflect`: the commands, the options of a record, and the help of both.
+"""What can be typed after `minireflect`: what can be trained, the options of a record, and the help of both.
 
 An option is a field of a record: its name, its default, and the comment above it as help.  No torch here.
 """
@@ -8,7 +8,7 @@ import inspect
 import re
 import shutil
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,11 +19,6 @@ import tyro
 from tyro.conf import Positional, Suppress, arg
 
 # fmt: off
-COMMANDS = {
-    "sample": "sample pictures of prompts, and say what the inspector reads in them",
-    "train": "train a model; `minireflect train --help` lists what can be trained",
-    "inspect": "say what is in a file: a checkpoint, a LoRA, or a picture of the synthetic world",
-}
 TRAINED = {  # what `train` can train, and the minutes of the preset cpu on two cores
     "srrl": ("a diffusion model by SRRL, DDPO, GRPO; LoRA: --base", 9),
     "all": ("autoencoder, diffusion, reward and srrl; with --scenes graphs all of RL-RIG", 85),
@@ -39,28 +34,20 @@ TRAINED = {  # what `train` can train, and the minutes of the preset cpu on two 
     "captioner": ("the reader of rationales: does the picture keep its words?", 11),
 }
 HELP = {"-h", "--help"}
-PATHS = {"PATH": "checkpoint, CLIP or LoRA (a folder or one file), our weights, or a picture 64 pixels high"}
 MINUTES = """\
 Minutes are about those of the preset cpu on two cores. `minireflect train COMMAND --help` lists
 its options; `minireflect train` alone is `minireflect train srrl`, from the shipped weights."""
-TIMED = {name: f"{about} ({minutes} min)" for name, (about, minutes) in TRAINED.items()}
-LISTS = {  # usage, commands, a last line
-    "": ("COMMAND", COMMANDS, "`minireflect COMMAND --help` lists the options of a command."),
-    "inspect": ("inspect PATH ...", PATHS, "What does not fit is named."),
-    "train": ("train [COMMAND] [OPTIONS]", TIMED, MINUTES),
-}
 # fmt: on
 METAVARS = {Path: "PATH", int: "N", float: "X"}
 
 
-def list_help(command: str) -> str:
-    """The help of a command that has commands, or only paths: one line each."""
-    usage, rows, last = LISTS[command]
-    lines = [f"  {name:{max(map(len, rows))}}  {about}" for name, about in rows.items()]
-    return "\n".join([f"usage: minireflect {usage}", "", *lines, "", last])
+def train_help() -> str:
+    """The list of what can be trained: one line each."""
+    rows = [f"  {name:11}  {about} ({minutes} min)" for name, (about, minutes) in TRAINED.items()]
+    return "\n".join(["usage: minireflect train [COMMAND] [OPTIONS]", "", *rows, "", MINUTES])
 
 
-def known(name: str, names: dict[str, object]) -> None:
+def known(name: str, names: Iterable[str]) -> None:
     """Raises ValueError on a command that does not exist, with the nearest one that does."""
     if name not in names:
         near = difflib.get_close_matches(name, names, 1)

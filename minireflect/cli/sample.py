@@ -120,7 +120,7 @@ def sample_srrl(args: SampleOptions, prompts: list[str]) -> Said:
     pipe.tokenizer(prompts)  # unknown words are named before anything is sampled
     asked = None if args.blind else reward
     rounds = showcase.sampled_rounds(pipe, prompts, sampler, reflection, args.seed, asked)
-    rows = showcase.compare(showcase.by_round(rounds), reward, prompts, args.out)
+    rows = showcase.compare(rounds, reward, prompts, args.out)
     return prompts, [[f"round {k}: {said}" for k, (_, said, _) in enumerate(row)] for row in rows]
 
 
@@ -155,12 +155,12 @@ def sample_checkpoint(args: SampleOptions, prompts: list[str]) -> Said:
     if args.lora:
         merge_lora(load_lora(pipe.unet, args.lora))
     sampler = SamplerConfig(args.steps, args.guidance, args.eta)
-    rounds = list(showcase.sampled_rounds(pipe, prompts, sampler, blind(args), args.seed))  # (b 3 h w) each
+    rounds = showcase.sampled_rounds(pipe, prompts, sampler, blind(args), args.seed)  # (b 3 h w) each
     if len(rounds) == 1 and args.out.suffix.lower() in PIXELS:
-        write_picture(rearrange(to_pixels(rounds[0]), "b h w c -> h (b w) c"), args.out)
+        write_picture(rearrange(to_pixels(rounds["round 0"]), "b h w c -> h (b w) c"), args.out)
     else:
-        cells = [[(image.cpu(), "", None) for image in row] for row in zip(*rounds)]
-        strip(cells, prompts, [f"round {k}" for k in range(len(rounds))], args.out)
+        cells = [[(image.cpu(), "", None) for image in row] for row in zip(*rounds.values())]
+        strip(cells, prompts, list(rounds), args.out)
     return [], []
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ..checkpoints import ours
-from ..config import PRESETS, REASON, RIG, Config, options_of, preset, read_config, to_dict
+from ..config import PRESETS, Config, options_of, preset, read_config, to_dict
 from ..methods.finetune import SAMPLER
 from ..methods.srrl import recipe
 from ..pipeline import best_device
@@ -23,12 +23,11 @@ CHOICES = {"preset": PRESETS, "scenes": ("laws", "graphs"), "method": ("srrl", "
 def main(words: list[str]) -> int:
     named = words[0] if words and not words[0].startswith("-") else None
     words = words[1:] if named else words
-    command, config = defaults(named, words)
-    train(command, parse(words, command, config))
+    train(parse(words, defaults(named, words)))
     return 0
 
 
-def defaults(named: str | None, words: list[str]) -> tuple[str, Config]:
+def defaults(named: str | None, words: list[str]) -> Config:
     """First pass: the run to resume, or preset, recipe and checkpoint, decide the defaults of all options."""
     first = argparse.ArgumentParser("minireflect train COMMAND", add_help=False, allow_abbrev=False)
     for name in (*CHOICES, "device", "base", "out"):
@@ -38,10 +37,10 @@ def defaults(named: str | None, words: list[str]) -> tuple[str, Config]:
     if seen.resume and seen.out is None:
         raise RunError("--resume needs --out RUN: which run is to go on?")
     if seen.resume:
-        command, config = read_config(Path(seen.out))
-        if named not in (None, command):
-            raise RunError(f"the run in {seen.out} is one of {command}, not of {named}")
-        return command, config
+        config = read_config(Path(seen.out))
+        if named not in (None, config.command):
+            raise RunError(f"the run in {seen.out} is one of {config.command}, not of {named}")
+        return config
     command, method, real = named or "srrl", seen.method or "srrl", seen.base is not None
     if real and command != "srrl":
         raise ValueError("--base trains a LoRA on a published checkpoint: it goes with the command srrl")
@@ -50,48 +49,46 @@ def defaults(named: str | None, words: list[str]) -> tuple[str, Config]:
     config = replace(preset(name, command, seen.scenes or "laws", recipe(method, real)), method=method)
     if real:
         config = replace(config, sampler=SAMPLER, finetune=replace(config.finetune, base=seen.base))
-    return command, config
+    return config
 
 
-def parse(words: list[str], command: str, config: Config) -> Config:
+def parse(words: list[str], config: Config) -> Config:
     """Second pass: every option of the command.  Paths become absolute: a run is resumed from anywhere."""
-    about = f"Train {TRAINED[command][0]}."
-    config = replace(config, **vars(read(words, f"train {command}", about, options_of(command, config))))
+    about = f"Train {TRAINED[config.command][0]}."
+    config = replace(config, **vars(read(words, f"train {config.command}", about, options_of(config))))
     paths = {name: getattr(config.finetune, name) for name in ("base", "clip", "prompts", "tokenizer")}
     there = {name: str(Path(path).resolve()) for name, path in paths.items() if path and Path(path).exists()}
     weights = config.weights and config.weights.resolve()
     return replace(config, weights=weights, finetune=replace(config.finetune, **there))
 
 
-def train(command: str, config: Config) -> None:
+def train(config: Config) -> None:
     """Make the run folder and do the stages; a start that fails leaves no folder."""
-    from ..stages import Task, do, stages_of  # with all that trains, measures and plots
+    from ..stages import Task, do  # with all that trains, measures and plots
 
     device = torch.device(config.device or best_device())
-    label, source = config.method if command == "srrl" else command, source_of(command, config)
+    label, source = config.method if config.command == "srrl" else config.command, source_of(config)
     folders = (Path("runs") / f"{label}-{n}" for n in count(1))
     folder = config.out or next(free for free in folders if not free.exists())
-    run = Run(folder, to_dict(command, config), config.resume)
-    cost = COSTS.get(config.preset, f"about {TRAINED[command][1]} minutes on two cores")
+    run = Run(folder, to_dict(config), config.resume)
+    cost = COSTS.get(config.preset, f"about {TRAINED[config.command][1]} minutes on two cores")
     where = f"{device}, {torch.get_num_threads()} threads"
     print(f"{label} · run folder {folder} · seed {config.seed} · {where}")
-    print(f"{config.preset} preset" + ("" if config.finetune.base else f": {cost}"))
+    print(f"{config.preset} preset" + ("" if config.real else f": {cost}"))
     clock = time.time()
     try:
-        do(Task(config, run, source or run.folder / "weights", device), *stages_of(command, config))
+        do(Task(config, run, source or run.folder / "weights", device), *config.stages)
     except (ValueError, OSError):
         run.abandon()
         raise
     print(f"done in {(time.time() - clock) / 60:.1f} minutes; look at {folder / 'figures'}")
 
 
-def source_of(command: str, config: Config) -> Path | None:
+def source_of(config: Config) -> Path | None:
     """The folder of the weights to start from; None where it is nothing, or a published checkpoint."""
-    real = config.finetune.base is not None
-    if real and config.weights is not None:
+    if config.real and config.weights is not None:
         raise ValueError("--weights is a run of ours: it does not go with --base, a published checkpoint")
-    if real or command in ("all", "autoencoder"):
+    if config.real or config.command in ("all", "autoencoder"):
         return None
-    rig = command in RIG or config.scenes == "graphs"
-    shipped = ours.RIG if rig else ours.REASON if command in REASON else ours.SHIPPED
+    shipped = {"laws": ours.SHIPPED, "graphs": ours.RIG, "reason": ours.REASON}[config.kind]
     return ours.weights_folder(config.weights or shipped)

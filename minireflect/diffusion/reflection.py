@@ -55,7 +55,7 @@ class ReflectionConfig(Checked):
     strength: Share = 1.0
     # bring the noise of each sample back to mean 0, std 1; False as published
     renormalise: bool = True
-    # share l of new noise, sqrt(1 - l^2) old + l new; 1 is all new
+    # amplitude l of new noise, sqrt(1 - l^2) old + l new: l^2 of the variance is new; 1 is all new
     fresh_noise: Share = 0.0
     # with a reward: what a refused picture is sampled from, minus its noise, new noise or its noise
     wrong: Wrong = "repeat"

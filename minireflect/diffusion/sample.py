@@ -41,6 +41,7 @@ class Step(NamedTuple):
     x0: Tensor  # (b c h w) predicted clean latent
     eps: Tensor  # (b c h w) predicted noise
     log_prob: Tensor  # (b) nats, of x; 0 where the step drew no noise
+    mean: Tensor  # (b c h w) of the Gaussian that x is drawn from
 
 
 class Trajectory(NamedTuple):
@@ -51,6 +52,7 @@ class Trajectory(NamedTuple):
 
     latents: Tensor  # (b s+1 c h w) float32
     log_probs: Tensor  # (b s) nats
+    means: Tensor  # (b s c h w) float32, of the Gaussians that the actions were drawn from
 
 
 def guided(model: Model, cond: Tensor, uncond: Tensor, w: float, schedule: Schedule | None = None) -> EpsFn:
@@ -80,19 +82,20 @@ def guided(model: Model, cond: Tensor, uncond: Tensor, w: float, schedule: Sched
 
 
 def denoise(
-    eps_fn: EpsFn, x: Tensor, table: StepTable, eta: float = 0.0, generator: Generator | None = None
+    eps_fn: EpsFn, x: Tensor, table: StepTable, eta: float | Tensor = 0.0, generator: Generator | None = None
 ) -> Iterator[Step]:
-    """Noise to image, one network evaluation a step. `generator` is needed where eta > 0.
+    """Noise to image, one network evaluation a step. `generator` is needed where there is step noise: `eta`,
+    or its standard deviation at every step [S].
 
     Shapes: x (b c h w) at level table.t[0]; every step yields a latent (b c h w) at level table.t_prev
     """
-    sigmas = table.sigma(eta)
+    sigmas = eta if isinstance(eta, Tensor) else table.sigma(eta)
     for i in range(len(table)):
         with torch.no_grad():
             eps = eps_fn(x, table.t[i])
             out = ddim_step(x, eps, table.abar[i], table.abar_prev[i], sigmas[i], generator=generator)
         x = out.x_prev
-        yield Step(i, table.t[i], x, out.x0, eps, out.log_prob)
+        yield Step(i, table.t[i], x, out.x0, eps, out.log_prob, out.mean)
 
 
 def renoise(eps_fn: EpsFn, x0: Tensor, table: StepTable, refine: int = 0) -> Iterator[Step]:
@@ -115,7 +118,7 @@ def renoise(eps_fn: EpsFn, x0: Tensor, table: StepTable, refine: int = 0) -> Ite
                 guess = renoise_step(x, eps, abar, abar_prev)  # SRRL (E4)
             predicted = (x.float() - (1 - abar_prev).sqrt() * eps.float()) / abar_prev.sqrt()  # DDIM (9)
         x = guess
-        yield Step(i, t, x, predicted, eps, x.new_zeros(len(x)))  # no noise, hence no density
+        yield Step(i, t, x, predicted, eps, x.new_zeros(len(x)), x)  # no noise, hence no density
 
 
 def last(steps: Iterable[Step]) -> Tensor:
@@ -129,13 +132,15 @@ def last(steps: Iterable[Step]) -> Tensor:
 def collect(x_start: Tensor, steps: Iterable[Step]) -> Trajectory:
     """Run a sampler to its end and keep the path.
 
-    Shapes: x_start (b c h w) -> latents (b s+1 c h w), log_probs (b s)
+    Shapes: x_start (b c h w) -> latents (b s+1 c h w), log_probs (b s), means (b s c h w)
     """
-    latents, log_probs = [x_start.float()], [x_start.new_zeros(len(x_start), 0, dtype=torch.float32)]
+    x = x_start.float()
+    latents, means, log_probs = [x[:, None]], [x[:, None][:, :0]], [x.new_zeros(len(x), 0)]
     for step in steps:
-        latents.append(step.x.float())
+        latents.append(step.x.float()[:, None])
+        means.append(step.mean[:, None])
         log_probs.append(step.log_prob[:, None])
-    return Trajectory(torch.stack(latents, 1), torch.cat(log_probs, 1))
+    return Trajectory(torch.cat(latents, 1), torch.cat(log_probs, 1), torch.cat(means, 1))
 
 
 def evaluations(w: float) -> int:

@@ -3,22 +3,32 @@
 An objective is a function (learner, rollout, generator) that takes the optimiser steps of one iteration and
 fills in the same statistics.  To add one, write the function and enter it in OBJECTIVES.
 
-    regress   reward-weighted regression on a replay of pictures; the details stay as the base has them
-              (Peters & Schaal 2007; RWR in DDPO, Black et al. 2023, arXiv 2305.13301)
-              w = r / (sum of the prompt's r + floor)
-              L = sum w level_weight(t) |target - eps_theta(x_t, t, c)|^2,
-              target = eps, or below t = anchor_below the base's own prediction
-    ppo       PPO-clip on the steps of the sampler (SRRL E6 to E8), round by round
+    d = eps_theta - eps_base at (x_t, t, c), where x_t is a sampled picture noised anew with n
+
+    grpo      L = w(t) mean[ 2 A d (eps_base - n) + b d^2 ]
+    regress   the same with A = 1 and b = 1 on pictures drawn in proportion to their reward:
+              L = w(t) mean[ (eps_theta - n)^2 ] + const, reward-weighted regression (Peters & Schaal 2007)
+    ppo       PPO-clip on the steps of the sampler (SRRL E6 to E8); + `grpo` with A = 0, if b > 0
+
+`grpo` is the policy gradient on the forward process: the score of a step, averaged over all the noise that
+did not reach the picture.  b pulls to the base.  It is one form of a family: DiffusionNFT (arXiv 2509.16117)
+is (2r - 1) in place of A, as r (g + b d)^2 + (1 - r) (g - b d)^2 = const + 2 b (2r - 1) g d + b^2 d^2 with
+g = eps_base - n; AWM (arXiv 2509.25050) has a clip in place of b.
+
+Below t = anchor_below, A is 0 and b is 1 in all of them: the details stay as the base has them.  Otherwise
+the model learns its own small defects as style.
 """
 
 import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
+from tyro.conf import Suppress
 
 from ..diffusion.ddim import DDIMStep, ddim_step
 from ..diffusion.sample import evaluations
@@ -32,11 +42,13 @@ from ..rl.policy import gaussian_kl, ppo_clip, reduce_log_prob
 from ..run import set_lr, take_step
 from .rollout import Rollout
 
-WARMUP = 5  # iterations of linear warm-up; without it the first steps destroy the model
+WARMUP = 3  # iterations of linear warm-up; without it the first steps destroy the model
 WEIGHT_DECAY = 1e-4  # of AdamW
 # regress: added to the sum of a prompt's rewards, so that a prompt that always fails counts little
 FLOOR = 0.5
-MAX_WEIGHT = 20.0  # regress: largest weight of a late noise level, see `level_weight`
+MAX_WEIGHT = 20.0  # largest weight of a late noise level, see `level_weight`
+ANCHORED = 0.2  # share of the noise levels of a batch that lie below `anchor_below`
+MIN_ADVANTAGE = 0.05  # grpo: a picture that is hardly better or worse than the others teaches nothing
 TRAINED = 0.5  # ppo: share of the denoising steps that an iteration trains on, chosen anew each time
 MIN_SIGMA = 0.1  # ppo: steps with less noise are not trained, see `jobs`
 # A float16 gradient below 6e-8 is 0, as are those of a log-probability averaged over 16,384 dimensions.
@@ -45,31 +57,37 @@ HALF_SCALE = 2.0**16
 
 @dataclass(frozen=True)
 class LearnConfig(Checked):
-    # on noised pictures, or on sampler steps
-    objective: Literal["regress", "ppo"] = "regress"
+    # policy gradient, or regression
+    objective: Literal["grpo", "regress", "ppo"] = "grpo"
+    # baseline of a reward
+    advantage: Literal["shrunk", "group", "history"] = "shrunk"
     # learning rate of AdamW; 3e-5 for ppo
     lr: Weight = 2e-4
     # last share of the iterations, where lr falls to 0
     cooldown: Share = 0.3
     # optimiser steps per iteration
-    updates: Count = 8
-    # regress: pictures of an optimiser step
+    updates: Count = 10
+    # pictures of an optimiser step
     batch: Count = 64
-    # regress: iterations whose pictures are learnt from
-    replay: Count = 8
-    # regress: below this noise level t imitate the base
+    # iterations whose pictures are learnt from
+    replay: Count = 4
+    # b, pull to the base
+    pull: Weight = 0.3
+    # below this noise level t imitate the base
     anchor_below: Annotated[int, Range(0, 999)] = 150
-    # ppo: added to a group's std of rewards, so that jitter in a solved group teaches nothing
-    std_floor: Weight = 0.1
-    # ppo: e, on the ratio of mean log-probabilities; at 256 dimensions 1e-2 is 2.6 nats
+    # of a group's std of rewards, is added
+    std_floor: Annotated[Weight, Suppress] = 0.1
+    # ppo: e, on the ratio of mean log-densities
     clip_range: Positive = 1e-2
-    # ppo: weight of the KL to the base, in nats per step and dimension
+    # ppo: of densities, or GRPO-Guard's
+    ratio: Literal["plain", "guard"] = "plain"
+    # ppo: weight of the KL per dimension
     kl: Weight = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.objective == "regress" and self.kl > 0:
-            raise ValueError("kl belongs to the objective ppo; the regression has no such term")
+        if self.objective != "ppo" and self.kl > 0:
+            raise ValueError(f"kl belongs to the objective ppo; {self.objective} has pull")
 
     def lr_factor(self, step: int, iterations: int) -> float:
         """Linear warm-up, 1, and a linear fall to 0 at the end."""
@@ -78,39 +96,46 @@ class LearnConfig(Checked):
 
 
 class Replay(nn.Module):
-    """The latest pictures: what each was sampled for, and how much it counts.  A module, so that a run saves
-    it.
+    """The pictures of the latest iterations, what each was sampled for, and its advantage or weight.
+
+    A module, so that a run saves it.
     """
 
-    def __init__(self, size: int, latent_shape: tuple[int, int, int], tokens: int) -> None:
+    def __init__(
+        self, iterations: int, pictures: int, latent_shape: tuple[int, int, int], tokens: int
+    ) -> None:
         super().__init__()
+        self.iterations, size = iterations, iterations * pictures
         self.register_buffer("latents", torch.zeros(size, *latent_shape))  # (m c h w)
         self.register_buffer("ids", torch.zeros(size, tokens, dtype=torch.long))  # (m t)
-        self.register_buffer("weights", torch.zeros(size))  # (m) 0 = not filled yet
+        self.register_buffer("values", torch.zeros(size))  # (m) 0 = nothing to learn from
+        self.register_buffer("born", torch.zeros(size, dtype=torch.long))  # (m) in which iteration
         self.register_buffer("count", torch.zeros((), dtype=torch.long))  # pictures ever added
+        self.register_buffer("iteration", torch.zeros((), dtype=torch.long))
 
-    def add(self, latents: Tensor, ids: Tensor, weights: Tensor) -> None:
-        """Replace the oldest.  Shapes: latents (b c h w), ids (b t), weights (b)"""
-        rows = (self.count.cpu() + torch.arange(len(latents))) % len(self.weights)  # (b)
+    def add(self, latents: Tensor, ids: Tensor, values: Tensor) -> None:
+        """Add the pictures of one iteration, and let go of those that are too old.
+
+        Shapes: latents (b c h w), ids (b t), values (b)
+        """
+        rows = (self.count.cpu() + torch.arange(len(latents))) % len(self.values)  # (b)
         self.latents[rows] = latents.to(self.latents)
         self.ids[rows] = ids.to(self.ids)
-        self.weights[rows] = weights.to(self.weights)
+        self.values[rows] = values.to(self.values)
+        self.born[rows] = self.iteration
         self.count += len(latents)
-
-    def draw(self, n: int, generator: Generator) -> tuple[Tensor, Tensor]:
-        """`n` pictures, each with a chance in proportion to its weight.  -> latents (n c h w), ids (n t)"""
-        rows = torch.multinomial(self.weights.cpu(), n, replacement=True, generator=generator)
-        return self.latents[rows.to(self.latents.device)], self.ids[rows.to(self.ids.device)]
+        self.iteration += 1
+        self.values[self.born < self.iteration - self.iterations] = 0
 
 
 class UpdateStats(NamedTuple):
     """What an iteration's updates did; None is what the objective does not have."""
 
     loss: float
-    kl: float  # nats per picture from the base, in closed form
+    kl: float  # nats per picture from the base, see `path_kl`
     grad_norm: float  # mean over the updates, before clipping
     updates: int  # optimiser steps taken
-    evaluations: int  # of the UNet, with a backward pass or of the base that is imitated
+    evaluations: int  # of the UNet, with a backward pass or of the base
     clip_high: float | None = None  # share of samples stopped by the upper clip
     clip_low: float | None = None  # share stopped by the lower
     log_ratio: float | None = None  # the largest seen, nats of the whole latent
@@ -123,11 +148,11 @@ class Learner:
 
     pipe: LatentDiffusion  # its UNet is the policy
     base: UNet  # the frozen policy that it started from
-    networks: dict[str, nn.Module]  # what a run saves: "unet" or its LoRA adapters, with regress the "replay"
+    networks: dict[str, nn.Module]  # what a run saves: "unet" or its LoRA adapters, and the "replay"
     optimizer: torch.optim.Optimizer
     config: LearnConfig
-    sampler: SamplerConfig  # how the branches were sampled; its `steps` are not read
-    history: adv.RewardHistory | None = None  # ppo: z-score advantages (E6, E7) in place of the group's
+    sampler: SamplerConfig  # how the branches were sampled; its `guidance` alone is read
+    history: adv.RewardHistory | None = None  # of the advantage "history" (E6, E7)
 
     @staticmethod
     def of(pipe: LatentDiffusion, config: LearnConfig, sampler: SamplerConfig, pictures: int) -> "Learner":
@@ -137,8 +162,8 @@ class Learner:
         base = reference(pipe.unet)
         trained = adapters(pipe.unet) if lora_layers(pipe.unet) else pipe.unet
         networks = {"unet": trained.requires_grad_(True)}
-        if config.objective == "regress":
-            replay = Replay(config.replay * pictures, pipe.latent_shape, pipe.tokenizer.length)
+        if config.objective != "ppo":
+            replay = Replay(config.replay, pictures, pipe.latent_shape, pipe.tokenizer.length)
             networks["replay"] = replay.to(pipe.device)
         optimizer = torch.optim.AdamW(trained.parameters(), lr=config.lr, weight_decay=WEIGHT_DECAY)
         return Learner(pipe, base, networks, optimizer, config, sampler)
@@ -149,8 +174,9 @@ class Learner:
         return HALF_SCALE if next(self.pipe.unet.parameters()).dtype == torch.float16 else 1.0
 
     def backward(self, loss: Tensor) -> None:
-        """Add a part's gradient, scaled up where the UNet computes in float16."""
-        (loss * self.scale).backward()
+        """Add a part's gradient, scaled up where the UNet computes in float16; none if gradients are off."""
+        if torch.is_grad_enabled():
+            (loss * self.scale).backward()
 
     def step(self) -> float:
         """Step, the gradient's norm clipped.  -> the norm before.  Raises as `take_step`."""
@@ -178,97 +204,139 @@ def reference(unet: UNet) -> UNet:
     return remove_lora(copy.deepcopy(unet, shared)).eval().requires_grad_(False)
 
 
-def remember(replay: Replay, pipe: LatentDiffusion, out: Rollout) -> None:
-    """Put the pictures into the replay; all rounds of a prompt share its weight."""
-    group = out.rounds[0].rewards.shape[1]
-    # (n k g) 0 where a prompt had no such round
-    rewards = torch.zeros(len(out.texts), len(out.rounds), group)
-    for k, round_ in enumerate(out.rounds):
-        rewards[round_.rows.cpu(), k] = round_.rewards.float().cpu()
-    weights = adv.reward_weights(rewards.flatten(1), FLOOR).view_as(rewards)  # (n k g)
-    for k, round_ in enumerate(out.rounds):
-        ids = pipe.tokenizer(out.texts_of(round_))  # (n*g t)
-        replay.add(round_.path.latents[:, -1], ids, weights[round_.rows.cpu(), k].flatten())
+def levels(schedule: Schedule, n: int, below: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Noise levels for n pictures, and what each counts, so that the mean over them is that of
+    `level_weight` over uniform levels, with less variance.
+
+    A share of ANCHORED lies below `below`, uniformly; the others are drawn in proportion to their weight.
+    Stratified: one level in each n-th of the probability.
+    -> t (n) long, weight (n)
+    """
+    T = schedule.config.train_steps
+    weight = level_weight(schedule, torch.arange(T), MAX_WEIGHT).double()  # (T)
+    low = torch.arange(T) < below
+    share = ANCHORED if below else 0.0
+    chance = torch.where(low, share / max(1, below), (1 - share) * weight / weight[~low].sum())
+    u = (torch.randperm(n, generator=generator) + torch.rand(n, generator=generator)) / n
+    t = torch.searchsorted(chance.cumsum(0), u.double()).clamp(max=T - 1)
+    return t, (weight / (T * chance))[t].float()
+
+
+def forward_gradient(
+    learner: Learner, x_0: Tensor, ids: Tensor, A: Tensor, b: float, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """Add the gradient of  w(t) mean[ 2 A d (eps_base - n) + b d^2 ]  over the pictures.
+
+    -> the loss (), and `path_kl` ()
+    Shapes: x_0 (b c h w), ids (b s), A (b)
+    """
+    pipe, below = learner.pipe, learner.config.anchor_below
+    t, weight = (v.to(pipe.device) for v in levels(pipe.schedule, len(x_0), below, generator))
+    noise = torch.randn(x_0.shape, generator=generator).to(x_0)  # (b c h w)
+    x_t, above = pipe.schedule.add_noise(x_0, t, noise), t >= below
+    A, pull = torch.where(above, A, 0.0), torch.where(above, b, 1.0)  # (b) each
+    total = kl = torch.zeros((), device=pipe.device)
+    for part in learner.parts(len(x_0)):
+        with torch.no_grad():
+            context = pipe.text_encoder(ids[part])  # (b s d)
+            base = replace(pipe, unet=learner.base).eps(context)(1.0)(x_t[part], t[part])  # (b c h w)
+        d = pipe.eps(context)(1.0)(x_t[part], t[part]) - base
+        gain = (d * (base - noise[part])).flatten(1).mean(1)  # (b)
+        loss = (weight[part] * (2 * A[part] * gain + pull[part] * (d**2).flatten(1).mean(1))).sum() / len(x_0)
+        learner.backward(loss)
+        uniform = weight[part] / level_weight(pipe.schedule, t[part], MAX_WEIGHT)
+        kl = kl + (uniform * path_kl(pipe.schedule, t[part], d.detach())).sum() / len(x_0)
+        total = total + loss.detach()
+    return total, kl
+
+
+def learn_from_replay(
+    learner: Learner, chance: Tensor, A: Tensor, b: float, generator: Generator
+) -> UpdateStats:
+    """`updates` optimiser steps of `batch` pictures, each drawn with its chance.
+
+    Shapes: chance (m), A (m)
+    """
+    config, replay = learner.config, learner.networks["replay"]
+    updates, stats = config.updates if chance.any() else 0, torch.zeros(2, device=learner.pipe.device)
+    norms = 0.0
+    for _ in range(updates):
+        rows = torch.multinomial(chance.cpu(), config.batch, replacement=True, generator=generator)
+        rows = rows.to(A.device)
+        learner.optimizer.zero_grad(set_to_none=True)
+        stats += torch.stack(
+            forward_gradient(learner, replay.latents[rows], replay.ids[rows], A[rows], b, generator)
+        )
+        norms += learner.step()
+    n = max(1, updates)
+    loss, kl = (stats / n).tolist()
+    return UpdateStats(loss, kl, norms / n, updates, 2 * updates * config.batch)
+
+
+def remember(learner: Learner, out: Rollout, values: list[Tensor]) -> Replay:
+    """Put the pictures of all rounds into the replay.  Shapes: values, by round (n*g)"""
+    replay, rounds = learner.networks["replay"], out.rounds
+    texts = [text for round_ in rounds for text in out.texts_of(round_)]
+    latents = torch.cat([round_.path.latents[:, -1] for round_ in rounds])  # (b c h w)
+    replay.add(latents, learner.pipe.tokenizer(texts), torch.cat(values))
+    return replay
+
+
+def grpo(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats:
+    """The policy gradient on the forward process, from the pictures of the latest iterations.
+
+    It does not ask how a picture was sampled, so what reflection found in a later round teaches the first
+    round as well.
+    """
+    A = advantages(out, learner.config, learner.history)
+    replay = remember(learner, out, [a.clamp(-1, 1) for a in A])
+    worth = (replay.values.abs() > MIN_ADVANTAGE).float()
+    return learn_from_replay(learner, worth, replay.values, learner.config.pull, generator)
 
 
 def regress(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats:
-    """Reward-weighted regression on the replay, `updates` optimiser steps of `batch` pictures.
-
-    It does not ask how a picture was sampled, so what reflection found in a later round teaches the first
-    round as well. High noise levels decide what is seen. Below `anchor_below` the target is the base's
-    prediction in place of the true noise: otherwise the model learns its own small defects as style, and
-    unusual combinations fall apart.
-    """
-    config, pipe, replay = learner.config, learner.pipe, learner.networks["replay"]
-    remember(replay, pipe, out)
-    updates = config.updates if replay.weights.any() else 0
-    losses = kl = norms = 0.0
-    for _ in range(updates):
-        x_0, ids = replay.draw(config.batch, generator)  # (b c h w), (b s)
-        t = torch.randint(pipe.schedule.config.train_steps, (len(x_0),), generator=generator).to(pipe.device)
-        noise = torch.randn(x_0.shape, generator=generator).to(x_0)  # (b c h w)
-        x_t = pipe.schedule.add_noise(x_0, t, noise)
-        learner.optimizer.zero_grad(set_to_none=True)
-        for part in learner.parts(len(x_0)):
-            with torch.no_grad():
-                context = pipe.text_encoder(ids[part])  # (b s d)
-                before = replace(pipe, unet=learner.base).eps(context)(1.0)(x_t[part], t[part])  # (b c h w)
-            eps = pipe.eps(context)(1.0)(x_t[part], t[part])
-            anchored = (t[part] < config.anchor_below).view(-1, 1, 1, 1)
-            target = torch.where(anchored, before, noise[part])
-            error = ((eps - target) ** 2).flatten(1).mean(1)  # (b) DDPM (14)
-            share = len(eps) / len(x_0)
-            loss = share * (level_weight(pipe.schedule, t[part], MAX_WEIGHT) * error).mean()
-            learner.backward(loss)
-            losses += loss.item()
-            kl += share * path_kl(pipe.schedule, t[part], (eps - before).detach())
-        norms += learner.step()
-    n = max(1, updates)
-    return UpdateStats(losses / n, kl / n, norms / n, updates, 2 * updates * config.batch)
+    """Reward-weighted regression; all rounds of a prompt share its weight."""
+    weights = adv.reward_weights(out.rewards.flatten(1), FLOOR).view_as(out.rewards)  # (n k g)
+    replay = remember(learner, out, out.by_round(weights))
+    return learn_from_replay(learner, replay.values, torch.ones_like(replay.values), 1.0, generator)
 
 
-def path_kl(schedule: Schedule, t: Tensor, change: Tensor) -> float:
-    """KL between two ancestral samplers, nats per picture, estimated from the change of eps at random levels
-    t.
+def path_kl(schedule: Schedule, t: Tensor, change: Tensor) -> Tensor:
+    """KL between two ancestral samplers, nats per picture, of each sample as if its level stood for all.
 
     One step of DDPM with variance beta:  KL = beta / (2 alpha (1 - abar)) |change|^2  (DDPM 12); T of them
-    make the path.
-    Shapes: t (b), change (b c h w) -> ()
+    make the path, so the mean over uniform levels t is the whole.
+    Shapes: t (b), change of eps (b c h w) -> (b)
     """
     abar = schedule.abar.to(t.device)
     before = torch.where(t > 0, abar[(t - 1).clamp(min=0)], 1.0)
     alpha = abar[t] / before  # (b)
     step = (1 - alpha) / (2 * alpha * (1 - abar[t])) * (change**2).flatten(1).sum(1)
-    return schedule.config.train_steps * step.mean().item()
+    return schedule.config.train_steps * step
 
 
-Advantages = list[tuple[Tensor, Tensor]]  # by round: A (n*g) and which branches are trained on (n*g) bool
+def advantages(out: Rollout, config: LearnConfig, history: adv.RewardHistory | None) -> list[Tensor]:
+    """The advantage of every branch, by round (n*g); 0 where there is nothing to learn.
 
-
-def advantages(out: Rollout, config: LearnConfig, history: adv.RewardHistory | None) -> Advantages:
-    """For each round: GRPO's advantages, or with a history the z-scores of E6 to E8, each round against its
-    own group.
+    A group is all rounds of a prompt, so that a refused picture is compared with the one that mended it.
+    The paper's history compares each round with what its prompt's family got before (E6 to E8).
     """
-    result = []
+    rewards = out.rewards.flatten(1)  # (n k*g)
+    if config.advantage != "history":
+        of_group = adv.shrunk_advantage, partial(adv.group_advantage, eps=config.std_floor)
+        A = of_group[config.advantage == "group"](rewards)
+        return out.by_round(A.view_as(out.rewards))
     keys = [[(out.families or out.texts)[i] for i in r.rows.tolist()] for r in out.rounds]
-    for round_, row_keys in zip(out.rounds, keys):
-        rewards = round_.rewards.cpu()
-        if history is None:
-            A = adv.group_advantage(rewards, config.std_floor)
-            kept = ~adv.zero_variance_groups(rewards)[:, None]
-        else:
-            z = adv.history_advantage(history, row_keys, rewards)
-            A, kept = adv.advantage_weights(z), adv.select_best_worst(z)
-        result.append((A.flatten(), kept.expand_as(rewards).flatten()))
-    for round_, row_keys in zip(out.rounds, keys) if history is not None else ():
+    scores = [adv.history_advantage(history, k, r.rewards.cpu()) for k, r in zip(keys, out.rounds)]
+    for row_keys, round_ in zip(keys, out.rounds):
         history.add(row_keys, round_.rewards.cpu())
-    return result
+    return [(adv.advantage_weights(z) * adv.select_best_worst(z)).flatten() for z in scores]
 
 
 Pairs = list[tuple[int, int]]  # round k, denoising step i
 
 
-def jobs(out: Rollout, advantage: Advantages, updates: int, eta: float, generator: Generator) -> list[Pairs]:
+def jobs(out: Rollout, advantage: list[Tensor], updates: int, generator: Generator) -> list[Pairs]:
     """The (round, step) pairs to train on, shuffled, in one list per optimiser step.
 
     A step without noise (sigma 0) has no density and is left out, and so is a round without anything to
@@ -276,7 +344,7 @@ def jobs(out: Rollout, advantage: Advantages, updates: int, eta: float, generato
     standard deviations: over ten steps |c| lies between 0.97 and 1.32, but it is 8.3 at the one before the
     last (sigma 0.04), whose gradient would drown the others' and whose KL would be 64 times theirs.
     """
-    trained = [(k, out.rounds[k].table.sigma(eta)) for k, (_, kept) in enumerate(advantage) if kept.any()]
+    trained = [(k, out.rounds[k].sigmas) for k, A in enumerate(advantage) if A.any()]
     pairs = [(k, i) for k, sigmas in trained for i, sigma in enumerate(sigmas) if sigma > MIN_SIGMA]
     order = torch.randperm(len(pairs), generator=generator)[: math.ceil(TRAINED * len(pairs))]
     return [[pairs[j] for j in chunk] for chunk in order.chunk(updates)] if len(order) else []
@@ -288,52 +356,82 @@ def scored(learner: Learner, out: Rollout, k: int, i: int, part: slice, unet: UN
     The batch is the rollout's, number for number, so that the policy that sampled it gives the very
     log-probabilities of the rollout.
     """
-    round_, sampler = out.rounds[k], learner.sampler
+    round_ = out.rounds[k]
     table, context = round_.table, out.context_of(round_)[part]  # (b t d)
     x, x_prev = (round_.path.latents[part, j].to(context.device) for j in (i, i + 1))  # (b c h w)
-    eps = replace(learner.pipe, unet=unet).eps(context)(sampler.guidance)(x, table.t[i])
-    return ddim_step(x, eps, table.abar[i], table.abar_prev[i], table.sigma(sampler.eta)[i], x_prev)
+    eps = replace(learner.pipe, unet=unet).eps(context)(learner.sampler.guidance)(x, table.t[i])
+    return ddim_step(x, eps, table.abar[i], table.abar_prev[i], round_.sigmas[i], x_prev)
 
 
 def ppo(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats:
     """PPO-clip on the branches of all rounds (E8), `updates` optimiser steps; the mean log-probability is
-    SRRL's (E3).
+    SRRL's (E3).  `pull` adds what the forward objective has, on `batch` of the pictures.
     """
-    pipe, config = learner.pipe, learner.config
+    pipe, config, once = learner.pipe, learner.config, evaluations(learner.sampler.guidance)
     advantage = advantages(out, config, learner.history)
-    chunks = jobs(out, advantage, config.updates, learner.sampler.eta, generator)
-    sums = dict.fromkeys(("loss", "clip_high", "clip_low", "grad_norm"), 0.0)
-    kls, ratios, before_update, spent = [], [], [], 0
+    chunks = jobs(out, advantage, config.updates, generator)
+    sums = dict.fromkeys(("loss", "clip_high", "clip_low", "grad_norm", "kl"), 0.0)
+    ratios, before_update, spent = [], [], 0
     for chunk in chunks:
-        samples = sum(int(advantage[k][1].sum()) for k, _ in chunk)  # branches x steps in this optimiser step
+        samples = sum(int(advantage[k].count_nonzero()) for k, _ in chunk)  # branches x steps of this step
         learner.optimizer.zero_grad(set_to_none=True)
-        pieces = [(k, i, part) for k, i in chunk for part in learner.parts(len(advantage[k][0]))]
+        sums["kl"] += pull_to_base(learner, out, generator)
+        spent += 2 * config.batch
+        pieces = [(k, i, part) for k, i in chunk for part in learner.parts(len(advantage[k]))]
         for k, i, part in pieces:
-            A, rows = (v[part].to(pipe.device) for v in advantage[k])  # (b), (b) bool
+            A = advantage[k][part].to(pipe.device)  # (b)
+            rows = A != 0
             if not rows.any():
                 continue
             piece = learner, out, k, i, part
-            now, old = scored(*piece, pipe.unet), out.rounds[k].path.log_probs[part, i].to(pipe.device)
-            new_nats, old_nats = mean_of(now.log_prob, pipe)[rows], mean_of(old, pipe)[rows]
-            stats, share = ppo_clip(new_nats, old_nats, A[rows], config.clip_range), int(rows.sum()) / samples
+            path, now = out.rounds[k].path, scored(*piece, pipe.unet)
+            old, share = path.log_probs[part, i].to(pipe.device), int(rows.sum()) / samples
+            log_ratio = now.log_prob - old  # (b) nats
+            if config.ratio == "guard":
+                log_ratio = guarded(log_ratio, now, path.means[part, i].to(pipe.device))
+            tempered = mean_of(log_ratio, pipe)[rows]
+            stats = ppo_clip(tempered, torch.zeros_like(tempered), A[rows], config.clip_range)
             loss = stats.loss * share
-            if config.kl > 0 or not kls:  # the KL is reported from the first part even where it is not used
+            if config.kl > 0:
                 with torch.no_grad():
                     mean = scored(*piece, learner.base).mean
                 kl = gaussian_kl(now.mean, mean, now.sigma)  # (b)
                 loss = loss + config.kl * share * mean_of(kl, pipe)[rows].mean()
-                kls.append(kl.mean().item() * len(out.rounds[k].table))
+                spent += len(A) * once
             learner.backward(loss)
-            spent += len(A) * evaluations(learner.sampler.guidance)
-            ratios.append((now.log_prob.detach() - old).abs().max().item())
+            spent += len(A) * once
+            ratios.append(log_ratio.detach().abs().max().item())
             for name in ("loss", "clip_high", "clip_low"):
                 sums[name] += getattr(stats, name).item() * share
         before_update = before_update or ratios.copy()
         sums["grad_norm"] += learner.step()
     n, largest = max(1, len(chunks)), max(ratios, default=0.0)
     first = math.expm1(min(max(before_update, default=0.0), 80.0))
-    means = {name: value / n for name, value in sums.items()} | {"kl": sum(kls) / max(1, len(kls))}
+    means = {name: value / n for name, value in sums.items()}
     return UpdateStats(**means, updates=len(chunks), evaluations=spent, log_ratio=largest, first_ratio=first)
+
+
+def guarded(log_ratio: Tensor, now: DDIMStep, old_mean: Tensor) -> Tensor:
+    """GRPO-Guard's log-ratio (arXiv 2510.22319): without its negative mean, and on one scale at all steps.
+
+    With D = mean - old_mean and the step's noise n, log_ratio = n D / sigma - D^2 / (2 sigma^2); this is n D.
+    Shapes: log_ratio (b), old_mean (b c h w) -> (b)
+    """
+    return (log_ratio + gaussian_kl(now.mean, old_mean, now.sigma)) * now.sigma
+
+
+def pull_to_base(learner: Learner, out: Rollout, generator: Generator) -> float:
+    """What `grpo` does without advantages: the pull and the anchor, on `batch` pictures of the rollout; the
+    gradient is dropped where there is no pull.  -> `path_kl`
+    """
+    texts = [text for round_ in out.rounds for text in out.texts_of(round_)]
+    x_0 = torch.cat([round_.path.latents[:, -1] for round_ in out.rounds])  # (m c h w)
+    rows = torch.randint(len(x_0), (learner.config.batch,), generator=generator)
+    ids = learner.pipe.tokenizer([texts[i] for i in rows.tolist()]).to(learner.pipe.device)
+    b, none = learner.config.pull, torch.zeros(len(rows), device=learner.pipe.device)
+    with torch.set_grad_enabled(b > 0):
+        kl = forward_gradient(learner, x_0[rows.to(x_0.device)], ids, none, b, generator)[1]
+    return kl.item()
 
 
 def mean_of(nats: Tensor, pipe: LatentDiffusion) -> Tensor:
@@ -341,4 +439,5 @@ def mean_of(nats: Tensor, pipe: LatentDiffusion) -> Tensor:
     return reduce_log_prob(nats, math.prod(pipe.latent_shape), "mean")
 
 
-OBJECTIVES: dict[str, Callable[[Learner, Rollout, Generator], UpdateStats]] = {"regress": regress, "ppo": ppo}
+Objective = Callable[[Learner, Rollout, Generator], UpdateStats]
+OBJECTIVES: dict[str, Objective] = {"grpo": grpo, "regress": regress, "ppo": ppo}

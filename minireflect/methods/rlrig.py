@@ -61,6 +61,7 @@ RIG_PARTS = ("autoencoder", "text_encoder", "unet", "checker", "judge", "actor")
 ETA = 1.0  # step noise of DDPM; without it the editor is no policy
 W_INVERT = 0.0  # guidance of the inversion: the prompt is not used
 ACTOR_UPDATES = 2  # optimiser steps of an iteration of phase 1; from the second on the clip can bind
+EDITOR = LearnConfig("regress", lr=3e-4, updates=8, replay=8, anchor_below=300)
 STD_FLOOR = 0.02  # phase 1: added to a group's std of rewards
 
 
@@ -82,7 +83,7 @@ class LoopConfig(Checked):
     guidance: Weight = 1.0
     # w of editing
     edit_guidance: Weight = 2.0
-    # share of new noise at t*, in [0, 1]; 1 is SDEdit, which inverts nothing
+    # amplitude l of new noise at t*, l^2 of its variance; 1 is SDEdit, which inverts nothing
     fresh_noise: Share = 1.0
     # also edit pictures that meet all requirements
     edit_all: Annotated[bool, Suppress] = False
@@ -306,7 +307,7 @@ class RLRIGConfig(Checked):
     # iterations of phase 2, the editor
     editor_iterations: Natural = 60
     # how the editor learns
-    editor: LearnConfig = field(default_factory=lambda: LearnConfig(lr=3e-4, anchor_below=300))
+    editor: LearnConfig = EDITOR
     # also measure what the trained loop is compared with
     controls: bool = True
 
@@ -396,8 +397,9 @@ def as_rollout(editor: LatentDiffusion, rounds: list[Edits], config: RLRIGConfig
     tail = config.loop.reflection.tail(editor.table(config.loop.steps))
     all_rows = torch.arange(len(texts), device=editor.device)
     for r, rows in zip(rounds, all_rows.split([len(r.rows) for r in rounds])):
-        rewards = r.rewards if config.editor.objective == "ppo" else r.after.all_hold.view_as(r.rewards)
-        out.rounds.append(Round(rows, r.path.latents[:: r.group, 0], tail, r.path, r.images, rewards))
+        rewards = r.rewards if config.editor.objective != "regress" else r.after.all_hold.view_as(r.rewards)
+        x = r.path.latents[:: r.group, 0]
+        out.rounds.append(Round(rows, x, tail, tail.sigma(ETA), r.path, r.images, rewards))
     return out
 
 

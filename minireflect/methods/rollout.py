@@ -9,11 +9,13 @@ srrl.py has the method.
 `reflect` and `condition_guided_forward` are those of diffusion/reflection.py.
 """
 
+import math
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Generator, Tensor
+from tyro.conf import Suppress
 
 from ..diffusion.reflection import ReflectionConfig, Wrong, condition_guided_forward, reflect
 from ..diffusion.sample import EpsFn, Trajectory, collect, denoise, evaluations, last
@@ -21,6 +23,9 @@ from ..diffusion.schedule import StepTable
 from ..pipeline import ACCEPT, OPPOSITE, LatentDiffusion, Reward, SamplerConfig
 from ..ranges import Checked, Count, Finite, Natural, Share, Weight
 from ..streams import rng
+
+WINDOW = 3  # noisy steps of noise "window": three of ten are Flow-GRPO-Fast's
+PRESERVED = 0.8  # eta of noise "preserving", the paper's
 
 
 @dataclass(frozen=True)
@@ -32,26 +37,28 @@ class RolloutConfig(Checked):
     # G, branches per prompt and round
     group: Count = 1
     # denoising steps of a picture
-    steps: Count = 20
+    steps: Count = 10
     # w of the branches, in rollout and update alike
     guidance: Weight = 1.0
-    # redo what the reward refuses, or all
+    # ppo: steps that draw noise
+    noise: Literal["all", "window", "preserving"] = "all"
+    # with a reward, or without
     mode: Literal["select", "blind"] = "select"
     # K, reflections at most; 0 is DDPO
     rounds: Natural = 3
-    # start of a refused picture's next round: minus its noise, new noise or its noise
+    # noise of the next round
     wrong: Wrong = OPPOSITE.wrong
     # prompts that get another round
     redraw: Literal["refused", "all"] = OPPOSITE.redraw
     # reward from which a picture counts as right
-    accept: Finite = ACCEPT
+    accept: Annotated[Finite, Suppress] = ACCEPT
     # guidance of re-noising; the paper's is 0.1
     w_renoise: Weight = OPPOSITE.w_renoise
     # steps of re-noising
     renoise_steps: Count = OPPOSITE.steps
     # bring re-noised latents back to mean 0, std 1
     renormalise: bool = True
-    # share l of new noise in re-noised latents
+    # amplitude l of new noise in re-noised latents: l^2 of the variance is new
     fresh_noise: Share = OPPOSITE.fresh_noise
     # trained last steps of the path, taken in turn
     suffixes: tuple[Count, ...] = ()
@@ -73,6 +80,17 @@ class RolloutConfig(Checked):
         """How branches are sampled.  eta is 1: without step noise there is no policy."""
         return SamplerConfig(self.steps, self.guidance, eta=1.0)
 
+    def sigmas(self, table: StepTable) -> Tensor:
+        """Standard deviation of the noise of every step, [S]; 0 is a deterministic step.
+
+        window      the noisiest steps alone are actions (MixGRPO, arXiv 2507.21802)
+        preserving  sigma = sqrt(1 - abar_prev) sin(eta pi / 2), eta 0.8 (CPS, arXiv 2509.05952)
+        """
+        if self.noise == "preserving":
+            return (1 - table.abar_prev).sqrt() * math.sin(PRESERVED * math.pi / 2)
+        sigma = table.sigma(self.sampler.eta)
+        return sigma * (torch.arange(len(sigma)) < WINDOW) if self.noise == "window" else sigma
+
     def shared(self, step: int) -> int:
         """Denoising steps that a group shares in iteration `step`: SRRL's backward-progressive suffixes."""
         return self.steps - self.suffixes[step % len(self.suffixes)] if self.suffixes else 0
@@ -84,6 +102,7 @@ class Round(NamedTuple):
     rows: Tensor  # (n) which prompts of the rollout it was spent on
     x_T: Tensor  # (n c h w) the noise that the round started from; (n*g c h w) where each branch has its own
     table: StepTable  # the steps in `path`
+    sigmas: Tensor  # [s] standard deviation of their noise
     path: Trajectory  # latents (n*g s+1 c h w), log_probs (n*g s)
     images: Tensor  # (n*g 3 h w)
     rewards: Tensor  # (n g)
@@ -132,6 +151,21 @@ class Rollout:
         """The prompt of every branch of a round."""
         return [self.texts[i] for i in round_.rows.tolist() for _ in range(round_.rewards.shape[1])]
 
+    @property
+    def rewards(self) -> Tensor:
+        """The rewards of every round: a prompt's pictures of all rounds are one group.
+
+        -> (n k g), NaN where a prompt had no such round
+        """
+        rewards = torch.full((len(self.texts), len(self.rounds), self.rounds[0].rewards.shape[1]), torch.nan)
+        for k, round_ in enumerate(self.rounds):
+            rewards[round_.rows.cpu(), k] = round_.rewards.float().cpu()
+        return rewards
+
+    def by_round(self, values: Tensor) -> list[Tensor]:
+        """Values of all branches as the rounds have them.  Shapes: (n k g) -> by round (n*g)"""
+        return [values[r.rows.cpu(), k].flatten() for k, r in enumerate(self.rounds)]
+
     def context_of(self, round_: Round) -> Tensor:
         """The embedded prompt of every branch of a round.  -> (n*g t d)"""
         return self.context[round_.rows].repeat_interleave(round_.rewards.shape[1], 0)
@@ -148,6 +182,7 @@ def rollout(
     out = Rollout(texts, pipe.embed(texts))
     rows = torch.arange(len(texts), device=out.context.device)  # (n) the prompts of a round
     table, back, shared = pipe.table(config.steps), pipe.table(config.renoise_steps), config.shared(step)
+    sigmas = config.sigmas(table)
     x_T = pipe.noise(len(texts), rng(seed, "start", step))  # (n c h w)
     if not (config.rounds or config.suffixes) and config.group > 1:  # as in DDPO each branch has its own
         x_T = pipe.noise(len(texts) * config.group, rng(seed, "start", step, "all"))
@@ -171,7 +206,10 @@ def rollout(
         images = pipe.decode(path.latents[:, -1])  # (n*g 3 h w)
         asked = [texts[i] for i in rows.tolist() for _ in range(config.group)]
         rewards = reward(images, asked).view(len(rows), config.group)
-        out.rounds.append(Round(rows, x_T, table[shared:], path, images, rewards))
+        if not rewards.isfinite().all():
+            bad = asked[int((~rewards.isfinite()).flatten().nonzero()[0])]
+            raise FloatingPointError(f"the reward of a picture of {bad[:60]!r} is not a finite number")
+        out.rounds.append(Round(rows, x_T, table[shared:], sigmas[shared:], path, images, rewards))
     out.cost = rollout_cost(config, [len(r.rows) for r in out.rounds], step)
     return out
 
@@ -183,9 +221,10 @@ def branches(
 
     Shapes: context (n t d), x_T (n c h w) or (n*g c h w) -> latents (n*g s+1 c h w)
     """
-    table, g, eta = pipe.table(config.steps), config.group, config.sampler.eta
+    table, g = pipe.table(config.steps), config.group
+    sigmas = config.sigmas(table)
     if shared:
-        x_T = last(denoise(pipe.eps(context)(config.guidance), x_T, table[:shared], eta, noise))
+        x_T = last(denoise(pipe.eps(context)(config.guidance), x_T, table[:shared], sigmas[:shared], noise))
     fork = x_T.repeat_interleave(g * len(context) // len(x_T), 0)  # (n*g c h w)
     eps = pipe.eps(context.repeat_interleave(g, 0))(config.guidance)
-    return collect(fork, denoise(eps, fork, table[shared:], eta, noise))
+    return collect(fork, denoise(eps, fork, table[shared:], sigmas[shared:], noise))

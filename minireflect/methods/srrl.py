@@ -37,9 +37,9 @@ Differs from the released code: reflection keeps no graph; every iteration has i
 gradients are never dropped; latents and log-probabilities stay float32; the clip is stated in nats;
 group-relative advantages by default, each round crediting its own branches only; guidance 1 in rollouts by
 default (half the cost, and the guidance is learnt into the weights); re-noising without guidance, in 5 steps,
-to the scale of the prior and with half new noise; all rounds are trained, but for their almost noiseless
-steps.  The paper's choices are options: `--objective ppo --lr 3e-5 --updates 2 --group 5 --mode blind
---w-renoise 0.1 --renoise-steps 20 --no-renormalise --fresh-noise 0 --advantage history --suffixes 1 5 9
+to the scale of the prior, a quarter of its variance new; all rounds are trained, but for their almost
+noiseless steps.  The paper's choices are options: `--objective ppo --lr 3e-5 --updates 2 --group 5 --mode
+blind --w-renoise 0.1 --renoise-steps 20 --no-renormalise --fresh-noise 0 --advantage history --suffixes 1 5 9
 --guidance 5`.
 
     minireflect train srrl
@@ -47,7 +47,6 @@ steps.  The paper's choices are options: `--objective ppo --lr 3e-5 --updates 2 
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 
@@ -66,37 +65,35 @@ class SRRLConfig(RolloutConfig, LearnConfig):
     """What an iteration samples (`RolloutConfig`) and how it is learnt from (`LearnConfig`)."""
 
     # of rollout and update
-    iterations: Count = 60
-    # ppo: within the group (GRPO), or the paper's z-score over past rewards with best/worst selection
-    advantage: Literal["group", "history"] = "group"
+    iterations: Count = 52
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.objective == "ppo" and self.group < 2:
-            raise ValueError(f"group is {self.group}; ppo compares the members of a group: try --group 4")
+        pictures = self.group * (self.rounds + 1 if self.mode == "select" else 1)
+        if self.advantage == "group" and self.objective != "regress" and pictures < 2:
+            raise ValueError("the advantage group compares pictures of a prompt; it has one: try --group 4")
 
 
-PPO = {"objective": "ppo", "group": 4, "updates": 2}
-TOY_PPO = PPO | {"prompts_per_iteration": 21, "lr": 3e-5}  # about as many reward calls as srrl
-# The clip is DDPO's, on the mean log-probability: 1.6 nats at 4 x 64 x 64 dimensions. CLIP's cosines of one
-# prompt spread by 0.02.
-LARGE = {"iterations": 100, "prompts_per_iteration": 8, "guidance": 5.0, "lr": 1e-4}
-CHECKPOINT = PPO | LARGE | {"clip_range": 1e-4, "std_floor": 1e-3}
-# SRRL's guidance gap, but with a look at the reward (the paper's figure, not its code)
-ALL_AGAIN = {"rounds": 1, "redraw": "all", "wrong": "repeat"}
-GAP = ALL_AGAIN | {"w_renoise": 0.1, "renoise_steps": 20, "fresh_noise": 0.0}
-# DDPO (arXiv 2305.13301): no reflection; a reward is compared with past rewards of its prompt. That only the
-# best and the worst of a group are kept is B2-DiffuRL's and SRRL's (E7).
-DDPO = {"rounds": 0, "advantage": "history"}
-# GRPO (arXiv 2402.03300) on denoising steps, as Flow-GRPO and DanceGRPO have it: no reflection; a reward is
-# compared with its group
-GRPO = {"rounds": 0, "advantage": "group"}
+FRESH = {"rounds": 0, "group": 4}  # no reflection
+# DDPO (arXiv 2305.13301): PPO on the sampler's steps; a reward is compared with past rewards of its prompt.
+# That only the best and the worst of a group are kept is B2-DiffuRL's and SRRL's (E7).
+DDPO = FRESH | {"objective": "ppo", "advantage": "history", "updates": 2, "pull": 0.0, "steps": 20}
+# GRPO (arXiv 2402.03300) on noised pictures, as DiffusionNFT and AWM have it; a reward is compared with its
+# group
+GRPO = FRESH | {"advantage": "group"}
+TOY = {"prompts_per_iteration": 21}  # about as many reward calls as srrl
+LARGE = {"iterations": 100, "prompts_per_iteration": 8, "guidance": 5.0, "lr": 1e-4, "steps": 20}
+# CLIP's cosines of one prompt spread by 0.02.
+CHECKPOINT = LARGE | {"updates": 4, "batch": 32, "std_floor": 1e-3}
+# every prompt again from the opposite of its noise: a reward without a level that counts as right
+PAIRS = {"advantage": "group", "rounds": 1, "redraw": "all", "group": 2}
 
-# method: options on the toy, options on a real checkpoint
+# method: options on the toy, options on a real checkpoint.  The clip of DDPO is on the mean log-probability:
+# 1e-4 is 1.6 nats at 4 x 64 x 64 dimensions.
 RECIPES = {
-    "srrl": ({}, CHECKPOINT | GAP),
-    "ddpo": (TOY_PPO | DDPO, CHECKPOINT | DDPO),
-    "grpo": (TOY_PPO | GRPO, CHECKPOINT | GRPO),
+    "srrl": ({}, CHECKPOINT | PAIRS),
+    "ddpo": (DDPO | TOY | {"lr": 3e-5}, CHECKPOINT | DDPO | {"clip_range": 1e-4}),
+    "grpo": (GRPO | TOY, CHECKPOINT | GRPO),
 }
 
 

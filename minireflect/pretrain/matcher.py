@@ -33,7 +33,16 @@ from ..streams import choices, rng
 from ..world.canvas import to_tensor
 from ..world.captions import hints, rationale
 from ..world.data import WorldConfig, training_pairs
-from ..world.graphs import PREDICATES, THINGS, Entity, Requirement, SceneGraph, radius, sample_picture
+from ..world.graphs import (
+    PREDICATES,
+    THINGS,
+    Entity,
+    Requirement,
+    SceneGraph,
+    pair_split,
+    radius,
+    sample_picture,
+)
 from ..world.laws import render
 from ..world.prompts import KINDS, Prompt, draw_prompts, law_prompt, near_miss, prompt_set
 from ..world.scenes import COLORS, MAX_SHIFT, Reading, Scene
@@ -256,14 +265,18 @@ def question(
 ) -> tuple[Requirement, bool]:
     """A requirement and whether the picture meets it; the share `relations` is about relations.
 
-    It is one of the graph's own or, if the whole picture is visible, often one with a fact changed.
+    It is one of the graph's own or, if the whole picture is visible, often one with a fact changed; pairs of
+    splits that the graph is not of are never asked about.
     """
     related = draw.random() < relations
     own = draw.choice([r for r in graph.requirements if bool(r.predicate) == related])
     if not shown[-1] or draw.random() < 0.4:
         return own, answer(own, scene, shown)
-    asked = changed_requirement(own, graph, draw)
-    return asked, answer(asked, scene, shown)
+    own_pairs = {pair_split(graph.entities[s], graph.entities[o]) for s, _, o in graph.relations}
+    while True:
+        asked = changed_requirement(own, graph, draw)
+        if asked.object is None or pair_split(asked.subject, asked.object) in own_pairs | {"train"}:
+            return asked, answer(asked, scene, shown)
 
 
 def answer(asked: Requirement, scene: Scene, shown: list[bool]) -> bool:

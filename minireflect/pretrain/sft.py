@@ -21,6 +21,7 @@ generation is told when to switch); text and image positions have logits of thei
 """
 
 import random
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, NamedTuple
@@ -36,7 +37,7 @@ from ..pipeline import ReasonPipeline
 from ..ranges import Count, Natural, Share, Weight
 from ..run import Job, Loss, Training, optimise
 from ..streams import choices, rng
-from ..world.captions import rationale, rationale_vocabulary
+from ..world.captions import rationale, rationale_vocabulary, read_rationale
 from ..world.data import WorldConfig, training_pairs
 from ..world.prompts import all_texts
 from .autoencoders import encode_all
@@ -106,13 +107,21 @@ def make_examples(config: ReasonTraining, world: WorldConfig, pipe: ReasonPipeli
 
 
 def shuffled(rationales: list[str], laws: list[str], draw: random.Random) -> list[str]:
-    """Give each picture another one's rationale of the same law: the right words, the wrong scene."""
-    given = list(rationales)
+    """Give each picture another scene's rationale of the same law: the right words, the wrong scene.
+
+    Raises ValueError if more than half of a law's rationales are of one scene.
+    """
+    plans, given = [read_rationale(text) or text for text in rationales], list(range(len(rationales)))
     for law in dict.fromkeys(laws):
         rows = [i for i, name in enumerate(laws) if name == law]
+        if 2 * max(Counter(plans[i] for i in rows).values()) > len(rows):
+            raise ValueError(f"{law}: too few scenes for each of {len(rows)} to be given another's rationale")
         for i, j in zip(rows, draw.sample(rows, len(rows))):
-            given[i] = rationales[j]
-    return given
+            given[i] = j
+        while same := [i for i in rows if plans[given[i]] == plans[i]]:
+            for i, j in zip(same, draw.choices(rows, k=len(same))):
+                given[i], given[j] = given[j], given[i]
+    return [rationales[i] for i in given]
 
 
 def sft_loss(model: ReasonGen, data: Examples, config: ReasonTraining, generator: Generator) -> Loss:

@@ -3,7 +3,8 @@
 GRPO (Shao et al. 2024, arXiv 2402.03300); history with best and worst selection: B2-DiffuRL (Hu et al. 2025,
 arXiv 2503.11240), as SRRL (arXiv 2505.22407) uses it, E6 to E8.
 
-    GRPO     A = (R - mean of the group) / (std of the group + eps)
+    group    A = (R - mean of the group) / (std of the group + eps)                  GRPO
+    shrunk   A = 2 (R - (sum of the group + 1/2) / (n + 1))                  ours, for rewards in [0, 1]
     history  z = (R - mean_H) / (std_H + eps)    # H: this stage and the last 8, of the same prompt    (E6)
              keep the best of a group if z >= 0.5, the worst if z < -0.5                               (E7)
              A = clip(z, -5, 5) * (beta_pos if z > 0 else beta_neg)                                    (E8)
@@ -18,15 +19,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+PRIOR = 0.5  # what a reward that is a probability is worth before anything is known of its prompt
+
 Rewards = dict[str, list[list[float]]]  # by key, oldest first: [stage, reward]
 
 
 def zero_variance_groups(rewards: Tensor) -> Tensor:
-    """Groups whose members all got the same reward: nothing can be learnt from them.
+    """Groups whose members all got the same reward: nothing can be learnt from comparing them.
 
-    Shapes: rewards (n g) -> (n) bool
+    Shapes: rewards (n g), NaN where a group has fewer members -> (n) bool
     """
-    return rewards.amax(1) == rewards.amin(1)
+    none = rewards.isnan()
+    return rewards.masked_fill(none, -torch.inf).amax(1) == rewards.masked_fill(none, torch.inf).amin(1)
 
 
 def group_advantage(rewards: Tensor, eps: float = 1e-4) -> Tensor:
@@ -34,13 +38,27 @@ def group_advantage(rewards: Tensor, eps: float = 1e-4) -> Tensor:
 
     Computed in float64; the std is unbiased (n - 1), as in TRL and verl.  Raises ValueError for
     groups of one.
-    Shapes: rewards (n g) -> (n g) float32
+    Shapes: rewards (n g), NaN where a group has fewer members -> (n g) float32
     """
     if rewards.ndim != 2 or rewards.shape[1] < 2:
         raise ValueError(f"a group needs at least 2 members, got rewards of shape {tuple(rewards.shape)}")
     R = rewards.double()  # an integer reward divided in its own type would become 0
-    A = (R - R.mean(1, keepdim=True)) / (R.std(1, keepdim=True) + eps)
-    return A.masked_fill(zero_variance_groups(R)[:, None], 0.0).float()
+    off = R - R.nanmean(1, keepdim=True)
+    others = (~R.isnan()).sum(1, keepdim=True) - 1
+    std = ((off**2).nansum(1, keepdim=True) / others.clamp(min=1)).sqrt()
+    return (off / (std + eps)).masked_fill(zero_variance_groups(R)[:, None], 0.0).float()
+
+
+def shrunk_advantage(rewards: Tensor) -> Tensor:
+    """Above or below what its prompt gives on average, for rewards that are probabilities of success.
+
+    The mean is shrunk towards 1/2 by one imagined sample, so that a prompt with a single picture, or with
+    equal ones, still teaches: A is r - 1/2 for one picture.
+    Shapes: rewards (n g), NaN where a group has fewer members -> (n g) in [-1.5, 1.5]
+    """
+    R = rewards.float()
+    n = (~R.isnan()).sum(1, keepdim=True)
+    return 2 * (R - (R.nansum(1, keepdim=True) + PRIOR) / (n + 1))
 
 
 def reward_weights(rewards: Tensor, floor: float) -> Tensor:
@@ -51,11 +69,11 @@ def reward_weights(rewards: Tensor, floor: float) -> Tensor:
     Reward-weighted regression (Peters & Schaal 2007): the weighted samples are the model's own, given that
     they succeeded.  `floor` keeps small the weights of a group that failed.  Raises ValueError for a negative
     reward.
-    Shapes: rewards (n g) -> (n g)
+    Shapes: rewards (n g), NaN where a group has fewer members -> (n g)
     """
     if (rewards < 0).any():
         raise ValueError(f"rewards as weights must not be negative, got {rewards.min().item():.3g}")
-    return rewards.float() / (rewards.float().sum(1, keepdim=True) + floor)
+    return rewards.float() / (rewards.float().nansum(1, keepdim=True) + floor)
 
 
 class RewardHistory:

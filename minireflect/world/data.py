@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..ranges import Checked, Share
 from .captions import RELATION_ACCURACY, training_caption
-from .graphs import RELATIONS, SHAPES, graph_vocabulary, holds, sample_picture
+from .graphs import CONVERSE, RELATIONS, SHAPES, graph_vocabulary, holds, sample_picture
 from .laws import LAWS, render_pixels
 from .prompts import all_texts, combinations, law_prompt, prompt_set, sample_arrangement, understand
 from .scenes import ARRANGEMENT, COLORS, SPLITS, Object, Objects, Scene, jitter
@@ -128,7 +128,6 @@ INKS = (*COLORS, "wooden", "brown", "iron", "grey")
 PLASTICS = tuple(f"{color} plastic" for color in COLORS)
 # where the reason depends on the material: wood is lighter than water
 MATERIALS = {"buoyancy": ("wooden", "iron", *PLASTICS), "magnet": ("iron", *PLASTICS)}
-CONVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 
 def recolored(scene: Scene, rng: random.Random) -> Scene:

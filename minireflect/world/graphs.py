@@ -37,7 +37,8 @@ RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": 
 TOUCHING = ("on", "inside", "in front of")
 PREDICATES = (*RELATIONS, *TOUCHING)
 Predicates = tuple[str, ...]
-DEAD_ZONE = 0.1 * 4 * RADIUS  # pixels; GenEval: an offset below a tenth of both sizes counts as none
+CONVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+DEAD_ZONE = 0.1  # share of the sum of both sizes by which an offset counts as less; GenEval's
 
 MAX_THINGS, MAX_RELATIONS = 4, 4
 
@@ -54,18 +55,18 @@ def radius(name: str) -> int:
 def holds(predicate: str, a: Object, b: Object) -> bool:
     """Whether `a` stands in one of PREDICATES to `b`.
 
-    left of, right of, above, below: GenEval's rule on the centres, at most 60 degrees off the axis.  on: the
-    foot of `a` is at the top of `b`, within 3 pixels, and its centre above `b`'s width.  inside: centre
-    within 4 pixels of a box's.  in front of: they overlap and `a` is lower, as objects are drawn from the
-    back, which is the top, to the front.
+    left of, right of, above, below: the rule of GenEval's evaluate_images.py; the offset along the axis,
+    less DEAD_ZONE times both sizes, is more than half of the distance of the centres.  on: the foot of `a` is
+    at the top of `b`, within 3 pixels, and its centre above `b`'s width.  inside: centre within 4 pixels of
+    a box's.  in front of: they overlap and `a` is lower, as objects are drawn from the back, which is the
+    top, to the front.
     """
     dx, dy = a.xy[0] - b.xy[0], a.xy[1] - b.xy[1]
+    reach = radius(a.name) + radius(b.name)  # half the sum of both sizes
     if predicate in RELATIONS:
-        dx, dy = dx * (abs(dx) >= DEAD_ZONE), dy * (abs(dy) >= DEAD_ZONE)
         ux, uy = RELATIONS[predicate]
-        length = math.hypot(dx, dy)
-        return length > 0 and (ux * dx + uy * dy) / length > 0.5
-    dx, reach = abs(dx), radius(a.name) + radius(b.name)
+        return ux * dx + uy * dy - DEAD_ZONE * 2 * reach > 0.5 * math.hypot(dx, dy)
+    dx = abs(dx)
     if predicate == "on":
         return abs(dy + reach) <= 3 and dx <= RADIUS
     if predicate == "inside":
@@ -199,6 +200,12 @@ class SceneGraph:
             subject, object_ = (unnamed.pop(i, f"the {self.entities[i].label}") for i in (s, o))
             clauses.append(f"{subject} {predicate} {object_}")
         return " and ".join([*clauses, *unnamed.values()])
+
+    @property
+    def content(self) -> tuple[frozenset, frozenset]:
+        """What is asked for, the same for "a left of b" and "b right of a", "a and b" and "b and a"."""
+        e, turned = self.entities, [(o, CONVERSE[p], s) for s, p, o in self.relations if p in CONVERSE]
+        return frozenset(e), frozenset((e[s], p, e[o]) for s, p, o in (*self.relations, *turned))
 
     def fulfilled_by(self, things: Objects) -> bool:
         """Whether a picture of these shapes meets every requirement."""

@@ -33,7 +33,7 @@ TOLERANCE = 0.25  # in [0, 1]: a ball that is missing makes 0.7, a line moved by
 MEAN_TOLERANCE = 0.035  # in [0, 1], over all blocks
 HALFWAY = 0.47  # share of the way to another scene from which on a picture is neither
 
-FLAT = 0.08  # in [0, 1]: the channels of a strip spread by less; it differs from the lines beside it by more
+FLAT = 0.08  # in [0, 1]: along a strip over the picture no channel has a standard deviation above this
 
 REACH = 4  # pixels: camera positions looked at, twice what scenes are moved by
 STRIDE = 2  # pixels (even) between camera positions of the matched filter; refined afterwards
@@ -51,12 +51,10 @@ def inspect(image: Tensor) -> Reading:
     pixels = (image.detach().float().cpu().permute(1, 2, 0).numpy() + 1) / 2  # (64 64 3) in [0, 1]
     if not np.isfinite(pixels).all():
         return Reading(None, 1.0, "the picture has pixels that are not finite numbers")
-    tried = []
-    for reading in _readings(_even_out(pixels)):
-        if reading.readable:
-            return reading
-        tried.append(reading)
-    return min(tried, key=lambda reading: reading.residual)
+    reading = _read(pixels := _even_out(pixels))
+    if reading.readable:
+        return reading
+    return min([reading, *map(_read, _behind_strips(pixels))], key=_worse)
 
 
 def inspect_all(images: Tensor) -> list[Reading]:
@@ -67,37 +65,40 @@ def inspect_all(images: Tensor) -> list[Reading]:
 
 def _even_out(pixels: np.ndarray) -> np.ndarray:
     """Scale each channel so that the lightest common colour is the paper's, within 15 %."""
-    light = np.percentile(_blocks(pixels).reshape(-1, 3), 90, axis=0)
+    light = np.percentile(_blocks(pixels).reshape(-1, 3), 80, axis=0)
     gain = np.clip(PAPER / np.maximum(light, 1e-3), 1 / 1.15, 1.15)
     return np.clip(pixels * gain.astype(np.float32), 0, 1)
 
 
-def _readings(pixels: np.ndarray) -> Iterator[Reading]:
-    """What the picture could be read as, cheapest first.  Shapes: pixels (64 64 3) in [0, 1]"""
-    for seen in _views(pixels):
-        nearest, *others = _law_candidates(seen)
-        yield _verify(seen, nearest, others)
-        if (shapes := _find_shapes(seen)) is not None:
-            yield _verify(seen, shapes, [])
+def _worse(reading: Reading) -> tuple[bool, float]:
+    return not reading.readable, reading.residual
 
 
-def _views(pixels: np.ndarray) -> Iterator[np.ndarray]:
-    """The picture; then, where a flat strip two pixels wide lies over it from edge to edge, what is behind:
-    the mean of the two lines beside it.
+def _read(pixels: np.ndarray) -> Reading:
+    """The picture as a law, or else as shapes.  Shapes: pixels (64 64 3) in [0, 1]"""
+    nearest, *others = _law_candidates(pixels)
+    reading = _verify(pixels, nearest, others)
+    if not reading.readable and (shapes := _find_shapes(pixels)) is not None:
+        reading = min(reading, _verify(pixels, shapes, []), key=_worse)
+    return reading
 
-    Shapes: pixels (64 64 3) in [0, 1] -> one to three of the same
+
+def _behind_strips(pixels: np.ndarray) -> Iterator[np.ndarray]:
+    """Where a flat strip, two pixels wide, lies over the picture from edge to edge: the picture with the mean
+    of the two lines beside it in its place.
+
+    Shapes: pixels (64 64 3) in [0, 1] -> none to two of the same: of rows, of columns
     """
-    yield pixels
-    for axis in (0, 1):  # a strip of rows, a strip of columns
+    for axis in (0, 1):
         lines = pixels.swapaxes(0, axis)
         flat = lines.std(axis=1).max(axis=1) <= FLAT  # (64)
-        k = np.flatnonzero(flat[:-1] & flat[1:])  # the first lines of n strips; then the lines beside them
-        before, after = np.where(k > 0, k - 1, 2), np.where(k < SIZE - 2, k + 2, SIZE - 3)
-        between = (lines[before] + lines[after]) / 2  # (n 64 3)
-        off = np.abs((lines[k] + lines[k + 1]) / 2 - between).mean(axis=(1, 2))
-        if off.max(initial=0) > FLAT:  # it can be seen
+        k = np.flatnonzero(flat[:-1] & flat[1:])  # the first lines of n strips
+        before, after = lines[np.where(k > 0, k - 1, 2)], lines[np.where(k < SIZE - 2, k + 2, SIZE - 3)]
+        strips = (lines[k] + lines[k + 1]) / 2  # (n 64 3), as are the lines before and after
+        off = np.minimum(np.abs(strips - before), np.abs(strips - after)).mean(axis=(1, 2))  # an edge has 0
+        if off.max(initial=0) > FLAT / 2:  # it can be seen
             behind, n = pixels.copy(), off.argmax()
-            behind.swapaxes(0, axis)[k[n] : k[n] + 2] = between[n]
+            behind.swapaxes(0, axis)[k[n] : k[n] + 2] = (before[n] + after[n]) / 2
             yield behind
 
 

@@ -7,7 +7,9 @@ Two kinds after SRRL's prompt templates 4 and 5, and GenEval's six tasks (arXiv 
 An outcome that is only stated, lawful or not ("..., lying on the bottom"), occurs in training captions only.
 Splits differ in their combinations of objects, not only in their seeds.  One combination in five is held out
 from all training: half of these are for validation, where choices are made, and half for test, which is
-reported and never chosen on.
+reported and never chosen on.  Of arrangements, all sentences with the same content are in one split: "a ball
+left of a cone" and "a cone right of a ball".  Tasks of at most five contents, single and two objects, are in
+all splits.  What a picture shows besides, such as colours that are left open, is not held out.
 
 A picture fulfils a prompt when the inspector reads every fact in it, and nothing more.  GenEval's own rules,
 for comparison with its tables, are milder: other objects in the picture do no harm.
@@ -15,7 +17,7 @@ for comparison with its tables, are milder: other objects in the picture do no h
     two_object      a ball and a cone              at least one of each
     counting        three red balls                at least three, and not four
     colors          a red ball                     at least one of this colour
-    position        a ball left of a cone          centres: at most 60 degrees off the axis
+    position        a ball left of a cone          centres, see `holds` in graphs.py
     color_attr      a red ball and a blue cone     one each of these colours
     overall         the unweighted mean of the six
 GenEval reads pictures with a detector, we with the inspector, whose objects have no confidence: a position
@@ -61,6 +63,11 @@ class Prompt:
     outcome: str = ""
     graph: SceneGraph | None = None  # of an arrangement
     task: str = ""  # of an arrangement, one of TASKS
+
+    @property
+    def content(self) -> tuple:
+        """What is asked for, however it is said; a content is in one split."""
+        return self.graph.content if self.graph else (self.law, self.objects, self.outcome)
 
     @property
     def group(self) -> str:
@@ -115,8 +122,14 @@ def prompt_set(kind: str, split: str) -> tuple[Prompt, ...]:
         return tuple(law_prompt(law, things, o, False) for law, things in pairs for o in LAWS[law].outcomes)
     if kind != ARRANGEMENT:
         raise ValueError(f"prompt kind {kind!r} is not one of {', '.join(KINDS)}")
-    graphs = [(task, graph) for task in TASKS for graph in _part(_graphs(task), task, split)]
-    return tuple(Prompt(g.sentence, ARRANGEMENT, ARRANGEMENT, graph=g, task=task) for task, g in graphs)
+    return tuple(prompt for task in TASKS for prompt in _arrangements(task, split))
+
+
+def _arrangements(task: str, split: str) -> list[Prompt]:
+    """Every prompt of one of GenEval's tasks in one split."""
+    prompts = [Prompt(g.sentence, ARRANGEMENT, ARRANGEMENT, graph=g, task=task) for g in _graphs(task)]
+    contents = _part(list(dict.fromkeys(p.content for p in prompts)), task, split)
+    return [p for content in contents for p in prompts if p.content == content]
 
 
 def _graphs(task: str) -> list[SceneGraph]:
@@ -137,7 +150,7 @@ def _part(items: list, name: str, split: str) -> tuple:
     """
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is not one of {', '.join(map(repr, SPLITS))}")
-    if len(items) <= HELD_OUT_EVERY:  # GenEval's three single objects
+    if len(items) <= HELD_OUT_EVERY:
         return tuple(items)
     order = list(items)
     random.Random(f"split/{name}").shuffle(order)
@@ -175,9 +188,9 @@ class PromptMix(Checked):
     """The prompts of reinforcement learning: shares of their kinds, training combinations only."""
 
     # share of prompts whose outcome the law decides
-    physical: Weight = 0.6
+    physical: Weight = 0.45
     # share of prompts that state an unlawful outcome
-    unconventional: Weight = 0.3
+    unconventional: Weight = 0.45
     # share of GenEval's tasks; what is not reinforced at all would be forgotten
     arrangement: Weight = 0.1
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from minireflect.cli import COMMANDS, TRAINED, Option, options
+from minireflect.__main__ import COMMANDS
+from minireflect.cli import TRAINED, Option, options
 from minireflect.cli.sample import SampleOptions
 from minireflect.cli.train import defaults
 from minireflect.config import options_of
@@ -21,7 +22,7 @@ LORA = "srrl --base x"
 def commands() -> Iterator[tuple[str, list[Option]]]:
     for name in (*TRAINED, LORA):
         words = name.split()
-        yield f"train {name}", list(options(options_of(*defaults(words[0], words[1:]))))
+        yield f"train {name}", list(options(options_of(defaults(words[0], words[1:]))))
     yield "sample", list(options(SampleOptions()))
 
 
@@ -94,4 +95,6 @@ def test_lists_and_mistakes_need_no_torch(words: list[str], tmp_path: Path) -> N
 
 def test_the_list_of_commands_is_one_line_each() -> None:
     said = run("train", "--help", cwd=ROOT).stdout
-    assert all(f"\n  {name} " in said for name in TRAINED) and set(COMMANDS) == {"train", "sample", "inspect"}
+    assert all(f"\n  {name} " in said for name in TRAINED)
+    said = run("--help", cwd=ROOT).stdout
+    assert all(f"\n  {name} " in said for name in COMMANDS)

@@ -14,6 +14,8 @@ from tests.small import TEXTS, brightness, small_pipeline
 
 CONFIG = SRRLConfig(
     objective="ppo",
+    advantage="group",
+    pull=0.0,
     iterations=2,
     prompts_per_iteration=4,
     group=4,

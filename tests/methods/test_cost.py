@@ -88,9 +88,9 @@ def test_all_entry_points_reflect_alike() -> None:
     """The same noise gives the same picture in generate, `minireflect sample` and SRRL's rollout."""
     pipe, sampler = small_pipeline(), SamplerConfig(3)
     blind = ReflectionConfig(rounds=2, steps=3)
-    *_, strip = sampled_rounds(pipe, TEXTS, sampler, blind, 7)
+    *_, strip = sampled_rounds(pipe, TEXTS, sampler, blind, 7).values()
     assert torch.equal(strip, pipe.generate(TEXTS, 3, rounds=2, generator=rng(7, "sample")))
-    *_, strip = sampled_rounds(pipe, TEXTS, sampler, replace(OPPOSITE, rounds=2), 7, brightness)
+    *_, strip = sampled_rounds(pipe, TEXTS, sampler, replace(OPPOSITE, rounds=2), 7, brightness).values()
     assert torch.equal(
         strip, pipe.generate(TEXTS, 3, rounds=2, generator=rng(7, "sample"), reward=brightness)
     )

@@ -5,12 +5,26 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from minireflect import run as runs
-from minireflect.diffusion.ddim import ddim_step
+from minireflect.diffusion.ddim import DDIMStep, ddim_step, gaussian_log_prob
+from minireflect.diffusion.schedule import level_weight
 from minireflect.methods import learn as learning
-from minireflect.methods.learn import Replay, jobs, path_kl, remember
+from minireflect.methods.learn import (
+    Learner,
+    Replay,
+    advantages,
+    forward_gradient,
+    guarded,
+    jobs,
+    learn,
+    levels,
+    path_kl,
+    pull_to_base,
+    regress,
+)
 from minireflect.methods.rollout import rollout
 from minireflect.streams import rng
 from tests.methods.common import CONFIG, REFUSED, learn_from, likes_the_first_and_third, one_iteration, plus
@@ -26,7 +40,7 @@ def test_the_first_ratio_is_exactly_one(mode: str, guidance: float) -> None:
 
 
 def test_the_base_is_at_kl_zero_before_the_update_and_away_from_it_after() -> None:
-    _, _, stats = one_iteration(CONFIG)
+    _, _, stats = one_iteration(replace(CONFIG, updates=1))
     assert stats.kl == 0.0
     pipe, out, _ = one_iteration(replace(CONFIG, lr=1e-2))
     again = learn_from(pipe, out, CONFIG, lr=0.0)
@@ -53,15 +67,16 @@ def test_refused_rounds_are_learnt_from_with_their_own_prompts() -> None:
         path=again.path._replace(latents=again.path.latents.unflatten(0, (4, 2))[kept].flatten(0, 1)),
     )
     out.rounds[1] = part
-    replay = Replay(12, pipe.latent_shape, pipe.tokenizer.length)
-    remember(replay, pipe, out)
+    learner = Learner.of(pipe, config, config.sampler, 16)
+    regress(learner, out, rng(0, "update"))
+    replay = learner.networks["replay"]
     first = out.rounds[0].rewards
     total = first.sum(1)
     total[kept] += part.rewards.sum(1)
     expected = torch.cat([(first / (total + learning.FLOOR)[:, None]).flatten(),
                           (part.rewards / (total[kept] + learning.FLOOR)[:, None]).flatten()])  # fmt: skip
-    assert torch.allclose(replay.weights, expected)
-    assert torch.equal(replay.ids[8:], pipe.tokenizer([TEXTS[1], TEXTS[1], TEXTS[3], TEXTS[3]]))
+    assert torch.allclose(replay.values[:12], expected)
+    assert torch.equal(replay.ids[8:12], pipe.tokenizer([TEXTS[1], TEXTS[1], TEXTS[3], TEXTS[3]]))
 
 
 def test_groups_without_variance_are_not_trained_on() -> None:
@@ -104,25 +119,25 @@ def test_almost_noiseless_steps_are_left_out_and_why(monkeypatch: pytest.MonkeyP
         strength.append(float((means[1] - means[0]).abs() / sigma))
     assert strength[8] > 8 and sorted(strength)[-2] < 1.4  # the figures in the docstring of `jobs`
     out = rollout(small_pipeline(), TEXTS, brightness, replace(CONFIG, steps=10), 0, 0)
-    everything = [(r.rewards.flatten(), torch.ones(r.rewards.numel(), dtype=torch.bool)) for r in out.rounds]
+    everything = [torch.ones(r.rewards.numel()) for r in out.rounds]
     monkeypatch.setattr(learning, "TRAINED", 1.0)
     for least, count in ((0.0, 10), (0.1, 8)):
         monkeypatch.setattr(learning, "MIN_SIGMA", least)
-        chosen = jobs(out, everything, 2, 1.0, rng(0, "u"))
+        chosen = jobs(out, everything, 2, rng(0, "u"))
         assert {i for chunk in chosen for _, i in chunk} == set(range(count))
 
 
-def test_the_replay_holds_the_latest_pictures_and_draws_them_by_weight() -> None:
-    replay = Replay(6, (1, 1, 1), 2)
-    for first, weight in ((0, 5.0), (4, 1.0)):  # eight pictures into six places
-        latents = torch.arange(first, first + 4.0).view(4, 1, 1, 1)
-        replay.add(latents, torch.full((4, 2), first), torch.full((4,), weight))
-    latents, ids = replay.draw(10_000, rng(0, "draw"))
-    counts = torch.bincount(latents.flatten().long(), minlength=8)
-    assert (counts[:2] == 0).all()  # 0 and 1 had to go
-    expected = torch.tensor([5.0, 5, 1, 1, 1, 1]) / 14 * 10_000
-    assert ((counts[2:] - expected).abs() < 5 * expected.sqrt()).all()
-    assert torch.equal(ids[:, 0], torch.where(latents.flatten() < 4, 0, 4))
+def test_the_replay_holds_the_pictures_of_the_latest_iterations() -> None:
+    """Whatever an iteration gave: with few or many pictures, those of the last two are there."""
+    replay = Replay(2, 6, (1, 1, 1), 2)
+    kept: list[set[int]] = []
+    for first, n in ((0, 6), (6, 2), (8, 1), (9, 4), (13, 6), (19, 6)):
+        latents = torch.arange(first, first + float(n)).view(n, 1, 1, 1)
+        replay.add(latents, torch.full((n, 2), first), torch.ones(n))
+        kept.append({int(v) for v in replay.latents[replay.values != 0].flatten()})
+    spans = ((0, 6), (0, 8), (6, 9), (8, 13), (9, 19), (13, 25))
+    assert kept == [set(range(*span)) for span in spans]
+    assert all((replay.ids[i] == (13 if replay.latents[i] < 19 else 19)).all() for i in range(12))
 
 
 def test_regression_fits_what_the_reward_accepts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,9 +150,12 @@ def test_regression_fits_what_the_reward_accepts(monkeypatch: pytest.MonkeyPatch
     out = rollout(pipe, TEXTS, brightness, config, 0, 0)
     only_first = torch.zeros(4, 4).index_fill_(1, torch.tensor([0]), 1.0)  # (n g)
     out.rounds[0] = out.rounds[0]._replace(rewards=only_first)
-    replay = Replay(16, pipe.latent_shape, pipe.tokenizer.length)
-    remember(replay, pipe, out)
-    latents, ids = replay.draw(4_000, rng(0, "draw"))
+    learner = Learner.of(pipe, config, config.sampler, 16)
+    regress(learner, out, rng(0, "update"))
+    replay = learner.networks["replay"]
+    rows = torch.multinomial(replay.values, 4_000, replacement=True, generator=rng(0, "draw"))
+    latents, ids = replay.latents[rows], replay.ids[rows]
+    pipe = small_pipeline()
     accepted = out.rounds[0].path.latents[::4, -1]
     assert all((x == accepted).flatten(1).all(1).any() for x in latents[:50])
     share = (ids == pipe.tokenizer([TEXTS[0]])).all(1).float().mean().item()
@@ -155,11 +173,14 @@ def test_regression_fits_what_the_reward_accepts(monkeypatch: pytest.MonkeyPatch
     assert torch.cosine_similarity(got, want, dim=0) > 0.97  # two Monte Carlo estimates of one gradient
 
 
-def test_below_the_anchor_the_base_is_imitated_whatever_the_reward_says() -> None:
+def test_below_the_anchor_the_base_is_imitated_whatever_the_reward_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Against the base written out: at every level below `anchored` its prediction is the target, so at the
     base the gradient is 0.
     """
     config = replace(CONFIG, objective="regress", updates=1, rounds=0, batch=64, anchor_below=999)
+    monkeypatch.setattr(learning, "ANCHORED", 1.0)
     pipe = small_pipeline()
     out = rollout(pipe, TEXTS, plus, config, 0, 0)
     at_base = learn_from(pipe, out, config, lr=0.0)
@@ -178,14 +199,134 @@ def test_path_kl_is_that_of_the_ancestral_sampler() -> None:
     beta = 1 - abar / before
     shift = beta / ((1 - beta).sqrt() * (1 - abar).sqrt()) * 0.1  # DDPM (11): what eps does to the mean
     total = (4 * shift**2 / (2 * beta)).sum()
-    assert path_kl(schedule, torch.arange(T), change) == pytest.approx(total.item(), rel=1e-3)
+    assert path_kl(schedule, torch.arange(T), change).mean().item() == pytest.approx(total.item(), rel=1e-3)
 
 
 def test_statistics_that_an_objective_does_not_have_are_none() -> None:
     _, _, stats = one_iteration(replace(CONFIG, objective="regress"), plus)
     assert stats.clip_high is stats.clip_low is stats.log_ratio is stats.first_ratio is None
-    assert stats.updates == 2 and stats.loss > 0 and stats.grad_norm > 0
+    assert stats.updates == 2 and math.isfinite(stats.loss) and stats.grad_norm > 0
     assert None not in one_iteration(CONFIG)[2]
+
+
+def test_levels_are_an_unbiased_stratified_draw_of_the_weighted_loss() -> None:
+    """The mean of any function of t under `levels` is that of the weighted function over uniform levels."""
+    schedule = small_pipeline().schedule
+    every = torch.arange(1000)
+    weight = level_weight(schedule, every, learning.MAX_WEIGHT)
+    for below in (0, 150):
+        t, share = levels(schedule, 20_000, below, rng(0, "levels"))
+        for f in (lambda t: t.float(), lambda t: (t < 150).float(), lambda t: torch.cos(t / 50)):
+            assert (share * f(t)).mean() == pytest.approx(
+                (weight * f(every)).mean().item(), rel=0.01, abs=0.02
+            )
+        assert below == 0 or (t < below).float().mean() == pytest.approx(learning.ANCHORED, abs=1e-3)
+
+
+def test_the_forward_gradient_against_the_loss_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With A of both signs, micro-batches, and levels on both sides of the anchor."""
+    pipe, base = small_pipeline(), small_pipeline(seed=1).unet
+    pipe.micro_batch = 3
+    learner = Learner.of(pipe, replace(CONFIG, objective="grpo"), CONFIG.sampler, 16)
+    learner.base = base
+    t, share = torch.tensor([700, 20, 400, 900, 149, 150, 999, 5]), torch.rand(8, generator=rng(0, "share"))
+    monkeypatch.setattr(learning, "levels", lambda *a: (t, share))
+    x_0, A = torch.randn(8, *pipe.latent_shape, generator=rng(0, "x")), torch.linspace(-1, 1, 8)
+    ids = pipe.tokenizer(TEXTS * 2)
+    loss, _ = forward_gradient(learner, x_0, ids, A, 0.3, rng(0, "noise"))
+    got = [p.grad.clone() for p in pipe.unet.parameters()]
+    n = torch.randn(x_0.shape, generator=rng(0, "noise"))
+    abar = pipe.schedule.abar[t].view(-1, 1, 1, 1)
+    x_t, context = abar.sqrt() * x_0 + (1 - abar).sqrt() * n, pipe.text_encoder(ids)
+    pipe.unet.zero_grad()
+    before = base(x_t, t, context).detach()
+    d = pipe.unet(x_t, t, context) - before
+    high = t >= 150
+    each = torch.where(high, 2 * A, 0.0).view(-1, 1, 1, 1) * d * (before - n)
+    each = each + torch.where(high, 0.3, 1.0).view(-1, 1, 1, 1) * d**2
+    wanted = (share * each.mean((1, 2, 3))).mean()
+    wanted.backward()
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-4)
+    for g, p in zip(got, pipe.unet.parameters()):
+        torch.testing.assert_close(g, p.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_the_family_of_forward_objectives() -> None:
+    """NFT's two weighted errors are the signed advantage and the pull, up to a constant; regression is A = 1,
+    b = 1 (papers of DiffusionNFT; DDPM 14)."""
+    eps_base, n, d = (torch.randn(50, generator=rng(0, k), dtype=torch.float64) for k in "abd")
+    r, b = 0.8, 0.3
+    g = eps_base - n
+
+    def nft(d: Tensor) -> Tensor:
+        return r * ((g + b * d) ** 2).mean() + (1 - r) * ((g - b * d) ** 2).mean()
+
+    def ours(A: float, b: float) -> Tensor:
+        return (2 * A * d * g + b * d**2).mean()
+
+    assert (nft(d) - nft(0 * d)).item() == pytest.approx((b * ours(2 * r - 1, b)).item())
+    assert (((g + d) ** 2).mean() - (g**2).mean()).item() == pytest.approx(ours(1, 1).item())
+
+
+def test_a_refused_picture_is_compared_with_the_one_that_mended_it() -> None:
+    """The group is all rounds of a prompt, under both estimates of its mean."""
+    pipe = small_pipeline()
+    out = rollout(pipe, TEXTS, brightness, replace(CONFIG, rounds=1, redraw="all", group=1), 0, 0)
+    rows = torch.tensor([1, 3])
+    out.rounds[0] = out.rounds[0]._replace(rewards=torch.tensor([[1.0], [0.0], [0.9], [0.2]]))
+    out.rounds[1] = out.rounds[1]._replace(rows=rows, rewards=torch.tensor([[1.0], [0.2]]))
+    first, second = advantages(out, replace(CONFIG, advantage="shrunk"), None)
+    assert first.tolist() == pytest.approx([2 * (1 - 1.5 / 2), 2 * (0 - 1.5 / 3), 2 * (0.9 - 1.4 / 2), -0.2])
+    assert second.tolist() == pytest.approx([2 * (1 - 0.5), 2 * (0.2 - 0.3)])
+    first, second = advantages(out, replace(CONFIG, advantage="group"), None)
+    z = 0.5 / (0.5**0.5 + 0.1)
+    assert first.tolist() == pytest.approx([0, -z, 0, 0]) and second.tolist() == pytest.approx([z, 0])
+
+
+def test_guarded_ratio_is_the_noise_times_the_shift_of_the_mean() -> None:
+    """GRPO-Guard's n D in float64; the plain log-ratio has the mean -D^2 / (2 sigma^2)."""
+    sigma, D = torch.tensor(0.3), 0.05
+    old, noise = (torch.randn(2, 500, 1, 1, generator=rng(0, k)) for k in "ab")
+    x = old + sigma * noise
+    step = DDIMStep(x, old + D, sigma.expand(2), x, gaussian_log_prob(x, old + D, sigma))
+    plain = step.log_prob - gaussian_log_prob(x, old, sigma)
+    wanted = (noise * D / sigma - D**2 / (2 * sigma**2)).sum((1, 2, 3))
+    torch.testing.assert_close(plain, wanted, rtol=1e-3, atol=1e-2)
+    torch.testing.assert_close(guarded(plain, step, old), (noise * D).sum((1, 2, 3)), rtol=1e-3, atol=1e-2)
+    stats = one_iteration(replace(CONFIG, ratio="guard", updates=1))[2]
+    assert stats.first_ratio == 0.0 and stats.grad_norm > 0
+
+
+@pytest.mark.parametrize("noise", ["window", "preserving"])
+def test_the_noise_of_the_steps(noise: str) -> None:
+    """A window trains its steps alone; preserved coefficients keep the noise of every level at 1 - abar."""
+    config = replace(CONFIG, noise=noise, steps=8, updates=1)
+    table = small_pipeline().table(8)
+    sigmas = config.sigmas(table)
+    if noise == "window":
+        assert (sigmas > 0).tolist() == [True] * 3 + [False] * 5
+    else:
+        share = sigmas**2 / (1 - table.abar_prev)  # the other 0.1 is the old noise: DDIM (12)
+        torch.testing.assert_close(share, torch.full((8,), math.sin(0.4 * math.pi) ** 2))
+    stats = one_iteration(config)[2]
+    assert stats.first_ratio == 0.0 and stats.grad_norm > 0
+
+
+def test_pull_and_anchor_are_the_same_for_ppo() -> None:
+    """Without advantages ppo's gradient is that of the pull alone, 0 at the base and not 0 away from it."""
+    config = replace(CONFIG, pull=0.3, updates=1, kl=0.0)
+    pipe = small_pipeline()
+    out = rollout(pipe, TEXTS, brightness, config, 0, 0)
+    learner = Learner.of(pipe, config, config.sampler, 64)
+    assert pull_to_base(learner, out, rng(0, "u")) == 0
+    assert all(p.grad is None or not p.grad.any() for p in pipe.unet.parameters())
+    learner.base = small_pipeline(seed=1).unet
+    assert pull_to_base(learner, out, rng(0, "u")) > 0
+    assert any(p.grad.any() for p in pipe.unet.parameters())
+    pipe.unet.zero_grad()
+    learner.config = replace(config, pull=0.0)
+    assert pull_to_base(learner, out, rng(0, "u")) > 0  # reported, and not followed
+    assert not any(p.grad is not None and p.grad.any() for p in pipe.unet.parameters())
 
 
 def test_ppos_kl_pulls_to_the_base(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,8 +355,21 @@ def test_ppos_kl_pulls_to_the_base(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_learning_rate_warms_up_and_cools_down() -> None:
-    """Five iterations up; the last 0.3 of 60, 18 of them, linearly down to a last step of 1 / 18."""
+    """Three iterations up; the last 0.3 of 60, 18 of them, linearly down to a last step of 1 / 18."""
     factors = [CONFIG.lr_factor(step, 60) for step in range(60)]
-    assert factors[:6] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1]) and factors[42] == 1
+    assert factors[:4] == pytest.approx([1 / 3, 2 / 3, 1, 1]) and factors[42] == 1
     assert factors[43:] == pytest.approx([k / 18 for k in range(17, 0, -1)])
     assert replace(CONFIG, cooldown=0.0).lr_factor(59, 60) == 1
+
+
+@pytest.mark.parametrize("objective", ["grpo", "regress", "ppo"])
+def test_learning_moves_the_policy_and_not_its_base_at_the_rate_it_is_told(objective: str) -> None:
+    config, pipe = replace(CONFIG, objective=objective, rounds=0, lr=1e-2), small_pipeline()
+    out = rollout(pipe, TEXTS, plus, config, 0, 0)
+    learner = Learner.of(pipe, config, config.sampler, 16)
+    learn(learner, out, 0.25, rng(0, "update"))
+    assert {group["lr"] for group in learner.optimizer.param_groups} == {0.25e-2}
+    first = small_pipeline().unet.parameters()
+    triples = list(zip(learner.base.parameters(), pipe.unet.parameters(), first))
+    assert all(torch.equal(base, p) for base, _, p in triples)
+    assert not any(torch.equal(now, p) for _, now, p in triples if p.ndim > 1)

@@ -1,5 +1,6 @@
 """RL-RIG: the loop, keep-best and costs; both phases of Reflection-GRPO."""
 
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from minireflect.methods.rlrig import (
     LoopConfig,
     Parts,
     RLRIGConfig,
+    as_rollout,
+    controls,
     edit,
     generate,
     graphs_of,
@@ -39,8 +42,9 @@ from minireflect.pipeline import LatentDiffusion
 from minireflect.rl.rewards import Answers
 from minireflect.run import Job, Run
 from minireflect.world.captions import PROMPT_LENGTH
-from minireflect.world.graphs import SceneGraph, parse_graph
+from minireflect.world.graphs import SceneGraph, lay_out, pair_split, parse_graph
 from minireflect.world.graphs import graph_vocabulary as vocabulary
+from minireflect.world.scenes import Reading
 
 TOKENS = Tokenizer.of(vocabulary(), PROMPT_LENGTH)
 LOOP = LoopConfig(rounds=2, steps=4, t_star=0.5, fresh_noise=0.5, edit_guidance=1.0)
@@ -310,6 +314,9 @@ def test_errors_name_the_bad_option() -> None:
 
 def test_graphs_of_an_iteration_are_of_the_training_split_and_differ() -> None:
     assert graphs_of(0, 0, CONFIG) == graphs_of(0, 0, CONFIG) != graphs_of(0, 1, CONFIG)
+    for graph in graphs_of(0, 2, replace(CONFIG, graphs=40)):
+        pairs = {pair_split(graph.entities[s], graph.entities[o]) for s, _, o in graph.relations}
+        assert pairs == {"train"}
 
 
 def test_generating_depends_on_the_noise_alone() -> None:
@@ -357,3 +364,78 @@ def test_the_reference_stays_the_actor_before_rl(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(rlrig, "update_actor", watched)
     train_actor_grpo(replace(CONFIG, actor_iterations=2), parts, Job(Run(tmp_path / "run", {})))
     assert distances == [True, True] and not same(weights(parts.actor), start)
+
+
+@pytest.mark.parametrize("objective", ["regress", "ppo"])
+def test_the_editor_learns_from_each_prompts_own_edits(objective: str) -> None:
+    """A picture with its edit prompt is a prompt; its start is the noise that its edits share; ppo compares
+    the share of requirements, the regression weighs by the probability that all hold.
+    """
+    parts = small_parts()
+    config = replace(CONFIG, editor=replace(CONFIG.editor, objective=objective))
+    rounds = try_edits(parts, GRAPHS, config, (1, 3), rng(0, "edits"))
+    out = as_rollout(parts.editor, rounds, config)
+    assert len(out.rounds) == len(rounds) == 2
+    for round_, edits in zip(out.rounds, rounds):
+        assert [out.texts[i] for i in round_.rows.tolist()] == edits.prompts[::3]
+        assert out.texts_of(round_) == edits.prompts
+        torch.testing.assert_close(out.context_of(round_), parts.editor.embed(edits.prompts))
+        assert len(round_.table) == LOOP.edit_steps and torch.equal(round_.x_T, edits.path.latents[::3, 0])
+        p = edits.after.probability.view(-1, 3, 2)
+        wanted = (p >= 0.5).float().mean(2) if objective == "ppo" else p[..., 0] * p[..., 1]
+        torch.testing.assert_close(round_.rewards, wanted)
+
+
+def test_the_controls_are_the_diffuser_alone_best_of_n_and_the_untrained_loop() -> None:
+    """Best-of-N, here 4, costs what the loop can: 3 edits of 2 steps with guidance, for pictures of 4."""
+    loop = replace(LOOP, rounds=3, fresh_noise=1.0, edit_guidance=2.0, guidance=1.0)
+    assert (loop.generate_cost, loop.edit_cost) == (4, 4)
+    parts, asked = small_parts(), []
+    said = lambda self, *given: asked.append(1) or silent_actor(*given)  # noqa: E731
+    unets = [Counting(pipe.unet) for pipe in (parts.diffuser, parts.editor)]
+    parts.diffuser.unet, parts.editor.unet = unets
+    runs_of = controls(parts, loop)
+    assert list(runs_of) == ["base", "best of 4", "raw loop, warmed-up Actor"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Parts, "act", said)
+        spent = []
+        for loop_ in runs_of.values():
+            *_, last = loop_(GRAPHS, rng(0, "c"))
+            spent.append(([u.count for u in unets], last.calls.tolist(), len(asked)))
+            unets[0].count = unets[1].count = 0
+    assert spent == [([12, 0], [1] * 3, 0), ([48, 0], [4] * 3, 0), ([12, 36], [4] * 3, 3)]
+
+
+def test_an_iteration_logs_what_it_spent_and_what_it_saw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To an inspector that finds the first edit of each graph right, a third of three edits each is right."""
+    scenes = [lay_out(graph, random.Random(0)) for graph in graphs_of(0, 0, CONFIG)]
+    readings = [Reading(s if i == 0 else None, 0.0) for s in scenes for i in range(3)]
+    monkeypatch.setattr(rlrig, "inspect_all", lambda images: readings)
+    parts, seen = small_parts(), []
+    unet = Counting(parts.diffuser.unet)
+    parts.diffuser.unet = parts.editor.unet = unet
+
+    def checker(images: Tensor, graphs: list[SceneGraph]) -> Answers:
+        seen.append(fickle_checker(images, graphs))
+        return seen[-1]
+
+    config = replace(CONFIG, actor_iterations=2)
+    train_actor_grpo(config, parts._replace(checker=checker), Job(run := Run(tmp_path / "run", {})))
+    one, two = run.metrics("phase-1")
+    assert two["checker_calls"] == sum(len(a.asked) for a in seen) == 2 * (3 + 2 * 9)
+    assert two["unet_evaluations"] == unet.count == 2 * one["unet_evaluations"]
+    assert one["before"] == pytest.approx(seen[0].share.mean().item())
+    assert one["reward"] == pytest.approx(seen[1].share.mean().item())
+    assert one["reward_by_round"] == pytest.approx([a.share.mean().item() for a in seen[1:3]])
+    assert one["accepted"] == 0 and one["right"] == pytest.approx(1 / 3)
+
+
+def test_the_editors_rate_warms_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    factors: list[float] = []
+    learnt = rlrig.learn
+    noted = lambda learner, out, factor, noise: factors.append(factor) or learnt(learner, out, factor, noise)  # noqa: E731
+    monkeypatch.setattr(rlrig, "learn", noted)
+    train_editor(replace(CONFIG, editor_iterations=2), small_parts(), Job(Run(tmp_path / "run", {})))
+    assert factors == [CONFIG.editor.lr_factor(step, 2) for step in range(2)] and factors[0] == 1 / 3

@@ -99,7 +99,6 @@ def test_two_steps_resumed_for_two_equal_four_bit_for_bit(tmp_path: Path, object
 
 def test_bad_configurations_are_refused_with_the_numbers() -> None:
     for field, value, message in (
-        ("group", 1, "group is 1; ppo compares"),
         ("rounds", -1, "rounds must be at least 0"),
         ("suffixes", (9,), "between 1 and steps = 4"),
         ("clip_range", 0.0, "clip"),
@@ -108,6 +107,8 @@ def test_bad_configurations_are_refused_with_the_numbers() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             replace(CONFIG, **{field: value})
+    with pytest.raises(ValueError, match="it has one: try --group 4"):
+        replace(CONFIG, group=1, rounds=0)
     with pytest.raises(ValueError, match="kl belongs to"):
         replace(CONFIG, objective="regress", kl=0.1)
 
@@ -117,6 +118,8 @@ def test_recipes_are_what_their_papers_do(checkpoint: bool) -> None:
     srrl, ddpo, grpo = (recipe(name, checkpoint) for name in ("srrl", "ddpo", "grpo"))
     assert srrl.rounds > 0 == ddpo.rounds == grpo.rounds
     assert (srrl == SRRLConfig()) == (not checkpoint)
-    assert ddpo.objective == grpo.objective == "ppo" and replace(grpo, advantage="history") == ddpo
+    assert (ddpo.objective, ddpo.advantage, ddpo.pull) == ("ppo", "history", 0)
+    assert (grpo.objective, grpo.advantage) == ("grpo", "group") and srrl.objective == "grpo"
+    assert ddpo.group == grpo.group == 4 and srrl.wrong == "opposite"
     with pytest.raises(ValueError, match="'dpo' is not one of srrl, ddpo, grpo"):
         recipe("dpo")

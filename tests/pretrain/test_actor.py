@@ -12,8 +12,9 @@ from minireflect.pretrain import actor as imitation
 from minireflect.pretrain.actor import imitation_example, train_actor, wrong_scene
 from minireflect.run import Job, Run, Training
 from minireflect.streams import choices
-from minireflect.world.graphs import GraphError, sample_graph
+from minireflect.world.graphs import GraphError, pair_split, parse_graph, sample_graph
 from minireflect.world.laws import render
+from tests.small import Stopped, stop
 
 
 def test_wrong_scenes_often_fail_their_graph_and_sometimes_lack_an_object() -> None:
@@ -29,11 +30,24 @@ def test_wrong_scenes_often_fail_their_graph_and_sometimes_lack_an_object() -> N
     assert failed > 60 and 0 < lacking < 40
 
 
-def test_examples_name_places_and_few_answers_are_wrong() -> None:
+def test_examples_name_places_and_few_answers_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     chance = choices(0, "examples")
     examples = [imitation_example(chance) for _ in range(60)]
     assert all(1 <= e.edit.count(" at the ") <= 2 for e in examples)  # it names one or two places
     assert all(len(e.requirements) == len(e.answers) for e in examples)
+    monkeypatch.setattr(imitation, "MISTAKES", 0.0)
+    chance = choices(0, "examples")
+    true = [imitation_example(chance) for _ in range(60)]
+    wrong = [a != b for e, t in zip(examples, true) for a, b in zip(e.answers, t.answers)]
+    assert 0.005 < sum(wrong) / len(wrong) < 0.06
+    for e in true:
+        assert not all(e.answers)
+        for words, met in zip(e.requirements, e.answers):
+            if words.startswith("a ") and len(words.split()) == 3:  # "a red ball"
+                assert met == (sum(f"a {o.words}" == words for o in e.scene.objects) == 1)
+            elif " things" not in words and words.startswith("a "):  # of a relation
+                (a, b), _ = (graph := parse_graph(words)).entities, graph.relations
+                assert pair_split(a, b) == "train"
     answers = [a for e in examples for a in e.answers]
     assert 0.2 < sum(answers) / len(answers) < 0.95  # both answers occur
 
@@ -65,3 +79,18 @@ def test_imitation_starts_from_a_given_actor(tmp_path: Path, monkeypatch: pytest
         written = pipe.tokenizer.encode([example.edit], start.config.written)
         log_probs.append(start(latents, read, written)[0, : len(example.edit.split()) + 1])  # and its end
     assert job.run.metrics("actor")[0]["loss"] == pytest.approx(-torch.cat(log_probs).mean().item(), rel=1e-4)
+
+
+def test_latents_are_noised_by_up_to_a_third_of_their_std(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sixteen times the same example: what differs is noise, of a std between 0 and 0.3."""
+    example, given = imitation_example(choices(0, "examples")), []
+    monkeypatch.setattr(imitation, "imitation_example", lambda _: example)
+    monkeypatch.setattr(Actor, "forward", lambda self, latents, *_: given.append(latents) or stop())
+    pipe, job = load_pipeline(RIG), Job(Run(tmp_path / "run", {}))
+    config = Training(pictures=16, steps=1, batch=16)
+    with pytest.raises(Stopped):
+        train_actor(config, pipe.autoencoder, pipe.tokenizer, job)
+    std = (given[0] - pipe.autoencoder.encode(render(example.scene)[None])).flatten(1).std(1)
+    assert std.min() < 0.1 and 0.2 < std.max() < 0.33 and 0.1 < std.mean() < 0.2

@@ -2,15 +2,17 @@
 codes are used; a decoder can be trained further.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.distributions import Normal, kl_divergence
 
 from minireflect.checkpoints.ours import load_module, load_pipeline, save_module
 from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
-from minireflect.models.vq import Codec, VQAutoencoder, VQConfig
+from minireflect.models.vq import Codec, Quantiser, VQAutoencoder, VQConfig
 from minireflect.pretrain.autoencoders import (
     AutoencoderTraining,
     VQTraining,
@@ -21,7 +23,7 @@ from minireflect.pretrain.autoencoders import (
     train_vq,
 )
 from minireflect.run import Job, Run
-from minireflect.streams import choices
+from minireflect.streams import choices, rng
 from minireflect.world.canvas import to_tensor
 from minireflect.world.data import WorldConfig, recolored, training_pairs
 from minireflect.world.laws import render_pixels
@@ -115,3 +117,53 @@ def test_training_lowers_the_error_and_the_codec_comes_back_from_disk(tmp_path: 
 def test_a_batch_without_twins_is_refused(bad: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         VQTraining(**bad)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_the_autoencoders_loss_is_error_and_kl(tmp_path: Path, noise: float) -> None:
+    """At a learning rate of 0, on one picture: absolute and squared error of a sample, and torch's KL."""
+    pixels, _, _ = training_pairs(1, WorldConfig(), choices(0, "pictures"))
+    torch.manual_seed(5)
+    start = Autoencoder(replace(TINY, scaling_factor=0.25))
+    with torch.no_grad():
+        start.quant_conv.bias[4:] = -2.0
+    config = AutoencoderTraining(steps=1, batch=3, lr=0.0, kl=0.1, noise=noise)
+    train_autoencoder(config, TINY, pixels, job := Job(Run(tmp_path / "run", {})), start)
+    images = to_tensor(pixels.repeat(3, 0))
+    mean, logvar = start.moments(images)
+    chance = rng(0, "autoencoder", "noise", 0)
+    drawn = torch.randn(mean.shape, generator=chance)
+    added = noise / 0.25 * torch.rand(3, 1, 1, 1, generator=chance)  # in units of the latents' std
+    z = mean + (logvar.exp() + added**2).sqrt() * drawn
+    error = start.decoder(start.post_quant_conv(z)) - images
+    kl = kl_divergence(Normal(mean, (logvar / 2).exp()), Normal(0.0, 1.0)).mean()
+    (row,) = job.run.metrics("autoencoder")
+    assert row["kl"] == pytest.approx(kl.item(), rel=1e-4)
+    assert row["mse"] == pytest.approx((error**2).mean().item(), rel=1e-4)
+    wanted = error.abs().mean() + (error**2).mean() + 0.1 * kl
+    assert row["loss"] == pytest.approx(wanted.item(), rel=1e-4)
+
+
+def test_the_codebooks_loss_and_when_entries_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weighted error of latents from a picture's colours and its twin's forms, and both codebooks' losses;
+    counts since the last look; entries move in the first half.
+    """
+    seen, moved, revive, forward = [], [], Quantiser.revive, VQAutoencoder.forward
+    watched = lambda self, *x: seen.append((*x, *forward(self, *x))) or seen[-1][2:]  # noqa: E731
+    monkeypatch.setattr(VQAutoencoder, "forward", watched)
+    monkeypatch.setattr(Quantiser, "revive", lambda self, *x: moved.append(len(seen)) or revive(self, *x))
+    pixels, scenes, _ = training_pairs(3, WorldConfig(), choices(0, "vq"))
+    twins = np.stack([render_pixels(recolored(s, choices(0, "twins"))) for s in scenes])
+    config = VQTraining(steps=4, batch=2, lr=0.0, forms=32, colors=16, revive_every=1)
+    autoencoder = load_pipeline().autoencoder
+    train_vq(config, pixels, twins, autoencoder, job := Job(Run(tmp_path / "run", {})))
+    for (images, twin, out, chosen, _), row in zip(seen, job.run.metrics("vq")):
+        assert torch.equal(images, twin.flip(0)) and not torch.equal(images, twin)
+        error = (out - autoencoder.encode(images)) ** 2
+        differ = torch.nn.functional.max_pool2d((images - twin).abs().amax(1, keepdim=True), 8) > 0.1
+        weight = (1 + 4.0 * differ) / (1 + 4.0 * differ).mean()
+        wanted = (weight * error).mean() + chosen.form.loss + chosen.color.loss
+        assert row["loss"] == pytest.approx(wanted.item(), rel=1e-4)
+        assert row["latents"] == pytest.approx(error.mean().item(), rel=1e-4)
+        assert row["forms_used"] == pytest.approx(len(chosen.form.ids.unique()) / 32)
+    assert moved == [1, 1, 2, 2]

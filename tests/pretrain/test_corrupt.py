@@ -2,13 +2,26 @@
 
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
 from minireflect import caption, inspect, load_pipeline, render, rng, sample_scene
-from minireflect.pretrain.matcher import corrupt, corrupt_all, distance, still_shows
+from minireflect.diffusion.schedule import Schedule, ScheduleConfig
+from minireflect.pretrain.matcher import (
+    Chance,
+    block_error,
+    corrupt,
+    corrupt_all,
+    distance,
+    dull,
+    guess,
+    mix,
+    still_shows,
+    visible,
+)
 from minireflect.streams import choices
 from minireflect.world.laws import LAWS
 from minireflect.world.prompts import draw_prompts, near_miss
@@ -70,3 +83,43 @@ def test_labels_compare_a_corrupted_picture_with_its_clean_render() -> None:
     assert 2 < changed.sum() <= 12
     again, _ = corrupt_all(pipe, scenes, scenes[::-1], texts, label, stream)
     assert torch.equal(again, images)
+
+
+@pytest.mark.parametrize(("error", "shows"), [(0.2, True), (0.3, False)])
+def test_a_block_that_is_a_quarter_off_shows_nothing(error: float, shows: bool) -> None:
+    """In [0, 1], the mean of 4x4 pixels of one colour; for the scene as for its objects."""
+    scene = replace(sample_scene(0, "gravity"), shift=(0, 0))
+    clean, twin = render(scene)[None], render(sample_scene(1, "balance"))[None]
+    image = clean.clone()
+    image[0, 2, 40:44, 8:12] -= 2 * error  # of the blue alone
+    assert block_error(image, clean)[0, 10, 2].item() == pytest.approx(error, abs=1e-5)
+    assert still_shows(image, clean, twin).item() is shows
+    assert visible(block_error(image, clean)[0], replace(scene, objects=())) == [shows]
+
+
+def test_a_guess_is_what_the_noise_says_x_0_is() -> None:
+    """Of a network that knows the noise the guess is the picture itself; it is not told the prompt."""
+    z, noise = torch.randn(2, 3, 4, 8, 8, generator=rng(0, "guess"))
+    told: list[str] = []
+    knows = lambda texts: told.extend(texts) or (lambda w: lambda x, t: noise)  # noqa: E731
+    pipe = SimpleNamespace(schedule=Schedule(ScheduleConfig()), eps=knows)
+    torch.testing.assert_close(guess(pipe, z, noise, torch.tensor([850, 900, 989])), z, atol=1e-4, rtol=0)
+    assert told == [""] * 3
+
+
+def test_ghosts_are_blends_or_halves_of_two_pictures_and_dull_ones_are_a_little_darker() -> None:
+    """Two others in three are twins, here ones; the third is a neighbour, here zeros as z itself."""
+    z, chance = torch.zeros(400, 4, 8, 8), Chance(rng(0, "mix"), torch.zeros(400, 1))
+    blended = (torch.arange(400) % 2 == 0).view(-1, 1, 1, 1)
+    ghosts = mix(z, z + 1, blended, chance)[torch.arange(400) % 2 == 0].flatten(1)
+    halves = mix(z, z + 1, ~blended, chance)[torch.arange(400) % 2 == 0].flatten(1)
+    for found in (ghosts, halves):
+        assert 0.53 < found.any(1).float().mean() < 0.8  # four standard errors
+    shares = ghosts[ghosts.any(1)]
+    assert (shares == shares[:, :1]).all() and 0.3 <= shares.min() < 0.35 and 0.65 < shares.max() <= 0.7
+    assert set(halves[halves.any(1)].mean(1).tolist()) == {0.5} and set(halves.unique().tolist()) == {0, 1}
+    white = torch.ones(400, 3, 64, 64)
+    dim = (dull(white, ~blended.logical_or(~blended), chance).mean((1, 2, 3)) + 1) / 2
+    assert 0.87 < dim.min() < 0.9 and 0.98 < dim.max() < 1.01
+    spread = dull(white, blended.logical_or(~blended), chance).std((1, 2, 3))
+    assert spread.min() < 0.01 and 0.14 < spread.max() < 0.152

@@ -3,6 +3,7 @@ further.
 """
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,10 +73,16 @@ def test_the_text_encoder_learns_to_read_places(tmp_path: Path) -> None:
     config = DiffusionTraining(reading_steps=150, batch=16)
     ids, before = tokenizer([f"red {w}" for w in words[1:]]), encoder.token.weight.detach().clone()
     job = Job(run := Run(tmp_path / "run", {}))
+    read: list[torch.Tensor] = []
+    encoder.register_forward_pre_hook(lambda _, given: read.append(given[0]))
     learn_to_read(config, encoder, latents, ids, torch.arange(4), job)
     losses = [row["loss"] for row in run.metrics("reading")]
     assert losses[0] > 0.1 and losses[-1] < 0.01
     assert not torch.equal(before, encoder.token.weight)
+    read.clear()
+    config, job = replace(config, reading_steps=2), Job(Run(tmp_path / "plain", {}))
+    learn_to_read(config, encoder, latents, ids, torch.tensor([2]), job)
+    assert (read[0] == ids[2]).all() and len(read[1].unique(dim=0)) > 1  # plain captions come first
 
 
 def test_training_starts_from_the_given_networks(tmp_path: Path) -> None:

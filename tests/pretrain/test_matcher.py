@@ -5,6 +5,7 @@ The Checker's questions have answers that are true of the scene and of what is s
 """
 
 import random
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,14 +37,14 @@ from minireflect.pretrain.matcher import (
     visible,
 )
 from minireflect.rl.rewards import ACCEPT_WORD, caption_reward, matcher_reward
-from minireflect.run import Job, Run
+from minireflect.run import Job, Run, optimise
 from minireflect.streams import choices
-from minireflect.world.captions import rationale
+from minireflect.world.captions import hints, rationale
 from minireflect.world.data import WorldConfig, training_pairs
-from minireflect.world.graphs import lay_out, parse_graph, sample_picture
+from minireflect.world.graphs import lay_out, pair_split, parse_graph, sample_picture
 from minireflect.world.laws import render
-from minireflect.world.prompts import KINDS, all_texts, draw_prompts, near_miss, prompt_set
-from minireflect.world.scenes import Reading
+from minireflect.world.prompts import KINDS, all_texts, draw_prompts, near_miss, prompt_set, understand
+from minireflect.world.scenes import SPLITS, Reading, Scene
 from tests.small import REASON_WORDS as WORDS
 
 
@@ -176,6 +177,19 @@ def test_answers_are_true_of_what_is_visible() -> None:
     assert min(both.values()) > 50
 
 
+@pytest.mark.parametrize("split", SPLITS)
+def test_questions_about_pairs_of_another_split_are_never_asked(split: str) -> None:
+    """In training: of no held-out pair.  For the others the graphs' own split, as true and false ones."""
+    draw, asked = random.Random(split), Counter()
+    for _ in range(150):
+        graph, scene = sample_picture(draw, split)
+        for _ in range(12):
+            r, _ = question(graph, scene, [True] * (len(scene.objects) + 1), draw, 0.6)
+            if r.object is not None:
+                asked[pair_split(r.subject, r.object)] += 1
+    assert set(asked) == {"train", split} and min(asked.values()) > 100
+
+
 def test_an_object_that_is_painted_over_is_not_visible() -> None:
     scene = lay_out(parse_graph("red ball left of blue block"), random.Random(0))
     clean = render(scene)[None]
@@ -198,3 +212,141 @@ def test_the_reward_learns_from_training_prompts_of_all_kinds() -> None:
     assert min(counts.values()) > 70  # a quarter each, less four standard errors
     tasks = [p.task == "position" for p in drawn if p.task]
     assert 0.6 < sum(tasks) / len(tasks) < 0.95
+
+
+def minimised(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The losses that a training of this file minimises, as it goes; the log has the verdict's alone."""
+    losses: list[float] = []
+
+    def watched(*given: object, **how: object):
+        for step, generator, minimise in optimise(*given, **how):
+            yield step, generator, lambda x, _do=minimise, **v: losses.append(x.item()) or _do(x, **v)
+
+    monkeypatch.setattr(matcher, "optimise", watched)
+    return losses
+
+
+def test_the_rewards_loss_is_its_three_terms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a learning rate of 0: a corrupted picture that shows nothing fails its own prompt too, and is not
+    described; a false prompt always fails; CLIP's loss sees class tokens and the true prompts.
+    """
+    pipe, job = load_pipeline(), Job(Run(tmp_path / "run", {}))
+    torch.manual_seed(5)
+    start = Matcher(MatcherConfig(len(pipe.tokenizer), EOS, pipe.tokenizer.length))
+    drawn: list[tuple] = []
+    losses = minimised(monkeypatch)
+    shown = torch.tensor([True, False, True, False])
+
+    def corrupted(_: object, scenes: list, twins: list, texts: list[str], label: object, __: object) -> tuple:
+        drawn.extend(zip(scenes, twins, texts))
+        assert label is matcher.still_shows
+        return torch.stack([render(s) for s in scenes]), shown
+
+    monkeypatch.setattr(matcher, "corrupt_all", corrupted)
+    monkeypatch.setattr(matcher, "false_prompt", lambda *_: understand("a red ball"))
+    contrasted: list[torch.Tensor] = []
+    two = torch.tensor(2.0)
+    monkeypatch.setattr(JointSpace, "loss", lambda self, *given: contrasted.extend(given) or two)
+    train_reward(RewardTraining(pictures=4, steps=1, batch=4, lr=0.0), pipe, job, start)
+    scenes, twins, texts = zip(*drawn)
+    assert all(t.shift == s.shift and t.facts != s.facts for s, t in zip(scenes, twins))
+    images, read = torch.stack([render(s) for s in scenes]), pipe.tokenizer
+    true, false = start(images, read(texts)), start(images, read(["a red ball"] * 4))
+    match = F.softplus(torch.cat([torch.where(shown, -true, true), false])).mean()
+    ids = read([matcher.stated(understand(text)).text for text in texts])[shown]
+    caption = caption_loss(start.describe(start.vision(images[shown]), start.text(ids)), ids)
+    (row,) = job.run.metrics("reward")
+    assert row["caption"] == pytest.approx(caption.item(), rel=1e-4)
+    assert row["loss"] == pytest.approx(match.item(), rel=1e-4)
+    assert losses == pytest.approx([(match + 0.1 * 2 + caption).item()], rel=1e-4)
+    right = torch.cat([(true > 0) == shown, false <= 0]).float().mean()
+    assert row["right"] == pytest.approx(right.item())
+    patches, sentences, words = contrasted
+    assert sorted(read.decode(words)) == sorted(read.decode(read(texts)))
+    torch.testing.assert_close(patches.sum(0), start.vision(images)[:, 0].sum(0), rtol=1e-3, atol=1e-4)
+    pooled = start.text.pooled(start.text(read(texts)), read(texts))
+    torch.testing.assert_close(sentences.sum(0), pooled.sum(0), rtol=1e-3, atol=1e-4)
+
+
+def test_the_checkers_loss_is_of_answers_and_of_whole_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six questions about each picture, 0.6 of them about relations, answered by what is still visible; the
+    places of the objects where the whole picture is.
+    """
+    pipe, job = load_pipeline(RIG), Job(Run(tmp_path / "run", {}))
+    start, losses = matcher.new_matcher("checker", pipe.tokenizer, Job(None, 3)), minimised(monkeypatch)
+    errors, asked, images = torch.zeros(3, 16, 16), [], {}
+    errors[1] = 1.0  # nothing is visible in the second picture
+
+    def corrupted(_: object, scenes: list, *__: object) -> tuple:
+        images.update((s, render(s)) for s in scenes)
+        return torch.stack([*images.values()]), errors
+
+    def noted(*given: object) -> tuple:
+        answered = question(*given)
+        asked.append((*given, *answered))
+        return answered
+
+    monkeypatch.setattr(matcher, "corrupt_all", corrupted), monkeypatch.setattr(matcher, "question", noted)
+    config = replace(CHECKER_TRAINING, pictures=3, steps=1, batch=3, lr=0.0)
+    train_checker(config, "checker", pipe, job, start)
+    whole = [s for i, s in enumerate(images) if i != 1]
+    assert len(asked) == 18 and all(share == 0.6 for *_, share, _, _ in asked)
+    assert all(set(shown) == {scene in whole} for _, scene, shown, *_ in asked)
+    assert not any(met for _, scene, *_, met in asked if scene not in whole)
+    ids = pipe.tokenizer([words.words for *_, words, _ in asked])
+    logits = start(torch.stack([images[scene] for _, scene, *_ in asked]), ids)
+    met = torch.tensor([float(met) for *_, met in asked])
+    match = F.binary_cross_entropy(torch.sigmoid(logits), met)
+    ids = pipe.tokenizer([hints(s.objects) for s in whole])
+    patches = start.vision(torch.stack([images[s] for s in whole]))
+    caption = caption_loss(start.describe(patches, start.text(ids)), ids)
+    (row,) = job.run.metrics("checker")
+    assert row["caption"] == pytest.approx(caption.item(), rel=1e-4)
+    assert losses == pytest.approx([(match + caption).item()], rel=1e-4)
+
+
+def test_the_captioner_learns_the_rationales_of_its_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a world with 0.3 arrangements, 0.6 of the others in combinations that no prompt asks for."""
+    said: list[tuple] = []
+    drawn: list[tuple] = []
+
+    def noted(scene: Scene, **how: object) -> str:
+        said.append((scene, rationale(scene, **how)))
+        return said[-1][1]
+
+    monkeypatch.setattr(matcher, "rationale", noted)
+    monkeypatch.setattr(
+        matcher, "training_pairs", lambda *given: drawn.append(given) or training_pairs(*given)
+    )
+    job = Job(Run(tmp_path / "run", {}))
+    config = replace(CAPTIONER_TRAINING, pictures=6, steps=1, batch=8, lr=0.0)
+    net = train_captioner(config, WorldConfig(), WORDS, job)
+    ((n, world, _, recombined),) = drawn
+    assert (n, world.arrangements, recombined) == (6, 0.3, 0.6)
+    images, ids = torch.stack([render(s) for s, _ in said]), WORDS([text for _, text in said])
+    loss = caption_loss(net.describe(net.vision(images), net.text(ids)), ids)
+    assert len({s for s, _ in said}) > 2
+    assert job.run.metrics("captioner")[0]["loss"] == pytest.approx(loss.item(), rel=1e-4)
+
+
+def test_questions_are_about_relations_as_often_as_asked_and_of_corrupted_pictures_the_graphs_own() -> None:
+    draw = random.Random(0)
+    graph, scene = sample_picture(draw)
+    asked = [question(graph, scene, [True] * len(scene.objects) + [False], draw, 0.75) for _ in range(400)]
+    assert {r for r, _ in asked} == set(graph.requirements)
+    assert 0.66 < sum(bool(r.predicate) for r, _ in asked) / 400 < 0.84  # four standard errors
+    assert all(met == (r.subject.name != "thing") for r, met in asked)  # of a total nothing can be said
+    asked = [question(graph, scene, [True] * (len(scene.objects) + 1), draw, 0.75)[0] for _ in range(400)]
+    assert 0.4 < sum(r in graph.requirements for r in asked) / 400 < 0.7  # two fifths and more
+
+
+def test_a_tenth_of_the_false_prompts_is_foreign() -> None:
+    draw = random.Random(0)
+    (true,) = draw_prompts("physical", "train", 1, draw)
+    other, scene = understand("a ball"), true.scene(draw)
+    foreign = sum(false_prompt(true, scene, [other], draw) == other for _ in range(400))
+    assert 16 < foreign < 64  # four standard errors

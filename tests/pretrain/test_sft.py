@@ -20,9 +20,9 @@ from minireflect.pretrain.sft import (
 )
 from minireflect.run import Job, Run
 from minireflect.streams import choices
-from minireflect.world.captions import read_rationale
+from minireflect.world.captions import plan_of, rationale, read_rationale
 from minireflect.world.data import WorldConfig
-from minireflect.world.prompts import understand
+from minireflect.world.prompts import sample_scene, understand
 from tests.small import REASON_WORDS as WORDS
 from tests.small import Stopped, small_reasongen, stop
 
@@ -37,7 +37,18 @@ def test_shuffled_rationales_stay_in_their_law() -> None:
     laws = [text[0] for text in rationales]
     moved = shuffled(rationales, laws, choices(0, "shuffle"))
     assert sorted(moved) == sorted(rationales) and all(t.startswith(law) for t, law in zip(moved, laws))
-    assert sum(a == b for a, b in zip(moved, rationales)) < 10
+    assert all(a != b for a, b in zip(moved, rationales))
+
+
+def test_shuffled_rationales_are_of_another_scene() -> None:
+    draw = choices(1, "shuffle")
+    for law in ("mirror", "arrangement"):
+        scenes = [sample_scene(i, law) for i in range(300)]
+        written = [rationale(scene, rng=draw) for scene in scenes]
+        moved = shuffled(written, [law] * 300, draw)
+        assert all(read_rationale(text) != plan_of(scene) for text, scene in zip(moved, scenes))
+    with pytest.raises(ValueError, match="mirror: too few scenes"):
+        shuffled(["a", "a", "b"], ["mirror"] * 3, draw)
 
 
 def test_a_dense_prompt_is_the_rationale_and_leaves_the_rationale_empty() -> None:
@@ -148,3 +159,25 @@ def test_a_tenth_of_the_samples_is_empty(monkeypatch: pytest.MonkeyPatch) -> Non
     empty = given[0][:, 1] == EOS
     assert 146 < empty.sum() < 254
     assert torch.equal(empty, given[1][:, 0] == model.config.boi)
+
+
+def test_text_only_is_added_and_the_world_has_the_share_of_arrangements(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worlds: list[WorldConfig] = []
+    pairs = sft.training_pairs
+    monkeypatch.setattr(
+        sft, "training_pairs", lambda n, world, *a: worlds.append(world) or pairs(n, world, *a)
+    )
+    monkeypatch.setattr(sft, "sft_loss", lambda model, *_: (0 * model.where.sum() + 1, {}))
+    monkeypatch.setattr(sft, "text_only_loss", lambda model, *_: 0 * model.where.sum() + 2)
+    job, start = Job(Run(tmp_path / "run", {})), small_reasongen(rationale=64)
+    train_reasongen(ReasonTraining(3, steps=1, text_only=5), WorldConfig(), start.codec, job, start)
+    assert job.run.metrics("reason-sft")[0]["loss"] == 3 and worlds[0].arrangements == 0.35
+
+
+def test_shuffled_examples_have_the_rationales_of_other_pictures() -> None:
+    true, moved = (examples(pictures=30, rationales=kind) for kind in ("true", "shuffled"))
+    rows = [WORDS.decode(e.full_rationales) for e in (true, moved)]
+    assert torch.equal(true.codes, moved.codes) and sorted(rows[0]) == sorted(rows[1])
+    assert sum(a != b for a, b in zip(*rows)) > 10

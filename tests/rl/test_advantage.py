@@ -110,6 +110,10 @@ def test_history_is_bounded() -> None:
     for key in ("a", "b", "a", "c"):
         crowded.add([key], torch.ones(1))
     assert crowded.past("b") == [] and crowded.past("a") == [1, 1]  # b was unseen for longest
+    paper = RewardHistory()  # the last eight stages
+    for i in range(10):
+        paper.add(["a"], torch.tensor([float(i)]))
+    assert paper.past("a") == [2, 3, 4, 5, 6, 7, 8, 9]
     none = RewardHistory(stages=0)
     none.add(["a"], torch.ones(1))
     assert len(none.rewards) == 0

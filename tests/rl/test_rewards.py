@@ -1,7 +1,9 @@
 """Rewards: learned from words, exact from pixels, the size of a JPEG, and the Checker's answers."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -12,13 +14,16 @@ from minireflect.checkpoints.ours import SHIPPED
 from minireflect.models.clip import Matcher, MatcherConfig
 from minireflect.models.tokenizer import EOS, Tokenizer
 from minireflect.rl.rewards import (
+    ACCEPT_WORD,
     Answers,
     caption_reward,
+    clip_reward,
     compressibility,
     incompressibility,
     inspector_reward,
     load_checker,
     matcher_checker,
+    matcher_reward,
     reward_beside,
 )
 from minireflect.streams import choices
@@ -117,7 +122,8 @@ def test_answers_count_only_what_is_asked() -> None:
     answers = Answers(p, asked)
     assert answers.share.tolist() == pytest.approx([2 / 3, 1.0])
     assert answers.all_hold.tolist() == pytest.approx([0.9 * 0.4 * 0.6, 0.81])
-    assert answers.score[0].item() == pytest.approx(2 / 3 + 1e-3 * 1.9 / 3)
+    assert answers.score.tolist() == pytest.approx([2 / 3 + 1e-3 * 1.9 / 3, 1 + 1e-3 * 0.9])
+    assert Answers(torch.tensor([[0.5]]), asked[:1, :1]).met.item()  # as often right as wrong: met
 
 
 def small_matcher(fused: bool) -> Matcher:
@@ -160,3 +166,41 @@ def test_the_shipped_networks_answer_about_held_out_scenes(name: str) -> None:
                 r.met_by(scene.objects) == bool(said) for r, said in zip(graph.requirements, met.tolist())
             ]
     assert len(right) > 400 and sum(right) / len(right) > 0.94
+
+
+def test_the_matchers_reward_is_its_probability() -> None:
+    net, (images, thoughts) = matcher(), pictures()
+    wanted = torch.sigmoid(net(images, WORDS(thoughts)))
+    torch.testing.assert_close(matcher_reward(net, WORDS, batch=2)(images, thoughts), wanted)
+
+
+def test_a_rationale_must_end_where_it_ends() -> None:
+    """A captioner that finds every word likely and the end unlikely: the end decides.  A right first word
+    passes, of which there are twelve.
+    """
+    net, (images, _) = matcher(), pictures(1)
+    with torch.no_grad():
+        net.next_word.weight.zero_(), net.next_word.bias.zero_()
+        net.next_word.bias[EOS] = -9.0
+    found = caption_reward(net, WORDS)(images, ["red"]).item()
+    assert found == pytest.approx(torch.softmax(net.next_word.bias, 0)[EOS].item(), rel=1e-5)
+    assert 1 / len(WORDS) < ACCEPT_WORD < 1 / 12
+
+
+def test_clip_sees_what_pillow_makes_of_the_picture() -> None:
+    """Half the size, bicubic, in [-1, 1]: against Pillow, which rounds to 8 bits."""
+    seen: list[Tensor] = []
+    clip = SimpleNamespace(
+        config=SimpleNamespace(vision=SimpleNamespace(size=32)),
+        text_projection=torch.nn.Linear(2, 2),
+        encode_image=lambda x: seen.append(x) or torch.tensor([[0.6, 0.8]]),
+        encode_text=lambda ids: torch.tensor([[1.0, 0.0]]),
+    )
+    pixels = torch.randint(60, 190, (64, 64, 3), generator=rng(0, "clip")).byte()
+    image = pixels.permute(2, 0, 1)[None] / 127.5 - 1
+    reward = clip_reward(clip, lambda prompts: torch.zeros(len(prompts), 2))
+    assert reward(image, [""]).item() == pytest.approx(0.6)
+    small = torch.from_numpy(np.array(Image.fromarray(pixels.numpy()).resize((32, 32), Image.BICUBIC)))
+    assert ((seen[0][0].permute(1, 2, 0) + 1) * 127.5 - small).abs().max() < 1.5
+    reward(image.sign(), [""])
+    assert seen[1].abs().max() == 1  # bicubic overshoots at edges

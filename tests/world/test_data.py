@@ -145,3 +145,10 @@ def test_graphs_are_captioned_and_plain_captions_say_all_places() -> None:
     assert data.pixels.shape == (60, 64, 64, 3) and len(data.captions) == 60 and 5 < len(data.plain) < 30
     assert all(data.captions[i].startswith("with ") or " with " in data.captions[i] for i in data.plain)
     assert {*split(" ".join(data.captions))} <= set(data.vocabulary)
+
+
+def test_arrangements_of_the_training_world_are_training_prompts() -> None:
+    draw, known = choices(0, "arrangements"), {p.text for p in prompt_set("arrangement", "train")}
+    pairs = [training_pair(WorldConfig(arrangements=1.0), draw) for _ in range(300)]
+    assert {caption for _, caption in pairs} <= known
+    assert all(understand(caption).graph.fulfilled_by(scene.objects) for scene, caption in pairs)

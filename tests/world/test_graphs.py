@@ -3,6 +3,7 @@
 import json
 import random
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -12,20 +13,25 @@ from minireflect.world.captions import PROMPT_LENGTH
 from minireflect.world.graphs import (
     PREDICATES,
     RELATIONS,
+    THINGS,
     Entity,
     GraphError,
     SceneGraph,
+    arrange,
     from_laion_sg,
     holds,
     lay_out,
     pair_split,
     parse_graph,
     place,
+    radius,
     sample_graph,
+    sample_picture,
 )
 from minireflect.world.graphs import graph_vocabulary as vocabulary
 from minireflect.world.inspector import inspect
 from minireflect.world.laws import render
+from minireflect.world.prompts import prompt_set
 from minireflect.world.scenes import SPLITS, Object
 
 
@@ -142,6 +148,41 @@ def test_relations_are_opposite_and_exclusive(ax: int, ay: int, bx: int, by: int
     assert not any(holds(r, a, a) for r in RELATIONS)
 
 
+def geneval_relations(a: Object, b: Object) -> set[str]:
+    """Of evaluate_images.py's `relative_position`, from boxes as it has them."""
+    center = np.array(a.xy, float), np.array(b.xy, float)
+    size = 2 * radius(a.name) * np.ones(2), 2 * radius(b.name) * np.ones(2)
+    offset = center[0] - center[1]
+    revised = np.maximum(np.abs(offset) - 0.1 * (size[0] + size[1]), 0) * np.sign(offset)
+    if np.all(np.abs(revised) < 1e-3):
+        return set()
+    dx, dy = revised / np.linalg.norm(offset)
+    shares = {"left of": -dx, "right of": dx, "above": -dy, "below": dy}
+    return {name for name, share in shares.items() if share > 0.5}
+
+
+def test_positions_are_genevals() -> None:
+    draw = random.Random(0)
+    for _ in range(5_000):
+        a, b = (
+            Object(draw.choice(THINGS), "red", xy=(draw.randint(5, 59), draw.randint(5, 59))) for _ in "ab"
+        )
+        assert {r for r in RELATIONS if holds(r, a, b)} == geneval_relations(a, b)
+
+
+def test_training_pictures_of_positions_satisfy_geneval() -> None:
+    draw = random.Random(1)
+    for split in SPLITS:
+        for prompt in prompt_set("arrangement", split):
+            for s, relation, o in prompt.graph.relations * 20:
+                things = {t.name: t for t in prompt.scene(draw).objects}
+                names = (prompt.graph.entities[i].name for i in (s, o))
+                assert relation in geneval_relations(*(things[name] for name in names))
+    for _ in range(200):  # of two shapes of a task, apart as they are, one relation holds at least
+        things = arrange(SceneGraph((Entity("ball"), Entity("cone"))), draw).objects
+        assert geneval_relations(*things)
+
+
 def test_relations_are_what_their_words_say() -> None:
     base, r = Object("block", "blue", xy=(32, 32)), {}
     for x, y in ((10, 32), (54, 32), (32, 10), (32, 54), (32, 18), (40, 36), (32, 32)):
@@ -216,3 +257,14 @@ def test_a_held_out_graph_is_never_trained_on() -> None:
     chance = random.Random(0)
     trained = {g.triples for g in (sample_graph(chance) for _ in range(300))}
     assert not trained & {sample_graph(chance, "test").triples for _ in range(100)}
+
+
+def test_graphs_are_of_the_training_split_unless_another_is_named() -> None:
+    draw = random.Random(0)
+    for graph in [sample_graph(draw) for _ in range(40)] + [sample_picture(draw)[0] for _ in range(40)]:
+        pairs = {pair_split(graph.entities[s], graph.entities[o]) for s, _, o in graph.relations}
+        assert pairs == {"train"}
+    for split in ("validation", "test"):
+        graph, scene = sample_picture(draw, split)
+        assert split in {pair_split(graph.entities[s], graph.entities[o]) for s, _, o in graph.relations}
+        assert graph.fulfilled_by(scene.objects)
