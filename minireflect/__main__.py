@@ -7,6 +7,7 @@
 `minireflect COMMAND --help` lists the options of a command.
 """
 
+import re
 import sys
 from importlib import import_module
 from inspect import getdoc
@@ -14,6 +15,9 @@ from pathlib import Path
 
 from .cli import HELP, TRAINED, known, train_help
 
+NO_MEMORY = "out ?of ?memory|memoryerror|can't allocate memory|not enough memory|alloc_failed"
+SMALLER = """the memory is full; with --base try --micro-batch 1, --checkpointing, --precision bf16 or a
+smaller --size, otherwise a smaller --batch""".replace("\n", " ")
 COMMANDS = ("sample", "train", "inspect")  # each imports what it needs
 PICTURES = (".png", ".jpg", ".jpeg")
 
@@ -38,7 +42,11 @@ def main(words: list[str] | None = None) -> int:
         said = str(stop) or "stopped; what a run has saved can be resumed"
         print(f"minireflect {command}: {said}", file=sys.stderr)
         return 130
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError, MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError | RuntimeError):
+            if not re.search(NO_MEMORY, f"{type(error).__name__} {error}", re.IGNORECASE):
+                raise
+            error = f"{SMALLER} ({str(error).splitlines()[0] if str(error) else 'MemoryError'})"
         print(f"minireflect {command}: {error}", file=sys.stderr)
         return 2
 

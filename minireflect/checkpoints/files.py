@@ -13,10 +13,11 @@ import json
 import os
 import pickle
 import re
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from zipfile import is_zipfile
+from zipfile import ZipFile, is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,6 +30,13 @@ Place = str | Path
 Strings = dict[str, str]
 SHOWN = 10  # names listed per kind of mismatch, before "and 123 more"
 TORCH_FILES = (".ckpt", ".pt", ".pth", ".bin")
+# What distributed training and torch.compile put before every name.
+WRAPPERS = r"(module|_orig_mod|_fsdp_wrapped_module)\."
+STAND_INS = {  # how a file begins that is none of weights
+    b"version https://git-lfs": "is a pointer of git-lfs, not the file itself: run `git lfs pull` there",
+    b"<": "is a web page, not a file of weights: download it again, logged in where that is needed",
+    b"GGUF": "is quantised for llama.cpp (GGUF), which is not read: use its safetensors file",
+}
 
 
 class WeightsError(ValueError):
@@ -62,32 +70,54 @@ def save_weights(
 def read_weights(path: Place) -> Tensors:
     """The tensors of a file by their names, on the CPU, in the file's dtype.
 
-    Takes safetensors, torch files (.ckpt, .pt, .bin, .pth: read with weights_only, so that nothing in them is
-    executed), and the index of a file in several parts (.index.json).
+    Takes safetensors, torch files (read with weights_only, so that nothing in them is executed), TorchScript
+    archives, and the index of a file in several parts (.index.json); which it is, the first bytes tell.
     Raises WeightsError when the file is missing, truncated, or holds more than tensors.
     """
     path = existing(path)
     if path.suffix == ".json":
-        return _read_parts(path)
-    if path.suffix in TORCH_FILES:
-        return _read_torch(path)
-    with _opened(path) as file:  # a tensor is a view of the mapped file: what is not used is not read
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+        found = _read_parts(path)
+    elif is_torch(path):
+        found = _read_torch(path)
+    else:
+        with _opened(path) as file:  # a tensor is a view of the mapped file: what is not used is not read
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+    while found and (wrapper := re.match(WRAPPERS, next(iter(found)))):
+        if not all(name.startswith(wrapper[0]) for name in found):
+            break
+        found = {name.removeprefix(wrapper[0]): t for name, t in found.items()}
+    return found
 
 
 def read_metadata(path: Place) -> Strings:
     """The strings saved beside the tensors of a safetensors file; empty if there are none, and of others."""
     path = existing(path)
-    if path.suffix in (".json", *TORCH_FILES):
+    if path.suffix == ".json" or is_torch(path):
         return {}
     with _opened(path) as file:
         return file.metadata() or {}
 
 
 def existing(path: Place) -> Path:
-    if not Path(path).is_file():
+    """The path of a file.  Raises WeightsError when it is not there, or only stands in for another."""
+    path = Path(path)
+    if not path.is_file():
         raise WeightsError(f"{path} is not there, or not a file")
-    return Path(path)
+    with open(path, "rb") as file:
+        start = file.read(64)
+    for magic, what in STAND_INS.items():
+        if start.startswith(magic):
+            raise WeightsError(f"{path} {what}")
+    return path
+
+
+def is_torch(path: Path) -> bool:
+    """Whether a file is a zip or a pickle, whatever its name ends in; safetensors has a {, after a length."""
+    with open(path, "rb") as file:
+        start = file.read(9)
+    return start[8:] != b"{" and (
+        path.suffix in TORCH_FILES or (path.suffix == ".safetensors" and start.startswith((b"PK", b"\x80")))
+    )
 
 
 @contextmanager
@@ -110,8 +140,8 @@ def read_json(path: Path) -> dict:
     """A configuration file; empty if there is none.  Raises WeightsError when it is not a JSON object."""
     if not path.is_file():
         return {}
-    with named_as(f"{path} is not JSON", json.JSONDecodeError, UnicodeDecodeError):
-        values = json.loads(path.read_text("utf-8"))
+    with named_as(f"{existing(path)} is not JSON in UTF-8", json.JSONDecodeError, UnicodeDecodeError):
+        values = json.loads(path.read_text("utf-8-sig"))
     if not isinstance(values, dict):
         raise WeightsError(f"{path} holds a {type(values).__name__}, expected a configuration")
     return values
@@ -135,6 +165,12 @@ def _read_torch(path: Path) -> Tensors:
     broken = (RuntimeError, EOFError, OSError, ValueError, KeyError)
     try:
         with named_as(f"{path} is truncated or not a torch file", *broken):
+            if is_zipfile(path) and any(name.endswith("/constants.pkl") for name in ZipFile(path).namelist()):
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # torch calls the format old
+                    return dict(
+                        torch.jit.load(str(path), "cpu").state_dict()
+                    )  # OpenAI's CLIP; nothing is run
             # files from before torch 1.6, which are not zip files, cannot be mapped into memory
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except pickle.UnpicklingError as error:
@@ -142,11 +178,14 @@ def _read_torch(path: Path) -> Tensors:
         what = f"it asks for {named[1]}" if named else "it is not one of tensors alone"
         why = f"is a pickle that may run code when it is opened, and was not opened: {what}"
         raise WeightsError(f"{path} {why}; use the safetensors file of this checkpoint") from error
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
+    for key in ("state_dict", "model_state_dict", "model", "module"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
     if not isinstance(content, dict):
         raise WeightsError(f"{path} holds a {type(content).__name__}, expected tensors by name")
-    return {name: t for name, t in content.items() if isinstance(t, Tensor)}
+    # a number is the alpha of a LoRA, or how far the training was
+    numbers = {n: torch.tensor(v) for n, v in content.items() if str(n).endswith("alpha") and v is not None}
+    return {n: t for n, t in (content | numbers).items() if isinstance(t, Tensor)}
 
 
 # --- names and modules --------------------------------------------------------------------------------------
@@ -185,11 +224,16 @@ def load_into(module: nn.Module, tensors: Tensors, rename: Table = (), source: P
 
     shapes, wanted = ({name: tuple(t.shape) for name, t in each.items()} for each in (found, expected))
     different = [name for name in wanted if name in found and shapes[name] != wanted[name]]
+    numbers = [name for name in shapes if name in expected and not found[name].is_floating_point()]
     wrong = {
         "missing": [f"{name} {shape}" for name, shape in wanted.items() if name not in found],
         "extra": [f"{name} {shape}" for name, shape in shapes.items() if name not in expected],
         "misshapen": [f"{name}: expected {wanted[name]}, found {shapes[name]}" for name in different],
     }
+    if numbers:
+        wrong["quantised"] = [
+            f"{name}: expected floating point, found {found[name].dtype}" for name in numbers
+        ]
     refuse(f"{source} does not fit {network}", wrong)
     on_meta = any(t.is_meta for t in expected.values())
     module.load_state_dict({name: t.to(expected[name].dtype) for name, t in found.items()}, assign=on_meta)

@@ -80,9 +80,9 @@ def read_prompts(name: str) -> list[str]:
         ours = ", ".join(sorted(p.stem for p in PROMPTS.glob("*.txt")))
         raise PromptError(f"there is no file of prompts {name}; ours are {ours}")
     try:
-        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
-        raise PromptError(f"{path} is not a text file: {error}") from error
+        raise PromptError(f"{path} is not a text file in UTF-8; save it as one: {error}") from error
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
         raise PromptError(f"there is no prompt in {path}")

@@ -47,6 +47,8 @@ class TextConfig:
     heads: int = 12
     quick_gelu: bool = True  # OpenAI's x * sigmoid(1.702 x); False = the exact GELU of OpenCLIP
     penultimate: bool = False  # forward returns the states before the last block, unnormalised (SDXL)
+    skip: int = 0  # blocks at the end whose work forward leaves out ("clip skip"); the pooled state has it
+    hidden: int | None = None  # width inside the feed-forward layers; None = 4 times the width
     projection: int | None = None  # width of a projection of the pooled state (SDXL's second encoder)
     # of the token embeddings before training, half as much for the positions; CLIP's own
     init_std: float = 0.02
@@ -67,6 +69,7 @@ class VisionConfig:
     layers: int = 24
     heads: int = 16
     quick_gelu: bool = True
+    hidden: int | None = None  # width inside the feed-forward layers; None = 4 times the width
     # channels of a convolutional stem in place of CLIP's linear patches: each entry halves the resolution,
     # and a last halving leads to `width` channels
     stem: tuple[int, ...] = ()
@@ -91,24 +94,24 @@ class CLIPConfig:
 class Block(nn.Module):
     """Attention, then a feed-forward layer, each normalised first and added to its input."""
 
-    def __init__(self, width: int, heads: int, quick_gelu: bool) -> None:
+    def __init__(self, width: int, heads: int, quick_gelu: bool, hidden: int | None = None) -> None:
         super().__init__()
-        self.quick_gelu = quick_gelu
+        self.quick_gelu, hidden = quick_gelu, hidden or 4 * width
         self.norm1, self.attn = nn.LayerNorm(width), Attention(width, heads, bias=True)
         self.norm2 = nn.LayerNorm(width)
-        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
 
     def forward(self, x: Tensor, causal: bool = False) -> Tensor:
         """Shapes: x (b t d) -> (b t d)"""
         x = x + self.attn(self.norm1(x), causal=causal)
-        y = self.fc1(self.norm2(x))  # (b t 4d)
+        y = self.fc1(self.norm2(x))  # (b t 4d), or another width
         y = y * torch.sigmoid(1.702 * y) if self.quick_gelu else F.gelu(y)
         return x + self.fc2(y)  # (b t d)
 
 
 class TextStates(NamedTuple):
-    penultimate: Tensor  # (b t d) what the last block reads, unnormalised
-    last: Tensor  # (b t d) its output, normalised
+    read: Tensor  # (b t d) what a diffusion model reads, as the configuration says
+    last: Tensor  # (b t d) the output of the last block, normalised
 
 
 class TextEncoder(nn.Module):
@@ -117,10 +120,12 @@ class TextEncoder(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.config = config
-        d = config.width
+        d, sizes = config.width, (config.heads, config.quick_gelu, config.hidden)
+        if not 0 <= config.skip <= config.layers - config.penultimate:
+            raise ValueError(f"skip {config.skip} is outside 0..{config.layers - config.penultimate} blocks")
         self.token = nn.Embedding(config.vocabulary, d)
         self.position = nn.Embedding(config.length, d)
-        self.blocks = nn.ModuleList(Block(d, config.heads, config.quick_gelu) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(Block(d, *sizes) for _ in range(config.layers))
         self.norm_out = nn.LayerNorm(d)
         if config.projection is not None:
             self.text_projection = nn.Linear(d, config.projection, bias=False)
@@ -131,21 +136,23 @@ class TextEncoder(nn.Module):
         """Shapes: ids (b t) -> (b t d), (b t d)"""
         if ids.shape[1] > self.config.length:
             raise ValueError(f"{ids.shape[1]} tokens, but the encoder has {self.config.length} positions")
-        x = penultimate = self.token(ids) + self.position.weight[: ids.shape[1]]  # (b t d)
+        after = [self.token(ids) + self.position.weight[: ids.shape[1]]]  # (b t d) after 0, 1, ... blocks
         for block in self.blocks:
-            penultimate = x
-            x = block(x, causal=True)
-        return TextStates(penultimate, self.norm_out(x))
+            after.append(block(after[-1], causal=True))
+        read = after[-1 - self.config.skip - self.config.penultimate]
+        last = self.norm_out(after[-1])
+        if self.config.penultimate:
+            return TextStates(read, last)
+        return TextStates(self.norm_out(read) if self.config.skip else last, last)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """The hidden states, as `config.penultimate` says.  Shapes: ids (b t) -> (b t d)"""
-        states = self.states(ids)
-        return states.penultimate if self.config.penultimate else states.last
+        """The hidden states, as `config` says.  Shapes: ids (b t) -> (b t d)"""
+        return self.states(ids).read
 
     def pooled(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """The state at the first end-of-text token, which has seen the whole sentence.
 
-        `hidden` is `states(ids).last`, which the penultimate states are not.
+        `hidden` is `states(ids).last`, which the states before it are not.
 
         Shapes: hidden (b t d), ids (b t) -> (b d)
         """
@@ -176,7 +183,7 @@ class TwoTextEncoders(nn.Module):
         """Shapes: ids (b 2t), for the first encoder and for the second -> (b t+1 d)"""
         one, two = ids.chunk(2, dim=1)  # (b t) each
         states = self.second.states(two)
-        hidden = torch.cat([self.first(one), states.penultimate], dim=2)  # (b t d1+d2)
+        hidden = torch.cat([self.first(one), states.read], dim=2)  # (b t d1+d2)
         pooled = self.second.text_projection(self.second.pooled(states.last, two))  # (b e)
         row = F.pad(pooled, (0, hidden.shape[2] - pooled.shape[1]))  # (b d)
         return torch.cat([hidden, row[:, None]], dim=1)
@@ -214,7 +221,8 @@ class VisionEncoder(nn.Module):
             self.patch = nn.Conv2d(3, d, config.patch, stride=config.patch, bias=False)
         self.position = nn.Embedding(1 + (config.size // config.patch) ** 2, d)
         self.norm_in = nn.LayerNorm(d)
-        blocks = (Block(d, config.heads, config.quick_gelu) for _ in range(config.layers))
+        sizes = (config.heads, config.quick_gelu, config.hidden)
+        blocks = (Block(d, *sizes) for _ in range(config.layers))
         self.blocks = nn.Sequential(*blocks)
         nn.init.normal_(self.position.weight, std=config.init_std)
 
