@@ -146,6 +146,15 @@ def measure_inspector(n: int) -> None:
         picture[:, :, x] = torch.where(colourful, paper, picture[:, :, x])
         painted.append(inspect(picture).agrees_with(scene))
     print(f"  accepted, a ball painted over    {share(painted)}")
+    collaged = []
+    for i in range(n):  # half of a picture beside, or above, the other half of one of another law
+        a, b = map(
+            sample_scene, (4_000_000 + 2 * i, 4_000_001 + 2 * i), draw.sample([*LAWS, "arrangement"], 2)
+        )
+        picture = render(a).clone()
+        (picture.mT if i % 2 else picture)[:, 32:] = (render(b).mT if i % 2 else render(b))[:, 32:]
+        collaged.append(inspect(picture).readable)
+    print(f"  accepted, collaged               {share(collaged)}")
     noise = rng(0, "measure", "noise")
     some = pictures[:300]
     junk = {

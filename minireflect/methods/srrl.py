@@ -65,7 +65,7 @@ class SRRLConfig(RolloutConfig, LearnConfig):
     """What an iteration samples (`RolloutConfig`) and how it is learnt from (`LearnConfig`)."""
 
     # of rollout and update
-    iterations: Count = 52
+    iterations: Count = 60
 
     def __post_init__(self) -> None:
         super().__post_init__()

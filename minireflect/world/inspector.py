@@ -94,9 +94,8 @@ def _behind_strips(pixels: np.ndarray) -> Iterator[np.ndarray]:
         flat = lines.std(axis=1).max(axis=1) <= FLAT  # (64)
         k = np.flatnonzero(flat[:-1] & flat[1:])  # the first lines of n strips
         before, after = lines[np.where(k > 0, k - 1, 2)], lines[np.where(k < SIZE - 2, k + 2, SIZE - 3)]
-        strips = (lines[k] + lines[k + 1]) / 2  # (n 64 3), as are the lines before and after
-        off = np.minimum(np.abs(strips - before), np.abs(strips - after)).mean(axis=(1, 2))  # an edge has 0
-        if off.max(initial=0) > FLAT / 2:  # it can be seen
+        off = np.minimum(np.abs(lines[k] - before), np.abs(lines[k + 1] - after)).mean(axis=(1, 2))
+        if off.max(initial=0) > FLAT / 2:  # it can be seen, and is no edge
             behind, n = pixels.copy(), off.argmax()
             behind.swapaxes(0, axis)[k[n] : k[n] + 2] = (before[n] + after[n]) / 2
             yield behind
