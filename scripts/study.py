@@ -46,7 +46,8 @@ OTHERS = {  # three seeds
     "SRRL, new noise": ["--wrong", "fresh"],
     "PPO": [*PPO, "--rounds", "1", "--redraw", "all", "--prompts-per-iteration", "21"],
     "PPO, K = 0": [*PPO, *FEW, "21", "--group", "4"],
-    "DDPO as published": ["--method", "ddpo", "--iterations", "60"],
+    "DDPO as published": ["--method", "ddpo"],
+    "SRRL as published": ["--method", "paper"],
 }
 TRIED = 8  # pictures of each training prompt after training; the base samples four times as many
 
