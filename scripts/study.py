@@ -2,7 +2,7 @@
 
     python scripts/study.py [--out runs/study] [--seeds 0 1 2 3 4]
 
-It writes docs/study.md, docs/study_*.png and docs/study.json, the numbers of the README.
+It writes docs/study.md, whose numbers the README quotes, and docs/study_*.png.
 
 Arms are trained by `train.py srrl` and differ in one thing each, named by their options. All have the same
 optimiser steps and learn from the pictures of the last four iterations. K = 0 has the reward calls of SRRL,
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from reports import arguments, cached, train
-from study_report import bars, by_success, cost_curves, numbers, study_page
+from study_report import bars, by_success, cost_curves, study_page
 from study_ways import KINDS, MORE_WAYS, WAYS, Way, measure
 
 from minireflect import load_pipeline, rng
@@ -121,7 +121,6 @@ def main() -> int:
     after = {arm: [cached(args.out / "success" / f"{f.name}.json", dict) for f in runs[arm]] for arm in CLAIM}
     bins = by_success(before, after, args.docs / "study_success.png")
     write_text(args.docs / "study.md", study_page(rows, runs, options, bins))
-    write_text(args.docs / "study.json", json.dumps(numbers(rows), indent=1) + "\n")
     bars(rows, args.docs / "study_arms.png")
     cost_curves({arm: runs[arm] for arm in CLAIM}, args.docs / "study_curves.png")
     print(args.docs / "study.md")

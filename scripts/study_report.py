@@ -99,16 +99,6 @@ def by_success(before: dict[str, float], after: dict[str, list[dict[str, float]]
     return Table("base's success rate", rows)
 
 
-def numbers(rows: list[dict]) -> dict[str, str]:
-    """What the README quotes: by arm, way and kind the mean and interval over seeds."""
-    found = {}
-    for arm, way in dict.fromkeys((r["arm"], r["way"]) for r in rows):
-        mine = [r for r in rows if (r["arm"], r["way"]) == (arm, way)]
-        for kind in KINDS:
-            found[f"{arm} · {way} · {kind}"] = over_seeds([r[kind]["accuracy"] for r in mine])
-    return found
-
-
 def study_page(rows: list[dict], runs: dict[str, list[Path]], options: str, bins: Table) -> str:
     """docs/study.md."""
     took = {(r["arm"], r["seed"]): r["training"]["minutes"] for r in rows if "training" in r}
