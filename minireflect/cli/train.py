@@ -11,13 +11,13 @@ import torch
 from ..checkpoints import ours
 from ..config import PRESETS, Config, options_of, preset, read_config, to_dict
 from ..methods.finetune import SAMPLER
-from ..methods.srrl import recipe
+from ..methods.srrl import RECIPES, recipe
 from ..pipeline import best_device
 from ..run import Run, RunError
 from . import TRAINED, read
 
 COSTS = {"smoke": "seconds; it learns nothing", "gpu": "larger batches and budgets, for a CUDA GPU"}
-CHOICES = {"preset": PRESETS, "scenes": ("laws", "graphs"), "method": ("srrl", "ddpo", "grpo")}
+CHOICES = {"preset": PRESETS, "scenes": ("laws", "graphs"), "method": tuple(RECIPES)}
 
 
 def main(words: list[str]) -> int:
