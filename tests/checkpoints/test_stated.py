@@ -16,7 +16,7 @@ BEGIN, END = "<!-- what is stated -->\n", "<!-- end of what is stated -->\n"
 TENSORS = ("single file", "LoRA")  # whose keys are names of tensors
 EXAMPLES = {
     r".*\.(diff(_b)?|w_norm|b_norm)|.*lora_[AB].*\.bias": "unet.x.diff_b",  # of keys that are patterns
-    r".*[._]lora[._](A|B|down|up)\b.*|.*\.lora_linear_layer\.(down|up)\.weight": "unet.x.to_q.lora_A.weight",
+    r".*lora(\.|_)(A|B|down|up)\b.*|.*\.lora_linear_layer\.(down|up)\.weight": "unet.x.to_q.lora_A.weight",
 }
 
 
