@@ -1,4 +1,4 @@
-"""Rewards of people's preferences, against the formulas of their papers' code written here with transformers."""
+"""Rewards of preferences, against the formulas of their papers' code, written here with transformers."""
 
 from pathlib import Path
 
@@ -23,8 +23,8 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> tuple[CLIPModel, Path]:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("clip")
     n = len(json.loads((vocabulary(folder) / "vocab.json").read_text("utf-8")))
-    text = dict(vocab_size=n, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=1,
-                eos_token_id=n - 1, hidden_act="gelu")  # fmt: skip
+    text = dict(vocab_size=n, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+                num_attention_heads=1, eos_token_id=n - 1, hidden_act="gelu")  # fmt: skip
     vision = dict(image_size=28, patch_size=14, hidden_size=64, intermediate_size=80, num_hidden_layers=2,
                   num_attention_heads=1, hidden_act="gelu")  # fmt: skip
     model = shaken(CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)))
@@ -95,7 +95,7 @@ def test_several_are_normalised_within_their_group(tmp_path: Path, monkeypatch: 
     assert torch.allclose(reward.plain(images, prompts), first + 0.5 * second)
     alone = reward_of_module("mymodule:brightness")
     assert weighted([(1.0, alone)]) is alone
-    with pytest.raises(ValueError, match="mymodule:dark: .* it is MODULE:FUNCTION"):
+    with pytest.raises(ValueError, match=r"mymodule:dark: .* it is MODULE:FUNCTION"):
         reward_of_module("mymodule:dark")
     with pytest.raises(ValueError, match="--reward beauty is none of"):
         chosen_reward(FinetuneConfig(base="x", reward=("beauty",)), torch.device("cpu"))
