@@ -4,20 +4,27 @@ picture.
 Nothing in them is picked: prompts come in the order in which the world lists them, noise from a fixed stream.
 """
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from einops import rearrange
+from PIL import Image
 from torch import Tensor
 
 from . import figures
 from .diffusion.reflection import ReflectionConfig
 from .figures import Cell
 from .methods.rlrig import LoopConfig, Parts, loop_of
+from .methods.rollout import rollout
+from .methods.srrl import SRRLConfig
 from .models.reasongen import SamplingConfig
 from .pipeline import LatentDiffusion, ReasonPipeline, SamplerConfig
 from .rl.rewards import Reward
+from .run import Job
 from .streams import rng
 from .world.captions import caption
 from .world.graphs import SceneGraph
@@ -26,6 +33,7 @@ from .world.laws import LAWS
 from .world.prompts import Prompt, prompt_set, understand
 
 UNMET_SHOWN = 2  # requirements listed under a picture
+ALBUMS, STAGES, PAGE = 6, 6, (64, 64)  # sheets of a run, denoising steps on one, pixels of a picture
 
 
 def fixed_prompts(kinds: tuple[str, ...] = ("physical", "unconventional")) -> list[Prompt]:
@@ -118,6 +126,41 @@ def same_noise(
             images = pipe.generate(texts, sampler.steps, sampler.guidance, sampler.eta, generator=noise)
             columns[f"{name}, noise {c + 1}"] = images
     return columns
+
+
+def album(
+    pipe: LatentDiffusion, reward: Reward, texts: list[str], config: SRRLConfig, job: Job
+) -> Callable[[int], None]:
+    """What the report of a run turns over: every round of fixed prompts from fixed noise, as it is denoised.
+
+    Now and then (ALBUMS times in a run) a sheet is saved, album/STEP.jpg: a row for each picture, a column
+    for each of STAGES steps; metrics.jsonl gets the prompts, rounds, rewards and verdicts of its rows.
+    """
+    config = replace(config, group=1, suffixes=())
+    every = max(1, -(-config.iterations // (ALBUMS - 1)))
+
+    def save(step: int) -> None:
+        if step % every and step != config.iterations:
+            return
+        out = rollout(pipe, texts, reward, config, job.seed, -1)  # the noise of no iteration
+        rows, sheet = [], []
+        for k, round_ in enumerate(out.rounds):
+            latents = round_.path.latents  # (n s+1 c h w)
+            columns = torch.linspace(0, latents.shape[1] - 1, STAGES).round().long()
+            shown = pipe.decode(latents[:, columns].flatten(0, 1)).float().cpu()  # (n*stages 3 h w)
+            sheet.append(F.interpolate(shown, PAGE, mode="area").unflatten(0, (-1, STAGES)))
+            for i, value, image in zip(
+                round_.rows.tolist(), round_.rewards[:, 0].tolist(), round_.images.cpu()
+            ):
+                right = verdict(image, texts[i])[2] if image.shape[-1] == 64 else None
+                rows.append({"prompt": texts[i], "round": k, "reward": value, "right": right})
+        pixels = ((rearrange(torch.cat(sheet), "n s c h w -> (n h) (s w) c") + 1) * 127.5).round().byte()
+        path = job.run.folder / "album" / f"{step:05}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels.numpy()).save(path, quality=85)
+        job.run.log("album", step, file=f"album/{path.name}", rows=rows)
+
+    return save
 
 
 @torch.no_grad()

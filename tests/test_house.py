@@ -33,6 +33,7 @@ ROOMS = {
     "figures": 10,
     "showcase": 10,
     "config": 10,
+    "report": 10,
     "stages": 11,
     "cli": 12,
     "__init__": 13,
