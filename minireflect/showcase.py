@@ -12,14 +12,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from . import figures
 from .diffusion.reflection import ReflectionConfig
+from .diffusion.sample import renoise
 from .figures import Cell
 from .methods.rlrig import LoopConfig, Parts, loop_of
-from .methods.rollout import rollout
+from .methods.rollout import RolloutConfig, rollout
 from .methods.srrl import SRRLConfig
 from .models.reasongen import SamplingConfig
 from .pipeline import LatentDiffusion, ReasonPipeline, SamplerConfig
@@ -34,6 +35,7 @@ from .world.prompts import Prompt, prompt_set, understand
 
 UNMET_SHOWN = 2  # requirements listed under a picture
 ALBUMS, STAGES, PAGE = 6, 6, (64, 64)  # sheets of a run, denoising steps on one, pixels of a picture
+HOLD = 8  # frames of an animation for which a verdict stands
 
 
 def fixed_prompts(kinds: tuple[str, ...] = ("physical", "unconventional")) -> list[Prompt]:
@@ -161,6 +163,38 @@ def album(
         job.run.log("album", step, file=f"album/{path.name}", rows=rows)
 
     return save
+
+
+@torch.no_grad()
+def animation(pipe: LatentDiffusion, reward: Reward, texts: list[str], seed: int, path: Path) -> None:
+    """A GIF of a rollout: denoise, judge, re-noise what was refused, denoise it from the opposite, judge.
+
+    Frames are green and red by the reward, which alone decides.
+    """
+    config = RolloutConfig(rounds=1)
+    out = rollout(pipe, texts, reward, config, seed, 0)
+    x_0, accepted = out.rounds[0].path.latents[:, -1], out.rounds[0].rewards[:, 0] >= config.accept
+    scenes = [("denoise", x, None) for x in out.rounds[0].path.latents.unbind(1)]
+    scenes += [("judge", x_0, accepted)] * HOLD
+    for again in out.rounds[1:]:
+        eps = pipe.eps(out.context[again.rows])(config.w_renoise)
+        back = [step.x for step in renoise(eps, x_0[again.rows], pipe.table(config.renoise_steps))]
+        moves = [("re-noise the refused", x) for x in back]
+        moves += [("denoise from the opposite", x) for x in again.path.latents.unbind(1)]
+        scenes += [(words, x_0.index_copy(0, again.rows, x), accepted) for words, x in moves]
+        found = again.rewards[:, 0] >= config.accept
+        scenes += [("judge", scenes[-1][1], accepted.index_copy(0, again.rows, found))] * (2 * HOLD)
+    frames = []
+    for words, x, right in scenes:
+        frame = Image.new("RGB", (144 * len(texts), 160), "white")
+        ImageDraw.Draw(frame).text((8, 2), words, figures.INK)
+        for i, image in enumerate(((pipe.decode(x) + 1) * 127.5).round().byte().cpu()):
+            color = figures.INK if right is None else figures.TRUTH if right[i] else figures.WRONG
+            frame.paste(color, (144 * i + 4, 20, 144 * i + 140, 156))
+            shown = Image.fromarray(rearrange(image, "c h w -> h w c").numpy()).resize((128, 128), 0)
+            frame.paste(shown, (144 * i + 8, 24))
+        frames.append(frame.quantize(48, dither=Image.Dither.NONE))
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=120, loop=0)
 
 
 @torch.no_grad()
