@@ -110,25 +110,20 @@ def noise(law: str, pictures: int, folder: Path) -> list[figures.Panel]:
         found.append(torch.load(path))
     values = {name: torch.stack([v[name] for v in found]) for name in found[0]}
     sizes = [n for n in (16, 64, 256, 512) if 2 * n <= pictures]
-    for name in OBJECTIVES:
-        each, s, grpo = (
-            {n: cosines(values[name], n) for n in sizes},
-            *map(signal, (values[name], values["grpo"])),
-        )
-        cells = {f"{n}, {len(c)} pairs": f"{c.mean():.3f} ± {c.std():.3f}" for n, c in each.items()}
-        needed = f"{grpo / s * TARGET:,.0f}" if min(s, grpo) > 0 else "no signal seen"
+    each = {name: {n: cosines(values[name], n) for n in sizes} for name in OBJECTIVES}
+    signals = {name: signal(values[name]) for name in OBJECTIVES}
+    for name, s in signals.items():
+        cells = {f"{n}, {len(c)} pairs": f"{c.mean():.3f} ± {c.std():.3f}" for n, c in each[name].items()}
+        needed = f"{signals['grpo'] / s * TARGET:,.0f}" if min(s, signals["grpo"]) > 0 else "no signal seen"
         spent = f"{values[f'{name}, cost'].mean() / PART:.1f}"
         rows[name] = {"evaluations": spent, **cells, f"pictures for the cosine of grpo's {TARGET}": needed}
     (n2, ne, e2), t = values["remembered"].mean(0).T, pipe.table(SRRLConfig.steps).t.tolist()
     shares = {"share remembered": (ne**2 / (n2 * e2)).tolist(), "predicted": e2.tolist()}
     told = {f"t = {i}": {k: f"{v[j]:.4f}" for k, v in shares.items()} for j, i in enumerate(t)}
     print(Table("gradients", rows).markdown, Table("noise level", told).markdown, sep="\n\n")
-    means = {name: [cosines(values[name], n).mean().item() for n in sizes] for name in OBJECTIVES}
+    lines = [Line(name, sizes, [c.mean().item() for c in of.values()]) for name, of in each.items()]
     right = Panel("a step's noise", "t", "share in x_0", [Line(k, t, v) for k, v in shares.items()], log=True)
-    return [
-        Panel("two gradients", "pictures", "cosine", [Line(k, sizes, v) for k, v in means.items()]),
-        right,
-    ]
+    return [Panel("two gradients", "pictures", "cosine", lines), right]
 
 
 def curve(law: str, setting: str, seed: int, folder: Path) -> list[float]:
