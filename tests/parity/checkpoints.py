@@ -304,12 +304,10 @@ def save_original(pipe: DiffusionPipeline, family: str, path: Path) -> Path:
     return path
 
 
-def trainable(folder: Path, level: float = 1.0, denoises: bool = False) -> Path:
+def trainable(folder: Path, level: float = 1.0) -> Path:
     """A base whose pixels have the mean `level`.  At 1 they are mostly blown out to white: a JPEG grows where
     they darken, which a small policy can learn.
 
-    Random weights do not denoise what they sample, as learning on noised pictures assumes.  `denoises` makes
-    a base that nearly does: for latents from N(0, I) v is 0 at every level, and this one predicts a small v.
     Latents of 8 x 8, pictures of 32 x 32; saved in diffusers' layout.
     """
     pipe = pipeline("sd1", folder)
@@ -325,10 +323,6 @@ def trainable(folder: Path, level: float = 1.0, denoises: bool = False) -> Path:
             cross_attention_dim=64,
         )
     )
-    if denoises:
-        pipe.scheduler.register_to_config(prediction_type="v_prediction")
-        for p in pipe.unet.conv_out.parameters():
-            p.data.mul_(0.3)
     pipe.vae = shaken(
         AutoencoderKL(
             block_out_channels=(16, 16, 32),
