@@ -12,14 +12,15 @@ from importlib import import_module
 from inspect import getdoc
 from pathlib import Path
 
-from .cli import HELP, TRAINED, known, train_help
+from .cli import HELP, TRAINED, known, sentence, train_help
+from .ranges import plain
 
 COMMANDS = ("sample", "train", "inspect")  # each imports what it needs
 PICTURES = (".png", ".jpg", ".jpeg")
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run a command.  -> the exit status: 0, 1 when a check fails, 2 on bad input, 130 when stopped"""
+    """Run a command.  -> exit status: 0, 1 when a check or a run fails, 2 on bad input, 130 when stopped"""
     command, *rest = (sys.argv[1:] if words is None else words) or [""]
     try:
         if command in ("", *HELP):
@@ -38,9 +39,12 @@ def main(words: list[str] | None = None) -> int:
         said = str(stop) or "stopped; what a run has saved can be resumed"
         print(f"minireflect {command}: {said}", file=sys.stderr)
         return 130
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
-        print(f"minireflect {command}: {error}", file=sys.stderr)
-        return 2
+    except (ValueError, OSError, ImportError, FloatingPointError, MemoryError, RuntimeError) as error:
+        status = getattr(error, "status", 1 if isinstance(error, FloatingPointError) else 2)
+        if isinstance(error, RuntimeError) and status == 2 and "memory" not in str(error):
+            raise  # a mistake of ours
+        print(f"minireflect {plain(command)}: {sentence(error)}", file=sys.stderr)
+        return status
 
 
 def inspect(paths: list[Path]) -> int:

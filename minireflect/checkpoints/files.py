@@ -9,54 +9,76 @@ Strict means: every tensor of the module is filled, every tensor of the file is 
 Otherwise nothing is loaded, and the error names each tensor that is missing, extra or misshapen.
 """
 
-import json
-import os
+import hashlib
 import pickle
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from zipfile import is_zipfile
 
+import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor, nn
 
+from ..disk import parse_json, read_text, replacing
+from ..ranges import Refusal, expect, finite, quote
 from .names import Table, Tensors
 
 Place = str | Path
 Strings = dict[str, str]
 SHOWN = 10  # names listed per kind of mismatch, before "and 123 more"
 TORCH_FILES = (".ckpt", ".pt", ".pth", ".bin")
+CHECKSUM = "minireflect_checksum"  # in the metadata of our files, see `checksum`
+LFS = b"version https://git-lfs"
+# What published configuration files hold, of what is read here: config.json, open_clip_config.json, ...
+Heads = int | None | list[int]
+TYPES: dict[str, Any] = {
+    "weight_map": dict[str, str],
+    "num_attention_heads": Heads, "attention_head_dim": Heads, "heads": int, "head_width": int, "width": int,
+    "norm_num_groups": int | None, "addition_time_embed_dim": int | None, "eos_token_id": int | None,
+    "hidden_act": str | None, "quick_gelu": bool, "scaling_factor": float | None, "sample_size": Heads,
+    "num_train_timesteps": int, "beta_start": float, "beta_end": float, "beta_schedule": str,
+    "prediction_type": str | None, "rescale_betas_zero_snr": bool | None,
+    "force_zeros_for_empty_prompt": bool | None, "unet": list, "vae": list, "text_encoder": list,
+    "text_encoder_2": list,
+    **dict.fromkeys(("text_config", "vision_config", "model_cfg", "text_cfg", "vision_cfg"), dict | None),
+    **dict.fromkeys(("image_mean", "image_std", "mean", "std"), list[float] | None),
+    "preprocess_cfg": dict | None,
+}  # fmt: skip
 
 
-class WeightsError(ValueError):
+class WeightsError(Refusal):
     """A file of weights that cannot be read, or does not fit the module."""
 
 
 # --- files --------------------------------------------------------------------------------------------------
-def save_weights(
-    path: Place, tensors: Tensors, metadata: Strings | None = None, durable: bool = True
-) -> None:
-    """Write a safetensors file so that at any moment `path` holds the old file or the new one, never a part.
+def checksum(tensors: Tensors, metadata: Strings) -> str:
+    """SHA-256 over names, types, shapes and bytes of the tensors, and over the metadata but for itself."""
+    found = hashlib.sha256(repr(sorted((k, v) for k, v in metadata.items() if k != CHECKSUM)).encode())
+    for name, t in sorted(tensors.items()):
+        found.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
+        found.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()
 
-    `durable` waits for the disk, so that this holds through a power cut too, not only through a kill.
+
+def save_weights(
+    path: Place, tensors: Tensors, metadata: Strings | None = None, durable: bool = True,
+    keep: Path | None = None,
+) -> None:  # fmt: skip
+    """Write a safetensors file, with a checksum in its metadata, in one piece: see `replacing`.
+
+    Raises FloatingPointError, and writes nothing, when a number is not finite.
     """
-    path = Path(path)
-    # In the same folder, since a rename is atomic only within a disk.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        save_file({name: t.detach().contiguous() for name, t in tensors.items()}, temporary, metadata)
-        temporary.chmod(mode)  # safetensors ignores the umask and makes the file private
-        if durable:
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())  # contents before the name: a power cut must not swap the two
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    metadata = metadata or {}
+    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    for name, t in tensors.items():
+        finite(t, f"{name}, which is to be saved as {Path(path).name},")
+    metadata = {**metadata, CHECKSUM: checksum(tensors, metadata)}
+    with replacing(path, durable, keep) as file:
+        file.write(safetensors.torch.save(tensors, metadata))
 
 
 def read_weights(path: Place) -> Tensors:
@@ -80,20 +102,41 @@ def read_metadata(path: Place) -> Strings:
     path = existing(path)
     if path.suffix in (".json", *TORCH_FILES):
         return {}
+    return {key: value for key, value in _metadata(path).items() if key != CHECKSUM}
+
+
+def _metadata(path: Path) -> Strings:
     with _opened(path) as file:
         return file.metadata() or {}
 
 
+def read_ours(path: Place, checked: bool = False) -> tuple[Tensors, Strings]:
+    """Tensors and metadata of a file of ours.
+
+    Raises WeightsError when its bytes are not those that were written; `checked`: when nothing tells.
+    """
+    tensors, metadata = read_weights(path), _metadata(existing(path))
+    if CHECKSUM not in metadata and not checked:
+        return tensors, metadata
+    if metadata.get(CHECKSUM) != checksum(tensors, metadata):
+        raise WeightsError(f"{path} is damaged: its tensors are not those that were saved (checksum)")
+    return tensors, metadata
+
+
 def existing(path: Place) -> Path:
-    if not Path(path).is_file():
+    path = Path(path)
+    if not path.is_file():
         raise WeightsError(f"{path} is not there, or not a file")
-    return Path(path)
+    with open(path, "rb") as file:
+        if file.read(len(LFS)) == LFS:
+            raise WeightsError(f"{path} is a git-lfs pointer in place of the file; run: git lfs pull")
+    return path
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[safe_open]:
     problem = f"{path} is truncated or not a safetensors file"
-    with named_as(problem, SafetensorError, OSError), safe_open(path, "pt") as file:
+    with named_as(problem, Exception), safe_open(path, "pt") as file:
         yield file
 
 
@@ -103,50 +146,67 @@ def named_as(problem: str, *errors: type[Exception]) -> Iterator[None]:
     try:
         yield
     except errors as error:
-        raise WeightsError(f"{problem}: {error}") from error
+        first = str(error).partition("\n")[0] or type(error).__name__
+        raise WeightsError(f"{problem}: {first}") from error
 
 
 def read_json(path: Path) -> dict:
-    """A configuration file; empty if there is none.  Raises WeightsError when it is not a JSON object."""
+    """A published configuration file; empty if there is none.
+
+    Raises WeightsError when it is not a JSON object, or a value is not of the type in TYPES.
+    """
     if not path.is_file():
         return {}
-    with named_as(f"{path} is not JSON", json.JSONDecodeError, UnicodeDecodeError):
-        values = json.loads(path.read_text("utf-8"))
-    if not isinstance(values, dict):
-        raise WeightsError(f"{path} holds a {type(values).__name__}, expected a configuration")
+    try:
+        values = parse_json(read_text(path), dict, path)
+        level = [values]
+        while level:
+            for part in level:
+                for key in sorted(part.keys() & TYPES.keys()):
+                    expect(part[key], TYPES[key], f"{key} in {path}")
+            level = [v for part in level for v in part.values() if isinstance(v, dict)]
+    except Refusal as error:
+        raise WeightsError(str(error)) from None
     return values
 
 
 def _read_parts(index: Path) -> Tensors:
-    """The tensors of all the files that an index names."""
+    """The tensors of all the files that an index names, which lie beside it."""
     where = read_json(index).get("weight_map")  # tensor name -> file
-    if not isinstance(where, dict):
+    if where is None:
         raise WeightsError(f"{index} is not the index of a file in several parts: it has no weight_map")
     found: Tensors = {}
     for part in sorted(set(where.values())):
+        if part != Path(part).name or part.endswith(".json"):
+            raise WeightsError(f"{index} names {quote(part)}; the parts of a file lie beside its index")
         found |= read_weights(index.parent / part)
     if lost := sorted(where.keys() - found.keys()):
-        raise WeightsError(f"{index} lists {len(lost)} tensors that its files do not have, {lost[0]} first")
+        first = quote(lost[0])
+        raise WeightsError(f"{index} lists {len(lost)} tensors that its files do not have, {first} first")
     return found
 
 
 def _read_torch(path: Path) -> Tensors:
     """A torch file, read with `weights_only`: tensors and containers alone, nothing in it is executed."""
-    broken = (RuntimeError, EOFError, OSError, ValueError, KeyError)
     try:
-        with named_as(f"{path} is truncated or not a torch file", *broken):
-            # files from before torch 1.6, which are not zip files, cannot be mapped into memory
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+        # files from before torch 1.6, which are not zip files, cannot be mapped into memory
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except pickle.UnpicklingError as error:
         named = re.search(r"(?:GLOBAL|global) (\S+)", str(error).replace("\n", " "))
         what = f"it asks for {named[1]}" if named else "it is not one of tensors alone"
         why = f"is a pickle that may run code when it is opened, and was not opened: {what}"
         raise WeightsError(f"{path} {why}; use the safetensors file of this checkpoint") from error
+    except Exception as error:  # the library raises anything on a file that is cut
+        first = quote(str(error).partition("\n")[0])
+        raise WeightsError(f"{path} is truncated or not a torch file: {first}") from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict):
         raise WeightsError(f"{path} holds a {type(content).__name__}, expected tensors by name")
-    return {name: t for name, t in content.items() if isinstance(t, Tensor)}
+    found = {name: t for name, t in content.items() if isinstance(name, str) and isinstance(t, Tensor)}
+    if odd := [name for name, t in found.items() if t.layout != torch.strided or t.is_quantized or t.is_meta]:
+        raise WeightsError(f"{path} holds {quote(odd[0])}, which is sparse, quantised or empty of numbers")
+    return {name: t.detach() for name, t in found.items()}
 
 
 # --- names and modules --------------------------------------------------------------------------------------
@@ -179,7 +239,7 @@ def load_into(module: nn.Module, tensors: Tensors, rename: Table = (), source: P
     """
     found = renamed(tensors, rename, source)
     expected, network = module.state_dict(), type(module).__name__
-    if not found.keys() & expected.keys():
+    if expected and not found.keys() & expected.keys():
         fits = f"it has {first_names(found)}, expected {next(iter(expected))}"
         raise WeightsError(f"nothing in {source} matches {network}: {fits}")
 
@@ -190,9 +250,16 @@ def load_into(module: nn.Module, tensors: Tensors, rename: Table = (), source: P
         "extra": [f"{name} {shape}" for name, shape in shapes.items() if name not in expected],
         "misshapen": [f"{name}: expected {wanted[name]}, found {shapes[name]}" for name in different],
     }
+    if whole := [f"{n}: {found[n].dtype}" for n in wanted if n in found and _whole(found, expected, n)]:
+        wrong["of another type"] = whole
     refuse(f"{source} does not fit {network}", wrong)
     on_meta = any(t.is_meta for t in expected.values())
     module.load_state_dict({name: t.to(expected[name].dtype) for name, t in found.items()}, assign=on_meta)
+
+
+def _whole(found: Tensors, expected: Tensors, name: str) -> bool:
+    """Whether one of both tensors has whole numbers, and the other has not."""
+    return found[name].is_floating_point() != expected[name].is_floating_point()
 
 
 def refuse(problem: str, wrong: dict[str, list[str]]) -> None:

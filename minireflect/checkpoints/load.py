@@ -128,7 +128,7 @@ def _schedule(published: Published, prediction: Prediction | None, family: Famil
 
 def _filled(network: type[nn.Module], config: object, part: Part, dtype: Dtype) -> nn.Module:
     """A network around the part's tensors, which are converted one by one: nothing is in memory twice."""
-    stored = next(t.dtype for t in part.tensors.values() if t.is_floating_point())
+    stored = next((t.dtype for t in part.tensors.values() if t.is_floating_point()), torch.float32)
     with torch.device("meta"):
         module = network(config).to(dtype or stored)
     load_into(module, part.tensors, source=part.source)

@@ -26,10 +26,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..checkpoints.ours import RIG, load_module, or_shipped, weights_folder
+from ..checkpoints.ours import RIG, load_module, or_shipped, weights_folder, words_of
 from ..models.clip import CLIP, Matcher
 from ..models.tokenizer import EOS, BytePairs, Tokenizer, trim, up_to
 from ..pipeline import Reward
+from ..ranges import finite, quote
 from ..world.graphs import SceneGraph
 from ..world.inspector import inspect_all
 from ..world.prompts import Prompt, split, understand
@@ -48,7 +49,7 @@ def matcher_reward(matcher: Matcher, tokenizer: Tokenizer, batch: int = 256) -> 
         device = next(matcher.parameters()).device
         images, ids = images.to(device), tokenizer(prompts).to(device)
         parts = [matcher(x, y) for x, y in zip(images.split(batch), ids.split(batch))]
-        return torch.sigmoid(torch.cat(parts).float())
+        return finite(torch.sigmoid(torch.cat(parts).float()), "the learned reward of a picture")
 
     return reward
 
@@ -72,7 +73,7 @@ def caption_reward(matcher: Matcher, tokenizer: Tokenizer, batch: int = 256) -> 
             after = ids[:, 1:]  # (m t-1)
             each = logits[:, :-1].float().softmax(-1).gather(2, after[..., None])[..., 0]  # (m t-1)
             least[part] = each.where(up_to(after, EOS), 1.0).amin(1)
-        return least
+        return finite(least, "the captioner's reward of a rationale")
 
     return reward
 
@@ -80,7 +81,8 @@ def caption_reward(matcher: Matcher, tokenizer: Tokenizer, batch: int = 256) -> 
 def load_matcher(path: Path, device: torch.device | str) -> tuple[Matcher, Tokenizer]:
     """A matcher and its own vocabulary, from the file that a training wrote."""
     matcher, about = load_module(path, Matcher)
-    return matcher.to(device), Tokenizer(about["words"].split(), matcher.config.length)
+    words = words_of(path, about, matcher.config.length, matcher.config.vocabulary)
+    return matcher.to(device), words
 
 
 def load_reward(path: str | Path | None = None, device: torch.device | str = "cpu") -> Reward:
@@ -102,7 +104,7 @@ def inspector_reward(images: Tensor, prompts: list[str]) -> Tensor:
     """The exact verdict.  Raises ValueError for a prompt that the world cannot interpret."""
     meant = [understand(p) for p in prompts]
     if None in meant:
-        raise ValueError(f"the inspector cannot tell what fulfils {prompts[meant.index(None)]!r}")
+        raise ValueError(f"the inspector cannot tell what fulfils {quote(prompts[meant.index(None)])}")
     return verdicts(images, meant)
 
 
@@ -127,7 +129,7 @@ def clip_reward(clip: CLIP, tokenizer: BytePairs, batch: int = 32) -> Reward:
         for x, y in zip(images.split(batch), ids.split(batch)):
             x = F.interpolate(x.to(weight.device).float(), size, mode="bicubic", antialias=True).clamp(-1, 1)
             values.append((clip.encode_image(x.to(weight.dtype)) * clip.encode_text(y)).sum(1))  # (b)
-        return torch.cat(values).float().to(images.device)
+        return finite(torch.cat(values).float().to(images.device), "CLIP's cosine of a picture")
 
     return reward
 
@@ -198,7 +200,7 @@ def matcher_checker(matcher: Matcher, tokenizer: Tokenizer, batch: int = 256) ->
         ids = trim(tokenizer(texts), EOS).to(images.device)  # (b*r t)
         parts = zip(images.split(batch), ids.split(batch * most))
         logits = [matcher.match(matcher.vision(x), matcher.text(y), y) for x, y in parts]
-        probability = torch.sigmoid(torch.cat(logits).float()).view_as(real)
+        probability = finite(torch.sigmoid(torch.cat(logits).float()), "the Checker's answer").view_as(real)
         return Answers(probability.masked_fill(~real, 1.0), real)
 
     return check

@@ -11,7 +11,6 @@ GenEval's tasks (Ghosh et al. 2023) are graphs too, in which colours may be open
 and error: shapes are placed one by one where every relation holds.
 """
 
-import json
 import math
 import random
 import re
@@ -21,8 +20,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
+from typing import Any
 
+from ..disk import parse_json, read_text
+from ..ranges import Refusal, expect, quote
 from .scenes import COLORS, SPLITS, Object, Objects, Scene, arrangement, distance
 
 SHAPES = ("ball", "block", "cone")  # of GenEval's tasks
@@ -43,7 +44,7 @@ DEAD_ZONE = 0.1  # share of the sum of both sizes by which an offset counts as l
 MAX_THINGS, MAX_RELATIONS = 4, 4
 
 
-class GraphError(ValueError):
+class GraphError(Refusal):
     """A scene graph that cannot be drawn; the message is one sentence for the user."""
 
 
@@ -213,7 +214,7 @@ class SceneGraph:
 
 
 def _require_known(entity: Entity, colors: tuple[str, ...] = COLORS) -> None:
-    _require(entity.name in THINGS, f"no thing named {entity.name!r}; there are {', '.join(THINGS)}")
+    _require(entity.name in THINGS, f"no thing named {quote(entity.name)}; there are {', '.join(THINGS)}")
     _require(entity.color in colors, f"{entity.label}: say its colour, one of {', '.join(COLORS)}")
 
 
@@ -248,7 +249,8 @@ def _parse_entity(words: str) -> Entity:
     """An entity from "a red ball", "the red ball", "two red balls" or "red cube"."""
     found, known = ENTITY.fullmatch(" ".join(words.split())), ", ".join(PREDICATES)
     if not found:
-        raise GraphError(f"cannot read {words!r}: a thing is a colour and a name, and relations are {known}")
+        said = f"a thing is a colour and a name, and relations are {known}"
+        raise GraphError(f"cannot read {quote(words)}: {said}")
     number, color, name = found.groups()
     if number:
         name = name.removesuffix("es" if name.endswith("xes") else "s")
@@ -262,9 +264,16 @@ def read_graph(text: str) -> SceneGraph:
     if not text.lower().endswith(".json"):
         return parse_graph(text)
     try:
-        return from_laion_sg(Path(text).read_text())
+        return from_laion_sg(read_text(text))
     except OSError as error:
         raise GraphError(f"cannot read {text}: {error.strerror}") from None
+
+
+Id = int | str
+
+
+def _of(entry: dict, key: str, kind: Any, default: object = None) -> Any:
+    return expect(entry.get(key, default), kind, key)
 
 
 def from_laion_sg(text: str) -> SceneGraph:
@@ -273,15 +282,17 @@ def from_laion_sg(text: str) -> SceneGraph:
     Items that are alike are one entity, counted.  Raises GraphError.
     """
     try:
-        data = json.loads(text)
-        words = {i["item_id"]: [*map(str, i.get("attributes", [])), i["label"]] for i in data["items"]}
-        labels = {i: " ".join(of_item).lower() for i, of_item in words.items()}
-        links = [(r["item1"], str(r["relation"]).lower(), r["item2"]) for r in data.get("relations", [])]
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise GraphError(f"not an annotation of LAION-SG, which has items and relations: {error!r}") from None
+        data = parse_json(text, dict[str, Any], "it")
+        items = expect(data.get("items"), list[dict], "items")
+        asked = expect(data.get("relations", []), list[dict], "relations")
+        words = [[*_of(i, "attributes", list[str], []), _of(i, "label", str)] for i in items]
+        labels = {_of(i, "item_id", Id): " ".join(said).lower() for i, said in zip(items, words)}
+        links = [(_of(r, "item1", Id), _of(r, "relation", str).lower(), _of(r, "item2", Id)) for r in asked]
+    except Refusal as error:
+        raise GraphError(f"not an annotation of LAION-SG, which has items and relations: {error}") from None
     kinds = {i: _parse_entity(label) for i, label in labels.items()}
     for i in [i for s, _, o in links for i in (s, o) if i not in kinds]:
-        raise GraphError(f"a relation names item {i!r}, which is not among the items")
+        raise GraphError(f"a relation names item {quote(i)}, which is not among the items")
     counts = Counter(kinds.values())
     alike = list(counts)
     relations = dict.fromkeys((alike.index(kinds[s]), p, alike.index(kinds[o])) for s, p, o in links)
