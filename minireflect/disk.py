@@ -62,7 +62,7 @@ def read_text(path: str | Path) -> str:
     if Path(path).stat().st_size > LARGEST:
         raise Refusal(f"{path} is too large: {LARGEST >> 20} MB are read of a text file at most")
     try:
-        return Path(path).read_bytes().decode()
+        return Path(path).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise Refusal(f"{path} is not a text file: {error.reason} at byte {error.start}") from None
 

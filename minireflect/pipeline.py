@@ -7,6 +7,7 @@ Weights are safetensors files that carry their network's configuration; the voca
 encoder.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -92,9 +93,13 @@ class LatentDiffusion:
     unet: UNet
     autoencoder: Autoencoder
     schedule: Schedule
-    image_size: int = 64  # pixels
+    image_size: int | tuple[int, int] = 64  # pixels: of each side, or height and width
     zero_null: bool = False  # the empty prompt is all zeros, not what the encoder makes of it (SDXL)
     micro_batch: int = 0  # pictures that go through a network at once, where more do not fit; 0 = all
+    negative: str = ""  # the prompt that guidance leads away from
+    clip_skip: int = (
+        0  # last blocks of the text encoder that are left out, not of the negative prompt (diffusers)
+    )
 
     @property
     def device(self) -> torch.device:
@@ -102,8 +107,13 @@ class LatentDiffusion:
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        side = self.image_size // self.autoencoder.config.factor
-        return (self.autoencoder.config.latent_channels, side, side)
+        height, width = (side // self.autoencoder.config.factor for side in self.sides)
+        return (self.autoencoder.config.latent_channels, height, width)
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return (self.image_size,) * 2 if isinstance(self.image_size, int) else self.image_size
 
     def to(self, device: torch.device | str) -> "LatentDiffusion":
         """Move the networks. A GPU's convolutions want the channels of a pixel side by side."""
@@ -119,12 +129,12 @@ class LatentDiffusion:
 
     def embed(self, prompts: list[str]) -> Tensor:
         """Shapes: b prompts -> (b t d).  Raises PromptError on unknown words."""
-        return self.text_encoder(self.tokenizer(prompts).to(self.device))
+        return self.text_encoder(self.tokenizer(prompts).to(self.device), self.clip_skip)
 
     def null(self) -> Tensor:
-        """The empty prompt, which guidance leads away from.  -> (1 t d)"""
-        null = self.embed([""])
-        return torch.zeros_like(null) if self.zero_null else null
+        """The negative prompt, or the empty one, which guidance leads away from.  -> (1 t d)"""
+        null = self.text_encoder(self.tokenizer([self.negative]).to(self.device))
+        return torch.zeros_like(null) if self.zero_null and not self.negative else null
 
     def predict(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
         """What the UNet says, computed in its precision and returned in float32.
@@ -135,17 +145,17 @@ class LatentDiffusion:
         """
         dtype, added = next(self.unet.parameters()).dtype, ()
         if isinstance(self.text_encoder, TwoTextEncoders):
-            side, width = self.image_size, self.text_encoder.second.config.projection
-            sizes = torch.tensor([side, side, 0, 0, side, side], device=x.device).expand(len(x), -1)  # (b 6)
+            sides, width = self.sides, self.text_encoder.second.config.projection
+            sizes = torch.tensor([*sides, 0, 0, *sides], device=x.device).expand(len(x), -1)  # (b 6)
             added, context = (Added(context[:, -1, :width].to(dtype), sizes),), context[:, :-1]
         return self.unet(x.to(dtype), t, context.to(dtype), *added).float()
 
     def noise(self, n: int, generator: torch.Generator) -> Tensor:
-        """Start latents x_T ~ N(0, I), drawn on the CPU so that every device sees the same.
+        """Start latents x_T, unit noise on the CPU so that every device sees the same; see `Schedule.start`.
 
         -> (n 4 h/8 w/8)
         """
-        return torch.randn(n, *self.latent_shape, generator=generator).to(self.device)
+        return (self.schedule.start * torch.randn(n, *self.latent_shape, generator=generator)).to(self.device)
 
     def table(self, steps: int) -> StepTable:
         return self.schedule.table(steps)
@@ -185,7 +195,12 @@ class LatentDiffusion:
         reflection = replace(OPPOSITE, rounds=rounds) if reward else ReflectionConfig(rounds, steps=steps)
         sampler = SamplerConfig(steps, guidance, eta)
         generator = generator or torch.Generator().manual_seed(0)
-        x_T = self.noise(len(prompts), generator) if latents is None else latents.to(self.device)
+        if guidance == 0:
+            warnings.warn(
+                "guidance 0 is the network without the prompt; without guidance it is 1", stacklevel=2
+            )
+        start = self.schedule.start
+        x_T = self.noise(len(prompts), generator) if latents is None else start * latents.to(self.device)
         if tuple(x_T.shape) != (len(prompts), *self.latent_shape):
             raise ValueError(f"latents of shape {tuple(x_T.shape)}, not {(len(prompts), *self.latent_shape)}")
         if reward and rounds:

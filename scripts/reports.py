@@ -27,12 +27,14 @@ def described(about: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
-def arguments(about: str, out: str, pictures: int, of: str) -> argparse.Namespace:
+def arguments(
+    about: str, out: str, pictures: int, of: str, seeds: Sequence[int] = (0, 1, 2)
+) -> argparse.Namespace:
     """The options of a study; makes its folders.  `about` is shown by --help."""
     parser, where = described(about), "folder of the runs (default: %(default)s)"
     parser.add_argument("--out", type=Path, default=Path(out), help=where)
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of the page and its figures")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+    parser.add_argument("--seeds", type=int, nargs="+", default=seeds, help="default: %(default)s")
     parser.add_argument("--pictures", type=int, default=pictures, help=f"{of} (default: %(default)s)")
     args = parser.parse_args()
     for folder in (args.out, args.docs):
@@ -55,7 +57,7 @@ def train(command: str, folder: Path, options: list[str]) -> Path:
 def cached(path: Path, make: Callable[[], dict]) -> dict:
     """A JSON file, made once."""
     if not path.exists():
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(make()))
     return json.loads(path.read_text())
 
@@ -88,16 +90,17 @@ def differences(
     """How far one arm is ahead of another, seed by seed; `pairs` maps the name of a row to the two."""
     rows = {}
     for name, (one, other) in pairs.items():
-        ahead = {key: [s[one][key] - s[other][key] for s in seeds] for key in columns}
+        both = [s for s in seeds if {one, other} <= s.keys()]
+        ahead = {key: [s[one][key] - s[other][key] for s in both] for key in columns}
         rows[name] = {label: over_seeds(ahead[key]) for key, label in columns.items()}
     return Table(title, rows)
 
 
 def arms_figure(seeds: list[Arms], measures: dict[str, str], path: Path) -> None:
-    """A panel for each measure (measure: its name), a bar for each arm with the range of the seeds."""
+    """A panel for each measure (measure: its name), a bar for each arm with the range of its seeds."""
     plots = {}
     for key, title in measures.items():
-        values = {arm: [s[arm][key] for s in seeds] for arm in seeds[0]}
+        values = {arm: [s[arm][key] for s in seeds if arm in s] for arm in seeds[0]}
         bars = {arm: (float(np.mean(v)), min(v), max(v)) for arm, v in values.items()}
         plots[title] = {"mean of the seeds": bars}
     figures.bars(path, "test prompts, by the inspector; lines: range of the seeds", plots)

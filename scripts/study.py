@@ -1,132 +1,124 @@
-"""Does reflection help?  Every arm from the shipped base, several seeds, by the inspector, and beside each
-figure its cost.
+"""Does reflection help?  Every arm from the shipped base, several seeds, by the inspector on test prompts.
 
-    python scripts/study.py [--out runs/study] [--seeds 0 1 2]
+    python scripts/study.py [--out runs/study] [--seeds 0 1 2 3 4]
 
-It writes docs/study.md and docs/study_*.png.
+It writes docs/study.md, whose numbers the README quotes, and docs/study_*.png.
 
-Arms are trained by `train.py`, one after the other, and drawn from in several ways. It can be stopped at any
-time and goes on where it stopped: a run that is finished is not trained again, and a row that is measured is
-not drawn again. K = 0 differs from SRRL in nothing but reflection: the reward calls that SRRL spends on
-drawing refused pictures again go to new prompts.  How many that is, 84 an iteration in place of 64, was read
-off a run of SRRL. With few prompts it is the same to blind SRRL: as many pictures to learn from, as often,
-and no reflection.
+Arms are trained by `train.py srrl` and differ in one thing each, named by their options. All have the same
+optimiser steps and learn from the pictures of the last four iterations. K = 0 has the reward calls of SRRL,
+84 an iteration, read off a run on validation prompts; "more" has its UNet evaluations.  CLAIM arms have all
+seeds, the others the first three.  The study can be stopped at any time and goes on where it stopped; several
+may run at once with different --seeds, on one core each, and the last one with all seeds writes the page.
 """
 
 import json
 import re
-import shutil
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
-from reports import arguments, train
-from study_report import bars, cost_curves, hacking, study_page
+import torch
+from reports import arguments, cached, train
+from study_report import bars, by_success, cost_curves, study_page
 from study_ways import KINDS, MORE_WAYS, WAYS, Way, measure
 
-from minireflect import load_pipeline
-from minireflect.checkpoints.ours import PARTS, SHIPPED
+from minireflect import load_pipeline, rng
+from minireflect.evaluate import EvaluationConfig
 from minireflect.pipeline import LatentDiffusion
-from minireflect.rl.rewards import Reward, load_reward
+from minireflect.rl.rewards import Reward, inspector_reward, load_reward
 from minireflect.run import read_metrics, write_text
+from minireflect.world.prompts import prompt_set
 
-QUICK = ["--evaluation.pictures", "8"]  # train.py's own table; the study draws its own
-COMPARED = {  # options of train.py
+QUICK = ["--evaluation.pictures", "8"]  # train.py's own table; the study samples its own
+FEW = ["--rounds", "0", "--prompts-per-iteration"]
+PPO = ["--objective", "ppo", "--group", "2", "--clip-range", "1e-3", "--ratio", "guard"]
+ARMS = {  # options of train.py
     "SRRL": [],
-    "K = 0": [*QUICK, "--rounds", "0", "--prompts-per-iteration", "84"],
-    "DDPO": [*QUICK, "--rounds", "0", "--prompts-per-iteration", "21", "--group", "4",
-             "--objective", "ppo", "--lr", "3e-5", "--updates", "2"],
-    "SRRL, blind": [*QUICK, "--mode", "blind", "--rounds", "1", "--prompts-per-iteration", "32",
-                    "--w-renoise", "0.1", "--renoise-steps", "20", "--fresh-noise", "0"],
-    "K = 0, few prompts": [*QUICK, "--rounds", "0", "--prompts-per-iteration", "32"],
-}  # fmt: skip
-# A reward trained on clean renders only, and what RL makes of it in long runs: one seed each.
-JUDGE = ["--no-corrupted", "--steps", "800"]
-LONG, FAST = (["--iterations", "120"], ["--iterations", "160", "--lr", "5e-4", "--cooldown", "0"])
-CLEAN = "reward from clean renders"
-HACKED = {
-    f"{CLEAN}, fast": [*QUICK, *FAST, "--anchor-below", "0"],
-    f"{CLEAN}, fast, anchored": [*QUICK, *FAST],
-    CLEAN: [*QUICK, *LONG, "--anchor-below", "0"],
-    f"{CLEAN}, anchored": [*QUICK, *LONG],
+    "K = 0, pairs": [*FEW, "42", "--group", "2"],
+    "regression": ["--objective", "regress"],
+    "K = 0, more pairs": [*FEW, "46", "--group", "2"],
+    "SRRL, opposite pairs": ["--rounds", "1", "--redraw", "all", "--prompts-per-iteration", "42"],
+    "SRRL, new noise": ["--wrong", "fresh"],
+    "K = 0, single pictures": [*FEW, "84"],
+    "regression, K = 0": ["--objective", "regress", *FEW, "84"],
+    "PPO": [*PPO, "--rounds", "1", "--redraw", "all", "--prompts-per-iteration", "21"],
+    "PPO, K = 0": [*PPO, *FEW, "21", "--group", "4"],
+    "DDPO as published": ["--method", "ddpo"],
+    "SRRL as published": ["--method", "paper"],
 }
-SHOWN = [f"{CLEAN}, fast", f"{CLEAN}, fast, anchored", "SRRL"]  # in the figure
-
-
-def clean_judge(folder: Path) -> Path:
-    """The shipped weights with a reward that was trained on clean renders only."""
-    weights = folder / "weights"
-    if not (weights / "reward.safetensors").exists():
-        train("reward", folder, JUDGE)
-    for part in PARTS:
-        shutil.copyfile(SHIPPED / f"{part}.safetensors", weights / f"{part}.safetensors")
-    return folder
+CLAIM = ("SRRL", "K = 0, pairs", "K = 0, more pairs")  # all seeds; the others have the first three
+TRIED = 8  # pictures of each training prompt after training; the base samples four times as many
 
 
 def training(folder: Path) -> dict:
     """What a finished run took."""
     end = read_metrics(folder, "srrl")[-1]
     minutes = float((folder / "table.md").read_text().split("\n\n")[1].split(" ")[0])
-    return {k: end[k] for k in ("reward_calls", "unet_evaluations")} | {"minutes": minutes}
+    return {k: end[k] for k in ("reward_calls", "unet_evaluations", "updates_total")} | {"minutes": minutes}
 
 
 def add(
-    results: Path,
-    arm: str,
-    models: tuple[LatentDiffusion, Reward],
-    ways: dict[str, Way],
-    row: dict,
-    pictures: int,
+    results: Path, row: dict, models: tuple[LatentDiffusion, Reward], ways: dict[str, Way], n: int
 ) -> None:
-    """Measure an arm in every way of sampling that `results` does not have yet; `row` is what every line of
-    it says.
-    """
+    """Measure an arm in every way of sampling that `results` does not have yet; `row` names the arm."""
     known = {(r["arm"], r["way"], r["seed"]) for r in read_rows(results)}
     for name, way in ways.items():
-        if (arm, name, row["seed"]) in known:
+        if (row["arm"], name, row["seed"]) in known:
             continue
         clock = time.time()
-        found = {"arm": arm, "way": name, **row, **measure(*models, way, row["seed"], pictures)}
+        found = {**row, "way": name, **measure(*models, way, row["seed"], n)}
         with results.open("a") as file:
             file.write(json.dumps(found) + "\n")
         shares = " ".join(f"{kind} {found[kind]['accuracy']:.3f}" for kind in KINDS)
-        print(f"{arm} · {name} · seed {row['seed']}: {shares} ({time.time() - clock:.0f} s)", flush=True)
+        print(
+            f"{row['arm']} · {name} · seed {row['seed']}: {shares} ({time.time() - clock:.0f} s)", flush=True
+        )
 
 
 def read_rows(results: Path) -> list[dict]:
     return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
 
 
+@torch.no_grad()
+def success(pipe: LatentDiffusion, tries: int, seed: int) -> dict[str, float]:
+    """The share of right pictures of each training prompt, ten steps each.  -> by prompt"""
+    texts = [p.text for kind in KINDS for p in prompt_set(kind, "train")]
+    right = torch.zeros(len(texts))
+    batch = EvaluationConfig().batch
+    for k in range(tries):
+        for i in range(0, len(texts), batch):
+            part = texts[i : i + batch]
+            images = pipe.generate(part, 10, generator=rng(3_000 + seed, "success", k, i))
+            right[i : i + batch] += inspector_reward(images, part)
+    return dict(zip(texts, (right / tries).tolist()))
+
+
 def main() -> int:
-    args = arguments(__doc__, "runs/study", 256, "of each kind of prompt in every row")
-    results = args.out / "results.jsonl"
-    runs: dict[str, list[Path]] = {}
-    judge = ["--weights", str(clean_judge(args.out / "judge-of-clean-pictures"))]
-    clean = {arm: [*options, *judge] for arm, options in HACKED.items()}
-    for arms, seeds in ((COMPARED, args.seeds), (clean, args.seeds[:1])):
-        for arm, options in arms.items():
-            for seed in seeds:
-                folder = args.out / f"{re.sub('[^A-Za-z0-9]+', '-', arm)}-{seed}"
-                train("srrl", folder, ["--seed", str(seed), *options])
-                runs[arm] = [*runs.get(arm, []), folder]
-                models = load_pipeline(folder), load_reward(folder)  # the reward that it was trained with
-                add(results, arm, models, WAYS, {"seed": seed, "training": training(folder)}, args.pictures)
-    for seed in args.seeds:
-        models = load_pipeline(), load_reward()
-        add(results, "base", models, WAYS | MORE_WAYS, {"seed": seed}, args.pictures)
+    args = arguments(__doc__, "runs/study", 256, "of each kind of prompt in every row", seeds=[0, 1, 2, 3, 4])
+    results, runs, few = args.out / "results.jsonl", {}, [s for s in args.seeds if s < 3]
+    base, reward = load_pipeline(), load_reward()
+    for seed in few:
+        add(results, {"arm": "base", "seed": seed}, (base, reward), WAYS | MORE_WAYS, args.pictures)
+    for arm, options in ARMS.items():
+        for seed in args.seeds if arm in CLAIM else few:
+            name = f"{re.sub('[^A-Za-z0-9]+', '-', arm)}-{seed}"
+            folder = train("srrl", args.out / name, ["--seed", str(seed), *QUICK, *options])
+            runs[arm] = [*runs.get(arm, []), folder]
+            pipe, row = load_pipeline(folder), {"arm": arm, "seed": seed, "training": training(folder)}
+            ways = WAYS if arm == "SRRL" else {"one picture": WAYS["one picture"]}
+            add(results, row, (pipe, reward), ways, args.pictures)
+            if arm in CLAIM:
+                cached(args.out / "success" / f"{name}.json", partial(success, pipe, TRIED, seed))
+    before = cached(args.out / "success" / "base.json", lambda: success(base, 4 * TRIED, 9))
     rows = read_rows(results)
     rows.sort(key=lambda r: ["base", *runs].index(r["arm"]))
-    compared = {arm: runs[arm] for arm in COMPARED}
-    options, hacks = (
-        "\n".join(f"- **{arm}**: `{' '.join(['python train.py srrl', *o])}`" for arm, o in arms.items())
-        for arms in (COMPARED, HACKED)
-    )
-    judge = " ".join(["python train.py reward", *JUDGE])
-    write_text(args.docs / "study.md", study_page(rows, compared, options, hacks, judge))
+    options = "\n".join(f"- **{arm}**: `{' '.join(['python train.py', *ARMS[arm]])}`" for arm in ARMS)
+    after = {arm: [cached(args.out / "success" / f"{f.name}.json", dict) for f in runs[arm]] for arm in CLAIM}
+    bins = by_success(before, after, args.docs / "study_success.png")
+    write_text(args.docs / "study.md", study_page(rows, runs, options, bins))
     bars(rows, args.docs / "study_arms.png")
-    cost_curves(compared, args.docs / "study_curves.png")
-    hacking({arm: runs[arm] for arm in SHOWN}, args.docs / "study_hacking.png")
-    shutil.copyfile(runs[SHOWN[0]][0] / "figures" / "before_and_after.png", args.docs / "study_hacked.png")
+    cost_curves({arm: runs[arm] for arm in CLAIM}, args.docs / "study_curves.png")
     print(args.docs / "study.md")
     return 0
 

@@ -6,22 +6,31 @@ from pathlib import Path
 import numpy as np
 import torch
 from reports import Arms, arms_figure, differences, over_runs, over_seeds, page
-from study_ways import KINDS, SAMPLER, WAYS
+from study_ways import KINDS, SAMPLER
 
+from minireflect import figures
 from minireflect.evaluate import Table
-from minireflect.figures import REWARD, TRUTH, Line, Panel, curves, smooth
+from minireflect.figures import Panel, curves, smooth
 from minireflect.run import read_metrics
 
+PAIRS = (
+    ("SRRL", "K = 0, pairs"), ("SRRL", "K = 0, more pairs"), ("SRRL", "K = 0, single pictures"),
+    ("SRRL, opposite pairs", "K = 0, pairs"), ("SRRL", "SRRL, new noise"), ("SRRL", "regression"),
+    ("regression", "regression, K = 0"), ("PPO", "PPO, K = 0"), ("SRRL", "PPO"),
+)  # fmt: skip
+BINS = (0.05, 0.2, 0.5)  # of the base's share of right pictures of a prompt
 OFF = ("reward", "unreadable", "diversity", "edges", "brightness")  # shown as means of both kinds of prompts
 
 
 def by_seed(rows: list[dict]) -> list[Arms]:
-    """The accuracy of every arm and way of sampling, seed by seed; arms of fewer seeds are left out."""
-    seeds = list(dict.fromkeys(r["seed"] for r in rows))
-    names = [n for n in dict.fromkeys((r["arm"], r["way"]) for r in rows)
-             if sum((r["arm"], r["way"]) == n for r in rows) == len(seeds)]  # fmt: skip
-    of = {(r["arm"], r["way"], r["seed"]): {kind: r[kind]["accuracy"] for kind in KINDS} for r in rows}
-    return [{f"{arm} · {way}": of[arm, way, seed] for arm, way in names} for seed in seeds]
+    """The accuracy of every arm and way of sampling, seed by seed; those of fewer seeds come in the first."""
+    seeds: dict[int, Arms] = {seed: {} for seed in sorted({r["seed"] for r in rows})}
+    for r in rows:
+        seeds[r["seed"]][f"{r['arm']} · {r['way']}"] = {kind: r[kind]["accuracy"] for kind in KINDS}
+    for arms in seeds.values():
+        for measures in arms.values():
+            measures["mean"] = sum(measures[kind] for kind in KINDS) / len(KINDS)
+    return list(seeds.values())
 
 
 def table(rows: list[dict]) -> Table:
@@ -43,12 +52,12 @@ def table(rows: list[dict]) -> Table:
     return Table("arm · sampled by", lines)
 
 
-def paired(rows: list[dict], others: list[str]) -> Table:
-    """By how much SRRL is ahead of every other trained arm, seed by seed, and the interval of the mean."""
-    pairs = {f"{arm} · {way}": (f"SRRL · {way}", f"{arm} · {way}") for arm in others for way in WAYS}
+def paired(rows: list[dict]) -> Table:
+    """By how much one arm is ahead of another, seed by seed, and the interval of the mean."""
+    pairs = {f"{one} − {other}": (f"{one} · one picture", f"{other} · one picture") for one, other in PAIRS}
     seeds = by_seed(rows)
-    there = {name: pair for name, pair in pairs.items() if seeds[0].keys() >= {*pair}}
-    return differences("SRRL minus", seeds, there, {kind: kind for kind in KINDS})
+    there = {name: p for name, p in pairs.items() if all({*p} <= s.keys() for s in seeds[:2])}
+    return differences("test prompts", seeds, there, {k: k for k in (*KINDS, "mean")})
 
 
 def at_equal_cost(runs: dict[str, list[Path]], window: int = 8) -> Table:
@@ -69,32 +78,50 @@ def at_equal_cost(runs: dict[str, list[Path]], window: int = 8) -> Table:
     return Table("SRRL and", rows)
 
 
-def study_page(
-    rows: list[dict], compared: dict[str, list[Path]], options: str, hacks: str, judge: str
-) -> str:
-    """docs/study.md; `hacks`: options of the arms with the clean reward, `judge`: those of that reward."""
+def by_success(before: dict[str, float], after: dict[str, list[dict[str, float]]], path: Path) -> Table:
+    """Right pictures of training prompts after training, in bins of the base's success rate; a figure too.
+
+    `before` gives the base's rate by prompt, `after` that of every arm and seed.
+    """
+    edges, rows, points = (0.0, *BINS, 1.01), {}, {arm: [] for arm in after}
+    for low, high in zip(edges, edges[1:]):
+        texts = [text for text, rate in before.items() if low <= rate < high]
+        row = {"prompts": str(len(texts)), "base": f"{np.mean([before[t] for t in texts]):.3f}"}
+        for arm, seeds in after.items():
+            shares = [float(np.mean([seed[t] for t in texts])) for seed in seeds if seed]
+            row[arm] = over_seeds(shares)
+            points[arm].append((float(np.mean(shares)), min(shares), max(shares)))
+        rows[f"{low:g} to {min(high, 1):g}"] = row
+    groups = {arm: dict(zip(rows, values)) for arm, values in points.items()}
+    figures.bars(
+        path, "right by the inspector, share; lines: range of the seeds", {"base's success rate": groups}
+    )
+    return Table("base's success rate", rows)
+
+
+def study_page(rows: list[dict], runs: dict[str, list[Path]], options: str, bins: Table) -> str:
+    """docs/study.md."""
     took = {(r["arm"], r["seed"]): r["training"]["minutes"] for r in rows if "training" in r}
     return page(
         "study",
         minutes=sum(took.values()),
         machine=f"{os.cpu_count()} cores {'and a' if torch.cuda.is_available() else 'without a'} GPU",
-        seeds=len(next(iter(compared.values()))),
+        seeds=len(runs["SRRL"]),
         pictures=rows[0]["physical"]["pictures"],
         steps=SAMPLER.steps,
         table=table(rows),
-        paired=paired(rows, list(compared)[1:]),
-        equal_cost=at_equal_cost(compared),
+        paired=paired(rows),
+        bins=bins,
+        equal_cost=at_equal_cost(runs),
         options=options,
-        hacks=hacks,
-        judge=judge,
     )
 
 
 def bars(rows: list[dict], path: Path) -> None:
     """Accuracy of every arm and way, best first."""
     seeds = by_seed(rows)
-    best = sorted(seeds[0], key=lambda name: -np.mean([s[name][kind] for s in seeds for kind in KINDS]))
-    ordered = [{name: s[name] for name in best} for s in seeds]
+    best = sorted(seeds[0], key=lambda name: -np.mean([s[name]["mean"] for s in seeds if name in s]))
+    ordered = [{name: s[name] for name in best if name in s} for s in seeds]
     arms_figure(ordered, {kind: f"{kind}: right" for kind in KINDS}, path)
 
 
@@ -111,21 +138,3 @@ def cost_curves(runs: dict[str, list[Path]], path: Path) -> None:
             Panel("Training prompts, round 0", name, "right by the inspector, share", lines, ylim=(0, 1))
         )
     curves(path, *panels)
-
-
-def hacking(runs: dict[str, list[Path]], path: Path) -> None:
-    """Learned reward and truth of round 0 over a long training, all panels to the same number of reward
-    calls.
-    """
-    panels, longest = [], 0
-    for name, folders in runs.items():
-        log = read_metrics(folders[0], "srrl")
-        calls = [r["reward_calls"] for r in log]
-        longest = max(longest, calls[-1])
-        shown = (
-            ("reward_by_round", "learned reward", REWARD),
-            ("right_by_round", "right by the inspector", TRUTH),
-        )
-        lines = [Line(label, calls, [r[key][0] for r in log], color, 15) for key, label, color in shown]
-        panels.append(Panel(name, "reward calls", "mean reward, share right", lines, ylim=(0, 1)))
-    curves(path, *(p._replace(lines=[*p.lines, Line("_end", [longest], [0])]) for p in panels))

@@ -12,11 +12,12 @@ Otherwise nothing is loaded, and the error names each tensor that is missing, ex
 import hashlib
 import pickle
 import re
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from zipfile import is_zipfile
+from zipfile import ZipFile, is_zipfile
 
 import safetensors.torch
 import torch
@@ -32,7 +33,6 @@ Strings = dict[str, str]
 SHOWN = 10  # names listed per kind of mismatch, before "and 123 more"
 TORCH_FILES = (".ckpt", ".pt", ".pth", ".bin")
 CHECKSUM = "minireflect_checksum"  # in the metadata of our files, see `checksum`
-LFS = b"version https://git-lfs"
 # What published configuration files hold, of what is read here: config.json, open_clip_config.json, ...
 Heads = int | None | list[int]
 TYPES: dict[str, Any] = {
@@ -48,6 +48,13 @@ TYPES: dict[str, Any] = {
     **dict.fromkeys(("image_mean", "image_std", "mean", "std"), list[float] | None),
     "preprocess_cfg": dict | None,
 }  # fmt: skip
+# What distributed training and torch.compile put before every name.
+WRAPPERS = r"(module|_orig_mod|_fsdp_wrapped_module)\."
+STAND_INS = {  # how a file begins that is none of weights
+    b"version https://git-lfs": "is a pointer of git-lfs, not the file itself: run `git lfs pull` there",
+    b"<": "is a web page, not a file of weights: download it again, logged in where that is needed",
+    b"GGUF": "is quantised for llama.cpp (GGUF), which is not read: use its safetensors file",
+}
 
 
 class WeightsError(Refusal):
@@ -84,23 +91,29 @@ def save_weights(
 def read_weights(path: Place) -> Tensors:
     """The tensors of a file by their names, on the CPU, in the file's dtype.
 
-    Takes safetensors, torch files (.ckpt, .pt, .bin, .pth: read with weights_only, so that nothing in them is
-    executed), and the index of a file in several parts (.index.json).
+    Takes safetensors, torch files (read with weights_only, so that nothing in them is executed), TorchScript
+    archives, and the index of a file in several parts (.index.json); which it is, the first bytes tell.
     Raises WeightsError when the file is missing, truncated, or holds more than tensors.
     """
     path = existing(path)
     if path.suffix == ".json":
-        return _read_parts(path)
-    if path.suffix in TORCH_FILES:
-        return _read_torch(path)
-    with _opened(path) as file:  # a tensor is a view of the mapped file: what is not used is not read
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+        found = _read_parts(path)
+    elif is_torch(path):
+        found = _read_torch(path)
+    else:
+        with _opened(path) as file:  # a tensor is a view of the mapped file: what is not used is not read
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+    while found and (wrapper := re.match(WRAPPERS, next(iter(found)))):
+        if not all(name.startswith(wrapper[0]) for name in found):
+            break
+        found = {name.removeprefix(wrapper[0]): t for name, t in found.items()}
+    return found
 
 
 def read_metadata(path: Place) -> Strings:
     """The strings saved beside the tensors of a safetensors file; empty if there are none, and of others."""
     path = existing(path)
-    if path.suffix in (".json", *TORCH_FILES):
+    if path.suffix == ".json" or is_torch(path):
         return {}
     return {key: value for key, value in _metadata(path).items() if key != CHECKSUM}
 
@@ -124,13 +137,25 @@ def read_ours(path: Place, checked: bool = False) -> tuple[Tensors, Strings]:
 
 
 def existing(path: Place) -> Path:
+    """The path of a file.  Raises WeightsError when it is not there, or only stands in for another."""
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"{path} is not there, or not a file")
     with open(path, "rb") as file:
-        if file.read(len(LFS)) == LFS:
-            raise WeightsError(f"{path} is a git-lfs pointer in place of the file; run: git lfs pull")
+        start = file.read(64)
+    for magic, what in STAND_INS.items():
+        if start.startswith(magic):
+            raise WeightsError(f"{path} {what}")
     return path
+
+
+def is_torch(path: Path) -> bool:
+    """Whether a file is a zip or a pickle, whatever its name ends in; safetensors has a {, after a length."""
+    with open(path, "rb") as file:
+        start = file.read(9)
+    return start[8:] != b"{" and (
+        path.suffix in TORCH_FILES or (path.suffix == ".safetensors" and start.startswith((b"PK", b"\x80")))
+    )
 
 
 @contextmanager
@@ -158,7 +183,7 @@ def read_json(path: Path) -> dict:
     if not path.is_file():
         return {}
     try:
-        values = parse_json(read_text(path), dict, path)
+        values = parse_json(read_text(existing(path)), dict, path)
         level = [values]
         while level:
             for part in level:
@@ -189,6 +214,11 @@ def _read_parts(index: Path) -> Tensors:
 def _read_torch(path: Path) -> Tensors:
     """A torch file, read with `weights_only`: tensors and containers alone, nothing in it is executed."""
     try:
+        if is_zipfile(path) and any(name.endswith("/constants.pkl") for name in ZipFile(path).namelist()):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch calls the format old
+                # OpenAI's CLIP; nothing is run
+                return dict(torch.jit.load(str(path), "cpu").state_dict())
         # files from before torch 1.6, which are not zip files, cannot be mapped into memory
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except pickle.UnpicklingError as error:
@@ -199,11 +229,16 @@ def _read_torch(path: Path) -> Tensors:
     except Exception as error:  # the library raises anything on a file that is cut
         first = quote(str(error).partition("\n")[0])
         raise WeightsError(f"{path} is truncated or not a torch file: {first}") from error
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
+    for key in ("state_dict", "model_state_dict", "model", "module"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
     if not isinstance(content, dict):
         raise WeightsError(f"{path} holds a {type(content).__name__}, expected tensors by name")
-    found = {name: t for name, t in content.items() if isinstance(name, str) and isinstance(t, Tensor)}
+    content = {name: value for name, value in content.items() if isinstance(name, str)}
+    # a number is the alpha of a LoRA, or how far the training was
+    plain_numbers = {n: v for n, v in content.items() if n.endswith("alpha") and isinstance(v, int | float)}
+    numbers = {n: torch.tensor(float(v)) for n, v in plain_numbers.items()}
+    found = {n: t for n, t in (content | numbers).items() if isinstance(t, Tensor)}
     if odd := [name for name, t in found.items() if t.layout != torch.strided or t.is_quantized or t.is_meta]:
         raise WeightsError(f"{path} holds {quote(odd[0])}, which is sparse, quantised or empty of numbers")
     return {name: t.detach() for name, t in found.items()}
@@ -250,8 +285,9 @@ def load_into(module: nn.Module, tensors: Tensors, rename: Table = (), source: P
         "extra": [f"{name} {shape}" for name, shape in shapes.items() if name not in expected],
         "misshapen": [f"{name}: expected {wanted[name]}, found {shapes[name]}" for name in different],
     }
-    if whole := [f"{n}: {found[n].dtype}" for n in wanted if n in found and _whole(found, expected, n)]:
-        wrong["of another type"] = whole
+    if whole := [n for n in shapes if n in expected and _whole(found, expected, n)]:
+        dtypes = [(name, expected[name].dtype, found[name].dtype) for name in whole]
+        wrong["quantised"] = [f"{name}: expected {a}, found {b}" for name, a, b in dtypes]
     refuse(f"{source} does not fit {network}", wrong)
     on_meta = any(t.is_meta for t in expected.values())
     module.load_state_dict({name: t.to(expected[name].dtype) for name, t in found.items()}, assign=on_meta)

@@ -8,7 +8,10 @@ configuration files of a folder; a single file has none, and gets the values tha
 with.  Nothing is downloaded.
 """
 
+import re
 import warnings
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,10 +25,16 @@ from ..models.tokenizer import BytePairs, NoVocabulary, TwoBytePairs
 from ..models.unet import UNet
 from ..pipeline import LatentDiffusion
 from . import names, parts
-from .files import Place, WeightsError, load_into, read_json, read_weights, renamed
-from .parts import SD1, SD2, SDXL, Family, Part, Published, read_published, weights_file
+from .files import Place, WeightsError, existing, load_into, read_json, read_weights, renamed
+from .names import Tensors
+from .parts import SD2, SDXL, Family, Part, Published, read_published, weights_file
+from .stated import check
 
 Dtype, Folder = torch.dtype | None, Place | None
+# Of all Stable Diffusion, where nothing else is stated.
+SD_NOISE = {
+    "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
+}  # fmt: skip
 Words = BytePairs | TwoBytePairs | NoVocabulary
 
 
@@ -36,7 +45,8 @@ class Given(NamedTuple):
     dtype: Dtype = None
     tokenizer: Folder = None  # with CLIP's vocabulary, for files that do not lie beside one
     prediction: Prediction | None = None  # "epsilon", "v"
-    image_size: int | None = None  # pixels
+    image_size: int | tuple[int, int] | None = None  # pixels: of each side, or height and width
+    vae: Folder = None  # another autoencoder: a folder, or a file in either layout
 
 
 # --- Stable Diffusion ---------------------------------------------------------------------------------------
@@ -47,24 +57,48 @@ def load_checkpoint(path: Place, given: Given = Given()) -> LatentDiffusion:
     """
     published = read_published(Path(path))
     family, found = family_of(published), published.parts
+    _say_rounding(found["unet"], given.dtype)
     unet = _filled(UNet, parts.unet_sizes(found["unet"], family), found["unet"], given.dtype)
-    vae = found["vae"]
+    vae = found["vae"] if given.vae is None else parts.read_part(*_vae(Path(given.vae)))
     autoencoder = _filled(Autoencoder, parts.autoencoder_sizes(vae, family), vae, torch.float32)
-    text, width, length = _text_encoder(published, family, given.dtype)
+    text, width, length = _text_encoder(published, family, given)
     if width != (reads := unet.config.context_width):
         widths = f"the UNet reads prompts of width {reads}, the text encoder writes {width}"
         raise WeightsError(f"{path}: {widths}")
     schedule, factor = _schedule(published, given.prediction, family), autoencoder.config.factor
+    if (z := autoencoder.config.latent_channels) != unet.config.in_channels:
+        raise WeightsError(f"{vae.source} has {z} latent channels, the UNet {unet.config.in_channels}")
     side = found["unet"].config.get("sample_size")
-    is_sd2_base = family is SD2 and schedule.prediction == "epsilon"  # published for 512 pixels
-    known = side * factor if isinstance(side, int) else 512 if is_sd2_base else family.image_size
+    is_sd2_base = family is SD2 and schedule.config.prediction == "epsilon"  # published for 512 pixels
+    known = 512 if is_sd2_base else family.image_size
+    if side:
+        known = side * factor if isinstance(side, int) else tuple(n * factor for n in side)
     size = given.image_size or known
     multiple = factor * 2 ** (len(unet.config.channels) - 1)
-    if size % multiple:
+    if any(n % multiple for n in ([size] if isinstance(size, int) else size)):
         raise WeightsError(f"image_size {size} is not a multiple of {multiple} pixels, as this UNet needs")
-    words = _tokenizer(published.path, family.pads, length, given.tokenizer)
+    words = _tokenizer(published.path, family.pads, text, length, given.tokenizer)
     zero_null = family is SDXL and bool(published.index.get("force_zeros_for_empty_prompt", True))
-    return LatentDiffusion(words, text, unet, autoencoder, Schedule(schedule), size, zero_null)
+    return LatentDiffusion(words, text, unet, autoencoder, schedule, size, zero_null)
+
+
+def _vae(path: Path) -> tuple[Path, str, Callable]:
+    """What `read_part` takes; in a whole original file the autoencoder is told by its prefix."""
+
+    def read(tensors: Tensors) -> names.Read:
+        prefix = "first_stage_model."
+        inside = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        return names.autoencoder(inside or tensors)
+
+    return path / "vae" if (path / "vae").is_dir() else path, "VAE", read
+
+
+def _say_rounding(part: Part, dtype: Dtype) -> None:
+    """A half precision made of the other one is neither; the full one would be there to be asked for."""
+    stored, halves = _stored(part), (torch.float16, torch.bfloat16)
+    if dtype in halves and stored in halves and dtype != stored:
+        said = f"there is {stored}, and {dtype} was asked for: its numbers are rounded twice"
+        warnings.warn(f"{part.source}: {said}".replace("torch.", ""), stacklevel=4)
 
 
 def family_of(published: Published) -> Family:
@@ -76,61 +110,100 @@ def family_of(published: Published) -> Family:
     if "added.fc1.weight" in unet.tensors:
         raise WeightsError(f"{path} has SDXL's UNet, but not its two text encoders")
     text_width = published.parts["text_encoder"].need("token.weight").shape[1]
-    return SD2 if (projection is not None and projection.ndim == 2) or text_width == 1024 else SD1
+    return SD2 if (projection is not None and projection.ndim == 2) or text_width == 1024 else parts.SD1
 
 
-def _text_encoder(published: Published, family: Family, dtype: Dtype) -> tuple[nn.Module, int, int]:
+def _text_encoder(published: Published, family: Family, given: Given) -> tuple[nn.Module, int, int]:
     """The text encoder, or SDXL's two; the width of its states; the tokens of a prompt."""
     both = [published.parts[name] for name in ("text_encoder", "text_encoder_2")[: len(family.pads)]]
-    configs = [parts.text_sizes(part, penultimate=family is SDXL) for part in both]
+    configs = [parts.text_sizes(part, family is SDXL) for part in both]
     if family is SDXL:
         both[1].need("text_projection.weight")
-    each = [_filled(TextEncoder, config, part, dtype) for config, part in zip(configs, both)]
+    each = [_filled(TextEncoder, config, part, given.dtype) for config, part in zip(configs, both)]
     width, length = sum(config.width for config in configs), configs[0].length
     return TwoTextEncoders(*each).eval() if family is SDXL else each[0], width, length
 
 
-def _tokenizer(path: Path, pads: tuple[str | None, ...], length: int, given: Folder) -> Words:
+def _tokenizer(
+    path: Path, pads: tuple[str | None, ...], encoder: nn.Module, length: int, given: Folder
+) -> Words:
     """A vocabulary for each text encoder: the folder's, or the one that is given or lies beside the file."""
     n = len(pads)
     if given is None and (path / "tokenizer").is_dir():
-        each = [BytePairs(path / name, length) for name in ("tokenizer", "tokenizer_2")[:n]]
+        folders, pads = [path / name for name in ("tokenizer", "tokenizer_2")[:n]], (None,) * n
     else:
         beside = [path] if path.is_dir() else [path.parent / "tokenizer", path.parent]
         files = [f for f in beside if (f / "tokenizer.json").is_file() or (f / "vocab.json").is_file()]
         if given is None and not files:
             return NoVocabulary(path, n * length)
-        each = [BytePairs(given or files[0], length, pad) for pad in pads]
+        folders = [Path(given or files[0])] * n
+    each, tokens = [], [m.num_embeddings for name, m in encoder.named_modules() if name.endswith("token")]
+    for folder, pad, known in zip(folders, pads, tokens):
+        for file in folder.iterdir() if folder.is_dir() else ():
+            existing(file) if file.is_file() else None  # raises on a pointer of git-lfs
+        config = read_json(folder / "tokenizer_config.json")
+        check("tokenizer_config.json", config, folder / "tokenizer_config.json")
+        words = BytePairs(folder, min(length, config.get("model_max_length") or length), pad)
+        if len(words) > known:
+            has = f"the vocabulary in {folder} has {len(words):,} tokens, the text encoder {known:,}"
+            raise WeightsError(f"{has}: the words that were learnt are not in this checkpoint")
+        each.append(words)
     return each[0] if n == 1 else TwoBytePairs(*each)
 
 
-def _schedule(published: Published, prediction: Prediction | None, family: Family) -> ScheduleConfig:
-    """The scheduler's configuration where there is one.
+def _schedule(published: Published, prediction: Prediction | None, family: Family) -> Schedule:
+    """The noise that the UNet was trained with, and the levels that its sampler visits.
 
-    The sampler that it was written for does not matter: ours is DDIM, and its table of steps is Stable
-    Diffusion's (leading, offset 1).
+    The sampler is DDIM whatever the configuration names; without step noise Euler's is the same.
     """
-    path, known = published.path, published.scheduler
-    if known.get("rescale_betas_zero_snr") or known.get("trained_betas") is not None:
-        raise WeightsError(f"{path} has zero terminal SNR or listed betas, which are not supported")
+    path, known = published.path, dict(published.scheduler)
+    kind = known.get("_class_name")
+    if family is not SDXL:  # diffusers' pipelines of SD 1.x and 2.x mend these two in older folders
+        known |= {"steps_offset": 1, "clip_sample": False}
+    if kind not in ("DDIMScheduler", "DDPMScheduler", "HeunDiscreteScheduler"):
+        known.pop("clip_sample", None)  # not read by the other samplers
+    check("scheduler", known, path)
     stated = known.get("prediction_type", "epsilon" if "beta_start" in known else None)
     if prediction is None and stated is None and family.prediction != "epsilon":
         assumed = f"{family.prediction!r}, as {family.name} at {family.image_size} pixels does"
         hint = "For the 512-pixel base model give prediction='epsilon' (--prediction epsilon)"
         warnings.warn(f"{path} does not say what its UNet predicts; assuming {assumed}. {hint}", stacklevel=3)
     ours = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0", None: family.prediction}
-    if stated not in ours:
-        raise WeightsError(f"{path} predicts {stated!r}; expected epsilon, v_prediction or sample")
-    steps, shape = known.get("num_train_timesteps", 1000), known.get("beta_schedule", "scaled_linear")
-    betas = known.get("beta_start", 0.00085), known.get("beta_end", 0.012)
-    return ScheduleConfig(steps, *betas, shape, prediction or ours[stated])
+    euler = bool(re.match("Euler|LMS|Heun|KDPM2", kind or ""))
+    clean = known.get("set_alpha_to_one", kind not in (None, "DDIMScheduler", "PNDMScheduler"))
+    config = ScheduleConfig(
+        *(known.get(key, value) for key, value in SD_NOISE.items()), prediction=prediction or ours[stated],
+        zero_snr=bool(known.get("rescale_betas_zero_snr")),
+        spacing=known.get("timestep_spacing", "linspace" if euler else "leading"),
+        offset=known.get("steps_offset", 0 if kind else 1), set_alpha_to_one=euler or bool(clean),
+        euler=euler,
+    )  # fmt: skip
+    if published.abar is not None and published.abar[0] > 0.5:  # told by a file's own table, if it is one
+        zero = published.abar[-1] < 1e-6
+        config = replace(config, zero_snr=config.zero_snr or bool(zero))
+        if (off := (Schedule(config).abar - published.abar.float()).abs().max()) > 1e-3:
+            raise WeightsError(f"{path} was trained with other noise: its alphas_cumprod is off by {off:.3f}")
+    if config.zero_snr and config.prediction == "epsilon" and config.spacing != "leading":
+        raise WeightsError(
+            f"{path} has zero terminal SNR: there the noise does not tell the picture; it needs v"
+        )
+    return Schedule(config)
+
+
+def _stored(part: Part) -> torch.dtype:
+    """The precision to compute in: the widest that is stored, of float8 half, of float64 float32."""
+    found = {t.dtype for t in part.tensors.values() if t.is_floating_point()}
+    if found <= {torch.float16} or found <= {torch.bfloat16}:
+        return found.pop() if found else torch.float32
+    if all(dtype.itemsize == 1 for dtype in found):
+        return torch.float16  # which has all numbers of both float8
+    return torch.float32 if any(d.itemsize > 2 for d in found) or torch.bfloat16 in found else torch.float16
 
 
 def _filled(network: type[nn.Module], config: object, part: Part, dtype: Dtype) -> nn.Module:
     """A network around the part's tensors, which are converted one by one: nothing is in memory twice."""
-    stored = next((t.dtype for t in part.tensors.values() if t.is_floating_point()), torch.float32)
     with torch.device("meta"):
-        module = network(config).to(dtype or stored)
+        module = network(config).to(dtype or _stored(part))
     load_into(module, part.tensors, source=part.source)
     part.tensors.clear()
     return module.eval().requires_grad_(False)
@@ -152,28 +225,42 @@ def load_clip(path: Place, tokenizer: Folder = None, quick_gelu: bool | None = N
     vision_config, text_config = parts.vision_sizes(vision, pictures), parts.text_sizes(text)
     whole = text._replace(prefix="")
     sizes = CLIPConfig(text_config, vision_config, whole.need("text_projection.weight").shape[0])
-    return _filled(CLIP, sizes, whole, None), _tokenizer(path, (None,), text_config.length, tokenizer)
+    clip = _filled(CLIP, sizes, whole, None)
+    return clip, _tokenizer(path, (None,), clip.text, text_config.length, tokenizer)
 
 
 def _clip_parts(folder: Path, file: Path, quick_gelu: bool | None) -> tuple[Part, Part, dict]:
     """Text and image encoder, with configurations in transformers' words, and that of the pictures."""
     tensors = read_weights(file)
-    if any(name.startswith("text_model.") for name in tensors):
+    theirs = any(name.startswith("text_model.") for name in tensors)
+    if theirs:
         config, pictures = read_json(folder / "config.json"), read_json(folder / "preprocessor_config.json")
         text, vision = config.get("text_config") or {}, config.get("vision_config") or {}
+        stated = {"CLIP": config, "CLIP's text_config": text, "CLIP's vision_config": vision}
+        stated["preprocessor_config.json"] = pictures
         default, table = "quick_gelu", names.TRANSFORMERS_CLIP  # transformers' own default
     else:
         config = read_json(folder / "open_clip_config.json")
-        model = config.get("model_cfg") or {}
-        pictures = {f"image_{key}": value for key, value in (config.get("preprocess_cfg") or {}).items()}
+        model, seen = config.get("model_cfg") or {}, config.get("preprocess_cfg") or {}
         text, vision = model.get("text_cfg") or {}, model.get("vision_cfg") or {}
+        stated = {"_config.json": config, "'s model_cfg": model, "'s preprocess_cfg": seen}
+        stated |= {"'s text_cfg": text, "'s vision_cfg": vision}
+        stated = {f"open_clip{kind}": values for kind, values in stated.items()}
+        pictures = {f"image_{key}": value for key, value in seen.items()}
         if "heads" in text:
             text = {"num_attention_heads": text["heads"]}
         if "head_width" in vision:
             vision = {"num_attention_heads": vision["width"] // vision["head_width"]}
-        default, table = "quick_gelu" if model.get("quick_gelu") else "gelu", names.OPEN_CLIP
+        openai = "input_resolution" in tensors  # OpenAI's own program
+        default, table = "quick_gelu" if model.get("quick_gelu", openai) else "gelu", names.OPEN_CLIP
+        if quick_gelu is None and "quick_gelu" not in model and not openai:
+            said = "assuming gelu, as LAION's; OpenAI's, and what was trained from them, need quick_gelu"
+            warnings.warn(f"{file} does not say its activation: {said} (--clip-activation)", stacklevel=4)
         tensors = names.open_clip(tensors)
+    for kind, values in stated.items():
+        check(kind, values, f"{folder} ({kind})")
     asked = {True: "quick_gelu", False: "gelu", None: None}[quick_gelu]
     text, vision = (c | {"hidden_act": asked or c.get("hidden_act") or default} for c in (text, vision))
-    ours, source = renamed(tensors, table, file), str(file)
-    return Part(ours, text, source, "text."), Part(ours, vision, source, "vision."), pictures
+    ours = parts.shortened(Part(renamed(tensors, table, file), text, str(file), "text."))
+    seen = parts.shortened(ours._replace(config=vision, prefix="vision."))
+    return ours._replace(tensors=seen.tensors), seen, pictures

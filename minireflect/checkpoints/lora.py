@@ -1,8 +1,8 @@
-"""LoRA files of a UNet: written as diffusers reads them; read as minireflect, diffusers, peft or older tools
-write them.
+"""LoRA files of UNet and text encoders: written as diffusers reads them; read as minireflect, diffusers,
+peft, kohya or older tools write them.
 
 save_lora("lora.safetensors", unet)         the adapters of models/lora.py
-load_lora(unet, "lora.safetensors")         strict: every layer of the file has to fit
+load_lora(pipe, "lora.safetensors", 0.8)    strict: every layer of the file has to fit; or of a UNet alone
 """
 
 import json
@@ -13,9 +13,26 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..models.lora import install, lora_layers
-from .files import SHOWN, WeightsError, new_names, read_metadata, read_weights, refuse, save_weights
-from .names import DIFFUSERS_UNET
+from ..models.clip import TwoTextEncoders
+from ..models.lora import install, lora_layers, takes_lora
+from ..pipeline import LatentDiffusion
+from .files import (
+    SHOWN,
+    Strings,
+    WeightsError,
+    first_names,
+    new_names,
+    read_json,
+    read_metadata,
+    read_weights,
+    refuse,
+    save_weights,
+)  # fmt: skip
+from .names import DIFFUSERS_UNET, TRANSFORMERS_CLIP_TEXT, numbered
+from .stated import check, check_names
+
+Target = LatentDiffusion | nn.Module
+PEFT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")  # beside adapter_config.json
 
 # Our names of a UNet's layers as diffusers has them: DIFFUSERS_UNET backwards, as far as linear layers go.
 TO_DIFFUSERS = [
@@ -31,10 +48,20 @@ TO_DIFFUSERS = [
     (r"\b(attn[12])\.(q|k|v)$", r"\1.to_\2"), (r"\b(attn[12])\.out$", r"\1.to_out.0"),
 ]  # fmt: skip
 
-# Prefixes of a layer's name, the oldest way to name a layer, and the ends that say which tensor it is.
-PREFIX = r"^(?:base_model\.model\.|unet\.)+"
+NETWORKS = {  # how the names of a network begin -> the network; diffusers', then kohya's
+    "unet.": "unet", "text_encoder.": "text_encoder", "text_encoder_2.": "text_encoder_2",
+    "lora_unet_": "unet", "lora_te_": "text_encoder", "lora_te1_": "text_encoder",
+    "lora_te2_": "text_encoder_2",
+}  # fmt: skip
+# kohya writes a layer's name with _ for every dot; these words have a _ of their own.
+WORDS = (
+    "down_blocks|up_blocks|mid_block|transformer_blocks|time_emb_proj|time_embedding|add_embedding|proj_in"
+    "|proj_out|to_out|to_[qkv]|input_blocks|middle_block|output_blocks|emb_layers|time_embed|label_emb"
+    "|text_model|self_attn|[qkv]_proj|out_proj|linear_[12]|[a-z0-9]+"
+)
+# The oldest way to name a layer, and the ends that say which tensor it is.
 PROCESSOR = (r"\.processor\.(to_\w+)_lora\.", r".\1.lora.")
-ENDS = r"\.(?:lora_(A|B)(?:\.default)?\.weight|lora[._](down|up)\.weight|(alpha))$"
+ENDS = r"[._]lora(?:_linear_layer)?[._](A|B|down|up)(?:\.\w+)?\.weight$|\.(alpha)$"
 KINDS = {"A": "A", "down": "A", "B": "B", "up": "B", "alpha": "alpha"}
 OUR_ALPHAS = "minireflect_alphas"
 
@@ -65,58 +92,128 @@ def save_lora(path: str | Path, unet: nn.Module) -> None:
     save_weights(path, tensors, {"format": "pt", OUR_ALPHAS: json.dumps(scales)})
 
 
-def read_lora(path: str | Path) -> dict[str, Adapter]:
-    """The adapter of every layer, by our names.
-    Raises WeightsError naming each tensor that is not of a UNet's adapter.
+def read_lora(path: str | Path, res_blocks: int = 2) -> dict[str, Adapter]:
+    """The adapter of every layer, by our names, with "text_encoder." before those of a text encoder.
+
+    `res_blocks` are those of the UNet's levels, for files that number its blocks as the original code does.
+    Raises WeightsError at a tensor that is not of a LoRA, and says what it is.
     """
-    layers: dict[str, dict[str, Tensor]] = {}
-    strange = []
-    for name, tensor in read_weights(path).items():
-        bare = re.sub(*PROCESSOR, re.sub(PREFIX, "", name))
-        match = re.search(ENDS, bare)
-        if match is None or name.startswith("text_encoder"):
-            strange.append(f"{name} {tuple(tensor.shape)}")
-        else:
-            kind = KINDS[match[1] or match[2] or match[3]]
-            layers.setdefault(bare[: match.start()], {})[kind] = tensor
+    path = next((p for name in PEFT_NAMES if (p := Path(path) / name).is_file()), Path(path))  # of a folder
+    tensors = read_weights(path)
+    lost = [f"{name} {tuple(tensors[name].shape)}" for name in check_names("LoRA", tensors, path)]
+    layers: dict[tuple[str, str], dict[str, Tensor]] = {}  # network, layer by its dotted name
+    for name, tensor in tensors.items():
+        network, bare = _whose(re.sub(*PROCESSOR, name))
+        if match := re.search(ENDS, bare):
+            layers.setdefault((network, bare[: match.start()]), {})[KINDS[match[1] or match[2]]] = tensor
     layers = {name: found for name, found in layers.items() if found.keys() != {"alpha"}}
-    for name, found in layers.items():
-        strange += [f"{name}: missing lora_{side}.weight" for side in "AB" if side not in found]
-    if strange or not layers:
-        some = "; ".join(strange[:SHOWN]) or "it is empty"
-        raise WeightsError(f"{path} is not a LoRA of a UNet that can be read whole: {some}")
-    metadata = read_metadata(path)
-    stated = json.loads(metadata.get("lora_adapter_metadata", "{}"))  # of recent versions of diffusers
-    r, alpha = stated.get("unet.r"), stated.get("unet.lora_alpha")
-    ours = json.loads(metadata.get(OUR_ALPHAS, "{}"))
-    table = [(r"$", ".weight"), *DIFFUSERS_UNET, (r"\.weight$", "")]
-    adapters = {}
-    for theirs, name in new_names(layers, table).items():
-        found = layers[theirs]
-        A, B = found["A"].flatten(1), found["B"].flatten(1)  # 1x1 convolutions, in some files
-        scale = float(found["alpha"]) / len(A) if "alpha" in found else alpha / r if r and alpha else 1.0
-        adapters[name] = Adapter(A, B / ours[name], ours[name]) if name in ours else Adapter(A, B, scale)
+    for (network, name), found in layers.items():
+        lost += [f"{network}.{name}: missing lora_{side}.weight" for side in "AB" if side not in found]
+    if lost or not layers:
+        some = "; ".join(lost[:SHOWN]) or f"it has {first_names(tensors)}"
+        raise WeightsError(f"{path} is not a LoRA of a UNet or text encoder that can be read whole: {some}")
+    about, adapters = read_metadata(path), {}
+    ours, stated = json.loads(about.get(OUR_ALPHAS, "{}")), _configuration(path, about)
+    for (network, theirs), found in layers.items():
+        table = DIFFUSERS_UNET if network == "unet" else TRANSFORMERS_CLIP_TEXT
+        original = re.match(r"(in|out)put_blocks\.|middle_block\.|time_embed\.|label_emb\.", theirs)
+        table = numbered(res_blocks + 1) if original else table
+        (name,) = new_names([theirs], [(r"$", ".weight"), *table, (r"\.weight$", "")]).values()
+        name = name if network == "unet" else f"{network}.{name}"
+        A, B = found["A"].flatten(1), found["B"].flatten(1)
+        if found["A"].ndim == 4 and found["A"].shape[2:] != (1, 1):
+            raise WeightsError(f"{path} has {theirs}, a convolution LoRA of {tuple(found['A'].shape)}")
+        alpha = float(found["alpha"]) if "alpha" in found else None
+        scale = ours.get(name) or _scale(stated.get(network, {}), theirs, len(A), alpha)
+        adapters[name] = Adapter(A, B / ours.get(name, 1.0), scale)
     return adapters
 
 
-def load_lora(module: nn.Module, path: str | Path) -> nn.Module:
-    """Add the adapters of a file to a UNet, and freeze all else.
-    Raises WeightsError naming each layer that does not fit.
+def _whose(name: str) -> tuple[str, str]:
+    """The network of a tensor, and its name inside: kohya's with the dots in their places."""
+    name = re.sub(r"^(base_model\.model\.)+", "", name)
+    for prefix, network in NETWORKS.items():
+        if name.startswith(prefix):
+            bare = name.removeprefix(prefix)
+            if prefix.startswith("lora_"):
+                layer, dot, end = bare.partition(".")
+                bare = ".".join(re.findall(WORDS, layer)) + dot + end
+            return network, bare
+    return ("text_encoder" if name.startswith("text_model.") else "unet"), name
+
+
+def _configuration(path: Path, about: Strings) -> dict[str, dict]:
+    """What is stated of each network's alpha: by diffusers in the header, by peft in a file beside it."""
+    header = json.loads(about.get("lora_adapter_metadata", "{}"))
+    found: dict[str, dict] = {}
+    for key, value in header.items():
+        network, _, key = key.partition(".")
+        found.setdefault(network, {})[key] = value
+    if not header and path.name in PEFT_NAMES:
+        found = dict.fromkeys(NETWORKS.values(), read_json(path.parent / "adapter_config.json"))
+    for config in found.values():
+        check("LoRA's configuration", config, path)
+    return found
+
+
+def _scale(config: dict, layer: str, rank: int, alpha: float | None) -> float:
+    """alpha / r, or alpha / sqrt(r) with `use_rslora` (arXiv 2312.03732); alpha is r where nothing is said.
+
+    A pattern of `alpha_pattern` names layers by the end of their names, as in peft.
     """
-    adapters, known = read_lora(path), dict(module.named_modules())
+    if alpha is None:
+        alpha = config.get("lora_alpha", rank)
+        for pattern, value in (config.get("alpha_pattern") or {}).items():
+            if re.match(rf"(.*\.)?({pattern})$", layer):
+                alpha = value
+                break
+    return alpha / (rank**0.5 if config.get("use_rslora") else rank)
+
+
+def load_lora(target: Target, path: str | Path, strength: float = 1.0) -> Target:
+    """Add the adapters of a file to a pipeline, or to a UNet alone, and freeze all else.
+
+    `strength` multiplies what they change.  Raises WeightsError naming each layer that does not fit.
+    """
+    networks = networks_of(target) if isinstance(target, LatentDiffusion) else {"unet": target}
+    known = {
+        ("" if n == "unet" else f"{n}.") + name: m
+        for n in networks
+        for name, m in networks[n].named_modules()
+    }
+    adapters = read_lora(path, networks["unet"].config.res_blocks)
     wrong: dict[str, list[str]] = {"extra": [], "misshapen": []}
     for name, (A, B, _) in adapters.items():
         layer = known.get(name)
-        if not isinstance(layer, nn.Linear):
+        if not takes_lora(layer):
             wrong["extra"].append(name + ("" if layer is None else f", a {type(layer).__name__}"))
-        elif (A.shape[1], B.shape[0]) != (layer.in_features, layer.out_features) or A.shape[0] != B.shape[1]:
-            expected = f"(r {layer.in_features}) and ({layer.out_features} r)"
+        elif (A.shape[1], B.shape[0]) != (layer.weight.shape[1], len(layer.weight)) or len(A) != B.shape[1]:
+            expected = f"(r {layer.weight.shape[1]}) and ({len(layer.weight)} r)"
             found = f"{tuple(A.shape)} and {tuple(B.shape)}"
             wrong["misshapen"].append(f"{name}: expected {expected}, found {found}")
     refuse(f"{path} does not fit this network: of {len(adapters)} layers", wrong)
-    install(module, {name: (len(found.A), found.scale) for name, found in adapters.items()}, None)
-    with torch.no_grad():
-        for name, found in adapters.items():
-            lora = module.get_submodule(name).lora
-            lora.A.copy_(found.A), lora.B.copy_(found.B)
-    return module
+    for network, module in networks.items():
+        inside = {_inside(name, network): found for name, found in adapters.items() if _inside(name, network)}
+        if inside:
+            install(module, {name: (len(f.A), strength * f.scale) for name, f in inside.items()}, None)
+        with torch.no_grad():
+            for name, found in inside.items():
+                lora = module.get_submodule(name).lora
+                lora.A.copy_(found.A), lora.B.copy_(found.B)
+    return target
+
+
+def _inside(name: str, network: str) -> str:
+    """The layer's name inside this network; empty when it is another's."""
+    of, _, rest = name.partition(".")
+    if of not in NETWORKS.values():
+        return name if network == "unet" else ""
+    return rest if of == network else ""
+
+
+def networks_of(pipe: LatentDiffusion) -> dict[str, nn.Module]:
+    """What a LoRA file can change: the UNet, and one text encoder or two."""
+    text = pipe.text_encoder
+    two = isinstance(text, TwoTextEncoders)
+    texts = {"text_encoder": text.first, "text_encoder_2": text.second} if two else {"text_encoder": text}
+    return {"unet": pipe.unet, **texts}

@@ -11,14 +11,14 @@ business of its function: tensors -> (tensors, table, configuration).
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
 from ..ranges import Refusal
 
 Tensors = dict[str, Tensor]
-Table = Sequence[tuple[str, str]]
+Table = Sequence[tuple[str, str | Callable[[re.Match], str]]]
 Read = tuple[Tensors, Table, dict]
 
 
@@ -68,8 +68,12 @@ TRANSFORMERS_CLIP: Table = [
     (r"\bfinal_layer_norm\b", "norm_out"), (r"^visual_projection\b", "image_projection"),
 ]
 
-# CLIPTextModel and CLIPTextModelWithProjection, for a TextEncoder alone.
-TRANSFORMERS_CLIP_TEXT: Table = [*TRANSFORMERS_CLIP, (r"^text\.", "")]
+# CLIPTextModel and CLIPTextModelWithProjection, for a TextEncoder alone; NovelAI's has no text_model.
+TRANSFORMERS_CLIP_TEXT: Table = [
+    (r"^(embeddings|encoder|final_layer_norm)\.", r"text_model.\1."), (r"^logit_scale$", ""),
+    (r"\bself_attn\.to_(q|k|v|out)\b", r"self_attn.\1_proj"),  # of old LoRA files
+    *TRANSFORMERS_CLIP, (r"^text\.", ""),
+]
 
 _ORIGINAL_UNET: Table = [
     (r"^time_embed\.0\.", "time.fc1."), (r"^time_embed\.2\.", "time.fc2."),
@@ -90,13 +94,16 @@ _ORIGINAL_AUTOENCODER: Table = [
     (r"\b(down|up)\.(\d+)\.block\.(\d+)\.", r"\1.\2.layers.\3.res."),
     (r"\b(down|up)\.(\d+)\.(?:down|up)sample\.", r"\1.\2.resize."),
     (r"\bmid\.block_1\.", "mid.layers.0.res."), (r"\bmid\.block_2\.", "mid.layers.1.res."),
-    (r"\bmid\.attn_1\.norm\.", "mid.layers.0.attn.norm."),
-    (r"\bmid\.attn_1\.proj_out\.", "mid.layers.0.attn.self_attn.out."),
-    (r"\bmid\.attn_1\.", "mid.layers.0.attn.self_attn."), (r"\bnin_shortcut\b", "skip"),
+    (r"\bmid\.attn_1\.(?:group_)?norm\.", "mid.layers.0.attn.norm."),
+    (r"\bmid\.attn_1\.(?:proj_out|proj_attn|to_out\.0)\.", "mid.layers.0.attn.self_attn.out."),
+    (r"\bmid\.attn_1\.(?:to_)?(q|k|v)(?:uery|ey|alue)?\.", r"mid.layers.0.attn.self_attn.\1."),
+    (r"\bnin_shortcut\b", "skip"),
 ]
 
 OPEN_CLIP: Table = [
-    (r"^attn_mask$", ""), (r"^visual\.proj$", "image_projection.weight"),
+    # of OpenAI's programs: sizes, and the mask of attention
+    (r"^(attn_mask|input_resolution|context_length|vocab_size)$", ""),
+    (r"^visual\.proj$", "image_projection.weight"),
     (r"^text_projection$", "text_projection.weight"), (r"^visual\.class_embedding$", "vision.class_token"),
     (r"^visual\.conv1\.", "vision.patch."), (r"^visual\.", "vision."),
     (r"\bpositional_embedding$", "position.weight"), (r"^token_embedding\.", "token."),
@@ -107,30 +114,43 @@ OPEN_CLIP: Table = [
 ]
 # fmt: on
 
-OPEN_CLIP_TEXT: Table = [*OPEN_CLIP, (r"^text\.", ""), (r"^logit_scale$", "")]
+OPEN_CLIP_TEXT: Table = [*OPEN_CLIP, (r"^text\.", ""), (r"^(.*\bposition_ids|logit_scale)$", "")]
 
 
 def original_unet(tensors: Tensors) -> Read:
     """latent-diffusion numbers the blocks of all levels consecutively, so the table depends on the sizes."""
     levels = 1 + sum(name.endswith(".0.op.weight") for name in tensors)
-    # blocks of a level; on the way down the last one resizes
-    n = count(tensors, r"input_blocks\.(\d+)\.") // levels
-    table = []
-    for i in range(levels):
-        table += [(rf"^input_blocks\.{1 + i * n + j}\.", f"down.{i}.layers.{j}.") for j in range(n - 1)]
-        table += [(rf"^input_blocks\.{(i + 1) * n}\.0\.op\.", f"down.{i}.resize.conv.")]
-        table += [(rf"^output_blocks\.{i * n + j}\.", f"up.{i}.layers.{j}.") for j in range(n)]
-    return tensors, table + _ORIGINAL_UNET, {}
+    return tensors, numbered(count(tensors, r"input_blocks\.(\d+)\.") // levels), {}
 
 
-def original_autoencoder(tensors: Tensors) -> Read:
-    """The attention's 1x1 convolutions become the linear layers that they are."""
-    attention = (".q.weight", ".k.weight", ".v.weight", ".proj_out.weight")
-    linear = {n: t.flatten(1) for n, t in tensors.items() if ".attn_1." in n and n.endswith(attention)}
+def numbered(n: int) -> Table:
+    """The table of an original UNet with `n` blocks a level; on the way down the last one resizes."""
+
+    def down(m: re.Match) -> str:
+        level, block = divmod(int(m[1]) - 1, n)
+        return f"down.{level}." + ("resize.conv." if m[2] else f"layers.{block}.")
+
+    def up(m: re.Match) -> str:
+        level, block = divmod(int(m[1]), n)
+        return f"up.{level}.layers.{block}."
+
+    return [
+        (r"^input_blocks\.([1-9]\d*)\.(0\.op\.)?", down),
+        (r"^output_blocks\.(\d+)\.", up),
+        *_ORIGINAL_UNET,
+    ]
+
+
+def autoencoder(tensors: Tensors) -> Read:
+    """diffusers' or the original names; in both the attention's 1x1 convolutions become linear layers."""
+    attention = [n for n in tensors if ("attn_1." in n or ".attentions." in n) and tensors[n].ndim == 4]
+    tensors = tensors | {name: tensors[name].flatten(1) for name in attention}
+    if any(".down_blocks." in name for name in tensors):
+        return tensors, DIFFUSERS_AUTOENCODER, {}
     last = count(tensors, r"encoder\.down\.(\d+)\.") - 1
     # decoder.up is numbered from the finest level, ours in the order of computation
     swap = [(rf"\bup\.{i}\.", f"UP.{last - i}.") for i in range(last + 1)]
-    return tensors | linear, [*swap, (r"\bUP\.", "up."), *_ORIGINAL_AUTOENCODER], {}
+    return tensors, [*swap, (r"\bUP\.", "up."), *_ORIGINAL_AUTOENCODER], {}
 
 
 def open_clip(tensors: Tensors) -> Tensors:
@@ -147,13 +167,20 @@ def open_clip(tensors: Tensors) -> Tensors:
 
 def original_text(tensors: Tensors) -> Read:
     """A text encoder of SDXL: OpenAI's CLIP-L in transformers' names, or OpenCLIP's bigG."""
-    if any(name.startswith("text_model.") for name in tensors):
-        return tensors, TRANSFORMERS_CLIP_TEXT, {"hidden_act": "quick_gelu"}
-    return open_clip(tensors), OPEN_CLIP_TEXT, {"hidden_act": "gelu"}
+    if "positional_embedding" in tensors:
+        return open_clip(tensors), OPEN_CLIP_TEXT, {"hidden_act": "gelu"}
+    return tensors, TRANSFORMERS_CLIP_TEXT, {"hidden_act": "quick_gelu"}
 
 
 def original_only_text(tensors: Tensors) -> Read:
-    """The text encoder of SD 1.x or SD 2.x; SD 2.x never uses the last of OpenCLIP's blocks."""
-    last = f"transformer.resblocks.{count(tensors, r'transformer.resblocks.([0-9]+)[.]') - 1}."
-    unused = {n for n in tensors if n.startswith(last) or n == "text_projection"}
-    return original_text({n: t for n, t in tensors.items() if n not in unused})
+    """The text encoder of SD 1.x or SD 2.x; SD 2.x never uses the last of OpenCLIP's 24 blocks.
+
+    Files that were made from a diffusers folder have 23 blocks, and use all of them.
+    """
+    n = count(tensors, r"transformer\.resblocks\.(\d+)\.")
+    found, table, known = original_text(tensors)
+    whole = n == 24 or (n not in (0, 23) and "text_projection" in tensors)
+    if not whole:
+        return found, table, known
+    found.pop("text_projection", None)
+    return found, table, known | {"num_hidden_layers": n - 1}

@@ -8,7 +8,9 @@ or the scale of the latents, stands in a part's config.json, or is what the fami
 """
 
 import re
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -18,8 +20,9 @@ from ..models.autoencoder import AutoencoderConfig
 from ..models.clip import OPENAI_MEAN, OPENAI_STD, TextConfig, VisionConfig
 from ..models.unet import UNetConfig
 from . import names
-from .files import WeightsError, first_names, read_json, read_weights, renamed
+from .files import WeightsError, existing, first_names, read_json, read_metadata, read_weights, renamed
 from .names import Tensors, count
+from .stated import check, check_names
 
 
 @dataclass(frozen=True)
@@ -78,13 +81,16 @@ class Part(NamedTuple):
 
 
 # --- where the parts lie ------------------------------------------------------------------------------------
-FOLDERS = {  # names in the folder of each part
-    "unet": names.DIFFUSERS_UNET, "vae": names.DIFFUSERS_AUTOENCODER,
-    "text_encoder": names.TRANSFORMERS_CLIP_TEXT, "text_encoder_2": names.TRANSFORMERS_CLIP_TEXT,
-}  # fmt: skip
+TEXT = names.TRANSFORMERS_CLIP_TEXT
+FOLDERS = {  # folder of each part -> its kind in stated.py, and how its tensors are read
+    "unet": ("UNet", lambda tensors: (tensors, names.DIFFUSERS_UNET, {})),
+    "vae": ("VAE", names.autoencoder),
+    "text_encoder": ("text encoder", lambda tensors: (tensors, TEXT, {})),
+    "text_encoder_2": ("text encoder", lambda tensors: (tensors, TEXT, {})),
+}
 ORIGINAL = {  # prefix of the names in an original file -> part, and how its tensors are read there
     "model.diffusion_model.": ("unet", names.original_unet),
-    "first_stage_model.": ("vae", names.original_autoencoder),
+    "first_stage_model.": ("vae", names.autoencoder),
     "cond_stage_model.transformer.": ("text_encoder", names.original_only_text),
     "cond_stage_model.model.": ("text_encoder", names.original_only_text),
     "conditioner.embedders.0.transformer.": ("text_encoder", names.original_only_text),
@@ -92,21 +98,15 @@ ORIGINAL = {  # prefix of the names in an original file -> part, and how its ten
 }
 UNET_PREFIX = next(iter(ORIGINAL))
 
-# Beside the networks, original files hold the schedule's tables (computed here) and a running average of the
-# UNet (which the weights of published files already are).
-LEFT_OUT = (
-    r"^(model_ema\.|denoiser\.|model\.diffusion_model$|(alphas|betas|sqrt|log_one_minus|posterior|lvlb)\w*$"
-    r"|logvar$|scale_factor$|v_pred$|ztsnr$)"
-)
-
 
 class Published(NamedTuple):
     """A checkpoint as it lies on the disk."""
 
     path: Path
     parts: dict[str, Part]  # by the names of FOLDERS
-    scheduler: dict  # its configuration, or what else is known of it
+    scheduler: dict  # its configuration, or what a file tells of it
     index: dict  # model_index.json, in a folder
+    abar: Tensor | None = None  # (T) the schedule's alpha-bar, in some files
 
 
 def read_published(path: Path) -> Published:
@@ -127,12 +127,30 @@ def _read_folder(path: Path) -> Published:
     index, parts = read_json(path / "model_index.json"), {}
     if not index:
         raise WeightsError(f"{path} is not a diffusers folder: model_index.json is missing")
-    for part, table in FOLDERS.items():
+    check("model_index.json", index, path / "model_index.json")
+    for part, (kind, read) in FOLDERS.items():
         if (index.get(part) or [None])[0] is not None or (path / part).is_dir():
-            file = weights_file(path / part)
-            tensors = renamed(read_weights(file), table, file)
-            parts[part] = Part(tensors, read_json(path / part / "config.json"), str(file))
+            parts[part] = read_part(path / part, kind, read)
     return Published(path, parts, read_json(path / "scheduler" / "scheduler_config.json"), index)
+
+
+def read_part(path: Path, kind: str, read: Callable[[Tensors], names.Read]) -> Part:
+    """A network's folder, or its file; a configuration beside it is checked."""
+    file = weights_file(path)
+    config = read_json(file.parent / "config.json") if path.is_dir() else {}
+    check(kind, config, file.parent / "config.json")
+    tensors, table, _ = read(read_weights(file))
+    return shortened(Part(renamed(tensors, table, file), config, str(file)))
+
+
+def shortened(part: Part) -> Part:
+    """With the blocks that the configuration counts: fewer than the file has are a "clip skip"."""
+    has = part.count(r"blocks\.(\d+)\.")
+    uses = part.config.get("num_hidden_layers", has)
+    if uses > has:
+        raise WeightsError(f"{part.source} has {has} blocks, its configuration {uses} num_hidden_layers")
+    blocks = rf"{re.escape(part.prefix)}blocks\.({'|'.join(map(str, range(uses, has))) or '-'})\."
+    return part._replace(tensors={n: t for n, t in part.tensors.items() if not re.match(blocks, n)})
 
 
 def _read_file(path: Path) -> Published:
@@ -140,91 +158,114 @@ def _read_file(path: Path) -> Published:
     if not any(name.startswith(UNET_PREFIX) for name in whole):
         expected = f"it has {first_names(whole)}, expected {UNET_PREFIX[:-1]}..."
         raise WeightsError(f"{path} is not an original file of Stable Diffusion: {expected}")
-    if strange := [n for n in whole if not n.startswith(tuple(ORIGINAL)) and not re.match(LEFT_OUT, n)]:
+    if strange := check_names("single file", whole, path):
         listed = ", ".join(strange[:10])
         raise WeightsError(f"{path} has {len(strange)} tensors that belong to no part: {listed}")
     for prefix, (part, read) in ORIGINAL.items():
         if inside := {n.removeprefix(prefix): t for n, t in whole.items() if n.startswith(prefix)}:
             source = f"{path} ({prefix}*)"
             tensors, table, known = read(inside)
-            parts[part] = Part(renamed(tensors, table, source), known, source)
-    about = path.with_suffix(".yaml")  # published beside some files
+            parts[part] = shortened(Part(renamed(tensors, table, source), known, source))
+            if n := known.get("num_hidden_layers"):
+                said = f"its text encoder is used up to block {n} of {n + 1}, as in SD 2.x"
+                warnings.warn(f"{path} does not say so, but {said}", stacklevel=4)
+    if any(name.startswith("model_ema.") for name in whole):
+        warnings.warn(
+            f"{path}: its running average (model_ema) is left out, its weights are used", stacklevel=4
+        )
+    if "scale_factor" in whole and "vae" in parts:
+        parts["vae"].config["scaling_factor"] = float(whole["scale_factor"])
+    return Published(path, parts, _known_of(path, whole), {}, whole.get("alphas_cumprod"))
+
+
+def _known_of(path: Path, whole: Tensors) -> dict:
+    """What marker keys, the header, and a .yaml beside a file tell, in the words of a scheduler."""
+    about, header = path.with_suffix(".yaml"), read_metadata(path)
     stated = about.is_file() and re.search(r"parameterization:\s*[\"']?(eps|v)\b", about.read_text("utf-8"))
-    known = stated[1] if stated else "v" if "v_pred" in whole else None
-    predictions = {"v": "v_prediction", "eps": "epsilon"}
-    return Published(path, parts, {"prediction_type": predictions[known]} if known else {}, {})
+    known = stated[1] if stated else header.get("modelspec.prediction_type")
+    known = "v" if "v_pred" in whole else known
+    found = {"prediction_type": {"v": "v_prediction", "eps": "epsilon"}.get(known, known)} if known else {}
+    return found | ({"rescale_betas_zero_snr": True} if "ztsnr" in whole else {})
 
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model", "open_clip_model", "open_clip_pytorch_model")
-ENDINGS = (  # safetensors before torch files, full precision before half, several parts before one
-    ".safetensors.index.json", ".safetensors", ".safetensors.index.fp16.json", ".fp16.safetensors",
-    ".bin.index.json", ".bin", ".bin.index.fp16.json", ".fp16.bin",
-)  # fmt: skip
+# NAME[.VARIANT].safetensors or .bin, or NAME.safetensors.index[.VARIANT].json of one in several parts
+WEIGHTS = rf"({'|'.join(STEMS)})(?:\.(\w+))?\.(safetensors|bin)(\.index(?:\.(\w+))?\.json)?"
+VARIANTS = (None, "fp16", "bf16")  # the order in which they are taken, others behind them
 
 
 def weights_file(path: Path) -> Path:
     """A file itself; of a folder the file with its tensors, or the index of several.
 
-    Raises WeightsError when there is none.
+    Takes safetensors before torch files, and full precision before half.  Raises WeightsError when there is
+    none.
     """
     if not path.is_dir():
-        return path
-    for name in (f"{stem}{ending}" for ending in ENDINGS for stem in STEMS):
-        if (path / name).is_file():
-            return path / name
-    expected = f"{STEMS[0]}{ENDINGS[1]}, or another of its names and endings"
-    raise WeightsError(f"there are no weights in {path}: expected {expected}")
+        return existing(path)
+    here = sorted(file.name for file in path.iterdir() if file.is_file())
+    order = {}
+    for match in filter(None, (re.fullmatch(WEIGHTS, name) for name in here)):
+        variant = match[2] or match[5]
+        known = VARIANTS.index(variant) if variant in VARIANTS else len(VARIANTS)
+        order[match[0]] = (match[3] == "bin", known, not match[4])
+    if not order:
+        expected = f"expected {STEMS[0]}.safetensors, or another of its names and endings"
+        raise WeightsError(f"there are no weights in {path}: {expected}; it has {first_names(here)}")
+    return path / min(order, key=order.get)
 
 
 # --- sizes --------------------------------------------------------------------------------------------------
 PROJECTION = "attn.proj_in.weight"  # of the UNet's attention: linear (two axes) from SD 2 on
-# Options of diffusers that our UNet does not have; all published SD 1.x, 2.x and SDXL have these values.
-ASSUMED = {
-    "act_fn": "silu", "flip_sin_to_cos": True, "freq_shift": 0, "center_input_sample": False,
-    "norm_eps": 1e-5, "class_embed_type": None, "resnet_time_scale_shift": "default", "encoder_hid_dim": None,
-    "mid_block_scale_factor": 1, "downsample_padding": 1, "dual_cross_attention": False,
-    "only_cross_attention": False, "time_embedding_type": "positional", "timestep_post_act": None,
-}  # fmt: skip
 
 
 def unet_sizes(part: Part, family: Family) -> UNetConfig:
     """Sizes from the tensors of a UNet, heads and groups from config.json or the family."""
     config, source = part.config, part.source
-    for key, value in ASSUMED.items():
-        if config.get(key, value) != value:
-            raise WeightsError(f"{source} asks for {key} = {config[key]!r}; this UNet does {value!r} only")
     if (read := part.need("conv_in.weight").shape[1]) != 4:
         raise WeightsError(f"{source} reads {read} channels, as for inpainting; only 4 are supported")
     channels = part.level_channels("down")
     heads, head_width = family.heads, family.head_width
     stated = config.get("num_attention_heads") or config.get("attention_head_dim")  # heads, despite its name
-    if isinstance(stated, int):
-        heads, head_width = stated, None
-    elif stated:
-        heads, (head_width, *others) = None, {c // h for c, h in zip(channels, stated)}
-        if others:
-            raise WeightsError(f"{source}: heads {stated} at channels {channels} are of several widths")
-    depths = tuple(part.count(rf"down\.{i}\.layers\.0\.attn\.blocks\.(\d+)\.") for i in range(len(channels)))
-    mid_depth = part.count(r"mid\.layers\.0\.attn\.blocks\.(\d+)\.")
+    if stated:
+        heads, head_width = stated if isinstance(stated, int) else tuple(stated), None
+    if heads and not isinstance(heads, int) and len(heads) != len(channels):
+        raise WeightsError(f"{source} states heads {heads} for {len(channels)} levels of its UNet")
+    down, up = _depths(part, "down"), _depths(part, "up")[::-1]
     keys, projection, added = map(part.ending, ("cross_attn.k.weight", PROJECTION, "added.fc1.weight"))
     size_width = config.get("addition_time_embed_dim") or 256
-    return UNetConfig(
-        channels, depths, mid_depth, context_width=0 if keys is None else keys.shape[1],
-        res_blocks=part.count(r"down\.0\.layers\.(\d+)\."), heads=heads, head_width=head_width,
+    sizes = UNetConfig(
+        channels, tuple(depths[0] for depths in down), part.count(r"mid\.layers\.0\.attn\.blocks\.(\d+)\."),
+        context_width=0 if keys is None else keys.shape[1], res_blocks=len(down[0]),
+        heads=heads, head_width=head_width,
         use_linear_projection=projection is not None and projection.ndim == 2,
         out_channels=part.need("conv_out.weight").shape[0], groups=config.get("norm_num_groups") or 32,
         pooled_width=None if added is None else added.shape[1] - 6 * size_width, size_width=size_width,
+        mid_blocks=part.count(r"mid\.layers\.(\d+)\."),
     )  # fmt: skip
+    regular = (sizes.layers(None, 0), sizes.layers(None, 1)) == (down, up)
+    return sizes if regular else replace(sizes, down=down, up=up)
+
+
+def _depths(part: Part, way: str) -> tuple[tuple[int, ...], ...]:
+    """Transformer blocks behind each residual block, per level in the order of computation."""
+    layers = [part.count(rf"{way}\.{i}\.layers\.(\d+)\.") for i in range(part.count(rf"{way}\.(\d+)\."))]
+    blocks = r"\.attn\.blocks\.(\d+)\."
+    return tuple(
+        tuple(part.count(rf"{way}\.{i}\.layers\.{j}{blocks}") for j in range(n)) for i, n in enumerate(layers)
+    )
 
 
 def autoencoder_sizes(part: Part, family: Family) -> AutoencoderConfig:
+    config, z = part.config, part.need("post_quant_conv.weight").shape[0]
+    shift = config.get("shift_factor") or 0.0
+    mean = tuple(m + shift for m in config.get("latents_mean") or (z * [0.0] if shift else ()))
     return AutoencoderConfig(
         part.level_channels("encoder.down"), res_blocks=part.count(r"encoder\.down\.0\.layers\.(\d+)\."),
-        groups=part.config.get("norm_num_groups") or 32,
+        groups=config.get("norm_num_groups") or 32, latent_channels=z,
         in_channels=part.need("encoder.conv_in.weight").shape[1],
-        latent_channels=part.need("post_quant_conv.weight").shape[0],
-        scaling_factor=part.config.get("scaling_factor") or family.scaling_factor,
+        scaling_factor=config.get("scaling_factor") or family.scaling_factor,
         mid_attention="encoder.mid.layers.0.attn.norm.weight" in part.tensors,
+        mean=mean, std=tuple(config.get("latents_std") or ()),
     )  # fmt: skip
 
 
@@ -232,20 +273,24 @@ def text_sizes(part: Part, penultimate: bool = False) -> TextConfig:
     """`penultimate`: read the states before the last block, as SDXL does; no checkpoint tells."""
     vocabulary, width = part.need("token.weight").shape
     eos = part.config.get("eos_token_id", 2)
-    eos = vocabulary - 1 if eos == 2 else eos  # 2 is a mistake of older files, which the libraries know
-    activation = part.config.get("hidden_act", "quick_gelu")  # transformers' own default
-    if activation not in ("quick_gelu", "gelu"):
-        raise WeightsError(f"{part.source} asks for hidden_act = {activation!r}; expected quick_gelu or gelu")
+    eos = min(vocabulary - 1, 49_407) if eos == 2 else eos  # 2 is a mistake of older files; CLIP's is 49,407
     projection = None if part.prefix else part.tensors.get("text_projection.weight")
     return TextConfig(
         vocabulary, eos, len(part.need("position.weight")), width, layers=part.count(r"blocks\.(\d+)\."),
-        heads=part.config.get("num_attention_heads") or width // 64,  # 64 channels each where it is published
-        quick_gelu=activation == "quick_gelu", penultimate=penultimate,
+        heads=part.config.get("num_attention_heads") or max(1, width // 64),  # 64 channels each, as published
+        quick_gelu=part.config.get("hidden_act", "quick_gelu") == "quick_gelu",  # transformers' default
+        penultimate=penultimate, hidden=_hidden(part, width),
         projection=None if projection is None else projection.shape[0],
     )  # fmt: skip
 
 
-VISION_HEADS = {1280: 16, 1664: 16}  # by width: ViT-H and bigG; all others have 64 channels a head
+def _hidden(part: Part, width: int) -> int | None:
+    hidden = part.need("blocks.0.fc1.weight").shape[0]
+    return None if hidden == 4 * width else hidden
+
+
+# By width: ViT-H, g and bigG have 16 heads; all others 64 channels a head.
+VISION_HEADS = {1280: 16, 1408: 16, 1664: 16}
 
 
 def vision_sizes(part: Part, pictures: dict) -> VisionConfig:
@@ -255,8 +300,8 @@ def vision_sizes(part: Part, pictures: dict) -> VisionConfig:
     side = round((len(part.need("position.weight")) - 1) ** 0.5)  # patches to a side, beside the class token
     return VisionConfig(
         side * patch, patch, width, layers=part.count(r"blocks\.(\d+)\."),
-        heads=part.config.get("num_attention_heads") or VISION_HEADS.get(width, width // 64),
-        quick_gelu=part.config.get("hidden_act") == "quick_gelu",
+        heads=part.config.get("num_attention_heads") or VISION_HEADS.get(width, max(1, width // 64)),
+        quick_gelu=part.config.get("hidden_act") == "quick_gelu", hidden=_hidden(part, width),
         mean=tuple(2 * m - 1 for m in mean) if mean else OPENAI_MEAN,
         std=tuple(2 * s for s in std) if std else OPENAI_STD,
     )  # fmt: skip

@@ -69,14 +69,14 @@ def guided(model: Model, cond: Tensor, uncond: Tensor, w: float, schedule: Sched
         t = t.to(x.device).expand(len(x))
         without, given = (v.expand(len(x), *v.shape[1:]) for v in (uncond, cond))  # (b t d) each
 
-        def eps(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-            output = model(x, t, context)
-            return output if schedule is None else schedule.to_eps(output, x, t)
-
         if w in (0, 1):
-            return eps(x, t, given if w else without)
-        eps_u, eps_c = eps(torch.cat([x, x]), torch.cat([t, t]), torch.cat([without, given])).chunk(2)
-        return eps_u + w * (eps_c - eps_u)  # SRRL (E1)
+            output = model(x, t, given if w else without)
+        else:
+            both = model(torch.cat([x, x]), torch.cat([t, t]), torch.cat([without, given]))
+            output_u, output_c = both.chunk(2)
+            # Of v or x_0 this is the same as of the noise, and exact where little signal is left.
+            output = output_u + w * (output_c - output_u)  # SRRL (E1)
+        return output if schedule is None else schedule.to_eps(output, x, t)
 
     return eps_fn
 

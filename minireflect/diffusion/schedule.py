@@ -27,6 +27,8 @@ from ..ranges import Checked, Count
 BetaSchedule = Literal["scaled_linear", "linear"]
 Prediction = Literal["epsilon", "v", "x0"]
 Spacing = Literal["leading", "trailing", "linspace"]
+# alpha-bar in place of 0, with which the noise would not tell the picture, and `to_eps` had no inverse
+NO_SIGNAL = 1e-8
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,22 @@ class ScheduleConfig(Checked):
     beta_end: float = 0.012  # variance added at the last level
     beta_schedule: BetaSchedule = "scaled_linear"  # "scaled_linear" is linear in sqrt(beta)
     prediction: Prediction = "epsilon"  # what the network outputs
+    # alpha-bar of the last level is brought to 0, or nearly: its latent has no signal (arXiv 2305.08891)
+    zero_snr: bool = False
+    # which levels a sampler visits, and where its last step lands: see `Schedule.table`
+    spacing: Spacing = "leading"
+    offset: int = 1
+    set_alpha_to_one: bool = False
+    # diffusers' Euler sampler, which without step noise is DDIM: a step lands where the next begins, and the
+    # start noise of trailing and linspace has the standard deviation sqrt(1 - abar) of its level
+    euler: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise ValueError(f"betas must satisfy 0 < {self.beta_start} <= {self.beta_end} < 1")
-        for name, kind in (("beta_schedule", BetaSchedule), ("prediction", Prediction)):
+        kinds = {"beta_schedule": BetaSchedule, "prediction": Prediction, "spacing": Spacing}
+        for name, kind in kinds.items():
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} {getattr(self, name)!r} is not one of {get_args(kind)}")
 
@@ -98,7 +110,18 @@ class Schedule:
             beta = torch.linspace(start, end, T, dtype=torch.float64)
         else:
             beta = torch.linspace(start**0.5, end**0.5, T, dtype=torch.float64) ** 2
-        self.abar = (1 - beta).cumprod(0).float()  # DDPM (4)
+        abar = (1 - beta).cumprod(0)  # DDPM (4)
+        if config.zero_snr:
+            first, final = abar[0].sqrt(), abar[-1].sqrt()
+            abar = ((abar.sqrt() - final) * first / (first - final)) ** 2  # arXiv 2305.08891, algorithm 1
+            abar[-1] = NO_SIGNAL
+        self.abar = abar.float()
+
+    @property
+    def start(self) -> float:
+        """Standard deviation of the noise that a sampler starts from."""
+        scaled = self.config.euler and self.config.spacing != "leading"
+        return (1 - self.abar[-1].item()) ** 0.5 if scaled else 1.0
 
     def abar_at(self, t: Tensor, like: Tensor) -> Tensor:
         """Alpha-bar of t, shaped to multiply `like`.  Shapes: t () or (b), like (b ...) -> () or (b 1 ...)"""
@@ -136,14 +159,17 @@ class Schedule:
         if self.config.prediction == "epsilon":
             return output
         abar = self.abar_at(t, x)
+        if self.config.zero_snr and x.device.type != "mps":  # which has no float64
+            abar, output, x = abar.double(), output.double(), x.double()
         if self.config.prediction == "x0":
             return (x - abar.sqrt() * output) / (1 - abar).sqrt()  # DDPM (4) solved for the noise
         return abar.sqrt() * output + (1 - abar).sqrt() * x  # v and x solved for the noise
 
     def table(
-        self, steps: int, spacing: Spacing = "leading", offset: int = 1, set_alpha_to_one: bool = False
-    ) -> StepTable:
-        """Choose `steps` of the T levels.
+        self, steps: int, spacing: Spacing | None = None, offset: int | None = None,
+        set_alpha_to_one: bool | None = None,
+    ) -> StepTable:  # fmt: skip
+        """Choose `steps` of the T levels, as the configuration says where nothing is given.
 
         leading   multiples of T // steps, plus `offset`: never reaches T - 1 (Stable Diffusion, offset 1)
         trailing  counts down from T - 1: starts at the noisiest level, ends above 0 (`offset` is not used)
@@ -159,7 +185,9 @@ class Schedule:
         here too, so that real checkpoints give the same pictures. For leading spacing, the only one that a
         pipeline uses, the two are the same.
         """
-        T = self.config.train_steps
+        T, known = self.config.train_steps, self.config
+        spacing, offset = spacing or known.spacing, known.offset if offset is None else offset
+        set_alpha_to_one = known.set_alpha_to_one if set_alpha_to_one is None else set_alpha_to_one
         if not 1 <= steps <= T:
             raise ValueError(f"steps {steps} is outside 1..{T} (train_steps)")
         if spacing == "leading":
@@ -174,7 +202,7 @@ class Schedule:
             span = f"span t = {t[-1]}..{t[0]}, outside 0..{T - 1}"
             raise ValueError(f"{steps} {spacing} steps with offset {offset} {span}")
 
-        t_prev = t - T // steps
+        t_prev = torch.cat([t[1:], t.new_tensor([-1])]) if known.euler else t - T // steps
         t_prev = torch.where(t_prev < 0, -1 if set_alpha_to_one else 0, t_prev)
         abar_prev = torch.where(t_prev < 0, 1.0, self.abar[t_prev.clamp(min=0)])
         return StepTable(t, t_prev, self.abar[t], abar_prev)

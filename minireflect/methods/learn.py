@@ -66,7 +66,7 @@ class LearnConfig(Checked):
     # last share of the iterations, where lr falls to 0
     cooldown: Share = 0.3
     # optimiser steps per iteration
-    updates: Count = 10
+    updates: Count = 8
     # pictures of an optimiser step
     batch: Count = 64
     # iterations whose pictures are learnt from

@@ -43,6 +43,9 @@ class AutoencoderConfig(Checked):
     latent_channels: Size = 4
     scaling_factor: Positive = 1.0  # latents are multiplied by it, so that their std is about 1
     mid_attention: bool = True  # attention between all pixels of the coarsest level
+    # of the unscaled latents, per channel: what is subtracted, and divided by; empty = 0 and 1
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -99,6 +102,14 @@ class Autoencoder(nn.Module):
         self.post_quant_conv = nn.Conv2d(z, z, 1)
         self.decoder = decoder(config)
 
+    def _of(self, values: tuple[float, ...], otherwise: float, like: Tensor) -> Tensor:
+        """A number for each latent channel.  -> (z 1 1) or (1 1 1)"""
+        return like.new_tensor(values or (otherwise,))[:, None, None]
+
+    def _scaled(self, z: Tensor) -> Tensor:
+        c = self.config
+        return (z - self._of(c.mean, 0.0, z)) / self._of(c.std, 1.0, z) * c.scaling_factor
+
     def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of the unscaled latents.
 
@@ -117,13 +128,15 @@ class Autoencoder(nn.Module):
         """
         mean, logvar = self.moments(images)
         if generator is None:
-            return mean * self.config.scaling_factor
+            return self._scaled(mean)
         noise = torch.randn(mean.shape, generator=generator, device=generator.device).to(mean)
-        return (mean + (logvar / 2).exp() * noise) * self.config.scaling_factor
+        return self._scaled(mean + (logvar / 2).exp() * noise)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures, about in [-1, 1] but not clamped.  Shapes: latents (b z h/f w/f) -> (b 3 h w)"""
-        return self.decoder(self.post_quant_conv(latents / self.config.scaling_factor))
+        c = self.config
+        z = latents / c.scaling_factor * self._of(c.std, 1.0, latents) + self._of(c.mean, 0.0, latents)
+        return self.decoder(self.post_quant_conv(z))
 
 
 def levels(channels: tuple[int, ...], n: int, resize: Callable, groups: int) -> nn.Sequential:

@@ -48,6 +48,7 @@ class TextConfig(Checked):
     heads: Size = 12
     quick_gelu: bool = True  # OpenAI's x * sigmoid(1.702 x); False = the exact GELU of OpenCLIP
     penultimate: bool = False  # forward returns the states before the last block, unnormalised (SDXL)
+    hidden: Size | None = None  # width inside the feed-forward layers; None = 4 times the width
     projection: Size | None = None  # width of a projection of the pooled state (SDXL's second encoder)
     # of the token embeddings before training, half as much for the positions; CLIP's own
     init_std: Positive = 0.02
@@ -68,6 +69,7 @@ class VisionConfig(Checked):
     layers: Depth = 24
     heads: Size = 16
     quick_gelu: bool = True
+    hidden: Size | None = None  # width inside the feed-forward layers; None = 4 times the width
     # channels of a convolutional stem in place of CLIP's linear patches: each entry halves the resolution,
     # and a last halving leads to `width` channels
     stem: tuple[Size, ...] = ()
@@ -93,24 +95,24 @@ class CLIPConfig(Checked):
 class Block(nn.Module):
     """Attention, then a feed-forward layer, each normalised first and added to its input."""
 
-    def __init__(self, width: int, heads: int, quick_gelu: bool) -> None:
+    def __init__(self, width: int, heads: int, quick_gelu: bool, hidden: int | None = None) -> None:
         super().__init__()
-        self.quick_gelu = quick_gelu
+        self.quick_gelu, hidden = quick_gelu, hidden or 4 * width
         self.norm1, self.attn = nn.LayerNorm(width), Attention(width, heads, bias=True)
         self.norm2 = nn.LayerNorm(width)
-        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
 
     def forward(self, x: Tensor, causal: bool = False) -> Tensor:
         """Shapes: x (b t d) -> (b t d)"""
         x = x + self.attn(self.norm1(x), causal=causal)
-        y = self.fc1(self.norm2(x))  # (b t 4d)
+        y = self.fc1(self.norm2(x))  # (b t 4d), or another width
         y = y * torch.sigmoid(1.702 * y) if self.quick_gelu else F.gelu(y)
         return x + self.fc2(y)  # (b t d)
 
 
 class TextStates(NamedTuple):
-    penultimate: Tensor  # (b t d) what the last block reads, unnormalised
-    last: Tensor  # (b t d) its output, normalised
+    read: Tensor  # (b t d) what a diffusion model reads, as the configuration says
+    last: Tensor  # (b t d) the output of the last block, normalised
 
 
 class TextEncoder(nn.Module):
@@ -119,35 +121,43 @@ class TextEncoder(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.config = config
-        d = config.width
+        d, sizes = config.width, (config.heads, config.quick_gelu, config.hidden)
         self.token = nn.Embedding(config.vocabulary, d)
         self.position = nn.Embedding(config.length, d)
-        self.blocks = nn.ModuleList(Block(d, config.heads, config.quick_gelu) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(Block(d, *sizes) for _ in range(config.layers))
         self.norm_out = nn.LayerNorm(d)
         if config.projection is not None:
             self.text_projection = nn.Linear(d, config.projection, bias=False)
         nn.init.normal_(self.token.weight, std=config.init_std)
         nn.init.normal_(self.position.weight, std=config.init_std / 2)
 
-    def states(self, ids: Tensor) -> TextStates:
-        """Shapes: ids (b t) -> (b t d), (b t d)"""
+    def states(self, ids: Tensor, skip: int = 0) -> TextStates:
+        """`skip`: blocks at the end whose work is left out of what is read ("clip skip"), not of the last.
+
+        Shapes: ids (b t) -> (b t d), (b t d)
+        """
+        most = self.config.layers - self.config.penultimate
+        if not 0 <= skip <= most:
+            raise ValueError(f"clip skip must be in [0, {most}], the blocks of this text encoder, got {skip}")
         if ids.shape[1] > self.config.length:
             raise ValueError(f"{ids.shape[1]} tokens, but the encoder has {self.config.length} positions")
-        x = penultimate = self.token(ids) + self.position.weight[: ids.shape[1]]  # (b t d)
+        after = [self.token(ids) + self.position.weight[: ids.shape[1]]]  # (b t d) after 0, 1, ... blocks
         for block in self.blocks:
-            penultimate = x
-            x = block(x, causal=True)
-        return TextStates(penultimate, self.norm_out(x))
+            after.append(block(after[-1], causal=True))
+        read = after[-1 - skip - self.config.penultimate]
+        last = self.norm_out(after[-1])
+        if self.config.penultimate:
+            return TextStates(read, last)
+        return TextStates(self.norm_out(read) if skip else last, last)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """The hidden states, as `config.penultimate` says.  Shapes: ids (b t) -> (b t d)"""
-        states = self.states(ids)
-        return states.penultimate if self.config.penultimate else states.last
+    def forward(self, ids: Tensor, skip: int = 0) -> Tensor:
+        """The hidden states, as `config` and `skip` say.  Shapes: ids (b t) -> (b t d)"""
+        return self.states(ids, skip).read
 
     def pooled(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """The state at the first end-of-text token, which has seen the whole sentence.
 
-        `hidden` is `states(ids).last`, which the penultimate states are not.
+        `hidden` is `states(ids).last`, which the states before it are not.
 
         Shapes: hidden (b t d), ids (b t) -> (b d)
         """
@@ -174,11 +184,11 @@ class TwoTextEncoders(nn.Module):
             raise ValueError(f"the second encoder needs a projection, at most {widest} wide")
         self.first, self.second = first, second
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, skip: int = 0) -> Tensor:
         """Shapes: ids (b 2t), for the first encoder and for the second -> (b t+1 d)"""
         one, two = ids.chunk(2, dim=1)  # (b t) each
-        states = self.second.states(two)
-        hidden = torch.cat([self.first(one), states.penultimate], dim=2)  # (b t d1+d2)
+        states = self.second.states(two, skip)
+        hidden = torch.cat([self.first(one, skip), states.read], dim=2)  # (b t d1+d2)
         pooled = self.second.text_projection(self.second.pooled(states.last, two))  # (b e)
         row = F.pad(pooled, (0, hidden.shape[2] - pooled.shape[1]))  # (b d)
         return torch.cat([hidden, row[:, None]], dim=1)
@@ -216,7 +226,8 @@ class VisionEncoder(nn.Module):
             self.patch = nn.Conv2d(3, d, config.patch, stride=config.patch, bias=False)
         self.position = nn.Embedding(1 + (config.size // config.patch) ** 2, d)
         self.norm_in = nn.LayerNorm(d)
-        blocks = (Block(d, config.heads, config.quick_gelu) for _ in range(config.layers))
+        sizes = (config.heads, config.quick_gelu, config.hidden)
+        blocks = (Block(d, *sizes) for _ in range(config.layers))
         self.blocks = nn.Sequential(*blocks)
         nn.init.normal_(self.position.weight, std=config.init_std)
 

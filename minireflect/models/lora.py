@@ -8,8 +8,8 @@
     save_lora("lora.safetensors", unet)         as diffusers' pipe.load_lora_weights reads it
     load_lora(unet, "lora.safetensors")         ours, diffusers', or peft's
 
-Differs from peft: the layer itself gets the adapter, without a wrapper around it, so that no weight changes
-its name.
+Differs from peft: the layer itself gets the adapter, as a hook on its output and without a wrapper around it,
+so that no weight changes its name.
 """
 
 from dataclasses import dataclass
@@ -36,33 +36,37 @@ class LoRAConfig(Checked):
             raise ValueError("targets is empty: name the layers that are to learn, such as q k v out")
 
 
-class LoRALinear(nn.Linear):
-    """A linear layer with an adapter.  `scale` 0 turns the adapter off.
+Adapted = nn.Linear | nn.Conv2d  # the layers that can have an adapter; of convolutions those of 1x1
 
-    `lora.A` and `lora.B` are float32 whatever the layer's precision: small steps would vanish in half.
+
+def takes_lora(layer: nn.Module | None) -> bool:
+    return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1))
+
+
+def adapt(layer: Adapted, rank: int, scale: float, generator: Generator | None) -> None:
+    """Give a layer its adapter: `lora.A`, `lora.B` and `scale`; a scale of 0 turns the adapter off.
+
+    A and B are float32 whatever the layer's precision: small steps would vanish in half.
     """
-
-    def __init__(self, layer: nn.Linear, rank: int, scale: float, generator: Generator | None) -> None:
-        nn.Module.__init__(self)  # takes over the layer's own tensors, makes none
-        self.in_features, self.out_features = layer.in_features, layer.out_features
-        self.weight, self.bias = layer.weight, layer.bias
-        self.scale = scale
-        bound = self.in_features**-0.5  # as peft, and as every nn.Linear
-        A = torch.empty(rank, self.in_features).uniform_(-bound, bound, generator=generator)
-        B = torch.zeros(self.out_features, rank)
-        self.lora = nn.ParameterDict({"A": A, "B": B}).to(layer.weight.device)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Shapes: x (b t d) -> (b t e)"""
-        y = F.linear(x, self.weight, self.bias)  # (b t e)
-        if self.scale == 0:
-            return y
-        return y + self.scale * F.linear(F.linear(x, self.lora.A.to(x.dtype)), self.lora.B.to(x.dtype))
+    width_out, width_in = layer.weight.shape[:2]
+    bound = width_in**-0.5  # as peft, and as every nn.Linear
+    A = torch.empty(rank, width_in).uniform_(-bound, bound, generator=generator)
+    layer.lora = nn.ParameterDict({"A": A, "B": torch.zeros(width_out, rank)}).to(layer.weight.device)
+    layer.scale, layer.hook = scale, layer.register_forward_hook(add_difference)
 
 
-def lora_layers(module: nn.Module) -> dict[str, LoRALinear]:
+def add_difference(layer: Adapted, inputs: tuple[Tensor], y: Tensor) -> Tensor:
+    """The layer's output with the difference that its adapter makes: y + scale B A x."""
+    if layer.scale == 0:
+        return y
+    apply, x = F.linear if layer.weight.ndim == 2 else F.conv2d, inputs[0]
+    A, B = (m.to(x.dtype).view(*m.shape, *layer.weight.shape[2:]) for m in (layer.lora.A, layer.lora.B))
+    return y + layer.scale * apply(apply(x, A), B)
+
+
+def lora_layers(module: nn.Module) -> dict[str, Adapted]:
     """The layers with an adapter, by name."""
-    return {name: layer for name, layer in module.named_modules() if isinstance(layer, LoRALinear)}
+    return {name: layer for name, layer in module.named_modules() if hasattr(layer, "lora")}
 
 
 def add_lora(module: nn.Module, config: LoRAConfig, generator: Generator | None = None) -> nn.Module:
@@ -84,17 +88,16 @@ def add_lora(module: nn.Module, config: LoRAConfig, generator: Generator | None 
 def install(module: nn.Module, layers: dict[str, tuple[int, float]], generator: Generator | None) -> None:
     """Freeze the module, and give the named layers adapters of (rank, alpha / rank).
 
-    Raises ValueError when it has adapters already, or when a layer is not linear.
+    Raises ValueError when it has adapters already, or when a layer is neither linear nor a 1x1 convolution.
     """
     if lora_layers(module):
         raise ValueError("this network has LoRA already; merge_lora or remove_lora it first")
     module.requires_grad_(False)
     for name, (rank, scale) in layers.items():
         layer = module.get_submodule(name)
-        if not isinstance(layer, nn.Linear):
+        if not takes_lora(layer):
             raise ValueError(f"{name} is a {type(layer).__name__}; LoRA goes on linear layers")
-        parent, _, last = name.rpartition(".")
-        setattr(module.get_submodule(parent), last, LoRALinear(layer, rank, scale, generator))
+        adapt(layer, rank, scale, generator)
 
 
 def adapters(module: nn.Module) -> nn.ModuleDict:
@@ -104,19 +107,17 @@ def adapters(module: nn.Module) -> nn.ModuleDict:
 
 @torch.no_grad()
 def merge_lora(module: nn.Module) -> nn.Module:
-    """Fold every adapter into its layer, which becomes an ordinary one with weight W + (alpha / r) B A."""
+    """Fold every adapter into its layer, whose weight becomes W + (alpha / r) B A."""
     for layer in lora_layers(module).values():
-        delta = layer.scale * layer.lora.B.double() @ layer.lora.A.double()
-        merged = (layer.weight.double() + delta).to(layer.weight.dtype)
+        delta = layer.scale * layer.lora.B @ layer.lora.A  # float32: Apple's GPUs have no float64
+        merged = (layer.weight.float() + delta.view(layer.weight.shape)).to(layer.weight.dtype)
         layer.weight = nn.Parameter(merged, requires_grad=False)
     return remove_lora(module)
 
 
 def remove_lora(module: nn.Module) -> nn.Module:
     """The network as it was before `add_lora`: the same layers, without their adapters."""
-    for name, layer in lora_layers(module).items():
-        plain = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
-        plain.weight, plain.bias = layer.weight, layer.bias
-        parent, _, last = name.rpartition(".")
-        setattr(module.get_submodule(parent), last, plain)
+    for layer in lora_layers(module).values():
+        layer.hook.remove()
+        del layer.lora, layer.scale, layer.hook
     return module

@@ -108,7 +108,7 @@ class BytePairs:
         self.bos, self.eos, self.pad = ids
 
     def __len__(self) -> int:
-        return self._engine.get_vocab_size()
+        return 1 + max(self._engine.get_vocab().values())
 
     def __call__(self, prompts: list[str]) -> Tensor:
         """Shapes: b prompts -> (b t) token ids"""
@@ -164,16 +164,19 @@ def _engine(folder: Path) -> "tokenizers.Tokenizer":  # noqa: F821  imported bel
     try:
         if vocabulary.is_file() and merges.is_file():
             ends = {"unk_token": END_TEXT, "end_of_word_suffix": "</w>", "continuing_subword_prefix": ""}
-            engine = tokenizers.Tokenizer(models.BPE.from_file(str(vocabulary), str(merges), **ends))
+            lines = merges.read_text("utf-8-sig").split("\n")
+            pairs = [tuple(line.split(" ")) for line in lines if line.count(" ") == 1 and line[:2] != "#v"]
+            engine = tokenizers.Tokenizer(models.BPE(_json(vocabulary), pairs, **ends))
             spaces = normalizers.Replace(Regex(r"\s+"), " ")
             engine.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
             pieces = pre_tokenizers.Split(Regex(PIECES), behavior="removed", invert=True)
             as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False)
             engine.pre_tokenizer = pre_tokenizers.Sequence([pieces, as_bytes])
             engine.add_special_tokens([t for t in (BEGIN_TEXT, END_TEXT) if t in engine.get_vocab()])
+            _add_tokens(engine, folder)
             return engine
         if whole.is_file():
-            engine = tokenizers.Tokenizer.from_file(str(whole))
+            engine = tokenizers.Tokenizer.from_str(whole.read_text("utf-8-sig"))
             engine.no_padding(), engine.no_truncation()
             return engine
     except BaseException as error:  # the library raises bare exceptions, and panics
@@ -183,12 +186,25 @@ def _engine(folder: Path) -> "tokenizers.Tokenizer":  # noqa: F821  imported bel
     raise PromptError(f"no vocabulary in {folder}: neither tokenizer.json nor vocab.json with merges.txt")
 
 
+def _add_tokens(engine: "tokenizers.Tokenizer", folder: Path) -> None:  # noqa: F821
+    """Learnt words, which transformers writes beside vocab.json: in a file, or in the configuration."""
+    stated = _json(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
+    added = {about["content"]: int(i) for i, about in stated.items()} | _json(folder / "added_tokens.json")
+    for token, i in sorted(added.items(), key=lambda pair: pair[1]):
+        engine.add_special_tokens([token])
+        if engine.token_to_id(token) != i:
+            raise ValueError(f"the added token {token} has the id {i}, and not the next one")
+
+
+def _json(path: Path) -> dict:
+    return read_json(path) if path.is_file() else {}
+
+
 def _declared_pad(folder: Path) -> str:
     """The padding token of a checkpoint: end-of-text in CLIP-L, "!" in OpenCLIP."""
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        if (folder / name).is_file():
-            token = read_json(folder / name, dict).get("pad_token")
-            token = token.get("content") if isinstance(token, dict) else token
-            if expect(token, str | None, f"pad_token in {folder / name}"):
-                return token
+        token = _json(folder / name).get("pad_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        if expect(token, str | None, f"pad_token in {folder / name}"):
+            return token
     return END_TEXT

@@ -46,7 +46,8 @@ class UNetConfig(Checked):
     mid_depth: Depth  # transformer blocks in the middle; 0 = no attention there
     context_width: Annotated[int, Range(0, 1 << 20)]  # width of the prompt's hidden states
     res_blocks: Depth = 2  # residual blocks per level on the way down; one more on the way up
-    heads: Size | None = None  # attention heads, the same number everywhere; give this or head_width
+    # attention heads, everywhere or per level (the middle has the last); give this or head_width
+    heads: Size | tuple[Size, ...] | None = None
     head_width: Size | None = None  # channels per head, the same everywhere; give this or heads
     use_linear_projection: bool = False  # linear (SD 2.x, SDXL) instead of 1x1 convolutions (SD 1.x)
     in_channels: Size = 4  # of the latents
@@ -58,6 +59,11 @@ class UNetConfig(Checked):
     # of the latents, if each position has a learned offset; None as in SD, which knows positions from the
     # padding only
     side: Size | None = None
+    # Distilled networks: the depth behind every residual block of every level, finest level first, in place
+    # of depths and res_blocks; and the number of residual blocks in the middle.
+    down: tuple[tuple[Depth, ...], ...] | None = None
+    up: tuple[tuple[Depth, ...], ...] | None = None
+    mid_blocks: Depth = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,6 +75,10 @@ class UNetConfig(Checked):
         for channels in self.channels:
             require_multiple("channels", channels, "groups", self.groups)
             require_multiple("channels", channels, "head_width", self.head_width or 1)
+
+    def layers(self, way: tuple[tuple[int, ...], ...] | None, more: int) -> tuple[tuple[int, ...], ...]:
+        """The depth behind every residual block of a way: `down`, or `up`, which has one `more` a level."""
+        return way or tuple((depth,) * (self.res_blocks + more) for depth in self.depths)
 
     @property
     def time_width(self) -> int:
@@ -131,34 +141,36 @@ class UNet(nn.Module):
 
         self.down = nn.ModuleList()
         skips = [first]  # channels of the feature maps that the way up will read, last first
-        c, n = first, config.res_blocks
-        for i, (c_out, depth) in enumerate(zip(config.channels, config.depths)):
-            layers = [self._layer(c if j == 0 else c_out, c_out, depth) for j in range(n)]
+        c = first
+        for i, (c_out, depths) in enumerate(zip(config.channels, config.layers(config.down, 0))):
+            layers = [self._layer(c if j == 0 else c_out, i, depth) for j, depth in enumerate(depths)]
             is_coarsest = i == len(config.channels) - 1
             self.down.append(Level(layers, None if is_coarsest else Downsample(c_out)))
-            skips += [c_out] * (n if is_coarsest else n + 1)
+            skips += [c_out] * (len(depths) + (not is_coarsest))
             c = c_out
 
-        self.mid = Level([self._layer(last, last, config.mid_depth), self._layer(last, last, 0)])
+        mid = [config.mid_depth, 0][: config.mid_blocks]  # attention between two residual blocks
+        self.mid = Level([self._layer(last, len(config.channels) - 1, depth) for depth in mid])
 
         self.up = nn.ModuleList()
-        for i, (c_out, depth) in reversed(list(enumerate(zip(config.channels, config.depths)))):
+        for i, (c_out, depths) in reversed([*enumerate(zip(config.channels, config.layers(config.up, 1)))]):
             layers = []
-            for _ in range(n + 1):
-                layers.append(self._layer(c + skips.pop(), c_out, depth))
+            for depth in depths:
+                layers.append(self._layer(c + skips.pop(), i, depth))
                 c = c_out
             self.up.append(Level(layers, Upsample(c) if i > 0 else None))
 
         self.norm_out = nn.GroupNorm(config.groups, first, eps=EPS)
         self.conv_out = zero(nn.Conv2d(first, config.out_channels, 3, padding=1))
 
-    def _layer(self, c_in: int, c_out: int, depth: int) -> Layer:
-        """A residual block, with attention behind it where `depth` is not 0."""
-        cfg = self.config
+    def _layer(self, c_in: int, level: int, depth: int) -> Layer:
+        """A residual block of a level, with attention behind it where `depth` is not 0."""
+        cfg, c_out = self.config, self.config.channels[level]
         res = ResBlock(c_in, c_out, cfg.groups, EPS, cfg.time_width)
         if depth == 0:
             return Layer(res)
-        heads = cfg.heads if cfg.heads is not None else c_out // cfg.head_width
+        heads = c_out // cfg.head_width if cfg.heads is None else cfg.heads
+        heads = heads if isinstance(heads, int) else heads[level]
         sizes = (heads, cfg.context_width, depth, cfg.groups)
         return Layer(res, SpatialTransformer(c_out, *sizes, cfg.use_linear_projection))
 

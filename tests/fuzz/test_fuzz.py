@@ -156,7 +156,7 @@ def test_configurations(text: str) -> None:
 def ours() -> Path:
     path, sizes = (
         folder() / "matcher.safetensors",
-        MatcherConfig(20, 1, 8, width=8, layers=1, heads=2, stem=(4, 4)),
+        MatcherConfig(20, 1, 8, width=8, layers=1, heads=2, stem=(8, 8)),
     )
     save_module(path, Matcher(sizes), {"words": " ".join(f"w{i}" for i in range(18))})
     return path

@@ -78,12 +78,21 @@ def test_differences_are_taken_seed_by_seed() -> None:
     rows = [
         {"arm": arm, "way": "one picture", "seed": i}
         | {kind: {"accuracy": a + ahead} for kind in study_ways.KINDS}
-        for arm, ahead in (("SRRL", 0.1), ("K = 0", 0.0))
+        for arm, ahead in (("SRRL", 0.1), ("regression", 0.0))
         for i, a in enumerate((0.2, 0.5, 0.8))
     ]
-    assert study_report.paired(rows, ["K = 0"]).markdown.splitlines()[2:] == [
-        "| K = 0 · one picture | 0.100 ± 0.000 | 0.100 ± 0.000 |"
+    assert study_report.paired(rows).markdown.splitlines()[2:] == [
+        "| SRRL − regression | 0.100 ± 0.000 | 0.100 ± 0.000 | 0.100 ± 0.000 |"
     ]
+
+
+def test_right_pictures_are_binned_by_the_base(tmp_path: Path) -> None:
+    """Prompts at 0, 0.1 and 0.9 in bins of their own; an empty bin has no share; seeds give the interval."""
+    before = {"a": 0.0, "b": 0.1, "c": 0.3, "d": 0.9}
+    after = {"SRRL": [{"a": 0.2, "b": 0.4, "c": 0.5, "d": 1.0}, {"a": 0.4, "b": 0.4, "c": 0.5, "d": 1.0}]}
+    lines = study_report.by_success(before, after, tmp_path / "bins.png").markdown.splitlines()[2:]
+    assert lines[0] == "| 0 to 0.05 | 1 | 0.000 | 0.300 ± 1.271 |"  # 12.706 * 0.1414 / sqrt(2)
+    assert lines[3] == "| 0.5 to 1 | 1 | 0.900 | 1.000 ± 0.000 |" and (tmp_path / "bins.png").exists()
 
 
 def test_equal_cost_compares_where_the_cheaper_arm_ends(tmp_path: Path) -> None:
@@ -194,11 +203,11 @@ def test_swapped_rationales_are_anothers_of_the_same_law(monkeypatch: pytest.Mon
 
 def test_every_option_of_the_studies_is_one_of_the_command_line() -> None:
     s, r = study, reason_study
-    arms = [("srrl", options) for options in (s.COMPARED | s.HACKED).values()] + [("reward", s.JUDGE)]
+    arms = [("srrl", options) for options in s.ARMS.values()]
     arms += [("rlrig", [*rig_study.SHORT, "--group", "2", "--graphs", "4", "--evaluation.seed", "1"])]
     arms += [("reason-sft", options) for options in ([*r.BASE, *r.AGAIN], r.TUNING)]
     reinforced = [*(options for _, options in r.REINFORCED.values()), *r.STRAINED.values()]
     arms += [("reason-grpo", [*r.REINFORCING, *options]) for options in reinforced]
     for command, options in arms:
         words = [*options, "--preset", "cpu"]
-        parse(words, *defaults(command, words))  # exits on an unknown one
+        parse(words, defaults(command, words))  # exits on an unknown one

@@ -1,0 +1,195 @@
+"""What the files of a published checkpoint state: every key is read, harmless, or refused with its sentence.
+
+    check("scheduler", read_json(file), file)       raises WeightsError at the first key that is refused
+
+Read: this package uses it.  Harmless: it changes no picture, or the tensors tell it.  Refused: it would
+change the pictures and is not supported, unless it has one of the values that ask for nothing else.  A key
+that stands in no table is refused too, unless its value asks for nothing.  docs/checkpoints.md shows all.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Literal, NamedTuple
+
+from .files import WeightsError
+
+
+class Rule(NamedTuple):
+    what: Literal["read", "harmless", "refused"]
+    why: str = ""  # of a refusal
+    values: tuple = ()  # that are not refused; empty = all, of a key that is read or harmless
+
+
+Table = dict[str, Rule]  # regular expression of the key -> its rule
+NOTHING = (None, False, "", [], {}, 0)
+UNKNOWN = Rule("refused", "minireflect does not know this key", NOTHING)
+
+
+def table(read: str = "", harmless: str = "", **only: object) -> Table:
+    """Rules of keys; `only` has the value that a key must have, or a tuple of them."""
+    rules = {key: Rule("read") for key in read.split()} | {key: Rule("harmless") for key in harmless.split()}
+    for key, values in only.items():
+        values = values if isinstance(values, tuple) else (values,)
+        rules[key] = Rule(rules.get(key, UNKNOWN).what, f"supported: {', '.join(map(repr, values))}", values)
+    return rules
+
+
+def refused(why: str, keys: str) -> Table:
+    return {key: Rule("refused", why, NOTHING) for key in keys.split()}
+
+
+# fmt: off
+ABOUT = ("_diffusers_version _name_or_path _use_default_values _commit_hash _auto_class transformers_version "
+         "torch_dtype dtype architectures ")
+# What transformers writes into every configuration, most of it for models that write text.
+GENERIC = ABOUT + """initializer_range initializer_factor attention_dropout dropout logit_scale_init_value
+    bos_token_id pad_token_id sep_token_id decoder_start_token_id torchscript return_dict use_cache
+    output_attentions output_hidden_states use_bfloat16 tf_legacy_loss pruned_heads chunk_size_feed_forward
+    is_decoder is_encoder_decoder add_cross_attention tie_encoder_decoder tie_word_embeddings problem_type
+    cross_attention_hidden_size max_length min_length do_sample early_stopping num_beams num_beam_groups
+    diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
+    encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores return_dict_in_generate
+    forced_bos_token_id forced_eos_token_id remove_invalid_values exponential_decay_length_penalty prefix
+    suppress_tokens begin_suppress_tokens finetuning_task id2label label2id tokenizer_class num_channels
+    task_specific_params gradient_checkpointing _attn_implementation.* hidden_size vocab_size image_size
+    patch_size projection_dim intermediate_size max_position_embeddings text_config_dict vision_config_dict"""
+GELU = ("quick_gelu", "gelu")
+TEXT = table("num_hidden_layers num_attention_heads eos_token_id hidden_act", GENERIC, hidden_act=GELU,
+             layer_norm_eps=1e-5, model_type=("clip_text_model", "clip"))
+VISION = table("num_attention_heads hidden_act", f"{GENERIC} eos_token_id num_hidden_layers", hidden_act=GELU,
+               layer_norm_eps=1e-5, model_type=("clip_vision_model", "clip"))
+SAMPLERS = """solver_order algorithm_type solver_type lower_order_final euler_at_final use_karras_sigmas
+    use_exponential_sigmas use_beta_sigmas use_lu_lambdas lambda_min_clipped variance_type predict_x0 solver_p
+    disable_corrector skip_prk_steps clip_sample_range sample_max_value dynamic_thresholding_ratio sigma_min
+    sigma_max interpolation_type flow_shift time_shift_type noise_sampler_seed use_noise_sampler """
+DISCRETE = """DDIM DDPM PNDM LMSDiscrete EulerDiscrete EulerAncestralDiscrete HeunDiscrete KDPM2Discrete
+    KDPM2AncestralDiscrete DPMSolverMultistep DPMSolverSinglestep DPMSolverSDE UniPCMultistep DEISMultistep"""
+FLOW = "a flow model: its network predicts a velocity between noise and picture, not noise"
+EDM = "an EDM model: its network is scaled by sigma_data, and knows noise levels and not times"
+DISTILLED = "a consistency model: its network is made for a sampler of its own"
+BLOCKS = ["DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"]
+KINDS: dict[str, Table] = {
+    "model_index.json": {
+        r"_class_name": Rule("refused", "not a pipeline that draws from a prompt alone", (
+            "StableDiffusionPipeline", "StableDiffusionXLPipeline", "DiffusionPipeline",
+            "StableDiffusionImg2ImgPipeline", "StableDiffusionXLImg2ImgPipeline"))}
+    | table("vae unet text_encoder text_encoder_2 tokenizer tokenizer_2 scheduler "
+            "force_zeros_for_empty_prompt", ABOUT + "safety_checker requires_safety_checker image_encoder "
+            "feature_extractor add_watermarker watermark requires_aesthetics_score"),
+    "scheduler": {
+        r"_class_name": Rule("refused", "EDM, flow and consistency models need samplers of their own", (
+            None, *(f"{name}Scheduler" for name in DISCRETE.split()))),
+        "sigma_data": Rule("refused", EDM, (None,))}
+    | table("num_train_timesteps beta_start beta_end beta_schedule prediction_type timestep_spacing "
+            "steps_offset set_alpha_to_one rescale_betas_zero_snr final_sigmas_type", ABOUT + SAMPLERS,
+            beta_schedule=("scaled_linear", "linear"), trained_betas=None, thresholding=(False, None),
+            timestep_spacing=("leading", "trailing", "linspace"), clip_sample=(False, None),
+            final_sigmas_type=("zero", None), timestep_type=("discrete", None),
+            prediction_type=("epsilon", "v_prediction", "sample"))
+    | refused(FLOW, "use_flow_sigmas shift use_dynamic_shifting base_shift max_shift base_image_seq_len "
+              "max_image_seq_len invert_sigmas shift_terminal stochastic_sampling")
+    | refused(DISTILLED, "original_inference_steps timestep_scaling"),
+    "UNet": table(
+        "attention_head_dim num_attention_heads norm_num_groups addition_time_embed_dim sample_size",
+        ABOUT + "block_out_channels layers_per_block cross_attention_dim transformer_layers_per_block "
+        "reverse_transformer_layers_per_block use_linear_projection upcast_attention dropout in_channels "
+        "out_channels projection_class_embeddings_input_dim addition_embed_type_num_heads "
+        "mid_block_only_cross_attention",
+        _class_name="UNet2DConditionModel", act_fn=("silu", "swish"), flip_sin_to_cos=True, freq_shift=0,
+        center_input_sample=False, norm_eps=1e-5, class_embed_type=None, num_class_embeds=None,
+        resnet_time_scale_shift="default", encoder_hid_dim=None, encoder_hid_dim_type=None,
+        mid_block_scale_factor=1, downsample_padding=1, dual_cross_attention=False, conv_in_kernel=3,
+        only_cross_attention=(False, None), time_embedding_type="positional", time_embedding_dim=None,
+        time_embedding_act_fn=None, timestep_post_act=None, addition_embed_type=(None, "text_time"),
+        resnet_skip_time_act=False, resnet_out_scale_factor=(1.0, None), attention_type="default",
+        class_embeddings_concat=False, cross_attention_norm=None, conv_out_kernel=3,
+        mid_block_type=("UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None))
+    | {"(down|up)_block_types": Rule("refused", f"supported: {', '.join(BLOCKS)}", tuple(BLOCKS)),
+       "time_cond_proj_dim": Rule("refused", DISTILLED, (None,))},
+    "VAE": table(
+        "scaling_factor shift_factor latents_mean latents_std norm_num_groups",
+        ABOUT + "block_out_channels layers_per_block in_channels out_channels latent_channels sample_size "
+        "force_upcast mid_block_add_attention", _class_name="AutoencoderKL", act_fn=("silu", "swish"),
+        use_quant_conv=True, use_post_quant_conv=True,
+        down_block_types="DownEncoderBlock2D", up_block_types="UpDecoderBlock2D"),
+    "text encoder": TEXT,
+    "CLIP": table("text_config vision_config", GENERIC, model_type="clip"),
+    "CLIP's text_config": TEXT,
+    "CLIP's vision_config": VISION,
+    "preprocessor_config.json": table(
+        "image_mean image_std", "crop_size size do_.* image_processor_type feature_extractor_type "
+        "_.*_class processor_class resample _valid_processor_keys data_format input_data_format device "
+        "return_tensors default_to_square disable_grouping pad_size image_seq_length",
+        rescale_factor=1 / 255),
+    "tokenizer_config.json": table(
+        "pad_token added_tokens_decoder model_max_length", "bos_token eos_token unk_token add_prefix_space "
+        "errors name_or_path special_tokens_map_file clean_up_tokenization_spaces use_fast processor_class "
+        "additional_special_tokens extra_special_tokens __type backend is_local local_files_only "
+        "add_.*_token split_special_tokens padding_side truncation_side " + ABOUT, do_lower_case=(True, None),
+        tokenizer_class=("CLIPTokenizer", "CLIPTokenizerFast", "TokenizersBackend", None)),
+    "open_clip_config.json": table("model_cfg preprocess_cfg", "custom_text tags name"),
+    "open_clip's model_cfg": table(
+        "quick_gelu text_cfg vision_cfg", "embed_dim init_logit_scale output_dict cast_dtype",
+        custom_text=(False, None)),
+    "open_clip's text_cfg": table(
+        "heads", "context_length vocab_size width layers mlp_ratio pad_id output_tokens", norm_kwargs=({},),
+        pool_type=("argmax", "eos"), proj_type=("linear",), act_kwargs=({},), eos_id=(49407, 2)),
+    "open_clip's vision_cfg": table(
+        "width head_width", "layers image_size patch_size mlp_ratio patch_dropout output_tokens",
+        pool_type="tok", pos_embed_type="learnable", norm_kwargs=({},), act_kwargs=({},)),
+    "open_clip's preprocess_cfg": table(
+        "mean std", "size fill_color resize_mode", mode="RGB", interpolation="bicubic"),
+    "single file": {
+        r"model\.diffusion_model\..*|first_stage_model\..*|cond_stage_model\..*": Rule("read"),
+        r"conditioner\.embedders\.[01]\..*": Rule("read"),
+        r"v_pred|ztsnr|alphas_cumprod|scale_factor": Rule("read"),
+        # the schedule's other tables, which follow from the first, and the last state of a training
+        r"(alphas|betas|sqrt|log_one_minus|posterior|lvlb)\w*|logvar|denoiser\..*": Rule("harmless"),
+        r"model_ema\..*|model\.diffusion_model": Rule("harmless"),
+        r"edm_mean|edm_std|edm_vpred\..*": Rule("refused", EDM),
+        r"scaled_fp8": Rule("refused", "its float8 weights have scales beside them; use another precision"),
+        r"text_encoders\..*|model\.(transformer|joint_blocks)\..*": Rule("refused", "Stable Diffusion 3"),
+        r"embedding_manager\..*|bundle_emb\..*": Rule("refused", "learnt words beside the text encoder"),
+    },
+    "LoRA": {
+        r".*\.alpha": Rule("read"),
+        r".*hada_.*": Rule("refused", "a LoHa, not a LoRA: a product of two low-rank differences"),
+        r".*lokr_.*": Rule("refused", "a LoKr, not a LoRA: a Kronecker product"),
+        r".*(dora_scale|lora_magnitude_vector.*)": Rule("refused", "a DoRA: a LoRA with column lengths"),
+        r".*lora_mid\..*": Rule("refused", "a convolution LoRA (LoCon)"),
+        r".*oft_.*|.*\.(on_input|a1|a2|b1|b2)\..*": Rule("refused", "neither LoRA nor read: OFT, IA3, GLoRA"),
+        r".*\.(diff(_b)?|w_norm|b_norm)|.*lora_[AB].*\.bias": Rule("refused", "a difference of full rank"),
+        r"bundle_emb\..*|emb_params|string_to_param": Rule("refused", "learnt words; only LoRA is read"),
+        r".*lora(\.|_)(A|B|down|up)\b.*|.*\.lora_linear_layer\.(down|up)\.weight": Rule("read"),
+    },
+    "LoRA's configuration": table(
+        "lora_alpha alpha_pattern use_rslora", ABOUT + "r rank_pattern task_type auto_mapping peft_version "
+        "base_model_name_or_path revision inference_mode target_modules exclude_modules lora_dropout "
+        "layers_to_transform layers_pattern megatron_config megatron_core loftq_config eva_config "
+        "qalora_group_size runtime_config ensure_weight_tying arrow_config",
+        peft_type=("LORA", None), bias=("none", None),
+        init_lora_weights=(True, False, None, "gaussian", "eva", "orthogonal"))
+    | refused("a DoRA: a LoRA with column lengths", "use_dora"),
+}
+# fmt: on
+
+
+def check(kind: str, values: Mapping[str, object], source: object) -> None:
+    """Raise WeightsError at the first key of a file that is refused: its name, its value, the reason."""
+    for key, value in values.items():
+        rule = rule_of(kind, key)
+        each = value if isinstance(value, list | tuple) and value and rule.values != NOTHING else [value]
+        if (rule.values or rule.what == "refused") and not all(part in rule.values for part in each):
+            said = f"has {key}" if value is key else f"asks for {key} = {value!r}"
+            raise WeightsError(f"{source} {said[:150]}, which is refused: {rule.why}")
+
+
+def rule_of(kind: str, key: str) -> Rule:
+    return next((rule for pattern, rule in KINDS[kind].items() if re.fullmatch(pattern, key)), UNKNOWN)
+
+
+def check_names(kind: str, names: Iterable[str], source: object) -> list[str]:
+    """The tensors of a file that stand in no table; raises WeightsError at the first that is refused."""
+    known = {name: rule_of(kind, name) for name in names}
+    check(kind, {name: name for name, rule in known.items() if rule is not UNKNOWN}, source)
+    return [name for name, rule in known.items() if rule is UNKNOWN]
