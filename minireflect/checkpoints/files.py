@@ -33,21 +33,20 @@ Strings = dict[str, str]
 SHOWN = 10  # names listed per kind of mismatch, before "and 123 more"
 TORCH_FILES = (".ckpt", ".pt", ".pth", ".bin")
 CHECKSUM = "minireflect_checksum"  # in the metadata of our files, see `checksum`
-# What published configuration files hold, of what is read here: config.json, open_clip_config.json, ...
-Heads = int | None | list[int]
-TYPES: dict[str, Any] = {
-    "weight_map": dict[str, str],
-    "num_attention_heads": Heads, "attention_head_dim": Heads, "heads": int, "head_width": int, "width": int,
-    "norm_num_groups": int | None, "addition_time_embed_dim": int | None, "eos_token_id": int | None,
-    "hidden_act": str | None, "quick_gelu": bool, "scaling_factor": float | None, "sample_size": Heads,
-    "num_train_timesteps": int, "beta_start": float, "beta_end": float, "beta_schedule": str,
-    "prediction_type": str | None, "rescale_betas_zero_snr": bool | None,
-    "force_zeros_for_empty_prompt": bool | None, "unet": list, "vae": list, "text_encoder": list,
-    "text_encoder_2": list,
-    **dict.fromkeys(("text_config", "vision_config", "model_cfg", "text_cfg", "vision_cfg"), dict | None),
-    **dict.fromkeys(("image_mean", "image_std", "mean", "std"), list[float] | None),
-    "preprocess_cfg": dict | None,
+# Types of what is read of published configuration files: config.json, open_clip_config.json, ...
+KINDS: dict[Any, str] = {
+    dict[str, str]: "weight_map", dict[str, dict] | None: "added_tokens_decoder", bool: "quick_gelu",
+    int | None | list[int]: "num_attention_heads attention_head_dim sample_size",
+    int: "heads head_width width num_train_timesteps",
+    int | None: "norm_num_groups addition_time_embed_dim eos_token_id steps_offset",
+    float: "beta_start beta_end", float | None: "scaling_factor shift_factor",
+    str: "beta_schedule", str | None: "hidden_act prediction_type timestep_spacing final_sigmas_type",
+    bool | None: "rescale_betas_zero_snr force_zeros_for_empty_prompt set_alpha_to_one",
+    list: "unet vae text_encoder text_encoder_2",
+    dict | None: "text_config vision_config model_cfg text_cfg vision_cfg preprocess_cfg",
+    list[float] | None: "image_mean image_std mean std latents_mean latents_std",
 }  # fmt: skip
+TYPES = {key: kind for kind, keys in KINDS.items() for key in keys.split()}
 # What distributed training and torch.compile put before every name.
 WRAPPERS = r"(module|_orig_mod|_fsdp_wrapped_module)\."
 STAND_INS = {  # how a file begins that is none of weights
@@ -285,17 +284,14 @@ def load_into(module: nn.Module, tensors: Tensors, rename: Table = (), source: P
         "extra": [f"{name} {shape}" for name, shape in shapes.items() if name not in expected],
         "misshapen": [f"{name}: expected {wanted[name]}, found {shapes[name]}" for name in different],
     }
-    if whole := [n for n in shapes if n in expected and _whole(found, expected, n)]:
+    if whole := [
+        n for n in shapes if n in expected and found[n].is_floating_point() != expected[n].is_floating_point()
+    ]:
         dtypes = [(name, expected[name].dtype, found[name].dtype) for name in whole]
         wrong["quantised"] = [f"{name}: expected {a}, found {b}" for name, a, b in dtypes]
     refuse(f"{source} does not fit {network}", wrong)
     on_meta = any(t.is_meta for t in expected.values())
     module.load_state_dict({name: t.to(expected[name].dtype) for name, t in found.items()}, assign=on_meta)
-
-
-def _whole(found: Tensors, expected: Tensors, name: str) -> bool:
-    """Whether one of both tensors has whole numbers, and the other has not."""
-    return found[name].is_floating_point() != expected[name].is_floating_point()
 
 
 def refuse(problem: str, wrong: dict[str, list[str]]) -> None:
