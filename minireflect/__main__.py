@@ -7,18 +7,14 @@
 `minireflect COMMAND --help` lists the options of a command.
 """
 
-import re
 import sys
 from importlib import import_module
 from inspect import getdoc
 from pathlib import Path
 
-from .cli import HELP, TRAINED, known, sentence, train_help
+from .cli import HELP, TRAINED, known, lacks_memory, sentence, train_help
 from .ranges import plain
 
-NO_MEMORY = "out ?of ?memory|memoryerror|can't allocate memory|not enough memory|alloc_failed"
-SMALLER = """the memory is full; with --base try --micro-batch 1, --checkpointing, --precision bf16 or a
-smaller --size, otherwise a smaller --batch""".replace("\n", " ")
 COMMANDS = ("sample", "train", "inspect")  # each imports what it needs
 PICTURES = (".png", ".jpg", ".jpeg")
 
@@ -45,10 +41,8 @@ def main(words: list[str] | None = None) -> int:
         return 130
     except (ValueError, OSError, ImportError, FloatingPointError, MemoryError, RuntimeError) as error:
         status = getattr(error, "status", 1 if isinstance(error, FloatingPointError) else 2)
-        if isinstance(error, MemoryError | RuntimeError) and status == 2:
-            if not re.search(NO_MEMORY, f"{type(error).__name__} {error}", re.IGNORECASE):
-                raise
-            error = ValueError(f"{SMALLER} ({str(error).splitlines()[0] if str(error) else 'MemoryError'})")
+        if isinstance(error, RuntimeError) and status == 2 and not lacks_memory(error):
+            raise  # a mistake of ours
         print(f"minireflect {plain(command)}: {sentence(error)}", file=sys.stderr)
         return status
 

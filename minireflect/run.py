@@ -86,9 +86,11 @@ def locked(folder: Path) -> io.FileIO:
     try:
         if "fcntl" in globals():
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         who = quote(file.read(200).decode(errors="replace")).strip("'") or "another process"
         raise InUse(f"{folder} is in use by {who}; wait for it, or choose another --out") from None
+    if about.st_nlink > 1 or not os.path.samestat(os.stat(folder / LOCK), about):
+        raise InUse(f"{folder / LOCK} is a link, or another process is removing it")
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
     return _LOCKS.setdefault((about.st_dev, about.st_ino), file)

@@ -42,6 +42,9 @@ MINUTES = """\
 Minutes are about those of the preset cpu on two cores. `minireflect train COMMAND --help` lists
 its options; `minireflect train` alone is `minireflect train srrl`, from the shipped weights."""
 # fmt: on
+NO_MEMORY = "out ?of ?memory|memoryerror|can't allocate memory|not enough memory|alloc_failed"
+SMALLER = """the memory is full; with --base try --micro-batch 1, --checkpointing, --precision bf16 or a
+smaller --size, otherwise a smaller --batch""".replace("\n", " ")
 METAVARS = {Path: "PATH", int: "N", float: "X"}
 
 
@@ -59,13 +62,18 @@ def known(name: str, names: Iterable[str]) -> None:
         raise ValueError(f"there is no command {quote(name)}{meant} it is one of {', '.join(names)}")
 
 
+def lacks_memory(error: BaseException) -> bool:
+    said = f"{type(error).__name__} {error}"
+    return not isinstance(error, ValueError) and bool(re.search(NO_MEMORY, said, re.IGNORECASE))
+
+
 def sentence(error: BaseException) -> str:
     """What went wrong, as one sentence that is safe to print."""
     if isinstance(error, OSError) and error.strerror:
         where = f" {quote(str(error.filename))}" if error.filename else " the disk"
         return f"cannot use{where}: {error.strerror.lower()}"
-    if isinstance(error, MemoryError) or "memory" in str(error):
-        return "there is not enough memory; ask for fewer pictures at once (--batch, --micro-batch)"
+    if lacks_memory(error):
+        return plain(f"{SMALLER} ({str(error).partition(chr(10))[0] or 'MemoryError'})")
     return plain(str(error)) or type(error).__name__
 
 

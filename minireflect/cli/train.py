@@ -2,7 +2,6 @@
 
 import argparse
 import time
-from contextlib import suppress
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -15,7 +14,7 @@ from ..methods.finetune import SAMPLER
 from ..methods.srrl import RECIPES, recipe
 from ..pipeline import best_device, chosen_device
 from ..ranges import Refusal
-from ..run import InUse, Run, RunError, Unfinished
+from ..run import Run, RunError, Unfinished
 from . import TRAINED, read, sentence
 
 COSTS = {"smoke": "seconds; it learns nothing", "gpu": "larger batches and budgets, for a CUDA GPU"}
@@ -75,8 +74,9 @@ def train(config: Config) -> None:
 
     device = chosen_device(config.device)
     label, source = config.method if config.command == "srrl" else config.command, source_of(config)
-    run = open_run(config, label)
-    folder = run.folder
+    folders = (Path("runs") / f"{label}-{n}" for n in count(1))
+    folder = config.out or next(free for free in folders if not free.exists())
+    run = Run(folder, to_dict(config), config.resume)
     cost = COSTS.get(config.preset, f"about {TRAINED[config.command][1]} minutes on two cores")
     where = f"{device}, {torch.get_num_threads()} threads"
     print(f"{label} · run folder {folder} · seed {config.seed} · {where}")
@@ -84,7 +84,7 @@ def train(config: Config) -> None:
     clock = time.time()
     try:
         do(Task(config, run, source or run.folder / "weights", device), *config.stages)
-    except (ValueError, OSError, MemoryError, FloatingPointError) as error:
+    except (ValueError, OSError, MemoryError, FloatingPointError, torch.cuda.OutOfMemoryError) as error:
         first = error
         while isinstance(error, FloatingPointError) and isinstance(first.__context__, FloatingPointError):
             first = first.__context__  # what was saved on the way out was not finite either
@@ -96,17 +96,6 @@ def train(config: Config) -> None:
         said = f"{sentence(error)}, in {run.at}; what was saved before is kept, go on with --resume"
         raise Unfinished(f"{said} --out {folder}") from error
     print(f"done in {(time.time() - clock) / 60:.1f} minutes; look at {folder / 'figures'}")
-
-
-def open_run(config: Config, label: str) -> Run:
-    """The run folder --out, or the first of runs/LABEL-1, -2, ... that nobody has taken."""
-    if config.out:
-        return Run(config.out, to_dict(config), config.resume)
-    for folder in (Path("runs") / f"{label}-{n}" for n in count(1)):
-        with suppress(InUse):
-            if not folder.exists():
-                return Run(folder, to_dict(config))
-    raise AssertionError
 
 
 def source_of(config: Config) -> Path | None:
