@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..ranges import Checked
 from ..run import Run, Unfinished
+from ..world.canvas import SIZE
 from ..world.inspector import inspect_all
 
 FACTOR, HALF, ALL = 1.5, 0.5, 0.95
@@ -36,13 +37,14 @@ class Collapsed(Unfinished):
 
 
 def statistics(x_0: Tensor, images: Tensor, readable: bool = True) -> dict[str, float]:
-    """Statistics of an iteration's pictures; `readable` where the inspector knows their world.
+    """Statistics of an iteration's pictures; `readable` where the inspector knows their world; it reads
+    pictures of one size alone.
 
     Shapes: x_0 (b c h w), images (b 3 h w) in [-1, 1]
     """
     contrast = images.float().flatten(1).std(1)
     found = {"size": x_0.float().abs().mean().item(), "constant": (contrast < CONTRAST).float().mean().item()}
-    if readable:
+    if readable and images.shape[1:] == (3, SIZE, SIZE):
         read = inspect_all(images[:READ].cpu())
         found["unreadable"] = sum(r.scene is None for r in read) / len(read)
     return found
