@@ -56,7 +56,7 @@ def parse(words: list[str], config: Config) -> Config:
     """Second pass: every option of the command.  Paths become absolute: a run is resumed from anywhere."""
     about = f"Train {TRAINED[config.command][0]}."
     config = replace(config, **vars(read(words, f"train {config.command}", about, options_of(config))))
-    paths = {name: getattr(config.finetune, name) for name in ("base", "clip", "prompts", "tokenizer")}
+    paths = {name: getattr(config.finetune, name) for name in ("base", "clip", "prompts", "tokenizer", "vae")}
     there = {name: str(Path(path).resolve()) for name, path in paths.items() if path and Path(path).exists()}
     weights = config.weights and config.weights.resolve()
     return replace(config, weights=weights, finetune=replace(config.finetune, **there))
