@@ -23,7 +23,7 @@ from ..pipeline import OPPOSITE, LatentDiffusion, SamplerConfig, best_device
 from ..rl.rewards import load_reward, reward_beside
 from ..streams import choices, rng
 from ..world.canvas import read_picture, to_pixels, write_picture
-from ..world.graphs import lay_out, read_graph
+from ..world.graphs import lay_out, read_graphs
 from ..world.prompts import read_benchmark, write_samples
 from . import read
 
@@ -39,7 +39,7 @@ CHECK_TOLERANCE = 4.0
 
 @dataclass(frozen=True)
 class SampleOptions:
-    # a row each; with --method rlrig scene graphs: triples, a sentence, or LAION-SG's .json
+    # a row each; with --method rlrig scene graphs: triples, a sentence, or a .json of LAION-SG or T2I-R1
     prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     # the model
     method: Literal["srrl", "rlrig", "reasongen"] = "srrl"
@@ -134,7 +134,7 @@ def sample_srrl(args: SampleOptions, prompts: list[str]) -> Said:
 
 def sample_rlrig(args: SampleOptions, prompts: list[str]) -> Said:
     """A scene graph a row: the picture, unmet requirements, the edit prompt, the next picture."""
-    graphs = [read_graph(prompt) for prompt in prompts]
+    graphs = [graph for prompt in prompts for graph in read_graphs(prompt)]
     for graph in graphs:
         lay_out(graph, choices(args.seed, "layout"))  # raises on a graph that no picture can show
     loop = LoopConfig(args.rounds, steps=args.steps, guidance=args.guidance)
