@@ -24,7 +24,7 @@ from .models.reasongen import ReasonGen, Sampled, SamplingConfig
 from .models.tokenizer import BytePairs, NoVocabulary, PromptError, Tokenizer, TwoBytePairs
 from .models.unet import Added, UNet
 from .models.vq import Codec
-from .ranges import Checked, Count, Share, Weight
+from .ranges import Checked, Count, Share, Weight, finite
 
 
 class ReasonPipeline(NamedTuple):
@@ -244,7 +244,8 @@ class LatentDiffusion:
         def sampled_from(x_T: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             x_0 = last(denoise(eps_of(rows, sampler.guidance), x_T, table, sampler.eta, generator))
             images = self.decode(x_0)
-            return x_0, images, reward(images, [prompts[i] for i in rows.tolist()])  # values (n)
+            values = reward(images, [prompts[i] for i in rows.tolist()])  # (n)
+            return x_0, images, finite(values, "the reward of a picture")
 
         x_0, images, values = sampled_from(x_T, torch.arange(len(prompts), device=self.device))
         yield images
@@ -265,10 +266,18 @@ class LatentDiffusion:
         Raises FloatingPointError on a picture that is not finite.
         """
         parts = latents.split(self.micro_batch or len(latents))
-        images = torch.cat([self.autoencoder.decode(part).clamp(-1, 1) for part in parts])
-        if not images.isfinite().all():
-            raise FloatingPointError("a picture is not finite; float16 may overflow: --precision bf16")
-        return images
+        images = torch.cat([self.autoencoder.decode(part) for part in parts])
+        half = next(self.unet.parameters()).dtype == torch.float16
+        finite(images, f"a picture{', as float16 may overflow (--precision bf16),' if half else ''}")
+        return images.clamp(-1, 1)
+
+
+def chosen_device(name: str | None) -> torch.device:
+    """The device of this name, or the best that is there.  Raises ValueError when it is not there."""
+    try:
+        return torch.empty(0, device=name or best_device()).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"there is no device {name} that torch can use here; leave out --device") from error
 
 
 def best_device() -> str:

@@ -11,7 +11,6 @@ GenEval's tasks (Ghosh et al. 2023) are graphs too, in which colours may be open
 and error: shapes are placed one by one where every relation holds.
 """
 
-import json
 import math
 import random
 import re
@@ -22,8 +21,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from operator import index
-from pathlib import Path
 
+from ..disk import parse_json, read_text
+from ..ranges import Refusal, quote
 from .scenes import COLORS, SPLITS, Object, Objects, Scene, arrangement, distance
 
 SHAPES = ("ball", "block", "cone")  # of GenEval's tasks
@@ -48,7 +48,7 @@ DEAD_ZONE = 0.1  # share of the sum of both sizes by which an offset counts as l
 MAX_THINGS, MAX_RELATIONS = 4, 4
 
 
-class GraphError(ValueError):
+class GraphError(Refusal):
     """A scene graph that cannot be drawn; the message is one sentence for the user."""
 
 
@@ -218,7 +218,7 @@ class SceneGraph:
 
 
 def _require_known(entity: Entity, colors: tuple[str, ...] = COLORS) -> None:
-    _require(entity.name in THINGS, f"no thing named {entity.name!r}; there are {', '.join(THINGS)}")
+    _require(entity.name in THINGS, f"no thing named {quote(entity.name)}; there are {', '.join(THINGS)}")
     _require(entity.color in colors, f"{entity.label}: say its colour, one of {', '.join(COLORS)}")
 
 
@@ -253,7 +253,8 @@ def _parse_entity(words: str) -> Entity:
     """An entity from "a red ball", "the red ball", "two red balls" or "red cube"."""
     found, known = ENTITY.fullmatch(" ".join(words.split())), ", ".join(PREDICATES)
     if not found:
-        raise GraphError(f"cannot read {words!r}: a thing is a colour and a name, and relations are {known}")
+        said = f"a thing is a colour and a name, and relations are {known}"
+        raise GraphError(f"cannot read {quote(words)}: {said}")
     number, color, name = found.groups()
     if number:
         name = name.removesuffix("es" if name.endswith("xes") else "s")
@@ -270,8 +271,8 @@ def read_graphs(text: str) -> list[SceneGraph]:
     if not text.lower().endswith((".json", ".jsonl")):
         return [parse_graph(text)]
     try:
-        written = Path(text).read_text("utf-8-sig").strip()
-    except (OSError, UnicodeDecodeError) as error:
+        written = read_text(text).strip()
+    except (OSError, Refusal) as error:
         raise GraphError(f"cannot read {text}: {getattr(error, 'strerror', None) or error}") from None
     lines = written.splitlines()
     if len(lines) < 2 or not (lines[0].startswith("{") and lines[0].endswith("}")):
@@ -296,15 +297,16 @@ def from_laion_sg(text: str) -> SceneGraph:
     Raises GraphError, which names what the world lacks.
     """
     try:
-        labels, links, numbers = _facts(json.loads(text))
+        labels, links, numbers = _facts(parse_json(text, dict, "it"))
         numbers = {i: index(n) for i, n in numbers.items()}
         strays = [i for s, _, o in links for i in (s, o) if i not in labels]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         forms = "items and relations, triples, or nouns"
-        raise GraphError(f"not a graph of LAION-SG or T2I-R1, which has {forms}: {error!r}"[:250]) from None
+        why = quote(str(error) or type(error).__name__)
+        raise GraphError(f"not a graph of LAION-SG or T2I-R1, which has {forms}: {why}") from None
     kinds = {i: _parse_entity(label) for i, label in labels.items()}
     for i in strays:
-        raise GraphError(f"a relation names item {i!r}, which is not among the items")
+        raise GraphError(f"a relation names item {quote(i)}, which is not among the items")
     counts = Counter()
     for i, kind in kinds.items():
         counts[kind] += numbers.get(i, kind.count)
