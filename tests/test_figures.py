@@ -156,3 +156,25 @@ def test_a_strip_shows_every_picture_with_its_frame_and_words(
 
 def test_wrap_breaks_at_words_and_keeps_lines() -> None:
     assert figures.wrap("a red ball\non a blue box", 8) == "a red\nball\non a\nblue box"
+
+
+def test_a_gallery_shows_pictures_at_128_pixels_or_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    red = torch.tensor([1.0, -1.0, -1.0])[:, None, None].expand(3, 64, 64)
+    cells = [(red, "right", True), None, (red, "wrong: " + "a long story " * 4, False), (red, "", None)]
+    figure = figures.gallery(cells, 3, ["round 0", "round 1"])
+    assert figure.dpi >= 110
+    figure.draw_without_rendering()
+    shown = [axes for axes in figure.axes if axes.images]
+    assert len(figure.axes) == 6 and len(shown) == 3
+    assert [axes.get_ylabel() for axes in figure.axes[::3]] == ["round 0", "round 1"]
+    for axes in shown:
+        assert min(axes.get_window_extent().width, axes.get_window_extent().height) >= 128
+    assert figures.curves(None, Panel("t", "x", "y", [Line("a", torch.arange(3), torch.arange(3))])).axes
+
+
+def test_a_slider_needs_ipywidgets_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    assert figures.slider("eta", [0.0, 1.0], lambda eta: Figure()) is None
+    assert "pip install -e '.[notebooks]'" in capsys.readouterr().out
