@@ -49,7 +49,7 @@ class Config(Checked):
     device: Literal["cuda", "mps", "cpu"] | None = None
     # what the pictures show: physical laws or scene graphs
     scenes: Literal["laws", "graphs"] = "laws"
-    # sets the defaults of what follows
+    # sets other defaults
     method: Literal["srrl", "paper", "ddpo", "grpo"] = "srrl"
     world: WorldConfig = field(default_factory=WorldConfig)
     autoencoder: AutoencoderTraining = field(default_factory=AutoencoderTraining)
