@@ -25,6 +25,7 @@ from .models.tokenizer import BytePairs, NoVocabulary, PromptError, Tokenizer, T
 from .models.unet import Added, UNet
 from .models.vq import Codec
 from .ranges import Checked, Count, Share, Weight
+from .streams import normal, sent
 
 
 class ReasonPipeline(NamedTuple):
@@ -126,7 +127,7 @@ class LatentDiffusion:
 
     def embed(self, prompts: list[str]) -> Tensor:
         """Shapes: b prompts -> (b t d).  Raises PromptError on unknown words."""
-        return self.text_encoder(self.tokenizer(prompts).to(self.device))
+        return self.text_encoder(sent(self.tokenizer(prompts), self.device))
 
     def null(self) -> Tensor:
         """The negative prompt, or the empty one, which guidance leads away from.  -> (1 t d)"""
@@ -143,7 +144,7 @@ class LatentDiffusion:
         dtype, added = next(self.unet.parameters()).dtype, ()
         if isinstance(self.text_encoder, TwoTextEncoders):
             sides, width = self.sides, self.text_encoder.second.config.projection
-            sizes = torch.tensor([*sides, 0, 0, *sides], device=x.device).expand(len(x), -1)  # (b 6)
+            sizes = sent(torch.tensor([*sides, 0, 0, *sides]), x.device).expand(len(x), -1)  # (b 6)
             added, context = (Added(context[:, -1, :width].to(dtype), sizes),), context[:, :-1]
         return self.unet(x.to(dtype), t, context.to(dtype), *added).float()
 
@@ -152,7 +153,7 @@ class LatentDiffusion:
 
         -> (n 4 h/8 w/8)
         """
-        return (self.schedule.start * torch.randn(n, *self.latent_shape, generator=generator)).to(self.device)
+        return self.schedule.start * normal((n, *self.latent_shape), generator, self.device)
 
     def table(self, steps: int) -> StepTable:
         return self.schedule.table(steps)
@@ -236,23 +237,24 @@ class LatentDiffusion:
         table, back, context = self.table(sampler.steps), self.table(reflection.steps), self.embed(prompts)
 
         def eps_of(rows: Tensor, w: float = reflection.w_renoise) -> EpsFn:
-            return self.eps(context[rows])(w)
+            return self.eps(context[sent(rows, self.device)])(w)
 
         def sampled_from(x_T: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             x_0 = last(denoise(eps_of(rows, sampler.guidance), x_T, table, sampler.eta, generator))
             images = self.decode(x_0)
-            return x_0, images, reward(images, [prompts[i] for i in rows.tolist()])  # values (n)
+            return x_0, images, reward(images, [prompts[i] for i in rows.tolist()]).cpu()  # values (n)
 
-        x_0, images, values = sampled_from(x_T, torch.arange(len(prompts), device=self.device))
+        x_0, images, values = sampled_from(x_T, torch.arange(len(prompts)))
         yield images
         for _ in range(reflection.rounds):
             rows, x_T = reflect(eps_of, x_0, values >= ACCEPT, back, reflection, generator)
             if len(rows):
                 sampled, seen, found = sampled_from(x_T, rows)
-                better = found > values[rows]
-                x_0, images, values = x_0.clone(), images.clone(), values.clone()
-                x_0[rows] = sampled  # what comes next avoids the latest, not the best
-                images[rows[better]], values[rows[better]] = seen[better], found[better]
+                better = (found > values[rows]).nonzero().flatten()
+                at, kept, of = (sent(v, self.device) for v in (rows, rows[better], better))
+                x_0 = x_0.index_copy(0, at, sampled)  # what comes next avoids the latest, not the best
+                images = images.index_copy(0, kept, seen[of])
+                values = values.index_copy(0, rows[better], found[better])
             yield images
 
     @torch.no_grad()

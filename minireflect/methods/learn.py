@@ -39,7 +39,8 @@ from ..pipeline import LatentDiffusion, SamplerConfig
 from ..ranges import Checked, Count, Positive, Range, Share, Weight
 from ..rl import advantage as adv
 from ..rl.policy import gaussian_kl, ppo_clip, reduce_log_prob
-from ..run import set_lr, take_step
+from ..run import adamw, check_gradient, set_lr, take_step
+from ..streams import normal, sent
 from .rollout import Rollout
 
 WARMUP = 3  # iterations of linear warm-up; without it the first steps destroy the model
@@ -98,15 +99,16 @@ class LearnConfig(Checked):
 class Replay(nn.Module):
     """The pictures of the latest iterations, what each was sampled for, and its advantage or weight.
 
-    A module, so that a run saves it.
+    A module, so that a run saves it.  The latents are where the policy is, all else on the CPU, which draws.
     """
 
     def __init__(
-        self, iterations: int, pictures: int, latent_shape: tuple[int, int, int], tokens: int
-    ) -> None:
+        self, iterations: int, pictures: int, latent_shape: tuple[int, int, int], tokens: int,
+        device: torch.device | str = "cpu",
+    ) -> None:  # fmt: skip
         super().__init__()
         self.iterations, size = iterations, iterations * pictures
-        self.register_buffer("latents", torch.zeros(size, *latent_shape))  # (m c h w)
+        self.register_buffer("latents", torch.zeros(size, *latent_shape, device=device))  # (m c h w)
         self.register_buffer("ids", torch.zeros(size, tokens, dtype=torch.long))  # (m t)
         self.register_buffer("values", torch.zeros(size))  # (m) 0 = nothing to learn from
         self.register_buffer("born", torch.zeros(size, dtype=torch.long))  # (m) in which iteration
@@ -118,10 +120,9 @@ class Replay(nn.Module):
 
         Shapes: latents (b c h w), ids (b t), values (b)
         """
-        rows = (self.count.cpu() + torch.arange(len(latents))) % len(self.values)  # (b)
-        self.latents[rows] = latents.to(self.latents)
-        self.ids[rows] = ids.to(self.ids)
-        self.values[rows] = values.to(self.values)
+        rows = (self.count + torch.arange(len(latents))) % len(self.values)  # (b)
+        self.latents[sent(rows, self.latents.device)] = latents.to(self.latents)
+        self.ids[rows], self.values[rows] = ids, values
         self.born[rows] = self.iteration
         self.count += len(latents)
         self.iteration += 1
@@ -163,9 +164,9 @@ class Learner:
         trained = adapters(pipe.unet) if lora_layers(pipe.unet) else pipe.unet
         networks = {"unet": trained.requires_grad_(True)}
         if config.objective != "ppo":
-            replay = Replay(config.replay, pictures, pipe.latent_shape, pipe.tokenizer.length)
-            networks["replay"] = replay.to(pipe.device)
-        optimizer = torch.optim.AdamW(trained.parameters(), lr=config.lr, weight_decay=WEIGHT_DECAY)
+            shapes = pipe.latent_shape, pipe.tokenizer.length
+            networks["replay"] = Replay(config.replay, pictures, *shapes, pipe.device)
+        optimizer = adamw(trained.parameters(), lr=config.lr, weight_decay=WEIGHT_DECAY)
         return Learner(pipe, base, networks, optimizer, config, sampler)
 
     @property
@@ -178,8 +179,8 @@ class Learner:
         if torch.is_grad_enabled():
             (loss * self.scale).backward()
 
-    def step(self) -> float:
-        """Step, the gradient's norm clipped.  -> the norm before.  Raises as `take_step`."""
+    def step(self) -> Tensor:
+        """Step, the gradient's norm clipped.  -> the norm before ().  Raises as `take_step`."""
         for p in self.pipe.unet.parameters() if self.scale != 1 else ():
             if p.grad is not None:
                 p.grad /= self.scale
@@ -194,7 +195,9 @@ class Learner:
 def learn(learner: Learner, out: Rollout, lr_factor: float, generator: Generator) -> UpdateStats:
     """Learn from one iteration's rollout.  Raises FloatingPointError on a gradient that is not finite."""
     set_lr(learner.optimizer, learner.config.lr * lr_factor)
-    return OBJECTIVES[learner.config.objective](learner, out, generator)
+    stats = OBJECTIVES[learner.config.objective](learner, out, generator)
+    check_gradient(stats.grad_norm, learner.optimizer, learner.scale != 1)
+    return stats
 
 
 def reference(unet: UNet) -> UNet:
@@ -231,8 +234,8 @@ def forward_gradient(
     Shapes: x_0 (b c h w), ids (b s), A (b)
     """
     pipe, below = learner.pipe, learner.config.anchor_below
-    t, weight = (v.to(pipe.device) for v in levels(pipe.schedule, len(x_0), below, generator))
-    noise = torch.randn(x_0.shape, generator=generator).to(x_0)  # (b c h w)
+    t, weight = (sent(v, x_0.device) for v in levels(pipe.schedule, len(x_0), below, generator))
+    noise = normal(x_0.shape, generator, x_0.device)  # (b c h w)
     x_t, above = pipe.schedule.add_noise(x_0, t, noise), t >= below
     A, pull = torch.where(above, A, 0.0), torch.where(above, b, 1.0)  # (b) each
     total = kl = torch.zeros((), device=pipe.device)
@@ -258,19 +261,15 @@ def learn_from_replay(
     Shapes: chance (m), A (m)
     """
     config, replay = learner.config, learner.networks["replay"]
-    updates, stats = config.updates if chance.any() else 0, torch.zeros(2, device=learner.pipe.device)
-    norms = 0.0
+    updates, stats = config.updates if chance.any() else 0, []
     for _ in range(updates):
-        rows = torch.multinomial(chance.cpu(), config.batch, replacement=True, generator=generator)
-        rows = rows.to(A.device)
+        rows = torch.multinomial(chance, config.batch, replacement=True, generator=generator)
         learner.optimizer.zero_grad(set_to_none=True)
-        stats += torch.stack(
-            forward_gradient(learner, replay.latents[rows], replay.ids[rows], A[rows], b, generator)
-        )
-        norms += learner.step()
-    n = max(1, updates)
-    loss, kl = (stats / n).tolist()
-    return UpdateStats(loss, kl, norms / n, updates, 2 * updates * config.batch)
+        rows, ids, A_rows = (sent(v, learner.pipe.device) for v in (rows, replay.ids[rows], A[rows]))
+        found = forward_gradient(learner, replay.latents[rows], ids, A_rows, b, generator)
+        stats.append(torch.stack([*found, learner.step()]))
+    means = torch.stack(stats).mean(0).tolist() if stats else [0.0] * 3  # the host waits here, once
+    return UpdateStats(*means, updates, 2 * updates * config.batch)
 
 
 def remember(learner: Learner, out: Rollout, values: list[Tensor]) -> Replay:
@@ -308,7 +307,7 @@ def path_kl(schedule: Schedule, t: Tensor, change: Tensor) -> Tensor:
     make the path, so the mean over uniform levels t is the whole.
     Shapes: t (b), change of eps (b c h w) -> (b)
     """
-    abar = schedule.abar.to(t.device)
+    abar = sent(schedule.abar, t.device)
     before = torch.where(t > 0, abar[(t - 1).clamp(min=0)], 1.0)
     alpha = abar[t] / before  # (b)
     step = (1 - alpha) / (2 * alpha * (1 - abar[t])) * (change**2).flatten(1).sum(1)
@@ -327,9 +326,9 @@ def advantages(out: Rollout, config: LearnConfig, history: adv.RewardHistory | N
         A = of_group[config.advantage == "group"](rewards)
         return out.by_round(A.view_as(out.rewards))
     keys = [[(out.families or out.texts)[i] for i in r.rows.tolist()] for r in out.rounds]
-    scores = [adv.history_advantage(history, k, r.rewards.cpu()) for k, r in zip(keys, out.rounds)]
+    scores = [adv.history_advantage(history, k, r.rewards) for k, r in zip(keys, out.rounds)]
     for row_keys, round_ in zip(keys, out.rounds):
-        history.add(row_keys, round_.rewards.cpu())
+        history.add(row_keys, round_.rewards)
     return [(adv.advantage_weights(z) * adv.select_best_worst(z)).flatten() for z in scores]
 
 
@@ -370,45 +369,46 @@ def ppo(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats:
     pipe, config, once = learner.pipe, learner.config, evaluations(learner.sampler.guidance)
     advantage = advantages(out, config, learner.history)
     chunks = jobs(out, advantage, config.updates, generator)
-    sums = dict.fromkeys(("loss", "clip_high", "clip_low", "grad_norm", "kl"), 0.0)
-    ratios, before_update, spent = [], [], 0
+    sums = torch.zeros(3, device=pipe.device)  # loss, and the shares of both clips
+    norms, kls, ratios, before_update, spent = [], [], [], 0, 0
     for chunk in chunks:
         samples = sum(int(advantage[k].count_nonzero()) for k, _ in chunk)  # branches x steps of this step
         learner.optimizer.zero_grad(set_to_none=True)
-        sums["kl"] += pull_to_base(learner, out, generator)
+        kls.append(pull_to_base(learner, out, generator))
         spent += 2 * config.batch
         pieces = [(k, i, part) for k, i in chunk for part in learner.parts(len(advantage[k]))]
         for k, i, part in pieces:
-            A = advantage[k][part].to(pipe.device)  # (b)
-            rows = A != 0
-            if not rows.any():
+            A = advantage[k][part]  # (b)
+            taught = A.nonzero().flatten()  # (n) those that something is learnt from
+            if not len(taught):
                 continue
+            rows, A, share = sent(taught, pipe.device), sent(A[taught], pipe.device), len(taught) / samples
             piece = learner, out, k, i, part
             path, now = out.rounds[k].path, scored(*piece, pipe.unet)
-            old, share = path.log_probs[part, i].to(pipe.device), int(rows.sum()) / samples
-            log_ratio = now.log_prob - old  # (b) nats
+            log_ratio = now.log_prob - path.log_probs[part, i]  # (b) nats
             if config.ratio == "guard":
-                log_ratio = guarded(log_ratio, now, path.means[part, i].to(pipe.device))
+                log_ratio = guarded(log_ratio, now, path.means[part, i])
             tempered = mean_of(log_ratio, pipe)[rows]
-            stats = ppo_clip(tempered, torch.zeros_like(tempered), A[rows], config.clip_range)
+            stats = ppo_clip(tempered, torch.zeros_like(tempered), A, config.clip_range)
             loss = stats.loss * share
             if config.kl > 0:
                 with torch.no_grad():
                     mean = scored(*piece, learner.base).mean
                 kl = gaussian_kl(now.mean, mean, now.sigma)  # (b)
                 loss = loss + config.kl * share * mean_of(kl, pipe)[rows].mean()
-                spent += len(A) * once
+                spent += len(log_ratio) * once
             learner.backward(loss)
-            spent += len(A) * once
-            ratios.append(log_ratio.detach().abs().max().item())
-            for name in ("loss", "clip_high", "clip_low"):
-                sums[name] += getattr(stats, name).item() * share
-        before_update = before_update or ratios.copy()
-        sums["grad_norm"] += learner.step()
-    n, largest = max(1, len(chunks)), max(ratios, default=0.0)
-    first = math.expm1(min(max(before_update, default=0.0), 80.0))
-    means = {name: value / n for name, value in sums.items()}
-    return UpdateStats(**means, updates=len(chunks), evaluations=spent, log_ratio=largest, first_ratio=first)
+            spent += len(log_ratio) * once
+            ratios.append(log_ratio.detach().abs().max())
+            sums += torch.stack([stats.loss.detach(), stats.clip_high, stats.clip_low]) * share
+        before_update = before_update or len(ratios)
+        norms.append(learner.step())
+    if not ratios:
+        return UpdateStats(0.0, 0.0, 0.0, 0, spent, 0.0, 0.0, 0.0, 0.0)
+    means = torch.stack([*sums / len(chunks), torch.stack(kls).mean(), torch.stack(norms).mean()])
+    loss, high, low, kl, norm, *ratios = torch.cat([means, torch.stack(ratios)]).tolist()  # the one wait
+    first = math.expm1(min(max(ratios[:before_update]), 80.0))
+    return UpdateStats(loss, kl, norm, len(chunks), spent, high, low, max(ratios), first)
 
 
 def guarded(log_ratio: Tensor, now: DDIMStep, old_mean: Tensor) -> Tensor:
@@ -420,18 +420,17 @@ def guarded(log_ratio: Tensor, now: DDIMStep, old_mean: Tensor) -> Tensor:
     return (log_ratio + gaussian_kl(now.mean, old_mean, now.sigma)) * now.sigma
 
 
-def pull_to_base(learner: Learner, out: Rollout, generator: Generator) -> float:
+def pull_to_base(learner: Learner, out: Rollout, generator: Generator) -> Tensor:
     """What `grpo` does without advantages: the pull and the anchor, on `batch` pictures of the rollout; the
-    gradient is dropped where there is no pull.  -> `path_kl`
+    gradient is dropped where there is no pull.  -> `path_kl` ()
     """
     texts = [text for round_ in out.rounds for text in out.texts_of(round_)]
     x_0 = torch.cat([round_.path.latents[:, -1] for round_ in out.rounds])  # (m c h w)
     rows = torch.randint(len(x_0), (learner.config.batch,), generator=generator)
-    ids = learner.pipe.tokenizer([texts[i] for i in rows.tolist()]).to(learner.pipe.device)
+    ids = sent(learner.pipe.tokenizer([texts[i] for i in rows.tolist()]), learner.pipe.device)
     b, none = learner.config.pull, torch.zeros(len(rows), device=learner.pipe.device)
     with torch.set_grad_enabled(b > 0):
-        kl = forward_gradient(learner, x_0[rows.to(x_0.device)], ids, none, b, generator)[1]
-    return kl.item()
+        return forward_gradient(learner, x_0[sent(rows, x_0.device)], ids, none, b, generator)[1]
 
 
 def mean_of(nats: Tensor, pipe: LatentDiffusion) -> Tensor:

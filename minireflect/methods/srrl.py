@@ -144,10 +144,11 @@ def train_srrl(
 
 def report(out: Rollout, stats: UpdateStats, witness: Reward | None, accept: float) -> dict:
     """One line a step with the numbers that reveal lies: the truth stands beside the reward."""
-    by_round = [r.rewards.cpu() for r in out.rounds]  # (n g) each
+    by_round = [r.rewards for r in out.rounds]  # (n g) each
     rewards = torch.cat([r.flatten() for r in by_round])
     verdicts = [witness(r.images.cpu(), out.texts_of(r)) for r in out.rounds] if witness else []
-    means, stds = zip(*([v.mean().item() for v in moments(r.x_T)] for r in out.rounds))
+    scales = torch.stack([v.mean() for r in out.rounds for v in moments(r.x_T)])
+    means, stds = scales.view(-1, 2).T.tolist()
     return {
         "reward": rewards.mean().item(),
         "reward_se": (rewards.std() / rewards.numel() ** 0.5).item(),
