@@ -10,6 +10,7 @@ encoder.
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ from .models.reasongen import ReasonGen, Sampled, SamplingConfig
 from .models.tokenizer import BytePairs, NoVocabulary, PromptError, Tokenizer, TwoBytePairs
 from .models.unet import Added, UNet
 from .models.vq import Codec
+from .parallel import gather, rows, spread
 from .ranges import Checked, Count, Share, Weight
 from .streams import normal, sent
 
@@ -44,10 +46,12 @@ class ReasonPipeline(NamedTuple):
         Shapes: b prompts, given (b r) ids that end in BOI.  Raises PromptError on unknown words.
         """
         device = next(self.model.parameters()).device
-        ids = self.tokenizer(prompts).to(device)
+        ids = sent(self.tokenizer(prompts), device)
         if given is None and not self.writes_rationale:
             given = self.model.blank(len(prompts), device)[1]
-        return self.model.sample(ids, sampling, generator, given)
+        own, n = rows(len(prompts)), len(prompts)
+        mine = self.model.sample(ids[own], sampling, generator, given if given is None else given[own], n)
+        return Sampled(*(gather(v, n) for v in mine))
 
     def pictures(self, codes: Tensor) -> Tensor:
         """Decode image tokens.  Shapes: codes (b n) -> (b 3 64 64) in [-1, 1]"""
@@ -158,21 +162,23 @@ class LatentDiffusion:
     def table(self, steps: int) -> StepTable:
         return self.schedule.table(steps)
 
-    def eps(self, prompts: list[str] | Tensor) -> Callable[[float], EpsFn]:
-        """The epsilon function of prompts, or of their embedding (b t d), at each guidance w."""
+    def eps(self, prompts: list[str] | Tensor, shared: bool = True) -> Callable[[float], EpsFn]:
+        """The epsilon function of prompts, or of their embedding (b t d), at each guidance w.
+        `shared`: of several processes each evaluates its rows, without gradients.
+        """
         with torch.no_grad():
             cond = self.embed(prompts) if isinstance(prompts, list) else prompts
             null = self.null()
         m = self.micro_batch or len(cond)
 
         def make_eps(w: float) -> EpsFn:
-            parts = [guided(self.predict, c, null, w, self.schedule) for c in cond.split(m)]
+            def eps(x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+                each = zip(x.split(m), t.split(m), cond.split(m), strict=True)
+                guide = (guided(self.predict, c, null, w, self.schedule)(x, t) for x, t, c in each)
+                return torch.cat([*guide])  # (b c h w)
 
-            def eps(x: Tensor, t: Tensor) -> Tensor:
-                each = zip(parts, x.split(m), t.expand(len(x)).split(m), strict=True)
-                return torch.cat([part(x_part, t_part) for part, x_part, t_part in each])  # (b c h w)
-
-            return eps
+            each = partial(spread, eps) if shared else eps
+            return lambda x, t: each(x, t.expand(len(x)), cond)
 
         return make_eps
 
@@ -263,8 +269,12 @@ class LatentDiffusion:
 
         Raises FloatingPointError on a picture that is not finite.
         """
-        parts = latents.split(self.micro_batch or len(latents))
-        images = torch.cat([self.autoencoder.decode(part).clamp(-1, 1) for part in parts])
+
+        def pictures(x: Tensor) -> Tensor:
+            parts = x.split(self.micro_batch or len(x))
+            return torch.cat([self.autoencoder.decode(part).clamp(-1, 1) for part in parts])
+
+        images = spread(pictures, latents)
         if not images.isfinite().all():
             raise FloatingPointError("a picture is not finite; float16 may overflow: --precision bf16")
         return images

@@ -26,10 +26,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.distributed import ReduceOp
 from torch.optim import AdamW, Optimizer
 from tqdm import tqdm
 
+from . import parallel
 from .checkpoints.files import read_metadata, read_weights, save_weights
+from .parallel import rank
 from .ranges import Checked, Count, Weight
 from .streams import rng
 
@@ -105,12 +108,15 @@ class Run:
         start = restore(path, networks, optimizer, memory) if path.exists() else 0
         self._forget_after(stage, start)
         steps = range(start, total)
-        self.bar = bar = tqdm(steps, stage, total, initial=start, unit="step", dynamic_ncols=True)
+        quiet = {"dynamic_ncols": True, "disable": rank() > 0}
+        self.bar = bar = tqdm(steps, stage, total, initial=start, unit="step", **quiet)
         handlers = {s: signal.signal(s, self._remember) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
             for step in bar:
                 yield step
-                if (step + 1) % save_every == 0 or step + 1 == total or self.stop_signal:
+                self.stop_signal = int(parallel.total(torch.tensor(self.stop_signal), ReduceOp.MAX))  # of any
+                due = (step + 1) % save_every == 0 or step + 1 == total or self.stop_signal
+                if due and not rank():
                     store(path, step + 1, networks, optimizer, memory)
                 if self.stop_signal:
                     done = f"stopped after step {step + 1} of {total} of {stage}, and saved"
@@ -185,7 +191,7 @@ def optimise(
         loss.backward()
         set_lr(optimizer, config.lr * lr_factor(step, config.steps))
         check_gradient(take_step(optimizer).item(), optimizer)
-        values = {"loss": loss.item()} | values
+        values = {name: float(value) for name, value in {"loss": loss, **values}.items()}
         job.run.log(name, step, **values)
         job.run.bar.set_postfix({key: f"{value:.4f}" for key, value in values.items()})
 

@@ -62,7 +62,11 @@ class FarDevice:
     def wait(self, why: str) -> None:
         """Count it, by the line of the package that asked."""
         ours = [f for f in traceback.extract_stack() if Path(f.filename).is_relative_to(PACKAGE)]
-        at = f"{Path(ours[-1].filename).relative_to(PACKAGE)}:{ours[-1].lineno} {ours[-1].line}" if ours else ""
+        at = (
+            f"{Path(ours[-1].filename).relative_to(PACKAGE)}:{ours[-1].lineno} {ours[-1].line}"
+            if ours
+            else ""
+        )
         self.waits[f"{why:8} {at}"] += 1
 
 
@@ -89,7 +93,11 @@ class OnFunctions(TorchFunctionMode):
             if func is torch.tensor:
                 it.wait("write")
             return it.mark(func(*args, **kwargs | {"device": NEAR}))
-        if name.startswith(("new_", "to_")) and it.is_far(x) and isinstance(out := func(*args, **kwargs), Tensor):
+        if (
+            name.startswith(("new_", "to_"))
+            and it.is_far(x)
+            and isinstance(out := func(*args, **kwargs), Tensor)
+        ):
             return it.mark(out)
         if name.endswith("_like") and it.is_far(x):
             return it.mark(func(*args, **kwargs))

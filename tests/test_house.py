@@ -16,6 +16,7 @@ PACKAGE = ROOT / "minireflect"
 
 # Rooms from the ground up; a module may import from its own rank and from those below.
 ROOMS = {
+    "parallel": 0,
     "ranges": 0,
     "streams": 0,
     "world": 1,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from .. import parallel
 from ..checkpoints import ours
 from ..config import PRESETS, Config, options_of, preset, read_config, to_dict
 from ..methods.finetune import SAMPLER
@@ -66,13 +67,14 @@ def train(config: Config) -> None:
     """Make the run folder and do the stages; a start that fails leaves no folder."""
     from ..stages import Task, do  # with all that trains, measures and plots
 
-    device = torch.device(config.device or best_device())
+    device = parallel.start(torch.device(config.device or best_device()))
     label, source = config.method if config.command == "srrl" else config.command, source_of(config)
     folders = (Path("runs") / f"{label}-{n}" for n in count(1))
     folder = config.out or next(free for free in folders if not free.exists())
-    run = Run(folder, to_dict(config), config.resume)
+    run = Run(parallel.own_folder(folder, config.resume), to_dict(config), config.resume)
     cost = COSTS.get(config.preset, f"about {TRAINED[config.command][1]} minutes on two cores")
-    where = f"{device}, {torch.get_num_threads()} threads"
+    several = f"{parallel.world()} processes, " if parallel.world() > 1 else ""
+    where = f"{several}{device}, {torch.get_num_threads()} threads"
     print(f"{label} · run folder {folder} · seed {config.seed} · {where}")
     print(f"{config.preset} preset" + ("" if config.real else f": {cost}"))
     clock = time.time()
@@ -82,6 +84,7 @@ def train(config: Config) -> None:
         run.abandon()
         raise
     print(f"done in {(time.time() - clock) / 60:.1f} minutes; look at {folder / 'figures'}")
+    parallel.finish()
 
 
 def source_of(config: Config) -> Path | None:

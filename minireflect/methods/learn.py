@@ -28,6 +28,7 @@ from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.distributed import ReduceOp
 from tyro.conf import Suppress
 
 from ..diffusion.ddim import DDIMStep, ddim_step
@@ -35,6 +36,7 @@ from ..diffusion.sample import evaluations
 from ..diffusion.schedule import Schedule, level_weight
 from ..models.lora import adapters, lora_layers, remove_lora
 from ..models.unet import UNet
+from ..parallel import share, sum_gradients, total
 from ..pipeline import LatentDiffusion, SamplerConfig
 from ..ranges import Checked, Count, Positive, Range, Share, Weight
 from ..rl import advantage as adv
@@ -181,15 +183,18 @@ class Learner:
 
     def step(self) -> Tensor:
         """Step, the gradient's norm clipped.  -> the norm before ().  Raises as `take_step`."""
+        sum_gradients(p for group in self.optimizer.param_groups for p in group["params"])
         for p in self.pipe.unet.parameters() if self.scale != 1 else ():
             if p.grad is not None:
                 p.grad /= self.scale
         return take_step(self.optimizer, self.scale != 1)
 
     def parts(self, n: int) -> list[slice]:
-        """`n` pictures in parts of `pipe.micro_batch`, the very parts that `pipe.eps` sampled them in."""
-        m = self.pipe.micro_batch or n
-        return [slice(i, min(i + m, n)) for i in range(0, n, m)]
+        """This process's share of `n` pictures, in the very parts of `pipe.micro_batch` that `pipe.eps`
+        sampled them in.
+        """
+        m, own = self.pipe.micro_batch or n, share(n)
+        return [slice(i, min(i + m, own.stop)) for i in range(own.start, own.stop, m)]
 
 
 def learn(learner: Learner, out: Rollout, lr_factor: float, generator: Generator) -> UpdateStats:
@@ -238,19 +243,20 @@ def forward_gradient(
     noise = normal(x_0.shape, generator, x_0.device)  # (b c h w)
     x_t, above = pipe.schedule.add_noise(x_0, t, noise), t >= below
     A, pull = torch.where(above, A, 0.0), torch.where(above, b, 1.0)  # (b) each
-    total = kl = torch.zeros((), device=pipe.device)
+    loss_sum = kl = torch.zeros((), device=pipe.device)
     for part in learner.parts(len(x_0)):
         with torch.no_grad():
             context = pipe.text_encoder(ids[part])  # (b s d)
-            base = replace(pipe, unet=learner.base).eps(context)(1.0)(x_t[part], t[part])  # (b c h w)
-        d = pipe.eps(context)(1.0)(x_t[part], t[part]) - base
+            base = replace(pipe, unet=learner.base).eps(context, False)(1.0)(x_t[part], t[part])  # (b c h w)
+        d = pipe.eps(context, False)(1.0)(x_t[part], t[part]) - base
         gain = (d * (base - noise[part])).flatten(1).mean(1)  # (b)
         loss = (weight[part] * (2 * A[part] * gain + pull[part] * (d**2).flatten(1).mean(1))).sum() / len(x_0)
         learner.backward(loss)
         uniform = weight[part] / level_weight(pipe.schedule, t[part], MAX_WEIGHT)
         kl = kl + (uniform * path_kl(pipe.schedule, t[part], d.detach())).sum() / len(x_0)
-        total = total + loss.detach()
-    return total, kl
+        loss_sum = loss_sum + loss.detach()
+    loss_sum, kl = total(torch.stack([loss_sum, kl]))
+    return loss_sum, kl
 
 
 def learn_from_replay(
@@ -358,7 +364,7 @@ def scored(learner: Learner, out: Rollout, k: int, i: int, part: slice, unet: UN
     round_ = out.rounds[k]
     table, context = round_.table, out.context_of(round_)[part]  # (b t d)
     x, x_prev = (round_.path.latents[part, j].to(context.device) for j in (i, i + 1))  # (b c h w)
-    eps = replace(learner.pipe, unet=unet).eps(context)(learner.sampler.guidance)(x, table.t[i])
+    eps = replace(learner.pipe, unet=unet).eps(context, False)(learner.sampler.guidance)(x, table.t[i])
     return ddim_step(x, eps, table.abar[i], table.abar_prev[i], round_.sigmas[i], x_prev)
 
 
@@ -369,20 +375,19 @@ def ppo(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats:
     pipe, config, once = learner.pipe, learner.config, evaluations(learner.sampler.guidance)
     advantage = advantages(out, config, learner.history)
     chunks = jobs(out, advantage, config.updates, generator)
-    sums = torch.zeros(3, device=pipe.device)  # loss, and the shares of both clips
-    norms, kls, ratios, before_update, spent = [], [], [], 0, 0
+    sums = torch.zeros(4, device=pipe.device)  # loss, the shares of both clips, evaluations
+    norms, kls, ratios, first = [], [], [torch.zeros((), device=pipe.device)], None
     for chunk in chunks:
         samples = sum(int(advantage[k].count_nonzero()) for k, _ in chunk)  # branches x steps of this step
         learner.optimizer.zero_grad(set_to_none=True)
         kls.append(pull_to_base(learner, out, generator))
-        spent += 2 * config.batch
         pieces = [(k, i, part) for k, i in chunk for part in learner.parts(len(advantage[k]))]
         for k, i, part in pieces:
             A = advantage[k][part]  # (b)
             taught = A.nonzero().flatten()  # (n) those that something is learnt from
             if not len(taught):
                 continue
-            rows, A, share = sent(taught, pipe.device), sent(A[taught], pipe.device), len(taught) / samples
+            rows, A, weight = sent(taught, pipe.device), sent(A[taught], pipe.device), len(taught) / samples
             piece = learner, out, k, i, part
             path, now = out.rounds[k].path, scored(*piece, pipe.unet)
             log_ratio = now.log_prob - path.log_probs[part, i]  # (b) nats
@@ -390,25 +395,26 @@ def ppo(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats:
                 log_ratio = guarded(log_ratio, now, path.means[part, i])
             tempered = mean_of(log_ratio, pipe)[rows]
             stats = ppo_clip(tempered, torch.zeros_like(tempered), A, config.clip_range)
-            loss = stats.loss * share
+            loss = stats.loss * weight
             if config.kl > 0:
                 with torch.no_grad():
                     mean = scored(*piece, learner.base).mean
                 kl = gaussian_kl(now.mean, mean, now.sigma)  # (b)
-                loss = loss + config.kl * share * mean_of(kl, pipe)[rows].mean()
-                spent += len(log_ratio) * once
+                loss = loss + config.kl * weight * mean_of(kl, pipe)[rows].mean()
             learner.backward(loss)
-            spent += len(log_ratio) * once
             ratios.append(log_ratio.detach().abs().max())
-            sums += torch.stack([stats.loss.detach(), stats.clip_high, stats.clip_low]) * share
-        before_update = before_update or len(ratios)
+            sums[:3] += torch.stack([stats.loss.detach(), stats.clip_high, stats.clip_low]) * weight
+            sums[3] += len(log_ratio) * once * (2 if config.kl > 0 else 1)
+        first = torch.stack(ratios).max() if first is None else first
         norms.append(learner.step())
-    if not ratios:
-        return UpdateStats(0.0, 0.0, 0.0, 0, spent, 0.0, 0.0, 0.0, 0.0)
-    means = torch.stack([*sums / len(chunks), torch.stack(kls).mean(), torch.stack(norms).mean()])
-    loss, high, low, kl, norm, *ratios = torch.cat([means, torch.stack(ratios)]).tolist()  # the one wait
-    first = math.expm1(min(max(ratios[:before_update]), 80.0))
-    return UpdateStats(loss, kl, norm, len(chunks), spent, high, low, max(ratios), first)
+    if not chunks:
+        return UpdateStats(0.0, 0.0, 0.0, 0, 0, 0.0, 0.0, 0.0, 0.0)
+    largest = total(torch.stack([first, torch.stack(ratios).max()]), ReduceOp.MAX)
+    means = torch.stack([torch.stack(kls).mean(), torch.stack(norms).mean()])
+    kl, norm, first, ratio, *summed, spent = torch.cat([means, largest, total(sums)]).tolist()  # the one wait
+    loss, high, low = (v / len(chunks) for v in summed)
+    first, spent = math.expm1(min(first, 80.0)), round(spent) + 2 * config.batch * len(chunks)
+    return UpdateStats(loss, kl, norm, len(chunks), spent, high, low, ratio, first)
 
 
 def guarded(log_ratio: Tensor, now: DDIMStep, old_mean: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from tyro.conf import Suppress
 from ..diffusion.reflection import ReflectionConfig, Wrong, condition_guided_forward, reflect
 from ..diffusion.sample import EpsFn, Trajectory, collect, denoise, evaluations, last
 from ..diffusion.schedule import StepTable
+from ..parallel import spread
 from ..pipeline import ACCEPT, OPPOSITE, LatentDiffusion, Reward, SamplerConfig
 from ..ranges import Checked, Count, Finite, Natural, Share, Weight
 from ..streams import rng, sent
@@ -168,7 +169,8 @@ class Rollout:
 
     def context_of(self, round_: Round) -> Tensor:
         """The embedded prompt of every branch of a round.  -> (n*g t d)"""
-        return self.context[sent(round_.rows, self.context.device)].repeat_interleave(round_.rewards.shape[1], 0)
+        context = self.context[sent(round_.rows, self.context.device)]  # (n t d)
+        return context.repeat_interleave(round_.rewards.shape[1], 0)
 
 
 @torch.no_grad()
@@ -202,10 +204,11 @@ def rollout(
             rows = rows[again]
             if not len(rows):
                 break
-        path = branches(pipe, out.context[sent(rows, pipe.device)], x_T, config, shared, rng(seed, "branch", step, k))
+        context, noise = out.context[sent(rows, pipe.device)], rng(seed, "branch", step, k)
+        path = branches(pipe, context, x_T, config, shared, noise)
         images = pipe.decode(path.latents[:, -1])  # (n*g 3 h w)
         asked = [texts[i] for i in rows.tolist() for _ in range(config.group)]
-        rewards = reward(images, asked).cpu().view(len(rows), config.group)
+        rewards = spread(reward, images, asked).cpu().view(len(rows), config.group)
         if not rewards.isfinite().all():
             bad = asked[int((~rewards.isfinite()).flatten().nonzero()[0])]
             raise FloatingPointError(f"the reward of a picture of {bad[:60]!r} is not a finite number")
