@@ -23,6 +23,7 @@ from .pretrain.diffusion import DiffusionTraining
 from .pretrain.matcher import CAPTIONER_TRAINING, CHECKER_TRAINING, RewardTraining
 from .pretrain.sft import ReasonTraining
 from .run import Training
+from .tracking import Tracker
 from .world.data import WorldConfig
 from .world.prompts import PromptMix
 
@@ -45,6 +46,8 @@ class Config:
     weights: Path | None = None
     # default: the first that is there
     device: Literal["cuda", "mps", "cpu"] | None = None
+    # also log scalars and pictures there
+    log: Tracker | None = None
     # what the pictures show: physical laws or scene graphs
     scenes: Literal["laws", "graphs"] = "laws"
     # sets the defaults of what follows
@@ -88,7 +91,7 @@ SEVERAL = {  # commands with more than the stage of their name
     "all laws": "autoencoder diffusion reward srrl", "checker laws": "checker judge",
     "all graphs": "autoencoder diffusion checker judge actor rlrig",
 }  # fmt: skip
-COMMON = ("preset", "seed", "out", "resume", "weights", "device")  # options of every command
+COMMON = ("preset", "seed", "out", "resume", "weights", "device", "log")  # options of every command
 FIELDS = {  # those that a command or a stage has besides: records, and a choice
     "srrl": "srrl mix sampler evaluation method", "lora": "srrl finetune sampler method", "all": "scenes",
     "autoencoder": "autoencoder scenes", "diffusion": "diffusion scenes", "reward": "reward",

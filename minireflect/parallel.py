@@ -60,33 +60,37 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def share(n: int) -> slice:
-    """The rows of a batch of n that this process has; none where there are fewer rows than processes."""
-    return slice(rank() * n // world(), (rank() + 1) * n // world())
+def share(n: int, unit: int = 1) -> slice:
+    """The rows of a batch of n that this process has, in whole units of rows; none where there are too few."""
+    units = -(-n // unit)
+    first, end = (min(n, unit * (r * units // world())) for r in (rank(), rank() + 1))
+    return slice(first, end)
 
 
-def rows(n: int) -> slice:
-    """The rows that this process evaluates: its share, or else the first, whose result `spread` drops."""
-    own = share(n)
+def rows(n: int, unit: int = 1) -> slice:
+    """The rows that this process evaluates: its share, or else the first, whose result `gather` drops."""
+    own = share(n, unit)
     return own if own.stop > own.start else slice(0, 1)
 
 
-def spread(f: Callable[..., Tensor], *batch: Tensor | Sequence) -> Tensor:
-    """f of a batch, of which each process computes its share.
+def spread(f: Callable[..., Tensor], *batch: Tensor | Sequence, unit: int = 1) -> Tensor:
+    """f of a batch, of which each process computes its share, in units that f computes at once.
+
+    Kernels differ in the last bits between sizes of a batch; a unit has the same result in any process.
 
     Shapes: each of batch (b ...) -> (b ...).  No gradients.
     """
     if world() == 1:
         return f(*batch)
     n = len(batch[0])
-    return gather(f(*(values[rows(n)] for values in batch)), n)
+    return gather(f(*(values[rows(n, unit)] for values in batch)), n, unit)
 
 
-def gather(part: Tensor, n: int) -> Tensor:
+def gather(part: Tensor, n: int, unit: int = 1) -> Tensor:
     """A batch of n from the `rows` of each process.  Shapes: part (r ...) -> (n ...)"""
     if world() == 1:
         return part
-    own, kind = share(n), torch.uint8 if part.dtype == torch.bool else part.dtype
+    own, kind = share(n, unit), torch.uint8 if part.dtype == torch.bool else part.dtype
     whole = torch.zeros(n, *part.shape[1:], dtype=kind, device=part.device)
     whole[own] = part[: own.stop - own.start].to(kind)
     return total(whole).to(part.dtype)

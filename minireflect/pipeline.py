@@ -177,7 +177,7 @@ class LatentDiffusion:
                 guide = (guided(self.predict, c, null, w, self.schedule)(x, t) for x, t, c in each)
                 return torch.cat([*guide])  # (b c h w)
 
-            each = partial(spread, eps) if shared else eps
+            each = partial(spread, eps, unit=self.micro_batch or 1) if shared else eps
             return lambda x, t: each(x, t.expand(len(x)), cond)
 
         return make_eps
@@ -274,7 +274,7 @@ class LatentDiffusion:
             parts = x.split(self.micro_batch or len(x))
             return torch.cat([self.autoencoder.decode(part).clamp(-1, 1) for part in parts])
 
-        images = spread(pictures, latents)
+        images = spread(pictures, latents, unit=self.micro_batch or 1)
         if not images.isfinite().all():
             raise FloatingPointError("a picture is not finite; float16 may overflow: --precision bf16")
         return images

@@ -35,6 +35,7 @@ from .checkpoints.files import read_metadata, read_weights, save_weights
 from .parallel import rank
 from .ranges import Checked, Count, Weight
 from .streams import rng
+from .tracking import PICTURES_EVERY, Tracking
 
 Networks = dict[str, nn.Module]
 
@@ -55,6 +56,7 @@ class Run:
 
     def __init__(self, folder: str | Path, config: dict, resume: bool = False) -> None:
         self.folder, self.stop_signal, self.made = Path(folder), 0, None
+        self.tracking: Tracking | None = None  # besides metrics.jsonl
         written = self.folder / "config.json"
         if resume and not written.exists():
             raise RunError(f"there is no run to resume in {folder}: config.json is missing")
@@ -90,6 +92,13 @@ class Run:
         """Append one line to metrics.jsonl."""
         with open(self.folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
+        if self.tracking:
+            self.tracking.scalars(stage, step, values)
+
+    def show(self, stage: str, step: int, images: Tensor) -> None:
+        """Pictures of a step, for what tracks the run, now and then.  Shapes: images (b 3 h w)"""
+        if self.tracking and step % PICTURES_EVERY == 0:
+            self.tracking.pictures(stage, step, images)
 
     def metrics(self, stage: str) -> list[dict]:
         """The lines of one stage, in order."""

@@ -19,6 +19,7 @@ ROOMS = {
     "parallel": 0,
     "ranges": 0,
     "streams": 0,
+    "tracking": 0,
     "world": 1,
     "diffusion": 2,
     "models": 3,

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from minireflect.methods.srrl import SRRLConfig, train_srrl
 from minireflect.models.lora import LoRAConfig, add_lora
 from minireflect.run import Job, Run, read_metrics
 from minireflect.streams import rng
+from minireflect.tracking import numbers
 from tests.methods.common import plus
 from tests.small import TEXTS, brightness, four_texts, law_texts, small_pipeline, small_reasongen
 
@@ -70,16 +72,17 @@ def same(folders: list[Path], stage: str, expected: list[dict], tolerance: float
         rows = read_metrics(folder / "run", stage)
         assert len(rows) == len(expected) > 0
         for row, wanted in zip(rows, expected):
-            for name, value in wanted.items():
-                assert row[name] == pytest.approx(value, rel=tolerance, abs=tolerance, nan_ok=True), name
+            found = [dict(numbers(values, "")) for values in (row, wanted)]
+            assert found[0] == pytest.approx(found[1], rel=tolerance, abs=tolerance)
+            assert {k: v is None for k, v in row.items()} == {k: v is None for k, v in wanted.items()}
 
 
-def srrl(config: SRRLConfig, lora: bool) -> Callable[[Path], None]:
+def srrl(config: SRRLConfig, lora: bool = False, micro_batch: int = 2) -> Callable[[Path], None]:
     def work(folder: Path) -> None:
         pipe = small_pipeline()
+        pipe.micro_batch = micro_batch
         if lora:
             add_lora(pipe.unet, LoRAConfig(rank=2), rng(0, "lora"))
-            pipe.micro_batch = 2
         reward = plus if config.objective == "regress" else brightness
         out = rollout(pipe, TEXTS, reward, config, 0, 0)
         torch.save([r.path.latents for r in out.rounds] + [r.images for r in out.rounds], folder / "drawn")
@@ -103,10 +106,18 @@ def test_two_processes_train_as_one(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_without_units_kernels_differ_in_the_last_bits(tmp_path: Path) -> None:
+    (one,), two = (with_processes(n, srrl(CONFIGS["regress"], micro_batch=0), tmp_path) for n in (1, 2))
+    same(two, "srrl", read_metrics(one / "run", "srrl"))
+    for mine, theirs in zip(torch.load(two[1] / "drawn"), torch.load(one / "drawn"), strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-4)
+
+
+@pytest.mark.slow
 def test_three_processes_with_fewer_pictures_than_processes(tmp_path: Path) -> None:
     """Refused pictures may be one or two; processes without a share wait for the others."""
     config = replace(CONFIGS["ppo"], group=1, advantage="history", batch=2, rounds=3)
-    (one,), three = (with_processes(n, srrl(config, False), tmp_path) for n in (1, 3))
+    (one,), three = (with_processes(n, srrl(config), tmp_path) for n in (1, 3))
     same(three, "srrl", read_metrics(one / "run", "srrl"))
 
 
@@ -133,12 +144,14 @@ def test_one_process_is_the_identity() -> None:
 
 def test_shares_cover_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "world", lambda: 4)
-    for n in (1, 3, 4, 10):
+    for n, unit in product((1, 3, 4, 10, 17), (1, 3, 4)):
         covered = []
         for r in range(4):
             monkeypatch.setattr(parallel, "rank", lambda r=r: r)
-            covered += range(n)[parallel.share(n)]
-            assert len(range(n)[parallel.rows(n)]) >= 1
+            covered += range(n)[parallel.share(n, unit)]
+            assert (
+                len(range(n)[parallel.rows(n, unit)]) >= 1 and parallel.share(n, unit).start % unit == 0 or r
+            )
         assert covered == list(range(n))
 
 

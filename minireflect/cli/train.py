@@ -15,6 +15,7 @@ from ..methods.finetune import SAMPLER
 from ..methods.srrl import recipe
 from ..pipeline import best_device
 from ..run import Run, RunError
+from ..tracking import Tracking
 from . import TRAINED, read
 
 COSTS = {"smoke": "seconds; it learns nothing", "gpu": "larger batches and budgets, for a CUDA GPU"}
@@ -68,10 +69,13 @@ def train(config: Config) -> None:
     from ..stages import Task, do  # with all that trains, measures and plots
 
     device = parallel.start(torch.device(config.device or best_device()))
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, in float32 networks
     label, source = config.method if config.command == "srrl" else config.command, source_of(config)
     folders = (Path("runs") / f"{label}-{n}" for n in count(1))
     folder = config.out or next(free for free in folders if not free.exists())
     run = Run(parallel.own_folder(folder, config.resume), to_dict(config), config.resume)
+    run.tracking = Tracking(config.log, run.folder) if config.log and not parallel.rank() else None
     cost = COSTS.get(config.preset, f"about {TRAINED[config.command][1]} minutes on two cores")
     several = f"{parallel.world()} processes, " if parallel.world() > 1 else ""
     where = f"{several}{device}, {torch.get_num_threads()} threads"

@@ -193,7 +193,7 @@ class Learner:
         """This process's share of `n` pictures, in the very parts of `pipe.micro_batch` that `pipe.eps`
         sampled them in.
         """
-        m, own = self.pipe.micro_batch or n, share(n)
+        m, own = self.pipe.micro_batch or n, share(n, self.pipe.micro_batch or 1)
         return [slice(i, min(i + m, own.stop)) for i in range(own.start, own.stop, m)]
 
 

@@ -274,6 +274,8 @@ def train_reason_grpo(
         memory["calls"] += number
         memory["tokens"] += round(number * (values["words"] + model.config.side**2))
         values |= {"alpha_text": text.alpha, "alpha_image": image.alpha}
+        if samples and job.run.tracking:
+            job.run.show("reason-grpo", step, pipe.pictures(samples.sampled.codes[:8]))
         job.run.log("reason-grpo", step, **values, reward_calls=memory["calls"], tokens=memory["tokens"])
         shown = "reward {reward:.2f}, right {right:.2f}, mixed {mixed}/{groups}"
         job.run.bar.set_postfix_str(shown.format(**values))

@@ -385,6 +385,7 @@ def train_editor(config: RLRIGConfig, parts: Parts, job: Job) -> LatentDiffusion
             out, factor = as_rollout(parts.editor, rounds, config), config.editor.lr_factor(step, total)
             stats = learn(learner, out, factor, rng(job.seed, "update", step))
             job.run.log("phase-2", step, **summary(rounds, config, memory, job), **stats._asdict())
+            job.run.show("phase-2", step, rounds[0].images)
     parts.editor.unet.eval().requires_grad_(False)
     return parts.editor
 

@@ -136,6 +136,7 @@ def train_srrl(
         values = report(out, stats, witness, config.accept)
         spent = {"reward_calls": cost.rewards, "unet_evaluations": cost.unet + cost.trained}
         run.log("srrl", step, **values, updates_total=updates, **spent)
+        run.show("srrl", step, out.rounds[0].images)
         shown = {"reward": values["reward_by_round"], "right": values["right_by_round"]}
         run.bar.set_postfix(**{k: f"{v[0]:.2f}" for k, v in shown.items() if v}, kl=f"{stats.kl:.1f}")
     pipe.unet.eval().requires_grad_(False)
