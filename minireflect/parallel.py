@@ -61,7 +61,7 @@ def rank() -> int:
 
 
 def share(n: int, unit: int = 1) -> slice:
-    """The rows of a batch of n that this process has, in whole units of rows; none where there are too few."""
+    """The rows of a batch of n that this process has, in whole units; none where there are too few."""
     units = -(-n // unit)
     first, end = (min(n, unit * (r * units // world())) for r in (rank(), rank() + 1))
     return slice(first, end)
