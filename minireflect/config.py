@@ -51,7 +51,7 @@ class Config:
     # what the pictures show: physical laws or scene graphs
     scenes: Literal["laws", "graphs"] = "laws"
     # sets the defaults of what follows
-    method: Literal["srrl", "ddpo", "grpo"] = "srrl"
+    method: Literal["srrl", "paper", "ddpo", "grpo"] = "srrl"
     world: WorldConfig = field(default_factory=WorldConfig)
     autoencoder: AutoencoderTraining = field(default_factory=AutoencoderTraining)
     diffusion: DiffusionTraining = field(default_factory=DiffusionTraining)

@@ -102,6 +102,9 @@ class LatentDiffusion:
     zero_null: bool = False  # the empty prompt is all zeros, not what the encoder makes of it (SDXL)
     micro_batch: int = 0  # pictures that go through a network at once, where more do not fit; 0 = all
     negative: str = ""  # the prompt that guidance leads away from
+    clip_skip: int = (
+        0  # last blocks of the text encoder that are left out, not of the negative prompt (diffusers)
+    )
 
     @property
     def device(self) -> torch.device:
@@ -131,11 +134,11 @@ class LatentDiffusion:
 
     def embed(self, prompts: list[str]) -> Tensor:
         """Shapes: b prompts -> (b t d).  Raises PromptError on unknown words."""
-        return self.text_encoder(sent(self.tokenizer(prompts), self.device))
+        return self.text_encoder(sent(self.tokenizer(prompts), self.device), self.clip_skip)
 
     def null(self) -> Tensor:
         """The negative prompt, or the empty one, which guidance leads away from.  -> (1 t d)"""
-        null = self.embed([self.negative])
+        null = self.text_encoder(self.tokenizer([self.negative]).to(self.device))
         return torch.zeros_like(null) if self.zero_null and not self.negative else null
 
     def predict(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:

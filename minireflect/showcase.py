@@ -33,8 +33,22 @@ def fixed_prompts(kinds: tuple[str, ...] = ("physical", "unconventional")) -> li
     return [next(p for p in prompt_set(kind, "test") if p.law == law) for law in LAWS for kind in kinds]
 
 
+def marked(image: Tensor, block: tuple[int, int] | None) -> Tensor:
+    """The picture with a magenta frame around the 4x4 block at (x, y), if any.  Shapes: image (3 h w)"""
+    if block is None:
+        return image
+    framed, (x, y) = image.clone(), block
+    framed[:, max(y - 1, 0) : y + 5, max(x - 1, 0) : x + 5] = torch.tensor([1.0, -1.0, 1.0])[:, None, None]
+    framed[:, y : y + 4, x : x + 4] = image[:, y : y + 4, x : x + 4]
+    return framed
+
+
 def verdict(image: Tensor, text: str, reward: float | None = None) -> Cell:
-    """A picture, what the inspector says of it, and the learned reward.  Shapes: image (3 64 64)"""
+    """A picture, what the inspector says of it, and the learned reward; a block that no scene explains is
+    marked.
+
+    Shapes: image (3 64 64)
+    """
     reading, prompt = inspect(image), understand(text)
     right = None if prompt is None else prompt.fulfilled_by(reading)
     said = {True: "right", False: "wrong: ", None: "no law covers the prompt; "}[right]
@@ -42,7 +56,7 @@ def verdict(image: Tensor, text: str, reward: float | None = None) -> Cell:
         said = f"unreadable: {reading.why}"
     elif not right:
         said += f"reads as {caption(reading.scene)}"
-    return image, said if reward is None else f"{said} · reward {reward:.2f}", right
+    return marked(image, reading.block), said if reward is None else f"{said} · reward {reward:.2f}", right
 
 
 def compare(
@@ -61,10 +75,10 @@ def compare(
         values = reward(images, prompts).tolist()
         above = notes[name] if notes else [""] * len(prompts)
         for row, image, text, value, note in zip(rows, images.cpu(), prompts, values, above):
-            _, said, right = verdict(image, text, value) if read else (image, f"reward {value:.3f}", None)
-            if row and torch.equal(row[-1][0], image):
+            shown, said, right = verdict(image, text, value) if read else (image, f"reward {value:.3f}", None)
+            if row and torch.equal(row[-1][0], shown):
                 said = "kept: " + row[-1][1].splitlines()[-1].removeprefix("kept: ")
-            row.append((image, f"{note}\n{said}".strip(), right))
+            row.append((shown, f"{note}\n{said}".strip(), right))
     figures.strip(rows, prompts, list(columns), path, abreast=2 if len(rows) > 4 else 1)
     return rows
 
@@ -126,9 +140,9 @@ def edit_strip(
             if len(unmet) > UNMET_SHOWN:
                 unmet[UNMET_SHOWN:] = [f"and {len(unmet) - UNMET_SHOWN} more"]
             said = f"unmet: {'; '.join(unmet)}" if unmet else "all met, says the Checker"
-            scene = inspect(image).scene
-            right = scene is not None and graphs[i].fulfilled_by(scene.objects)
-            rows[i].append((image, f"edit: {text}\n{said}" if text else said, right))
+            reading = inspect(image)
+            right = reading.scene is not None and graphs[i].fulfilled_by(reading.scene.objects)
+            rows[i].append((marked(image, reading.block), f"edit: {text}\n{said}" if text else said, right))
     heads = ["round 0", *(f"edit {k}" for k in range(1, loop.rounds + 1))]
     figures.strip(rows, [g.sentence for g in graphs], heads, path)
     return rows

@@ -198,7 +198,8 @@ def lora(task: Task) -> None:
     images = {}
 
     def measure(name: str) -> None:
-        images[name], score = evaluate_rewards(pipe, reward, shown, task.config.sampler, batches)
+        plain = getattr(reward, "plain", reward)
+        images[name], score = evaluate_rewards(pipe, plain, shown, task.config.sampler, batches)
         task.measured(name, lambda: score)
 
     measure("base")
@@ -213,7 +214,7 @@ def lora(task: Task) -> None:
     if task.device.type == "cuda":
         cost += f" · peak memory {torch.cuda.max_memory_allocated(task.device) / 2**30:.1f} GiB"
     task.report(Table("checkpoint", task.scores()), cost)
-    task.plot("reward", rows, figures.UNREAD._replace(ylabel=config.reward))
+    task.plot("reward", rows, figures.UNREAD._replace(ylabel=" + ".join(config.reward)))
     task.plot("latents_by_round", rows, *figures.LATENTS)
     first = {name: x[:8] for name, x in images.items()}
     showcase.compare(first, reward, shown[:8], task.figure("before_and_after"), read=False)

@@ -7,8 +7,9 @@ What each gets is what metrics.jsonl gets, under STAGE/NAME, a list as NAME/0, N
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+import torch
 from torch import Tensor
 
 Tracker = Literal["tensorboard", "wandb"]
@@ -19,47 +20,41 @@ class Tracking:
     """Where a run's values go besides metrics.jsonl.  Raises ImportError that says what to install."""
 
     def __init__(self, kind: Tracker, folder: Path) -> None:
-        self.writer: Any = None
-        self.wandb: Any = None
+        self.kind = kind
         try:
             if kind == "tensorboard":
                 from torch.utils.tensorboard import SummaryWriter
 
-                self.writer = SummaryWriter(str(folder / "tensorboard"))
+                self.to = SummaryWriter(str(folder / "tensorboard"))
             else:
                 import wandb
 
-                mode = os.environ.get("WANDB_MODE", "offline")
-                self.wandb = wandb
-                wandb.init(project="minireflect", name=folder.name, dir=str(folder), mode=mode)
+                how = {"name": folder.name, "mode": os.environ.get("WANDB_MODE", "offline")}
+                self.to = wandb.init(project="minireflect", dir=str(folder), **how)
         except ImportError as error:
             raise ImportError(f"--log {kind} needs its package: pip install {kind} ({error})") from error
 
     def scalars(self, stage: str, step: int, values: dict) -> None:
-        found = dict(numbers(values, f"{stage}/"))
-        if self.wandb:
-            self.wandb.log({**found, f"{stage}/step": step})
-            return
+        found = dict(numbers(values, stage))
+        if self.kind == "wandb":
+            return self.to.log({**found, f"{stage}/step": step})
         for name, value in found.items():
-            self.writer.add_scalar(name, value, step)
-        self.writer.flush()
+            self.to.add_scalar(name, value, step)
+        self.to.flush()
 
     def pictures(self, stage: str, step: int, images: Tensor) -> None:
         """Shapes: images (b 3 h w) in [-1, 1]"""
-        from torchvision.utils import make_grid
+        row = torch.cat([*((images[:SHOWN].float().cpu() + 1) / 2).clamp(0, 1)], 2)  # (3 h b*w)
+        if self.kind == "tensorboard":
+            return self.to.add_image(f"{stage}/pictures", row, step)
+        from wandb import Image
 
-        grid = make_grid(((images[:SHOWN].float().cpu() + 1) / 2).clamp(0, 1))  # (3 h' w')
-        if self.wandb:
-            self.wandb.log({f"{stage}/pictures": self.wandb.Image(grid), f"{stage}/step": step})
-        else:
-            self.writer.add_image(f"{stage}/pictures", grid, step)
+        self.to.log({f"{stage}/pictures": Image(row.permute(1, 2, 0).numpy()), f"{stage}/step": step})
 
 
 def numbers(values: object, name: str) -> list[tuple[str, float]]:
     """Every number in nested dicts and lists, with its path."""
-    if isinstance(values, bool | str) or values is None:
-        return []
-    if isinstance(values, int | float):
-        return [(name, float(values))]
-    inner = values.items() if isinstance(values, dict) else enumerate(values)
-    return [pair for key, v in inner for pair in numbers(v, f"{name.rstrip('/')}/{key}")]
+    if isinstance(values, dict | list | tuple):
+        inner = values.items() if isinstance(values, dict) else enumerate(values)
+        return [pair for key, value in inner for pair in numbers(value, f"{name}/{key}")]
+    return [(name, float(values))] if isinstance(values, int | float) else []

@@ -57,6 +57,19 @@ def jpeg(image: Tensor) -> Tensor:
     return back(Image.open(buffer))
 
 
+def tint(image: Tensor, noise: torch.Generator) -> Tensor:
+    """A colour matrix within 5 % of the identity, on [0, 1]."""
+    M = torch.eye(3) + 0.1 * torch.rand(3, 3, generator=noise) - 0.05
+    return (torch.einsum("ij,jhw->ihw", M, image + 1) - 1).clamp(-1, 1)
+
+
+def strip(image: Tensor, noise: torch.Generator) -> Tensor:
+    """Two rows or columns are of one colour, any."""
+    covered, (at, turned) = image.clone(), torch.randint(0, 63, (2,), generator=noise).tolist()
+    (covered.mT if turned % 2 else covered)[:, at : at + 2] = 2 * torch.rand(3, 1, 1, generator=noise) - 1
+    return covered
+
+
 def disturbances(noise: torch.Generator) -> dict[str, Callable[[Tensor], Tensor]]:
     """Pictures are in [-1, 1], so 0.05 of [0, 1] is 0.1 here."""
     pad = torch.nn.functional.pad
@@ -68,6 +81,8 @@ def disturbances(noise: torch.Generator) -> dict[str, Callable[[Tensor], Tensor]
         "shift of 2 pixels": lambda x: pad(x[None], (0, 2, 2, 0), mode="replicate")[0, :, :64, 2:],
         "brightness +10 %": lambda x: ((x + 1) * 1.1 - 1).clamp(-1, 1),
         "brightness -10 %": lambda x: (x + 1) * 0.9 - 1,
+        "tint of 5 %": lambda x: tint(x, noise),
+        "strip of 2 pixels": lambda x: strip(x, noise),
     }
 
 
@@ -131,6 +146,15 @@ def measure_inspector(n: int) -> None:
         picture[:, :, x] = torch.where(colourful, paper, picture[:, :, x])
         painted.append(inspect(picture).agrees_with(scene))
     print(f"  accepted, a ball painted over    {share(painted)}")
+    collaged = []
+    for i in range(n):  # half of a picture beside, or above, the other half of one of another law
+        a, b = map(
+            sample_scene, (4_000_000 + 2 * i, 4_000_001 + 2 * i), draw.sample([*LAWS, "arrangement"], 2)
+        )
+        picture = render(a).clone()
+        (picture.mT if i % 2 else picture)[:, 32:] = (render(b).mT if i % 2 else render(b))[:, 32:]
+        collaged.append(inspect(picture).readable)
+    print(f"  accepted, collaged               {share(collaged)}")
     noise = rng(0, "measure", "noise")
     some = pictures[:300]
     junk = {

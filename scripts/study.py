@@ -2,7 +2,7 @@
 
     python scripts/study.py [--out runs/study] [--seeds 0 1 2 3 4]
 
-It writes docs/study.md, docs/study_*.png and docs/study.json, the numbers of the README.
+It writes docs/study.md, whose numbers the README quotes, and docs/study_*.png.
 
 Arms are trained by `train.py srrl` and differ in one thing each, named by their options. All have the same
 optimiser steps and learn from the pictures of the last four iterations. K = 0 has the reward calls of SRRL,
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from reports import arguments, cached, train
-from study_report import bars, by_success, cost_curves, numbers, study_page
+from study_report import bars, by_success, cost_curves, study_page
 from study_ways import KINDS, MORE_WAYS, WAYS, Way, measure
 
 from minireflect import load_pipeline, rng
@@ -33,21 +33,21 @@ from minireflect.world.prompts import prompt_set
 QUICK = ["--evaluation.pictures", "8"]  # train.py's own table; the study samples its own
 FEW = ["--rounds", "0", "--prompts-per-iteration"]
 PPO = ["--objective", "ppo", "--group", "2", "--clip-range", "1e-3", "--ratio", "guard"]
-CLAIM = {  # options of train.py; all seeds
+ARMS = {  # options of train.py
     "SRRL": [],
     "K = 0, pairs": [*FEW, "42", "--group", "2"],
-    "SRRL, opposite pairs": ["--rounds", "1", "--redraw", "all", "--prompts-per-iteration", "42"],
-    "K = 0, more pairs": [*FEW, "46", "--group", "2"],
-}
-OTHERS = {  # three seeds
     "regression": ["--objective", "regress"],
-    "regression, K = 0": ["--objective", "regress", *FEW, "84"],
-    "K = 0, single pictures": [*FEW, "84"],
+    "K = 0, more pairs": [*FEW, "46", "--group", "2"],
+    "SRRL, opposite pairs": ["--rounds", "1", "--redraw", "all", "--prompts-per-iteration", "42"],
     "SRRL, new noise": ["--wrong", "fresh"],
+    "K = 0, single pictures": [*FEW, "84"],
+    "regression, K = 0": ["--objective", "regress", *FEW, "84"],
     "PPO": [*PPO, "--rounds", "1", "--redraw", "all", "--prompts-per-iteration", "21"],
     "PPO, K = 0": [*PPO, *FEW, "21", "--group", "4"],
-    "DDPO as published": ["--method", "ddpo", "--iterations", "60"],
+    "DDPO as published": ["--method", "ddpo"],
+    "SRRL as published": ["--method", "paper"],
 }
+CLAIM = ("SRRL", "K = 0, pairs", "K = 0, more pairs")  # all seeds; the others have the first three
 TRIED = 8  # pictures of each training prompt after training; the base samples four times as many
 
 
@@ -96,31 +96,27 @@ def success(pipe: LatentDiffusion, tries: int, seed: int) -> dict[str, float]:
 
 def main() -> int:
     args = arguments(__doc__, "runs/study", 256, "of each kind of prompt in every row", seeds=[0, 1, 2, 3, 4])
-    results, runs = args.out / "results.jsonl", {}
-    for arm, options in (CLAIM | OTHERS).items():
-        for seed in args.seeds if arm in CLAIM else [s for s in args.seeds if s < 3]:
+    results, runs, few = args.out / "results.jsonl", {}, [s for s in args.seeds if s < 3]
+    base, reward = load_pipeline(), load_reward()
+    for seed in few:
+        add(results, {"arm": "base", "seed": seed}, (base, reward), WAYS | MORE_WAYS, args.pictures)
+    for arm, options in ARMS.items():
+        for seed in args.seeds if arm in CLAIM else few:
             name = f"{re.sub('[^A-Za-z0-9]+', '-', arm)}-{seed}"
             folder = train("srrl", args.out / name, ["--seed", str(seed), *QUICK, *options])
             runs[arm] = [*runs.get(arm, []), folder]
-            models = load_pipeline(folder), load_reward()
+            pipe, row = load_pipeline(folder), {"arm": arm, "seed": seed, "training": training(folder)}
             ways = WAYS if arm == "SRRL" else {"one picture": WAYS["one picture"]}
-            row = {"arm": arm, "seed": seed, "training": training(folder)}
-            add(results, row, models, ways, args.pictures)
+            add(results, row, (pipe, reward), ways, args.pictures)
             if arm in CLAIM:
-                cached(args.out / "success" / f"{name}.json", partial(success, models[0], TRIED, seed))
-    base, reward = load_pipeline(), load_reward()
-    for seed in [s for s in args.seeds if s < 3]:
-        add(results, {"arm": "base", "seed": seed}, (base, reward), WAYS | MORE_WAYS, args.pictures)
+                cached(args.out / "success" / f"{name}.json", partial(success, pipe, TRIED, seed))
     before = cached(args.out / "success" / "base.json", lambda: success(base, 4 * TRIED, 9))
     rows = read_rows(results)
     rows.sort(key=lambda r: ["base", *runs].index(r["arm"]))
-    options = "\n".join(
-        f"- **{a}**: `{' '.join(['python train.py', *o])}`" for a, o in (CLAIM | OTHERS).items()
-    )
+    options = "\n".join(f"- **{arm}**: `{' '.join(['python train.py', *ARMS[arm]])}`" for arm in ARMS)
     after = {arm: [cached(args.out / "success" / f"{f.name}.json", dict) for f in runs[arm]] for arm in CLAIM}
     bins = by_success(before, after, args.docs / "study_success.png")
     write_text(args.docs / "study.md", study_page(rows, runs, options, bins))
-    write_text(args.docs / "study.json", json.dumps(numbers(rows), indent=1) + "\n")
     bars(rows, args.docs / "study_arms.png")
     cost_curves({arm: runs[arm] for arm in CLAIM}, args.docs / "study_curves.png")
     print(args.docs / "study.md")

@@ -99,20 +99,9 @@ def by_success(before: dict[str, float], after: dict[str, list[dict[str, float]]
     return Table("base's success rate", rows)
 
 
-def numbers(rows: list[dict]) -> dict[str, str]:
-    """What the README quotes: by arm, way and kind the mean and interval over seeds."""
-    found = {}
-    for arm, way in dict.fromkeys((r["arm"], r["way"]) for r in rows):
-        mine = [r for r in rows if (r["arm"], r["way"]) == (arm, way)]
-        for kind in KINDS:
-            found[f"{arm} · {way} · {kind}"] = over_seeds([r[kind]["accuracy"] for r in mine])
-    return found
-
-
 def study_page(rows: list[dict], runs: dict[str, list[Path]], options: str, bins: Table) -> str:
     """docs/study.md."""
     took = {(r["arm"], r["seed"]): r["training"]["minutes"] for r in rows if "training" in r}
-    claims = {arm: runs[arm] for arm in list(runs)[:4]}
     return page(
         "study",
         minutes=sum(took.values()),
@@ -123,7 +112,7 @@ def study_page(rows: list[dict], runs: dict[str, list[Path]], options: str, bins
         table=table(rows),
         paired=paired(rows),
         bins=bins,
-        equal_cost=at_equal_cost(claims),
+        equal_cost=at_equal_cost(runs),
         options=options,
     )
 

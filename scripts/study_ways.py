@@ -12,8 +12,8 @@ from torch import Tensor
 
 from minireflect import rng
 from minireflect.config import preset
-from minireflect.diffusion.reflection import ReflectionConfig, zigzag
-from minireflect.diffusion.sample import evaluations, last
+from minireflect.diffusion.reflection import ReflectionConfig
+from minireflect.diffusion.sample import evaluations
 from minireflect.evaluate import EvaluationConfig, score
 from minireflect.methods.rollout import RolloutConfig, rollout
 from minireflect.pipeline import OPPOSITE, LatentDiffusion
@@ -91,17 +91,6 @@ def while_wrong(redraw: ReflectionConfig, rounds: int = 3) -> Way:
     return way
 
 
-@torch.no_grad()
-def stepwise(pipe: LatentDiffusion, judge: Reward, texts: list[str], seed: int, batch: int) -> Drawn:
-    """Reflection inside every step (Z-Sampling), with the same gap."""
-    gap = ReflectionConfig()
-    x_T = pipe.noise(len(texts), rng(seed, "plain", batch))
-    moves = zigzag(pipe.eps(texts), x_T, pipe.table(SAMPLER.steps), gap.w_denoise, gap.w_renoise)
-    down, up = 2 * SAMPLER.steps - 1, SAMPLER.steps - 1
-    cost = down * evaluations(gap.w_denoise) + up * evaluations(gap.w_renoise)
-    return Drawn(pipe.decode(last(moves)), len(texts) * cost, 0)
-
-
 WAYS: dict[str, Way] = {"one picture": plain(SAMPLER.steps), "reflect while wrong": while_wrong(OPPOSITE)}
 MORE_WAYS: dict[str, Way] = {  # of the base alone
     "new noise while wrong": while_wrong(replace(OPPOSITE, fresh_noise=1.0)),
@@ -109,7 +98,6 @@ MORE_WAYS: dict[str, Way] = {  # of the base alone
     "twice the steps": plain(2 * SAMPLER.steps),
     "best of 2": searched(rounds=0, group=2),
     "best of 4": searched(rounds=0, group=4),
-    "zigzag in every step": stepwise,
 }
 
 

@@ -71,3 +71,31 @@ def test_readme_shows_what_its_first_command_prints(
     verdicts = re.compile(r"round (\d): ([\w: ]*?)(?: ·|: nearest)")
     printed = verdicts.findall(capsys.readouterr().out)
     assert verdicts.findall(shown) == printed[:2], printed
+
+
+# a row of the README's results: the page that a study's script wrote, and its rows and column
+QUOTED = {
+    "SRRL": ("study.md", ("base · one picture", "SRRL · one picture", "base · best of 4"), "unconventional"),
+    "RL-RIG": ("rlrig_study.md", ("base", "phase 1 + 2", "best of 5"), "SG-IoU"),
+    "ReasonGen-R1": (
+        "reasongen_study.md", ("no rationale", "SFT + GRPO", "no rationale, best of 2"), "GenEval mean"
+    ),
+}  # fmt: skip
+
+
+def tables(text: str) -> dict[str, dict[str, str]]:
+    """The rows of the first table of a page: by name, then by column."""
+    lines = [line.strip()[1:-1].split("|") for line in text.splitlines() if line[:1] == "|"]
+    cells = [[cell.strip("* ") for cell in line] for line in lines]
+    head = cells[0]
+    return {row[0]: dict(zip(head, row)) for row in cells[2:] if len(row) == len(head)}
+
+
+@pytest.mark.parametrize("method", QUOTED)
+def test_the_readme_quotes_what_the_studies_wrote(method: str) -> None:
+    page, rows, column = QUOTED[method]
+    line = next(s for s in (ROOT / "README.md").read_text().splitlines() if s.startswith(f"| {method} |"))
+    quoted = re.findall(r"\d\.\d{3}", line)
+    table = tables((ROOT / "docs" / page).read_text())
+    wrote = [table[row][column].split(" ")[0] for row in rows]
+    assert quoted == wrote, f"docs/{page} has {wrote}"

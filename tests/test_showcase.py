@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from minireflect.showcase import compare, fixed_prompts, verdict
+from minireflect.showcase import compare, fixed_prompts, marked, verdict
 from minireflect.streams import choices
 from minireflect.world.laws import LAWS, render
 from minireflect.world.prompts import law_prompt, near_miss
@@ -25,6 +25,17 @@ def test_a_verdict_explains_itself() -> None:
     assert len(said) > len("unreadable:  · reward 0.25")  # the inspector's reason
     _, said, right = verdict(image, "a red ball that nobody defined")
     assert right is None and said.startswith("no law covers the prompt; reads as a balance")
+
+
+def test_the_block_that_no_scene_explains_is_framed() -> None:
+    prompt = fixed_prompts(("physical",))[0]
+    image = render(prompt.scene(choices(0, "framed")))
+    image[:, 60:64, 0:4] = torch.tensor([-1.0, 1.0, 1.0])[:, None, None]
+    shown, said, _ = verdict(image, prompt.text)
+    assert "at x 0, y 60" in said
+    changed = (shown != image).any(0)  # (64 64)
+    assert changed[59, :5].all() and changed[59:, 4].all() and changed.sum() == 9
+    assert marked(image, None) is image
 
 
 def test_a_round_that_repeats_the_picture_says_so(tmp_path: Path) -> None:

@@ -47,7 +47,6 @@ class Given(NamedTuple):
     prediction: Prediction | None = None  # "epsilon", "v"
     image_size: int | tuple[int, int] | None = None  # pixels: of each side, or height and width
     vae: Folder = None  # another autoencoder: a folder, or a file in either layout
-    clip_skip: int = 0  # blocks at the end of the text encoders that are left out
 
 
 # --- Stable Diffusion ---------------------------------------------------------------------------------------
@@ -117,7 +116,7 @@ def family_of(published: Published) -> Family:
 def _text_encoder(published: Published, family: Family, given: Given) -> tuple[nn.Module, int, int]:
     """The text encoder, or SDXL's two; the width of its states; the tokens of a prompt."""
     both = [published.parts[name] for name in ("text_encoder", "text_encoder_2")[: len(family.pads)]]
-    configs = [parts.text_sizes(part, family is SDXL, given.clip_skip) for part in both]
+    configs = [parts.text_sizes(part, family is SDXL) for part in both]
     if family is SDXL:
         both[1].need("text_projection.weight")
     each = [_filled(TextEncoder, config, part, given.dtype) for config, part in zip(configs, both)]

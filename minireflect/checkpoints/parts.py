@@ -261,7 +261,7 @@ def autoencoder_sizes(part: Part, family: Family) -> AutoencoderConfig:
     )  # fmt: skip
 
 
-def text_sizes(part: Part, penultimate: bool = False, skip: int = 0) -> TextConfig:
+def text_sizes(part: Part, penultimate: bool = False) -> TextConfig:
     """`penultimate`: read the states before the last block, as SDXL does; no checkpoint tells."""
     vocabulary, width = part.need("token.weight").shape
     eos = part.config.get("eos_token_id", 2)
@@ -271,7 +271,7 @@ def text_sizes(part: Part, penultimate: bool = False, skip: int = 0) -> TextConf
         vocabulary, eos, len(part.need("position.weight")), width, layers=part.count(r"blocks\.(\d+)\."),
         heads=part.config.get("num_attention_heads") or max(1, width // 64),  # 64 channels each, as published
         quick_gelu=part.config.get("hidden_act", "quick_gelu") == "quick_gelu",  # transformers' default
-        penultimate=penultimate, skip=skip, hidden=_hidden(part, width),
+        penultimate=penultimate, hidden=_hidden(part, width),
         projection=None if projection is None else projection.shape[0],
     )  # fmt: skip
 

@@ -160,7 +160,7 @@ KINDS: dict[str, Table] = {
         r".*oft_.*|.*\.(on_input|a1|a2|b1|b2)\..*": Rule("refused", "neither LoRA nor read: OFT, IA3, GLoRA"),
         r".*\.(diff(_b)?|w_norm|b_norm)|.*lora_[AB].*\.bias": Rule("refused", "a difference of full rank"),
         r"bundle_emb\..*|emb_params|string_to_param": Rule("refused", "learnt words; only LoRA is read"),
-        r".*[._]lora[._](A|B|down|up)\b.*|.*\.lora_linear_layer\.(down|up)\.weight": Rule("read"),
+        r".*lora(\.|_)(A|B|down|up)\b.*|.*\.lora_linear_layer\.(down|up)\.weight": Rule("read"),
     },
     "LoRA's configuration": table(
         "lora_alpha alpha_pattern use_rslora", ABOUT + "r rank_pattern task_type auto_mapping peft_version "

@@ -1,6 +1,7 @@
 """minireflect sample PROMPT ...: sample pictures, with the inspector's verdict and the learned reward."""
 
-from dataclasses import dataclass, field, replace
+import json
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,7 +11,7 @@ import tyro
 from einops import rearrange
 
 from .. import showcase
-from ..checkpoints.lora import load_lora
+from ..checkpoints.lora import load_lora, networks_of
 from ..checkpoints.ours import REASON, RIG, SHIPPED, load_pipeline, load_reasongen, weights_folder
 from ..diffusion.reflection import ReflectionConfig
 from ..figures import strip
@@ -18,11 +19,12 @@ from ..methods.finetune import CheckpointConfig, FinetuneConfig, load_base
 from ..methods.rlrig import LoopConfig, load_parts
 from ..models.lora import merge_lora
 from ..models.reasongen import SamplingConfig
-from ..pipeline import OPPOSITE, SamplerConfig, best_device
+from ..pipeline import OPPOSITE, LatentDiffusion, SamplerConfig, best_device
 from ..rl.rewards import load_reward, reward_beside
-from ..streams import choices
+from ..streams import choices, rng
 from ..world.canvas import read_picture, to_pixels, write_picture
 from ..world.graphs import lay_out, read_graph
+from ..world.prompts import read_benchmark, write_samples
 from . import read
 
 ABOUT = """\
@@ -63,8 +65,12 @@ class SampleOptions:
     w_renoise: float = 0.1
     # sample the committed picture again; exit status 1 when it is off
     check: bool = False
-    # with --base: adapter of a training with --base, of diffusers or peft
+    # with --base: adapter of a training with --base, of diffusers, peft or kohya
     lora: Path | None = None
+    # with --lora: what multiplies its difference
+    lora_scale: float = 1.0
+    # pictures of each prompt, with --out FOLDER: the layout that GenEval's scorer reads
+    each: int = 4
     # with --base: step noise, 0 to 1
     eta: float = 0.0
     # cuda, mps or cpu (default: the first that is there)
@@ -95,11 +101,13 @@ def check_arguments(args: SampleOptions) -> None:
         raise ValueError('there is no prompt; try: minireflect sample "a tall red candle in still air"')
     if base is None and not all(prompt.split() for prompt in args.prompts):
         raise ValueError("a prompt is empty")
-    if base is None and (args.lora or args.checkpoint.size or args.checkpoint.tokenizer):
-        raise ValueError("--lora, --size and --tokenizer belong to a published checkpoint: give --base PATH")
+    if base is None and (args.lora or args.checkpoint != CheckpointConfig()):
+        given = [name for name, value in vars(args.checkpoint).items() if value] + ["lora"] * bool(args.lora)
+        flags = ", ".join(f"--{name}" for name in given).replace("_", "-")
+        raise ValueError(f"{flags} belongs to a published checkpoint: give --base PATH")
     if args.method == "reasongen" and (args.rounds is not None or args.steps != SampleOptions.steps):
         raise ValueError("--rounds and --steps belong to diffusion: reasongen samples once, token by token")
-    if args.out.suffix.lower() not in (*PIXELS, ".pdf", ".svg"):
+    if args.out.suffix.lower() not in (*PIXELS, ".pdf", ".svg", *([""] if base else [])):
         raise ValueError(f"--out {args.out} must end in .png, .jpg, .pdf or .svg")
     if not args.out.absolute().parent.is_dir():
         raise ValueError(f"there is no folder {args.out.absolute().parent} to write {args.out.name} into")
@@ -153,7 +161,11 @@ def sample_checkpoint(args: SampleOptions, prompts: list[str]) -> Said:
     """A published checkpoint: a prompt a row, a blind round a column; without rounds pixel for pixel."""
     pipe = load_base(FinetuneConfig(**vars(args.checkpoint)), torch.device(args.device or best_device()))
     if args.lora:
-        merge_lora(load_lora(pipe.unet, args.lora))
+        load_lora(pipe, args.lora, args.lora_scale)
+        for network in networks_of(pipe).values():
+            merge_lora(network)
+    if not args.out.suffix:
+        return export(args, pipe)
     sampler = SamplerConfig(args.steps, args.guidance, args.eta)
     rounds = showcase.sampled_rounds(pipe, prompts, sampler, blind(args), args.seed)  # (b 3 h w) each
     if len(rounds) == 1 and args.out.suffix.lower() in PIXELS:
@@ -161,6 +173,20 @@ def sample_checkpoint(args: SampleOptions, prompts: list[str]) -> Said:
     else:
         cells = [[(image.cpu(), "", None) for image in row] for row in zip(*rounds.values())]
         strip(cells, prompts, list(rounds), args.out)
+    return [], []
+
+
+def export(args: SampleOptions, pipe: LatentDiffusion) -> Said:
+    """Pictures of a benchmark's prompts, where its scorer looks for them, and the settings beside them."""
+    file = Path(args.prompts[0])
+    about = read_benchmark(file) if file.is_file() else [{"prompt": prompt} for prompt in args.prompts]
+    for i, task in enumerate(about):
+        noise, prompts = rng(args.seed, "export", i), [task["prompt"]] * args.each
+        images = pipe.generate(prompts, args.steps, args.guidance, args.eta, generator=noise)
+        write_samples(args.out, [task], images, first=i)
+    settings = {name: value for name, value in asdict(args).items() if name != "prompts"}
+    text = json.dumps(settings | {"prompts": args.prompts[0]}, default=str, indent=2)
+    (args.out / "settings.json").write_text(text + "\n")
     return [], []
 
 

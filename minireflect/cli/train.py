@@ -12,14 +12,14 @@ from .. import parallel
 from ..checkpoints import ours
 from ..config import PRESETS, Config, options_of, preset, read_config, to_dict
 from ..methods.finetune import SAMPLER
-from ..methods.srrl import recipe
+from ..methods.srrl import RECIPES, recipe
 from ..pipeline import best_device
 from ..run import Run, RunError
 from ..tracking import Tracking
 from . import TRAINED, read
 
 COSTS = {"smoke": "seconds; it learns nothing", "gpu": "larger batches and budgets, for a CUDA GPU"}
-CHOICES = {"preset": PRESETS, "scenes": ("laws", "graphs"), "method": ("srrl", "ddpo", "grpo")}
+CHOICES = {"preset": PRESETS, "scenes": ("laws", "graphs"), "method": tuple(RECIPES)}
 
 
 def main(words: list[str]) -> int:
@@ -58,7 +58,7 @@ def parse(words: list[str], config: Config) -> Config:
     """Second pass: every option of the command.  Paths become absolute: a run is resumed from anywhere."""
     about = f"Train {TRAINED[config.command][0]}."
     config = replace(config, **vars(read(words, f"train {config.command}", about, options_of(config))))
-    paths = {name: getattr(config.finetune, name) for name in ("base", "clip", "prompts", "tokenizer")}
+    paths = {name: getattr(config.finetune, name) for name in ("base", "clip", "prompts", "tokenizer", "vae")}
     there = {name: str(Path(path).resolve()) for name, path in paths.items() if path and Path(path).exists()}
     weights = config.weights and config.weights.resolve()
     return replace(config, weights=weights, finetune=replace(config.finetune, **there))

@@ -62,10 +62,12 @@ def ddim_step(
     -> x_prev (b c h w), log_prob (b)
     """
     draw = x_prev is None and bool((sigma > 0).any())  # before sigma moves to the device: no GPU wait
-    x, eps = x.float(), eps.float()
+    x, eps = x.float(), eps if eps.dtype == torch.float64 else eps.float()
     abar, abar_prev, sigma = (per_sample(v, x) for v in (abar, abar_prev, sigma))
 
-    x0 = (x - (1 - abar).sqrt() * eps) / abar.sqrt()  # DDIM (9)
+    abar = abar.to(eps.dtype)  # float64 where hardly any signal is left: see `Schedule.to_eps`
+    x0 = ((x - (1 - abar).sqrt() * eps) / abar.sqrt()).float()  # DDIM (9)
+    eps = eps.float()
     left = (1 - abar_prev - sigma**2).clamp(min=0)  # rounding may make it -1e-8
     mean = abar_prev.sqrt() * x0 + left.sqrt() * eps  # DDIM (12), without the noise
 

@@ -2,8 +2,8 @@
 
 Every other file calls this one for it.
 
-Papers: SRRL (Pan et al. 2025, arXiv 2505.22407), E4 and E5; step by step: Z-Sampling (Bai et al. 2024, arXiv
-2412.10891); part of the way, with new noise: SDEdit (Meng et al. 2021, arXiv 2108.01073).
+Papers: SRRL (Pan et al. 2025, arXiv 2505.22407), E4 and E5; part of the way, with new noise: SDEdit (Meng et
+al. 2021, arXiv 2108.01073).
 
     blind, SRRL's released code: K times, with no look at the picture,
         x_0^k     = last(denoise(eps_w_denoise, x_T^k, table))    # w = 3.0, eta 0
@@ -21,9 +21,8 @@ prior: in the exact world the mean along the guided axis grows with every round 
 (tests/diffusion/test_reflection.py).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
@@ -31,7 +30,7 @@ from torch import Generator, Tensor
 
 from ..ranges import Checked, Count, Natural, Share, Weight
 from ..streams import normal, sent
-from .sample import EpsFn, Step, denoise, evaluations, last, renoise
+from .sample import EpsFn, denoise, evaluations, last, renoise
 from .schedule import StepTable
 
 Wrong = Literal["opposite", "fresh", "repeat"]
@@ -151,23 +150,6 @@ def reflect(
     value = {"opposite": -1.0, "fresh": 0.0, "repeat": 1.0}[config.wrong]
     sign = torch.where(accepted[rows], 1.0, value)  # (m)
     return rows, renoise_to(eps_of(rows), x0[sent(rows, x0.device)], back, config, generator, sign)
-
-
-def zigzag(
-    make_eps: Callable[[float], EpsFn], x_T: Tensor, table: StepTable, w_high: float, w_low: float
-) -> Iterator[Step]:
-    """Reflection inside every step (Z-Sampling): denoise at w_high, re-noise at w_low, denoise again; the
-    last step is denoised once.
-
-    Yields every move, 3 S - 2 in all.
-    """
-    x = x_T.detach()
-    down, up = partial(denoise, make_eps(w_high)), partial(renoise, make_eps(w_low))
-    for i, rung in enumerate(table):
-        for move in [down, up, down] if i + 1 < len(table) else [down]:
-            for step in move(x, rung):
-                x = step.x
-                yield step._replace(index=i)
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:

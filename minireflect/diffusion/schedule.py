@@ -28,9 +28,8 @@ from ..streams import sent
 BetaSchedule = Literal["scaled_linear", "linear"]
 Prediction = Literal["epsilon", "v", "x0"]
 Spacing = Literal["leading", "trailing", "linspace"]
-# alpha-bar in place of 0, as in diffusers' Euler sampler: with 0 the noise does not tell the picture, and
-# `to_eps` could not be inverted
-NO_SIGNAL = 2.0**-24
+# alpha-bar in place of 0, with which the noise would not tell the picture, and `to_eps` had no inverse
+NO_SIGNAL = 1e-8
 
 
 @dataclass(frozen=True)
@@ -161,6 +160,8 @@ class Schedule:
         if self.config.prediction == "epsilon":
             return output
         abar = self.abar_at(t, x)
+        if self.config.zero_snr and x.device.type != "mps":  # which has no float64
+            abar, output, x = abar.double(), output.double(), x.double()
         if self.config.prediction == "x0":
             return (x - abar.sqrt() * output) / (1 - abar).sqrt()  # DDPM (4) solved for the noise
         return abar.sqrt() * output + (1 - abar).sqrt() * x  # v and x solved for the noise

@@ -13,26 +13,34 @@ Differs from the synthetic world: there is no inspector. Whether a higher reward
 only in statistics that the reward does not ask for (brightness, edges) and in the pictures themselves.
 """
 
+import importlib
+import re
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import torch
+from einops import rearrange
 
+from ..checkpoints.files import read_weights
 from ..checkpoints.load import Given, load_checkpoint, load_clip
 from ..checkpoints.lora import save_lora
 from ..diffusion.schedule import Prediction
+from ..models.clip import CLIP
 from ..models.lora import LoRAConfig, add_lora
-from ..models.tokenizer import NoVocabulary, PromptError
+from ..models.tokenizer import BytePairs, NoVocabulary, PromptError
 from ..pipeline import LatentDiffusion, Reward, SamplerConfig
-from ..ranges import Checked, Count
-from ..rl.rewards import clip_reward, compressibility, incompressibility
+from ..ranges import Checked, Count, Natural
+from ..rl.rewards import aesthetic_reward, clip_reward, compressibility, incompressibility, weighted
 from ..run import Job
 from ..streams import choices, rng
+from ..world.canvas import to_pixels, write_picture
 from .srrl import Draw, SRRLConfig, train_srrl
 
 PROMPTS = Path(__file__).parent.parent / "prompts"
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+JPEG = {"incompressibility": incompressibility, "compressibility": compressibility}
 SAMPLER = SamplerConfig(steps=20, guidance=5.0)  # of the pictures that are measured
 
 
@@ -44,8 +52,14 @@ class CheckpointConfig(Checked):
     base: str | None = None
     # with --base: folder with the vocabulary, for a base that brings none, as single files do
     tokenizer: str | None = None
-    # with --base: pixels (default: what it was trained on)
-    size: int | None = None
+    # with --base: pixels of a side, or height and width (default: what it was trained on)
+    size: tuple[Count, ...] | None = None
+    # with --base: another autoencoder, a folder or a file
+    vae: str | None = None
+    # with --base: prompt that guidance leads away from
+    negative: str = ""
+    # with --base: last blocks of the text encoder that are left out
+    clip_skip: Natural = 0
     # with --base: what it predicts, if its files do not say so
     prediction: Prediction | None = None
     # of the base (default: bf16 on a GPU, fp32 on a CPU)
@@ -54,10 +68,13 @@ class CheckpointConfig(Checked):
 
 @dataclass(frozen=True)
 class FinetuneConfig(CheckpointConfig):
-    # what is reinforced
-    reward: Literal["clip", "incompressibility", "compressibility"] = "clip"
-    # CLIP, a folder or a file, for --reward clip
+    # reinforced: clip, pickscore=PATH, hps=PATH, aesthetic=HEAD, (in)compressibility, MODULE:FUNCTION;
+    # several, as 0.5*clip 2*MODULE:FUNCTION, are normalised in their group and added
+    reward: tuple[str, ...] = ("clip",)
+    # CLIP, a folder or a file, for --reward clip and, as ViT-L/14, for aesthetic
     clip: str | None = None
+    # of a CLIP whose files do not say it
+    clip_activation: Literal["gelu", "quick_gelu"] | None = None
     # a file with a prompt a line, or animals, colours, relations, physical_law, counter_intuitive
     prompts: str = "animals"
     lora: LoRAConfig = field(default_factory=LoRAConfig)
@@ -67,6 +84,8 @@ class FinetuneConfig(CheckpointConfig):
     checkpointing: bool = False
     # pictures that are measured before and after
     shown: Count = 16
+    # save pictures and LoRA every N iterations (default: only at the end)
+    every: Natural = 0
 
 
 def read_prompts(name: str) -> list[str]:
@@ -92,23 +111,64 @@ def read_prompts(name: str) -> list[str]:
 def load_base(config: FinetuneConfig, device: torch.device) -> LatentDiffusion:
     """The checkpoint, in the precision and size that were asked for, on the device."""
     dtype = PRECISIONS[config.precision or ("bf16" if device.type == "cuda" else "fp32")]
-    pipe = load_checkpoint(config.base, Given(dtype, config.tokenizer, config.prediction, config.size))
+    size = config.size
+    size = size[0] if isinstance(size, tuple) and len(size) == 1 else size
+    if isinstance(size, tuple) and len(size) != 2:
+        raise ValueError(f"--size takes one number, or height and width; got {size}")
+    given = Given(dtype, config.tokenizer, config.prediction, size, config.vae)
+    pipe = load_checkpoint(config.base, given)
     if isinstance(pipe.tokenizer, NoVocabulary):
         pipe.tokenizer([""])  # raises, and says what to give
-    pipe.micro_batch = config.micro_batch
+    pipe.micro_batch, pipe.negative, pipe.clip_skip = config.micro_batch, config.negative, config.clip_skip
     pipe.unet.checkpointing = config.checkpointing
     return pipe.to(device)
 
 
 def chosen_reward(config: FinetuneConfig, device: torch.device) -> Reward:
-    """The reward that was asked for.  Raises ValueError when it needs a CLIP and has none."""
-    if config.reward != "clip":
-        return {"incompressibility": incompressibility, "compressibility": compressibility}[config.reward]
-    if config.clip is None:
-        raise ValueError("--reward clip needs --clip PATH; without one there is --reward incompressibility")
-    clip, tokenizer = load_clip(config.clip, tokenizer=config.tokenizer)
-    tokenizer([""])  # raises, and says what to give, where there is no vocabulary
-    return clip_reward(clip.to(device), tokenizer)
+    """The rewards that were asked for, as one.  Raises ValueError when one needs a file and has none."""
+
+    def clip_of(path: str | None, name: str) -> tuple[CLIP, BytePairs]:
+        if path is None:
+            other = "without one there is --reward incompressibility"
+            raise ValueError(f"--reward {name} needs --clip PATH; {other}")
+        quick = {None: None, "gelu": False, "quick_gelu": True}[config.clip_activation]
+        clip, tokenizer = load_clip(path, config.tokenizer, quick)
+        return clip.to(device), tokenizer
+
+    def reward_of(asked: str) -> tuple[float, Reward]:
+        found = re.fullmatch(r"(?:([\d.]+)\*)?([\w.]+(?::\w+)?)(?:=(.+))?", asked)
+        if found is None:
+            raise ValueError(f"--reward {asked!r} is not [WEIGHT*]NAME[=PATH] or [WEIGHT*]MODULE:FUNCTION")
+        weight, name, path = float(found[1] or 1), found[2], found[3]
+        if ":" in name:
+            return weight, reward_of_module(name)
+        if name in JPEG:
+            return weight, JPEG[name]
+        if name == "aesthetic" and path:
+            return weight, aesthetic_reward(clip_of(config.clip, name)[0], read_weights(path))
+        if name == "clip" or (name in ("pickscore", "hps") and path):
+            clip, tokenizer = clip_of(path or config.clip, name)
+            tokenizer([""])  # raises, and says what to give, where there is no vocabulary
+            return weight, clip_reward(clip, tokenizer, scaled=name != "clip")
+        names = "clip, pickscore=PATH, hps=PATH, aesthetic=HEAD, MODULE:FUNCTION"
+        raise ValueError(f"--reward {asked} is none of {', '.join(JPEG)}, {names}")
+
+    asked = [config.reward] if isinstance(config.reward, str) else config.reward
+    return weighted([reward_of(each) for each in asked])
+
+
+def reward_of_module(name: str) -> Reward:
+    """A function (images (b 3 h w) in [-1, 1], b prompts) -> (b), of a module here or on the Python path.
+
+    Raises ValueError when there is none.
+    """
+    module, function = name.split(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"--reward {name}: {error}; it is MODULE:FUNCTION, of a file here") from error
 
 
 def draw_from(prompts: list[str], seed: int, n: int) -> Draw:
@@ -126,8 +186,20 @@ def finetune(
 ) -> None:
     """Train LoRA on a base, in place; its file is written even if the training is stopped."""
     add_lora(pipe.unet, config.lora, rng(job.seed, "lora"))
-    texts = draw_from(read_prompts(config.prompts), job.seed, srrl.prompts_per_iteration)
+    prompts, folder = read_prompts(config.prompts), job.run.folder
+    draw = draw_from(prompts, job.seed, srrl.prompts_per_iteration)
+
+    def texts(step: int) -> tuple[list[str], list[str]]:
+        if config.every and step and step % config.every == 0:  # as it is before this step
+            save_lora(folder / "weights" / f"lora_{step}.safetensors", pipe.unet)
+            images = pipe.generate(
+                prompts[:4], srrl.steps, srrl.guidance, 0.0, generator=rng(job.seed, "shown")
+            )
+            picture = rearrange(to_pixels(images), "b h w c -> h (b w) c")
+            write_picture(picture, folder / "figures" / f"samples_{step}.png")
+        return draw(step)
+
     try:
         train_srrl(srrl, pipe, reward, texts, None, job)
     finally:
-        save_lora(job.run.folder / "weights" / "lora.safetensors", pipe.unet)
+        save_lora(folder / "weights" / "lora.safetensors", pipe.unet)

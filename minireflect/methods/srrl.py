@@ -9,16 +9,14 @@ and turns it back into noise.
             score them; re-noise the best          guidance w_renoise below that of sampling: the
                 to x_T^(k+1)                       condition-guided forward process (E4)
             ours: an accepted prompt is done, a refused one goes on from minus its noise, see below
-    learn from all rounds, by one of two objectives
-        ppo      A = GRPO or history z-score within each group (E6, E7), summed over rounds:
-                 L = mean max(-A rho, -A clip(rho, 1 - e, 1 + e)),  rho = exp(l_new - l_old)       (E8)
-        regress  w = r / sum of the prompt's r
-                 L = sum w |eps - eps_theta(x_t, t, c)|^2,  x_t = x_0 noised anew
+    learn from all rounds; a prompt's pictures of all rounds are one group
+        A = 2 (r - (sum of the group + 1/2) / (n + 1))      group-relative, for rewards in [0, 1]
+        d = eps_theta - eps_base at (x_t, t, c), x_t = x_0 noised anew with n
+        L = w(t) mean[ 2 A d (eps_base - n) + b d^2 ]                           `grpo`, see learn.py
 
-`ppo` is the paper's and asks how each step of the sampler should have moved; it needs many pictures
-(docs/log.md). `regress` is reward-weighted regression (Peters & Schaal 2007; RWR in DDPO, arXiv 2305.13301):
-as r is the probability that the picture is right, it fits p(x_0 | c, right), and what a later round found
-teaches the first. It is the default on this budget.
+The paper's objective is PPO on the steps of the sampler (E6 to E8, `--objective ppo`). Over 99 % of a step's
+noise never reaches the picture, and PPO's gradient consists of that noise; `grpo` is its average over it, and
+needs fewer pictures (docs/gradients.md). `regress` learns from what the reward accepts alone.
 
 Two readings of the paper: `select` is its figure (above); `blind` is its released code, where K rounds of
 guided inversion run without a look at the reward and only the last round is sampled G times and trained.
@@ -26,21 +24,19 @@ guided inversion run without a look at the reward and only the last round is sam
 Why minus: a re-noised picture is remembered, right or wrong. Of pictures that the base sampled right, 0.87
 are right again when sampled from their noise, and of wrong ones 0.18 are; from new noise 0.56 and 0.44. The
 opposite noise is as likely under N(0, I), and avoids the picture: 0.62 of the wrong ones are right from there
-(512 held-out pictures, `python scripts/measure.py memory`). `--wrong repeat` re-noises wrong pictures as
+(512 held-out pictures, `python scripts/measure.py memory`). So the rewards of a prompt's rounds differ, and
+their difference is what a group-relative advantage learns from. `--wrong repeat` re-noises wrong pictures as
 if they were right, `fresh` takes new noise.
 
-Why accepted prompts are done: sampling them again teaches nothing new and costs as much. Spent on other
-prompts, the same reward calls teach more, and fewer prompts are memorised (docs/log.md). `--redraw all`
-gives every prompt all rounds.
+Why accepted prompts are done: sampling them again teaches little and costs as much. Spent on other prompts,
+the same reward calls teach more, and fewer prompts are memorised (docs/log.md). `--redraw all` gives every
+prompt all rounds.
 
 Differs from the released code: reflection keeps no graph; every iteration has its own random stream; leftover
 gradients are never dropped; latents and log-probabilities stay float32; the clip is stated in nats;
-group-relative advantages by default, each round crediting its own branches only; guidance 1 in rollouts by
-default (half the cost, and the guidance is learnt into the weights); re-noising without guidance, in 5 steps,
-to the scale of the prior, a quarter of its variance new; all rounds are trained, but for their almost
-noiseless steps.  The paper's choices are options: `--objective ppo --lr 3e-5 --updates 2 --group 5 --mode
-blind --w-renoise 0.1 --renoise-steps 20 --no-renormalise --fresh-noise 0 --advantage history --suffixes 1 5 9
---guidance 5`.
+advantages compare the rounds of a prompt; guidance 1 in rollouts by default (half the cost, and the guidance
+is learnt into the weights); re-noising without guidance, in 5 steps, to the scale of the prior and with a
+quarter of its variance new; all rounds are trained.  `--method paper` has the paper's choices.
 
     minireflect train srrl
 """
@@ -85,6 +81,9 @@ TOY = {"prompts_per_iteration": 21}  # about as many reward calls as srrl
 LARGE = {"iterations": 100, "prompts_per_iteration": 8, "guidance": 5.0, "lr": 1e-4, "steps": 20}
 # CLIP's cosines of one prompt spread by 0.02.
 CHECKPOINT = LARGE | {"updates": 4, "batch": 32, "std_floor": 1e-3}
+# SRRL as released (arXiv 2505.22407): DDPO with blind reflection at the guidance gap
+BLIND = {"mode": "blind", "rounds": 1, "w_renoise": 0.1, "renoise_steps": 20, "renormalise": False}
+PAPER = DDPO | BLIND | {"fresh_noise": 0.0, "group": 5, "suffixes": (1, 5, 9), "guidance": 5.0}
 # every prompt again from the opposite of its noise: a reward without a level that counts as right
 PAIRS = {"advantage": "group", "rounds": 1, "redraw": "all", "group": 2}
 
@@ -92,13 +91,14 @@ PAIRS = {"advantage": "group", "rounds": 1, "redraw": "all", "group": 2}
 # 1e-4 is 1.6 nats at 4 x 64 x 64 dimensions.
 RECIPES = {
     "srrl": ({}, CHECKPOINT | PAIRS),
+    "paper": (PAPER | {"lr": 3e-5, "prompts_per_iteration": 8}, CHECKPOINT | PAPER | {"clip_range": 1e-4}),
     "ddpo": (DDPO | TOY | {"lr": 3e-5}, CHECKPOINT | DDPO | {"clip_range": 1e-4}),
     "grpo": (GRPO | TOY, CHECKPOINT | GRPO),
 }
 
 
 def recipe(name: str, checkpoint: bool = False) -> SRRLConfig:
-    """The options of srrl, ddpo or grpo, for the toy or a real checkpoint.
+    """The options of a method, for the toy or a real checkpoint.
 
     Raises ValueError on another name.
     """

@@ -47,7 +47,6 @@ class TextConfig:
     heads: int = 12
     quick_gelu: bool = True  # OpenAI's x * sigmoid(1.702 x); False = the exact GELU of OpenCLIP
     penultimate: bool = False  # forward returns the states before the last block, unnormalised (SDXL)
-    skip: int = 0  # blocks at the end whose work forward leaves out ("clip skip"); the pooled state has it
     hidden: int | None = None  # width inside the feed-forward layers; None = 4 times the width
     projection: int | None = None  # width of a projection of the pooled state (SDXL's second encoder)
     # of the token embeddings before training, half as much for the positions; CLIP's own
@@ -121,8 +120,6 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.config = config
         d, sizes = config.width, (config.heads, config.quick_gelu, config.hidden)
-        if not 0 <= config.skip <= config.layers - config.penultimate:
-            raise ValueError(f"skip {config.skip} is outside 0..{config.layers - config.penultimate} blocks")
         self.token = nn.Embedding(config.vocabulary, d)
         self.position = nn.Embedding(config.length, d)
         self.blocks = nn.ModuleList(Block(d, *sizes) for _ in range(config.layers))
@@ -132,22 +129,28 @@ class TextEncoder(nn.Module):
         nn.init.normal_(self.token.weight, std=config.init_std)
         nn.init.normal_(self.position.weight, std=config.init_std / 2)
 
-    def states(self, ids: Tensor) -> TextStates:
-        """Shapes: ids (b t) -> (b t d), (b t d)"""
+    def states(self, ids: Tensor, skip: int = 0) -> TextStates:
+        """`skip`: blocks at the end whose work is left out of what is read ("clip skip"), not of the last.
+
+        Shapes: ids (b t) -> (b t d), (b t d)
+        """
+        most = self.config.layers - self.config.penultimate
+        if not 0 <= skip <= most:
+            raise ValueError(f"clip skip must be in [0, {most}], the blocks of this text encoder, got {skip}")
         if ids.shape[1] > self.config.length:
             raise ValueError(f"{ids.shape[1]} tokens, but the encoder has {self.config.length} positions")
         after = [self.token(ids) + self.position.weight[: ids.shape[1]]]  # (b t d) after 0, 1, ... blocks
         for block in self.blocks:
             after.append(block(after[-1], causal=True))
-        read = after[-1 - self.config.skip - self.config.penultimate]
+        read = after[-1 - skip - self.config.penultimate]
         last = self.norm_out(after[-1])
         if self.config.penultimate:
             return TextStates(read, last)
-        return TextStates(self.norm_out(read) if self.config.skip else last, last)
+        return TextStates(self.norm_out(read) if skip else last, last)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """The hidden states, as `config` says.  Shapes: ids (b t) -> (b t d)"""
-        return self.states(ids).read
+    def forward(self, ids: Tensor, skip: int = 0) -> Tensor:
+        """The hidden states, as `config` and `skip` say.  Shapes: ids (b t) -> (b t d)"""
+        return self.states(ids, skip).read
 
     def pooled(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """The state at the first end-of-text token, which has seen the whole sentence.
@@ -179,11 +182,11 @@ class TwoTextEncoders(nn.Module):
             raise ValueError(f"the second encoder needs a projection, at most {widest} wide")
         self.first, self.second = first, second
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, skip: int = 0) -> Tensor:
         """Shapes: ids (b 2t), for the first encoder and for the second -> (b t+1 d)"""
         one, two = ids.chunk(2, dim=1)  # (b t) each
-        states = self.second.states(two)
-        hidden = torch.cat([self.first(one), states.read], dim=2)  # (b t d1+d2)
+        states = self.second.states(two, skip)
+        hidden = torch.cat([self.first(one, skip), states.read], dim=2)  # (b t d1+d2)
         pooled = self.second.text_projection(self.second.pooled(states.last, two))  # (b e)
         row = F.pad(pooled, (0, hidden.shape[2] - pooled.shape[1]))  # (b d)
         return torch.cat([hidden, row[:, None]], dim=1)

@@ -3,7 +3,9 @@
     matcher_reward     learned: the probability that the prompt holds.  RL maximises it, and can fool it.
     caption_reward     learned: the probability of a rationale's least likely word, given the picture.
     inspector_reward   exact: 1 where the inspector reads what the prompt asks for, else 0.  For measuring.
-    clip_reward        for real pictures: CLIP's cosine of picture and prompt, SRRL's reward.
+    clip_reward        for real pictures: CLIP's cosine of picture and prompt (SRRL); PickScore, HPS v2.
+    aesthetic_reward   for real pictures: LAION's linear head on CLIP's features of the picture alone.
+    weighted           several of them, each normalised within its group.
     incompressibility  for real pictures: kilobytes as a JPEG; compressibility is minus that.  Both are DDPO's
                        first tasks, which need no weights.
 
@@ -115,20 +117,82 @@ def verdicts(images: Tensor, prompts: list[Prompt]) -> Tensor:
     return torch.tensor([float(p.fulfilled_by(r)) for p, r in zip(prompts, readings)])
 
 
-def clip_reward(clip: CLIP, tokenizer: BytePairs, batch: int = 32) -> Reward:
-    """CLIP's cosine of picture and prompt, in [-1, 1]; about 0.2 to 0.4 where they match (SRRL's code)."""
-    size = (clip.config.vision.size,) * 2
+def clip_reward(clip: CLIP, tokenizer: BytePairs, scaled: bool = False, batch: int = 32) -> Reward:
+    """CLIP's cosine of picture and prompt, in [-1, 1]; about 0.2 to 0.4 where they match (SRRL's code).
+
+    `scaled` multiplies it by exp(logit_scale), about 100: PickScore (Kirstain et al. 2023, arXiv 2305.01569)
+    and HPS v2 (Wu et al. 2023, arXiv 2306.09341) are CLIPs that were trained to say what people prefer.
+    """
 
     @torch.no_grad()
     def reward(images: Tensor, prompts: list[str]) -> Tensor:
-        weight = clip.text_projection.weight
-        ids = tokenizer(prompts).to(weight.device)
-        values = []
-        for x, y in zip(images.split(batch), ids.split(batch)):
-            x = F.interpolate(x.to(weight.device).float(), size, mode="bicubic", antialias=True).clamp(-1, 1)
-            values.append((clip.encode_image(x.to(weight.dtype)) * clip.encode_text(y)).sum(1))  # (b)
-        return torch.cat(values).float().to(images.device)
+        ids = tokenizer(prompts).to(clip.text_projection.weight.device)
+        seen = image_features(clip, images, batch)  # (b e)
+        read = torch.cat([clip.encode_text(part) for part in ids.split(batch)])  # (b e)
+        scale = clip.logit_scale.exp().float() if scaled else 1.0
+        return (scale * (seen * read.float()).sum(1)).to(images.device)
 
+    return reward
+
+
+def image_features(clip: CLIP, images: Tensor, batch: int) -> Tensor:
+    """Vectors of length 1 of pictures of any size: the shorter side is brought to CLIP's, the middle is cut
+    out.
+
+    Shapes: images (b 3 h w) -> (b e)
+    """
+    size, weight, found = clip.config.vision.size, clip.text_projection.weight, []
+    height, width = images.shape[2:]
+    shape = [round(side * size / min(height, width)) for side in (height, width)]
+    top, left = ((side - size) // 2 for side in shape)
+    for x in images.split(batch):
+        x = F.interpolate(x.to(weight.device).float(), shape, mode="bicubic", antialias=True).clamp(-1, 1)
+        found.append(clip.encode_image(x[..., top : top + size, left : left + size].to(weight.dtype)).float())
+    return torch.cat(found)
+
+
+def aesthetic_reward(clip: CLIP, head: dict[str, Tensor], batch: int = 32) -> Reward:
+    """LAION's aesthetic score, about 1 to 10: a linear head on the image features of CLIP ViT-L/14.
+
+    `head` are the tensors of its file: one layer (version 1), or five with nothing between them (version 2).
+    The prompt is not read.  Raises ValueError on other tensors.
+    """
+    layers = sorted({name.removesuffix("weight") for name in head if name.endswith("weight")})
+    sizes = [head[f"{name}weight"].shape for name in layers]
+    if not layers or sizes[0][1:] != (clip.config.width,) or sizes[-1][0] != 1:
+        raise ValueError(f"an aesthetic head reads {clip.config.width} numbers and writes one; found {sizes}")
+
+    @torch.no_grad()
+    def reward(images: Tensor, prompts: list[str]) -> Tensor:
+        x = image_features(clip, images, batch)
+        for name in layers:
+            x = F.linear(x, head[f"{name}weight"].to(x), head[f"{name}bias"].to(x))
+        return x[:, 0].to(images.device)
+
+    return reward
+
+
+def weighted(rewards: list[tuple[float, Reward]]) -> Reward:
+    """Several rewards as one: each normalised within the pictures of a prompt, then their weighted sum.
+
+    Without that, the reward with the larger spread would decide alone.  Its attribute `plain` is the weighted
+    sum of the values themselves, to measure with.
+    """
+    if len(rewards) == 1 and rewards[0][0] == 1:
+        return rewards[0][1]
+
+    def normalised(values: Tensor, prompts: list[str]) -> Tensor:
+        values = values.float().clone()
+        for prompt in dict.fromkeys(prompts):
+            rows = [i for i, other in enumerate(prompts) if other == prompt]
+            spread = values[rows].std() if len(rows) > 1 else 0.0
+            values[rows] = (values[rows] - values[rows].mean()) / (spread + 1e-6)
+        return values
+
+    def reward(images: Tensor, prompts: list[str]) -> Tensor:
+        return sum(w * normalised(each(images, prompts), prompts).to(images.device) for w, each in rewards)
+
+    reward.plain = lambda images, prompts: sum(w * each(images, prompts) for w, each in rewards)
     return reward
 
 

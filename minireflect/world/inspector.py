@@ -1,18 +1,20 @@
 """The inspector reads objects, relations and outcome from pixels alone.  It is the truth of this project.
 
 It does not see the scene and is never trained, nor trained on.  It renders instead (analysis by synthesis):
-    1. scale the brightness so that the paper has its colour;
+    1. scale each channel so that the paper has its colour: a person forgives a tint;
     2. find the scenes that could look like this: for laws a matched filter over every scene and every
        position of the camera, for arrangements the coloured shapes one by one;
     3. render each candidate, and keep the one that differs least;
     4. accept it only if it explains the whole picture: no 4x4 block of pixels may differ by more than
        TOLERANCE, the mean over all blocks by no more than MEAN_TOLERANCE, and the picture may not lie
        halfway to another scene.  Otherwise the picture is unreadable, and the reading says why.
+A flat strip two pixels wide over the picture is forgiven too: what it hides is read off the lines beside it.
 So a picture with one fact wrong is read as another scene; one that no scene explains is never accepted.
 
     inspect(render(scene)).scene.facts == scene.facts
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from itertools import product
@@ -31,6 +33,8 @@ TOLERANCE = 0.25  # in [0, 1]: a ball that is missing makes 0.7, a line moved by
 MEAN_TOLERANCE = 0.035  # in [0, 1], over all blocks
 HALFWAY = 0.47  # share of the way to another scene from which on a picture is neither
 
+FLAT = 0.08  # in [0, 1]: along a strip over the picture no channel has a standard deviation above this
+
 REACH = 4  # pixels: camera positions looked at, twice what scenes are moved by
 STRIDE = 2  # pixels (even) between camera positions of the matched filter; refined afterwards
 DIMS = 64  # principal directions kept of the matched filter's 768
@@ -47,12 +51,10 @@ def inspect(image: Tensor) -> Reading:
     pixels = (image.detach().float().cpu().permute(1, 2, 0).numpy() + 1) / 2  # (64 64 3) in [0, 1]
     if not np.isfinite(pixels).all():
         return Reading(None, 1.0, "the picture has pixels that are not finite numbers")
-    pixels = _even_out(pixels)
-    nearest, *others = _law_candidates(pixels)
-    reading = _verify(pixels, nearest, others)
-    if not reading.readable and (shapes := _find_shapes(pixels)) is not None:
-        reading = min(reading, _verify(pixels, shapes, []), key=lambda r: (not r.readable, r.residual))
-    return reading
+    reading = _read(pixels := _even_out(pixels))
+    if reading.readable:
+        return reading
+    return min([reading, *map(_read, _behind_strips(pixels))], key=_worse)
 
 
 def inspect_all(images: Tensor) -> list[Reading]:
@@ -62,10 +64,41 @@ def inspect_all(images: Tensor) -> list[Reading]:
 
 
 def _even_out(pixels: np.ndarray) -> np.ndarray:
-    """Scale the brightness so that the lightest common colour is the paper's, within 15 %."""
-    light = np.percentile(_blocks(pixels).mean(axis=2), 90)
-    gain = np.clip(PAPER.mean() / max(light, 1e-3), 1 / 1.15, 1.15)
-    return np.clip(pixels * np.float32(gain), 0, 1)
+    """Scale each channel so that the lightest common colour is the paper's, within 15 %."""
+    light = np.percentile(_blocks(pixels).reshape(-1, 3), 80, axis=0)
+    gain = np.clip(PAPER / np.maximum(light, 1e-3), 1 / 1.15, 1.15)
+    return np.clip(pixels * gain.astype(np.float32), 0, 1)
+
+
+def _worse(reading: Reading) -> tuple[bool, float]:
+    return not reading.readable, reading.residual
+
+
+def _read(pixels: np.ndarray) -> Reading:
+    """The picture as a law, or else as shapes.  Shapes: pixels (64 64 3) in [0, 1]"""
+    nearest, *others = _law_candidates(pixels)
+    reading = _verify(pixels, nearest, others)
+    if not reading.readable and (shapes := _find_shapes(pixels)) is not None:
+        reading = min(reading, _verify(pixels, shapes, []), key=_worse)
+    return reading
+
+
+def _behind_strips(pixels: np.ndarray) -> Iterator[np.ndarray]:
+    """Where a flat strip, two pixels wide, lies over the picture from edge to edge: the picture with the mean
+    of the two lines beside it in its place.
+
+    Shapes: pixels (64 64 3) in [0, 1] -> none to two of the same: of rows, of columns
+    """
+    for axis in (0, 1):
+        lines = pixels.swapaxes(0, axis)
+        flat = lines.std(axis=1).max(axis=1) <= FLAT  # (64)
+        k = np.flatnonzero(flat[:-1] & flat[1:])  # the first lines of n strips
+        before, after = lines[np.where(k > 0, k - 1, 2)], lines[np.where(k < SIZE - 2, k + 2, SIZE - 3)]
+        off = np.minimum(np.abs(lines[k] - before), np.abs(lines[k + 1] - after)).mean(axis=(1, 2))
+        if off.max(initial=0) > FLAT / 2:  # it can be seen, and is no edge
+            behind, n = pixels.copy(), off.argmax()
+            behind.swapaxes(0, axis)[k[n] : k[n] + 2] = (before[n] + after[n]) / 2
+            yield behind
 
 
 def _verify(pixels: np.ndarray, scene: Scene, others: list[Scene]) -> Reading:
@@ -73,14 +106,14 @@ def _verify(pixels: np.ndarray, scene: Scene, others: list[Scene]) -> Reading:
     rendered = _float_pixels(scene)
     off = np.abs(_blocks(rendered - pixels)).max(axis=2)  # (16 16)
     residual, mean, far = float(off.max()), off.mean(), ""
+    y, x = (4 * int(v) for v in np.unravel_index(off.argmax(), off.shape))
     if residual > TOLERANCE:
-        y, x = (4 * int(v) for v in np.unravel_index(off.argmax(), off.shape))
         far = f"the 4x4 pixels at x {x}, y {y} are {residual:.2f} off, at most {TOLERANCE} is allowed"
     elif mean > MEAN_TOLERANCE:
         far = f"it is {mean:.3f} off on average, at most {MEAN_TOLERANCE} is allowed"
     if far:
         why = f"no scene explains the picture: nearest is {caption(scene)!r}, but {far}"
-        return Reading(None, residual, why)
+        return Reading(None, residual, why, (x, y))
     for other in others:
         way = (_float_pixels(other) - rendered).ravel()
         if (pixels - rendered).ravel() @ way > HALFWAY * (way @ way):

@@ -24,6 +24,7 @@ GenEval reads pictures with a detector, we with the inspector, whose objects hav
 counts if any two of the named objects are so related.
 """
 
+import csv
 import json
 import random
 import re
@@ -314,11 +315,40 @@ def geneval_export(folder: Path, prompts: list[Prompt], images: Tensor) -> None:
     """
     if not prompts or len(images) % len(prompts):
         raise ValueError(f"{len(images)} pictures cannot be divided evenly among {len(prompts)} prompts")
-    for i, (prompt, part) in enumerate(zip(prompts, images.split(len(images) // len(prompts)))):
+    for prompt in prompts:
         if prompt.graph is None:
             raise ValueError(f"GenEval has no task like {prompt.text!r}: only arrangements can be exported")
+    write_samples(folder, [geneval_metadata(prompt) for prompt in prompts], images)
+
+
+def write_samples(folder: Path, about: list[dict], images: Tensor, first: int = 0) -> None:
+    """The layout of `geneval_export`, with what is known of each prompt; `first` is the first one's number.
+
+    Shapes: images (n*k 3 h w)
+    """
+    for i, (values, part) in enumerate(zip(about, images.split(len(images) // len(about))), first):
         place = folder / f"{i:05d}"
         (place / "samples").mkdir(parents=True, exist_ok=True)
-        (place / "metadata.jsonl").write_text(json.dumps(geneval_metadata(prompt)))
+        (place / "metadata.jsonl").write_text(json.dumps(values))
         for j, pixels in enumerate(to_pixels(part)):
             write_picture(pixels, place / "samples" / f"{j:04d}.png")
+
+
+def read_benchmark(path: Path) -> list[dict]:
+    """The tasks of a benchmark: GenEval's .jsonl, DrawBench's .csv (Prompts, Category), or a prompt a line.
+
+    -> what is known of each, "prompt" among it.  Raises ValueError when a task has no prompt.
+    """
+    lines = path.read_text("utf-8-sig").splitlines()
+    if path.suffix == ".jsonl":
+        tasks = [json.loads(line) for line in lines if line.strip()]
+    elif path.suffix == ".csv":
+        rows = [{key.lower(): value for key, value in row.items() if key} for row in csv.DictReader(lines)]
+        tasks = [
+            {"tag": row.get("category"), "prompt": row.get("prompts", row.get("prompt"))} for row in rows
+        ]
+    else:
+        tasks = [{"prompt": line.strip()} for line in lines if line.strip() and line[0] != "#"]
+    if not tasks or not all(task.get("prompt") for task in tasks):
+        raise ValueError(f"{path} is none of GenEval's .jsonl, DrawBench's .csv, or a text with prompts")
+    return tasks

@@ -60,11 +60,14 @@ class Scene:
 
 @dataclass(frozen=True)
 class Reading:
-    """What the inspector read.  If the picture is unreadable, `scene` is None and `why` one sentence."""
+    """What the inspector read.  If the picture is unreadable, `scene` is None and `why` one sentence; `block`
+    is the 4x4 block of pixels furthest from the nearest scene, (x, y) of its first pixel, where one is.
+    """
 
     scene: Scene | None
     residual: float  # largest difference of a 4x4 block of pixels from the rendered scene, in [0, 1]
     why: str = ""
+    block: tuple[int, int] | None = None
 
     @property
     def readable(self) -> bool:

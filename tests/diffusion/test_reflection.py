@@ -15,7 +15,6 @@ from minireflect.diffusion.reflection import (
     moments,
     reflect,
     renoise_to,
-    zigzag,
 )
 from minireflect.diffusion.sample import EpsFn, denoise, guided, last, renoise
 from minireflect.diffusion.schedule import Schedule, ScheduleConfig, StepTable
@@ -236,19 +235,6 @@ def test_reflect_selects_the_rows_and_their_noise(wrong: str, redraw: str) -> No
     assert len(none) == len(nothing) == 0
 
 
-def test_zigzag() -> None:
-    x_T = noise(5)
-    moves = list(zigzag(make_eps, x_T, TABLE, 3.0, 0.1))
-    assert len(moves) == 3 * 20 - 2
-    assert [m.index for m in moves] == [i for i in range(19) for _ in range(3)] + [19]
-    x = last(denoise(make_eps(3.0), x_T, TABLE[:1]))
-    x = last(renoise(make_eps(0.1), x, TABLE[:1]))
-    assert moves[1].x.equal(x)  # up again at the level it came from
-    assert moves[2].x.equal(last(denoise(make_eps(3.0), x, TABLE[:1])))
-    straight = last(denoise(make_eps(3.0), noise(), TABLE))
-    assert along(last(zigzag(make_eps, noise(), TABLE, 3.0, 0.1))).mean() > along(straight).mean()
-
-
 def test_no_graph_is_kept_and_no_global_randomness_used() -> None:
     gain = torch.ones((), requires_grad=True)
 
@@ -262,7 +248,6 @@ def test_no_graph_is_kept_and_no_global_randomness_used() -> None:
     assert torch.is_grad_enabled() and not any(v.requires_grad for v in outputs)
     _, x = reflect(lambda rows: trainable(0.1), x_T, torch.zeros(3) > 0, TABLE, config, torch.Generator())
     assert not x.requires_grad
-    assert not last(zigzag(trainable, x_T, TABLE, 3.0, 0.1)).requires_grad
     assert torch.get_rng_state().equal(before)
 
 

@@ -120,6 +120,8 @@ def test_recipes_are_what_their_papers_do(checkpoint: bool) -> None:
     assert (srrl == SRRLConfig()) == (not checkpoint)
     assert (ddpo.objective, ddpo.advantage, ddpo.pull) == ("ppo", "history", 0)
     assert (grpo.objective, grpo.advantage) == ("grpo", "group") and srrl.objective == "grpo"
+    paper = recipe("paper", checkpoint)
+    assert (paper.objective, paper.mode, paper.w_renoise, paper.suffixes) == ("ppo", "blind", 0.1, (1, 5, 9))
     assert ddpo.group == grpo.group == 4 and srrl.wrong == "opposite"
-    with pytest.raises(ValueError, match="'dpo' is not one of srrl, ddpo, grpo"):
+    with pytest.raises(ValueError, match="'dpo' is not one of srrl, paper, ddpo, grpo"):
         recipe("dpo")

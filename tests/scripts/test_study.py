@@ -203,7 +203,7 @@ def test_swapped_rationales_are_anothers_of_the_same_law(monkeypatch: pytest.Mon
 
 def test_every_option_of_the_studies_is_one_of_the_command_line() -> None:
     s, r = study, reason_study
-    arms = [("srrl", options) for options in (s.CLAIM | s.OTHERS).values()]
+    arms = [("srrl", options) for options in s.ARMS.values()]
     arms += [("rlrig", [*rig_study.SHORT, "--group", "2", "--graphs", "4", "--evaluation.seed", "1"])]
     arms += [("reason-sft", options) for options in ([*r.BASE, *r.AGAIN], r.TUNING)]
     reinforced = [*(options for _, options in r.REINFORCED.values()), *r.STRAINED.values()]

@@ -1,0 +1,118 @@
+"""Every key that a file can state is read, harmless or refused, and docs/checkpoints.md says which.
+
+`python -m tests.checkpoints.test_stated` writes the tables into the document.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from minireflect.checkpoints.files import WeightsError
+from minireflect.checkpoints.stated import KINDS, Rule, check, check_names
+
+DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "checkpoints.md"
+BEGIN, END = "<!-- what is stated -->\n", "<!-- end of what is stated -->\n"
+TENSORS = ("single file", "LoRA")  # whose keys are names of tensors
+EXAMPLES = {
+    r".*\.(diff(_b)?|w_norm|b_norm)|.*lora_[AB].*\.bias": "unet.x.diff_b",  # of keys that are patterns
+    r".*lora(\.|_)(A|B|down|up)\b.*|.*\.lora_linear_layer\.(down|up)\.weight": "unet.x.to_q.lora_A.weight",
+}
+
+
+def example(pattern: str) -> str:
+    """A key that the pattern takes."""
+    if pattern in EXAMPLES:
+        return EXAMPLES[pattern]
+    text = re.sub(r"\(([^()|]+)\|[^()]*\)", r"\1", pattern.split("|")[0] if "(" not in pattern else pattern)
+    text = re.sub(r"\((_\w+)\)\?", "", text.split("|")[0])
+    text = text.replace(r"\w*", "x").replace(r"\.", ".").replace(".*", "x").replace("[01]", "0")
+    return text.replace(r"\b", "").replace("[AB]", "A")
+
+
+def said(rule: Rule) -> str:
+    values = (
+        f" ({', '.join(f'`{v!r}`' for v in rule.values)})" if rule.what != "refused" and rule.values else ""
+    )
+    return f"{rule.what}{values}" + (f": {rule.why}" if rule.what == "refused" else "")
+
+
+def tables() -> str:
+    """A line for each kind of file and verdict, and one for each refusal."""
+    lines = ["| file | keys | |", "|---|---|---|"]
+    for kind, rules in KINDS.items():
+        groups: dict[str, list[str]] = {}
+        for pattern, rule in rules.items():
+            groups.setdefault(said(rule), []).append("`" + pattern.replace("|", "\\|") + "`")
+        lines += [
+            f"| {kind} | {' '.join(keys)} | {verdict.replace('|', '')} |" for verdict, keys in groups.items()
+        ]
+    return "\n".join(lines) + "\n"
+
+
+RULES = [(kind, pattern, rule) for kind, rules in KINDS.items() for pattern, rule in rules.items()]
+
+
+@pytest.mark.parametrize(("kind", "pattern", "rule"), RULES, ids=lambda value: str(value)[:40])
+def test_every_key_is_what_the_table_says(kind: str, pattern: str, rule: Rule) -> None:
+    key = example(pattern)
+    assert re.fullmatch(pattern, key), key
+    for value in rule.values:
+        check(kind, {key: value}, "file")
+    value = key if kind in TENSORS else "something else"
+    if rule.what != "refused" and not rule.values:
+        return check(kind, {key: value}, "file")
+    with pytest.raises(WeightsError, match=f"file (has|asks for) {re.escape(key)}.* refused: .") as error:
+        check(kind, {key: value}, "file")
+    assert len(str(error.value)) < 300 and str(error.value).endswith(rule.why)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in TENSORS])
+def test_an_unknown_key_is_refused_unless_it_asks_for_nothing(kind: str) -> None:
+    for value in (None, False, [], {}, ""):
+        check(kind, {"new_in_2030": value}, "file")
+    with pytest.raises(
+        WeightsError, match="asks for new_in_2030 = 3, which is refused: minireflect does not"
+    ):
+        check(kind, {"new_in_2030": 3}, "file")
+
+
+@pytest.mark.parametrize("kind", TENSORS)
+def test_tensors_that_stand_in_no_table_are_listed(kind: str) -> None:
+    assert check_names(kind, ["what.is.this"], "file") == ["what.is.this"]
+
+
+def test_what_the_libraries_write_is_known() -> None:
+    import diffusers
+    from peft import LoraConfig
+    from transformers import CLIPConfig, CLIPTextConfig
+
+    net = diffusers.UNet2DConditionModel(block_out_channels=(32,), down_block_types=["DownBlock2D"],
+                                         up_block_types=["UpBlock2D"])  # fmt: skip
+    check("UNet", dict(net.config), "file")
+    check("VAE", dict(diffusers.AutoencoderKL(block_out_channels=(32,)).config), "file")
+    check("text encoder", CLIPTextConfig().to_dict(), "file")
+    clip = CLIPConfig().to_dict()
+    check("CLIP", clip, "file")
+    for part in ("text_config", "vision_config"):
+        check(f"CLIP's {part}", clip[part], "file")
+    check("LoRA's configuration", LoraConfig(peft_type="LORA").to_dict() | {"peft_type": "LORA"}, "file")
+    for name in ("DDIM", "PNDM", "EulerDiscrete", "EulerAncestralDiscrete", "DPMSolverMultistep", "DDPM",
+                 "LMSDiscrete", "UniPCMultistep", "HeunDiscrete", "DEISMultistep"):  # fmt: skip
+        stated = dict(getattr(diffusers, f"{name}Scheduler")().config) | {"clip_sample": False}
+        check("scheduler", stated | {"_class_name": f"{name}Scheduler"}, "file")
+    for name in ("LCM", "TCD", "EDMEuler", "EDMDPMSolverMultistep", "FlowMatchEulerDiscrete"):
+        stated = dict(getattr(diffusers, f"{name}Scheduler")().config)
+        with pytest.raises(WeightsError, match="refused"):
+            check("scheduler", stated | {"_class_name": f"{name}Scheduler"}, "file")
+
+
+def test_the_document_has_the_tables() -> None:
+    assert tables() in DOCUMENT.read_text(), "python -m tests.checkpoints.test_stated"
+
+
+if __name__ == "__main__":
+    text = DOCUMENT.read_text()
+    before, _, rest = text.partition(BEGIN)
+    after = rest.partition(END)[2]
+    DOCUMENT.write_text(before + BEGIN + tables() + END + after)

@@ -1,0 +1,180 @@
+"""What checkpoints of the field state beside their tensors: the same pictures as diffusers draws."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DiffusionPipeline,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    UNet2DConditionModel,
+)
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from minireflect.checkpoints.files import WeightsError
+from minireflect.checkpoints.load import Given, load_checkpoint
+from minireflect.checkpoints.lora import load_lora, networks_of
+from minireflect.models.lora import merge_lora
+from minireflect.pipeline import LatentDiffusion
+from tests.small import shaken
+
+from .checkpoints import WORDS, pipeline, save_original
+
+pytestmark = pytest.mark.usefixtures("no_network")
+PROMPT = WORDS[0]
+
+
+def theirs_of(family: str, folder: Path, unet: dict | None = None, scheduler: object = None) -> object:
+    """diffusers' pipeline and its folder `folder`/sd, with another UNet or scheduler."""
+    theirs = pipeline(family, folder)
+    if unet:
+        config = {k: v for k, v in (dict(theirs.unet.config) | unet).items() if k[0] != "_"}
+        theirs.unet = shaken(UNet2DConditionModel(**config))
+    theirs.scheduler = scheduler or theirs.scheduler
+    theirs.set_progress_bar_config(disable=True)
+    theirs.save_pretrained(folder / "sd")
+    return theirs
+
+
+@torch.no_grad()
+def off(
+    theirs: DiffusionPipeline, ours: LatentDiffusion, steps: int = 4, guidance: float = 5.0, **more: object
+) -> float:
+    """The largest difference of their picture and ours, of a range of 1."""
+    height, width = more.pop("size", (32, 32))
+    x_T: Tensor = torch.randn(1, 4, height // 2, width // 2)
+    expected = theirs(
+        PROMPT, num_inference_steps=steps, guidance_scale=guidance, latents=x_T.clone(), output_type="pt",
+        height=height, width=width, **more,
+    ).images  # fmt: skip
+    assert expected.std() > 0.05
+    found = ours.generate([PROMPT], steps, guidance, 0.0, latents=x_T) / 2 + 0.5
+    return float((found - expected).abs().max())
+
+
+SD = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+TRAILING = SD | dict(timestep_spacing="trailing")
+DDIM = SD | dict(clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+ZERO = dict(rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing")
+SCHEDULERS = {
+    "turbo": (EulerAncestralDiscreteScheduler(**TRAILING), 1, 1.0),
+    "turbo, DDIM": (DDIMScheduler(**DDIM | dict(timestep_spacing="trailing")), 1, 1.0),
+    "euler, three steps": (EulerDiscreteScheduler(**TRAILING), 3, 5.0),
+    "euler, leading": (EulerDiscreteScheduler(**SD, timestep_spacing="leading", steps_offset=1), 4, 5.0),
+    "zero SNR": (DDIMScheduler(**DDIM | ZERO), 4, 7.5),
+    "zero SNR, one step": (DDIMScheduler(**DDIM | ZERO), 1, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_levels_and_noise_are_those_of_the_scheduler(name: str, tmp_path: Path) -> None:
+    scheduler, steps, guidance = SCHEDULERS[name]
+    theirs = theirs_of("sdxl", tmp_path, scheduler=scheduler)
+    assert off(theirs, load_checkpoint(tmp_path / "sd"), steps, guidance) < 1e-3
+
+
+DISTILLED = {
+    "tiny-sd": ("sd1", dict(mid_block_type=None)),
+    "SSD-1B": (
+        "sdxl",
+        dict(
+            layers_per_block=2, mid_block_type="UNetMidBlock2D",
+            transformer_layers_per_block=[[1, 1], [2, 4]],
+            reverse_transformer_layers_per_block=[[3, 1, 2], [1, 1, 1]],
+        ),
+    ),
+    "heads of several widths": ("sd2", dict(attention_head_dim=(1, 4))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DISTILLED)
+def test_unets_are_read_off_every_layer(name: str, tmp_path: Path) -> None:
+    family, unet = DISTILLED[name]
+    theirs = theirs_of(family, tmp_path, unet)
+    assert off(theirs, load_checkpoint(tmp_path / "sd")) < 1e-3
+
+
+def test_size_negative_prompt_and_clip_skip(tmp_path: Path) -> None:
+    for family in ("sd1", "sdxl"):
+        theirs = theirs_of(family, tmp_path / family)
+        if not hasattr(theirs.text_encoder, "text_model"):  # where diffusers looks for the last norm
+            object.__setattr__(theirs.text_encoder, "text_model", theirs.text_encoder)
+        ours = load_checkpoint(tmp_path / family / "sd", Given(image_size=(32, 48)))
+        ours.negative, ours.clip_skip = WORDS[1], 1
+        assert off(theirs, ours, size=(32, 48), negative_prompt=WORDS[1], clip_skip=1) < 1e-3
+        plain = load_checkpoint(tmp_path / family / "sd", Given(image_size=(32, 48)))
+        assert off(theirs, plain, size=(32, 48), negative_prompt=WORDS[1], clip_skip=1) > 1e-3
+
+
+@torch.no_grad()
+def test_another_autoencoder_and_its_statistics(tmp_path: Path) -> None:
+    theirs = theirs_of("sdxl", tmp_path)
+    theirs.vae.register_to_config(latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.0, 2.0, 0.5, 1.5])
+    shaken(theirs.vae).save_pretrained(tmp_path / "vae")
+    file = save_original(theirs, "sdxl", tmp_path / "one.safetensors")
+    ours = load_checkpoint(tmp_path / "sd", Given(vae=tmp_path / "vae"))
+    assert off(theirs, ours) < 1e-3
+    images = torch.rand(1, 3, 32, 32) * 2 - 1
+    latents = ours.autoencoder.encode(images)
+    assert (ours.autoencoder.decode(latents) - theirs.vae(images).sample).abs().max() < 1e-3
+    single = load_checkpoint(tmp_path / "sd", Given(vae=file)).autoencoder.state_dict()
+    assert all(torch.equal(t, single[name]) for name, t in ours.autoencoder.state_dict().items())
+
+
+def kohya(theirs: DiffusionPipeline, path: Path, alpha: float = 2.0) -> Path:
+    """A LoRA of UNet and text encoders in kohya's names, also on the 1x1 convolutions around attention."""
+    out = {}
+    parts = {"lora_unet": theirs.unet, "lora_te": theirs.text_encoder}
+    if hasattr(theirs, "text_encoder_2"):
+        parts = {"lora_unet": theirs.unet, "lora_te1": theirs.text_encoder, "lora_te2": theirs.text_encoder_2}
+    for prefix, module in parts.items():
+        ends = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "ff.net.2", "q_proj", "out_proj", "fc1")
+        for name, layer in module.named_modules():
+            if name.endswith(ends) and "embed" not in name:
+                name = name if prefix == "lora_unet" or name.startswith("text_") else f"text_model.{name}"
+                key, kernel = f"{prefix}_{name.replace('.', '_')}", layer.weight.shape[2:]
+                out[f"{key}.lora_down.weight"] = 0.1 * torch.randn(4, layer.weight.shape[1], *kernel)
+                out[f"{key}.lora_up.weight"] = 0.1 * torch.randn(len(layer.weight), 4, *kernel)
+                out[f"{key}.alpha"] = torch.tensor(alpha)
+    save_file(out, path)
+    return path
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_a_lora_of_kohya_with_its_text_encoders(family: str, tmp_path: Path) -> None:
+    theirs = theirs_of(family, tmp_path)
+    path = kohya(theirs, tmp_path / "kohya.safetensors")
+    ours, weaker = (load_checkpoint(tmp_path / "sd") for _ in range(2))
+    with pytest.raises(WeightsError, match=r"extra text_encoder"):
+        load_lora(load_checkpoint(tmp_path / "sd").unet, path)
+    load_lora(ours, path), load_lora(weaker, path, 0.3)
+    theirs.load_lora_weights(str(tmp_path), weight_name=path.name)
+    assert off(theirs, ours) < 1e-3
+    for network in networks_of(weaker).values():
+        merge_lora(network)
+    assert off(theirs, weaker) > 1e-3
+    theirs.set_adapters("default_0", 0.3)
+    assert off(theirs, weaker) < 1e-3
+
+
+@pytest.mark.parametrize("more", [dict(use_rslora=True), dict(alpha_pattern={"to_q": 1, "attn2.to_k": 32})])
+def test_scales_of_peft(more: dict, tmp_path: Path) -> None:
+    theirs = theirs_of("sd1", tmp_path)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["to_q", "to_k"], rank_pattern={"to_q": 2}, **more)
+    theirs.unet.add_adapter(config)
+    for name, p in theirs.unet.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(p, std=0.1)
+    tensors = {f"base_model.model.{n}": t for n, t in get_peft_model_state_dict(theirs.unet).items()}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    about = {k: v for k, v in config.to_dict().items() if k != "target_modules"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(about, default=str))
+    ours = load_checkpoint(tmp_path / "sd")
+    load_lora(ours.unet, tmp_path)
+    assert off(theirs, ours) < 1e-3

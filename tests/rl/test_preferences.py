@@ -1,0 +1,101 @@
+"""Rewards of preferences, against the formulas of their papers' code, written here with transformers."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import CLIPConfig, CLIPModel
+
+from minireflect.checkpoints.load import load_clip
+from minireflect.methods.finetune import FinetuneConfig, chosen_reward, reward_of_module
+from minireflect.rl.rewards import aesthetic_reward, weighted
+from tests.parity.checkpoints import WORDS, vocabulary
+from tests.small import shaken
+
+PROMPTS = WORDS[:2]
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory: pytest.TempPathFactory) -> tuple[CLIPModel, Path]:
+    import json
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("clip")
+    n = len(json.loads((vocabulary(folder) / "vocab.json").read_text("utf-8")))
+    text = dict(vocab_size=n, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+                num_attention_heads=1, eos_token_id=n - 1, hidden_act="gelu")  # fmt: skip
+    vision = dict(image_size=28, patch_size=14, hidden_size=64, intermediate_size=80, num_hidden_layers=2,
+                  num_attention_heads=1, hidden_act="gelu")  # fmt: skip
+    model = shaken(CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)))
+    with torch.no_grad():
+        model.logit_scale.fill_(3.7)
+    model.save_pretrained(folder)
+    return model, folder
+
+
+def pixels(images: Tensor) -> Tensor:
+    """As CLIP's processor gives them, of pictures that have its size."""
+    mean, std = (torch.tensor(v)[:, None, None] for v in
+                 ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)))  # fmt: skip
+    return ((images + 1) / 2 - mean) / std
+
+
+@pytest.mark.parametrize("name", ["pickscore", "hps", "clip"])
+@torch.no_grad()
+def test_a_scaled_cosine(name: str, theirs: tuple[CLIPModel, Path]) -> None:
+    model, folder = theirs
+    images = torch.rand(2, 3, 28, 28) * 2 - 1
+    reward = chosen_reward(FinetuneConfig(base="x", reward=(f"{name}={folder}",)), torch.device("cpu"))
+    _, tokenizer = load_clip(folder)
+    out = model(input_ids=tokenizer(PROMPTS), pixel_values=pixels(images))
+    seen = out.image_embeds / out.image_embeds.norm(dim=-1, keepdim=True)
+    read = out.text_embeds / out.text_embeds.norm(dim=-1, keepdim=True)
+    scale = 1.0 if name == "clip" else model.logit_scale.exp()
+    assert torch.allclose(reward(images, PROMPTS), scale * (read * seen).sum(1), atol=1e-5 * float(scale))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@torch.no_grad()
+def test_the_aesthetic_head_is_linear_on_normalised_features(
+    version: int, theirs: tuple[CLIPModel, Path]
+) -> None:
+    model, folder = theirs
+    layers = [torch.nn.Linear(16, 1)] if version == 1 else [torch.nn.Linear(16, 8), torch.nn.Linear(8, 1)]
+    names = [""] if version == 1 else ["layers.0.", "layers.7."]
+    head = {f"{n}{k}": t for n, layer in zip(names, layers) for k, t in layer.state_dict().items()}
+    images = torch.rand(3, 3, 28, 28) * 2 - 1
+    x = model.get_image_features(pixel_values=pixels(images))
+    x = x if isinstance(x, Tensor) else x.pooler_output
+    expected = x / x.norm(dim=-1, keepdim=True)
+    for layer in layers:
+        expected = layer(expected)
+    clip = load_clip(folder)[0]
+    assert torch.allclose(aesthetic_reward(clip, head)(images, [""] * 3), expected[:, 0], atol=1e-5)
+    with pytest.raises(ValueError, match="an aesthetic head reads 16 numbers"):
+        aesthetic_reward(clip, {"weight": torch.zeros(1, 9), "bias": torch.zeros(1)})
+
+
+def test_several_are_normalised_within_their_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mymodule.py").write_text(
+        "def brightness(images, prompts):\n    return images.mean((1, 2, 3))\n"
+        "def loud(images, prompts):\n    return 1000 * images[:, 0].mean((1, 2))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    config = FinetuneConfig(base="x", reward=("mymodule:brightness", "0.5*mymodule:loud"))
+    images, prompts = torch.randn(6, 3, 4, 4), ["a", "b"] * 3
+    first, second = images.mean((1, 2, 3)), 1000 * images[:, 0].mean((1, 2))
+
+    def normal(x: Tensor) -> Tensor:
+        x = x.view(3, 2)  # a group is a column
+        return ((x - x.mean(0)) / x.std(0)).flatten()
+
+    reward = chosen_reward(config, torch.device("cpu"))
+    assert torch.allclose(reward(images, prompts), normal(first) + 0.5 * normal(second), atol=1e-4)
+    assert torch.allclose(reward.plain(images, prompts), first + 0.5 * second)
+    alone = reward_of_module("mymodule:brightness")
+    assert weighted([(1.0, alone)]) is alone
+    with pytest.raises(ValueError, match=r"mymodule:dark: .* it is MODULE:FUNCTION"):
+        reward_of_module("mymodule:dark")
+    with pytest.raises(ValueError, match="--reward beauty is none of"):
+        chosen_reward(FinetuneConfig(base="x", reward=("beauty",)), torch.device("cpu"))
