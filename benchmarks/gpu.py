@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -202,7 +203,7 @@ def train_part(place: Place) -> Iterator[Row]:
         config = preset("smoke" if place.tiny else "cpu")
         pipe = load_pipeline().to(place.device)
         with TemporaryDirectory() as folder:
-            texts = lambda step: config.mix.draw(config.seed, config.srrl.prompts_per_iteration, step)  # noqa: E731
+            texts = partial(config.mix.draw, config.seed, config.srrl.prompts_per_iteration)
             with clocked(times, "training", place.device):
                 srrl.train_srrl(config.srrl, pipe, clocked_reward, texts, None, Job(Run(folder + "/run", {})))
         with clocked(times, "evaluation", place.device):

@@ -112,5 +112,5 @@ def sum_gradients(parameters: Iterable[Tensor]) -> None:
     trained = [p for p, given in zip(parameters, has) if given]
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
     flat = total(torch.cat([g.flatten() for g in grads]))
-    for p, g in zip(trained, flat.split([g.numel() for g in grads])):
-        p.grad = g.view_as(p)
+    for p, grad, g in zip(trained, grads, flat.split([g.numel() for g in grads])):
+        p.grad = grad.copy_(g.view_as(p))  # in the layout of p

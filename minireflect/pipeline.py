@@ -138,7 +138,7 @@ class LatentDiffusion:
 
     def null(self) -> Tensor:
         """The negative prompt, or the empty one, which guidance leads away from.  -> (1 t d)"""
-        null = self.text_encoder(self.tokenizer([self.negative]).to(self.device))
+        null = self.text_encoder(sent(self.tokenizer([self.negative]), self.device))
         return torch.zeros_like(null) if self.zero_null and not self.negative else null
 
     def predict(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:

@@ -124,8 +124,7 @@ def test_three_processes_with_fewer_pictures_than_processes(tmp_path: Path) -> N
 def reason(folder: Path) -> None:
     pipe = small_reasongen()
     config = ReasonRLConfig(iterations=4, prompts=3, group=4, updates=2, max_resamples=2, recall=0.0)
-    bright = Rewards(lambda images, prompts: (images.mean((1, 2, 3)) > images.mean()).float())
-    bright = Rewards(lambda images, prompts: torch.sigmoid(200 * (images.mean((1, 2, 3)) + 0.06)))
+    bright = Rewards(lambda images, prompts: (images.mean((1, 2, 3)) * 1e3).floor() % 2)  # as good as random
     train_reason_grpo(config, pipe, bright, law_texts, None, Job(Run(folder / "run", {})))
 
 
