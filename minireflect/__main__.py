@@ -7,23 +7,20 @@
 `minireflect COMMAND --help` lists the options of a command.
 """
 
-import re
 import sys
 from importlib import import_module
 from inspect import getdoc
 from pathlib import Path
 
-from .cli import HELP, TRAINED, known, train_help
+from .cli import HELP, TRAINED, known, lacks_memory, sentence, train_help
+from .ranges import plain
 
-NO_MEMORY = "out ?of ?memory|memoryerror|can't allocate memory|not enough memory|alloc_failed"
-SMALLER = """the memory is full; with --base try --micro-batch 1, --checkpointing, --precision bf16 or a
-smaller --size, otherwise a smaller --batch""".replace("\n", " ")
 COMMANDS = ("sample", "train", "inspect")  # each imports what it needs
 PICTURES = (".png", ".jpg", ".jpeg")
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run a command.  -> the exit status: 0, 1 when a check fails, 2 on bad input, 130 when stopped"""
+    """Run a command.  -> exit status: 0, 1 when a check or a run fails, 2 on bad input, 130 when stopped"""
     command, *rest = (sys.argv[1:] if words is None else words) or [""]
     try:
         if command in ("", *HELP):
@@ -43,12 +40,11 @@ def main(words: list[str] | None = None) -> int:
         print(f"minireflect {command}: {said}", file=sys.stderr)
         return 130
     except (ValueError, OSError, ImportError, FloatingPointError, MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError | RuntimeError):
-            if not re.search(NO_MEMORY, f"{type(error).__name__} {error}", re.IGNORECASE):
-                raise
-            error = f"{SMALLER} ({str(error).splitlines()[0] if str(error) else 'MemoryError'})"
-        print(f"minireflect {command}: {error}", file=sys.stderr)
-        return 2
+        status = getattr(error, "status", 1 if isinstance(error, FloatingPointError) else 2)
+        if isinstance(error, RuntimeError) and status == 2 and not lacks_memory(error):
+            raise  # a mistake of ours
+        print(f"minireflect {plain(command)}: {sentence(error)}", file=sys.stderr)
+        return status
 
 
 def inspect(paths: list[Path]) -> int:

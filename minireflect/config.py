@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from .disk import read_json
 from .evaluate import EvaluationConfig
 from .methods.finetune import FinetuneConfig
 from .methods.reasongen import ReasonRLConfig
@@ -22,6 +23,7 @@ from .pretrain.autoencoders import AutoencoderTraining, VQTraining
 from .pretrain.diffusion import DiffusionTraining
 from .pretrain.matcher import CAPTIONER_TRAINING, CHECKER_TRAINING, RewardTraining
 from .pretrain.sft import ReasonTraining
+from .ranges import Checked, Refusal, expect, hints, quote
 from .run import Training
 from .tracking import Tracker
 from .world.data import WorldConfig
@@ -29,7 +31,7 @@ from .world.prompts import PromptMix
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """What a run is configured with; the defaults are the preset cpu.  `world` is set in Python only."""
 
     # of `minireflect train`
@@ -147,22 +149,29 @@ def preset(
     Raises ValueError on another name.
     """
     if name not in PRESETS or scenes not in ("laws", "graphs"):
-        raise ValueError(f"{name!r} is not one of {', '.join(PRESETS)}, or {scenes!r} of laws, graphs")
+        names = ", ".join(PRESETS)
+        raise ValueError(f"{quote(name)} is not one of {names}, or {quote(scenes)} of laws, graphs")
     config = Config(command, name, scenes=scenes, srrl=recipe or SRRLConfig())
     for key in (config.kind, name, f"{name} {config.kind}"):
         config = changed(config, CHANGES.get(key, {}))
     return config
 
 
-def changed(record: object, values: dict) -> object:
+def changed(record: object, values: dict, prefix: str = "") -> object:
     """A record with some fields replaced, in nested records too.
-    Raises ValueError on a name that the record does not have.
+
+    Raises ValueError on a name that the record does not have, or a value of another type or range.
     """
     if unknown := sorted(set(values) - {f.name for f in fields(record)}):
-        raise ValueError(f"{type(record).__name__} has no {', '.join(unknown)}")
-    new = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    records = {n: changed(old, new[n]) for n in new if is_dataclass(old := getattr(record, n))}
-    return replace(record, **new | records)
+        raise ValueError(f"{type(record).__name__} has no {quote(', '.join(unknown))}")
+    new, kinds = {}, hints(type(record))
+    for name, value in values.items():
+        old, where = getattr(record, name), f"{prefix}{name}"
+        if is_dataclass(old):
+            new[name] = changed(old, expect(value, dict, where), f"{where}.")
+        else:
+            new[name] = expect(value, kinds[name], where)
+    return replace(record, **new)
 
 
 def options_of(config: Config) -> object:
@@ -186,12 +195,15 @@ def to_dict(config: Config) -> dict:
 def read_config(folder: Path) -> Config:
     """What a run was given.  Raises ValueError in one sentence."""
     path = folder / "config.json"
+    if not path.is_file():
+        raise Refusal(f"there is no run to resume in {folder}: cannot read {path}")
     try:
-        values = json.loads(path.read_text())
-        weights = values.pop("weights")
-        config = changed(preset(values["preset"], values["command"], values["scenes"]), values)
+        values = read_json(path)
+        commands = Literal[("all", *(name for name in FIELDS if name != "lora"))]
+        expect(values.get("command"), commands, "command")
+        weights = expect(values.pop("weights", None), str | None, "weights")
+        named = [expect(values.get(name), str, name) for name in ("preset", "command", "scenes")]
+        config = changed(preset(*named), values)
         return replace(config, weights=weights and Path(weights), out=folder, resume=True)
-    except OSError as error:
-        raise ValueError(f"there is no run to resume in {folder}: cannot read {path}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not the configuration of a run of minireflect train: {error}") from error
+    except ValueError as error:
+        raise Refusal(f"{path} is not the configuration of a run of minireflect train: {error}") from error

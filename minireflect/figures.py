@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from .disk import replacing
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -87,7 +89,9 @@ def new_figure(width: float, height: float, rows: int, columns: int, **options: 
 
 def save(figure: "Figure", path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130, bbox_inches="tight", facecolor="white")
+    with replacing(path) as file:
+        kind = path.suffix[1:].lower()
+        figure.savefig(file, format=kind, dpi=130, bbox_inches="tight", facecolor="white")
 
 
 def smooth(values: Sequence[float], span: int) -> list[float]:
@@ -167,7 +171,7 @@ def picture(axes: "Axes", image: Tensor, mark: str = "", right: bool | None = No
     for side in axes.spines.values():
         color, width = (INK, 1) if right is None else (TRUTH if right else WRONG, 2)
         side.set(color=color, linewidth=width)
-    axes.set_xlabel(mark, fontsize=7)
+    axes.set_xlabel(mark, fontsize=7, parse_math=False)
 
 
 def wrap(text: str, width: int = 34) -> str:
@@ -192,7 +196,7 @@ def strip(
     lanes, widths = -(-len(rows) // abreast), [*[1] * columns, 0.06] * fits  # a gap behind every row
     height = lanes * (2.4 + 0.2 * most)  # inches
     plots = new_figure(1.65 * columns * fits, height, lanes, len(widths), width_ratios=widths)
-    text = {"xycoords": "axes fraction", "textcoords": "offset points", "fontsize": 7.5}
+    text = {"xycoords": "axes fraction", "textcoords": "offset points", "fontsize": 7.5, "parse_math": False}
     for i, axes in enumerate(plots):
         row, k = divmod(i, columns + 1)
         if row >= len(rows) or k >= len(rows[row]):

@@ -26,7 +26,7 @@ from .models.tokenizer import BytePairs, NoVocabulary, PromptError, Tokenizer, T
 from .models.unet import Added, UNet
 from .models.vq import Codec
 from .parallel import gather, rows, spread
-from .ranges import Checked, Count, Share, Weight
+from .ranges import Checked, Count, Share, Weight, finite
 from .streams import normal, sent
 
 
@@ -251,7 +251,8 @@ class LatentDiffusion:
         def sampled_from(x_T: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             x_0 = last(denoise(eps_of(rows, sampler.guidance), x_T, table, sampler.eta, generator))
             images = self.decode(x_0)
-            return x_0, images, reward(images, [prompts[i] for i in rows.tolist()]).cpu()  # values (n)
+            values = reward(images, [prompts[i] for i in rows.tolist()]).cpu()  # (n)
+            return x_0, images, finite(values, "the reward of a picture")
 
         x_0, images, values = sampled_from(x_T, torch.arange(len(prompts)))
         yield images
@@ -275,12 +276,20 @@ class LatentDiffusion:
 
         def pictures(x: Tensor) -> Tensor:
             parts = x.split(self.micro_batch or len(x))
-            return torch.cat([self.autoencoder.decode(part).clamp(-1, 1) for part in parts])
+            return torch.cat([self.autoencoder.decode(part) for part in parts])
 
         images = spread(pictures, latents, unit=self.micro_batch or 1)
-        if not images.isfinite().all():
-            raise FloatingPointError("a picture is not finite; float16 may overflow: --precision bf16")
-        return images
+        half = next(self.unet.parameters()).dtype == torch.float16
+        finite(images, f"a picture{', as float16 may overflow (--precision bf16),' if half else ''}")
+        return images.clamp(-1, 1)
+
+
+def chosen_device(name: str | None) -> torch.device:
+    """The device of this name, or the best that is there.  Raises ValueError when it is not there."""
+    try:
+        return torch.empty(0, device=name or best_device()).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"there is no device {name} that torch can use here; leave out --device") from error
 
 
 def best_device() -> str:

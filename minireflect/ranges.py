@@ -1,4 +1,4 @@
-"""What an option may be, stated once beside its field and checked when the record is made.
+"""What a value may be: its type and range, stated once beside a field and checked when a record is made.
 
     @dataclass(frozen=True)
     class Example(Checked):
@@ -7,14 +7,61 @@
         # share of new noise
         fresh_noise: Share = 0.0
 
-Example(steps=0) raises ValueError: steps must be at least 1, got 0.
+Example(steps=0) raises ValueError: steps must be at least 1, got 0.  `expect` checks what comes from a file.
 """
 
 import math
+import reprlib
+import types
 import typing
-from typing import Annotated, Literal, NamedTuple
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+
+QUOTED, LINE, MESSAGE = 60, 300, 2_000  # characters of a quotation, of a line, of all lines of a message
+T = TypeVar("T")
 
 
+# --- messages -----------------------------------------------------------------------------------------------
+def quote(value: object) -> str:
+    """A value in a message: at most about 60 characters, control characters escaped."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = QUOTED
+    try:
+        return short.repr(value)
+    except ValueError:  # of an integer with thousands of digits
+        return f"a {type(value).__name__} too long to print"
+
+
+def plain(message: str) -> str:
+    """A message that is safe to print: no control characters, no long line, not too many lines."""
+    lines = message[: 10 * MESSAGE].split("\n")
+    safe = ["".join(c if c.isprintable() else repr(c)[1:-1] for c in _middle(line, LINE)) for line in lines]
+    text = "\n".join(_middle(line, LINE) for line in safe)
+    return text if len(text) <= MESSAGE else text[:MESSAGE] + " ..."
+
+
+def _middle(text: str, limit: int) -> str:
+    """The text without its middle, if it is longer than the limit."""
+    return text if len(text) <= limit else f"{text[: limit // 2 - 3]} ... {text[2 - limit // 2 :]}"
+
+
+class Refusal(ValueError):
+    """What was given cannot be used; the message is one sentence for the user, and a list below it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(plain(message))
+
+
+def finite(values: T, what: str) -> T:
+    """The tensor itself.  Raises FloatingPointError when one of its numbers is not finite."""
+    if not values.isfinite().all():
+        raise FloatingPointError(f"{what} is not a finite number")
+    return values
+
+
+# --- types and ranges ---------------------------------------------------------------------------------------
 class Range(NamedTuple):
     """The finite numbers from `low` to `high`; without `low` itself if `above`."""
 
@@ -40,20 +87,84 @@ Share = Annotated[float, Range(0, 1)]
 Weight = Annotated[float, Range(0)]
 Finite = Annotated[float, Range(-math.inf)]
 Positive = Annotated[float, Range(0, above=True)]
+Size = Annotated[int, Range(1, 1 << 20)]  # of a network: what a file may ask for
+Depth = Annotated[int, Range(0, 1_000)]  # of a network: layers
+
+NAMES = {
+    int: "a whole number", float: "a number", str: "a text", bool: "true or false", dict: "an object",
+    list: "a list", tuple: "a list", types.NoneType: "null", Path: "a path",
+}  # fmt: skip
+
+
+def _named(hint: Any) -> str:
+    """A type in words."""
+    origin, inner = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(_named, inner))
+    if origin is Annotated:
+        return _named(inner[0])
+    if origin is tuple and ... not in inner:
+        return f"a list of {len(inner)}"
+    return NAMES.get(origin, getattr(origin, "__name__", "another"))
+
+
+def _is(value: object, kind: type) -> bool:
+    """Whether a value is of a plain type: true is no number, a whole number is one, and all are finite."""
+    if kind is int or (kind is float and isinstance(value, int)):
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63
+    return isinstance(value, kind)
+
+
+def expect(value: object, hint: Any, where: str) -> Any:
+    """The value, a list as a tuple where that is meant.
+
+    Raises Refusal, which begins with `where`, when it is not of the type `hint`, or not in its range.
+    """
+    origin, inner = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if hint in (Any, object):
+        return value
+    if origin in (typing.Union, types.UnionType):
+        kinds = [kind for kind in inner if not (value is None and kind is types.NoneType)]
+        if len(kinds) < len(inner):
+            return None
+        for kind in kinds if len(kinds) > 2 or types.NoneType not in kinds else ():
+            with suppress(Refusal):
+                return expect(value, kind, where)
+        others = [kind for kind in kinds if kind is not types.NoneType]
+        if len(others) == 1:  # names the range
+            return expect(value, others[0], where)
+    elif origin is Annotated:
+        ranges = [mark for mark in inner[1:] if isinstance(mark, Range)]
+        if ranges and _is(value, inner[0]) and not ranges[0].holds(value):
+            raise Refusal(f"{where} must be {ranges[0]}, got {value}")
+        return expect(value, inner[0], where)
+    elif origin is Literal:
+        if value in inner:
+            return value
+        said = value if isinstance(value, str) and value.isidentifier() else quote(value)
+        raise Refusal(f"{where} must be one of {', '.join(map(str, inner))}, got {said}")
+    elif origin in (tuple, list) and isinstance(value, list | tuple):
+        kinds = inner if origin is tuple and ... not in inner else inner[:1] * len(value)
+        if len(kinds) == len(value):
+            return origin(expect(v, kind, f"{where}[{i}]") for i, (v, kind) in enumerate(zip(value, kinds)))
+    elif origin is dict and isinstance(value, dict):
+        return {k: expect(v, inner[1] if inner else Any, f"{where}.{k}"[:QUOTED]) for k, v in value.items()}
+    elif isinstance(origin, type) and _is(value, origin):
+        if origin is float and not math.isfinite(value):
+            raise Refusal(f"{where} must be a finite number, got {value}")
+        return value
+    raise Refusal(f"{where} must be {_named(hint)}, got {quote(value)}")
+
+
+@lru_cache
+def hints(record: type) -> dict[str, Any]:
+    """The types of a dataclass's fields, by name."""
+    return typing.get_type_hints(record, include_extras=True)
 
 
 class Checked:
-    """A dataclass whose fields carry ranges or name their values.  Raises ValueError on any other value."""
+    """A dataclass whose fields are checked against their types and ranges.  Raises ValueError."""
 
     def __post_init__(self) -> None:
-        for name, hint in typing.get_type_hints(type(self), include_extras=True).items():
-            hints = [hint, *typing.get_args(hint)]  # `Count | None` keeps the range inside
-            marks = [mark for h in hints for mark in getattr(h, "__metadata__", ())]
-            ranges = [mark for mark in marks if isinstance(mark, Range)]
-            value = getattr(self, name)
-            known = next((typing.get_args(h) for h in hints if typing.get_origin(h) is Literal), (value,))
-            if value is not None and value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(map(str, known))}, got {value}")
-            for number in value if isinstance(value, tuple) else [value]:
-                if ranges and number is not None and not ranges[0].holds(number):
-                    raise ValueError(f"{name} must be {ranges[0]}, got {number}")
+        for name, hint in hints(type(self)).items():
+            object.__setattr__(self, name, expect(getattr(self, name), hint, name))

@@ -10,11 +10,13 @@ Ctrl-C and `kill -TERM` finish the step, save, and leave; `kill -9` loses what c
 `Run.steps` are the steps of any loop; `optimise` adds AdamW, its schedule and the log for the plain ones.
 """
 
+import io
 import json
 import math
 import os
 import shutil
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -23,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Generator, Tensor, nn
@@ -31,65 +34,154 @@ from torch.optim import AdamW, Optimizer
 from tqdm import tqdm
 
 from . import parallel
-from .checkpoints.files import read_metadata, read_weights, save_weights
+from .checkpoints.files import WeightsError, load_into, read_ours, save_weights
+from .disk import parse_json, read_json, read_text, remove_temporaries, write_text
 from .parallel import rank
-from .ranges import Checked, Count, Weight
+from .ranges import Checked, Count, Refusal, Weight, expect, finite, quote
 from .streams import rng
 from .tracking import PICTURES_EVERY, Tracking
 
+with suppress(ImportError):  # there is none on Windows, where nothing is locked
+    import fcntl
+
 Networks = dict[str, nn.Module]
+# A value of metrics.jsonl, and what a line of the stage "evaluation" must have.
+Value = float | str | bool | dict | list[float | None] | None
+EVALUATION = {"model": str, "score": dict | None, "scores": dict | None}
 
 SAVE_EVERY = 25  # steps of `optimise` between two saves of the state that --resume continues from
 MAX_GRAD_NORM = 1.0  # the gradient of a step is scaled down to this norm, as in most recipes
+FOLDERS = ("weights", "state", "figures")
+LOCK = ".lock"
+ADAM = {"step", "exp_avg", "exp_avg_sq"}  # what AdamW keeps of a parameter
 
 
-class RunError(ValueError):
+class RunError(Refusal):
     """Something about a run folder is not as it must be; the message is one sentence for the user."""
+
+
+class InUse(RunError):
+    """Another process works in the folder."""
+
+
+class Unfinished(RuntimeError):
+    """The disk, the memory or a number failed in mid-run; what was saved before is whole.  Exit status 1."""
+
+    status = 1
 
 
 class Interrupted(KeyboardInterrupt):
     """The user asked to stop; everything has been saved, and the message says how to go on."""
 
 
+_LOCKS: WeakValueDictionary[tuple[int, int], io.FileIO] = WeakValueDictionary()  # of this process, by inode
+
+
+def locked(folder: Path) -> io.FileIO:
+    """The lock of a folder, which no other process gets while the file is open: it ends with the process.
+
+    Raises InUse, which says who holds it; OSError where it is a link.
+    """
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    file = io.FileIO(os.open(folder / LOCK, flags, 0o666), "r+")
+    about = os.fstat(file.fileno())
+    if ours := _LOCKS.get((about.st_dev, about.st_ino)):
+        return ours
+    try:
+        if "fcntl" in globals():
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        who = quote(file.read(200).decode(errors="replace")).strip("'") or "another process"
+        raise InUse(f"{folder} is in use by {who}; wait for it, or choose another --out") from None
+    if about.st_nlink > 1 or not os.path.samestat(os.stat(folder / LOCK), about):
+        raise InUse(f"{folder / LOCK} is a link, or another process is removing it")
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+    return _LOCKS.setdefault((about.st_dev, about.st_ino), file)
+
+
 class Run:
-    """A run folder.  Raises RunError when it is not writable, holds another run, or --resume does not fit."""
+    """A run folder, opened by one process at a time.
+
+    Raises RunError when it is not writable, is in use, holds another run, or --resume does not fit.
+    """
 
     def __init__(self, folder: str | Path, config: dict, resume: bool = False) -> None:
-        self.folder, self.stop_signal, self.made = Path(folder), 0, None
+        self.folder, self.stop_signal, self.made, self.at = Path(folder), 0, None, "the start"
         self.tracking: Tracking | None = None  # besides metrics.jsonl
         written = self.folder / "config.json"
-        if resume and not written.exists():
-            raise RunError(f"there is no run to resume in {folder}: config.json is missing")
-        if resume:
-            self._check_same(json.loads(written.read_text()), config)
-            return
-        if written.exists():
-            raise RunError(f"{folder} already holds a run; choose another --out, or go on with --resume")
-        missing = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
-        if not missing and (self.folder.is_file() or any(self.folder.iterdir())):
-            raise RunError(f"{folder} is no empty folder, and no run of ours; choose another --out")
-        self.made = missing[-1] if missing else self.folder
         try:
-            for name in ("weights", "state", "figures"):
-                (self.folder / name).mkdir(parents=True, exist_ok=True)
-            write_text(written, json.dumps(config, indent=2) + "\n")
+            if resume and not written.is_file():
+                raise RunError(f"there is no run to resume in {folder}: config.json is missing")
+            if not resume:
+                self._check_free()
+                missing = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+                self.made = missing[-1] if missing else None
+                self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = locked(self.folder)
+            if resume:
+                self._check_same(read_json(written), config)
+            else:
+                self._check_free()  # by now another process may have been here
+                self.made = self.made or self.folder
+            self._recover()
+            if not resume:
+                write_text(written, json.dumps(config, indent=2) + "\n")
         except OSError as error:
+            self.abandon()
             raise RunError(f"cannot write to {folder}: {error.strerror}") from error
 
-    def abandon(self) -> None:
-        """Remove the folder again, if this process made it and no step of training has been done."""
-        if self.made is not None and not any((self.folder / "state").iterdir()):
-            shutil.rmtree(self.made)
+    def _check_free(self) -> None:
+        """Raises RunError unless the folder is absent, empty, or one of ours that was killed at its start."""
+        if (self.folder / "config.json").exists():
+            raise RunError(f"{self.folder} already holds a run; choose another --out, or go on with --resume")
+        inside = list(self.folder.iterdir()) if self.folder.exists() else []
+        inside += [path for name in FOLDERS for path in (self.folder / name).glob("*")]
+        if foreign := [p for p in inside if p.name not in (LOCK, *FOLDERS) and p.suffix != ".tmp"]:
+            what = f"no empty folder, and no run of ours: it has {quote(foreign[0].name)}"
+            raise RunError(f"{self.folder} is {what}; choose another --out")
+
+    def _recover(self) -> None:
+        """Make the folders, remove what a dead process left unfinished, mend metrics that a kill cut short.
+
+        Raises RunError on a link: nothing is written outside the folder.
+        """
+        for name in (*FOLDERS, "metrics.jsonl"):
+            if (self.folder / name).is_symlink():
+                raise RunError(f"{name} in {self.folder} is a link; a run writes nothing outside its folder")
+        remove_temporaries(self.folder)
+        for name in FOLDERS:
+            (self.folder / name).mkdir(exist_ok=True)
+            remove_temporaries(self.folder / name)
+        if (self.folder / "metrics.jsonl").exists():
+            self._write_metrics(read_metrics(self.folder))
+
+    def abandon(self) -> bool:
+        """Remove the folder again, if this process made it and no step of training has been saved.
+
+        -> whether it was removed
+        """
+        kept = {path.suffix for path in (self.folder / "state").glob("*")} & {".safetensors", ".done"}
+        if self.made is None or kept:
+            return False
+        shutil.rmtree(self.made, ignore_errors=True)
+        return True
 
     def _check_same(self, old: dict, new: dict) -> None:
         old, new = flat(old), flat(new)
         differ = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
         if differ:
-            changes = "; ".join(f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in differ)
+            both = [(key, quote(old.get(key)), quote(new.get(key))) for key in differ]
+            changes = "; ".join(f"{key} was {was}, now {now}" for key, was, now in both)
             raise RunError(f"the run in {self.folder} was started with another configuration: {changes}")
 
-    def log(self, stage: str, step: int, **values: float | int | str | dict) -> None:
-        """Append one line to metrics.jsonl."""
+    def log(self, stage: str, step: int, **values: float | int | str | dict | list | None) -> None:
+        """Append one line to metrics.jsonl.  Raises FloatingPointError on a number that is not finite."""
+        self.at = f"step {step} of {stage}"
+        for name, value in values.items():
+            for number in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(number, float) and not math.isfinite(number):
+                    raise FloatingPointError(f"{name} is not a finite number")
         with open(self.folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
         if self.tracking:
@@ -104,24 +196,44 @@ class Run:
         """The lines of one stage, in order."""
         return read_metrics(self.folder, stage)
 
+    def _write_metrics(self, rows: list[dict]) -> None:
+        write_text(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+    def once(self, name: str, work: Callable[[], None], ending: str = "done") -> None:
+        """Do the work unless a marker says that it has been done to its end."""
+        marker = self.folder / "state" / f"{name}.{ending}"
+        if not marker.exists():
+            work()
+            write_text(marker, "")
+
     def steps(
         self, stage: str, total: int, networks: Networks, optimizer: Optimizer, save_every: int = 1,
         memory: dict | None = None,
     ) -> Iterator[int]:  # fmt: skip
         """Yield the steps still to do, and save the state after each iteration of the loop body.
 
-        `memory` is JSON-able and changed in place by the loop; it comes back on resume.  Raises Interrupted
-        after the step in which a signal came.
+        `memory` is JSON-able and changed in place by the loop; it comes back on resume.  The last two states
+        are kept.  Raises Interrupted after the step in which a signal came, RunError on a damaged state.
         """
         path = self.folder / "state" / f"{stage}.safetensors"
-        start = restore(path, networks, optimizer, memory) if path.exists() else 0
-        self._forget_after(stage, start)
+        before = path.with_suffix(".before.safetensors")
+        latest = path if path.exists() else before
+        try:
+            start = restore(latest, total, networks, optimizer, memory) if latest.exists() else 0
+        except ValueError as error:
+            other = latest == path and before.exists()
+            offered = f"; delete it to go on from the state before it, {before.name}" if other else ""
+            raise RunError(f"{error}{offered}") from error
+        # what was logged after the state is dropped: those steps are done again
+        rows = read_metrics(self.folder)
+        self._write_metrics([row for row in rows if row["stage"] != stage or row["step"] < start])
         steps = range(start, total)
         quiet = {"dynamic_ncols": True, "disable": rank() > 0}
         self.bar = bar = tqdm(steps, stage, total, initial=start, unit="step", **quiet)
         handlers = {s: signal.signal(s, self._remember) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
             for step in bar:
+                self.at = f"step {step} of {stage}"
                 yield step
                 self.stop_signal = int(parallel.total(torch.tensor(self.stop_signal), ReduceOp.MAX))  # of any
                 due = (step + 1) % save_every == 0 or step + 1 == total or self.stop_signal
@@ -138,11 +250,6 @@ class Run:
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.stop_signal = number
         print("\nfinishing this step, then saving ...", file=sys.stderr)
-
-    def _forget_after(self, stage: str, start: int) -> None:
-        """Drop what was logged after the state was saved: those steps are about to be done again."""
-        kept = [r for r in read_metrics(self.folder) if r["stage"] != stage or r["step"] < start]
-        write_text(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
 
 
 class Job(NamedTuple):
@@ -197,7 +304,7 @@ def optimise(
 
     def minimise(step: int, loss: Tensor, /, **values: float) -> None:
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        finite(loss, "the loss").backward()
         set_lr(optimizer, config.lr * lr_factor(step, config.steps))
         check_gradient(take_step(optimizer).item(), optimizer)
         values = {name: float(value) for name, value in {"loss": loss, **values}.items()}
@@ -245,39 +352,82 @@ def set_lr(optimizer: Optimizer, lr: float) -> None:
 
 
 def read_metrics(folder: Path, stage: str | None = None) -> list[dict]:
-    """The lines that one stage of a run has logged, or all do, in order; none if there is no such run."""
+    """The lines that one stage of a run has logged, or all do, in order; none if there is no such run.
+
+    A last line that a kill cut short is left out.  Raises Refusal on any other line that is not one of ours.
+    """
     path, rows = folder / "metrics.jsonl", []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        with suppress(json.JSONDecodeError):  # of the line that a kill cut short
-            rows.append(json.loads(line))
+    text = read_text(path) if path.exists() else ""
+    *lines, last = text.split("\n")
+    for number, line in enumerate([*lines, last] if last else lines, 1):
+        where = f"line {number} of {path}"
+        try:
+            row = parse_json(line, dict[str, Value], where)
+        except Refusal:
+            if number > len(lines):
+                break
+            raise
+        stated = expect(row.get("stage"), str, f"stage in {where}")
+        for key, kind in ({"step": int} | (EVALUATION if stated == "evaluation" else {})).items():
+            expect(row.get(key), kind, f"{key} in {where}")
+        rows.append(row)
     return [row for row in rows if stage in (None, row["stage"])]
 
 
 def store(path: Path, step: int, networks: Networks, optimizer: Optimizer, memory: dict | None) -> None:
-    """Networks, optimiser and step in one file, written beside it and moved into place."""
+    """Networks, optimiser and step in one file, written beside it and moved into place; the file that was
+    there is kept beside it as NAME.before.safetensors.
+    """
     tensors = {f"{name}/{key}": t for name, net in networks.items() for key, t in net.state_dict().items()}
     for i, slots in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{i}/{key}": torch.as_tensor(value) for key, value in slots.items()}
-    save_weights(path, tensors, {"step": str(step), "memory": json.dumps(memory)}, durable=False)
+    about = {"step": str(step), "memory": json.dumps(memory)}
+    save_weights(path, tensors, about, durable=False, keep=path.with_suffix(".before.safetensors"))
 
 
-def restore(path: Path, networks: Networks, optimizer: Optimizer, memory: dict | None) -> int:
-    """Undo `store`; -> the number of steps done.  Raises WeightsError on a file that is cut or another's."""
-    metadata, parts = read_metadata(path), {}
-    for key, tensor in read_weights(path).items():
+def restore(path: Path, total: int, networks: Networks, optimizer: Optimizer, memory: dict | None) -> int:
+    """Undo `store`; -> the number of steps done, at most `total`.
+
+    Raises WeightsError, and changes nothing but networks, on a file that is cut, damaged or another's.
+    """
+    tensors, about = read_ours(path, checked=True)
+    parts: dict[str, dict[str, Tensor]] = {name: {} for name in networks}
+    for key, tensor in tensors.items():
         part, _, name = key.partition("/")
+        if part not in (*networks, "optimizer"):
+            raise WeightsError(f"{path} is the state of another training: it has {quote(key)}")
         parts.setdefault(part, {})[name] = tensor
+    step = parse_json(about.get("step", "null"), int, f"step in {path}")
+    if not 0 <= step <= total:
+        raise WeightsError(f"{path} says that {step} steps are done, of a training of {total}")
+    found = parse_json(about.get("memory", "null"), dict | None, f"memory in {path}")
+    if memory is not None:
+        kinds = {key: type(value) for key, value in memory.items()}
+        if found is None or kinds != {key: type(value) for key, value in found.items()}:
+            raise WeightsError(f"{path} has another memory: expected {', '.join(kinds) or 'none'}")
+    slots = _slots(path, parts.get("optimizer", {}), optimizer)
     for name, network in networks.items():
-        network.load_state_dict(parts[name])
-    slots: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in parts.get("optimizer", {}).items():
-        i, _, slot = name.partition("/")
-        slots.setdefault(int(i), {})[slot] = tensor
+        load_into(network, parts[name], source=f"{path}, {name}")
     optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
     if memory is not None:
         memory.clear()
-        memory.update(json.loads(metadata["memory"]))
-    return int(metadata["step"])
+        memory.update(found)
+    return step
+
+
+def _slots(path: Path, tensors: dict[str, Tensor], optimizer: Optimizer) -> dict[int, dict[str, Tensor]]:
+    """What an optimiser keeps, by the number of the parameter.  Raises WeightsError when it does not fit."""
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        i, _, slot = name.partition("/")
+        known = i.isascii() and i.isdigit() and int(i[:9]) < len(trained)
+        if not known or tensor.shape not in ((), trained[int(i)].shape):
+            raise WeightsError(f"{path} does not fit the optimiser: optimizer/{quote(name)}")
+        slots.setdefault(int(i), {})[slot] = tensor
+    if isinstance(optimizer, AdamW) and any(found.keys() != ADAM for found in slots.values()):
+        raise WeightsError(f"{path} does not fit the optimiser: AdamW keeps {', '.join(sorted(ADAM))}")
+    return slots
 
 
 def flat(config: dict, prefix: str = "") -> dict[str, object]:
@@ -286,10 +436,3 @@ def flat(config: dict, prefix: str = "") -> dict[str, object]:
     for key, value in config.items():
         rows |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return rows
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file in one piece: a reader sees the old one or the new one."""
-    draft = path.with_name(path.name + ".tmp")
-    draft.write_text(text)
-    os.replace(draft, path)

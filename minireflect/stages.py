@@ -8,7 +8,6 @@
 A finished stage is not done again in a resumed run, nor is a measured model measured again.
 """
 
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from torch import nn
 from . import figures, showcase
 from .checkpoints import ours
 from .config import Config
+from .disk import replacing, write_text
 from .evaluate import Score, Table, evaluate, evaluate_rewards, law_bars, law_table
 from .evaluate_graphs import evaluate_loop, evaluation_graphs, loop_bars
 from .evaluate_reason import SAMPLING, codec_table, evaluate_reason, evaluation_prompts, table_row
@@ -43,7 +43,7 @@ from .pretrain.diffusion import GRAPH_BASE, LAW_BASE, train_diffusion
 from .pretrain.matcher import train_captioner, train_checker, train_reward
 from .pretrain.sft import make_examples, reason_tokenizer, train_reasongen
 from .rl.rewards import Reward, inspector_reward, load_captioner, load_checker, load_reward, reward_beside
-from .run import Job, Run, write_text
+from .run import Job, Run
 from .streams import choices
 from .world.data import Captioned, captioned_graphs, captioned_laws, recolored, training_pairs
 from .world.laws import render_pixels
@@ -97,9 +97,8 @@ class Task(NamedTuple):
         for name, kept in ({n: n for n in names} | renamed).items():
             there, here = self.source / f"{name}.safetensors", self.weights / f"{kept}.safetensors"
             if there.exists() and not here.exists():
-                draft = here.with_suffix(".tmp")
-                shutil.copyfile(there, draft)
-                os.replace(draft, here)
+                with open(there, "rb") as whole, replacing(here) as copy:
+                    shutil.copyfileobj(whole, copy)
 
     def scores(self) -> dict[str, Score]:
         """The scores of the models measured in this run, or of each its scores by kind of prompt."""
@@ -299,8 +298,8 @@ def reason_grpo(task: Task) -> None:
     """Measure, reinforce, measure again with the same prompts and noise."""
     config, weights, clock = task.config, task.weights, time.time()
     judge = reward_beside(task.source, task.device)
-    if not (weights / "base_reasongen.safetensors").exists():
-        ours.save_reasongen(weights, "base_reasongen", ours.load_reasongen(task.source))
+    first = ours.load_reasongen(task.source)
+    task.run.once("reason-grpo", lambda: ours.save_reasongen(weights, "base_reasongen", first), "begun")
     pipe, reader = ours.load_reasongen(weights, "base_reasongen", task.device), None
     if config.grpo.read_rationales and pipe.writes_rationale:
         task.hand_on("captioner")
@@ -352,7 +351,4 @@ STAGES: dict[str, Callable[[Task], None]] = {
 def do(task: Task, *names: str) -> None:
     """Do the stages that the run has not finished."""
     for name in names:
-        done = task.run.folder / "state" / f"{name}.done"
-        if not done.exists():
-            STAGES[name](task)
-            write_text(done, "")
+        task.run.once(name, partial(STAGES[name], task))

@@ -1,53 +1,84 @@
-"""One table over several runs of `train.py srrl` that differ in their seed: mean and 95 % interval (Student's
-t).
+"""One table over several runs of `train.py srrl` that differ in their seed or method: mean and 95 % interval
+(Student's t).
 
     python scripts/seeds.py runs/srrl-1 runs/srrl-2 runs/srrl-3
+    python scripts/seeds.py runs/grpo-1 runs/ddpo-1 runs/srrl-1 --figure methods.png
 
-For runs on the laws, and for runs with --base.
+For runs on the laws, and for runs with --base.  Columns: the base, each method, and how far it is ahead.
 """
 
 import sys
 from pathlib import Path
 
-from reports import described, differences, means
+from reports import Arms, described, differences, means
 
+from minireflect import figures
 from minireflect.evaluate import Table
 from minireflect.run import flat, read_metrics
 
+COLORS = (figures.TRUTH, figures.REWARD, figures.OTHER, figures.WRONG)
 
-def measured(folder: Path) -> dict[str, dict[str, float]]:
-    """What a run has measured before and after training, with flat names.  Raises ValueError if it is not
-    finished.
+
+def measured(folder: Path) -> Arms:
+    """What a run has measured of its base and of what it trained, with flat names.
+
+    Raises ValueError if it is not finished.
     """
     rows = read_metrics(folder, "evaluation")
     if len(rows) < 2 or not read_metrics(folder, "srrl"):
         raise ValueError(f"{folder} holds no finished run of srrl")
-    before, after = rows[0], rows[-1]  # base, and what it was trained to
     found = {}
-    for name, row in (("before", before), ("after", after)):
-        values = {key: v for key, v in flat(row.get("scores", row)).items() if isinstance(v, float)}
-        found[name] = {key.replace(".by_law.", ", ").replace(".", ": "): v for key, v in values.items()}
+    for row in (rows[0], rows[-1]):
+        values = flat(row.get("scores") or row["score"]).items()
+        found[row["model"]] = {
+            key.replace(".by_law.", ", ").replace(".", ": "): v for key, v in values if isinstance(v, float)
+        }
     return found
+
+
+def table(runs: list[Arms]) -> Table:
+    """A row for each measure.  Raises ValueError if the runs have not measured the same things."""
+    names = {key: key for key in runs[0]["base"]}
+    if any(values.keys() != names.keys() for arms in runs for values in arms.values()):
+        raise ValueError(
+            "these runs have measured different things: compare runs that differ in seed or method"
+        )
+    methods = list(dict.fromkeys(arm for arms in runs for arm in arms if arm != "base"))
+    columns = {}
+    for arm in ("base", *methods):
+        columns |= means("", [{arm: arms[arm]} for arms in runs if arm in arms], names).rows
+    ahead = {f"{method} - base": (method, "base") for method in methods}
+    columns |= differences("", runs, ahead, names).rows
+    return Table(f"{len(runs)} runs", {n: {c: row[n] for c, row in columns.items()} for n in names})
+
+
+def figure(folders: list[Path], methods: list[str], path: Path) -> None:
+    """The training reward of every run, in the colour of its method."""
+    panel, colors = figures.UNREAD, dict(zip(dict.fromkeys(methods), COLORS))
+    lines = []
+    for folder, method in zip(folders, methods):
+        line = figures.Line(f"{method}, {folder.name}", "reward_calls", "reward", colors[method], span=5)
+        lines += figures.of_run(panel._replace(lines=[line]), read_metrics(folder, "srrl")).lines
+    figures.curves(path, panel._replace(lines=lines))
 
 
 def main() -> int:
     parser = described(__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="run folders, two or more")
-    folders = parser.parse_args().runs
-    if len(folders) < 2:
-        parser.error("a spread needs two runs or more")
+    parser.add_argument("--figure", type=Path, help="a picture of the rewards in training")
+    args = parser.parse_args()
+    if len(args.runs) < 2:
+        parser.error("a comparison needs two runs or more")
     try:
-        seeds = [measured(folder) for folder in folders]
+        runs = [measured(folder) for folder in args.runs]
+        print(table(runs).markdown)
     except ValueError as error:
         parser.error(str(error))
-    names = {key: key for key in seeds[0]["before"]}
-    columns = means("", seeds, names).rows
-    ahead = differences("", seeds, {"difference": ("after", "before")}, names).rows
-    rows = {n: {c: row[n] for c, row in {**columns, **ahead}.items()} for n in names}
-    print(Table(f"{len(folders)} seeds", rows).markdown)
-    ends = [read_metrics(folder, "srrl")[-1] for folder in folders]
+    ends = [read_metrics(folder, "srrl")[-1] for folder in args.runs]
     for key in ("updates_total", "reward_calls", "unet_evaluations"):
         print(f"{key.replace('_', ' ')}: " + ", ".join(f"{row[key]:,}" for row in ends))
+    if args.figure:
+        figure(args.runs, [list(arms)[-1] for arms in runs], args.figure)
     return 0
 
 

@@ -37,7 +37,7 @@ def test_values_inside_their_range_pass() -> None:
         ("lr", 0.0, "lr must be above 0, got 0.0"),
         ("size", 0, "size must be at least 1, got 0"),
         ("mode", "Fast", "mode must be one of fast, exact, got Fast"),
-        ("suffixes", (1, 0), "suffixes must be at least 1, got 0"),
+        ("suffixes", (1, 0), r"suffixes\[1\] must be at least 1, got 0"),
     ],
 )
 def test_a_value_outside_is_named_with_its_range(field: str, value: object, said: str) -> None:

@@ -16,8 +16,19 @@ import pytest
 import torch
 
 from minireflect import rng
-from minireflect.checkpoints.files import read_weights
-from minireflect.run import Interrupted, Run, RunError, flat, lr_factor, set_lr, take_step
+from minireflect import run as run_module
+from minireflect.checkpoints.files import read_weights, save_weights
+from minireflect.run import (
+    Interrupted,
+    InUse,
+    Run,
+    RunError,
+    flat,
+    lr_factor,
+    read_metrics,
+    set_lr,
+    take_step,
+)
 
 LOOP = """
 import sys, time, torch
@@ -172,3 +183,105 @@ def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
         (weight / 0).sum().backward()
         take_step(optimizer)
     assert torch.equal(weight.detach(), torch.ones(2))
+
+
+# ---- nothing lost, nothing silent
+
+
+def trained(folder: Path, steps: int = 3, resume: bool = False, memory: dict | None = None) -> list[int]:
+    """The steps that a loop over a layer does."""
+    net = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(net.parameters())
+    done = []
+    for step in Run(folder, {}, resume).steps("s", steps, {"net": net}, optimizer, memory=memory):
+        optimizer.zero_grad()
+        net(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+        done.append(step)
+    return done
+
+
+def test_another_process_is_refused_and_told_who_holds_the_folder(tmp_path: Path) -> None:
+    held = Run(tmp_path / "a", {})
+    process = os.fork()
+    if not process:
+        try:
+            run_module._LOCKS.clear()  # as a process that was not forked off the holder
+            Run(tmp_path / "a", {}, resume=True)
+        except InUse as error:
+            os._exit(0 if f"process {os.getppid()} on" in str(error) else 3)
+        os._exit(4)
+    assert os.WEXITSTATUS(os.waitpid(process, 0)[1]) == 0
+    assert Run(tmp_path / "a", {}, resume=True).folder == held.folder  # the same process may
+
+
+def test_a_start_that_was_killed_can_be_made_again(tmp_path: Path) -> None:
+    for name in ("weights", "state", "figures"):
+        (tmp_path / "a" / name).mkdir(parents=True)
+    (tmp_path / "a" / ".lock").write_text("process 1 on host")
+    (tmp_path / "a" / ".config.json.0123456789abcdef.tmp").write_text("{")
+    Run(tmp_path / "a", {})
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [
+        ".lock", "config.json", "figures", "state", "weights",
+    ]  # fmt: skip
+
+
+def test_two_states_are_kept_and_a_flipped_byte_is_refused_by_name(tmp_path: Path) -> None:
+    assert trained(tmp_path) == [0, 1, 2]
+    state = tmp_path / "state" / "s.safetensors"
+    whole = bytearray(state.read_bytes())
+    whole[-1] ^= 1
+    state.write_bytes(whole)
+    with pytest.raises(RunError, match=r"s\.safetensors is damaged.*delete it.*s\.before\.safetensors"):
+        trained(tmp_path, resume=True)
+    state.unlink()
+    assert trained(tmp_path, resume=True) == [2]  # from the state before it
+
+
+@pytest.mark.parametrize(
+    ("about", "said"),
+    [
+        ({"step": "-5"}, "-5 steps"), ({"step": "9"}, "9 steps"), ({}, "step in"),
+        ({"step": '"x"'}, "step in"),
+        ({"step": "1", "memory": "[1]"}, "memory in"),
+        ({"step": "1", "memory": '{"b": 1}'}, "another memory"),
+        ({"step": "1", "memory": '{"a": "x"}'}, "another memory"),
+    ],
+)  # fmt: skip
+def test_a_state_that_lies_is_refused(tmp_path: Path, about: dict[str, str], said: str) -> None:
+    trained(tmp_path, memory={"a": 0})
+    state = tmp_path / "state" / "s.safetensors"
+    save_weights(state, read_weights(state), about)
+    with pytest.raises(RunError, match=said):
+        trained(tmp_path, resume=True, memory={"a": 0})
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "weights", "state", "figures"])
+def test_nothing_is_written_through_a_link(tmp_path: Path, name: str) -> None:
+    trained(tmp_path / "a")
+    outside = tmp_path / "outside"
+    target = tmp_path / "a" / name
+    target.rename(outside) if target.exists() else outside.write_text("")
+    target.symlink_to(outside)
+    with pytest.raises(RunError, match=f"{name} in .* is a link"):
+        trained(tmp_path / "a", resume=True)
+
+
+def test_a_statistic_that_is_not_finite_is_not_logged(tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match="kl is not a finite number"):
+        Run(tmp_path, {}).log("s", 0, loss=1.0, kl=float("nan"))
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    save_weights(tmp_path / "w.safetensors", {"a": torch.ones(2)})
+    with pytest.raises(FloatingPointError, match="a, which is to be saved"):
+        save_weights(tmp_path / "w.safetensors", {"a": torch.tensor([1.0, torch.inf])})
+    assert torch.equal(read_weights(tmp_path / "w.safetensors")["a"], torch.ones(2))
+
+
+def test_a_line_that_is_none_of_ours_is_named(tmp_path: Path) -> None:
+    for line in ('{"stage": 5, "step": 0}', '{"stage": "s"}', "5", "{", '{"stage": "evaluation", "step": 0}'):
+        (tmp_path / "metrics.jsonl").write_text(f'{line}\n{{"stage": "s", "step": 1}}\n')
+        with pytest.raises(ValueError, match="line 1 of"):
+            read_metrics(tmp_path)

@@ -9,27 +9,44 @@ Strict means: every tensor of the module is filled, every tensor of the file is 
 Otherwise nothing is loaded, and the error names each tensor that is missing, extra or misshapen.
 """
 
-import json
-import os
+import hashlib
 import pickle
 import re
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from zipfile import ZipFile, is_zipfile
 
+import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor, nn
 
+from ..disk import parse_json, read_text, replacing
+from ..ranges import Refusal, expect, finite, quote
 from .names import Table, Tensors
 
 Place = str | Path
 Strings = dict[str, str]
 SHOWN = 10  # names listed per kind of mismatch, before "and 123 more"
 TORCH_FILES = (".ckpt", ".pt", ".pth", ".bin")
+CHECKSUM = "minireflect_checksum"  # in the metadata of our files, see `checksum`
+# Types of what is read of published configuration files: config.json, open_clip_config.json, ...
+KINDS: dict[Any, str] = {
+    dict[str, str]: "weight_map", dict[str, dict] | None: "added_tokens_decoder", bool: "quick_gelu",
+    int | None | list[int]: "num_attention_heads attention_head_dim sample_size",
+    int: "heads head_width width num_train_timesteps",
+    int | None: "norm_num_groups addition_time_embed_dim eos_token_id steps_offset",
+    float: "beta_start beta_end", float | None: "scaling_factor shift_factor",
+    str: "beta_schedule", str | None: "hidden_act prediction_type timestep_spacing final_sigmas_type",
+    bool | None: "rescale_betas_zero_snr force_zeros_for_empty_prompt set_alpha_to_one",
+    list: "unet vae text_encoder text_encoder_2",
+    dict | None: "text_config vision_config model_cfg text_cfg vision_cfg preprocess_cfg",
+    list[float] | None: "image_mean image_std mean std latents_mean latents_std",
+}  # fmt: skip
+TYPES = {key: kind for kind, keys in KINDS.items() for key in keys.split()}
 # What distributed training and torch.compile put before every name.
 WRAPPERS = r"(module|_orig_mod|_fsdp_wrapped_module)\."
 STAND_INS = {  # how a file begins that is none of weights
@@ -39,32 +56,35 @@ STAND_INS = {  # how a file begins that is none of weights
 }
 
 
-class WeightsError(ValueError):
+class WeightsError(Refusal):
     """A file of weights that cannot be read, or does not fit the module."""
 
 
 # --- files --------------------------------------------------------------------------------------------------
-def save_weights(
-    path: Place, tensors: Tensors, metadata: Strings | None = None, durable: bool = True
-) -> None:
-    """Write a safetensors file so that at any moment `path` holds the old file or the new one, never a part.
+def checksum(tensors: Tensors, metadata: Strings) -> str:
+    """SHA-256 over names, types, shapes and bytes of the tensors, and over the metadata but for itself."""
+    found = hashlib.sha256(repr(sorted((k, v) for k, v in metadata.items() if k != CHECKSUM)).encode())
+    for name, t in sorted(tensors.items()):
+        found.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
+        found.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()
 
-    `durable` waits for the disk, so that this holds through a power cut too, not only through a kill.
+
+def save_weights(
+    path: Place, tensors: Tensors, metadata: Strings | None = None, durable: bool = True,
+    keep: Path | None = None,
+) -> None:  # fmt: skip
+    """Write a safetensors file, with a checksum in its metadata, in one piece: see `replacing`.
+
+    Raises FloatingPointError, and writes nothing, when a number is not finite.
     """
-    path = Path(path)
-    # In the same folder, since a rename is atomic only within a disk.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        save_file({name: t.detach().contiguous() for name, t in tensors.items()}, temporary, metadata)
-        temporary.chmod(mode)  # safetensors ignores the umask and makes the file private
-        if durable:
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())  # contents before the name: a power cut must not swap the two
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    metadata = metadata or {}
+    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    for name, t in tensors.items():
+        finite(t, f"{name}, which is to be saved as {Path(path).name},")
+    metadata = {**metadata, CHECKSUM: checksum(tensors, metadata)}
+    with replacing(path, durable, keep) as file:
+        file.write(safetensors.torch.save(tensors, metadata))
 
 
 def read_weights(path: Place) -> Tensors:
@@ -94,8 +114,25 @@ def read_metadata(path: Place) -> Strings:
     path = existing(path)
     if path.suffix == ".json" or is_torch(path):
         return {}
+    return {key: value for key, value in _metadata(path).items() if key != CHECKSUM}
+
+
+def _metadata(path: Path) -> Strings:
     with _opened(path) as file:
         return file.metadata() or {}
+
+
+def read_ours(path: Place, checked: bool = False) -> tuple[Tensors, Strings]:
+    """Tensors and metadata of a file of ours.
+
+    Raises WeightsError when its bytes are not those that were written; `checked`: when nothing tells.
+    """
+    tensors, metadata = read_weights(path), _metadata(existing(path))
+    if CHECKSUM not in metadata and not checked:
+        return tensors, metadata
+    if metadata.get(CHECKSUM) != checksum(tensors, metadata):
+        raise WeightsError(f"{path} is damaged: its tensors are not those that were saved (checksum)")
+    return tensors, metadata
 
 
 def existing(path: Place) -> Path:
@@ -123,7 +160,7 @@ def is_torch(path: Path) -> bool:
 @contextmanager
 def _opened(path: Path) -> Iterator[safe_open]:
     problem = f"{path} is truncated or not a safetensors file"
-    with named_as(problem, SafetensorError, OSError), safe_open(path, "pt") as file:
+    with named_as(problem, Exception), safe_open(path, "pt") as file:
         yield file
 
 
@@ -133,59 +170,77 @@ def named_as(problem: str, *errors: type[Exception]) -> Iterator[None]:
     try:
         yield
     except errors as error:
-        raise WeightsError(f"{problem}: {error}") from error
+        first = str(error).partition("\n")[0] or type(error).__name__
+        raise WeightsError(f"{problem}: {first}") from error
 
 
 def read_json(path: Path) -> dict:
-    """A configuration file; empty if there is none.  Raises WeightsError when it is not a JSON object."""
+    """A published configuration file; empty if there is none.
+
+    Raises WeightsError when it is not a JSON object, or a value is not of the type in TYPES.
+    """
     if not path.is_file():
         return {}
-    with named_as(f"{existing(path)} is not JSON in UTF-8", json.JSONDecodeError, UnicodeDecodeError):
-        values = json.loads(path.read_text("utf-8-sig"))
-    if not isinstance(values, dict):
-        raise WeightsError(f"{path} holds a {type(values).__name__}, expected a configuration")
+    try:
+        values = parse_json(read_text(existing(path)), dict, path)
+        level = [values]
+        while level:
+            for part in level:
+                for key in sorted(part.keys() & TYPES.keys()):
+                    expect(part[key], TYPES[key], f"{key} in {path}")
+            level = [v for part in level for v in part.values() if isinstance(v, dict)]
+    except Refusal as error:
+        raise WeightsError(str(error)) from None
     return values
 
 
 def _read_parts(index: Path) -> Tensors:
-    """The tensors of all the files that an index names."""
+    """The tensors of all the files that an index names, which lie beside it."""
     where = read_json(index).get("weight_map")  # tensor name -> file
-    if not isinstance(where, dict):
+    if where is None:
         raise WeightsError(f"{index} is not the index of a file in several parts: it has no weight_map")
     found: Tensors = {}
     for part in sorted(set(where.values())):
+        if part != Path(part).name or part.endswith(".json"):
+            raise WeightsError(f"{index} names {quote(part)}; the parts of a file lie beside its index")
         found |= read_weights(index.parent / part)
     if lost := sorted(where.keys() - found.keys()):
-        raise WeightsError(f"{index} lists {len(lost)} tensors that its files do not have, {lost[0]} first")
+        first = quote(lost[0])
+        raise WeightsError(f"{index} lists {len(lost)} tensors that its files do not have, {first} first")
     return found
 
 
 def _read_torch(path: Path) -> Tensors:
     """A torch file, read with `weights_only`: tensors and containers alone, nothing in it is executed."""
-    broken = (RuntimeError, EOFError, OSError, ValueError, KeyError)
     try:
-        with named_as(f"{path} is truncated or not a torch file", *broken):
-            if is_zipfile(path) and any(name.endswith("/constants.pkl") for name in ZipFile(path).namelist()):
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # torch calls the format old
-                    return dict(
-                        torch.jit.load(str(path), "cpu").state_dict()
-                    )  # OpenAI's CLIP; nothing is run
-            # files from before torch 1.6, which are not zip files, cannot be mapped into memory
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+        if is_zipfile(path) and any(name.endswith("/constants.pkl") for name in ZipFile(path).namelist()):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch calls the format old
+                # OpenAI's CLIP; nothing is run
+                return dict(torch.jit.load(str(path), "cpu").state_dict())
+        # files from before torch 1.6, which are not zip files, cannot be mapped into memory
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except pickle.UnpicklingError as error:
         named = re.search(r"(?:GLOBAL|global) (\S+)", str(error).replace("\n", " "))
         what = f"it asks for {named[1]}" if named else "it is not one of tensors alone"
         why = f"is a pickle that may run code when it is opened, and was not opened: {what}"
         raise WeightsError(f"{path} {why}; use the safetensors file of this checkpoint") from error
+    except Exception as error:  # the library raises anything on a file that is cut
+        first = quote(str(error).partition("\n")[0])
+        raise WeightsError(f"{path} is truncated or not a torch file: {first}") from error
     for key in ("state_dict", "model_state_dict", "model", "module"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict):
         raise WeightsError(f"{path} holds a {type(content).__name__}, expected tensors by name")
+    content = {name: value for name, value in content.items() if isinstance(name, str)}
     # a number is the alpha of a LoRA, or how far the training was
-    numbers = {n: torch.tensor(v) for n, v in content.items() if str(n).endswith("alpha") and v is not None}
-    return {n: t for n, t in (content | numbers).items() if isinstance(t, Tensor)}
+    plain_numbers = {n: v for n, v in content.items() if n.endswith("alpha") and isinstance(v, int | float)}
+    numbers = {n: torch.tensor(float(v)) for n, v in plain_numbers.items()}
+    found = {n: t for n, t in (content | numbers).items() if isinstance(t, Tensor)}
+    if odd := [name for name, t in found.items() if t.layout != torch.strided or t.is_quantized or t.is_meta]:
+        raise WeightsError(f"{path} holds {quote(odd[0])}, which is sparse, quantised or empty of numbers")
+    return {name: t.detach() for name, t in found.items()}
 
 
 # --- names and modules --------------------------------------------------------------------------------------
@@ -218,22 +273,22 @@ def load_into(module: nn.Module, tensors: Tensors, rename: Table = (), source: P
     """
     found = renamed(tensors, rename, source)
     expected, network = module.state_dict(), type(module).__name__
-    if not found.keys() & expected.keys():
+    if expected and not found.keys() & expected.keys():
         fits = f"it has {first_names(found)}, expected {next(iter(expected))}"
         raise WeightsError(f"nothing in {source} matches {network}: {fits}")
 
     shapes, wanted = ({name: tuple(t.shape) for name, t in each.items()} for each in (found, expected))
     different = [name for name in wanted if name in found and shapes[name] != wanted[name]]
-    numbers = [name for name in shapes if name in expected and not found[name].is_floating_point()]
     wrong = {
         "missing": [f"{name} {shape}" for name, shape in wanted.items() if name not in found],
         "extra": [f"{name} {shape}" for name, shape in shapes.items() if name not in expected],
         "misshapen": [f"{name}: expected {wanted[name]}, found {shapes[name]}" for name in different],
     }
-    if numbers:
-        wrong["quantised"] = [
-            f"{name}: expected floating point, found {found[name].dtype}" for name in numbers
-        ]
+    if whole := [
+        n for n in shapes if n in expected and found[n].is_floating_point() != expected[n].is_floating_point()
+    ]:
+        dtypes = [(name, expected[name].dtype, found[name].dtype) for name in whole]
+        wrong["quantised"] = [f"{name}: expected {a}, found {b}" for name, a, b in dtypes]
     refuse(f"{source} does not fit {network}", wrong)
     on_meta = any(t.is_meta for t in expected.values())
     module.load_state_dict({name: t.to(expected[name].dtype) for name, t in found.items()}, assign=on_meta)

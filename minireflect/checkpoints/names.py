@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from ..ranges import Refusal
+
 Tensors = dict[str, Tensor]
 Table = Sequence[tuple[str, str | Callable[[re.Match], str]]]
 Read = tuple[Tensors, Table, dict]
@@ -22,7 +24,10 @@ Read = tuple[Tensors, Table, dict]
 
 def count(tensors: Tensors, pattern: str) -> int:
     """One more than the largest number that the pattern's group finds at the start of a name; else 0."""
-    return 1 + max((int(m[1]) for name in tensors if (m := re.match(pattern, name))), default=-1)
+    found = 1 + max((int(m[1][:9]) for name in tensors if (m := re.match(pattern, name))), default=-1)
+    if found > len(tensors):
+        raise Refusal(f"the name of a tensor counts to {found}, and there are {len(tensors)} tensors")
+    return found
 
 
 # fmt: off

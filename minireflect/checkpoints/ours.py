@@ -11,13 +11,14 @@ The vocabulary is saved with the text encoder, the schedule with the UNet.
 
 import json
 import warnings
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from ..diffusion.schedule import Schedule, ScheduleConfig
+from ..disk import parse_json
 from ..models.autoencoder import Autoencoder, AutoencoderConfig
 from ..models.clip import Matcher, MatcherConfig, TextConfig, TextEncoder
 from ..models.reasongen import ReasonGen, ReasonGenConfig
@@ -26,7 +27,18 @@ from ..models.transformer import Actor, ActorConfig
 from ..models.unet import UNet, UNetConfig
 from ..models.vq import Codec, VQAutoencoder, VQConfig
 from ..pipeline import LatentDiffusion, ReasonPipeline
-from .files import Place, WeightsError, load_into, read_metadata, read_weights, save_weights
+from ..ranges import quote
+from .files import (
+    Place,
+    Strings,
+    WeightsError,
+    load_into,
+    named_as,
+    read_metadata,
+    read_ours,
+    read_weights,
+    save_weights,
+)
 from .load import Given, Words, family_of, load_checkpoint, load_clip
 from .lora import read_lora
 from .parts import UNET_PREFIX, read_published, weights_file
@@ -55,16 +67,39 @@ def load_module(path: Path, network: type[nn.Module]) -> tuple[nn.Module, dict[s
 
     Raises WeightsError when the file is missing, truncated, or holds another network.
     """
-    about, config = read_metadata(path), CONFIGS[network]
-    if "config" not in about:
-        raise WeightsError(f"{path} was not saved by minireflect: it has no {config.__name__}")
-    values = json.loads(about["config"])
-    if unknown := sorted(values.keys() - config.__dataclass_fields__.keys()):
-        raise WeightsError(f"{path} is not a {config.__name__}: it has {', '.join(unknown)}")
-    module = network(config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}))
-    load_into(module, read_weights(path), source=str(path))
+    tensors, about = read_ours(path)
+    config = stated(path, about, "config", CONFIGS[network])
+    problem = f"{path} has sizes that do not fit each other"
+    with named_as(problem, ValueError, RuntimeError), torch.device("meta"):
+        sketch = network(config)
+    load_into(sketch, tensors, source=str(path))  # before memory is taken for sizes that nothing has
+    module = network(config)
+    load_into(module, tensors, source=str(path))
     module.to(memory_format=torch.channels_last)  # convolutions are a third faster on the CPU that way
     return module.eval().requires_grad_(False), about
+
+
+def stated(path: Place, about: Strings, key: str, kind: type) -> object:
+    """A record of `kind` from the JSON that a file has as `key`.  Raises WeightsError."""
+    name = kind.__name__
+    if key not in about:
+        raise WeightsError(f"{path} was not saved by minireflect: it has no {name}")
+    with named_as(str(path), ValueError):
+        values = parse_json(about[key], dict, key)
+        if unknown := sorted(values.keys() - {f.name for f in fields(kind)}):
+            raise WeightsError(f"it is not a {name}, it has {quote(', '.join(unknown))}")
+        needed = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
+        if missing := sorted(set(needed) - values.keys()):
+            raise WeightsError(f"its {name} has no {', '.join(missing)}")
+        return kind(**values)
+
+
+def words_of(path: Place, about: Strings, length: int, vocabulary: int) -> Tokenizer:
+    """The vocabulary that a file brings, for an encoder with so many tokens.  Raises WeightsError."""
+    words = Tokenizer(about.get("words", "").split(), length)
+    if not words.words or len(words) > vocabulary:
+        raise WeightsError(f"{path} brings {len(words.words)} words, for an encoder of {vocabulary} tokens")
+    return words
 
 
 def load_pipeline(path: Place | None = None, unet: str = "unet", **given: object) -> LatentDiffusion:
@@ -83,8 +118,12 @@ def load_pipeline(path: Place | None = None, unet: str = "unet", **given: object
     autoencoder, _ = load_module(folder / "autoencoder.safetensors", Autoencoder)
     text_encoder, about = load_module(folder / "text_encoder.safetensors", TextEncoder)
     network, about_unet = load_module(folder / f"{unet}.safetensors", UNet)
-    words = Tokenizer(about["words"].split(), text_encoder.config.length)
-    schedule = Schedule(ScheduleConfig(**json.loads(about_unet["schedule"])))
+    text = text_encoder.config
+    words = words_of(folder / "text_encoder.safetensors", about, text.length, text.vocabulary)
+    schedule = Schedule(stated(folder / f"{unet}.safetensors", about_unet, "schedule", ScheduleConfig))
+    widths = (text.width, autoencoder.config.latent_channels)
+    if widths != (network.config.context_width, network.config.in_channels):
+        raise WeightsError(f"{folder}: {unet} does not fit the text encoder and autoencoder beside it")
     return LatentDiffusion(words, text_encoder, network, autoencoder, schedule)
 
 
@@ -116,8 +155,9 @@ def load_reasongen(folder: Place = REASON, name: str = "reasongen", device: Devi
 
     Raises WeightsError when a file is missing, truncated or foreign.
     """
-    model, about = load_module(Path(folder) / f"{name}.safetensors", ReasonGen)
-    tokenizer = Tokenizer(about["words"].split(), model.config.prompt)
+    path = Path(folder) / f"{name}.safetensors"
+    model, about = load_module(path, ReasonGen)
+    tokenizer = words_of(path, about, model.config.prompt, model.config.vocabulary)
     codec = load_codec(folder).to(device)
     return ReasonPipeline(model.to(device), tokenizer, codec, writes_rationale=about.get("thinks") != "no")
 
@@ -125,8 +165,8 @@ def load_reasongen(folder: Place = REASON, name: str = "reasongen", device: Devi
 def save_reasongen(folder: Path, name: str, pipe: ReasonPipeline) -> None:
     """The transformer as `name`, and the codec beside it."""
     about = {"words": " ".join(pipe.tokenizer.words), "thinks": "yes" if pipe.writes_rationale else "no"}
-    save_module(folder / f"{name}.safetensors", pipe.model, about)
     save_codec(folder, pipe.codec)
+    save_module(folder / f"{name}.safetensors", pipe.model, about)
 
 
 def load_codec(folder: Place) -> Codec:
@@ -161,7 +201,8 @@ def describe(path: Place) -> str:
         clip, words = load_clip(path)
         size = clip.config.vision.size
         return f"{path}: CLIP, {_counted(clip)}; pictures of {size} pixels, {_limit(words)}"
-    config = json.loads(read_metadata(path).get("config", "{}"))
+    with named_as(str(path), ValueError):
+        config = parse_json(read_metadata(path).get("config", "{}"), dict, "config")
     for network, kind in CONFIGS.items():
         if config and config.keys() <= kind.__dataclass_fields__.keys():
             sizes = ", ".join(f"{key} {value}" for key, value in config.items())

@@ -53,15 +53,23 @@ class Part(NamedTuple):
     prefix: str = ""  # of the names below, for a network inside the part
 
     def need(self, name: str) -> Tensor:
-        """The tensor of this name.  Raises WeightsError when it is missing."""
+        """The tensor of this name.  Raises WeightsError when it is missing, or has other axes."""
         name = self.prefix + name
         if name not in self.tensors:
             raise WeightsError(f"missing {name} in {self.source}, which has {first_names(self.tensors)}")
-        return self.tensors[name]
+        axes, found = 4 if re.search(r"(conv\w*|patch)\.weight$", name) else 2, self.tensors[name]
+        if found.ndim != axes or not found.numel():
+            raise WeightsError(
+                f"{name} in {self.source} has shape {tuple(found.shape)}, expected {axes} axes"
+            )
+        return found
 
     def ending(self, end: str) -> Tensor | None:
-        """The first tensor whose name ends so."""
-        return next((t for name, t in self.tensors.items() if name.endswith(end)), None)
+        """The first tensor whose name ends so.  Raises WeightsError when it is no matrix."""
+        name = next((name for name in self.tensors if name.endswith(end)), None)
+        if name is not None and self.tensors[name].ndim < 2:
+            raise WeightsError(f"{name} in {self.source} has shape {tuple(self.tensors[name].shape)}")
+        return self.tensors.get(name)
 
     def count(self, pattern: str) -> int:
         return count(self.tensors, re.escape(self.prefix) + pattern)

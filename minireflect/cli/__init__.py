@@ -5,10 +5,12 @@ An option is a field of a record: its name, its default, and the comment above i
 
 import difflib
 import inspect
+import io
 import re
 import shutil
 import typing
 from collections.abc import Iterable, Iterator
+from contextlib import redirect_stderr
 from dataclasses import fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +19,8 @@ from typing import Any, Literal, NamedTuple
 
 import tyro
 from tyro.conf import Positional, Suppress, arg
+
+from ..ranges import Refusal, plain, quote
 
 # fmt: off
 TRAINED = {  # what `train` can train, and the minutes of the preset cpu on two cores
@@ -38,6 +42,9 @@ MINUTES = """\
 Minutes are about those of the preset cpu on two cores. `minireflect train COMMAND --help` lists
 its options; `minireflect train` alone is `minireflect train srrl`, from the shipped weights."""
 # fmt: on
+NO_MEMORY = "out ?of ?memory|memoryerror|can't allocate memory|not enough memory|alloc_failed"
+SMALLER = """the memory is full; with --base try --micro-batch 1, --checkpointing, --precision bf16 or a
+smaller --size, otherwise a smaller --batch""".replace("\n", " ")
 METAVARS = {Path: "PATH", int: "N", float: "X"}
 
 
@@ -50,9 +57,24 @@ def train_help() -> str:
 def known(name: str, names: Iterable[str]) -> None:
     """Raises ValueError on a command that does not exist, with the nearest one that does."""
     if name not in names:
-        near = difflib.get_close_matches(name, names, 1)
+        near = difflib.get_close_matches(name[:40], names, 1)
         meant = f", did you mean {near[0]}?" if near else ";"
-        raise ValueError(f"there is no command {name!r}{meant} it is one of {', '.join(names)}")
+        raise ValueError(f"there is no command {quote(name)}{meant} it is one of {', '.join(names)}")
+
+
+def lacks_memory(error: BaseException) -> bool:
+    said = f"{type(error).__name__} {error}"
+    return not isinstance(error, ValueError) and bool(re.search(NO_MEMORY, said, re.IGNORECASE))
+
+
+def sentence(error: BaseException) -> str:
+    """What went wrong, as one sentence that is safe to print."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f" {quote(str(error.filename))}" if error.filename else " the disk"
+        return f"cannot use{where}: {error.strerror.lower()}"
+    if lacks_memory(error):
+        return plain(f"{SMALLER} ({str(error).partition(chr(10))[0] or 'MemoryError'})")
+    return plain(str(error)) or type(error).__name__
 
 
 class Option(NamedTuple):
@@ -105,7 +127,13 @@ def read(words: list[str], command: str, about: str, default: Any) -> Any:
         about += " The value behind a name is its default; --help-all explains every option."
         print(help_text(f"minireflect {command} [OPTIONS]", about, default, full="--help-all" in words))
         raise SystemExit(0)
-    return tyro.cli(type(default), args=words, default=default, prog=f"minireflect {command}")
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            return tyro.cli(type(default), args=words, default=default, prog=f"minireflect {command}")
+    except SystemExit:
+        text = re.sub(r"[│╭╮╰╯─]+", " ", said.getvalue())  # the frame around tyro's sentences
+        raise Refusal(" ".join(text.split())) from None
 
 
 def help_text(usage: str, about: str, record: Any, full: bool = False) -> str:

@@ -19,11 +19,13 @@ from ..methods.finetune import CheckpointConfig, FinetuneConfig, load_base
 from ..methods.rlrig import LoopConfig, load_parts
 from ..models.lora import merge_lora
 from ..models.reasongen import SamplingConfig
-from ..pipeline import OPPOSITE, LatentDiffusion, SamplerConfig, best_device
+from ..models.transformer import Temperature
+from ..pipeline import OPPOSITE, LatentDiffusion, SamplerConfig, chosen_device
+from ..ranges import Checked, Count, Finite, Natural, Share, Weight
 from ..rl.rewards import load_reward, reward_beside
 from ..streams import choices, rng
 from ..world.canvas import read_picture, to_pixels, write_picture
-from ..world.graphs import lay_out, read_graph
+from ..world.graphs import lay_out, read_graphs
 from ..world.prompts import read_benchmark, write_samples
 from . import read
 
@@ -38,13 +40,13 @@ CHECK_TOLERANCE = 4.0
 
 
 @dataclass(frozen=True)
-class SampleOptions:
-    # a row each; with --method rlrig scene graphs: triples, a sentence, or LAION-SG's .json
+class SampleOptions(Checked):
+    # a row each; with --method rlrig scene graphs: triples, a sentence, or a .json of LAION-SG or T2I-R1
     prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     # the model
     method: Literal["srrl", "rlrig", "reasongen"] = "srrl"
     # reflections after the first picture (default: 0; with --method rlrig 3 edits)
-    rounds: int | None = None
+    rounds: Natural | None = None
     # run folder of a training (default: the shipped weights)
     weights: Path | None = None
     # picture to write
@@ -52,27 +54,27 @@ class SampleOptions:
     # of all noise
     seed: int = 0
     # denoising steps
-    steps: int = 20
+    steps: Count = 20
     # guidance of round 0 (default: 1; with --base 7.5; with --method reasongen of image tokens, 1)
-    guidance: float | None = None
+    guidance: Weight | None = None
     # of rationale and image tokens, with --method reasongen; trained and measured at 0.8
-    temperature: float = 0.2
+    temperature: Temperature = 0.2
     # sample every picture again, whatever the reward says, as SRRL's code does
     blind: bool = False
     # with --blind: guidance of sampling again
-    w_denoise: float = 3.0
+    w_denoise: Weight = 3.0
     # with --blind: guidance of re-noising
-    w_renoise: float = 0.1
+    w_renoise: Weight = 0.1
     # sample the committed picture again; exit status 1 when it is off
     check: bool = False
     # with --base: adapter of a training with --base, of diffusers, peft or kohya
     lora: Path | None = None
     # with --lora: what multiplies its difference
-    lora_scale: float = 1.0
+    lora_scale: Finite = 1.0
     # pictures of each prompt, with --out FOLDER: the layout that GenEval's scorer reads
-    each: int = 4
+    each: Count = 4
     # with --base: step noise, 0 to 1
-    eta: float = 0.0
+    eta: Share = 0.0
     # cuda, mps or cpu (default: the first that is there)
     device: Literal["cuda", "mps", "cpu"] | None = None
     checkpoint: Annotated[CheckpointConfig, tyro.conf.arg(name="")] = field(default_factory=CheckpointConfig)
@@ -134,7 +136,7 @@ def sample_srrl(args: SampleOptions, prompts: list[str]) -> Said:
 
 def sample_rlrig(args: SampleOptions, prompts: list[str]) -> Said:
     """A scene graph a row: the picture, unmet requirements, the edit prompt, the next picture."""
-    graphs = [read_graph(prompt) for prompt in prompts]
+    graphs = [graph for prompt in prompts for graph in read_graphs(prompt)]
     for graph in graphs:
         lay_out(graph, choices(args.seed, "layout"))  # raises on a graph that no picture can show
     loop = LoopConfig(args.rounds, steps=args.steps, guidance=args.guidance)
@@ -159,7 +161,7 @@ def sample_reasongen(args: SampleOptions, prompts: list[str]) -> Said:
 
 def sample_checkpoint(args: SampleOptions, prompts: list[str]) -> Said:
     """A published checkpoint: a prompt a row, a blind round a column; without rounds pixel for pixel."""
-    pipe = load_base(FinetuneConfig(**vars(args.checkpoint)), torch.device(args.device or best_device()))
+    pipe = load_base(FinetuneConfig(**vars(args.checkpoint)), chosen_device(args.device))
     if args.lora:
         load_lora(pipe, args.lora, args.lora_scale)
         for network in networks_of(pipe).values():

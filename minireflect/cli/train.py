@@ -13,10 +13,11 @@ from ..checkpoints import ours
 from ..config import PRESETS, Config, options_of, preset, read_config, to_dict
 from ..methods.finetune import SAMPLER
 from ..methods.srrl import RECIPES, recipe
-from ..pipeline import best_device
-from ..run import Run, RunError
+from ..pipeline import best_device, chosen_device
+from ..ranges import Refusal
+from ..run import Run, RunError, Unfinished
 from ..tracking import Tracking
-from . import TRAINED, read
+from . import TRAINED, read, sentence
 
 COSTS = {"smoke": "seconds; it learns nothing", "gpu": "larger batches and budgets, for a CUDA GPU"}
 CHOICES = {"preset": PRESETS, "scenes": ("laws", "graphs"), "method": tuple(RECIPES)}
@@ -35,6 +36,7 @@ def defaults(named: str | None, words: list[str]) -> Config:
     for name in (*CHOICES, "device", "base", "out"):
         first.add_argument(f"--{name}", choices=CHOICES.get(name))
     first.add_argument("--resume", action="store_true")
+    first.error = refuse
     seen = first.parse_known_args(words)[0]
     if seen.resume and seen.out is None:
         raise RunError("--resume needs --out RUN: which run is to go on?")
@@ -54,13 +56,17 @@ def defaults(named: str | None, words: list[str]) -> Config:
     return config
 
 
+def refuse(message: str) -> None:
+    raise Refusal(message)
+
+
 def parse(words: list[str], config: Config) -> Config:
     """Second pass: every option of the command.  Paths become absolute: a run is resumed from anywhere."""
     about = f"Train {TRAINED[config.command][0]}."
     config = replace(config, **vars(read(words, f"train {config.command}", about, options_of(config))))
     paths = {name: getattr(config.finetune, name) for name in ("base", "clip", "prompts", "tokenizer", "vae")}
     there = {name: str(Path(path).resolve()) for name, path in paths.items() if path and Path(path).exists()}
-    weights = config.weights and config.weights.resolve()
+    weights = config.weights and config.weights.absolute()
     return replace(config, weights=weights, finetune=replace(config.finetune, **there))
 
 
@@ -68,7 +74,7 @@ def train(config: Config) -> None:
     """Make the run folder and do the stages; a start that fails leaves no folder."""
     from ..stages import Task, do  # with all that trains, measures and plots
 
-    device = parallel.start(torch.device(config.device or best_device()))
+    device = parallel.start(chosen_device(config.device))
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32, in float32 networks
     label, source = config.method if config.command == "srrl" else config.command, source_of(config)
@@ -84,9 +90,17 @@ def train(config: Config) -> None:
     clock = time.time()
     try:
         do(Task(config, run, source or run.folder / "weights", device), *config.stages)
-    except (ValueError, OSError):
-        run.abandon()
-        raise
+    except (ValueError, OSError, MemoryError, FloatingPointError, torch.cuda.OutOfMemoryError) as error:
+        first = error
+        while isinstance(error, FloatingPointError) and isinstance(first.__context__, FloatingPointError):
+            first = first.__context__  # what was saved on the way out was not finite either
+        if isinstance(error, FloatingPointError):
+            hint = "the last good state is kept; try a lower learning rate in another --out"
+            raise Unfinished(f"{first}, in {run.at}; {hint}") from error
+        if run.abandon() or isinstance(error, ValueError):
+            raise
+        said = f"{sentence(error)}, in {run.at}; what was saved before is kept, go on with --resume"
+        raise Unfinished(f"{said} --out {folder}") from error
     print(f"done in {(time.time() - clock) / 60:.1f} minutes; look at {folder / 'figures'}")
     parallel.finish()
 

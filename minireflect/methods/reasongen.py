@@ -30,14 +30,17 @@ from typing import Annotated, NamedTuple
 
 import torch
 from torch import Generator, Tensor
+from tyro.conf import Suppress
 
 from ..models.reasongen import ReasonGen, Sampled, SamplingConfig
 from ..models.tokenizer import EOS, trim
+from ..models.transformer import Temperature
 from ..parallel import share, spread, total, world
 from ..pipeline import ACCEPT, ReasonPipeline
 from ..pretrain.sft import Examples, ReasonTraining, sft_loss
-from ..ranges import Checked, Count, Positive, Range, Weight
+from ..ranges import Count, Positive, Range, Weight, finite
 from ..rl.advantage import group_advantage, zero_variance_groups
+from ..rl.collapse import StopRule, statistics, watch
 from ..rl.rewards import ACCEPT_WORD, Reward, inspector_reward
 from ..rl.tokens import AdaptiveEntropy, TokenBatch, entropy_of, token_step
 from ..run import Job, adamw, lr_factor, set_lr
@@ -49,7 +52,7 @@ Prompts = Callable[[int, int, int], list[str]]  # number of prompts, iteration, 
 
 
 @dataclass(frozen=True)
-class ReasonRLConfig(Checked):
+class ReasonRLConfig(StopRule):
     # of sampling and update
     iterations: Count = 80
     # groups that an iteration learns from
@@ -75,9 +78,9 @@ class ReasonRLConfig(Checked):
     # largest weight |alpha| of an entropy, as in the paper
     entropy_bound: Positive = 5e-3
     # learning rate of the weights alpha, as in the paper
-    entropy_lr: Positive = 5e-4
+    entropy_lr: Annotated[Positive, Suppress] = 5e-4
     # temperature of sampling
-    temperature: Positive = 0.8
+    temperature: Temperature = 0.8
     # the picture must also show what its rationale says; the paper does not ask for it
     read_rationales: bool = True
     # weight of stage 1's loss on true pictures, gamma in InstructGPT's equation 2; the paper has none
@@ -117,9 +120,10 @@ class Rewards(NamedTuple):
 
         Shapes: images (b 3 h w), b prompts, b rationales -> (b)
         """
-        accepted = self.picture(images, prompts) >= ACCEPT
+        accepted = finite(self.picture(images, prompts), "the reward of a picture") >= ACCEPT
         if self.rationale:
-            accepted &= self.rationale(images, rationales) >= ACCEPT_WORD
+            read = finite(self.rationale(images, rationales), "the reward of a rationale")
+            accepted &= read >= ACCEPT_WORD
         return accepted.float()
 
 
@@ -163,7 +167,7 @@ def sample_groups(
     sampled = Sampled(*map(torch.cat, zip(*parts)))  # (n*g)
     numbers = {"reward": R, "right": torch.cat(verdicts), "words": sampled.chosen.sum(1).float()}
     stats = {name: values.mean().item() for name, values in numbers.items()}
-    stats |= {"groups": len(asked), "mixed": len(mixed)}
+    stats |= {"groups": len(asked), "mixed": len(mixed), **statistics(images, images)}
     members = (mixed[:, None] * config.group + torch.arange(config.group)).flatten()
     of_mixed = Sampled(*(v[sent(members, v.device)] for v in sampled))
     return Samples([asked[i] for i in mixed.tolist()], of_mixed, R[mixed]) if len(mixed) else None, stats
@@ -263,7 +267,7 @@ def train_reason_grpo(
     text, image = (AdaptiveEntropy(target, *limits) for target in targets)
     learner = Learner(pipe, reference, optimizer, (text, image) if config.adaptive else (), examples)
     networks = {"model": model, "text_entropy": text, "image_entropy": image}
-    memory = {"calls": 0, "tokens": 0}
+    memory: dict = {"calls": 0, "tokens": 0, "watch": {}}
     for step in job.run.steps("reason-grpo", config.iterations, networks, optimizer, memory=memory):
         set_lr(optimizer, config.lr * lr_factor(step, config.iterations))
         noise = rng(job.seed, "reason-grpo", step)
@@ -276,6 +280,7 @@ def train_reason_grpo(
         values |= {"alpha_text": text.alpha, "alpha_image": image.alpha}
         if samples and job.run.tracking:
             job.run.show("reason-grpo", step, pipe.pictures(samples.sampled.codes[:8]))
+        values["collapse"] = watch(config, job.run, memory["watch"], values)
         job.run.log("reason-grpo", step, **values, reward_calls=memory["calls"], tokens=memory["tokens"])
         shown = "reward {reward:.2f}, right {right:.2f}, mixed {mixed}/{groups}"
         job.run.bar.set_postfix_str(shown.format(**values))

@@ -47,6 +47,7 @@ from ..parallel import share, total
 from ..pipeline import LatentDiffusion, SamplerConfig
 from ..ranges import Checked, Count, Natural, Range, Share, Weight
 from ..rl.advantage import group_advantage, zero_variance_groups
+from ..rl.collapse import StopRule, statistics, watch
 from ..rl.rewards import Answers, Checker, load_checker
 from ..rl.tokens import TokenBatch, entropy_of, token_step, token_weights
 from ..run import Job
@@ -289,7 +290,7 @@ def controls(parts: Parts, config: LoopConfig) -> dict[str, Loop]:
 
 
 @dataclass(frozen=True)
-class RLRIGConfig(Checked):
+class RLRIGConfig(StopRule):
     loop: LoopConfig = field(default_factory=LoopConfig)
     # graphs of an iteration
     graphs: Count = 40
@@ -378,13 +379,16 @@ def train_editor(config: RLRIGConfig, parts: Parts, job: Job) -> LatentDiffusion
     pictures, total = config.graphs * config.group * config.rounds, config.editor_iterations
     sampler = SamplerConfig(config.loop.steps, config.loop.edit_guidance, ETA)
     learner = Learner.of(parts.editor, config.editor, sampler, pictures)
-    memory, tries = {"calls": 0, "evaluations": 0}, (1, config.group)
+    memory, tries = {"calls": 0, "evaluations": 0, "watch": {}}, (1, config.group)
     for step in job.run.steps("phase-2", total, learner.networks, learner.optimizer, memory=memory):
         graphs, noise = graphs_of(job.seed, step, config), rng(job.seed, "phase 2", step)
         if rounds := try_edits(parts, graphs, config, tries, noise):
             out, factor = as_rollout(parts.editor, rounds, config), config.editor.lr_factor(step, total)
             stats = learn(learner, out, factor, rng(job.seed, "update", step))
-            job.run.log("phase-2", step, **summary(rounds, config, memory, job), **stats._asdict())
+            seen = statistics(rounds[0].path.latents[:, -1], rounds[0].images)
+            said = watch(config, job.run, memory["watch"], seen)
+            values = summary(rounds, config, memory, job) | stats._asdict() | {"collapse": said}
+            job.run.log("phase-2", step, **values)
             job.run.show("phase-2", step, rounds[0].images)
     parts.editor.unet.eval().requires_grad_(False)
     return parts.editor

@@ -22,7 +22,7 @@ from ..diffusion.sample import EpsFn, Trajectory, collect, denoise, evaluations,
 from ..diffusion.schedule import StepTable
 from ..parallel import spread
 from ..pipeline import ACCEPT, OPPOSITE, LatentDiffusion, Reward, SamplerConfig
-from ..ranges import Checked, Count, Finite, Natural, Share, Weight
+from ..ranges import Checked, Count, Finite, Natural, Share, Weight, quote
 from ..streams import rng, sent
 
 WINDOW = 3  # noisy steps of noise "window": three of ten are Flow-GRPO-Fast's
@@ -209,9 +209,9 @@ def rollout(
         images = pipe.decode(path.latents[:, -1])  # (n*g 3 h w)
         asked = [texts[i] for i in rows.tolist() for _ in range(config.group)]
         rewards = spread(reward, images, asked).cpu().view(len(rows), config.group)
-        if not rewards.isfinite().all():
-            bad = asked[int((~rewards.isfinite()).flatten().nonzero()[0])]
-            raise FloatingPointError(f"the reward of a picture of {bad[:60]!r} is not a finite number")
+        if (bad := (~rewards.isfinite()).flatten().nonzero()).numel():
+            of = quote(asked[bad[0]])
+            raise FloatingPointError(f"the reward of a picture of {of} is not a finite number")
         out.rounds.append(Round(rows, x_T, table[shared:], sigmas[shared:], path, images, rewards))
     out.cost = rollout_cost(config, [len(r.rows) for r in out.rounds], step)
     return out

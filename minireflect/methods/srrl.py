@@ -50,6 +50,7 @@ from ..diffusion.reflection import moments
 from ..pipeline import LatentDiffusion, Reward
 from ..ranges import Count
 from ..rl.advantage import RewardHistory, zero_variance_groups
+from ..rl.collapse import StopRule, statistics, watch
 from ..run import Job
 from ..streams import rng
 from .learn import LearnConfig, Learner, UpdateStats, learn
@@ -57,7 +58,7 @@ from .rollout import Cost, Rollout, RolloutConfig, Round, rollout
 
 
 @dataclass(frozen=True)
-class SRRLConfig(RolloutConfig, LearnConfig):
+class SRRLConfig(RolloutConfig, LearnConfig, StopRule):
     """What an iteration samples (`RolloutConfig`) and how it is learnt from (`LearnConfig`)."""
 
     # of rollout and update
@@ -124,7 +125,7 @@ def train_srrl(
     pictures = config.prompts_per_iteration * config.group * rounds
     learner = Learner.of(pipe, config, config.sampler, pictures)
     learner.history = history if config.advantage == "history" else None
-    memory: dict = {"cost": [0, 0, 0], "updates": 0, "history": history.state_dict()}
+    memory: dict = {"cost": [0, 0, 0], "updates": 0, "history": history.state_dict(), "watch": {}}
     for step in run.steps("srrl", config.iterations, learner.networks, learner.optimizer, memory=memory):
         history.load_state_dict(memory["history"])
         texts, families = draw(step)
@@ -132,10 +133,16 @@ def train_srrl(
         stats = learn(learner, out, config.lr_factor(step, config.iterations), rng(seed, "update", step))
         cost = Cost(*memory["cost"]).plus(out.cost).plus(Cost(trained=stats.evaluations))
         updates = memory["updates"] + stats.updates
+        first = out.rounds[0]
+        seen = statistics(first.path.latents[:, -1], first.images, witness is not None)
+        seen |= {"clip_high": stats.clip_high, "clip_low": stats.clip_low}
+        if config.group > 1:
+            seen["flat"] = zero_variance_groups(first.rewards.cpu()).float().mean().item()
+        said = watch(config, run, memory["watch"], seen)
         memory |= {"cost": [*cost], "updates": updates, "history": history.state_dict()}
         values = report(out, stats, witness, config.accept)
         spent = {"reward_calls": cost.rewards, "unet_evaluations": cost.unet + cost.trained}
-        run.log("srrl", step, **values, updates_total=updates, **spent)
+        run.log("srrl", step, **values, updates_total=updates, **spent, x0_size=seen["size"], collapse=said)
         run.show("srrl", step, out.rounds[0].images)
         shown = {"reward": values["reward_by_round"], "right": values["right_by_round"]}
         run.bar.set_postfix(**{k: f"{v[0]:.2f}" for k, v in shown.items() if v}, kl=f"{stats.kl:.1f}")
@@ -152,7 +159,7 @@ def report(out: Rollout, stats: UpdateStats, witness: Reward | None, accept: flo
     means, stds = scales.view(-1, 2).T.tolist()
     return {
         "reward": rewards.mean().item(),
-        "reward_se": (rewards.std() / rewards.numel() ** 0.5).item(),
+        "reward_se": (rewards.std() / rewards.numel() ** 0.5).item() if len(rewards) > 1 else None,
         "right": torch.cat(verdicts).mean().item() if verdicts else None,
         "reward_by_round": [r.mean().item() for r in by_round],
         "right_by_round": [v.mean().item() for v in verdicts],

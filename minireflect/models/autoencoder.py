@@ -19,25 +19,37 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .blocks import Downsample, Layer, Level, PixelAttention, ResBlock, Upsample, require_multiple
+from ..ranges import Checked, Depth, Positive, Size
+from .blocks import (
+    Downsample,
+    Layer,
+    Level,
+    PixelAttention,
+    ResBlock,
+    Upsample,
+    require_levels,
+    require_multiple,
+)
 
 EPS = 1e-6  # of the GroupNorms in SD's autoencoder
 
 
 @dataclass(frozen=True)
-class AutoencoderConfig:
-    channels: tuple[int, ...]  # one entry per level, from the finest to the coarsest
-    res_blocks: int = 2  # residual blocks per level in the encoder; one more in the decoder
-    groups: int = 32  # of every GroupNorm
-    in_channels: int = 3  # of the pictures
-    latent_channels: int = 4
-    scaling_factor: float = 1.0  # latents are multiplied by it, so that their standard deviation is about 1
+class AutoencoderConfig(Checked):
+    channels: tuple[Size, ...]  # one entry per level, from the finest to the coarsest
+    res_blocks: Depth = 2  # residual blocks per level in the encoder; one more in the decoder
+    groups: Size = 32  # of every GroupNorm
+    in_channels: Size = 3  # of the pictures
+    latent_channels: Size = 4
+    scaling_factor: Positive = 1.0  # latents are multiplied by it, so that their std is about 1
     mid_attention: bool = True  # attention between all pixels of the coarsest level
     # of the unscaled latents, per channel: what is subtracted, and divided by; empty = 0 and 1
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        require_levels(self.channels)
         for channels in self.channels:
             require_multiple("channels", channels, "groups", self.groups)
 

@@ -27,6 +27,12 @@ def require_multiple(name: str, value: int, of: str, divisor: int) -> None:
         raise ValueError(f"{name} {value} is not a multiple of {of} {divisor}")
 
 
+def require_levels(channels: tuple[int, ...]) -> None:
+    """Raises ValueError unless there are one to ten levels."""
+    if not 1 <= len(channels) <= 10:
+        raise ValueError(f"channels must have 1 to 10 levels, got {len(channels)}")
+
+
 class ResBlock(nn.Module):
     """Two convolutions beside a skip path; the time embedding, if there is one, is added between them."""
 

@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..ranges import Checked, Depth, Natural, Positive, Size
 from .blocks import Attention, Downsample, ResBlock, require_multiple
 
 # OpenAI's statistics of pictures in [0, 1]; ours are in [-1, 1], so m becomes 2m - 1 and s becomes 2s.
@@ -36,21 +37,21 @@ OPENAI_STD = tuple(2 * s for s in (0.26862954, 0.26130258, 0.27577711))
 
 
 @dataclass(frozen=True)
-class TextConfig:
+class TextConfig(Checked):
     """The defaults are those of CLIP-L, the text encoder of SD 1.x."""
 
-    vocabulary: int  # number of token ids
-    eos: int  # id of the end-of-text token
-    length: int = 77  # longest sequence, in tokens
-    width: int = 768
-    layers: int = 12
-    heads: int = 12
+    vocabulary: Size  # number of token ids
+    eos: Natural  # id of the end-of-text token
+    length: Size = 77  # longest sequence, in tokens
+    width: Size = 768
+    layers: Depth = 12
+    heads: Size = 12
     quick_gelu: bool = True  # OpenAI's x * sigmoid(1.702 x); False = the exact GELU of OpenCLIP
     penultimate: bool = False  # forward returns the states before the last block, unnormalised (SDXL)
-    hidden: int | None = None  # width inside the feed-forward layers; None = 4 times the width
-    projection: int | None = None  # width of a projection of the pooled state (SDXL's second encoder)
+    hidden: Size | None = None  # width inside the feed-forward layers; None = 4 times the width
+    projection: Size | None = None  # width of a projection of the pooled state (SDXL's second encoder)
     # of the token embeddings before training, half as much for the positions; CLIP's own
-    init_std: float = 0.02
+    init_std: Positive = 0.02
 
 
 def stem_patch(stem: tuple[int, ...]) -> int:
@@ -59,24 +60,25 @@ def stem_patch(stem: tuple[int, ...]) -> int:
 
 
 @dataclass(frozen=True)
-class VisionConfig:
+class VisionConfig(Checked):
     """The defaults are those of CLIP ViT-L/14, which also has OPENAI_MEAN and OPENAI_STD."""
 
-    size: int = 224  # side of the pictures, in pixels
-    patch: int = 14  # side of a patch, in pixels
-    width: int = 1024
-    layers: int = 24
-    heads: int = 16
+    size: Size = 224  # side of the pictures, in pixels
+    patch: Size = 14  # side of a patch, in pixels
+    width: Size = 1024
+    layers: Depth = 24
+    heads: Size = 16
     quick_gelu: bool = True
-    hidden: int | None = None  # width inside the feed-forward layers; None = 4 times the width
+    hidden: Size | None = None  # width inside the feed-forward layers; None = 4 times the width
     # channels of a convolutional stem in place of CLIP's linear patches: each entry halves the resolution,
     # and a last halving leads to `width` channels
-    stem: tuple[int, ...] = ()
+    stem: tuple[Size, ...] = ()
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)  # of the pictures in [-1, 1], per colour; subtracted
     std: tuple[float, ...] = (1.0, 1.0, 1.0)  # of the pictures in [-1, 1], per colour; divided by
-    init_std: float = 0.02  # of the position embeddings before training; CLIP's own
+    init_std: Positive = 0.02  # of the position embeddings before training; CLIP's own
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_multiple("size", self.size, "patch", self.patch)
         if self.stem and (made := stem_patch(self.stem)) != self.patch:
             halvings = f"{len(self.stem)} + 1 halvings"
@@ -84,10 +86,10 @@ class VisionConfig:
 
 
 @dataclass(frozen=True)
-class CLIPConfig:
+class CLIPConfig(Checked):
     text: TextConfig  # without a projection of its own
     vision: VisionConfig
-    width: int = 768  # of the joint space
+    width: Size = 768  # of the joint space
 
 
 class Block(nn.Module):
@@ -269,20 +271,20 @@ class CLIP(nn.Module):
 
 # --- the matcher --------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
-class MatcherConfig:
-    vocabulary: int  # number of token ids
-    eos: int  # id of the end-of-text token
-    length: int  # longest sentence, in tokens
-    width: int = 96  # of both towers and the head
-    layers: int = 3  # transformer blocks of the text tower
-    vision_layers: int = 1  # transformer blocks of the image tower, after its convolutional stem
-    heads: int = 4
-    depth: int = 2  # cross-attention blocks of the head
-    size: int = 64  # side of the pictures in pixels
-    stem: tuple[int, ...] = (32, 64)  # channels of the stem; its three halvings make patches of 8 pixels
+class MatcherConfig(Checked):
+    vocabulary: Size  # number of token ids
+    eos: Natural  # id of the end-of-text token
+    length: Size  # longest sentence, in tokens
+    width: Size = 96  # of both towers and the head
+    layers: Depth = 3  # transformer blocks of the text tower
+    vision_layers: Depth = 1  # transformer blocks of the image tower, after its convolutional stem
+    heads: Size = 4
+    depth: Depth = 2  # cross-attention blocks of the head
+    size: Size = 64  # side of the pictures in pixels
+    stem: tuple[Size, ...] = (32, 64)  # channels of the stem; its three halvings make patches of 8 pixels
     fused: bool = False  # each block of the head begins with attention between words, as in ALBEF
     # std of token and position embeddings at the start; with CLIP's 0.02 positions are learnt slowly
-    init_std: float = 0.02
+    init_std: Positive = 0.02
 
     @property
     def text(self) -> TextConfig:

@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from ..ranges import Checked, Depth, Size
 from .tokenizer import BOS, EOS, trim, up_to
 from .transformer import Cache, Choose, RMSNorm, SampledText, SamplingConfig, Transformer, TransformerConfig
 
@@ -39,18 +40,18 @@ Pair = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class ReasonGenConfig:
-    vocabulary: int  # v, word ids, BOS and EOS included
-    forms: int  # f, entries of the picture's first codebook
-    colors: int  # k, of the second
-    dimensions: int = 8  # c, of a codebook entry
-    prompt: int = 44  # p; ours take 28, and a rationale as prompt 44
-    rationale: int = 44  # r, BOI included; the longest of ours takes 43
-    side: int = 8  # of the grid of image tokens, n = side^2
-    width: int = 96
-    layers: int = 4
-    heads: int = 4
-    hidden: int = 264  # of the MLP
+class ReasonGenConfig(Checked):
+    vocabulary: Size  # v, word ids, BOS and EOS included
+    forms: Size  # f, entries of the picture's first codebook
+    colors: Size  # k, of the second
+    dimensions: Size = 8  # c, of a codebook entry
+    prompt: Size = 44  # p; ours take 28, and a rationale as prompt 44
+    rationale: Size = 44  # r, BOI included; the longest of ours takes 43
+    side: Size = 8  # of the grid of image tokens, n = side^2
+    width: Size = 96
+    layers: Depth = 4
+    heads: Size = 4
+    hidden: Size = 264  # of the MLP
 
     @property
     def boi(self) -> int:

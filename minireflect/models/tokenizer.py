@@ -7,7 +7,6 @@ Both turn b prompts into (b t) ids: begin, the words, end, padding.
 """
 
 import difflib
-import json
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,12 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..disk import read_json
+from ..ranges import Refusal, expect, quote
 from ..world.prompts import split
 
 BOS, EOS = 0, 1  # begin and end of a sentence; EOS is also the padding, as in CLIP
 
 
-class PromptError(ValueError):
+class PromptError(Refusal):
     """A prompt that cannot be read; the message is one sentence for the user."""
 
 
@@ -64,10 +65,10 @@ class Tokenizer:
         for row, text in zip(ids, texts):
             words = split(text)
             if unknown := [w for w in words if w not in self.ids]:
-                hints = ", ".join(map(self._hint, dict.fromkeys(unknown)))
-                raise PromptError(f"this model's world has no word for {hints} in {text!r}")
+                hints = ", ".join(map(self._hint, [*dict.fromkeys(unknown)][:3]))
+                raise PromptError(f"this model's world has no word for {hints} in {quote(text)}")
             if len(words) >= length:
-                raise PromptError(f"the text has {len(words)} words, at most {length - 1} fit: {text!r}")
+                raise PromptError(f"the text has {len(words)} words, at most {length - 1} fit: {quote(text)}")
             row[: len(words) + 1] = torch.tensor([*(self.ids[w] for w in words), end])
         return ids
 
@@ -79,8 +80,8 @@ class Tokenizer:
         return [" ".join(self.words[i - 2] for i in row if EOS < i < len(self)) for row in ids.tolist()]
 
     def _hint(self, word: str) -> str:
-        near = difflib.get_close_matches(word, self.words, n=3, cutoff=0.5)
-        return f"{word!r}" + (f" (nearest: {', '.join(near)})" if near else "")
+        near = difflib.get_close_matches(word[:40], self.words, n=3, cutoff=0.5)
+        return quote(word) + (f" (nearest: {', '.join(near)})" if near else "")
 
 
 # CLIP's own pattern: contractions, runs of letters, single digits, runs of anything else
@@ -107,17 +108,21 @@ class BytePairs:
         self.bos, self.eos, self.pad = ids
 
     def __len__(self) -> int:
-        return self._engine.get_vocab_size()
+        return 1 + max(self._engine.get_vocab().values())
 
     def __call__(self, prompts: list[str]) -> Tensor:
         """Shapes: b prompts -> (b t) token ids"""
         ids = torch.full((len(prompts), self.length), self.pad)
         limit = self.length - 2  # without begin and end
+        if broken := [p for p in prompts if p != p.encode(errors="replace").decode()]:
+            raise PromptError(f"the prompt {quote(broken[0])} is not text")
         for row, found in zip(ids, self._engine.encode_batch(prompts, add_special_tokens=False)):
             words = found.ids[:limit]
             if lost := found.tokens[limit:]:
                 text = "".join(lost).replace("</w>", " ").strip()
-                warnings.warn(f"the prompt is longer than {limit} tokens; not read: {text!r}", stacklevel=2)
+                warnings.warn(
+                    f"the prompt is longer than {limit} tokens; not read: {quote(text)}", stacklevel=2
+                )
             row[: len(words) + 2] = torch.tensor([self.bos, *words, self.eos])
         return ids
 
@@ -174,8 +179,10 @@ def _engine(folder: Path) -> "tokenizers.Tokenizer":  # noqa: F821  imported bel
             engine = tokenizers.Tokenizer.from_str(whole.read_text("utf-8-sig"))
             engine.no_padding(), engine.no_truncation()
             return engine
-    except Exception as error:  # the library raises bare exceptions
-        raise PromptError(f"the vocabulary in {folder} cannot be read: {error}") from error
+    except BaseException as error:  # the library raises bare exceptions, and panics
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        raise PromptError(f"the vocabulary in {folder} cannot be read: {quote(str(error))}") from error
     raise PromptError(f"no vocabulary in {folder}: neither tokenizer.json nor vocab.json with merges.txt")
 
 
@@ -190,7 +197,7 @@ def _add_tokens(engine: "tokenizers.Tokenizer", folder: Path) -> None:  # noqa: 
 
 
 def _json(path: Path) -> dict:
-    return json.loads(path.read_text("utf-8-sig")) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def _declared_pad(folder: Path) -> str:
@@ -198,6 +205,6 @@ def _declared_pad(folder: Path) -> str:
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         token = _json(folder / name).get("pad_token")
         token = token.get("content") if isinstance(token, dict) else token
-        if token:
+        if expect(token, str | None, f"pad_token in {folder / name}"):
             return token
     return END_TEXT

@@ -32,24 +32,26 @@ from einops import rearrange
 from torch import Generator, Tensor, nn
 
 from ..parallel import rows
-from ..ranges import Checked, Natural, Positive, Range
+from ..ranges import Checked, Depth, Natural, Range, Size, Weight
 from ..streams import sent
 from .tokenizer import BOS, EOS, Tokenizer
 
+Temperature = Annotated[float, Range(1e-3)]  # below it logits overflow
 EPS = 1e-6  # of RMSNorm, Llama's
 BASE = 10_000.0  # of the rotary frequencies (Su et al. 2021, section 3.2.2)
 
 
 @dataclass(frozen=True)
-class TransformerConfig:
-    vocabulary: int  # number of token ids
-    length: int  # longest sequence, in tokens
-    width: int = 96
-    layers: int = 3
-    heads: int = 4
-    hidden: int = 256  # of the MLP; Llama takes 8/3 of the width
+class TransformerConfig(Checked):
+    vocabulary: Size  # number of token ids
+    length: Size  # longest sequence, in tokens
+    width: Size = 96
+    layers: Depth = 3
+    heads: Size = 4
+    hidden: Size = 256  # of the MLP; Llama takes 8/3 of the width
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.width % self.heads or self.width // self.heads % 2:
             raise ValueError(f"width {self.width} is not an even multiple of heads {self.heads}")
 
@@ -162,13 +164,13 @@ class SamplingConfig(Checked):
     """How the next token is chosen."""
 
     # divides the logits; for the likeliest token alone use top_k 1
-    temperature: Positive = 1.0
+    temperature: Temperature = 1.0
     # only the k likeliest tokens; 0 = all
     top_k: Natural = 0
     # only the likeliest tokens that together have this probability; 1 = all
     top_p: Annotated[float, Range(0, 1, above=True)] = 1.0
     # w of image tokens: uncond + w (cond - uncond), in logits; 1 = none
-    guidance: float = 1.0
+    guidance: Weight = 1.0
 
     def chooser(self, generator: Generator | None, whole: int | None = None) -> Choose:
         """Sample from logits as configured, see `pick`; without a generator, take the likeliest token."""
@@ -284,15 +286,15 @@ ANSWERS = ("no", "yes")
 
 
 @dataclass(frozen=True)
-class ActorConfig:
-    vocabulary: int  # number of token ids
-    latent_channels: int = 4
-    side: int = 8  # of the latents
-    read: int = 60  # tokens of requirements and answers; four things with four relations take 59
-    written: int = 16  # tokens of an edit prompt, its end included; two places take as many
-    width: int = 96
-    layers: int = 3
-    heads: int = 4
+class ActorConfig(Checked):
+    vocabulary: Size  # number of token ids
+    latent_channels: Size = 4
+    side: Size = 8  # of the latents
+    read: Size = 60  # tokens of requirements and answers; four things with four relations take 59
+    written: Size = 16  # tokens of an edit prompt, its end included; two places take as many
+    width: Size = 96
+    layers: Depth = 3
+    heads: Size = 4
 
     @property
     def transformer(self) -> TransformerConfig:

@@ -16,49 +16,62 @@ Shapes: b batch, c channels, h w space, t tokens of the prompt, d width, e width
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .blocks import Downsample, Layer, Level, ResBlock, SpatialTransformer, Upsample, require_multiple, zero
+from ..ranges import Checked, Depth, Range, Size
+from .blocks import (
+    Downsample,
+    Layer,
+    Level,
+    ResBlock,
+    SpatialTransformer,
+    Upsample,
+    require_levels,
+    require_multiple,
+    zero,
+)
 
 EPS = 1e-5  # of the GroupNorms in SD's UNets
 
 
 @dataclass(frozen=True)
-class UNetConfig:
-    channels: tuple[int, ...]  # one entry per level, from the finest to the coarsest
-    depths: tuple[int, ...]  # transformer blocks per attention, per level; 0 = no attention on that level
-    mid_depth: int  # transformer blocks in the middle; 0 = no attention there
-    context_width: int  # width of the prompt's hidden states
-    res_blocks: int = 2  # residual blocks per level on the way down; one more on the way up
+class UNetConfig(Checked):
+    channels: tuple[Size, ...]  # one entry per level, from the finest to the coarsest
+    depths: tuple[Depth, ...]  # transformer blocks per attention, per level; 0 = no attention on that level
+    mid_depth: Depth  # transformer blocks in the middle; 0 = no attention there
+    context_width: Annotated[int, Range(0, 1 << 20)]  # width of the prompt's hidden states
+    res_blocks: Depth = 2  # residual blocks per level on the way down; one more on the way up
     # attention heads, everywhere or per level (the middle has the last); give this or head_width
-    heads: int | tuple[int, ...] | None = None
-    head_width: int | None = None  # channels per head, the same everywhere; give this or heads
+    heads: Size | tuple[Size, ...] | None = None
+    head_width: Size | None = None  # channels per head, the same everywhere; give this or heads
     use_linear_projection: bool = False  # linear (SD 2.x, SDXL) instead of 1x1 convolutions (SD 1.x)
-    in_channels: int = 4  # of the latents
-    out_channels: int = 4  # of the predicted noise
-    groups: int = 32  # of every GroupNorm
-    pooled_width: int | None = None  # SDXL: width of the pooled prompt; None = no added conditioning
-    size_count: int = 6  # SDXL: numbers that tell sizes and crop, used only with pooled_width
-    size_width: int = 256  # SDXL: width of the embedding of each of these numbers
+    in_channels: Size = 4  # of the latents
+    out_channels: Size = 4  # of the predicted noise
+    groups: Size = 32  # of every GroupNorm
+    pooled_width: Size | None = None  # SDXL: width of the pooled prompt; None = no added conditioning
+    size_count: Size = 6  # SDXL: numbers that tell sizes and crop, used only with pooled_width
+    size_width: Size = 256  # SDXL: width of the embedding of each of these numbers
     # of the latents, if each position has a learned offset; None as in SD, which knows positions from the
     # padding only
-    side: int | None = None
+    side: Size | None = None
     # Distilled networks: the depth behind every residual block of every level, finest level first, in place
     # of depths and res_blocks; and the number of residual blocks in the middle.
-    down: tuple[tuple[int, ...], ...] | None = None
-    up: tuple[tuple[int, ...], ...] | None = None
-    mid_blocks: int = 2
+    down: tuple[tuple[Depth, ...], ...] | None = None
+    up: tuple[tuple[Depth, ...], ...] | None = None
+    mid_blocks: Depth = 2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (levels := len(self.channels)) != len(self.depths):
             raise ValueError(f"{levels} channels but {len(self.depths)} depths: one of each per level")
         if (self.heads is None) == (self.head_width is None):
             raise ValueError(f"give heads or head_width, not {self.heads} and {self.head_width}")
+        require_levels(self.channels)
         for channels in self.channels:
             require_multiple("channels", channels, "groups", self.groups)
             require_multiple("channels", channels, "head_width", self.head_width or 1)

@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..ranges import Checked, Range
+from ..ranges import Checked, Depth, Range, Size, Weight
 from .autoencoder import EPS, Autoencoder, ending
 from .blocks import ResBlock, require_multiple
 
@@ -41,16 +41,16 @@ Several = Annotated[int, Range(2)]
 
 @dataclass(frozen=True)
 class VQConfig(Checked):
-    latent_channels: int = 4  # z, of the autoencoder
-    patch: int = 8  # pixels to a side; the autoencoder makes one latent pixel of them
-    hidden: int = 128  # channels of the encoders
-    width: int = 64  # channels of the decoder
-    res_blocks: int = 2  # of the decoder
-    groups: int = 8  # of every GroupNorm
+    latent_channels: Size = 4  # z, of the autoencoder
+    patch: Size = 8  # pixels to a side; the autoencoder makes one latent pixel of them
+    hidden: Size = 128  # channels of the encoders
+    width: Size = 64  # channels of the decoder
+    res_blocks: Depth = 2  # of the decoder
+    groups: Size = 8  # of every GroupNorm
     forms: Several = 512  # k, entries of the first codebook
     colors: Several = 256  # k, entries of the second
     dimensions: Several = 8  # d, of an entry
-    beta: float = 0.25  # weight of the commitment, van den Oord's
+    beta: Weight = 0.25  # weight of the commitment, van den Oord's
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -28,10 +28,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..checkpoints.ours import RIG, load_module, or_shipped, weights_folder
+from ..checkpoints.ours import RIG, load_module, or_shipped, weights_folder, words_of
 from ..models.clip import CLIP, Matcher
 from ..models.tokenizer import EOS, BytePairs, Tokenizer, trim, up_to
 from ..pipeline import Reward
+from ..ranges import finite, quote
 from ..world.graphs import SceneGraph
 from ..world.inspector import inspect_all
 from ..world.prompts import Prompt, split, understand
@@ -50,7 +51,7 @@ def matcher_reward(matcher: Matcher, tokenizer: Tokenizer, batch: int = 256) -> 
         device = next(matcher.parameters()).device
         images, ids = images.to(device), tokenizer(prompts).to(device)
         parts = [matcher(x, y) for x, y in zip(images.split(batch), ids.split(batch))]
-        return torch.sigmoid(torch.cat(parts).float())
+        return finite(torch.sigmoid(torch.cat(parts).float()), "the learned reward of a picture")
 
     return reward
 
@@ -74,7 +75,7 @@ def caption_reward(matcher: Matcher, tokenizer: Tokenizer, batch: int = 256) -> 
             after = ids[:, 1:]  # (m t-1)
             each = logits[:, :-1].float().softmax(-1).gather(2, after[..., None])[..., 0]  # (m t-1)
             least[part] = each.where(up_to(after, EOS), 1.0).amin(1)
-        return least
+        return finite(least, "the captioner's reward of a rationale")
 
     return reward
 
@@ -82,7 +83,8 @@ def caption_reward(matcher: Matcher, tokenizer: Tokenizer, batch: int = 256) -> 
 def load_matcher(path: Path, device: torch.device | str) -> tuple[Matcher, Tokenizer]:
     """A matcher and its own vocabulary, from the file that a training wrote."""
     matcher, about = load_module(path, Matcher)
-    return matcher.to(device), Tokenizer(about["words"].split(), matcher.config.length)
+    words = words_of(path, about, matcher.config.length, matcher.config.vocabulary)
+    return matcher.to(device), words
 
 
 def load_reward(path: str | Path | None = None, device: torch.device | str = "cpu") -> Reward:
@@ -104,7 +106,7 @@ def inspector_reward(images: Tensor, prompts: list[str]) -> Tensor:
     """The exact verdict.  Raises ValueError for a prompt that the world cannot interpret."""
     meant = [understand(p) for p in prompts]
     if None in meant:
-        raise ValueError(f"the inspector cannot tell what fulfils {prompts[meant.index(None)]!r}")
+        raise ValueError(f"the inspector cannot tell what fulfils {quote(prompts[meant.index(None)])}")
     return verdicts(images, meant)
 
 
@@ -130,7 +132,8 @@ def clip_reward(clip: CLIP, tokenizer: BytePairs, scaled: bool = False, batch: i
         seen = image_features(clip, images, batch)  # (b e)
         read = torch.cat([clip.encode_text(part) for part in ids.split(batch)])  # (b e)
         scale = clip.logit_scale.exp().float() if scaled else 1.0
-        return (scale * (seen * read.float()).sum(1)).to(images.device)
+        values = (scale * (seen * read.float()).sum(1)).to(images.device)
+        return finite(values, "CLIP's reward of a picture")
 
     return reward
 
@@ -262,7 +265,7 @@ def matcher_checker(matcher: Matcher, tokenizer: Tokenizer, batch: int = 256) ->
         ids = trim(tokenizer(texts), EOS).to(images.device)  # (b*r t)
         parts = zip(images.split(batch), ids.split(batch * most))
         logits = [matcher.match(matcher.vision(x), matcher.text(y), y) for x, y in parts]
-        probability = torch.sigmoid(torch.cat(logits).float()).view_as(real)
+        probability = finite(torch.sigmoid(torch.cat(logits).float()), "the Checker's answer").view_as(real)
         return Answers(probability.masked_fill(~real, 1.0), real)
 
     return check

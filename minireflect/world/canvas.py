@@ -12,6 +12,9 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from ..disk import replacing
+from ..ranges import Refusal
+
 SIZE, MARGIN, SUPERSAMPLE = 64, 8, 4
 WALL = 3  # thickness in pixels of a box's walls
 
@@ -90,10 +93,14 @@ def to_pixels(images: Tensor) -> np.ndarray:
 
 def write_picture(pixels: np.ndarray, path: Path) -> None:
     """Shapes: pixels (h w 3) uint8"""
-    Image.fromarray(pixels).save(path)
+    with replacing(path) as file:
+        Image.fromarray(pixels).save(file, Image.registered_extensions()[Path(path).suffix.lower()])
 
 
 def read_picture(path: Path) -> np.ndarray:
     """-> (h w 3) uint8"""
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except (SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise Refusal(f"{path} is not a picture that can be read: {error}") from error

@@ -11,7 +11,6 @@ GenEval's tasks (Ghosh et al. 2023) are graphs too, in which colours may be open
 and error: shapes are placed one by one where every relation holds.
 """
 
-import json
 import math
 import random
 import re
@@ -21,15 +20,21 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
+from operator import index
 
+from ..disk import parse_json, read_text
+from ..ranges import Refusal, quote
 from .scenes import COLORS, SPLITS, Object, Objects, Scene, arrangement, distance
 
 SHAPES = ("ball", "block", "cone")  # of GenEval's tasks
 SMALL = (*SHAPES, "cylinder")  # these can be on, inside or in front of something
 THINGS = (*SMALL, "box")
 FLAT = ("block", "cylinder", "box")  # something can rest on these
-SYNONYMS = {"cube": "block", "sphere": "ball"}
+SYNONYMS = {
+    "cube": "block", "sphere": "ball",
+    "on the left of": "left of", "on the right of": "right of", "on the bottom of": "below",
+    "on top of": "on", "on the top of": "on",
+}  # fmt: skip
 RADIUS, BOX = 7, 12  # pixels; a box is a frame with room for one object
 NUMBERS = ("no", "one", "two", "three", "four")
 
@@ -43,7 +48,7 @@ DEAD_ZONE = 0.1  # share of the sum of both sizes by which an offset counts as l
 MAX_THINGS, MAX_RELATIONS = 4, 4
 
 
-class GraphError(ValueError):
+class GraphError(Refusal):
     """A scene graph that cannot be drawn; the message is one sentence for the user."""
 
 
@@ -213,7 +218,7 @@ class SceneGraph:
 
 
 def _require_known(entity: Entity, colors: tuple[str, ...] = COLORS) -> None:
-    _require(entity.name in THINGS, f"no thing named {entity.name!r}; there are {', '.join(THINGS)}")
+    _require(entity.name in THINGS, f"no thing named {quote(entity.name)}; there are {', '.join(THINGS)}")
     _require(entity.color in colors, f"{entity.label}: say its colour, one of {', '.join(COLORS)}")
 
 
@@ -229,7 +234,7 @@ def parse_graph(text: str) -> SceneGraph:
     """
     entities: dict[str, Entity] = {}  # by their label in the singular
 
-    def index(words: str) -> int:
+    def of_thing(words: str) -> int:
         entity = _parse_entity(words)
         key = f"{entity.color} {entity.name}"
         entities[key] = entity if entity.count > 1 else entities.get(key, entity)
@@ -238,9 +243,9 @@ def parse_graph(text: str) -> SceneGraph:
     relations = []
     for clause in re.split(r"\s*;\s*|\s*,\s*|\s+and\s+", " ".join(text.lower().split()).rstrip(".;")):
         if found := CLAUSE.fullmatch(clause):
-            relations.append((index(found[1]), found[2], index(found[3])))
+            relations.append((of_thing(found[1]), found[2], of_thing(found[3])))
         elif clause:
-            index(clause)
+            of_thing(clause)
     return SceneGraph(tuple(entities.values()), tuple(dict.fromkeys(relations)))
 
 
@@ -248,7 +253,8 @@ def _parse_entity(words: str) -> Entity:
     """An entity from "a red ball", "the red ball", "two red balls" or "red cube"."""
     found, known = ENTITY.fullmatch(" ".join(words.split())), ", ".join(PREDICATES)
     if not found:
-        raise GraphError(f"cannot read {words!r}: a thing is a colour and a name, and relations are {known}")
+        said = f"a thing is a colour and a name, and relations are {known}"
+        raise GraphError(f"cannot read {quote(words)}: {said}")
     number, color, name = found.groups()
     if number:
         name = name.removesuffix("es" if name.endswith("xes") else "s")
@@ -257,35 +263,75 @@ def _parse_entity(words: str) -> Entity:
     return entity
 
 
-def read_graph(text: str) -> SceneGraph:
-    """A graph from triples, from a sentence, or from a .json file in LAION-SG's format."""
-    if not text.lower().endswith(".json"):
-        return parse_graph(text)
+def read_graphs(text: str) -> list[SceneGraph]:
+    """A graph from triples or a sentence, or all graphs of a .json file, see `from_laion_sg`.
+
+    A file holds one graph, or one a line.  Raises GraphError.
+    """
+    if not text.lower().endswith((".json", ".jsonl")):
+        return [parse_graph(text)]
     try:
-        return from_laion_sg(Path(text).read_text())
-    except OSError as error:
-        raise GraphError(f"cannot read {text}: {error.strerror}") from None
+        written = read_text(text).strip()
+    except (OSError, Refusal) as error:
+        raise GraphError(f"cannot read {text}: {getattr(error, 'strerror', None) or error}") from None
+    lines = written.splitlines()
+    if len(lines) < 2 or not (lines[0].startswith("{") and lines[0].endswith("}")):
+        return [from_laion_sg(written)]
+    graphs = []
+    for number, line in enumerate(lines, 1):
+        try:
+            graphs += [from_laion_sg(line)] if line.strip() else []
+        except GraphError as error:
+            raise GraphError(f"line {number} of {text}: {error}") from None
+    return graphs
 
 
 def from_laion_sg(text: str) -> SceneGraph:
-    """A graph from LAION-SG's JSON: `items` with a label and attributes, `relations` between their ids.
+    """A graph from the JSON of LAION-SG or T2I-R1 (arXiv 2505.00703); items that are alike are one entity,
+    counted.
 
-    Items that are alike are one entity, counted.  Raises GraphError.
+        {"items": [{"item_id", "label", "attributes"}], "relations": [{"item1", "relation", "item2"}]}
+        {"triples": [["red ball", "on", "blue box"]]}
+        {"nouns", "attr_nouns", "spatial_info": {"obj1", "locality", "obj2"}, "numeracy_info"}
+
+    Raises GraphError, which names what the world lacks.
     """
     try:
-        data = json.loads(text)
-        words = {i["item_id"]: [*map(str, i.get("attributes", [])), i["label"]] for i in data["items"]}
-        labels = {i: " ".join(of_item).lower() for i, of_item in words.items()}
-        links = [(r["item1"], str(r["relation"]).lower(), r["item2"]) for r in data.get("relations", [])]
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise GraphError(f"not an annotation of LAION-SG, which has items and relations: {error!r}") from None
+        labels, links, numbers = _facts(parse_json(text, dict, "it"))
+        numbers = {i: index(n) for i, n in numbers.items()}
+        strays = [i for s, _, o in links for i in (s, o) if i not in labels]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        forms = "items and relations, triples, or nouns"
+        why = quote(str(error) or type(error).__name__)
+        raise GraphError(f"not a graph of LAION-SG or T2I-R1, which has {forms}: {why}") from None
     kinds = {i: _parse_entity(label) for i, label in labels.items()}
-    for i in [i for s, _, o in links for i in (s, o) if i not in kinds]:
-        raise GraphError(f"a relation names item {i!r}, which is not among the items")
-    counts = Counter(kinds.values())
+    for i in strays:
+        raise GraphError(f"a relation names item {quote(i)}, which is not among the items")
+    counts = Counter()
+    for i, kind in kinds.items():
+        counts[kind] += numbers.get(i, kind.count)
     alike = list(counts)
     relations = dict.fromkeys((alike.index(kinds[s]), p, alike.index(kinds[o])) for s, p, o in links)
     return SceneGraph(tuple(Entity(e.name, e.color, counts[e]) for e in alike), tuple(relations))
+
+
+def _facts(data: dict) -> tuple[dict, list[tuple], dict]:
+    """Labels of things by their id, (id, predicate, id), and numbers by id where they are said."""
+    if "triples" in data:
+        links, labels = data["triples"], {words: words for s, _, o in data["triples"] for words in (s, o)}
+    elif "nouns" in data:
+        at, full = data.get("spatial_info"), data.get("attr_nouns") or []
+        named = {noun: [words for words in full if words.split()[-1] == noun] for noun in data["nouns"]}
+        labels = {noun: words[0] if words else noun for noun, words in named.items()}
+        links = [(at["obj1"], at["locality"], at["obj2"])] if at else []
+    else:
+        words = {i["item_id"]: [*map(str, i.get("attributes", [])), i["label"]] for i in data["items"]}
+        labels = {i: " ".join(of_item) for i, of_item in words.items()}
+        links = [(r["item1"], r["relation"], r["item2"]) for r in data.get("relations", [])]
+    said = {i["obj_name"]: i["num"] for i in data.get("numeracy_info") or []}
+    predicates = [" ".join(str(p).lower().replace("_", " ").split()) for _, p, _ in links]
+    links = [(s, SYNONYMS.get(p, p), o) for (s, _, o), p in zip(links, predicates)]
+    return {i: label.lower() for i, label in labels.items()}, links, said
 
 
 # ------------------------------------------------------------------------------------ from a graph to a scene

@@ -139,7 +139,7 @@ def test_top_k_and_top_p_keep_the_likeliest_tokens() -> None:
 @pytest.mark.parametrize(
     "bad, named",
     [
-        ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
+        ({"temperature": 0.0}, "temperature must be at least 0.001, got 0.0"),
         ({"top_p": 0.0}, r"top_p must be in \(0, 1\], got 0.0"),
         ({"top_k": -1}, "top_k must be at least 0, got -1"),
     ],

@@ -304,9 +304,9 @@ def save_original(pipe: DiffusionPipeline, family: str, path: Path) -> Path:
     return path
 
 
-def trainable(folder: Path) -> Path:
-    """A base whose pictures are mostly blown out to white: a JPEG grows where they darken, which a small
-    policy can learn.
+def trainable(folder: Path, level: float = 1.0) -> Path:
+    """A base whose pixels have the mean `level`.  At 1 they are mostly blown out to white: a JPEG grows where
+    they darken, which a small policy can learn.
 
     Latents of 8 x 8, pictures of 32 x 32; saved in diffusers' layout.
     """
@@ -339,6 +339,6 @@ def trainable(folder: Path) -> Path:
     with torch.no_grad():
         drawn = pipe.vae.decode(torch.randn(16, 4, 8, 8) / 0.18215).sample
         last.weight.mul_(0.4 / drawn.std())
-        last.bias.fill_(1 - 0.4 * drawn.mean() / drawn.std())
+        last.bias.fill_(level - 0.4 * drawn.mean() / drawn.std())
     pipe.save_pretrained(folder / "sd")
     return folder / "sd"

@@ -60,22 +60,21 @@ def test_the_page_of_the_study_of_rlrig(tmp_path: Path) -> None:
     assert len([p for p in tmp_path.iterdir() if p.stat().st_size > 5_000]) == 4
 
 
-def run_folder(folder: Path, base: bool, lead: float) -> Path:
+def run_folder(folder: Path, base: bool, lead: float, method: str = "SRRL") -> Path:
     folder.mkdir()
     score = {"kind": "physical", "pictures": 8, "accuracy": 0.5, "by_law": {"heat": 0.25}}
     better = score | {"accuracy": 0.5 + lead, "by_law": {"heat": 0.5}}
     rows = [
-        {"stage": "evaluation", "step": 0, "model": m, "reward": r}
-        for m, r in (("base", 0.2), ("DDPO", 0.2 + lead))
+        {"stage": "evaluation", "step": 0, "model": m, "score": {"reward": r}}
+        for m, r in (("base", 0.2), (method, 0.2 + lead))
     ]
     if not base:
         rows = [
             {"stage": "evaluation", "step": 0, "model": m, "scores": {"physical": s}}
-            for m, s in (("base", score), ("SRRL", better))
+            for m, s in (("base", score), (method, better))
         ]
-    rows.append(
-        {"stage": "srrl", "step": 0, "updates_total": 8, "reward_calls": 1_234, "unet_evaluations": 5}
-    )
+    counts = {"updates_total": 8, "reward_calls": 1_234, "unet_evaluations": 5, "reward": 0.3}
+    rows.append({"stage": "srrl", "step": 0} | counts)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     return folder
 
@@ -92,12 +91,28 @@ def test_seeds_of_both_kinds_of_runs_make_a_table(
         monkeypatch.setattr(sys, "argv", ["seeds.py", *map(str, folders)])
         assert seeds.main() == 0
         lines = capsys.readouterr().out.splitlines()
-        assert lines[0] == "| 2 seeds | before | after | difference |" and lines[2:-3] == rows
+        assert lines[0] == "| 2 runs | base | SRRL | SRRL - base |" and lines[2:-3] == rows
         assert "reward calls: 1,234, 1,234" in lines
-    monkeypatch.setattr(sys, "argv", ["seeds.py", str(folders[0]), str(tmp_path)])
-    with pytest.raises(SystemExit) as stop:
-        seeds.main()
-    assert stop.value.code == 2 and "no finished run" in capsys.readouterr().err
+    for other, said in ((tmp_path, "no finished run"), (tmp_path / "False-0", "measured different things")):
+        monkeypatch.setattr(sys, "argv", ["seeds.py", str(folders[0]), str(other)])
+        with pytest.raises(SystemExit) as stop:
+            seeds.main()
+        assert stop.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_runs_of_several_methods_are_columns_of_one_table_and_curves_of_one_figure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    leads = {"GRPO": 0.3, "DDPO": 0.1, "SRRL": 0.2}
+    folders = [run_folder(tmp_path / name, True, lead, name) for name, lead in leads.items()]
+    words = ["seeds.py", *map(str, folders), "--figure", str(tmp_path / "methods.png")]
+    monkeypatch.setattr(sys, "argv", words)
+    assert seeds.main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    ahead = "GRPO - base | DDPO - base | SRRL - base"
+    assert lines[0] == f"| 3 runs | base | GRPO | DDPO | SRRL | {ahead} |"
+    assert lines[2] == "| reward | 0.200 ± 0.000 | 0.500 | 0.300 | 0.400 | 0.300 | 0.100 | 0.200 |"
+    assert (tmp_path / "methods.png").stat().st_size > 5_000
 
 
 def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:

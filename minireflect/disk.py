@@ -1,0 +1,93 @@
+"""The one place where bytes are written, and where JSON is read.
+
+with replacing(path) as file:           at any moment `path` holds the old file or the new one
+values = read_json(path, dict[str, float])          a wrong type is named with its place in the file
+"""
+
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from .ranges import Refusal, expect
+
+LARGEST = 1 << 28  # bytes of a text file that is read whole
+DEEPEST = 50  # lists and objects within each other
+
+
+@contextmanager
+def replacing(path: str | Path, durable: bool = True, keep: Path | None = None) -> Iterator[BinaryIO]:
+    """A new file that takes the place of `path` when it is written whole; nothing is left of a failure.
+
+    Its name is random and it is made anew, so no link is followed; a link at `path` is replaced, not its
+    target.  `keep` is where the old file goes.  `durable` waits for the disk, so that all this holds through
+    a power cut too, not only through a kill.
+    """
+    path = Path(path)
+    # In the same folder, since a rename is atomic only within a disk.
+    temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(8)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())  # contents before the name: a power cut must not swap the two
+        if keep and path.exists():
+            os.replace(path, keep)
+        os.replace(temporary, path)
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what a process that died has left of `replacing`."""
+    for left in folder.glob(".*.tmp"):
+        left.unlink()
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file in one piece: a reader sees the old one or the new one."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a regular file.  Raises Refusal when it is none, OSError when it cannot be read."""
+    if not Path(path).is_file():
+        raise Refusal(f"{path} is not there, or not a file")
+    if Path(path).stat().st_size > LARGEST:
+        raise Refusal(f"{path} is too large: {LARGEST >> 20} MB are read of a text file at most")
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Refusal(f"{path} is not a text file: {error.reason} at byte {error.start}") from None
+
+
+def _refused(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def parse_json(text: str, kind: Any, where: object) -> Any:
+    """The value of a JSON text, of the type that is expected.  Raises Refusal, which begins with `where`."""
+    try:
+        value = json.loads(text, parse_constant=_refused)
+    except (ValueError, RecursionError) as error:
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise Refusal(f"{where} is not JSON: {why}") from None
+    level, deep = [value], 0
+    while level:
+        level = [v for part in level if isinstance(part, dict | list)
+                 for v in (part.values() if isinstance(part, dict) else part)]  # fmt: skip
+        deep += 1
+        if deep > DEEPEST:
+            raise Refusal(f"{where} is not JSON that is expected here: it is nested too deeply")
+    return expect(value, kind, str(where))
+
+
+def read_json(path: str | Path, kind: Any = dict) -> Any:
+    """The value of a JSON file.  Raises Refusal as `read_text` and `parse_json`."""
+    return parse_json(read_text(path), kind, path)
