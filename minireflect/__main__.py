@@ -2,11 +2,13 @@
 
   sample   sample pictures of prompts, and say what the inspector reads in them
   train    train a model; `minireflect train --help` lists what can be trained
+  report   make one page of runs: curves, pictures, laws, costs, options
   inspect  say what is in a file: a checkpoint, a LoRA, or a picture of the synthetic world
 
 `minireflect COMMAND --help` lists the options of a command.
 """
 
+import argparse
 import sys
 from importlib import import_module
 from inspect import getdoc
@@ -15,7 +17,7 @@ from pathlib import Path
 from .cli import HELP, TRAINED, known, lacks_memory, sentence, train_help
 from .ranges import plain
 
-COMMANDS = ("sample", "train", "inspect")  # each imports what it needs
+COMMANDS = ("sample", "train", "report", "inspect")  # each imports what it needs
 PICTURES = (".png", ".jpg", ".jpeg")
 
 
@@ -28,10 +30,16 @@ def main(words: list[str] | None = None) -> int:
             return 0 if command else 2
         known(command, COMMANDS)
         if command != "sample" and HELP & {*rest[:1]}:
-            print(train_help() if command == "train" else getdoc(inspect))
+            print(
+                train_help()
+                if command == "train"
+                else getdoc({"inspect": inspect, "report": report}[command])
+            )
             return 0
         if command == "inspect":
             return inspect([Path(word) for word in rest])
+        if command == "report":
+            return report(rest)
         if command == "train" and rest and not rest[0].startswith("-"):
             known(rest[0], TRAINED)
         return import_module(f".cli.{command}", __package__).main(rest)
@@ -60,6 +68,25 @@ def inspect(paths: list[Path]) -> int:
 
     for path in paths:
         print(read_off(path) if path.suffix.lower() in PICTURES else describe(path))
+    return 0
+
+
+def report(words: list[str]) -> int:
+    """usage: minireflect report RUN ... [-o report.html]
+
+      RUN  folder of a training; several are put side by side
+      -o   the page to write, one file that needs no network; report.html by default
+
+    A run of SRRL, DDPO, GRPO or --base shows its pictures, laws and costs; every other one its curves.
+    """
+    from .report import write_report
+
+    parser = argparse.ArgumentParser("minireflect report", add_help=False, allow_abbrev=False)
+    parser.add_argument("runs", nargs="*", type=Path)
+    parser.add_argument("-o", "--out", type=Path, default=Path("report.html"))
+    given = parser.parse_args(words)
+    size = write_report(given.runs, given.out)
+    print(f"{given.out}: {len(given.runs)} runs, {size / 1e6:.1f} MB; open it in a browser")
     return 0
 
 

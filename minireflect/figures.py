@@ -1,11 +1,13 @@
-"""Figures: curves, bars and strips of pictures.  A learned reward is never plotted without the inspector's
-truth beside it.
+"""Figures: curves, bars, strips and galleries of pictures.  A learned reward is never plotted without the
+inspector's truth beside it.
 
-Figures are made without pyplot, so that importing this file changes no backend and needs no display.
+Figures are made without pyplot, so that importing this file changes no backend and needs no display.  A
+notebook with `%matplotlib inline` shows the figure that a cell returns.
 """
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,6 +24,8 @@ INK, TRUTH, REWARD, BASE, OTHER, WRONG = "#282e3c", "#28a046", "#285adc", "#9999
 
 # a picture (3 h w), the line under it, right or wrong if that is known
 Cell = tuple[Tensor, str, bool | None]
+DPI = 110  # of a notebook's figures
+SIDE = 1.35  # inches of a picture in a notebook: over 128 pixels, with its frame
 Bars = dict[str, dict[str, tuple[float, float, float]]]  # group -> name -> share, both ends of its interval
 
 
@@ -83,7 +87,7 @@ def new_figure(width: float, height: float, rows: int, columns: int, **options: 
     """
     from matplotlib.figure import Figure
 
-    figure = Figure((width, height), layout="compressed")
+    figure = Figure((width, height), dpi=DPI, layout="compressed")
     return list(figure.subplots(rows, columns, squeeze=False, **options).flat)
 
 
@@ -116,14 +120,14 @@ def of_run(panel: Panel, rows: list[dict]) -> Panel:
     return panel._replace(lines=lines)
 
 
-def curves(path: Path, *panels: Panel, columns: int = 0) -> None:
-    """Draw panels side by side, at most `columns` in a row if given."""
+def curves(path: Path | None, *panels: Panel, columns: int = 0) -> "Figure":
+    """Draw panels side by side, at most `columns` in a row if given; saved if there is a path."""
     columns = columns or len(panels)
     rows = -(-len(panels) // columns)
     plots = new_figure(max(6.4, 4.2 * columns), 3.6 * rows, rows, columns)
     for axes, panel in zip(plots, panels):
         for line in panel.lines:
-            mean = smooth(line.y, line.span)
+            mean = smooth(np.asarray(line.y, float), line.span)
             (drawn,) = axes.plot(line.x, mean, line.style, color=line.color, label=line.label)
             if line.span > 1:
                 axes.plot(line.x, line.y, color=drawn.get_color(), alpha=0.25, lw=0.8, zorder=1)
@@ -134,13 +138,15 @@ def curves(path: Path, *panels: Panel, columns: int = 0) -> None:
         axes.set_yscale("log" if panel.log else "linear")
         axes.locator_params(axis="x", nbins=5)
         axes.legend(fontsize=7)
-    save(plots[0].figure, path)
+    if path:
+        save(plots[0].figure, path)
+    return plots[0].figure
 
 
-def bars(path: Path, xlabel: str, plots: dict[str, Bars]) -> None:
+def bars(path: Path | None, xlabel: str, plots: dict[str, Bars]) -> "Figure":
     """Horizontal bars of shares with their intervals: a plot for each title, for every name a bar a group.
 
-    All plots have the same names.
+    All plots have the same names.  Saved if there is a path.
     """
     names = list(next(iter(next(iter(plots.values())).values())))
     panels = new_figure(max(7.2, 4.2 * len(plots)), 0.4 * len(names) + 1.4, 1, len(plots), sharey=True)
@@ -158,7 +164,9 @@ def bars(path: Path, xlabel: str, plots: dict[str, Bars]) -> None:
         axes.legend(loc="upper left", bbox_to_anchor=(0, below), ncols=len(groups), fontsize=7, frameon=False)
     panels[0].set_yticks(range(len(names)), names, fontsize=8)
     panels[0].invert_yaxis()
-    save(panels[0].figure, path)
+    if path:
+        save(panels[0].figure, path)
+    return panels[0].figure
 
 
 def picture(axes: "Axes", image: Tensor, mark: str = "", right: bool | None = None) -> None:
@@ -172,6 +180,37 @@ def picture(axes: "Axes", image: Tensor, mark: str = "", right: bool | None = No
         color, width = (INK, 1) if right is None else (TRUTH if right else WRONG, 2)
         side.set(color=color, linewidth=width)
     axes.set_xlabel(mark, fontsize=7, parse_math=False)
+
+
+def gallery(cells: Sequence[Cell | None], columns: int = 6, labels: Sequence[str] = ()) -> "Figure":
+    """For a notebook: pictures in rows, each with its mark below; `labels` stand left of the rows.
+
+    None leaves a place empty.
+    """
+    rows = -(-len(cells) // columns)
+    marks = [wrap(cell[1], 24) if cell else "" for cell in cells]
+    below = 0.17 * (1 + max(mark.count("\n") for mark in marks))  # inches
+    size = (SIDE + 0.07) * columns + 0.3 * bool(labels), (SIDE + below + 0.05) * rows
+    plots = new_figure(*size, rows, columns)
+    for axes, cell, mark in zip_longest(plots, cells, marks):
+        if cell:
+            picture(axes, cell[0], mark, cell[2])
+        else:
+            axes.set(xticks=[], yticks=[], frame_on=False)
+    for axes, label in zip(plots[::columns], labels):
+        axes.set_ylabel(wrap(label, 20), fontsize=8)
+    return plots[0].figure
+
+
+def slider(name: str, values: Sequence[float], draw: "Callable[..., Figure]") -> None:
+    """For a notebook with ipywidgets: a slider that shows `draw(name=value)`.  Show what matters in a figure
+    besides: a page without a kernel has no slider.
+    """
+    try:
+        from ipywidgets import SelectionSlider, interact
+    except ImportError:
+        return print(f"a slider over {name} needs ipywidgets: pip install -e '.[notebooks]'")
+    interact(draw, **{name: SelectionSlider(options=values, description=name, continuous_update=False)})
 
 
 def wrap(text: str, width: int = 34) -> str:

@@ -258,6 +258,7 @@ class Job(NamedTuple):
     run: Run
     seed: int = 0
     device: torch.device = torch.device("cpu")
+    watch: Callable[[int], None] = lambda step: None  # SRRL calls it before each iteration and after the last
 
 
 @dataclass(frozen=True)

@@ -4,20 +4,28 @@ picture.
 Nothing in them is picked: prompts come in the order in which the world lists them, noise from a fixed stream.
 """
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from einops import rearrange
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from . import figures
 from .diffusion.reflection import ReflectionConfig
+from .diffusion.sample import renoise
 from .figures import Cell
 from .methods.rlrig import LoopConfig, Parts, loop_of
+from .methods.rollout import RolloutConfig, rollout
+from .methods.srrl import SRRLConfig
 from .models.reasongen import SamplingConfig
 from .pipeline import LatentDiffusion, ReasonPipeline, SamplerConfig
 from .rl.rewards import Reward
+from .run import Job
 from .streams import rng
 from .world.captions import caption
 from .world.graphs import SceneGraph
@@ -26,6 +34,8 @@ from .world.laws import LAWS
 from .world.prompts import Prompt, prompt_set, understand
 
 UNMET_SHOWN = 2  # requirements listed under a picture
+ALBUMS, STAGES, PAGE = 6, 6, (64, 64)  # sheets of a run, denoising steps on one, pixels of a picture
+HOLD = 8  # frames of an animation for which a verdict stands
 
 
 def fixed_prompts(kinds: tuple[str, ...] = ("physical", "unconventional")) -> list[Prompt]:
@@ -57,6 +67,13 @@ def verdict(image: Tensor, text: str, reward: float | None = None) -> Cell:
     elif not right:
         said += f"reads as {caption(reading.scene)}"
     return marked(image, reading.block), said if reward is None else f"{said} · reward {reward:.2f}", right
+
+
+def judged(images: Tensor, texts: list[str], reward: Reward | None = None) -> list[Cell]:
+    """The cells of a gallery: the inspector's verdict in a word, and the reward.  Shapes: images (b 3 h w)"""
+    marks = [f" · {v:.2f}" for v in reward(images, texts).tolist()] if reward else [""] * len(texts)
+    cells = [verdict(image, text) for image, text in zip(images, texts)]
+    return [(x, said.split(":")[0] + mark, right) for (x, said, right), mark in zip(cells, marks)]
 
 
 def compare(
@@ -111,6 +128,73 @@ def same_noise(
             images = pipe.generate(texts, sampler.steps, sampler.guidance, sampler.eta, generator=noise)
             columns[f"{name}, noise {c + 1}"] = images
     return columns
+
+
+def album(
+    pipe: LatentDiffusion, reward: Reward, texts: list[str], config: SRRLConfig, job: Job
+) -> Callable[[int], None]:
+    """What the report of a run turns over: every round of fixed prompts from fixed noise, as it is denoised.
+
+    Now and then (ALBUMS times in a run) a sheet is saved, album/STEP.jpg: a row for each picture, a column
+    for each of STAGES steps; metrics.jsonl gets the prompts, rounds, rewards and verdicts of its rows.
+    """
+    config = replace(config, group=1, suffixes=())
+    every = max(1, -(-config.iterations // (ALBUMS - 1)))
+
+    def save(step: int) -> None:
+        if step % every and step != config.iterations:
+            return
+        out = rollout(pipe, texts, reward, config, job.seed, -1)  # the noise of no iteration
+        rows, sheet = [], []
+        for k, round_ in enumerate(out.rounds):
+            latents = round_.path.latents  # (n s+1 c h w)
+            columns = torch.linspace(0, latents.shape[1] - 1, STAGES).round().long()
+            shown = pipe.decode(latents[:, columns].flatten(0, 1)).float().cpu()  # (n*stages 3 h w)
+            sheet.append(F.interpolate(shown, PAGE, mode="area").unflatten(0, (-1, STAGES)))
+            for i, value, image in zip(
+                round_.rows.tolist(), round_.rewards[:, 0].tolist(), round_.images.cpu()
+            ):
+                right = verdict(image, texts[i])[2] if image.shape[-1] == 64 else None
+                rows.append({"prompt": texts[i], "round": k, "reward": value, "right": right})
+        pixels = ((rearrange(torch.cat(sheet), "n s c h w -> (n h) (s w) c") + 1) * 127.5).round().byte()
+        path = job.run.folder / "album" / f"{step:05}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels.numpy()).save(path, quality=85)
+        job.run.log("album", step, file=f"album/{path.name}", rows=rows)
+
+    return save
+
+
+@torch.no_grad()
+def animation(pipe: LatentDiffusion, reward: Reward, texts: list[str], seed: int, path: Path) -> None:
+    """A GIF of a rollout: denoise, judge, re-noise what was refused, denoise it from the opposite, judge.
+
+    Frames are green and red by the reward, which alone decides.
+    """
+    config = RolloutConfig(rounds=1)
+    out = rollout(pipe, texts, reward, config, seed, 0)
+    x_0, accepted = out.rounds[0].path.latents[:, -1], out.rounds[0].rewards[:, 0] >= config.accept
+    scenes = [("denoise", x, None) for x in out.rounds[0].path.latents.unbind(1)]
+    scenes += [("judge", x_0, accepted)] * HOLD
+    for again in out.rounds[1:]:
+        eps = pipe.eps(out.context[again.rows])(config.w_renoise)
+        back = [step.x for step in renoise(eps, x_0[again.rows], pipe.table(config.renoise_steps))]
+        moves = [("re-noise the refused", x) for x in back]
+        moves += [("denoise from the opposite", x) for x in again.path.latents.unbind(1)]
+        scenes += [(words, x_0.index_copy(0, again.rows, x), accepted) for words, x in moves]
+        found = again.rewards[:, 0] >= config.accept
+        scenes += [("judge", scenes[-1][1], accepted.index_copy(0, again.rows, found))] * (2 * HOLD)
+    frames = []
+    for words, x, right in scenes:
+        frame = Image.new("RGB", (144 * len(texts), 160), "white")
+        ImageDraw.Draw(frame).text((8, 2), words, figures.INK)
+        for i, image in enumerate(((pipe.decode(x) + 1) * 127.5).round().byte().cpu()):
+            color = figures.INK if right is None else figures.TRUTH if right[i] else figures.WRONG
+            frame.paste(color, (144 * i + 4, 20, 144 * i + 140, 156))
+            shown = Image.fromarray(rearrange(image, "c h w -> h w c").numpy()).resize((128, 128), 0)
+            frame.paste(shown, (144 * i + 8, 24))
+        frames.append(frame.quantize(48, dither=Image.Dither.NONE))
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=120, loop=0)
 
 
 @torch.no_grad()

@@ -157,7 +157,9 @@ def srrl(task: Task) -> None:
     before = task.measured("base", evaluate, base, judge, *how)
     clock, texts = time.time(), partial(config.mix.draw, config.seed, config.srrl.prompts_per_iteration)
     try:
-        train_srrl(config.srrl, pipe, judge, texts, inspector_reward, task.job)
+        asked = [p.text for p in showcase.fixed_prompts(("unconventional",))[:4]]
+        watch = showcase.album(pipe, judge, asked, config.srrl, task.job)
+        train_srrl(config.srrl, pipe, judge, texts, inspector_reward, task.job._replace(watch=watch))
     finally:
         ours.save_pipeline(pipe, task.weights, ("unet",))  # also when stopped: what was trained is never lost
     minutes = (time.time() - clock) / 60
@@ -203,7 +205,8 @@ def lora(task: Task) -> None:
 
     measure("base")
     clock = time.time()
-    finetune(config, task.config.srrl, pipe, reward, task.job)
+    watch = showcase.album(pipe, reward, [*dict.fromkeys(prompts)][:2], task.config.srrl, task.job)
+    finetune(config, task.config.srrl, pipe, reward, task.job._replace(watch=watch))
     hours = (time.time() - clock) / 3600
     measure(method)
     rows = task.run.metrics("srrl")

@@ -3,7 +3,7 @@ is picked.
 
     python scripts/first_picture.py
 
-It writes docs/rounds.png, docs/world.png and minireflect/pretrained/check.png.
+It writes docs/rounds.png, docs/reflection.gif, docs/world.png and minireflect/pretrained/check.png.
 
 Prompts are the first unconventional test prompt of every law, noise comes from seed 0, weights are the
 shipped ones.
@@ -19,7 +19,7 @@ from minireflect import figures, load_pipeline, render, sample_scene
 from minireflect.checkpoints.ours import SHIPPED
 from minireflect.pipeline import OPPOSITE, SamplerConfig
 from minireflect.rl.rewards import load_reward
-from minireflect.showcase import check_picture, compare, fixed_prompts, sampled_rounds
+from minireflect.showcase import animation, check_picture, compare, fixed_prompts, sampled_rounds
 from minireflect.world.canvas import write_picture
 from minireflect.world.captions import caption
 from minireflect.world.laws import LAWS
@@ -43,6 +43,7 @@ def main() -> None:
     pipe, reward, reflection = load_pipeline(), load_reward(), replace(OPPOSITE, rounds=3)
     rounds = sampled_rounds(pipe, texts, SamplerConfig(), reflection, 0, reward)
     compare(rounds, reward, texts, ROOT / "docs" / "rounds.png")
+    animation(pipe, reward, texts[:4], 0, ROOT / "docs" / "reflection.gif")
     write_picture(check_picture(pipe), SHIPPED / "check.png")
     world(ROOT / "docs" / "world.png")
 

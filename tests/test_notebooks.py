@@ -1,77 +1,153 @@
-"""The notebooks run, have outputs and exercises, and define nothing that the library has."""
+"""The notebooks are stepped through: they run, have the form of a lesson, and define nothing that the library
+has.
+
+`python -m tests.test_notebooks NAME...` runs notebooks, and saves them with their outputs and small pictures.
+"""
 
 import ast
+import base64
+import io
 import json
+import statistics
+import sys
 from pathlib import Path
 
 import nbclient
 import nbformat
 import pytest
+from PIL import Image
 
 from tests.parity.checkpoints import trainable
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-LARGEST = 400_000  # bytes of a file, pictures included
+LESSONS = [p for p in NOTEBOOKS if (p.parent / "solutions" / p.name).exists()]  # in the form of a lesson
+SOLUTIONS = sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))
+LARGEST = 1_500_000  # bytes of a file, pictures included
+DPI, MEDIAN, LONGEST = 110, 10, 25  # of a figure; code lines of a cell
 
 
 def sources(notebook: dict, kind: str) -> list[str]:
     return ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == kind]
 
 
-def test_there_are_notebooks() -> None:
-    assert len(NOTEBOOKS) >= 10
+def outputs(notebook: dict) -> list[dict]:
+    return [out for cell in notebook["cells"] for out in cell.get("outputs", [])]
 
 
-def execute(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def pictures(notebook: dict) -> list[Image.Image]:
+    found = [out["data"]["image/png"] for out in outputs(notebook) if "image/png" in out.get("data", {})]
+    return [Image.open(io.BytesIO(base64.b64decode(png))) for png in found]
+
+
+def code_lines(code: str) -> int:
+    return sum(bool(line.strip()) and not line.strip().startswith("#") for line in code.splitlines())
+
+
+def executed(path: Path) -> nbformat.NotebookNode:
     """In a fresh kernel, from the notebook's own folder; nbclient raises on the first cell that fails."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = nbformat.read(path, as_version=4)
     where = {"metadata": {"path": str(path.parent)}}
     nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=where).execute()
+    return notebook
+
+
+@pytest.fixture(autouse=True)
+def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("MINIREFLECT_BASE", raising=False)
 
 
 @pytest.mark.notebook
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_notebook_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MINIREFLECT_BASE", raising=False)
-    execute(path, monkeypatch)
+@pytest.mark.parametrize("path", NOTEBOOKS + SOLUTIONS, ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_notebook_runs(path: Path) -> None:
+    executed(path)
 
 
 @pytest.mark.notebook
 def test_checkpoint_notebook_runs_on_a_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MINIREFLECT_BASE", str(trainable(tmp_path)))
-    execute(ROOT / "notebooks" / "7_real_checkpoints.ipynb", monkeypatch)
+    executed(ROOT / "notebooks" / "7_real_checkpoints.ipynb")
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_notebook_is_committed_as_it_should_be_read(path: Path) -> None:
+def test_no_notebook_is_lost() -> None:
+    assert len(NOTEBOOKS) >= 10 and {p.name for p in SOLUTIONS} <= {p.name for p in NOTEBOOKS}
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
+def test_a_notebook_is_a_lesson(path: Path) -> None:
+    """Question, minutes, prerequisites, equation, prediction, answer, exercises, each with a solution."""
     notebook = json.loads(path.read_text())
     texts, codes = sources(notebook, "markdown"), sources(notebook, "code")
-    assert "**Question.**" in texts[0] and "## Answer" in texts[-1], (
-        "one question, stated first, answered last"
-    )
-    exercises = texts[-1].split("## Change this, predict, run")[1]
-    assert 3 <= sum(f"\n{i}. " in exercises for i in range(1, 9)) <= 4
-    assert notebook["cells"][-1]["cell_type"] == "markdown"
+    for part in ("**Question.**", "minutes to read", "to run on one core", "Know before:"):
+        assert part in texts[0], f"the first cell lacks {part}"
+    assert "## Answer" in texts[-1] and notebook["cells"][-1]["cell_type"] == "markdown"
+    assert any("$$" in text for text in texts), "no displayed equation"
+    assert any("**Predict" in text for text in texts)
+    asked = texts[-1].split("## Change this, predict, run")[1]
+    exercises = [i for i in range(1, 9) if f"\n{i}. " in asked]
+    assert len(exercises) >= 3 and f"solutions/{path.name}" in asked
+    solved = "\n".join(sources(json.loads((path.parent / "solutions" / path.name).read_text()), "markdown"))
+    assert all(f"## {i}. " in solved for i in exercises), "an exercise without a solution"
+    lengths = [code_lines(code) for code in codes]
+    assert statistics.median(lengths) <= MEDIAN and max(lengths) <= LONGEST, lengths
+    assert len(pictures(notebook)) >= len(codes) / 4, "too few pictures"
+
+
+@pytest.mark.parametrize("path", LESSONS + SOLUTIONS, ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_notebook_is_committed_as_it_should_be_read(path: Path) -> None:
+    notebook = json.loads(path.read_text())
     assert notebook["metadata"]["kernelspec"]["name"] == "python3"
     assert len({cell["id"] for cell in notebook["cells"]}) == len(notebook["cells"])
-
-    for code in codes:  # models, samplers and losses live in the library
+    for code in sources(notebook, "code"):  # models, samplers, losses and figures live in the library
         tree = ast.parse("\n".join(line for line in code.splitlines() if not line.startswith("%")))
         assert not [node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
         functions = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
-        assert not {
-            f for f in functions if any(w in f for w in ("denoise", "renoise", "ddim", "loss", "ppo"))
-        }
-
-    outputs = [out for cell in notebook["cells"] for out in cell.get("outputs", [])]
-    assert sum("image/png" in out.get("data", {}) for out in outputs) >= len(codes) / 3, "too few pictures"
+        for word in ("denoise", "renoise", "ddim", "loss", "ppo", "show", "light"):
+            assert not [f for f in functions if word in f]
+        assert "pyplot" not in code and "rcParams" not in code
     for number, cell in enumerate(c for c in notebook["cells"] if c["cell_type"] == "code"):
         assert cell["execution_count"] == number + 1, "committed as run once, from top to bottom"
-    for out in outputs:
+    for out in outputs(notebook):
         assert out["output_type"] != "error" and out.get("name") != "stderr", out
         written = "".join(out.get("text", "")) + "".join(out.get("data", {}).get("text/plain", ""))
         assert not any(trace in written for trace in ("/tmp/", "/home/", "/root/", "Warning")), written
+    for image in pictures(notebook):
+        assert round(image.info["dpi"][0]) >= DPI and image.width >= 2 * DPI, image.size
     assert path.stat().st_size < LARGEST
+
+
+def committed(path: Path) -> None:
+    """Run a notebook and save it: streams joined, pictures in a palette, no state of widgets."""
+    notebook = executed(path)
+    notebook["metadata"].pop("widgets", None)
+    for cell in notebook["cells"]:
+        cell["metadata"] = {}
+        joined: list[dict] = []
+        for out in cell.get("outputs", []):
+            if any("widget-view" in kind for kind in out.get("data", {})):
+                continue
+            if joined and out.get("name") and joined[-1].get("name") == out["name"]:
+                joined[-1]["text"] += out["text"]
+                continue
+            if "image/png" in out.get("data", {}):
+                out["data"] = {"image/png": smaller(out["data"]["image/png"])}
+            joined.append(out)
+        if "outputs" in cell:
+            cell["outputs"] = joined
+    nbformat.write(notebook, path)
+
+
+def smaller(png: str) -> str:
+    """A PNG in 256 colours."""
+    image, file = Image.open(io.BytesIO(base64.b64decode(png))), io.BytesIO()
+    dpi = image.info["dpi"]
+    image = image.convert("RGB").quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    image.save(file, "PNG", optimize=True, dpi=dpi)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        committed(Path(name))

@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import torch
+from PIL import Image
 
-from minireflect.showcase import compare, fixed_prompts, marked, verdict
+from minireflect.showcase import animation, compare, fixed_prompts, judged, marked, verdict
 from minireflect.streams import choices
+from minireflect.world.captions import caption
 from minireflect.world.laws import LAWS, render
-from minireflect.world.prompts import law_prompt, near_miss
-from tests.small import brightness
+from minireflect.world.prompts import law_prompt, near_miss, sample_scene
+from tests.small import brightness, small_pipeline
 
 
 def test_a_verdict_explains_itself() -> None:
@@ -75,3 +77,22 @@ def test_the_fixed_prompts_are_the_first_of_every_law() -> None:
     assert [(p.law, p.kind) for p in prompts] == [
         (law, kind) for law in LAWS for kind in ("physical", "unconventional")
     ]
+
+
+def test_judged_pictures_have_a_word_and_a_reward() -> None:
+    scene = sample_scene(0, "balance")
+    texts = [caption(scene), "the sun on the left of a tall green tree", caption(scene)]
+    images = torch.stack([render(scene), render(scene), torch.zeros(3, 64, 64)])
+    cells = judged(images, texts, lambda images, texts: torch.tensor([0.9, 0.1, 0.2]))
+    assert [mark for _, mark, _ in cells] == ["right · 0.90", "wrong · 0.10", "unreadable · 0.20"]
+    assert [right for _, _, right in cells] == [True, False, False]
+
+
+def test_an_animation_ends_with_the_verdict_of_the_reward(tmp_path: Path) -> None:
+    refuse_first = lambda images, texts: (torch.arange(len(images)) % 2).float()  # noqa: E731
+    animation(small_pipeline(), refuse_first, ["ball", "block"], 0, tmp_path / "x.gif")
+    with Image.open(tmp_path / "x.gif") as gif:
+        gif.seek(gif.n_frames - 1)
+        last = gif.convert("RGB")
+    assert last.size == (288, 160)
+    assert last.getpixel((5, 100))[0] > 200 > 100 < last.getpixel((149, 100))[1]  # red, green

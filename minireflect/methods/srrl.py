@@ -128,6 +128,7 @@ def train_srrl(
     memory: dict = {"cost": [0, 0, 0], "updates": 0, "history": history.state_dict(), "watch": {}}
     for step in run.steps("srrl", config.iterations, learner.networks, learner.optimizer, memory=memory):
         history.load_state_dict(memory["history"])
+        job.watch(step)
         texts, families = draw(step)
         out = replace(rollout(pipe, texts, reward, config, seed, step), families=families)
         stats = learn(learner, out, config.lr_factor(step, config.iterations), rng(seed, "update", step))
@@ -147,6 +148,7 @@ def train_srrl(
         shown = {"reward": values["reward_by_round"], "right": values["right_by_round"]}
         run.bar.set_postfix(**{k: f"{v[0]:.2f}" for k, v in shown.items() if v}, kl=f"{stats.kl:.1f}")
     pipe.unet.eval().requires_grad_(False)
+    job.watch(config.iterations)
     return pipe, Cost(*memory["cost"])
 
 

@@ -1,0 +1,144 @@
+"""One page of one or several runs: what they show, curves, pictures, laws, costs and options.
+
+    minireflect report runs/srrl-1 runs/ddpo-1 -o report.html
+
+The page is one file, report.html of this folder with the data in it, and asks no network.  It is made from
+config.json, metrics.jsonl and album/ (see `showcase.album`), so a run that was stopped has one as well.
+"""
+
+import base64
+import json
+from pathlib import Path
+
+from .run import RunError, flat, read_metrics, write_text
+
+TEMPLATE = Path(__file__).with_suffix(".html")
+POINTS = 200  # of a curve
+TRUTHS = {"reward_by_round": "right_by_round", "reward": "right"}  # what stands beside a reward
+FURTHER = ("accepted", "loss", "kl", "text_entropy", "image_entropy", "sg_iou")  # curves of other stages
+
+
+def write_report(folders: list[Path], out: Path) -> int:
+    """Write the page.  -> its bytes.  Raises RunError for a folder that is no run."""
+    if not folders:
+        raise RunError("there is no run; try: minireflect report runs/srrl-1 -o report.html")
+    runs = [described(folder) for folder in folders]
+    for run, name in zip(runs, names([Path(folder) for folder in folders])):
+        run["name"] = name
+    data = json.dumps(runs).replace("<", "\\u003c")  # no prompt can end the script
+    page = TEMPLATE.read_text("utf-8").replace("/*RUNS*/[]", data)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(out, page)
+    return len(page.encode())
+
+
+def names(folders: list[Path]) -> list[str]:
+    """The last parts of the paths that tell the folders apart."""
+    parts = [folder.resolve().parts for folder in folders]
+    depth = next((n for n in range(1, 9) if len({p[-n:] for p in parts}) == len(parts)), 1)
+    return ["/".join(p[-depth:]) for p in parts]
+
+
+def described(folder: Path) -> dict:
+    """What the page shows of a run.  Raises RunError where there is none."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(f"{folder} is no run: cannot read {folder / 'config.json'}") from error
+    rows = read_metrics(folder)
+    stages = [s for s in dict.fromkeys(row["stage"] for row in rows) if s not in ("album", "evaluation")]
+    scores = {row["model"]: row.get("scores") or row["score"] for row in rows if row["stage"] == "evaluation"}
+    trained = [row for row in rows if row["stage"] in stages[-1:]]
+    return {
+        "heading": heading(scores, trained),
+        "config": {key: str(value) for key, value in flat(config).items()},
+        "curves": {stage: curves([row for row in rows if row["stage"] == stage]) for stage in stages},
+        "laws": laws(scores),
+        "scores": {model: plain(score) for model, score in scores.items()},
+        "cost": cost(trained),
+        "album": album(folder, rows),
+    }
+
+
+def heading(scores: dict, rows: list[dict]) -> str:
+    """What the run shows, in a sentence or two."""
+    measured = [{k: s for k, s in kinds.items() if "accuracy" in str(s)} for kinds in scores.values()]
+    first, last = (measured[0], measured[-1]) if len(measured) > 1 else ({}, {})
+    if kinds := [k for k, s in last.items() if isinstance(s, dict) and k in first]:
+        said, ends = [], [last[kind]["interval"] for kind in kinds]
+        for kind, (low, high) in zip(kinds, ends):
+            change = f"{first[kind]['accuracy']:.2f} → {last[kind]['accuracy']:.2f}"
+            said.append(f"{kind} prompts right {change} [{low:.2f}, {high:.2f}]")
+        gap = max(last[kind]["reward"] - last[kind]["accuracy"] for kind in kinds)
+        trust = "the two agree" if abs(gap) < 0.05 else "do not trust the reward here"
+        return f"{'; '.join(said)}, by the inspector. Reward minus truth at most {gap:.2f}: {trust}."
+    values = [mean_of(row["reward_by_round"]) for row in rows if row.get("reward_by_round")]
+    values = values or [row["reward"] for row in rows if row.get("reward") is not None]
+    if not values:
+        return f"{len(rows)} steps logged."
+    n = max(1, len(values) // 10)
+    before, after = mean_of(values[:n]), mean_of(values[-n:])
+    seen = any(row.get("right") is not None for row in rows)
+    doubt = "" if seen else " Nothing says whether the pictures are better: look at them."
+    return f"Reward of training prompts {before:.3f} → {after:.3f} over {len(rows)} iterations.{doubt}"
+
+
+def mean_of(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def curves(rows: list[dict]) -> list[dict]:
+    """Curves of a stage, the truth with its reward: title, x label, lines of label, kind and points."""
+    x = "reward_calls" if any("reward_calls" in row for row in rows) else "step"
+    plots = []
+    for reward, right in TRUTHS.items():
+        if not plots and any(row.get(reward) for row in rows):
+            lines = [line(rows, x, key, kind) for key, kind in ((reward, "reward"), (right, "right"))]
+            plots.append(
+                {"title": "reward and truth, round 0", "x": x, "lines": [v for v in lines if v["points"]]}
+            )
+    for key in FURTHER:
+        if points := line(rows, x, key, "other")["points"]:
+            plots.append({"title": key, "x": x, "lines": [{"label": key, "kind": "other", "points": points}]})
+    return plots
+
+
+def line(rows: list[dict], x: str, key: str, kind: str) -> dict:
+    """Points of a value, or of the first of a list; every few where there are more than POINTS."""
+    label = {"reward": "learned reward", "right": "right by the inspector"}.get(kind, key)
+    values = [(row[x], row[key]) for row in rows if row.get(key) not in (None, []) and x in row]
+    values = [(a, b[0] if isinstance(b, list) else b) for a, b in values]
+    return {"label": label, "kind": kind, "points": values[:: -(-len(values) // POINTS) or 1]}
+
+
+def laws(scores: dict) -> dict:
+    """Kind of prompt -> law -> model -> share right and both ends of its interval."""
+    found: dict = {}
+    for model, kinds in scores.items():
+        for kind, score in kinds.items():
+            for law, share in score.get("by_law", {}).items() if isinstance(score, dict) else ():
+                ends = score.get("intervals", {}).get(law, (share, share))
+                found.setdefault(kind, {}).setdefault(law, {})[model] = [share, *ends]
+    return found
+
+
+def plain(score: dict) -> dict[str, float]:
+    """The numbers of a score, by kind of prompt where it has kinds."""
+    return {k: v for k, v in flat(score).items() if isinstance(v, float) and "by_law" not in k}
+
+
+def cost(rows: list[dict]) -> dict[str, float]:
+    """What a run took, by its last line."""
+    last = rows[-1] if rows else {}
+    keys = ("updates_total", "reward_calls", "unet_evaluations")
+    return {"iterations": len(rows)} | {key.replace("_", " "): last[key] for key in keys if key in last}
+
+
+def album(folder: Path, rows: list[dict]) -> list[dict]:
+    """The sheets that the run has saved, each once, in order: iteration, rows, picture as a data URI."""
+    pages = {row["step"]: row for row in rows if row["stage"] == "album" and (folder / row["file"]).exists()}
+    found = []
+    for step, page in sorted(pages.items()):
+        picture = base64.b64encode((folder / page["file"]).read_bytes()).decode()
+        found.append({"step": step, "rows": page["rows"], "picture": f"data:image/jpeg;base64,{picture}"})
+    return found

@@ -1,0 +1,143 @@
+"""The report of runs: what stands in it, that it asks no network, and that its sliders turn in a browser."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from minireflect.__main__ import main
+from minireflect.methods.srrl import SRRLConfig
+from minireflect.report import album, curves, described, heading, names, write_report
+from minireflect.run import Job, Run, RunError
+from minireflect.showcase import STAGES
+from minireflect.showcase import album as saved_album
+from tests.small import small_pipeline
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+def score(share: float, reward: float) -> dict:
+    laws = {"by_law": {"heat": share, "wind": share}, "intervals": {"heat": (share - 0.1, share + 0.1)}}
+    return {"accuracy": share, "interval": (share - 0.1, share + 0.1), "reward": reward, **laws}
+
+
+def a_run(folder: Path, right: bool = True, reward: float = 0.8) -> Path:
+    """A run of four iterations with two sheets: two prompts, the second of which had two rounds."""
+    run = Run(
+        folder, {"command": "srrl", "srrl": {"lr": 1e-4, "prompts": "</script><b>"}, "seed": len(str(folder))}
+    )
+    for step in range(4):
+        values = {"reward_calls": 10 * step, "reward_by_round": [0.1 * step, 0.5], "reward": 0.1, "kl": 1.0}
+        run.log(
+            "srrl",
+            step,
+            **values,
+            right_by_round=[0.05 * step] if right else [],
+            right=0.0 if right else None,
+        )
+    for model, share in (("base", 0.4), ("SRRL", 0.7)):
+        scores = {"physical": score(share, share if model == "base" else reward)}
+        run.log("evaluation", 0, model=model, **{"scores": scores} if right else {"score": {"reward": share}})
+    (folder / "album").mkdir()
+    for step, red in ((0, 40), (4, 200)):
+        Image.new("RGB", (64 * STAGES, 64 * 3), (red, 0, 0)).save(folder / "album" / f"{step:05}.jpg")
+        asked = (("a", 0), ("b</script>", 0), ("b</script>", 1))
+        known = {"reward": 0.5, "right": True if right else None}
+        rows = [{"prompt": prompt, "round": k, **known} for prompt, k in asked]
+        run.log("album", step, file=f"album/{step:05}.jpg", rows=rows)
+    return folder
+
+
+def test_the_heading_says_what_a_run_shows(tmp_path: Path) -> None:
+    said = described(a_run(tmp_path / "one", reward=0.72))["heading"]
+    assert "physical prompts right 0.40 → 0.70 [0.60, 0.80], by the inspector" in said and "agree" in said
+    assert "do not trust the reward" in described(a_run(tmp_path / "hacked", reward=0.9))["heading"]
+    real = described(a_run(tmp_path / "real", right=False))["heading"]
+    assert real.startswith("Reward of training prompts 0.250 → 0.400 over 4") and "look at them" in real
+    assert heading({}, []) == "0 steps logged."
+
+
+def test_the_truth_stands_beside_the_reward_and_curves_are_short() -> None:
+    rows = [
+        {"step": i, "reward_calls": i, "reward_by_round": [0.5, 0.1], "right_by_round": [0.25]}
+        for i in range(900)
+    ]
+    (plot,) = curves(rows)
+    assert [line["kind"] for line in plot["lines"]] == ["reward", "right"]
+    assert plot["lines"][0]["points"][1] == (5, 0.5) and len(plot["lines"][1]["points"]) == 180
+
+
+def test_a_page_has_the_laws_costs_and_options_of_every_run(tmp_path: Path) -> None:
+    folders = [a_run(tmp_path / name) for name in ("one", "two")]
+    assert main(["report", *map(str, folders), "-o", str(tmp_path / "new" / "page.html")]) == 0
+    page = (tmp_path / "new" / "page.html").read_text()
+    runs = json.loads(re.search(r"const runs = (\[.*\]);", page)[1])
+    assert [run["name"] for run in runs] == ["one", "two"]
+    heat = runs[0]["laws"]["physical"]["heat"]
+    assert heat["base"] == pytest.approx([0.4, 0.3, 0.5]) and heat["SRRL"] == pytest.approx([0.7, 0.6, 0.8])
+    assert runs[0]["laws"]["physical"]["wind"]["base"] == [0.4, 0.4, 0.4]  # no interval was logged
+    assert runs[0]["cost"] == {"iterations": 4, "reward calls": 30}
+    assert runs[1]["config"]["srrl.lr"] == "0.0001" and [a["step"] for a in runs[1]["album"]] == [0, 4]
+    assert page.count("</script>") == 1 and not re.search(
+        r"""(src|href)=["']?http|url\(http|import |fetch\(""", page
+    )
+
+
+def test_what_is_no_run_is_named(tmp_path: Path) -> None:
+    for folders, said in (([], "there is no run"), ([tmp_path / "none"], "config.json")):
+        with pytest.raises(RunError, match=said):
+            write_report(folders, tmp_path / "page.html")
+    assert names([Path("a/x"), Path("b/x")]) == ["a/x", "b/x"] and names([Path("a/x")]) == ["x"]
+    run = a_run(tmp_path / "run")
+    (run / "album" / "00004.jpg").unlink()
+    assert [a["step"] for a in described(run)["album"]] == [0]
+
+
+def test_an_album_has_a_row_for_each_round_and_changes_no_stream(tmp_path: Path) -> None:
+    run, pipe = Run(tmp_path / "run", {}), small_pipeline()
+    half = lambda images, texts: (torch.arange(len(images)) % 2).float()  # noqa: E731
+    config = SRRLConfig(iterations=12, rounds=1, steps=4, renoise_steps=2, group=4)
+    watch = saved_album(pipe, half, ["ball", "block"], config, Job(run))
+    before = torch.get_rng_state()
+    for step in range(13):
+        watch(step)
+    assert torch.equal(before, torch.get_rng_state())
+    pages = album(run.folder, run.metrics("album"))
+    assert [page["step"] for page in pages] == [0, 3, 6, 9, 12]
+    rows = run.metrics("album")[0]["rows"]
+    assert [(r["prompt"], r["round"], r["reward"]) for r in rows] == [
+        ("ball", 0, 0),
+        ("block", 0, 1),
+        ("ball", 1, 0),
+    ]
+    with Image.open(run.folder / "album" / "00000.jpg") as sheet:
+        assert sheet.size == (64 * STAGES, 64 * 3)
+    assert len({(run.folder / "album" / f"{s:05}.jpg").read_bytes() for s in (0, 6)}) == 1  # the same noise
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_sliders_turn_in_a_browser_without_network(tmp_path: Path) -> None:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    write_report(
+        [a_run(tmp_path / "srrl"), a_run(tmp_path / "real", right=False)], page := tmp_path / "page.html"
+    )
+    with sync_api.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        tab, errors, asked = browser.new_page(), [], []
+        tab.on("pageerror", lambda error: errors.append(str(error)))
+        tab.on("request", lambda request: asked.append(request.url))
+        tab.goto(page.as_uri())
+        shown = lambda: tab.inner_html("#albums")  # noqa: E731
+        for name in ("iteration", "round", "stage"):
+            before = shown()
+            tab.locator(f"#{name}").fill("0")
+            assert shown() != before, name
+        assert tab.locator("#albums figure").count() == 4 and tab.locator("#pairs figure").count() == 8
+        assert tab.locator("#curves polyline").count() == 2 * 2 + 1 and tab.locator("#laws .bar").count() == 4
+        assert not errors and all(url.startswith(("file:", "data:")) for url in asked)
+        browser.close()
