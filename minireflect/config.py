@@ -48,7 +48,7 @@ class Config(Checked):
     weights: Path | None = None
     # default: the first that is there
     device: Literal["cuda", "mps", "cpu"] | None = None
-    # also log scalars and pictures there
+    # also log there
     log: Tracker | None = None
     # what the pictures show: physical laws or scene graphs
     scenes: Literal["laws", "graphs"] = "laws"
