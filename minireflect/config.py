@@ -25,6 +25,7 @@ from .pretrain.matcher import CAPTIONER_TRAINING, CHECKER_TRAINING, RewardTraini
 from .pretrain.sft import ReasonTraining
 from .ranges import Checked, Refusal, expect, hints, quote
 from .run import Training
+from .tracking import Tracker
 from .world.data import WorldConfig
 from .world.prompts import PromptMix
 
@@ -47,6 +48,8 @@ class Config(Checked):
     weights: Path | None = None
     # default: the first that is there
     device: Literal["cuda", "mps", "cpu"] | None = None
+    # also log there
+    log: Tracker | None = None
     # what the pictures show: physical laws or scene graphs
     scenes: Literal["laws", "graphs"] = "laws"
     # sets other defaults
@@ -90,7 +93,7 @@ SEVERAL = {  # commands with more than the stage of their name
     "all laws": "autoencoder diffusion reward srrl", "checker laws": "checker judge",
     "all graphs": "autoencoder diffusion checker judge actor rlrig",
 }  # fmt: skip
-COMMON = ("preset", "seed", "out", "resume", "weights", "device")  # options of every command
+COMMON = ("preset", "seed", "out", "resume", "weights", "device", "log")  # options of every command
 FIELDS = {  # those that a command or a stage has besides: records, and a choice
     "srrl": "srrl mix sampler evaluation method", "lora": "srrl finetune sampler method", "all": "scenes",
     "autoencoder": "autoencoder scenes", "diffusion": "diffusion scenes", "reward": "reward",

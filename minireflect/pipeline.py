@@ -10,6 +10,7 @@ encoder.
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -24,7 +25,9 @@ from .models.reasongen import ReasonGen, Sampled, SamplingConfig
 from .models.tokenizer import BytePairs, NoVocabulary, PromptError, Tokenizer, TwoBytePairs
 from .models.unet import Added, UNet
 from .models.vq import Codec
+from .parallel import gather, rows, spread
 from .ranges import Checked, Count, Share, Weight, finite
+from .streams import normal, sent
 
 
 class ReasonPipeline(NamedTuple):
@@ -43,10 +46,12 @@ class ReasonPipeline(NamedTuple):
         Shapes: b prompts, given (b r) ids that end in BOI.  Raises PromptError on unknown words.
         """
         device = next(self.model.parameters()).device
-        ids = self.tokenizer(prompts).to(device)
+        ids = sent(self.tokenizer(prompts), device)
         if given is None and not self.writes_rationale:
             given = self.model.blank(len(prompts), device)[1]
-        return self.model.sample(ids, sampling, generator, given)
+        own, n = rows(len(prompts)), len(prompts)
+        mine = self.model.sample(ids[own], sampling, generator, given if given is None else given[own], n)
+        return Sampled(*(gather(v, n) for v in mine))
 
     def pictures(self, codes: Tensor) -> Tensor:
         """Decode image tokens.  Shapes: codes (b n) -> (b 3 64 64) in [-1, 1]"""
@@ -129,11 +134,11 @@ class LatentDiffusion:
 
     def embed(self, prompts: list[str]) -> Tensor:
         """Shapes: b prompts -> (b t d).  Raises PromptError on unknown words."""
-        return self.text_encoder(self.tokenizer(prompts).to(self.device), self.clip_skip)
+        return self.text_encoder(sent(self.tokenizer(prompts), self.device), self.clip_skip)
 
     def null(self) -> Tensor:
         """The negative prompt, or the empty one, which guidance leads away from.  -> (1 t d)"""
-        null = self.text_encoder(self.tokenizer([self.negative]).to(self.device))
+        null = self.text_encoder(sent(self.tokenizer([self.negative]), self.device))
         return torch.zeros_like(null) if self.zero_null and not self.negative else null
 
     def predict(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
@@ -146,7 +151,7 @@ class LatentDiffusion:
         dtype, added = next(self.unet.parameters()).dtype, ()
         if isinstance(self.text_encoder, TwoTextEncoders):
             sides, width = self.sides, self.text_encoder.second.config.projection
-            sizes = torch.tensor([*sides, 0, 0, *sides], device=x.device).expand(len(x), -1)  # (b 6)
+            sizes = sent(torch.tensor([*sides, 0, 0, *sides]), x.device).expand(len(x), -1)  # (b 6)
             added, context = (Added(context[:, -1, :width].to(dtype), sizes),), context[:, :-1]
         return self.unet(x.to(dtype), t, context.to(dtype), *added).float()
 
@@ -155,26 +160,28 @@ class LatentDiffusion:
 
         -> (n 4 h/8 w/8)
         """
-        return (self.schedule.start * torch.randn(n, *self.latent_shape, generator=generator)).to(self.device)
+        return self.schedule.start * normal((n, *self.latent_shape), generator, self.device)
 
     def table(self, steps: int) -> StepTable:
         return self.schedule.table(steps)
 
-    def eps(self, prompts: list[str] | Tensor) -> Callable[[float], EpsFn]:
-        """The epsilon function of prompts, or of their embedding (b t d), at each guidance w."""
+    def eps(self, prompts: list[str] | Tensor, shared: bool = True) -> Callable[[float], EpsFn]:
+        """The epsilon function of prompts, or of their embedding (b t d), at each guidance w.
+        `shared`: of several processes each evaluates its rows, without gradients.
+        """
         with torch.no_grad():
             cond = self.embed(prompts) if isinstance(prompts, list) else prompts
             null = self.null()
         m = self.micro_batch or len(cond)
 
         def make_eps(w: float) -> EpsFn:
-            parts = [guided(self.predict, c, null, w, self.schedule) for c in cond.split(m)]
+            def eps(x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+                each = zip(x.split(m), t.split(m), cond.split(m), strict=True)
+                guide = (guided(self.predict, c, null, w, self.schedule)(x, t) for x, t, c in each)
+                return torch.cat([*guide])  # (b c h w)
 
-            def eps(x: Tensor, t: Tensor) -> Tensor:
-                each = zip(parts, x.split(m), t.expand(len(x)).split(m), strict=True)
-                return torch.cat([part(x_part, t_part) for part, x_part, t_part in each])  # (b c h w)
-
-            return eps
+            each = partial(spread, eps, unit=self.micro_batch or 1) if shared else eps
+            return lambda x, t: each(x, t.expand(len(x)), cond)
 
         return make_eps
 
@@ -239,24 +246,25 @@ class LatentDiffusion:
         table, back, context = self.table(sampler.steps), self.table(reflection.steps), self.embed(prompts)
 
         def eps_of(rows: Tensor, w: float = reflection.w_renoise) -> EpsFn:
-            return self.eps(context[rows])(w)
+            return self.eps(context[sent(rows, self.device)])(w)
 
         def sampled_from(x_T: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             x_0 = last(denoise(eps_of(rows, sampler.guidance), x_T, table, sampler.eta, generator))
             images = self.decode(x_0)
-            values = reward(images, [prompts[i] for i in rows.tolist()])  # (n)
+            values = reward(images, [prompts[i] for i in rows.tolist()]).cpu()  # (n)
             return x_0, images, finite(values, "the reward of a picture")
 
-        x_0, images, values = sampled_from(x_T, torch.arange(len(prompts), device=self.device))
+        x_0, images, values = sampled_from(x_T, torch.arange(len(prompts)))
         yield images
         for _ in range(reflection.rounds):
             rows, x_T = reflect(eps_of, x_0, values >= ACCEPT, back, reflection, generator)
             if len(rows):
                 sampled, seen, found = sampled_from(x_T, rows)
-                better = found > values[rows]
-                x_0, images, values = x_0.clone(), images.clone(), values.clone()
-                x_0[rows] = sampled  # what comes next avoids the latest, not the best
-                images[rows[better]], values[rows[better]] = seen[better], found[better]
+                better = (found > values[rows]).nonzero().flatten()
+                at, kept, of = (sent(v, self.device) for v in (rows, rows[better], better))
+                x_0 = x_0.index_copy(0, at, sampled)  # what comes next avoids the latest, not the best
+                images = images.index_copy(0, kept, seen[of])
+                values = values.index_copy(0, rows[better], found[better])
             yield images
 
     @torch.no_grad()
@@ -265,8 +273,12 @@ class LatentDiffusion:
 
         Raises FloatingPointError on a picture that is not finite.
         """
-        parts = latents.split(self.micro_batch or len(latents))
-        images = torch.cat([self.autoencoder.decode(part) for part in parts])
+
+        def pictures(x: Tensor) -> Tensor:
+            parts = x.split(self.micro_batch or len(x))
+            return torch.cat([self.autoencoder.decode(part) for part in parts])
+
+        images = spread(pictures, latents, unit=self.micro_batch or 1)
         half = next(self.unet.parameters()).dtype == torch.float16
         finite(images, f"a picture{', as float16 may overflow (--precision bf16),' if half else ''}")
         return images.clamp(-1, 1)

@@ -18,7 +18,7 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -29,13 +29,17 @@ from weakref import WeakValueDictionary
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.distributed import ReduceOp
 from torch.optim import AdamW, Optimizer
 from tqdm import tqdm
 
+from . import parallel
 from .checkpoints.files import WeightsError, load_into, read_ours, save_weights
 from .disk import parse_json, read_json, read_text, remove_temporaries, write_text
+from .parallel import rank
 from .ranges import Checked, Count, Refusal, Weight, expect, finite, quote
 from .streams import rng
+from .tracking import PICTURES_EVERY, Tracking
 
 with suppress(ImportError):  # there is none on Windows, where nothing is locked
     import fcntl
@@ -104,6 +108,7 @@ class Run:
 
     def __init__(self, folder: str | Path, config: dict, resume: bool = False) -> None:
         self.folder, self.stop_signal, self.made, self.at = Path(folder), 0, None, "the start"
+        self.tracking: Tracking | None = None  # besides metrics.jsonl
         written = self.folder / "config.json"
         try:
             if resume and not written.is_file():
@@ -179,6 +184,13 @@ class Run:
                     raise FloatingPointError(f"{name} is not a finite number")
         with open(self.folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
+        if self.tracking:
+            self.tracking.scalars(stage, step, values)
+
+    def show(self, stage: str, step: int, images: Tensor) -> None:
+        """Pictures of a step, for what tracks the run, now and then.  Shapes: images (b 3 h w)"""
+        if self.tracking and step % PICTURES_EVERY == 0:
+            self.tracking.pictures(stage, step, images)
 
     def metrics(self, stage: str) -> list[dict]:
         """The lines of one stage, in order."""
@@ -216,13 +228,16 @@ class Run:
         rows = read_metrics(self.folder)
         self._write_metrics([row for row in rows if row["stage"] != stage or row["step"] < start])
         steps = range(start, total)
-        self.bar = bar = tqdm(steps, stage, total, initial=start, unit="step", dynamic_ncols=True)
+        quiet = {"dynamic_ncols": True, "disable": rank() > 0}
+        self.bar = bar = tqdm(steps, stage, total, initial=start, unit="step", **quiet)
         handlers = {s: signal.signal(s, self._remember) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
             for step in bar:
                 self.at = f"step {step} of {stage}"
                 yield step
-                if (step + 1) % save_every == 0 or step + 1 == total or self.stop_signal:
+                self.stop_signal = int(parallel.total(torch.tensor(self.stop_signal), ReduceOp.MAX))  # of any
+                due = (step + 1) % save_every == 0 or step + 1 == total or self.stop_signal
+                if due and not rank():
                     store(path, step + 1, networks, optimizer, memory)
                 if self.stop_signal:
                     done = f"stopped after step {step + 1} of {total} of {stage}, and saved"
@@ -286,14 +301,14 @@ def optimise(
     saves the networks and the optimiser, and continues from what it saved.
     """
     trained = [p for network in networks.values() for p in network.parameters() if p.requires_grad]
-    optimizer = AdamW(trained, config.lr, (0.9, beta2), weight_decay=decay)
+    optimizer = adamw(trained, lr=config.lr, betas=(0.9, beta2), weight_decay=decay)
 
     def minimise(step: int, loss: Tensor, /, **values: float) -> None:
         optimizer.zero_grad(set_to_none=True)
         finite(loss, "the loss").backward()
         set_lr(optimizer, config.lr * lr_factor(step, config.steps))
-        take_step(optimizer)
-        values = {"loss": loss.item()} | values
+        check_gradient(take_step(optimizer).item(), optimizer)
+        values = {name: float(value) for name, value in {"loss": loss, **values}.items()}
         job.run.log(name, step, **values)
         job.run.bar.set_postfix({key: f"{value:.4f}" for key, value in values.items()})
 
@@ -301,20 +316,35 @@ def optimise(
         yield step, rng(job.seed, name, "batch", step), partial(minimise, step)
 
 
-def take_step(optimizer: Optimizer, scaled: bool = False) -> float:
-    """One step with the gradients that there are, `scaled` if float16 made that necessary.  -> their norm
-    before clipping
+def adamw(parameters: Iterable[Tensor], **how: float | tuple[float, float]) -> AdamW:
+    """AdamW, on a GPU in one kernel."""
+    trained = list(parameters)
+    return AdamW(trained, fused=trained[0].device.type == "cuda" or None, **how)
 
-    Raises FloatingPointError, and leaves the weights as they are, when a gradient is not finite.
+
+def take_step(optimizer: Optimizer, scaled: bool = False) -> Tensor:
+    """One step with the gradients that there are, `scaled` if float16 made that necessary.  -> their norm
+    before clipping ()
+
+    A gradient that is not finite leaves the weights as they are.  It raises FloatingPointError, but for a
+    fused optimiser: that one goes on without a wait for the GPU, and its caller asks `check_gradient`.
     """
     trained = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM).item()
+    norm = nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM)
+    if optimizer.defaults.get("fused"):
+        optimizer.found_inf = (~norm.isfinite()).float()  # as torch.amp.GradScaler tells it
+    else:
+        check_gradient(norm.item(), optimizer, scaled)
+    optimizer.step()
+    return norm
+
+
+def check_gradient(norm: float, optimizer: Optimizer, scaled: bool = False) -> None:
+    """Raises FloatingPointError when the norm of a gradient is not finite."""
     if not math.isfinite(norm):
         lr = optimizer.param_groups[0]["lr"]
         half = ", or use --precision bf16 in place of fp16" if scaled else ""
         raise FloatingPointError(f"a gradient is not finite; lower the learning rate, {lr:.2e} now{half}")
-    optimizer.step()
-    return norm
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:

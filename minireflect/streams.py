@@ -8,8 +8,10 @@ have.
 
 import hashlib
 import random
+from collections.abc import Sequence
 
 import torch
+from torch import Generator, Tensor
 
 
 def _number(seed: int, path: tuple[str | int, ...]) -> int:
@@ -17,9 +19,19 @@ def _number(seed: int, path: tuple[str | int, ...]) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1  # torch takes 63 bits
 
 
-def rng(seed: int, *path: str | int) -> torch.Generator:
+def rng(seed: int, *path: str | int) -> Generator:
     """A torch generator on the CPU: the same noise whatever the device that it is moved to."""
-    return torch.Generator().manual_seed(_number(seed, path))
+    return Generator().manual_seed(_number(seed, path))
+
+
+def normal(shape: Sequence[int], generator: Generator, device: torch.device | str) -> Tensor:
+    """N(0, I), drawn where the generator is; nobody waits until the device has it."""
+    return sent(torch.randn(shape, generator=generator, device=generator.device), device)
+
+
+def sent(x: Tensor, device: torch.device | str) -> Tensor:
+    """`x`, which is on the CPU, on the device; the copy is queued there, and the CPU goes on."""
+    return x.to(device, non_blocking=x.device.type == "cpu")
 
 
 def choices(seed: int, *path: str | int) -> random.Random:

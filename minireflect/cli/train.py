@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from .. import parallel
 from ..checkpoints import ours
 from ..config import PRESETS, Config, options_of, preset, read_config, to_dict
 from ..methods.finetune import SAMPLER
@@ -15,6 +16,7 @@ from ..methods.srrl import RECIPES, recipe
 from ..pipeline import best_device, chosen_device
 from ..ranges import Refusal
 from ..run import Run, RunError, Unfinished
+from ..tracking import Tracking
 from . import TRAINED, read, sentence
 
 COSTS = {"smoke": "seconds; it learns nothing", "gpu": "larger batches and budgets, for a CUDA GPU"}
@@ -72,13 +74,17 @@ def train(config: Config) -> None:
     """Make the run folder and do the stages; a start that fails leaves no folder."""
     from ..stages import Task, do  # with all that trains, measures and plots
 
-    device = chosen_device(config.device)
+    device = parallel.start(chosen_device(config.device))
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, in float32 networks
     label, source = config.method if config.command == "srrl" else config.command, source_of(config)
     folders = (Path("runs") / f"{label}-{n}" for n in count(1))
     folder = config.out or next(free for free in folders if not free.exists())
-    run = Run(folder, to_dict(config), config.resume)
+    run = Run(parallel.own_folder(folder, config.resume), to_dict(config), config.resume)
+    run.tracking = Tracking(config.log, run.folder) if config.log and not parallel.rank() else None
     cost = COSTS.get(config.preset, f"about {TRAINED[config.command][1]} minutes on two cores")
-    where = f"{device}, {torch.get_num_threads()} threads"
+    several = f"{parallel.world()} processes, " if parallel.world() > 1 else ""
+    where = f"{several}{device}, {torch.get_num_threads()} threads"
     print(f"{label} · run folder {folder} · seed {config.seed} · {where}")
     print(f"{config.preset} preset" + ("" if config.real else f": {cost}"))
     clock = time.time()
@@ -96,6 +102,7 @@ def train(config: Config) -> None:
         said = f"{sentence(error)}, in {run.at}; what was saved before is kept, go on with --resume"
         raise Unfinished(f"{said} --out {folder}") from error
     print(f"done in {(time.time() - clock) / 60:.1f} minutes; look at {folder / 'figures'}")
+    parallel.finish()
 
 
 def source_of(config: Config) -> Path | None:

@@ -21,6 +21,8 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
+from ..streams import normal, sent
+
 
 class DDIMStep(NamedTuple):
     """One step from level t to t_prev.
@@ -43,7 +45,7 @@ def per_sample(value: Tensor, x: Tensor) -> Tensor:
     """
     if value.ndim > 1 or (value.ndim == 1 and len(value) != len(x)):
         raise ValueError(f"expected one number or one per sample ({len(x)}), got shape {tuple(value.shape)}")
-    value = value.to(x.device, torch.float32).expand(len(x)).contiguous()
+    value = sent(value.float(), x.device).expand(len(x)).contiguous()
     return value.view(-1, *[1] * (x.ndim - 1))
 
 
@@ -74,8 +76,7 @@ def ddim_step(
     elif draw:
         if generator is None:
             raise ValueError("a step with sigma > 0 draws noise: pass a generator")
-        noise = torch.randn(x.shape, generator=generator, device=generator.device, dtype=torch.float32)
-        x_prev = mean + sigma * noise.to(x.device)
+        x_prev = mean + sigma * normal(x.shape, generator, x.device)
     else:
         x_prev = mean
     log_prob = gaussian_log_prob(x_prev.detach(), mean, sigma.flatten())

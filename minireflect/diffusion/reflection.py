@@ -29,6 +29,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..ranges import Checked, Count, Natural, Share, Weight
+from ..streams import normal, sent
 from .sample import EpsFn, denoise, evaluations, last, renoise
 from .schedule import StepTable
 
@@ -96,13 +97,13 @@ def renoise_to(
     tail, share, each = config.tail(table), config.fresh_noise, (-1, *[1] * (x0.ndim - 1))
     if not len(tail):
         return x0
-    sign = (torch.ones(len(x0), device=x0.device) if sign is None else sign).view(each)
+    sign = (torch.ones(len(x0)) if sign is None else sign.cpu()).view(each)
     abar = tail.abar[0] if config.strength < 1 else torch.tensor(0.0)
     new = x0.new_zeros(())
     if share > 0 or (sign == 0).any():
         if generator is None:
             raise ValueError(f"fresh_noise {share}, wrong {config.wrong!r} needs new noise: pass a generator")
-        new = torch.randn(x0.shape, generator=generator, device=generator.device).to(x0.device)
+        new = normal(x0.shape, generator, x0.device)
     if share == 1 or (sign == 0).all():  # SDEdit; at strength 1 best-of-N
         return abar.sqrt() * x0 + (1 - abar).sqrt() * new  # DDPM (4)
     x = last(renoise(eps, x0, tail))
@@ -112,6 +113,7 @@ def renoise_to(
     if config.renormalise:
         mean, std = moments(noise)
         noise = (noise - mean.view(each)) / std.view(each).clamp(min=1e-6)  # a constant latent has no noise
+    sign = sent(sign, x0.device)
     noise = torch.where(sign == 0, new, (1 - share**2) ** 0.5 * (sign * noise) + share * new)
     return abar.sqrt() * x0 + (1 - abar).sqrt() * noise  # DDPM (4)
 
@@ -138,15 +140,16 @@ def reflect(
 
     An accepted picture keeps its noise where all are sampled again. `eps_of(rows)` is the network at guidance
     w_renoise for the prompts of these rows.
-    Shapes: x0 (n c h w), accepted (n) bool -> rows (m) long, x_T (m c h w)
+    Shapes: x0 (n c h w), accepted (n) bool -> rows (m) long, on the CPU, x_T (m c h w)
     """
+    accepted = accepted.cpu()
     chosen = ~accepted if config.redraw == "refused" else torch.ones_like(accepted)
     rows = chosen.nonzero().flatten()  # (m)
     if not len(rows):
-        return rows, x0[rows]
+        return rows, x0[:0]
     value = {"opposite": -1.0, "fresh": 0.0, "repeat": 1.0}[config.wrong]
     sign = torch.where(accepted[rows], 1.0, value)  # (m)
-    return rows, renoise_to(eps_of(rows), x0[rows], back, config, generator, sign)
+    return rows, renoise_to(eps_of(rows), x0[sent(rows, x0.device)], back, config, generator, sign)
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:

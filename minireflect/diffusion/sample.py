@@ -22,6 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
+from ..streams import sent
 from .ddim import ddim_step, renoise_step
 from .schedule import Schedule, StepTable
 
@@ -66,7 +67,7 @@ def guided(model: Model, cond: Tensor, uncond: Tensor, w: float, schedule: Sched
     """
 
     def eps_fn(x: Tensor, t: Tensor) -> Tensor:
-        t = t.to(x.device).expand(len(x))
+        t = sent(t, x.device).expand(len(x))
         without, given = (v.expand(len(x), *v.shape[1:]) for v in (uncond, cond))  # (b t d) each
 
         if w in (0, 1):

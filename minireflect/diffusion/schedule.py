@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ..ranges import Checked, Count
+from ..streams import sent
 
 BetaSchedule = Literal["scaled_linear", "linear"]
 Prediction = Literal["epsilon", "v", "x0"]
@@ -125,7 +126,7 @@ class Schedule:
 
     def abar_at(self, t: Tensor, like: Tensor) -> Tensor:
         """Alpha-bar of t, shaped to multiply `like`.  Shapes: t () or (b), like (b ...) -> () or (b 1 ...)"""
-        abar = self.abar.to(t.device)[t].to(like.device)
+        abar = sent(sent(self.abar, t.device)[t], like.device)
         return abar.reshape(-1, *[1] * (like.ndim - 1)) if abar.ndim else abar
 
     def add_noise(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -216,4 +217,4 @@ def level_weight(schedule: Schedule, t: Tensor, cap: float) -> Tensor:
     (Salimans & Ho 2022, appendix D).
     Shapes: t (b) -> (b)
     """
-    return (1 / schedule.abar.to(t.device)[t]).clamp(max=cap)
+    return (1 / sent(schedule.abar, t.device)[t]).clamp(max=cap)

@@ -28,6 +28,7 @@ from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.distributed import ReduceOp
 from tyro.conf import Suppress
 
 from ..diffusion.ddim import DDIMStep, ddim_step
@@ -35,11 +36,13 @@ from ..diffusion.sample import evaluations
 from ..diffusion.schedule import Schedule, level_weight
 from ..models.lora import adapters, lora_layers, remove_lora
 from ..models.unet import UNet
+from ..parallel import share, sum_gradients, total
 from ..pipeline import LatentDiffusion, SamplerConfig
 from ..ranges import Checked, Count, Positive, Range, Share, Weight
 from ..rl import advantage as adv
 from ..rl.policy import gaussian_kl, ppo_clip, reduce_log_prob
-from ..run import set_lr, take_step
+from ..run import adamw, check_gradient, set_lr, take_step
+from ..streams import normal, sent
 from .rollout import Rollout
 
 WARMUP = 3  # iterations of linear warm-up; without it the first steps destroy the model
@@ -98,15 +101,16 @@ class LearnConfig(Checked):
 class Replay(nn.Module):
     """The pictures of the latest iterations, what each was sampled for, and its advantage or weight.
 
-    A module, so that a run saves it.
+    A module, so that a run saves it.  The latents are where the policy is, all else on the CPU, which draws.
     """
 
     def __init__(
-        self, iterations: int, pictures: int, latent_shape: tuple[int, int, int], tokens: int
-    ) -> None:
+        self, iterations: int, pictures: int, latent_shape: tuple[int, int, int], tokens: int,
+        device: torch.device | str = "cpu",
+    ) -> None:  # fmt: skip
         super().__init__()
         self.iterations, size = iterations, iterations * pictures
-        self.register_buffer("latents", torch.zeros(size, *latent_shape))  # (m c h w)
+        self.register_buffer("latents", torch.zeros(size, *latent_shape, device=device))  # (m c h w)
         self.register_buffer("ids", torch.zeros(size, tokens, dtype=torch.long))  # (m t)
         self.register_buffer("values", torch.zeros(size))  # (m) 0 = nothing to learn from
         self.register_buffer("born", torch.zeros(size, dtype=torch.long))  # (m) in which iteration
@@ -118,10 +122,9 @@ class Replay(nn.Module):
 
         Shapes: latents (b c h w), ids (b t), values (b)
         """
-        rows = (self.count.cpu() + torch.arange(len(latents))) % len(self.values)  # (b)
-        self.latents[rows] = latents.to(self.latents)
-        self.ids[rows] = ids.to(self.ids)
-        self.values[rows] = values.to(self.values)
+        rows = (self.count + torch.arange(len(latents))) % len(self.values)  # (b)
+        self.latents[sent(rows, self.latents.device)] = latents.to(self.latents)
+        self.ids[rows], self.values[rows] = ids, values
         self.born[rows] = self.iteration
         self.count += len(latents)
         self.iteration += 1
@@ -163,9 +166,9 @@ class Learner:
         trained = adapters(pipe.unet) if lora_layers(pipe.unet) else pipe.unet
         networks = {"unet": trained.requires_grad_(True)}
         if config.objective != "ppo":
-            replay = Replay(config.replay, pictures, pipe.latent_shape, pipe.tokenizer.length)
-            networks["replay"] = replay.to(pipe.device)
-        optimizer = torch.optim.AdamW(trained.parameters(), lr=config.lr, weight_decay=WEIGHT_DECAY)
+            shapes = pipe.latent_shape, pipe.tokenizer.length
+            networks["replay"] = Replay(config.replay, pictures, *shapes, pipe.device)
+        optimizer = adamw(trained.parameters(), lr=config.lr, weight_decay=WEIGHT_DECAY)
         return Learner(pipe, base, networks, optimizer, config, sampler)
 
     @property
@@ -178,23 +181,28 @@ class Learner:
         if torch.is_grad_enabled():
             (loss * self.scale).backward()
 
-    def step(self) -> float:
-        """Step, the gradient's norm clipped.  -> the norm before.  Raises as `take_step`."""
+    def step(self) -> Tensor:
+        """Step, the gradient's norm clipped.  -> the norm before ().  Raises as `take_step`."""
+        sum_gradients(p for group in self.optimizer.param_groups for p in group["params"])
         for p in self.pipe.unet.parameters() if self.scale != 1 else ():
             if p.grad is not None:
                 p.grad /= self.scale
         return take_step(self.optimizer, self.scale != 1)
 
     def parts(self, n: int) -> list[slice]:
-        """`n` pictures in parts of `pipe.micro_batch`, the very parts that `pipe.eps` sampled them in."""
-        m = self.pipe.micro_batch or n
-        return [slice(i, min(i + m, n)) for i in range(0, n, m)]
+        """This process's share of `n` pictures, in the very parts of `pipe.micro_batch` that `pipe.eps`
+        sampled them in.
+        """
+        m, own = self.pipe.micro_batch or n, share(n, self.pipe.micro_batch or 1)
+        return [slice(i, min(i + m, own.stop)) for i in range(own.start, own.stop, m)]
 
 
 def learn(learner: Learner, out: Rollout, lr_factor: float, generator: Generator) -> UpdateStats:
     """Learn from one iteration's rollout.  Raises FloatingPointError on a gradient that is not finite."""
     set_lr(learner.optimizer, learner.config.lr * lr_factor)
-    return OBJECTIVES[learner.config.objective](learner, out, generator)
+    stats = OBJECTIVES[learner.config.objective](learner, out, generator)
+    check_gradient(stats.grad_norm, learner.optimizer, learner.scale != 1)
+    return stats
 
 
 def reference(unet: UNet) -> UNet:
@@ -231,23 +239,24 @@ def forward_gradient(
     Shapes: x_0 (b c h w), ids (b s), A (b)
     """
     pipe, below = learner.pipe, learner.config.anchor_below
-    t, weight = (v.to(pipe.device) for v in levels(pipe.schedule, len(x_0), below, generator))
-    noise = torch.randn(x_0.shape, generator=generator).to(x_0)  # (b c h w)
+    t, weight = (sent(v, x_0.device) for v in levels(pipe.schedule, len(x_0), below, generator))
+    noise = normal(x_0.shape, generator, x_0.device)  # (b c h w)
     x_t, above = pipe.schedule.add_noise(x_0, t, noise), t >= below
     A, pull = torch.where(above, A, 0.0), torch.where(above, b, 1.0)  # (b) each
-    total = kl = torch.zeros((), device=pipe.device)
+    loss_sum = kl = torch.zeros((), device=pipe.device)
     for part in learner.parts(len(x_0)):
         with torch.no_grad():
             context = pipe.text_encoder(ids[part])  # (b s d)
-            base = replace(pipe, unet=learner.base).eps(context)(1.0)(x_t[part], t[part])  # (b c h w)
-        d = pipe.eps(context)(1.0)(x_t[part], t[part]) - base
+            base = replace(pipe, unet=learner.base).eps(context, False)(1.0)(x_t[part], t[part])  # (b c h w)
+        d = pipe.eps(context, False)(1.0)(x_t[part], t[part]) - base
         gain = (d * (base - noise[part])).flatten(1).mean(1)  # (b)
         loss = (weight[part] * (2 * A[part] * gain + pull[part] * (d**2).flatten(1).mean(1))).sum() / len(x_0)
         learner.backward(loss)
         uniform = weight[part] / level_weight(pipe.schedule, t[part], MAX_WEIGHT)
         kl = kl + (uniform * path_kl(pipe.schedule, t[part], d.detach())).sum() / len(x_0)
-        total = total + loss.detach()
-    return total, kl
+        loss_sum = loss_sum + loss.detach()
+    loss_sum, kl = total(torch.stack([loss_sum, kl]))
+    return loss_sum, kl
 
 
 def learn_from_replay(
@@ -258,19 +267,15 @@ def learn_from_replay(
     Shapes: chance (m), A (m)
     """
     config, replay = learner.config, learner.networks["replay"]
-    updates, stats = config.updates if chance.any() else 0, torch.zeros(2, device=learner.pipe.device)
-    norms = 0.0
+    updates, stats = config.updates if chance.any() else 0, []
     for _ in range(updates):
-        rows = torch.multinomial(chance.cpu(), config.batch, replacement=True, generator=generator)
-        rows = rows.to(A.device)
+        rows = torch.multinomial(chance, config.batch, replacement=True, generator=generator)
         learner.optimizer.zero_grad(set_to_none=True)
-        stats += torch.stack(
-            forward_gradient(learner, replay.latents[rows], replay.ids[rows], A[rows], b, generator)
-        )
-        norms += learner.step()
-    n = max(1, updates)
-    loss, kl = (stats / n).tolist()
-    return UpdateStats(loss, kl, norms / n, updates, 2 * updates * config.batch)
+        rows, ids, A_rows = (sent(v, learner.pipe.device) for v in (rows, replay.ids[rows], A[rows]))
+        found = forward_gradient(learner, replay.latents[rows], ids, A_rows, b, generator)
+        stats.append(torch.stack([*found, learner.step()]))
+    means = torch.stack(stats).mean(0).tolist() if stats else [0.0] * 3  # the host waits here, once
+    return UpdateStats(*means, updates, 2 * updates * config.batch)
 
 
 def remember(learner: Learner, out: Rollout, values: list[Tensor]) -> Replay:
@@ -308,7 +313,7 @@ def path_kl(schedule: Schedule, t: Tensor, change: Tensor) -> Tensor:
     make the path, so the mean over uniform levels t is the whole.
     Shapes: t (b), change of eps (b c h w) -> (b)
     """
-    abar = schedule.abar.to(t.device)
+    abar = sent(schedule.abar, t.device)
     before = torch.where(t > 0, abar[(t - 1).clamp(min=0)], 1.0)
     alpha = abar[t] / before  # (b)
     step = (1 - alpha) / (2 * alpha * (1 - abar[t])) * (change**2).flatten(1).sum(1)
@@ -327,9 +332,9 @@ def advantages(out: Rollout, config: LearnConfig, history: adv.RewardHistory | N
         A = of_group[config.advantage == "group"](rewards)
         return out.by_round(A.view_as(out.rewards))
     keys = [[(out.families or out.texts)[i] for i in r.rows.tolist()] for r in out.rounds]
-    scores = [adv.history_advantage(history, k, r.rewards.cpu()) for k, r in zip(keys, out.rounds)]
+    scores = [adv.history_advantage(history, k, r.rewards) for k, r in zip(keys, out.rounds)]
     for row_keys, round_ in zip(keys, out.rounds):
-        history.add(row_keys, round_.rewards.cpu())
+        history.add(row_keys, round_.rewards)
     return [(adv.advantage_weights(z) * adv.select_best_worst(z)).flatten() for z in scores]
 
 
@@ -359,7 +364,7 @@ def scored(learner: Learner, out: Rollout, k: int, i: int, part: slice, unet: UN
     round_ = out.rounds[k]
     table, context = round_.table, out.context_of(round_)[part]  # (b t d)
     x, x_prev = (round_.path.latents[part, j].to(context.device) for j in (i, i + 1))  # (b c h w)
-    eps = replace(learner.pipe, unet=unet).eps(context)(learner.sampler.guidance)(x, table.t[i])
+    eps = replace(learner.pipe, unet=unet).eps(context, False)(learner.sampler.guidance)(x, table.t[i])
     return ddim_step(x, eps, table.abar[i], table.abar_prev[i], round_.sigmas[i], x_prev)
 
 
@@ -370,45 +375,46 @@ def ppo(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats:
     pipe, config, once = learner.pipe, learner.config, evaluations(learner.sampler.guidance)
     advantage = advantages(out, config, learner.history)
     chunks = jobs(out, advantage, config.updates, generator)
-    sums = dict.fromkeys(("loss", "clip_high", "clip_low", "grad_norm", "kl"), 0.0)
-    ratios, before_update, spent = [], [], 0
+    sums = torch.zeros(4, device=pipe.device)  # loss, the shares of both clips, evaluations
+    norms, kls, ratios, first = [], [], [torch.zeros((), device=pipe.device)], None
     for chunk in chunks:
         samples = sum(int(advantage[k].count_nonzero()) for k, _ in chunk)  # branches x steps of this step
         learner.optimizer.zero_grad(set_to_none=True)
-        sums["kl"] += pull_to_base(learner, out, generator)
-        spent += 2 * config.batch
+        kls.append(pull_to_base(learner, out, generator))
         pieces = [(k, i, part) for k, i in chunk for part in learner.parts(len(advantage[k]))]
         for k, i, part in pieces:
-            A = advantage[k][part].to(pipe.device)  # (b)
-            rows = A != 0
-            if not rows.any():
+            A = advantage[k][part]  # (b)
+            taught = A.nonzero().flatten()  # (n) those that something is learnt from
+            if not len(taught):
                 continue
+            rows, A, weight = sent(taught, pipe.device), sent(A[taught], pipe.device), len(taught) / samples
             piece = learner, out, k, i, part
             path, now = out.rounds[k].path, scored(*piece, pipe.unet)
-            old, share = path.log_probs[part, i].to(pipe.device), int(rows.sum()) / samples
-            log_ratio = now.log_prob - old  # (b) nats
+            log_ratio = now.log_prob - path.log_probs[part, i]  # (b) nats
             if config.ratio == "guard":
-                log_ratio = guarded(log_ratio, now, path.means[part, i].to(pipe.device))
+                log_ratio = guarded(log_ratio, now, path.means[part, i])
             tempered = mean_of(log_ratio, pipe)[rows]
-            stats = ppo_clip(tempered, torch.zeros_like(tempered), A[rows], config.clip_range)
-            loss = stats.loss * share
+            stats = ppo_clip(tempered, torch.zeros_like(tempered), A, config.clip_range)
+            loss = stats.loss * weight
             if config.kl > 0:
                 with torch.no_grad():
                     mean = scored(*piece, learner.base).mean
                 kl = gaussian_kl(now.mean, mean, now.sigma)  # (b)
-                loss = loss + config.kl * share * mean_of(kl, pipe)[rows].mean()
-                spent += len(A) * once
+                loss = loss + config.kl * weight * mean_of(kl, pipe)[rows].mean()
             learner.backward(loss)
-            spent += len(A) * once
-            ratios.append(log_ratio.detach().abs().max().item())
-            for name in ("loss", "clip_high", "clip_low"):
-                sums[name] += getattr(stats, name).item() * share
-        before_update = before_update or ratios.copy()
-        sums["grad_norm"] += learner.step()
-    n, largest = max(1, len(chunks)), max(ratios, default=0.0)
-    first = math.expm1(min(max(before_update, default=0.0), 80.0))
-    means = {name: value / n for name, value in sums.items()}
-    return UpdateStats(**means, updates=len(chunks), evaluations=spent, log_ratio=largest, first_ratio=first)
+            ratios.append(log_ratio.detach().abs().max())
+            sums[:3] += torch.stack([stats.loss.detach(), stats.clip_high, stats.clip_low]) * weight
+            sums[3] += len(log_ratio) * once * (2 if config.kl > 0 else 1)
+        first = torch.stack(ratios).max() if first is None else first
+        norms.append(learner.step())
+    if not chunks:
+        return UpdateStats(0.0, 0.0, 0.0, 0, 0, 0.0, 0.0, 0.0, 0.0)
+    largest = total(torch.stack([first, torch.stack(ratios).max()]), ReduceOp.MAX)
+    means = torch.stack([torch.stack(kls).mean(), torch.stack(norms).mean()])
+    kl, norm, first, ratio, *summed, spent = torch.cat([means, largest, total(sums)]).tolist()  # the one wait
+    loss, high, low = (v / len(chunks) for v in summed)
+    first, spent = math.expm1(min(first, 80.0)), round(spent) + 2 * config.batch * len(chunks)
+    return UpdateStats(loss, kl, norm, len(chunks), spent, high, low, ratio, first)
 
 
 def guarded(log_ratio: Tensor, now: DDIMStep, old_mean: Tensor) -> Tensor:
@@ -420,18 +426,17 @@ def guarded(log_ratio: Tensor, now: DDIMStep, old_mean: Tensor) -> Tensor:
     return (log_ratio + gaussian_kl(now.mean, old_mean, now.sigma)) * now.sigma
 
 
-def pull_to_base(learner: Learner, out: Rollout, generator: Generator) -> float:
+def pull_to_base(learner: Learner, out: Rollout, generator: Generator) -> Tensor:
     """What `grpo` does without advantages: the pull and the anchor, on `batch` pictures of the rollout; the
-    gradient is dropped where there is no pull.  -> `path_kl`
+    gradient is dropped where there is no pull.  -> `path_kl` ()
     """
     texts = [text for round_ in out.rounds for text in out.texts_of(round_)]
     x_0 = torch.cat([round_.path.latents[:, -1] for round_ in out.rounds])  # (m c h w)
     rows = torch.randint(len(x_0), (learner.config.batch,), generator=generator)
-    ids = learner.pipe.tokenizer([texts[i] for i in rows.tolist()]).to(learner.pipe.device)
+    ids = sent(learner.pipe.tokenizer([texts[i] for i in rows.tolist()]), learner.pipe.device)
     b, none = learner.config.pull, torch.zeros(len(rows), device=learner.pipe.device)
     with torch.set_grad_enabled(b > 0):
-        kl = forward_gradient(learner, x_0[rows.to(x_0.device)], ids, none, b, generator)[1]
-    return kl.item()
+        return forward_gradient(learner, x_0[sent(rows, x_0.device)], ids, none, b, generator)[1]
 
 
 def mean_of(nats: Tensor, pipe: LatentDiffusion) -> Tensor:

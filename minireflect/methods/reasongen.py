@@ -34,6 +34,7 @@ from torch import Generator, Tensor
 from ..models.reasongen import ReasonGen, Sampled, SamplingConfig
 from ..models.tokenizer import EOS, trim
 from ..models.transformer import Temperature
+from ..parallel import share, spread, total, world
 from ..pipeline import ACCEPT, ReasonPipeline
 from ..pretrain.sft import Examples, ReasonTraining, sft_loss
 from ..ranges import Count, Positive, Range, Weight, finite
@@ -41,8 +42,8 @@ from ..rl.advantage import group_advantage, zero_variance_groups
 from ..rl.collapse import StopRule, statistics, watch
 from ..rl.rewards import ACCEPT_WORD, Reward, inspector_reward
 from ..rl.tokens import AdaptiveEntropy, TokenBatch, entropy_of, token_step
-from ..run import Job, lr_factor, set_lr
-from ..streams import rng
+from ..run import Job, adamw, lr_factor, set_lr
+from ..streams import rng, sent
 
 # what is recalled: half of the laws' pictures recombined, and captions that relate their objects
 MIX = {"recombined": 0.5, "related_captions": 0.4}
@@ -130,7 +131,7 @@ class Samples(NamedTuple):
 
     prompts: list[str]  # n
     sampled: Sampled  # n*g
-    rewards: Tensor  # (n g), 0 or 1
+    rewards: Tensor  # (n g), 0 or 1, on the CPU
 
 
 def sample_groups(
@@ -153,8 +154,8 @@ def sample_groups(
         texts = ask(min(n, config.prompts), step, number)
         each = [t for t in texts for _ in range(config.group)]
         sampled = pipe.sample(each, config.sampling, noise)
-        images = pipe.pictures(sampled.codes)
-        R = rewards(images, each, pipe.rationales(sampled)).view(-1, config.group)
+        images = spread(pipe.pictures, sampled.codes)
+        R = spread(rewards, images, each, pipe.rationales(sampled)).cpu().view(-1, config.group)
         found.append((sampled, R, inspector_reward(images.cpu(), each)))
         asked += texts
         R = torch.cat([rows for _, rows, _ in found])  # (n g) so far
@@ -166,8 +167,8 @@ def sample_groups(
     numbers = {"reward": R, "right": torch.cat(verdicts), "words": sampled.chosen.sum(1).float()}
     stats = {name: values.mean().item() for name, values in numbers.items()}
     stats |= {"groups": len(asked), "mixed": len(mixed), **statistics(images, images)}
-    members = (mixed[:, None] * config.group + torch.arange(config.group, device=R.device)).flatten()
-    of_mixed = Sampled(*(v[members] for v in sampled))
+    members = (mixed[:, None] * config.group + torch.arange(config.group)).flatten()
+    of_mixed = Sampled(*(v[sent(members, v.device)] for v in sampled))
     return Samples([asked[i] for i in mixed.tolist()], of_mixed, R[mixed]) if len(mixed) else None, stats
 
 
@@ -181,8 +182,8 @@ class Learner(NamedTuple):
     examples: Examples | None = None  # true pictures to recall
 
 
-# The m samples of one optimiser step: prompts (m p), rationales (m r) and image tokens (m n); which text
-# tokens were chosen (m r) bool; and the tokens (m r+n)
+# The m samples of one optimiser step that this process has: prompts (m p), rationales (m r) and image tokens
+# (m n); which text tokens were chosen (m r) bool; and the tokens (m r+n)
 Share = tuple[tuple[Tensor, Tensor, Tensor], Tensor, TokenBatch]
 
 
@@ -191,28 +192,31 @@ def token_shares(chosen: Tensor, image_tokens: int) -> Tensor:
 
     Shapes: chosen (b r) bool -> (b r+n), of sum 1
     """
-    words, pixels = int(chosen.sum()), len(chosen) * image_tokens
-    image = torch.full((len(chosen), image_tokens), (0.5 if words else 1.0) / pixels, device=chosen.device)
-    return torch.cat([0.5 / max(1, words) * chosen, image], 1)
+    words = chosen.sum()
+    image = torch.where(words > 0, 0.5, 1.0).expand(len(chosen), image_tokens) / (len(chosen) * image_tokens)
+    return torch.cat([0.5 / words.clamp(min=1) * chosen, image], 1)
 
 
 @torch.no_grad()
 def shares_of(learner: Learner, samples: Samples, config: ReasonRLConfig, noise: Generator) -> list[Share]:
     """The groups in random order, one share per optimiser step, scored before the first of them."""
     pipe, model, g = learner.pipe, learner.pipe.model, config.group
-    device = samples.rewards.device
-    prompts = trim(pipe.tokenizer([t for t in samples.prompts for _ in range(g)]).to(device), EOS)  # (n*g p)
+    device = samples.sampled.codes.device
+    prompts = trim(pipe.tokenizer([t for t in samples.prompts for _ in range(g)]), EOS)  # (n*g p)
+    prompts = sent(prompts, device)
     written = trim(samples.sampled.rationale, model.config.boi)  # (n*g r)
-    advantage = group_advantage(samples.rewards).flatten()  # (n*g)
+    all_chosen = samples.sampled.chosen[:, : written.shape[1]]
+    advantage = sent(group_advantage(samples.rewards).flatten(), device)  # (n*g)
     shares = []
     for groups in torch.randperm(len(samples.prompts), generator=noise).chunk(config.updates):
-        rows = (groups[:, None] * g + torch.arange(g)).flatten().to(device)  # (m)
-        given = prompts[rows], written[rows], samples.sampled.codes[rows]
-        chosen = samples.sampled.chosen[rows, : written.shape[1]]
+        rows = sent((groups[:, None] * g + torch.arange(g)).flatten(), device)  # (m) of all processes
+        chosen, codes, own = all_chosen[rows], samples.sampled.codes, share(len(rows))
+        weight = token_shares(chosen, codes.shape[1])[own]  # (m r+n)
+        rows, chosen = rows[own], chosen[own]
+        given = prompts[rows], written[rows], codes[rows]
         # in one pass, as in `update`: sampling with a cache rounds differently, so its ratio is not exactly 1
         models = model, learner.reference
         old, reference = (torch.cat(m.log_probs(*given, config.sampling), 1) for m in models)
-        weight = token_shares(chosen, given[2].shape[1])  # (m r+n)
         shares.append((given, chosen, TokenBatch(old, reference, advantage[rows], weight)))
     return shares
 
@@ -229,16 +233,19 @@ def update(learner: Learner, samples: Samples, config: ReasonRLConfig, noise: Ge
         choices = model.choices(*given, config.sampling)
         now = torch.cat(model.chosen(choices, *given[1:]), 1)  # (m r+n)
         # an image token is a form, and colours given that form: their entropies add up
-        of_image = entropy_of(choices.forms).mean() + entropy_of(choices.colors).mean()
-        H = (entropy_of(choices.text[chosen]).mean() if chosen.any() else now.new_zeros(())), of_image
+        nats = entropy_of(choices.text) * chosen, entropy_of(choices.forms) + entropy_of(choices.colors)
+        counts = torch.stack([chosen.sum().float(), now.new_full((), nats[1].numel())])
+        counts = total(counts).clamp(min=1)
+        H = torch.stack([v.sum() for v in nats]) / counts  # (2) this process's part of the means
         more = [sum(control.alpha * h for control, h in zip(learner.entropies, H))]
-        if learner.examples:
+        if learner.examples:  # every process recalls the same
             recalled, _ = sft_loss(model, learner.examples, config.examples, noise)
-            more.append(config.recall * recalled)
+            more.append(config.recall / world() * recalled)
         stats = token_step(now, tokens, learner.optimizer, config.clip, config.beta, *more)
-        for control, h in zip(learner.entropies, H):
-            control.step(h.item())
-        clipped, entropies = stats.clip_high + stats.clip_low, (h.item() for h in H)
+        entropies = total(H.detach()).tolist()
+        for control, h in zip(learner.entropies, entropies):
+            control.step(h)
+        clipped = stats.clip_high + stats.clip_low
         rows.append((stats.total, clipped, stats.kl, *entropies, stats.grad_norm, stats.ratio_error))
     names = ("loss", "clipped", "kl", "text_entropy", "image_entropy", "grad_norm")
     means = {name: sum(column) / len(rows) for name, column in zip(names, zip(*rows))}
@@ -252,9 +259,11 @@ def train_reason_grpo(
     """Reinforce rationales and pictures; with `examples`, recall them.  -> the model"""
     reference = copy.deepcopy(pipe.model).eval().requires_grad_(False)
     model = pipe.model.requires_grad_(True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=1e-2)
+    optimizer = adamw(model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=1e-2)
+    if config.group < world():
+        raise ValueError(f"a group of {config.group} for {world()} processes: give --group {world()} or more")
     targets, limits = (config.text_entropy, config.image_entropy), (config.entropy_bound, config.entropy_lr)
-    text, image = (AdaptiveEntropy(target, *limits).to(job.device) for target in targets)
+    text, image = (AdaptiveEntropy(target, *limits) for target in targets)
     learner = Learner(pipe, reference, optimizer, (text, image) if config.adaptive else (), examples)
     networks = {"model": model, "text_entropy": text, "image_entropy": image}
     memory: dict = {"calls": 0, "tokens": 0, "watch": {}}
@@ -268,6 +277,8 @@ def train_reason_grpo(
         memory["calls"] += number
         memory["tokens"] += round(number * (values["words"] + model.config.side**2))
         values |= {"alpha_text": text.alpha, "alpha_image": image.alpha}
+        if samples and job.run.tracking:
+            job.run.show("reason-grpo", step, pipe.pictures(samples.sampled.codes[:8]))
         values["collapse"] = watch(config, job.run, memory["watch"], values)
         job.run.log("reason-grpo", step, **values, reward_calls=memory["calls"], tokens=memory["tokens"])
         shown = "reward {reward:.2f}, right {right:.2f}, mixed {mixed}/{groups}"

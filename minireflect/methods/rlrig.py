@@ -43,6 +43,7 @@ from ..diffusion.reflection import ReflectionConfig, renoise_to
 from ..diffusion.sample import Trajectory, collect, denoise, evaluations, last
 from ..models.transformer import Actor, SampledText, questions
 from ..models.unet import UNet
+from ..parallel import share, total
 from ..pipeline import LatentDiffusion, SamplerConfig
 from ..ranges import Checked, Count, Natural, Range, Share, Weight
 from ..rl.advantage import group_advantage, zero_variance_groups
@@ -344,15 +345,17 @@ def update_actor(
     latents = torch.cat([r.latents.repeat_interleave(r.group, 0) for r in rounds])  # (m c h w)
     read = torch.cat([r.said.read for r in rounds])  # (m s)
     ids, chosen = (torch.cat([getattr(r.said.sampled, name) for r in rounds]) for name in ("ids", "chosen"))
+    own = share(len(A))  # of several processes
+    latents, read, ids = latents[own], read[own], ids[own]
     with torch.no_grad():  # in one pass, as below: sampling with a cache rounds differently
         old, ref = actor(latents, read, ids), reference(latents, read, ids)  # (m t)
-    batch = TokenBatch(old, ref, A, token_weights(chosen))
+    batch = TokenBatch(old, ref, A[own], token_weights(chosen)[own])
     first: dict[str, float] = {}
     for _ in range(ACTOR_UPDATES):
         log_probs = actor.all_logits(latents, read, ids).log_softmax(-1)  # (m t v)
         now = log_probs.gather(2, ids[..., None])[..., 0]  # (m t)
         stats = token_step(now, batch, optimizer, config.clip, config.beta)
-        entropy = (batch.weight * entropy_of(log_probs)).sum().item()
+        entropy = total((batch.weight * entropy_of(log_probs)).sum().detach()).item()
         first = first or {"first_ratio": stats.ratio_error, "entropy": entropy}
     return stats._asdict() | first | {"flat_groups": flat}
 
@@ -386,6 +389,7 @@ def train_editor(config: RLRIGConfig, parts: Parts, job: Job) -> LatentDiffusion
             said = watch(config, job.run, memory["watch"], seen)
             values = summary(rounds, config, memory, job) | stats._asdict() | {"collapse": said}
             job.run.log("phase-2", step, **values)
+            job.run.show("phase-2", step, rounds[0].images)
     parts.editor.unet.eval().requires_grad_(False)
     return parts.editor
 
@@ -399,11 +403,11 @@ def as_rollout(editor: LatentDiffusion, rounds: list[Edits], config: RLRIGConfig
     texts = [text for r in rounds for text in r.prompts[:: r.group]]
     out = Rollout(texts, editor.embed(texts))
     tail = config.loop.reflection.tail(editor.table(config.loop.steps))
-    all_rows = torch.arange(len(texts), device=editor.device)
+    all_rows = torch.arange(len(texts))
     for r, rows in zip(rounds, all_rows.split([len(r.rows) for r in rounds])):
         rewards = r.rewards if config.editor.objective != "regress" else r.after.all_hold.view_as(r.rewards)
         x = r.path.latents[:: r.group, 0]
-        out.rounds.append(Round(rows, x, tail, tail.sigma(ETA), r.path, r.images, rewards))
+        out.rounds.append(Round(rows, x, tail, tail.sigma(ETA), r.path, r.images, rewards.cpu()))
     return out
 
 

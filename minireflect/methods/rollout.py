@@ -20,9 +20,10 @@ from tyro.conf import Suppress
 from ..diffusion.reflection import ReflectionConfig, Wrong, condition_guided_forward, reflect
 from ..diffusion.sample import EpsFn, Trajectory, collect, denoise, evaluations, last
 from ..diffusion.schedule import StepTable
+from ..parallel import spread
 from ..pipeline import ACCEPT, OPPOSITE, LatentDiffusion, Reward, SamplerConfig
 from ..ranges import Checked, Count, Finite, Natural, Share, Weight, quote
-from ..streams import rng
+from ..streams import rng, sent
 
 WINDOW = 3  # noisy steps of noise "window": three of ten are Flow-GRPO-Fast's
 PRESERVED = 0.8  # eta of noise "preserving", the paper's
@@ -99,7 +100,7 @@ class RolloutConfig(Checked):
 class Round(NamedTuple):
     """The branches of one round: n prompts, g branches of each, s steps of their own, those in `table`."""
 
-    rows: Tensor  # (n) which prompts of the rollout it was spent on
+    rows: Tensor  # (n) which prompts of the rollout it was spent on; rows and rewards are on the CPU
     x_T: Tensor  # (n c h w) the noise that the round started from; (n*g c h w) where each branch has its own
     table: StepTable  # the steps in `path`
     sigmas: Tensor  # [s] standard deviation of their noise
@@ -111,8 +112,8 @@ class Round(NamedTuple):
     def best(self) -> tuple[Tensor, Tensor]:
         """The best branch of each prompt.  -> reward (n), clean latent (n c h w)"""
         n, g = self.rewards.shape
-        value, best = (v.to(self.rows.device) for v in self.rewards.max(1))  # (n)
-        return value, self.path.latents[best + torch.arange(n, device=best.device) * g, -1]
+        value, best = self.rewards.max(1)  # (n)
+        return value, self.path.latents[sent(best + torch.arange(n) * g, self.path.latents.device), -1]
 
 
 class Cost(NamedTuple):
@@ -159,16 +160,17 @@ class Rollout:
         """
         rewards = torch.full((len(self.texts), len(self.rounds), self.rounds[0].rewards.shape[1]), torch.nan)
         for k, round_ in enumerate(self.rounds):
-            rewards[round_.rows.cpu(), k] = round_.rewards.float().cpu()
+            rewards[round_.rows, k] = round_.rewards.float()
         return rewards
 
     def by_round(self, values: Tensor) -> list[Tensor]:
         """Values of all branches as the rounds have them.  Shapes: (n k g) -> by round (n*g)"""
-        return [values[r.rows.cpu(), k].flatten() for k, r in enumerate(self.rounds)]
+        return [values[r.rows, k].flatten() for k, r in enumerate(self.rounds)]
 
     def context_of(self, round_: Round) -> Tensor:
         """The embedded prompt of every branch of a round.  -> (n*g t d)"""
-        return self.context[round_.rows].repeat_interleave(round_.rewards.shape[1], 0)
+        context = self.context[sent(round_.rows, self.context.device)]  # (n t d)
+        return context.repeat_interleave(round_.rewards.shape[1], 0)
 
 
 @torch.no_grad()
@@ -180,7 +182,7 @@ def rollout(
     No graph is kept; all noise comes from streams of (seed, step).
     """
     out = Rollout(texts, pipe.embed(texts))
-    rows = torch.arange(len(texts), device=out.context.device)  # (n) the prompts of a round
+    rows = torch.arange(len(texts))  # (n) the prompts of a round
     table, back, shared = pipe.table(config.steps), pipe.table(config.renoise_steps), config.shared(step)
     sigmas = config.sigmas(table)
     x_T = pipe.noise(len(texts), rng(seed, "start", step))  # (n c h w)
@@ -192,7 +194,7 @@ def rollout(
             _, x_T = condition_guided_forward(eps, x_T, table, back, config.reflection, noise)
 
     def renoise_eps(of: Tensor) -> EpsFn:
-        return pipe.eps(out.context[rows[of]])(config.w_renoise)
+        return pipe.eps(out.context[sent(rows[of], pipe.device)])(config.w_renoise)
 
     for k in range(config.rounds + 1 if config.mode == "select" else 1):
         if k:
@@ -202,10 +204,11 @@ def rollout(
             rows = rows[again]
             if not len(rows):
                 break
-        path = branches(pipe, out.context[rows], x_T, config, shared, rng(seed, "branch", step, k))
+        context, noise = out.context[sent(rows, pipe.device)], rng(seed, "branch", step, k)
+        path = branches(pipe, context, x_T, config, shared, noise)
         images = pipe.decode(path.latents[:, -1])  # (n*g 3 h w)
         asked = [texts[i] for i in rows.tolist() for _ in range(config.group)]
-        rewards = reward(images, asked).view(len(rows), config.group)
+        rewards = spread(reward, images, asked).cpu().view(len(rows), config.group)
         if (bad := (~rewards.isfinite()).flatten().nonzero()).numel():
             of = quote(asked[bad[0]])
             raise FloatingPointError(f"the reward of a picture of {of} is not a finite number")

@@ -144,6 +144,7 @@ def train_srrl(
         values = report(out, stats, witness, config.accept)
         spent = {"reward_calls": cost.rewards, "unet_evaluations": cost.unet + cost.trained}
         run.log("srrl", step, **values, updates_total=updates, **spent, x0_size=seen["size"], collapse=said)
+        run.show("srrl", step, out.rounds[0].images)
         shown = {"reward": values["reward_by_round"], "right": values["right_by_round"]}
         run.bar.set_postfix(**{k: f"{v[0]:.2f}" for k, v in shown.items() if v}, kl=f"{stats.kl:.1f}")
     pipe.unet.eval().requires_grad_(False)
@@ -153,10 +154,11 @@ def train_srrl(
 
 def report(out: Rollout, stats: UpdateStats, witness: Reward | None, accept: float) -> dict:
     """One line a step with the numbers that reveal lies: the truth stands beside the reward."""
-    by_round = [r.rewards.cpu() for r in out.rounds]  # (n g) each
+    by_round = [r.rewards for r in out.rounds]  # (n g) each
     rewards = torch.cat([r.flatten() for r in by_round])
     verdicts = [witness(r.images.cpu(), out.texts_of(r)) for r in out.rounds] if witness else []
-    means, stds = zip(*([v.mean().item() for v in moments(r.x_T)] for r in out.rounds))
+    scales = torch.stack([v.mean() for r in out.rounds for v in moments(r.x_T)])
+    means, stds = scales.view(-1, 2).T.tolist()
     return {
         "reward": rewards.mean().item(),
         "reward_se": (rewards.std() / rewards.numel() ** 0.5).item() if len(rewards) > 1 else None,

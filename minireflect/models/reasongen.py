@@ -189,16 +189,17 @@ class ReasonGen(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self, prompts: Tensor, sampling: SamplingConfig, generator: Generator, rationale: Tensor | None = None
-    ) -> Sampled:
+        self, prompts: Tensor, sampling: SamplingConfig, generator: Generator,
+        rationale: Tensor | None = None, whole: int | None = None,
+    ) -> Sampled:  # fmt: skip
         """Write a rationale and a picture for each prompt; only the picture where rationales are given.
 
         Given rationales end in BOI.  A rationale that reaches the length limit is closed with BOI; that token
-        is not `chosen`, and masked from the loss.
+        is not `chosen`, and masked from the loss.  `whole`: see `pick`.
         Shapes: prompts (b p), rationale (b r)
         """
         cache = self.transformer.cache(len(prompts))
-        hidden, choose = self.read(prompts, EOS, cache), sampling.chooser(generator)  # (b 1 d)
+        hidden, choose = self.read(prompts, EOS, cache), sampling.chooser(generator, whole)  # (b 1 d)
         if rationale is None:
             limits = self.config.boi, self.config.rationale
             text = self.transformer.sample(hidden, cache, choose, *limits, forced=True)

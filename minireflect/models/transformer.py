@@ -31,7 +31,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Generator, Tensor, nn
 
+from ..parallel import rows
 from ..ranges import Checked, Depth, Natural, Range, Size, Weight
+from ..streams import sent
 from .tokenizer import BOS, EOS, Tokenizer
 
 Temperature = Annotated[float, Range(1e-3)]  # below it logits overflow
@@ -142,11 +144,16 @@ class Block(nn.Module):
         return x + self.down(F.silu(self.gate(y)) * self.up(y))
 
 
-def pick(log_prob: Tensor, generator: Generator | None) -> Tensor:
-    """A token for each row; without a generator the likeliest.  Shapes: log_prob (b v) -> (b)"""
+def pick(log_prob: Tensor, generator: Generator | None, whole: int | None = None) -> Tensor:
+    """A token for each row; without a generator the likeliest.  The noise is drawn on the CPU, as for `whole`
+    rows of all processes.  Shapes: log_prob (b v) -> (b)
+    """
     if generator is None:
         return log_prob.argmax(-1)
-    return torch.multinomial(log_prob.exp().cpu(), 1, generator=generator)[:, 0].to(log_prob.device)
+    n, v = log_prob.shape
+    noise = torch.empty(whole or n, v).exponential_(generator=generator)  # as torch.multinomial draws it
+    noise = noise[rows(whole)] if whole else noise
+    return (log_prob.exp() / sent(noise, log_prob.device)).argmax(-1)  # with chance exp(log_prob)
 
 
 Choose = Callable[[Tensor], Tensor]  # logits (b v) -> token ids (b)
@@ -165,9 +172,9 @@ class SamplingConfig(Checked):
     # w of image tokens: uncond + w (cond - uncond), in logits; 1 = none
     guidance: Weight = 1.0
 
-    def chooser(self, generator: Generator | None) -> Choose:
-        """Sample from logits as configured; without a generator, take the likeliest token."""
-        return lambda logits: pick(self.log_probs(logits), generator)
+    def chooser(self, generator: Generator | None, whole: int | None = None) -> Choose:
+        """Sample from logits as configured, see `pick`; without a generator, take the likeliest token."""
+        return lambda logits: pick(self.log_probs(logits), generator, whole)
 
     def log_probs(self, logits: Tensor) -> Tensor:
         """Log-probabilities of the distribution that tokens are sampled from: -inf for those that cannot be.
@@ -264,15 +271,13 @@ class Transformer(nn.Module):
         last = hidden
         for i in range(length):
             if forced and i == length - 1:
-                ids[going, i] = end
+                token = torch.full((b,), end, device=hidden.device)
             else:
-                token = choose(self.head(hidden)[:, 0].float())  # (b)
-                ids[going, i], chosen[:, i] = token[going], going
+                token, chosen[:, i] = choose(self.head(hidden)[:, 0].float()), going  # (b)
+            ids[:, i] = torch.where(going, token, ids[:, i])
             hidden = self(self.embed(ids[:, i : i + 1]), cache, going[:, None])
             last = torch.where(going[:, None, None], hidden, last)
-            going = going & (ids[:, i] != end)
-            if not going.any():
-                break
+            going = going & (ids[:, i] != end)  # no look at it: the host would wait, and draws would differ
         return SampledText(ids, chosen, last)
 
 

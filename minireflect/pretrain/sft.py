@@ -36,7 +36,7 @@ from ..models.vq import Codec
 from ..pipeline import ReasonPipeline
 from ..ranges import Count, Natural, Share, Weight
 from ..run import Job, Loss, Training, optimise
-from ..streams import choices, rng
+from ..streams import choices, rng, sent
 from ..world.captions import rationale, rationale_vocabulary, read_rationale
 from ..world.data import WorldConfig, training_pairs
 from ..world.prompts import all_texts
@@ -127,20 +127,21 @@ def shuffled(rationales: list[str], laws: list[str], draw: random.Random) -> lis
 def sft_loss(model: ReasonGen, data: Examples, config: ReasonTraining, generator: Generator) -> Loss:
     """L of a random batch.  -> () nats a token; its parts "text" and "image", in nats a token of each"""
     device, boi = data.codes.device, model.config.boi
-    pick = torch.randint(len(data.codes), (config.batch,), generator=generator)
-    empty = torch.rand(config.batch, 1, generator=generator).to(device) < EMPTY  # (b 1)
+    pick = sent(torch.randint(len(data.codes), (config.batch,), generator=generator), device)
+    empty = sent(torch.rand(config.batch, 1, generator=generator), device) < EMPTY  # (b 1)
     blank, codes = model.blank(config.batch, device), data.codes[pick]
     prompts, words = (torch.where(empty, b, v[pick]) for b, v in zip(blank, data))
     prompts, words = trim(prompts, EOS), trim(words, boi)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
         text, *image = model(prompts, words, codes)  # (b r v+1), (b n f), (b n k)
     mask = up_to(words, boi) & ~empty  # (b r)
-    of_text = F.cross_entropy(text[mask].float(), words[mask], reduction="sum") / mask.sum().clamp(min=1)
+    ids = words.masked_fill(~mask, -100).flatten()  # cross_entropy's own sign for what does not count
+    of_text = F.cross_entropy(text.float().flatten(0, 1), ids, reduction="sum") / mask.sum().clamp(min=1)
     parts = zip(image, model.split(codes))  # nats of a form, and of colours given the form
     of_image = sum(F.cross_entropy(x.float().flatten(0, 1), ids.flatten()) for x, ids in parts)
     share = TEXT_WEIGHT * mask.sum(), float(codes.numel())
     loss = (share[0] * of_text + share[1] * of_image) / sum(share)
-    return loss, {"text": of_text.item(), "image": of_image.item()}
+    return loss, {"text": of_text.detach(), "image": of_image.detach()}
 
 
 def text_only_loss(model: ReasonGen, data: Examples, n: int, bf16: bool, generator: Generator) -> Tensor:

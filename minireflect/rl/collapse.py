@@ -13,6 +13,7 @@ stands in metrics.jsonl; `--stop-on-collapse` ends the run after PATIENCE iterat
 import sys
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..ranges import Checked
@@ -43,7 +44,8 @@ def statistics(x_0: Tensor, images: Tensor, readable: bool = True) -> dict[str, 
     Shapes: x_0 (b c h w), images (b 3 h w) in [-1, 1]
     """
     contrast = images.float().flatten(1).std(1)
-    found = {"size": x_0.float().abs().mean().item(), "constant": (contrast < CONTRAST).float().mean().item()}
+    both = torch.stack([x_0.float().abs().mean(), (contrast < CONTRAST).float().mean()])
+    found = dict(zip(("size", "constant"), both.tolist()))
     if readable and images.shape[1:] == (3, SIZE, SIZE):
         read = inspect_all(images[:READ].cpu())
         found["unreadable"] = sum(r.scene is None for r in read) / len(read)

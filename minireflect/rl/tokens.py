@@ -21,9 +21,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ReduceOp
 from torch.optim import Optimizer
 
-from ..run import take_step
+from ..parallel import sum_gradients, total
+from ..run import check_gradient, take_step
 from .policy import MAX_LOG_RATIO, ppo_clip
 
 
@@ -33,7 +35,8 @@ class TokenBatch(NamedTuple):
     old: Tensor  # (m t) log-probabilities under the policy that sampled the tokens
     reference: Tensor  # (m t) under the policy before RL
     advantage: Tensor  # (m)
-    weight: Tensor  # (m t) of each token in the loss, sum 1; 0 for tokens that the policy did not choose
+    # (m t) of each token in the loss, sum 1 over all processes; 0 for tokens that the policy did not choose
+    weight: Tensor
 
 
 class TokenStats(NamedTuple):
@@ -53,23 +56,27 @@ def token_step(
 ) -> TokenStats:
     """One optimiser step of GRPO; `more` are further terms of the loss, added in order.
 
-    Raises FloatingPointError when the gradient is not finite.
+    Of several processes each has its share of the m sequences.  Raises FloatingPointError when the gradient
+    is not finite.
     Shapes: now (m t) log-probabilities of the sampled tokens, with their graph; more ()
     """
-    counted = batch.weight > 0  # (m t)
+    counted, weight = batch.weight > 0, batch.weight  # (m t)
     A = batch.advantage[:, None].expand_as(now)  # every token of a sequence gets its advantage
-    now, old, reference, weight = (v[counted] for v in (now, batch.old, batch.reference, batch.weight))
-    ppo = ppo_clip(now, old, A[counted], clip, weight)
+    now, old, reference = (torch.where(counted, v, 0.0) for v in (now, batch.old, batch.reference))
+    ppo = ppo_clip(now, old, A, clip, weight)
     kl = (weight * token_kl(now, reference)).sum()
     loss = ppo.loss + beta * kl  # GRPO (3)
     for term in more:
         loss = loss + term
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    norm = take_step(optimizer)
-    shares = ppo.clip_high.item(), ppo.clip_low.item()
-    error = ppo.log_ratio_max.expm1().item()
-    return TokenStats(ppo.loss.item(), loss.item(), *shares, error, kl.item(), norm)
+    sum_gradients(p for group in optimizer.param_groups for p in group["params"])
+    norm, error = take_step(optimizer), total(ppo.log_ratio_max.expm1(), ReduceOp.MAX)
+    shares = [share * counted.numel() for share in (ppo.clip_high, ppo.clip_low)]
+    sums = total(torch.stack([ppo.loss, loss, *shares, kl, counted.sum()]).detach())
+    loss, all_terms, high, low, kl, n, error, norm = [*sums.tolist(), error.item(), norm.item()]
+    check_gradient(norm, optimizer)
+    return TokenStats(loss, all_terms, high / n, low / n, error, kl, norm)
 
 
 def token_weights(mask: Tensor) -> Tensor:
@@ -99,7 +106,9 @@ def entropy_of(log_prob: Tensor) -> Tensor:
 
 
 class AdaptiveEntropy(nn.Module):
-    """The weight alpha of an entropy term.  A module, so that a run saves psi and the moments of its Adam."""
+    """The weight alpha of an entropy term, on the CPU.  A module, so that a run saves psi and the moments of
+    its Adam.
+    """
 
     def __init__(self, target: float, bound: float, lr: float) -> None:
         """`target` is H* in nats per token, `bound` the largest |alpha|, `lr` Adam's learning rate of psi."""

@@ -1,0 +1,420 @@
+# ruff: noqa: E402  (what is missing is named before it is imported)
+"""What a GPU does with this project, in parts, each within minutes: one JSON line a part, and a table.
+
+    python benchmarks/gpu.py                         all parts on the GPU, 8 minutes at most, into gpu.jsonl
+    python benchmarks/gpu.py device sd15             these parts; a part that gpu.jsonl has is not done again
+    python benchmarks/gpu.py --tiny --device cpu     every line in tiny sizes: what the test suite does
+
+    device   every command's smoke run beside the CPU's; noise, pictures and first ratio, fp32 and bf16
+    train    `train srrl` from the shipped weights: seconds, and the shares of rollout, reward and update
+    sd15     SD 1.5's size, random weights: LoRA by srrl, ddpo and grpo; sampling, beside diffusers if there
+    rl       the policy gradient with 1,152 pictures a step
+    all      `train all` from nothing, as far as the time goes
+
+Needs torch, torchvision and the package's dependencies.  On a machine without them or a network, bring them:
+`pip install --target deps --no-deps einops tqdm tyro typing_extensions docstring_parser typeguard safetensors
+scipy matplotlib ...` elsewhere, and `PYTHONPATH=.:deps python benchmarks/gpu.py` there.
+"""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+NEEDED = ("einops", "tqdm", "tyro", "safetensors", "numpy", "PIL", "scipy", "matplotlib")
+if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+    sys.exit(f"missing: {', '.join(missing)}; {' '.join(__doc__.split('Needs ')[1].split())}")
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from minireflect.checkpoints.ours import load_pipeline
+from minireflect.cli import TRAINED
+from minireflect.config import preset
+from minireflect.diffusion.schedule import Schedule, ScheduleConfig
+from minireflect.methods import srrl
+from minireflect.methods.learn import Learner, learn
+from minireflect.methods.rollout import rollout
+from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
+from minireflect.models.clip import TextConfig, TextEncoder
+from minireflect.models.lora import LoRAConfig, add_lora
+from minireflect.models.unet import UNet, UNetConfig
+from minireflect.pipeline import LatentDiffusion, best_device
+from minireflect.rl.rewards import load_reward
+from minireflect.run import read_metrics
+from minireflect.streams import rng
+
+Row = dict[str, float | str]
+PROMPTS = ["a tall red candle in still air", "a big wooden ball on the left of a water tank"]
+SECONDS = {"device": 100, "train": 120, "sd15": 140, "rl": 60, "all": 60}  # 8 minutes on an H100
+
+
+class Place(NamedTuple):
+    device: torch.device
+    tiny: bool
+    seconds: float  # that a part may take
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def clocked(row: Row, name: str, device: torch.device) -> Iterator[None]:
+    """Add the seconds of a block to a row."""
+    wait(device)
+    start = time.perf_counter()
+    yield
+    wait(device)
+    row[name] = row.get(name, 0.0) + time.perf_counter() - start
+
+
+def train(*words: str, seconds: float | None = None) -> Path | None:
+    """`minireflect train` in a process of its own; stopped after `seconds`.  -> its folder"""
+    command = [sys.executable, str(ROOT / "train.py"), *words]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        said = process.communicate(timeout=seconds)[0]
+    except subprocess.TimeoutExpired:
+        process.terminate()  # it finishes its step
+        process.communicate(timeout=60)
+        return Path(words[words.index("--out") + 1])
+    if process.returncode:
+        raise RuntimeError(f"train {' '.join(words)}: {said[-800:]}")
+    return Path(words[words.index("--out") + 1])
+
+
+# ---- parts -------------------------------------------------------------------------------------------------
+
+
+def device(place: Place) -> Iterator[Row]:
+    yield from same_pictures(place.device)
+    yield from first_ratios(place.device)
+    compared = ("srrl",) if place.tiny else ("srrl", "rlrig", "reason-grpo")
+    start = time.perf_counter()
+    for command in (
+        compared if place.tiny else (*compared, *(c for c in TRAINED if c not in (*compared, "all")))
+    ):
+        if time.perf_counter() - start > place.seconds:
+            yield {"command": command, "skipped": "no time left"}
+            continue
+        with TemporaryDirectory() as folder:
+            row: Row = {"command": command}
+            words = [command, "--preset", "smoke", "--device"]
+            with clocked(row, "seconds", place.device):
+                found = read_metrics(train(*words, place.device.type, "--out", f"{folder}/device"))
+            if command in compared:
+                wanted = read_metrics(train(*words, "cpu", "--out", f"{folder}/cpu"))
+                pairs = [(x[k], y[k]) for x, y in zip(found, wanted) for k in y if isinstance(y[k], float)]
+                row["largest difference of a metric from the CPU's"] = max(abs(x - y) for x, y in pairs)
+            yield row
+
+
+@torch.no_grad()
+def same_pictures(device: torch.device) -> Iterator[Row]:
+    """The shipped model's pictures from the same noise as on the CPU."""
+    wanted = load_pipeline().generate(PROMPTS, generator=rng(0, "gpu"))
+    start = load_pipeline().noise(2, rng(0, "gpu"))
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        pipe = load_pipeline().to(device)
+        pipe.unet.to(dtype)
+        found = pipe.generate(PROMPTS, generator=rng(0, "gpu")).cpu()
+        noise = pipe.noise(2, rng(0, "gpu")).cpu()
+        yield {
+            "pictures": name,
+            "noise is the CPU's": float(noise.equal(start)),
+            "mean difference of 2": (found - wanted).abs().mean().item(),
+        }
+
+
+def first_ratios(device: torch.device) -> Iterator[Row]:
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        pipe = load_pipeline().to(device)
+        pipe.unet.to(dtype)
+        add_lora(pipe.unet, LoRAConfig(rank=4), rng(0, "lora"))
+        config = replace(srrl.recipe("ddpo"), prompts_per_iteration=2, steps=4)
+        row, _ = iteration(pipe, config, PROMPTS)
+        yield {"LoRA by ppo": name, "first ratio - 1, exactly 0": row["first_ratio"]}
+
+
+def bright(images: Tensor, prompts: list[str]) -> Tensor:
+    return (images.mean((1, 2, 3)) + 1) / 2
+
+
+def iteration(
+    pipe: LatentDiffusion, config: srrl.SRRLConfig, texts: list[str], learner: Learner | None = None
+) -> tuple[Row, Learner]:
+    """One iteration of SRRL with a reward that costs nothing: seconds of its two halves."""
+    row: Row = {}
+    learner = learner or Learner.of(
+        pipe, config, config.sampler, len(texts) * config.group * (config.rounds + 1)
+    )
+    learner.history = learner.history or srrl.RewardHistory()
+    with clocked(row, "rollout", pipe.device):
+        out = rollout(pipe, texts, bright, config, 0, 0)
+    with clocked(row, "update", pipe.device):
+        stats = learn(learner, out, 1.0, rng(0, "update"))
+    pictures = sum(len(r.images) for r in out.rounds)
+    return row | {"pictures": pictures, "first_ratio": stats.first_ratio or 0.0}, learner
+
+
+def train_part(place: Place) -> Iterator[Row]:
+    """`train srrl` of the preset cpu, in this process, its parts clocked."""
+    times: Row = {}
+    reward = load_reward(device=place.device)
+
+    def clocked_reward(images: Tensor, prompts: list[str]) -> Tensor:
+        with clocked(times, "reward", place.device):
+            return reward(images, prompts)
+
+    def timed(name: str, f: Callable) -> Callable:
+        def run(*args: object) -> object:
+            with clocked(times, name, place.device):
+                return f(*args)
+
+        return run
+
+    kept, srrl.rollout, srrl.learn = (
+        (srrl.rollout, srrl.learn),
+        *(timed(name, f) for name, f in (("rollout", srrl.rollout), ("update", srrl.learn))),
+    )
+    try:
+        from minireflect.evaluate import evaluate
+        from minireflect.run import Job, Run
+
+        config = preset("smoke" if place.tiny else "cpu")
+        pipe = load_pipeline().to(place.device)
+        with TemporaryDirectory() as folder:
+            texts = partial(config.mix.draw, config.seed, config.srrl.prompts_per_iteration)
+            with clocked(times, "training", place.device):
+                srrl.train_srrl(config.srrl, pipe, clocked_reward, texts, None, Job(Run(folder + "/run", {})))
+        with clocked(times, "evaluation", place.device):
+            scores = evaluate(pipe, reward, config.sampler, config.evaluation)
+    finally:
+        srrl.rollout, srrl.learn = kept
+    times["rollout"] -= times["reward"]
+    whole = times["training"]
+    shares = {f"share of {name}": times[name] / whole for name in ("rollout", "reward", "update")}
+    right = {f"{kind}, right": score["accuracy"] for kind, score in scores.items() if "accuracy" in score}
+    yield {"seconds of training": whole, "of evaluation": times["evaluation"], **shares, **right}
+
+
+class Words:
+    """A tokenizer for weights that mean nothing."""
+
+    length = 77
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        rows = [[49_406, *(hash(w) % 49_000 for w in text.split()), 49_407] for text in texts]
+        return torch.tensor([(row + [49_407] * self.length)[: self.length] for row in rows])
+
+
+def stable_diffusion(place: Place) -> LatentDiffusion:
+    """Networks as large as SD 1.5's, random; a sixteenth of the width when tiny."""
+    n, text = (16, (32, 1, 2)) if place.tiny else (320, (768, 12, 12))
+    vae = (8, 8, 8, 8) if place.tiny else (128, 256, 512, 512)
+    torch.manual_seed(0)
+    with torch.device(place.device):
+        unet = UNet(
+            UNetConfig(
+                (n, 2 * n, 4 * n, 4 * n), (1, 1, 1, 0), 1, text[0], heads=8, groups=8 if place.tiny else 32
+            )
+        )
+        sizes = {"groups": 4} if place.tiny else {}
+        encoder = TextEncoder(TextConfig(49_408, 49_407, width=text[0], layers=text[1], heads=text[2]))
+        autoencoder = Autoencoder(AutoencoderConfig(vae, scaling_factor=0.18215, **sizes))
+    half = torch.float32 if place.device.type == "cpu" else torch.bfloat16
+    parts = encoder.to(half), unet.to(half), autoencoder, Schedule(ScheduleConfig())
+    return LatentDiffusion(Words(), *parts, image_size=64 if place.tiny else 512).to(place.device).eval()
+
+
+def sd15(place: Place) -> Iterator[Row]:
+    start, steps = time.perf_counter(), 4 if place.tiny else 50
+    yield from sd15_sampling(place, steps)
+    for batch in (1, 2) if place.tiny else (8, 4, 1):
+        for checkpointing in (False, True):
+            for method in ("srrl", "ddpo", "grpo") if batch == 8 or place.tiny else ("grpo",):
+                if time.perf_counter() - start < place.seconds:
+                    yield lora_row(place, method, batch, checkpointing, steps)
+
+
+def lora_row(place: Place, method: str, batch: int, checkpointing: bool, steps: int) -> Row:
+    """Pictures an hour, sampled and learnt from, and the peak of memory."""
+    pipe = stable_diffusion(place)
+    pipe.micro_batch, pipe.unet.checkpointing = batch, checkpointing
+    add_lora(pipe.unet, LoRAConfig(), rng(0, "lora"))
+    sizes = {
+        "prompts_per_iteration": 2,
+        "group": max(2, batch // 2),
+        "steps": steps,
+        "updates": 2,
+        "batch": batch,
+    }
+    config = replace(
+        srrl.recipe(method, checkpoint=True), **sizes, rounds=min(1, srrl.recipe(method, True).rounds)
+    )
+    _, learner = iteration(pipe, replace(config, steps=2), PROMPTS)  # to warm up
+    if place.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(place.device)
+    row, _ = iteration(pipe, config, PROMPTS, learner)
+    hours = (row["rollout"] + row["update"]) / 3600
+    memory = torch.cuda.max_memory_allocated(place.device) / 1e9 if place.device.type == "cuda" else 0.0
+    about = {"LoRA": method, "batch": batch, "checkpointing": str(checkpointing), "steps": steps}
+    return about | {
+        "pictures an hour": row["pictures"] / hours,
+        "peak GB": memory,
+        "first_ratio": row["first_ratio"],
+    }
+
+
+@torch.no_grad()
+def sd15_sampling(place: Place, steps: int) -> Iterator[Row]:
+    """Seconds of a picture, and the rate reached beside that of matrix products."""
+    pipe = stable_diffusion(place)
+    a = torch.randn(
+        *[512 if place.tiny else 8192] * 2, device=place.device, dtype=next(pipe.unet.parameters()).dtype
+    )
+    floor: Row = {}
+    with clocked({}, "warm", place.device):
+        a @ a
+    with clocked(floor, "seconds", place.device):
+        for _ in range(10):
+            a @ a
+    rate = 10 * 2 * len(a) ** 3 / floor["seconds"]
+    x, context = pipe.noise(2, rng(0, "x")), pipe.embed(PROMPTS)
+    with FlopCounterMode(display=False) as counter:
+        pipe.predict(x, torch.tensor([500, 500], device=place.device), context)
+    flops = counter.get_total_flops() / 2
+    for compiled in (False,) if place.tiny or place.device.type == "cpu" else (False, True):
+        if compiled:
+            pipe.unet.compile()
+        pipe.generate(PROMPTS, 2, 7.5, generator=rng(0, "x"))
+        row: Row = {"sampling": "compiled" if compiled else "eager", "steps": steps}
+        with clocked(row, "seconds", place.device):
+            pipe.generate(PROMPTS, steps, 7.5, generator=rng(0, "x"))
+        reached = 2 * 2 * steps * flops / row["seconds"]
+        yield row | {"TFLOP/s": reached / 1e12, "of matrix products": reached / rate}
+    if importlib.util.find_spec("diffusers") and not place.tiny:
+        yield beside_diffusers(place, steps)
+
+
+def beside_diffusers(place: Place, steps: int) -> Row:
+    from benchmarks.sd15 import diffusers_pipeline, theirs
+
+    them = {k: v.to(place.device, torch.bfloat16) for k, v in theirs("sd15").items()}
+    pipe = diffusers_pipeline(them)
+    rows, row = (
+        torch.randn(2, 77, 768, device=place.device, dtype=torch.bfloat16),
+        {"sampling": "diffusers", "steps": steps},
+    )
+    how = {"prompt_embeds": rows, "negative_prompt_embeds": rows, "guidance_scale": 7.5, "output_type": "pt"}
+    pipe(**how, num_inference_steps=2)
+    with clocked(row, "seconds", place.device):
+        pipe(**how, num_inference_steps=steps)
+    return row
+
+
+def rl(place: Place) -> Iterator[Row]:
+    """The policy gradient on the sampler's steps, for as long as the time goes."""
+    words = [
+        "srrl",
+        "--method",
+        "ddpo",
+        "--preset",
+        "smoke" if place.tiny else "cpu",
+        "--device",
+        place.device.type,
+    ]
+    words += [] if place.tiny else ["--prompts-per-iteration", "288", "--group", "4", "--iterations", "400"]
+    with TemporaryDirectory() as folder:
+        rows = read_metrics(train(*words, "--out", f"{folder}/run", seconds=place.seconds), "srrl")
+    pictures = sum(rows[-1]["pictures_by_round"])
+    right = {f"{when}, right": row["right"] for when, row in (("first", rows[0]), ("last", rows[-1]))}
+    yield {"pictures a step": pictures, "iterations": len(rows), "last reward": rows[-1]["reward"], **right}
+
+
+def everything(place: Place) -> Iterator[Row]:
+    words = ["all", "--preset", "smoke" if place.tiny else "gpu", "--device", place.device.type]
+    with TemporaryDirectory() as folder:
+        rows = read_metrics(train(*words, "--out", f"{folder}/run", seconds=place.seconds))
+    stages = {row["stage"]: row["step"] + 1 for row in rows}
+    yield {"steps of " + stage: steps for stage, steps in stages.items()}
+
+
+PARTS = {"device": device, "train": train_part, "sd15": sd15, "rl": rl, "all": everything}
+
+
+def table(lines: list[dict]) -> str:
+    """What was measured, a line a row."""
+    said = []
+    for line in lines:
+        said.append(
+            f"{line['part']}: {line['seconds']:.0f} s on {line['card']}"
+            + (f", {line['error']}" if line["error"] else "")
+        )
+        for row in line["rows"]:
+            said.append(
+                "  "
+                + " · ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
+            )
+    return "\n".join(said)
+
+
+def main(words: list[str] | None = None) -> list[dict]:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", default=[*PARTS], help=", ".join(PARTS))
+    parser.add_argument("--tiny", action="store_true", help="tiny sizes")
+    parser.add_argument("--device", default=best_device())
+    parser.add_argument("--out", type=Path, default=Path("gpu.jsonl"), help="a JSON line a part")
+    args = parser.parse_args(words)
+    if unknown := {*args.parts} - {*PARTS}:
+        parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    on = torch.device(args.device)
+    card = torch.cuda.get_device_name(on) if on.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    torch.set_float32_matmul_precision("high")  # TF32 where a GPU has it
+    lines = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    done = {line["part"] for line in lines if not line["error"]}
+    for part in [p for p in args.parts if p not in done]:
+        clock, rows, error = time.time(), [], ""
+        try:
+            for row in PARTS[part](Place(on, args.tiny, SECONDS[part])):
+                rows.append(row)
+        except Exception as problem:  # the next part may work
+            error = f"{type(problem).__name__}: {str(problem)[:600]}"
+        about = {
+            "card": card,
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda or "",
+            "date": time.strftime("%F"),
+        }
+        line = {"part": part, **about, "seconds": time.time() - clock, "error": error, "rows": rows}
+        with args.out.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        print(json.dumps(line), flush=True)
+        lines.append(line)
+    print(table(lines))
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(any(line["error"] for line in main()))
