@@ -52,7 +52,7 @@ class Config(Checked):
     log: Tracker | None = None
     # what the pictures show: physical laws or scene graphs
     scenes: Literal["laws", "graphs"] = "laws"
-    # sets the defaults of what follows
+    # sets other defaults
     method: Literal["srrl", "paper", "ddpo", "grpo"] = "srrl"
     world: WorldConfig = field(default_factory=WorldConfig)
     autoencoder: AutoencoderTraining = field(default_factory=AutoencoderTraining)

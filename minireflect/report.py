@@ -46,7 +46,7 @@ def described(folder: Path) -> dict:
     except (OSError, ValueError) as error:
         raise RunError(f"{folder} is no run: cannot read {folder / 'config.json'}") from error
     rows = read_metrics(folder)
-    stages = [s for s in dict.fromkeys(row["stage"] for row in rows) if s not in ("album", "evaluation")]
+    stages = [s for s in dict.fromkeys(row["stage"] for row in rows) if s != "evaluation"]
     scores = {row["model"]: row.get("scores") or row["score"] for row in rows if row["stage"] == "evaluation"}
     trained = [row for row in rows if row["stage"] in stages[-1:]]
     return {
@@ -56,7 +56,7 @@ def described(folder: Path) -> dict:
         "laws": laws(scores),
         "scores": {model: plain(score) for model, score in scores.items()},
         "cost": cost(trained),
-        "album": album(folder, rows),
+        "album": album(folder),
     }
 
 
@@ -134,11 +134,11 @@ def cost(rows: list[dict]) -> dict[str, float]:
     return {"iterations": len(rows)} | {key.replace("_", " "): last[key] for key in keys if key in last}
 
 
-def album(folder: Path, rows: list[dict]) -> list[dict]:
-    """The sheets that the run has saved, each once, in order: iteration, rows, picture as a data URI."""
-    pages = {row["step"]: row for row in rows if row["stage"] == "album" and (folder / row["file"]).exists()}
+def album(folder: Path) -> list[dict]:
+    """The sheets that the run has saved, in order: iteration, rows, picture as a data URI."""
     found = []
-    for step, page in sorted(pages.items()):
-        picture = base64.b64encode((folder / page["file"]).read_bytes()).decode()
-        found.append({"step": step, "rows": page["rows"], "picture": f"data:image/jpeg;base64,{picture}"})
+    for sheet in sorted((folder / "album").glob("*.jpg")):
+        rows = json.loads(sheet.with_suffix(".json").read_text())
+        picture = base64.b64encode(sheet.read_bytes()).decode()
+        found.append({"step": int(sheet.stem), "rows": rows, "picture": f"data:image/jpeg;base64,{picture}"})
     return found

@@ -4,6 +4,7 @@ picture.
 Nothing in them is picked: prompts come in the order in which the world lists them, noise from a fixed stream.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from .methods.srrl import SRRLConfig
 from .models.reasongen import SamplingConfig
 from .pipeline import LatentDiffusion, ReasonPipeline, SamplerConfig
 from .rl.rewards import Reward
-from .run import Job
+from .run import Job, write_text
 from .streams import rng
 from .world.captions import caption
 from .world.graphs import SceneGraph
@@ -136,7 +137,7 @@ def album(
     """What the report of a run turns over: every round of fixed prompts from fixed noise, as it is denoised.
 
     Now and then (ALBUMS times in a run) a sheet is saved, album/STEP.jpg: a row for each picture, a column
-    for each of STAGES steps; metrics.jsonl gets the prompts, rounds, rewards and verdicts of its rows.
+    for each of STAGES steps; album/STEP.json has the prompts, rounds, rewards and verdicts of its rows.
     """
     config = replace(config, group=1, suffixes=())
     every = max(1, -(-config.iterations // (ALBUMS - 1)))
@@ -160,7 +161,7 @@ def album(
         path = job.run.folder / "album" / f"{step:05}.jpg"
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(pixels.numpy()).save(path, quality=85)
-        job.run.log("album", step, file=f"album/{path.name}", rows=rows)
+        write_text(path.with_suffix(".json"), json.dumps(rows))
 
     return save
 

@@ -122,7 +122,14 @@ def noise(law: str, pictures: int, folder: Path) -> list[figures.Panel]:
     told = {f"t = {i}": {k: f"{v[j]:.4f}" for k, v in shares.items()} for j, i in enumerate(t)}
     print(Table("gradients", rows).markdown, Table("noise level", told).markdown, sep="\n\n")
     lines = [Line(name, sizes, [c.mean().item() for c in of.values()]) for name, of in each.items()]
-    right = Panel("a step's noise", "t", "share in x_0", [Line(k, t, v) for k, v in shares.items()], log=True)
+    right = Panel(
+        "a step's noise",
+        "t",
+        "share in x_0",
+        [Line(k, t, v) for k, v in shares.items()],
+        ylim=(1e-3, 1),
+        log=True,
+    )
     return [Panel("two gradients", "pictures", "cosine", lines), right]
 
 

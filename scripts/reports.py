@@ -103,7 +103,7 @@ def arms_figure(seeds: list[Arms], measures: dict[str, str], path: Path) -> None
         values = {arm: [s[arm][key] for s in seeds if arm in s] for arm in seeds[0]}
         bars = {arm: (float(np.mean(v)), min(v), max(v)) for arm, v in values.items()}
         plots[title] = {"mean of the seeds": bars}
-    figures.bars(path, "test prompts, by the inspector; lines: range of the seeds", plots)
+    figures.bars(path, "share; lines: range of the seeds", plots)
 
 
 def over_runs(

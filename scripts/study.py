@@ -25,8 +25,7 @@ from study_ways import KINDS, MORE_WAYS, WAYS, Way, measure
 
 from minireflect import load_pipeline, rng
 from minireflect.evaluate import EvaluationConfig
-from minireflect.pipeline import LatentDiffusion
-from minireflect.rl.rewards import Reward, inspector_reward, load_reward
+from minireflect.rl.rewards import inspector_reward, load_reward
 from minireflect.run import read_metrics, write_text
 from minireflect.world.prompts import prompt_set
 
@@ -58,22 +57,19 @@ def training(folder: Path) -> dict:
     return {k: end[k] for k in ("reward_calls", "unet_evaluations", "updates_total")} | {"minutes": minutes}
 
 
-def add(
-    results: Path, row: dict, models: tuple[LatentDiffusion, Reward], ways: dict[str, Way], n: int
-) -> None:
-    """Measure an arm in every way of sampling that `results` does not have yet; `row` names the arm."""
+def add(results: Path, row: dict, folder: Path | None, ways: dict[str, Way], n: int) -> None:
+    """Measure an arm in every way of sampling that `results` does not have yet; `row` names the arm, and
+    `folder` is its run, None for the base.
+    """
     known = {(r["arm"], r["way"], r["seed"]) for r in read_rows(results)}
-    for name, way in ways.items():
-        if (row["arm"], name, row["seed"]) in known:
-            continue
-        clock = time.time()
-        found = {**row, "way": name, **measure(*models, way, row["seed"], n)}
+    for name in [name for name in ways if (row["arm"], name, row["seed"]) not in known]:
+        clock, pipe = time.time(), load_pipeline(folder) if folder else load_pipeline()
+        found = {**row, "way": name, **measure(pipe, load_reward(), ways[name], row["seed"], n)}
         with results.open("a") as file:
             file.write(json.dumps(found) + "\n")
         shares = " ".join(f"{kind} {found[kind]['accuracy']:.3f}" for kind in KINDS)
-        print(
-            f"{row['arm']} · {name} · seed {row['seed']}: {shares} ({time.time() - clock:.0f} s)", flush=True
-        )
+        took = f"{time.time() - clock:.0f} s"
+        print(f"{row['arm']} · {name} · seed {row['seed']}: {shares} ({took})", flush=True)
 
 
 def read_rows(results: Path) -> list[dict]:
@@ -81,8 +77,9 @@ def read_rows(results: Path) -> list[dict]:
 
 
 @torch.no_grad()
-def success(pipe: LatentDiffusion, tries: int, seed: int) -> dict[str, float]:
+def success(folder: Path | None, tries: int, seed: int) -> dict[str, float]:
     """The share of right pictures of each training prompt, ten steps each.  -> by prompt"""
+    pipe = load_pipeline(folder) if folder else load_pipeline()
     texts = [p.text for kind in KINDS for p in prompt_set(kind, "train")]
     right = torch.zeros(len(texts))
     batch = EvaluationConfig().batch
@@ -97,20 +94,19 @@ def success(pipe: LatentDiffusion, tries: int, seed: int) -> dict[str, float]:
 def main() -> int:
     args = arguments(__doc__, "runs/study", 256, "of each kind of prompt in every row", seeds=[0, 1, 2, 3, 4])
     results, runs, few = args.out / "results.jsonl", {}, [s for s in args.seeds if s < 3]
-    base, reward = load_pipeline(), load_reward()
     for seed in few:
-        add(results, {"arm": "base", "seed": seed}, (base, reward), WAYS | MORE_WAYS, args.pictures)
+        add(results, {"arm": "base", "seed": seed}, None, WAYS | MORE_WAYS, args.pictures)
     for arm, options in ARMS.items():
         for seed in args.seeds if arm in CLAIM else few:
             name = f"{re.sub('[^A-Za-z0-9]+', '-', arm)}-{seed}"
             folder = train("srrl", args.out / name, ["--seed", str(seed), *QUICK, *options])
             runs[arm] = [*runs.get(arm, []), folder]
-            pipe, row = load_pipeline(folder), {"arm": arm, "seed": seed, "training": training(folder)}
+            row = {"arm": arm, "seed": seed, "training": training(folder)}
             ways = WAYS if arm == "SRRL" else {"one picture": WAYS["one picture"]}
-            add(results, row, (pipe, reward), ways, args.pictures)
+            add(results, row, folder, ways, args.pictures)
             if arm in CLAIM:
-                cached(args.out / "success" / f"{name}.json", partial(success, pipe, TRIED, seed))
-    before = cached(args.out / "success" / "base.json", lambda: success(base, 4 * TRIED, 9))
+                cached(args.out / "success" / f"{name}.json", partial(success, folder, TRIED, seed))
+    before = cached(args.out / "success" / "base.json", partial(success, None, 4 * TRIED, 9))
     rows = read_rows(results)
     rows.sort(key=lambda r: ["base", *runs].index(r["arm"]))
     options = "\n".join(f"- **{arm}**: `{' '.join(['python train.py', *ARMS[arm]])}`" for arm in ARMS)

@@ -80,12 +80,15 @@ def at_equal_cost(runs: dict[str, list[Path]], window: int = 8) -> Table:
 
 def by_success(before: dict[str, float], after: dict[str, list[dict[str, float]]], path: Path) -> Table:
     """Right pictures of training prompts after training, in bins of the base's success rate; a figure too.
+    Bins without a prompt are left out.
 
     `before` gives the base's rate by prompt, `after` that of every arm and seed.
     """
     edges, rows, points = (0.0, *BINS, 1.01), {}, {arm: [] for arm in after}
     for low, high in zip(edges, edges[1:]):
         texts = [text for text, rate in before.items() if low <= rate < high]
+        if not texts:
+            continue
         row = {"prompts": str(len(texts)), "base": f"{np.mean([before[t] for t in texts]):.3f}"}
         for arm, seeds in after.items():
             shares = [float(np.mean([seed[t] for t in texts])) for seed in seeds if seed]

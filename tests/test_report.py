@@ -48,7 +48,7 @@ def a_run(folder: Path, right: bool = True, reward: float = 0.8) -> Path:
         asked = (("a", 0), ("b</script>", 0), ("b</script>", 1))
         known = {"reward": 0.5, "right": True if right else None}
         rows = [{"prompt": prompt, "round": k, **known} for prompt, k in asked]
-        run.log("album", step, file=f"album/{step:05}.jpg", rows=rows)
+        (folder / "album" / f"{step:05}.json").write_text(json.dumps(rows))
     return folder
 
 
@@ -106,9 +106,9 @@ def test_an_album_has_a_row_for_each_round_and_changes_no_stream(tmp_path: Path)
     for step in range(13):
         watch(step)
     assert torch.equal(before, torch.get_rng_state())
-    pages = album(run.folder, run.metrics("album"))
+    pages = album(run.folder)
     assert [page["step"] for page in pages] == [0, 3, 6, 9, 12]
-    rows = run.metrics("album")[0]["rows"]
+    rows = pages[0]["rows"]
     assert [(r["prompt"], r["round"], r["reward"]) for r in rows] == [
         ("ball", 0, 0),
         ("block", 0, 1),

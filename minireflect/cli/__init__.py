@@ -24,7 +24,7 @@ from ..ranges import Refusal, plain, quote
 
 # fmt: off
 TRAINED = {  # what `train` can train, and the minutes of the preset cpu on two cores
-    "srrl": ("a diffusion model by SRRL, DDPO, GRPO; LoRA: --base", 9),
+    "srrl": ("a diffusion model by SRRL, DDPO, GRPO; LoRA: --base", 6),
     "all": ("autoencoder, diffusion, reward and srrl; with --scenes graphs all of RL-RIG", 85),
     "autoencoder": ("pictures to latents and back", 13),
     "diffusion": ("the base: latents from noise and a prompt", 25),

@@ -30,7 +30,6 @@ from typing import Annotated, NamedTuple
 
 import torch
 from torch import Generator, Tensor
-from tyro.conf import Suppress
 
 from ..models.reasongen import ReasonGen, Sampled, SamplingConfig
 from ..models.tokenizer import EOS, trim
@@ -78,7 +77,7 @@ class ReasonRLConfig(StopRule):
     # largest weight |alpha| of an entropy, as in the paper
     entropy_bound: Positive = 5e-3
     # learning rate of the weights alpha, as in the paper
-    entropy_lr: Annotated[Positive, Suppress] = 5e-4
+    entropy_lr: Positive = 5e-4
     # temperature of sampling
     temperature: Temperature = 0.8
     # the picture must also show what its rationale says; the paper does not ask for it

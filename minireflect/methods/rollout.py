@@ -59,7 +59,7 @@ class RolloutConfig(Checked):
     renoise_steps: Count = OPPOSITE.steps
     # bring re-noised latents back to mean 0, std 1
     renormalise: bool = True
-    # amplitude l of new noise in re-noised latents: l^2 of the variance is new
+    # l of new noise; l^2 of the variance is new
     fresh_noise: Share = OPPOSITE.fresh_noise
     # trained last steps of the path, taken in turn
     suffixes: tuple[Count, ...] = ()

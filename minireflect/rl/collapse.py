@@ -29,7 +29,7 @@ PATIENCE = 3
 
 @dataclass(frozen=True)
 class StopRule(Checked):
-    # end the run when the pictures have left the base's range for three iterations; it is always said
+    # end when the pictures leave the base's range
     stop_on_collapse: bool = False
 
 

@@ -87,12 +87,12 @@ def test_differences_are_taken_seed_by_seed() -> None:
 
 
 def test_right_pictures_are_binned_by_the_base(tmp_path: Path) -> None:
-    """Prompts at 0, 0.1 and 0.9 in bins of their own; an empty bin has no share; seeds give the interval."""
-    before = {"a": 0.0, "b": 0.1, "c": 0.3, "d": 0.9}
-    after = {"SRRL": [{"a": 0.2, "b": 0.4, "c": 0.5, "d": 1.0}, {"a": 0.4, "b": 0.4, "c": 0.5, "d": 1.0}]}
+    """Prompts at 0, 0.1 and 0.9 in bins of their own; seeds give the interval; an empty bin has no row."""
+    before = {"a": 0.0, "b": 0.1, "d": 0.9}
+    after = {"SRRL": [{"a": 0.2, "b": 0.4, "d": 1.0}, {"a": 0.4, "b": 0.4, "d": 1.0}]}
     lines = study_report.by_success(before, after, tmp_path / "bins.png").markdown.splitlines()[2:]
     assert lines[0] == "| 0 to 0.05 | 1 | 0.000 | 0.300 ± 1.271 |"  # 12.706 * 0.1414 / sqrt(2)
-    assert lines[3] == "| 0.5 to 1 | 1 | 0.900 | 1.000 ± 0.000 |" and (tmp_path / "bins.png").exists()
+    assert lines[2] == "| 0.5 to 1 | 1 | 0.900 | 1.000 ± 0.000 |" and (tmp_path / "bins.png").exists()
 
 
 def test_equal_cost_compares_where_the_cheaper_arm_ends(tmp_path: Path) -> None:
