@@ -134,8 +134,8 @@ def curves(path: Path | None, *panels: Panel, columns: int = 0) -> "Figure":
         for label, height, color in panel.levels:
             axes.axhline(height, color=color, ls=":", lw=1, label=label)
         axes.set_title(panel.title, fontsize=9)
+        axes.set_yscale("log" if panel.log else "linear")  # before the limits
         axes.set(xlabel=panel.xlabel, ylabel=panel.ylabel, ylim=panel.ylim)
-        axes.set_yscale("log" if panel.log else "linear")
         axes.locator_params(axis="x", nbins=5)
         axes.legend(fontsize=7)
     if path:

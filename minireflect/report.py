@@ -10,7 +10,8 @@ import base64
 import json
 from pathlib import Path
 
-from .run import RunError, flat, read_metrics, write_text
+from .disk import read_json, write_text
+from .run import RunError, flat, read_metrics
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 POINTS = 200  # of a curve
@@ -42,7 +43,7 @@ def names(folders: list[Path]) -> list[str]:
 def described(folder: Path) -> dict:
     """What the page shows of a run.  Raises RunError where there is none."""
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = read_json(folder / "config.json")
     except (OSError, ValueError) as error:
         raise RunError(f"{folder} is no run: cannot read {folder / 'config.json'}") from error
     rows = read_metrics(folder)
@@ -138,7 +139,7 @@ def album(folder: Path) -> list[dict]:
     """The sheets that the run has saved, in order: iteration, rows, picture as a data URI."""
     found = []
     for sheet in sorted((folder / "album").glob("*.jpg")):
-        rows = json.loads(sheet.with_suffix(".json").read_text())
+        rows = read_json(sheet.with_suffix(".json"), list)
         picture = base64.b64encode(sheet.read_bytes()).decode()
         found.append({"step": int(sheet.stem), "rows": rows, "picture": f"data:image/jpeg;base64,{picture}"})
     return found

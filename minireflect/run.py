@@ -146,7 +146,7 @@ class Run:
 
         Raises RunError on a link: nothing is written outside the folder.
         """
-        for name in (*FOLDERS, "metrics.jsonl"):
+        for name in (*FOLDERS, "album", "metrics.jsonl"):
             if (self.folder / name).is_symlink():
                 raise RunError(f"{name} in {self.folder} is a link; a run writes nothing outside its folder")
         remove_temporaries(self.folder)

@@ -39,9 +39,10 @@ KINDS: dict[Any, str] = {
     int | None | list[int]: "num_attention_heads attention_head_dim sample_size",
     int: "heads head_width width num_train_timesteps",
     int | None: "norm_num_groups addition_time_embed_dim eos_token_id steps_offset",
-    float: "beta_start beta_end", float | None: "scaling_factor shift_factor",
+    float: "beta_start beta_end", float | None: "scaling_factor shift_factor lora_alpha",
+    dict[str, float] | None: "alpha_pattern rank_pattern",
     str: "beta_schedule", str | None: "hidden_act prediction_type timestep_spacing final_sigmas_type",
-    bool | None: "rescale_betas_zero_snr force_zeros_for_empty_prompt set_alpha_to_one",
+    bool | None: "rescale_betas_zero_snr force_zeros_for_empty_prompt set_alpha_to_one use_rslora",
     list: "unet vae text_encoder text_encoder_2",
     dict | None: "text_config vision_config model_cfg text_cfg vision_cfg preprocess_cfg",
     list[float] | None: "image_mean image_std mean std latents_mean latents_std",
@@ -182,15 +183,20 @@ def read_json(path: Path) -> dict:
     if not path.is_file():
         return {}
     try:
-        values = parse_json(read_text(existing(path)), dict, path)
-        level = [values]
-        while level:
-            for part in level:
-                for key in sorted(part.keys() & TYPES.keys()):
-                    expect(part[key], TYPES[key], f"{key} in {path}")
-            level = [v for part in level for v in part.values() if isinstance(v, dict)]
+        return typed(read_text(existing(path)), path)
     except Refusal as error:
         raise WeightsError(str(error)) from None
+
+
+def typed(text: str, where: Place) -> dict:
+    """The JSON object of a published configuration.  Raises Refusal on a value of another type than TYPES."""
+    values = parse_json(text, dict, where)
+    level = [values]
+    while level:
+        for part in level:
+            for key in sorted(part.keys() & TYPES.keys()):
+                expect(part[key], TYPES[key], f"{key} in {where}")
+        level = [v for part in level for v in part.values() if isinstance(v, dict)]
     return values
 
 

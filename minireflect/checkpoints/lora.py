@@ -13,20 +13,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..disk import parse_json
 from ..models.clip import TwoTextEncoders
 from ..models.lora import install, lora_layers, takes_lora
 from ..pipeline import LatentDiffusion
+from ..ranges import Positive, quote
 from .files import (
     SHOWN,
     Strings,
     WeightsError,
     first_names,
+    named_as,
     new_names,
     read_json,
     read_metadata,
     read_weights,
     refuse,
     save_weights,
+    typed,
 )  # fmt: skip
 from .names import DIFFUSERS_UNET, TRANSFORMERS_CLIP_TEXT, numbered
 from .stated import check, check_names
@@ -113,13 +117,20 @@ def read_lora(path: str | Path, res_blocks: int = 2) -> dict[str, Adapter]:
         some = "; ".join(lost[:SHOWN]) or f"it has {first_names(tensors)}"
         raise WeightsError(f"{path} is not a LoRA of a UNet or text encoder that can be read whole: {some}")
     about, adapters = read_metadata(path), {}
-    ours, stated = json.loads(about.get(OUR_ALPHAS, "{}")), _configuration(path, about)
+    with named_as(str(path), ValueError):
+        ours = parse_json(about.get(OUR_ALPHAS, "{}"), dict[str, Positive], OUR_ALPHAS)
+        stated = _configuration(path, about)
     for (network, theirs), found in layers.items():
         table = DIFFUSERS_UNET if network == "unet" else TRANSFORMERS_CLIP_TEXT
         original = re.match(r"(in|out)put_blocks\.|middle_block\.|time_embed\.|label_emb\.", theirs)
         table = numbered(res_blocks + 1) if original else table
         (name,) = new_names([theirs], [(r"$", ".weight"), *table, (r"\.weight$", "")]).values()
         name = name if network == "unet" else f"{network}.{name}"
+        if any(
+            t.numel() != 1 if kind == "alpha" else t.ndim < 2 or not t.numel() for kind, t in found.items()
+        ):
+            shapes = ", ".join(f"{kind} {tuple(t.shape)}" for kind, t in found.items())
+            raise WeightsError(f"{path} has {theirs} with {shapes}; expected matrices, and a number as alpha")
         A, B = found["A"].flatten(1), found["B"].flatten(1)
         if found["A"].ndim == 4 and found["A"].shape[2:] != (1, 1):
             raise WeightsError(f"{path} has {theirs}, a convolution LoRA of {tuple(found['A'].shape)}")
@@ -144,7 +155,7 @@ def _whose(name: str) -> tuple[str, str]:
 
 def _configuration(path: Path, about: Strings) -> dict[str, dict]:
     """What is stated of each network's alpha: by diffusers in the header, by peft in a file beside it."""
-    header = json.loads(about.get("lora_adapter_metadata", "{}"))
+    header = parse_json(about.get("lora_adapter_metadata", "{}"), dict, "lora_adapter_metadata")
     found: dict[str, dict] = {}
     for key, value in header.items():
         network, _, key = key.partition(".")
@@ -152,6 +163,7 @@ def _configuration(path: Path, about: Strings) -> dict[str, dict]:
     if not header and path.name in PEFT_NAMES:
         found = dict.fromkeys(NETWORKS.values(), read_json(path.parent / "adapter_config.json"))
     for config in found.values():
+        typed(json.dumps(config), "its configuration")
         check("LoRA's configuration", config, path)
     return found
 
@@ -163,8 +175,11 @@ def _scale(config: dict, layer: str, rank: int, alpha: float | None) -> float:
     """
     if alpha is None:
         alpha = config.get("lora_alpha", rank)
+        alpha = rank if alpha is None else alpha
         for pattern, value in (config.get("alpha_pattern") or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", layer):
+            with named_as(f"alpha_pattern {quote(pattern)}", re.error):
+                found = re.match(rf"(.*\.)?({pattern})$", layer)
+            if found:
                 alpha = value
                 break
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)

@@ -36,6 +36,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..disk import parse_json
 from ..ranges import Checked, Weight
 from ..streams import choices
 from .canvas import to_pixels, write_picture
@@ -341,7 +342,7 @@ def read_benchmark(path: Path) -> list[dict]:
     """
     lines = path.read_text("utf-8-sig").splitlines()
     if path.suffix == ".jsonl":
-        tasks = [json.loads(line) for line in lines if line.strip()]
+        tasks = [parse_json(line, dict, f"a line of {path}") for line in lines if line.strip()]
     elif path.suffix == ".csv":
         rows = [{key.lower(): value for key, value in row.items() if key} for row in csv.DictReader(lines)]
         tasks = [

@@ -198,7 +198,7 @@ def test_the_editor_reads_the_sentence_and_the_edit_prompt() -> None:
 
 
 CONFIG = RLRIGConfig(
-    LOOP,
+    loop=LOOP,
     rounds=2, graphs=3, group=3, actor_iterations=1, editor_iterations=1, actor_lr=1e-2,
     editor=LearnConfig(updates=2, batch=4, lr=1e-2),
 )  # fmt: skip
@@ -309,7 +309,7 @@ def test_errors_name_the_bad_option() -> None:
     with pytest.raises(ValueError, match="at least 2"):
         RLRIGConfig(group=1)
     with pytest.raises(ValueError, match="an edit of at least one step"):
-        RLRIGConfig(LoopConfig(t_star=0.0))
+        RLRIGConfig(loop=LoopConfig(t_star=0.0))
 
 
 def test_graphs_of_an_iteration_are_of_the_training_split_and_differ() -> None:
