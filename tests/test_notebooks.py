@@ -21,7 +21,6 @@ from tests.parity.checkpoints import trainable
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-LESSONS = [p for p in NOTEBOOKS if (p.parent / "solutions" / p.name).exists()]  # in the form of a lesson
 SOLUTIONS = sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))
 LARGEST = 1_500_000  # bytes of a file, pictures included
 DPI, MEDIAN, LONGEST = 110, 10, 25  # of a figure; code lines of a cell
@@ -71,11 +70,11 @@ def test_checkpoint_notebook_runs_on_a_checkpoint(monkeypatch: pytest.MonkeyPatc
     executed(ROOT / "notebooks" / "7_real_checkpoints.ipynb")
 
 
-def test_no_notebook_is_lost() -> None:
-    assert len(NOTEBOOKS) >= 10 and {p.name for p in SOLUTIONS} <= {p.name for p in NOTEBOOKS}
+def test_every_notebook_has_a_solution() -> None:
+    assert len(NOTEBOOKS) >= 10 and [p.name for p in SOLUTIONS] == [p.name for p in NOTEBOOKS]
 
 
-@pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_a_notebook_is_a_lesson(path: Path) -> None:
     """Question, minutes, prerequisites, equation, prediction, answer, exercises, each with a solution."""
     notebook = json.loads(path.read_text())
@@ -95,7 +94,7 @@ def test_a_notebook_is_a_lesson(path: Path) -> None:
     assert len(pictures(notebook)) >= len(codes) / 4, "too few pictures"
 
 
-@pytest.mark.parametrize("path", LESSONS + SOLUTIONS, ids=lambda p: f"{p.parent.name}-{p.stem}")
+@pytest.mark.parametrize("path", NOTEBOOKS + SOLUTIONS, ids=lambda p: f"{p.parent.name}-{p.stem}")
 def test_notebook_is_committed_as_it_should_be_read(path: Path) -> None:
     notebook = json.loads(path.read_text())
     assert notebook["metadata"]["kernelspec"]["name"] == "python3"
