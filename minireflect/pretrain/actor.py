@@ -76,7 +76,7 @@ def train_actor(
     config: Training, autoencoder: Autoencoder, tokenizer: Tokenizer, job: Job, start: Actor | None = None
 ) -> Actor:
     """Imitate the script, from random weights or from those of `start`."""
-    _, seed, device = job
+    seed, device = job.seed, job.device
     draw = choices(seed, "actor", "pictures")
     scenes, requirements, answers, edits = zip(*(imitation_example(draw) for _ in range(config.pictures)))
     pixels = np.stack([render_pixels(scene) for scene in scenes])

@@ -66,7 +66,7 @@ def train_autoencoder(
     With `start` only its decoder is trained further; encoder, scale and sizes stay the same.
     Shapes: pixels (n 64 64 3) uint8
     """
-    _, seed, device = job
+    seed, device = job.seed, job.device
     torch.manual_seed(seed)  # torch initialises weights from its global stream
     model = Autoencoder(start.config if start else network).to(device, memory_format=torch.channels_last)
     if start:
@@ -121,7 +121,7 @@ def train_vq(
     config: VQTraining, pixels: np.ndarray, twins: np.ndarray, autoencoder: Autoencoder, job: Job
 ) -> VQAutoencoder:
     """Learn two codebooks, of forms and of colours.  Shapes: pixels, twins (n 64 64 3) uint8"""
-    _, seed, device = job
+    seed, device = job.seed, job.device
     torch.manual_seed(seed)
     autoencoder = autoencoder.to(device).eval().requires_grad_(False)
     n, both = len(pixels), np.concatenate([pixels, twins])

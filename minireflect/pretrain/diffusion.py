@@ -66,7 +66,7 @@ def train_diffusion(
 
     `start` holds networks to train further, "unet", "text_encoder" or both; the others begin at random.
     """
-    _, seed, device = job
+    seed, device = job.seed, job.device
     autoencoder = autoencoder.to(device).eval().requires_grad_(False)
     latents = encode_all(autoencoder.encode, data.pixels, device)  # (n 4 8 8)
     tokenizer = Tokenizer.of(data.vocabulary, sizes.prompt_length)

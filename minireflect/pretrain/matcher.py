@@ -122,7 +122,7 @@ def verdict_loss(logits: Tensor, holds: Tensor) -> Loss:
 # ------------------------------------------------------------------------------------------- SRRL's reward
 def train_reward(config: RewardTraining, pipe: LatentDiffusion, job: Job, start: Start = None) -> Matcher:
     """Learn which prompts hold for which pictures, from random weights or from those of `start`."""
-    _, seed, device = job
+    seed, device = job.seed, job.device
     draw = choices(seed, "reward", "pictures")
     prompts = [fair_prompt(draw) for _ in range(config.pictures)]
     scenes = [p.scene(draw) for p in prompts]
@@ -213,7 +213,7 @@ def train_checker(
 
     `name` is "checker" or "judge"; each has its own pictures, random streams and size.
     """
-    _, seed, device = job
+    seed, device = job.seed, job.device
     draw = choices(seed, name, "pictures")
     graphs, scenes = zip(*(sample_picture(draw) for _ in range(config.pictures)))
     twins = [changed(s, draw) for s in scenes]
@@ -321,7 +321,7 @@ def varied(record: T, field: str, values: Sequence[str | int], draw: random.Rand
 # -------------------------------------------------------------------- the captioner that reads rationales
 def train_captioner(config: Training, world: WorldConfig, tokenizer: Tokenizer, job: Job) -> Matcher:
     """Learn to describe pictures in the words and styles of rationales."""
-    _, seed, device = job
+    seed, device = job.seed, job.device
     draw = choices(seed, "captioner", "pictures")
     world = replace(world, arrangements=ARRANGEMENTS)
     pixels, scenes, _ = training_pairs(config.pictures, world, draw, RECOMBINED)

@@ -158,7 +158,7 @@ def train_reasongen(
     config: ReasonTraining, world: WorldConfig, codec: Codec, job: Job, start: ReasonPipeline | None = None
 ) -> ReasonPipeline:
     """Learn to write rationales and to generate pictures, from random weights or from those of `start`."""
-    _, seed, device = job
+    seed, device = job.seed, job.device
     torch.manual_seed(seed)
     if start is None:
         tokenizer, vq = reason_tokenizer(ReasonGenConfig.prompt), codec.vq
