@@ -11,6 +11,7 @@ import random
 import resource
 import shutil
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -21,6 +22,7 @@ import pytest
 
 from minireflect import disk
 from minireflect.__main__ import main
+from minireflect.checkpoints.files import checksum, read_ours
 
 KILLS = int(os.environ.get("KILLS", "24"))
 TINY = ["--evaluation.pictures", "2"]
@@ -38,8 +40,7 @@ def forked(words: list[str], before: Callable[[], None] = lambda: None, seconds:
     if not process:
         status = 99
         try:
-            quiet = os.open(os.environ.get("SAID", os.devnull), os.O_WRONLY | os.O_APPEND)
-            os.dup2(quiet, 1), os.dup2(quiet, 2)
+            sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
             before()
             status = main(["train", *words])
         except SystemExit as end:
@@ -72,21 +73,28 @@ def at_event(number: int, name: str = "replace") -> Callable[[], None]:
     return patch
 
 
-def files_of(folder: Path) -> dict[str, bytes]:
-    """Weights, the last states, markers and metrics: what must be the same."""
-    kept = [p for name in ("weights", "state") for p in (folder / name).iterdir()]
-    return {p.name: p.read_bytes() for p in [*kept, folder / "metrics.jsonl"] if ".before." not in p.name}
+def files_of(folder: Path) -> dict[str, object]:
+    """Digests of weights and last states, markers and metrics: what must be the same.  The checksum of a file
+    is over its tensors and metadata; the order of the metadata in the file is random.
+    """
+    found: dict[str, object] = {"metrics": (folder / "metrics.jsonl").read_text()}
+    for path in [*(folder / "weights").iterdir(), *(folder / "state").iterdir()]:
+        if path.suffix == ".safetensors" and ".before." not in path.name:
+            found[f"{path.parent.name}/{path.name}"] = checksum(*read_ours(path))
+        elif ".before." not in path.name:
+            found[path.name] = path.read_bytes()
+    return found
 
 
 @cache
-def unbroken(command: str, folder: Path) -> tuple[dict[str, bytes], float]:
+def unbroken(command: str, folder: Path) -> tuple[dict[str, object], float]:
     """What a run leaves, and the seconds that it takes."""
     out, began = folder / f"whole-{command}", time.time()
     assert forked([command, "--preset", "smoke", *COMMANDS[command], "--out", str(out)]) == 0
     return files_of(out), time.time() - began
 
 
-def goes_on(command: str, out: Path, expected: dict[str, bytes]) -> None:
+def goes_on(command: str, out: Path, expected: dict[str, object]) -> None:
     started = (out / "config.json").exists()
     again = ["--resume"] if started else [command, "--preset", "smoke", *COMMANDS[command]]
     assert forked([*again, "--out", str(out)]) == 0
@@ -163,7 +171,7 @@ def test_two_starts_at_once(folder: Path) -> None:
         for _ in range(2):
             process = os.fork()
             if not process:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+                sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
                 os._exit(main(["train", "--resume", "--out", str(out)]))
             processes.append(process)
         ends = sorted(os.WEXITSTATUS(os.waitpid(process, 0)[1]) for process in processes)
