@@ -1,5 +1,4 @@
-# ruff: noqa: E402  (the tests are imported from the checkout)
-"""Seconds of an iteration of `train srrl` (preset cpu, shipped weights) on 1 and 2 CPU processes, alternating.
+"""Seconds of an iteration of `train srrl` (shipped weights) on 1 and 2 CPU processes, alternating.
 
 python benchmarks/scaling.py
 """
