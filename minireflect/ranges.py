@@ -144,7 +144,7 @@ def expect(value: object, hint: Any, where: str) -> Any:
         said = value if isinstance(value, str) and value.isidentifier() else quote(value)
         raise Refusal(f"{where} must be one of {', '.join(map(str, inner))}, got {said}")
     elif origin in (tuple, list) and isinstance(value, list | tuple):
-        kinds = inner if origin is tuple and ... not in inner else inner[:1] * len(value)
+        kinds = inner if origin is tuple and ... not in inner else (inner[:1] or (Any,)) * len(value)
         if len(kinds) == len(value):
             return origin(expect(v, kind, f"{where}[{i}]") for i, (v, kind) in enumerate(zip(value, kinds)))
     elif origin is dict and isinstance(value, dict):
