@@ -306,7 +306,7 @@ def reason_grpo(task: Task) -> None:
     pipe, reader = ours.load_reasongen(weights, "base_reasongen", task.device), None
     if config.grpo.read_rationales and pipe.writes_rationale:
         task.hand_on("captioner")
-        if not (weights / "captioner.safetensors").exists():
+        if not (task.source / "captioner.safetensors").exists():
             do(task, "captioner")
         reader = load_captioner(weights, task.device)
 

@@ -178,3 +178,9 @@ def test_a_slider_needs_ipywidgets_and_says_so(
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
     assert figures.slider("eta", [0.0, 1.0], lambda eta: Figure()) is None
     assert "pip install -e '.[notebooks]'" in capsys.readouterr().out
+
+
+def test_a_prompt_with_dollars_is_drawn_as_text(tmp_path: Path) -> None:
+    cell = (torch.zeros(3, 8, 8), "read as $\\frac{$", None)
+    figures.strip([[cell]], ["a tall red candle $\\frac{$ in still air"], ["$^$"], tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size > 1_000
