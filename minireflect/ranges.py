@@ -111,7 +111,8 @@ def _named(hint: Any) -> str:
 def _is(value: object, kind: type) -> bool:
     """Whether a value is of a plain type: true is no number, a whole number is one, and all are finite."""
     if kind is int or (kind is float and isinstance(value, int)):
-        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63
+        most = 1 << 63 if kind is int else 10**300
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < most
     return isinstance(value, kind)
 
 

@@ -25,7 +25,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..disk import parse_json, read_text, replacing
-from ..ranges import Refusal, expect, finite, quote
+from ..ranges import Count, Natural, Refusal, expect, finite, quote
 from .names import Table, Tensors
 
 Place = str | Path
@@ -37,9 +37,9 @@ CHECKSUM = "minireflect_checksum"  # in the metadata of our files, see `checksum
 KINDS: dict[Any, str] = {
     dict[str, str]: "weight_map", dict[str, dict] | None: "added_tokens_decoder", bool: "quick_gelu",
     int | None | list[int]: "num_attention_heads attention_head_dim sample_size",
-    int: "heads head_width width num_train_timesteps",
+    Count: "heads head_width width num_train_timesteps", Natural: "num_hidden_layers",
     int | None: "norm_num_groups addition_time_embed_dim eos_token_id steps_offset",
-    float: "beta_start beta_end", float | None: "scaling_factor shift_factor lora_alpha",
+    float: "beta_start beta_end", float | None: "scaling_factor shift_factor lora_alpha model_max_length",
     dict[str, float] | None: "alpha_pattern rank_pattern",
     str: "beta_schedule", str | None: "hidden_act prediction_type timestep_spacing final_sigmas_type",
     bool | None: "rescale_betas_zero_snr force_zeros_for_empty_prompt set_alpha_to_one use_rslora",

@@ -143,7 +143,9 @@ def _tokenizer(
             existing(file) if file.is_file() else None  # raises on a pointer of git-lfs
         config = read_json(folder / "tokenizer_config.json")
         check("tokenizer_config.json", config, folder / "tokenizer_config.json")
-        words = BytePairs(folder, min(length, config.get("model_max_length") or length), pad)
+        if (longest := int(min(length, config.get("model_max_length") or length))) < 3:
+            raise WeightsError(f"model_max_length in {folder} must be at least 3, got {longest}")
+        words = BytePairs(folder, longest, pad)
         if len(words) > known:
             has = f"the vocabulary in {folder} has {len(words):,} tokens, the text encoder {known:,}"
             raise WeightsError(f"{has}: the words that were learnt are not in this checkpoint")

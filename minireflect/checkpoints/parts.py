@@ -173,7 +173,7 @@ def _read_file(path: Path) -> Published:
         warnings.warn(
             f"{path}: its running average (model_ema) is left out, its weights are used", stacklevel=4
         )
-    if "scale_factor" in whole and "vae" in parts:
+    if "vae" in parts and "scale_factor" in whole and whole["scale_factor"].numel() == 1:
         parts["vae"].config["scaling_factor"] = float(whole["scale_factor"])
     return Published(path, parts, _known_of(path, whole), {}, whole.get("alphas_cumprod"))
 
