@@ -308,7 +308,7 @@ def optimise(
         finite(loss, "the loss").backward()
         set_lr(optimizer, config.lr * lr_factor(step, config.steps))
         check_gradient(take_step(optimizer).item(), optimizer)
-        values = {name: float(value) for name, value in {"loss": loss, **values}.items()}
+        values = {name: float(value) for name, value in {"loss": loss.detach(), **values}.items()}
         job.run.log(name, step, **values)
         job.run.bar.set_postfix({key: f"{value:.4f}" for key, value in values.items()})
 

@@ -139,7 +139,7 @@ def album(
     Now and then (ALBUMS times in a run) a sheet is saved, album/STEP.jpg: a row for each picture, a column
     for each of STAGES steps; album/STEP.json has the prompts, rounds, rewards and verdicts of its rows.
     """
-    config = replace(config, group=1, suffixes=())
+    config = replace(config, group=1, suffixes=(), advantage="shrunk")
     every = max(1, -(-config.iterations // (ALBUMS - 1)))
 
     def save(step: int) -> None:

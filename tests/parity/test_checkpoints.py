@@ -452,7 +452,7 @@ def test_a_folder_without_a_part_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="asks for act_fn = 'relu'"):
         load_checkpoint(tmp_path / "sd")
     config.write_text("[]")
-    with pytest.raises(WeightsError, match="holds a list"):
+    with pytest.raises(WeightsError, match=r"config.json must be an object, got \[\]"):
         load_checkpoint(tmp_path / "sd")
     config.write_text(json.dumps(values))
     for file in (tmp_path / "sd" / "vae").glob("*.safetensors"):
@@ -494,7 +494,7 @@ def test_an_index_that_lists_what_is_not_there(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "part-1.safetensors")
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "part-1.safetensors", "b": "part-1.safetensors"}}))
-    with pytest.raises(WeightsError, match="lists 1 tensors that its files do not have, b first"):
+    with pytest.raises(WeightsError, match="lists 1 tensors that its files do not have, 'b' first"):
         read_weights(index)
     index.write_text(json.dumps({"weight_map": {"a": "part-2.safetensors"}}))
     with pytest.raises(WeightsError, match=r"part-2\.safetensors is not there"):
@@ -551,5 +551,5 @@ def test_micro_batches_draw_the_same_pictures(checkpoint: Checkpoint) -> None:
 def test_a_picture_that_is_not_finite_is_an_error(checkpoint: Checkpoint) -> None:
     pipe = load_checkpoint(checkpoint.folder)
     nn.init.constant_(pipe.autoencoder.decoder.conv_out.bias, float("nan"))
-    with pytest.raises(FloatingPointError, match="not finite; float16 may overflow"):
+    with pytest.raises(FloatingPointError, match="a picture is not a finite number"):
         pipe.decode(torch.zeros(1, 4, 16, 16))

@@ -250,7 +250,7 @@ def test_clip_is_the_reward_where_there_is_one(tmp_path: Path) -> None:
 
 def test_the_base_is_loaded_as_asked(base: Path) -> None:
     pipe = load_base(
-        FinetuneConfig(base=str(base), precision="bf16", micro_batch=3, size=64), torch.device("cpu")
+        FinetuneConfig(base=str(base), precision="bf16", micro_batch=3, size=(64,)), torch.device("cpu")
     )
     assert next(pipe.unet.parameters()).dtype == torch.bfloat16
     assert pipe.micro_batch == 3 and pipe.latent_shape == (4, 16, 16)

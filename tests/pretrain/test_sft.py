@@ -177,7 +177,7 @@ def test_text_only_is_added_and_the_world_has_the_share_of_arrangements(
 
 
 def test_shuffled_examples_have_the_rationales_of_other_pictures() -> None:
-    true, moved = (examples(pictures=30, rationales=kind) for kind in ("true", "shuffled"))
+    true, moved = (examples(pictures=100, rationales=kind) for kind in ("true", "shuffled"))
     rows = [WORDS.decode(e.full_rationales) for e in (true, moved)]
     assert torch.equal(true.codes, moved.codes) and sorted(rows[0]) == sorted(rows[1])
     assert sum(a != b for a, b in zip(*rows)) > 10

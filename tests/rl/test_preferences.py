@@ -77,12 +77,12 @@ def test_the_aesthetic_head_is_linear_on_normalised_features(
 
 
 def test_several_are_normalised_within_their_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mymodule.py").write_text(
+    (tmp_path / "loudness.py").write_text(
         "def brightness(images, prompts):\n    return images.mean((1, 2, 3))\n"
         "def loud(images, prompts):\n    return 1000 * images[:, 0].mean((1, 2))\n"
     )
     monkeypatch.chdir(tmp_path)
-    config = FinetuneConfig(base="x", reward=("mymodule:brightness", "0.5*mymodule:loud"))
+    config = FinetuneConfig(base="x", reward=("loudness:brightness", "0.5*loudness:loud"))
     images, prompts = torch.randn(6, 3, 4, 4), ["a", "b"] * 3
     first, second = images.mean((1, 2, 3)), 1000 * images[:, 0].mean((1, 2))
 
@@ -93,9 +93,9 @@ def test_several_are_normalised_within_their_group(tmp_path: Path, monkeypatch: 
     reward = chosen_reward(config, torch.device("cpu"))
     assert torch.allclose(reward(images, prompts), normal(first) + 0.5 * normal(second), atol=1e-4)
     assert torch.allclose(reward.plain(images, prompts), first + 0.5 * second)
-    alone = reward_of_module("mymodule:brightness")
+    alone = reward_of_module("loudness:brightness")
     assert weighted([(1.0, alone)]) is alone
-    with pytest.raises(ValueError, match=r"mymodule:dark: .* it is MODULE:FUNCTION"):
-        reward_of_module("mymodule:dark")
+    with pytest.raises(ValueError, match=r"loudness:dark: .* it is MODULE:FUNCTION"):
+        reward_of_module("loudness:dark")
     with pytest.raises(ValueError, match="--reward beauty is none of"):
         chosen_reward(FinetuneConfig(base="x", reward=("beauty",)), torch.device("cpu"))
