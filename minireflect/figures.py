@@ -178,9 +178,8 @@ def picture(axes: "Axes", image: Tensor, mark: str = "", right: bool | None = No
     """
     axes.imshow(((image.clamp(-1, 1) + 1) / 2).permute(1, 2, 0).numpy(), interpolation="nearest")
     axes.set(xticks=[], yticks=[])
-    for side in axes.spines.values():
-        color, width = (INK, 1) if right is None else (TRUTH if right else WRONG, 2)
-        side.set(color=color, linewidth=width)
+    color, width = (INK, 1) if right is None else (TRUTH if right else WRONG, 2)
+    axes.spines[:].set(color=color, linewidth=width)
     axes.set_xlabel(mark, fontsize=7, parse_math=False)
 
 
@@ -240,17 +239,15 @@ def strip(
     text = {"xycoords": "axes fraction", "textcoords": "offset points", "fontsize": 7.5, "parse_math": False}
     for i, axes in enumerate(plots):
         row, k = divmod(i, columns + 1)
-        headed = row < abreast and k < len(heads) and any(k < len(below) for below in rows[row::abreast])
         if row < len(rows) and k < len(rows[row]):
             picture(axes, *rows[row][k])
-        elif headed:
-            axes.set_axis_off()  # only rows below have this column
         else:
-            axes.remove()
-            continue
-        if k == 0:  # an empty title keeps room for the lines of the label, and not for its width
+            axes.set_axis_off()
+        if k == 0 and row < len(
+            rows
+        ):  # an empty title keeps room for the lines of the label, and not for its width
             axes.annotate(labels[row], (0, 1), (0, 4), in_layout=False, **text)
             axes.set_title("\n" * (1 + labels[row].count("\n")), fontsize=7.5)
-        if headed:
+        if row < abreast and k < len(heads) and any(k < len(below) for below in rows[row::abreast]):
             axes.annotate(heads[k], (0, 1), (0, above), weight="bold", **text)
     save(plots[0].figure, path)

@@ -204,12 +204,8 @@ def test_an_unreadable_picture_says_what_no_scene_explains() -> None:
     )
     why = inspect(0.5 * render(grey) + 0.5 * render(brown)).why
     assert "halfway between two scenes" in why and caption(grey) in why and caption(brown) in why
-    assert (
-        "8 rows of 32 pixels are 0.1"
-        in inspect(
-            0.5 * image + 0.5 * render(replace(brown, objects=(replace(*scene.objects, color="brown"),)))
-        ).why
-    )
+    big = Scene("gravity", (replace(*scene.objects, color="brown"),), "floor")
+    assert "8 rows of 32 pixels are 0.1" in inspect(0.5 * image + 0.5 * render(big)).why
 
 
 def test_the_wrong_shape_is_refused_in_one_sentence() -> None:
