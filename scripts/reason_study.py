@@ -43,16 +43,17 @@ TUNING = [
 ]  # fmt: skip
 REINFORCING = ["--no-controls", "--bf16"]
 FREED = ["--no-read-rationales", "--recall", "0"]  # recalled rationales would be SFT
+STEADY = ["--entropy-bound", "0"]
 REINFORCED = {  # name: (which fine-tuning it starts from, options)
     "true": ("true", []),
     "none": ("none", []),
     "freed": ("freed", FREED),
-    "steady": ("true", ["--no-adaptive"]),
+    "steady": ("true", STEADY),
 }
 STRAIN = ["--iterations", "40", "--beta", "0", "--recall", "0", "--lr", "1e-3"]
 STRONG = ["--entropy-bound", "0.1", "--entropy-lr", "4e-3"]
 # of the first seed: no KL, no recall and steps three times as large, to see what the adaptive term holds
-STRAINED = {"strained": [*STRAIN, *STRONG], "strained-steady": [*STRAIN, "--no-adaptive"]}
+STRAINED = {"strained": [*STRAIN, *STRONG], "strained-steady": [*STRAIN, *STEADY]}
 ARMS = {  # name in the table: (run, how it is measured)
     "pictures only, before fine-tuning": ("sft-base", {}),
     "no rationale": ("sft-none", {}),

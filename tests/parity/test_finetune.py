@@ -267,7 +267,7 @@ SMALL = [
     "2",
     "--group",
     "2",
-    "--shown",
+    "--evaluation.pictures",
     "2",
     "--iterations",
     "2",
