@@ -196,10 +196,10 @@ def test_training_logs_what_it_does_and_is_the_same_twice(tmp_path: Path) -> Non
     "bad, named",
     [
         ({"group": 1}, "at least 2"),
-        ({"updates": 99}, "prompts must be at least updates = 99, got 16"),
+        ({"updates": 99}, "prompts_per_iteration must be at least updates = 99, got 16"),
         ({"max_resamples": 0}, "at least 1"),
         ({"recall": -1.0}, "recall must be .* got -1"),
-        ({"entropy_bound": 0.0}, "bound"),
+        ({"entropy_bound": -1.0}, "bound"),
         ({"temperature": 0.0}, "temperature"),
     ],
 )
