@@ -151,8 +151,7 @@ def chosen_reward(config: FinetuneConfig, device: torch.device) -> Reward:
         names = "clip, pickscore=PATH, hps=PATH, aesthetic=HEAD, MODULE:FUNCTION"
         raise ValueError(f"--reward {asked} is none of {', '.join(JPEG)}, {names}")
 
-    asked = [config.reward] if isinstance(config.reward, str) else config.reward
-    return weighted([reward_of(each) for each in asked])
+    return weighted([reward_of(each) for each in config.reward])
 
 
 def reward_of_module(name: str) -> Reward:
