@@ -19,6 +19,7 @@ from minireflect.evaluate import Table
 from minireflect.run import write_text
 
 ROOT = Path(__file__).parent.parent
+COSTS = {"reward_calls": "reward calls", "unet_evaluations": "UNet evaluations"}  # of a run of srrl
 Arms = dict[str, dict[str, float]]
 
 
@@ -66,6 +67,11 @@ def page(name: str, **values: object) -> str:
     """The page of a study: scripts/pages/NAME.md with its {places} filled, tables as Markdown."""
     text = {key: v.markdown if isinstance(v, Table) else v for key, v in values.items()}
     return (ROOT / "scripts" / "pages" / f"{name}.md").read_text().format(**text)
+
+
+def publish(path: Path, text: str) -> None:
+    write_text(path, text)
+    print(path)
 
 
 def over_seeds(values: Sequence[float]) -> str:

@@ -48,7 +48,7 @@ def test_an_iteration_waits_twice_a_round_and_twice_more(objective: str) -> None
 
 
 def test_reasongen_waits_for_rewards_and_statistics_but_for_no_token() -> None:
-    config = ReasonRLConfig(prompts=2, group=4, updates=2, max_resamples=1)
+    config = ReasonRLConfig(prompts_per_iteration=2, group=4, updates=2, max_resamples=1)
     counted = []
     for length in (4, 6):
         pipe = small_reasongen(rationale=length)
