@@ -20,6 +20,7 @@ from minireflect.evaluate import Table
 from minireflect.run import write_text
 
 ROOT = Path(__file__).parent.parent
+COSTS = {"reward_calls": "reward calls", "unet_evaluations": "UNet evaluations"}  # of a run of srrl
 Arms = dict[str, dict[str, float]]
 
 
@@ -73,6 +74,11 @@ def half_interval(values: Sequence[float]) -> float:
     """Half of the 95 % interval (Student's t) of the mean over seeds; 0 for one seed, which has none."""
     n = len(values)
     return float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / n**0.5) if n > 1 else 0.0
+
+
+def publish(path: Path, text: str) -> None:
+    write_text(path, text)
+    print(path)
 
 
 def over_seeds(values: Sequence[float]) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from reports import Arms, arms_figure, differences, mean_and_ends, over_runs, over_seeds, page
+from reports import COSTS, Arms, arms_figure, differences, mean_and_ends, over_runs, over_seeds, page
 from study_ways import KINDS, SAMPLER
 
 from minireflect import figures
@@ -26,10 +26,9 @@ def by_seed(rows: list[dict]) -> list[Arms]:
     """The accuracy of every arm and way of sampling, seed by seed; those of fewer seeds come in the first."""
     seeds: dict[int, Arms] = {seed: {} for seed in sorted({r["seed"] for r in rows})}
     for r in rows:
-        seeds[r["seed"]][f"{r['arm']} · {r['way']}"] = {kind: r[kind]["accuracy"] for kind in KINDS}
-    for arms in seeds.values():
-        for measures in arms.values():
-            measures["mean"] = sum(measures[kind] for kind in KINDS) / len(KINDS)
+        found = {kind: r[kind]["accuracy"] for kind in KINDS}
+        found["mean"] = sum(found.values()) / len(KINDS)
+        seeds[r["seed"]][f"{r['arm']} · {r['way']}"] = found
     return list(seeds.values())
 
 
@@ -68,7 +67,7 @@ def at_equal_cost(runs: dict[str, list[Path]], window: int = 8) -> Table:
     rows = {}
     for arm in list(runs)[1:]:
         rows[arm] = {}
-        for key, name in (("reward_calls", "reward calls"), ("unet_evaluations", "UNet evaluations")):
+        for key, name in COSTS.items():
             budget = min(log[-1][key] for several in (logs["SRRL"], logs[arm]) for log in several)
             rows[arm][f"at {name}"] = f"{budget:,}"
             for who, several in (("SRRL", logs["SRRL"]), ("the other", logs[arm])):
@@ -104,19 +103,11 @@ def by_success(before: dict[str, float], after: dict[str, list[dict[str, float]]
 def study_page(rows: list[dict], runs: dict[str, list[Path]], options: str, bins: Table) -> str:
     """docs/study.md."""
     took = {(r["arm"], r["seed"]): r["training"]["minutes"] for r in rows if "training" in r}
-    return page(
-        "study",
-        minutes=sum(took.values()),
-        machine=f"{os.cpu_count()} cores {'and a' if torch.cuda.is_available() else 'without a'} GPU",
-        seeds=len(runs["SRRL"]),
-        pictures=rows[0]["physical"]["pictures"],
-        steps=SAMPLER.steps,
-        table=table(rows),
-        paired=paired(rows),
-        bins=bins,
-        equal_cost=at_equal_cost(runs),
-        options=options,
-    )
+    machine = f"{os.cpu_count()} cores {'and a' if torch.cuda.is_available() else 'without a'} GPU"
+    tables = {"table": table(rows), "paired": paired(rows), "bins": bins, "equal_cost": at_equal_cost(runs)}
+    numbers = {"pictures": rows[0]["physical"]["pictures"], "steps": SAMPLER.steps, "options": options}
+    numbers |= {"machine": machine, "minutes": sum(took.values()), "seeds": len(runs["SRRL"])}
+    return page("study", **numbers, **tables)
 
 
 def bars(rows: list[dict], path: Path) -> None:
@@ -129,12 +120,11 @@ def cost_curves(runs: dict[str, list[Path]], path: Path) -> None:
     """Right pictures in training against both costs: the mean over seeds, and dotted their range."""
     logs = {arm: [read_metrics(f, "srrl") for f in folders] for arm, folders in runs.items()}
     panels = []
-    for key, name in (("reward_calls", "reward calls"), ("unet_evaluations", "UNet evaluations")):
+    for key, name in COSTS.items():
         lines = []  # in the colours of `by_success`
         for (arm, several), color in zip(logs.items(), (TRUTH, REWARD, OTHER)):
             right = [smooth([r["right_by_round"][0] for r in log], 8) for log in several]
             lines += over_runs(arm, [r[key] for r in several[0]], right, color)
-        panels.append(
-            Panel("Training prompts, round 0", name, "right by the inspector, share", lines, ylim=(0, 1))
-        )
+        label = "right by the inspector, share"
+        panels.append(Panel("Training prompts, round 0", name, label, lines, ylim=(0, 1)))
     curves(path, *panels)

@@ -11,7 +11,7 @@ import torch
 from .. import parallel
 from ..checkpoints import ours
 from ..config import PRESETS, Config, options_of, preset, read_config, to_dict
-from ..methods.finetune import SAMPLER
+from ..methods.finetune import MEASURED, SAMPLER
 from ..methods.srrl import RECIPES, recipe
 from ..pipeline import best_device, chosen_device
 from ..ranges import Refusal
@@ -52,7 +52,9 @@ def defaults(named: str | None, words: list[str]) -> Config:
     name = "cpu" if real and name == "gpu" else name  # that of a checkpoint is for a GPU already
     config = replace(preset(name, command, seen.scenes or "laws", recipe(method, real)), method=method)
     if real:
-        config = replace(config, sampler=SAMPLER, finetune=replace(config.finetune, base=seen.base))
+        measured = replace(config.evaluation, pictures=min(MEASURED, config.evaluation.pictures))
+        config = replace(config, sampler=SAMPLER, evaluation=measured)
+        config = replace(config, finetune=replace(config.finetune, base=seen.base))
     return config
 
 

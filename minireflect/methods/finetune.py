@@ -41,7 +41,7 @@ from .srrl import Draw, SRRLConfig, train_srrl
 PROMPTS = Path(__file__).parent.parent / "prompts"
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 JPEG = {"incompressibility": incompressibility, "compressibility": compressibility}
-SAMPLER = SamplerConfig(steps=20, guidance=5.0)  # of the pictures that are measured
+MEASURED, SAMPLER = 16, SamplerConfig(steps=20, guidance=5.0)  # number of the pictures that are measured
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,6 @@ class FinetuneConfig(CheckpointConfig):
     micro_batch: Count = 4
     # hold fewer activations for the backward pass, for one more forward
     checkpointing: bool = False
-    # pictures that are measured before and after
-    shown: Count = 16
     # save pictures and LoRA every N iterations (default: only at the end)
     every: Natural = 0
 
@@ -153,8 +151,7 @@ def chosen_reward(config: FinetuneConfig, device: torch.device) -> Reward:
         names = "clip, pickscore=PATH, hps=PATH, aesthetic=HEAD, MODULE:FUNCTION"
         raise ValueError(f"--reward {asked} is none of {', '.join(JPEG)}, {names}")
 
-    asked = [config.reward] if isinstance(config.reward, str) else config.reward
-    return weighted([reward_of(each) for each in asked])
+    return weighted([reward_of(each) for each in config.reward])
 
 
 def reward_of_module(name: str) -> Reward:

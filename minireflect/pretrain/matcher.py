@@ -15,7 +15,7 @@ come from the difference to the clean render.  rl/rewards.py makes rewards of th
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -66,12 +66,6 @@ NEARER = 0.9
 REDRAW_STEPS = 8  # of 20: the most denoising steps that a picture is noised and denoised again
 
 
-@dataclass(frozen=True)
-class RewardTraining(Training):
-    # train on renders that are corrupted as by a generator; RL easily fools a reward that saw clean ones only
-    corrupted: bool = True
-
-
 CHECKER_TRAINING = Training(steps=4_000, batch=48, lr=1.5e-3)
 CAPTIONER_TRAINING = Training(pictures=20_000, steps=2_500)
 
@@ -120,19 +114,15 @@ def verdict_loss(logits: Tensor, holds: Tensor) -> Loss:
 
 
 # ------------------------------------------------------------------------------------------- SRRL's reward
-def train_reward(config: RewardTraining, pipe: LatentDiffusion, job: Job, start: Start = None) -> Matcher:
+def train_reward(config: Training, pipe: LatentDiffusion, job: Job, start: Start = None) -> Matcher:
     """Learn which prompts hold for which pictures, from random weights or from those of `start`."""
     seed, device = job.seed, job.device
     draw = choices(seed, "reward", "pictures")
     prompts = [fair_prompt(draw) for _ in range(config.pictures)]
     scenes = [p.scene(draw) for p in prompts]
     twins = [replace(near_miss(p, draw).scene(draw), shift=s.shift) for p, s in zip(prompts, scenes)]
-    if config.corrupted:
-        texts, stream = [p.text for p in prompts], partial(rng, seed, "reward", "spoil")
-        images, shown = corrupt_all(pipe.to(device), scenes, twins, texts, still_shows, stream)
-    else:
-        images = torch.stack([render(s) for s in tqdm(scenes, "rendering", leave=False)])
-        shown = torch.ones(len(scenes), dtype=torch.bool)
+    texts, stream = [p.text for p in prompts], partial(rng, seed, "reward", "spoil")
+    images, shown = corrupt_all(pipe.to(device), scenes, twins, texts, still_shows, stream)
     model = new_matcher("reward", pipe.tokenizer, job, start)
     joint = JointSpace(model.config.width).to(device)
     both = {"reward": model, "joint": joint}
