@@ -88,3 +88,7 @@ def test_the_pretended_gpu_sees_what_waits_and_what_cannot_be() -> None:
             x + near
         with pytest.raises(RuntimeError, match="indexed by a far one"):
             near[x.long()]
+        with pytest.raises(RuntimeError, match="a generator of the CPU"):
+            torch.randn(2, generator=rng(0, "x"), device=FAR)
+        with pytest.raises(RuntimeError, match="a generator of the CPU"):
+            torch.multinomial(x, 1, generator=rng(0, "x"))
