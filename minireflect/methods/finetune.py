@@ -189,9 +189,8 @@ def finetune(
     def texts(step: int) -> tuple[list[str], list[str]]:
         if config.every and step and step % config.every == 0:  # as it is before this step
             save_lora(folder / "weights" / f"lora_{step}.safetensors", pipe.unet)
-            images = pipe.generate(
-                prompts[:4], srrl.steps, srrl.guidance, 0.0, generator=rng(job.seed, "shown")
-            )
+            how, noise = (srrl.steps, srrl.guidance, 0.0), rng(job.seed, "shown")
+            images = pipe.generate(prompts[:4], *how, generator=noise)
             picture = rearrange(to_pixels(images), "b h w c -> h (b w) c")
             write_picture(picture, folder / "figures" / f"samples_{step}.png")
         return draw(step)

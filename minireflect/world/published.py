@@ -143,9 +143,8 @@ def read_benchmark(path: Path) -> list[dict]:
         tasks = [parse_json(line, dict, f"a line of {path}") for line in lines if line.strip()]
     elif path.suffix == ".csv":
         rows = [{key.lower(): value for key, value in row.items() if key} for row in csv.DictReader(lines)]
-        tasks = [
-            {"tag": row.get("category"), "prompt": row.get("prompts", row.get("prompt"))} for row in rows
-        ]
+        named = [(row.get("category"), row.get("prompts", row.get("prompt"))) for row in rows]
+        tasks = [{"tag": tag, "prompt": prompt} for tag, prompt in named]
     else:
         tasks = [{"prompt": line.strip()} for line in lines if line.strip() and line[0] != "#"]
     if not tasks or not all(task.get("prompt") for task in tasks):
