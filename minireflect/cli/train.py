@@ -17,7 +17,7 @@ from ..pipeline import best_device, chosen_device
 from ..ranges import Refusal
 from ..run import Run, RunError, Unfinished
 from ..tracking import Tracking
-from . import TRAINED, read, sentence
+from . import TRAINED, lacks_memory, read, sentence
 
 COSTS = {"smoke": "seconds; it learns nothing", "gpu": "larger batches and budgets, for a CUDA GPU"}
 CHOICES = {"preset": PRESETS, "scenes": ("laws", "graphs"), "method": tuple(RECIPES)}
@@ -90,7 +90,9 @@ def train(config: Config) -> None:
     clock = time.time()
     try:
         do(Task(config, run, source or run.folder / "weights", device), *config.stages)
-    except (ValueError, OSError, MemoryError, FloatingPointError, torch.cuda.OutOfMemoryError) as error:
+    except (ValueError, OSError, MemoryError, FloatingPointError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not lacks_memory(error):
+            raise
         first = error
         while isinstance(error, FloatingPointError) and isinstance(first.__context__, FloatingPointError):
             first = first.__context__  # what was saved on the way out was not finite either

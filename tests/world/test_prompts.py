@@ -32,6 +32,7 @@ from minireflect.world.prompts import (
     law_prompt,
     near_miss,
     prompt_set,
+    read_benchmark,
     sample_scene,
     understand,
 )
@@ -262,3 +263,13 @@ def test_what_is_trained_on_is_of_the_training_split() -> None:
     assert {(p.law, p.objects, p.graph) for p in asked} <= train
     scenes = [scene for scene in map(sample_scene, range(300)) if scene.law in LAWS]
     assert {(s.law, s.objects, None) for s in scenes} <= train
+
+
+@pytest.mark.parametrize("name, text", [
+    ("a.jsonl", '{"prompt": 5}'), ("a.jsonl", '{"tag": "x"}'), ("a.jsonl", "[]"), ("a.txt", ""),
+    ("a.csv", "Prompts\n" + 200_000 * "x"),
+])  # fmt: skip
+def test_a_benchmark_without_prompts_is_refused(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=name):
+        read_benchmark(tmp_path / name)
