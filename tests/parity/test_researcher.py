@@ -18,7 +18,8 @@ PAGE = (ROOT / "docs" / "checkpoints.md").read_text().split("## From a folder to
 REWARD, LINES = (re.search(rf"```{kind}\n(.*?)```", PAGE, re.S)[1] for kind in ("python", "bash"))
 # A base of 8 x 8 latents whose pictures mean nothing learns in fewer and larger steps than the recipes have.
 SHORT = ["--device", "cpu", "--steps", "4", "--sampler.steps", "4", "--guidance", "1"]
-SHORT += ["--sampler.guidance", "1", "--micro-batch", "64", "--prompts-per-iteration", "2", "--shown", "64"]
+SHORT += ["--sampler.guidance", "1", "--micro-batch", "64", "--prompts-per-iteration", "2"]
+SHORT += ["--evaluation.pictures", "64"]
 
 
 LEARNING = {"ddpo": ["--group", "12", "--iterations", "8", "--lr", "1e-2", "--clip-range", "3e-2"]}
