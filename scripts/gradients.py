@@ -122,9 +122,10 @@ def noise(law: str, pictures: int, folder: Path) -> list[figures.Panel]:
     told = {f"t = {i}": {k: f"{v[j]:.4f}" for k, v in shares.items()} for j, i in enumerate(t)}
     print(Table("gradients", rows).markdown, Table("noise level", told).markdown, sep="\n\n")
     lines = [Line(name, sizes, [c.mean().item() for c in of.values()]) for name, of in each.items()]
-    drawn = [Line(k, t, v) for k, v in shares.items()]
-    right = Panel("a step's noise", "t", "share in x_0", drawn, ylim=(1e-3, 1), log=True)
-    return [Panel("two gradients", "pictures", "cosine", lines), right]
+    left = Panel("Gradients of disjoint pictures", "pictures of each", "cosine, mean of the pairs", lines)
+    remembered = [Line(k, t, v) for k, v in shares.items()]
+    title = "What x_0 remembers of a step's noise"
+    return [left, Panel(title, "t", "share of the variance", remembered, ylim=(1e-3, 1), log=True)]
 
 
 def curve(law: str, setting: str, seed: int, folder: Path) -> list[float]:

@@ -31,7 +31,7 @@ from minireflect.models.autoencoder import Autoencoder
 from minireflect.pipeline import LatentDiffusion
 from minireflect.rl.rewards import ACCEPT_WORD, Reward, load_captioner, load_reward, verdicts
 from minireflect.streams import choices, rng
-from minireflect.world.canvas import to_tensor
+from minireflect.world.canvas import to_pixels, to_tensor
 from minireflect.world.captions import plan_of, rationale
 from minireflect.world.inspector import inspect, inspect_all
 from minireflect.world.laws import LAWS, render
@@ -44,7 +44,7 @@ def share(values: Sequence[bool]) -> str:
 
 
 def in_pillow(image: Tensor, change: Callable[[Image.Image], Image.Image]) -> Tensor:
-    picture = Image.fromarray(((image.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy())
+    picture = Image.fromarray(to_pixels(image[None])[0])
     return to_tensor(np.asarray(change(picture))[None])[0]
 
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from reports import COSTS, Arms, arms_figure, differences, over_runs, over_seeds, page
+from reports import COSTS, Arms, arms_figure, differences, mean_and_ends, over_runs, over_seeds, page
 from study_ways import KINDS, SAMPLER
 
 from minireflect import figures
 from minireflect.evaluate import Table
-from minireflect.figures import Panel, curves, smooth
+from minireflect.figures import OTHER, REWARD, TRUTH, Panel, curves, smooth
 from minireflect.run import read_metrics
 
 PAIRS = (
@@ -83,20 +83,20 @@ def by_success(before: dict[str, float], after: dict[str, list[dict[str, float]]
 
     `before` gives the base's rate by prompt, `after` that of every arm and seed.
     """
-    edges, rows, points = (0.0, *BINS, 1.01), {}, {arm: [] for arm in after}
+    edges, rows, points = (0.0, *BINS, 1.01), {}, {arm: [] for arm in ("base", *after)}
     for low, high in zip(edges, edges[1:]):
         texts = [text for text, rate in before.items() if low <= rate < high]
         if not texts:
             continue
-        row = {"prompts": str(len(texts)), "base": f"{np.mean([before[t] for t in texts]):.3f}"}
-        for arm, seeds in after.items():
+        row = {"prompts": str(len(texts))}
+        for arm, seeds in {"base": [before], **after}.items():
             shares = [float(np.mean([seed[t] for t in texts])) for seed in seeds if seed]
             row[arm] = over_seeds(shares)
-            points[arm].append((float(np.mean(shares)), min(shares), max(shares)))
+            points[arm].append(mean_and_ends(shares))
         rows[f"{low:g} to {min(high, 1):g}"] = row
     groups = {arm: dict(zip(rows, values)) for arm, values in points.items()}
-    label = "right by the inspector, share; lines: range of the seeds"
-    figures.bars(path, label, {"base's success rate": groups})
+    title = "Training prompts, by the base's success rate"
+    figures.bars(path, "right by the inspector, share; 95 % intervals", {title: groups})
     return Table("base's success rate", rows)
 
 
@@ -112,10 +112,8 @@ def study_page(rows: list[dict], runs: dict[str, list[Path]], options: str, bins
 
 def bars(rows: list[dict], path: Path) -> None:
     """Accuracy of every arm and way, best first."""
-    seeds = by_seed(rows)
-    best = sorted(seeds[0], key=lambda name: -np.mean([s[name]["mean"] for s in seeds if name in s]))
-    ordered = [{name: s[name] for name in best if name in s} for s in seeds]
-    arms_figure(ordered, {kind: f"{kind}: right" for kind in KINDS}, path)
+    titles = {kind: f"Right, {kind} test prompts" for kind in KINDS}
+    arms_figure(by_seed(rows), titles, path, best_by="mean")
 
 
 def cost_curves(runs: dict[str, list[Path]], path: Path) -> None:
@@ -123,10 +121,10 @@ def cost_curves(runs: dict[str, list[Path]], path: Path) -> None:
     logs = {arm: [read_metrics(f, "srrl") for f in folders] for arm, folders in runs.items()}
     panels = []
     for key, name in COSTS.items():
-        lines = []
-        for i, (arm, several) in enumerate(logs.items()):
+        lines = []  # in the colours of `by_success`
+        for (arm, several), color in zip(logs.items(), (TRUTH, REWARD, OTHER)):
             right = [smooth([r["right_by_round"][0] for r in log], 8) for log in several]
-            lines += over_runs(arm, [r[key] for r in several[0]], right, f"C{i}")
+            lines += over_runs(arm, [r[key] for r in several[0]], right, color)
         label = "right by the inspector, share"
         panels.append(Panel("Training prompts, round 0", name, label, lines, ylim=(0, 1)))
     curves(path, *panels)

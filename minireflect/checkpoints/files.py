@@ -25,7 +25,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..disk import parse_json, read_text, replacing
-from ..ranges import Count, Natural, Refusal, expect, finite, quote
+from ..ranges import Count, Finite, Natural, Refusal, expect, finite, quote
 from .names import Table, Tensors
 
 Place = str | Path
@@ -153,9 +153,8 @@ def is_torch(path: Path) -> bool:
     """Whether a file is a zip or a pickle, whatever its name ends in; safetensors has a {, after a length."""
     with open(path, "rb") as file:
         start = file.read(9)
-    return start[8:] != b"{" and (
-        path.suffix in TORCH_FILES or (path.suffix == ".safetensors" and start.startswith((b"PK", b"\x80")))
-    )
+    lies = path.suffix == ".safetensors" and start.startswith((b"PK", b"\x80"))
+    return start[8:] != b"{" and (path.suffix in TORCH_FILES or lies)
 
 
 @contextmanager
@@ -207,7 +206,7 @@ def _read_parts(index: Path) -> Tensors:
         raise WeightsError(f"{index} is not the index of a file in several parts: it has no weight_map")
     found: Tensors = {}
     for part in sorted(set(where.values())):
-        if part != Path(part).name or part.endswith(".json"):
+        if part != Path(part).name or part.endswith(".json") or len(part) > 200:
             raise WeightsError(f"{index} names {quote(part)}; the parts of a file lie beside its index")
         found |= read_weights(index.parent / part)
     if lost := sorted(where.keys() - found.keys()):
@@ -242,7 +241,7 @@ def _read_torch(path: Path) -> Tensors:
     content = {name: value for name, value in content.items() if isinstance(name, str)}
     # a number is the alpha of a LoRA, or how far the training was
     plain_numbers = {n: v for n, v in content.items() if n.endswith("alpha") and isinstance(v, int | float)}
-    numbers = {n: torch.tensor(float(v)) for n, v in plain_numbers.items()}
+    numbers = {n: torch.tensor(float(expect(v, Finite, n))) for n, v in plain_numbers.items()}
     found = {n: t for n, t in (content | numbers).items() if isinstance(t, Tensor)}
     if odd := [name for name, t in found.items() if t.layout != torch.strided or t.is_quantized or t.is_meta]:
         raise WeightsError(f"{path} holds {quote(odd[0])}, which is sparse, quantised or empty of numbers")
@@ -284,17 +283,16 @@ def load_into(module: nn.Module, tensors: Tensors, rename: Table = (), source: P
         raise WeightsError(f"nothing in {source} matches {network}: {fits}")
 
     shapes, wanted = ({name: tuple(t.shape) for name, t in each.items()} for each in (found, expected))
-    different = [name for name in wanted if name in found and shapes[name] != wanted[name]]
+    both = [name for name in wanted if name in found]
+    different = [name for name in both if shapes[name] != wanted[name]]
     wrong = {
         "missing": [f"{name} {shape}" for name, shape in wanted.items() if name not in found],
         "extra": [f"{name} {shape}" for name, shape in shapes.items() if name not in expected],
         "misshapen": [f"{name}: expected {wanted[name]}, found {shapes[name]}" for name in different],
     }
-    if whole := [
-        n for n in shapes if n in expected and found[n].is_floating_point() != expected[n].is_floating_point()
-    ]:
-        dtypes = [(name, expected[name].dtype, found[name].dtype) for name in whole]
-        wrong["quantised"] = [f"{name}: expected {a}, found {b}" for name, a, b in dtypes]
+    dtypes = [(name, expected[name].dtype, found[name].dtype) for name in both]
+    if whole := [each for each in dtypes if each[1].is_floating_point != each[2].is_floating_point]:
+        wrong["quantised"] = [f"{name}: expected {a}, found {b}" for name, a, b in whole]
     refuse(f"{source} does not fit {network}", wrong)
     on_meta = any(t.is_meta for t in expected.values())
     module.load_state_dict({name: t.to(expected[name].dtype) for name, t in found.items()}, assign=on_meta)

@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
+from ..disk import read_text
 from ..models.autoencoder import AutoencoderConfig
 from ..models.clip import OPENAI_MEAN, OPENAI_STD, TextConfig, VisionConfig
 from ..models.unet import UNetConfig
@@ -59,9 +60,8 @@ class Part(NamedTuple):
             raise WeightsError(f"missing {name} in {self.source}, which has {first_names(self.tensors)}")
         axes, found = 4 if re.search(r"(conv\w*|patch)\.weight$", name) else 2, self.tensors[name]
         if found.ndim != axes or not found.numel():
-            raise WeightsError(
-                f"{name} in {self.source} has shape {tuple(found.shape)}, expected {axes} axes"
-            )
+            has = f"has shape {tuple(found.shape)}, expected {axes} axes"
+            raise WeightsError(f"{name} in {self.source} {has}")
         return found
 
     def ending(self, end: str) -> Tensor | None:
@@ -170,9 +170,8 @@ def _read_file(path: Path) -> Published:
                 said = f"its text encoder is used up to block {n} of {n + 1}, as in SD 2.x"
                 warnings.warn(f"{path} does not say so, but {said}", stacklevel=4)
     if any(name.startswith("model_ema.") for name in whole):
-        warnings.warn(
-            f"{path}: its running average (model_ema) is left out, its weights are used", stacklevel=4
-        )
+        said = "its running average (model_ema) is left out, its weights are used"
+        warnings.warn(f"{path}: {said}", stacklevel=4)
     if "vae" in parts and "scale_factor" in whole and whole["scale_factor"].numel() == 1:
         parts["vae"].config["scaling_factor"] = float(whole["scale_factor"])
     return Published(path, parts, _known_of(path, whole), {}, whole.get("alphas_cumprod"))
@@ -181,7 +180,7 @@ def _read_file(path: Path) -> Published:
 def _known_of(path: Path, whole: Tensors) -> dict:
     """What marker keys, the header, and a .yaml beside a file tell, in the words of a scheduler."""
     about, header = path.with_suffix(".yaml"), read_metadata(path)
-    stated = about.is_file() and re.search(r"parameterization:\s*[\"']?(eps|v)\b", about.read_text("utf-8"))
+    stated = about.is_file() and re.search(r"parameterization:\s*[\"']?(eps|v)\b", read_text(about))
     known = stated[1] if stated else header.get("modelspec.prediction_type")
     known = "v" if "v_pred" in whole else known
     found = {"prediction_type": {"v": "v_prediction", "eps": "epsilon"}.get(known, known)} if known else {}
@@ -250,9 +249,8 @@ def _depths(part: Part, way: str) -> tuple[tuple[int, ...], ...]:
     """Transformer blocks behind each residual block, per level in the order of computation."""
     layers = [part.count(rf"{way}\.{i}\.layers\.(\d+)\.") for i in range(part.count(rf"{way}\.(\d+)\."))]
     blocks = r"\.attn\.blocks\.(\d+)\."
-    return tuple(
-        tuple(part.count(rf"{way}\.{i}\.layers\.{j}{blocks}") for j in range(n)) for i, n in enumerate(layers)
-    )
+    levels = ([rf"{way}\.{i}\.layers\.{j}{blocks}" for j in range(n)] for i, n in enumerate(layers))
+    return tuple(tuple(map(part.count, level)) for level in levels)
 
 
 def autoencoder_sizes(part: Part, family: Family) -> AutoencoderConfig:
