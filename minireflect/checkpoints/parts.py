@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
+from ..disk import read_text
 from ..models.autoencoder import AutoencoderConfig
 from ..models.clip import OPENAI_MEAN, OPENAI_STD, TextConfig, VisionConfig
 from ..models.unet import UNetConfig
@@ -179,7 +180,7 @@ def _read_file(path: Path) -> Published:
 def _known_of(path: Path, whole: Tensors) -> dict:
     """What marker keys, the header, and a .yaml beside a file tell, in the words of a scheduler."""
     about, header = path.with_suffix(".yaml"), read_metadata(path)
-    stated = about.is_file() and re.search(r"parameterization:\s*[\"']?(eps|v)\b", about.read_text("utf-8"))
+    stated = about.is_file() and re.search(r"parameterization:\s*[\"']?(eps|v)\b", read_text(about))
     known = stated[1] if stated else header.get("modelspec.prediction_type")
     known = "v" if "v_pred" in whole else known
     found = {"prediction_type": {"v": "v_prediction", "eps": "epsilon"}.get(known, known)} if known else {}
