@@ -104,12 +104,15 @@ def read_lora(path: str | Path, res_blocks: int = 2) -> dict[str, Adapter]:
     """
     path = next((p for name in PEFT_NAMES if (p := Path(path) / name).is_file()), Path(path))  # of a folder
     tensors = read_weights(path)
-    lost = [f"{name} {tuple(tensors[name].shape)}" for name in check_names("LoRA", tensors, path)]
+    check_names("LoRA", tensors, path)
+    lost: list[str] = []
     layers: dict[tuple[str, str], dict[str, Tensor]] = {}  # network, layer by its dotted name
     for name, tensor in tensors.items():
         network, bare = _whose(re.sub(*PROCESSOR, name))
         if match := re.search(ENDS, bare):
             layers.setdefault((network, bare[: match.start()]), {})[KINDS[match[1] or match[2]]] = tensor
+        else:
+            lost.append(f"{name} {tuple(tensor.shape)}")
     layers = {name: found for name, found in layers.items() if found.keys() != {"alpha"}}
     for (network, name), found in layers.items():
         lost += [f"{network}.{name}: missing lora_{side}.weight" for side in "AB" if side not in found]
@@ -127,7 +130,8 @@ def read_lora(path: str | Path, res_blocks: int = 2) -> dict[str, Adapter]:
         (name,) = new_names([theirs], [(r"$", ".weight"), *table, (r"\.weight$", "")]).values()
         name = name if network == "unet" else f"{network}.{name}"
         if any(
-            t.numel() != 1 if kind == "alpha" else t.ndim < 2 or not t.numel() for kind, t in found.items()
+            t.numel() != 1 or not t.isfinite() if kind == "alpha" else t.ndim < 2 or not t.numel()
+            for kind, t in found.items()
         ):
             shapes = ", ".join(f"{kind} {tuple(t.shape)}" for kind, t in found.items())
             raise WeightsError(f"{path} has {theirs} with {shapes}; expected matrices, and a number as alpha")
@@ -164,8 +168,7 @@ def _configuration(path: Path, about: Strings) -> dict[str, dict]:
         found = dict.fromkeys(NETWORKS.values(), read_json(path.parent / "adapter_config.json"))
     for config in found.values():
         typed(json.dumps(config), "its configuration")
-        check("LoRA's configuration", config, path)
-    return found
+    return {network: check("LoRA's configuration", config, path) for network, config in found.items()}
 
 
 def _scale(config: dict, layer: str, rank: int, alpha: float | None) -> float:
