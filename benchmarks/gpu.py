@@ -7,7 +7,8 @@
 
     device   every command's smoke run beside the CPU's; noise, pictures and first ratio, fp32 and bf16
     train    `train srrl` from the shipped weights: seconds, and the shares of rollout, reward and update
-    sd15     SD 1.5's size, random weights: LoRA by srrl, ddpo and grpo; sampling, beside diffusers if there
+    sd15     SD 1.5's size, random weights: memory, pictures an hour of LoRA by grpo, ddpo and srrl; sampling,
+             compiled and beside diffusers (whose autoencoder is bf16 there, ours float32)
     rl       the policy gradient with 1,152 pictures a step
     all      `train all` from nothing, as far as the time goes
 
@@ -17,7 +18,7 @@ scipy matplotlib ...` elsewhere, and `PYTHONPATH=.:deps python benchmarks/gpu.py
 """
 
 import argparse
-import importlib.metadata
+import gc
 import importlib.util
 import json
 import os
@@ -28,6 +29,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -84,7 +86,7 @@ def clocked(row: Row, name: str, device: torch.device) -> Iterator[None]:
     row[name] = row.get(name, 0.0) + time.perf_counter() - start
 
 
-def train(*words: str, seconds: float | None = None) -> Path | None:
+def train(*words: str, seconds: float | None = None) -> Path:
     """`minireflect train` in a process of its own; stopped after `seconds`.  -> its folder"""
     command = [sys.executable, str(ROOT / "train.py"), *words]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -93,12 +95,13 @@ def train(*words: str, seconds: float | None = None) -> Path | None:
     )
     try:
         said = process.communicate(timeout=seconds)[0]
+        if process.returncode:
+            raise RuntimeError(f"train {' '.join(words)}: {said[-800:]}")
     except subprocess.TimeoutExpired:
         process.terminate()  # it finishes its step
         process.communicate(timeout=60)
-        return Path(words[words.index("--out") + 1])
-    if process.returncode:
-        raise RuntimeError(f"train {' '.join(words)}: {said[-800:]}")
+    finally:
+        process.kill()
     return Path(words[words.index("--out") + 1])
 
 
@@ -123,8 +126,9 @@ def device(place: Place) -> Iterator[Row]:
                 found = read_metrics(train(*words, place.device.type, "--out", f"{folder}/device"))
             if command in compared:
                 wanted = read_metrics(train(*words, "cpu", "--out", f"{folder}/cpu"))
-                pairs = [(x[k], y[k]) for x, y in zip(found, wanted) for k in y if isinstance(y[k], float)]
-                row["largest difference of a metric from the CPU's"] = max(abs(x - y) for x, y in pairs)
+                pairs = [(x.get(k), y[k]) for x, y in zip(found, wanted) for k in y]
+                differences = [abs(x - y) for x, y in pairs if isinstance(x, float) and isinstance(y, float)]
+                row["largest difference of a metric from the CPU's"] = max(differences)
             yield row
 
 
@@ -223,7 +227,7 @@ class Words:
     length = 77
 
     def __call__(self, texts: list[str]) -> Tensor:
-        rows = [[49_406, *(hash(w) % 49_000 for w in text.split()), 49_407] for text in texts]
+        rows = [[49_406, *(sum(map(ord, w)) for w in text.split()), 49_407] for text in texts]
         return torch.tensor([(row + [49_407] * self.length)[: self.length] for row in rows])
 
 
@@ -247,17 +251,25 @@ def stable_diffusion(place: Place) -> LatentDiffusion:
 
 
 def sd15(place: Place) -> Iterator[Row]:
-    start, steps = time.perf_counter(), 4 if place.tiny else 50
-    yield from sd15_sampling(place, steps)
-    for batch in (1, 2) if place.tiny else (8, 4, 1):
-        for checkpointing in (False, True):
-            for method in ("srrl", "ddpo", "grpo") if batch == 8 or place.tiny else ("grpo",):
-                if time.perf_counter() - start < place.seconds:
-                    yield lora_row(place, method, batch, checkpointing, steps)
+    """What is worth most comes first; nothing starts when the time is over."""
+    start = time.perf_counter()
+    few, many = (2, 4) if place.tiny else (4, 50)
+    rows: list[Callable[[], Row]] = [partial(sd15_sampling, place, many)]
+    for checkpointing, batch in product((False, True), (1, 4)):  # steps cost no memory
+        rows.append(partial(lora_row, place, "grpo", batch, checkpointing, few))
+    for checkpointing, method in product((False, True), ("grpo", "ddpo", "srrl")):
+        rows.append(partial(lora_row, place, method, 2 if place.tiny else 8, checkpointing, many))
+    rows.insert(-3, partial(sd15_sampling, place, many, compiled=True))
+    if not place.tiny and all(map(importlib.util.find_spec, ("diffusers", "transformers"))):
+        rows.insert(-3, partial(beside_diffusers, place, many))
+    for row in rows:
+        if time.perf_counter() - start < place.seconds:
+            yield row()
 
 
 def lora_row(place: Place, method: str, batch: int, checkpointing: bool, steps: int) -> Row:
     """Pictures an hour, sampled and learnt from, and the peak of memory."""
+    gc.collect()  # the networks of the row before
     pipe = stable_diffusion(place)
     pipe.micro_batch, pipe.unet.checkpointing = batch, checkpointing
     add_lora(pipe.unet, LoRAConfig(), rng(0, "lora"))
@@ -286,34 +298,27 @@ def lora_row(place: Place, method: str, batch: int, checkpointing: bool, steps: 
 
 
 @torch.no_grad()
-def sd15_sampling(place: Place, steps: int) -> Iterator[Row]:
-    """Seconds of a picture, and the rate reached beside that of matrix products."""
+def sd15_sampling(place: Place, steps: int, compiled: bool = False) -> Row:
+    """Seconds of two pictures, and the rate reached beside that of matrix products."""
     pipe = stable_diffusion(place)
-    a = torch.randn(
-        *[512 if place.tiny else 8192] * 2, device=place.device, dtype=next(pipe.unet.parameters()).dtype
-    )
-    floor: Row = {}
-    with clocked({}, "warm", place.device):
-        a @ a
+    side, dtype = 512 if place.tiny else 8192, next(pipe.unet.parameters()).dtype
+    a, floor = torch.randn(side, side, device=place.device, dtype=dtype), {}
+    a @ a  # to warm up
     with clocked(floor, "seconds", place.device):
         for _ in range(10):
             a @ a
-    rate = 10 * 2 * len(a) ** 3 / floor["seconds"]
+    rate = 10 * 2 * side**3 / floor["seconds"]
     x, context = pipe.noise(2, rng(0, "x")), pipe.embed(PROMPTS)
     with FlopCounterMode(display=False) as counter:
         pipe.predict(x, torch.tensor([500, 500], device=place.device), context)
-    flops = counter.get_total_flops() / 2
-    for compiled in (False,) if place.tiny or place.device.type == "cpu" else (False, True):
-        if compiled:
-            pipe.unet.compile()
-        pipe.generate(PROMPTS, 2, 7.5, generator=rng(0, "x"))
-        row: Row = {"sampling": "compiled" if compiled else "eager", "steps": steps}
-        with clocked(row, "seconds", place.device):
-            pipe.generate(PROMPTS, steps, 7.5, generator=rng(0, "x"))
-        reached = 2 * 2 * steps * flops / row["seconds"]
-        yield row | {"TFLOP/s": reached / 1e12, "of matrix products": reached / rate}
-    if importlib.util.find_spec("diffusers") and not place.tiny:
-        yield beside_diffusers(place, steps)
+    if compiled:
+        pipe.unet.compile(backend="eager" if place.tiny else "inductor")
+    pipe.generate(PROMPTS, 2, 7.5, generator=rng(0, "x"))
+    row: Row = {"sampling": "compiled" if compiled else "eager", "steps": steps}
+    with clocked(row, "seconds", place.device):
+        pipe.generate(PROMPTS, steps, 7.5, generator=rng(0, "x"))
+    reached = 2 * steps * counter.get_total_flops() / row["seconds"]  # guided: twice as many rows
+    return row | {"TFLOP/s": reached / 1e12, "of matrix products": reached / rate}
 
 
 def beside_diffusers(place: Place, steps: int) -> Row:
@@ -362,20 +367,14 @@ def everything(place: Place) -> Iterator[Row]:
 PARTS = {"device": device, "train": train_part, "sd15": sd15, "rl": rl, "all": everything}
 
 
+def said(row: Row) -> str:
+    return " · ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
+
+
 def table(lines: list[dict]) -> str:
     """What was measured, a line a row."""
-    said = []
-    for line in lines:
-        said.append(
-            f"{line['part']}: {line['seconds']:.0f} s on {line['card']}"
-            + (f", {line['error']}" if line["error"] else "")
-        )
-        for row in line["rows"]:
-            said.append(
-                "  "
-                + " · ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
-            )
-    return "\n".join(said)
+    about = "{part}: {seconds:.0f} s on {card} {error}"
+    return "\n".join("\n  ".join([about.format(**line), *map(said, line["rows"])]) for line in lines)
 
 
 def main(words: list[str] | None = None) -> list[dict]:
@@ -399,6 +398,7 @@ def main(words: list[str] | None = None) -> list[dict]:
         try:
             for row in PARTS[part](Place(on, args.tiny, SECONDS[part])):
                 rows.append(row)
+                print(f"{part}: {said(row)}", file=sys.stderr, flush=True)
         except Exception as problem:  # the next part may work
             error = f"{type(problem).__name__}: {str(problem)[:600]}"
         about = {

@@ -30,11 +30,8 @@ def main(words: list[str] | None = None) -> int:
             return 0 if command else 2
         known(command, COMMANDS)
         if command != "sample" and HELP & {*rest[:1]}:
-            print(
-                train_help()
-                if command == "train"
-                else getdoc({"inspect": inspect, "report": report}[command])
-            )
+            shown = {"inspect": inspect, "report": report}.get(command)
+            print(getdoc(shown) if shown else train_help())
             return 0
         if command == "inspect":
             return inspect([Path(word) for word in rest])

@@ -21,7 +21,7 @@ from .pipeline import SamplerConfig
 from .pretrain.actor import ACTOR_TRAINING
 from .pretrain.autoencoders import AutoencoderTraining, VQTraining
 from .pretrain.diffusion import DiffusionTraining
-from .pretrain.matcher import CAPTIONER_TRAINING, CHECKER_TRAINING, RewardTraining
+from .pretrain.matcher import CAPTIONER_TRAINING, CHECKER_TRAINING
 from .pretrain.sft import ReasonTraining
 from .ranges import Checked, Refusal, expect, hints, quote
 from .run import Training
@@ -57,7 +57,7 @@ class Config(Checked):
     world: WorldConfig = field(default_factory=WorldConfig)
     autoencoder: AutoencoderTraining = field(default_factory=AutoencoderTraining)
     diffusion: DiffusionTraining = field(default_factory=DiffusionTraining)
-    reward: RewardTraining = field(default_factory=RewardTraining)
+    reward: Training = field(default_factory=Training)
     srrl: SRRLConfig = field(default_factory=SRRLConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     checker: Training = CHECKER_TRAINING
@@ -95,7 +95,8 @@ SEVERAL = {  # commands with more than the stage of their name
 }  # fmt: skip
 COMMON = ("preset", "seed", "out", "resume", "weights", "device", "log")  # options of every command
 FIELDS = {  # those that a command or a stage has besides: records, and a choice
-    "srrl": "srrl mix sampler evaluation method", "lora": "srrl finetune sampler method", "all": "scenes",
+    "srrl": "srrl mix sampler evaluation method", "all": "scenes",
+    "lora": "srrl finetune sampler evaluation method",
     "autoencoder": "autoencoder scenes", "diffusion": "diffusion scenes", "reward": "reward",
     "checker": "checker", "actor": "actor", "rlrig": "rlrig evaluation",
     "vq": "vq evaluation", "captioner": "captioner",
@@ -121,8 +122,8 @@ CHANGES: dict[str, dict[str, dict]] = {
         "rlrig": {"loop": {"rounds": 1, "steps": 4}, "graphs": 3, "group": 2,
                   "editor": {"updates": 1, "batch": 4, "lr": 2e-4, "anchor_below": 150},
                   "actor_iterations": 2, "editor_iterations": 2},
-        "vq": TINY | {"forms": 32, "colors": 16, "revive_every": 2},
-        "grpo": {"iterations": 2, "prompts": 2, "group": 2, "max_resamples": 1,
+        "vq": TINY | {"forms": 32, "colors": 16},
+        "grpo": {"iterations": 2, "prompts_per_iteration": 2, "group": 2, "max_resamples": 1,
                  "recall_pictures": 32, "recall_batch": 4},
         "sampler": {"steps": 4}, "evaluation": {"pictures": 8, "batch": 8},
     },

@@ -17,7 +17,8 @@ from .streams import choices
 from .world.captions import read_rationale
 from .world.inspector import inspect_all
 from .world.laws import render
-from .world.prompts import Prompt, draw_prompts, geneval_scores
+from .world.prompts import Prompt, draw_prompts
+from .world.published import geneval_scores
 
 SAMPLING = SamplingConfig(temperature=0.8)  # of all tables, unless a row says otherwise
 ORDER = ("arrangement", "physical", "unconventional")  # of the prompts

@@ -146,7 +146,7 @@ def curves(path: Path | None, *panels: Panel, columns: int = 0) -> "Figure":
 def bars(path: Path | None, xlabel: str, plots: dict[str, Bars]) -> "Figure":
     """Horizontal bars of shares with their intervals: a plot for each title, for every name a bar a group.
 
-    All plots have the same names.  Saved if there is a path.
+    All plots have the same names.  A group named "" is alone and has no legend.  Saved if there is a path.
     """
     names = list(next(iter(next(iter(plots.values())).values())))
     panels = new_figure(max(7.2, 4.2 * len(plots)), 0.4 * len(names) + 1.4, 1, len(plots), sharey=True)
@@ -161,7 +161,9 @@ def bars(path: Path | None, xlabel: str, plots: dict[str, Bars]) -> "Figure":
         axes.set_title(title, fontsize=9)
         axes.set(xlabel=xlabel, xlim=(0, 1))
         axes.grid(axis="x", alpha=0.3)
-        axes.legend(loc="upper left", bbox_to_anchor=(0, below), ncols=len(groups), fontsize=7, frameon=False)
+        if "" not in groups:
+            place = {"loc": "upper left", "bbox_to_anchor": (0, below), "ncols": len(groups)}
+            axes.legend(**place, fontsize=7, frameon=False)
     panels[0].set_yticks(range(len(names)), names, fontsize=8)
     panels[0].invert_yaxis()
     if path:
@@ -176,9 +178,8 @@ def picture(axes: "Axes", image: Tensor, mark: str = "", right: bool | None = No
     """
     axes.imshow(((image.clamp(-1, 1) + 1) / 2).permute(1, 2, 0).numpy(), interpolation="nearest")
     axes.set(xticks=[], yticks=[])
-    for side in axes.spines.values():
-        color, width = (INK, 1) if right is None else (TRUTH if right else WRONG, 2)
-        side.set(color=color, linewidth=width)
+    color, width = (INK, 1) if right is None else (TRUTH if right else WRONG, 2)
+    axes.spines[:].set(color=color, linewidth=width)
     axes.set_xlabel(mark, fontsize=7, parse_math=False)
 
 
@@ -238,13 +239,15 @@ def strip(
     text = {"xycoords": "axes fraction", "textcoords": "offset points", "fontsize": 7.5, "parse_math": False}
     for i, axes in enumerate(plots):
         row, k = divmod(i, columns + 1)
-        if row >= len(rows) or k >= len(rows[row]):
-            axes.remove()
-            continue
-        picture(axes, *rows[row][k])
-        if k == 0:  # an empty title keeps room for the lines of the label, and not for its width
+        if row < len(rows) and k < len(rows[row]):
+            picture(axes, *rows[row][k])
+        else:
+            axes.set_axis_off()
+        if k == 0 and row < len(
+            rows
+        ):  # an empty title keeps room for the lines of the label, and not for its width
             axes.annotate(labels[row], (0, 1), (0, 4), in_layout=False, **text)
             axes.set_title("\n" * (1 + labels[row].count("\n")), fontsize=7.5)
-        if row < abreast and k < len(heads):
+        if row < abreast and k < len(heads) and any(k < len(below) for below in rows[row::abreast]):
             axes.annotate(heads[k], (0, 1), (0, above), weight="bold", **text)
     save(plots[0].figure, path)

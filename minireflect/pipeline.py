@@ -102,9 +102,8 @@ class LatentDiffusion:
     zero_null: bool = False  # the empty prompt is all zeros, not what the encoder makes of it (SDXL)
     micro_batch: int = 0  # pictures that go through a network at once, where more do not fit; 0 = all
     negative: str = ""  # the prompt that guidance leads away from
-    clip_skip: int = (
-        0  # last blocks of the text encoder that are left out, not of the negative prompt (diffusers)
-    )
+    # last blocks of the text encoder that are left out, not of the negative prompt (diffusers)
+    clip_skip: int = 0
 
     @property
     def device(self) -> torch.device:
@@ -203,9 +202,8 @@ class LatentDiffusion:
         sampler = SamplerConfig(steps, guidance, eta)
         generator = generator or torch.Generator().manual_seed(0)
         if guidance == 0:
-            warnings.warn(
-                "guidance 0 is the network without the prompt; without guidance it is 1", stacklevel=2
-            )
+            said = "guidance 0 is the network without the prompt; without guidance it is 1"
+            warnings.warn(said, stacklevel=2)
         start = self.schedule.start
         x_T = self.noise(len(prompts), generator) if latents is None else start * latents.to(self.device)
         if tuple(x_T.shape) != (len(prompts), *self.latent_shape):

@@ -95,9 +95,8 @@ def curves(rows: list[dict]) -> list[dict]:
     for reward, right in TRUTHS.items():
         if not plots and any(row.get(reward) for row in rows):
             lines = [line(rows, x, key, kind) for key, kind in ((reward, "reward"), (right, "right"))]
-            plots.append(
-                {"title": "reward and truth, round 0", "x": x, "lines": [v for v in lines if v["points"]]}
-            )
+            shown = [v for v in lines if v["points"]]
+            plots.append({"title": "reward and truth, round 0", "x": x, "lines": shown})
     for key in FURTHER:
         if points := line(rows, x, key, "other")["points"]:
             plots.append({"title": key, "x": x, "lines": [{"label": key, "kind": "other", "points": points}]})

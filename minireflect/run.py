@@ -36,7 +36,6 @@ from tqdm import tqdm
 from . import parallel
 from .checkpoints.files import WeightsError, load_into, read_ours, save_weights
 from .disk import parse_json, read_json, read_text, remove_temporaries, write_text
-from .parallel import rank
 from .ranges import Checked, Count, Refusal, Weight, expect, finite, quote
 from .streams import rng
 from .tracking import PICTURES_EVERY, Tracking
@@ -228,7 +227,7 @@ class Run:
         rows = read_metrics(self.folder)
         self._write_metrics([row for row in rows if row["stage"] != stage or row["step"] < start])
         steps = range(start, total)
-        quiet = {"dynamic_ncols": True, "disable": rank() > 0}
+        quiet = {"dynamic_ncols": True, "disable": parallel.rank() > 0}
         self.bar = bar = tqdm(steps, stage, total, initial=start, unit="step", **quiet)
         handlers = {s: signal.signal(s, self._remember) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -237,7 +236,7 @@ class Run:
                 yield step
                 self.stop_signal = int(parallel.total(torch.tensor(self.stop_signal), ReduceOp.MAX))  # of any
                 due = (step + 1) % save_every == 0 or step + 1 == total or self.stop_signal
-                if due and not rank():
+                if due and not parallel.rank():
                     store(path, step + 1, networks, optimizer, memory)
                 if self.stop_signal:
                     done = f"stopped after step {step + 1} of {total} of {stage}, and saved"

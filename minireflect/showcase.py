@@ -28,6 +28,7 @@ from .pipeline import LatentDiffusion, ReasonPipeline, SamplerConfig
 from .rl.rewards import Reward
 from .run import Job, write_text
 from .streams import rng
+from .world.canvas import to_pixels
 from .world.captions import caption
 from .world.graphs import SceneGraph
 from .world.inspector import inspect
@@ -152,15 +153,14 @@ def album(
             columns = torch.linspace(0, latents.shape[1] - 1, STAGES).round().long()
             shown = pipe.decode(latents[:, columns].flatten(0, 1)).float().cpu()  # (n*stages 3 h w)
             sheet.append(F.interpolate(shown, PAGE, mode="area").unflatten(0, (-1, STAGES)))
-            for i, value, image in zip(
-                round_.rows.tolist(), round_.rewards[:, 0].tolist(), round_.images.cpu()
-            ):
+            rewards = round_.rewards[:, 0].tolist()
+            for i, value, image in zip(round_.rows.tolist(), rewards, round_.images.cpu()):
                 right = verdict(image, texts[i])[2] if image.shape[-1] == 64 else None
                 rows.append({"prompt": texts[i], "round": k, "reward": value, "right": right})
-        pixels = ((rearrange(torch.cat(sheet), "n s c h w -> (n h) (s w) c") + 1) * 127.5).round().byte()
+        (pixels,) = to_pixels(rearrange(torch.cat(sheet), "n s c h w -> 1 c (n h) (s w)"))
         path = job.run.folder / "album" / f"{step:05}.jpg"
         path.parent.mkdir(exist_ok=True)
-        Image.fromarray(pixels.numpy()).save(path, quality=85)
+        Image.fromarray(pixels).save(path, quality=85)
         write_text(path.with_suffix(".json"), json.dumps(rows))
 
     return save
@@ -189,10 +189,10 @@ def animation(pipe: LatentDiffusion, reward: Reward, texts: list[str], seed: int
     for words, x, right in scenes:
         frame = Image.new("RGB", (144 * len(texts), 160), "white")
         ImageDraw.Draw(frame).text((8, 2), words, figures.INK)
-        for i, image in enumerate(((pipe.decode(x) + 1) * 127.5).round().byte().cpu()):
+        for i, image in enumerate(to_pixels(pipe.decode(x))):
             color = figures.INK if right is None else figures.TRUTH if right[i] else figures.WRONG
             frame.paste(color, (144 * i + 4, 20, 144 * i + 140, 156))
-            shown = Image.fromarray(rearrange(image, "c h w -> h w c").numpy()).resize((128, 128), 0)
+            shown = Image.fromarray(image).resize((128, 128), 0)
             frame.paste(shown, (144 * i + 8, 24))
         frames.append(frame.quantize(48, dither=Image.Dither.NONE))
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=120, loop=0)
@@ -205,7 +205,7 @@ def check_picture(pipe: LatentDiffusion) -> np.ndarray:
     """
     texts = [p.text for p in fixed_prompts(("physical",))]
     images = pipe.generate(texts, eta=0.0, generator=rng(0, "check"))  # (8 3 64 64)
-    return rearrange(((images + 1) * 127.5).round().byte(), "b c h w -> h (b w) c").cpu().numpy()
+    return rearrange(to_pixels(images), "b h w c -> h (b w) c")
 
 
 def edit_strip(

@@ -195,7 +195,7 @@ def lora(task: Task) -> None:
     prompts, reward = read_prompts(config.prompts), chosen_reward(config, task.device)
     pipe, batches = load_base(config, task.device), replace(task.config.evaluation, batch=config.micro_batch)
     pipe.table(task.config.srrl.steps)  # raises where the schedule has fewer
-    shown = [prompts[i % len(prompts)] for i in range(config.shown)]
+    shown = [prompts[i % len(prompts)] for i in range(batches.pictures)]
     images = {}
 
     def measure(name: str) -> None:

@@ -107,7 +107,7 @@ def noise(law: str, pictures: int, folder: Path) -> list[figures.Panel]:
     for step in tqdm(range(pictures // PART), "parts of 16 pictures"):
         if not (path := folder / f"{step}.pt").exists():
             torch.save(part(pipe, reward, draw(law, SEED, 4, step)[0], step), path)
-        found.append(torch.load(path))
+        found.append(torch.load(path, weights_only=True))
     values = {name: torch.stack([v[name] for v in found]) for name in found[0]}
     sizes = [n for n in (16, 64, 256, 512) if 2 * n <= pictures]
     each = {name: {n: cosines(values[name], n) for n in sizes} for name in OBJECTIVES}
@@ -122,15 +122,10 @@ def noise(law: str, pictures: int, folder: Path) -> list[figures.Panel]:
     told = {f"t = {i}": {k: f"{v[j]:.4f}" for k, v in shares.items()} for j, i in enumerate(t)}
     print(Table("gradients", rows).markdown, Table("noise level", told).markdown, sep="\n\n")
     lines = [Line(name, sizes, [c.mean().item() for c in of.values()]) for name, of in each.items()]
-    right = Panel(
-        "a step's noise",
-        "t",
-        "share in x_0",
-        [Line(k, t, v) for k, v in shares.items()],
-        ylim=(1e-3, 1),
-        log=True,
-    )
-    return [Panel("two gradients", "pictures", "cosine", lines), right]
+    left = Panel("Gradients of disjoint pictures", "pictures of each", "cosine, mean of the pairs", lines)
+    remembered = [Line(k, t, v) for k, v in shares.items()]
+    title = "What x_0 remembers of a step's noise"
+    return [left, Panel(title, "t", "share of the variance", remembered, ylim=(1e-3, 1), log=True)]
 
 
 def curve(law: str, setting: str, seed: int, folder: Path) -> list[float]:
@@ -149,9 +144,8 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=1024, help="of each objective (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/gradients"), help="default: %(default)s")
     args, lines = parser.parse_args(), []
-    panels = (
-        noise(args.law, args.pictures, args.out / f"gradients{args.law}") if args.what == "gradients" else []
-    )
+    folder = args.out / f"gradients{args.law}"
+    panels = noise(args.law, args.pictures, folder) if args.what == "gradients" else []
     for name, options in GUARDS.items() if args.what == "collapse" else ():
         run = train("srrl", args.out / name, [*options, "--iterations", "30", "--cooldown", "0"])
         print(name, (run / "table.md").read_text(), sep="\n\n")

@@ -7,11 +7,11 @@ Everything is drawn from fixed seeds that no training used; prompts are of test 
 
 import io
 import random
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,7 @@ from minireflect.models.autoencoder import Autoencoder
 from minireflect.pipeline import LatentDiffusion
 from minireflect.rl.rewards import ACCEPT_WORD, Reward, load_captioner, load_reward, verdicts
 from minireflect.streams import choices, rng
-from minireflect.world.canvas import to_tensor
+from minireflect.world.canvas import to_pixels, to_tensor
 from minireflect.world.captions import plan_of, rationale
 from minireflect.world.inspector import inspect, inspect_all
 from minireflect.world.laws import LAWS, render
@@ -39,22 +39,18 @@ from minireflect.world.prompts import KINDS, Prompt, draw_prompts, near_miss, sa
 from minireflect.world.scenes import COLORS, Reading, Scene
 
 
-def share(values: list[bool]) -> str:
+def share(values: Sequence[bool]) -> str:
     return f"{sum(values)}/{len(values)} = {np.mean(values):.4f}"
 
 
-def pillow(image: Tensor) -> Image.Image:
-    return Image.fromarray(((image.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy())
+def in_pillow(image: Tensor, change: Callable[[Image.Image], Image.Image]) -> Tensor:
+    picture = Image.fromarray(to_pixels(image[None])[0])
+    return to_tensor(np.asarray(change(picture))[None])[0]
 
 
-def back(image: Image.Image) -> Tensor:
-    return to_tensor(np.asarray(image)[None])[0]
-
-
-def jpeg(image: Tensor) -> Tensor:
-    buffer = io.BytesIO()
-    pillow(image).save(buffer, "JPEG", quality=50)
-    return back(Image.open(buffer))
+def jpeg(picture: Image.Image) -> Image.Image:
+    picture.save(buffer := io.BytesIO(), "JPEG", quality=50)
+    return Image.open(buffer)
 
 
 def tint(image: Tensor, noise: torch.Generator) -> Tensor:
@@ -76,8 +72,8 @@ def disturbances(noise: torch.Generator) -> dict[str, Callable[[Tensor], Tensor]
     return {
         "clean": lambda x: x,
         "Gaussian noise 0.05": lambda x: (x + 0.1 * torch.randn(x.shape, generator=noise)).clamp(-1, 1),
-        "JPEG quality 50": jpeg,
-        "blur of 1 pixel": lambda x: back(pillow(x).filter(ImageFilter.GaussianBlur(1))),
+        "JPEG quality 50": lambda x: in_pillow(x, jpeg),
+        "blur of 1 pixel": lambda x: in_pillow(x, lambda p: p.filter(ImageFilter.GaussianBlur(1))),
         "shift of 2 pixels": lambda x: pad(x[None], (0, 2, 2, 0), mode="replicate")[0, :, :64, 2:],
         "brightness +10 %": lambda x: ((x + 1) * 1.1 - 1).clamp(-1, 1),
         "brightness -10 %": lambda x: (x + 1) * 0.9 - 1,
@@ -93,10 +89,8 @@ def forge(scene: Scene, kind: str, draw: random.Random) -> Scene | None:
     objects, arranged = list(scene.objects), scene.law == "arrangement"
     if kind == "removed" and arranged and len(objects) > 1:
         objects.pop(draw.randrange(len(objects)))
-    elif kind == "recoloured" and (
-        coloured := [i for i, o in enumerate(objects) if o.color.split(" ")[0] in COLORS]
-    ):
-        i = draw.choice(coloured)
+    elif kind == "recoloured" and any(colours := [o.color.split(" ")[0] in COLORS for o in objects]):
+        i = draw.choice([i for i, there in enumerate(colours) if there])
         old = objects[i].color.split(" ")[0]
         new = draw.choice([c for c in COLORS if c != old])
         objects[i] = replace(objects[i], color=objects[i].color.replace(old, new))
@@ -116,6 +110,30 @@ def forge(scene: Scene, kind: str, draw: random.Random) -> Scene | None:
     return replace(scene, objects=tuple(objects))
 
 
+def painted_over(scene: Scene, left: int) -> Tensor:
+    """A picture of a balance, one of its balls painted over with paper."""
+    picture, x = render(scene).clone(), slice(0, 25) if left else slice(39, 64)
+    colourful = (picture.amax(0) - picture.amin(0) > 0.35)[:, x]  # ink and paper are grey
+    paper = torch.tensor([0.96, 0.945, 0.9])[:, None, None]
+    picture[:, :, x] = torch.where(colourful, paper, picture[:, :, x])
+    return picture
+
+
+def junk(scenes: list[Scene], some: list[Tensor], noise: torch.Generator) -> Iterator[tuple[str, list]]:
+    """Pictures of nothing that can be read."""
+
+    def static() -> Tensor:
+        return torch.rand(3, 64, 64, generator=noise) * 2 - 1
+
+    yield "uniform noise", [static() for _ in range(300)]
+    yield "blank", [torch.full((3, 64, 64), float(v)) for v in np.linspace(-1, 1, 300)]
+    yield "half dissolved into noise", [0.5 * p + 0.5 * torch.randn(p.shape, generator=noise) for p in some]
+    half = [torch.where(torch.rand(64, 64, generator=noise) < 0.5, p, static()) for p in some]
+    yield "half the pixels noise", half
+    both = zip(some, some[1:], scenes, scenes[1:])
+    yield "dissolved into another law", [0.5 * p + 0.5 * q for p, q, s, t in both if s.law != t.law]
+
+
 def measure_inspector(n: int) -> None:
     scenes = [sample_scene(1_000_000 + i, split="test" if i % 2 else "train") for i in range(n)]
     pictures = [render(s) for s in scenes]
@@ -128,50 +146,22 @@ def measure_inspector(n: int) -> None:
         print(f"  read right, {name:<20} {share(right)}   {ms:.2f} ms a picture")
     draw = choices(0, "measure", "forge")
     for kind in ("removed", "recoloured", "swapped", "reversed"):
-        accepted, i = [], 0
-        while len(accepted) < n:
-            scene = sample_scene(2_000_000 + i, law="arrangement" if kind == "removed" else None)
-            i += 1
-            forged = forge(scene, kind, draw)
-            if forged is not None:
-                accepted.append(inspect(render(forged)).agrees_with(scene))
+        law = "arrangement" if kind == "removed" else ""
+        scenes_in_turn = (sample_scene(2_000_000 + i, law) for i in count())
+        pairs = ((scene, forged) for scene in scenes_in_turn if (forged := forge(scene, kind, draw)))
+        accepted = [inspect(render(forged)).agrees_with(scene) for scene, forged in islice(pairs, n)]
         print(f"  accepted, {kind:<22} {share(accepted)}")
-    painted = []
-    for i in range(n):  # one ball of a balance painted over with paper
-        scene = sample_scene(3_000_000 + i, "balance")
-        picture = render(scene).clone()
-        x = slice(0, 25) if i % 2 else slice(39, 64)
-        colourful = (picture.amax(0) - picture.amin(0) > 0.35)[:, x]  # ink and paper are grey
-        paper = torch.tensor([0.96, 0.945, 0.9])[:, None, None]
-        picture[:, :, x] = torch.where(colourful, paper, picture[:, :, x])
-        painted.append(inspect(picture).agrees_with(scene))
+    balances = [sample_scene(3_000_000 + i, "balance") for i in range(n)]
+    painted = [inspect(painted_over(s, i % 2)).agrees_with(s) for i, s in enumerate(balances)]
     print(f"  accepted, a ball painted over    {share(painted)}")
     collaged = []
     for i in range(n):  # half of a picture beside, or above, the other half of one of another law
-        a, b = map(
-            sample_scene, (4_000_000 + 2 * i, 4_000_001 + 2 * i), draw.sample([*LAWS, "arrangement"], 2)
-        )
-        picture = render(a).clone()
-        (picture.mT if i % 2 else picture)[:, 32:] = (render(b).mT if i % 2 else render(b))[:, 32:]
-        collaged.append(inspect(picture).readable)
+        seeds, laws = (4_000_000 + 2 * i, 4_000_001 + 2 * i), draw.sample([*LAWS, "arrangement"], 2)
+        a, b = (render(sample_scene(seed, law)).clone() for seed, law in zip(seeds, laws))
+        (a.mT if i % 2 else a)[:, 32:] = (b.mT if i % 2 else b)[:, 32:]
+        collaged.append(inspect(a).readable)
     print(f"  accepted, collaged               {share(collaged)}")
-    noise = rng(0, "measure", "noise")
-    some = pictures[:300]
-    junk = {
-        "uniform noise": [torch.rand(3, 64, 64, generator=noise) * 2 - 1 for _ in range(300)],
-        "blank": [torch.full((3, 64, 64), float(v)) for v in np.linspace(-1, 1, 300)],
-        "half dissolved into noise": [0.5 * p + 0.5 * torch.randn(p.shape, generator=noise) for p in some],
-        "half the pixels noise": [
-            torch.where(
-                torch.rand(64, 64, generator=noise) < 0.5, p, torch.rand(p.shape, generator=noise) * 2 - 1
-            )
-            for p in some
-        ],
-        "dissolved into another law": [
-            0.5 * p + 0.5 * q for p, q, s, t in zip(some, some[1:], scenes, scenes[1:]) if s.law != t.law
-        ],
-    }
-    for name, images in junk.items():
+    for name, images in junk(scenes[:300], pictures[:300], rng(0, "measure", "noise")):
         print(f"  unreadable, {name:<27} {share([not r.readable for r in inspect_all(torch.stack(images))])}")
 
 
@@ -204,32 +194,28 @@ def measure_reward(pipe: LatentDiffusion, reward: Reward, n: int) -> None:
     right = torch.stack([render(p.scene(draw)) for p in prompts])
     wrong = torch.stack([render(twin_scene(p, draw)) for p in prompts])
     texts = [p.text for p in prompts]
-    law = np.array([p.law for p in prompts])
-    again = partial(through, pipe.autoencoder)
+    law, again = np.array([p.law for p in prompts]), partial(through, pipe.autoencoder)
     for name, shown in (("clean", lambda x: x), ("after the autoencoder", again)):
         better = (reward(shown(right), texts) > reward(shown(wrong), texts)).numpy()
         print(f"  prefers the right picture to its twin, {name}: {share(list(better))}")
         print("    " + " · ".join(f"{k} {better[law == k].mean():.3f}" for k in (*LAWS, "arrangement")))
-    values, truth, laws, group = [], [], [], []
+    seen = []
     # few prompts, many pictures of each, so that a prompt has right ones and wrong ones
     for kind in KINDS[:2]:
         asked = [p for p in draw_prompts(kind, "test", 64, draw) for _ in range(-(-n // 128))]
-        texts, config = [p.text for p in asked], EvaluationConfig(pictures=len(asked))
-        sampler, stream = preset("cpu").sampler, f"reward {kind}"
-        drawn, scored = sample_and_score(pipe, reward, texts, sampler, config, stream)
-        values.append(scored.numpy())
-        truth.append(verdicts(drawn, asked).numpy() > 0.5)
-        laws += [p.law for p in asked]
-        group += [p.text for p in asked]
-    v, t, laws, group = np.concatenate(values), np.concatenate(truth), np.array(laws), np.array(group)
-    within = [auc(v[group == g], t[group == g]) for g in dict.fromkeys(group)]
+        how = preset("cpu").sampler, EvaluationConfig(pictures=len(asked)), f"reward {kind}"
+        images, scored = sample_and_score(pipe, reward, [p.text for p in asked], *how)
+        rated = zip(asked, scored.tolist(), (verdicts(images, asked) > 0.5).tolist())
+        seen += [(p.law, p.text, value, true) for p, value, true in rated]
+    laws, group, v, t = map(np.array, zip(*seen))
+    within = {g: auc(v[group == g], t[group == g]) for g in dict.fromkeys(group)}
+    of = [x for x in within.values() if np.isfinite(x)]
     print(f"  on {len(v)} pictures of the base, {t.mean():.3f} of them right: AUC {auc(v, t):.4f},")
-    print(f"  within a prompt {np.nanmean(within):.4f} (mean of {np.isfinite(within).sum()} prompts)")
+    print(f"  within a prompt {np.mean(of):.4f} (mean of {len(of)} prompts)")
     for k in LAWS:
         rows = laws == k
-        inner = [auc(v[group == g], t[group == g]) for g in dict.fromkeys(group[rows])]
-        inner = [x for x in inner if np.isfinite(x)]
-        mean = np.mean(inner) if inner else float("nan")
+        inner = [x for g, x in within.items() if g in group[rows] and np.isfinite(x)]
+        mean = np.mean(inner or [float("nan")])
         print(f"    {k:<10} AUC {auc(v[rows], t[rows]):.3f}   within a prompt {mean:.3f}")
     print(f"  mean reward where right {v[t].mean():.3f}, where wrong {v[~t].mean():.3f}")
 
@@ -261,11 +247,9 @@ def measure_captioner(captioner: Reward, n: int) -> Table:
         draw = choices(EvaluationConfig.seed, "evaluate", "captioner", split)
         scenes = [p.scene(draw) for p in prompts]
         images = torch.stack([render(s) for s in scenes])  # (m 3 64 64)
-        texts = {
-            "true": [rationale(s, rng=draw) for s in scenes],
-            "false by one fact": [false_rationale(p, s, split, draw) for p, s in zip(prompts, scenes)],
-        }
-        for name, told in texts.items():
+        true = [rationale(s, rng=draw) for s in scenes]
+        false = [false_rationale(p, s, split, draw) for p, s in zip(prompts, scenes)]
+        for name, told in (("true", true), ("false by one fact", false)):
             kept = (captioner(images, told) >= ACCEPT_WORD).float()  # (m)
             rows[f"{name}, {split} combinations"] = dict(zip(ORDER, (p.mean().item() for p in kept.split(n))))
     return Table("rationales found kept", rows)
@@ -277,9 +261,8 @@ def measure_memory(pipe: LatentDiffusion, n: int) -> None:
     """
     config, table = preset("cpu").srrl, pipe.table(preset("cpu").srrl.steps)
     ours, published = config.reflection, ReflectionConfig(renormalise=False)
-    prompts = []
-    for kind in KINDS[:2]:
-        prompts += draw_prompts(kind, "test", n // 2, choices(0, "measure", "memory", kind))
+    both = (draw_prompts(k, "test", n // 2, choices(0, "measure", "memory", k)) for k in KINDS[:2])
+    prompts = [prompt for kind in both for prompt in kind]
     found: dict[str, list[Tensor]] = {}
     for i in tqdm(range(0, len(prompts), 48), "drawing and drawing again", leave=False):
         part = prompts[i : i + 48]
@@ -314,7 +297,7 @@ def twin_scene(prompt: Prompt, draw: random.Random) -> Scene:
             return scene
 
 
-def main() -> int:
+def main() -> None:
     parser = described(__doc__)
 
     def base() -> LatentDiffusion:
@@ -337,8 +320,7 @@ def main() -> int:
     for what in args.what:
         print(what, flush=True)
         measures[what]()
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

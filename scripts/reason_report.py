@@ -2,19 +2,17 @@
 
 from pathlib import Path
 
-from reports import Arms, arms_figure, differences, means, over_seeds, page
+from reports import Arms, differences, means, over_seeds, page
 
 from minireflect.evaluate import Score, Table
 from minireflect.evaluate_reason import table_row
 from minireflect.figures import BASE, REWARD, TRUTH, Line, Panel, curves
 
 COLUMNS = {
-    "overall": "GenEval mean",
-    "accepted": "reward accepts",
-    "fooled": "of these wrong",
-    "planned": "rationale right",
-    "kept": "picture keeps it",
-}
+    "overall": "GenEval mean", "accepted": "reward accepts", "fooled": "of these wrong",
+    "planned": "rationale right", "kept": "picture keeps it",
+}  # fmt: skip
+SHOWN = {"overall": "GenEval mean", "physical": "physical laws", "unconventional": "against the laws"}
 FULL = "SFT + GRPO"
 COOL = 0.2  # a second temperature, at which fewer tokens are sampled that the model itself thinks unlikely
 
@@ -42,11 +40,6 @@ def parts_table(scores: list[dict[str, Score]], arm: str) -> Table:
     return Table(arm, {part: dict(zip(heads, map(over_seeds, values))) for part, values in cells.items()})
 
 
-def reason_arms_figure(scores: list[dict[str, Score]], path: Path) -> None:
-    keys = {"overall": "GenEval mean", "physical": "physical laws", "unconventional": "against the laws"}
-    arms_figure(rows_of(scores), keys, path)
-
-
 def entropy_figure(training: dict[str, list[list[dict]]], targets: dict[str, float], path: Path) -> None:
     """Entropy by modality, reward and truth meanwhile; every seed a line.  In the second row the same under
     strain.
@@ -71,11 +64,6 @@ def entropy_figure(training: dict[str, list[list[dict]]], targets: dict[str, flo
 def reason_page(scores: list[dict[str, Score]], seeds: list[int], pictures: int) -> str:
     arms = rows_of(scores)
     columns = {key: COLUMNS.get(key, key) for key in arms[0][FULL]}
-    return page(
-        "reasongen",
-        seeds=", ".join(map(str, seeds)),
-        pictures=pictures,
-        arms=means("arm", arms, columns),
-        differences=differences_table(arms),
-        parts=parts_table(scores, f"{FULL}, temperature {COOL}"),
-    )
+    tables = {"arms": means("arm", arms, columns), "differences": differences_table(arms)}
+    tables["parts"] = parts_table(scores, f"{FULL}, temperature {COOL}")
+    return page("reasongen", seeds=", ".join(map(str, seeds)), pictures=pictures, **tables)

@@ -13,11 +13,10 @@ can be stopped at any time and goes on where it stopped.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-from reason_report import COOL, FULL, entropy_figure, reason_arms_figure, reason_page
-from reports import arguments, cached, train
+from reason_report import COOL, FULL, SHOWN, entropy_figure, reason_page, rows_of
+from reports import arguments, arms_figure, cached, publish, train
 from torch import Generator
 
 from minireflect.checkpoints.ours import load_reasongen, save_reasongen
@@ -27,32 +26,30 @@ from minireflect.evaluate_reason import another_of_its_kind, evaluate_reason
 from minireflect.models.reasongen import Sampled, SamplingConfig
 from minireflect.pipeline import ReasonPipeline
 from minireflect.rl.rewards import reward_beside
-from minireflect.run import read_metrics, write_text
+from minireflect.run import read_metrics
 from minireflect.world.prompts import understand
 
 THOUGHTS = ("true", "none", "shuffled")
-BEYOND = ["--recombined", "0.5", "--related-captions", "0.4"]  # lessons of what no prompt asks for
-BASE = [
-    *("--rationales", "none", "--dense", "0.5", "--text-only", "32", "--arrangements", "0.4"), *BEYOND,
-    *("--pictures", "120000", "--steps", "12000", "--bf16"),
-]  # fmt: skip
-AGAIN = ["--continued", "--seed", "1", "--pictures", "40000", "--steps", "3000", "--lr", "1e-3"]  # fmt: skip
-TUNING = [
-    *("--continued", "--steps", "1000", "--batch", "48", "--pictures", "20000", "--lr", "5e-4", "--bf16"),
-    *BEYOND,
-]  # fmt: skip
+# lessons of what no prompt asks for, and bfloat16
+BEYOND = ["--recombined", "0.5", "--related-captions", "0.4", "--bf16"]
+BASE = ["--rationales", "none", "--dense", "0.5", "--text-only", "32", "--arrangements", "0.4", *BEYOND]
+BASE += ["--pictures", "120000", "--steps", "12000"]
+AGAIN = ["--continued", "--seed", "1", "--pictures", "40000", "--steps", "3000", "--lr", "1e-3"]
+TUNING = ["--continued", "--steps", "1000", "--batch", "48", "--pictures", "20000", "--lr", "5e-4", *BEYOND]
 REINFORCING = ["--no-controls", "--bf16"]
 FREED = ["--no-read-rationales", "--recall", "0"]  # recalled rationales would be SFT
-REINFORCED = {  # name: (which fine-tuning it starts from, options)
+STEADY = ["--entropy-bound", "0"]
+# name: (which fine-tuning it starts from, options)
+REINFORCED = {
     "true": ("true", []),
     "none": ("none", []),
     "freed": ("freed", FREED),
-    "steady": ("true", ["--no-adaptive"]),
+    "steady": ("true", STEADY),
 }
 STRAIN = ["--iterations", "40", "--beta", "0", "--recall", "0", "--lr", "1e-3"]
 STRONG = ["--entropy-bound", "0.1", "--entropy-lr", "4e-3"]
 # of the first seed: no KL, no recall and steps three times as large, to see what the adaptive term holds
-STRAINED = {"strained": [*STRAIN, *STRONG], "strained-steady": [*STRAIN, "--no-adaptive"]}
+STRAINED = {"strained": [*STRAIN, *STRONG], "strained-steady": [*STRAIN, *STEADY]}
 ARMS = {  # name in the table: (run, how it is measured)
     "pictures only, before fine-tuning": ("sft-base", {}),
     "no rationale": ("sft-none", {}),
@@ -69,14 +66,8 @@ ARMS = {  # name in the table: (run, how it is measured)
     "SFT + GRPO without adaptive entropy": ("grpo-steady", {}),
     "SFT + GRPO, training combinations": ("grpo-true", {"split": "train"}),
 }
-COOLED = (
-    "no rationale",
-    "no rationale + GRPO (AR-GRPO)",
-    "rationale",
-    FULL,
-    f"{FULL}, training combinations",
-)
-for arm in COOLED:
+COOLED = ("no rationale", "no rationale + GRPO (AR-GRPO)", "rationale", FULL)
+for arm in (*COOLED, f"{FULL}, training combinations"):
     ARMS[f"{arm}, temperature {COOL}"] = ARMS[arm][0], ARMS[arm][1] | {"sampling": SamplingConfig(COOL)}
 
 
@@ -115,7 +106,7 @@ def measured(weights: Path, args: argparse.Namespace, seed: int, arm: str) -> Sc
     return cached(path, measure)
 
 
-def main() -> int:
+def main() -> None:
     args = arguments(__doc__, "runs/reason", 360, "prompts of each kind in every row")
     arms, training = [], {}
     codec = train("vq", args.out / "vq", [])
@@ -136,12 +127,10 @@ def main() -> int:
                 training.setdefault(name, []).append(read_metrics(runs[f"grpo-{name}"], "reason-grpo"))
         arms.append({arm: measured(runs[run] / "weights", args, seed, arm) for arm, (run, _) in ARMS.items()})
     targets = {"text": preset("cpu").grpo.text_entropy, "image": preset("cpu").grpo.image_entropy}
-    reason_arms_figure(arms, args.docs / "reasongen_arms.png")
+    arms_figure(rows_of(arms), SHOWN, args.docs / "reasongen_arms.png")
     entropy_figure(training, targets, args.docs / "reasongen_entropy.png")
-    write_text(args.docs / "reasongen_study.md", reason_page(arms, args.seeds, args.pictures))
-    print(args.docs / "reasongen_study.md")
-    return 0
+    publish(args.docs / "reasongen_study.md", reason_page(arms, args.seeds, args.pictures))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

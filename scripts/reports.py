@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from minireflect.evaluate import Table
 from minireflect.run import write_text
 
 ROOT = Path(__file__).parent.parent
+COSTS = {"reward_calls": "reward calls", "unet_evaluations": "UNet evaluations"}  # of a run of srrl
 Arms = dict[str, dict[str, float]]
 
 
@@ -68,12 +70,27 @@ def page(name: str, **values: object) -> str:
     return (ROOT / "scripts" / "pages" / f"{name}.md").read_text().format(**text)
 
 
+def half_interval(values: Sequence[float]) -> float:
+    """Half of the 95 % interval (Student's t) of the mean over seeds; 0 for one seed, which has none."""
+    n = len(values)
+    return float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / n**0.5) if n > 1 else 0.0
+
+
+def publish(path: Path, text: str) -> None:
+    write_text(path, text)
+    print(path)
+
+
 def over_seeds(values: Sequence[float]) -> str:
-    """Mean ± half of the 95 % interval (Student's t) of what several seeds gave; one seed has no interval."""
-    x = np.asarray(values, float)
-    if len(x) < 2:
-        return f"{x.mean():.3f}"
-    return f"{x.mean():.3f} ± {stdtrit(len(x) - 1, 0.975) * x.std(ddof=1) / len(x) ** 0.5:.3f}"
+    """Mean ± half of the 95 % interval of what several seeds gave."""
+    half = f" ± {half_interval(values):.3f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.3f}{half}"
+
+
+def mean_and_ends(values: Sequence[float]) -> tuple[float, float, float]:
+    """The mean over seeds and both ends of its 95 % interval, cut off at 0 and 1."""
+    mean, half = float(np.mean(values)), half_interval(values)
+    return mean, max(0.0, mean - half), min(1.0, mean + half)
 
 
 def means(title: str, seeds: list[Arms], columns: dict[str, str]) -> Table:
@@ -96,14 +113,18 @@ def differences(
     return Table(title, rows)
 
 
-def arms_figure(seeds: list[Arms], measures: dict[str, str], path: Path) -> None:
-    """A panel for each measure (measure: its name), a bar for each arm with the range of its seeds."""
-    plots = {}
+def arms_figure(seeds: list[Arms], measures: dict[str, str], path: Path, best_by: str = "") -> None:
+    """A panel for each measure (measure: its name), a bar for each arm with the interval of its seeds.
+
+    Arms come in the order of the seeds, or the best by a measure first.
+    """
+    plots, arms = {}, list(dict.fromkeys(chain(*seeds)))
+    if best_by:
+        arms.sort(key=lambda arm: -np.mean([s[arm][best_by] for s in seeds if arm in s]))
     for key, title in measures.items():
-        values = {arm: [s[arm][key] for s in seeds if arm in s] for arm in seeds[0]}
-        bars = {arm: (float(np.mean(v)), min(v), max(v)) for arm, v in values.items()}
-        plots[title] = {"mean of the seeds": bars}
-    figures.bars(path, "share; lines: range of the seeds", plots)
+        values = {arm: [s[arm][key] for s in seeds if arm in s] for arm in arms}
+        plots[title] = {"": {arm: mean_and_ends(v) for arm, v in values.items()}}
+    figures.bars(path, "mean of the seeds; lines: 95 % intervals", plots)
 
 
 def over_runs(

@@ -10,19 +10,16 @@ from pathlib import Path
 import torch
 from reports import described
 from rig_report import checker_table
-from torch import Tensor
 from tqdm import tqdm
 
 from minireflect import rng
-from minireflect.checkpoints.ours import RIG, load_module, load_pipeline
+from minireflect.checkpoints.ours import RIG, load_pipeline
 from minireflect.config import preset
 from minireflect.evaluate import EvaluationConfig
 from minireflect.evaluate_graphs import evaluation_graphs
 from minireflect.methods.rlrig import load_parts, loop_of
-from minireflect.models.clip import Matcher
-from minireflect.models.tokenizer import Tokenizer
 from minireflect.pretrain.matcher import question
-from minireflect.rl.rewards import load_checker
+from minireflect.rl.rewards import load_checker, load_matcher
 from minireflect.streams import choices
 from minireflect.world.graphs import Requirement, sample_picture
 from minireflect.world.inspector import inspect_all
@@ -47,8 +44,7 @@ def asked_of_renders(name: str) -> dict[str, list]:
     pipe = load_pipeline(RIG)
     half = SCENES // 2
     images[half:] = torch.cat([pipe.decode(pipe.autoencoder.encode(x)) for x in images[half:].split(100)])
-    matcher, about = load_module(RIG / f"{name}.safetensors", Matcher)
-    tokenizer = Tokenizer(about["words"].split(), matcher.config.length)
+    matcher, tokenizer = load_matcher(RIG / f"{name}.safetensors")
     found: dict[str, list] = {"probability": [], "truth": [], "kind": []}
     for image, (graph, scene) in tqdm(list(zip(images, pictures)), f"asking the {name}", leave=False):
         whole = [True] * (len(scene.objects) + 1)
@@ -70,12 +66,8 @@ def asked_of_the_loop(weights: Path) -> dict[str, dict[str, dict[str, float]]]:
     config, rows = EvaluationConfig(pictures=256, seed=SEED), {}
     graphs = evaluation_graphs(config)
     who = {name: load_checker(weights, name) for name in ("checker", "judge")}
-    for name, actor, editor, rounds in (
-        ("base", "base_actor", "unet", 0),
-        ("raw loop", "base_actor", "unet", 3),
-        ("trained loop", "actor", "editor", 3),
-    ):
-        parts = load_parts(weights, actor, editor)
+    raw, trained = load_parts(weights, "base_actor", "unet"), load_parts(weights)
+    for name, parts, rounds in (("base", raw, 0), ("raw loop", raw, 3), ("trained loop", trained, 3)):
         loop = loop_of(parts, replace(preset("cpu").rlrig.loop, rounds=rounds))
         *_, look = loop(graphs, rng(SEED, "loop"))
         things = [r.scene.objects if r.scene else () for r in inspect_all(look.images)]
@@ -84,16 +76,9 @@ def asked_of_the_loop(weights: Path) -> dict[str, dict[str, dict[str, float]]]:
         for judge, check in who.items():
             answers = check(look.images, graphs)
             said = answers.met[answers.asked]  # (q)
-            rows[name][judge] = {
-                "agreement": share(said == true),
-                "wrong yes": share(~true[said]),
-                "wrong no": share(true[~said]),
-            }
+            found = {"agreement": said == true, "wrong yes": ~true[said], "wrong no": true[~said]}
+            rows[name][judge] = {key: v.float().mean().item() if len(v) else 0.0 for key, v in found.items()}
     return rows
-
-
-def share(of: Tensor) -> float:
-    return of.float().mean().item() if len(of) else 0.0
 
 
 if __name__ == "__main__":

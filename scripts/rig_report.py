@@ -9,19 +9,11 @@ from minireflect.evaluate import Table
 from minireflect.figures import BASE, INK, REWARD, TRUTH, Line, Panel, curves
 
 COLUMNS = {
-    "sg_iou": "SG-IoU",
-    "entity_iou": "Entity-IoU",
-    "relation_iou": "Relation-IoU",
-    "met": "requirements met",
-    "right": "pictures fully right",
-    "judge": "requirements met, judge",
-    "checker": "requirements met, Checker",
-    "repaired": "repaired",
-    "damaged": "damaged",
-    "fooled": "Checker fooled",
-    "evaluations": "UNet evaluations",
-    "calls": "Checker calls",
-}
+    "sg_iou": "SG-IoU", "entity_iou": "Entity-IoU", "relation_iou": "Relation-IoU", "met": "requirements met",
+    "right": "pictures fully right", "judge": "requirements met, judge",
+    "checker": "requirements met, Checker", "repaired": "repaired", "damaged": "damaged",
+    "fooled": "Checker fooled", "evaluations": "UNet evaluations", "calls": "Checker calls",
+}  # fmt: skip
 TRAINED = "phase 1 + 2"
 
 
@@ -29,9 +21,8 @@ def checker_table(answers: dict[str, dict[str, list]]) -> Table:
     """Share of right answers by kind of question, and the calibration error."""
 
     def right(a: dict[str, list], kind: str) -> str:
-        rows = [
-            (p >= 0.5) == t for p, t, k in zip(a["probability"], a["truth"], a["kind"]) if kind in ("all", k)
-        ]
+        asked = zip(a["probability"], a["truth"], a["kind"])
+        rows = [(p >= 0.5) == t for p, t, k in asked if kind in ("all", k)]
         return f"{np.mean(rows):.3f} of {len(rows):,}"
 
     kinds = ["all", *dict.fromkeys(k for a in answers.values() for k in a["kind"])]
@@ -88,21 +79,16 @@ def t_star_figure(t_stars: tuple[float, ...], runs: list[dict[str, list[dict]]],
 
 def fooled_table(fooled: dict[str, dict[str, dict[str, float]]]) -> Table:
     rows = {f"{loop}, {name}": v for loop, who in fooled.items() for name, v in who.items()}
-    names = {"agreement": "agrees with the inspector", "wrong yes": "a yes is wrong"}
-    names["wrong no"] = "a no is wrong"
+    names = {"agreement": "agrees with the inspector"}
+    names |= {key: f"a {key[6:]} is wrong" for key in ("wrong yes", "wrong no")}
     return Table("pictures of, asked", {row: {n: v[k] for k, n in names.items()} for row, v in rows.items()})
 
 
 def rig_page(arms: list[Arms], checkers: Table, fooled: dict, seeds: list[int], pictures: int) -> str:
     minus = {arm: (TRAINED, arm) for arm in arms[0] if arm != TRAINED}
     some = {key: COLUMNS[key] for key in ("sg_iou", "met", "right")}
-    return page(
-        "rlrig",
-        seeds=", ".join(map(str, seeds)),
-        pictures=pictures,
-        arms=means("arm", arms, COLUMNS),
-        gain=over_seeds([rows[TRAINED]["sg_iou"] / rows["base"]["sg_iou"] - 1 for rows in arms]),
-        differences=differences("the trained loop minus", arms, minus, some),
-        checkers=checkers,
-        fooled=fooled_table(fooled),
-    )
+    ahead = differences("the trained loop minus", arms, minus, some)
+    gain = over_seeds([rows[TRAINED]["sg_iou"] / rows["base"]["sg_iou"] - 1 for rows in arms])
+    told = {"arms": means("arm", arms, COLUMNS), "differences": ahead, "fooled": fooled_table(fooled)}
+    told |= {"gain": gain, "checkers": checkers, "seeds": ", ".join(map(str, seeds)), "pictures": pictures}
+    return page("rlrig", **told)

@@ -11,13 +11,12 @@ It can be stopped at any time and goes on where it stopped.
 """
 
 import math
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
-from reports import Arms, arguments, arms_figure, cached, train
+from reports import Arms, arguments, arms_figure, cached, publish, train
 from rig_checker import asked_of_renders, asked_of_the_loop
 from rig_report import checker_table, groups_figure, reliability_figure, rig_page, t_star_figure
 
@@ -26,7 +25,7 @@ from minireflect.evaluate import EvaluationConfig
 from minireflect.evaluate_graphs import evaluate_loop
 from minireflect.methods.rlrig import EditPrompts, Loop, load_parts, loop_of, silent_actor
 from minireflect.rl.rewards import Answers, load_checker
-from minireflect.run import read_metrics, write_text
+from minireflect.run import read_metrics
 from minireflect.streams import choices
 from minireflect.world.captions import scripted_edit
 from minireflect.world.graphs import SceneGraph
@@ -70,7 +69,6 @@ def all_arms(folder: Path, seed: int, out: Path, pictures: int) -> Arms:
     """Every row of a seed, in the order of the table."""
     config, found = EvaluationConfig(pictures=pictures, seed=1_000 + seed), {}
     judge = load_checker(folder / "weights", "judge")
-    (out / "rows").mkdir(exist_ok=True)
     for name, loop in more_arms(folder / "weights").items():
         path = out / "rows" / f"{name}-{seed}-{pictures}.json"
         found[name] = cached(path, partial(evaluate_loop, loop, judge, config, name))
@@ -85,45 +83,37 @@ def by_t_star(folder: Path, seed: int, pictures: int) -> dict[str, list[dict]]:
     """
     config, rows = EvaluationConfig(pictures=pictures, seed=1_000 + seed), {}
     loop, judge = preset("cpu").rlrig.loop, load_checker(folder / "weights", "judge")
-    for name, actor, editor, fresh in (
-        ("raw loop", "base_actor", "unet", loop.fresh_noise),
-        ("raw loop, noise inverted, a quarter of its variance new", "base_actor", "unet", 0.5),
-        ("trained", "actor", "editor", loop.fresh_noise),
+    raw, trained = load_parts(folder / "weights", "base_actor", "unet"), load_parts(folder / "weights")
+    for name, parts, fresh in (
+        ("raw loop", raw, loop.fresh_noise),
+        ("raw loop, noise inverted, a quarter of its variance new", raw, 0.5),
+        ("trained", trained, loop.fresh_noise),
     ):
-        parts, rows[name] = load_parts(folder / "weights", actor, editor), []
-        for t in T_STARS:
-            arm = loop_of(parts, replace(loop, t_star=t, fresh_noise=fresh))
-            rows[name].append(evaluate_loop(arm, judge, config, f"{name}, t* {t}"))
+        arms = {t: loop_of(parts, replace(loop, t_star=t, fresh_noise=fresh)) for t in T_STARS}
+        rows[name] = [evaluate_loop(arm, judge, config, f"{name}, t* {t}") for t, arm in arms.items()]
     return rows
 
 
-def main() -> int:
+def main() -> None:
     args = arguments(__doc__, "runs/rig", 160, "test graphs of every row")
     common = ["--evaluation.pictures", str(args.pictures)]
-    runs = []
-    for s in args.seeds:
-        seeds = ["--seed", str(s), "--evaluation.seed", str(1_000 + s)]
-        runs.append(train("rlrig", args.out / f"rlrig-{s}", [*seeds, *common]))
+    words = {s: ["--seed", str(s), "--evaluation.seed", str(1_000 + s), *common] for s in args.seeds}
+    runs = [train("rlrig", args.out / f"rlrig-{s}", words[s]) for s in args.seeds]
     edits = preset("cpu").rlrig.graphs * preset("cpu").rlrig.group
     short = {g: [*SHORT, *common, "--group", str(g), "--graphs", str(edits // g)] for g in GROUPS}
     groups = {g: train("rlrig", args.out / f"group-{g}", words) for g, words in short.items()}
-    t_star = []
-    for r, s in zip(runs, args.seeds):
-        make = partial(by_t_star, r, s, args.pictures // 2)
-        t_star.append(cached(args.out / f"t-star-{s}.json", make))
-    names = "checker", "judge"
-    answers = {n: cached(args.out / f"{n}.json", partial(asked_of_renders, n)) for n in names}
+    make = {s: partial(by_t_star, r, s, args.pictures // 2) for r, s in zip(runs, args.seeds)}
+    t_star = [cached(args.out / f"t-star-{s}.json", make[s]) for s in args.seeds]
+    answers = {n: cached(args.out / f"{n}.json", partial(asked_of_renders, n)) for n in ("checker", "judge")}
     fooled = cached(args.out / "fooled.json", lambda: asked_of_the_loop(runs[0] / "weights"))
     arms = [all_arms(r, s, args.out, args.pictures) for r, s in zip(runs, args.seeds)]
     arms_figure(arms, {"sg_iou": "SG-IoU", "right": "pictures fully right"}, args.docs / "rlrig_arms.png")
     groups_figure({g: scores(r) for g, r in groups.items()}, args.docs / "rlrig_groups.png")
     t_star_figure(T_STARS, t_star, args.docs / "rlrig_t_star.png")
     reliability_figure(answers, args.docs / "rlrig_reliability.png")
-    text = rig_page(arms, checker_table(answers), fooled, args.seeds, args.pictures)
-    write_text(args.docs / "rlrig_study.md", text)
-    print(args.docs / "rlrig_study.md")
-    return 0
+    page = rig_page(arms, checker_table(answers), fooled, args.seeds, args.pictures)
+    publish(args.docs / "rlrig_study.md", page)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -30,9 +30,8 @@ def measured(folder: Path) -> Arms:
     found = {}
     for row in (rows[0], rows[-1]):
         values = flat(row.get("scores") or row["score"]).items()
-        found[row["model"]] = {
-            key.replace(".by_law.", ", ").replace(".", ": "): v for key, v in values if isinstance(v, float)
-        }
+        names = {k: k.replace(".by_law.", ", ").replace(".", ": ") for k, v in values if isinstance(v, float)}
+        found[row["model"]] = {name: dict(values)[key] for key, name in names.items()}
     return found
 
 
@@ -40,9 +39,7 @@ def table(runs: list[Arms]) -> Table:
     """A row for each measure.  Raises ValueError if the runs have not measured the same things."""
     names = {key: key for key in runs[0]["base"]}
     if any(values.keys() != names.keys() for arms in runs for values in arms.values()):
-        raise ValueError(
-            "these runs have measured different things: compare runs that differ in seed or method"
-        )
+        raise ValueError("they have measured different things: compare runs that differ in seed or method")
     methods = list(dict.fromkeys(arm for arms in runs for arm in arms if arm != "base"))
     columns = {}
     for arm in ("base", *methods):

@@ -13,20 +13,19 @@ may run at once with different --seeds, on one core each, and the last one with 
 
 import json
 import re
-import sys
 import time
 from functools import partial
 from pathlib import Path
 
 import torch
-from reports import arguments, cached, train
+from reports import arguments, cached, publish, train
 from study_report import bars, by_success, cost_curves, study_page
 from study_ways import KINDS, MORE_WAYS, WAYS, Way, measure
 
 from minireflect import load_pipeline, rng
 from minireflect.evaluate import EvaluationConfig
 from minireflect.rl.rewards import inspector_reward, load_reward
-from minireflect.run import read_metrics, write_text
+from minireflect.run import read_metrics
 from minireflect.world.prompts import prompt_set
 
 QUICK = ["--evaluation.pictures", "8"]  # train.py's own table; the study samples its own
@@ -63,7 +62,7 @@ def add(results: Path, row: dict, folder: Path | None, ways: dict[str, Way], n: 
     """
     known = {(r["arm"], r["way"], r["seed"]) for r in read_rows(results)}
     for name in [name for name in ways if (row["arm"], name, row["seed"]) not in known]:
-        clock, pipe = time.time(), load_pipeline(folder) if folder else load_pipeline()
+        clock, pipe = time.time(), load_pipeline(folder)
         found = {**row, "way": name, **measure(pipe, load_reward(), ways[name], row["seed"], n)}
         with results.open("a") as file:
             file.write(json.dumps(found) + "\n")
@@ -79,10 +78,9 @@ def read_rows(results: Path) -> list[dict]:
 @torch.no_grad()
 def success(folder: Path | None, tries: int, seed: int) -> dict[str, float]:
     """The share of right pictures of each training prompt, ten steps each.  -> by prompt"""
-    pipe = load_pipeline(folder) if folder else load_pipeline()
+    pipe, batch = load_pipeline(folder), EvaluationConfig().batch
     texts = [p.text for kind in KINDS for p in prompt_set(kind, "train")]
     right = torch.zeros(len(texts))
-    batch = EvaluationConfig().batch
     for k in range(tries):
         for i in range(0, len(texts), batch):
             part = texts[i : i + batch]
@@ -91,7 +89,7 @@ def success(folder: Path | None, tries: int, seed: int) -> dict[str, float]:
     return dict(zip(texts, (right / tries).tolist()))
 
 
-def main() -> int:
+def main() -> None:
     args = arguments(__doc__, "runs/study", 256, "of each kind of prompt in every row", seeds=[0, 1, 2, 3, 4])
     results, runs, few = args.out / "results.jsonl", {}, [s for s in args.seeds if s < 3]
     for seed in few:
@@ -112,12 +110,10 @@ def main() -> int:
     options = "\n".join(f"- **{arm}**: `{' '.join(['python train.py', *ARMS[arm]])}`" for arm in ARMS)
     after = {arm: [cached(args.out / "success" / f"{f.name}.json", dict) for f in runs[arm]] for arm in CLAIM}
     bins = by_success(before, after, args.docs / "study_success.png")
-    write_text(args.docs / "study.md", study_page(rows, runs, options, bins))
     bars(rows, args.docs / "study_arms.png")
     cost_curves({arm: runs[arm] for arm in CLAIM}, args.docs / "study_curves.png")
-    print(args.docs / "study.md")
-    return 0
+    publish(args.docs / "study.md", study_page(rows, runs, options, bins))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

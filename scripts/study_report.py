@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from reports import Arms, arms_figure, differences, over_runs, over_seeds, page
+from reports import COSTS, Arms, arms_figure, differences, mean_and_ends, over_runs, over_seeds, page
 from study_ways import KINDS, SAMPLER
 
 from minireflect import figures
 from minireflect.evaluate import Table
-from minireflect.figures import Panel, curves, smooth
+from minireflect.figures import OTHER, REWARD, TRUTH, Panel, curves, smooth
 from minireflect.run import read_metrics
 
 PAIRS = (
@@ -26,10 +26,9 @@ def by_seed(rows: list[dict]) -> list[Arms]:
     """The accuracy of every arm and way of sampling, seed by seed; those of fewer seeds come in the first."""
     seeds: dict[int, Arms] = {seed: {} for seed in sorted({r["seed"] for r in rows})}
     for r in rows:
-        seeds[r["seed"]][f"{r['arm']} · {r['way']}"] = {kind: r[kind]["accuracy"] for kind in KINDS}
-    for arms in seeds.values():
-        for measures in arms.values():
-            measures["mean"] = sum(measures[kind] for kind in KINDS) / len(KINDS)
+        found = {kind: r[kind]["accuracy"] for kind in KINDS}
+        found["mean"] = sum(found.values()) / len(KINDS)
+        seeds[r["seed"]][f"{r['arm']} · {r['way']}"] = found
     return list(seeds.values())
 
 
@@ -68,7 +67,7 @@ def at_equal_cost(runs: dict[str, list[Path]], window: int = 8) -> Table:
     rows = {}
     for arm in list(runs)[1:]:
         rows[arm] = {}
-        for key, name in (("reward_calls", "reward calls"), ("unet_evaluations", "UNet evaluations")):
+        for key, name in COSTS.items():
             budget = min(log[-1][key] for several in (logs["SRRL"], logs[arm]) for log in several)
             rows[arm][f"at {name}"] = f"{budget:,}"
             for who, several in (("SRRL", logs["SRRL"]), ("the other", logs[arm])):
@@ -84,60 +83,48 @@ def by_success(before: dict[str, float], after: dict[str, list[dict[str, float]]
 
     `before` gives the base's rate by prompt, `after` that of every arm and seed.
     """
-    edges, rows, points = (0.0, *BINS, 1.01), {}, {arm: [] for arm in after}
+    edges, rows, points = (0.0, *BINS, 1.01), {}, {arm: [] for arm in ("base", *after)}
     for low, high in zip(edges, edges[1:]):
         texts = [text for text, rate in before.items() if low <= rate < high]
         if not texts:
             continue
-        row = {"prompts": str(len(texts)), "base": f"{np.mean([before[t] for t in texts]):.3f}"}
-        for arm, seeds in after.items():
+        row = {"prompts": str(len(texts))}
+        for arm, seeds in {"base": [before], **after}.items():
             shares = [float(np.mean([seed[t] for t in texts])) for seed in seeds if seed]
             row[arm] = over_seeds(shares)
-            points[arm].append((float(np.mean(shares)), min(shares), max(shares)))
+            points[arm].append(mean_and_ends(shares))
         rows[f"{low:g} to {min(high, 1):g}"] = row
     groups = {arm: dict(zip(rows, values)) for arm, values in points.items()}
-    figures.bars(
-        path, "right by the inspector, share; lines: range of the seeds", {"base's success rate": groups}
-    )
+    title = "Training prompts, by the base's success rate"
+    figures.bars(path, "right by the inspector, share; 95 % intervals", {title: groups})
     return Table("base's success rate", rows)
 
 
 def study_page(rows: list[dict], runs: dict[str, list[Path]], options: str, bins: Table) -> str:
     """docs/study.md."""
     took = {(r["arm"], r["seed"]): r["training"]["minutes"] for r in rows if "training" in r}
-    return page(
-        "study",
-        minutes=sum(took.values()),
-        machine=f"{os.cpu_count()} cores {'and a' if torch.cuda.is_available() else 'without a'} GPU",
-        seeds=len(runs["SRRL"]),
-        pictures=rows[0]["physical"]["pictures"],
-        steps=SAMPLER.steps,
-        table=table(rows),
-        paired=paired(rows),
-        bins=bins,
-        equal_cost=at_equal_cost(runs),
-        options=options,
-    )
+    machine = f"{os.cpu_count()} cores {'and a' if torch.cuda.is_available() else 'without a'} GPU"
+    tables = {"table": table(rows), "paired": paired(rows), "bins": bins, "equal_cost": at_equal_cost(runs)}
+    numbers = {"pictures": rows[0]["physical"]["pictures"], "steps": SAMPLER.steps, "options": options}
+    numbers |= {"machine": machine, "minutes": sum(took.values()), "seeds": len(runs["SRRL"])}
+    return page("study", **numbers, **tables)
 
 
 def bars(rows: list[dict], path: Path) -> None:
     """Accuracy of every arm and way, best first."""
-    seeds = by_seed(rows)
-    best = sorted(seeds[0], key=lambda name: -np.mean([s[name]["mean"] for s in seeds if name in s]))
-    ordered = [{name: s[name] for name in best if name in s} for s in seeds]
-    arms_figure(ordered, {kind: f"{kind}: right" for kind in KINDS}, path)
+    titles = {kind: f"Right, {kind} test prompts" for kind in KINDS}
+    arms_figure(by_seed(rows), titles, path, best_by="mean")
 
 
 def cost_curves(runs: dict[str, list[Path]], path: Path) -> None:
     """Right pictures in training against both costs: the mean over seeds, and dotted their range."""
     logs = {arm: [read_metrics(f, "srrl") for f in folders] for arm, folders in runs.items()}
     panels = []
-    for key, name in (("reward_calls", "reward calls"), ("unet_evaluations", "UNet evaluations")):
-        lines = []
-        for i, (arm, several) in enumerate(logs.items()):
+    for key, name in COSTS.items():
+        lines = []  # in the colours of `by_success`
+        for (arm, several), color in zip(logs.items(), (TRUTH, REWARD, OTHER)):
             right = [smooth([r["right_by_round"][0] for r in log], 8) for log in several]
-            lines += over_runs(arm, [r[key] for r in several[0]], right, f"C{i}")
-        panels.append(
-            Panel("Training prompts, round 0", name, "right by the inspector, share", lines, ylim=(0, 1))
-        )
+            lines += over_runs(arm, [r[key] for r in several[0]], right, color)
+        label = "right by the inspector, share"
+        panels.append(Panel("Training prompts, round 0", name, label, lines, ylim=(0, 1)))
     curves(path, *panels)

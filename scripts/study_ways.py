@@ -63,9 +63,8 @@ def searched(**options: object) -> Way:
 
 def blind(pipe: LatentDiffusion, judge: Reward, texts: list[str], seed: int, batch: int) -> Drawn:
     """One blind reflection, the guidance gap as published, the noise brought back to the prior."""
-    images = pipe.generate(
-        texts, SAMPLER.steps, SAMPLER.guidance, SAMPLER.eta, rounds=1, generator=rng(seed, "plain", batch)
-    )
+    how, noise = (SAMPLER.steps, SAMPLER.guidance, SAMPLER.eta), rng(seed, "plain", batch)
+    images = pipe.generate(texts, *how, rounds=1, generator=noise)
     cost = ReflectionConfig(rounds=1, steps=SAMPLER.steps).blind_cost(SAMPLER.steps) + SAMPLER.cost
     return Drawn(images, len(texts) * cost, 0)
 
@@ -112,20 +111,15 @@ def diversity(pipe: LatentDiffusion, images: Tensor, texts: list[str]) -> float:
 @torch.no_grad()
 def measure(pipe: LatentDiffusion, judge: Reward, way: Way, seed: int, pictures: int) -> dict:
     """Accuracy, reward and cost of one way of drawing from one model; a row of the results."""
-    row: dict = {"unet": 0, "rewards": 0}
+    config, row = EvaluationConfig(pictures=pictures), {"unet": 0, "rewards": 0}
     for kind in KINDS:
-        config = EvaluationConfig(pictures=pictures)
         prompts = draw_prompts(kind, config.split, pictures, choices(config.seed, "evaluate", kind))
         texts = [p.text for p in prompts]
-        images, values = [], []
-        for i in range(0, pictures, config.batch):
-            part = texts[i : i + config.batch]
-            drawn = way(pipe, judge, part, 2_000 + seed, i)
-            images.append(drawn.images), values.append(judge(drawn.images, part))
-            row["unet"] += drawn.unet
-            row["rewards"] += drawn.rewards
-        found = score(torch.cat(images), prompts, torch.cat(values))
-        row[kind] = {**found, "diversity": diversity(pipe, torch.cat(images), texts)}
-    row["unet"] /= pictures * len(KINDS)  # per picture
-    row["rewards"] /= pictures * len(KINDS)
+        parts = {i: texts[i : i + config.batch] for i in range(0, pictures, config.batch)}
+        drawn = [way(pipe, judge, part, 2_000 + seed, i) for i, part in parts.items()]
+        images = torch.cat([d.images for d in drawn])
+        values = torch.cat([judge(d.images, part) for d, part in zip(drawn, parts.values())])
+        row[kind] = score(images, prompts, values) | {"diversity": diversity(pipe, images, texts)}
+        for cost in ("unet", "rewards"):  # per picture
+            row[cost] += sum(getattr(d, cost) for d in drawn) / (pictures * len(KINDS))
     return row

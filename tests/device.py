@@ -90,6 +90,8 @@ class OnFunctions(TorchFunctionMode):
         if func in READ and any(map(it.is_far, args)):
             it.wait("read")
         if kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "cuda":
+            if kwargs.get("generator") is not None:
+                raise RuntimeError(f"{name}: a generator of the CPU cannot draw on the device")
             if func is torch.tensor:
                 it.wait("write")
             return it.mark(func(*args, **kwargs | {"device": NEAR}))
@@ -114,7 +116,7 @@ class OnFunctions(TorchFunctionMode):
         goal = NEAR if func is Tensor.cpu else FAR if asked and torch.device(asked).type == "cuda" else asked
         far = was if goal is None else goal == FAR
         out = func(x, *args, **kwargs)
-        if "torch/" in sys._getframe(2).f_code.co_filename:  # C++ told it the true device
+        if goal != FAR and "torch/" in sys._getframe(2).f_code.co_filename:  # C++ told it the true device
             return out
         if far == was:
             return it.mark(out) if far else out
@@ -142,11 +144,13 @@ class OnOperations(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if not far:
             return out
+        if any(isinstance(value, torch.Generator) for value in (*args, *(kwargs or {}).values())):
+            raise RuntimeError(f"{name}: a generator of the CPU cannot draw on the device")
         if name in SHAPED | {"_local_scalar_dense", "is_nonzero", "equal"}:
             it.wait("shape" if name in SHAPED else "read")
         elif name in INDEXED:
             self.indexed(args)
-        elif near and name not in ("copy_", "_foreach_add_") and "fused" not in name:
+        elif near and name not in ("copy_", "_foreach_add_", "_unsafe_index") and "fused" not in name:
             shapes = [f"{tuple(x.shape)} far {it.is_far(x)}" for x in tensors]
             raise RuntimeError(f"{resolve_name(func) or name}: tensors on two devices: {shapes}")
         for made in tree_flatten(out)[0]:

@@ -43,7 +43,7 @@ def test_a_run_keeps_the_records_of_its_command_only() -> None:
         "reward",
     }
     on_checkpoint = changed(Config(), {"finetune": {"base": "sd"}})
-    assert {"world", "autoencoder", "mix", "evaluation"}.isdisjoint(to_dict(on_checkpoint))
+    assert {"world", "autoencoder", "mix"}.isdisjoint(to_dict(on_checkpoint))
     graphs = Config("all", scenes="graphs")
     assert {"autoencoder", "diffusion", "checker", "actor", "rlrig"} <= set(to_dict(graphs))
 

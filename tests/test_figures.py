@@ -125,6 +125,9 @@ def test_bars_of_loops_say_what_they_cost(tmp_path: Path, saved: list[Figure]) -
         for k, name in enumerate(("base", "loop"))
     }
     figures.bars(tmp_path / "x.png", "share", loop_bars(loops))
+    assert saved[0].axes[0].get_legend()
+    figures.bars(tmp_path / "x.png", "share", {"one group": {"": {"loop": (0.5, 0.4, 0.6)}}})
+    assert not saved[1].axes[0].get_legend()
     assert [t.get_text() for t in saved[0].axes[0].get_yticklabels()][1] == "loop\n20 UNet evaluations"
     assert [round(bar.get_width(), 2) for bar in saved[0].axes[0].patches] == [0, 0.1, 0, 0.1]
 
@@ -141,7 +144,7 @@ def test_a_strip_shows_every_picture_with_its_frame_and_words(
     figures.strip(
         rows, ["first prompt", "second prompt"], ["round 0", "round 1"], tmp_path / "x.png", abreast
     )
-    axes = saved[0].axes
+    axes = [a for a in saved[0].axes if a.axison]
     words = [t.get_text() for a in axes for t in a.texts]
     assert len(axes) == 3 and words.count("first prompt") == 1
     assert set(words) == {"first prompt", "second prompt", "round 0", "round 1"}
@@ -152,6 +155,15 @@ def test_a_strip_shows_every_picture_with_its_frame_and_words(
     boxes = [a.get_position() for a in axes]
     assert all(box.x0 >= 0 and box.x1 <= 1 and box.y0 >= 0 and box.y1 <= 1 for box in boxes)
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_a_head_stands_above_a_column_that_only_rows_below_have(tmp_path: Path, saved: list[Figure]) -> None:
+    red = torch.tensor([1.0, -1.0, -1.0])[:, None, None].expand(3, 8, 8)
+    rows = [[(red, "right", True)], [(red, "", None)] * 2]
+    figures.strip(rows, ["short", "long"], ["round 0", "round 1", "round 2"], tmp_path / "x.png")
+    words = [t.get_text() for axes in saved[0].axes for t in axes.texts]
+    assert words == ["short", "round 0", "round 1", "long"]
+    assert len([axes for axes in saved[0].axes if axes.axison]) == 3
 
 
 def test_wrap_breaks_at_words_and_keeps_lines() -> None:

@@ -4,8 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.gpu import PARTS, main
+from minireflect.__main__ import main as cli
+from minireflect.cli import TRAINED
+from minireflect.models.lora import LoRAConfig, add_lora
+from minireflect.streams import rng
+from tests.device import FarDevice
+from tests.small import small_pipeline
 
 TINY = ["--tiny", "--device", "cpu", "--out"]
 
@@ -35,3 +42,47 @@ def test_a_part_that_fails_is_told_and_done_again(tmp_path: Path, monkeypatch: p
         line = main(["rl", *TINY, str(out)])[-1]
         assert "no memory" in line["error"] and line["rows"] == [{"first": 1.0}]
         assert len(out.read_text().splitlines()) == number
+
+
+@pytest.fixture
+def far(monkeypatch: pytest.MonkeyPatch) -> FarDevice:
+    """A pretended GPU, and of `torch.cuda` what the script calls."""
+    for name, value in {"max_memory_allocated": 2e9, "get_device_name": "pretended"}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *device, value=value: value)
+    for name in ("synchronize", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: None)
+    with FarDevice() as device:
+        yield device
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["device", "train", "sd15"])
+def test_a_part_on_a_pretended_gpu(
+    part: str, far: FarDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors of two devices never meet, and no generator of the CPU draws on the device."""
+    monkeypatch.setattr("benchmarks.gpu.train", lambda *words, **how: tmp_path)  # a process of its own
+    monkeypatch.setattr("benchmarks.gpu.read_metrics", lambda folder: [{"reward": 0.5}])
+    (line,) = main([part, "--tiny", "--device", "cuda", "--out", str(tmp_path / "gpu.jsonl")])
+    assert not line["error"] and line["card"] == "pretended" and far.waits
+    if part == "sd15":
+        assert {row["peak GB"] for row in line["rows"] if "LoRA" in row} == {2.0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [c for c in TRAINED if c != "all"])
+def test_a_command_on_a_pretended_gpu(command: str, far: FarDevice, tmp_path: Path) -> None:
+    words = ["train", command, "--preset", "smoke", "--device", "cuda", "--out", str(tmp_path / "run")]
+    assert cli(words) in (0, None) and far.waits
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_unet_with_lora_compiles_without_a_break(checkpointing: bool) -> None:
+    """One graph for `torch.compile`, whatever the backend; the hooks of LoRA are in it."""
+    unet = add_lora(small_pipeline().unet, LoRAConfig(rank=2), rng(0, "lora"))
+    unet.checkpointing = checkpointing
+    inputs = torch.randn(2, 4, 4, 4), torch.tensor([3, 500]), torch.randn(2, 7, 16)
+    found = torch.compile(unet, backend="eager", fullgraph=True)(*inputs)
+    torch.testing.assert_close(found, unet(*inputs))
+    found.sum().backward()

@@ -70,6 +70,27 @@ def test_checkpoint_notebook_runs_on_a_checkpoint(monkeypatch: pytest.MonkeyPatc
     executed(ROOT / "notebooks" / "7_real_checkpoints.ipynb")
 
 
+@pytest.mark.notebook
+def test_a_slider_draws_another_picture_when_it_is_moved() -> None:
+    """In a kernel: what the slider's output holds at the end is the figure of the value that was set."""
+    draw = "lambda eta: curves(None, Panel(f'eta {eta}', 'x', 'y', [Line('a', [0, 1], [0, eta])]))"
+    codes = [
+        "%matplotlib inline",
+        f"from minireflect.figures import Line, Panel, curves, slider\ndraw = {draw}",
+        "slider('eta', [0.0, 0.5], draw)",
+        "import gc\nfrom ipywidgets import SelectionSlider\n"
+        "(moved,) = [x for x in gc.get_objects() if isinstance(x, SelectionSlider)]\nmoved.value = 0.5",
+        "draw(0.0)",
+        "draw(0.5)",
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code) for code in codes])
+    nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    first, second = (out["data"]["image/png"] for cell in notebook.cells[4:] for out in cell.outputs)
+    models = notebook.metadata.widgets["application/vnd.jupyter.widget-state+json"]["state"].values()
+    (output,) = (model["state"] for model in models if model["model_name"] == "OutputModel")
+    assert [out["data"]["image/png"] for out in output["outputs"]] == [second] and first != second
+
+
 def test_every_notebook_has_a_solution() -> None:
     assert len(NOTEBOOKS) >= 10 and [p.name for p in SOLUTIONS] == [p.name for p in NOTEBOOKS]
 
@@ -92,6 +113,9 @@ def test_a_notebook_is_a_lesson(path: Path) -> None:
     lengths = [code_lines(code) for code in codes]
     assert statistics.median(lengths) <= MEDIAN and max(lengths) <= LONGEST, lengths
     assert len(pictures(notebook)) >= len(codes) / 4, "too few pictures"
+    drawn = [pictures({"cells": [cell]}) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    without_kernel = [shown for shown, code in zip(drawn, codes[1:]) if "slider(" in code]
+    assert all(without_kernel), "a slider without a figure in the cell above it"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS + SOLUTIONS, ids=lambda p: f"{p.parent.name}-{p.stem}")
@@ -139,10 +163,10 @@ def committed(path: Path) -> None:
 
 
 def smaller(png: str) -> str:
-    """A PNG in 256 colours."""
+    """A PNG in the 256 colours that it needs most."""
     image, file = Image.open(io.BytesIO(base64.b64decode(png))), io.BytesIO()
     dpi = image.info["dpi"]
-    image = image.convert("RGB").quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    image = image.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     image.save(file, "PNG", optimize=True, dpi=dpi)
     return base64.b64encode(file.getvalue()).decode()
 

@@ -126,7 +126,8 @@ def test_three_processes_with_fewer_pictures_than_processes(tmp_path: Path) -> N
 
 def reason(folder: Path) -> None:
     pipe = small_reasongen()
-    config = ReasonRLConfig(iterations=4, prompts=3, group=4, updates=2, max_resamples=2, recall=0.0)
+    sizes = {"prompts_per_iteration": 3, "group": 4, "updates": 2, "max_resamples": 2}
+    config = ReasonRLConfig(iterations=4, recall=0.0, **sizes)
     bright = Rewards(lambda images, prompts: (images.mean((1, 2, 3)) * 1e3).floor() % 2)  # as good as random
     train_reason_grpo(config, pipe, bright, law_texts, None, Job(Run(folder / "run", {})))
 

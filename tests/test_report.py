@@ -31,7 +31,12 @@ def a_run(folder: Path, right: bool = True, reward: float = 0.8) -> Path:
         folder, {"command": "srrl", "srrl": {"lr": 1e-4, "prompts": "</script><b>"}, "seed": len(str(folder))}
     )
     for step in range(4):
-        values = {"reward_calls": 10 * step, "reward_by_round": [0.1 * step, 0.5], "reward": 0.1, "kl": 1.0}
+        values = {
+            "reward_calls": 10 * step,
+            "reward_by_round": [0.1 * step, 0.5],
+            "reward": 0.1,
+            "kl": -8.85e-4 * step,
+        }
         run.log(
             "srrl",
             step,
@@ -139,5 +144,7 @@ def test_sliders_turn_in_a_browser_without_network(tmp_path: Path) -> None:
             assert shown() != before, name
         assert tab.locator("#albums figure").count() == 4 and tab.locator("#pairs figure").count() == 8
         assert tab.locator("#curves polyline").count() == 2 * 2 + 1 and tab.locator("#laws .bar").count() == 4
+        inside = "[...document.querySelectorAll('svg text')].every(t => t.getBBox().x >= 0)"
+        assert tab.evaluate(inside), "a label of an axis is cut off"
         assert not errors and all(url.startswith(("file:", "data:")) for url in asked)
         browser.close()

@@ -10,8 +10,8 @@ import torch
 
 from minireflect.diffusion import ddim, reflection, schedule
 from minireflect.models import blocks, clip, transformer
+from minireflect.pretrain import corrupt
 from minireflect.pretrain import diffusion as train_diffusion
-from minireflect.pretrain import matcher as corrupt
 from minireflect.pretrain import matcher as train_matcher
 from minireflect.rl import advantage, policy, tokens
 from tests.small import small_pipeline
@@ -32,7 +32,6 @@ FUNCTIONS: dict[str, tuple[Callable, dict[str, int], dict]] = {
     "add_noise": (TABLE.add_noise, {}, {}),
     "target": (TABLE.target, {}, {}),
     "to_eps": (TABLE.to_eps, {}, {}),
-    "reduce_log_prob": (policy.reduce_log_prob, {}, {"dims": 256}),
     "ppo_clip": (policy.ppo_clip, {}, {"clip": 0.1}),
     "gaussian_kl": (policy.gaussian_kl, {}, {}),
     "group_advantage": (advantage.group_advantage, {}, {}),

@@ -153,9 +153,8 @@ def is_torch(path: Path) -> bool:
     """Whether a file is a zip or a pickle, whatever its name ends in; safetensors has a {, after a length."""
     with open(path, "rb") as file:
         start = file.read(9)
-    return start[8:] != b"{" and (
-        path.suffix in TORCH_FILES or (path.suffix == ".safetensors" and start.startswith((b"PK", b"\x80")))
-    )
+    lies = path.suffix == ".safetensors" and start.startswith((b"PK", b"\x80"))
+    return start[8:] != b"{" and (path.suffix in TORCH_FILES or lies)
 
 
 @contextmanager
@@ -284,17 +283,16 @@ def load_into(module: nn.Module, tensors: Tensors, rename: Table = (), source: P
         raise WeightsError(f"nothing in {source} matches {network}: {fits}")
 
     shapes, wanted = ({name: tuple(t.shape) for name, t in each.items()} for each in (found, expected))
-    different = [name for name in wanted if name in found and shapes[name] != wanted[name]]
+    both = [name for name in wanted if name in found]
+    different = [name for name in both if shapes[name] != wanted[name]]
     wrong = {
         "missing": [f"{name} {shape}" for name, shape in wanted.items() if name not in found],
         "extra": [f"{name} {shape}" for name, shape in shapes.items() if name not in expected],
         "misshapen": [f"{name}: expected {wanted[name]}, found {shapes[name]}" for name in different],
     }
-    if whole := [
-        n for n in shapes if n in expected and found[n].is_floating_point() != expected[n].is_floating_point()
-    ]:
-        dtypes = [(name, expected[name].dtype, found[name].dtype) for name in whole]
-        wrong["quantised"] = [f"{name}: expected {a}, found {b}" for name, a, b in dtypes]
+    dtypes = [(name, expected[name].dtype, found[name].dtype) for name in both]
+    if whole := [each for each in dtypes if each[1].is_floating_point != each[2].is_floating_point]:
+        wrong["quantised"] = [f"{name}: expected {a}, found {b}" for name, a, b in whole]
     refuse(f"{source} does not fit {network}", wrong)
     on_meta = any(t.is_meta for t in expected.values())
     module.load_state_dict({name: t.to(expected[name].dtype) for name, t in found.items()}, assign=on_meta)

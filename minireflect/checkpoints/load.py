@@ -193,9 +193,8 @@ def _schedule(published: Published, prediction: Prediction | None, family: Famil
         if (off := (Schedule(config).abar - published.abar.float()).abs().max()) > 1e-3:
             raise WeightsError(f"{path} was trained with other noise: its alphas_cumprod is off by {off:.3f}")
     if config.zero_snr and config.prediction == "epsilon" and config.spacing != "leading":
-        raise WeightsError(
-            f"{path} has zero terminal SNR: there the noise does not tell the picture; it needs v"
-        )
+        why = "there the noise does not tell the picture; it needs v"
+        raise WeightsError(f"{path} has zero terminal SNR: {why}")
     return Schedule(config)
 
 

@@ -194,11 +194,9 @@ def load_lora(target: Target, path: str | Path, strength: float = 1.0) -> Target
     `strength` multiplies what they change.  Raises WeightsError naming each layer that does not fit.
     """
     networks = networks_of(target) if isinstance(target, LatentDiffusion) else {"unet": target}
-    known = {
-        ("" if n == "unet" else f"{n}.") + name: m
-        for n in networks
-        for name, m in networks[n].named_modules()
-    }
+    known = {}
+    for n, network in networks.items():
+        known |= {("" if n == "unet" else f"{n}.") + name: m for name, m in network.named_modules()}
     adapters = read_lora(path, networks["unet"].config.res_blocks)
     wrong: dict[str, list[str]] = {"extra": [], "misshapen": []}
     for name, (A, B, _) in adapters.items():

@@ -60,9 +60,8 @@ class Part(NamedTuple):
             raise WeightsError(f"missing {name} in {self.source}, which has {first_names(self.tensors)}")
         axes, found = 4 if re.search(r"(conv\w*|patch)\.weight$", name) else 2, self.tensors[name]
         if found.ndim != axes or not found.numel():
-            raise WeightsError(
-                f"{name} in {self.source} has shape {tuple(found.shape)}, expected {axes} axes"
-            )
+            has = f"has shape {tuple(found.shape)}, expected {axes} axes"
+            raise WeightsError(f"{name} in {self.source} {has}")
         return found
 
     def ending(self, end: str) -> Tensor | None:
@@ -171,9 +170,8 @@ def _read_file(path: Path) -> Published:
                 said = f"its text encoder is used up to block {n} of {n + 1}, as in SD 2.x"
                 warnings.warn(f"{path} does not say so, but {said}", stacklevel=4)
     if any(name.startswith("model_ema.") for name in whole):
-        warnings.warn(
-            f"{path}: its running average (model_ema) is left out, its weights are used", stacklevel=4
-        )
+        said = "its running average (model_ema) is left out, its weights are used"
+        warnings.warn(f"{path}: {said}", stacklevel=4)
     known = _known_of(path, whole)
     if "vae" in parts:
         parts["vae"].config["scaling_factor"] = known.pop("scaling_factor", None)
@@ -266,9 +264,8 @@ def _depths(part: Part, way: str) -> tuple[tuple[int, ...], ...]:
     """Transformer blocks behind each residual block, per level in the order of computation."""
     layers = [part.count(rf"{way}\.{i}\.layers\.(\d+)\.") for i in range(part.count(rf"{way}\.(\d+)\."))]
     blocks = r"\.attn\.blocks\.(\d+)\."
-    return tuple(
-        tuple(part.count(rf"{way}\.{i}\.layers\.{j}{blocks}") for j in range(n)) for i, n in enumerate(layers)
-    )
+    levels = ([rf"{way}\.{i}\.layers\.{j}{blocks}" for j in range(n)] for i, n in enumerate(layers))
+    return tuple(tuple(map(part.count, level)) for level in levels)
 
 
 def autoencoder_sizes(part: Part, family: Family) -> AutoencoderConfig:

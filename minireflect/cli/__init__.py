@@ -140,22 +140,23 @@ def help_text(usage: str, about: str, record: Any, full: bool = False) -> str:
     """A line for each option, in groups; the value behind a name is its default.
 
     Without `full` two kinds of options are listed at the end and not explained: those of nested records, with
-    a dot in their names, and those of another objective, whose help begins with its name.
+    a dot in their names, and those of ppo, whose help begins so, where the objective is another.
     """
     width, found = min(120, shutil.get_terminal_size().columns), list(options(record))
     left = min(30, 4 + max(len(option.flag) for option in found if "." not in option.flag.split()[0]))
-    objective = getattr(getattr(record, "srrl", None), "objective", None)
-    other = {"regress": "ppo: ", "ppo": "regress: "}.get(objective, "none: ")
+    ppo = getattr(getattr(record, "srrl", None), "objective", "ppo") == "ppo"
     groups: dict[str, list[str]] = {}  # those that are explained
     brief: dict[str, str] = {}  # their flags; a name stays with its default
     for group, flag, said, _ in found:
-        if not full and ("." in flag.split()[0] or said.startswith(other)):
-            group = f"with --objective {other[:-2]}" if said.startswith(other) else group
+        other = not ppo and said.startswith("ppo: ")
+        if not full and (other or "." in flag.split()[0]):
+            group = "with --objective ppo" if other else group
             brief[group] = brief.get(group, f"{group}:") + "  " + flag.replace(" ", "\0")
         else:
             text = f"{f'  {flag}  ':{left}}{said}"
             groups.setdefault(group, [f"{group}:"]).extend(wrap(text, width, subsequent_indent=" " * left))
     lines = [f"usage: {usage}", *wrap(about, width), *(line for group in groups.values() for line in group)]
     for text in brief.values():
-        lines += [line.replace("\0", " ") for line in wrap(text, width, subsequent_indent="  ")]
+        wrapped = wrap(text, width, subsequent_indent="  ", break_on_hyphens=False)
+        lines += [line.replace("\0", " ") for line in wrapped]
     return "\n".join(lines)

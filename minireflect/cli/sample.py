@@ -25,8 +25,8 @@ from ..ranges import Checked, Count, Finite, Natural, Share, Weight
 from ..rl.rewards import load_reward, reward_beside
 from ..streams import choices, rng
 from ..world.canvas import read_picture, to_pixels, write_picture
-from ..world.graphs import lay_out, read_graphs
-from ..world.prompts import read_benchmark, write_samples
+from ..world.graphs import lay_out
+from ..world.published import read_benchmark, read_graphs, write_samples
 from . import read
 
 ABOUT = """\

@@ -11,7 +11,7 @@ import torch
 from .. import parallel
 from ..checkpoints import ours
 from ..config import PRESETS, Config, options_of, preset, read_config, to_dict
-from ..methods.finetune import SAMPLER
+from ..methods.finetune import MEASURED, SAMPLER
 from ..methods.srrl import RECIPES, recipe
 from ..pipeline import best_device, chosen_device
 from ..ranges import Refusal
@@ -52,7 +52,9 @@ def defaults(named: str | None, words: list[str]) -> Config:
     name = "cpu" if real and name == "gpu" else name  # that of a checkpoint is for a GPU already
     config = replace(preset(name, command, seen.scenes or "laws", recipe(method, real)), method=method)
     if real:
-        config = replace(config, sampler=SAMPLER, finetune=replace(config.finetune, base=seen.base))
+        measured = replace(config.evaluation, pictures=min(MEASURED, config.evaluation.pictures))
+        config = replace(config, sampler=SAMPLER, evaluation=measured)
+        config = replace(config, finetune=replace(config.finetune, base=seen.base))
     return config
 
 
@@ -70,6 +72,9 @@ def parse(words: list[str], config: Config) -> Config:
     return replace(config, weights=weights, finetune=replace(config.finetune, **there))
 
 
+FAILURES = (ValueError, OSError, ImportError, MemoryError, FloatingPointError, torch.cuda.OutOfMemoryError)
+
+
 def train(config: Config) -> None:
     """Make the run folder and do the stages; a start that fails leaves no folder."""
     from ..stages import Task, do  # with all that trains, measures and plots
@@ -81,7 +86,6 @@ def train(config: Config) -> None:
     folders = (Path("runs") / f"{label}-{n}" for n in count(1))
     folder = config.out or next(free for free in folders if not free.exists())
     run = Run(parallel.own_folder(folder, config.resume), to_dict(config), config.resume)
-    run.tracking = Tracking(config.log, run.folder) if config.log and not parallel.rank() else None
     cost = COSTS.get(config.preset, f"about {TRAINED[config.command][1]} minutes on two cores")
     several = f"{parallel.world()} processes, " if parallel.world() > 1 else ""
     where = f"{several}{device}, {torch.get_num_threads()} threads"
@@ -89,8 +93,9 @@ def train(config: Config) -> None:
     print(f"{config.preset} preset" + ("" if config.real else f": {cost}"))
     clock = time.time()
     try:
+        run.tracking = Tracking(config.log, run.folder) if config.log and not parallel.rank() else None
         do(Task(config, run, source or run.folder / "weights", device), *config.stages)
-    except (ValueError, OSError, MemoryError, FloatingPointError, torch.cuda.OutOfMemoryError) as error:
+    except FAILURES as error:
         first = error
         while isinstance(error, FloatingPointError) and isinstance(first.__context__, FloatingPointError):
             first = first.__context__  # what was saved on the way out was not finite either

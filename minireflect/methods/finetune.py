@@ -41,7 +41,7 @@ from .srrl import Draw, SRRLConfig, train_srrl
 PROMPTS = Path(__file__).parent.parent / "prompts"
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 JPEG = {"incompressibility": incompressibility, "compressibility": compressibility}
-SAMPLER = SamplerConfig(steps=20, guidance=5.0)  # of the pictures that are measured
+MEASURED, SAMPLER = 16, SamplerConfig(steps=20, guidance=5.0)  # number of the pictures that are measured
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,6 @@ class FinetuneConfig(CheckpointConfig):
     micro_batch: Count = 4
     # hold fewer activations for the backward pass, for one more forward
     checkpointing: bool = False
-    # pictures that are measured before and after
-    shown: Count = 16
     # save pictures and LoRA every N iterations (default: only at the end)
     every: Natural = 0
 
@@ -153,8 +151,7 @@ def chosen_reward(config: FinetuneConfig, device: torch.device) -> Reward:
         names = "clip, pickscore=PATH, hps=PATH, aesthetic=HEAD, MODULE:FUNCTION"
         raise ValueError(f"--reward {asked} is none of {', '.join(JPEG)}, {names}")
 
-    asked = [config.reward] if isinstance(config.reward, str) else config.reward
-    return weighted([reward_of(each) for each in asked])
+    return weighted([reward_of(each) for each in config.reward])
 
 
 def reward_of_module(name: str) -> Reward:
@@ -192,9 +189,8 @@ def finetune(
     def texts(step: int) -> tuple[list[str], list[str]]:
         if config.every and step and step % config.every == 0:  # as it is before this step
             save_lora(folder / "weights" / f"lora_{step}.safetensors", pipe.unet)
-            images = pipe.generate(
-                prompts[:4], srrl.steps, srrl.guidance, 0.0, generator=rng(job.seed, "shown")
-            )
+            how, noise = (srrl.steps, srrl.guidance, 0.0), rng(job.seed, "shown")
+            images = pipe.generate(prompts[:4], *how, generator=noise)
             picture = rearrange(to_pixels(images), "b h w c -> h (b w) c")
             write_picture(picture, folder / "figures" / f"samples_{step}.png")
         return draw(step)

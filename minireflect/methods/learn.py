@@ -40,7 +40,7 @@ from ..parallel import share, sum_gradients, total
 from ..pipeline import LatentDiffusion, SamplerConfig
 from ..ranges import Checked, Count, Positive, Range, Share, Weight
 from ..rl import advantage as adv
-from ..rl.policy import gaussian_kl, ppo_clip, reduce_log_prob
+from ..rl.policy import gaussian_kl, ppo_clip
 from ..run import adamw, check_gradient, set_lr, take_step
 from ..streams import normal, sent
 from .rollout import Rollout
@@ -441,7 +441,7 @@ def pull_to_base(learner: Learner, out: Rollout, generator: Generator) -> Tensor
 
 def mean_of(nats: Tensor, pipe: LatentDiffusion) -> Tensor:
     """Nats of a latent as nats a dimension.  Shapes: nats (b) -> (b)"""
-    return reduce_log_prob(nats, math.prod(pipe.latent_shape), "mean")
+    return nats / math.prod(pipe.latent_shape)
 
 
 Objective = Callable[[Learner, Rollout, Generator], UpdateStats]

@@ -26,7 +26,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -37,11 +37,11 @@ from ..models.transformer import Temperature
 from ..parallel import share, spread, total, world
 from ..pipeline import ACCEPT, ReasonPipeline
 from ..pretrain.sft import Examples, ReasonTraining, sft_loss
-from ..ranges import Count, Positive, Range, Weight, finite
+from ..ranges import Count, Positive, Weight, finite
 from ..rl.advantage import group_advantage, zero_variance_groups
-from ..rl.collapse import StopRule, statistics, watch
+from ..rl.collapse import statistics, watch
 from ..rl.rewards import ACCEPT_WORD, Reward, inspector_reward
-from ..rl.tokens import AdaptiveEntropy, TokenBatch, entropy_of, token_step
+from ..rl.tokens import AdaptiveEntropy, TokenBatch, TokenConfig, entropy_of, token_step
 from ..run import Job, adamw, lr_factor, set_lr
 from ..streams import rng, sent
 
@@ -51,31 +51,23 @@ Prompts = Callable[[int, int, int], list[str]]  # number of prompts, iteration, 
 
 
 @dataclass(frozen=True)
-class ReasonRLConfig(StopRule):
+class ReasonRLConfig(TokenConfig):
     # of sampling and update
     iterations: Count = 80
     # groups that an iteration learns from
-    prompts: Count = 16
-    # G, samples of each prompt
-    group: Annotated[int, Range(2)] = 8
+    prompts_per_iteration: Count = 16
     # how often an iteration samples prompts, at most, until enough groups have different rewards
     max_resamples: Count = 4
     # optimiser steps per iteration, each on its share of the groups
     updates: Count = 2
     # peak learning rate of AdamW; falls to zero on a cosine after a warm-up of 5 %
     lr: Weight = 3e-4
-    # e, on the ratio of a token's probabilities
-    clip: Weight = 0.2
-    # weight of the KL to the model before RL, nats per token; the paper has none
-    beta: Weight = 0.02
-    # hold the entropies of text and image tokens at their targets
-    adaptive: bool = True
     # H* of text tokens, nats; what stage 1 ends with
     text_entropy: Weight = 0.11
     # H* of image tokens, nats
     image_entropy: Weight = 0.19
-    # largest weight |alpha| of an entropy, as in the paper
-    entropy_bound: Positive = 5e-3
+    # largest weight |alpha| of an entropy, as in the paper; 0 leaves entropies alone
+    entropy_bound: Weight = 5e-3
     # learning rate of the weights alpha, as in the paper
     entropy_lr: Positive = 5e-4
     # temperature of sampling
@@ -90,13 +82,11 @@ class ReasonRLConfig(StopRule):
     recall_batch: Count = 48
     # compute the recalled loss in bfloat16
     bf16: bool = False
-    # also measure best-of-N before RL
-    controls: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.prompts < self.updates:
-            raise ValueError(f"prompts must be at least updates = {self.updates}, got {self.prompts}")
+        if (n := self.prompts_per_iteration) < self.updates:
+            raise ValueError(f"prompts_per_iteration must be at least updates = {self.updates}, got {n}")
 
     @property
     def sampling(self) -> SamplingConfig:
@@ -149,9 +139,9 @@ def sample_groups(
     found = []  # what was sampled, rewards (n g), verdicts of the inspector
     mixed = torch.zeros(0)
     for number in range(config.max_resamples):
-        wanted = config.prompts - len(mixed)
-        n = math.ceil(wanted * len(asked) / len(mixed)) if len(mixed) else config.prompts
-        texts = ask(min(n, config.prompts), step, number)
+        wanted = config.prompts_per_iteration - len(mixed)
+        n = math.ceil(wanted * len(asked) / len(mixed)) if len(mixed) else config.prompts_per_iteration
+        texts = ask(min(n, config.prompts_per_iteration), step, number)
         each = [t for t in texts for _ in range(config.group)]
         sampled = pipe.sample(each, config.sampling, noise)
         images = spread(pipe.pictures, sampled.codes)
@@ -159,8 +149,8 @@ def sample_groups(
         found.append((sampled, R, inspector_reward(images.cpu(), each)))
         asked += texts
         R = torch.cat([rows for _, rows, _ in found])  # (n g) so far
-        mixed = (~zero_variance_groups(R)).nonzero().flatten()[: config.prompts]
-        if len(mixed) == config.prompts:
+        mixed = (~zero_variance_groups(R)).nonzero().flatten()[: config.prompts_per_iteration]
+        if len(mixed) == config.prompts_per_iteration:
             break
     parts, _, verdicts = zip(*found)
     sampled = Sampled(*map(torch.cat, zip(*parts)))  # (n*g)
@@ -241,7 +231,7 @@ def update(learner: Learner, samples: Samples, config: ReasonRLConfig, noise: Ge
         if learner.examples:  # every process recalls the same
             recalled, _ = sft_loss(model, learner.examples, config.examples, noise)
             more.append(config.recall / world() * recalled)
-        stats = token_step(now, tokens, learner.optimizer, config.clip, config.beta, *more)
+        stats = token_step(now, tokens, learner.optimizer, config.clip_range, config.beta, *more)
         entropies = total(H.detach()).tolist()
         for control, h in zip(learner.entropies, entropies):
             control.step(h)
@@ -264,7 +254,7 @@ def train_reason_grpo(
         raise ValueError(f"a group of {config.group} for {world()} processes: give --group {world()} or more")
     targets, limits = (config.text_entropy, config.image_entropy), (config.entropy_bound, config.entropy_lr)
     text, image = (AdaptiveEntropy(target, *limits) for target in targets)
-    learner = Learner(pipe, reference, optimizer, (text, image) if config.adaptive else (), examples)
+    learner = Learner(pipe, reference, optimizer, (text, image) if config.entropy_bound else (), examples)
     networks = {"model": model, "text_entropy": text, "image_entropy": image}
     memory: dict = {"calls": 0, "tokens": 0, "watch": {}}
     for step in job.run.steps("reason-grpo", config.iterations, networks, optimizer, memory=memory):

@@ -47,9 +47,9 @@ from ..parallel import share, total
 from ..pipeline import LatentDiffusion, SamplerConfig
 from ..ranges import Checked, Count, Natural, Range, Share, Weight
 from ..rl.advantage import group_advantage, zero_variance_groups
-from ..rl.collapse import StopRule, statistics, watch
+from ..rl.collapse import statistics, watch
 from ..rl.rewards import Answers, Checker, load_checker
-from ..rl.tokens import TokenBatch, entropy_of, token_step, token_weights
+from ..rl.tokens import TokenBatch, TokenConfig, entropy_of, token_step, token_weights
 from ..run import Job
 from ..streams import choices, rng
 from ..world.captions import edit_prompt
@@ -290,11 +290,10 @@ def controls(parts: Parts, config: LoopConfig) -> dict[str, Loop]:
 
 
 @dataclass(frozen=True)
-class RLRIGConfig(StopRule):
+class RLRIGConfig(TokenConfig):
     loop: LoopConfig = field(default_factory=LoopConfig)
     # graphs of an iteration
     graphs: Count = 40
-    # G, edits of a picture and round
     group: Annotated[int, Range(2)] = 4
     # K in training; `loop.rounds` is K in measuring
     rounds: Count = 1
@@ -302,16 +301,11 @@ class RLRIGConfig(StopRule):
     actor_iterations: Natural = 10
     # learning rate of the Actor's AdamW
     actor_lr: Weight = 3e-4
-    # e, on the ratio of a token's probabilities
-    clip: Weight = 0.2
-    # weight of the KL to the Actor before RL, nats per token
     beta: Weight = 0.01
     # iterations of phase 2, the editor
     editor_iterations: Natural = 60
     # how the editor learns
     editor: LearnConfig = EDITOR
-    # also measure what the trained loop is compared with
-    controls: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -354,7 +348,7 @@ def update_actor(
     for _ in range(ACTOR_UPDATES):
         log_probs = actor.all_logits(latents, read, ids).log_softmax(-1)  # (m t v)
         now = log_probs.gather(2, ids[..., None])[..., 0]  # (m t)
-        stats = token_step(now, batch, optimizer, config.clip, config.beta)
+        stats = token_step(now, batch, optimizer, config.clip_range, config.beta)
         entropy = total((batch.weight * entropy_of(log_probs)).sum().detach()).item()
         first = first or {"first_ratio": stats.ratio_error, "entropy": entropy}
     return stats._asdict() | first | {"flat_groups": flat}

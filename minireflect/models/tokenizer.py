@@ -120,9 +120,8 @@ class BytePairs:
             words = found.ids[:limit]
             if lost := found.tokens[limit:]:
                 text = "".join(lost).replace("</w>", " ").strip()
-                warnings.warn(
-                    f"the prompt is longer than {limit} tokens; not read: {quote(text)}", stacklevel=2
-                )
+                said = f"the prompt is longer than {limit} tokens; not read: {quote(text)}"
+                warnings.warn(said, stacklevel=2)
             row[: len(words) + 2] = torch.tensor([self.bos, *words, self.eos])
         return ids
 

@@ -32,6 +32,8 @@ from ..streams import rng
 from ..world.canvas import to_tensor
 
 OBJECT_WEIGHT = 5.0  # vq: of a patch with an object, relative to one without
+# vq: times that unused entries are counted; in the first half of the training they move to where they help
+REVIVALS = 120
 
 
 @torch.no_grad()
@@ -108,8 +110,6 @@ class VQTraining(Training):
     forms: Count = 512
     # entries of the colour codebook
     colors: Count = 256
-    # steps between counts of unused entries; in the first half of the training these move to where they help
-    revive_every: Count = 50
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -121,7 +121,7 @@ def train_vq(
     config: VQTraining, pixels: np.ndarray, twins: np.ndarray, autoencoder: Autoencoder, job: Job
 ) -> VQAutoencoder:
     """Learn two codebooks, of forms and of colours.  Shapes: pixels, twins (n 64 64 3) uint8"""
-    seed, device = job.seed, job.device
+    seed, device, every = job.seed, job.device, max(1, config.steps // REVIVALS)
     torch.manual_seed(seed)
     autoencoder = autoencoder.to(device).eval().requires_grad_(False)
     n, both = len(pixels), np.concatenate([pixels, twins])
@@ -141,13 +141,13 @@ def train_vq(
         values = {"latents": error.mean().item()}
         for (name, used), quantised in zip(counts.named_buffers(), chosen):
             used += torch.bincount(quantised.ids.flatten(), minlength=len(used))
-            if (step + 1) % config.revive_every == 0:
+            if (step + 1) % every == 0:
                 values[f"{name}_used"] = (used > 0).float().mean().item()
                 values[f"{name}_perplexity"] = perplexity(used)
         weights = patch_weights(images, twin, OBJECT_WEIGHT)  # (b 1 8 8)
         codebooks = chosen.form.loss + chosen.color.loss
         minimise((weights * error).mean() + codebooks, **values)
-        if (step + 1) % config.revive_every == 0:
+        if (step + 1) % every == 0:
             for (name, used), z in zip(counts.named_buffers(), codes):
                 if 2 * step < config.steps:
                     books[name].revive(z.detach(), used, rng(seed, "vq", "revive", name, step))

@@ -21,7 +21,7 @@ from ..models.clip import CrossBlock, TextConfig, TextEncoder
 from ..models.tokenizer import EOS, Tokenizer
 from ..models.unet import SMALL_UNET, TOY_UNET, UNet, UNetConfig
 from ..pipeline import LatentDiffusion
-from ..ranges import Count, Natural, Positive, Share
+from ..ranges import Count, Natural, Share
 from ..run import Job, Networks, Training, optimise
 from ..world.captions import PROMPT_LENGTH
 from ..world.data import Captioned
@@ -29,6 +29,7 @@ from .autoencoders import encode_all
 
 READING_LR = 2e-3  # peak learning rate of `learn_to_read`
 EMPTY = 0.1  # share of captions left empty, as in Ho & Salimans 2022
+MAX_WEIGHT = 20.0  # largest loss weight of a noise level: w(t) = min(1 / abar, this)
 EMA = 0.995  # decay of the averaged weights, which are the result
 
 
@@ -36,8 +37,6 @@ EMA = 0.995  # decay of the averaged weights, which are the result
 class DiffusionTraining(Training):
     # pictures, rendered and encoded once
     pictures: Count = 24_000
-    # largest loss weight of a noise level: w(t) = min(1 / abar, this)
-    max_weight: Positive = 20.0
     # share of noise levels sampled in proportion to their weight: the same mean loss with less variance
     importance: Share = 0.0
     # share of the steps, at the start, that see plain captions only
@@ -84,7 +83,7 @@ def train_diffusion(
         learn_to_read(config, raw["text_encoder"], latents, ids, plain, job)
     averaged = copy.deepcopy(raw).requires_grad_(False)
     schedule = Schedule(ScheduleConfig())
-    chance, weights = level_chances(schedule, config.max_weight, config.importance)  # (T), (T)
+    chance, weights = level_chances(schedule, MAX_WEIGHT, config.importance)  # (T), (T)
     both = {"raw": raw, "averaged": averaged}
     for step, generator, minimise in optimise("diffusion", config, both, job, decay=1e-4):
         pick = torch.randint(len(latents), (config.batch,), generator=generator)

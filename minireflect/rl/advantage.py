@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+EPS = 1e-4  # added to the std of rewards
 PRIOR = 0.5  # what a reward that is a probability is worth before anything is known of its prompt
 
 Rewards = dict[str, list[list[float]]]  # by key, oldest first: [stage, reward]
@@ -33,7 +34,7 @@ def zero_variance_groups(rewards: Tensor) -> Tensor:
     return rewards.masked_fill(none, -torch.inf).amax(1) == rewards.masked_fill(none, torch.inf).amin(1)
 
 
-def group_advantage(rewards: Tensor, eps: float = 1e-4) -> Tensor:
+def group_advantage(rewards: Tensor, eps: float = EPS) -> Tensor:
     """Standard deviations above the mean of its group; exactly 0 in a group without variance.
 
     Computed in float64; the std is unbiased (n - 1), as in TRL and verl.  Raises ValueError for
@@ -124,9 +125,7 @@ def by_key(keys: Sequence[str], rewards: Tensor) -> dict[str, list[float]]:
     return rows
 
 
-def history_advantage(
-    history: RewardHistory, keys: Sequence[str], rewards: Tensor, eps: float = 1e-4
-) -> Tensor:
+def history_advantage(history: RewardHistory, keys: Sequence[str], rewards: Tensor) -> Tensor:
     """z-score of each reward among all rewards of its key, this stage's and the remembered ones.
 
     Call `history.add` afterwards.  The std is unbiased (n - 1); a lone reward, or a key whose rewards are all
@@ -137,7 +136,7 @@ def history_advantage(
     for i, key in enumerate(keys):
         pool = torch.tensor(now[key] + history.past(key), dtype=torch.float64)
         if pool.amax() > pool.amin():
-            z[i] = (rewards[i].double() - pool.mean().item()) / (pool.std().item() + eps)  # SRRL (E6)
+            z[i] = (rewards[i].double() - pool.mean().item()) / (pool.std().item() + EPS)  # SRRL (E6)
     return z.float()
 
 

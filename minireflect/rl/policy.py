@@ -7,17 +7,14 @@ PPO (Schulman et al. 2017, arXiv 1707.06347), equation 7; on denoising steps: DD
     loss = mean max(-A rho, -A clip(rho, 1 - clip, 1 + clip))  # the pessimistic of the two
 
 A clip means nothing without the reduction: the released SRRL clips at 0.1 the mean over 16,384 dimensions,
-which lets the true log-ratio move by 1,638 nats (no clipping at all), where DDPO's 1e-4 allows 1.6.  Here
-log-probabilities arrive as sums, `reduce_log_prob` says in one place what becomes of them, and `clip_in_nats`
-gives the clip in nats.
+which lets the true log-ratio move by 1,638 nats (no clipping at all), where DDPO's 1e-4 allows 1.6: a clip
+of a mean, times the dimensions, is the clip in nats.  `learn.mean_of` says in one place how sums are reduced.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-Reduction = Literal["sum", "mean"]
 
 MAX_LOG_RATIO = 20.0  # nats; exp(20) = 5e8.  Beyond it exp overflows, and 0 * inf puts NaN in the gradient
 
@@ -29,30 +26,6 @@ class PPOStats(NamedTuple):
     clip_high: Tensor  # () share of samples with A > 0 whose ratio rose beyond the clip: no gradient left
     clip_low: Tensor  # () share of samples with A < 0 whose ratio fell beyond the clip: no gradient left
     log_ratio_max: Tensor  # () largest |log-ratio|, in the reduced unit
-
-
-def reduce_log_prob(log_prob_sum: Tensor, dims: int, reduction: Reduction = "sum") -> Tensor:
-    """A summed log-density as the ratio uses it; "mean" tempers the ratio by 1 / dims.
-
-    Shapes: log_prob_sum (n) -> (n)
-    """
-    return log_prob_sum / averaged_over(dims, reduction)  # SRRL (E3)
-
-
-def clip_in_nats(clip: float, dims: int, reduction: Reduction = "sum") -> float:
-    """The largest change of a step's joint log-probability, in nats, that a clip of the ratio allows.
-
-    To first order: 1e-4 on a mean over 16,384 dimensions is 1.6 nats, over 256 it is 0.026.
-    """
-    if clip <= 0 or dims < 1:
-        raise ValueError(f"clip {clip} must be positive and dims {dims} at least 1")
-    return clip * averaged_over(dims, reduction)
-
-
-def averaged_over(dims: int, reduction: Reduction) -> int:
-    if reduction not in ("sum", "mean"):
-        raise ValueError(f"reduction {reduction!r} is not 'sum' or 'mean'")
-    return dims if reduction == "mean" else 1
 
 
 def ppo_clip(

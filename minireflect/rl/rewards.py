@@ -33,6 +33,7 @@ from ..models.clip import CLIP, Matcher
 from ..models.tokenizer import EOS, BytePairs, Tokenizer, trim, up_to
 from ..pipeline import Reward
 from ..ranges import finite, quote
+from ..world.canvas import to_pixels
 from ..world.graphs import SceneGraph
 from ..world.inspector import inspect_all
 from ..world.prompts import Prompt, split, understand
@@ -203,11 +204,9 @@ def incompressibility(images: Tensor, prompts: list[str]) -> Tensor:
     """Kilobytes of the picture as a JPEG (Black et al. 2023, section 5.1): it favours detail and noise."""
     from PIL import Image
 
-    pictures = ((images + 1) * 127.5).round().clamp(0, 255).byte().cpu().permute(0, 2, 3, 1)  # (b h w 3)
     sizes = []
-    for picture in pictures:
-        file = io.BytesIO()
-        Image.fromarray(picture.numpy()).save(file, "JPEG", quality=95)  # as in DDPO's code
+    for picture in to_pixels(images):  # (h w 3)
+        Image.fromarray(picture).save(file := io.BytesIO(), "JPEG", quality=95)  # as in DDPO's code
         sizes.append(len(file.getvalue()) / 1000)
     return torch.tensor(sizes, device=images.device)
 

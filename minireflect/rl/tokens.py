@@ -17,7 +17,8 @@ Differs from ReasonGen-R1's code:
 """
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +26,22 @@ from torch.distributed import ReduceOp
 from torch.optim import Optimizer
 
 from ..parallel import sum_gradients, total
+from ..ranges import Range, Weight
 from ..run import check_gradient, take_step
+from .collapse import StopRule
 from .policy import MAX_LOG_RATIO, ppo_clip
+
+
+@dataclass(frozen=True)
+class TokenConfig(StopRule):
+    # G, samples of each prompt, or edits of each picture
+    group: Annotated[int, Range(2)] = 8
+    # e, on the ratio of a token's probabilities
+    clip_range: Weight = 0.2
+    # weight of the KL to the model before RL, nats per token
+    beta: Weight = 0.02
+    # also measure what the trained model is compared with
+    controls: bool = True
 
 
 class TokenBatch(NamedTuple):

@@ -14,15 +14,12 @@ and error: shapes are placed one by one where every relation holds.
 import math
 import random
 import re
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
-from operator import index
 
-from ..disk import parse_json, read_text
 from ..ranges import Refusal, quote
 from .scenes import COLORS, SPLITS, Object, Objects, Scene, arrangement, distance
 
@@ -235,7 +232,7 @@ def parse_graph(text: str) -> SceneGraph:
     entities: dict[str, Entity] = {}  # by their label in the singular
 
     def of_thing(words: str) -> int:
-        entity = _parse_entity(words)
+        entity = parse_entity(words)
         key = f"{entity.color} {entity.name}"
         entities[key] = entity if entity.count > 1 else entities.get(key, entity)
         return list(entities).index(key)
@@ -249,7 +246,7 @@ def parse_graph(text: str) -> SceneGraph:
     return SceneGraph(tuple(entities.values()), tuple(dict.fromkeys(relations)))
 
 
-def _parse_entity(words: str) -> Entity:
+def parse_entity(words: str) -> Entity:
     """An entity from "a red ball", "the red ball", "two red balls" or "red cube"."""
     found, known = ENTITY.fullmatch(" ".join(words.split())), ", ".join(PREDICATES)
     if not found:
@@ -261,77 +258,6 @@ def _parse_entity(words: str) -> Entity:
     entity = Entity(SYNONYMS.get(name, name), color or "", NUMBERS.index(number) if number else 1)
     _require_known(entity)
     return entity
-
-
-def read_graphs(text: str) -> list[SceneGraph]:
-    """A graph from triples or a sentence, or all graphs of a .json file, see `from_laion_sg`.
-
-    A file holds one graph, or one a line.  Raises GraphError.
-    """
-    if not text.lower().endswith((".json", ".jsonl")):
-        return [parse_graph(text)]
-    try:
-        written = read_text(text).strip()
-    except (OSError, Refusal) as error:
-        raise GraphError(f"cannot read {text}: {getattr(error, 'strerror', None) or error}") from None
-    lines = written.splitlines()
-    if len(lines) < 2 or not (lines[0].startswith("{") and lines[0].endswith("}")):
-        return [from_laion_sg(written)]
-    graphs = []
-    for number, line in enumerate(lines, 1):
-        try:
-            graphs += [from_laion_sg(line)] if line.strip() else []
-        except GraphError as error:
-            raise GraphError(f"line {number} of {text}: {error}") from None
-    return graphs
-
-
-def from_laion_sg(text: str) -> SceneGraph:
-    """A graph from the JSON of LAION-SG or T2I-R1 (arXiv 2505.00703); items that are alike are one entity,
-    counted.
-
-        {"items": [{"item_id", "label", "attributes"}], "relations": [{"item1", "relation", "item2"}]}
-        {"triples": [["red ball", "on", "blue box"]]}
-        {"nouns", "attr_nouns", "spatial_info": {"obj1", "locality", "obj2"}, "numeracy_info"}
-
-    Raises GraphError, which names what the world lacks.
-    """
-    try:
-        labels, links, numbers = _facts(parse_json(text, dict, "it"))
-        numbers = {i: index(n) for i, n in numbers.items()}
-        strays = [i for s, _, o in links for i in (s, o) if i not in labels]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        forms = "items and relations, triples, or nouns"
-        why = quote(str(error) or type(error).__name__)
-        raise GraphError(f"not a graph of LAION-SG or T2I-R1, which has {forms}: {why}") from None
-    kinds = {i: _parse_entity(label) for i, label in labels.items()}
-    for i in strays:
-        raise GraphError(f"a relation names item {quote(i)}, which is not among the items")
-    counts = Counter()
-    for i, kind in kinds.items():
-        counts[kind] += numbers.get(i, kind.count)
-    alike = list(counts)
-    relations = dict.fromkeys((alike.index(kinds[s]), p, alike.index(kinds[o])) for s, p, o in links)
-    return SceneGraph(tuple(Entity(e.name, e.color, counts[e]) for e in alike), tuple(relations))
-
-
-def _facts(data: dict) -> tuple[dict, list[tuple], dict]:
-    """Labels of things by their id, (id, predicate, id), and numbers by id where they are said."""
-    if "triples" in data:
-        links, labels = data["triples"], {words: words for s, _, o in data["triples"] for words in (s, o)}
-    elif "nouns" in data:
-        at, full = data.get("spatial_info"), data.get("attr_nouns") or []
-        named = {noun: [words for words in full if words.split()[-1] == noun] for noun in data["nouns"]}
-        labels = {noun: words[0] if words else noun for noun, words in named.items()}
-        links = [(at["obj1"], at["locality"], at["obj2"])] if at else []
-    else:
-        words = {i["item_id"]: [*map(str, i.get("attributes", [])), i["label"]] for i in data["items"]}
-        labels = {i: " ".join(of_item) for i, of_item in words.items()}
-        links = [(r["item1"], r["relation"], r["item2"]) for r in data.get("relations", [])]
-    said = {i["obj_name"]: i["num"] for i in data.get("numeracy_info") or []}
-    predicates = [" ".join(str(p).lower().replace("_", " ").split()) for _, p, _ in links]
-    links = [(s, SYNONYMS.get(p, p), o) for (s, _, o), p in zip(links, predicates)]
-    return {i: label.lower() for i, label in labels.items()}, links, said
 
 
 # ------------------------------------------------------------------------------------ from a graph to a scene

@@ -6,8 +6,9 @@ It does not see the scene and is never trained, nor trained on.  It renders inst
        position of the camera, for arrangements the coloured shapes one by one;
     3. render each candidate, and keep the one that differs least;
     4. accept it only if it explains the whole picture: no 4x4 block of pixels may differ by more than
-       TOLERANCE, the mean over all blocks by no more than MEAN_TOLERANCE, and the picture may not lie
-       halfway to another scene.  Otherwise the picture is unreadable, and the reading says why.
+       TOLERANCE, no band of 8 rows and 32 columns by more than BAND_TOLERANCE, the mean over all blocks by
+       no more than MEAN_TOLERANCE, and the picture may not lie halfway to another scene.  Otherwise the
+       picture is unreadable, and the reading says why.
 A flat strip two pixels wide over the picture is forgiven too: what it hides is read off the lines beside it.
 So a picture with one fact wrong is read as another scene; one that no scene explains is never accepted.
 
@@ -21,6 +22,7 @@ from itertools import product
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
 from .canvas import MARGIN, PALETTE, SIZE
@@ -30,6 +32,7 @@ from .laws import LAWS, canvas, render_pixels
 from .scenes import ARRANGEMENT, COLORS, Object, Reading, Scene, arrangement, distance
 
 TOLERANCE = 0.25  # in [0, 1]: a ball that is missing makes 0.7, a line moved by a pixel 0.2
+BAND_TOLERANCE = 0.085  # in [0, 1], signed: a missing floor makes 0.1, as it is 0.19 darker than paper
 MEAN_TOLERANCE = 0.035  # in [0, 1], over all blocks
 HALFWAY = 0.47  # share of the way to another scene from which on a picture is neither
 
@@ -104,11 +107,15 @@ def _behind_strips(pixels: np.ndarray) -> Iterator[np.ndarray]:
 def _verify(pixels: np.ndarray, scene: Scene, others: list[Scene]) -> Reading:
     """Render the scene and see whether it explains the picture, and better than any other scene does."""
     rendered = _float_pixels(scene)
-    off = np.abs(_blocks(rendered - pixels)).max(axis=2)  # (16 16)
+    signed = _blocks(rendered - pixels)  # (16 16 3)
+    off = np.abs(signed).max(axis=2)  # (16 16)
+    band = np.abs(sliding_window_view(signed, (2, 8), axis=(0, 1)).mean(axis=(3, 4))).max()
     residual, mean, far = float(off.max()), off.mean(), ""
     y, x = (4 * int(v) for v in np.unravel_index(off.argmax(), off.shape))
     if residual > TOLERANCE:
         far = f"the 4x4 pixels at x {x}, y {y} are {residual:.2f} off, at most {TOLERANCE} is allowed"
+    elif band > BAND_TOLERANCE:
+        far = f"8 rows of 32 pixels are {band:.3f} off on average, at most {BAND_TOLERANCE} is allowed"
     elif mean > MEAN_TOLERANCE:
         far = f"it is {mean:.3f} off on average, at most {MEAN_TOLERANCE} is allowed"
     if far:

@@ -11,36 +11,20 @@ reported and never chosen on.  Of arrangements, all sentences with the same cont
 left of a cone" and "a cone right of a ball".  Tasks of at most five contents, single and two objects, are in
 all splits.  What a picture shows besides, such as colours that are left open, is not held out.
 
-A picture fulfils a prompt when the inspector reads every fact in it, and nothing more.  GenEval's own rules,
-for comparison with its tables, are milder: other objects in the picture do no harm.
-    single_object   a ball                         at least one
-    two_object      a ball and a cone              at least one of each
-    counting        three red balls                at least three, and not four
-    colors          a red ball                     at least one of this colour
-    position        a ball left of a cone          centres, see `holds` in graphs.py
-    color_attr      a red ball and a blue cone     one each of these colours
-    overall         the unweighted mean of the six
-GenEval reads pictures with a detector, we with the inspector, whose objects have no confidence: a position
-counts if any two of the named objects are so related.
+A picture fulfils a prompt when the inspector reads every fact in it, and nothing more.  The
+milder rules of GenEval's tables are in published.py.
 """
 
-import csv
-import json
 import random
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from itertools import permutations, product
-from pathlib import Path
 
-from torch import Tensor
-
-from ..disk import parse_json
 from ..ranges import Checked, Weight
 from ..streams import choices
-from .canvas import to_pixels, write_picture
-from .graphs import RELATIONS, SHAPES, Entity, SceneGraph, arrange, holds
+from .graphs import RELATIONS, SHAPES, Entity, SceneGraph, arrange
 from .laws import LAWS
 from .scenes import ARRANGEMENT, COLORS, SPLITS, Objects, Reading, Scene, jitter
 
@@ -264,92 +248,3 @@ def _graph_distance(a: SceneGraph, b: SceneGraph) -> int:
 def _differences(a: tuple, b: tuple) -> int:
     """How many attributes differ between two tuples of objects, or of entities."""
     return sum(u != v for x, y in zip(a, b) for u, v in zip(vars(x).values(), vars(y).values()))
-
-
-# -------------------------------------------------------------------------------- GenEval's rules and folders
-GENEVAL_TAGS = {  # GenEval's names of our tasks
-    "single object": "single_object", "two objects": "two_object", "counting": "counting",
-    "colors": "colors", "position": "position", "color attribution": "color_attr",
-}  # fmt: skip
-
-
-def geneval_right(things: Objects, prompt: Prompt) -> bool:
-    """GenEval's verdict on the objects of a picture."""
-    entities = prompt.graph.entities
-    found = [[t for t in things if e.matches(t)] for e in entities]
-    surplus = [len(f) - e.count for f, e in zip(found, entities)]
-    if min(surplus) < 0 or (prompt.task == "counting" and max(surplus) > 0):
-        return False
-    return all(any(holds(p, a, b) for a in found[s] for b in found[o]) for s, p, o in prompt.graph.relations)
-
-
-def geneval_scores(things: list[Objects], prompts: list[Prompt]) -> dict[str, float]:
-    """Share of right pictures for each task among the prompts, and "overall", their unweighted mean."""
-    right = [geneval_right(seen, prompt) for seen, prompt in zip(things, prompts)]
-    groups = {task: [ok for ok, prompt in zip(right, prompts) if prompt.task == task] for task in TASKS}
-    means = {task: sum(group) / len(group) for task, group in groups.items() if group}
-    return {**means, "overall": sum(means.values()) / len(means)}
-
-
-def geneval_metadata(prompt: Prompt) -> dict:
-    """A line of GenEval's evaluation_metadata.jsonl."""
-    relations, include = prompt.graph.relations, [_clause(e, e.count) for e in prompt.graph.entities]
-    if relations:  # the object that another is placed by comes first
-        include = [include[1], {**include[0], "position": [relations[0][1], 0]}]
-    line = {"tag": GENEVAL_TAGS[prompt.task], "include": include}
-    if prompt.task == "counting":
-        line["exclude"] = [_clause(e, e.count + 1) for e in prompt.graph.entities]
-    return {**line, "prompt": f"a photo of {prompt.text}"}
-
-
-def _clause(entity: Entity, count: int) -> dict:
-    color = {"color": entity.color} if entity.color else {}
-    return {"class": entity.name, "count": count, **color}
-
-
-def geneval_export(folder: Path, prompts: list[Prompt], images: Tensor) -> None:
-    """Write pictures as GenEval's scripts read them: for each prompt FOLDER/00000/ with metadata.jsonl and
-    samples/0000.png, ...
-
-    Raises ValueError on a prompt that is no arrangement, or when the pictures cannot be divided evenly.
-    Shapes: images (n*k 3 h w) in [-1, 1], k of each of n prompts, one after the other
-    """
-    if not prompts or len(images) % len(prompts):
-        raise ValueError(f"{len(images)} pictures cannot be divided evenly among {len(prompts)} prompts")
-    for prompt in prompts:
-        if prompt.graph is None:
-            raise ValueError(f"GenEval has no task like {prompt.text!r}: only arrangements can be exported")
-    write_samples(folder, [geneval_metadata(prompt) for prompt in prompts], images)
-
-
-def write_samples(folder: Path, about: list[dict], images: Tensor, first: int = 0) -> None:
-    """The layout of `geneval_export`, with what is known of each prompt; `first` is the first one's number.
-
-    Shapes: images (n*k 3 h w)
-    """
-    for i, (values, part) in enumerate(zip(about, images.split(len(images) // len(about))), first):
-        place = folder / f"{i:05d}"
-        (place / "samples").mkdir(parents=True, exist_ok=True)
-        (place / "metadata.jsonl").write_text(json.dumps(values))
-        for j, pixels in enumerate(to_pixels(part)):
-            write_picture(pixels, place / "samples" / f"{j:04d}.png")
-
-
-def read_benchmark(path: Path) -> list[dict]:
-    """The tasks of a benchmark: GenEval's .jsonl, DrawBench's .csv (Prompts, Category), or a prompt a line.
-
-    -> what is known of each, "prompt" among it.  Raises ValueError when a task has no prompt.
-    """
-    lines = path.read_text("utf-8-sig").splitlines()
-    if path.suffix == ".jsonl":
-        tasks = [parse_json(line, dict, f"a line of {path}") for line in lines if line.strip()]
-    elif path.suffix == ".csv":
-        rows = [{key.lower(): value for key, value in row.items() if key} for row in csv.DictReader(lines)]
-        tasks = [
-            {"tag": row.get("category"), "prompt": row.get("prompts", row.get("prompt"))} for row in rows
-        ]
-    else:
-        tasks = [{"prompt": line.strip()} for line in lines if line.strip() and line[0] != "#"]
-    if not tasks or not all(task.get("prompt") for task in tasks):
-        raise ValueError(f"{path} is none of GenEval's .jsonl, DrawBench's .csv, or a text with prompts")
-    return tasks

@@ -31,13 +31,13 @@ def test_every_option_has_help() -> None:
     assert not silent
 
 
-def test_there_are_at_most_139_options() -> None:
+def test_there_are_at_most_130_options() -> None:
     names = {
         o.flag.split()[0] for _, found in commands() for o in found
     }  # a name means the same in all commands
-    assert len(names) <= 139, len(names)
+    assert len(names) <= 130, len(names)
     fields = {o.field for _, found in commands() for o in found}  # as many values can be chosen
-    assert len(fields) <= 139, len(fields)
+    assert len(fields) <= 130, len(fields)
 
 
 def test_no_two_options_of_a_command_share_a_name() -> None:
@@ -50,7 +50,7 @@ def test_no_two_options_of_a_command_share_a_name() -> None:
 def test_help_of_the_main_command_fits_a_screen(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
     said = run("train", "srrl", "--help", cwd=ROOT).stdout.splitlines()
-    assert len(said) <= 48 and max(map(len, said)) <= columns
+    assert len(said) <= 45 and max(map(len, said)) <= columns
 
 
 def cpu_seconds(words: list[str], **environment: str) -> float:

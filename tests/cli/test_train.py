@@ -1,6 +1,7 @@
 """minireflect train: every stage leaves its run folder, nothing is overwritten, bad input is one sentence."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,14 @@ def test_bad_input_to_train_is_one_sentence(tmp_path: Path, what: str) -> None:
     words, parts = BAD_TRAININGS[what]
     refused(run("train", *words, cwd=tmp_path), *parts)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_log_without_its_package_is_refused_and_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    refused(run("train", "--preset", "smoke", "--log", "wandb", cwd=tmp_path), "pip install wandb")
+    assert not (tmp_path / "runs" / "srrl-1").exists()
 
 
 @pytest.mark.slow

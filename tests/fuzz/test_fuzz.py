@@ -32,8 +32,9 @@ from minireflect.models.clip import Matcher, MatcherConfig
 from minireflect.models.tokenizer import Tokenizer
 from minireflect.ranges import MESSAGE
 from minireflect.streams import choices
-from minireflect.world.graphs import from_laion_sg, lay_out, parse_graph
+from minireflect.world.graphs import lay_out, parse_graph
 from minireflect.world.prompts import all_texts, understand
+from minireflect.world.published import from_laion_sg
 
 GOOD = (ValueError, OSError, ImportError, FloatingPointError)
 NUMBER = int(os.environ.get("FUZZ", "25"))

@@ -39,7 +39,7 @@ def even(images: Tensor, prompts: list[str]) -> Tensor:
     return (1e4 * images.mean((1, 2, 3)).double() % 1 > 0.5).float()
 
 
-CONFIG = ReasonRLConfig(iterations=2, prompts=3, group=4, max_resamples=3, lr=1e-2)
+CONFIG = ReasonRLConfig(iterations=2, prompts_per_iteration=3, group=4, max_resamples=3, lr=1e-2)
 
 
 def test_without_a_rationale_boi_is_given_and_not_chosen() -> None:
@@ -107,7 +107,7 @@ def test_only_mixed_groups_are_kept_and_sampling_goes_on_until_there_are_enough(
 
 def test_the_captioner_must_accept_the_rationale_as_well() -> None:
     """With a captioner a sample is rewarded where both accept it; it reads the rationales as written."""
-    config, asked = ReasonRLConfig(prompts=2, group=4, max_resamples=1), []
+    config, asked = ReasonRLConfig(prompts_per_iteration=2, group=4, max_resamples=1), []
 
     def second(images: Tensor, prompts: list[str]) -> Tensor:
         return (torch.arange(len(images)) % 2).float()
@@ -130,7 +130,7 @@ def test_rewarded_tokens_become_likelier_and_the_first_ratio_is_1() -> None:
     """
     p = small_reasongen()
     # temperature 4: an untrained model is sure of a token or two
-    config = ReasonRLConfig(prompts=4, group=8, updates=1, beta=0.0, temperature=4.0)
+    config = ReasonRLConfig(prompts_per_iteration=4, group=8, updates=1, beta=0.0, temperature=4.0)
     optimizer = torch.optim.AdamW(p.model.requires_grad_(True).parameters(), lr=2e-3)
     learner = Learner(p, small_reasongen().model, optimizer)
     asked = texts(4)
@@ -153,7 +153,7 @@ def test_without_advantage_kl_and_entropy_the_gradient_is_that_of_the_recalled_l
     monkeypatch.setattr(runs, "MAX_GRAD_NORM", 1e9)
     p = small_reasongen(rationale=64)
     config = ReasonRLConfig(
-        prompts=2, group=4, updates=1, beta=0.0, recall=0.5, recall_pictures=20, recall_batch=8
+        prompts_per_iteration=2, group=4, updates=1, beta=0.0, recall=0.5, recall_pictures=20, recall_batch=8
     )
     known = make_examples(config.examples, WorldConfig(), p, Job(None, 0))
     drawn = p.sample([t for t in texts(2) for _ in range(4)], SamplingConfig(), rng(0))
@@ -176,7 +176,7 @@ def test_tokens_that_were_not_chosen_have_no_gradient() -> None:
     samples = Samples(texts(2), drawn, torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
     optimizer = torch.optim.SGD(p.model.requires_grad_(True).parameters(), lr=0.0)
     learner = Learner(p, small_reasongen().model, optimizer)
-    update(learner, samples, ReasonRLConfig(prompts=2, group=2, updates=1), rng(0))
+    update(learner, samples, ReasonRLConfig(prompts_per_iteration=2, group=2, updates=1), rng(0))
     assert p.model.transformer.head.weight.grad.abs().sum() == 0
     assert p.model.forms.head[0].weight.grad.abs().sum() > 0
 
@@ -196,10 +196,10 @@ def test_training_logs_what_it_does_and_is_the_same_twice(tmp_path: Path) -> Non
     "bad, named",
     [
         ({"group": 1}, "at least 2"),
-        ({"updates": 99}, "prompts must be at least updates = 99, got 16"),
+        ({"updates": 99}, "prompts_per_iteration must be at least updates = 99, got 16"),
         ({"max_resamples": 0}, "at least 1"),
         ({"recall": -1.0}, "recall must be .* got -1"),
-        ({"entropy_bound": 0.0}, "bound"),
+        ({"entropy_bound": -1.0}, "bound"),
         ({"temperature": 0.0}, "temperature"),
     ],
 )
@@ -213,7 +213,7 @@ def test_without_advantage_the_gradient_is_that_of_kl_and_entropies(monkeypatch:
     monkeypatch.setattr(runs, "MAX_GRAD_NORM", 1e9)
     p = small_reasongen()
     before = shaken(copy.deepcopy(p.model), 0.02)
-    config = ReasonRLConfig(prompts=2, group=4, updates=1, beta=0.3, temperature=2.0)
+    config = ReasonRLConfig(prompts_per_iteration=2, group=4, updates=1, beta=0.3, temperature=2.0)
     drawn = p.sample([t for t in texts(2) for _ in range(4)], config.sampling, rng(0))
     controls = [AdaptiveEntropy(target, bound=1.0, lr=1e-3) for target in (0.0, 99.0)]
     for control, alpha in zip(controls, (0.7, -0.2)):

@@ -48,7 +48,7 @@ def test_an_iteration_waits_twice_a_round_and_twice_more(objective: str) -> None
 
 
 def test_reasongen_waits_for_rewards_and_statistics_but_for_no_token() -> None:
-    config = ReasonRLConfig(prompts=2, group=4, updates=2, max_resamples=1)
+    config = ReasonRLConfig(prompts_per_iteration=2, group=4, updates=2, max_resamples=1)
     counted = []
     for length in (4, 6):
         pipe = small_reasongen(rationale=length)
@@ -88,3 +88,7 @@ def test_the_pretended_gpu_sees_what_waits_and_what_cannot_be() -> None:
             x + near
         with pytest.raises(RuntimeError, match="indexed by a far one"):
             near[x.long()]
+        with pytest.raises(RuntimeError, match="a generator of the CPU"):
+            torch.randn(2, generator=rng(0, "x"), device=FAR)
+        with pytest.raises(RuntimeError, match="a generator of the CPU"):
+            torch.multinomial(x, 1, generator=rng(0, "x"))

@@ -98,7 +98,8 @@ def one_update(pipe: LatentDiffusion, config: SRRLConfig) -> tuple[dict[str, tor
 @pytest.mark.slow
 def test_the_reward_rises_on_incompressibility(base: Path, prompts: Path, tmp_path: Path) -> None:
     """K = 1, 20 iterations; the same 16 noises before and after, with the sampler alone."""
-    config = FinetuneConfig(base=str(base), reward="incompressibility", prompts=str(prompts), micro_batch=24)
+    given = {"base": str(base), "prompts": str(prompts), "micro_batch": 24}
+    config = FinetuneConfig(reward=("incompressibility",), **given)
     run, pipe = Run(tmp_path / "run", {}), load_base(config, torch.device("cpu"))
     before = load_file(base / "unet" / "diffusion_pytorch_model.safetensors")
 
@@ -267,7 +268,7 @@ SMALL = [
     "2",
     "--group",
     "2",
-    "--shown",
+    "--evaluation.pictures",
     "2",
     "--iterations",
     "2",

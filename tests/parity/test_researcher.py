@@ -20,7 +20,8 @@ PAGE = (ROOT / "docs" / "checkpoints.md").read_text().split("## From a folder to
 REWARD, LINES = (re.search(rf"```{kind}\n(.*?)```", PAGE, re.S)[1] for kind in ("python", "bash"))
 # A base of 8 x 8 latents learns in fewer and larger steps than the recipes have.
 SHORT = ["--device", "cpu", "--steps", "4", "--sampler.steps", "4", "--guidance", "1"]
-SHORT += ["--sampler.guidance", "1", "--micro-batch", "64", "--prompts-per-iteration", "2", "--shown", "64"]
+SHORT += ["--sampler.guidance", "1", "--micro-batch", "64", "--prompts-per-iteration", "2"]
+SHORT += ["--evaluation.pictures", "64"]
 MORE = ["--lr", "1e-2", "--lora.rank", "8", "--lora.targets", *["q", "k", "v", "out", "ff.up", "ff.down"]]
 REPLAY = ["--iterations", "12", "--batch", "64", "--updates", "8", "--pull", "0.03"]
 LEARNING = {
@@ -52,47 +53,33 @@ def evaluations(run: Path) -> list[dict]:
     return [row["score"] for row in rows if row["stage"] == "evaluation"]
 
 
-@pytest.fixture(scope="module")
-def learnt(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which the three methods have trained the base, each under a minute of one core."""
-    folder = make(tmp_path_factory.mktemp("learnt"))
+@pytest.mark.slow
+def test_the_ten_lines(tmp_path: Path) -> None:
+    """All of them: with each method the reward rises by more than four standard errors, on the same 64
+    noises before and after; then one table and figure of the three, pictures, and diffusers.
+    """
+    folder = make(tmp_path)
     taught(folder / "BASE")
-    for method, options in LEARNING.items():
-        line = next(line for line in LINES.splitlines() if f"--method {method}" in line)
-        do(line, folder, *SHORT, *MORE, *options)
-    return folder
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("method", LEARNING)
-def test_a_reward_of_ones_own_rises(method: str, learnt: Path) -> None:
-    """By more than four standard errors, on the same 64 noises before and after."""
-    first, last = evaluations(learnt / method)
-    error = (first["reward_se"] ** 2 + last["reward_se"] ** 2) ** 0.5
-    assert last["reward"] > first["reward"] + 4 * error
-
-
-@pytest.mark.slow
-def test_the_other_lines_of_the_page(learnt: Path) -> None:
-    """inspect, sample with and without the LoRA, one table and figure of the three runs, diffusers."""
-    (learnt / "evaluation_metadata.jsonl").write_text(json.dumps({"prompt": "a cat", "tag": "single_object"}))
-    short = {"sample": ["--steps", "2", "--device", "cpu"]}
-    for line in LINES.splitlines():
-        if " train " in line:
-            continue
+    (folder / "evaluation_metadata.jsonl").write_text(json.dumps({"prompt": "a cat", "tag": "single_object"}))
+    trained = [line for line in LINES.splitlines() if " train " in line]
+    for line in trained:
+        method = line.split("--method ")[1].split()[0]
+        do(line, folder, *SHORT, *MORE, *LEARNING[method])
+        first, last = evaluations(folder / method)
+        error = (first["reward_se"] ** 2 + last["reward_se"] ** 2) ** 0.5
+        assert last["reward"] > first["reward"] + 4 * error, method
+    assert len(trained) == len(LEARNING)
+    for line in [line for line in LINES.splitlines() if line not in trained]:
         program, *words = shlex.split(line)
         if program == "minireflect":
-            printed = do(line, learnt, *short.get(words[0], []))
-        else:
-            done = subprocess.run(
-                [sys.executable, *placed(words)], cwd=learnt, capture_output=True, text=True
-            )
-            assert done.returncode == 0, done.stderr[-3000:]
-            printed = done.stdout
-        if "seeds.py" in line:
-            assert all(method in printed for method in LEARNING), printed
+            do(line, folder, *(["--steps", "2", "--device", "cpu"] if words[0] == "sample" else []))
+            continue
+        words = [sys.executable, *placed(words)]
+        done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "seeds.py" not in line or all(m.upper() in done.stdout for m in LEARNING), done.stdout
     made = ("before.png", "after.png", "half.png", "methods.png", "geneval/00000/samples/00003.png")
-    assert not [name for name in made if not (learnt / name).is_file()]
+    assert not [name for name in made if not (folder / name).is_file()]
 
 
 def placed(words: list[str]) -> list[str]:

@@ -13,6 +13,7 @@ from torch.distributions import Normal, kl_divergence
 from minireflect.checkpoints.ours import load_module, load_pipeline, save_module
 from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
 from minireflect.models.vq import Codec, Quantiser, VQAutoencoder, VQConfig
+from minireflect.pretrain import autoencoders
 from minireflect.pretrain.autoencoders import (
     AutoencoderTraining,
     VQTraining,
@@ -75,11 +76,14 @@ def test_perplexity_is_the_size_of_an_evenly_used_codebook() -> None:
     assert perplexity(torch.tensor([7.0, 0, 0])) == pytest.approx(1)
 
 
-def test_training_lowers_the_error_and_the_codec_comes_back_from_disk(tmp_path: Path) -> None:
+def test_training_lowers_the_error_and_the_codec_comes_back_from_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(autoencoders, "REVIVALS", 6)
     pixels, scenes, _ = training_pairs(8, WorldConfig(), choices(0, "vq"))
     twins = np.stack([render_pixels(recolored(s, choices(0, "twins"))) for s in scenes])
     run = Run(tmp_path / "run", {})
-    config = VQTraining(steps=60, batch=4, forms=32, colors=16, revive_every=10)
+    config = VQTraining(steps=60, batch=4, forms=32, colors=16)
     autoencoder = load_pipeline().autoencoder
     model = train_vq(config, pixels, twins, autoencoder, Job(run))
     rows = run.metrics("vq")
@@ -154,7 +158,7 @@ def test_the_codebooks_loss_and_when_entries_move(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(Quantiser, "revive", lambda self, *x: moved.append(len(seen)) or revive(self, *x))
     pixels, scenes, _ = training_pairs(3, WorldConfig(), choices(0, "vq"))
     twins = np.stack([render_pixels(recolored(s, choices(0, "twins"))) for s in scenes])
-    config = VQTraining(steps=4, batch=2, lr=0.0, forms=32, colors=16, revive_every=1)
+    config = VQTraining(steps=4, batch=2, lr=0.0, forms=32, colors=16)
     autoencoder = load_pipeline().autoencoder
     train_vq(config, pixels, twins, autoencoder, job := Job(Run(tmp_path / "run", {})))
     for (images, twin, out, chosen, _), row in zip(seen, job.run.metrics("vq")):

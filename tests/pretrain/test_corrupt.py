@@ -10,7 +10,7 @@ from torch import Tensor
 
 from minireflect import caption, inspect, load_pipeline, render, rng, sample_scene
 from minireflect.diffusion.schedule import Schedule, ScheduleConfig
-from minireflect.pretrain.matcher import (
+from minireflect.pretrain.corrupt import (
     Chance,
     block_error,
     corrupt,
@@ -20,8 +20,8 @@ from minireflect.pretrain.matcher import (
     guess,
     mix,
     still_shows,
-    visible,
 )
+from minireflect.pretrain.matcher import visible
 from minireflect.streams import choices
 from minireflect.world.laws import LAWS
 from minireflect.world.prompts import draw_prompts, near_miss

@@ -103,14 +103,14 @@ def test_one_step_of_the_base_against_its_formulas(
     """With one picture the noise of each sample is known: the loss is DDPM's, weighted, and the result is
     EMA old + (1 - EMA) new.
     """
-    monkeypatch.setattr(base, "EMA", ema)
+    monkeypatch.setattr(base, "EMA", ema), monkeypatch.setattr(base, "MAX_WEIGHT", 5.0)
     seen: list[tuple] = []
     for name, kind in (("unet", UNet), ("text", TextEncoder)):
         forward = kind.forward
         watch = lambda self, *x, f=forward, n=name: seen.append((n, x, y := f(self, *x))) or y  # noqa: E731
         monkeypatch.setattr(kind, "forward", watch)
     pipe, data = small_pipeline(), captioned_laws(1, WorldConfig(), choices(0, "start"))
-    config = DiffusionTraining(steps=1, batch=100, lr=1e-2, plain=0.0, max_weight=5.0)
+    config = DiffusionTraining(steps=1, batch=100, lr=1e-2, plain=0.0)
     job, sizes = Job(Run(tmp_path / "run", {})), BaseSizes(pipe.unet.config, 16, 32)
     before = [p.clone() for p in pipe.unet.parameters()]
     made = train_diffusion(config, sizes, data, pipe.autoencoder, job, {"unet": pipe.unet})

@@ -22,7 +22,6 @@ from minireflect.pretrain.matcher import (
     CAPTIONER_TRAINING,
     CHECKER_TRAINING,
     JointSpace,
-    RewardTraining,
     answer,
     block_error,
     caption_loss,
@@ -37,7 +36,7 @@ from minireflect.pretrain.matcher import (
     visible,
 )
 from minireflect.rl.rewards import ACCEPT_WORD, caption_reward, matcher_reward
-from minireflect.run import Job, Run, optimise
+from minireflect.run import Job, Run, Training, optimise
 from minireflect.streams import choices
 from minireflect.world.captions import hints, rationale
 from minireflect.world.data import WorldConfig, training_pairs
@@ -137,7 +136,7 @@ def test_a_captioner_learns_to_tell_true_rationales_from_false_ones(
 def test_each_use_logs_its_losses_and_changes_its_network(tmp_path: Path, name: str) -> None:
     job, small = Job(Run(tmp_path / "run", {})), {"pictures": 8, "steps": 2, "batch": 4}
     if name == "reward":
-        trained = train_reward(RewardTraining(**small), load_pipeline(), job)
+        trained = train_reward(Training(**small), load_pipeline(), job)
     elif name == "checker":
         trained = train_checker(replace(CHECKER_TRAINING, **small), "checker", load_pipeline(RIG), job)
     else:
@@ -156,7 +155,7 @@ def test_a_reward_starts_from_a_given_one(tmp_path: Path) -> None:
     pipe, job = load_pipeline(), Job(Run(tmp_path / "run", {}))
     torch.manual_seed(5)
     start = Matcher(MatcherConfig(len(pipe.tokenizer), EOS, pipe.tokenizer.length))
-    config = RewardTraining(pictures=4, steps=1, batch=2, lr=0.0, corrupted=False)
+    config = Training(pictures=4, steps=1, batch=2, lr=0.0)
     trained = train_reward(config, pipe, job, start)
     assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), start.parameters()))
 
@@ -247,7 +246,7 @@ def test_the_rewards_loss_is_its_three_terms(tmp_path: Path, monkeypatch: pytest
     contrasted: list[torch.Tensor] = []
     two = torch.tensor(2.0)
     monkeypatch.setattr(JointSpace, "loss", lambda self, *given: contrasted.extend(given) or two)
-    train_reward(RewardTraining(pictures=4, steps=1, batch=4, lr=0.0), pipe, job, start)
+    train_reward(Training(pictures=4, steps=1, batch=4, lr=0.0), pipe, job, start)
     scenes, twins, texts = zip(*drawn)
     assert all(t.shift == s.shift and t.facts != s.facts for s, t in zip(scenes, twins))
     images, read = torch.stack([render(s) for s in scenes]), pipe.tokenizer

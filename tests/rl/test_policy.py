@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from minireflect.diffusion.ddim import ddim_step
-from minireflect.rl.policy import clip_in_nats, gaussian_kl, ppo_clip, reduce_log_prob
+from minireflect.rl.policy import gaussian_kl, ppo_clip
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -66,29 +66,11 @@ def test_old_log_prob_and_advantage_are_constants() -> None:
         ppo_clip(draw(3), draw(3, 1), draw(3), 0.2)
 
 
-def test_clip_in_both_units() -> None:
-    assert clip_in_nats(1e-4, 16_384, "mean") == pytest.approx(1.6384)  # DDPO
-    assert clip_in_nats(0.1, 16_384, "mean") == pytest.approx(1638.4)  # SRRL: vacuous
-    assert clip_in_nats(1e-4, 256, "mean") == pytest.approx(0.0256)  # our toy: far too tight
-    assert clip_in_nats(1.6384, 16_384, "sum") == 1.6384
-    for bad in ((0.0, 4, "sum"), (0.1, 0, "sum"), (0.1, 4, "max")):
-        with pytest.raises(ValueError):
-            clip_in_nats(*bad)
-
-
-def test_reduction_and_clip_agree() -> None:
-    """A joint log-ratio just inside the clip in nats is not clipped, one just outside is, under both
-    reductions.
-    """
-    dims = 256
-    for reduction, clip in (("sum", 1e-3), ("mean", 1e-3)):
-        nats = clip_in_nats(clip, dims, reduction)
-        for factor, share in ((0.99, 0.0), (1.01, 1.0)):
-            log_ratio = reduce_log_prob(torch.tensor([factor * nats]), dims, reduction)
-            assert ppo_clip(log_ratio, torch.zeros(1), torch.ones(1), clip).clip_high == share
-    assert reduce_log_prob(torch.tensor(512.0), dims, "mean") == 2
-    with pytest.raises(ValueError, match="median"):
-        reduce_log_prob(torch.zeros(1), dims, "median")
+@pytest.mark.parametrize("dims", [1, 256])
+def test_a_clip_of_the_mean_times_the_dimensions_is_a_clip_in_nats(dims: int) -> None:
+    for factor, share in ((0.99, 0.0), (1.01, 1.0)):
+        nats = torch.tensor([factor * 1e-3 * dims])
+        assert ppo_clip(nats / dims, torch.zeros(1), torch.ones(1), 1e-3).clip_high == share
 
 
 def test_mean_reduction_clips_one_side() -> None:
@@ -101,7 +83,7 @@ def test_mean_reduction_clips_one_side() -> None:
         # the mean moved by 0.02 sigma in every dimension
         log_ratio = -0.5 * ((noise - 0.02) ** 2 - noise**2).sum(1)
         # away from the action, hence -KL on average
-        log_ratio = reduce_log_prob(log_ratio - 0.02**2 * dims, dims, "mean")
+        log_ratio = (log_ratio - 0.02**2 * dims) / dims
         tails = [ppo_clip(log_ratio, torch.zeros(500), torch.full((500,), a), 1e-4) for a in (1.0, -1.0)]
         shares[dims] = (float(tails[0].clip_high), float(tails[1].clip_low))
         assert tails[0].clip_low == 0 and tails[1].clip_high == 0

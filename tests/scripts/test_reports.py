@@ -29,6 +29,17 @@ def test_means_and_differences_are_taken_over_seeds() -> None:
     assert ahead.rows == {"row": {"met": "0.200 ± 0.000"}}
 
 
+def test_bars_of_arms_show_every_arm_with_its_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An arm that the first seed lacks is there; ends are cut off at 0; one seed has no interval."""
+    drawn = []
+    monkeypatch.setattr(reports.figures, "bars", lambda path, xlabel, plots: drawn.append(plots))
+    seeds = [{"one": {"met": 0.1}}, {"one": {"met": 0.5}, "late": {"met": 0.9}}]
+    reports.arms_figure(seeds, {"met": "met"}, Path("x.png"), "met")
+    assert list(drawn[0]["met"][""]) == ["late", "one"]
+    assert drawn[0]["met"][""]["late"] == (0.9, 0.9, 0.9)
+    assert drawn[0]["met"][""]["one"] == pytest.approx((0.3, 0.0, 1.0))  # 12.706 * 0.283 / sqrt(2) a side
+
+
 def test_a_result_is_made_once(tmp_path: Path) -> None:
     made = []
     for _ in range(2):
@@ -52,7 +63,7 @@ def test_the_page_of_the_study_of_rlrig(tmp_path: Path) -> None:
     page = rig_report.rig_page(ARMS, table, fooled, [0, 1, 2], 160)
     assert "| phase 1 + 2 | 0.500 ± 0.248 |" in page and "| base | 0.200 ± 0.000 |" in page
     assert "| base, checker | 0.900 | 0.100 | 0.050 |" in page
-    reports.arms_figure(ARMS, {"sg_iou": "SG-IoU", "right": "right"}, tmp_path / "arms.png")
+    reports.arms_figure(ARMS, {"sg_iou": "SG-IoU", "right": "right"}, tmp_path / "arms.png", "right")
     rig_report.groups_figure({2: ARMS[0], 4: ARMS[1]}, tmp_path / "groups.png")
     runs = [{name: [seed["base"]] * 2 for name in ("raw", "half", "trained")} for seed in ARMS]
     rig_report.t_star_figure((0.3, 0.6), runs, tmp_path / "t_star.png")

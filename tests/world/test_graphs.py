@@ -2,7 +2,6 @@
 
 import json
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,14 +18,12 @@ from minireflect.world.graphs import (
     GraphError,
     SceneGraph,
     arrange,
-    from_laion_sg,
     holds,
     lay_out,
     pair_split,
     parse_graph,
     place,
     radius,
-    read_graphs,
     sample_graph,
     sample_picture,
 )
@@ -34,6 +31,7 @@ from minireflect.world.graphs import graph_vocabulary as vocabulary
 from minireflect.world.inspector import inspect
 from minireflect.world.laws import render
 from minireflect.world.prompts import prompt_set
+from minireflect.world.published import from_laion_sg
 from minireflect.world.scenes import SPLITS, Object
 
 
@@ -101,73 +99,6 @@ def test_sentences_of_sampled_graphs_read_back() -> None:
 def test_a_bad_graph_is_named(text: str, named: str) -> None:
     with pytest.raises(GraphError, match=named):
         lay_out(parse_graph(text), random.Random(0))
-
-
-def test_bad_json_is_named() -> None:
-    for text in ("[", "{}", '{"items": [{"label": "ball"}]}', "3"):
-        with pytest.raises(GraphError, match="not a graph of LAION-SG or T2I-R1"):
-            from_laion_sg(text)
-    stray = {"items": [{"item_id": 0, "label": "ball", "attributes": ["red"]}]}
-    stray["relations"] = [{"item1": 0, "relation": "on", "item2": 7}]
-    with pytest.raises(GraphError, match="item 7"):
-        from_laion_sg(json.dumps(stray))
-
-
-def test_items_that_are_alike_are_counted() -> None:
-    items = [{"item_id": i, "label": "ball", "attributes": ["red"]} for i in (4, 5)]
-    graph = from_laion_sg(json.dumps({"items": items, "relations": []}))
-    assert graph.entities == (Entity("ball", "red", 2),) and graph.sentence == "two red balls"
-
-
-# records of the forms that T2I-R1's and LAION-SG's repositories have, on things of the world
-RECORDS = {
-    '{"triples": [["red ball", "on", "blue box"]]}': "red ball on blue box",
-    '{"triples": [["red ball", "left_of", "blue box"], ["red ball", "above", "green cone"]]}':
-        "red ball left of blue box; red ball above green cone",
-    '{"task_type": "spatial", "prompt": "a red ball on the left of a blue box", "nouns": ["ball", "box"],'
-    ' "attr_nouns": ["red ball", "blue box"], "spatial_info": {"obj1": "ball", "obj2": "box",'
-    ' "locality": "on the left of"}}': "red ball left of blue box",
-    '{"nouns": ["ball", "cube"], "attr_nouns": ["red ball", "blue cube"]}': "red ball; blue block",
-    '{"nouns": ["red ball"], "numeracy_info": [{"obj_name": "red ball", "num": 3}]}': "three red balls",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("text", RECORDS)
-def test_records_of_published_datasets_are_graphs(text: str) -> None:
-    assert from_laion_sg(text) == parse_graph(RECORDS[text])
-
-
-LACKING = {
-    '{"prompt": "a photo of a car below a zebra", "nouns": ["car", "zebra"], "spatial_info": {"obj1": "car",'
-    ' "obj2": "zebra", "locality": "below"}, "task_type": "spatial"}': "no thing named 'car'",
-    '{"triples": [["house", "made_of", "stone"]]}': "no thing named 'house'",
-    '{"nouns": ["sports ball"]}': "'sports ball'",
-    '{"nouns": ["ball"]}': "say its colour",
-    '{"triples": [["red ball", "near", "blue box"]]}': "no relation 'near'; there are left of",
-    '{"nouns": ["red ball"], "numeracy_info": [{"obj_name": "red ball", "num": 9}]}': "9 things, at most 4",
-    '{"nouns": ["red ball"], "numeracy_info": [{"obj_name": "red ball", "num": "x"}]}': "not a graph",
-    '{"nouns": "ball", "spatial_info": 3}': "not a graph",
-    '{"triples": [["red ball", "on"]]}': "not a graph",
-    '{"nouns": [3]}': "not a graph",
-    '{"items": [], "relations": [{"item1": [], "relation": "on", "item2": 0}]}': "not a graph",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("text", LACKING)
-def test_what_the_world_lacks_of_a_record_is_named(text: str) -> None:
-    with pytest.raises(GraphError, match=LACKING[text]):
-        from_laion_sg(text)
-
-
-def test_a_file_has_a_graph_or_one_a_line(tmp_path: Path) -> None:
-    file, lines = tmp_path / "graphs.json", list(RECORDS)
-    file.write_text(lines[0])
-    assert read_graphs(str(file)) == [parse_graph(RECORDS[lines[0]])]
-    file.write_text("\n".join(lines) + "\n")
-    assert read_graphs(str(file)) == [parse_graph(text) for text in RECORDS.values()]
-    file.write_text("\n".join([*lines, next(iter(LACKING))]))
-    with pytest.raises(GraphError, match=r"line 6 of .*: no thing named 'car'"):
-        read_graphs(str(file))
 
 
 def test_an_entity_listed_twice_is_named() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
-from minireflect.world.canvas import to_tensor
+from minireflect.world.canvas import PALETTE, to_tensor
 from minireflect.world.captions import caption
 from minireflect.world.data import WorldConfig, training_pairs
 from minireflect.world.inspector import inspect, inspect_all
@@ -157,6 +157,18 @@ def test_a_picture_with_an_object_removed_is_never_accepted() -> None:
             assert not inspect(to_tensor(gone[None])[0]).agrees_with(scene)
 
 
+@pytest.mark.parametrize("rows", [slice(0, 32), slice(32, 64)], ids=["ceiling", "floor"])
+@pytest.mark.parametrize("columns", [slice(0, 64), slice(0, 32), slice(32, 64)], ids=["all", "left", "right"])
+def test_a_room_without_floor_or_ceiling_is_never_accepted(rows: slice, columns: slice) -> None:
+    """They differ from paper by less than the tolerance of a block; the band finds what is missing."""
+    paper, ground = ((torch.tensor(PALETTE[c]) / 127.5 - 1)[:, None, None] for c in ("paper", "ground"))
+    for seed in range(20):
+        image = render(sample_scene(seed, "gravity"))
+        gone = torch.zeros(64, 64, dtype=torch.bool)
+        gone[rows, columns] = (image - ground).abs().amax(0)[rows, columns] < 0.02
+        assert inspect(image).readable and not inspect(torch.where(gone, paper, image)).readable, seed
+
+
 @pytest.mark.slow
 def test_nothing_is_read_into_noise_blank_or_dissolved_pictures() -> None:
     generator = torch.Generator().manual_seed(0)
@@ -186,10 +198,14 @@ def test_an_unreadable_picture_says_what_no_scene_explains() -> None:
     assert inspect(spot).block == (36, 20) and inspect(image).block is None
     assert f"nearest is '{caption(scene)}'" in why and "at x 36, y 20 are 0.9" in why and "0.25" in why
     assert "off on average" in inspect((image + 1) * 0.8 - 1).why  # darker than the inspector evens out
-    (stone,) = scene.objects
-    brown = Scene("gravity", (replace(stone, color="brown"),), "floor")
-    why = inspect(0.5 * image + 0.5 * render(brown)).why
-    assert "halfway between two scenes" in why and caption(scene) in why and caption(brown) in why
+    grey, brown = (
+        Scene("gravity", (replace(*scene.objects, size="small", color=color),), "floor")
+        for color in ("grey", "brown")
+    )
+    why = inspect(0.5 * render(grey) + 0.5 * render(brown)).why
+    assert "halfway between two scenes" in why and caption(grey) in why and caption(brown) in why
+    big = Scene("gravity", (replace(*scene.objects, color="brown"),), "floor")
+    assert "8 rows of 32 pixels are 0.1" in inspect(0.5 * image + 0.5 * render(big)).why
 
 
 def test_the_wrong_shape_is_refused_in_one_sentence() -> None:

@@ -1,0 +1,156 @@
+"""Corrupt renders as a generator does, for the training of reward and Checker, and tell what they still show.
+
+RL easily fools a reward that saw clean renders only.  Labels come from the difference to the clean render,
+and from that to its twin, a picture with one fact wrong; nothing here uses the inspector.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+from tqdm import tqdm
+
+from ..diffusion.sample import denoise, last
+from ..pipeline import LatentDiffusion
+from ..world.laws import render
+from ..world.scenes import MAX_SHIFT, Scene
+
+Scenes = Sequence[Scene]
+Stream = Callable[[int], Generator]
+
+VISIBLE = 0.25  # largest error of a 4x4 block, in [0, 1], at which it still shows what was rendered
+# a picture shows its scene if its error is below this share of its error against the twin: a blend shows none
+NEARER = 0.9
+REDRAW_STEPS = 8  # of 20: the most denoising steps that a picture is noised and denoised again
+
+
+def block_error(images: Tensor, clean: Tensor) -> Tensor:
+    """Error of each 4x4 block, in [0, 1].  Shapes: images (b 3 h w), clean (b 3 h w) -> (b h/4 w/4)"""
+    return F.avg_pool2d((images - clean) / 2, 4).abs().amax(1)
+
+
+def distance(images: Tensor, clean: Tensor) -> Tensor:
+    """Error of the worst 4x4 block, in [0, 1], for the camera shift that fits best.
+
+    Shapes: images (b 3 h w), clean (b 3 h w) -> (b)
+    """
+    h, w = images.shape[2:]
+    wide = F.pad(clean, (MAX_SHIFT,) * 4, mode="replicate")
+    shifts = range(2 * MAX_SHIFT + 1)
+    errors = [block_error(images, wide[:, :, y : y + h, x : x + w]) for y in shifts for x in shifts]
+    return torch.stack(errors).flatten(2).amax(2).amin(0)
+
+
+def still_shows(images: Tensor, clean: Tensor, twins: Tensor) -> Tensor:
+    """Whether corrupted pictures still show what their clean renders show, and not what their twins show.
+
+    Shapes: images (b 3 h w), clean (b 3 h w), twins (b 3 h w) -> (b) bool
+    """
+    error = distance(images, clean)
+    return (error < VISIBLE) & (error < NEARER * distance(images, twins))
+
+
+class Chance(NamedTuple):
+    """Random numbers, one for each of b pictures."""
+
+    generator: Generator
+    like: Tensor  # (b ...) of the device and type of the numbers
+
+    def uniform(self, low: float, high: float) -> Tensor:
+        """-> (b 1 1 1)"""
+        share = torch.rand(len(self.like), 1, 1, 1, generator=self.generator).to(self.like)
+        return low + (high - low) * share
+
+    def integers(self, n: int) -> Tensor:
+        """-> (b 1 1 1) from 0 to n - 1"""
+        return torch.randint(n, (len(self.like), 1, 1, 1), generator=self.generator).to(self.like.device)
+
+    def normal(self, shape: torch.Size) -> Tensor:
+        return torch.randn(shape, generator=self.generator).to(self.like)
+
+
+@torch.no_grad()
+def corrupt(
+    pipe: LatentDiffusion, images: Tensor, twins: Tensor, prompts: list[str], generator: Generator
+) -> Tensor:
+    """Corrupt clean renders; some so much that they show nothing any more, see `still_shows`.
+
+    Of six pictures, on average, one stays clean, two are redrawn by the base, one has noisy latents, one is
+    dull, one is a ghost: guessed from noise, blended with another picture, or half another picture.
+    Shapes: images, twins (b 3 64 64), b prompts -> (b 3 64 64)
+    """
+    chance = Chance(generator, images)
+    kind, way = chance.integers(6), chance.integers(3)  # (b 1 1 1)
+    z = pipe.autoencoder.encode(images)  # (b 4 8 8)
+    noise = chance.normal(z.shape)
+    latents = torch.where(kind == 1, z + chance.uniform(0, 0.3) * noise, z)
+    rows = ((kind == 2) | (kind == 5)).flatten().nonzero().flatten()
+    steps = int(torch.randint(1, REDRAW_STEPS + 1, (), generator=generator))
+    if len(rows):
+        eps, table = pipe.eps([prompts[i] for i in rows.tolist()])(1.0), pipe.table(20)[-steps:]
+        x_t = pipe.schedule.add_noise(z[rows], table.t[:1].to(rows.device).expand(len(rows)), noise[rows])
+        latents[rows] = last(denoise(eps, x_t, table, 1.0, generator))
+    rows = ((kind == 4) & (way == 0)).flatten().nonzero().flatten()
+    if len(rows):
+        t = chance.uniform(850, 990).long().flatten()[rows]
+        latents[rows] = guess(pipe, z[rows], noise[rows], t)
+    ghost = (kind == 4) & (way > 0)
+    latents = torch.where(ghost, mix(z, pipe.autoencoder.encode(twins), way == 1, chance), latents)
+    pictures = torch.where(kind == 3, dull(images, way == 0, chance), pipe.decode(latents))
+    return torch.where(kind == 0, images, pictures).clamp(-1, 1)
+
+
+def guess(pipe: LatentDiffusion, z: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """The prediction of x_0 from a late noise level, without a prompt: a blurred mean of many scenes.
+
+    At t = 850 the 256 numbers of x_t hold 3 nats about x_0, too few to tell the outcome.
+    Shapes: z, noise (m 4 8 8), t (m) -> (m 4 8 8)
+    """
+    abar = pipe.schedule.abar_at(t, z)
+    x_t = pipe.schedule.add_noise(z, t, noise)
+    eps = pipe.eps([""] * len(z))(1.0)
+    return (x_t - (1 - abar).sqrt() * eps(x_t, t)) / abar.sqrt()  # DDIM (9)
+
+
+def mix(z: Tensor, twins: Tensor, blended: Tensor, chance: Chance) -> Tensor:
+    """Blend the latents, or join half with half, with those of the twin (2 in 3) or of another picture.
+
+    Shapes: z, twins (b 4 8 8), blended (b 1 1 1) bool -> (b 4 8 8)
+    """
+    other = torch.where(chance.integers(3) > 0, twins, z.roll(1, 0))
+    share = chance.uniform(0.3, 0.7)
+    left = (torch.arange(z.shape[3], device=z.device) < z.shape[3] // 2).expand(z.shape[2:])  # (8 8)
+    half = torch.where(chance.integers(2) > 0, left, left.T)  # (b 1 8 8) bool
+    return torch.where(blended, share * z + (1 - share) * other, torch.where(half, z, other))
+
+
+def dull(images: Tensor, blurred: Tensor, chance: Chance) -> Tensor:
+    """Blur or dim the pixels, and add noise.
+
+    Shapes: images (b 3 64 64), blurred (b 1 1 1) bool -> (b 3 64 64)
+    """
+    blur = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    dim = (images + 1) * chance.uniform(0.88, 1.0) - 1
+    return torch.where(blurred, blur, dim) + chance.uniform(0, 0.15) * chance.normal(images.shape)
+
+
+Label = Callable[[Tensor, Tensor, Tensor], Tensor]  # of b corrupted pictures, clean renders and twins
+
+
+def corrupt_all(
+    pipe: LatentDiffusion, scenes: Scenes, twins: Scenes, prompts: list[str], label: Label, stream: Stream
+) -> tuple[Tensor, Tensor]:
+    """Render n scenes and corrupt them, 128 at a time; `stream(i)` draws from picture i on.
+
+    -> (n 3 64 64) corrupted pictures, (n ...) their labels, both on the CPU
+    """
+    images, labels = [], []
+    for i in tqdm(range(0, len(scenes), 128), "corrupting", leave=False):
+        rows = slice(i, i + 128)
+        clean, other = (torch.stack([*map(render, part[rows])]).to(pipe.device) for part in (scenes, twins))
+        corrupted = corrupt(pipe, clean, other, prompts[rows], stream(i))
+        images.append(corrupted.cpu())
+        labels.append(label(corrupted, clean, other).cpu())
+    return torch.cat(images), torch.cat(labels)

@@ -1,0 +1,152 @@
+"""What others have published: their scene graphs and tasks are read, pictures go where their scripts look.
+
+LAION-SG (arXiv 2412.08580) and T2I-R1 (arXiv 2505.00703) have graphs; GenEval (arXiv 2310.11513) and
+DrawBench have tasks.  GenEval's rules, for comparison with its tables, are milder than those of prompts.py:
+other objects in the picture do no harm.
+    single_object   a ball                         at least one
+    two_object      a ball and a cone              at least one of each
+    counting        three red balls                at least three, and not four
+    colors          a red ball                     at least one of this colour
+    position        a ball left of a cone          centres, see `holds` in graphs.py
+    color_attr      a red ball and a blue cone     one each of these colours
+    overall         the unweighted mean of the six
+GenEval reads pictures with a detector, we with the inspector, whose objects have no confidence: a position
+counts if any two of the named objects are so related.
+"""
+
+import csv
+import json
+from collections import Counter
+from operator import index
+from pathlib import Path
+
+from torch import Tensor
+
+from ..disk import parse_json, read_text
+from ..ranges import Refusal, quote
+from .canvas import to_pixels, write_picture
+from .graphs import SYNONYMS, Entity, GraphError, SceneGraph, holds, parse_entity, parse_graph
+from .prompts import TASKS, Prompt
+from .scenes import Objects
+
+
+def read_graphs(text: str) -> list[SceneGraph]:
+    """A graph from triples or a sentence, or all graphs of a .json file, see `from_laion_sg`.
+
+    A file holds one graph, or one a line.  Raises GraphError.
+    """
+    if not text.lower().endswith((".json", ".jsonl")):
+        return [parse_graph(text)]
+    try:
+        written = read_text(text).strip()
+    except (OSError, Refusal) as error:
+        raise GraphError(f"cannot read {text}: {getattr(error, 'strerror', None) or error}") from None
+    lines = written.splitlines()
+    if len(lines) < 2 or not (lines[0].startswith("{") and lines[0].endswith("}")):
+        return [from_laion_sg(written)]
+    graphs = []
+    for number, line in enumerate(lines, 1):
+        try:
+            graphs += [from_laion_sg(line)] if line.strip() else []
+        except GraphError as error:
+            raise GraphError(f"line {number} of {text}: {error}") from None
+    return graphs
+
+
+def from_laion_sg(text: str) -> SceneGraph:
+    """A graph from the JSON of LAION-SG or T2I-R1 (arXiv 2505.00703); items that are alike are one entity,
+    counted.
+
+        {"items": [{"item_id", "label", "attributes"}], "relations": [{"item1", "relation", "item2"}]}
+        {"triples": [["red ball", "on", "blue box"]]}
+        {"nouns", "attr_nouns", "spatial_info": {"obj1", "locality", "obj2"}, "numeracy_info"}
+
+    Raises GraphError, which names what the world lacks.
+    """
+    try:
+        labels, links, numbers = _facts(parse_json(text, dict, "it"))
+        numbers = {i: index(n) for i, n in numbers.items()}
+        strays = [i for s, _, o in links for i in (s, o) if i not in labels]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        forms = "items and relations, triples, or nouns"
+        why = quote(str(error) or type(error).__name__)
+        raise GraphError(f"not a graph of LAION-SG or T2I-R1, which has {forms}: {why}") from None
+    kinds = {i: parse_entity(label) for i, label in labels.items()}
+    for i in strays:
+        raise GraphError(f"a relation names item {quote(i)}, which is not among the items")
+    counts = Counter()
+    for i, kind in kinds.items():
+        counts[kind] += numbers.get(i, kind.count)
+    alike = list(counts)
+    relations = dict.fromkeys((alike.index(kinds[s]), p, alike.index(kinds[o])) for s, p, o in links)
+    return SceneGraph(tuple(Entity(e.name, e.color, counts[e]) for e in alike), tuple(relations))
+
+
+def _facts(data: dict) -> tuple[dict, list[tuple], dict]:
+    """Labels of things by their id, (id, predicate, id), and numbers by id where they are said."""
+    if "triples" in data:
+        links, labels = data["triples"], {words: words for s, _, o in data["triples"] for words in (s, o)}
+    elif "nouns" in data:
+        at, full = data.get("spatial_info"), data.get("attr_nouns") or []
+        named = {noun: [words for words in full if words.split()[-1] == noun] for noun in data["nouns"]}
+        labels = {noun: words[0] if words else noun for noun, words in named.items()}
+        links = [(at["obj1"], at["locality"], at["obj2"])] if at else []
+    else:
+        words = {i["item_id"]: [*map(str, i.get("attributes", [])), i["label"]] for i in data["items"]}
+        labels = {i: " ".join(of_item) for i, of_item in words.items()}
+        links = [(r["item1"], r["relation"], r["item2"]) for r in data.get("relations", [])]
+    said = {i["obj_name"]: i["num"] for i in data.get("numeracy_info") or []}
+    predicates = [" ".join(str(p).lower().replace("_", " ").split()) for _, p, _ in links]
+    links = [(s, SYNONYMS.get(p, p), o) for (s, _, o), p in zip(links, predicates)]
+    return {i: label.lower() for i, label in labels.items()}, links, said
+
+
+def geneval_right(things: Objects, prompt: Prompt) -> bool:
+    """GenEval's verdict on the objects of a picture."""
+    entities = prompt.graph.entities
+    found = [[t for t in things if e.matches(t)] for e in entities]
+    surplus = [len(f) - e.count for f, e in zip(found, entities)]
+    if min(surplus) < 0 or (prompt.task == "counting" and max(surplus) > 0):
+        return False
+    return all(any(holds(p, a, b) for a in found[s] for b in found[o]) for s, p, o in prompt.graph.relations)
+
+
+def geneval_scores(things: list[Objects], prompts: list[Prompt]) -> dict[str, float]:
+    """Share of right pictures for each task among the prompts, and "overall", their unweighted mean."""
+    right = [geneval_right(seen, prompt) for seen, prompt in zip(things, prompts)]
+    groups = {task: [ok for ok, prompt in zip(right, prompts) if prompt.task == task] for task in TASKS}
+    means = {task: sum(group) / len(group) for task, group in groups.items() if group}
+    return {**means, "overall": sum(means.values()) / len(means)}
+
+
+def write_samples(folder: Path, about: list[dict], images: Tensor, first: int = 0) -> None:
+    """Write pictures as GenEval's scripts read them: for each prompt FOLDER/00000/ with metadata.jsonl, what
+    is known of it, and samples/0000.png, ...; `first` is the first prompt's number.
+
+    Shapes: images (n*k 3 h w) in [-1, 1], k of each of n prompts, one after the other
+    """
+    for i, (values, part) in enumerate(zip(about, images.split(len(images) // len(about))), first):
+        place = folder / f"{i:05d}"
+        (place / "samples").mkdir(parents=True, exist_ok=True)
+        (place / "metadata.jsonl").write_text(json.dumps(values))
+        for j, pixels in enumerate(to_pixels(part)):
+            write_picture(pixels, place / "samples" / f"{j:04d}.png")
+
+
+def read_benchmark(path: Path) -> list[dict]:
+    """The tasks of a benchmark: GenEval's .jsonl, DrawBench's .csv (Prompts, Category), or a prompt a line.
+
+    -> what is known of each, "prompt" among it.  Raises ValueError when a task has no prompt.
+    """
+    lines = path.read_text("utf-8-sig").splitlines()
+    if path.suffix == ".jsonl":
+        tasks = [parse_json(line, dict, f"a line of {path}") for line in lines if line.strip()]
+    elif path.suffix == ".csv":
+        rows = [{key.lower(): value for key, value in row.items() if key} for row in csv.DictReader(lines)]
+        named = [(row.get("category"), row.get("prompts", row.get("prompt"))) for row in rows]
+        tasks = [{"tag": tag, "prompt": prompt} for tag, prompt in named]
+    else:
+        tasks = [{"prompt": line.strip()} for line in lines if line.strip() and line[0] != "#"]
+    if not tasks or not all(task.get("prompt") for task in tasks):
+        raise ValueError(f"{path} is none of GenEval's .jsonl, DrawBench's .csv, or a text with prompts")
+    return tasks

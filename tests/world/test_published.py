@@ -1,0 +1,131 @@
+"""Graphs and tasks that others published, GenEval's rules, and the folders that its scorer reads."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from minireflect.streams import choices
+from minireflect.world.canvas import read_picture
+from minireflect.world.graphs import Entity, GraphError, SceneGraph, parse_graph
+from minireflect.world.prompts import Prompt, draw_prompts
+from minireflect.world.published import (
+    from_laion_sg,
+    geneval_right,
+    geneval_scores,
+    read_graphs,
+    write_samples,
+)
+from minireflect.world.scenes import Object, Objects
+
+
+def test_items_that_are_alike_are_counted() -> None:
+    items = [{"item_id": i, "label": "ball", "attributes": ["red"]} for i in (4, 5)]
+    graph = from_laion_sg(json.dumps({"items": items, "relations": []}))
+    assert graph.entities == (Entity("ball", "red", 2),) and graph.sentence == "two red balls"
+
+
+# records of the forms that T2I-R1's and LAION-SG's repositories have, on things of the world
+RECORDS = {
+    '{"triples": [["red ball", "on", "blue box"]]}': "red ball on blue box",
+    '{"triples": [["red ball", "left_of", "blue box"], ["red ball", "above", "green cone"]]}':
+        "red ball left of blue box; red ball above green cone",
+    '{"task_type": "spatial", "prompt": "a red ball on the left of a blue box", "nouns": ["ball", "box"],'
+    ' "attr_nouns": ["red ball", "blue box"], "spatial_info": {"obj1": "ball", "obj2": "box",'
+    ' "locality": "on the left of"}}': "red ball left of blue box",
+    '{"nouns": ["ball", "cube"], "attr_nouns": ["red ball", "blue cube"]}': "red ball; blue block",
+    '{"nouns": ["red ball"], "numeracy_info": [{"obj_name": "red ball", "num": 3}]}': "three red balls",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", RECORDS)
+def test_records_of_published_datasets_are_graphs(text: str) -> None:
+    assert from_laion_sg(text) == parse_graph(RECORDS[text])
+
+
+LACKING = {
+    '{"prompt": "a photo of a car below a zebra", "nouns": ["car", "zebra"], "spatial_info": {"obj1": "car",'
+    ' "obj2": "zebra", "locality": "below"}, "task_type": "spatial"}': "no thing named 'car'",
+    '{"triples": [["house", "made_of", "stone"]]}': "no thing named 'house'",
+    '{"nouns": ["sports ball"]}': "'sports ball'",
+    '{"nouns": ["ball"]}': "say its colour",
+    '{"triples": [["red ball", "near", "blue box"]]}': "no relation 'near'; there are left of",
+    '{"nouns": ["red ball"], "numeracy_info": [{"obj_name": "red ball", "num": 9}]}': "9 things, at most 4",
+    '{"nouns": ["red ball"], "numeracy_info": [{"obj_name": "red ball", "num": "x"}]}': "not a graph",
+    '{"nouns": "ball", "spatial_info": 3}': "not a graph",
+    '{"triples": [["red ball", "on"]]}': "not a graph",
+    '{"nouns": [3]}': "not a graph",
+    '{"items": [], "relations": [{"item1": [], "relation": "on", "item2": 0}]}': "not a graph",
+    '{"items": [{"item_id": 0, "label": "ball", "attributes": ["red"]}],'
+    ' "relations": [{"item1": 0, "relation": "on", "item2": 7}]}': "item 7",
+    **dict.fromkeys(("[", "{}", '{"items": [{"label": "ball"}]}', "3"), "not a graph of LAION-SG or T2I-R1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", LACKING)
+def test_what_the_world_lacks_of_a_record_is_named(text: str) -> None:
+    with pytest.raises(GraphError, match=LACKING[text]):
+        from_laion_sg(text)
+
+
+def test_a_file_has_a_graph_or_one_a_line(tmp_path: Path) -> None:
+    file, lines = tmp_path / "graphs.json", list(RECORDS)
+    file.write_text(lines[0])
+    assert read_graphs(str(file)) == [parse_graph(RECORDS[lines[0]])]
+    file.write_text("\n".join(lines) + "\n")
+    assert read_graphs(str(file)) == [parse_graph(text) for text in RECORDS.values()]
+    file.write_text("\n".join([*lines, next(iter(LACKING))]))
+    with pytest.raises(GraphError, match=r"line 6 of .*: no thing named 'car'"):
+        read_graphs(str(file))
+
+
+BALL, CONE = Object("ball", "red", xy=(12, 30)), Object("cone", "blue", xy=(50, 30))
+
+
+def asking(task: str, *entities: Entity, relation: str = "") -> Prompt:
+    graph = SceneGraph(entities, ((0, relation, 1),) if relation else ())
+    return Prompt(graph.sentence, "arrangement", "arrangement", graph=graph, task=task)
+
+
+@pytest.mark.parametrize(
+    "things, prompt, right",
+    [
+        ((BALL, CONE), asking("single object", Entity("ball")), True),  # other things do no harm
+        ((CONE,), asking("single object", Entity("ball")), False),
+        ((BALL, BALL), asking("single object", Entity("ball")), True),
+        ((BALL, BALL), asking("counting", Entity("ball", count=2)), True),
+        ((BALL, BALL, BALL), asking("counting", Entity("ball", count=2)), False),
+        ((BALL,), asking("counting", Entity("ball", count=2)), False),
+        ((BALL,), asking("colors", Entity("ball", "blue")), False),
+        ((BALL, CONE), asking("position", Entity("ball"), Entity("cone"), relation="left of"), True),
+        ((BALL, CONE), asking("position", Entity("ball"), Entity("cone"), relation="right of"), False),
+        ((BALL, CONE), asking("position", Entity("ball"), Entity("cone"), relation="above"), False),
+        ((BALL, CONE), asking("color attribution", Entity("ball", "red"), Entity("cone", "blue")), True),
+        ((BALL, CONE), asking("color attribution", Entity("ball", "blue"), Entity("cone", "red")), False),
+        ((), asking("single object", Entity("ball")), False),
+    ],
+)
+def test_its_rules_on_scenes_made_by_hand(things: Objects, prompt: Prompt, right: bool) -> None:
+    assert geneval_right(things, prompt) is right
+
+
+def test_scenes_made_for_a_task_are_right_and_overall_is_the_mean_of_the_kinds() -> None:
+    draw = choices(0, "geneval")
+    prompts = draw_prompts("arrangement", "test", 60, draw)
+    things = [p.scene(draw).objects for p in prompts]
+    score = geneval_scores(things, prompts)
+    assert set(score.values()) == {1.0} and len(score) == 7
+    things = [() if p.task == "counting" else seen for p, seen in zip(prompts, things)]
+    assert geneval_scores(things, prompts)["counting"] == 0
+    assert geneval_scores(things, prompts)["overall"] == pytest.approx(5 / 6)
+
+
+def test_pictures_go_where_its_scripts_look(tmp_path: Path) -> None:
+    about = [{"prompt": text, "tag": "counting"} for text in ("one ball", "two balls", "three balls")]
+    write_samples(tmp_path, about, torch.zeros(12, 3, 64, 64), first=1)
+    assert (read_picture(tmp_path / "00001" / "samples" / "0002.png") == 128).all()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["00001", "00002", "00003"]
+    samples = sorted(p.name for p in (tmp_path / "00003" / "samples").iterdir())
+    assert samples == [f"{j:04d}.png" for j in range(4)]
+    assert json.loads((tmp_path / "00002" / "metadata.jsonl").read_text()) == about[1]
