@@ -4,6 +4,8 @@ with replacing(path) as file:           at any moment `path` holds the old file 
 values = read_json(path, dict[str, float])          a wrong type is named with its place in the file
 """
 
+import errno
+import io
 import json
 import os
 import secrets
@@ -22,16 +24,21 @@ DEEPEST = 50  # lists and objects within each other
 def replacing(path: str | Path, durable: bool = True, keep: Path | None = None) -> Iterator[BinaryIO]:
     """A new file that takes the place of `path` when it is written whole; nothing is left of a failure.
 
+    It is collected in memory: libraries that write to a file themselves do not all notice a full disk.
+
     Its name is random and it is made anew, so no link is followed; a link at `path` is replaced, not its
     target.  `keep` is where the old file goes.  `durable` waits for the disk, so that all this holds through
-    a power cut too, not only through a kill.
+    a power cut too, not only through a kill.  Raises OSError, also on a folder or a device at `path`.
     """
-    path = Path(path)
+    path, whole = Path(path), io.BytesIO()
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EEXIST, "there is no regular file", str(path))
+    yield whole
     # In the same folder, since a rename is atomic only within a disk.
     temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "xb") as file:
-            yield file
+            file.write(whole.getbuffer())
             file.flush()
             if durable:
                 os.fsync(file.fileno())  # contents before the name: a power cut must not swap the two

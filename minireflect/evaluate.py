@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 from tyro.conf import Suppress
 
-from .pipeline import LatentDiffusion, SamplerConfig
+from .pipeline import LatentDiffusion, SamplerConfig, scored
 from .ranges import Checked, Count
 from .rl.rewards import Reward
 from .streams import choices, rng
@@ -126,7 +126,7 @@ def sample_and_score(
     for part, noise in fixed_batches(texts, config, " ".join(stream), *stream):
         x = pipe.generate(part, sampler.steps, sampler.guidance, sampler.eta, generator=noise())
         images.append(x.cpu())
-        rewards.append(reward(x, part).cpu())
+        rewards.append(scored(reward, x, part))
     return torch.cat(images), torch.cat(rewards)
 
 

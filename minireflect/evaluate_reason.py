@@ -11,7 +11,7 @@ from .evaluate import EvaluationConfig, Score, Table, fixed_batches
 from .evaluate_graphs import share
 from .models.reasongen import SamplingConfig
 from .models.vq import Codec
-from .pipeline import ACCEPT, ReasonPipeline
+from .pipeline import ACCEPT, ReasonPipeline, scored
 from .rl.rewards import Reward
 from .streams import choices
 from .world.captions import read_rationale
@@ -72,7 +72,7 @@ def evaluate_reason(
         tries = [pipe.sample(part, sampling, noise(k)) for k in range(best_of)]
         tokens += sum(int(t.chosen.sum()) + t.codes.numel() for t in tries)
         shown = [pipe.pictures(t.codes).cpu() for t in tries]  # (b 3 64 64) each
-        values = torch.stack([reward(x, part).cpu() for x in shown])  # (k b)
+        values = torch.stack([scored(reward, x, part) for x in shown])  # (k b)
         for i, k in enumerate(values.argmax(0).tolist()):
             images.append(shown[k][i])
             rewards.append(values[k, i].item())

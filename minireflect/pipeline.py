@@ -26,7 +26,7 @@ from .models.tokenizer import BytePairs, NoVocabulary, PromptError, Tokenizer, T
 from .models.unet import Added, UNet
 from .models.vq import Codec
 from .parallel import gather, rows, spread
-from .ranges import Checked, Count, Share, Weight, finite
+from .ranges import Checked, Count, Refusal, Share, Weight, expect, finite, quote
 from .streams import normal, sent
 
 
@@ -64,6 +64,27 @@ class ReasonPipeline(NamedTuple):
 
 # images (b 3 h w) in [-1, 1], b prompts -> (b), by convention the probability to be right (rl/rewards.py)
 Reward = Callable[[Tensor, list[str]], Tensor]
+
+
+def scored(reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
+    """What a reward says of pictures, in float32 on the CPU.  Shapes: images (b 3 h w), b prompts -> (b)
+
+    Raises ValueError when it is not a number a picture, FloatingPointError when one is not finite.
+    """
+    given = reward(images, prompts)
+    try:
+        values = torch.as_tensor(given).detach().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        values = torch.empty(0, 0)
+    if values.shape != (len(prompts),) or values.is_complex():
+        got = f"shape {tuple(given.shape)}" if isinstance(given, Tensor) else quote(given)
+        raise Refusal(f"a reward must give a number for each of {len(prompts)} pictures, got {got}")
+    values = values.float()
+    if (bad := (~values.isfinite()).nonzero()).numel():
+        of = quote(prompts[bad[0]])
+        raise FloatingPointError(f"the reward of a picture of {of} is not a finite number")
+    return values
+
 
 # Reward from which a picture counts as right: it is more probably right than not.
 ACCEPT = 0.5
@@ -196,7 +217,7 @@ class LatentDiffusion:
         not given it comes from `generator`, which also gives the step noise for eta > 0.  Raises PromptError
         on an empty list or unknown words, ValueError on numbers out of range.  -> (b 3 h w) in [-1, 1]
         """
-        if not prompts:
+        if not expect(prompts, list[str], "prompts"):
             raise PromptError("there is no prompt")
         reflection = replace(OPPOSITE, rounds=rounds) if reward else ReflectionConfig(rounds, steps=steps)
         sampler = SamplerConfig(steps, guidance, eta)
@@ -249,8 +270,7 @@ class LatentDiffusion:
         def sampled_from(x_T: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             x_0 = last(denoise(eps_of(rows, sampler.guidance), x_T, table, sampler.eta, generator))
             images = self.decode(x_0)
-            values = reward(images, [prompts[i] for i in rows.tolist()]).cpu()  # (n)
-            return x_0, images, finite(values, "the reward of a picture")
+            return x_0, images, scored(reward, images, [prompts[i] for i in rows.tolist()])
 
         x_0, images, values = sampled_from(x_T, torch.arange(len(prompts)))
         yield images

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 QUOTED, LINE, MESSAGE = 60, 300, 2_000  # characters of a quotation, of a line, of all lines of a message
+LARGEST = 3.4028235e38  # of float32, in which all is computed
 T = TypeVar("T")
 
 
@@ -70,8 +71,7 @@ class Range(NamedTuple):
     above: bool = False
 
     def holds(self, value: float) -> bool:
-        inside = self.low < value if self.above else self.low <= value
-        return inside and value <= self.high and math.isfinite(value)
+        return (self.low < value if self.above else self.low <= value) and value <= self.high
 
     def __str__(self) -> str:
         if self.low == -math.inf:
@@ -105,13 +105,13 @@ def _named(hint: Any) -> str:
         return _named(inner[0])
     if origin is tuple and ... not in inner:
         return f"a list of {len(inner)}"
-    return NAMES.get(origin, getattr(origin, "__name__", "another"))
+    return NAMES.get(dict if typing.is_typeddict(origin) else origin, getattr(origin, "__name__", "another"))
 
 
 def _is(value: object, kind: type) -> bool:
     """Whether a value is of a plain type: true is no number, a whole number is one, and all are finite."""
     if kind is int or (kind is float and isinstance(value, int)):
-        most = 1 << 63 if kind is int else 10**300
+        most = 1 << 63 if kind is int else LARGEST
         return isinstance(value, int) and not isinstance(value, bool) and abs(value) < most
     return isinstance(value, kind)
 
@@ -135,10 +135,11 @@ def expect(value: object, hint: Any, where: str) -> Any:
         if len(others) == 1:  # names the range
             return expect(value, others[0], where)
     elif origin is Annotated:
-        ranges = [mark for mark in inner[1:] if isinstance(mark, Range)]
-        if ranges and _is(value, inner[0]) and not ranges[0].holds(value):
-            raise Refusal(f"{where} must be {ranges[0]}, got {value}")
-        return expect(value, inner[0], where)
+        value = expect(value, inner[0], where)
+        for mark in inner[1:]:
+            if isinstance(mark, Range) and not mark.holds(value):
+                raise Refusal(f"{where} must be {mark}, got {value}")
+        return value
     elif origin is Literal:
         if value in inner:
             return value
@@ -148,18 +149,22 @@ def expect(value: object, hint: Any, where: str) -> Any:
         kinds = inner if origin is tuple and ... not in inner else (inner[:1] or (Any,)) * len(value)
         if len(kinds) == len(value):
             return origin(expect(v, kind, f"{where}[{i}]") for i, (v, kind) in enumerate(zip(value, kinds)))
+    elif typing.is_typeddict(origin):
+        if isinstance(value, dict):
+            known = hints(origin)
+            return {k: expect(v, known.get(k, Any), f"{where}.{k}"[:QUOTED]) for k, v in value.items()}
     elif origin is dict and isinstance(value, dict):
         return {k: expect(v, inner[1] if inner else Any, f"{where}.{k}"[:QUOTED]) for k, v in value.items()}
     elif isinstance(origin, type) and _is(value, origin):
-        if origin is float and not math.isfinite(value):
-            raise Refusal(f"{where} must be a finite number, got {value}")
+        if origin is float and not abs(value) <= LARGEST:  # nan is not
+            raise Refusal(f"{where} must be a finite number of float32, got {value}")
         return value
     raise Refusal(f"{where} must be {_named(hint)}, got {quote(value)}")
 
 
 @lru_cache
 def hints(record: type) -> dict[str, Any]:
-    """The types of a dataclass's fields, by name."""
+    """The types of the fields of a dataclass or a TypedDict, by name."""
     return typing.get_type_hints(record, include_extras=True)
 
 

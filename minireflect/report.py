@@ -63,9 +63,13 @@ def described(folder: Path) -> dict:
 
 def heading(scores: dict, rows: list[dict]) -> str:
     """What the run shows, in a sentence or two."""
-    measured = [{k: s for k, s in kinds.items() if "accuracy" in str(s)} for kinds in scores.values()]
+    needed = {"accuracy", "interval", "reward"}
+    measured = [
+        {k: s for k, s in kinds.items() if isinstance(s, dict) and needed <= s.keys()}
+        for kinds in scores.values()
+    ]
     first, last = (measured[0], measured[-1]) if len(measured) > 1 else ({}, {})
-    if kinds := [k for k, s in last.items() if isinstance(s, dict) and k in first]:
+    if kinds := [k for k in last if k in first]:
         said, ends = [], [last[kind]["interval"] for kind in kinds]
         for kind, (low, high) in zip(kinds, ends):
             change = f"{first[kind]['accuracy']:.2f} → {last[kind]['accuracy']:.2f}"

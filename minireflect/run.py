@@ -19,12 +19,12 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 from weakref import WeakValueDictionary
 
 import torch
@@ -44,9 +44,23 @@ with suppress(ImportError):  # there is none on Windows, where nothing is locked
     import fcntl
 
 Networks = dict[str, nn.Module]
-# A value of metrics.jsonl, and what a line of the stage "evaluation" must have.
-Value = float | str | bool | dict | list[float | None] | None
-EVALUATION = {"model": str, "score": dict | None, "scores": dict | None}
+Value = float | str | bool | dict | list[float | None] | None  # of metrics.jsonl
+
+
+class ByKind(TypedDict, total=False):
+    """The measurement of a kind of prompts in metrics.jsonl, as far as tables and pages read it."""
+
+    accuracy: float
+    reward: float
+    unreadable: float
+    diversity: float
+    interval: tuple[float, float]
+    by_law: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+
+
+# What a line of the stage "evaluation" must have: one score, or those of each kind of prompts.
+EVALUATION = {"model": str, "score": dict[str, Value] | None, "scores": dict[str, ByKind] | None}
 
 SAVE_EVERY = 25  # steps of `optimise` between two saves of the state that --resume continues from
 MAX_GRAD_NORM = 1.0  # the gradient of a step is scaled down to this norm, as in most recipes
@@ -145,12 +159,12 @@ class Run:
 
         Raises RunError on a link: nothing is written outside the folder.
         """
-        for name in (*FOLDERS, "album", "metrics.jsonl"):
+        for name in (*FOLDERS, "album", "tensorboard", "wandb", "metrics.jsonl"):
             if (self.folder / name).is_symlink():
                 raise RunError(f"{name} in {self.folder} is a link; a run writes nothing outside its folder")
-        remove_temporaries(self.folder)
         for name in FOLDERS:
             (self.folder / name).mkdir(exist_ok=True)
+        for name in ("", "album", *FOLDERS):
             remove_temporaries(self.folder / name)
         if (self.folder / "metrics.jsonl").exists():
             self._write_metrics(read_metrics(self.folder))
@@ -249,6 +263,22 @@ class Run:
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.stop_signal = number
         print("\nfinishing this step, then saving ...", file=sys.stderr)
+
+
+@contextmanager
+def keeping(save: Callable[[], None]) -> Iterator[None]:
+    """Save at the end, also when the work is stopped or fails: what was trained is never lost.
+
+    Not after a Refusal, as of a damaged state: untrained weights would replace trained ones.
+    """
+    try:
+        yield
+    except Refusal:
+        raise
+    except BaseException:
+        save()
+        raise
+    save()
 
 
 class Job(NamedTuple):
@@ -370,6 +400,8 @@ def read_metrics(folder: Path, stage: str | None = None) -> list[dict]:
         stated = expect(row.get("stage"), str, f"stage in {where}")
         for key, kind in ({"step": int} | (EVALUATION if stated == "evaluation" else {})).items():
             expect(row.get(key), kind, f"{key} in {where}")
+        if stated == "evaluation":
+            expect(row.get("scores") or row.get("score"), dict, f"score in {where}")
         rows.append(row)
     return [row for row in rows if stage in (None, row["stage"])]
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from . import figures
 from .diffusion.reflection import ReflectionConfig
 from .diffusion.sample import renoise
+from .disk import replacing, write_text
 from .figures import Cell
 from .methods.rlrig import LoopConfig, Parts, loop_of
 from .methods.rollout import RolloutConfig, rollout
@@ -26,7 +27,7 @@ from .methods.srrl import SRRLConfig
 from .models.reasongen import SamplingConfig
 from .pipeline import LatentDiffusion, ReasonPipeline, SamplerConfig
 from .rl.rewards import Reward
-from .run import Job, write_text
+from .run import Job
 from .streams import rng
 from .world.canvas import to_pixels
 from .world.captions import caption
@@ -160,7 +161,8 @@ def album(
         (pixels,) = to_pixels(rearrange(torch.cat(sheet), "n s c h w -> 1 c (n h) (s w)"))
         path = job.run.folder / "album" / f"{step:05}.jpg"
         path.parent.mkdir(exist_ok=True)
-        Image.fromarray(pixels).save(path, quality=85)
+        with replacing(path) as file:
+            Image.fromarray(pixels).save(file, "JPEG", quality=85)
         write_text(path.with_suffix(".json"), json.dumps(rows))
 
     return save
@@ -195,7 +197,8 @@ def animation(pipe: LatentDiffusion, reward: Reward, texts: list[str], seed: int
             shown = Image.fromarray(image).resize((128, 128), 0)
             frame.paste(shown, (144 * i + 8, 24))
         frames.append(frame.quantize(48, dither=Image.Dither.NONE))
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=120, loop=0)
+    with replacing(path) as file:
+        frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=120, loop=0)
 
 
 @torch.no_grad()

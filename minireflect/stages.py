@@ -43,7 +43,7 @@ from .pretrain.diffusion import GRAPH_BASE, LAW_BASE, train_diffusion
 from .pretrain.matcher import train_captioner, train_checker, train_reward
 from .pretrain.sft import make_examples, reason_tokenizer, train_reasongen
 from .rl.rewards import Reward, inspector_reward, load_captioner, load_checker, load_reward, reward_beside
-from .run import Job, Run
+from .run import Job, Run, keeping
 from .streams import choices
 from .world.data import Captioned, captioned_graphs, captioned_laws, recolored, training_pairs
 from .world.laws import render_pixels
@@ -156,12 +156,10 @@ def srrl(task: Task) -> None:
     pipe.table(config.srrl.steps)  # raises where the schedule has fewer
     before = task.measured("base", evaluate, base, judge, *how)
     clock, texts = time.time(), partial(config.mix.draw, config.seed, config.srrl.prompts_per_iteration)
-    try:
+    with keeping(partial(ours.save_pipeline, pipe, task.weights, ("unet",))):
         asked = [p.text for p in showcase.fixed_prompts(("unconventional",))[:4]]
         watch = showcase.album(pipe, judge, asked, config.srrl, task.job)
         train_srrl(config.srrl, pipe, judge, texts, inspector_reward, task.job._replace(watch=watch))
-    finally:
-        ours.save_pipeline(pipe, task.weights, ("unet",))  # also when stopped: what was trained is never lost
     minutes = (time.time() - clock) / 60
     after = task.measured(method, evaluate, pipe, judge, *how)
     rows, columns = run.metrics("srrl"), {"base": before, method: after}
@@ -252,11 +250,9 @@ def rlrig(task: Task) -> None:
     for name, loop in rig.controls(parts, config.rlrig.loop).items() if config.rlrig.controls else ():
         task.measured(name, evaluate_loop, loop, *how, name)
     for name, phase in (("phase 1", rig.train_actor_grpo), ("phase 1 + 2", rig.train_editor)):
-        try:
+        kept = {"editor": parts.editor.unet, "actor": parts.actor}
+        with keeping(lambda kept=kept: [task.save(*pair) for pair in kept.items()]):
             phase(config.rlrig, parts, task.job)
-        finally:  # also when stopped: what was trained is never lost
-            task.save("actor", parts.actor)
-            task.save("editor", parts.editor.unet)
         task.measured(name, evaluate_loop, rig.loop_of(parts, config.rlrig.loop), *how, name)
     task.report(Table("test graphs", task.scores()), f"{(time.time() - clock) / 60:.1f} minutes")
     stages = {"phase 1, the Actor": run.metrics("phase-1"), "phase 2, the editor": run.metrics("phase-2")}
@@ -323,10 +319,8 @@ def reason_grpo(task: Task) -> None:
     if config.grpo.recall:
         wanted = replace(config.grpo.examples, rationales="true" if pipe.writes_rationale else "none")
         known = make_examples(wanted, config.world, pipe, task.job)
-    try:
+    with keeping(partial(ours.save_reasongen, weights, "reasongen", pipe)):
         train_reason_grpo(config.grpo, pipe, Rewards(judge, reader), prompts, known, task.job)
-    finally:  # also when stopped: what was trained is never lost
-        ours.save_reasongen(weights, "reasongen", pipe)
     measure("SFT + GRPO")
     targets = [("target, text", config.grpo.text_entropy, figures.REWARD)]
     targets.append(("target, image", config.grpo.image_entropy, figures.TRUTH))

@@ -51,8 +51,8 @@ def train(command: str, folder: Path, options: list[str]) -> Path:
     if not (folder / "state" / f"{command}.done").exists():
         started = (folder / "config.json").exists()
         more = ["--resume"] if started else [*options, "--preset", "cpu"]
-        script = str(ROOT / "train.py")
-        subprocess.run([sys.executable, script, command, *more, "--out", str(folder)], check=True)
+        words = [str(ROOT / "train.py"), command, *more, "--out", str(folder)]
+        subprocess.run([sys.executable, *words], check=True)
     return folder
 
 
@@ -127,14 +127,12 @@ def arms_figure(seeds: list[Arms], measures: dict[str, str], path: Path, best_by
     figures.bars(path, "mean of the seeds; lines: 95 % intervals", plots)
 
 
-def over_runs(
-    label: str, x: list[float], runs: list[list[float]], color: str, style: str = "-"
-) -> list[figures.Line]:
+def over_runs(label: str, x: list[float], runs: list[list[float]], color: str) -> list[figures.Line]:
     """The mean curve of several seeds, and dotted the least and the greatest of them at each place."""
     values = np.array(runs)
     ends = (values.min(0), values.max(0)) if len(runs) > 1 else ()
     edges = [figures.Line("_range", x, end, color, style=":") for end in ends]
-    return [figures.Line(label, x, values.mean(0), color, style=style), *edges]
+    return [figures.Line(label, x, values.mean(0), color), *edges]
 
 
 def auc(values: np.ndarray, right: np.ndarray) -> float:

@@ -180,6 +180,20 @@ def test_two_starts_at_once(folder: Path) -> None:
         assert all(found[name] == expected[name] for name in expected)
 
 
+def test_no_folder_pipe_or_device_is_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(os.devnull)
+    for path in [*tmp_path.iterdir()]:
+        with pytest.raises(OSError, match="no regular file"):
+            disk.write_text(path, "x")
+    assert (
+        (tmp_path / "pipe").is_fifo() and (tmp_path / "folder").is_dir() and (tmp_path / "link").is_symlink()
+    )
+    with disk.replacing(tmp_path / "a") as file, pytest.raises(OSError):
+        file.fileno()  # Pillow would write there itself, and not see that a disk is full
+
+
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk.write_text(tmp_path / "a", "old")
     for name in ("replace", "fsync"):

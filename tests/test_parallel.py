@@ -94,6 +94,10 @@ def srrl(config: SRRLConfig, lora: bool = False, micro_batch: int = 2) -> Callab
     return work
 
 
+def drawn(folder: Path) -> list[torch.Tensor]:
+    return torch.load(folder / "drawn", weights_only=True)
+
+
 @pytest.mark.parametrize(
     "name", ["regress", "lora", *(pytest.param(n, marks=pytest.mark.slow) for n in ("grpo", "ppo"))]
 )
@@ -104,7 +108,7 @@ def test_two_processes_train_as_one(name: str, tmp_path: Path) -> None:
     assert len(expected) == 4 and expected[-1]["updates_total"] == 8
     same(two, "srrl", expected)
     for folder in two:
-        for mine, theirs in zip(torch.load(folder / "drawn"), torch.load(one / "drawn"), strict=True):
+        for mine, theirs in zip(drawn(folder), drawn(one), strict=True):
             assert torch.equal(mine, theirs)
 
 
@@ -112,7 +116,7 @@ def test_two_processes_train_as_one(name: str, tmp_path: Path) -> None:
 def test_without_units_kernels_differ_in_the_last_bits(tmp_path: Path) -> None:
     (one,), two = (with_processes(n, srrl(CONFIGS["regress"], micro_batch=0), tmp_path) for n in (1, 2))
     same(two, "srrl", read_metrics(one / "run", "srrl"))
-    for mine, theirs in zip(torch.load(two[1] / "drawn"), torch.load(one / "drawn"), strict=True):
+    for mine, theirs in zip(drawn(two[1]), drawn(one), strict=True):
         assert torch.allclose(mine, theirs, atol=1e-4)
 
 

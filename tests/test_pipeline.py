@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,7 +15,7 @@ from minireflect.diffusion.reflection import ReflectionConfig, renoise_to
 from minireflect.diffusion.sample import denoise, guided, last
 from minireflect.models.clip import Matcher, MatcherConfig
 from minireflect.models.tokenizer import EOS, PromptError, Tokenizer
-from minireflect.pipeline import OPPOSITE, SamplerConfig
+from minireflect.pipeline import OPPOSITE, SamplerConfig, scored
 from minireflect.rl.rewards import load_reward
 from minireflect.streams import choices, rng
 from minireflect.world.prompts import all_texts, draw_prompts, near_miss
@@ -101,6 +102,8 @@ def test_blind_rounds_sample_everything_again() -> None:
     [
         ({"prompts": []}, PromptError, "no prompt"),
         ({"prompts": ["a pink elephant"]}, PromptError, "'elephant'"),
+        ({"prompts": TEXTS[0]}, ValueError, "prompts must be a list"),
+        ({"prompts": [1]}, ValueError, r"prompts\[0\] must be a text, got 1"),
         ({"prompts": TEXTS, "rounds": -1}, ValueError, "rounds must be at least 0"),
         ({"prompts": TEXTS, "steps": 0}, ValueError, "steps must be at least 1, got 0"),
         ({"prompts": TEXTS, "steps": 1001}, ValueError, "1001"),
@@ -190,3 +193,25 @@ def test_what_a_notebook_needs_is_at_the_top() -> None:
     assert pipe.unet(x, torch.tensor(500), pipe.embed(["a red ball"])).shape == x.shape
     assert pipe.autoencoder.encode(render(scene)[None]).shape == x.shape
     assert brightness(pipe.decode(x), ["a red ball"]).shape == (1,)
+
+
+@pytest.mark.parametrize(
+    "given", [torch.zeros(2, 1), torch.tensor(0.5), torch.zeros(3), "ab", None, torch.zeros(2).cfloat()]
+)
+def test_a_reward_that_gives_no_number_a_picture_is_refused(given: object) -> None:
+    with pytest.raises(ValueError, match="a number for each of 2 pictures, got"):
+        scored(lambda x, p: given, torch.zeros(2, 3, 8, 8), ["a", "b"])
+
+
+NUMBERS = [[1, 0], torch.tensor([True, False]), torch.tensor([1.0, 0.0], requires_grad=True), np.eye(2)[0]]
+
+
+@pytest.mark.parametrize("given", NUMBERS)
+def test_numbers_of_any_kind_are_a_reward(given: object) -> None:
+    found = scored(lambda x, p: given, torch.zeros(2, 3, 8, 8), ["a", "b"])
+    assert found.tolist() == [1.0, 0.0] and found.dtype == torch.float32 and not found.requires_grad
+
+
+def test_a_reward_beyond_float32_is_not_finite() -> None:
+    with pytest.raises(FloatingPointError, match="the reward of a picture of 'b'"):
+        scored(lambda x, p: torch.tensor([0.0, 1e300]).double(), torch.zeros(2, 3, 8, 8), ["a", "b"])

@@ -24,6 +24,7 @@ from minireflect.run import (
     Run,
     RunError,
     flat,
+    keeping,
     lr_factor,
     read_metrics,
     set_lr,
@@ -220,10 +221,26 @@ def test_a_start_that_was_killed_can_be_made_again(tmp_path: Path) -> None:
         (tmp_path / "a" / name).mkdir(parents=True)
     (tmp_path / "a" / ".lock").write_text("process 1 on host")
     (tmp_path / "a" / ".config.json.0123456789abcdef.tmp").write_text("{")
-    Run(tmp_path / "a", {})
+    run = Run(tmp_path / "a", {})
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [
         ".lock", "config.json", "figures", "state", "weights",
     ]  # fmt: skip
+    (tmp_path / "a" / "album").mkdir()
+    (tmp_path / "a" / "album" / ".00001.json.0123456789abcdef.tmp").write_text("[")
+    del run
+    Run(tmp_path / "a", {}, resume=True)
+    assert not list((tmp_path / "a" / "album").iterdir())
+
+
+def test_a_refused_state_replaces_no_trained_weights() -> None:
+    saved = []
+    with keeping(lambda: saved.append("at the end")):
+        pass
+    with pytest.raises(KeyboardInterrupt), keeping(lambda: saved.append("when stopped")):
+        raise Interrupted
+    with pytest.raises(RunError), keeping(lambda: saved.append("when refused")):
+        raise RunError("the state is damaged")
+    assert saved == ["at the end", "when stopped"]
 
 
 def test_two_states_are_kept_and_a_flipped_byte_is_refused_by_name(tmp_path: Path) -> None:
@@ -281,7 +298,10 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
 
 
 def test_a_line_that_is_none_of_ours_is_named(tmp_path: Path) -> None:
-    for line in ('{"stage": 5, "step": 0}', '{"stage": "s"}', "5", "{", '{"stage": "evaluation", "step": 0}'):
+    lines = ['{"stage": 5, "step": 0}', '{"stage": "s"}', "5", "{", '{"stage": "evaluation", "step": 0}']
+    for scores in ("5", "null", '{"physical": 5}', '{"physical": {"accuracy": "x"}}'):
+        lines.append(f'{{"stage": "evaluation", "step": 0, "model": "x", "scores": {scores}}}')
+    for line in lines:
         (tmp_path / "metrics.jsonl").write_text(f'{line}\n{{"stage": "s", "step": 1}}\n')
         with pytest.raises(ValueError, match="line 1 of"):
             read_metrics(tmp_path)

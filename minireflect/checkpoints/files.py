@@ -25,7 +25,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..disk import parse_json, read_text, replacing
-from ..ranges import Count, Natural, Refusal, expect, finite, quote
+from ..ranges import Count, Finite, Natural, Refusal, expect, finite, quote
 from .names import Table, Tensors
 
 Place = str | Path
@@ -206,7 +206,7 @@ def _read_parts(index: Path) -> Tensors:
         raise WeightsError(f"{index} is not the index of a file in several parts: it has no weight_map")
     found: Tensors = {}
     for part in sorted(set(where.values())):
-        if part != Path(part).name or part.endswith(".json"):
+        if part != Path(part).name or part.endswith(".json") or len(part) > 200:
             raise WeightsError(f"{index} names {quote(part)}; the parts of a file lie beside its index")
         found |= read_weights(index.parent / part)
     if lost := sorted(where.keys() - found.keys()):
@@ -241,7 +241,7 @@ def _read_torch(path: Path) -> Tensors:
     content = {name: value for name, value in content.items() if isinstance(name, str)}
     # a number is the alpha of a LoRA, or how far the training was
     plain_numbers = {n: v for n, v in content.items() if n.endswith("alpha") and isinstance(v, int | float)}
-    numbers = {n: torch.tensor(float(v)) for n, v in plain_numbers.items()}
+    numbers = {n: torch.tensor(float(expect(v, Finite, n))) for n, v in plain_numbers.items()}
     found = {n: t for n, t in (content | numbers).items() if isinstance(t, Tensor)}
     if odd := [name for name, t in found.items() if t.layout != torch.strided or t.is_quantized or t.is_meta]:
         raise WeightsError(f"{path} holds {quote(odd[0])}, which is sparse, quantised or empty of numbers")

@@ -175,7 +175,7 @@ def _schedule(published: Published, prediction: Prediction | None, family: Famil
     if kind and (own or kind not in DDIM_LIKE):
         asked = f"{kind} with {', '.join(own)}" if own else kind
         warnings.warn(f"{path} asks for {asked}; it is drawn with DDIM, which gives others", stacklevel=4)
-    stated = known.get("prediction_type")
+    stated = (known if kind else published.scheduler).get("prediction_type")
     if prediction is None and stated is None and family.prediction != "epsilon":
         assumed = f"{family.prediction!r}, as {family.name} at {family.image_size} pixels does"
         hint = "For the 512-pixel base model give prediction='epsilon' (--prediction epsilon)"

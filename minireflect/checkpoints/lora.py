@@ -17,7 +17,7 @@ from ..disk import parse_json
 from ..models.clip import TwoTextEncoders
 from ..models.lora import install, lora_layers, takes_lora
 from ..pipeline import LatentDiffusion
-from ..ranges import Positive, quote
+from ..ranges import Finite, Positive, expect, quote
 from .files import (
     SHOWN,
     Strings,
@@ -129,16 +129,17 @@ def read_lora(path: str | Path, res_blocks: int = 2) -> dict[str, Adapter]:
         table = numbered(res_blocks + 1) if original else table
         (name,) = new_names([theirs], [(r"$", ".weight"), *table, (r"\.weight$", "")]).values()
         name = name if network == "unet" else f"{network}.{name}"
-        if any(
-            t.numel() != 1 or not t.isfinite() if kind == "alpha" else t.ndim < 2 or not t.numel()
-            for kind, t in found.items()
-        ):
-            shapes = ", ".join(f"{kind} {tuple(t.shape)}" for kind, t in found.items())
-            raise WeightsError(f"{path} has {theirs} with {shapes}; expected matrices, and a number as alpha")
-        A, B = found["A"].flatten(1), found["B"].flatten(1)
+        numbers = [t for kind, t in found.items() if kind == "alpha" and t.numel() == 1]
+        matrices = [t for t in found.values() if t.ndim > 1 and t.numel() and t.is_floating_point()]
+        if len(numbers) + len(matrices) < len(found) or len(matrices) < 2:
+            shapes = ", ".join(f"{kind} {tuple(t.shape)} {t.dtype}" for kind, t in found.items())
+            expected = "expected matrices of floats, and a number as alpha"
+            raise WeightsError(f"{path} has {theirs} with {shapes}; {expected}")
+        A, B = found["A"].flatten(1), found["B"].flatten(1).float()
         if found["A"].ndim == 4 and found["A"].shape[2:] != (1, 1):
             raise WeightsError(f"{path} has {theirs}, a convolution LoRA of {tuple(found['A'].shape)}")
-        alpha = float(found["alpha"]) if "alpha" in found else None
+        with named_as(str(path), ValueError, TypeError):
+            alpha = expect(float(found["alpha"]), Finite, f"{theirs}.alpha") if "alpha" in found else None
         scale = ours.get(name) or _scale(stated.get(network, {}), theirs, len(A), alpha)
         adapters[name] = Adapter(A, B / ours.get(name, 1.0), scale)
     return adapters

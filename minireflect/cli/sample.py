@@ -14,6 +14,7 @@ from .. import showcase
 from ..checkpoints.lora import load_lora, networks_of
 from ..checkpoints.ours import REASON, RIG, SHIPPED, load_pipeline, load_reasongen, weights_folder
 from ..diffusion.reflection import ReflectionConfig
+from ..disk import write_text
 from ..figures import strip
 from ..methods.finetune import CheckpointConfig, FinetuneConfig, load_base
 from ..methods.rlrig import LoopConfig, load_parts
@@ -188,7 +189,7 @@ def export(args: SampleOptions, pipe: LatentDiffusion) -> Said:
         write_samples(args.out, [task], images, first=i)
     settings = {name: value for name, value in asdict(args).items() if name != "prompts"}
     text = json.dumps(settings | {"prompts": args.prompts[0]}, default=str, indent=2)
-    (args.out / "settings.json").write_text(text + "\n")
+    write_text(args.out / "settings.json", text + "\n")
     return [], []
 
 

@@ -17,7 +17,7 @@ from ..pipeline import best_device, chosen_device
 from ..ranges import Refusal
 from ..run import Run, RunError, Unfinished
 from ..tracking import Tracking
-from . import TRAINED, read, sentence
+from . import TRAINED, lacks_memory, read, sentence
 
 COSTS = {"smoke": "seconds; it learns nothing", "gpu": "larger batches and budgets, for a CUDA GPU"}
 CHOICES = {"preset": PRESETS, "scenes": ("laws", "graphs"), "method": tuple(RECIPES)}
@@ -72,7 +72,7 @@ def parse(words: list[str], config: Config) -> Config:
     return replace(config, weights=weights, finetune=replace(config.finetune, **there))
 
 
-FAILURES = (ValueError, OSError, ImportError, MemoryError, FloatingPointError, torch.cuda.OutOfMemoryError)
+FAILURES = (ValueError, OSError, ImportError, MemoryError, FloatingPointError, RuntimeError)
 
 
 def train(config: Config) -> None:
@@ -96,6 +96,8 @@ def train(config: Config) -> None:
         run.tracking = Tracking(config.log, run.folder) if config.log and not parallel.rank() else None
         do(Task(config, run, source or run.folder / "weights", device), *config.stages)
     except FAILURES as error:
+        if isinstance(error, RuntimeError) and not lacks_memory(error):
+            raise
         first = error
         while isinstance(error, FloatingPointError) and isinstance(first.__context__, FloatingPointError):
             first = first.__context__  # what was saved on the way out was not finite either

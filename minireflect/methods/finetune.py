@@ -17,6 +17,7 @@ import importlib
 import re
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -27,13 +28,14 @@ from ..checkpoints.files import read_weights
 from ..checkpoints.load import Given, load_checkpoint, load_clip
 from ..checkpoints.lora import save_lora
 from ..diffusion.schedule import Prediction
+from ..disk import read_text
 from ..models.clip import CLIP
 from ..models.lora import LoRAConfig, add_lora
 from ..models.tokenizer import BytePairs, NoVocabulary, PromptError
 from ..pipeline import LatentDiffusion, Reward, SamplerConfig
 from ..ranges import Checked, Count, Natural
 from ..rl.rewards import aesthetic_reward, clip_reward, compressibility, incompressibility, weighted
-from ..run import Job
+from ..run import Job, keeping
 from ..streams import choices, rng
 from ..world.canvas import to_pixels, write_picture
 from .srrl import Draw, SRRLConfig, train_srrl
@@ -89,17 +91,14 @@ class FinetuneConfig(CheckpointConfig):
 def read_prompts(name: str) -> list[str]:
     """The lines of a file, or of one of ours; empty lines and what follows # are left out.
 
-    Raises PromptError.
+    Raises Refusal.
     """
     path = Path(name)
     path = path if path.is_file() else PROMPTS / f"{name}.txt"
     if not path.is_file():
         ours = ", ".join(sorted(p.stem for p in PROMPTS.glob("*.txt")))
         raise PromptError(f"there is no file of prompts {name}; ours are {ours}")
-    try:
-        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
-    except UnicodeDecodeError as error:
-        raise PromptError(f"{path} is not a text file in UTF-8; save it as one: {error}") from error
+    lines = [line.strip() for line in read_text(path).splitlines()]
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
         raise PromptError(f"there is no prompt in {path}")
@@ -195,7 +194,5 @@ def finetune(
             write_picture(picture, folder / "figures" / f"samples_{step}.png")
         return draw(step)
 
-    try:
+    with keeping(partial(save_lora, folder / "weights" / "lora.safetensors", pipe.unet)):
         train_srrl(srrl, pipe, reward, texts, None, job)
-    finally:
-        save_lora(folder / "weights" / "lora.safetensors", pipe.unet)

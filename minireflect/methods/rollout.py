@@ -11,6 +11,7 @@ srrl.py has the method.
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Literal, NamedTuple
 
 import torch
@@ -21,8 +22,8 @@ from ..diffusion.reflection import ReflectionConfig, Wrong, condition_guided_for
 from ..diffusion.sample import EpsFn, Trajectory, collect, denoise, evaluations, last
 from ..diffusion.schedule import StepTable
 from ..parallel import spread
-from ..pipeline import ACCEPT, OPPOSITE, LatentDiffusion, Reward, SamplerConfig
-from ..ranges import Checked, Count, Finite, Natural, Share, Weight, quote
+from ..pipeline import ACCEPT, OPPOSITE, LatentDiffusion, Reward, SamplerConfig, scored
+from ..ranges import Checked, Count, Finite, Natural, Share, Weight
 from ..streams import rng, sent
 
 WINDOW = 3  # noisy steps of noise "window": three of ten are Flow-GRPO-Fast's
@@ -208,10 +209,7 @@ def rollout(
         path = branches(pipe, context, x_T, config, shared, noise)
         images = pipe.decode(path.latents[:, -1])  # (n*g 3 h w)
         asked = [texts[i] for i in rows.tolist() for _ in range(config.group)]
-        rewards = spread(reward, images, asked).cpu().view(len(rows), config.group)
-        if (bad := (~rewards.isfinite()).flatten().nonzero()).numel():
-            of = quote(asked[bad[0]])
-            raise FloatingPointError(f"the reward of a picture of {of} is not a finite number")
+        rewards = scored(partial(spread, reward), images, asked).view(len(rows), config.group)
         out.rounds.append(Round(rows, x_T, table[shared:], sigmas[shared:], path, images, rewards))
     out.cost = rollout_cost(config, [len(r.rows) for r in out.rounds], step)
     return out

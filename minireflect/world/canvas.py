@@ -102,5 +102,7 @@ def read_picture(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))
-    except (SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (SyntaxError, ValueError, OSError, Image.DecompressionBombError) as error:
+        if getattr(error, "strerror", None):  # of the disk, not of the picture
+            raise
         raise Refusal(f"{path} is not a picture that can be read: {error}") from error

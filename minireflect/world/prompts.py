@@ -34,8 +34,8 @@ HELD_OUT_EVERY = 5  # one combination in five is never trained on
 
 
 def split(text: str) -> list[str]:
-    """Lower-case words without punctuation: the one way from text to words."""
-    return re.findall(r"[\w']+", text.lower())
+    """Lower-case words without punctuation and TeX commands (\\frac): the one way from text to words."""
+    return re.findall(r"(?<![\\\w])[\w']+", text.lower())
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..disk import parse_json, read_text
+from ..disk import parse_json, read_text, write_text
 from ..ranges import Refusal, quote
 from .canvas import to_pixels, write_picture
 from .graphs import SYNONYMS, Entity, GraphError, SceneGraph, holds, parse_entity, parse_graph
@@ -128,7 +128,7 @@ def write_samples(folder: Path, about: list[dict], images: Tensor, first: int = 
     for i, (values, part) in enumerate(zip(about, images.split(len(images) // len(about))), first):
         place = folder / f"{i:05d}"
         (place / "samples").mkdir(parents=True, exist_ok=True)
-        (place / "metadata.jsonl").write_text(json.dumps(values))
+        write_text(place / "metadata.jsonl", json.dumps(values))
         for j, pixels in enumerate(to_pixels(part)):
             write_picture(pixels, place / "samples" / f"{j:04d}.png")
 
@@ -138,15 +138,19 @@ def read_benchmark(path: Path) -> list[dict]:
 
     -> what is known of each, "prompt" among it.  Raises ValueError when a task has no prompt.
     """
-    lines = path.read_text("utf-8-sig").splitlines()
+    lines = read_text(path).splitlines()
     if path.suffix == ".jsonl":
         tasks = [parse_json(line, dict, f"a line of {path}") for line in lines if line.strip()]
     elif path.suffix == ".csv":
-        rows = [{key.lower(): value for key, value in row.items() if key} for row in csv.DictReader(lines)]
+        try:
+            table = [*csv.DictReader(lines)]
+        except csv.Error as error:
+            raise ValueError(f"{path} is not a table with commas: {error}") from error
+        rows = [{key.lower(): value for key, value in row.items() if key} for row in table]
         named = [(row.get("category"), row.get("prompts", row.get("prompt"))) for row in rows]
         tasks = [{"tag": tag, "prompt": prompt} for tag, prompt in named]
     else:
         tasks = [{"prompt": line.strip()} for line in lines if line.strip() and line[0] != "#"]
-    if not tasks or not all(task.get("prompt") for task in tasks):
+    if not tasks or not all(isinstance(task.get("prompt"), str) and task["prompt"] for task in tasks):
         raise ValueError(f"{path} is none of GenEval's .jsonl, DrawBench's .csv, or a text with prompts")
     return tasks

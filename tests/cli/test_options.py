@@ -46,10 +46,12 @@ def test_no_two_options_of_a_command_share_a_name() -> None:
         assert len(flags) == len(set(flags)), command
 
 
-@pytest.mark.parametrize("columns", [80, 100, 120])
-def test_help_of_the_main_command_fits_a_screen(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("columns, method", [(80, "srrl"), (80, "ddpo"), (100, "srrl"), (120, "srrl")])
+def test_help_of_the_main_command_fits_a_screen(
+    columns: int, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
-    said = run("train", "srrl", "--help", cwd=ROOT).stdout.splitlines()
+    said = run("train", "srrl", "--method", method, "--help", cwd=ROOT).stdout.splitlines()
     assert len(said) <= 45 and max(map(len, said)) <= columns
 
 

@@ -7,7 +7,7 @@ from minireflect.models.reasongen import ReasonGenConfig
 from minireflect.models.tokenizer import BOS, EOS, PromptError, Tokenizer, trim, up_to
 from minireflect.streams import choices
 from minireflect.world.captions import rationale, read_rationale
-from minireflect.world.prompts import draw_prompts
+from minireflect.world.prompts import draw_prompts, split
 from tests.small import REASON_WORDS as WORDS
 
 TOKENS = Tokenizer.of(["a red ball at the top left", "two things"], 10)
@@ -66,3 +66,7 @@ def test_rationales_go_through_tokens_and_back() -> None:
         assert counts == [i <= end for i in range(len(row))] and set(row[end + 1 :]) <= {EOS}
     with pytest.raises(ValueError, match="at most 2 fit"):
         WORDS.encode(["a red ball"], 3, config.boi)
+
+
+def test_a_tex_command_is_no_word() -> None:
+    assert split("a red candle $\\frac{$ in air's glow") == ["a", "red", "candle", "in", "air's", "glow"]

@@ -210,7 +210,7 @@ def test_prompts_come_from_a_file_or_from_ours(prompts: Path, tmp_path: Path) ->
     with pytest.raises(PromptError, match="no prompt in"):
         read_prompts(str(empty))
     empty.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(PromptError, match="not a text file"):
+    with pytest.raises(ValueError, match="not a text file"):
         read_prompts(str(empty))
 
 

@@ -78,7 +78,7 @@ def test_the_ten_lines(tmp_path: Path) -> None:
         done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
         assert "seeds.py" not in line or all(m.upper() in done.stdout for m in LEARNING), done.stdout
-    made = ("before.png", "after.png", "half.png", "methods.png", "geneval/00000/samples/00003.png")
+    made = ("before.png", "after.png", "half.png", "methods.png", "geneval/00000/samples/0003.png")
     assert not [name for name in made if not (folder / name).is_file()]
 
 

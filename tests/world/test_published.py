@@ -14,6 +14,7 @@ from minireflect.world.published import (
     from_laion_sg,
     geneval_right,
     geneval_scores,
+    read_benchmark,
     read_graphs,
     write_samples,
 )
@@ -129,3 +130,13 @@ def test_pictures_go_where_its_scripts_look(tmp_path: Path) -> None:
     samples = sorted(p.name for p in (tmp_path / "00003" / "samples").iterdir())
     assert samples == [f"{j:04d}.png" for j in range(4)]
     assert json.loads((tmp_path / "00002" / "metadata.jsonl").read_text()) == about[1]
+
+
+@pytest.mark.parametrize("name, text", [
+    ("a.jsonl", '{"prompt": 5}'), ("a.jsonl", '{"tag": "x"}'), ("a.jsonl", "[]"), ("a.txt", ""),
+    ("a.csv", "Prompts\n" + 200_000 * "x"),
+])  # fmt: skip
+def test_a_benchmark_without_prompts_is_refused(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=name):
+        read_benchmark(tmp_path / name)
