@@ -9,7 +9,7 @@ import io
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -78,10 +78,13 @@ def _refused(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
 
 
-def parse_json(text: str, kind: Any, where: object) -> Any:
-    """The value of a JSON text, of the type that is expected.  Raises Refusal, which begins with `where`."""
+def parse_json(text: str, kind: Any, where: object, constant: Callable = _refused) -> Any:
+    """The value of a JSON text, of the type that is expected.  Raises Refusal, which begins with `where`.
+
+    `constant` makes a value of NaN, Infinity and -Infinity, which are no JSON, but Python writes them.
+    """
     try:
-        value = json.loads(text, parse_constant=_refused)
+        value = json.loads(text, parse_constant=constant)
     except (ValueError, RecursionError) as error:
         why = "it is nested too deeply" if isinstance(error, RecursionError) else error
         raise Refusal(f"{where} is not JSON: {why}") from None

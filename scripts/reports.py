@@ -36,7 +36,7 @@ def arguments(
     parser, where = described(about), "folder of the runs (default: %(default)s)"
     parser.add_argument("--out", type=Path, default=Path(out), help=where)
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of the page and its figures")
-    parser.add_argument("--seeds", type=int, nargs="+", default=seeds, help="default: %(default)s")
+    parser.add_argument("--seeds", type=int, nargs="*", default=seeds, help="default: %(default)s")
     parser.add_argument("--pictures", type=int, default=pictures, help=f"{of} (default: %(default)s)")
     args = parser.parse_args()
     for folder in (args.out, args.docs):

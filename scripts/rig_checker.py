@@ -44,7 +44,7 @@ def asked_of_renders(name: str) -> dict[str, list]:
     pipe = load_pipeline(RIG)
     half = SCENES // 2
     images[half:] = torch.cat([pipe.decode(pipe.autoencoder.encode(x)) for x in images[half:].split(100)])
-    matcher, tokenizer = load_matcher(RIG / f"{name}.safetensors")
+    matcher, tokenizer = load_matcher(RIG / f"{name}.safetensors", "cpu")
     found: dict[str, list] = {"probability": [], "truth": [], "kind": []}
     for image, (graph, scene) in tqdm(list(zip(images, pictures)), f"asking the {name}", leave=False):
         whole = [True] * (len(scene.objects) + 1)

@@ -8,7 +8,7 @@ Arms are trained by `train.py srrl` and differ in one thing each, named by their
 optimiser steps and learn from the pictures of the last four iterations. K = 0 has the reward calls of SRRL,
 84 an iteration, read off a run on validation prompts; "more" has its UNet evaluations.  CLAIM arms have all
 seeds, the others the first three.  The study can be stopped at any time and goes on where it stopped; several
-may run at once with different --seeds, on one core each, and the last one with all seeds writes the page.
+may run at once with different --seeds, on one core each.  `--seeds` without a number only writes the page.
 """
 
 import json
@@ -91,28 +91,33 @@ def success(folder: Path | None, tries: int, seed: int) -> dict[str, float]:
 
 def main() -> None:
     args = arguments(__doc__, "runs/study", 256, "of each kind of prompt in every row", seeds=[0, 1, 2, 3, 4])
-    results, runs, few = args.out / "results.jsonl", {}, [s for s in args.seeds if s < 3]
+    results, few = args.out / "results.jsonl", [s for s in args.seeds if s < 3]
     for seed in few:
         add(results, {"arm": "base", "seed": seed}, None, WAYS | MORE_WAYS, args.pictures)
     for arm, options in ARMS.items():
         for seed in args.seeds if arm in CLAIM else few:
-            name = f"{re.sub('[^A-Za-z0-9]+', '-', arm)}-{seed}"
-            folder = train("srrl", args.out / name, ["--seed", str(seed), *QUICK, *options])
-            runs[arm] = [*runs.get(arm, []), folder]
+            folder = train("srrl", args.out / named(arm, seed), ["--seed", str(seed), *QUICK, *options])
             row = {"arm": arm, "seed": seed, "training": training(folder)}
             ways = WAYS if arm == "SRRL" else {"one picture": WAYS["one picture"]}
             add(results, row, folder, ways, args.pictures)
             if arm in CLAIM:
-                cached(args.out / "success" / f"{name}.json", partial(success, folder, TRIED, seed))
+                cached(args.out / "success" / f"{folder.name}.json", partial(success, folder, TRIED, seed))
     before = cached(args.out / "success" / "base.json", partial(success, None, 4 * TRIED, 9))
-    rows = read_rows(results)
-    rows.sort(key=lambda r: ["base", *runs].index(r["arm"]))
-    options = "\n".join(f"- **{arm}**: `{' '.join(['python train.py', *ARMS[arm]])}`" for arm in ARMS)
+    rows, order = read_rows(results), ["base", *ARMS]
+    rows.sort(key=lambda r: (order.index(r["arm"]), r["seed"]))
+    seeds = {arm: list(dict.fromkeys(r["seed"] for r in rows if r["arm"] == arm)) for arm in ARMS}
+    runs = {arm: [args.out / named(arm, seed) for seed in found] for arm, found in seeds.items() if found}
+    lines = {arm: " ".join(["python train.py", *ARMS[arm]]) for arm in ARMS}
+    options = "\n".join(f"- **{arm}**: `{lines[arm]}`; seeds: {seeds[arm] or 'none yet'}" for arm in ARMS)
     after = {arm: [cached(args.out / "success" / f"{f.name}.json", dict) for f in runs[arm]] for arm in CLAIM}
     bins = by_success(before, after, args.docs / "study_success.png")
     bars(rows, args.docs / "study_arms.png")
     cost_curves({arm: runs[arm] for arm in CLAIM}, args.docs / "study_curves.png")
     publish(args.docs / "study.md", study_page(rows, runs, options, bins))
+
+
+def named(arm: str, seed: int) -> str:
+    return f"{re.sub('[^A-Za-z0-9]+', '-', arm)}-{seed}"
 
 
 if __name__ == "__main__":

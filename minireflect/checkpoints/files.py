@@ -189,7 +189,7 @@ def read_json(path: Path) -> dict:
 
 def typed(text: str, where: Place) -> dict:
     """The JSON object of a published configuration.  Raises Refusal on a value of another type than TYPES."""
-    values = parse_json(text, dict, where)
+    values = parse_json(text, dict, where, float)  # samplers of diffusers state an infinite lambda
     level = [values]
     while level:
         for part in level:

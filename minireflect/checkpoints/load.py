@@ -8,7 +8,6 @@ configuration files of a folder; a single file has none, and gets the values tha
 with.  Nothing is downloaded.
 """
 
-import re
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -34,7 +33,11 @@ Dtype, Folder = torch.dtype | None, Place | None
 # Of all Stable Diffusion, where nothing else is stated.
 SD_NOISE = {
     "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
+    "timestep_spacing": "leading", "steps_offset": 1, "set_alpha_to_one": False,
 }  # fmt: skip
+# Samplers that without step noise are DDIM, and what gives a sampler noise levels of its own.
+DDIM_LIKE = [f"{name}Scheduler" for name in ["DDIM", "DDPM", "EulerDiscrete", "EulerAncestralDiscrete"]]
+LEVELS = ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"]
 Words = BytePairs | TwoBytePairs | NoVocabulary
 
 
@@ -141,8 +144,8 @@ def _tokenizer(
     for folder, pad, known in zip(folders, pads, tokens):
         for file in folder.iterdir() if folder.is_dir() else ():
             existing(file) if file.is_file() else None  # raises on a pointer of git-lfs
-        config = read_json(folder / "tokenizer_config.json")
-        check("tokenizer_config.json", config, folder / "tokenizer_config.json")
+        about = folder / "tokenizer_config.json"
+        config = check("tokenizer_config.json", read_json(about), about)
         if (longest := int(min(length, config.get("model_max_length") or length))) < 3:
             raise WeightsError(f"model_max_length in {folder} must be at least 3, got {longest}")
         words = BytePairs(folder, longest, pad)
@@ -159,26 +162,30 @@ def _schedule(published: Published, prediction: Prediction | None, family: Famil
     The sampler is DDIM whatever the configuration names; without step noise Euler's is the same.
     """
     path, known = published.path, dict(published.scheduler)
+    if known and published.index:
+        known.setdefault("_class_name", (published.index.get("scheduler") or [None])[-1])
     kind = known.get("_class_name")
+    known = known if kind else SD_NOISE | known
     if family is not SDXL:  # diffusers' pipelines of SD 1.x and 2.x mend these two in older folders
         known |= {"steps_offset": 1, "clip_sample": False}
     if kind not in ("DDIMScheduler", "DDPMScheduler", "HeunDiscreteScheduler"):
         known.pop("clip_sample", None)  # not read by the other samplers
-    check("scheduler", known, path)
-    stated = known.get("prediction_type", "epsilon" if "beta_start" in known else None)
+    known = check("scheduler", known, path)
+    own = [key for key in LEVELS if known.get(key)]
+    if kind and (own or kind not in DDIM_LIKE):
+        asked = f"{kind} with {', '.join(own)}" if own else kind
+        warnings.warn(f"{path} asks for {asked}; it is drawn with DDIM, which gives others", stacklevel=4)
+    stated = (known if kind else published.scheduler).get("prediction_type")
     if prediction is None and stated is None and family.prediction != "epsilon":
         assumed = f"{family.prediction!r}, as {family.name} at {family.image_size} pixels does"
         hint = "For the 512-pixel base model give prediction='epsilon' (--prediction epsilon)"
         warnings.warn(f"{path} does not say what its UNet predicts; assuming {assumed}. {hint}", stacklevel=3)
     ours = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0", None: family.prediction}
-    euler = bool(re.match("Euler|LMS|Heun|KDPM2", kind or ""))
-    clean = known.get("set_alpha_to_one", kind not in (None, "DDIMScheduler", "PNDMScheduler"))
+    euler = kind not in (None, "DDIMScheduler", "DDPMScheduler", "PNDMScheduler")
     config = ScheduleConfig(
-        *(known.get(key, value) for key, value in SD_NOISE.items()), prediction=prediction or ours[stated],
-        zero_snr=bool(known.get("rescale_betas_zero_snr")),
-        spacing=known.get("timestep_spacing", "linspace" if euler else "leading"),
-        offset=known.get("steps_offset", 0 if kind else 1), set_alpha_to_one=euler or bool(clean),
-        euler=euler,
+        *(known[key] for key in list(SD_NOISE)[:4]), prediction=prediction or ours[stated],
+        zero_snr=bool(known.get("rescale_betas_zero_snr")), spacing=known["timestep_spacing"],
+        offset=known["steps_offset"] or 0, set_alpha_to_one=bool(known["set_alpha_to_one"]), euler=euler,
     )  # fmt: skip
     if published.abar is not None and published.abar[0] > 0.5:  # told by a file's own table, if it is one
         zero = published.abar[-1] < 1e-6
@@ -232,34 +239,32 @@ def load_clip(path: Place, tokenizer: Folder = None, quick_gelu: bool | None = N
 
 def _clip_parts(folder: Path, file: Path, quick_gelu: bool | None) -> tuple[Part, Part, dict]:
     """Text and image encoder, with configurations in transformers' words, and that of the pictures."""
+
+    def stated(kind: str, values: dict | None) -> dict:
+        return check(kind, values or {}, f"{folder} ({kind})")
+
     tensors = read_weights(file)
     theirs = any(name.startswith("text_model.") for name in tensors)
     if theirs:
-        config, pictures = read_json(folder / "config.json"), read_json(folder / "preprocessor_config.json")
-        text, vision = config.get("text_config") or {}, config.get("vision_config") or {}
-        stated = {"CLIP": config, "CLIP's text_config": text, "CLIP's vision_config": vision}
-        stated["preprocessor_config.json"] = pictures
+        config = stated("CLIP", read_json(folder / "config.json"))
+        pictures = stated("preprocessor_config.json", read_json(folder / "preprocessor_config.json"))
+        text, vision = (stated(f"CLIP's {key}", config.get(key)) for key in ("text_config", "vision_config"))
         default, table = "quick_gelu", names.TRANSFORMERS_CLIP  # transformers' own default
     else:
-        config = read_json(folder / "open_clip_config.json")
-        model, seen = config.get("model_cfg") or {}, config.get("preprocess_cfg") or {}
-        text, vision = model.get("text_cfg") or {}, model.get("vision_cfg") or {}
-        stated = {"_config.json": config, "'s model_cfg": model, "'s preprocess_cfg": seen}
-        stated |= {"'s text_cfg": text, "'s vision_cfg": vision}
-        stated = {f"open_clip{kind}": values for kind, values in stated.items()}
+        config = stated("open_clip_config.json", read_json(folder / "open_clip_config.json"))
+        model, seen = (
+            stated(f"open_clip's {key}", config.get(key)) for key in ("model_cfg", "preprocess_cfg")
+        )
+        text, vision = (stated(f"open_clip's {key}", model.get(key)) for key in ("text_cfg", "vision_cfg"))
         pictures = {f"image_{key}": value for key, value in seen.items()}
-        if "heads" in text:
-            text = {"num_attention_heads": text["heads"]}
-        if "head_width" in vision:
-            vision = {"num_attention_heads": vision["width"] // vision["head_width"]}
+        text = {"num_attention_heads": text["heads"]} if text else {}
+        vision = {"num_attention_heads": vision["width"] // vision["head_width"]} if vision else {}
         openai = "input_resolution" in tensors  # OpenAI's own program
         default, table = "quick_gelu" if model.get("quick_gelu", openai) else "gelu", names.OPEN_CLIP
         if quick_gelu is None and "quick_gelu" not in model and not openai:
             said = "assuming gelu, as LAION's; OpenAI's, and what was trained from them, need quick_gelu"
             warnings.warn(f"{file} does not say its activation: {said} (--clip-activation)", stacklevel=4)
         tensors = names.open_clip(tensors)
-    for kind, values in stated.items():
-        check(kind, values, f"{folder} ({kind})")
     asked = {True: "quick_gelu", False: "gelu", None: None}[quick_gelu]
     text, vision = (c | {"hidden_act": asked or c.get("hidden_act") or default} for c in (text, vision))
     ours = parts.shortened(Part(renamed(tensors, table, file), text, str(file), "text."))

@@ -104,12 +104,15 @@ def read_lora(path: str | Path, res_blocks: int = 2) -> dict[str, Adapter]:
     """
     path = next((p for name in PEFT_NAMES if (p := Path(path) / name).is_file()), Path(path))  # of a folder
     tensors = read_weights(path)
-    lost = [f"{name} {tuple(tensors[name].shape)}" for name in check_names("LoRA", tensors, path)]
+    check_names("LoRA", tensors, path)
+    lost: list[str] = []
     layers: dict[tuple[str, str], dict[str, Tensor]] = {}  # network, layer by its dotted name
     for name, tensor in tensors.items():
         network, bare = _whose(re.sub(*PROCESSOR, name))
         if match := re.search(ENDS, bare):
             layers.setdefault((network, bare[: match.start()]), {})[KINDS[match[1] or match[2]]] = tensor
+        else:
+            lost.append(f"{name} {tuple(tensor.shape)}")
     layers = {name: found for name, found in layers.items() if found.keys() != {"alpha"}}
     for (network, name), found in layers.items():
         lost += [f"{network}.{name}: missing lora_{side}.weight" for side in "AB" if side not in found]
@@ -166,8 +169,7 @@ def _configuration(path: Path, about: Strings) -> dict[str, dict]:
         found = dict.fromkeys(NETWORKS.values(), read_json(path.parent / "adapter_config.json"))
     for config in found.values():
         typed(json.dumps(config), "its configuration")
-        check("LoRA's configuration", config, path)
-    return found
+    return {network: check("LoRA's configuration", config, path) for network, config in found.items()}
 
 
 def _scale(config: dict, layer: str, rank: int, alpha: float | None) -> float:

@@ -137,8 +137,8 @@ def _read_folder(path: Path) -> Published:
 def read_part(path: Path, kind: str, read: Callable[[Tensors], names.Read]) -> Part:
     """A network's folder, or its file; a configuration beside it is checked."""
     file = weights_file(path)
-    config = read_json(file.parent / "config.json") if path.is_dir() else {}
-    check(kind, config, file.parent / "config.json")
+    about = file.parent / "config.json"
+    config = check(kind, read_json(about), about) if path.is_dir() else {}
     tensors, table, _ = read(read_weights(file))
     return shortened(Part(renamed(tensors, table, file), config, str(file)))
 
@@ -172,19 +172,34 @@ def _read_file(path: Path) -> Published:
     if any(name.startswith("model_ema.") for name in whole):
         said = "its running average (model_ema) is left out, its weights are used"
         warnings.warn(f"{path}: {said}", stacklevel=4)
-    if "vae" in parts and "scale_factor" in whole and whole["scale_factor"].numel() == 1:
-        parts["vae"].config["scaling_factor"] = float(whole["scale_factor"])
-    return Published(path, parts, _known_of(path, whole), {}, whole.get("alphas_cumprod"))
+    known = _known_of(path, whole)
+    if "vae" in parts:
+        parts["vae"].config["scaling_factor"] = known.pop("scaling_factor", None)
+    return Published(path, parts, known, {}, whole.get("alphas_cumprod"))
+
+
+# What the .yaml of the original program beside a file states, in the words of diffusers' configurations.
+YAML: dict[str, tuple[str, type]] = {
+    "prediction_type": (r"parameterization: *[\"']?(\w+)", str),
+    "beta_start": (r"linear_start: *([\d.e-]+)", float),
+    "beta_end": (r"linear_end: *([\d.e-]+)", float), "num_train_timesteps": (r"\btimesteps: *(\d+)", int),
+    "scaling_factor": (r"\bscale_factor: *([\d.e-]+)", float),
+}  # fmt: skip
+PREDICTIONS = {"v": "v_prediction", "eps": "epsilon", "x0": "sample"}
 
 
 def _known_of(path: Path, whole: Tensors) -> dict:
-    """What marker keys, the header, and a .yaml beside a file tell, in the words of a scheduler."""
+    """What marker keys, the header, and a .yaml beside a file tell, in the words of configurations."""
     about, header = path.with_suffix(".yaml"), read_metadata(path)
-    stated = about.is_file() and re.search(r"parameterization:\s*[\"']?(eps|v)\b", read_text(about))
-    known = stated[1] if stated else header.get("modelspec.prediction_type")
-    known = "v" if "v_pred" in whole else known
-    found = {"prediction_type": {"v": "v_prediction", "eps": "epsilon"}.get(known, known)} if known else {}
-    return found | ({"rescale_betas_zero_snr": True} if "ztsnr" in whole else {})
+    text = read_text(about) if about.is_file() else ""
+    known = {key: kind(at[1]) for key, (find, kind) in YAML.items() if (at := re.search(find, text))}
+    stated = known.get("prediction_type", header.get("modelspec.prediction_type"))
+    stated = "v" if "v_pred" in whole else stated
+    if stated:
+        known["prediction_type"] = PREDICTIONS.get(stated, stated)
+    if "scale_factor" in whole and whole["scale_factor"].numel() == 1:
+        known["scaling_factor"] = float(whole["scale_factor"])
+    return known | ({"rescale_betas_zero_snr": True} if "ztsnr" in whole else {})
 
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model", "open_clip_model", "open_clip_pytorch_model")

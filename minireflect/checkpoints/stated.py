@@ -1,16 +1,18 @@
 """What the files of a published checkpoint state: every key is read, harmless, or refused with its sentence.
 
-    check("scheduler", read_json(file), file)       raises WeightsError at the first key that is refused
+    known = check("scheduler", read_json(file), file)    raises WeightsError at the first key that is refused
 
 Read: this package uses it.  Harmless: it changes no picture, or the tensors tell it.  Refused: it would
 change the pictures and is not supported, unless it has one of the values that ask for nothing else.  A key
-that stands in no table is refused too, unless its value asks for nothing.  docs/checkpoints.md shows all.
+that stands in no table is refused too, unless its value asks for nothing.  A key that is absent has the
+value that the library takes then (ABSENT).  docs/checkpoints.md shows all.
 """
 
 import re
 from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple
 
+from ..models.tokenizer import BEGIN_TEXT, END_TEXT
 from .files import WeightsError
 
 
@@ -54,6 +56,7 @@ GENERIC = ABOUT + """initializer_range initializer_factor attention_dropout drop
     task_specific_params gradient_checkpointing _attn_implementation.* hidden_size vocab_size image_size
     patch_size projection_dim intermediate_size max_position_embeddings text_config_dict vision_config_dict"""
 GELU = ("quick_gelu", "gelu")
+YES = (True, None)
 TEXT = table("num_hidden_layers num_attention_heads eos_token_id hidden_act", GENERIC, hidden_act=GELU,
              layer_norm_eps=1e-5, model_type=("clip_text_model", "clip"))
 VISION = table("num_attention_heads hidden_act", f"{GENERIC} eos_token_id num_hidden_layers", hidden_act=GELU,
@@ -117,15 +120,17 @@ KINDS: dict[str, Table] = {
     "CLIP's text_config": TEXT,
     "CLIP's vision_config": VISION,
     "preprocessor_config.json": table(
-        "image_mean image_std", "crop_size size do_.* image_processor_type feature_extractor_type "
-        "_.*_class processor_class resample _valid_processor_keys data_format input_data_format device "
+        "image_mean image_std", "crop_size size do_convert_rgb do_pad image_processor_type processor_class "
+        "feature_extractor_type _.*_class _valid_processor_keys data_format input_data_format device "
         "return_tensors default_to_square disable_grouping pad_size image_seq_length",
-        rescale_factor=1 / 255),
+        rescale_factor=1 / 255, resample=(3, None), do_resize=YES, do_center_crop=YES, do_rescale=YES,
+        do_normalize=YES),
     "tokenizer_config.json": table(
-        "pad_token added_tokens_decoder model_max_length", "bos_token eos_token unk_token add_prefix_space "
-        "errors name_or_path special_tokens_map_file clean_up_tokenization_spaces use_fast processor_class "
+        "pad_token added_tokens_decoder model_max_length", "unk_token add_prefix_space errors name_or_path "
+        "special_tokens_map_file clean_up_tokenization_spaces use_fast processor_class "
         "additional_special_tokens extra_special_tokens __type backend is_local local_files_only "
-        "add_.*_token split_special_tokens padding_side truncation_side " + ABOUT, do_lower_case=(True, None),
+        "add_.*_token " + ABOUT, do_lower_case=YES, padding_side=("right", None),
+        truncation_side=("right", None), bos_token=(BEGIN_TEXT, None), eos_token=(END_TEXT, None),
         tokenizer_class=("CLIPTokenizer", "CLIPTokenizerFast", "TokenizersBackend", None)),
     "open_clip_config.json": table("model_cfg preprocess_cfg", "custom_text tags name"),
     "open_clip's model_cfg": table(
@@ -138,7 +143,7 @@ KINDS: dict[str, Table] = {
         "width head_width", "layers image_size patch_size mlp_ratio patch_dropout output_tokens",
         pool_type="tok", pos_embed_type="learnable", norm_kwargs=({},), act_kwargs=({},)),
     "open_clip's preprocess_cfg": table(
-        "mean std", "size fill_color resize_mode", mode="RGB", interpolation="bicubic"),
+        "mean std", "size fill_color", mode="RGB", interpolation="bicubic", resize_mode=("shortest", None)),
     "single file": {
         r"model\.diffusion_model\..*|first_stage_model\..*|cond_stage_model\..*": Rule("read"),
         r"conditioner\.embedders\.[01]\..*": Rule("read"),
@@ -158,7 +163,7 @@ KINDS: dict[str, Table] = {
         r".*(dora_scale|lora_magnitude_vector.*)": Rule("refused", "a DoRA: a LoRA with column lengths"),
         r".*lora_mid\..*": Rule("refused", "a convolution LoRA (LoCon)"),
         r".*oft_.*|.*\.(on_input|a1|a2|b1|b2)\..*": Rule("refused", "neither LoRA nor read: OFT, IA3, GLoRA"),
-        r".*\.(diff(_b)?|w_norm|b_norm)|.*lora_[AB].*\.bias": Rule("refused", "a difference of full rank"),
+        r".*\.(diff(_b)?|w_norm|b_norm)|.*lora_.*\.bias": Rule("refused", "a difference of full rank"),
         r"bundle_emb\..*|emb_params|string_to_param": Rule("refused", "learnt words; only LoRA is read"),
         r".*lora(\.|_)(A|B|down|up)\b.*|.*\.lora_linear_layer\.(down|up)\.weight": Rule("read"),
     },
@@ -171,17 +176,38 @@ KINDS: dict[str, Table] = {
         init_lora_weights=(True, False, None, "gaussian", "eva", "orthogonal"))
     | refused("a DoRA: a LoRA with column lengths", "use_dora"),
 }
+# What diffusers, transformers, open_clip and peft take for a key that is absent from a configuration.
+NETWORK = {"num_attention_heads": 8, "num_hidden_layers": 12}
+ABSENT: dict[str, dict] = {
+    "scheduler": {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear", "steps_offset": 0,
+                  "num_train_timesteps": 1000, "prediction_type": "epsilon", "timestep_spacing": "linspace",
+                  "set_alpha_to_one": True},
+    "DDIMScheduler": {"timestep_spacing": "leading", "clip_sample": True},
+    "DDPMScheduler": {"timestep_spacing": "leading", "clip_sample": True},
+    "PNDMScheduler": {"timestep_spacing": "leading", "set_alpha_to_one": False},
+    "UNet": {"attention_head_dim": 8}, "VAE": {"scaling_factor": 0.18215}, "text encoder": NETWORK,
+    "CLIP's text_config": NETWORK, "CLIP's vision_config": NETWORK | {"num_attention_heads": 12},
+    "open_clip's text_cfg": {"heads": 8}, "open_clip's vision_cfg": {"width": 768, "head_width": 64},
+    "LoRA's configuration": {"lora_alpha": 8.0},
+}
 # fmt: on
 
 
-def check(kind: str, values: Mapping[str, object], source: object) -> None:
-    """Raise WeightsError at the first key of a file that is refused: its name, its value, the reason."""
+def check(kind: str, values: Mapping[str, object], source: object) -> dict:
+    """-> the values, and what is meant where a key is absent; nothing of an empty configuration.
+
+    Raises WeightsError at the first key that is refused: its name, its value, the reason.
+    """
+    of_class = ABSENT.get(str(values.get("_class_name")), {})
+    values = {**ABSENT.get(kind, {}), **of_class, **values} if values else {}
     for key, value in values.items():
         rule = rule_of(kind, key)
+        value = value.get("content", value) if isinstance(value, dict) else value  # of a token
         each = value if isinstance(value, list | tuple) and value and rule.values != NOTHING else [value]
         if (rule.values or rule.what == "refused") and not all(part in rule.values for part in each):
             said = f"has {key}" if value is key else f"asks for {key} = {value!r}"
             raise WeightsError(f"{source} {said[:150]}, which is refused: {rule.why}")
+    return values
 
 
 def rule_of(kind: str, key: str) -> Rule:

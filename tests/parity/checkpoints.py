@@ -342,3 +342,24 @@ def trainable(folder: Path, level: float = 1.0) -> Path:
         last.bias.fill_(level - 0.4 * drawn.mean() / drawn.std())
     pipe.save_pretrained(folder / "sd")
     return folder / "sd"
+
+
+def taught(base: Path, steps: int = 300) -> None:
+    """Train the UNet of a base a little, on latents of one random colour each, so that it predicts noise."""
+    pipe = StableDiffusionPipeline.from_pretrained(base)
+    unet, abar = pipe.unet.train(), pipe.scheduler.alphas_cumprod
+    with torch.no_grad():
+        context = pipe.text_encoder(pipe.tokenizer("", padding="max_length", return_tensors="pt").input_ids)[
+            0
+        ]
+    optimizer, random = torch.optim.Adam(unet.parameters(), 2e-3), torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        colour = torch.randn(32, 4, 1, 1, generator=random)
+        x_0, noise = (torch.randn(32, 4, 8, 8, generator=random) for _ in range(2))
+        x_0, t = 0.9 * colour + 0.4 * x_0, torch.randint(1000, (32,), generator=random)
+        a = abar[t][:, None, None, None]
+        eps = unet(a.sqrt() * x_0 + (1 - a).sqrt() * noise, t, context.expand(32, -1, -1)).sample
+        loss = (eps - noise).square().mean()
+        optimizer.zero_grad(), loss.backward(), optimizer.step()
+    assert loss < 0.4, f"the base predicts no noise: {loss:.2f}"  # 1 of a network that says 0
+    unet.eval().save_pretrained(base / "unet")

@@ -8,18 +8,22 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DiffusionPipeline,
+    DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    PNDMScheduler,
     UNet2DConditionModel,
 )
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import CLIPConfig, CLIPModel
 
 from minireflect.checkpoints.files import WeightsError
-from minireflect.checkpoints.load import Given, load_checkpoint
-from minireflect.checkpoints.lora import load_lora, networks_of
+from minireflect.checkpoints.load import Given, load_checkpoint, load_clip
+from minireflect.checkpoints.lora import load_lora, networks_of, read_lora
+from minireflect.models.clip import OPENAI_MEAN, OPENAI_STD
 from minireflect.models.lora import merge_lora
 from minireflect.pipeline import LatentDiffusion
 from tests.small import shaken
@@ -178,3 +182,117 @@ def test_scales_of_peft(more: dict, tmp_path: Path) -> None:
     ours = load_checkpoint(tmp_path / "sd")
     load_lora(ours.unet, tmp_path)
     assert off(theirs, ours) < 1e-3
+
+
+# ---- keys that are absent, and what the libraries take then ------------------------------------------------
+ABSENT = {
+    "scheduler/scheduler_config.json": ("set_alpha_to_one", "beta_schedule", "steps_offset", "_class_name",
+                                        "timestep_spacing", "prediction_type"),
+    "unet/config.json": ("attention_head_dim", "norm_num_groups", "flip_sin_to_cos"),
+    "vae/config.json": ("scaling_factor", "force_upcast"),
+    "text_encoder_2/config.json": ("num_attention_heads", "hidden_act", "layer_norm_eps"),
+    "tokenizer_2/tokenizer_config.json": ("pad_token",),
+}  # fmt: skip
+
+
+def edit(file: Path, **changes: object) -> None:
+    """Change the keys of a JSON file; ... removes one."""
+    values = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({key: value for key, value in values.items() if value is not ...}))
+
+
+@pytest.mark.parametrize(("file", "key"), [(file, key) for file, keys in ABSENT.items() for key in keys])
+def test_an_absent_key_means_what_the_library_takes(file: str, key: str, tmp_path: Path) -> None:
+    theirs_of("sdxl", tmp_path)
+    edit(tmp_path / "sd" / file, **{key: ...})
+    theirs = DiffusionPipeline.from_pretrained(tmp_path / "sd")
+    theirs.set_progress_bar_config(disable=True)
+    assert off(theirs, load_checkpoint(tmp_path / "sd")) < 1e-3
+
+
+CHANGED = [  # a sampler that clips where nothing is said, another side of the words, other words at the ends
+    ("scheduler/scheduler_config.json", {"clip_sample": ...}, "clip_sample = True"),
+    ("scheduler/scheduler_config.json", {"prediction_type": "V_Prediction"}, "prediction_type"),
+    ("tokenizer/tokenizer_config.json", {"padding_side": "left"}, "padding_side"),
+    ("tokenizer/tokenizer_config.json", {"truncation_side": "left"}, "truncation_side"),
+    ("tokenizer/tokenizer_config.json", {"bos_token": "a</w>"}, "bos_token"),
+    ("tokenizer/tokenizer_config.json", {"eos_token": {"content": "a</w>"}}, "eos_token"),
+    ("tokenizer/tokenizer_config.json", {"split_special_tokens": True}, "split_special_tokens"),
+]
+
+
+@pytest.mark.parametrize(("file", "change", "told"), CHANGED)
+def test_what_would_change_the_picture_is_refused(file: str, change: dict, told: str, tmp_path: Path) -> None:
+    theirs_of("sdxl", tmp_path)
+    edit(tmp_path / "sd" / file, **change)
+    with pytest.raises(WeightsError, match=f"asks for {told}.*which is refused"):
+        load_checkpoint(tmp_path / "sd")
+
+
+OTHERS = [EulerDiscreteScheduler(**SD, use_karras_sigmas=True), PNDMScheduler(**SD, skip_prk_steps=True),
+          DPMSolverMultistepScheduler(**SD)]  # fmt: skip
+
+
+@pytest.mark.parametrize("scheduler", OTHERS, ids=lambda scheduler: type(scheduler).__name__)
+def test_another_sampler_is_said(scheduler: object, tmp_path: Path) -> None:
+    """diffusers writes an infinite number into DPMSolver's configuration, which is no JSON."""
+    theirs_of("sd1", tmp_path, scheduler=scheduler)
+    with pytest.warns(UserWarning, match=f"asks for {type(scheduler).__name__}.* drawn with DDIM"):
+        load_checkpoint(tmp_path / "sd")
+
+
+YAML = """model:
+  params:
+    linear_start: 1e-4
+    linear_end: 0.02
+    timesteps: 500
+    parameterization: "v"
+    scale_factor: 0.5
+"""
+
+
+def test_the_yaml_beside_a_file_is_read(tmp_path: Path) -> None:
+    stated = dict(beta_start=1e-4, beta_end=0.02, num_train_timesteps=500, prediction_type="v_prediction")
+    theirs = theirs_of("sd1", tmp_path, scheduler=DDIMScheduler(**DDIM | stated))
+    theirs.vae.register_to_config(scaling_factor=0.5)
+    file = save_original(theirs, "sd1", tmp_path / "one.safetensors")
+    file.with_suffix(".yaml").write_text(YAML)
+    assert off(theirs, load_checkpoint(file, Given(tokenizer=tmp_path / "words", image_size=32))) < 1e-3
+
+
+def test_an_absent_alpha_of_peft(tmp_path: Path) -> None:
+    """It is 8 of any rank: LoraConfig's."""
+    theirs_of("sd1", tmp_path)
+    name = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora"
+    tensors = {f"base_model.model.{name}_{side}.weight": torch.ones(*shape) for side, shape in
+               {"A": (2, 64), "B": (64, 2)}.items()}  # fmt: skip
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 2, "peft_type": "LORA"}))
+    (adapter,) = read_lora(tmp_path).values()
+    assert adapter.scale == LoraConfig(r=2).lora_alpha / 2
+
+
+def test_heads_that_a_clip_does_not_state(tmp_path: Path) -> None:
+    """CLIPModel writes only what differs from its defaults, 8 heads for words and 12 for pictures."""
+    text = dict(vocab_size=600, hidden_size=64, intermediate_size=128, num_hidden_layers=2, eos_token_id=599)
+    vision = dict(image_size=28, patch_size=14, hidden_size=96, intermediate_size=96, num_hidden_layers=2)
+    theirs = shaken(CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=32)))
+    theirs.save_pretrained(tmp_path)
+    ours, x = load_clip(tmp_path)[0], torch.rand(2, 3, 28, 28) * 2 - 1
+    mean, std = (torch.tensor(v)[:, None, None] for v in (OPENAI_MEAN, OPENAI_STD))
+    ids = torch.cat([torch.randint(1, 598, (2, 9)), torch.full((2, 1), 599)], 1)
+    found = theirs(input_ids=ids, pixel_values=(x - mean) / std)
+    assert (found.image_embeds - ours.encode_image(x)).abs().max() < 1e-5
+    assert (found.text_embeds - ours.encode_text(ids)).abs().max() < 1e-5
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"do_normalize": False}))
+    with pytest.raises(WeightsError, match="do_normalize"):
+        load_clip(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["to_q.lora_up.bias", "to_q.lora.down.bias"])
+def test_no_tensor_of_a_lora_is_dropped(name: str, tmp_path: Path) -> None:
+    path = kohya(theirs_of("sd1", tmp_path), tmp_path / "kohya.safetensors")
+    more = {f"lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_{name}": torch.ones(64)}
+    save_file(load_file(path) | more, path)
+    with pytest.raises(WeightsError, match=name):
+        read_lora(path)
