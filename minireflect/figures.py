@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from .disk import replacing
+from .ranges import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -228,7 +229,7 @@ def strip(
     `heads` stand above the columns: rounds, models.
     """
     columns, fits = max(map(len, rows)), min(abreast, len(rows))
-    labels = [wrap(label, 27 * columns) for label in labels]
+    labels = [wrap(plain(label), 27 * columns) for label in labels]
     above = 19 + 10 * max(label.count("\n") for label in labels[:abreast])  # points, of the heads
     rows = [[(image, wrap(mark, 27), right) for image, mark, right in row] for row in rows]
     most = max(text.count("\n") for text in [*labels, *(mark for row in rows for _, mark, _ in row)])

@@ -194,5 +194,6 @@ def test_a_slider_needs_ipywidgets_and_says_so(
 
 def test_a_prompt_with_dollars_is_drawn_as_text(tmp_path: Path) -> None:
     cell = (torch.zeros(3, 8, 8), "read as $\\frac{$", None)
-    figures.strip([[cell]], ["a tall red candle $\\frac{$ in still air"], ["$^$"], tmp_path / "x.png")
+    label = "a tall red candle $\\frac{$ in still air\x00\ud800\x1b[31m"
+    figures.strip([[cell]], [label], ["$^$"], tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 1_000

@@ -131,7 +131,7 @@ def test_killed_at_random_moments(folder: Path, command: str) -> None:
     """Half of the kills are before a random write, half at a random time."""
     draw, (expected, seconds) = random.Random(f"kills {command}"), unbroken(command, folder)
     done = 0
-    while done < max(2, KILLS // len(COMMANDS)):
+    while done < max(2, -(-KILLS // len(COMMANDS))):
         out = folder / f"killed-{command}-{done}"
         words = [command, "--preset", "smoke", *COMMANDS[command], "--out", str(out)]
         if done % 2:

@@ -22,7 +22,7 @@ from ..models.lora import merge_lora
 from ..models.reasongen import SamplingConfig
 from ..models.transformer import Temperature
 from ..pipeline import OPPOSITE, LatentDiffusion, SamplerConfig, chosen_device
-from ..ranges import Checked, Count, Finite, Natural, Share, Weight
+from ..ranges import Checked, Count, Finite, Natural, Share, Weight, plain
 from ..rl.rewards import load_reward, reward_beside
 from ..streams import choices, rng
 from ..world.canvas import read_picture, to_pixels, write_picture
@@ -92,7 +92,7 @@ def main(words: list[str]) -> int:
     with torch.no_grad():
         said = WAYS[way](replace(args, rounds=rounds, guidance=guidance), list(args.prompts))
     for head, lines in zip(*said):
-        print("\n".join([head, *(f"  {line}" for line in lines)]))
+        print("\n".join([plain(head), *(f"  {line}" for line in lines)]))
     print(f"written to {args.out}")
     return 0
 
