@@ -69,6 +69,7 @@ def test_a_part_on_a_pretended_gpu(
         assert {row["peak GB"] for row in line["rows"] if "LoRA" in row} == {2.0}
 
 
+@pytest.mark.rare
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [c for c in TRAINED if c != "all"])
 def test_a_command_on_a_pretended_gpu(command: str, far: FarDevice, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from minireflect import disk
 from minireflect.__main__ import main
 from minireflect.checkpoints.files import checksum, read_ours
 
-KILLS = int(os.environ.get("KILLS", "24"))
+KILLS = int(os.environ.get("KILLS", "12"))
 TINY = ["--evaluation.pictures", "2"]
 FEW = ["--steps", "2", "--prompts-per-iteration", "2", "--rounds", "1"]
 COMMANDS = {
@@ -126,12 +126,14 @@ def test_every_window_of_a_stage(folder: Path, event: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command", [pytest.param(c, marks=pytest.mark.rare) if c == "all" else c for c in COMMANDS]
+)
 def test_killed_at_random_moments(folder: Path, command: str) -> None:
     """Half of the kills are before a random write, half at a random time."""
     draw, (expected, seconds) = random.Random(f"kills {command}"), unbroken(command, folder)
     done = 0
-    while done < max(2, -(-KILLS // len(COMMANDS))):
+    while done < -(-KILLS // len(COMMANDS)):
         out = folder / f"killed-{command}-{done}"
         words = [command, "--preset", "smoke", *COMMANDS[command], "--out", str(out)]
         if done % 2:
@@ -144,13 +146,13 @@ def test_killed_at_random_moments(folder: Path, command: str) -> None:
         done += 1
 
 
+@pytest.mark.rare
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_full_disk_is_one_sentence_and_loses_nothing(folder: Path, command: str) -> None:
     """A limit on the size of a file, which some of the writes exceed: config, weights, state or figures."""
     expected, _ = unbroken(command, folder)
-    limits, turn = (100, 20_000, 300_000, 2_000_000), list(COMMANDS).index(command) % 4
-    for limit in limits if KILLS >= 200 else limits[turn : turn + 1]:
+    for limit in (100, 20_000, 300_000, 2_000_000):
         out = folder / f"full-{command}-{limit}"
         words = [command, "--preset", "smoke", *COMMANDS[command], "--out", str(out)]
         status = forked(words, partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit)))

@@ -186,7 +186,11 @@ def finished(process: subprocess.Popen) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "stages"),
-    [("srrl", ["srrl"]), ("rlrig", ["phase-1", "phase-2"]), ("reason-grpo", ["reason-grpo"])],
+    [
+        ("srrl", ["srrl"]),
+        pytest.param("rlrig", ["phase-1", "phase-2"], marks=pytest.mark.rare),
+        pytest.param("reason-grpo", ["reason-grpo"], marks=pytest.mark.rare),
+    ],
 )
 def test_torchrun_gives_the_metrics_of_one_process(command: str, stages: list[str], tmp_path: Path) -> None:
     words = [command, "--preset", "smoke", "--device", "cpu"]
