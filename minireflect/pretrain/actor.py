@@ -72,10 +72,8 @@ def imitation_example(draw: random.Random) -> Example:
             return Example(scene, [r.words for r in graph.requirements], answers, edit)
 
 
-def train_actor(
-    config: Training, autoencoder: Autoencoder, tokenizer: Tokenizer, job: Job, start: Actor | None = None
-) -> Actor:
-    """Imitate the script, from random weights or from those of `start`."""
+def train_actor(config: Training, autoencoder: Autoencoder, tokenizer: Tokenizer, job: Job) -> Actor:
+    """Imitate the script."""
     seed, device = job.seed, job.device
     draw = choices(seed, "actor", "pictures")
     scenes, requirements, answers, edits = zip(*(imitation_example(draw) for _ in range(config.pictures)))
@@ -83,7 +81,6 @@ def train_actor(
     latents = encode_all(autoencoder.to(device).encode, pixels, device)  # (n 4 8 8)
     torch.manual_seed(seed)
     actor = Actor(ActorConfig(len(tokenizer))).to(device)
-    actor.load_state_dict((start or actor).state_dict())
     ids = questions(tokenizer, requirements, answers, actor.config.read).to(device)  # (n s)
     written = tokenizer.encode(edits, actor.config.written).to(device)  # (n t)
     mask = up_to(written, EOS)  # (n t)
