@@ -20,16 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ranges import Checked, Depth, Positive, Size
-from .blocks import (
-    Downsample,
-    Layer,
-    Level,
-    PixelAttention,
-    ResBlock,
-    Upsample,
-    require_levels,
-    require_multiple,
-)
+from .blocks import Downsample, Layer, Level, PixelAttention, ResBlock, Upsample, require_levels
 
 EPS = 1e-6  # of the GroupNorms in SD's autoencoder
 
@@ -49,9 +40,7 @@ class AutoencoderConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_levels(self.channels)
-        for channels in self.channels:
-            require_multiple("channels", channels, "groups", self.groups)
+        require_levels(self.channels, groups=self.groups)
 
     @property
     def factor(self) -> int:

@@ -31,16 +31,7 @@ from ..streams import choices, rng
 from ..world.canvas import to_tensor
 from ..world.captions import hints, rationale
 from ..world.data import WorldConfig, training_pairs
-from ..world.graphs import (
-    PREDICATES,
-    THINGS,
-    Entity,
-    Requirement,
-    SceneGraph,
-    pair_split,
-    radius,
-    sample_picture,
-)
+from ..world.graphs import PREDICATES, THINGS, Entity, Requirement, SceneGraph, pair_split, sample_picture
 from ..world.prompts import KINDS, Prompt, draw_prompts, law_prompt, near_miss, prompt_set
 from ..world.scenes import COLORS, Reading, Scene
 from .corrupt import VISIBLE, block_error, corrupt_all, still_shows
@@ -231,7 +222,7 @@ def visible(error: Tensor, scene: Scene) -> list[bool]:
     """
     seen = []
     for thing in scene.objects:
-        r, (x, y) = radius(thing.name), thing.xy
+        r, (x, y) = thing.radius, thing.xy
         window = error[max(0, (y - r) // 4) : (y + r) // 4 + 1, max(0, (x - r) // 4) : (x + r) // 4 + 1]
         seen.append(bool(window.max() < VISIBLE))
     return [*seen, bool(error.max() < VISIBLE)]

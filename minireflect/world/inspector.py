@@ -27,7 +27,7 @@ from torch import Tensor
 
 from .canvas import MARGIN, PALETTE, SIZE
 from .captions import caption
-from .graphs import THINGS, radius
+from .graphs import THINGS
 from .laws import LAWS, canvas, render_pixels
 from .scenes import ARRANGEMENT, COLORS, Object, Reading, Scene, arrangement, distance
 
@@ -263,7 +263,7 @@ def _fit(share: np.ndarray, hidden: np.ndarray, box: tuple[slice, slice], color:
     errors: dict[Object, float] = {}
     for name, stamp in zip(THINGS, _stamps()):
         # the spot must lie within the shape
-        r = radius(name)
+        r = Object(name).radius
         for y, x in product(*(range(side.stop - r - 1, side.start + r + 2) for side in box)):
             window = np.s_[y + pad : y + pad + STAMP, x + pad : x + pad + STAMP]
             error = ((target[window] - stamp) ** 2 * visible[window]).sum()

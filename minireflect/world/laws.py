@@ -24,7 +24,6 @@ import numpy as np
 from torch import Tensor
 
 from .canvas import MARGIN, SIZE, Pen, to_tensor
-from .graphs import radius
 from .scenes import ARRANGEMENT, COLORS, Object, Objects, Scene
 
 BIG, SMALL = 8.5, 5.5  # radius in pixels of big and small objects
@@ -273,7 +272,7 @@ def _draw(law: str, objects: Objects, outcome: str) -> np.ndarray:
     pen = Pen()
     if law == ARRANGEMENT:  # what is lower in the picture is nearer to the camera, and hides what is behind
         for o in sorted(objects, key=lambda o: o.xy[1]):
-            pen.shape(o.name, *o.xy, radius(o.name), o.color)
+            pen.shape(o.name, *o.xy, o.radius, o.color)
     else:
         LAWS[law].draw(pen, outcome, *objects)
     pixels = pen.canvas()
