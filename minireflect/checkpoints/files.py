@@ -43,7 +43,7 @@ KINDS: dict[Any, str] = {
     dict[str, float] | None: "alpha_pattern rank_pattern",
     str: "beta_schedule", str | None: "hidden_act prediction_type timestep_spacing final_sigmas_type",
     bool | None: "rescale_betas_zero_snr force_zeros_for_empty_prompt set_alpha_to_one use_rslora",
-    list: "unet vae text_encoder text_encoder_2",
+    list: "unet vae text_encoder text_encoder_2 scheduler",
     dict | None: "text_config vision_config model_cfg text_cfg vision_cfg preprocess_cfg",
     list[float] | None: "image_mean image_std mean std latents_mean latents_std",
 }  # fmt: skip
