@@ -20,7 +20,7 @@ from torch import nn
 from minireflect.__main__ import main as command_line
 from minireflect.checkpoints.files import read_weights
 from minireflect.checkpoints.ours import load_autoencoder
-from minireflect.pretrain import actor, autoencoders, diffusion, matcher
+from minireflect.pretrain import autoencoders, diffusion, matcher, sft
 from minireflect.run import Job, Networks, Step, Training
 
 
@@ -52,7 +52,7 @@ def main() -> int:
     args = parser.parse_args()
     several = {"diffusion": args.networks, "checker": ["checker", "judge"]}
     names = {*several.get(args.command, [args.command])}
-    for module in (actor, autoencoders, diffusion, matcher):
+    for module in (autoencoders, diffusion, matcher, sft):
         module.optimise = begin_with(args.start, names, module.optimise)
     return command_line(["train", args.command, *args.options])
 
