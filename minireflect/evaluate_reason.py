@@ -9,8 +9,8 @@ import torch
 
 from .evaluate import EvaluationConfig, Score, Table, fixed_batches
 from .evaluate_graphs import share
+from .models.autoencoder import Codec
 from .models.reasongen import SamplingConfig
-from .models.vq import Codec
 from .pipeline import ACCEPT, ReasonPipeline, scored
 from .ranges import expect
 from .rl.rewards import Reward

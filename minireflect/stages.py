@@ -31,11 +31,10 @@ from .methods import rlrig as rig
 from .methods.finetune import chosen_reward, finetune, load_base, read_prompts
 from .methods.reasongen import Rewards, train_reason_grpo
 from .methods.srrl import train_srrl
-from .models.autoencoder import FLAT_AUTOENCODER, TOY_AUTOENCODER, Autoencoder
+from .models.autoencoder import FLAT_AUTOENCODER, TOY_AUTOENCODER, Autoencoder, Codec
 from .models.lora import lora_layers
 from .models.reasongen import ReasonGenConfig
 from .models.tokenizer import Tokenizer
-from .models.vq import Codec
 from .pipeline import ReasonPipeline
 from .pretrain.autoencoders import train_autoencoder, train_vq
 from .pretrain.diffusion import GRAPH_BASE, LAW_BASE, train_diffusion

@@ -37,11 +37,10 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from ..models.autoencoder import Autoencoder
+from ..models.autoencoder import Autoencoder, Codec
 from ..models.reasongen import ReasonGen, ReasonGenConfig
 from ..models.tokenizer import EOS, Tokenizer, trim, up_to
 from ..models.transformer import Actor, ActorConfig, questions
-from ..models.vq import Codec
 from ..pipeline import ReasonPipeline
 from ..ranges import Count, Natural, Share, Weight
 from ..run import Job, Loss, Training, optimise
