@@ -83,7 +83,8 @@ def report(words: list[str]) -> int:
     parser.add_argument("-o", "--out", type=Path, default=Path("report.html"))
     given = parser.parse_args(words)
     size = write_report(given.runs, given.out)
-    print(f"{given.out}: {len(given.runs)} runs, {size / 1e6:.1f} MB; open it in a browser")
+    runs = f"{len(given.runs)} run{'s' * (len(given.runs) > 1)}"
+    print(f"{given.out}: {runs}, {size / 1e6:.1f} MB; open it in a browser")
     return 0
 
 

@@ -16,7 +16,10 @@ from .run import RunError, flat, read_metrics
 TEMPLATE = Path(__file__).with_suffix(".html")
 POINTS = 200  # of a curve
 TRUTHS = {"reward_by_round": "right_by_round", "reward": "right"}  # what stands beside a reward
-FURTHER = ("accepted", "loss", "kl", "text_entropy", "image_entropy", "sg_iou")  # curves of other stages
+FURTHER = {  # other curves, and their titles
+    "accepted": "accepted, share", "loss": "loss", "kl": "KL, nats", "sg_iou": "SG-IoU",
+    "text_entropy": "entropy of text tokens, nats", "image_entropy": "entropy of image tokens, nats",
+}  # fmt: skip
 
 
 def write_report(folders: list[Path], out: Path) -> int:
@@ -101,9 +104,10 @@ def curves(rows: list[dict]) -> list[dict]:
             lines = [line(rows, x, key, kind) for key, kind in ((reward, "reward"), (right, "right"))]
             shown = [v for v in lines if v["points"]]
             plots.append({"title": "reward and truth, round 0", "x": x, "lines": shown})
-    for key in FURTHER:
+    for key, title in FURTHER.items():
         if points := line(rows, x, key, "other")["points"]:
-            plots.append({"title": key, "x": x, "lines": [{"label": key, "kind": "other", "points": points}]})
+            lines = [{"label": key, "kind": "other", "points": points}]
+            plots.append({"title": title, "x": x, "lines": lines})
     return plots
 
 
@@ -134,8 +138,12 @@ def plain(score: dict) -> dict[str, float]:
 def cost(rows: list[dict]) -> dict[str, float]:
     """What a run took, by its last line."""
     last = rows[-1] if rows else {}
-    keys = ("updates_total", "reward_calls", "unet_evaluations")
-    return {"iterations": len(rows)} | {key.replace("_", " "): last[key] for key in keys if key in last}
+    keys = {
+        "updates_total": "updates",
+        "reward_calls": "reward calls",
+        "unet_evaluations": "UNet evaluations",
+    }
+    return {"iterations": len(rows)} | {name: last[key] for key, name in keys.items() if key in last}
 
 
 def album(folder: Path) -> list[dict]:
