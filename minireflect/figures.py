@@ -126,11 +126,11 @@ def of_run(panel: Panel, rows: list[dict]) -> Panel:
 def curves(path: Path | None, *panels: Panel, columns: int = 0) -> "Figure":
     """Draw panels side by side, at most `columns` in a row if given; saved if there is a path.
 
-    Panels over the same thing have the same range of x.
+    Panels side by side over the same thing have the same range of x.
     """
     columns = columns or len(panels)
     rows, same = -(-len(panels) // columns), len({panel.xlabel for panel in panels}) == 1
-    plots = new_figure(max(6.4, 4.2 * columns), 3.6 * rows, rows, columns, sharex=same)
+    plots = new_figure(max(6.4, 4.2 * columns), 3.6 * rows, rows, columns, sharex=same and rows == 1)
     for axes, panel in zip(plots, panels):
         for line in panel.lines:
             mean = smooth(np.asarray(line.y, float), line.span)
@@ -143,7 +143,6 @@ def curves(path: Path | None, *panels: Panel, columns: int = 0) -> "Figure":
         axes.set_yscale("log" if panel.log else "linear")  # before the limits
         axes.set(xlabel=panel.xlabel, ylabel=panel.ylabel, ylim=panel.ylim)
         axes.locator_params(axis="x", nbins=5)
-        axes.tick_params(labelbottom=True)  # also above a row that shares it
         axes.legend(fontsize=FONT)
     if path:
         save(plots[0].figure, path)
@@ -169,8 +168,8 @@ def bars(path: Path | None, xlabel: str, plots: dict[str, Bars]) -> "Figure":
         axes.set(xlabel=xlabel, xlim=(0, 1))
         axes.grid(axis="x", alpha=0.3)
         if "" not in groups:
-            place = {"loc": "upper left", "bbox_to_anchor": (0, below), "ncols": len(groups)}
-            axes.legend(**place, fontsize=FONT, frameon=False)
+            place = {"bbox_to_anchor": (0, below), "ncols": len(groups), "fontsize": FONT}
+            axes.legend(loc="upper left", frameon=False, **place)
     panels[0].set_yticks(range(len(names)), names, fontsize=FONT)
     panels[0].invert_yaxis()
     if path:
@@ -178,10 +177,8 @@ def bars(path: Path | None, xlabel: str, plots: dict[str, Bars]) -> "Figure":
     return panels[0].figure
 
 
-def picture(
-    axes: "Axes", image: Tensor, mark: str = "", right: bool | None = None, font: float = FONT
-) -> None:
-    """One picture with a line of `font` points under it; its frame is green when right, red when wrong.
+def picture(axes: "Axes", image: Tensor, mark: str = "", right: bool | None = None) -> None:
+    """One picture with a line under it; its frame is green when right, red when wrong.
 
     Shapes: image (3 h w)
     """
@@ -189,7 +186,7 @@ def picture(
     axes.set(xticks=[], yticks=[])
     color, width = (INK, 1) if right is None else (TRUTH if right else WRONG, 2)
     axes.spines[:].set(color=color, linewidth=width)
-    axes.set_xlabel(mark, fontsize=font, parse_math=False)
+    axes.set_xlabel(mark, fontsize=FONT * max(1.0, axes.figure.get_figwidth() / PAGE), parse_math=False)
 
 
 def gallery(cells: Sequence[Cell | None], columns: int = 6, labels: Sequence[str] = ()) -> "Figure":
@@ -204,7 +201,7 @@ def gallery(cells: Sequence[Cell | None], columns: int = 6, labels: Sequence[str
     plots = new_figure(width, (SIDE + below + 0.05) * rows, rows, columns)
     for axes, cell, mark in zip_longest(plots, cells, marks):
         if cell:
-            picture(axes, cell[0], mark, cell[2], FONT * shrunk)
+            picture(axes, cell[0], mark, cell[2])
         else:
             axes.set(xticks=[], yticks=[], frame_on=False)
     for axes, label in zip(plots[::columns], labels):
@@ -247,16 +244,15 @@ def strip(
     lanes, widths = -(-len(rows) // abreast), [*[1] * columns, 0.06] * fits  # a gap behind every row
     height = lanes * (2.4 + 0.2 * shrunk * most)  # inches
     plots = new_figure(width, height, lanes, len(widths), width_ratios=widths)
-    text = {"xycoords": "axes fraction", "textcoords": "offset points", "parse_math": False}
-    text |= {"fontsize": FONT * shrunk}
+    text = {"xycoords": "axes fraction", "textcoords": "offset points", "size": FONT * shrunk}
     for i, axes in enumerate(plots):
         row, k = divmod(i, columns + 1)
         if row < len(rows) and k < len(rows[row]):
-            picture(axes, *rows[row][k], font=FONT * shrunk)
+            picture(axes, *rows[row][k])
         else:
             axes.set_axis_off()
         if k == 0 and row < len(rows):  # an empty title keeps room for the label's lines, not for its width
-            axes.annotate(labels[row], (0, 1), (0, 4), in_layout=False, **text)
+            axes.annotate(labels[row], (0, 1), (0, 4), in_layout=False, parse_math=False, **text)
             axes.set_title("\n" * (1 + labels[row].count("\n")), fontsize=FONT * shrunk)
         if row < abreast and k < len(heads) and any(k < len(below) for below in rows[row::abreast]):
             axes.annotate(heads[k], (0, 1), (0, above), weight="bold", **text)

@@ -9,6 +9,7 @@ config.json, metrics.jsonl and album/ (see `showcase.album`), so a run that was 
 import base64
 import json
 from pathlib import Path
+from statistics import fmean
 
 from .disk import read_json, write_text
 from .run import RunError, flat, read_metrics
@@ -16,10 +17,7 @@ from .run import RunError, flat, read_metrics
 TEMPLATE = Path(__file__).with_suffix(".html")
 POINTS = 200  # of a curve
 TRUTHS = {"reward_by_round": "right_by_round", "reward": "right"}  # what stands beside a reward
-FURTHER = {  # other curves, and their titles
-    "accepted": "accepted, share", "loss": "loss", "kl": "KL, nats", "sg_iou": "SG-IoU",
-    "text_entropy": "entropy of text tokens, nats", "image_entropy": "entropy of image tokens, nats",
-}  # fmt: skip
+FURTHER = ("accepted", "loss", "kl", "text_entropy", "image_entropy", "sg_iou")  # curves of other stages
 
 
 def write_report(folders: list[Path], out: Path) -> int:
@@ -80,19 +78,15 @@ def heading(scores: dict, rows: list[dict]) -> str:
         gap = max(last[kind]["reward"] - last[kind]["accuracy"] for kind in kinds)
         trust = "the two agree" if abs(gap) < 0.05 else "do not trust the reward here"
         return f"{'; '.join(said)}, by the inspector. Reward minus truth at most {gap:.2f}: {trust}."
-    values = [mean_of(row["reward_by_round"]) for row in rows if row.get("reward_by_round")]
+    values = [fmean(row["reward_by_round"]) for row in rows if row.get("reward_by_round")]
     values = values or [row["reward"] for row in rows if row.get("reward") is not None]
     if not values:
         return f"{len(rows)} steps logged."
     n = max(1, len(values) // 10)
-    before, after = mean_of(values[:n]), mean_of(values[-n:])
+    before, after = fmean(values[:n]), fmean(values[-n:])
     seen = any(row.get("right") is not None for row in rows)
     doubt = "" if seen else " Nothing says whether the pictures are better: look at them."
     return f"Reward of training prompts {before:.3f} → {after:.3f} over {len(rows)} iterations.{doubt}"
-
-
-def mean_of(values: list[float]) -> float:
-    return sum(values) / len(values)
 
 
 def curves(rows: list[dict]) -> list[dict]:
@@ -104,10 +98,9 @@ def curves(rows: list[dict]) -> list[dict]:
             lines = [line(rows, x, key, kind) for key, kind in ((reward, "reward"), (right, "right"))]
             shown = [v for v in lines if v["points"]]
             plots.append({"title": "reward and truth, round 0", "x": x, "lines": shown})
-    for key, title in FURTHER.items():
+    for key in FURTHER:
         if points := line(rows, x, key, "other")["points"]:
-            lines = [{"label": key, "kind": "other", "points": points}]
-            plots.append({"title": title, "x": x, "lines": lines})
+            plots.append({"title": key, "x": x, "lines": [{"label": key, "kind": "other", "points": points}]})
     return plots
 
 
@@ -138,12 +131,8 @@ def plain(score: dict) -> dict[str, float]:
 def cost(rows: list[dict]) -> dict[str, float]:
     """What a run took, by its last line."""
     last = rows[-1] if rows else {}
-    keys = {
-        "updates_total": "updates",
-        "reward_calls": "reward calls",
-        "unet_evaluations": "UNet evaluations",
-    }
-    return {"iterations": len(rows)} | {name: last[key] for key, name in keys.items() if key in last}
+    keys = ("updates_total", "reward_calls", "unet_evaluations")
+    return {"iterations": len(rows)} | {key.replace("_", " "): last[key] for key in keys if key in last}
 
 
 def album(folder: Path) -> list[dict]:
