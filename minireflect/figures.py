@@ -97,8 +97,7 @@ def new_figure(width: float, height: float, rows: int, columns: int, **options: 
 def save(figure: "Figure", path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
-        kind = path.suffix[1:].lower()
-        figure.savefig(file, format=kind, dpi=130, bbox_inches="tight", facecolor="white")
+        figure.savefig(file, format=path.suffix[1:].lower(), dpi=130, bbox_inches="tight", facecolor="white")
 
 
 def smooth(values: Sequence[float], span: int) -> list[float]:
@@ -234,8 +233,7 @@ def strip(
     `heads` stand above the columns: rounds, models.
     """
     columns, fits = max(map(len, rows)), min(abreast, len(rows))
-    width = 1.65 * columns * fits  # inches
-    shrunk = max(1.0, width / PAGE)
+    shrunk = max(1.0, 1.65 * columns * fits / PAGE)
     labels = [wrap(plain(label), int(22 * columns / shrunk)) for label in labels]
     above = shrunk * (19 + 12 * max(label.count("\n") for label in labels[:abreast]))  # points, of the heads
     rows = [[(image, wrap(mark, int(21 / shrunk)), right) for image, mark, right in row] for row in rows]
@@ -243,7 +241,7 @@ def strip(
     # higher than needed: the compressed layout moves the rows together, and the margin is cut off
     lanes, widths = -(-len(rows) // abreast), [*[1] * columns, 0.06] * fits  # a gap behind every row
     height = lanes * (2.4 + 0.2 * shrunk * most)  # inches
-    plots = new_figure(width, height, lanes, len(widths), width_ratios=widths)
+    plots = new_figure(1.65 * columns * fits, height, lanes, len(widths), width_ratios=widths)
     text = {"xycoords": "axes fraction", "textcoords": "offset points", "size": FONT * shrunk}
     for i, axes in enumerate(plots):
         row, k = divmod(i, columns + 1)
@@ -255,5 +253,5 @@ def strip(
             axes.annotate(labels[row], (0, 1), (0, 4), in_layout=False, parse_math=False, **text)
             axes.set_title("\n" * (1 + labels[row].count("\n")), fontsize=FONT * shrunk)
         if row < abreast and k < len(heads) and any(k < len(below) for below in rows[row::abreast]):
-            axes.annotate(heads[k], (0, 1), (0, above), weight="bold", **text)
+            axes.annotate(heads[k], (0, 1), (0, above), weight="bold", parse_math=False, **text)
     save(plots[0].figure, path)
