@@ -84,7 +84,7 @@ def report(words: list[str]) -> int:
     parser.error = refuse
     given = parser.parse_args(words)
     size = write_report(given.runs, given.out)
-    print(f"{given.out}: {len(given.runs)} runs, {size / 1e6:.1f} MB; open it in a browser")
+    print(f"{given.out}: {size / 1e6:.1f} MB; open it in a browser")
     return 0
 
 
