@@ -135,7 +135,7 @@ def silent_actor(_: Tensor, graphs: Graphs, *__: object) -> EditPrompts:
 
 
 class Parts(NamedTuple):
-    """The four networks of RL-RIG, each with what it needs."""
+    """The four parts of RL-RIG."""
 
     diffuser: LatentDiffusion
     editor: LatentDiffusion  # the Inverse Diffuser: the Diffuser, but for its UNet
@@ -233,7 +233,7 @@ def keep_best(state: LoopState, edits: Edits, cost: int) -> LoopState:
     latents = state.latents.index_copy(0, rows, edits.path.latents[pick, -1])
     images = state.images.index_copy(0, rows, edits.images[pick])
     probability, new = state.answers.probability.clone(), edits.after.probability[pick]
-    probability[rows, : new.shape[1]] = new  # of as many requirements as the edited graphs have
+    probability[rows, : new.shape[1]] = new  # columns of the edited graphs' requirements
     answers, tried = Answers(probability, state.answers.asked), torch.zeros_like(state.calls)
     tried[edits.rows.cpu()] = edits.group
     return LoopState(latents, images, answers, state.evaluations + cost * tried, state.calls + tried, edits)

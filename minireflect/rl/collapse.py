@@ -38,8 +38,8 @@ class Collapsed(Unfinished):
 
 
 def statistics(x_0: Tensor, images: Tensor, readable: bool = True) -> dict[str, float]:
-    """Statistics of an iteration's pictures; `readable` where the inspector knows their world; it reads
-    pictures of one size alone.
+    """Statistics of an iteration's pictures. `readable`: they are of the synthetic world; the inspector reads
+    those of 64 x 64 pixels.
 
     Shapes: x_0 (b c h w), images (b 3 h w) in [-1, 1]
     """
