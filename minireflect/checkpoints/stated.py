@@ -74,7 +74,7 @@ GELU = ("quick_gelu", "gelu")
 YES = (True, None)
 TEXT = table("num_hidden_layers num_attention_heads eos_token_id hidden_act", GENERIC, hidden_act=GELU,
              layer_norm_eps=1e-5, model_type=("clip_text_model", "clip"))
-VISION = table("num_attention_heads hidden_act", f"{GENERIC} eos_token_id num_hidden_layers", hidden_act=GELU,
+VISION = table("num_hidden_layers num_attention_heads hidden_act", f"{GENERIC} eos_token_id", hidden_act=GELU,
                layer_norm_eps=1e-5, model_type=("clip_vision_model", "clip"))
 SAMPLERS = """solver_order algorithm_type solver_type lower_order_final euler_at_final use_karras_sigmas
     use_exponential_sigmas use_beta_sigmas use_lu_lambdas lambda_min_clipped variance_type predict_x0 solver_p
