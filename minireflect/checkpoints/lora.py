@@ -30,9 +30,9 @@ OUR_ALPHAS = "minireflect_alphas"
 # kohya writes a layer's name with _ for every dot; these words have a _ of their own.
 KOHYA = {"unet": "unet", "te": "text_encoder", "te1": "text_encoder", "te2": "text_encoder_2"}
 WORDS = (
-    "(?:down|up|mid|transformer|input|middle|output)_blocks?|time_emb_proj|(?:time|add)_embed(?:ding)?|label_emb"
-    "|(?:emb|in|out)_layers|linear_[12]|proj_(?:in|out)|to_(?:[qkv]|out)|text_model|self_attn"
-    "|(?:[qkv]|out)_proj|[a-z0-9]+"
+    "(?:down|up|mid|transformer|input|middle|output)_blocks?|time_emb_proj|(?:time|add)_embed(?:ding)?"
+    "|label_emb|(?:emb|in|out)_layers|linear_[12]|conv_(?:in|out|shortcut)|skip_connection|text_model"
+    "|self_attn|proj_(?:in|out)|(?:[qkv]|out)_proj|to_(?:[qkv]|out)|[a-z0-9]+"
 )
 
 
