@@ -4,8 +4,6 @@ OpenCLIP.
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +28,7 @@ from minireflect.models.clip import CLIP, CLIPConfig
 from minireflect.models.tokenizer import BytePairs, NoVocabulary, PromptError
 from minireflect.models.unet import Added
 from minireflect.rl.rewards import clip_reward
+from tests.cli.console import run
 from tests.models.test_clip import CLIP_H, CLIP_L, similarity
 from tests.small import shaken
 
@@ -525,8 +524,7 @@ def test_inspect_says_what_is_in_it(checkpoint: Checkpoint) -> None:
 
 def test_inspect_is_a_command(tmp_path: Path) -> None:
     save_file({"a.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
-    command = [sys.executable, "-m", "minireflect", "inspect", str(tmp_path / "other.safetensors"), "nowhere"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run("inspect", "other.safetensors", "nowhere", cwd=tmp_path)
     assert "1 tensors, of no family known here" in done.stdout
     assert done.returncode == 2 and "nowhere is not there" in done.stderr and "Traceback" not in done.stderr
 
