@@ -18,11 +18,10 @@ from .methods.reasongen import ReasonRLConfig
 from .methods.rlrig import RLRIGConfig
 from .methods.srrl import SRRLConfig
 from .pipeline import SamplerConfig
-from .pretrain.actor import ACTOR_TRAINING
 from .pretrain.autoencoders import AutoencoderTraining, VQTraining
 from .pretrain.diffusion import DiffusionTraining
 from .pretrain.matcher import CAPTIONER_TRAINING, CHECKER_TRAINING
-from .pretrain.sft import ReasonTraining
+from .pretrain.sft import ACTOR_TRAINING, ReasonTraining
 from .ranges import Checked, Refusal, expect, hints, quote
 from .run import Training
 from .tracking import Tracker

@@ -21,8 +21,9 @@ from tqdm import tqdm
 from tyro.conf import Suppress
 
 from .pipeline import LatentDiffusion, SamplerConfig, scored
-from .ranges import Checked, Count
+from .ranges import Checked, Count, Refusal, expect
 from .rl.rewards import Reward
+from .run import ByKind
 from .streams import choices, rng
 from .world.inspector import inspect_all
 from .world.laws import LAWS
@@ -68,7 +69,7 @@ class Table:
     def cells(self) -> list[list[str]]:
         """Head and rows as text."""
         head = list(next(iter(self.rows.values()), {}))
-        text = [[_shown(row[column]) for column in head] for row in self.rows.values()]
+        text = [[_shown(row.get(c), f"{c} of {name}") for c in head] for name, row in self.rows.items()]
         return [[self.title, *head], *([name, *row] for name, row in zip(self.rows, text))]
 
     @property
@@ -89,7 +90,8 @@ class Table:
         return "\n\n".join("\n".join(block) for block in blocks)
 
 
-def _shown(cell: str | float) -> str:
+def _shown(cell: object, where: str) -> str:
+    cell = expect(cell, str | float, where)
     return cell if isinstance(cell, str) else f"{cell:.3f}" if abs(cell) < 10 else f"{cell:,.1f}"
 
 
@@ -194,6 +196,8 @@ def law_table(models: dict[str, dict[str, Score]]) -> Table:
     rows: dict[str, dict[str, str | float]] = {}
     for name, scores in models.items():
         for kind, s in scores.items():
+            if missing := sorted(ByKind.__annotations__.keys() - s.keys()):
+                raise Refusal(f"the score of {name}, {kind}, has no {', '.join(missing)}")
             low, high = s["interval"]
             cells = {f"{kind}: right by the inspector": f"{s['accuracy']:.3f} [{low:.2f}, {high:.2f}]"}
             cells |= {f"{kind}, {law}": f"{share:.2f}" for law, share in s["by_law"].items()}
@@ -209,6 +213,7 @@ def law_bars(models: dict[str, dict[str, Score]]) -> dict[str, Score]:
     plots: dict[str, Score] = {}
     for name, scores in models.items():
         for kind, s in scores.items():
-            shares = {law: (share, *s["intervals"][law]) for law, share in s["by_law"].items()}
+            ends = s["intervals"]
+            shares = {law: (share, *ends.get(law, (share,) * 2)) for law, share in s["by_law"].items()}
             plots.setdefault(f"{kind}, test prompts", {})[f"{name}: {s['accuracy']:.2f}"] = shares
     return plots

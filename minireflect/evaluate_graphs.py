@@ -14,6 +14,7 @@ import torch
 from torch import Generator
 
 from .evaluate import EvaluationConfig, Score, fixed_batches
+from .ranges import expect
 from .rl.rewards import Checker
 from .streams import choices
 from .world.graphs import Requirement, SceneGraph, sample_graph
@@ -114,5 +115,6 @@ def loop_bars(loops: dict[str, Score]) -> dict[str, Score]:
     groups: dict[str, Score] = {"SG-IoU": {}, "fully right": {}}
     for name, s in loops.items():
         for group, key in zip(groups.values(), ("sg_iou", "right")):
-            group[f"{name}\n{s['evaluations']:.0f} UNet evaluations"] = (s[key],) * 3  # no interval
+            value, cost = (expect(s.get(part), float, f"{part} of {name}") for part in (key, "evaluations"))
+            group[f"{name}\n{cost:.0f} UNet evaluations"] = (value,) * 3  # no interval
     return {"Test graphs, read by the inspector": groups}

@@ -9,9 +9,10 @@ import torch
 
 from .evaluate import EvaluationConfig, Score, Table, fixed_batches
 from .evaluate_graphs import share
+from .models.autoencoder import Codec
 from .models.reasongen import SamplingConfig
-from .models.vq import Codec
 from .pipeline import ACCEPT, ReasonPipeline, scored
+from .ranges import expect
 from .rl.rewards import Reward
 from .streams import choices
 from .world.captions import read_rationale
@@ -26,7 +27,8 @@ ORDER = ("arrangement", "physical", "unconventional")  # of the prompts
 
 def table_row(score: Score) -> dict[str, float]:
     """A score as a row of a table: without its parts."""
-    return score["geneval"] | {key: v for key, v in score.items() if key not in ("geneval", "parts")}
+    parts = expect(score.get("geneval"), dict, "geneval")
+    return parts | {key: v for key, v in score.items() if key not in ("geneval", "parts")}
 
 
 def evaluation_prompts(config: EvaluationConfig) -> list[Prompt]:

@@ -19,12 +19,11 @@ from torch import Generator, Tensor
 from .diffusion.reflection import ReflectionConfig, condition_guided_forward, reflect
 from .diffusion.sample import EpsFn, denoise, evaluations, guided, last
 from .diffusion.schedule import Schedule, StepTable
-from .models.autoencoder import Autoencoder
+from .models.autoencoder import Autoencoder, Codec
 from .models.clip import TextEncoder, TwoTextEncoders
 from .models.reasongen import ReasonGen, Sampled, SamplingConfig
 from .models.tokenizer import BytePairs, NoVocabulary, PromptError, Tokenizer, TwoBytePairs
 from .models.unet import Added, UNet
-from .models.vq import Codec
 from .parallel import gather, rows, spread
 from .ranges import Checked, Count, Refusal, Share, Weight, expect, finite, quote
 from .streams import normal, sent

@@ -1,5 +1,6 @@
-"""One thread per worker and per process that a test starts: pytest-xdist already keeps every core busy.  Torch
-reads it where it is imported, which the process that only hands out the tests never does.
+"""One thread per worker and per process that a test starts: pytest-xdist already keeps every core busy.
+
+Torch reads it when it is imported; the process that hands out the tests never imports it.
 """
 
 import os

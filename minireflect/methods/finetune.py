@@ -108,8 +108,7 @@ def read_prompts(name: str) -> list[str]:
 def load_base(config: FinetuneConfig, device: torch.device) -> LatentDiffusion:
     """The checkpoint, in the precision and size that were asked for, on the device."""
     dtype = PRECISIONS[config.precision or ("bf16" if device.type == "cuda" else "fp32")]
-    size = config.size
-    size = size[0] if isinstance(size, tuple) and len(size) == 1 else size
+    size = config.size[0] if config.size and len(config.size) == 1 else config.size
     if isinstance(size, tuple) and len(size) != 2:
         raise ValueError(f"--size takes one number, or height and width; got {size}")
     given = Given(dtype, config.tokenizer, config.prediction, size, config.vae)

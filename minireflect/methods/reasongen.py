@@ -35,9 +35,9 @@ from ..models.reasongen import ReasonGen, Sampled, SamplingConfig
 from ..models.tokenizer import EOS, trim
 from ..models.transformer import Temperature
 from ..parallel import share, spread, total, world
-from ..pipeline import ACCEPT, ReasonPipeline
+from ..pipeline import ACCEPT, ReasonPipeline, scored
 from ..pretrain.sft import Examples, ReasonTraining, sft_loss
-from ..ranges import Count, Positive, Weight, finite
+from ..ranges import Count, Positive, Weight
 from ..rl.advantage import group_advantage, zero_variance_groups
 from ..rl.collapse import statistics, watch
 from ..rl.rewards import ACCEPT_WORD, Reward, inspector_reward
@@ -109,11 +109,10 @@ class Rewards(NamedTuple):
 
         Shapes: images (b 3 h w), b prompts, b rationales -> (b)
         """
-        accepted = finite(self.picture(images, prompts), "the reward of a picture") >= ACCEPT
+        accepted = scored(self.picture, images, prompts) >= ACCEPT
         if self.rationale:
-            read = finite(self.rationale(images, rationales), "the reward of a rationale")
-            accepted &= read >= ACCEPT_WORD
-        return accepted.float()
+            accepted &= scored(self.rationale, images, rationales) >= ACCEPT_WORD
+        return accepted.float().to(images.device)
 
 
 class Samples(NamedTuple):

@@ -21,13 +21,12 @@ from functools import cache
 from itertools import product
 
 import numpy as np
-import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
 from .canvas import MARGIN, PALETTE, SIZE
 from .captions import caption
-from .graphs import THINGS, radius
+from .graphs import THINGS
 from .laws import LAWS, canvas, render_pixels
 from .scenes import ARRANGEMENT, COLORS, Object, Reading, Scene, arrangement, distance
 
@@ -62,8 +61,7 @@ def inspect(image: Tensor) -> Reading:
 
 def inspect_all(images: Tensor) -> list[Reading]:
     """Read pictures.  Shapes: images (b 3 64 64) in [-1, 1] -> b readings"""
-    with torch.no_grad():
-        return [inspect(image) for image in images]
+    return [inspect(image) for image in images.detach()]
 
 
 def _even_out(pixels: np.ndarray) -> np.ndarray:
@@ -263,7 +261,7 @@ def _fit(share: np.ndarray, hidden: np.ndarray, box: tuple[slice, slice], color:
     errors: dict[Object, float] = {}
     for name, stamp in zip(THINGS, _stamps()):
         # the spot must lie within the shape
-        r = radius(name)
+        r = Object(name).radius
         for y, x in product(*(range(side.stop - r - 1, side.start + r + 2) for side in box)):
             window = np.s_[y + pad : y + pad + STAMP, x + pad : x + pad + STAMP]
             error = ((target[window] - stamp) ** 2 * visible[window]).sum()

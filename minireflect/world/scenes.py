@@ -12,6 +12,7 @@ SPLITS = ("train", "validation", "test")  # of prompts and graphs; the last two 
 COLORS = ("red", "green", "blue", "yellow", "purple")
 ARRANGEMENT = "arrangement"  # in place of a law: one to four shapes on paper, see graphs.py
 MAX_SHIFT = 2  # pixels by which a sampled scene may be moved
+RADIUS, BOX = 7, 12  # pixels; half the height of a shape of an arrangement, and of a box, which holds one
 SAME_PLACE = 2  # pixels by which a shape of an arrangement may be read off its place
 
 
@@ -33,6 +34,11 @@ class Object:
     def where(self) -> str:
         """Its place in words: "in the middle", "on the left"."""
         return "in the middle" if self.place == "middle" else f"on the {self.place}"
+
+    @property
+    def radius(self) -> int:
+        """Of an arrangement: half its height, in pixels."""
+        return BOX if self.name == "box" else RADIUS
 
     @property
     def material(self) -> str:
