@@ -89,7 +89,7 @@ def report(words: list[str]) -> int:
 
 
 def read_off(path: Path) -> str:
-    """What the inspector reads in a picture, or in each of several side by side."""
+    """The inspector's reading of a picture, or of each of several side by side."""
     from .world.canvas import read_picture, to_tensor
     from .world.captions import caption
     from .world.inspector import inspect_all

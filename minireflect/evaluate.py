@@ -1,5 +1,4 @@
-"""How good a generator is: fixed test prompts, fixed noise, the inspector's verdict, and the learned
-reward beside it.
+"""Measure a generator on fixed test prompts and fixed noise, by the inspector and by the learned reward.
 
 What all measurements share, and that of the laws; evaluate_graphs.py measures loops, evaluate_reason.py
 rationales. Tables show truth and reward law by law: an average can hide a law at zero, and a learned reward
@@ -145,8 +144,8 @@ def score(images: Tensor, prompts: list[Prompt], rewards: Tensor) -> Score:
         "accuracy": right.mean().item(),  # share that the inspector reads as the prompt asks
         "interval": interval(right, texts.tolist()),  # of the accuracy, 95 %
         "reward": rewards.mean().item(),  # learned, in [0, 1]
-        "unreadable": sum(not r.readable for r in readings) / len(readings),  # share
-        "by_law": {name: right[r].mean().item() for name, r in rows.items()},  # accuracy, or by task
+        "unreadable": sum(not r.readable for r in readings) / len(readings),  # share of the pictures
+        "by_law": {name: right[r].mean().item() for name, r in rows.items()},  # accuracy by law, or by task
         "intervals": {name: interval(right[r], texts[r.numpy()].tolist()) for name, r in rows.items()},
         # mean distance of two pictures of one law, root mean square over pixels
         "diversity": sum(d / images[0].numel() ** 0.5 for d in apart) / max(1, len(apart)),

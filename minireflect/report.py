@@ -42,7 +42,7 @@ def names(folders: list[Path]) -> list[str]:
 
 
 def described(folder: Path) -> dict:
-    """What the page shows of a run.  Raises RunError where there is none."""
+    """The data of a run that the page shows.  Raises RunError if the folder holds no run."""
     try:
         config = read_json(folder / "config.json")
     except (OSError, ValueError) as error:
@@ -63,7 +63,7 @@ def described(folder: Path) -> dict:
 
 
 def heading(scores: dict, rows: list[dict]) -> str:
-    """What the run shows, in a sentence or two."""
+    """The result of the run in one or two sentences."""
     needed = {"accuracy", "interval", "reward"}
     measured = [
         {k: s for k, s in kinds.items() if isinstance(s, dict) and needed <= s.keys()}
@@ -129,7 +129,7 @@ def plain(score: dict) -> dict[str, float]:
 
 
 def cost(rows: list[dict]) -> dict[str, float]:
-    """What a run took, by its last line."""
+    """The cost of a run, from its last line."""
     last = rows[-1] if rows else {}
     keys = ("updates_total", "reward_calls", "unet_evaluations")
     return {"iterations": len(rows)} | {key.replace("_", " "): last[key] for key in keys if key in last}

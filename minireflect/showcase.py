@@ -136,7 +136,7 @@ def same_noise(
 def album(
     pipe: LatentDiffusion, reward: Reward, texts: list[str], config: SRRLConfig, job: Job
 ) -> Callable[[int], None]:
-    """What the report of a run turns over: every round of fixed prompts from fixed noise, as it is denoised.
+    """Save pictures for the report of a run: every round of fixed prompts from fixed noise, step by step.
 
     Now and then (ALBUMS times in a run) a sheet is saved, album/STEP.jpg: a row for each picture, a column
     for each of STAGES steps; album/STEP.json has the prompts, rounds, rewards and verdicts of its rows.

@@ -180,7 +180,7 @@ def srrl(task: Task) -> None:
 
 
 def cost_of(rows: list[dict]) -> str:
-    """What a run of SRRL took, by the last line of its metrics."""
+    """The cost of a run of SRRL, from the last line of its metrics."""
     keys = ("updates_total", "reward_calls", "unet_evaluations")
     return " · ".join(f"{rows[-1][key]:,} {key.replace('_', ' ')}" for key in keys)
 

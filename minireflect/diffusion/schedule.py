@@ -1,5 +1,4 @@
-"""How much signal is left at every noise level, and the table of steps that every sampler, scorer and inverse
-reads.
+"""The share of signal at every noise level, and the table of steps that samplers, scorers and inverses use.
 
 Papers: DDPM (Ho et al. 2020, arXiv 2006.11239), DDIM (Song et al. 2020, arXiv 2010.02502), v-prediction
 (Salimans & Ho 2022).
@@ -134,7 +133,7 @@ class Schedule:
         return abar.sqrt() * x0 + (1 - abar).sqrt() * noise  # DDPM (4)
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What the network should output at level t.
+        """The target of the network at level t.
 
         Shapes: x0 (b c h w), noise (b c h w), t (b) -> (b c h w)
         """
@@ -201,7 +200,7 @@ class Schedule:
 
 
 def level_weight(schedule: Schedule, t: Tensor, cap: float) -> Tensor:
-    """How much the noise prediction at level t counts: 1 / abar, at most `cap`.
+    """The loss weight of the noise prediction at level t: 1 / abar, at most `cap`.
 
     An error of eps is an error of x_0 times the signal-to-noise ratio, so a plain loss hardly looks at the
     late levels, where it is decided what stands where.  1 / abar makes the loss that of v-prediction

@@ -76,9 +76,9 @@ class ReasonRLConfig(TokenConfig):
     read_rationales: bool = True
     # weight of stage 1's loss on true pictures, gamma in InstructGPT's equation 2; the paper has none
     recall: Weight = 0.3
-    # true pictures to recall, rendered once
+    # pictures of the recalled loss, rendered once
     recall_pictures: Count = 6_000
-    # true pictures per optimiser step
+    # pictures of the recalled loss in an optimiser step
     recall_batch: Count = 48
     # compute the recalled loss in bfloat16
     bf16: bool = False
@@ -99,7 +99,7 @@ class ReasonRLConfig(TokenConfig):
 
 
 class Rewards(NamedTuple):
-    """What a sample must pass; both are learned."""
+    """The learned rewards that must both accept a sample."""
 
     picture: Reward  # probability that the picture shows its prompt
     rationale: Reward | None = None  # least probability of a word of the rationale, given the picture
@@ -162,7 +162,7 @@ def sample_groups(
 
 
 class Learner(NamedTuple):
-    """What is trained, and what it is compared with."""
+    """The model that is trained, its reference, and the state of the training."""
 
     pipe: ReasonPipeline
     reference: ReasonGen  # the model before RL, frozen

@@ -202,7 +202,7 @@ class VQConfig(Checked):
 
     @property
     def codes(self) -> int:
-        """How many different codes there are."""
+        """The number of different codes."""
         return self.forms * self.colors
 
 

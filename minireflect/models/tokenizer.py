@@ -28,7 +28,7 @@ class PromptError(Refusal):
 
 
 def up_to(ids: Tensor, end: int) -> Tensor:
-    """Which tokens count: all up to the first `end`, itself included.  Shapes: ids (b t) -> (b t) bool"""
+    """A mask of the tokens up to the first `end`, itself included.  Shapes: ids (b t) -> (b t) bool"""
     ends = (ids == end).int()
     return ends.cumsum(1) - ends == 0
 

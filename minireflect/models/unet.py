@@ -36,7 +36,7 @@ class UNetConfig(Checked):
     mid_depth: Depth  # transformer blocks in the middle; 0 = no attention there
     context_width: Annotated[int, Range(0, 1 << 20)]  # width of the prompt's hidden states
     res_blocks: Depth = 2  # residual blocks per level on the way down; one more on the way up
-    # attention heads, everywhere or per level (the middle has the last); give this or head_width
+    # attention heads, one number for all levels or one each (the middle has the last); this or head_width
     heads: Size | tuple[Size, ...] | None = None
     head_width: Size | None = None  # channels per head, the same everywhere; give this or heads
     use_linear_projection: bool = False  # linear (SD 2.x, SDXL) instead of 1x1 convolutions (SD 1.x)
@@ -189,7 +189,7 @@ class UNet(nn.Module):
         # fmt: on
 
     def embed_time(self, x: Tensor, t: Tensor, added: Added | None) -> Tensor:
-        """What every residual block gets: the time, and SDXL's added condition.
+        """The embedding that every residual block adds: of the time, and of SDXL's added condition.
 
         Shapes: x (b c h w), t () or (b) -> (b e)
         """

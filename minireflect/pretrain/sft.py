@@ -79,7 +79,7 @@ class ReasonTraining(Training):
     rationales: Literal["true", "none", "shuffled"] = "true"
     # multiply in bfloat16, 1.7 times faster on CPUs with AMX
     bf16: bool = False
-    # start from the model in --weights, which may have learnt to generate pictures only
+    # train the model in --weights further; a model of pictures alone will do
     continued: bool = False
 
 

@@ -240,7 +240,7 @@ class Answers(NamedTuple):
 
     @property
     def score(self) -> Tensor:
-        """What keep-best compares: f(x), then between equal shares the mean probability.  -> (b)"""
+        """The value that keep-best compares: f(x), and between equal f(x) the mean probability.  -> (b)"""
         mean = (self.probability * self.asked).sum(1) / self.asked.sum(1)
         return self.share + 1e-3 * mean
 

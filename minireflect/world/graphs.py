@@ -199,7 +199,7 @@ class SceneGraph:
 
     @property
     def content(self) -> tuple[frozenset, frozenset]:
-        """What is asked for, the same for "a left of b" and "b right of a", "a and b" and "b and a"."""
+        """The facts that are asked for.  "a left of b" and "b right of a" ask for the same."""
         e, turned = self.entities, [(o, CONVERSE[p], s) for s, p, o in self.relations if p in CONVERSE]
         return frozenset(e), frozenset((e[s], p, e[o]) for s, p, o in (*self.relations, *turned))
 

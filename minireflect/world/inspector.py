@@ -85,8 +85,8 @@ def _read(pixels: np.ndarray) -> Reading:
 
 
 def _behind_strips(pixels: np.ndarray) -> Iterator[np.ndarray]:
-    """Where a flat strip, two pixels wide, lies over the picture from edge to edge: the picture with the mean
-    of the two lines beside it in its place.
+    """If a flat strip, two pixels wide, covers the picture from edge to edge: the picture with the mean of
+    the two lines beside the strip in its place.
 
     Shapes: pixels (64 64 3) in [0, 1] -> none to two of the same: of rows, of columns
     """
@@ -204,7 +204,7 @@ MAX_SHAPES = 6
 
 @cache
 def _stamps() -> np.ndarray:
-    """How much of each pixel a shape covers, about its centre.  Shape (things 32 32), in [0, 1]"""
+    """The share of each pixel that a shape covers, about its centre.  Shape (things 32 32), in [0, 1]"""
     window = slice(MARGIN + 32 - STAMP // 2, MARGIN + 32 + STAMP // 2)
     drawn = [canvas(ARRANGEMENT, (Object(name, "ink", xy=(32, 32)),), "") for name in THINGS]
     shades = [pixels[window, window].astype(np.float32).mean(axis=2) for pixels in drawn]
