@@ -134,7 +134,10 @@ def _configuration(path: Path, about: dict[str, str]) -> dict[str, dict]:
     if not header and path.name in PEFT_NAMES:
         for_all = files.read_json(path.parent / "adapter_config.json")
     found = {network: for_all | names.inside(header, f"{network}.") for network in NETWORKS}
-    return {network: check("LoRA's configuration", config, path) for network, config in found.items()}
+    return {
+        network: check("LoRA's configuration", config, "its configuration")
+        for network, config in found.items()
+    }
 
 
 def _scale(config: dict, layer: str, rank: int, alpha: float | None) -> float:
