@@ -148,9 +148,6 @@ def preset(
 
     Raises ValueError on another name.
     """
-    if name not in PRESETS or scenes not in ("laws", "graphs"):
-        names = ", ".join(PRESETS)
-        raise ValueError(f"{quote(name)} is not one of {names}, or {quote(scenes)} of laws, graphs")
     config = Config(command, name, scenes=scenes, srrl=recipe or SRRLConfig())
     for key in (config.kind, name, f"{name} {config.kind}"):
         config = changed(config, CHANGES.get(key, {}))

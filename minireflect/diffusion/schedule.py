@@ -16,12 +16,12 @@ number for number, including one oddity of where a step lands (see `Schedule.tab
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ..ranges import Checked, Count
+from ..ranges import Checked, Count, expect
 from ..streams import sent
 
 BetaSchedule = Literal["scaled_linear", "linear"]
@@ -177,17 +177,16 @@ class Schedule:
         here too, so that real checkpoints give the same pictures. For leading spacing, the only one that a
         pipeline uses, the two are the same.
         """
-        T, offset, spacing = self.config.train_steps, self.config.offset, spacing or self.config.spacing
+        T, offset = self.config.train_steps, self.config.offset
+        spacing = expect(spacing or self.config.spacing, Spacing, "spacing")
         if not 1 <= steps <= T:
             raise ValueError(f"steps {steps} is outside 1..{T} (train_steps)")
         if spacing == "leading":
             t = torch.arange(steps).flip(0) * (T // steps) + offset
         elif spacing == "trailing":  # round() takes halves to even, like numpy's
             t = (T - torch.arange(steps, dtype=torch.float64) * (T / steps)).round().long() - 1
-        elif spacing == "linspace":
+        else:  # linspace
             t = torch.linspace(0, T - 1, steps, dtype=torch.float64).round().long().flip(0)
-        else:
-            raise ValueError(f"spacing {spacing!r} is not one of {get_args(Spacing)}")
         if t[0] >= T or t[-1] < 0:
             span = f"span t = {t[-1]}..{t[0]}, outside 0..{T - 1}"
             raise ValueError(f"{steps} {spacing} steps with offset {offset} {span}")

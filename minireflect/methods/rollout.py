@@ -101,7 +101,7 @@ class RolloutConfig(Checked):
 class Round(NamedTuple):
     """The branches of one round: n prompts, g branches of each, s steps of their own, those in `table`."""
 
-    rows: Tensor  # (n) which prompts of the rollout it was spent on; rows and rewards are on the CPU
+    rows: Tensor  # (n) prompts of the rollout that have this round; rows and rewards are on the CPU
     x_T: Tensor  # (n c h w) the noise that the round started from; (n*g c h w) where each branch has its own
     table: StepTable  # the steps in `path`
     sigmas: Tensor  # [s] standard deviation of their noise

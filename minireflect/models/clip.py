@@ -111,7 +111,7 @@ class Block(nn.Module):
 
 
 class TextStates(NamedTuple):
-    read: Tensor  # (b t d) what a diffusion model reads, as the configuration says
+    read: Tensor  # (b t d) the states that a diffusion model reads
     last: Tensor  # (b t d) the output of the last block, normalised
 
 

@@ -262,7 +262,7 @@ class Transformer(nn.Module):
 
         With `forced`, a text that reaches the length limit is closed with `end`, which the model did not
         choose.
-        Shapes: hidden (b 1 d), the state after what the cache holds
+        Shapes: hidden (b 1 d), the state after the last cached token
         """
         b = len(hidden)
         ids = torch.full((b, length), EOS, device=hidden.device)

@@ -65,7 +65,7 @@ class ReasonTraining(Training):
     steps: Count = 4_500
     # peak learning rate of AdamW; cosine to zero after a warm-up of 5 %
     lr: Weight = 2e-3
-    # share of arrangements among the pictures, in place of the world's
+    # share of arrangements among the pictures
     arrangements: Share = 0.35
     # share of pictures whose prompt is the rationale, a dense caption, and whose rationale is empty
     dense: Share = 0.0

@@ -69,7 +69,7 @@ def signs(now: dict[str, float | None], base: dict[str, float | None]) -> list[s
 
 
 def watch(rule: StopRule, run: Run, memory: dict, now: dict[str, float | None]) -> str | None:
-    """Compare an iteration with the first one, which `memory` keeps beside the number of bad iterations.
+    """Compare an iteration with the first one, which `memory` keeps, and count bad iterations in a row.
 
     -> the signs, for the log.  Raises Collapsed.
     """

@@ -210,7 +210,7 @@ def _explain(name: str, objects: Objects, outcome: str, style: str) -> str:
 
 
 def rationale_vocabulary() -> list[str]:
-    """Every rationale of the laws, and texts with all words of those of arrangements."""
+    """Every rationale of the laws, and texts with all words of the arrangements' rationales."""
     things = [f"a {c} {n} at the {where}" for n in SHAPES for c in COLORS for where in PLACES]
     return [*_law_rationales(), *(f"{n} thing things" for n in NUMBERS[1:]), *things]
 

@@ -258,7 +258,7 @@ def parse_entity(words: str) -> Entity:
 PLACES = ("top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right")
 GAP = 19  # least distance in pixels of two centres of GenEval's shapes, so that no two touch
 AIR = 3  # pixels between two shapes of a graph that do not touch
-LAYOUTS, SPOTS = 400, 40  # how often a layout is begun, and how many spots are tried for a shape
+LAYOUTS, SPOTS = 400, 40  # tries of a layout, and of a place for a shape
 HELD_OUT = 0.2  # share of the pairs of entities that are never related in training
 XY = tuple[int, int]
 Keep = dict[int, XY]  # where to leave an entity, by its index
