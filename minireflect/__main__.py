@@ -51,7 +51,7 @@ def main(words: list[str] | None = None) -> int:
     except (ValueError, OSError, ImportError, FloatingPointError, MemoryError, RuntimeError) as error:
         status = getattr(error, "status", 1 if isinstance(error, FloatingPointError) else 2)
         if isinstance(error, RuntimeError) and status == 2 and not lacks_memory(error):
-            raise  # a mistake of ours
+            raise  # a bug
         print(f"minireflect {plain(command)}: {sentence(error)}", file=sys.stderr)
         return status
 
@@ -88,12 +88,12 @@ def report(words: list[str]) -> int:
     parser.error = refuse
     given = parser.parse_args(words)
     size = write_report(given.runs, given.out)
-    print(f"{given.out}: {len(given.runs)} runs, {size / 1e6:.1f} MB; open it in a browser")
+    print(f"{given.out}: {size / 1e6:.1f} MB; open it in a browser")
     return 0
 
 
 def read_off(path: Path) -> str:
-    """What the inspector reads in a picture, or in each of several side by side."""
+    """The inspector's reading of a picture, or of each of several side by side."""
     from .world.canvas import read_picture, to_tensor
     from .world.captions import caption
     from .world.inspector import inspect_all

@@ -1,8 +1,7 @@
 """`train.py COMMAND`, but its networks begin with the weights of another run: how the shipped files were
 trained in several legs.
 
-    python scripts/shipped.py --start RUN [--networks unet] diffusion --weights RUN --steps 3200 --out
-    runs/leg-2
+    python scripts/shipped.py --start RUN [--networks unet] diffusion --weights RUN --steps 3200 --out LEG
 
 Of an autoencoder only the decoder goes on. Then `scripts/ship.py RUN` rounds the weights to half precision
 and copies them into the package. minireflect/pretrained/README.md lists the commands of every file; those of
@@ -20,7 +19,7 @@ from torch import nn
 from minireflect.__main__ import main as command_line
 from minireflect.checkpoints.files import read_weights
 from minireflect.checkpoints.ours import load_autoencoder
-from minireflect.pretrain import actor, autoencoders, diffusion, matcher
+from minireflect.pretrain import autoencoders, diffusion, matcher, sft
 from minireflect.run import Job, Networks, Step, Training
 
 
@@ -52,7 +51,7 @@ def main() -> int:
     args = parser.parse_args()
     several = {"diffusion": args.networks, "checker": ["checker", "judge"]}
     names = {*several.get(args.command, [args.command])}
-    for module in (actor, autoencoders, diffusion, matcher):
+    for module in (autoencoders, diffusion, matcher, sft):
         module.optimise = begin_with(args.start, names, module.optimise)
     return command_line(["train", args.command, *args.options])
 

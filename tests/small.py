@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from minireflect.checkpoints.ours import save_module
 from minireflect.diffusion.schedule import Schedule, ScheduleConfig
-from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
+from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig, Codec, VQAutoencoder, VQConfig
 from minireflect.models.clip import TextConfig, TextEncoder
 from minireflect.models.reasongen import ReasonGen, ReasonGenConfig
 from minireflect.models.tokenizer import EOS, Tokenizer
 from minireflect.models.unet import UNet, UNetConfig
-from minireflect.models.vq import Codec, VQAutoencoder, VQConfig
 from minireflect.pipeline import LatentDiffusion, ReasonPipeline
 from minireflect.pretrain.sft import reason_tokenizer
 from minireflect.streams import choices

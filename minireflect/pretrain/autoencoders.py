@@ -3,7 +3,7 @@
     autoencoder     64x64x3 pixels -> 8x8x4 latents              Rombach et al. 2022
         L = |x' - x| + (x' - x)^2 + kl KL(q(z|x) || N(0, I))
 
-    vq              8x8 forms and colours -> the same latents    van den Oord et al. 2017, models/vq.py
+    vq              8x8 forms and colours -> the same latents    van den Oord et al. 2017
         L = mean(w (z' - z)^2) + L_vq
 
 Neither has an adversarial or a perceptual loss.  For vq each scene is rendered twice, the twin in other
@@ -24,15 +24,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..models.autoencoder import Autoencoder, AutoencoderConfig
-from ..models.vq import VQAutoencoder, VQConfig
+from ..models.autoencoder import Autoencoder, AutoencoderConfig, VQAutoencoder, VQConfig
 from ..ranges import Count, Range, Weight
 from ..run import Job, Training, optimise
 from ..streams import rng
 from ..world.canvas import to_tensor
 
 OBJECT_WEIGHT = 5.0  # vq: of a patch with an object, relative to one without
-# vq: times that unused entries are counted; in the first half of the training they move to where they help
+# vq: how often a training counts unused entries; in its first half they are moved, see `revive`
 REVIVALS = 120
 
 

@@ -8,8 +8,8 @@ import torch
 
 from minireflect.checkpoints.ours import RIG, load_pipeline
 from minireflect.models.transformer import Actor, ActorConfig, questions
-from minireflect.pretrain import actor as imitation
-from minireflect.pretrain.actor import imitation_example, train_actor, wrong_scene
+from minireflect.pretrain import sft as imitation
+from minireflect.pretrain.sft import imitation_example, train_actor, wrong_scene
 from minireflect.run import Job, Run, Training
 from minireflect.streams import choices
 from minireflect.world.graphs import GraphError, pair_split, parse_graph, sample_graph

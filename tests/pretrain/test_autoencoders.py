@@ -11,8 +11,14 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from minireflect.checkpoints.ours import load_module, load_pipeline, save_module
-from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
-from minireflect.models.vq import Codec, Quantiser, VQAutoencoder, VQConfig
+from minireflect.models.autoencoder import (
+    Autoencoder,
+    AutoencoderConfig,
+    Codec,
+    Quantiser,
+    VQAutoencoder,
+    VQConfig,
+)
 from minireflect.pretrain import autoencoders
 from minireflect.pretrain.autoencoders import (
     AutoencoderTraining,
