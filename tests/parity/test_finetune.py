@@ -111,7 +111,7 @@ def test_the_reward_rises_on_incompressibility(base: Path, prompts: Path, tmp_pa
     first = kilobytes()
     finetune(config, replace(QUICK, objective="regress"), pipe, incompressibility, Job(run))
     last = kilobytes()
-    print(first,last)
+    print(first, last)
     assert last["reward"] > first["reward"] + 4 * (first["reward_se"] ** 2 + last["reward_se"] ** 2) ** 0.5
     rows = run.metrics("srrl")
     assert all(len(r["reward_by_round"]) == 2 and r["first_ratio"] is None for r in rows)
