@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 
 from minireflect.checkpoints.ours import load_pipeline
+from minireflect.models.autoencoder import Codec, VQAutoencoder, VQConfig
 from minireflect.models.reasongen import ReasonGen, ReasonGenConfig, SamplingConfig
 from minireflect.models.transformer import Transformer
-from minireflect.models.vq import Codec, VQAutoencoder, VQConfig
 from minireflect.pipeline import ReasonPipeline
 from minireflect.pretrain.sft import reason_tokenizer
 from minireflect.streams import choices, rng

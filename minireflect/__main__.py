@@ -14,7 +14,7 @@ from importlib import import_module
 from inspect import getdoc
 from pathlib import Path
 
-from .cli import HELP, TRAINED, known, lacks_memory, sentence, train_help
+from .cli import HELP, TRAINED, known, lacks_memory, refuse, sentence, train_help
 from .ranges import plain
 
 COMMANDS = ("sample", "train", "report", "inspect")  # each imports what it needs
@@ -81,14 +81,15 @@ def report(words: list[str]) -> int:
     parser = argparse.ArgumentParser("minireflect report", add_help=False, allow_abbrev=False)
     parser.add_argument("runs", nargs="*", type=Path)
     parser.add_argument("-o", "--out", type=Path, default=Path("report.html"))
+    parser.error = refuse
     given = parser.parse_args(words)
     size = write_report(given.runs, given.out)
-    print(f"{given.out}: {len(given.runs)} runs, {size / 1e6:.1f} MB; open it in a browser")
+    print(f"{given.out}: {size / 1e6:.1f} MB; open it in a browser")
     return 0
 
 
 def read_off(path: Path) -> str:
-    """What the inspector reads in a picture, or in each of several side by side."""
+    """The inspector's reading of a picture, or of each of several side by side."""
     from .world.canvas import read_picture, to_tensor
     from .world.captions import caption
     from .world.inspector import inspect_all

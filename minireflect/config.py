@@ -18,11 +18,10 @@ from .methods.reasongen import ReasonRLConfig
 from .methods.rlrig import RLRIGConfig
 from .methods.srrl import SRRLConfig
 from .pipeline import SamplerConfig
-from .pretrain.actor import ACTOR_TRAINING
 from .pretrain.autoencoders import AutoencoderTraining, VQTraining
 from .pretrain.diffusion import DiffusionTraining
 from .pretrain.matcher import CAPTIONER_TRAINING, CHECKER_TRAINING
-from .pretrain.sft import ReasonTraining
+from .pretrain.sft import ACTOR_TRAINING, ReasonTraining
 from .ranges import Checked, Refusal, expect, hints, quote
 from .run import Training
 from .tracking import Tracker
@@ -32,7 +31,7 @@ from .world.prompts import PromptMix
 
 @dataclass(frozen=True)
 class Config(Checked):
-    """What a run is configured with; the defaults are the preset cpu.  `world` is set in Python only."""
+    """All options of a run; the defaults are the preset cpu.  `world` can be set in Python only."""
 
     # of `minireflect train`
     command: str = "srrl"
@@ -83,7 +82,7 @@ class Config(Checked):
 
     @property
     def kind(self) -> str:
-        """What is trained, of laws, graphs (RL-RIG) and reason (ReasonGen-R1)."""
+        """The kind of model that is trained: laws, graphs (RL-RIG) or reason (ReasonGen-R1)."""
         graphs = self.scenes == "graphs" or self.command in ("checker", "actor", "rlrig")
         return "graphs" if graphs else "reason" if self.command in REASON else "laws"
 
@@ -186,7 +185,7 @@ def options_of(config: Config) -> object:
 
 
 def to_dict(config: Config) -> dict:
-    """What the stages read as plain JSON values, without --out and --device: they may change."""
+    """The options that the stages read, as JSON values.  --out and --device may change, and are left out."""
     names = [name for stage in config.stages for name in FIELDS.get(stage, "").split()]
     names = dict.fromkeys(("command", "preset", "seed", "weights", "scenes", "method", *names))
     values = {n: asdict(v) if is_dataclass(v := getattr(config, n)) else v for n in names}
@@ -194,7 +193,7 @@ def to_dict(config: Config) -> dict:
 
 
 def read_config(folder: Path) -> Config:
-    """What a run was given.  Raises ValueError in one sentence."""
+    """The options of an earlier run.  Raises ValueError in one sentence."""
     path = folder / "config.json"
     if not path.is_file():
         raise Refusal(f"there is no run to resume in {folder}: cannot read {path}")

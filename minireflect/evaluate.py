@@ -1,5 +1,4 @@
-"""How good a generator is: fixed test prompts, fixed noise, the inspector's verdict, and the learned
-reward beside it.
+"""Measure a generator on fixed test prompts and fixed noise, by the inspector and by the learned reward.
 
 What all measurements share, and that of the laws; evaluate_graphs.py measures loops, evaluate_reason.py
 rationales. Tables show truth and reward law by law: an average can hide a law at zero, and a learned reward
@@ -21,8 +20,9 @@ from tqdm import tqdm
 from tyro.conf import Suppress
 
 from .pipeline import LatentDiffusion, SamplerConfig, scored
-from .ranges import Checked, Count
+from .ranges import Checked, Count, Refusal, expect
 from .rl.rewards import Reward
+from .run import ByKind
 from .streams import choices, rng
 from .world.inspector import inspect_all
 from .world.laws import LAWS
@@ -68,7 +68,7 @@ class Table:
     def cells(self) -> list[list[str]]:
         """Head and rows as text."""
         head = list(next(iter(self.rows.values()), {}))
-        text = [[_shown(row[column]) for column in head] for row in self.rows.values()]
+        text = [[_shown(row.get(c), f"{c} of {name}") for c in head] for name, row in self.rows.items()]
         return [[self.title, *head], *([name, *row] for name, row in zip(self.rows, text))]
 
     @property
@@ -89,7 +89,8 @@ class Table:
         return "\n\n".join("\n".join(block) for block in blocks)
 
 
-def _shown(cell: str | float) -> str:
+def _shown(cell: object, where: str) -> str:
+    cell = expect(cell, str | float, where)
     return cell if isinstance(cell, str) else f"{cell:.3f}" if abs(cell) < 10 else f"{cell:,.1f}"
 
 
@@ -143,8 +144,8 @@ def score(images: Tensor, prompts: list[Prompt], rewards: Tensor) -> Score:
         "accuracy": right.mean().item(),  # share that the inspector reads as the prompt asks
         "interval": interval(right, texts.tolist()),  # of the accuracy, 95 %
         "reward": rewards.mean().item(),  # learned, in [0, 1]
-        "unreadable": sum(not r.readable for r in readings) / len(readings),  # share
-        "by_law": {name: right[r].mean().item() for name, r in rows.items()},  # accuracy, or by task
+        "unreadable": sum(not r.readable for r in readings) / len(readings),  # share of the pictures
+        "by_law": {name: right[r].mean().item() for name, r in rows.items()},  # accuracy by law, or by task
         "intervals": {name: interval(right[r], texts[r.numpy()].tolist()) for name, r in rows.items()},
         # mean distance of two pictures of one law, root mean square over pixels
         "diversity": sum(d / images[0].numel() ** 0.5 for d in apart) / max(1, len(apart)),
@@ -194,6 +195,8 @@ def law_table(models: dict[str, dict[str, Score]]) -> Table:
     rows: dict[str, dict[str, str | float]] = {}
     for name, scores in models.items():
         for kind, s in scores.items():
+            if missing := sorted(ByKind.__annotations__.keys() - s.keys()):
+                raise Refusal(f"the score of {name}, {kind}, has no {', '.join(missing)}")
             low, high = s["interval"]
             cells = {f"{kind}: right by the inspector": f"{s['accuracy']:.3f} [{low:.2f}, {high:.2f}]"}
             cells |= {f"{kind}, {law}": f"{share:.2f}" for law, share in s["by_law"].items()}
@@ -209,6 +212,7 @@ def law_bars(models: dict[str, dict[str, Score]]) -> dict[str, Score]:
     plots: dict[str, Score] = {}
     for name, scores in models.items():
         for kind, s in scores.items():
-            shares = {law: (share, *s["intervals"][law]) for law, share in s["by_law"].items()}
+            ends = s["intervals"]
+            shares = {law: (share, *ends.get(law, (share,) * 2)) for law, share in s["by_law"].items()}
             plots.setdefault(f"{kind}, test prompts", {})[f"{name}: {s['accuracy']:.2f}"] = shares
     return plots

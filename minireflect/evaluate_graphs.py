@@ -1,9 +1,10 @@
-"""How well a loop shows scene graphs (RL-RIG): scene-graph IoU by the inspector, what learned models say of
-it, what it costs.
+"""Measure a loop of RL-RIG on scene graphs: scene-graph IoU by the inspector, the verdicts of the learned
+models, and the cost.
 
     SG-IoU = |asked and seen| / |asked or seen|       of triples (subject, predicate, object)
 
-LAION-SG, Li et al. 2024, arXiv 2412.08580.  The Checker is what the loop listens to; no loop sees the judge.
+LAION-SG, Li et al. 2024, arXiv 2412.08580.  The loop decides by the
+Checker; it never uses the judge.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,6 +15,7 @@ import torch
 from torch import Generator
 
 from .evaluate import EvaluationConfig, Score, fixed_batches
+from .ranges import expect
 from .rl.rewards import Checker
 from .streams import choices
 from .world.graphs import Requirement, SceneGraph, sample_graph
@@ -31,16 +33,15 @@ def iou(asked: set, seen: set) -> float:
 
 
 def seen_entities(things: tuple[Object, ...]) -> set[str]:
-    """What is there, by colour and name; how many of a kind plays no part."""
+    """The colours and names of the objects, without their numbers."""
     return {f"{t.color} {t.name}" for t in things}
 
 
 def seen_triples(things: tuple[Object, ...], graph: SceneGraph) -> set[tuple[str, str, str]]:
-    """What holds between the pairs that the graph relates, in the graph's own predicates, as LAION-SG's
-    reader answers.
+    """The relations that hold between the related pairs of a graph, one triple for each pair at most.
 
-    Of each pair one triple: the graph's, if it holds; else the first of the graph's predicates that does, if
-    any.
+    The triple has the predicate of the graph, if that holds; otherwise the first predicate used anywhere in
+    the graph that holds.  So does LAION-SG's reader answer.
     """
     predicates, seen = list(dict.fromkeys(p for _, p, _ in graph.relations)), set()
     for s, asked, o in graph.relations:
@@ -114,5 +115,6 @@ def loop_bars(loops: dict[str, Score]) -> dict[str, Score]:
     groups: dict[str, Score] = {"SG-IoU": {}, "fully right": {}}
     for name, s in loops.items():
         for group, key in zip(groups.values(), ("sg_iou", "right")):
-            group[f"{name}\n{s['evaluations']:.0f} UNet evaluations"] = (s[key],) * 3  # no interval
+            value, cost = (expect(s.get(part), float, f"{part} of {name}") for part in (key, "evaluations"))
+            group[f"{name}\n{cost:.0f} UNet evaluations"] = (value,) * 3  # without an interval
     return {"Test graphs, read by the inspector": groups}

@@ -1,7 +1,7 @@
-"""How well ReasonGen-R1 reasons and draws: GenEval's tasks, the laws, and whether a picture keeps what its
-rationale promises.
+"""Measure ReasonGen-R1: on GenEval's tasks and on the laws, and whether a picture shows what its rationale
+states.
 
-Pictures are read by the inspector, rationales by their grammar; training asks neither.
+The inspector reads the pictures, a grammar the rationales.  Training uses neither.
 """
 
 import numpy as np
@@ -9,9 +9,10 @@ import torch
 
 from .evaluate import EvaluationConfig, Score, Table, fixed_batches
 from .evaluate_graphs import share
+from .models.autoencoder import Codec
 from .models.reasongen import SamplingConfig
-from .models.vq import Codec
 from .pipeline import ACCEPT, ReasonPipeline, scored
+from .ranges import expect
 from .rl.rewards import Reward
 from .streams import choices
 from .world.captions import read_rationale
@@ -26,7 +27,8 @@ ORDER = ("arrangement", "physical", "unconventional")  # of the prompts
 
 def table_row(score: Score) -> dict[str, float]:
     """A score as a row of a table: without its parts."""
-    return score["geneval"] | {key: v for key, v in score.items() if key not in ("geneval", "parts")}
+    parts = expect(score.get("geneval"), dict, "geneval")
+    return parts | {key: v for key, v in score.items() if key not in ("geneval", "parts")}
 
 
 def evaluation_prompts(config: EvaluationConfig) -> list[Prompt]:
@@ -102,7 +104,7 @@ def evaluate_reason(
 
 @torch.no_grad()
 def codec_table(codec: Codec, config: EvaluationConfig) -> Table:
-    """How many scenes the inspector still reads right after the autoencoder, and after the codebook."""
+    """The share of scenes that the inspector reads right after the autoencoder, and after the codebook."""
     prompts, chance = evaluation_prompts(config), choices(config.seed, "evaluate", "codec")
     images = torch.stack([render(p.scene(chance)) for p in prompts])  # (m 3 64 64)
     pixels, device = codec.autoencoder, next(codec.vq.parameters()).device

@@ -26,7 +26,9 @@ INK, TRUTH, REWARD, BASE, OTHER, WRONG = "#282e3c", "#28a046", "#285adc", "#9999
 # a picture (3 h w), the line under it, right or wrong if that is known
 Cell = tuple[Tensor, str, bool | None]
 DPI = 110  # of a notebook's figures
+FONT = 9  # points, of every mark, label, title and legend
 SIDE = 1.35  # inches of a picture in a notebook: over 128 pixels, with its frame
+PAGE = 9.0  # inches; a wider figure is shrunk to this by the page that shows it
 Bars = dict[str, dict[str, tuple[float, float, float]]]  # group -> name -> share, both ends of its interval
 
 
@@ -95,8 +97,7 @@ def new_figure(width: float, height: float, rows: int, columns: int, **options: 
 def save(figure: "Figure", path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
-        kind = path.suffix[1:].lower()
-        figure.savefig(file, format=kind, dpi=130, bbox_inches="tight", facecolor="white")
+        figure.savefig(file, format=path.suffix[1:].lower(), dpi=130, bbox_inches="tight", facecolor="white")
 
 
 def smooth(values: Sequence[float], span: int) -> list[float]:
@@ -122,10 +123,13 @@ def of_run(panel: Panel, rows: list[dict]) -> Panel:
 
 
 def curves(path: Path | None, *panels: Panel, columns: int = 0) -> "Figure":
-    """Draw panels side by side, at most `columns` in a row if given; saved if there is a path."""
+    """Draw panels side by side, at most `columns` in a row if given; saved if there is a path.
+
+    Panels side by side over the same thing have the same range of x.
+    """
     columns = columns or len(panels)
-    rows = -(-len(panels) // columns)
-    plots = new_figure(max(6.4, 4.2 * columns), 3.6 * rows, rows, columns)
+    rows, same = -(-len(panels) // columns), len({panel.xlabel for panel in panels}) == 1
+    plots = new_figure(max(6.4, 4.2 * columns), 3.6 * rows, rows, columns, sharex=same and rows == 1)
     for axes, panel in zip(plots, panels):
         for line in panel.lines:
             mean = smooth(np.asarray(line.y, float), line.span)
@@ -134,11 +138,11 @@ def curves(path: Path | None, *panels: Panel, columns: int = 0) -> "Figure":
                 axes.plot(line.x, line.y, color=drawn.get_color(), alpha=0.25, lw=0.8, zorder=1)
         for label, height, color in panel.levels:
             axes.axhline(height, color=color, ls=":", lw=1, label=label)
-        axes.set_title(panel.title, fontsize=9)
+        axes.set_title(panel.title, fontsize=FONT)
         axes.set_yscale("log" if panel.log else "linear")  # before the limits
         axes.set(xlabel=panel.xlabel, ylabel=panel.ylabel, ylim=panel.ylim)
         axes.locator_params(axis="x", nbins=5)
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=FONT)
     if path:
         save(plots[0].figure, path)
     return plots[0].figure
@@ -159,13 +163,13 @@ def bars(path: Path | None, xlabel: str, plots: dict[str, Bars]) -> "Figure":
             value, *ends = np.array(list(shares.values())).T  # (n) each
             axes.barh(y, value, 0.95 * height, color=color, label=group)
             axes.errorbar(value, y, xerr=np.abs(ends - value), fmt="none", ecolor=INK, elinewidth=0.8)
-        axes.set_title(title, fontsize=9)
+        axes.set_title(title, fontsize=FONT)
         axes.set(xlabel=xlabel, xlim=(0, 1))
         axes.grid(axis="x", alpha=0.3)
         if "" not in groups:
-            place = {"loc": "upper left", "bbox_to_anchor": (0, below), "ncols": len(groups)}
-            axes.legend(**place, fontsize=7, frameon=False)
-    panels[0].set_yticks(range(len(names)), names, fontsize=8)
+            place = {"bbox_to_anchor": (0, below), "ncols": len(groups), "fontsize": FONT}
+            axes.legend(loc="upper left", frameon=False, **place)
+    panels[0].set_yticks(range(len(names)), names, fontsize=FONT)
     panels[0].invert_yaxis()
     if path:
         save(panels[0].figure, path)
@@ -181,7 +185,7 @@ def picture(axes: "Axes", image: Tensor, mark: str = "", right: bool | None = No
     axes.set(xticks=[], yticks=[])
     color, width = (INK, 1) if right is None else (TRUTH if right else WRONG, 2)
     axes.spines[:].set(color=color, linewidth=width)
-    axes.set_xlabel(mark, fontsize=7, parse_math=False)
+    axes.set_xlabel(mark, fontsize=FONT * max(1.0, axes.figure.get_figwidth() / PAGE), parse_math=False)
 
 
 def gallery(cells: Sequence[Cell | None], columns: int = 6, labels: Sequence[str] = ()) -> "Figure":
@@ -189,18 +193,18 @@ def gallery(cells: Sequence[Cell | None], columns: int = 6, labels: Sequence[str
 
     None leaves a place empty.
     """
-    rows = -(-len(cells) // columns)
-    marks = [wrap(cell[1], 24) if cell else "" for cell in cells]
-    below = 0.17 * (1 + max(mark.count("\n") for mark in marks))  # inches
-    size = (SIDE + 0.07) * columns + 0.3 * bool(labels), (SIDE + below + 0.05) * rows
-    plots = new_figure(*size, rows, columns)
+    rows, width = -(-len(cells) // columns), (SIDE + 0.07) * columns + 0.3 * bool(labels)
+    shrunk = max(1.0, width / PAGE)
+    marks = [wrap(cell[1], int(19 / shrunk)) if cell else "" for cell in cells]
+    below = 0.17 * shrunk * (1 + max(mark.count("\n") for mark in marks))  # inches
+    plots = new_figure(width, (SIDE + below + 0.05) * rows, rows, columns)
     for axes, cell, mark in zip_longest(plots, cells, marks):
         if cell:
             picture(axes, cell[0], mark, cell[2])
         else:
             axes.set(xticks=[], yticks=[], frame_on=False)
     for axes, label in zip(plots[::columns], labels):
-        axes.set_ylabel(wrap(label, 20), fontsize=8)
+        axes.set_ylabel(wrap(label, int(18 / shrunk)), fontsize=FONT * shrunk)
     return plots[0].figure
 
 
@@ -229,26 +233,25 @@ def strip(
     `heads` stand above the columns: rounds, models.
     """
     columns, fits = max(map(len, rows)), min(abreast, len(rows))
-    labels = [wrap(plain(label), 27 * columns) for label in labels]
-    above = 19 + 10 * max(label.count("\n") for label in labels[:abreast])  # points, of the heads
-    rows = [[(image, wrap(mark, 27), right) for image, mark, right in row] for row in rows]
+    shrunk = max(1.0, 1.65 * columns * fits / PAGE)
+    labels = [wrap(plain(label), int(22 * columns / shrunk)) for label in labels]
+    above = shrunk * (19 + 12 * max(label.count("\n") for label in labels[:abreast]))  # points, of the heads
+    rows = [[(image, wrap(mark, int(21 / shrunk)), right) for image, mark, right in row] for row in rows]
     most = max(text.count("\n") for text in [*labels, *(mark for row in rows for _, mark, _ in row)])
     # higher than needed: the compressed layout moves the rows together, and the margin is cut off
     lanes, widths = -(-len(rows) // abreast), [*[1] * columns, 0.06] * fits  # a gap behind every row
-    height = lanes * (2.4 + 0.2 * most)  # inches
+    height = lanes * (2.4 + 0.2 * shrunk * most)  # inches
     plots = new_figure(1.65 * columns * fits, height, lanes, len(widths), width_ratios=widths)
-    text = {"xycoords": "axes fraction", "textcoords": "offset points", "fontsize": 7.5, "parse_math": False}
+    text = {"xycoords": "axes fraction", "textcoords": "offset points", "size": FONT * shrunk}
     for i, axes in enumerate(plots):
         row, k = divmod(i, columns + 1)
         if row < len(rows) and k < len(rows[row]):
             picture(axes, *rows[row][k])
         else:
             axes.set_axis_off()
-        if k == 0 and row < len(
-            rows
-        ):  # an empty title keeps room for the lines of the label, and not for its width
-            axes.annotate(labels[row], (0, 1), (0, 4), in_layout=False, **text)
-            axes.set_title("\n" * (1 + labels[row].count("\n")), fontsize=7.5)
+        if k == 0 and row < len(rows):  # an empty title keeps room for the label's lines, not for its width
+            axes.annotate(labels[row], (0, 1), (0, 4), in_layout=False, parse_math=False, **text)
+            axes.set_title("\n" * (1 + labels[row].count("\n")), fontsize=FONT * shrunk)
         if row < abreast and k < len(heads) and any(k < len(below) for below in rows[row::abreast]):
-            axes.annotate(heads[k], (0, 1), (0, above), weight="bold", **text)
+            axes.annotate(heads[k], (0, 1), (0, above), weight="bold", parse_math=False, **text)
     save(plots[0].figure, path)

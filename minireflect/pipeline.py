@@ -19,12 +19,11 @@ from torch import Generator, Tensor
 from .diffusion.reflection import ReflectionConfig, condition_guided_forward, reflect
 from .diffusion.sample import EpsFn, denoise, evaluations, guided, last
 from .diffusion.schedule import Schedule, StepTable
-from .models.autoencoder import Autoencoder
+from .models.autoencoder import Autoencoder, Codec
 from .models.clip import TextEncoder, TwoTextEncoders
 from .models.reasongen import ReasonGen, Sampled, SamplingConfig
 from .models.tokenizer import BytePairs, NoVocabulary, PromptError, Tokenizer, TwoBytePairs
 from .models.unet import Added, UNet
-from .models.vq import Codec
 from .parallel import gather, rows, spread
 from .ranges import Checked, Count, Refusal, Share, Weight, expect, finite, quote
 from .streams import normal, sent
@@ -67,7 +66,7 @@ Reward = Callable[[Tensor, list[str]], Tensor]
 
 
 def scored(reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
-    """What a reward says of pictures, in float32 on the CPU.  Shapes: images (b 3 h w), b prompts -> (b)
+    """The values of a reward for pictures, in float32 on the CPU.  Shapes: images (b 3 h w), b prompts -> (b)
 
     Raises ValueError when it is not a number a picture, FloatingPointError when one is not finite.
     """
@@ -89,9 +88,9 @@ def scored(reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
 # Reward from which a picture counts as right: it is more probably right than not.
 ACCEPT = 0.5
 
-# How a refused picture becomes noise: in few steps without guidance, a quarter of its variance new, and then
-# the opposite of it. Of pictures that the base samples wrong, 0.62 are right from there, 0.44 from new noise
-# and 0.18 from their own (scripts/measure.py memory).
+# How a refused picture is turned into noise: re-noise it in 5 steps without guidance, replace a quarter of
+# the variance by new noise, and take the negative. Of pictures that the base samples wrong, a share of 0.62
+# is right when sampled from there, 0.44 from new noise, 0.18 from their own (scripts/measure.py memory).
 OPPOSITE = ReflectionConfig(w_renoise=0.0, steps=5, fresh_noise=0.5, wrong="opposite")
 
 
@@ -162,7 +161,7 @@ class LatentDiffusion:
         return torch.zeros_like(null) if self.zero_null and not self.negative else null
 
     def predict(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """What the UNet says, computed in its precision and returned in float32.
+        """The output of the UNet, computed in its precision and returned in float32.
 
         SDXL also wants the pooled prompt, the last row of its context (see `TwoTextEncoders`), and is told
         that the picture is of the size that it was trained on, and not cropped.

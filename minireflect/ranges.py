@@ -96,15 +96,17 @@ NAMES = {
 }  # fmt: skip
 
 
-def _named(hint: Any) -> str:
+def named(hint: Any) -> str:
     """A type in words."""
     origin, inner = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, inner))}"
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(map(_named, inner))
+        return " or ".join(map(named, inner))
     if origin is Annotated:
-        return _named(inner[0])
-    if origin is tuple and ... not in inner:
-        return f"a list of {len(inner)}"
+        return named(inner[0])
+    if origin is tuple:
+        return f"a list, each {named(inner[0])}" if ... in inner else f"a list of {len(inner)}"
     return NAMES.get(dict if typing.is_typeddict(origin) else origin, getattr(origin, "__name__", "another"))
 
 
@@ -159,7 +161,7 @@ def expect(value: object, hint: Any, where: str) -> Any:
         if origin is float and not abs(value) <= LARGEST:  # nan is not
             raise Refusal(f"{where} must be a finite number of float32, got {value}")
         return value
-    raise Refusal(f"{where} must be {_named(hint)}, got {quote(value)}")
+    raise Refusal(f"{where} must be {named(hint)}, got {quote(value)}")
 
 
 @lru_cache

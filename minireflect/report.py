@@ -9,6 +9,7 @@ config.json, metrics.jsonl and album/ (see `showcase.album`), so a run that was 
 import base64
 import json
 from pathlib import Path
+from statistics import fmean
 
 from .disk import read_json, write_text
 from .run import RunError, flat, read_metrics
@@ -41,7 +42,7 @@ def names(folders: list[Path]) -> list[str]:
 
 
 def described(folder: Path) -> dict:
-    """What the page shows of a run.  Raises RunError where there is none."""
+    """The data of a run that the page shows.  Raises RunError if the folder holds no run."""
     try:
         config = read_json(folder / "config.json")
     except (OSError, ValueError) as error:
@@ -62,7 +63,7 @@ def described(folder: Path) -> dict:
 
 
 def heading(scores: dict, rows: list[dict]) -> str:
-    """What the run shows, in a sentence or two."""
+    """The result of the run in one or two sentences."""
     needed = {"accuracy", "interval", "reward"}
     measured = [
         {k: s for k, s in kinds.items() if isinstance(s, dict) and needed <= s.keys()}
@@ -77,19 +78,15 @@ def heading(scores: dict, rows: list[dict]) -> str:
         gap = max(last[kind]["reward"] - last[kind]["accuracy"] for kind in kinds)
         trust = "the two agree" if abs(gap) < 0.05 else "do not trust the reward here"
         return f"{'; '.join(said)}, by the inspector. Reward minus truth at most {gap:.2f}: {trust}."
-    values = [mean_of(row["reward_by_round"]) for row in rows if row.get("reward_by_round")]
+    values = [fmean(row["reward_by_round"]) for row in rows if row.get("reward_by_round")]
     values = values or [row["reward"] for row in rows if row.get("reward") is not None]
     if not values:
         return f"{len(rows)} steps logged."
     n = max(1, len(values) // 10)
-    before, after = mean_of(values[:n]), mean_of(values[-n:])
+    before, after = fmean(values[:n]), fmean(values[-n:])
     seen = any(row.get("right") is not None for row in rows)
     doubt = "" if seen else " Nothing says whether the pictures are better: look at them."
     return f"Reward of training prompts {before:.3f} → {after:.3f} over {len(rows)} iterations.{doubt}"
-
-
-def mean_of(values: list[float]) -> float:
-    return sum(values) / len(values)
 
 
 def curves(rows: list[dict]) -> list[dict]:
@@ -132,7 +129,7 @@ def plain(score: dict) -> dict[str, float]:
 
 
 def cost(rows: list[dict]) -> dict[str, float]:
-    """What a run took, by its last line."""
+    """The cost of a run, from its last line."""
     last = rows[-1] if rows else {}
     keys = ("updates_total", "reward_calls", "unet_evaluations")
     return {"iterations": len(rows)} | {key.replace("_", " "): last[key] for key in keys if key in last}

@@ -155,7 +155,8 @@ class Run:
             raise RunError(f"{self.folder} is {what}; choose another --out")
 
     def _recover(self) -> None:
-        """Make the folders, remove what a dead process left unfinished, mend metrics that a kill cut short.
+        """Make the folders, remove what a dead process left unfinished, mend metrics that a kill cut short,
+        and do finished stages again when weights that they left are gone.
 
         Raises RunError on a link: nothing is written outside the folder.
         """
@@ -168,6 +169,13 @@ class Run:
             remove_temporaries(self.folder / name)
         if (self.folder / "metrics.jsonl").exists():
             self._write_metrics(read_metrics(self.folder))
+        markers = [path for path in (self.folder / "state").glob("*") if path.suffix in (".done", ".begun")]
+        listed = {self.folder / "weights" / name for path in markers for name in read_text(path).split()}
+        if lost := [path.name for path in sorted(listed) if not path.exists()]:
+            said = f"{quote(', '.join(lost))} is missing in {self.folder / 'weights'}"
+            print(f"{said}: stages are done again, from their states where these are there", file=sys.stderr)
+            for path in markers:
+                path.unlink()
 
     def abandon(self) -> bool:
         """Remove the folder again, if this process made it and no step of training has been saved.
@@ -213,11 +221,12 @@ class Run:
         write_text(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     def once(self, name: str, work: Callable[[], None], ending: str = "done") -> None:
-        """Do the work unless a marker says that it has been done to its end."""
+        """Do the work unless a marker says that it has been done to its end; it lists the weights by then."""
         marker = self.folder / "state" / f"{name}.{ending}"
         if not marker.exists():
             work()
-            write_text(marker, "")
+            there = (path.name for path in (self.folder / "weights").glob("*.safetensors"))
+            write_text(marker, "\n".join(sorted(there)))
 
     def steps(
         self, stage: str, total: int, networks: Networks, optimizer: Optimizer, save_every: int = 1,

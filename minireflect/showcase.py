@@ -25,7 +25,7 @@ from .methods.rlrig import LoopConfig, Parts, loop_of
 from .methods.rollout import RolloutConfig, rollout
 from .methods.srrl import SRRLConfig
 from .models.reasongen import SamplingConfig
-from .pipeline import LatentDiffusion, ReasonPipeline, SamplerConfig
+from .pipeline import LatentDiffusion, ReasonPipeline, SamplerConfig, scored
 from .rl.rewards import Reward
 from .run import Job
 from .streams import rng
@@ -74,7 +74,7 @@ def verdict(image: Tensor, text: str, reward: float | None = None) -> Cell:
 
 def judged(images: Tensor, texts: list[str], reward: Reward | None = None) -> list[Cell]:
     """The cells of a gallery: the inspector's verdict in a word, and the reward.  Shapes: images (b 3 h w)"""
-    marks = [f" · {v:.2f}" for v in reward(images, texts).tolist()] if reward else [""] * len(texts)
+    marks = [f" · {v:.2f}" for v in scored(reward, images, texts).tolist()] if reward else [""] * len(texts)
     cells = [verdict(image, text) for image, text in zip(images, texts)]
     return [(x, said.split(":")[0] + mark, right) for (x, said, right), mark in zip(cells, marks)]
 
@@ -92,7 +92,7 @@ def compare(
     """
     rows: list[list[Cell]] = [[] for _ in prompts]
     for name, images in columns.items():
-        values = reward(images, prompts).tolist()
+        values = scored(reward, images, prompts).tolist()
         above = notes[name] if notes else [""] * len(prompts)
         for row, image, text, value, note in zip(rows, images.cpu(), prompts, values, above):
             shown, said, right = verdict(image, text, value) if read else (image, f"reward {value:.3f}", None)
@@ -136,7 +136,7 @@ def same_noise(
 def album(
     pipe: LatentDiffusion, reward: Reward, texts: list[str], config: SRRLConfig, job: Job
 ) -> Callable[[int], None]:
-    """What the report of a run turns over: every round of fixed prompts from fixed noise, as it is denoised.
+    """Save pictures for the report of a run: every round of fixed prompts from fixed noise, step by step.
 
     Now and then (ALBUMS times in a run) a sheet is saved, album/STEP.jpg: a row for each picture, a column
     for each of STAGES steps; album/STEP.json has the prompts, rounds, rewards and verdicts of its rows.

@@ -31,17 +31,15 @@ from .methods import rlrig as rig
 from .methods.finetune import chosen_reward, finetune, load_base, read_prompts
 from .methods.reasongen import Rewards, train_reason_grpo
 from .methods.srrl import train_srrl
-from .models.autoencoder import FLAT_AUTOENCODER, TOY_AUTOENCODER, Autoencoder
+from .models.autoencoder import FLAT_AUTOENCODER, TOY_AUTOENCODER, Autoencoder, Codec
 from .models.lora import lora_layers
 from .models.reasongen import ReasonGenConfig
 from .models.tokenizer import Tokenizer
-from .models.vq import Codec
 from .pipeline import ReasonPipeline
-from .pretrain.actor import train_actor
 from .pretrain.autoencoders import train_autoencoder, train_vq
 from .pretrain.diffusion import GRAPH_BASE, LAW_BASE, train_diffusion
 from .pretrain.matcher import train_captioner, train_checker, train_reward
-from .pretrain.sft import make_examples, reason_tokenizer, train_reasongen
+from .pretrain.sft import make_examples, reason_tokenizer, train_actor, train_reasongen
 from .rl.rewards import Reward, inspector_reward, load_captioner, load_checker, load_reward, reward_beside
 from .run import Job, Run, keeping
 from .streams import choices
@@ -182,7 +180,7 @@ def srrl(task: Task) -> None:
 
 
 def cost_of(rows: list[dict]) -> str:
-    """What a run of SRRL took, by the last line of its metrics."""
+    """The cost of a run of SRRL, from the last line of its metrics."""
     keys = ("updates_total", "reward_calls", "unet_evaluations")
     return " · ".join(f"{rows[-1][key]:,} {key.replace('_', ' ')}" for key in keys)
 

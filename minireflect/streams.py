@@ -20,7 +20,7 @@ def _number(seed: int, path: tuple[str | int, ...]) -> int:
 
 
 def rng(seed: int, *path: str | int) -> Generator:
-    """A torch generator on the CPU: the same noise whatever the device that it is moved to."""
+    """A torch generator on the CPU, so that the noise is the same for every device."""
     return Generator().manual_seed(_number(seed, path))
 
 

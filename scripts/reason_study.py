@@ -15,25 +15,33 @@ can be stopped at any time and goes on where it stopped.
 import argparse
 from pathlib import Path
 
-from reason_report import COOL, FULL, SHOWN, entropy_figure, reason_page, rows_of
-from reports import arguments, arms_figure, cached, publish, train
+from reports import Arms, arguments, arms_figure, differences, means, once, over_seeds, page, train
 from torch import Generator
 
 from minireflect.checkpoints.ours import load_reasongen, save_reasongen
 from minireflect.config import preset
-from minireflect.evaluate import EvaluationConfig, Score
-from minireflect.evaluate_reason import another_of_its_kind, evaluate_reason
+from minireflect.evaluate import EvaluationConfig, Score, Table
+from minireflect.evaluate_reason import another_of_its_kind, evaluate_reason, table_row
+from minireflect.figures import BASE, REWARD, TRUTH, Line, Panel, curves
 from minireflect.models.reasongen import Sampled, SamplingConfig
 from minireflect.pipeline import ReasonPipeline
 from minireflect.rl.rewards import reward_beside
 from minireflect.run import read_metrics
 from minireflect.world.prompts import understand
 
+COLUMNS = {
+    "overall": "GenEval mean", "accepted": "reward accepts", "fooled": "of these wrong",
+    "planned": "rationale right", "kept": "picture keeps it",
+}  # fmt: skip
+SHOWN = {"overall": "GenEval mean", "physical": "physical laws", "unconventional": "against the laws"}
+FULL = "SFT + GRPO"
+COOL = 0.2  # a second temperature, at which fewer tokens are sampled that the model itself thinks unlikely
+
 THOUGHTS = ("true", "none", "shuffled")
 # lessons of what no prompt asks for, and bfloat16
 BEYOND = ["--recombined", "0.5", "--related-captions", "0.4", "--bf16"]
-BASE = ["--rationales", "none", "--dense", "0.5", "--text-only", "32", "--arrangements", "0.4", *BEYOND]
-BASE += ["--pictures", "120000", "--steps", "12000"]
+DRAWN = ["--rationales", "none", "--dense", "0.5", "--text-only", "32", "--arrangements", "0.4", *BEYOND]
+DRAWN += ["--pictures", "120000", "--steps", "12000"]
 AGAIN = ["--continued", "--seed", "1", "--pictures", "40000", "--steps", "3000", "--lr", "1e-3"]
 TUNING = ["--continued", "--steps", "1000", "--batch", "48", "--pictures", "20000", "--lr", "5e-4", *BEYOND]
 REINFORCING = ["--no-controls", "--bf16"]
@@ -41,11 +49,8 @@ FREED = ["--no-read-rationales", "--recall", "0"]  # recalled rationales would b
 STEADY = ["--entropy-bound", "0"]
 # name: (which fine-tuning it starts from, options)
 REINFORCED = {
-    "true": ("true", []),
-    "none": ("none", []),
-    "freed": ("freed", FREED),
-    "steady": ("true", STEADY),
-}
+    "true": ("true", []), "none": ("none", []), "freed": ("freed", FREED), "steady": ("true", STEADY),
+}  # fmt: skip
 STRAIN = ["--iterations", "40", "--beta", "0", "--recall", "0", "--lr", "1e-3"]
 STRONG = ["--entropy-bound", "0.1", "--entropy-lr", "4e-3"]
 # of the first seed: no KL, no recall and steps three times as large, to see what the adaptive term holds
@@ -61,7 +66,7 @@ ARMS = {  # name in the table: (run, how it is measured)
     "rationale": ("sft-true", {}),
     "rationale, best of 2": ("sft-true", {"best_of": 2}),
     "rationale, best of 4": ("sft-true", {"best_of": 4}),
-    "SFT + GRPO": ("grpo-true", {}),
+    FULL: ("grpo-true", {}),
     "SFT + GRPO, another prompt's rationale": ("grpo-true", {"swapped": True}),
     "SFT + GRPO without adaptive entropy": ("grpo-steady", {}),
     "SFT + GRPO, training combinations": ("grpo-true", {"split": "train"}),
@@ -103,7 +108,60 @@ def measured(weights: Path, args: argparse.Namespace, seed: int, arm: str) -> Sc
         pipe = Swapped._make(pipe) if swapped else pipe
         return evaluate_reason(pipe, reward_beside(weights), config, arm, **options)
 
-    return cached(path, measure)
+    return once(path, measure)
+
+
+# -------------------------------------------------------------------------------- the page and its figures
+def rows_of(scores: list[dict[str, Score]]) -> list[Arms]:
+    return [{arm: table_row(score) for arm, score in seed.items()} for seed in scores]
+
+
+def differences_table(arms: list[Arms]) -> Table:
+    """Each row beside the whole at its own temperature."""
+    pairs = {}
+    for arm in arms[0]:
+        name, comma, temperature = arm.partition(", temperature")
+        if name != FULL and "training" not in name:
+            pairs[arm] = (FULL + comma + temperature, arm)
+    keys = {"overall": "GenEval mean", "physical": "physical", "unconventional": "unconventional"}
+    return differences(f"{FULL} minus", arms, pairs, keys)
+
+
+def parts_table(scores: list[dict[str, Score]], arm: str) -> Table:
+    """Where a row is right, and where it is not: task by task and law by law, means over the seeds."""
+    heads = ("right", "rationale right", "picture keeps it")
+    parts = scores[0][arm]["parts"]
+    cells = {part: zip(*(seed[arm]["parts"][part] for seed in scores)) for part in parts}
+    return Table(arm, {part: dict(zip(heads, map(over_seeds, values))) for part, values in cells.items()})
+
+
+def entropy_figure(training: dict[str, list[list[dict]]], targets: dict[str, float], path: Path) -> None:
+    """Entropy by modality, reward and truth meanwhile; every seed a line.  In the second row the same under
+    strain.
+    """
+    panels = []
+    strain = ("strained", "strained-steady"), "no KL, no recall, lr 1e-3"
+    for pair, title in ((("true", "steady"), "default"), strain):
+        for key in ("text_entropy", "image_entropy", "reward", "right"):
+            lines, share = [], key in ("reward", "right")
+            for name, label, color in zip(pair, ("adaptive", "without"), (REWARD, BASE)):
+                for number, steps in enumerate(training[name]):
+                    shown = [r for r in steps if key in r]
+                    x, y = [r["step"] for r in shown], [r[key] for r in shown]
+                    lines.append(Line("_seed" if number else label, x, y, color, span=6))
+            words = key.replace("_", " ").replace("right", "right by the inspector")
+            levels = [] if share else [("target", targets[key.split("_")[0]], TRUTH)]
+            label = f"{words}, {'share' if share else 'nats per token'}"
+            panels.append(Panel(title, "iteration", label, lines, levels, (0, 1 if share else None)))
+    curves(path, *panels, columns=4)
+
+
+def reason_page(path: Path, scores: list[dict[str, Score]], seeds: list[int], pictures: int) -> None:
+    arms = rows_of(scores)
+    columns = {key: COLUMNS.get(key, key) for key in arms[0][FULL]}
+    tables = {"arms": means("arm", arms, columns), "differences": differences_table(arms)}
+    tables["parts"] = parts_table(scores, f"{FULL}, temperature {COOL}")
+    page("reasongen", path, seeds=", ".join(map(str, seeds)), pictures=pictures, **tables)
 
 
 def main() -> None:
@@ -111,8 +169,10 @@ def main() -> None:
     arms, training = [], {}
     codec = train("vq", args.out / "vq", [])
     captioner = train("captioner", args.out / "captioner", ["--weights", str(codec)])
-    base = train("reason-sft", args.out / "base", [*BASE, "--weights", str(captioner)])
-    base = train("reason-sft", args.out / "base-2", [*BASE, *AGAIN, "--weights", str(base)])  # other pictures
+    base = train("reason-sft", args.out / "base", [*DRAWN, "--weights", str(captioner)])
+    base = train(
+        "reason-sft", args.out / "base-2", [*DRAWN, *AGAIN, "--weights", str(base)]
+    )  # other pictures
     for seed in args.seeds:
         common = ["--seed", str(seed), "--evaluation.pictures", "24"]  # the rows are measured below
         runs = {"sft-base": base, "sft-freed": freed(base, args.out / "freed")}
@@ -129,7 +189,7 @@ def main() -> None:
     targets = {"text": preset("cpu").grpo.text_entropy, "image": preset("cpu").grpo.image_entropy}
     arms_figure(rows_of(arms), SHOWN, args.docs / "reasongen_arms.png")
     entropy_figure(training, targets, args.docs / "reasongen_entropy.png")
-    publish(args.docs / "reasongen_study.md", reason_page(arms, args.seeds, args.pictures))
+    reason_page(args.docs / "reasongen_study.md", arms, args.seeds, args.pictures)
 
 
 if __name__ == "__main__":

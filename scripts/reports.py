@@ -20,7 +20,6 @@ from minireflect.evaluate import Table
 from minireflect.run import write_text
 
 ROOT = Path(__file__).parent.parent
-COSTS = {"reward_calls": "reward calls", "unet_evaluations": "UNet evaluations"}  # of a run of srrl
 Arms = dict[str, dict[str, float]]
 
 
@@ -56,7 +55,7 @@ def train(command: str, folder: Path, options: list[str]) -> Path:
     return folder
 
 
-def cached(path: Path, make: Callable[[], dict]) -> dict:
+def once(path: Path, make: Callable[[], dict]) -> dict:
     """A JSON file, made once."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,10 +63,11 @@ def cached(path: Path, make: Callable[[], dict]) -> dict:
     return json.loads(path.read_text())
 
 
-def page(name: str, **values: object) -> str:
-    """The page of a study: scripts/pages/NAME.md with its {places} filled, tables as Markdown."""
+def page(name: str, path: Path, **values: object) -> None:
+    """Write the page of a study: scripts/pages/NAME.md with its {places} filled, tables as Markdown."""
     text = {key: v.markdown if isinstance(v, Table) else v for key, v in values.items()}
-    return (ROOT / "scripts" / "pages" / f"{name}.md").read_text().format(**text)
+    write_text(path, (ROOT / "scripts" / "pages" / f"{name}.md").read_text().format(**text))
+    print(path)
 
 
 def half_interval(values: Sequence[float]) -> float:
@@ -76,18 +76,13 @@ def half_interval(values: Sequence[float]) -> float:
     return float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / n**0.5) if n > 1 else 0.0
 
 
-def publish(path: Path, text: str) -> None:
-    write_text(path, text)
-    print(path)
-
-
 def over_seeds(values: Sequence[float]) -> str:
     """Mean ± half of the 95 % interval of what several seeds gave."""
     half = f" ± {half_interval(values):.3f}" if len(values) > 1 else ""
     return f"{np.mean(values):.3f}{half}"
 
 
-def mean_and_ends(values: Sequence[float]) -> tuple[float, float, float]:
+def with_ends(values: Sequence[float]) -> tuple[float, float, float]:
     """The mean over seeds and both ends of its 95 % interval, cut off at 0 and 1."""
     mean, half = float(np.mean(values)), half_interval(values)
     return mean, max(0.0, mean - half), min(1.0, mean + half)
@@ -123,7 +118,7 @@ def arms_figure(seeds: list[Arms], measures: dict[str, str], path: Path, best_by
         arms.sort(key=lambda arm: -np.mean([s[arm][best_by] for s in seeds if arm in s]))
     for key, title in measures.items():
         values = {arm: [s[arm][key] for s in seeds if arm in s] for arm in arms}
-        plots[title] = {"": {arm: mean_and_ends(v) for arm, v in values.items()}}
+        plots[title] = {"": {arm: with_ends(v) for arm, v in values.items()}}
     figures.bars(path, "mean of the seeds; lines: 95 % intervals", plots)
 
 

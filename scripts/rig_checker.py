@@ -7,15 +7,15 @@ python scripts/rig_checker.py          prints the first, for the shipped two
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from reports import described
-from rig_report import checker_table
 from tqdm import tqdm
 
 from minireflect import rng
 from minireflect.checkpoints.ours import RIG, load_pipeline
 from minireflect.config import preset
-from minireflect.evaluate import EvaluationConfig
+from minireflect.evaluate import EvaluationConfig, Table
 from minireflect.evaluate_graphs import evaluation_graphs
 from minireflect.methods.rlrig import load_parts, loop_of
 from minireflect.pretrain.matcher import question
@@ -45,16 +45,15 @@ def asked_of_renders(name: str) -> dict[str, list]:
     half = SCENES // 2
     images[half:] = torch.cat([pipe.decode(pipe.autoencoder.encode(x)) for x in images[half:].split(100)])
     matcher, tokenizer = load_matcher(RIG / f"{name}.safetensors", "cpu")
-    found: dict[str, list] = {"probability": [], "truth": [], "kind": []}
+    found: list[tuple[float, bool, str]] = []
     for image, (graph, scene) in tqdm(list(zip(images, pictures)), f"asking the {name}", leave=False):
         whole = [True] * (len(scene.objects) + 1)
         asked = [question(graph, scene, whole, chance) for _ in range(QUESTIONS)]
         ids = tokenizer([r.words for r, _ in asked])
         logits = matcher(image.expand(QUESTIONS, -1, -1, -1), ids)
-        found["probability"] += torch.sigmoid(logits).tolist()
-        found["truth"] += [truth for _, truth in asked]
-        found["kind"] += [kind_of(r) for r, _ in asked]
-    return found
+        said = torch.sigmoid(logits).tolist()
+        found += [(p, truth, kind_of(r)) for p, (r, truth) in zip(said, asked)]
+    return dict(zip(("probability", "truth", "kind"), map(list, zip(*found))))
 
 
 @torch.no_grad()
@@ -79,6 +78,31 @@ def asked_of_the_loop(weights: Path) -> dict[str, dict[str, dict[str, float]]]:
             found = {"agreement": said == true, "wrong yes": ~true[said], "wrong no": true[~said]}
             rows[name][judge] = {key: v.float().mean().item() if len(v) else 0.0 for key, v in found.items()}
     return rows
+
+
+def checker_table(answers: dict[str, dict[str, list]]) -> Table:
+    """Share of right answers by kind of question, and the calibration error."""
+
+    def right(a: dict[str, list], kind: str) -> str:
+        asked = zip(a["probability"], a["truth"], a["kind"])
+        rows = [(p >= 0.5) == t for p, t, k in asked if kind in ("all", k)]
+        return f"{np.mean(rows):.3f} of {len(rows):,}"
+
+    kinds = ["all", *dict.fromkeys(k for a in answers.values() for k in a["kind"])]
+    rows = {kind: {name: right(a, kind) for name, a in answers.items()} for kind in kinds}
+    errors = {name: calibration(a)[1] for name, a in answers.items()}
+    return Table("right answers", rows | {"calibration error": errors})
+
+
+def calibration(answers: dict[str, list], bins: int = 10) -> tuple[list[tuple[float, float, int]], float]:
+    """(mean probability, share true, number) of each bin, and the expected calibration error (Guo et al.
+    2017, equation 3).
+    """
+    p, t = np.array(answers["probability"]), np.array(answers["truth"], float)
+    which = np.minimum((p * bins).astype(int), bins - 1)
+    chosen = [which == b for b in range(bins) if (which == b).any()]
+    rows = [(p[c].mean(), t[c].mean(), int(c.sum())) for c in chosen]
+    return rows, sum(n * abs(a - b) for a, b, n in rows) / len(p)
 
 
 if __name__ == "__main__":

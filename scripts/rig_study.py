@@ -16,13 +16,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from reports import Arms, arguments, arms_figure, cached, publish, train
-from rig_checker import asked_of_renders, asked_of_the_loop
-from rig_report import checker_table, groups_figure, reliability_figure, rig_page, t_star_figure
+from reports import Arms, arguments, arms_figure, differences, means, once, over_runs, over_seeds, page, train
+from rig_checker import asked_of_renders, asked_of_the_loop, calibration, checker_table
 
 from minireflect.config import preset
-from minireflect.evaluate import EvaluationConfig
+from minireflect.evaluate import EvaluationConfig, Table
 from minireflect.evaluate_graphs import evaluate_loop
+from minireflect.figures import BASE, INK, REWARD, TRUTH, Line, Panel, curves
 from minireflect.methods.rlrig import EditPrompts, Loop, load_parts, loop_of, silent_actor
 from minireflect.rl.rewards import Answers, load_checker
 from minireflect.run import read_metrics
@@ -33,6 +33,13 @@ from minireflect.world.graphs import SceneGraph
 GROUPS = (2, 4, 8, 16)
 SHORT = ["--actor-iterations", "8", "--editor-iterations", "25", "--no-controls"]
 T_STARS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+COLUMNS = {
+    "sg_iou": "SG-IoU", "entity_iou": "Entity-IoU", "relation_iou": "Relation-IoU", "met": "requirements met",
+    "right": "pictures fully right", "judge": "requirements met, judge",
+    "checker": "requirements met, Checker", "repaired": "repaired", "damaged": "damaged",
+    "fooled": "Checker fooled", "evaluations": "UNet evaluations", "calls": "Checker calls",
+}  # fmt: skip
+TRAINED = "phase 1 + 2"
 
 
 def scores(folder: Path) -> Arms:
@@ -71,7 +78,7 @@ def all_arms(folder: Path, seed: int, out: Path, pictures: int) -> Arms:
     judge = load_checker(folder / "weights", "judge")
     for name, loop in more_arms(folder / "weights").items():
         path = out / "rows" / f"{name}-{seed}-{pictures}.json"
-        found[name] = cached(path, partial(evaluate_loop, loop, judge, config, name))
+        found[name] = once(path, partial(evaluate_loop, loop, judge, config, name))
     found |= scores(folder)
     order = ("base", "best", "repeated", "raw", "phase", "trained")
     return {name: found[name] for name in sorted(found, key=lambda name: order.index(name.split()[0]))}
@@ -94,6 +101,61 @@ def by_t_star(folder: Path, seed: int, pictures: int) -> dict[str, list[dict]]:
     return rows
 
 
+# -------------------------------------------------------------------------------- the page and its figures
+def reliability_figure(answers: dict[str, dict[str, list]], path: Path) -> None:
+    """Share of true answers against the probability of yes."""
+    lines = [Line("perfectly calibrated", [0, 1], [0, 1], INK, style=":")]
+    for (name, found), color in zip(answers.items(), (REWARD, TRUTH)):
+        rows, error = calibration(found)
+        x, y, _ = zip(*rows)
+        lines.append(Line(f"{name}: error {error:.3f}", x, y, color, style="o-"))
+    curves(path, Panel("Questions about test scenes", "probability of yes", "share that is true", lines))
+
+
+def groups_figure(groups: dict[int, Arms], path: Path) -> None:
+    """SG-IoU and share fully right by group size, before and after phase 2."""
+    lines = []
+    for key, color, name in (("sg_iou", REWARD, "SG-IoU"), ("right", TRUTH, "fully right")):
+        for arm, style in (("phase 1", "o--"), (TRAINED, "o-")):
+            values = [rows[arm][key] for rows in groups.values()]
+            lines.append(Line(f"{name}, {arm}", list(groups), values, color, style=style))
+    title = "One seed, shorter training, test graphs"
+    xlabel = "group size G, at equal edits an iteration"
+    curves(path, Panel(title, xlabel, "by the inspector", lines, ylim=(0, 1)))
+
+
+def t_star_figure(t_stars: tuple[float, ...], runs: list[dict[str, list[dict]]], path: Path) -> None:
+    """Four measures by t*: mean of the seeds, and dotted their range."""
+    names = {"sg_iou": "SG-IoU", "right": "Fully right", "repaired": "Repaired", "damaged": "Damaged"}
+    panels = []
+    for key, title in names.items():
+        lines = []
+        for name, color in zip(runs[0], (INK, BASE, REWARD)):
+            lines += over_runs(name, t_stars, [[row[key] for row in run[name]] for run in runs], color)
+        xlabel = "t*, share of the steps that an edit goes back"
+        panels.append(Panel(title, xlabel, "by the inspector", lines, ylim=(0, 1)))
+    curves(path, *panels)
+
+
+def fooled_table(fooled: dict[str, dict[str, dict[str, float]]]) -> Table:
+    rows = {f"{loop}, {name}": v for loop, who in fooled.items() for name, v in who.items()}
+    names = {"agreement": "agrees with the inspector"}
+    names |= {key: f"a {key[6:]} is wrong" for key in ("wrong yes", "wrong no")}
+    return Table("pictures of, asked", {row: {n: v[k] for k, n in names.items()} for row, v in rows.items()})
+
+
+def rig_page(
+    path: Path, arms: list[Arms], checkers: Table, fooled: dict, seeds: list[int], pictures: int
+) -> None:
+    minus = {arm: (TRAINED, arm) for arm in arms[0] if arm != TRAINED}
+    some = {key: COLUMNS[key] for key in ("sg_iou", "met", "right")}
+    ahead = differences("the trained loop minus", arms, minus, some)
+    gain = over_seeds([rows[TRAINED]["sg_iou"] / rows["base"]["sg_iou"] - 1 for rows in arms])
+    told = {"arms": means("arm", arms, COLUMNS), "differences": ahead, "fooled": fooled_table(fooled)}
+    told |= {"gain": gain, "checkers": checkers, "seeds": ", ".join(map(str, seeds)), "pictures": pictures}
+    page("rlrig", path, **told)
+
+
 def main() -> None:
     args = arguments(__doc__, "runs/rig", 160, "test graphs of every row")
     common = ["--evaluation.pictures", str(args.pictures)]
@@ -103,16 +165,16 @@ def main() -> None:
     short = {g: [*SHORT, *common, "--group", str(g), "--graphs", str(edits // g)] for g in GROUPS}
     groups = {g: train("rlrig", args.out / f"group-{g}", words) for g, words in short.items()}
     make = {s: partial(by_t_star, r, s, args.pictures // 2) for r, s in zip(runs, args.seeds)}
-    t_star = [cached(args.out / f"t-star-{s}.json", make[s]) for s in args.seeds]
-    answers = {n: cached(args.out / f"{n}.json", partial(asked_of_renders, n)) for n in ("checker", "judge")}
-    fooled = cached(args.out / "fooled.json", lambda: asked_of_the_loop(runs[0] / "weights"))
+    t_star = [once(args.out / f"t-star-{s}.json", make[s]) for s in args.seeds]
+    answers = {n: once(args.out / f"{n}.json", partial(asked_of_renders, n)) for n in ("checker", "judge")}
+    fooled = once(args.out / "fooled.json", lambda: asked_of_the_loop(runs[0] / "weights"))
     arms = [all_arms(r, s, args.out, args.pictures) for r, s in zip(runs, args.seeds)]
     arms_figure(arms, {"sg_iou": "SG-IoU", "right": "pictures fully right"}, args.docs / "rlrig_arms.png")
     groups_figure({g: scores(r) for g, r in groups.items()}, args.docs / "rlrig_groups.png")
     t_star_figure(T_STARS, t_star, args.docs / "rlrig_t_star.png")
     reliability_figure(answers, args.docs / "rlrig_reliability.png")
-    page = rig_page(arms, checker_table(answers), fooled, args.seeds, args.pictures)
-    publish(args.docs / "rlrig_study.md", page)
+    told = checker_table(answers), fooled, args.seeds, args.pictures
+    rig_page(args.docs / "rlrig_study.md", arms, *told)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from reports import described
 
 from minireflect.checkpoints.files import read_metadata, read_weights, save_weights
 from minireflect.checkpoints.ours import REASON, RIG, SHIPPED
-from minireflect.methods.rlrig import RIG_PARTS as RIG_PARTS
+from minireflect.methods.rlrig import RIG_PARTS
 
 SYSTEMS = {  # where the weights lie, and which
     "srrl": (SHIPPED, ("autoencoder", "text_encoder", "unet", "reward")),
@@ -27,8 +27,7 @@ def main() -> None:
     parser = described(__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--system", choices=SYSTEMS, default="srrl", help="default: %(default)s")
-    known = sorted({n for _, names in SYSTEMS.values() for n in names})
-    parser.add_argument("--only", nargs="+", choices=known)
+    parser.add_argument("--only", nargs="+", choices=sorted({n for _, ns in SYSTEMS.values() for n in ns}))
     args = parser.parse_args()
     target, names = SYSTEMS[args.system]
     target.mkdir(exist_ok=True)

@@ -11,37 +11,32 @@ one leg need this script only for the second.
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from reports import described
 from torch import nn
 
-from minireflect import stages
 from minireflect.__main__ import main as command_line
-from minireflect.checkpoints.ours import load_autoencoder, load_module, load_pipeline
-from minireflect.models.clip import Matcher
-from minireflect.models.transformer import Actor
+from minireflect.checkpoints.files import read_weights
+from minireflect.checkpoints.ours import load_autoencoder
+from minireflect.pretrain import autoencoders, diffusion, matcher, sft
+from minireflect.run import Job, Networks, Step, Training
 
 
-def start_of(command: str, folder: Path, networks: list[str], name: str) -> nn.Module | dict[str, nn.Module]:
-    """What a training loop takes as its `start`; `name` is checker or judge."""
-    if command == "autoencoder":
-        return load_autoencoder(folder)
-    if command == "diffusion":
-        pipe = load_pipeline(folder)
-        return {network: getattr(pipe, network) for network in networks}
-    if command == "actor":
-        return load_module(folder / "actor.safetensors", Actor)[0]
-    return load_module(folder / f"{name}.safetensors", Matcher)[0]
+def begin_with(folder: Path, names: set[str], optimise: Callable) -> Callable:
+    """`optimise`, whose networks of these names begin with the weights in a folder."""
 
-
-def started(loop: Callable, command: str, folder: Path, networks: list[str]) -> Callable:
-    """A training loop of `minireflect.stages` that begins with the networks of a folder."""
-
-    def go_on(*args: object) -> object:
-        name = args[1] if command == "checker" else command  # train_checker(config, name, ...)
-        return loop(*args, start=start_of(command, folder, networks, name))
+    def go_on(name: str, config: Training, networks: Networks, job: Job, **how: float) -> Iterator[Step]:
+        groups = [net if isinstance(net, nn.ModuleDict) else {n: net} for n, net in networks.items()]
+        parts = [pair for group in groups for pair in group.items() if pair[0] in names]
+        for part, network in parts:
+            network.load_state_dict(read_weights(folder / f"{part}.safetensors"))
+            if part == "autoencoder":
+                network.config = load_autoencoder(folder).config
+                network.encoder.requires_grad_(False), network.quant_conv.requires_grad_(False)
+        names.difference_update(part for part, _ in parts)  # in a second loop they go on from the first
+        return optimise(name, config, networks, job, **how)
 
     return go_on
 
@@ -55,8 +50,10 @@ def main() -> int:
     parser.add_argument("command", choices=("autoencoder", "diffusion", "reward", "checker", "actor"))
     parser.add_argument("options", nargs=argparse.REMAINDER, help="of train.py COMMAND")
     args = parser.parse_args()
-    loop = f"train_{args.command}"
-    setattr(stages, loop, started(getattr(stages, loop), args.command, args.start, args.networks))
+    several = {"diffusion": args.networks, "checker": ["checker", "judge"]}
+    names = {*several.get(args.command, [args.command])}
+    for module in (autoencoders, diffusion, matcher, sft):
+        module.optimise = begin_with(args.start, names, module.optimise)
     return command_line(["train", args.command, *args.options])
 
 

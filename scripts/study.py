@@ -12,22 +12,35 @@ may run at once with different --seeds, on one core each.  `--seeds` without a n
 """
 
 import json
+import os
 import re
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
-from reports import arguments, cached, publish, train
-from study_report import bars, by_success, cost_curves, study_page
-from study_ways import KINDS, MORE_WAYS, WAYS, Way, measure
+from reports import arguments, arms_figure, differences, once, over_runs, over_seeds, page, train, with_ends
+from torch import Tensor
 
-from minireflect import load_pipeline, rng
-from minireflect.evaluate import EvaluationConfig
-from minireflect.rl.rewards import inspector_reward, load_reward
+from minireflect import figures, load_pipeline, rng
+from minireflect.config import preset
+from minireflect.diffusion.reflection import ReflectionConfig
+from minireflect.diffusion.sample import evaluations
+from minireflect.evaluate import EvaluationConfig, Table, score
+from minireflect.figures import OTHER, REWARD, TRUTH, Panel, curves, smooth
+from minireflect.methods.rollout import RolloutConfig, rollout
+from minireflect.pipeline import OPPOSITE, LatentDiffusion
+from minireflect.rl.rewards import Reward, inspector_reward, load_reward
 from minireflect.run import read_metrics
-from minireflect.world.prompts import prompt_set
+from minireflect.streams import choices
+from minireflect.world.prompts import draw_prompts, prompt_set
 
+KINDS = ("physical", "unconventional")
+SAMPLER = preset("cpu").sampler
 QUICK = ["--evaluation.pictures", "8"]  # train.py's own table; the study samples its own
 FEW = ["--rounds", "0", "--prompts-per-iteration"]
 PPO = ["--objective", "ppo", "--group", "2", "--clip-range", "1e-3", "--ratio", "guard"]
@@ -47,8 +60,113 @@ ARMS = {  # options of train.py
 }
 CLAIM = ("SRRL", "K = 0, pairs", "K = 0, more pairs")  # all seeds; the others have the first three
 TRIED = 8  # pictures of each training prompt after training; the base samples four times as many
+PAIRS = (
+    ("SRRL", "K = 0, pairs"), ("SRRL", "K = 0, more pairs"), ("SRRL", "K = 0, single pictures"),
+    ("SRRL, opposite pairs", "K = 0, pairs"), ("SRRL", "SRRL, new noise"), ("SRRL", "regression"),
+    ("regression", "regression, K = 0"), ("PPO", "PPO, K = 0"), ("SRRL", "PPO"),
+)  # fmt: skip
+BINS = (0.05, 0.2, 0.5)  # of the base's share of right pictures of a prompt
+OFF = ("reward", "unreadable", "diversity", "edges", "brightness")  # shown as means of both kinds of prompts
+COSTS = {"reward_calls": "reward calls", "unet_evaluations": "UNet evaluations"}  # of a run of srrl
+Logs = dict[str, list[list[dict]]]  # of the runs of each arm, the lines of every iteration
 
 
+# ------------------------------------------------ ways of drawing, each with its cost, which is counted
+class Drawn(NamedTuple):
+    images: Tensor  # (b 3 h w)
+    unet: int  # evaluations for all b
+    rewards: int  # reward calls for all b
+
+
+Way = Callable[[LatentDiffusion, Reward, list[str], int, int], Drawn]  # pipe, judge, texts, seed, batch
+
+
+def plain(steps: int, rounds: int = 0) -> Way:
+    """One picture, no look at any reward; after `rounds` blind reflections with the guidance gap as
+    published, the noise brought back to the prior.
+    """
+    cost = steps * evaluations(SAMPLER.guidance) + ReflectionConfig(rounds, steps=steps).blind_cost(steps)
+
+    def way(pipe: LatentDiffusion, judge: Reward, texts: list[str], seed: int, batch: int) -> Drawn:
+        how, noise = (steps, SAMPLER.guidance, SAMPLER.eta, rounds), rng(seed, "plain", batch)
+        return Drawn(pipe.generate(texts, *how, generator=noise), len(texts) * cost, 0)
+
+    return way
+
+
+def searched(**options: object) -> Way:
+    """The picture of all branches and rounds that the reward likes best: best-of-N at K = 0, reflection with
+    selection else.
+    """
+    config = RolloutConfig(steps=SAMPLER.steps, guidance=SAMPLER.guidance, **options)
+
+    def way(pipe: LatentDiffusion, judge: Reward, texts: list[str], seed: int, batch: int) -> Drawn:
+        out = rollout(pipe, texts, judge, config, seed, batch)
+        rewards = torch.cat([r.rewards for r in out.rounds], 1)  # (b k*g)
+        images = torch.stack([r.images.unflatten(0, (len(texts), -1)) for r in out.rounds], 1).flatten(1, 2)
+        best = images[torch.arange(len(texts)), rewards.argmax(1)]  # (b 3 h w)
+        return Drawn(best, out.cost.unet, out.cost.rewards)
+
+    return way
+
+
+def while_wrong(redraw: ReflectionConfig, rounds: int = 3) -> Way:
+    """What the reward refuses is drawn again, `rounds` times at most."""
+    redraw = replace(redraw, rounds=rounds)
+
+    def way(pipe: LatentDiffusion, judge: Reward, texts: list[str], seed: int, batch: int) -> Drawn:
+        asked = []
+
+        def counted(images: Tensor, prompts: list[str]) -> Tensor:
+            asked.append(len(images))
+            return judge(images, prompts)
+
+        noise = rng(seed, "plain", batch)
+        x_T = pipe.noise(len(texts), noise)
+        *_, images = pipe.selected_rounds(texts, counted, x_T, SAMPLER, redraw, noise)
+        again = sum(asked[1:])
+        cost = len(texts) * SAMPLER.cost + again * (redraw.renoise_cost + SAMPLER.cost)
+        return Drawn(images, cost, sum(asked))
+
+    return way
+
+
+WAYS: dict[str, Way] = {"one picture": plain(SAMPLER.steps), "reflect while wrong": while_wrong(OPPOSITE)}
+MORE_WAYS: dict[str, Way] = {  # of the base alone
+    "new noise while wrong": while_wrong(replace(OPPOSITE, fresh_noise=1.0)),
+    "reflect, blind": plain(SAMPLER.steps, rounds=1),
+    "twice the steps": plain(2 * SAMPLER.steps),
+    "best of 2": searched(rounds=0, group=2),
+    "best of 4": searched(rounds=0, group=4),
+}
+
+
+def diversity(pipe: LatentDiffusion, images: Tensor, texts: list[str]) -> float:
+    """Mean distance of two pictures of one prompt, root mean square over the autoencoder's latents."""
+    z = pipe.autoencoder.encode(images).flatten(1)  # (n d)
+    groups = [[i for i, t in enumerate(texts) if t == text] for text in dict.fromkeys(texts)]
+    spread = [torch.pdist(z[g]).mean().item() for g in groups if len(g) > 1]
+    return float(np.mean(spread)) / z.shape[1] ** 0.5 if spread else float("nan")
+
+
+@torch.no_grad()
+def measure(pipe: LatentDiffusion, judge: Reward, way: Way, seed: int, pictures: int) -> dict:
+    """Accuracy, reward and cost of one way of drawing from one model; a row of the results."""
+    config, row = EvaluationConfig(pictures=pictures), {"unet": 0, "rewards": 0}
+    for kind in KINDS:
+        prompts = draw_prompts(kind, config.split, pictures, choices(config.seed, "evaluate", kind))
+        texts = [p.text for p in prompts]
+        parts = {i: texts[i : i + config.batch] for i in range(0, pictures, config.batch)}
+        drawn = [way(pipe, judge, part, 2_000 + seed, i) for i, part in parts.items()]
+        images = torch.cat([d.images for d in drawn])
+        values = torch.cat([judge(d.images, part) for d, part in zip(drawn, parts.values())])
+        row[kind] = score(images, prompts, values) | {"diversity": diversity(pipe, images, texts)}
+        for cost in ("unet", "rewards"):  # per picture
+            row[cost] += sum(getattr(d, cost) for d in drawn) / (pictures * len(KINDS))
+    return row
+
+
+# ----------------------------------------------------------------------------------- the runs and their rows
 def training(folder: Path) -> dict:
     """What a finished run took."""
     end = read_metrics(folder, "srrl")[-1]
@@ -89,6 +207,106 @@ def success(folder: Path | None, tries: int, seed: int) -> dict[str, float]:
     return dict(zip(texts, (right / tries).tolist()))
 
 
+# -------------------------------------------------------------------------------- the page and its figures
+def by_seed(rows: list[dict]) -> list[dict]:
+    """The accuracy of every arm and way of sampling, seed by seed; those of fewer seeds come in the first."""
+    seeds: dict[int, dict] = {seed: {} for seed in sorted({r["seed"] for r in rows})}
+    for r in rows:
+        found = {kind: r[kind]["accuracy"] for kind in KINDS}
+        found["mean"] = sum(found.values()) / len(KINDS)
+        seeds[r["seed"]][f"{r['arm']} · {r['way']}"] = found
+    return list(seeds.values())
+
+
+def table(rows: list[dict]) -> Table:
+    """One line for each arm and way of sampling."""
+    lines = {}
+    for arm, way in dict.fromkeys((r["arm"], r["way"]) for r in rows):
+        mine = [r for r in rows if (r["arm"], r["way"]) == (arm, way)]
+        took = mine[0].get("training")
+        minutes = f"{np.mean([r['training']['minutes'] for r in mine]):.1f}" if took else "0"
+        lines[f"{arm} · {way}"] = {
+            **{kind: over_seeds([r[kind]["accuracy"] for r in mine]) for kind in KINDS},
+            **{key: over_seeds([np.mean([r[kind][key] for kind in KINDS]) for r in mine]) for key in OFF},
+            "UNet evaluations a picture": f"{mine[0]['unet']:.0f}",
+            "reward calls a picture": f"{mine[0]['rewards']:.0f}",
+            "reward calls in training": f"{took['reward_calls']:,}" if took else "0",
+            "UNet evaluations in training": f"{took['unet_evaluations']:,}" if took else "0",
+            "minutes of training": minutes,
+        }
+    return Table("arm · sampled by", lines)
+
+
+def paired(rows: list[dict]) -> Table:
+    """By how much one arm is ahead of another, seed by seed, and the interval of the mean."""
+    pairs = {f"{one} − {other}": (f"{one} · one picture", f"{other} · one picture") for one, other in PAIRS}
+    seeds = by_seed(rows)
+    there = {name: p for name, p in pairs.items() if all({*p} <= s.keys() for s in seeds[:2])}
+    return differences("test prompts", seeds, there, {k: k for k in (*KINDS, "mean")})
+
+
+def at_equal_cost(logs: Logs, window: int = 8) -> Table:
+    """SRRL beside each other arm once both have spent what the cheaper of the two has: right first pictures
+    of training prompts, mean of the `window` iterations up to there.
+    """
+    rows = {}
+    for arm in list(logs)[1:]:
+        rows[arm] = {}
+        for key, name in COSTS.items():
+            budget = min(log[-1][key] for several in (logs["SRRL"], logs[arm]) for log in several)
+            rows[arm][f"at {name}"] = f"{budget:,}"
+            for who, several in (("SRRL", logs["SRRL"]), ("the other", logs[arm])):
+                spent = [[r for r in log if r[key] <= budget][-window:] for log in several]
+                right = [np.mean([r["right_by_round"][0] for r in part]) for part in spent]
+                rows[arm][f"{who} at these {name}"] = over_seeds(right)
+    return Table("SRRL and", rows)
+
+
+def by_success(before: dict[str, float], after: dict[str, list[dict[str, float]]], path: Path) -> Table:
+    """Right pictures of training prompts after training, in bins of the base's success rate; a figure too.
+    Bins without a prompt are left out.
+
+    `before` gives the base's rate by prompt, `after` that of every arm and seed.
+    """
+    edges, rows, points = (0.0, *BINS, 1.01), {}, {arm: [] for arm in ("base", *after)}
+    for low, high in zip(edges, edges[1:]):
+        texts = [text for text, rate in before.items() if low <= rate < high]
+        if not texts:
+            continue
+        row = {"prompts": str(len(texts))}
+        for arm, seeds in {"base": [before], **after}.items():
+            shares = [float(np.mean([seed[t] for t in texts])) for seed in seeds if seed]
+            row[arm] = over_seeds(shares)
+            points[arm].append(with_ends(shares))
+        rows[f"{low:g} to {min(high, 1):g}"] = row
+    groups = {arm: dict(zip(rows, values)) for arm, values in points.items()}
+    title = "Training prompts, by the base's success rate"
+    figures.bars(path, "right by the inspector, share; 95 % intervals", {title: groups})
+    return Table("base's success rate", rows)
+
+
+def study_page(path: Path, rows: list[dict], logs: Logs, options: str, bins: Table) -> None:
+    """docs/study.md."""
+    took = {(r["arm"], r["seed"]): r["training"]["minutes"] for r in rows if "training" in r}
+    machine = f"{os.cpu_count()} cores {'and a' if torch.cuda.is_available() else 'without a'} GPU"
+    tables = {"table": table(rows), "paired": paired(rows), "bins": bins, "equal_cost": at_equal_cost(logs)}
+    numbers = {"pictures": rows[0]["physical"]["pictures"], "steps": SAMPLER.steps, "options": options}
+    numbers |= {"machine": machine, "minutes": sum(took.values())}
+    page("study", path, **numbers, **tables)
+
+
+def cost_curves(logs: Logs, path: Path) -> None:
+    """Right pictures in training against both costs: the mean over seeds, and dotted their range."""
+    panels = []
+    for key, name in COSTS.items():
+        lines = []  # in the colours of `by_success`
+        for (arm, several), color in zip(logs.items(), (TRUTH, REWARD, OTHER)):
+            right = [smooth([r["right_by_round"][0] for r in log], 8) for log in several]
+            lines += over_runs(arm, [r[key] for r in several[0]], right, color)
+        panels.append(Panel("Training prompts, round 0", name, "right by the inspector", lines, ylim=(0, 1)))
+    curves(path, *panels)
+
+
 def main() -> None:
     args = arguments(__doc__, "runs/study", 256, "of each kind of prompt in every row", seeds=[0, 1, 2, 3, 4])
     results, few = args.out / "results.jsonl", [s for s in args.seeds if s < 3]
@@ -101,19 +319,21 @@ def main() -> None:
             ways = WAYS if arm == "SRRL" else {"one picture": WAYS["one picture"]}
             add(results, row, folder, ways, args.pictures)
             if arm in CLAIM:
-                cached(args.out / "success" / f"{folder.name}.json", partial(success, folder, TRIED, seed))
-    before = cached(args.out / "success" / "base.json", partial(success, None, 4 * TRIED, 9))
+                once(args.out / "success" / f"{folder.name}.json", partial(success, folder, TRIED, seed))
+    before = once(args.out / "success" / "base.json", partial(success, None, 4 * TRIED, 9))
     rows, order = read_rows(results), ["base", *ARMS]
     rows.sort(key=lambda r: (order.index(r["arm"]), r["seed"]))
     seeds = {arm: list(dict.fromkeys(r["seed"] for r in rows if r["arm"] == arm)) for arm in ARMS}
     runs = {arm: [args.out / named(arm, seed) for seed in found] for arm, found in seeds.items() if found}
     lines = {arm: " ".join(["python train.py", *ARMS[arm]]) for arm in ARMS}
     options = "\n".join(f"- **{arm}**: `{lines[arm]}`; seeds: {seeds[arm] or 'none yet'}" for arm in ARMS)
-    after = {arm: [cached(args.out / "success" / f"{f.name}.json", dict) for f in runs[arm]] for arm in CLAIM}
+    after = {arm: [once(args.out / "success" / f"{f.name}.json", dict) for f in runs[arm]] for arm in CLAIM}
     bins = by_success(before, after, args.docs / "study_success.png")
-    bars(rows, args.docs / "study_arms.png")
-    cost_curves({arm: runs[arm] for arm in CLAIM}, args.docs / "study_curves.png")
-    publish(args.docs / "study.md", study_page(rows, runs, options, bins))
+    titles = {kind: f"Right, {kind} test prompts" for kind in KINDS}
+    arms_figure(by_seed(rows), titles, args.docs / "study_arms.png", best_by="mean")
+    logs = {arm: [read_metrics(f, "srrl") for f in folders] for arm, folders in runs.items()}
+    cost_curves({arm: logs[arm] for arm in CLAIM}, args.docs / "study_curves.png")
+    study_page(args.docs / "study.md", rows, logs, options, bins)
 
 
 def named(arm: str, seed: int) -> str:

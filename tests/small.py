@@ -1,19 +1,27 @@
 """A pipeline and a painter of random weights, small enough to train in a second; what they draw is noise."""
 
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
 import torch
 from torch import Tensor, nn
 
+from minireflect.checkpoints.ours import save_module
 from minireflect.diffusion.schedule import Schedule, ScheduleConfig
-from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
+from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig, Codec, VQAutoencoder, VQConfig
 from minireflect.models.clip import TextConfig, TextEncoder
 from minireflect.models.reasongen import ReasonGen, ReasonGenConfig
 from minireflect.models.tokenizer import EOS, Tokenizer
 from minireflect.models.unet import UNet, UNetConfig
-from minireflect.models.vq import Codec, VQAutoencoder, VQConfig
 from minireflect.pipeline import LatentDiffusion, ReasonPipeline
 from minireflect.pretrain.sft import reason_tokenizer
 from minireflect.streams import choices
 from minireflect.world.prompts import all_texts, draw_prompts
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+import shipped
 
 REASON_WORDS = reason_tokenizer(ReasonGenConfig.prompt)
 TEXTS = ["a red ball", "a tall red candle in still air", "a blue block", "a green cone"]
@@ -42,6 +50,17 @@ def small_reasongen(seed: int = 0, rationale: int = 6) -> ReasonPipeline:
     vq = VQAutoencoder(VQConfig(width=8, groups=4, forms=16, colors=4, dimensions=4))
     autoencoder = Autoencoder(AutoencoderConfig((8, 8, 8, 8), res_blocks=1, groups=4))
     return ReasonPipeline(ReasonGen(sizes).eval(), REASON_WORDS, Codec(autoencoder.eval(), vq.eval()))
+
+
+def begin_with(
+    monkeypatch: pytest.MonkeyPatch, module: ModuleType, folder: Path, **networks: nn.Module
+) -> None:
+    """The training loops of a module begin with these networks, as scripts/shipped.py lets them; their files
+    are written into the folder.
+    """
+    for name, network in networks.items():
+        save_module(folder / f"{name}.safetensors", network, {})
+    monkeypatch.setattr(module, "optimise", shipped.begin_with(folder, {*networks}, module.optimise))
 
 
 def law_texts(n: int, step: int = 0, number: int = 0) -> list[str]:

@@ -18,6 +18,8 @@ from minireflect.evaluate import (
     score,
     wilson,
 )
+from minireflect.evaluate_graphs import loop_bars
+from minireflect.evaluate_reason import table_row
 from minireflect.pipeline import SamplerConfig
 from minireflect.streams import choices
 from minireflect.world.laws import render
@@ -127,3 +129,20 @@ def test_a_table_is_aligned_in_a_terminal_and_folded_where_it_does_not_fit() -> 
 def test_bad_options_are_named() -> None:
     with pytest.raises(ValueError, match="at least 1, got 0"):
         EvaluationConfig(pictures=0)
+
+
+def test_scores_of_a_changed_metrics_file_are_named() -> None:
+    """Loops, kinds of prompts, and rationales: a key that is missing, or a value that is no number."""
+    loop = {"sg_iou": 0.5, "right": 0.5, "evaluations": 20.0}
+    for key in loop:
+        for wrong in (None, [0.5], {"x": 1}, "much"):
+            with pytest.raises(ValueError, match=f"{key} of raw must be a number, got"):
+                loop_bars({"raw": loop | {key: wrong}})
+        with pytest.raises(ValueError, match=f"{key} of raw must be a text or a number, got None"):
+            str(Table("graphs", {"whole": loop, "raw": {k: v for k, v in loop.items() if k != key}}))
+    kind = {"accuracy": 0.5, "interval": (0.4, 0.6), "by_law": {}, "reward": 0.5, "unreadable": 0.0}
+    with pytest.raises(ValueError, match="the score of base, physical, has no diversity, intervals"):
+        law_table({"base": {"physical": kind}})
+    for wrong in ({}, {"geneval": 0.5}):
+        with pytest.raises(ValueError, match="geneval must be an object, got"):
+            table_row(wrong)

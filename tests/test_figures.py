@@ -61,6 +61,22 @@ def test_a_smoothed_curve_has_its_values_behind_it(tmp_path: Path, saved: list[F
     labelled(saved[0])
 
 
+def test_curves_that_are_compared_have_the_same_range_of_x() -> None:
+    short, long = (Panel(str(n), "calls", "y", [Line("a", [0, n], [0, 1])]) for n in (10, 50))
+    one, two = figures.curves(None, short, long).axes
+    assert one.get_xlim() == two.get_xlim() and one.get_xlim()[1] >= 50
+    one, two = figures.curves(None, short, long._replace(xlabel="seconds")).axes
+    assert one.get_xlim()[1] < 20
+
+
+def test_letters_grow_with_a_figure_that_a_page_shrinks() -> None:
+    image = torch.zeros(3, 8, 8)
+    for columns in (4, 12):
+        figure = figures.gallery([(image, "right", True)] * columns, columns)
+        shown = figure.axes[0].xaxis.label.get_size() * min(1, figures.PAGE / figure.get_figwidth())
+        assert shown == pytest.approx(figures.FONT)
+
+
 ROWS = [
     {
         "step": i,
@@ -151,7 +167,7 @@ def test_a_strip_shows_every_picture_with_its_frame_and_words(
     assert np.asarray(axes[0].images[0].get_array())[0, 0].tolist() == [1, 0, 0]
     frames = [next(iter(a.spines.values())).get_edgecolor()[:3] for a in axes]
     assert frames[0][1] > 0.6 and frames[1][0] > 0.8 and max(frames[2]) < 0.3  # green, red, ink
-    assert axes[0].get_xlabel() == "right" and axes[1].get_xlabel().count("\n") == 3
+    assert axes[0].get_xlabel() == "right" and axes[1].get_xlabel().count("\n") >= 3
     boxes = [a.get_position() for a in axes]
     assert all(box.x0 >= 0 and box.x1 <= 1 and box.y0 >= 0 and box.y1 <= 1 for box in boxes)
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])

@@ -163,10 +163,10 @@ def committed(path: Path) -> None:
 
 
 def smaller(png: str) -> str:
-    """A PNG in the 256 colours that it needs most."""
+    """A PNG in the 128 colours that it needs most."""
     image, file = Image.open(io.BytesIO(base64.b64decode(png))), io.BytesIO()
     dpi = image.info["dpi"]
-    image = image.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    image = image.convert("RGB").quantize(128, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     image.save(file, "PNG", optimize=True, dpi=dpi)
     return base64.b64encode(file.getvalue()).decode()
 

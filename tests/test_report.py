@@ -96,6 +96,7 @@ def test_what_is_no_run_is_named(tmp_path: Path) -> None:
     for folders, said in (([], "there is no run"), ([tmp_path / "none"], "config.json")):
         with pytest.raises(RunError, match=said):
             write_report(folders, tmp_path / "page.html")
+    assert main(["report", "--foo"]) == 2
     assert names([Path("a/x"), Path("b/x")]) == ["a/x", "b/x"] and names([Path("a/x")]) == ["x"]
     run = a_run(tmp_path / "run")
     (run / "album" / "00004.jpg").unlink()

@@ -19,13 +19,12 @@ from torch import nn
 
 from ..diffusion.schedule import Schedule, ScheduleConfig
 from ..disk import parse_json
-from ..models.autoencoder import Autoencoder, AutoencoderConfig
+from ..models.autoencoder import Autoencoder, AutoencoderConfig, Codec, VQAutoencoder, VQConfig
 from ..models.clip import Matcher, MatcherConfig, TextConfig, TextEncoder
 from ..models.reasongen import ReasonGen, ReasonGenConfig
 from ..models.tokenizer import NoVocabulary, Tokenizer
 from ..models.transformer import Actor, ActorConfig
 from ..models.unet import UNet, UNetConfig
-from ..models.vq import Codec, VQAutoencoder, VQConfig
 from ..pipeline import LatentDiffusion, ReasonPipeline
 from ..ranges import quote
 from .files import (

@@ -12,7 +12,8 @@ import typing
 from collections.abc import Iterable, Iterator
 from contextlib import redirect_stderr
 from dataclasses import fields, is_dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import takewhile
 from pathlib import Path
 from textwrap import wrap
 from typing import Any, Literal, NamedTuple
@@ -20,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 import tyro
 from tyro.conf import Positional, Suppress, arg
 
-from ..ranges import Refusal, plain, quote
+from ..ranges import Refusal, named, plain, quote
 
 # fmt: off
 TRAINED = {  # what `train` can train, and the minutes of the preset cpu on two cores
@@ -54,12 +55,16 @@ def train_help() -> str:
     return "\n".join(["usage: minireflect train [COMMAND] [OPTIONS]", "", *rows, "", MINUTES])
 
 
+def absent(what: str, name: str, names: Iterable[str]) -> str:
+    """There is no such command or option; and the nearest one that there is."""
+    near = difflib.get_close_matches(name[:40].lower(), names, 1)
+    return f"there is no {what} {quote(name)}" + (f", did you mean {near[0]}?" if near else ";")
+
+
 def known(name: str, names: Iterable[str]) -> None:
     """Raises ValueError on a command that does not exist, with the nearest one that does."""
     if name not in names:
-        near = difflib.get_close_matches(name[:40], names, 1)
-        meant = f", did you mean {near[0]}?" if near else ";"
-        raise ValueError(f"there is no command {quote(name)}{meant} it is one of {', '.join(names)}")
+        raise ValueError(f"{absent('command', name, names)} it is one of {', '.join(names)}")
 
 
 def lacks_memory(error: BaseException) -> bool:
@@ -77,11 +82,17 @@ def sentence(error: BaseException) -> str:
     return plain(str(error)) or type(error).__name__
 
 
+def refuse(message: str) -> None:
+    """What argparse calls in place of its own end, which prints several lines."""
+    raise Refusal(message)
+
+
 class Option(NamedTuple):
     group: str  # the field of its record
     flag: str  # as typed, with the default behind it
     help: str  # the comment above the field, and what can be chosen
     field: tuple[type, str]  # where it is first defined
+    kind: Any  # the type of its value
 
 
 @lru_cache
@@ -107,7 +118,7 @@ def options(record: Any, prefix: str = "", group: str = "run") -> Iterator[Optio
             choices = f" ({'|'.join(typing.get_args(kind))})" if typing.get_origin(kind) is Literal else ""
             owners = [c for c in home.__mro__ if name in vars(c).get("__annotations__", {})]
             shown = f"{flag.upper()} ..." if Positional in marks else typed(flag, value, kind)
-            yield Option(group, shown, comments(home).get(name, "") + choices, (owners[-1], name))
+            yield Option(group, shown, comments(home).get(name, "") + choices, (owners[-1], name), kind)
     for value, inner, name in nested:
         yield from options(value, inner, name)
 
@@ -127,13 +138,36 @@ def read(words: list[str], command: str, about: str, default: Any) -> Any:
         about += " The value behind a name is its default; --help-all explains every option."
         print(help_text(f"minireflect {command} [OPTIONS]", about, default, full="--help-all" in words))
         raise SystemExit(0)
-    said = io.StringIO()
+    said, left = io.StringIO(), []
     try:
         with redirect_stderr(said):
-            return tyro.cli(type(default), args=words, default=default, prog=f"minireflect {command}")
+            how = {"default": default, "return_unknown_args": True}
+            record, left = tyro.cli(type(default), args=words, **how)
     except SystemExit:
-        text = re.sub(r"[│╭╮╰╯─]+", " ", said.getvalue())  # the frame around tyro's sentences
-        raise Refusal(" ".join(text.split())) from None
+        record = None
+    if record is None or left:
+        raise Refusal(misread(words, left, said.getvalue(), f"minireflect {command}", default))
+    return record
+
+
+def misread(words: list[str], left: list[str], said: str, command: str, record: Any) -> str:
+    """What is wrong with the words: `left` are no options, or tyro has `said` why, in a frame."""
+    name = partial(re.sub, r"^--(.*\.)?no-", r"--\1")  # of an option that can be turned off
+    kinds = {name(option.flag.split()[0]): option.kind for option in options(record)}
+    parts = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    flags = [name(part.replace("_", "-")) for part in parts]
+    if left and re.match("-+[^-0-9.]", left[0]):
+        return f"{absent('option', left[0].partition('=')[0], kinds)} {command} --help lists them"
+    if left:
+        behind = next((f" behind {flag}" for flag in flags[parts.index(left[0]) :: -1] if flag in kinds), "")
+        return f"{quote(left[0])} is not expected{behind}; {command} --help lists the options"
+    text = re.sub("[│╭╮╰╯─]+|-{3,}", " ", said)
+    found = re.search(r"(?:parsing|argument')(--[\w.-]+)", "".join(text.split()))
+    if not found or found[1] not in kinds:
+        return re.sub(r"^.*Error parsing [\w.]+: | For full helptext.*$", "", " ".join(text.split()))
+    end, kind = len(flags) - flags[::-1].index(found[1]), named(kinds[found[1]])
+    given = " ".join(takewhile(lambda part: not part.startswith("--"), parts[end:]))
+    return f"{found[1]} must be {kind}, got {quote(given)}" if given else f"{found[1]} needs {kind} behind it"
 
 
 def help_text(usage: str, about: str, record: Any, full: bool = False) -> str:
@@ -147,7 +181,7 @@ def help_text(usage: str, about: str, record: Any, full: bool = False) -> str:
     ppo = getattr(getattr(record, "srrl", None), "objective", "ppo") == "ppo"
     groups: dict[str, list[str]] = {}  # those that are explained
     brief: dict[str, str] = {}  # their flags; a name stays with its default
-    for group, flag, said, _ in found:
+    for group, flag, said, *_ in found:
         other = not ppo and said.startswith("ppo: ")
         if not full and (other or "." in flag.split()[0]):
             group = "with --objective ppo" if other else group

@@ -14,10 +14,9 @@ from ..config import PRESETS, Config, options_of, preset, read_config, to_dict
 from ..methods.finetune import MEASURED, SAMPLER
 from ..methods.srrl import RECIPES, recipe
 from ..pipeline import best_device, chosen_device
-from ..ranges import Refusal
 from ..run import Run, RunError, Unfinished
 from ..tracking import Tracking
-from . import TRAINED, lacks_memory, read, sentence
+from . import TRAINED, lacks_memory, read, refuse, sentence
 
 COSTS = {"smoke": "seconds; it learns nothing", "gpu": "larger batches and budgets, for a CUDA GPU"}
 CHOICES = {"preset": PRESETS, "scenes": ("laws", "graphs"), "method": tuple(RECIPES)}
@@ -34,10 +33,12 @@ def defaults(named: str | None, words: list[str]) -> Config:
     """First pass: the run to resume, or preset, recipe and checkpoint, decide the defaults of all options."""
     first = argparse.ArgumentParser("minireflect train COMMAND", add_help=False, allow_abbrev=False)
     for name in (*CHOICES, "device", "base", "out"):
-        first.add_argument(f"--{name}", choices=CHOICES.get(name))
+        first.add_argument(f"--{name}", nargs="?")
     first.add_argument("--resume", action="store_true")
     first.error = refuse
     seen = first.parse_known_args(words)[0]
+    for name in [name for name, of in CHOICES.items() if getattr(seen, name) not in of]:
+        setattr(seen, name, None)  # the second pass refuses it
     if seen.resume and seen.out is None:
         raise RunError("--resume needs --out RUN: which run is to go on?")
     if seen.resume:
@@ -56,10 +57,6 @@ def defaults(named: str | None, words: list[str]) -> Config:
         config = replace(config, sampler=SAMPLER, evaluation=measured)
         config = replace(config, finetune=replace(config.finetune, base=seen.base))
     return config
-
-
-def refuse(message: str) -> None:
-    raise Refusal(message)
 
 
 def parse(words: list[str], config: Config) -> Config:

@@ -57,7 +57,7 @@ class GaussianMixture:
         return log_gauss + log_weight.log_softmax(-1), centred, var
 
     def _allowed(self, cls: int | Tensor | None, x: Tensor) -> Tensor:
-        """Which components a condition leaves.  Shapes: cls () or (b), x (b d) -> (b k) bool"""
+        """The components that a condition allows.  Shapes: cls () or (b), x (b d) -> (b k) bool"""
         cls = torch.as_tensor(NULL if cls is None else cls, device=x.device).long().expand(len(x))[:, None]
         classes = torch.arange(len(self.means)) if self.classes is None else self.classes
         allowed = (cls == NULL) | (cls == classes.to(x.device))

@@ -38,7 +38,7 @@ Wrong = Literal["opposite", "fresh", "repeat"]
 
 @dataclass(frozen=True)
 class ReflectionConfig(Checked):
-    """How often to reflect, and how a picture is turned back into noise.
+    """The number of reflections, and how a picture is turned back into noise.
 
     The defaults are SRRL's, but for `renormalise`.
     """

@@ -34,7 +34,7 @@ Model = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Step(NamedTuple):
-    """What one step of a sampler did."""
+    """The result of one step of a sampler."""
 
     index: int  # row of the table
     t: Tensor  # () long, the timestep label shown to the network

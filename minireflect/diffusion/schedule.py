@@ -1,5 +1,4 @@
-"""How much signal is left at every noise level, and the table of steps that every sampler, scorer and inverse
-reads.
+"""The share of signal at every noise level, and the table of steps that samplers, scorers and inverses use.
 
 Papers: DDPM (Ho et al. 2020, arXiv 2006.11239), DDIM (Song et al. 2020, arXiv 2010.02502), v-prediction
 (Salimans & Ho 2022).
@@ -55,10 +54,6 @@ class ScheduleConfig(Checked):
         super().__post_init__()
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise ValueError(f"betas must satisfy 0 < {self.beta_start} <= {self.beta_end} < 1")
-        kinds = {"beta_schedule": BetaSchedule, "prediction": Prediction, "spacing": Spacing}
-        for name, kind in kinds.items():
-            if getattr(self, name) not in get_args(kind):
-                raise ValueError(f"{name} {getattr(self, name)!r} is not one of {get_args(kind)}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +133,7 @@ class Schedule:
         return abar.sqrt() * x0 + (1 - abar).sqrt() * noise  # DDPM (4)
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What the network should output at level t.
+        """The target of the network at level t.
 
         Shapes: x0 (b c h w), noise (b c h w), t (b) -> (b c h w)
         """
@@ -166,11 +161,8 @@ class Schedule:
             return (x - abar.sqrt() * output) / (1 - abar).sqrt()  # DDPM (4) solved for the noise
         return abar.sqrt() * output + (1 - abar).sqrt() * x  # v and x solved for the noise
 
-    def table(
-        self, steps: int, spacing: Spacing | None = None, offset: int | None = None,
-        set_alpha_to_one: bool | None = None,
-    ) -> StepTable:  # fmt: skip
-        """Choose `steps` of the T levels, as the configuration says where nothing is given.
+    def table(self, steps: int, spacing: Spacing | None = None) -> StepTable:
+        """Choose `steps` of the T levels; the configuration says how, but for a `spacing` that is given.
 
         leading   multiples of T // steps, plus `offset`: never reaches T - 1 (Stable Diffusion, offset 1)
         trailing  counts down from T - 1: starts at the noisiest level, ends above 0 (`offset` is not used)
@@ -186,9 +178,7 @@ class Schedule:
         here too, so that real checkpoints give the same pictures. For leading spacing, the only one that a
         pipeline uses, the two are the same.
         """
-        T, known = self.config.train_steps, self.config
-        spacing, offset = spacing or known.spacing, known.offset if offset is None else offset
-        set_alpha_to_one = known.set_alpha_to_one if set_alpha_to_one is None else set_alpha_to_one
+        T, offset, spacing = self.config.train_steps, self.config.offset, spacing or self.config.spacing
         if not 1 <= steps <= T:
             raise ValueError(f"steps {steps} is outside 1..{T} (train_steps)")
         if spacing == "leading":
@@ -203,14 +193,14 @@ class Schedule:
             span = f"span t = {t[-1]}..{t[0]}, outside 0..{T - 1}"
             raise ValueError(f"{steps} {spacing} steps with offset {offset} {span}")
 
-        t_prev = torch.cat([t[1:], t.new_tensor([-1])]) if known.euler else t - T // steps
-        t_prev = torch.where(t_prev < 0, -1 if set_alpha_to_one else 0, t_prev)
+        t_prev = torch.cat([t[1:], t.new_tensor([-1])]) if self.config.euler else t - T // steps
+        t_prev = torch.where(t_prev < 0, -1 if self.config.set_alpha_to_one else 0, t_prev)
         abar_prev = torch.where(t_prev < 0, 1.0, self.abar[t_prev.clamp(min=0)])
         return StepTable(t, t_prev, self.abar[t], abar_prev)
 
 
 def level_weight(schedule: Schedule, t: Tensor, cap: float) -> Tensor:
-    """How much the noise prediction at level t counts: 1 / abar, at most `cap`.
+    """The loss weight of the noise prediction at level t: 1 / abar, at most `cap`.
 
     An error of eps is an error of x_0 times the signal-to-noise ratio, so a plain loss hardly looks at the
     late levels, where it is decided what stands where.  1 / abar makes the loss that of v-prediction

@@ -4,13 +4,12 @@ pictures.
     minireflect train srrl --base PATH --reward clip --clip PATH --prompts counter_intuitive
     minireflect train srrl --base PATH --reward incompressibility --prompts FILE
 
-What changes with the size of a checkpoint is said here and nowhere else: the base is frozen and held once, in
-half precision on a GPU; only A and B learn, in float32; latents and log-probabilities stay float32; pictures
-go through the networks `micro_batch` at a time, in rollout and update alike, so that the first ratio is
-exactly 1.
+Differs from training the small model: the base is frozen and held once, in half precision on a GPU.  Only A
+and B of LoRA learn, in float32.  Latents and log-probabilities are float32.  The networks process
+`micro_batch` pictures at a time, the same ones in rollout and update, so that the first ratio is exactly 1.
 
-Differs from the synthetic world: there is no inspector. Whether a higher reward is a better picture is seen
-only in statistics that the reward does not ask for (brightness, edges) and in the pictures themselves.
+Differs from the synthetic world: no inspector can read the pictures.  Statistics that the reward does not
+measure (brightness, edges), and a look at the pictures, show whether a higher reward is a better picture.
 """
 
 import importlib
@@ -108,8 +107,7 @@ def read_prompts(name: str) -> list[str]:
 def load_base(config: FinetuneConfig, device: torch.device) -> LatentDiffusion:
     """The checkpoint, in the precision and size that were asked for, on the device."""
     dtype = PRECISIONS[config.precision or ("bf16" if device.type == "cuda" else "fp32")]
-    size = config.size
-    size = size[0] if isinstance(size, tuple) and len(size) == 1 else size
+    size = config.size[0] if config.size and len(config.size) == 1 else config.size
     if isinstance(size, tuple) and len(size) != 2:
         raise ValueError(f"--size takes one number, or height and width; got {size}")
     given = Given(dtype, config.tokenizer, config.prediction, size, config.vae)

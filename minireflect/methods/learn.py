@@ -1,4 +1,4 @@
-"""How a UNet learns from the pictures of an iteration: one learner for SRRL and RL-RIG's editor.
+"""Train a UNet on the pictures of an iteration: one learner for SRRL and RL-RIG's editor.
 
 An objective is a function (learner, rollout, generator) that takes the optimiser steps of one iteration and
 fills in the same statistics.  To add one, write the function and enter it in OBJECTIVES.
@@ -132,7 +132,7 @@ class Replay(nn.Module):
 
 
 class UpdateStats(NamedTuple):
-    """What an iteration's updates did; None is what the objective does not have."""
+    """Statistics of the updates of an iteration; None where the objective has no such statistic."""
 
     loss: float
     kl: float  # nats per picture from the base, see `path_kl`
@@ -154,7 +154,7 @@ class Learner:
     networks: dict[str, nn.Module]  # what a run saves: "unet" or its LoRA adapters, and the "replay"
     optimizer: torch.optim.Optimizer
     config: LearnConfig
-    sampler: SamplerConfig  # how the branches were sampled; its `guidance` alone is read
+    sampler: SamplerConfig  # how the branches were sampled; only its `guidance` is used
     history: adv.RewardHistory | None = None  # of the advantage "history" (E6, E7)
 
     @staticmethod
@@ -173,7 +173,7 @@ class Learner:
 
     @property
     def scale(self) -> float:
-        """What a loss is multiplied by before its backward pass."""
+        """The factor by which a loss is multiplied before its backward pass."""
         return HALF_SCALE if next(self.pipe.unet.parameters()).dtype == torch.float16 else 1.0
 
     def backward(self, loss: Tensor) -> None:
@@ -427,8 +427,8 @@ def guarded(log_ratio: Tensor, now: DDIMStep, old_mean: Tensor) -> Tensor:
 
 
 def pull_to_base(learner: Learner, out: Rollout, generator: Generator) -> Tensor:
-    """What `grpo` does without advantages: the pull and the anchor, on `batch` pictures of the rollout; the
-    gradient is dropped where there is no pull.  -> `path_kl` ()
+    """The loss of `grpo` without advantages, which is the pull and the anchor, on `batch` pictures of the
+    rollout.  Without a pull no gradient is taken.  -> `path_kl` ()
     """
     texts = [text for round_ in out.rounds for text in out.texts_of(round_)]
     x_0 = torch.cat([round_.path.latents[:, -1] for round_ in out.rounds])  # (m c h w)

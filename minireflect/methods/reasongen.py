@@ -35,9 +35,9 @@ from ..models.reasongen import ReasonGen, Sampled, SamplingConfig
 from ..models.tokenizer import EOS, trim
 from ..models.transformer import Temperature
 from ..parallel import share, spread, total, world
-from ..pipeline import ACCEPT, ReasonPipeline
+from ..pipeline import ACCEPT, ReasonPipeline, scored
 from ..pretrain.sft import Examples, ReasonTraining, sft_loss
-from ..ranges import Count, Positive, Weight, finite
+from ..ranges import Count, Positive, Weight
 from ..rl.advantage import group_advantage, zero_variance_groups
 from ..rl.collapse import statistics, watch
 from ..rl.rewards import ACCEPT_WORD, Reward, inspector_reward
@@ -76,9 +76,9 @@ class ReasonRLConfig(TokenConfig):
     read_rationales: bool = True
     # weight of stage 1's loss on true pictures, gamma in InstructGPT's equation 2; the paper has none
     recall: Weight = 0.3
-    # true pictures to recall, rendered once
+    # pictures of the recalled loss, rendered once
     recall_pictures: Count = 6_000
-    # true pictures per optimiser step
+    # pictures of the recalled loss in an optimiser step
     recall_batch: Count = 48
     # compute the recalled loss in bfloat16
     bf16: bool = False
@@ -99,7 +99,7 @@ class ReasonRLConfig(TokenConfig):
 
 
 class Rewards(NamedTuple):
-    """What a sample must pass; both are learned."""
+    """The learned rewards that must both accept a sample."""
 
     picture: Reward  # probability that the picture shows its prompt
     rationale: Reward | None = None  # least probability of a word of the rationale, given the picture
@@ -109,11 +109,10 @@ class Rewards(NamedTuple):
 
         Shapes: images (b 3 h w), b prompts, b rationales -> (b)
         """
-        accepted = finite(self.picture(images, prompts), "the reward of a picture") >= ACCEPT
+        accepted = scored(self.picture, images, prompts) >= ACCEPT
         if self.rationale:
-            read = finite(self.rationale(images, rationales), "the reward of a rationale")
-            accepted &= read >= ACCEPT_WORD
-        return accepted.float()
+            accepted &= scored(self.rationale, images, rationales) >= ACCEPT_WORD
+        return accepted.float().to(images.device)
 
 
 class Samples(NamedTuple):
@@ -163,7 +162,7 @@ def sample_groups(
 
 
 class Learner(NamedTuple):
-    """What is trained, and what it is compared with."""
+    """The model that is trained, its reference, and the state of the training."""
 
     pipe: ReasonPipeline
     reference: ReasonGen  # the model before RL, frozen

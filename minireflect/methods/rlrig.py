@@ -277,8 +277,8 @@ def loop_of(parts: Parts, config: LoopConfig, act: Act | None = None) -> Loop:
 
 
 def controls(parts: Parts, config: LoopConfig) -> dict[str, Loop]:
-    """What the trained loop is compared with; N is such that best-of-N costs at least as much as the loop
-    can.
+    """The loops that the trained loop is compared with.  Best-of-N costs at least as much as the most
+    expensive run of the loop.
     """
     n = math.ceil(config.rounds * config.edit_cost / config.generate_cost)
     untrained, again = parts._replace(editor=parts.diffuser), config.generating(n, edit_all=True)

@@ -1,4 +1,4 @@
-"""What SRRL samples in one iteration: up to K + 1 rounds of G branches for each prompt, and what that costs.
+"""The samples of one iteration of SRRL, up to K + 1 rounds of G branches for each prompt, and their cost.
 
 srrl.py has the method.
 
@@ -32,7 +32,7 @@ PRESERVED = 0.8  # eta of noise "preserving", the paper's
 
 @dataclass(frozen=True)
 class RolloutConfig(Checked):
-    """What an iteration samples."""
+    """The samples of an iteration."""
 
     # prompts of an iteration
     prompts_per_iteration: Count = 64
@@ -129,7 +129,7 @@ class Cost(NamedTuple):
 
 
 def rollout_cost(config: RolloutConfig, prompts: list[int], step: int) -> Cost:
-    """What a rollout costs, from the number of prompts in each scored round: one round if blind."""
+    """The cost of a rollout, from the number of prompts in each scored round; one round if it is blind."""
     shared, reflection = config.shared(step), config.reflection
     per_prompt = (shared + config.group * (config.steps - shared)) * evaluations(config.guidance)
     reflected = sum(prompts[1:]) * reflection.reflect_cost

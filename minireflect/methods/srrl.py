@@ -59,7 +59,7 @@ from .rollout import Cost, Rollout, RolloutConfig, Round, rollout
 
 @dataclass(frozen=True)
 class SRRLConfig(RolloutConfig, LearnConfig, StopRule):
-    """What an iteration samples (`RolloutConfig`) and how it is learnt from (`LearnConfig`)."""
+    """The samples of an iteration (`RolloutConfig`), and how they are learnt from (`LearnConfig`)."""
 
     # of rollout and update
     iterations: Count = 60

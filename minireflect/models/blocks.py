@@ -9,6 +9,8 @@ residual block, then attention or nothing), then a change of resolution or none.
 Shapes: b batch, c channels, h w space, t tokens, d width, e width of the time embedding.
 """
 
+from itertools import product
+
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, channels_last, nn
@@ -27,10 +29,12 @@ def require_multiple(name: str, value: int, of: str, divisor: int) -> None:
         raise ValueError(f"{name} {value} is not a multiple of {of} {divisor}")
 
 
-def require_levels(channels: tuple[int, ...]) -> None:
-    """Raises ValueError unless there are one to ten levels."""
+def require_levels(channels: tuple[int, ...], **divisors: int) -> None:
+    """Raises ValueError unless there are one to ten levels, their channels multiples of each divisor."""
     if not 1 <= len(channels) <= 10:
         raise ValueError(f"channels must have 1 to 10 levels, got {len(channels)}")
+    for c, (name, divisor) in product(channels, divisors.items()):
+        require_multiple("channels", c, name, divisor)
 
 
 FEW = 4  # pixels of a map on which a convolution is a matrix product, on a CPU

@@ -162,8 +162,7 @@ class TextEncoder(nn.Module):
         Shapes: hidden (b t d), ids (b t) -> (b d)
         """
         ends = ids == self.config.eos
-        without = int((~ends.any(dim=1)).sum())
-        if without:
+        if without := int((~ends.any(dim=1)).sum()):
             raise ValueError(f"{without} of {len(ids)} sentences have no token {self.config.eos}")
         first = ends.int().argmax(dim=1)  # (b): argmax takes the first of equals
         return hidden[torch.arange(len(ids), device=ids.device), first]
@@ -227,8 +226,7 @@ class VisionEncoder(nn.Module):
         self.position = nn.Embedding(1 + (config.size // config.patch) ** 2, d)
         self.norm_in = nn.LayerNorm(d)
         sizes = (config.heads, config.quick_gelu, config.hidden)
-        blocks = (Block(d, *sizes) for _ in range(config.layers))
-        self.blocks = nn.Sequential(*blocks)
+        self.blocks = nn.Sequential(*(Block(d, *sizes) for _ in range(config.layers)))
         nn.init.normal_(self.position.weight, std=config.init_std)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import difflib
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,7 @@ class PromptError(Refusal):
 
 
 def up_to(ids: Tensor, end: int) -> Tensor:
-    """Which tokens count: all up to the first `end`, itself included.  Shapes: ids (b t) -> (b t) bool"""
+    """A mask of the tokens up to the first `end`, itself included.  Shapes: ids (b t) -> (b t) bool"""
     ends = (ids == end).int()
     return ends.cumsum(1) - ends == 0
 
@@ -126,23 +127,26 @@ class BytePairs:
         return ids
 
 
-class TwoBytePairs:
+class TwoBytePairs(NamedTuple):
     """SDXL's two encoders read the same words, padded differently: ids for the first, then for the second."""
 
-    def __init__(self, first: BytePairs, second: BytePairs) -> None:
-        self.first, self.second = first, second
-        self.length = first.length + second.length
+    first: BytePairs
+    second: BytePairs
+
+    @property
+    def length(self) -> int:
+        return self.first.length + self.second.length
 
     def __call__(self, prompts: list[str]) -> Tensor:
         """Shapes: b prompts -> (b t) token ids, t those of both"""
         return torch.cat([self.first(prompts), self.second(prompts)], dim=1)
 
 
-class NoVocabulary:
+class NoVocabulary(NamedTuple):
     """Stands in for the tokenizer that a single file does not bring; every call raises PromptError."""
 
-    def __init__(self, source: str | Path, length: int) -> None:
-        self.source, self.length = source, length
+    source: str | Path
+    length: int
 
     def __call__(self, prompts: list[str]) -> Tensor:
         folder = "give the folder of its tokenizer (vocab.json and merges.txt, or tokenizer.json)"

@@ -100,7 +100,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Shared(NamedTuple):
-    """What all layers of one call share: positions of the tokens, and what they attend to."""
+    """Inputs that all layers of one call share: positions of the tokens, and the mask of their attention."""
 
     cos: Tensor  # as `rotate` takes them
     sin: Tensor
@@ -161,7 +161,7 @@ Choose = Callable[[Tensor], Tensor]  # logits (b v) -> token ids (b)
 
 @dataclass(frozen=True)
 class SamplingConfig(Checked):
-    """How the next token is chosen."""
+    """The distribution from which the next token is chosen."""
 
     # divides the logits; for the likeliest token alone use top_k 1
     temperature: Temperature = 1.0

@@ -24,17 +24,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..ranges import Checked, Depth, Range, Size
-from .blocks import (
-    Downsample,
-    Layer,
-    Level,
-    ResBlock,
-    SpatialTransformer,
-    Upsample,
-    require_levels,
-    require_multiple,
-    zero,
-)
+from .blocks import Downsample, Layer, Level, ResBlock, SpatialTransformer, Upsample, require_levels, zero
 
 EPS = 1e-5  # of the GroupNorms in SD's UNets
 
@@ -46,7 +36,7 @@ class UNetConfig(Checked):
     mid_depth: Depth  # transformer blocks in the middle; 0 = no attention there
     context_width: Annotated[int, Range(0, 1 << 20)]  # width of the prompt's hidden states
     res_blocks: Depth = 2  # residual blocks per level on the way down; one more on the way up
-    # attention heads, everywhere or per level (the middle has the last); give this or head_width
+    # attention heads, one number for all levels or one each (the middle has the last); this or head_width
     heads: Size | tuple[Size, ...] | None = None
     head_width: Size | None = None  # channels per head, the same everywhere; give this or heads
     use_linear_projection: bool = False  # linear (SD 2.x, SDXL) instead of 1x1 convolutions (SD 1.x)
@@ -71,10 +61,7 @@ class UNetConfig(Checked):
             raise ValueError(f"{levels} channels but {len(self.depths)} depths: one of each per level")
         if (self.heads is None) == (self.head_width is None):
             raise ValueError(f"give heads or head_width, not {self.heads} and {self.head_width}")
-        require_levels(self.channels)
-        for channels in self.channels:
-            require_multiple("channels", channels, "groups", self.groups)
-            require_multiple("channels", channels, "head_width", self.head_width or 1)
+        require_levels(self.channels, groups=self.groups, head_width=self.head_width or 1)
 
     def layers(self, way: tuple[tuple[int, ...], ...] | None, more: int) -> tuple[tuple[int, ...], ...]:
         """The depth behind every residual block of a way: `down`, or `up`, which has one `more` a level."""
@@ -140,8 +127,7 @@ class UNet(nn.Module):
             self.where = nn.Parameter(torch.zeros(first, config.side, config.side))
 
         self.down = nn.ModuleList()
-        skips = [first]  # channels of the feature maps that the way up will read, last first
-        c = first
+        skips, c = [first], first  # channels of the feature maps that the way up will read, last first
         for i, (c_out, depths) in enumerate(zip(config.channels, config.layers(config.down, 0))):
             layers = [self._layer(c if j == 0 else c_out, i, depth) for j, depth in enumerate(depths)]
             is_coarsest = i == len(config.channels) - 1
@@ -203,7 +189,7 @@ class UNet(nn.Module):
         # fmt: on
 
     def embed_time(self, x: Tensor, t: Tensor, added: Added | None) -> Tensor:
-        """What every residual block gets: the time, and SDXL's added condition.
+        """The embedding that every residual block adds: of the time, and of SDXL's added condition.
 
         Shapes: x (b c h w), t () or (b) -> (b e)
         """

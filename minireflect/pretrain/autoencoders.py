@@ -3,7 +3,7 @@
     autoencoder     64x64x3 pixels -> 8x8x4 latents              Rombach et al. 2022
         L = |x' - x| + (x' - x)^2 + kl KL(q(z|x) || N(0, I))
 
-    vq              8x8 forms and colours -> the same latents    van den Oord et al. 2017, models/vq.py
+    vq              8x8 forms and colours -> the same latents    van den Oord et al. 2017
         L = mean(w (z' - z)^2) + L_vq
 
 Neither has an adversarial or a perceptual loss.  For vq each scene is rendered twice, the twin in other
@@ -24,8 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..models.autoencoder import Autoencoder, AutoencoderConfig
-from ..models.vq import VQAutoencoder, VQConfig
+from ..models.autoencoder import Autoencoder, AutoencoderConfig, VQAutoencoder, VQConfig
 from ..ranges import Count, Range, Weight
 from ..run import Job, Training, optimise
 from ..streams import rng
@@ -60,20 +59,15 @@ class AutoencoderTraining(Training):
 
 
 def train_autoencoder(
-    config: AutoencoderTraining, network: AutoencoderConfig, pixels: np.ndarray, job: Job,
-    start: Autoencoder | None = None,
-) -> Autoencoder:  # fmt: skip
-    """Learn to compress pictures; at the end the latents are scaled to a std of 1.
+    config: AutoencoderTraining, network: AutoencoderConfig, pixels: np.ndarray, job: Job
+) -> Autoencoder:
+    """Learn to compress pictures; where the encoder has learnt, latents are scaled to a std of 1 at the end.
 
-    With `start` only its decoder is trained further; encoder, scale and sizes stay the same.
     Shapes: pixels (n 64 64 3) uint8
     """
     seed, device = job.seed, job.device
     torch.manual_seed(seed)  # torch initialises weights from its global stream
-    model = Autoencoder(start.config if start else network).to(device, memory_format=torch.channels_last)
-    if start:
-        model.load_state_dict(start.state_dict())
-        model.encoder.requires_grad_(False), model.quant_conv.requires_grad_(False)
+    model = Autoencoder(network).to(device, memory_format=torch.channels_last)
     for step, generator, minimise in optimise("autoencoder", config, {"autoencoder": model}, job, decay=1e-4):
         pick = torch.randint(len(pixels), (config.batch,), generator=generator)
         images = to_tensor(pixels[pick.numpy()]).to(device)  # (b 3 64 64)
@@ -89,11 +83,10 @@ def train_autoencoder(
         kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()  # Kingma & Welling (10), nats per dimension
         mse = (error**2).mean()
         minimise(error.abs().mean() + mse + config.kl * kl, mse=mse.item(), kl=kl.item())
-    model.eval().requires_grad_(False)
-    if not start:
+    if model.quant_conv.weight.requires_grad:
         means = [model.moments(to_tensor(part).to(device))[0] for part in np.array_split(pixels[:1024], 8)]
         model.config = replace(model.config, scaling_factor=1 / torch.cat(means).std().item())
-    return model
+    return model.eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)

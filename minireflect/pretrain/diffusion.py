@@ -22,7 +22,7 @@ from ..models.tokenizer import EOS, Tokenizer
 from ..models.unet import SMALL_UNET, TOY_UNET, UNet, UNetConfig
 from ..pipeline import LatentDiffusion
 from ..ranges import Count, Natural, Share
-from ..run import Job, Networks, Training, optimise
+from ..run import Job, Training, optimise
 from ..world.captions import PROMPT_LENGTH
 from ..world.data import Captioned
 from .autoencoders import encode_all
@@ -58,13 +58,9 @@ GRAPH_BASE = BaseSizes(SMALL_UNET, 64, PROMPT_LENGTH)
 
 
 def train_diffusion(
-    config: DiffusionTraining, sizes: BaseSizes, data: Captioned, autoencoder: Autoencoder, job: Job,
-    start: Networks | None = None,
-) -> LatentDiffusion:  # fmt: skip
-    """Learn to generate pictures from captions.  -> a pipeline with the averaged weights
-
-    `start` holds networks to train further, "unet", "text_encoder" or both; the others begin at random.
-    """
+    config: DiffusionTraining, sizes: BaseSizes, data: Captioned, autoencoder: Autoencoder, job: Job
+) -> LatentDiffusion:
+    """Learn to generate pictures from captions.  -> a pipeline with the averaged weights"""
     seed, device = job.seed, job.device
     autoencoder = autoencoder.to(device).eval().requires_grad_(False)
     latents = encode_all(autoencoder.encode, data.pixels, device)  # (n 4 8 8)
@@ -77,8 +73,6 @@ def train_diffusion(
     text = TextConfig(*lengths, sizes.text_width, layers=3, heads=4, init_std=1.0)
     raw = nn.ModuleDict({"text_encoder": TextEncoder(text), "unet": UNet(sizes.unet)})
     raw = raw.to(device, memory_format=torch.channels_last)  # a third faster on the CPU
-    for name, network in (start or {}).items():
-        raw[name].load_state_dict(network.state_dict())
     if config.reading_steps:
         learn_to_read(config, raw["text_encoder"], latents, ids, plain, job)
     averaged = copy.deepcopy(raw).requires_grad_(False)
@@ -96,7 +90,7 @@ def train_diffusion(
         x0, words = latents[pick], torch.where(empty.to(device), null, ids[pick])
         output = raw["unet"](schedule.add_noise(x0, t, noise), t, raw["text_encoder"](words))
         minimise((weight * (output - schedule.target(x0, noise, t)) ** 2).mean())  # DDPM (14)
-        decay = min(EMA, (1 + step) / (10 + step))  # a short memory at first, when the weights are random
+        decay = min(EMA, (1 + step) / (10 + step))  # less at first: random weights count little
         with torch.no_grad():
             torch._foreach_lerp_(list(averaged.parameters()), list(raw.parameters()), 1 - decay)
     networks = averaged["text_encoder"], averaged["unet"]

@@ -31,21 +31,11 @@ from ..streams import choices, rng
 from ..world.canvas import to_tensor
 from ..world.captions import hints, rationale
 from ..world.data import WorldConfig, training_pairs
-from ..world.graphs import (
-    PREDICATES,
-    THINGS,
-    Entity,
-    Requirement,
-    SceneGraph,
-    pair_split,
-    radius,
-    sample_picture,
-)
+from ..world.graphs import PREDICATES, THINGS, Entity, Requirement, SceneGraph, pair_split, sample_picture
 from ..world.prompts import KINDS, Prompt, draw_prompts, law_prompt, near_miss, prompt_set
 from ..world.scenes import COLORS, Reading, Scene
 from .corrupt import VISIBLE, block_error, corrupt_all, still_shows
 
-Start = Matcher | None  # a network whose weights training begins with
 T = TypeVar("T")
 
 CONTRAST = 0.1  # weight of CLIP's loss
@@ -71,12 +61,10 @@ SIZES = {  # what differs from MatcherConfig's defaults; the judge is smaller an
 }
 
 
-def new_matcher(name: str, tokenizer: Tokenizer, job: Job, start: Start = None) -> Matcher:
-    """A matcher of one of SIZES, with random weights or those of `start`."""
+def new_matcher(name: str, tokenizer: Tokenizer, job: Job) -> Matcher:
+    """A matcher of one of SIZES, with random weights."""
     torch.manual_seed(job.seed)
-    model = Matcher(MatcherConfig(len(tokenizer), EOS, tokenizer.length, **SIZES[name]))
-    model.load_state_dict((start or model).state_dict())
-    return model.to(job.device)
+    return Matcher(MatcherConfig(len(tokenizer), EOS, tokenizer.length, **SIZES[name])).to(job.device)
 
 
 def to_ids(tokenizer: Tokenizer, texts: list[str], job: Job) -> Tensor:
@@ -96,7 +84,7 @@ def caption_loss(logits: Tensor, ids: Tensor) -> Tensor:
 
 
 def verdict_loss(logits: Tensor, holds: Tensor) -> Loss:
-    """Binary cross-entropy; its value and the share of right verdicts for the log.
+    """Binary cross-entropy; and for the log its value and the share of right verdicts.
 
     Shapes: logits (b), holds (b) of 0 and 1 -> ()
     """
@@ -106,8 +94,8 @@ def verdict_loss(logits: Tensor, holds: Tensor) -> Loss:
 
 
 # ------------------------------------------------------------------------------------------- SRRL's reward
-def train_reward(config: Training, pipe: LatentDiffusion, job: Job, start: Start = None) -> Matcher:
-    """Learn which prompts hold for which pictures, from random weights or from those of `start`."""
+def train_reward(config: Training, pipe: LatentDiffusion, job: Job) -> Matcher:
+    """Learn which prompts hold for which pictures."""
     seed, device = job.seed, job.device
     draw = choices(seed, "reward", "pictures")
     prompts = [fair_prompt(draw) for _ in range(config.pictures)]
@@ -115,7 +103,7 @@ def train_reward(config: Training, pipe: LatentDiffusion, job: Job, start: Start
     twins = [replace(near_miss(p, draw).scene(draw), shift=s.shift) for p, s in zip(prompts, scenes)]
     texts, stream = [p.text for p in prompts], partial(rng, seed, "reward", "spoil")
     images, shown = corrupt_all(pipe.to(device), scenes, twins, texts, still_shows, stream)
-    model = new_matcher("reward", pipe.tokenizer, job, start)
+    model = new_matcher("reward", pipe.tokenizer, job)
     joint = JointSpace(model.config.width).to(device)
     both = {"reward": model, "joint": joint}
     for step, generator, minimise in optimise("reward", config, both, job, decay=1e-2):
@@ -188,10 +176,8 @@ class JointSpace(nn.Module):
 
 
 # ----------------------------------------------------------------- RL-RIG's Checker and the held-out judge
-def train_checker(
-    config: Training, name: str, pipe: LatentDiffusion, job: Job, start: Start = None
-) -> Matcher:
-    """Learn to tell whether a requirement is met, from random weights or from those of `start`.
+def train_checker(config: Training, name: str, pipe: LatentDiffusion, job: Job) -> Matcher:
+    """Learn to tell whether a requirement is met.
 
     `name` is "checker" or "judge"; each has its own pictures, random streams and size.
     """
@@ -203,7 +189,7 @@ def train_checker(
     label = lambda images, clean, _: block_error(images, clean)  # noqa: E731
     images, errors = corrupt_all(pipe.to(device), scenes, twins, texts, label, stream)
     shown = [visible(error, scene) for error, scene in zip(errors, scenes)]
-    model = new_matcher(name, pipe.tokenizer, job, start).to(memory_format=torch.channels_last)
+    model = new_matcher(name, pipe.tokenizer, job).to(memory_format=torch.channels_last)
     for step, generator, minimise in optimise(name, config, {name: model}, job, decay=1e-2):
         pick = torch.randperm(len(images), generator=generator)[: config.batch].tolist()
         draw = choices(seed, name, "questions", step)
@@ -236,7 +222,7 @@ def visible(error: Tensor, scene: Scene) -> list[bool]:
     """
     seen = []
     for thing in scene.objects:
-        r, (x, y) = radius(thing.name), thing.xy
+        r, (x, y) = thing.radius, thing.xy
         window = error[max(0, (y - r) // 4) : (y + r) // 4 + 1, max(0, (x - r) // 4) : (x + r) // 4 + 1]
         seen.append(bool(window.max() < VISIBLE))
     return [*seen, bool(error.max() < VISIBLE)]
@@ -245,10 +231,11 @@ def visible(error: Tensor, scene: Scene) -> list[bool]:
 def question(
     graph: SceneGraph, scene: Scene, shown: list[bool], draw: random.Random, relations: float = 0.5
 ) -> tuple[Requirement, bool]:
-    """A requirement and whether the picture meets it; the share `relations` is about relations.
+    """A random requirement, and whether the picture meets it.  The share `relations` of them is about
+    relations.
 
-    It is one of the graph's own or, if the whole picture is visible, often one with a fact changed; pairs of
-    splits that the graph is not of are never asked about.
+    It is a requirement of the graph.  If the whole picture is visible, 60 % have one fact changed; a changed
+    relation is between a pair of training, or a pair of the graph's own split.
     """
     related = draw.random() < relations
     own = draw.choice([r for r in graph.requirements if bool(r.predicate) == related])

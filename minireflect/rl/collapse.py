@@ -53,7 +53,7 @@ def statistics(x_0: Tensor, images: Tensor, readable: bool = True) -> dict[str, 
 
 
 def signs(now: dict[str, float | None], base: dict[str, float | None]) -> list[str]:
-    """What is wrong with an iteration, compared with iteration 0."""
+    """The signs of a collapse in an iteration, compared with iteration 0."""
     at = {"unreadable": 0.0, "flat": 0.0, "clip_high": 0.0, "clip_low": 0.0}
     at |= {name: value for name, value in now.items() if value is not None}
     size, other, clipped = at["size"], base["size"] or 1.0, max(at["clip_high"], at["clip_low"])

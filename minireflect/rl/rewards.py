@@ -31,7 +31,7 @@ from torch import Tensor
 from ..checkpoints.ours import RIG, load_module, or_shipped, weights_folder, words_of
 from ..models.clip import CLIP, Matcher
 from ..models.tokenizer import EOS, BytePairs, Tokenizer, trim, up_to
-from ..pipeline import Reward
+from ..pipeline import Reward, scored
 from ..ranges import finite, quote
 from ..world.canvas import to_pixels
 from ..world.graphs import SceneGraph
@@ -186,7 +186,7 @@ def weighted(rewards: list[tuple[float, Reward]]) -> Reward:
         return rewards[0][1]
 
     def normalised(values: Tensor, prompts: list[str]) -> Tensor:
-        values = values.float().clone()
+        values = values.clone()
         for prompt in dict.fromkeys(prompts):
             rows = [i for i, other in enumerate(prompts) if other == prompt]
             spread = values[rows].std() if len(rows) > 1 else 0.0
@@ -194,9 +194,9 @@ def weighted(rewards: list[tuple[float, Reward]]) -> Reward:
         return values
 
     def reward(images: Tensor, prompts: list[str]) -> Tensor:
-        return sum(w * normalised(each(images, prompts), prompts).to(images.device) for w, each in rewards)
+        return sum(w * normalised(scored(each, images, prompts), prompts) for w, each in rewards)
 
-    reward.plain = lambda images, prompts: sum(w * each(images, prompts) for w, each in rewards)
+    reward.plain = lambda images, prompts: sum(w * scored(each, images, prompts) for w, each in rewards)
     return reward
 
 
@@ -240,7 +240,7 @@ class Answers(NamedTuple):
 
     @property
     def score(self) -> Tensor:
-        """What keep-best compares: f(x), then between equal shares the mean probability.  -> (b)"""
+        """The value that keep-best compares: f(x), and between equal f(x) the mean probability.  -> (b)"""
         mean = (self.probability * self.asked).sum(1) / self.asked.sum(1)
         return self.share + 1e-3 * mean
 

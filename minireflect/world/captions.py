@@ -49,7 +49,7 @@ def caption(scene: Scene) -> str:
 
 
 def hint(thing: Object) -> str:
-    """Where an object is, or is to be: "a red ball at the top left"."""
+    """An object with its place, or with the place where it should be: "a red ball at the top left"."""
     return f"a {thing.words} at the {place(thing.xy)}"
 
 

@@ -21,7 +21,7 @@ from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 
 from ..ranges import Refusal, quote
-from .scenes import COLORS, SPLITS, Object, Objects, Scene, arrangement, distance
+from .scenes import COLORS, RADIUS, SPLITS, Object, Objects, Scene, arrangement, distance
 
 SHAPES = ("ball", "block", "cone")  # of GenEval's tasks
 SMALL = (*SHAPES, "cylinder")  # these can be on, inside or in front of something
@@ -32,7 +32,6 @@ SYNONYMS = {
     "on the left of": "left of", "on the right of": "right of", "on the bottom of": "below",
     "on top of": "on", "on the top of": "on",
 }  # fmt: skip
-RADIUS, BOX = 7, 12  # pixels; a box is a frame with room for one object
 NUMBERS = ("no", "one", "two", "three", "four")
 
 RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}  # y points down
@@ -49,11 +48,6 @@ class GraphError(Refusal):
     """A scene graph that cannot be drawn; the message is one sentence for the user."""
 
 
-def radius(name: str) -> int:
-    """Half the height of a shape, in pixels."""
-    return BOX if name == "box" else RADIUS
-
-
 def holds(predicate: str, a: Object, b: Object) -> bool:
     """Whether `a` stands in one of PREDICATES to `b`.
 
@@ -64,7 +58,7 @@ def holds(predicate: str, a: Object, b: Object) -> bool:
     top, to the front.
     """
     dx, dy = a.xy[0] - b.xy[0], a.xy[1] - b.xy[1]
-    reach = radius(a.name) + radius(b.name)  # half the sum of both sizes
+    reach = a.radius + b.radius  # half the sum of both sizes
     if predicate in RELATIONS:
         ux, uy = RELATIONS[predicate]
         return ux * dx + uy * dy - DEAD_ZONE * 2 * reach > 0.5 * math.hypot(dx, dy)
@@ -205,7 +199,7 @@ class SceneGraph:
 
     @property
     def content(self) -> tuple[frozenset, frozenset]:
-        """What is asked for, the same for "a left of b" and "b right of a", "a and b" and "b and a"."""
+        """The facts that are asked for.  "a left of b" and "b right of a" ask for the same."""
         e, turned = self.entities, [(o, CONVERSE[p], s) for s, p, o in self.relations if p in CONVERSE]
         return frozenset(e), frozenset((e[s], p, e[o]) for s, p, o in (*self.relations, *turned))
 
@@ -323,35 +317,35 @@ def lay_out(graph: SceneGraph, rng: random.Random, keep: Keep | None = None, lay
 
 def _spots(graph: SceneGraph, i: int, placed: Placed, rng: random.Random) -> Iterator[XY]:
     """Random places for an object of entity i, where it touches what it must."""
-    name = graph.entities[i].name
     bases = dict(placed)  # what is touched is a single thing, and placed before
     contacts = [(p, bases[o]) for s, p, o in graph.relations if s == i and p in TOUCHING]
-    edges = radius(name) + 3, 60 - radius(name)
+    r = Object(graph.entities[i].name).radius
+    edges = r + 3, 60 - r
     for _ in range(SPOTS):
-        yield _touching(*contacts[0], name, rng) if contacts else (rng.randint(*edges), rng.randint(*edges))
+        yield _touching(*contacts[0], r, rng) if contacts else (rng.randint(*edges), rng.randint(*edges))
 
 
-def _touching(predicate: str, base: Object, name: str, rng: random.Random) -> XY:
-    """A random place of a shape on, inside or in front of another."""
+def _touching(predicate: str, base: Object, r: int, rng: random.Random) -> XY:
+    """A random place of a shape of radius `r` on, inside or in front of another."""
     x, y = base.xy
     if predicate == "on":
-        return x + rng.randint(-3, 3), y - radius(base.name) - radius(name)
+        return x + rng.randint(-3, 3), y - base.radius - r
     if predicate == "inside":
         return x + rng.randint(-1, 1), y + rng.randint(-1, 1)
-    aside = radius(base.name) + rng.randint(-1, 2)  # in front: lower, and half aside
+    aside = base.radius + rng.randint(-1, 2)  # in front: lower, and half aside
     return x + rng.choice((-aside, aside)), y + rng.randint(3, 6)
 
 
 def _fits(graph: SceneGraph, i: int, thing: Object, placed: Placed) -> bool:
     """Whether all relations to what is placed hold, and the thing touches only what a relation says."""
-    r = radius(thing.name)
+    r = thing.radius
     if not all(r + 2 <= v <= 61 - r for v in thing.xy):
         return False
     for j, other in placed:
         between = [(p, s) for s, p, o in graph.relations if {s, o} == {i, j}]
         if not all(holds(p, *((thing, other) if s == i else (other, thing))) for p, s in between):
             return False
-        apart = distance(thing, other) >= r + radius(other.name) + AIR
+        apart = distance(thing, other) >= r + other.radius + AIR
         if not (apart or any(p in TOUCHING for p, _ in between)):
             return False
     return True

@@ -21,13 +21,12 @@ from functools import cache
 from itertools import product
 
 import numpy as np
-import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
 from .canvas import MARGIN, PALETTE, SIZE
 from .captions import caption
-from .graphs import THINGS, radius
+from .graphs import THINGS
 from .laws import LAWS, canvas, render_pixels
 from .scenes import ARRANGEMENT, COLORS, Object, Reading, Scene, arrangement, distance
 
@@ -62,8 +61,7 @@ def inspect(image: Tensor) -> Reading:
 
 def inspect_all(images: Tensor) -> list[Reading]:
     """Read pictures.  Shapes: images (b 3 64 64) in [-1, 1] -> b readings"""
-    with torch.no_grad():
-        return [inspect(image) for image in images]
+    return [inspect(image) for image in images.detach()]
 
 
 def _even_out(pixels: np.ndarray) -> np.ndarray:
@@ -87,8 +85,8 @@ def _read(pixels: np.ndarray) -> Reading:
 
 
 def _behind_strips(pixels: np.ndarray) -> Iterator[np.ndarray]:
-    """Where a flat strip, two pixels wide, lies over the picture from edge to edge: the picture with the mean
-    of the two lines beside it in its place.
+    """If a flat strip, two pixels wide, covers the picture from edge to edge: the picture with the mean of
+    the two lines beside the strip in its place.
 
     Shapes: pixels (64 64 3) in [0, 1] -> none to two of the same: of rows, of columns
     """
@@ -206,7 +204,7 @@ MAX_SHAPES = 6
 
 @cache
 def _stamps() -> np.ndarray:
-    """How much of each pixel a shape covers, about its centre.  Shape (things 32 32), in [0, 1]"""
+    """The share of each pixel that a shape covers, about its centre.  Shape (things 32 32), in [0, 1]"""
     window = slice(MARGIN + 32 - STAMP // 2, MARGIN + 32 + STAMP // 2)
     drawn = [canvas(ARRANGEMENT, (Object(name, "ink", xy=(32, 32)),), "") for name in THINGS]
     shades = [pixels[window, window].astype(np.float32).mean(axis=2) for pixels in drawn]
@@ -263,7 +261,7 @@ def _fit(share: np.ndarray, hidden: np.ndarray, box: tuple[slice, slice], color:
     errors: dict[Object, float] = {}
     for name, stamp in zip(THINGS, _stamps()):
         # the spot must lie within the shape
-        r = radius(name)
+        r = Object(name).radius
         for y, x in product(*(range(side.stop - r - 1, side.start + r + 2) for side in box)):
             window = np.s_[y + pad : y + pad + STAMP, x + pad : x + pad + STAMP]
             error = ((target[window] - stamp) ** 2 * visible[window]).sum()

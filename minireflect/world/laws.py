@@ -24,7 +24,6 @@ import numpy as np
 from torch import Tensor
 
 from .canvas import MARGIN, SIZE, Pen, to_tensor
-from .graphs import radius
 from .scenes import ARRANGEMENT, COLORS, Object, Objects, Scene
 
 BIG, SMALL = 8.5, 5.5  # radius in pixels of big and small objects
@@ -269,18 +268,24 @@ LAWS: dict[str, Law] = {law.name: law() for law in EVERY_LAW}
 
 
 # ------------------------------------------------------------------------------------- from a scene to pixels
-@lru_cache(2048)  # all scenes of the laws are 488 canvases of 19 kB
-def canvas(law: str, objects: Objects, outcome: str) -> np.ndarray:
-    """The scene with its margin, of which a picture is a crop.  -> (80 80 3) uint8, read-only"""
+def _draw(law: str, objects: Objects, outcome: str) -> np.ndarray:
     pen = Pen()
     if law == ARRANGEMENT:  # what is lower in the picture is nearer to the camera, and hides what is behind
         for o in sorted(objects, key=lambda o: o.xy[1]):
-            pen.shape(o.name, *o.xy, radius(o.name), o.color)
+            pen.shape(o.name, *o.xy, o.radius, o.color)
     else:
         LAWS[law].draw(pen, outcome, *objects)
     pixels = pen.canvas()
     pixels.setflags(write=False)
     return pixels
+
+
+_of_law = lru_cache(512)(_draw)  # all 488 canvases of the laws, 19 kB each; arrangements are without end
+
+
+def canvas(law: str, objects: Objects, outcome: str) -> np.ndarray:
+    """The scene with its margin, of which a picture is a crop.  -> (80 80 3) uint8, read-only"""
+    return (_draw if law == ARRANGEMENT else _of_law)(law, objects, outcome)
 
 
 def render_pixels(scene: Scene) -> np.ndarray:

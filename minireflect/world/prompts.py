@@ -52,12 +52,12 @@ class Prompt:
 
     @property
     def content(self) -> tuple:
-        """What is asked for, however it is said; a content is in one split."""
+        """The facts that are asked for, independent of the wording.  Each content is in one split."""
         return self.graph.content if self.graph else (self.law, self.objects, self.outcome)
 
     @property
     def group(self) -> str:
-        """What tables average over: the law, or GenEval's task."""
+        """The group over which tables average: the law, or GenEval's task."""
         return self.task or self.law
 
     def fulfilled_by(self, reading: Reading) -> bool:
@@ -152,7 +152,7 @@ def _by_text() -> dict[str, Prompt]:
 
 
 def understand(text: str) -> Prompt | None:
-    """The prompt behind a sentence of this world, or None for any other sentence."""
+    """The prompt with this text, or None if there is none.  Case, spaces and a full stop do not count."""
     return _by_text().get(" ".join(text.lower().split()).rstrip("."))
 
 
@@ -241,10 +241,10 @@ def _nearest(others: list, distance: Callable[..., int]) -> list:
 
 
 def _graph_distance(a: SceneGraph, b: SceneGraph) -> int:
-    """How many facts differ between two graphs of one task, which has at most one relation."""
+    """The number of facts that differ between two graphs of one task, which has at most one relation."""
     return _differences(a.entities, b.entities) + (a.relations != b.relations)
 
 
 def _differences(a: tuple, b: tuple) -> int:
-    """How many attributes differ between two tuples of objects, or of entities."""
+    """The number of attributes that differ between two tuples of objects, or of entities."""
     return sum(u != v for x, y in zip(a, b) for u, v in zip(vars(x).values(), vars(y).values()))

@@ -1,4 +1,4 @@
-"""What others have published: their scene graphs and tasks are read, pictures go where their scripts look.
+"""Formats of others: read published scene graphs and tasks, write pictures where their scripts look for them.
 
 LAION-SG (arXiv 2412.08580) and T2I-R1 (arXiv 2505.00703) have graphs; GenEval (arXiv 2310.11513) and
 DrawBench have tasks.  GenEval's rules, for comparison with its tables, are milder than those of prompts.py:
@@ -136,7 +136,7 @@ def write_samples(folder: Path, about: list[dict], images: Tensor, first: int = 
 def read_benchmark(path: Path) -> list[dict]:
     """The tasks of a benchmark: GenEval's .jsonl, DrawBench's .csv (Prompts, Category), or a prompt a line.
 
-    -> what is known of each, "prompt" among it.  Raises ValueError when a task has no prompt.
+    -> a dictionary for each task, with the key "prompt".  Raises ValueError when a task has no prompt.
     """
     lines = read_text(path).splitlines()
     if path.suffix == ".jsonl":

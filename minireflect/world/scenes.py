@@ -1,4 +1,4 @@
-"""What a picture shows, as data: a scene is a law of physics, its objects and an outcome.
+"""The content of a picture as data: a scene is a law of physics, its objects and an outcome.
 
 Everything else in the world uses this record: `render` turns it into pixels, `caption` and `rationale` into
 words, and `inspect` recovers it from pixels alone.
@@ -12,6 +12,7 @@ SPLITS = ("train", "validation", "test")  # of prompts and graphs; the last two 
 COLORS = ("red", "green", "blue", "yellow", "purple")
 ARRANGEMENT = "arrangement"  # in place of a law: one to four shapes on paper, see graphs.py
 MAX_SHIFT = 2  # pixels by which a sampled scene may be moved
+RADIUS, BOX = 7, 12  # pixels; half the height of a shape of an arrangement, and of a box, which holds one
 SAME_PLACE = 2  # pixels by which a shape of an arrangement may be read off its place
 
 
@@ -35,6 +36,11 @@ class Object:
         return "in the middle" if self.place == "middle" else f"on the {self.place}"
 
     @property
+    def radius(self) -> int:
+        """Of an arrangement: half its height, in pixels."""
+        return BOX if self.name == "box" else RADIUS
+
+    @property
     def material(self) -> str:
         """As a noun: "wood", "iron", or "plastic" of any colour."""
         return {"wooden": "wood", "iron": "iron"}.get(self.color, "plastic")
@@ -54,14 +60,14 @@ class Scene:
 
     @property
     def facts(self) -> tuple[str, Objects, str]:
-        """What must be right about a picture; the position of the camera is not part of it."""
+        """The facts that a picture must show.  The camera position is not one of them."""
         return (self.law, self.objects, self.outcome)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What the inspector read.  If the picture is unreadable, `scene` is None and `why` one sentence; `block`
-    is the 4x4 block of pixels furthest from the nearest scene, (x, y) of its first pixel, where one is.
+    """The inspector's result.  For an unreadable picture `scene` is None and `why` is a sentence; `block` is
+    the (x, y) of the 4x4 pixels that differ most from the nearest scene, if there is such a scene.
     """
 
     scene: Scene | None

@@ -23,6 +23,10 @@ TINY = [
     "--sampler.steps",
     "3",
     "--evaluation.pictures",
+    "4",
+    "--updates",
+    "2",
+    "--batch",
     "8",
 ]
 
@@ -140,18 +144,30 @@ BAD_TRAININGS = {
     "too many steps": (["--steps", "2000"], ("2000", "1000")),
     "a share above one": (["--cooldown", "1.5"], ("cooldown",)),
     "missing weights": (["--weights", "nowhere"], ("there is no folder", "nowhere")),
-    "an edit that goes too far": (["rlrig", "--loop.t-star", "1.5"], ("t_star must be in [0, 1], got 1.5",)),
+    "an edit that goes too far": (
+        ["rlrig", "--loop.t-star", "1.5"],
+        ("train: t_star must be in [0, 1], got 1.5",),
+    ),
     "a group that cannot compare": (["rlrig", "--group", "1"], ("group must be at least 2, got 1",)),
     "an unknown command": (["trian"], ("trian", "it is one of srrl, all")),
-    "an unknown option": (["--lrr", "1"], ("lrr",)),
+    "an unknown option": (["--stepz", "1"], ("no option '--stepz', did you mean --steps?",)),
+    "an option without a value": (["--steps"], ("--steps needs a whole number behind it",)),
+    "a word for a number": (["--lr=fast"], ("--lr must be a number, got 'fast'",)),
+    "a broken number": (["--steps", "1.5"], ("--steps must be a whole number, got '1.5'",)),
+    "no such choice": (["--objective", "x"], ("--objective must be one of grpo, regress, ppo, got 'x'",)),
+    "no such preset": (["--preset", "big"], ("--preset must be one of cpu, gpu, smoke, got 'big'",)),
+    "a wrong list": (["--suffixes", "1", "x"], ("--suffixes must be a list, each a whole number",)),
+    "a value too many": (["--guidance", "1", "2"], ("'2' is not expected behind --guidance;",)),
+    "a value for a switch": (["rlrig", "--no-controls", "1"], ("'1' is not expected behind --controls",)),
 }
 
 
 @pytest.mark.parametrize("what", BAD_TRAININGS)
 def test_bad_input_to_train_is_one_sentence(tmp_path: Path, what: str) -> None:
     words, parts = BAD_TRAININGS[what]
-    refused(run("train", *words, cwd=tmp_path), *parts)
-    assert list(tmp_path.iterdir()) == []
+    done = run("train", *words, cwd=tmp_path)
+    refused(done, *parts)
+    assert list(tmp_path.iterdir()) == [] and done.stderr.count("\n") == 1 and len(done.stderr) < 320
 
 
 def test_a_log_without_its_package_is_refused_and_leaves_no_folder(
@@ -198,3 +214,34 @@ def test_resume_says_what_the_run_is(tmp_path: Path) -> None:
         run("train", "vq", "--resume", "--out", "run", "--preset", "cpu", cwd=tmp_path), "preset was 'smoke'"
     )
     refused(run("train", "actor", "--resume", "--out", "run", cwd=tmp_path), "one of vq, not of actor")
+
+
+def test_weights_that_were_deleted_are_made_again_from_the_state(tmp_path: Path) -> None:
+    assert run("train", "vq", "--preset", "smoke", "--out", "run", cwd=tmp_path).returncode == 0
+    kept = {
+        p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.suffix in (".done", ".jsonl", ".md")
+    }
+    weights = tmp_path / "run" / "weights" / "vq.safetensors"
+    before = read_weights(weights)
+    weights.unlink()
+    again = run("train", "--resume", "--out", "run", cwd=tmp_path)
+    assert again.returncode == 0 and "'vq.safetensors' is missing in run/weights: stages are" in again.stderr
+    after = read_weights(weights)
+    assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
+    assert all(p.read_bytes() == was for p, was in kept.items())
+    assert "missing" not in run("train", "--resume", "--out", "run", cwd=tmp_path).stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", ["unet", "base_unet", "reward", "autoencoder"])
+def test_every_stage_of_all_is_gone_through_again(tmp_path: Path, lost: str) -> None:
+    """The base is the diffusion model's again, not what reinforcement made of it."""
+    assert run("train", "all", "--preset", "smoke", "--out", "run", cwd=tmp_path).returncode == 0
+    weights, metrics = tmp_path / "run" / "weights", (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    before = {p: read_weights(p) for p in weights.iterdir()}
+    (weights / f"{lost}.safetensors").unlink()
+    assert run("train", "--resume", "--out", "run", cwd=tmp_path).returncode == 0
+    for path, tensors in before.items():
+        after = read_weights(path)
+        assert all(torch.equal(tensors[k], after[k]) for k in tensors), path
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == metrics

@@ -26,9 +26,9 @@ def test_stored_lists() -> None:
 def test_last_step() -> None:
     schedule = Schedule(ScheduleConfig())
     assert schedule.table(20).sigma(1.0)[-1] == pytest.approx(0.0206, abs=1e-4)
-    assert schedule.table(20, offset=0).sigma(1.0)[-1] == 0  # t and t_prev are both level 0
+    assert Schedule(ScheduleConfig(offset=0)).table(20).sigma(1.0)[-1] == 0  # t and t_prev are both level 0
     assert schedule.table(20, "linspace").sigma(1.0)[-1] == 0
-    clean = schedule.table(20, "trailing", set_alpha_to_one=True)
+    clean = Schedule(ScheduleConfig(set_alpha_to_one=True)).table(20, "trailing")
     assert clean.t_prev[-1] == -1 and clean.abar_prev[-1] == 1 and clean.sigma(1.0)[-1] == 0
 
 
@@ -75,7 +75,7 @@ def test_wrong_numbers_are_named() -> None:
         with pytest.raises(ValueError, match=f"steps {steps} .*1000"):
             schedule.table(steps)
     with pytest.raises(ValueError, match=r"1000\.\.|\.\.1000"):
-        schedule.table(1000, offset=1)  # would ask for level 1000 of 0..999
+        schedule.table(1000)  # would ask for level 1000 of 0..999
     with pytest.raises(ValueError, match="karras"):
         schedule.table(20, "karras")
     with pytest.raises(ValueError, match=r"eta 1\.5"):

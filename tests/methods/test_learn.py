@@ -10,7 +10,7 @@ from torch.distributions import Normal, kl_divergence
 
 from minireflect import run as runs
 from minireflect.diffusion.ddim import DDIMStep, ddim_step, gaussian_log_prob
-from minireflect.diffusion.schedule import level_weight
+from minireflect.diffusion.schedule import Schedule, ScheduleConfig, level_weight
 from minireflect.methods import learn as learning
 from minireflect.methods.learn import (
     Learner,
@@ -91,9 +91,8 @@ def test_groups_without_variance_are_not_trained_on() -> None:
 def test_steps_without_noise_are_never_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last trailing step to a clean image has sigma 0, no density and no loss."""
     pipe = small_pipeline()
-    monkeypatch.setattr(
-        type(pipe), "table", lambda self, steps: self.schedule.table(steps, "trailing", set_alpha_to_one=True)
-    )
+    schedule = Schedule(ScheduleConfig(set_alpha_to_one=True))
+    monkeypatch.setattr(type(pipe), "table", lambda self, steps: schedule.table(steps, "trailing"))
     scored = []
     original = learning.ddim_step
     monkeypatch.setattr(learning, "MIN_SIGMA", 0.0)

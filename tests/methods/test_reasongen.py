@@ -249,3 +249,23 @@ def test_the_reference_stays_what_the_model_was_before_rl(
     monkeypatch.setattr(reasongen, "update", watched)
     train_reason_grpo(CONFIG, p, Rewards(even), texts, None, Job(Run(tmp_path / "run", {})))
     assert distances == [0, 0] and not torch.equal(p.model.where, start.where)
+
+
+@pytest.mark.parametrize("part", ["picture", "rationale"])
+@pytest.mark.parametrize(
+    ("values", "error", "said"),
+    [
+        (torch.ones(2, 1), ValueError, r"a number for each of 2 pictures, got shape \(2, 1\)"),
+        (torch.ones(()), ValueError, "a number for each of 2"),
+        (torch.ones(3), ValueError, "a number for each of 2"),
+        (None, ValueError, "got None"),
+        (torch.tensor([1.0, torch.nan]), FloatingPointError, "'b' is not a finite number"),
+        ([0.9, 1e300], FloatingPointError, "'b' is not a finite number"),
+    ],
+)
+def test_a_reward_is_a_finite_number_a_sample(part: str, values: object, error: type, said: str) -> None:
+    whole = {"picture": lambda images, texts: [1, 1.0], "rationale": lambda images, texts: torch.ones(2)}
+    images, texts = torch.zeros(2, 3, 8, 8), ["a", "b"]
+    assert Rewards(**whole)(images, texts, texts).tolist() == [1, 1]  # a list is as good
+    with pytest.raises(error, match=said):
+        Rewards(**(whole | {part: lambda images, texts: values}))(images, texts, texts)

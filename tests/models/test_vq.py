@@ -3,7 +3,7 @@
 import torch
 
 from minireflect import rng
-from minireflect.models.vq import Quantiser, VQAutoencoder, VQConfig
+from minireflect.models.autoencoder import Quantiser, VQAutoencoder, VQConfig
 
 SMALL = VQConfig(width=8, groups=4, forms=32, colors=16, dimensions=4)
 

@@ -49,7 +49,7 @@ def test_abar_equals_diffusers(name: str) -> None:
 def test_table_equals_diffusers(steps: int, spacing: str, to_one: bool) -> None:
     ref = reference(spacing, to_one)
     ref.set_timesteps(steps)
-    table = Schedule(ScheduleConfig()).table(steps, spacing, set_alpha_to_one=to_one)
+    table = Schedule(ScheduleConfig(set_alpha_to_one=to_one)).table(steps, spacing)
     assert len(table) == steps and table.t.tolist() == ref.timesteps.tolist()
     # how DDIMScheduler.step finds the other end of a step
     prev = ref.timesteps - 1000 // steps
@@ -86,9 +86,9 @@ def test_v_and_noise_equal_diffusers() -> None:
 def test_every_step_equals_diffusers(steps: int, spacing: str, eta: float, to_one: bool) -> None:
     ref = DDIMScheduler(**SD, set_alpha_to_one=to_one, steps_offset=1, timestep_spacing=spacing)
     ref.set_timesteps(steps)
-    schedule = Schedule(ScheduleConfig())
+    schedule = Schedule(ScheduleConfig(set_alpha_to_one=to_one))
     schedule.abar = ref.alphas_cumprod  # float32 products: their rounding is test_schedule's business
-    table = schedule.table(steps, spacing, set_alpha_to_one=to_one)
+    table = schedule.table(steps, spacing)
     sigma = table.sigma(eta)
     x, eps = draw(*SHAPE, seed=1), draw(*SHAPE, seed=2)
     noise = torch.randn(SHAPE, generator=rng(3))

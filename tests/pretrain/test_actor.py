@@ -8,13 +8,13 @@ import torch
 
 from minireflect.checkpoints.ours import RIG, load_pipeline
 from minireflect.models.transformer import Actor, ActorConfig, questions
-from minireflect.pretrain import actor as imitation
-from minireflect.pretrain.actor import imitation_example, train_actor, wrong_scene
+from minireflect.pretrain import sft as imitation
+from minireflect.pretrain.sft import imitation_example, train_actor, wrong_scene
 from minireflect.run import Job, Run, Training
 from minireflect.streams import choices
 from minireflect.world.graphs import GraphError, pair_split, parse_graph, sample_graph
 from minireflect.world.laws import render
-from tests.small import Stopped, stop
+from tests.small import Stopped, begin_with, stop
 
 
 def test_wrong_scenes_often_fail_their_graph_and_sometimes_lack_an_object() -> None:
@@ -69,8 +69,9 @@ def test_imitation_starts_from_a_given_actor(tmp_path: Path, monkeypatch: pytest
     pipe, job = load_pipeline(RIG), Job(Run(tmp_path / "run", {}))
     torch.manual_seed(5)
     start = Actor(ActorConfig(len(pipe.tokenizer)))
+    begin_with(monkeypatch, imitation, tmp_path, actor=start)
     config = Training(pictures=4, steps=1, batch=4, lr=0.0)
-    trained = train_actor(config, pipe.autoencoder, pipe.tokenizer, job, start)
+    trained = train_actor(config, pipe.autoencoder, pipe.tokenizer, job)
     assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), start.parameters()))
     draw, log_probs = choices(0, "actor", "pictures"), []
     for example in (imitation_example(draw) for _ in range(4)):

@@ -11,8 +11,14 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from minireflect.checkpoints.ours import load_module, load_pipeline, save_module
-from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
-from minireflect.models.vq import Codec, Quantiser, VQAutoencoder, VQConfig
+from minireflect.models.autoencoder import (
+    Autoencoder,
+    AutoencoderConfig,
+    Codec,
+    Quantiser,
+    VQAutoencoder,
+    VQConfig,
+)
 from minireflect.pretrain import autoencoders
 from minireflect.pretrain.autoencoders import (
     AutoencoderTraining,
@@ -28,6 +34,7 @@ from minireflect.streams import choices, rng
 from minireflect.world.canvas import to_tensor
 from minireflect.world.data import WorldConfig, recolored, training_pairs
 from minireflect.world.laws import render_pixels
+from tests.small import begin_with
 
 TINY = AutoencoderConfig(channels=(8, 8, 8, 8), res_blocks=1, groups=4)
 
@@ -41,12 +48,13 @@ def test_the_error_falls_and_latents_have_a_std_of_1(tmp_path: Path) -> None:
     assert model.encode(to_tensor(pixels)).std().item() == pytest.approx(1, abs=1e-4)
 
 
-def test_from_a_start_only_the_decoder_learns(tmp_path: Path) -> None:
+def test_from_a_start_only_the_decoder_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels, _, _ = training_pairs(8, WorldConfig(), choices(0, "pictures"))
     torch.manual_seed(5)
     start = Autoencoder(AutoencoderConfig(channels=(8, 8, 8, 8), res_blocks=1, groups=4, scaling_factor=0.5))
     config, job = AutoencoderTraining(steps=2, batch=4, noise=0.5), Job(Run(tmp_path / "run", {}))
-    model = train_autoencoder(config, TINY, pixels, job, start)
+    begin_with(monkeypatch, autoencoders, tmp_path, autoencoder=start)
+    model = train_autoencoder(config, TINY, pixels, job)
     images = to_tensor(pixels)
     torch.testing.assert_close(model.encode(images), start.encode(images), atol=1e-5, rtol=0)
     assert model.config == start.config
@@ -124,7 +132,9 @@ def test_a_batch_without_twins_is_refused(bad: dict[str, int], message: str) -> 
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.5])
-def test_the_autoencoders_loss_is_error_and_kl(tmp_path: Path, noise: float) -> None:
+def test_the_autoencoders_loss_is_error_and_kl(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noise: float
+) -> None:
     """At a learning rate of 0, on one picture: absolute and squared error of a sample, and torch's KL."""
     pixels, _, _ = training_pairs(1, WorldConfig(), choices(0, "pictures"))
     torch.manual_seed(5)
@@ -132,7 +142,8 @@ def test_the_autoencoders_loss_is_error_and_kl(tmp_path: Path, noise: float) -> 
     with torch.no_grad():
         start.quant_conv.bias[4:] = -2.0
     config = AutoencoderTraining(steps=1, batch=3, lr=0.0, kl=0.1, noise=noise)
-    train_autoencoder(config, TINY, pixels, job := Job(Run(tmp_path / "run", {})), start)
+    begin_with(monkeypatch, autoencoders, tmp_path, autoencoder=start)
+    train_autoencoder(config, TINY, pixels, job := Job(Run(tmp_path / "run", {})))
     images = to_tensor(pixels.repeat(3, 0))
     mean, logvar = start.moments(images)
     chance = rng(0, "autoencoder", "noise", 0)

@@ -29,7 +29,7 @@ from minireflect.streams import choices
 from minireflect.world.canvas import to_tensor
 from minireflect.world.data import WorldConfig, captioned_laws, training_pairs
 from minireflect.world.prompts import understand
-from tests.small import Stopped, small_pipeline, stop
+from tests.small import Stopped, begin_with, small_pipeline, stop
 
 
 def test_plain_captions_state_the_outcome_that_is_shown() -> None:
@@ -85,11 +85,12 @@ def test_the_text_encoder_learns_to_read_places(tmp_path: Path) -> None:
     assert (read[0] == ids[2]).all() and len(read[1].unique(dim=0)) > 1  # plain captions come first
 
 
-def test_training_starts_from_the_given_networks(tmp_path: Path) -> None:
+def test_training_starts_from_the_given_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At a learning rate of 0 a given network stays as it was; the other is a new random one."""
     shipped, data = load_pipeline(), captioned_laws(8, WorldConfig(), choices(0, "start"))
     config, job = DiffusionTraining(steps=1, batch=4, lr=0.0), Job(Run(tmp_path / "run", {}))
-    pipe = train_diffusion(config, LAW_BASE, data, shipped.autoencoder, job, {"unet": shipped.unet})
+    begin_with(monkeypatch, base, tmp_path, unet=shipped.unet)
+    pipe = train_diffusion(config, LAW_BASE, data, shipped.autoencoder, job)
     same = [torch.equal(a, b) for a, b in zip(pipe.unet.parameters(), shipped.unet.parameters())]
     assert all(same)
     assert not torch.equal(pipe.text_encoder.token.weight, shipped.text_encoder.token.weight)
@@ -113,7 +114,8 @@ def test_one_step_of_the_base_against_its_formulas(
     config = DiffusionTraining(steps=1, batch=100, lr=1e-2, plain=0.0)
     job, sizes = Job(Run(tmp_path / "run", {})), BaseSizes(pipe.unet.config, 16, 32)
     before = [p.clone() for p in pipe.unet.parameters()]
-    made = train_diffusion(config, sizes, data, pipe.autoencoder, job, {"unet": pipe.unet})
+    begin_with(monkeypatch, base, tmp_path, unet=pipe.unet)
+    made = train_diffusion(config, sizes, data, pipe.autoencoder, job)
     (_, (ids,), words), (_, (x_t, t, context), out) = seen
     empty = (ids == made.tokenizer([""])).all(1)
     assert (ids[~empty] == made.tokenizer(data.captions)).all() and torch.equal(context, words)

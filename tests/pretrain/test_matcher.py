@@ -45,6 +45,7 @@ from minireflect.world.laws import render
 from minireflect.world.prompts import KINDS, all_texts, draw_prompts, near_miss, prompt_set, understand
 from minireflect.world.scenes import SPLITS, Reading, Scene
 from tests.small import REASON_WORDS as WORDS
+from tests.small import begin_with
 
 
 def test_caption_loss_counts_every_word_and_the_end_once() -> None:
@@ -150,13 +151,14 @@ def test_each_use_logs_its_losses_and_changes_its_network(tmp_path: Path, name: 
     assert not torch.equal(trained.next_word.weight, untrained.next_word.weight)
 
 
-def test_a_reward_starts_from_a_given_one(tmp_path: Path) -> None:
+def test_a_reward_starts_from_a_given_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At a learning rate of 0 it stays what it was."""
     pipe, job = load_pipeline(), Job(Run(tmp_path / "run", {}))
     torch.manual_seed(5)
     start = Matcher(MatcherConfig(len(pipe.tokenizer), EOS, pipe.tokenizer.length))
     config = Training(pictures=4, steps=1, batch=2, lr=0.0)
-    trained = train_reward(config, pipe, job, start)
+    begin_with(monkeypatch, matcher, tmp_path, reward=start)
+    trained = train_reward(config, pipe, job)
     assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), start.parameters()))
 
 
@@ -180,9 +182,9 @@ def test_answers_are_true_of_what_is_visible() -> None:
 def test_questions_about_pairs_of_another_split_are_never_asked(split: str) -> None:
     """In training: of no held-out pair.  For the others the graphs' own split, as true and false ones."""
     draw, asked = random.Random(split), Counter()
-    for _ in range(150):
+    for _ in range(60):
         graph, scene = sample_picture(draw, split)
-        for _ in range(12):
+        for _ in range(30):
             r, _ = question(graph, scene, [True] * (len(scene.objects) + 1), draw, 0.6)
             if r.object is not None:
                 asked[pair_split(r.subject, r.object)] += 1
@@ -246,7 +248,8 @@ def test_the_rewards_loss_is_its_three_terms(tmp_path: Path, monkeypatch: pytest
     contrasted: list[torch.Tensor] = []
     two = torch.tensor(2.0)
     monkeypatch.setattr(JointSpace, "loss", lambda self, *given: contrasted.extend(given) or two)
-    train_reward(Training(pictures=4, steps=1, batch=4, lr=0.0), pipe, job, start)
+    begin_with(monkeypatch, matcher, tmp_path, reward=start)
+    train_reward(Training(pictures=4, steps=1, batch=4, lr=0.0), pipe, job)
     scenes, twins, texts = zip(*drawn)
     assert all(t.shift == s.shift and t.facts != s.facts for s, t in zip(scenes, twins))
     images, read = torch.stack([render(s) for s in scenes]), pipe.tokenizer
@@ -289,7 +292,8 @@ def test_the_checkers_loss_is_of_answers_and_of_whole_pictures(
 
     monkeypatch.setattr(matcher, "corrupt_all", corrupted), monkeypatch.setattr(matcher, "question", noted)
     config = replace(CHECKER_TRAINING, pictures=3, steps=1, batch=3, lr=0.0)
-    train_checker(config, "checker", pipe, job, start)
+    begin_with(monkeypatch, matcher, tmp_path, checker=start)
+    train_checker(config, "checker", pipe, job)
     whole = [s for i, s in enumerate(images) if i != 1]
     assert len(asked) == 18 and all(share == 0.6 for *_, share, _, _ in asked)
     assert all(set(shown) == {scene in whole} for _, scene, shown, *_ in asked)

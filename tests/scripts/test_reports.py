@@ -10,12 +10,13 @@ from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import reports
-import rig_report
+import rig_checker
+import rig_study
 import seeds
 
 ARMS = [
     {
-        arm: dict.fromkeys(rig_report.COLUMNS, 0.1 * s + lead)
+        arm: dict.fromkeys(rig_study.COLUMNS, 0.1 * s + lead)
         for arm, lead in (("base", 0.2), ("phase 1", 0.3), ("phase 1 + 2", 0.4))
     }
     for s in range(3)
@@ -43,7 +44,7 @@ def test_bars_of_arms_show_every_arm_with_its_interval(monkeypatch: pytest.Monke
 def test_a_result_is_made_once(tmp_path: Path) -> None:
     made = []
     for _ in range(2):
-        found = reports.cached(tmp_path / "rows" / "x.json", lambda: made.append(1) or {"a": 1.5})
+        found = reports.once(tmp_path / "rows" / "x.json", lambda: made.append(1) or {"a": 1.5})
         assert found == {"a": 1.5}
     assert made == [1]
 
@@ -57,18 +58,19 @@ def test_the_page_of_the_study_of_rlrig(tmp_path: Path) -> None:
         }
         for name in ("checker", "judge")
     }
-    table = rig_report.checker_table(answers)
+    table = rig_checker.checker_table(answers)
     assert table.rows["all"]["checker"] == "0.750 of 4" and table.rows["on"]["judge"] == "1.000 of 2"
     fooled = {"base": {"checker": {"agreement": 0.9, "wrong yes": 0.1, "wrong no": 0.05}}}
-    page = rig_report.rig_page(ARMS, table, fooled, [0, 1, 2], 160)
+    rig_study.rig_page(tmp_path / "page.md", ARMS, table, fooled, [0, 1, 2], 160)
+    page = (tmp_path / "page.md").read_text()
     assert "| phase 1 + 2 | 0.500 ± 0.248 |" in page and "| base | 0.200 ± 0.000 |" in page
     assert "| base, checker | 0.900 | 0.100 | 0.050 |" in page
     reports.arms_figure(ARMS, {"sg_iou": "SG-IoU", "right": "right"}, tmp_path / "arms.png", "right")
-    rig_report.groups_figure({2: ARMS[0], 4: ARMS[1]}, tmp_path / "groups.png")
+    rig_study.groups_figure({2: ARMS[0], 4: ARMS[1]}, tmp_path / "groups.png")
     runs = [{name: [seed["base"]] * 2 for name in ("raw", "half", "trained")} for seed in ARMS]
-    rig_report.t_star_figure((0.3, 0.6), runs, tmp_path / "t_star.png")
-    rig_report.reliability_figure(answers, tmp_path / "reliability.png")
-    assert len([p for p in tmp_path.iterdir() if p.stat().st_size > 5_000]) == 4
+    rig_study.t_star_figure((0.3, 0.6), runs, tmp_path / "t_star.png")
+    rig_study.reliability_figure(answers, tmp_path / "reliability.png")
+    assert len([p for p in tmp_path.glob("*.png") if p.stat().st_size > 5_000]) == 4
 
 
 def run_folder(folder: Path, base: bool, lead: float, method: str = "SRRL") -> Path:

@@ -23,7 +23,6 @@ from minireflect.world.graphs import (
     pair_split,
     parse_graph,
     place,
-    radius,
     sample_graph,
     sample_picture,
 )
@@ -135,7 +134,7 @@ def test_relations_are_opposite_and_exclusive(ax: int, ay: int, bx: int, by: int
 def geneval_relations(a: Object, b: Object) -> set[str]:
     """Of evaluate_images.py's `relative_position`, from boxes as it has them."""
     center = np.array(a.xy, float), np.array(b.xy, float)
-    size = 2 * radius(a.name) * np.ones(2), 2 * radius(b.name) * np.ones(2)
+    size = 2 * a.radius * np.ones(2), 2 * b.radius * np.ones(2)
     offset = center[0] - center[1]
     revised = np.maximum(np.abs(offset) - 0.1 * (size[0] + size[1]), 0) * np.sign(offset)
     if np.all(np.abs(revised) < 1e-3):

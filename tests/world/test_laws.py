@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from minireflect.world import laws
 from minireflect.world.canvas import to_pixels, to_tensor
 from minireflect.world.laws import LAWS, render, render_pixels
 from minireflect.world.scenes import Object, Scene, arrangement
@@ -54,3 +55,15 @@ def test_a_shift_moves_the_whole_picture() -> None:
 def test_the_lower_shape_hides_the_upper_one() -> None:
     red, blue = Object("ball", "red", xy=(32, 30)), Object("ball", "blue", xy=(32, 34))
     assert tuple(render_pixels(arrangement([red, blue]))[32, 32]) == (40, 90, 220)  # blue
+
+
+def test_canvases_are_kept_of_the_laws_alone() -> None:
+    """Arrangements are without end: a run that reads many of them must not grow."""
+    every = [(name, o, out) for name, law in LAWS.items() for o in law.combinations for out in law.outcomes]
+    for facts in every:
+        laws.canvas(*facts)
+    kept = laws._of_law.cache_info()
+    assert len(every) <= kept.maxsize  # all fit, so none is drawn twice
+    for x in range(100):
+        render(arrangement((Object("ball", "red", xy=(20, x)),)))
+    assert laws._of_law.cache_info().currsize == kept.currsize
