@@ -19,8 +19,8 @@ from ..disk import read_text
 from ..models.autoencoder import AutoencoderConfig
 from ..models.clip import OPENAI_MEAN, OPENAI_STD, TextConfig, VisionConfig
 from ..models.unet import UNetConfig
-from . import names
-from .files import WeightsError, existing, first_names, read_json, read_metadata, read_weights, renamed
+from . import files, names
+from .files import WeightsError, first_names, read_json, read_metadata, read_weights, renamed
 from .names import Tensors, count, inside
 from .stated import check, check_names
 
@@ -110,11 +110,16 @@ class Published(NamedTuple):
     abar: Tensor | None = None  # (T) the schedule's alpha-bar, in some files
 
 
-def read_published(path: Path) -> Published:
-    """A diffusers folder or an original file.  Raises WeightsError when it is neither, or lacks a part."""
+def read_published(path: Path, vae: Path | None = None) -> Published:
+    """A diffusers folder or an original file, with the autoencoder `vae` where one is given.
+
+    Raises WeightsError when it is neither, or lacks a part.
+    """
     if not path.exists():
         raise WeightsError(f"there is no checkpoint {path}")
     published = _read_folder(path) if path.is_dir() else _read_file(path)
+    if vae is not None:
+        published.parts["vae"] = read_part(vae / "vae" if (vae / "vae").is_dir() else vae, "vae")
     if "text_encoder_2" in published.parts and "text_encoder" not in published.parts:
         raise WeightsError(f"{path} is SDXL's refiner, which only finishes the pictures of another model")
     if missing := {"unet", "vae", "text_encoder"} - published.parts.keys():
@@ -183,7 +188,8 @@ def _known_of(path: Path, whole: Tensors) -> dict:
     """What marker keys, the header, and a .yaml beside a file tell, in the words of configurations."""
     about = path.with_suffix(".yaml")
     text = read_text(about) if about.is_file() else ""
-    known = {key: kind(at[1]) for key, (find, kind) in YAML.items() if (at := re.search(find, text))}
+    with files.named_as(str(about), ValueError):
+        known = {key: kind(at[1]) for key, (find, kind) in YAML.items() if (at := re.search(find, text))}
     stated = known.get("prediction_type", read_metadata(path).get("modelspec.prediction_type"))
     stated = "v" if "v_pred" in whole else stated
     if stated:
@@ -206,17 +212,18 @@ def weights_file(path: Path) -> Path:
     none.
     """
     if not path.is_dir():
-        return existing(path)
-    here = sorted(file.name for file in path.iterdir() if file.is_file())
-    order = {}
-    for match in filter(None, (re.fullmatch(WEIGHTS, name) for name in here)):
+        return files.existing(path)
+
+    def order(match: re.Match) -> tuple:
         variant = match[2] or match[5]
         known = VARIANTS.index(variant) if variant in VARIANTS else len(VARIANTS)
-        order[match[0]] = (match[3] == "bin", known, not match[4])
-    if not order:
+        return match[3] == "bin", known, not match[4]
+
+    here = sorted(file.name for file in path.iterdir() if file.is_file())
+    if not (found := [match for name in here if (match := re.fullmatch(WEIGHTS, name))]):
         expected = f"expected {STEMS[0]}.safetensors, or another of its names and endings"
         raise WeightsError(f"there are no weights in {path}: {expected}; it has {first_names(here)}")
-    return path / min(order, key=order.get)
+    return path / min(found, key=order)[0]
 
 
 # --- sizes --------------------------------------------------------------------------------------------------
@@ -229,11 +236,9 @@ def unet_sizes(part: Part, family: Family) -> UNetConfig:
     if (read := part.shape("conv_in.weight")[1]) != 4:
         raise WeightsError(f"{source} reads {read} channels, as for inpainting; only 4 are supported")
     channels = part.level_channels("down")
-    heads, head_width = family.heads, family.head_width
     stated = config.get("num_attention_heads") or config.get("attention_head_dim")  # heads, despite its name
-    if stated:
-        heads, head_width = stated if isinstance(stated, int) else tuple(stated), None
-    if heads and not isinstance(heads, int) and len(heads) != len(channels):
+    heads, head_width = (stated, None) if stated else (family.heads, family.head_width)
+    if isinstance(heads, list) and len(heads) != len(channels):
         raise WeightsError(f"{source} states heads {heads} for {len(channels)} levels of its UNet")
     down, up = _depths(part, "down"), _depths(part, "up")[::-1]
     keys, added = part.ending("cross_attn.k.weight"), part.ending("added.fc1.weight")
@@ -268,7 +273,7 @@ def autoencoder_sizes(part: Part, family: Family) -> AutoencoderConfig:
         in_channels=part.shape("encoder.conv_in.weight")[1],
         scaling_factor=config.get("scaling_factor") or family.scaling_factor,
         mid_attention="encoder.mid.layers.0.attn.norm.weight" in part.tensors,
-        mean=mean, std=tuple(config.get("latents_std") or ()),
+        mean=mean, std=config.get("latents_std") or (),
     )  # fmt: skip
 
 
