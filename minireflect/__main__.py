@@ -47,7 +47,7 @@ def main(words: list[str] | None = None) -> int:
     except (ValueError, OSError, ImportError, FloatingPointError, MemoryError, RuntimeError) as error:
         status = getattr(error, "status", 1 if isinstance(error, FloatingPointError) else 2)
         if isinstance(error, RuntimeError) and status == 2 and not lacks_memory(error):
-            raise  # a mistake of ours
+            raise  # a bug
         print(f"minireflect {plain(command)}: {sentence(error)}", file=sys.stderr)
         return status
 

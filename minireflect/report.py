@@ -16,7 +16,7 @@ from .run import RunError, flat, read_metrics
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 POINTS = 200  # of a curve
-TRUTHS = {"reward_by_round": "right_by_round", "reward": "right"}  # what stands beside a reward
+TRUTHS = {"reward_by_round": "right_by_round", "reward": "right"}  # the inspector's values beside a reward
 FURTHER = ("accepted", "loss", "kl", "text_entropy", "image_entropy", "sg_iou")  # curves of other stages
 
 
@@ -105,7 +105,7 @@ def curves(rows: list[dict]) -> list[dict]:
 
 
 def line(rows: list[dict], x: str, key: str, kind: str) -> dict:
-    """Points of a value, or of the first of a list; every few where there are more than POINTS."""
+    """Points of a value, or of the first value of a list; a subset of them above POINTS."""
     label = {"reward": "learned reward", "right": "right by the inspector"}.get(kind, key)
     values = [(row[x], row[key]) for row in rows if row.get(key) not in (None, []) and x in row]
     values = [(a, b[0] if isinstance(b, list) else b) for a, b in values]

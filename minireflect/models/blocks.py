@@ -24,7 +24,7 @@ def zero(module: nn.Module) -> nn.Module:
 
 
 def require_multiple(name: str, value: int, of: str, divisor: int) -> None:
-    """Raises ValueError unless `value` is a multiple of `divisor`; both are called by their names."""
+    """Raises ValueError, with both names, unless `value` is a multiple of `divisor`."""
     if value % divisor:
         raise ValueError(f"{name} {value} is not a multiple of {of} {divisor}")
 

@@ -31,7 +31,7 @@ from ..streams import rng
 from ..world.canvas import to_tensor
 
 OBJECT_WEIGHT = 5.0  # vq: of a patch with an object, relative to one without
-# vq: times that unused entries are counted; in the first half of the training they move to where they help
+# vq: how often a training counts unused entries; in its first half they are moved, see `revive`
 REVIVALS = 120
 
 
