@@ -65,12 +65,10 @@ def load_checkpoint(path: Place, given: Given = Given()) -> LatentDiffusion:
     autoencoder = _filled(Autoencoder, latents, found["vae"], torch.float32)
     text, width, length = _text_encoder(published, family, given)
     if width != (reads := unet.config.context_width):
-        widths = f"the UNet reads prompts of width {reads}, the text encoder writes {width}"
-        raise WeightsError(f"{path}: {widths}")
-    if (z := autoencoder.config.latent_channels) != unet.config.in_channels:
-        has = f"{found['vae'].source} has {z} latent channels"
-        raise WeightsError(f"{has}, the UNet {unet.config.in_channels}")
-    schedule, factor = _schedule(published, given.prediction, family), autoencoder.config.factor
+        raise WeightsError(f"{path}: its UNet reads prompts of width {reads}, its text is of width {width}")
+    if (z := latents.latent_channels) != (reads := unet.config.in_channels):
+        raise WeightsError(f"{found['vae'].source} has {z} latent channels, the UNet reads {reads}")
+    schedule, factor = _schedule(published, given.prediction, family), latents.factor
     size, side = given.image_size, found["unet"].config.get("sample_size")  # in pixels, in latents
     if size is None and side:
         size = side * factor if isinstance(side, int) else tuple(n * factor for n in side)
