@@ -149,7 +149,7 @@ def _schedule(published: Published, prediction: Prediction | None, family: Famil
         known |= {"steps_offset": 1, "clip_sample": False}
     if kind not in ("DDIMScheduler", "DDPMScheduler", "HeunDiscreteScheduler"):
         known.pop("clip_sample", None)  # not read by the other samplers
-    known = check("scheduler", known, path)
+    known = check("scheduler", known, f"{path} (scheduler)")
     own = [key for key in LEVELS if known.get(key)]
     if kind and (own or kind not in DDIM_LIKE):
         asked = f"{kind} with {', '.join(own)}" if own else kind
