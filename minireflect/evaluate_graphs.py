@@ -1,9 +1,10 @@
-"""How well a loop shows scene graphs (RL-RIG): scene-graph IoU by the inspector, what learned models say of
-it, what it costs.
+"""Measure a loop of RL-RIG on scene graphs: scene-graph IoU by the inspector, the verdicts of the learned
+models, and the cost.
 
     SG-IoU = |asked and seen| / |asked or seen|       of triples (subject, predicate, object)
 
-LAION-SG, Li et al. 2024, arXiv 2412.08580.  The Checker is what the loop listens to; no loop sees the judge.
+LAION-SG, Li et al. 2024, arXiv 2412.08580.  The loop decides by the
+Checker; it never uses the judge.
 """
 
 from collections.abc import Callable, Iterable
@@ -21,8 +22,8 @@ from .world.graphs import Requirement, SceneGraph, sample_graph
 from .world.inspector import inspect_all
 from .world.scenes import Object
 
-# What runs on b graphs, and shows after each round: the best `images` so far (b 3 64 64), the Checker's
-# `answers` about them, the `evaluations` of the UNet (b) and the `calls` of the Checker (b) so far.
+# A function of b graphs and noise.  After each round it yields the best `images` so far (b 3 64 64), the
+# Checker's `answers` about them, and the UNet `evaluations` (b) and Checker `calls` (b) so far.
 Loop = Callable[[list[SceneGraph], Generator], Iterable[Any]]
 
 
@@ -32,16 +33,15 @@ def iou(asked: set, seen: set) -> float:
 
 
 def seen_entities(things: tuple[Object, ...]) -> set[str]:
-    """What is there, by colour and name; how many of a kind plays no part."""
+    """The colours and names of the objects, without their numbers."""
     return {f"{t.color} {t.name}" for t in things}
 
 
 def seen_triples(things: tuple[Object, ...], graph: SceneGraph) -> set[tuple[str, str, str]]:
-    """What holds between the pairs that the graph relates, in the graph's own predicates, as LAION-SG's
-    reader answers.
+    """The relations that hold between the related pairs of a graph, one triple for each pair at most.
 
-    Of each pair one triple: the graph's, if it holds; else the first of the graph's predicates that does, if
-    any.
+    The triple has the predicate of the graph, if that holds; otherwise the first predicate used anywhere in
+    the graph that holds.  So does LAION-SG's reader answer.
     """
     predicates, seen = list(dict.fromkeys(p for _, p, _ in graph.relations)), set()
     for s, asked, o in graph.relations:
@@ -86,13 +86,13 @@ def evaluate_loop(loop: Loop, judge: Checker, config: EvaluationConfig, name: st
         "entity_iou": mean_iou(zip(labels, map(seen_entities, things))),  # of the things by colour and name
         "relation_iou": mean_iou(predicates),
         "met": float(np.mean(met)),  # share of the requirements that are met
-        "right": float(right.mean()),  # share of the pictures that meet all of theirs
+        "right": float(right.mean()),  # share of the pictures that meet all requirements
         "unreadable": sum(not t for t in things) / len(things),  # share of the pictures
         "checker": checker.float().mean().item(),  # share of the requirements that the Checker calls met
         "checker_right": float(accepted.mean()),  # share of the pictures that the Checker accepts
         "judge": judged.share.mean().item(),  # the same two by the judge
         "judge_right": float(liked.mean()),
-        "fooled": share(~right, accepted),  # of the pictures that the Checker accepts, those not right
+        "fooled": share(~right, accepted),  # share of wrong ones among those that the Checker accepts
         "judge_fooled": share(~right, liked),
         "repaired": share(right, ~was),  # of those that are wrong in round 0, the share right at the end
         "damaged": share(~right, was),  # of those that are right in round 0, the share wrong at the end
@@ -106,7 +106,7 @@ def mean_iou(pairs: Iterable[tuple[set, set]]) -> float:
 
 
 def share(of: np.ndarray, among: np.ndarray) -> float:
-    """The share of one set of pictures among those of another, 0 if there are none."""
+    """The share of the set `of` in the set `among` of pictures; 0 if `among` is empty."""
     return float(of[among].mean()) if among.any() else 0.0
 
 
@@ -116,5 +116,5 @@ def loop_bars(loops: dict[str, Score]) -> dict[str, Score]:
     for name, s in loops.items():
         for group, key in zip(groups.values(), ("sg_iou", "right")):
             value, cost = (expect(s.get(part), float, f"{part} of {name}") for part in (key, "evaluations"))
-            group[f"{name}\n{cost:.0f} UNet evaluations"] = (value,) * 3  # no interval
+            group[f"{name}\n{cost:.0f} UNet evaluations"] = (value,) * 3  # without an interval
     return {"Test graphs, read by the inspector": groups}

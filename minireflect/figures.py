@@ -209,8 +209,8 @@ def gallery(cells: Sequence[Cell | None], columns: int = 6, labels: Sequence[str
 
 
 def slider(name: str, values: Sequence[float], draw: "Callable[..., Figure]") -> None:
-    """For a notebook with ipywidgets: a slider that shows `draw(name=value)`.  Show what matters in a figure
-    besides: a page without a kernel has no slider.
+    """For a notebook with ipywidgets: a slider that shows `draw(name=value)`.  A page without a kernel has no
+    slider, so show the result in a figure, too.
     """
     try:
         from ipywidgets import SelectionSlider, interact

@@ -66,7 +66,7 @@ Reward = Callable[[Tensor, list[str]], Tensor]
 
 
 def scored(reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
-    """What a reward says of pictures, in float32 on the CPU.  Shapes: images (b 3 h w), b prompts -> (b)
+    """The values of a reward for pictures, in float32 on the CPU.  Shapes: images (b 3 h w), b prompts -> (b)
 
     Raises ValueError when it is not a number a picture, FloatingPointError when one is not finite.
     """
@@ -88,9 +88,9 @@ def scored(reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
 # Reward from which a picture counts as right: it is more probably right than not.
 ACCEPT = 0.5
 
-# How a refused picture becomes noise: in few steps without guidance, a quarter of its variance new, and then
-# the opposite of it. Of pictures that the base samples wrong, 0.62 are right from there, 0.44 from new noise
-# and 0.18 from their own (scripts/measure.py memory).
+# How a refused picture is turned into noise: re-noise it in 5 steps without guidance, replace a quarter of
+# the variance by new noise, and take the negative. Of pictures that the base samples wrong, a share of 0.62
+# is right when sampled from there, 0.44 from new noise, 0.18 from their own (scripts/measure.py memory).
 OPPOSITE = ReflectionConfig(w_renoise=0.0, steps=5, fresh_noise=0.5, wrong="opposite")
 
 
@@ -111,7 +111,7 @@ class SamplerConfig(Checked):
 
 @dataclass
 class LatentDiffusion:
-    """The parts, and how to draw with them.  Images are (b 3 h w) in [-1, 1], latents (b 4 h/8 w/8)."""
+    """The networks, and how to sample with them.  Images are (b 3 h w) in [-1, 1], latents (b 4 h/8 w/8)."""
 
     tokenizer: Tokenizer | BytePairs | TwoBytePairs | NoVocabulary
     text_encoder: TextEncoder | TwoTextEncoders
@@ -119,8 +119,8 @@ class LatentDiffusion:
     autoencoder: Autoencoder
     schedule: Schedule
     image_size: int | tuple[int, int] = 64  # pixels: of each side, or height and width
-    zero_null: bool = False  # the empty prompt is all zeros, not what the encoder makes of it (SDXL)
-    micro_batch: int = 0  # pictures that go through a network at once, where more do not fit; 0 = all
+    zero_null: bool = False  # the empty prompt is embedded as zeros, not by the encoder (SDXL)
+    micro_batch: int = 0  # pictures that a network takes at once, to save memory; 0 = all
     negative: str = ""  # the prompt that guidance leads away from
     # last blocks of the text encoder that are left out, not of the negative prompt (diffusers)
     clip_skip: int = 0
@@ -161,7 +161,7 @@ class LatentDiffusion:
         return torch.zeros_like(null) if self.zero_null and not self.negative else null
 
     def predict(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """What the UNet says, computed in its precision and returned in float32.
+        """The output of the UNet, computed in its precision and returned in float32.
 
         SDXL also wants the pooled prompt, the last row of its context (see `TwoTextEncoders`), and is told
         that the picture is of the size that it was trained on, and not cropped.
@@ -190,10 +190,12 @@ class LatentDiffusion:
         """
         with torch.no_grad():
             cond = self.embed(prompts) if isinstance(prompts, list) else prompts
-            null = self.null()
         m = self.micro_batch or len(cond)
 
         def make_eps(w: float) -> EpsFn:
+            with torch.no_grad():
+                null = cond[:1] if w == 1 else self.null()  # guidance 1 has no use for it
+
             def eps(x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
                 each = zip(x.split(m), t.split(m), cond.split(m), strict=True)
                 guide = (guided(self.predict, c, null, w, self.schedule)(x, t) for x, t, c in each)
@@ -238,7 +240,7 @@ class LatentDiffusion:
         self, prompts: list[str], x_T: Tensor, sampler: SamplerConfig, reflection: ReflectionConfig,
         generator: Generator,
     ) -> Iterator[Tensor]:  # fmt: skip
-        """SRRL's released code: K rounds with no look at the pictures; the last picture as the sampler says.
+        """As SRRL's released code: K rounds that no reward decides on, and a last picture by `sampler`.
 
         Rounds 0 .. K-1 are sampled at `reflection.w_denoise` without step noise and turned back into noise.
         Yields K + 1 clean latents, to be decoded.  Shapes: b prompts, x_T (b 4 h/8 w/8); yields (b 4 h/8 w/8)
@@ -279,7 +281,7 @@ class LatentDiffusion:
                 sampled, seen, found = sampled_from(x_T, rows)
                 better = (found > values[rows]).nonzero().flatten()
                 at, kept, of = (sent(v, self.device) for v in (rows, rows[better], better))
-                x_0 = x_0.index_copy(0, at, sampled)  # what comes next avoids the latest, not the best
+                x_0 = x_0.index_copy(0, at, sampled)  # the next round starts from the latest, not the best
                 images = images.index_copy(0, kept, seen[of])
                 values = values.index_copy(0, rows[better], found[better])
             yield images

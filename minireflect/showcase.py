@@ -136,7 +136,7 @@ def same_noise(
 def album(
     pipe: LatentDiffusion, reward: Reward, texts: list[str], config: SRRLConfig, job: Job
 ) -> Callable[[int], None]:
-    """What the report of a run turns over: every round of fixed prompts from fixed noise, as it is denoised.
+    """Save pictures for the report of a run: every round of fixed prompts from fixed noise, step by step.
 
     Now and then (ALBUMS times in a run) a sheet is saved, album/STEP.jpg: a row for each picture, a column
     for each of STAGES steps; album/STEP.json has the prompts, rounds, rewards and verdicts of its rows.
@@ -147,7 +147,7 @@ def album(
     def save(step: int) -> None:
         if step % every and step != config.iterations:
             return
-        out = rollout(pipe, texts, reward, config, job.seed, -1)  # the noise of no iteration
+        out = rollout(pipe, texts, reward, config, job.seed, -1)  # noise that no iteration uses
         rows, sheet = [], []
         for k, round_ in enumerate(out.rounds):
             latents = round_.path.latents  # (n s+1 c h w)

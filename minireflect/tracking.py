@@ -17,7 +17,7 @@ PICTURES_EVERY, SHOWN = 10, 8  # iterations between two sets of pictures; how ma
 
 
 class Tracking:
-    """Where a run's values go besides metrics.jsonl.  Raises ImportError that says what to install."""
+    """A second log of a run's values, beside metrics.jsonl.  Raises ImportError that says what to install."""
 
     def __init__(self, kind: Tracker, folder: Path) -> None:
         self.kind = kind

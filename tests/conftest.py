@@ -1,13 +1,14 @@
-"""One thread per worker: pytest-xdist already keeps every core busy, and two that share cores slow each other
-down.
+"""One thread per worker and per process that a test starts: pytest-xdist already keeps every core busy.
+
+Torch reads it when it is imported; the process that hands out the tests never imports it.
 """
 
+import os
 import socket
 
 import pytest
-import torch
 
-torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ class ReasonRLConfig(TokenConfig):
     updates: Count = 2
     # peak learning rate of AdamW; falls to zero on a cosine after a warm-up of 5 %
     lr: Weight = 3e-4
-    # H* of text tokens, nats; what stage 1 ends with
+    # H* of text tokens, nats; the entropy at the end of stage 1
     text_entropy: Weight = 0.11
     # H* of image tokens, nats
     image_entropy: Weight = 0.19
@@ -76,9 +76,9 @@ class ReasonRLConfig(TokenConfig):
     read_rationales: bool = True
     # weight of stage 1's loss on true pictures, gamma in InstructGPT's equation 2; the paper has none
     recall: Weight = 0.3
-    # true pictures to recall, rendered once
+    # pictures of the recalled loss, rendered once
     recall_pictures: Count = 6_000
-    # true pictures per optimiser step
+    # pictures of the recalled loss in an optimiser step
     recall_batch: Count = 48
     # compute the recalled loss in bfloat16
     bf16: bool = False
@@ -99,7 +99,7 @@ class ReasonRLConfig(TokenConfig):
 
 
 class Rewards(NamedTuple):
-    """What a sample must pass; both are learned."""
+    """The learned rewards that must both accept a sample."""
 
     picture: Reward  # probability that the picture shows its prompt
     rationale: Reward | None = None  # least probability of a word of the rationale, given the picture
@@ -162,7 +162,7 @@ def sample_groups(
 
 
 class Learner(NamedTuple):
-    """What is trained, and what it is compared with."""
+    """The model that is trained, its reference, and the state of the training."""
 
     pipe: ReasonPipeline
     reference: ReasonGen  # the model before RL, frozen
@@ -227,7 +227,7 @@ def update(learner: Learner, samples: Samples, config: ReasonRLConfig, noise: Ge
         counts = total(counts).clamp(min=1)
         H = torch.stack([v.sum() for v in nats]) / counts  # (2) this process's part of the means
         more = [sum(control.alpha * h for control, h in zip(learner.entropies, H))]
-        if learner.examples:  # every process recalls the same
+        if learner.examples:  # the same pictures in every process
             recalled, _ = sft_loss(model, learner.examples, config.examples, noise)
             more.append(config.recall / world() * recalled)
         stats = token_step(now, tokens, learner.optimizer, config.clip_range, config.beta, *more)

@@ -28,13 +28,13 @@ class PromptError(Refusal):
 
 
 def up_to(ids: Tensor, end: int) -> Tensor:
-    """Which tokens count: all up to the first `end`, itself included.  Shapes: ids (b t) -> (b t) bool"""
+    """A mask of the tokens up to the first `end`, itself included.  Shapes: ids (b t) -> (b t) bool"""
     ends = (ids == end).int()
     return ends.cumsum(1) - ends == 0
 
 
 def trim(ids: Tensor, end: int) -> Tensor:
-    """Without the last columns, in which every row has ended.  Shapes: ids (b t) -> (b t')"""
+    """Remove the last columns, in which every row has ended.  Shapes: ids (b t) -> (b t')"""
     return ids[:, : int(up_to(ids, end).sum(1).max())]
 
 
@@ -155,7 +155,7 @@ class NoVocabulary(NamedTuple):
 
 
 def _engine(folder: Path) -> "tokenizers.Tokenizer":  # noqa: F821  imported below: an optional dependency
-    """The vocabulary of a folder as the library has it; the steps before the byte pairs are CLIP's."""
+    """The library's tokenizer with a folder's vocabulary and CLIP's steps before the byte pairs."""
     try:
         import tokenizers
     except ImportError as error:

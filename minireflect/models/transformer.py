@@ -100,7 +100,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Shared(NamedTuple):
-    """What all layers of one call share: positions of the tokens, and what they attend to."""
+    """Inputs that all layers of one call share: positions of the tokens, and the mask of their attention."""
 
     cos: Tensor  # as `rotate` takes them
     sin: Tensor
@@ -145,8 +145,8 @@ class Block(nn.Module):
 
 
 def pick(log_prob: Tensor, generator: Generator | None, whole: int | None = None) -> Tensor:
-    """A token for each row; without a generator the likeliest.  The noise is drawn on the CPU, as for `whole`
-    rows of all processes.  Shapes: log_prob (b v) -> (b)
+    """A token for each row; without a generator the likeliest.  The noise is drawn on the CPU, for the
+    `whole` rows of all processes.  Shapes: log_prob (b v) -> (b)
     """
     if generator is None:
         return log_prob.argmax(-1)
@@ -161,7 +161,7 @@ Choose = Callable[[Tensor], Tensor]  # logits (b v) -> token ids (b)
 
 @dataclass(frozen=True)
 class SamplingConfig(Checked):
-    """How the next token is chosen."""
+    """The distribution from which the next token is chosen."""
 
     # divides the logits; for the likeliest token alone use top_k 1
     temperature: Temperature = 1.0
@@ -262,7 +262,7 @@ class Transformer(nn.Module):
 
         With `forced`, a text that reaches the length limit is closed with `end`, which the model did not
         choose.
-        Shapes: hidden (b 1 d), the state after what the cache holds
+        Shapes: hidden (b 1 d), the state after the last cached token
         """
         b = len(hidden)
         ids = torch.full((b, length), EOS, device=hidden.device)
@@ -277,7 +277,7 @@ class Transformer(nn.Module):
             ids[:, i] = torch.where(going, token, ids[:, i])
             hidden = self(self.embed(ids[:, i : i + 1]), cache, going[:, None])
             last = torch.where(going[:, None, None], hidden, last)
-            going = going & (ids[:, i] != end)  # no look at it: the host would wait, and draws would differ
+            going = going & (ids[:, i] != end)  # an early end would wait for the device, and change draws
         return SampledText(ids, chosen, last)
 
 
@@ -359,4 +359,4 @@ def questions(tokenizer: Tokenizer, asked: list[list[str]], answers: list[list[b
     """
     rows = [sorted(zip(*row), key=lambda pair: pair[0]) for row in zip(answers, asked)]
     texts = [" ".join(f"{ANSWERS[met]} {requirement}" for met, requirement in row) for row in rows]
-    return tokenizer.encode(texts, length + 1)[:, :-1]  # no end: what follows is a token of its own
+    return tokenizer.encode(texts, length + 1)[:, :-1]  # without the end token: BOS follows

@@ -36,7 +36,7 @@ class UNetConfig(Checked):
     mid_depth: Depth  # transformer blocks in the middle; 0 = no attention there
     context_width: Annotated[int, Range(0, 1 << 20)]  # width of the prompt's hidden states
     res_blocks: Depth = 2  # residual blocks per level on the way down; one more on the way up
-    # attention heads, everywhere or per level (the middle has the last); give this or head_width
+    # attention heads, one number for all levels or one each (the middle has the last); this or head_width
     heads: Size | tuple[Size, ...] | None = None
     head_width: Size | None = None  # channels per head, the same everywhere; give this or heads
     use_linear_projection: bool = False  # linear (SD 2.x, SDXL) instead of 1x1 convolutions (SD 1.x)
@@ -46,8 +46,7 @@ class UNetConfig(Checked):
     pooled_width: Size | None = None  # SDXL: width of the pooled prompt; None = no added conditioning
     size_count: Size = 6  # SDXL: numbers that tell sizes and crop, used only with pooled_width
     size_width: Size = 256  # SDXL: width of the embedding of each of these numbers
-    # of the latents, if each position has a learned offset; None as in SD, which knows positions from the
-    # padding only
+    # side of the latents, where each position has a learned offset; None: no offsets, as in SD
     side: Size | None = None
     # Distilled networks: the depth behind every residual block of every level, finest level first, in place
     # of depths and res_blocks; and the number of residual blocks in the middle.
@@ -109,7 +108,7 @@ def mlp(width_in: int, width: int) -> nn.Sequential:
 class UNet(nn.Module):
     """Predicts the noise in `x` at time `t` under the prompt `context`.
 
-    Set the attribute `checkpointing` to hold less memory in training, for one more forward pass.
+    The attribute `checkpointing` saves memory in training, at the cost of one more forward pass.
     """
 
     def __init__(self, config: UNetConfig) -> None:
@@ -189,7 +188,7 @@ class UNet(nn.Module):
         # fmt: on
 
     def embed_time(self, x: Tensor, t: Tensor, added: Added | None) -> Tensor:
-        """What every residual block gets: the time, and SDXL's added condition.
+        """The embedding that every residual block adds: of the time, and of SDXL's added condition.
 
         Shapes: x (b c h w), t () or (b) -> (b e)
         """

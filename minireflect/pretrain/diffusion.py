@@ -90,7 +90,7 @@ def train_diffusion(
         x0, words = latents[pick], torch.where(empty.to(device), null, ids[pick])
         output = raw["unet"](schedule.add_noise(x0, t, noise), t, raw["text_encoder"](words))
         minimise((weight * (output - schedule.target(x0, noise, t)) ** 2).mean())  # DDPM (14)
-        decay = min(EMA, (1 + step) / (10 + step))  # a short memory at first, when the weights are random
+        decay = min(EMA, (1 + step) / (10 + step))  # less at first: random weights count little
         with torch.no_grad():
             torch._foreach_lerp_(list(averaged.parameters()), list(raw.parameters()), 1 - decay)
     networks = averaged["text_encoder"], averaged["unet"]

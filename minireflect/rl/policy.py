@@ -20,7 +20,7 @@ MAX_LOG_RATIO = 20.0  # nats; exp(20) = 5e8.  Beyond it exp overflows, and 0 * i
 
 
 class PPOStats(NamedTuple):
-    """The loss, and detached numbers that show whether the clip is at work."""
+    """The loss, and detached statistics of the clip."""
 
     loss: Tensor  # ()
     clip_high: Tensor  # () share of samples with A > 0 whose ratio rose beyond the clip: no gradient left

@@ -55,7 +55,7 @@ class TokenBatch(NamedTuple):
 
 
 class TokenStats(NamedTuple):
-    """What one optimiser step did."""
+    """Statistics of one optimiser step."""
 
     loss: float  # of the clipped policy gradient
     total: float  # with all other terms

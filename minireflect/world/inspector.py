@@ -85,8 +85,8 @@ def _read(pixels: np.ndarray) -> Reading:
 
 
 def _behind_strips(pixels: np.ndarray) -> Iterator[np.ndarray]:
-    """Where a flat strip, two pixels wide, lies over the picture from edge to edge: the picture with the mean
-    of the two lines beside it in its place.
+    """If a flat strip, two pixels wide, covers the picture from edge to edge: the picture with the mean of
+    the two lines beside the strip in its place.
 
     Shapes: pixels (64 64 3) in [0, 1] -> none to two of the same: of rows, of columns
     """
@@ -96,7 +96,7 @@ def _behind_strips(pixels: np.ndarray) -> Iterator[np.ndarray]:
         k = np.flatnonzero(flat[:-1] & flat[1:])  # the first lines of n strips
         before, after = lines[np.where(k > 0, k - 1, 2)], lines[np.where(k < SIZE - 2, k + 2, SIZE - 3)]
         off = np.minimum(np.abs(lines[k] - before), np.abs(lines[k + 1] - after)).mean(axis=(1, 2))
-        if off.max(initial=0) > FLAT / 2:  # it can be seen, and is no edge
+        if off.max(initial=0) > FLAT / 2:  # visible, and not an edge of the scene
             behind, n = pixels.copy(), off.argmax()
             behind.swapaxes(0, axis)[k[n] : k[n] + 2] = (before[n] + after[n]) / 2
             yield behind
@@ -198,13 +198,13 @@ def _blocks(pixels: np.ndarray) -> np.ndarray:
 # ------------------------------------------------------------------------- arrangements: shapes one by one
 STAMP = 32  # pixels, side of a stamp; the largest shape is 24 wide
 MIN_PIXELS = 25  # visible pixels of a shape; a cylinder has 98, and half of it can be hidden
-# found in a picture; a graph has four at most, and more than it asked for is wrong, not unreadable
+# read in a picture; a graph has four, and a picture with more of them is wrong, but readable
 MAX_SHAPES = 6
 
 
 @cache
 def _stamps() -> np.ndarray:
-    """How much of each pixel a shape covers, about its centre.  Shape (things 32 32), in [0, 1]"""
+    """The share of each pixel that a shape covers, about its centre.  Shape (things 32 32), in [0, 1]"""
     window = slice(MARGIN + 32 - STAMP // 2, MARGIN + 32 + STAMP // 2)
     drawn = [canvas(ARRANGEMENT, (Object(name, "ink", xy=(32, 32)),), "") for name in THINGS]
     shades = [pixels[window, window].astype(np.float32).mean(axis=2) for pixels in drawn]

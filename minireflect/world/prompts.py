@@ -34,7 +34,7 @@ HELD_OUT_EVERY = 5  # one combination in five is never trained on
 
 
 def split(text: str) -> list[str]:
-    """Lower-case words without punctuation and TeX commands (\\frac): the one way from text to words."""
+    """Lower-case words without punctuation and TeX commands (\\frac); all text is split by this function."""
     return re.findall(r"(?<![\\\w])[\w']+", text.lower())
 
 
@@ -52,12 +52,12 @@ class Prompt:
 
     @property
     def content(self) -> tuple:
-        """What is asked for, however it is said; a content is in one split."""
+        """The facts that are asked for, independent of the wording.  Each content is in one split."""
         return self.graph.content if self.graph else (self.law, self.objects, self.outcome)
 
     @property
     def group(self) -> str:
-        """What tables average over: the law, or GenEval's task."""
+        """The group over which tables average: the law, or GenEval's task."""
         return self.task or self.law
 
     def fulfilled_by(self, reading: Reading) -> bool:
@@ -152,7 +152,7 @@ def _by_text() -> dict[str, Prompt]:
 
 
 def understand(text: str) -> Prompt | None:
-    """The prompt behind a sentence of this world, or None for any other sentence."""
+    """The prompt with this text, or None if there is none.  Case, spaces and a full stop do not count."""
     return _by_text().get(" ".join(text.lower().split()).rstrip("."))
 
 
@@ -177,7 +177,7 @@ class PromptMix(Checked):
     physical: Weight = 0.45
     # share of prompts that state an unlawful outcome
     unconventional: Weight = 0.45
-    # share of GenEval's tasks; what is not reinforced at all would be forgotten
+    # share of GenEval's tasks, which the model would forget otherwise
     arrangement: Weight = 0.1
 
     def __post_init__(self) -> None:
@@ -241,10 +241,10 @@ def _nearest(others: list, distance: Callable[..., int]) -> list:
 
 
 def _graph_distance(a: SceneGraph, b: SceneGraph) -> int:
-    """How many facts differ between two graphs of one task, which has at most one relation."""
+    """The number of facts that differ between two graphs of one task, which has at most one relation."""
     return _differences(a.entities, b.entities) + (a.relations != b.relations)
 
 
 def _differences(a: tuple, b: tuple) -> int:
-    """How many attributes differ between two tuples of objects, or of entities."""
+    """The number of attributes that differ between two tuples of objects, or of entities."""
     return sum(u != v for x, y in zip(a, b) for u, v in zip(vars(x).values(), vars(y).values()))

@@ -1,4 +1,4 @@
-"""What others have published: their scene graphs and tasks are read, pictures go where their scripts look.
+"""Formats of others: read published scene graphs and tasks, write pictures where their scripts look for them.
 
 LAION-SG (arXiv 2412.08580) and T2I-R1 (arXiv 2505.00703) have graphs; GenEval (arXiv 2310.11513) and
 DrawBench have tasks.  GenEval's rules, for comparison with its tables, are milder than those of prompts.py:
@@ -54,8 +54,8 @@ def read_graphs(text: str) -> list[SceneGraph]:
 
 
 def from_laion_sg(text: str) -> SceneGraph:
-    """A graph from the JSON of LAION-SG or T2I-R1 (arXiv 2505.00703); items that are alike are one entity,
-    counted.
+    """A graph from the JSON of LAION-SG or T2I-R1 (arXiv 2505.00703); equal items are one entity with their
+    number.
 
         {"items": [{"item_id", "label", "attributes"}], "relations": [{"item1", "relation", "item2"}]}
         {"triples": [["red ball", "on", "blue box"]]}
@@ -120,8 +120,8 @@ def geneval_scores(things: list[Objects], prompts: list[Prompt]) -> dict[str, fl
 
 
 def write_samples(folder: Path, about: list[dict], images: Tensor, first: int = 0) -> None:
-    """Write pictures as GenEval's scripts read them: for each prompt FOLDER/00000/ with metadata.jsonl, what
-    is known of it, and samples/0000.png, ...; `first` is the first prompt's number.
+    """Write pictures as GenEval's scripts read them: for each prompt FOLDER/00000/ with its metadata.jsonl,
+    and samples/0000.png, ...; `first` is the first prompt's number.
 
     Shapes: images (n*k 3 h w) in [-1, 1], k of each of n prompts, one after the other
     """
@@ -136,7 +136,7 @@ def write_samples(folder: Path, about: list[dict], images: Tensor, first: int = 
 def read_benchmark(path: Path) -> list[dict]:
     """The tasks of a benchmark: GenEval's .jsonl, DrawBench's .csv (Prompts, Category), or a prompt a line.
 
-    -> what is known of each, "prompt" among it.  Raises ValueError when a task has no prompt.
+    -> a dictionary for each task, with the key "prompt".  Raises ValueError when a task has no prompt.
     """
     lines = read_text(path).splitlines()
     if path.suffix == ".jsonl":

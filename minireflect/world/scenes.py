@@ -1,4 +1,4 @@
-"""What a picture shows, as data: a scene is a law of physics, its objects and an outcome.
+"""The content of a picture as data: a scene is a law of physics, its objects and an outcome.
 
 Everything else in the world uses this record: `render` turns it into pixels, `caption` and `rationale` into
 words, and `inspect` recovers it from pixels alone.
@@ -60,14 +60,14 @@ class Scene:
 
     @property
     def facts(self) -> tuple[str, Objects, str]:
-        """What must be right about a picture; the position of the camera is not part of it."""
+        """The facts that a picture must show.  The camera position is not one of them."""
         return (self.law, self.objects, self.outcome)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What the inspector read.  If the picture is unreadable, `scene` is None and `why` one sentence; `block`
-    is the 4x4 block of pixels furthest from the nearest scene, (x, y) of its first pixel, where one is.
+    """The inspector's result.  For an unreadable picture `scene` is None and `why` is a sentence; `block` is
+    the (x, y) of the 4x4 pixels that differ most from the nearest scene, if there is such a scene.
     """
 
     scene: Scene | None

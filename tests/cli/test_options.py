@@ -66,9 +66,12 @@ def cpu_seconds(words: list[str], **environment: str) -> float:
 
 
 def slow_help(*words: str) -> bool:
-    """Whether a help takes over 2 s of CPU, and over 0.6 s besides torch, which a busy machine slows too."""
-    taken = min(cpu_seconds(["-m", "minireflect", *words, "--help"]) for _ in range(2))
-    return taken > 2.0 and taken - cpu_seconds(["-c", "import torch"]) > 0.6
+    """Whether a help takes over 2 s of CPU, and over 0.6 s besides torch: a busy machine slows both."""
+    for _ in range(3):  # what is quick once is quick; a busy machine gets another chance
+        taken = cpu_seconds(["-m", "minireflect", *words, "--help"])
+        if taken <= 2.0 or taken - cpu_seconds(["-c", "import torch"]) <= 0.6:
+            return False
+    return True
 
 
 @pytest.mark.parametrize("words", [[], ["train"], ["train", "srrl"], ["sample"]])

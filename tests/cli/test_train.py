@@ -23,6 +23,10 @@ TINY = [
     "--sampler.steps",
     "3",
     "--evaluation.pictures",
+    "4",
+    "--updates",
+    "2",
+    "--batch",
     "8",
 ]
 

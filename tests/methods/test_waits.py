@@ -42,7 +42,7 @@ def of_srrl(objective: str, steps: int, updates: int) -> Counter[str]:
 @pytest.mark.parametrize("objective", ["regress", "grpo", "ppo"])
 def test_an_iteration_waits_twice_a_round_and_twice_more(objective: str) -> None:
     """A check of the pictures and the rewards of each round; the statistics, and the noise's scale."""
-    few, many = of_srrl(objective, 5, 1), of_srrl(objective, 7, 3)
+    few, many = of_srrl(objective, 3, 1), of_srrl(objective, 4, 2)
     assert few == many, many - few
     assert sum(few.values()) == 2 * 2 + 2, few
 

@@ -4,8 +4,6 @@ OpenCLIP.
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +28,7 @@ from minireflect.models.clip import CLIP, CLIPConfig
 from minireflect.models.tokenizer import BytePairs, NoVocabulary, PromptError
 from minireflect.models.unet import Added
 from minireflect.rl.rewards import clip_reward
+from tests.cli.console import run
 from tests.models.test_clip import CLIP_H, CLIP_L, similarity
 from tests.small import shaken
 
@@ -105,7 +104,7 @@ def test_the_picture_is_the_one_that_diffusers_draws(checkpoint: Checkpoint) -> 
     x_T, texts = torch.randn(2, 4, 16, 16), WORDS[:2]
     expected = checkpoint.theirs(
         texts,
-        num_inference_steps=20,
+        num_inference_steps=5,
         guidance_scale=7.5,
         latents=x_T,
         output_type="pt",
@@ -113,7 +112,7 @@ def test_the_picture_is_the_one_that_diffusers_draws(checkpoint: Checkpoint) -> 
         width=SIZE,
     ).images
     for ours in (load_pipeline(checkpoint.folder), from_file(checkpoint)):
-        found = ours.generate(texts, steps=20, guidance=7.5, eta=0.0, latents=x_T)
+        found = ours.generate(texts, steps=5, guidance=7.5, eta=0.0, latents=x_T)
         assert expected.std() > 0.1
         assert (found / 2 + 0.5 - expected).abs().max() < 1e-3
 
@@ -525,8 +524,7 @@ def test_inspect_says_what_is_in_it(checkpoint: Checkpoint) -> None:
 
 def test_inspect_is_a_command(tmp_path: Path) -> None:
     save_file({"a.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
-    command = [sys.executable, "-m", "minireflect", "inspect", str(tmp_path / "other.safetensors"), "nowhere"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run("inspect", "other.safetensors", "nowhere", cwd=tmp_path)
     assert "1 tensors, of no family known here" in done.stdout
     assert done.returncode == 2 and "nowhere is not there" in done.stderr and "Traceback" not in done.stderr
 

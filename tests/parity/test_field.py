@@ -1,6 +1,8 @@
 """What checkpoints of the field state beside their tensors: the same pictures as diffusers draws."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,26 @@ from .checkpoints import WORDS, pipeline, save_original
 
 pytestmark = pytest.mark.usefixtures("no_network")
 PROMPT = WORDS[0]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A function (family, folder, JSON file, keys of it to change; ... removes one) -> a saved pipeline in
+    folder/sd, a copy of one that is made once.
+    """
+    made: dict[str, Path] = {}
+
+    def copy(family: str, folder: Path, file: str = "", **changes: object) -> Path:
+        if family not in made:
+            theirs_of(family, made.setdefault(family, tmp_path_factory.mktemp(family)))
+        shutil.copytree(made[family] / "sd", folder / "sd")
+        if file:
+            values = json.loads((folder / "sd" / file).read_text()) | changes
+            kept = {key: value for key, value in values.items() if value is not ...}
+            (folder / "sd" / file).write_text(json.dumps(kept))
+        return folder / "sd"
+
+    return copy
 
 
 def theirs_of(family: str, folder: Path, unet: dict | None = None, scheduler: object = None) -> object:
@@ -195,19 +217,14 @@ ABSENT = {
 }  # fmt: skip
 
 
-def edit(file: Path, **changes: object) -> None:
-    """Change the keys of a JSON file; ... removes one."""
-    values = json.loads(file.read_text()) | changes
-    file.write_text(json.dumps({key: value for key, value in values.items() if value is not ...}))
-
-
 @pytest.mark.parametrize(("file", "key"), [(file, key) for file, keys in ABSENT.items() for key in keys])
-def test_an_absent_key_means_what_the_library_takes(file: str, key: str, tmp_path: Path) -> None:
-    theirs_of("sdxl", tmp_path)
-    edit(tmp_path / "sd" / file, **{key: ...})
-    theirs = DiffusionPipeline.from_pretrained(tmp_path / "sd")
+def test_an_absent_key_means_what_the_library_takes(
+    file: str, key: str, saved: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = saved("sdxl", tmp_path, file, **{key: ...})
+    theirs = DiffusionPipeline.from_pretrained(folder)
     theirs.set_progress_bar_config(disable=True)
-    assert off(theirs, load_checkpoint(tmp_path / "sd")) < 1e-3
+    assert off(theirs, load_checkpoint(folder), 2) < 1e-3
 
 
 CHANGED = [  # a sampler that clips where nothing is said, another side of the words, other words at the ends
@@ -222,11 +239,12 @@ CHANGED = [  # a sampler that clips where nothing is said, another side of the w
 
 
 @pytest.mark.parametrize(("file", "change", "told"), CHANGED)
-def test_what_would_change_the_picture_is_refused(file: str, change: dict, told: str, tmp_path: Path) -> None:
-    theirs_of("sdxl", tmp_path)
-    edit(tmp_path / "sd" / file, **change)
+def test_what_would_change_the_picture_is_refused(
+    file: str, change: dict, told: str, saved: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = saved("sdxl", tmp_path, file, **change)
     with pytest.raises(WeightsError, match=f"asks for {told}.*which is refused"):
-        load_checkpoint(tmp_path / "sd")
+        load_checkpoint(folder)
 
 
 OTHERS = [EulerDiscreteScheduler(**SD, use_karras_sigmas=True), PNDMScheduler(**SD, skip_prk_steps=True),
@@ -234,9 +252,9 @@ OTHERS = [EulerDiscreteScheduler(**SD, use_karras_sigmas=True), PNDMScheduler(**
 
 
 @pytest.mark.parametrize("scheduler", OTHERS, ids=lambda scheduler: type(scheduler).__name__)
-def test_another_sampler_is_said(scheduler: object, tmp_path: Path) -> None:
+def test_another_sampler_is_said(scheduler: object, saved: Callable[..., Path], tmp_path: Path) -> None:
     """diffusers writes an infinite number into DPMSolver's configuration, which is no JSON."""
-    theirs_of("sd1", tmp_path, scheduler=scheduler)
+    scheduler.save_pretrained(saved("sd1", tmp_path) / "scheduler")
     with pytest.warns(UserWarning, match=f"asks for {type(scheduler).__name__}.* drawn with DDIM"):
         load_checkpoint(tmp_path / "sd")
 

@@ -24,7 +24,7 @@ from minireflect.methods.finetune import (
     read_prompts,
 )
 from minireflect.methods.learn import HALF_SCALE, Learner, learn
-from minireflect.methods.rollout import rollout
+from minireflect.methods.rollout import Rollout, rollout
 from minireflect.methods.srrl import SRRLConfig, recipe
 from minireflect.models.lora import LoRAConfig, add_lora, lora_layers
 from minireflect.models.tokenizer import PromptError
@@ -86,13 +86,16 @@ def with_lora(base: Path, dtype: torch.dtype = torch.float32, micro_batch: int =
 PPO = replace(QUICK, objective="ppo", updates=1)
 
 
-def one_update(pipe: LatentDiffusion, config: SRRLConfig) -> tuple[dict[str, torch.Tensor], float | None]:
-    """Rollout and one iteration of updates.  -> the adapters after it, and `first_ratio`"""
+def one_update(
+    pipe: LatentDiffusion, config: SRRLConfig
+) -> tuple[dict[str, torch.Tensor], float | None, Rollout]:
+    """Rollout and one iteration of updates.  -> the adapters after it, `first_ratio`, what was drawn"""
     learner = Learner.of(pipe, replace(config, lr=1.0), config.sampler, 64)
     trained = learner.networks["unet"]
     learner.optimizer = torch.optim.SGD(trained.parameters())
-    stats = learn(learner, rollout(pipe, TEXTS, incompressibility, config, 0, 0), 1.0, rng(0, "update"))
-    return trained.state_dict(), stats.first_ratio
+    drawn = rollout(pipe, TEXTS, incompressibility, config, 0, 0)
+    stats = learn(learner, drawn, 1.0, rng(0, "update"))
+    return trained.state_dict(), stats.first_ratio, drawn
 
 
 @pytest.mark.slow
@@ -111,7 +114,6 @@ def test_the_reward_rises_on_incompressibility(base: Path, prompts: Path, tmp_pa
     first = kilobytes()
     finetune(config, replace(QUICK, objective="regress"), pipe, incompressibility, Job(run))
     last = kilobytes()
-    print(first, last)
     assert last["reward"] > first["reward"] + 4 * (first["reward_se"] ** 2 + last["reward_se"] ** 2) ** 0.5
     rows = run.metrics("srrl")
     assert all(len(r["reward_by_round"]) == 2 and r["first_ratio"] is None for r in rows)
@@ -124,7 +126,7 @@ def test_the_reward_rises_on_incompressibility(base: Path, prompts: Path, tmp_pa
 @pytest.mark.parametrize("objective", ["ppo", "regress"])
 def test_in_parts_the_update_is_the_same(base: Path, objective: str) -> None:
     config = replace(QUICK, group=3, objective=objective, batch=6, updates=1)
-    (whole, a), (split, b) = (one_update(with_lora(base, micro_batch=m), config) for m in (0, 2))
+    (whole, a, _), (split, b, _) = (one_update(with_lora(base, micro_batch=m), config) for m in (0, 2))
     assert a == b == (0.0 if objective == "ppo" else None)
     moved = [n for n in whole if n.endswith("B") and whole[n].any()]
     assert len(moved) == len(lora_layers(with_lora(base).unet))
@@ -137,7 +139,7 @@ def test_the_other_families_learn_too(family: str, tmp_path: Path) -> None:
     """v-prediction, and two text encoders with a pooled prompt, through rollout, reflection and update."""
     pipeline(family, tmp_path).save_pretrained(tmp_path / "sd")
     pipe = with_lora(tmp_path / "sd", micro_batch=2)
-    after, first_ratio = one_update(pipe, replace(PPO, group=2, guidance=2.0))
+    after, first_ratio, _ = one_update(pipe, replace(PPO, group=2, guidance=2.0, batch=4))
     assert first_ratio == 0.0
     assert all(t.isfinite().all() for t in after.values()) and any(
         t.any() for n, t in after.items() if n.endswith("B")
@@ -163,11 +165,10 @@ def test_in_half_precision_the_first_ratio_is_one_and_latents_are_float32(
     base: Path, dtype: torch.dtype
 ) -> None:
     pipe = with_lora(base, dtype, micro_batch=2)
-    config = replace(PPO, group=3)
-    out = rollout(pipe, TEXTS, incompressibility, config, 0, 0)
+    config = replace(PPO, group=3, batch=6)
+    after, first_ratio, out = one_update(pipe, config)
     path = out.rounds[0].path
     assert path.latents.dtype == path.log_probs.dtype == torch.float32
-    after, first_ratio = one_update(pipe, config)
     assert first_ratio == 0.0
     full = one_update(with_lora(base), config)[0]
     a, b = (torch.cat([v[n].flatten() for n in sorted(v) if n.endswith("B")]) for v in (after, full))
@@ -187,7 +188,7 @@ def test_float16_gradients_are_scaled_and_scaled_back() -> None:
 
 
 def test_checkpointing_changes_no_gradient(base: Path) -> None:
-    config = replace(QUICK, group=2, updates=1)
+    config = replace(QUICK, group=2, updates=1, batch=4)
     results = []
     for checkpointing in (False, True):
         pipe = with_lora(base)
@@ -209,6 +210,9 @@ def test_prompts_come_from_a_file_or_from_ours(prompts: Path, tmp_path: Path) ->
     empty = tmp_path / "empty.txt"
     empty.write_text("# nothing\n\n")
     with pytest.raises(PromptError, match="no prompt in"):
+        read_prompts(str(empty))
+    empty.write_bytes("a red ball".encode("utf-16-le"))
+    with pytest.raises(ValueError, match="not a text file in UTF-8: character 1 is NUL"):
         read_prompts(str(empty))
     empty.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="not a text file"):

@@ -92,6 +92,7 @@ def test_pictures_and_lora_are_saved_on_the_way(tmp_path: Path) -> None:
     folder = make(tmp_path)
     line = "minireflect train --base BASE --reward mymodule:brightness --prompts prompts.txt --method grpo"
     short = [*SHORT, "--group", "2", "--updates", "1", "--batch", "4", "--cooldown", "0"]
+    short += ["--evaluation.pictures", "2"]
     do(line, folder, *short, "--iterations", "3", "--every", "2", "--out", "with")
     do(line, folder, *short, "--iterations", "3", "--out", "without")
     do(line, folder, *short, "--iterations", "2", "--out", "two")

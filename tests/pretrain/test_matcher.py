@@ -182,9 +182,9 @@ def test_answers_are_true_of_what_is_visible() -> None:
 def test_questions_about_pairs_of_another_split_are_never_asked(split: str) -> None:
     """In training: of no held-out pair.  For the others the graphs' own split, as true and false ones."""
     draw, asked = random.Random(split), Counter()
-    for _ in range(150):
+    for _ in range(60):
         graph, scene = sample_picture(draw, split)
-        for _ in range(12):
+        for _ in range(30):
             r, _ = question(graph, scene, [True] * (len(scene.objects) + 1), draw, 0.6)
             if r.object is not None:
                 asked[pair_split(r.subject, r.object)] += 1

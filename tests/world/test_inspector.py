@@ -20,7 +20,7 @@ from minireflect.world.laws import LAWS, render, render_pixels
 from minireflect.world.prompts import draw_prompts, near_miss, prompt_set, sample_scene
 from minireflect.world.scenes import Scene
 
-N = 250  # scenes a test; the README's figures use 2,000 (scripts/measure.py)
+N = 150  # scenes a test; the README's figures use 2,000 (scripts/measure.py)
 LAW_NAMES = [*LAWS, "arrangement"]
 
 
