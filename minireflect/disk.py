@@ -16,12 +16,13 @@ from typing import Any, BinaryIO
 
 from .ranges import Refusal, expect
 
-LARGEST = 1 << 28  # bytes of a text file that is read whole
+Place = str | Path
+LARGEST = 1 << 28  # bytes of a file that is read whole
 DEEPEST = 50  # lists and objects within each other
 
 
 @contextmanager
-def replacing(path: str | Path, durable: bool = True, keep: Path | None = None) -> Iterator[BinaryIO]:
+def replacing(path: Place, durable: bool = True, keep: Path | None = None) -> Iterator[BinaryIO]:
     """A new file that takes the place of `path` when it is written whole; nothing is left of a failure.
 
     It is collected in memory: libraries that write to a file themselves do not all notice a full disk.
@@ -56,22 +57,30 @@ def remove_temporaries(folder: Path) -> None:
         left.unlink()
 
 
-def write_text(path: str | Path, text: str) -> None:
+def write_text(path: Place, text: str) -> None:
     """Write a text file in one piece: a reader sees the old one or the new one."""
     with replacing(path) as file:
         file.write(text.encode())
 
 
-def read_text(path: str | Path) -> str:
-    """The text of a regular file.  Raises Refusal when it is none, OSError when it cannot be read."""
-    if not Path(path).is_file():
+def read_bytes(path: Place) -> bytes:
+    """The contents of a regular file.  Raises Refusal when it is none, OSError when it cannot be read."""
+    if not Path(path).is_file():  # a pipe would be waited for
         raise Refusal(f"{path} is not there, or not a file")
     if Path(path).stat().st_size > LARGEST:
-        raise Refusal(f"{path} is too large: {LARGEST >> 20} MB are read of a text file at most")
+        raise Refusal(f"{path} is too large: {LARGEST >> 20} MB are read of a file at most")
+    return Path(path).read_bytes()
+
+
+def read_text(path: Place) -> str:
+    """The text of a regular file in UTF-8.  Raises Refusal and OSError as `read_bytes`."""
     try:
-        return Path(path).read_bytes().decode("utf-8-sig")
+        text = read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise Refusal(f"{path} is not a text file: {error.reason} at byte {error.start}") from None
+    if "\0" in text:  # UTF-16 is UTF-8 as well, if its letters are those of English
+        raise Refusal(f"{path} is not a text file in UTF-8: character {text.index(chr(0))} is NUL")
+    return text
 
 
 def _refused(constant: str) -> None:
@@ -98,6 +107,6 @@ def parse_json(text: str, kind: Any, where: object, constant: Callable = _refuse
     return expect(value, kind, str(where))
 
 
-def read_json(path: str | Path, kind: Any = dict) -> Any:
+def read_json(path: Place, kind: Any = dict) -> Any:
     """The value of a JSON file.  Raises Refusal as `read_text` and `parse_json`."""
     return parse_json(read_text(path), kind, path)

@@ -29,7 +29,7 @@ from .world.laws import LAWS
 from .world.prompts import Prompt, draw_prompts
 
 WIDTH = 110  # columns of a terminal
-Z = 1.959964  # standard deviations of a normal distribution to either side that hold 95 % of it
+Z = 1.959964  # 95 % of a normal distribution lie within Z standard deviations
 Score = dict[str, Any]  # what was measured, by name: numbers, or numbers by law; written as JSON as it is
 
 
@@ -37,7 +37,7 @@ Score = dict[str, Any]  # what was measured, by name: numbers, or numbers by law
 class EvaluationConfig(Checked):
     # pictures of each kind of prompt, the laws or tasks in equal shares
     pictures: Count = 256
-    # combinations of objects: test for figures that are reported, validation for choices, train to compare
+    # split of the combinations of objects: test for results, validation for choices, train to compare
     split: Annotated[Literal["train", "validation", "test"], Suppress] = "test"
     # of prompts and noise, the same for every model that is compared
     seed: int = 1_000
@@ -97,9 +97,10 @@ def _shown(cell: object, where: str) -> str:
 def interval(right: Tensor, prompts: Sequence[Hashable]) -> tuple[float, float]:
     """The 95 % interval, in [0, 1], of the share of right pictures; pictures of one prompt are alike.
 
-    Wilson's, with Student's t of as many prompts and the effective number of pictures: as many independent
-    ones have the variance that the share has by drawing prompts (Korn and Graubard 1998).  If all pictures
-    are right, or none, each prompt counts once.  Shapes: right (n) of 0 and 1, n prompts
+    Wilson's interval, with Student's t for the number of prompts and an effective number of pictures:
+    independent pictures of that number have the variance that the share has over prompts (Korn and Graubard
+    1998).  If all pictures are right, or none, each prompt counts once.
+    Shapes: right (n) of 0 and 1, n prompts
     """
     share, n, sums = right.mean().item(), len(right), defaultdict(float)
     for ok, prompt in zip(right.tolist(), prompts):
@@ -156,7 +157,7 @@ def score(images: Tensor, prompts: list[Prompt], rewards: Tensor) -> Score:
 def off_reward(images: Tensor) -> Score:
     """Mean pixel in [-1, 1], and mean absolute difference of neighbouring pixels.
 
-    No reward asks for them, and they change when one is fooled.  Shapes: images (n 3 h w)
+    No reward measures them, and they change when a reward is exploited.  Shapes: images (n 3 h w)
     """
     edges = F.l1_loss(images[..., 1:], images[..., :-1]) + F.l1_loss(images[..., 1:, :], images[..., :-1, :])
     return {"brightness": images.mean().item(), "edges": edges.item() / 2}
@@ -165,9 +166,9 @@ def off_reward(images: Tensor) -> Score:
 def evaluate_rewards(
     pipe: LatentDiffusion, reward: Reward, texts: list[str], sampler: SamplerConfig, config: EvaluationConfig
 ) -> tuple[Tensor, Score]:
-    """Of a published checkpoint, whose pictures no inspector can read.
+    """Measure a published checkpoint, whose pictures no inspector can read.
 
-    -> pictures (n 3 h w); the mean reward, its standard error, and what no reward asks for
+    -> pictures (n 3 h w); the mean reward, its standard error, and `off_reward`
     """
     images, rewards = sample_and_score(pipe, reward, texts, sampler, config)
     error = (rewards.std() / len(rewards) ** 0.5).item() if len(rewards) > 1 else 0.0

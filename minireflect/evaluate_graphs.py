@@ -22,8 +22,8 @@ from .world.graphs import Requirement, SceneGraph, sample_graph
 from .world.inspector import inspect_all
 from .world.scenes import Object
 
-# What runs on b graphs, and shows after each round: the best `images` so far (b 3 64 64), the Checker's
-# `answers` about them, the `evaluations` of the UNet (b) and the `calls` of the Checker (b) so far.
+# A function of b graphs and noise.  After each round it yields the best `images` so far (b 3 64 64), the
+# Checker's `answers` about them, and the UNet `evaluations` (b) and Checker `calls` (b) so far.
 Loop = Callable[[list[SceneGraph], Generator], Iterable[Any]]
 
 
@@ -86,13 +86,13 @@ def evaluate_loop(loop: Loop, judge: Checker, config: EvaluationConfig, name: st
         "entity_iou": mean_iou(zip(labels, map(seen_entities, things))),  # of the things by colour and name
         "relation_iou": mean_iou(predicates),
         "met": float(np.mean(met)),  # share of the requirements that are met
-        "right": float(right.mean()),  # share of the pictures that meet all of theirs
+        "right": float(right.mean()),  # share of the pictures that meet all requirements
         "unreadable": sum(not t for t in things) / len(things),  # share of the pictures
         "checker": checker.float().mean().item(),  # share of the requirements that the Checker calls met
         "checker_right": float(accepted.mean()),  # share of the pictures that the Checker accepts
         "judge": judged.share.mean().item(),  # the same two by the judge
         "judge_right": float(liked.mean()),
-        "fooled": share(~right, accepted),  # of the pictures that the Checker accepts, those not right
+        "fooled": share(~right, accepted),  # share of wrong ones among those that the Checker accepts
         "judge_fooled": share(~right, liked),
         "repaired": share(right, ~was),  # of those that are wrong in round 0, the share right at the end
         "damaged": share(~right, was),  # of those that are right in round 0, the share wrong at the end
@@ -106,7 +106,7 @@ def mean_iou(pairs: Iterable[tuple[set, set]]) -> float:
 
 
 def share(of: np.ndarray, among: np.ndarray) -> float:
-    """The share of one set of pictures among those of another, 0 if there are none."""
+    """The share of the set `of` in the set `among` of pictures; 0 if `among` is empty."""
     return float(of[among].mean()) if among.any() else 0.0
 
 

@@ -26,7 +26,7 @@ ORDER = ("arrangement", "physical", "unconventional")  # of the prompts
 
 
 def table_row(score: Score) -> dict[str, float]:
-    """A score as a row of a table: without its parts."""
+    """A score as a row of a table, without the values of single laws and tasks."""
     parts = expect(score.get("geneval"), dict, "geneval")
     return parts | {key: v for key, v in score.items() if key not in ("geneval", "parts")}
 
@@ -38,8 +38,8 @@ def evaluation_prompts(config: EvaluationConfig) -> list[Prompt]:
 
 
 def another_of_its_kind(prompts: list[Prompt]) -> list[int]:
-    """For each prompt the row of the next one that asks for something else: of the same law or task or, if
-    these all ask for the same, of the same kind.
+    """For each prompt the row of the next prompt that asks for something else: one of the same law or task,
+    or else of the same kind.
 
     Raises ValueError if a prompt has no such other.
     """
@@ -92,12 +92,12 @@ def evaluate_reason(
         "physical": float(right[m : 2 * m].mean()),  # right by the inspector
         "unconventional": float(right[2 * m :].mean()),
         "accepted": float(accepted.mean()),  # by the learned reward, over all prompts
-        "fooled": float(1 - right[accepted].mean()) if accepted.any() else 0.0,  # of those, not right
+        "fooled": share(~right, accepted),  # share of wrong pictures among the accepted
         "unreadable": sum(not r.readable for r in readings) / len(prompts),
-        "planned": float(planned.mean()),  # rationales that promise what the prompt asks for
-        "kept": share(kept, said),  # of the rationales that can be read, those whose promise is kept
+        "planned": float(planned.mean()),  # share of rationales that state what the prompt asks for
+        "kept": share(kept, said),  # share of readable rationales that the picture shows
         "tokens": tokens / len(prompts),  # sampled for a prompt, text and image
-        # of each law's or task's prompts: right, planned, kept (here one that cannot be read is not kept)
+        # of each law or task: shares right, planned and kept; an unreadable rationale counts as not kept
         "parts": {n: [float(v[names == n].mean()) for v in (right, planned, kept)] for n in unique},
     }
 

@@ -149,7 +149,7 @@ def curves(path: Path | None, *panels: Panel, columns: int = 0) -> "Figure":
 
 
 def bars(path: Path | None, xlabel: str, plots: dict[str, Bars]) -> "Figure":
-    """Horizontal bars of shares with their intervals: a plot for each title, for every name a bar a group.
+    """Horizontal bars of shares with their intervals: a plot for each title, a bar for each name and group.
 
     All plots have the same names.  A group named "" is alone and has no legend.  Saved if there is a path.
     """
@@ -209,8 +209,8 @@ def gallery(cells: Sequence[Cell | None], columns: int = 6, labels: Sequence[str
 
 
 def slider(name: str, values: Sequence[float], draw: "Callable[..., Figure]") -> None:
-    """For a notebook with ipywidgets: a slider that shows `draw(name=value)`.  Show what matters in a figure
-    besides: a page without a kernel has no slider.
+    """For a notebook with ipywidgets: a slider that shows `draw(name=value)`.  A page without a kernel has no
+    slider, so show the result in a figure, too.
     """
     try:
         from ipywidgets import SelectionSlider, interact

@@ -30,9 +30,7 @@ def start(device: torch.device) -> torch.device:
 
 
 def own_folder(folder: Path, resume: bool) -> Path:
-    """The run folder, which process 0 writes; the others write what it writes into a folder that is thrown
-    away, and read there what was saved.
-    """
+    """The run folder of process 0; a temporary folder with the same files for every other process."""
     if world() == 1:
         return folder
     if rank():
@@ -45,7 +43,7 @@ def own_folder(folder: Path, resume: bool) -> Path:
 
 
 def finish() -> None:
-    """Part from the other processes."""
+    """Leave the group of processes."""
     if dist.is_initialized():
         dist.destroy_process_group()
 

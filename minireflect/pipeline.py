@@ -111,7 +111,7 @@ class SamplerConfig(Checked):
 
 @dataclass
 class LatentDiffusion:
-    """The parts, and how to draw with them.  Images are (b 3 h w) in [-1, 1], latents (b 4 h/8 w/8)."""
+    """The networks, and how to sample with them.  Images are (b 3 h w) in [-1, 1], latents (b 4 h/8 w/8)."""
 
     tokenizer: Tokenizer | BytePairs | TwoBytePairs | NoVocabulary
     text_encoder: TextEncoder | TwoTextEncoders
@@ -119,8 +119,8 @@ class LatentDiffusion:
     autoencoder: Autoencoder
     schedule: Schedule
     image_size: int | tuple[int, int] = 64  # pixels: of each side, or height and width
-    zero_null: bool = False  # the empty prompt is all zeros, not what the encoder makes of it (SDXL)
-    micro_batch: int = 0  # pictures that go through a network at once, where more do not fit; 0 = all
+    zero_null: bool = False  # the empty prompt is embedded as zeros, not by the encoder (SDXL)
+    micro_batch: int = 0  # pictures that a network takes at once, to save memory; 0 = all
     negative: str = ""  # the prompt that guidance leads away from
     # last blocks of the text encoder that are left out, not of the negative prompt (diffusers)
     clip_skip: int = 0
@@ -190,10 +190,12 @@ class LatentDiffusion:
         """
         with torch.no_grad():
             cond = self.embed(prompts) if isinstance(prompts, list) else prompts
-            null = self.null()
         m = self.micro_batch or len(cond)
 
         def make_eps(w: float) -> EpsFn:
+            with torch.no_grad():
+                null = cond[:1] if w == 1 else self.null()  # guidance 1 has no use for it
+
             def eps(x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
                 each = zip(x.split(m), t.split(m), cond.split(m), strict=True)
                 guide = (guided(self.predict, c, null, w, self.schedule)(x, t) for x, t, c in each)
@@ -238,7 +240,7 @@ class LatentDiffusion:
         self, prompts: list[str], x_T: Tensor, sampler: SamplerConfig, reflection: ReflectionConfig,
         generator: Generator,
     ) -> Iterator[Tensor]:  # fmt: skip
-        """SRRL's released code: K rounds with no look at the pictures; the last picture as the sampler says.
+        """As SRRL's released code: K rounds that no reward decides on, and a last picture by `sampler`.
 
         Rounds 0 .. K-1 are sampled at `reflection.w_denoise` without step noise and turned back into noise.
         Yields K + 1 clean latents, to be decoded.  Shapes: b prompts, x_T (b 4 h/8 w/8); yields (b 4 h/8 w/8)
@@ -279,7 +281,7 @@ class LatentDiffusion:
                 sampled, seen, found = sampled_from(x_T, rows)
                 better = (found > values[rows]).nonzero().flatten()
                 at, kept, of = (sent(v, self.device) for v in (rows, rows[better], better))
-                x_0 = x_0.index_copy(0, at, sampled)  # what comes next avoids the latest, not the best
+                x_0 = x_0.index_copy(0, at, sampled)  # the next round starts from the latest, not the best
                 images = images.index_copy(0, kept, seen[of])
                 values = values.index_copy(0, rows[better], found[better])
             yield images

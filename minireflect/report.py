@@ -11,12 +11,12 @@ import json
 from pathlib import Path
 from statistics import fmean
 
-from .disk import read_json, write_text
+from .disk import read_bytes, read_json, write_text
 from .run import RunError, flat, read_metrics
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 POINTS = 200  # of a curve
-TRUTHS = {"reward_by_round": "right_by_round", "reward": "right"}  # what stands beside a reward
+TRUTHS = {"reward_by_round": "right_by_round", "reward": "right"}  # the inspector's values beside a reward
 FURTHER = ("accepted", "loss", "kl", "text_entropy", "image_entropy", "sg_iou")  # curves of other stages
 
 
@@ -105,7 +105,7 @@ def curves(rows: list[dict]) -> list[dict]:
 
 
 def line(rows: list[dict], x: str, key: str, kind: str) -> dict:
-    """Points of a value, or of the first of a list; every few where there are more than POINTS."""
+    """Points of a value, or of the first value of a list; a subset of them above POINTS."""
     label = {"reward": "learned reward", "right": "right by the inspector"}.get(kind, key)
     values = [(row[x], row[key]) for row in rows if row.get(key) not in (None, []) and x in row]
     values = [(a, b[0] if isinstance(b, list) else b) for a, b in values]
@@ -140,6 +140,6 @@ def album(folder: Path) -> list[dict]:
     found = []
     for sheet in sorted((folder / "album").glob("*.jpg")):
         rows = read_json(sheet.with_suffix(".json"), list)
-        picture = base64.b64encode(sheet.read_bytes()).decode()
+        picture = base64.b64encode(read_bytes(sheet)).decode()
         found.append({"step": int(sheet.stem), "rows": rows, "picture": f"data:image/jpeg;base64,{picture}"})
     return found

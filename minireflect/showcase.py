@@ -147,7 +147,7 @@ def album(
     def save(step: int) -> None:
         if step % every and step != config.iterations:
             return
-        out = rollout(pipe, texts, reward, config, job.seed, -1)  # the noise of no iteration
+        out = rollout(pipe, texts, reward, config, job.seed, -1)  # noise that no iteration uses
         rows, sheet = [], []
         for k, round_ in enumerate(out.rounds):
             latents = round_.path.latents  # (n s+1 c h w)

@@ -75,7 +75,7 @@ class Task(NamedTuple):
         ours.save_module(self.weights / f"{name}.safetensors", network, about)
 
     def finish(self, name: str, *kept: str, **labels: str) -> None:
-        """Hand on weights that the stage leaves as they are; plot values of its metrics with their labels."""
+        """Copy the weights that the stage does not change; plot values of its metrics with their labels."""
         self.hand_on(*kept)
         lines = [figures.Line(label, "step", key, span=25) for key, label in labels.items()]
         panel = figures.Panel(f"{name}: training", "step", ", ".join(labels.values()), lines, log=True)
@@ -145,13 +145,13 @@ def reward(task: Task) -> None:
 def srrl(task: Task) -> None:
     """Measure the base, reinforce it, measure again with the same prompts, noise and sampler."""
     config, run, method = task.config, task.run, task.config.method.upper()
-    # this and the next line name what is broken, and words that the base does not know
+    # this and the next line raise on broken files, and on words that the base does not know
     load_reward(task.source)
     ours.load_pipeline(task.source).tokenizer(all_texts())
     task.hand_on("autoencoder", "text_encoder", "reward", unet="base_unet")
     base, pipe = (ours.load_pipeline(task.weights, unet="base_unet").to(task.device) for _ in range(2))
     judge, how = load_reward(task.weights, task.device), (config.sampler, config.evaluation)
-    pipe.table(config.srrl.steps)  # raises where the schedule has fewer
+    pipe.table(config.srrl.steps)  # raises if the schedule has fewer
     before = task.measured("base", evaluate, base, judge, *how)
     clock, texts = time.time(), partial(config.mix.draw, config.seed, config.srrl.prompts_per_iteration)
     with keeping(partial(ours.save_pipeline, pipe, task.weights, ("unet",))):
@@ -186,11 +186,11 @@ def cost_of(rows: list[dict]) -> str:
 
 
 def lora(task: Task) -> None:
-    """The same on a published checkpoint, with LoRA.  Measures the reward, and statistics that it ignores."""
+    """Reinforce a published checkpoint with LoRA. Measures the reward, and statistics that it ignores."""
     config, method = task.config.finetune, task.config.method.upper()
     prompts, reward = read_prompts(config.prompts), chosen_reward(config, task.device)
     pipe, batches = load_base(config, task.device), replace(task.config.evaluation, batch=config.micro_batch)
-    pipe.table(task.config.srrl.steps)  # raises where the schedule has fewer
+    pipe.table(task.config.srrl.steps)  # raises if the schedule has fewer
     shown = [prompts[i % len(prompts)] for i in range(batches.pictures)]
     images = {}
 
@@ -237,9 +237,9 @@ def actor(task: Task) -> None:
 def rlrig(task: Task) -> None:
     """Measure the controls, train Actor and editor, measure after each on the same graphs and noise."""
     config, run, weights = task.config, task.run, task.weights
-    # a finished run has both Actors
+    # a finished run also has the Actor from before
     first = "base_actor" if (task.source / "base_actor.safetensors").exists() else "actor"
-    rig.load_parts(task.source, actor=first)  # this and the next line name what is missing or broken
+    rig.load_parts(task.source, actor=first)  # this and the next line raise on missing or broken files
     load_checker(task.source, "judge")
     task.hand_on(*(part for part in rig.RIG_PARTS if part != "actor"), **{first: "base_actor"})
     judge, clock = load_checker(weights, "judge"), time.time()

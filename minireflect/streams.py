@@ -25,15 +25,15 @@ def rng(seed: int, *path: str | int) -> Generator:
 
 
 def normal(shape: Sequence[int], generator: Generator, device: torch.device | str) -> Tensor:
-    """N(0, I), drawn where the generator is; nobody waits until the device has it."""
+    """N(0, I), drawn on the device of the generator, and copied to `device` without a wait."""
     return sent(torch.randn(shape, generator=generator, device=generator.device), device)
 
 
 def sent(x: Tensor, device: torch.device | str) -> Tensor:
-    """`x`, which is on the CPU, on the device; the copy is queued there, and the CPU goes on."""
+    """Copy `x` to the device; from the CPU without a wait for the copy."""
     return x.to(device, non_blocking=x.device.type == "cpu")
 
 
 def choices(seed: int, *path: str | int) -> random.Random:
-    """The same for drawing from lists."""
+    """A generator of Python's random module, to draw from lists."""
     return random.Random(_number(seed, path))

@@ -1,8 +1,7 @@
 """`train.py COMMAND`, but its networks begin with the weights of another run: how the shipped files were
 trained in several legs.
 
-    python scripts/shipped.py --start RUN [--networks unet] diffusion --weights RUN --steps 3200 --out
-    runs/leg-2
+    python scripts/shipped.py --start RUN [--networks unet] diffusion --weights RUN --steps 3200 --out LEG
 
 Of an autoencoder only the decoder goes on. Then `scripts/ship.py RUN` rounds the weights to half precision
 and copies them into the package. minireflect/pretrained/README.md lists the commands of every file; those of

@@ -73,7 +73,7 @@ def test_presets() -> None:
     assert preset("cpu", "reason-grpo").mix != preset("cpu").mix
     assert preset("smoke", recipe=SRRLConfig(rounds=0)).srrl.rounds == 0
     for bad in ({"name": "huge"}, {"name": "cpu", "scenes": "dreams"}):
-        with pytest.raises(ValueError, match="is not one of"):
+        with pytest.raises(ValueError, match="must be one of"):
             preset(**bad)
 
 

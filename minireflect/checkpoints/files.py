@@ -16,7 +16,6 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from zipfile import ZipFile, is_zipfile
 
 import safetensors.torch
@@ -24,30 +23,14 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ..disk import parse_json, read_text, replacing
-from ..ranges import Count, Finite, Natural, Refusal, expect, finite, quote
-from .names import Table, Tensors
+from ..disk import Place, parse_json, read_text, replacing
+from ..ranges import Finite, Refusal, expect, finite, quote
+from .names import Table, Tensors, inside
 
-Place = str | Path
 Strings = dict[str, str]
 SHOWN = 10  # names listed per kind of mismatch, before "and 123 more"
 TORCH_FILES = (".ckpt", ".pt", ".pth", ".bin")
 CHECKSUM = "minireflect_checksum"  # in the metadata of our files, see `checksum`
-# Types of what is read of published configuration files: config.json, open_clip_config.json, ...
-KINDS: dict[Any, str] = {
-    dict[str, str]: "weight_map", dict[str, dict] | None: "added_tokens_decoder", bool: "quick_gelu",
-    int | None | list[int]: "num_attention_heads attention_head_dim sample_size",
-    Count: "heads head_width width num_train_timesteps", Natural: "num_hidden_layers",
-    int | None: "norm_num_groups addition_time_embed_dim eos_token_id steps_offset",
-    float: "beta_start beta_end", float | None: "scaling_factor shift_factor lora_alpha model_max_length",
-    dict[str, float] | None: "alpha_pattern rank_pattern",
-    str: "beta_schedule", str | None: "hidden_act prediction_type timestep_spacing final_sigmas_type",
-    bool | None: "rescale_betas_zero_snr force_zeros_for_empty_prompt set_alpha_to_one use_rslora",
-    list: "unet vae text_encoder text_encoder_2",
-    dict | None: "text_config vision_config model_cfg text_cfg vision_cfg preprocess_cfg",
-    list[float] | None: "image_mean image_std mean std latents_mean latents_std",
-}  # fmt: skip
-TYPES = {key: kind for kind, keys in KINDS.items() for key in keys.split()}
 # What distributed training and torch.compile put before every name.
 WRAPPERS = r"(module|_orig_mod|_fsdp_wrapped_module)\."
 STAND_INS = {  # how a file begins that is none of weights
@@ -63,7 +46,7 @@ class WeightsError(Refusal):
 
 # --- files --------------------------------------------------------------------------------------------------
 def checksum(tensors: Tensors, metadata: Strings) -> str:
-    """SHA-256 over names, types, shapes and bytes of the tensors, and over the metadata but for itself."""
+    """SHA-256 of names, types, shapes and bytes of the tensors, and of the metadata without this sum."""
     found = hashlib.sha256(repr(sorted((k, v) for k, v in metadata.items() if k != CHECKSUM)).encode())
     for name, t in sorted(tensors.items()):
         found.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
@@ -103,10 +86,10 @@ def read_weights(path: Place) -> Tensors:
     else:
         with _opened(path) as file:  # a tensor is a view of the mapped file: what is not used is not read
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
-    while found and (wrapper := re.match(WRAPPERS, next(iter(found)))):
-        if not all(name.startswith(wrapper[0]) for name in found):
+    while wrapper := re.match(WRAPPERS, next(iter(found), "")):
+        if len(unwrapped := inside(found, wrapper[0])) < len(found):
             break
-        found = {name.removeprefix(wrapper[0]): t for name, t in found.items()}
+        found = unwrapped
     return found
 
 
@@ -137,7 +120,7 @@ def read_ours(path: Place, checked: bool = False) -> tuple[Tensors, Strings]:
 
 
 def existing(path: Place) -> Path:
-    """The path of a file.  Raises WeightsError when it is not there, or only stands in for another."""
+    """The path of a file.  Raises WeightsError if it is missing, or is known to hold no weights."""
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"{path} is not there, or not a file")
@@ -166,44 +149,28 @@ def _opened(path: Path) -> Iterator[safe_open]:
 
 @contextmanager
 def named_as(problem: str, *errors: type[Exception]) -> Iterator[None]:
-    """Errors of a library as a WeightsError that states the problem in one sentence."""
+    """Errors as a WeightsError that states the problem, if it is given one, in one sentence."""
     try:
         yield
     except errors as error:
         first = str(error).partition("\n")[0] or type(error).__name__
-        raise WeightsError(f"{problem}: {first}") from error
+        raise WeightsError(f"{problem}: {first}" if problem else first) from error
 
 
 def read_json(path: Path) -> dict:
-    """A published configuration file; empty if there is none.
-
-    Raises WeightsError when it is not a JSON object, or a value is not of the type in TYPES.
-    """
+    """A published configuration file; empty if there is none.  Raises WeightsError when it is no object."""
     if not path.is_file():
         return {}
-    try:
-        return typed(read_text(existing(path)), path)
-    except Refusal as error:
-        raise WeightsError(str(error)) from None
-
-
-def typed(text: str, where: Place) -> dict:
-    """The JSON object of a published configuration.  Raises Refusal on a value of another type than TYPES."""
-    values = parse_json(text, dict, where, float)  # samplers of diffusers state an infinite lambda
-    level = [values]
-    while level:
-        for part in level:
-            for key in sorted(part.keys() & TYPES.keys()):
-                expect(part[key], TYPES[key], f"{key} in {where}")
-        level = [v for part in level for v in part.values() if isinstance(v, dict)]
-    return values
+    with named_as("", Refusal):
+        return parse_json(read_text(existing(path)), dict, path, float)  # diffusers writes Infinity
 
 
 def _read_parts(index: Path) -> Tensors:
     """The tensors of all the files that an index names, which lie beside it."""
-    where = read_json(index).get("weight_map")  # tensor name -> file
-    if where is None:
+    if (where := read_json(index).get("weight_map")) is None:  # tensor name -> file
         raise WeightsError(f"{index} is not the index of a file in several parts: it has no weight_map")
+    with named_as("", Refusal):
+        expect(where, dict[str, str], f"weight_map in {index}")
     found: Tensors = {}
     for part in sorted(set(where.values())):
         if part != Path(part).name or part.endswith(".json") or len(part) > 200:
@@ -239,10 +206,10 @@ def _read_torch(path: Path) -> Tensors:
     if not isinstance(content, dict):
         raise WeightsError(f"{path} holds a {type(content).__name__}, expected tensors by name")
     content = {name: value for name, value in content.items() if isinstance(name, str)}
-    # a number is the alpha of a LoRA, or how far the training was
-    plain_numbers = {n: v for n, v in content.items() if n.endswith("alpha") and isinstance(v, int | float)}
-    numbers = {n: torch.tensor(float(expect(v, Finite, n))) for n, v in plain_numbers.items()}
-    found = {n: t for n, t in (content | numbers).items() if isinstance(t, Tensor)}
+    for name, value in content.items():  # a number is the alpha of a LoRA, or how far the training was
+        if name.endswith("alpha") and isinstance(value, int | float):
+            content[name] = torch.tensor(float(expect(value, Finite, name)))
+    found = {name: t for name, t in content.items() if isinstance(t, Tensor)}
     if odd := [name for name, t in found.items() if t.layout != torch.strided or t.is_quantized or t.is_meta]:
         raise WeightsError(f"{path} holds {quote(odd[0])}, which is sparse, quantised or empty of numbers")
     return {name: t.detach() for name, t in found.items()}
@@ -282,16 +249,17 @@ def load_into(module: nn.Module, tensors: Tensors, rename: Table = (), source: P
         fits = f"it has {first_names(found)}, expected {next(iter(expected))}"
         raise WeightsError(f"nothing in {source} matches {network}: {fits}")
 
-    shapes, wanted = ({name: tuple(t.shape) for name, t in each.items()} for each in (found, expected))
-    both = [name for name in wanted if name in found]
-    different = [name for name in both if shapes[name] != wanted[name]]
+    both = [(name, t, found[name]) for name, t in expected.items() if name in found]
+    other = [(name, tuple(a.shape), tuple(b.shape)) for name, a, b in both if a.shape != b.shape]
+    whole = [
+        (name, a.dtype, b.dtype) for name, a, b in both if a.is_floating_point() != b.is_floating_point()
+    ]
     wrong = {
-        "missing": [f"{name} {shape}" for name, shape in wanted.items() if name not in found],
-        "extra": [f"{name} {shape}" for name, shape in shapes.items() if name not in expected],
-        "misshapen": [f"{name}: expected {wanted[name]}, found {shapes[name]}" for name in different],
+        "missing": [f"{name} {tuple(t.shape)}" for name, t in expected.items() if name not in found],
+        "extra": [f"{name} {tuple(t.shape)}" for name, t in found.items() if name not in expected],
+        "misshapen": [f"{name}: expected {a}, found {b}" for name, a, b in other],
     }
-    dtypes = [(name, expected[name].dtype, found[name].dtype) for name in both]
-    if whole := [each for each in dtypes if each[1].is_floating_point != each[2].is_floating_point]:
+    if whole:
         wrong["quantised"] = [f"{name}: expected {a}, found {b}" for name, a, b in whole]
     refuse(f"{source} does not fit {network}", wrong)
     on_meta = any(t.is_meta for t in expected.values())

@@ -9,7 +9,6 @@ with.  Nothing is downloaded.
 """
 
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -18,14 +17,14 @@ import torch
 from torch import nn
 
 from ..diffusion.schedule import Prediction, Schedule, ScheduleConfig
+from ..disk import Place
 from ..models.autoencoder import Autoencoder
 from ..models.clip import CLIP, CLIPConfig, TextEncoder, TwoTextEncoders
 from ..models.tokenizer import BytePairs, NoVocabulary, TwoBytePairs
 from ..models.unet import UNet
 from ..pipeline import LatentDiffusion
 from . import names, parts
-from .files import Place, WeightsError, existing, load_into, read_json, read_weights, renamed
-from .names import Tensors
+from .files import WeightsError, existing, load_into, read_json, read_weights, renamed
 from .parts import SD2, SDXL, Family, Part, Published, read_published, weights_file
 from .stated import check
 
@@ -62,21 +61,20 @@ def load_checkpoint(path: Place, given: Given = Given()) -> LatentDiffusion:
     family, found = family_of(published), published.parts
     _say_rounding(found["unet"], given.dtype)
     unet = _filled(UNet, parts.unet_sizes(found["unet"], family), found["unet"], given.dtype)
-    vae = found["vae"] if given.vae is None else parts.read_part(*_vae(Path(given.vae)))
+    vae = found["vae"] if given.vae is None else parts.read_part(_vae(Path(given.vae)), "vae")
     autoencoder = _filled(Autoencoder, parts.autoencoder_sizes(vae, family), vae, torch.float32)
     text, width, length = _text_encoder(published, family, given)
     if width != (reads := unet.config.context_width):
         widths = f"the UNet reads prompts of width {reads}, the text encoder writes {width}"
         raise WeightsError(f"{path}: {widths}")
-    schedule, factor = _schedule(published, given.prediction, family), autoencoder.config.factor
     if (z := autoencoder.config.latent_channels) != unet.config.in_channels:
         raise WeightsError(f"{vae.source} has {z} latent channels, the UNet {unet.config.in_channels}")
-    side = found["unet"].config.get("sample_size")
+    schedule, factor = _schedule(published, given.prediction, family), autoencoder.config.factor
+    size, side = given.image_size, found["unet"].config.get("sample_size")  # in pixels, in latents
+    if size is None and side:
+        size = side * factor if isinstance(side, int) else tuple(n * factor for n in side)
     is_sd2_base = family is SD2 and schedule.config.prediction == "epsilon"  # published for 512 pixels
-    known = 512 if is_sd2_base else family.image_size
-    if side:
-        known = side * factor if isinstance(side, int) else tuple(n * factor for n in side)
-    size = given.image_size or known
+    size = size or (512 if is_sd2_base else family.image_size)
     multiple = factor * 2 ** (len(unet.config.channels) - 1)
     if any(n % multiple for n in ([size] if isinstance(size, int) else size)):
         raise WeightsError(f"image_size {size} is not a multiple of {multiple} pixels, as this UNet needs")
@@ -85,21 +83,13 @@ def load_checkpoint(path: Place, given: Given = Given()) -> LatentDiffusion:
     return LatentDiffusion(words, text, unet, autoencoder, schedule, size, zero_null)
 
 
-def _vae(path: Path) -> tuple[Path, str, Callable]:
-    """What `read_part` takes; in a whole original file the autoencoder is told by its prefix."""
-
-    def read(tensors: Tensors) -> names.Read:
-        prefix = "first_stage_model."
-        inside = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-        return names.autoencoder(inside or tensors)
-
-    return path / "vae" if (path / "vae").is_dir() else path, "VAE", read
+def _vae(path: Path) -> Path:
+    return path / "vae" if (path / "vae").is_dir() else path
 
 
 def _say_rounding(part: Part, dtype: Dtype) -> None:
     """A half precision made of the other one is neither; the full one would be there to be asked for."""
-    stored, halves = _stored(part), (torch.float16, torch.bfloat16)
-    if dtype in halves and stored in halves and dtype != stored:
+    if {dtype, stored := _stored(part)} == {torch.float16, torch.bfloat16}:
         said = f"there is {stored}, and {dtype} was asked for: its numbers are rounded twice"
         warnings.warn(f"{part.source}: {said}".replace("torch.", ""), stacklevel=4)
 
@@ -109,11 +99,10 @@ def family_of(published: Published) -> Family:
     path, unet = published.path, published.parts["unet"]
     if "text_encoder_2" in published.parts:
         return SDXL
-    projection = unet.ending(parts.PROJECTION)
     if "added.fc1.weight" in unet.tensors:
         raise WeightsError(f"{path} has SDXL's UNet, but not its two text encoders")
-    text_width = published.parts["text_encoder"].need("token.weight").shape[1]
-    return SD2 if (projection is not None and projection.ndim == 2) or text_width == 1024 else parts.SD1
+    text_width = published.parts["text_encoder"].shape("token.weight")[1]
+    return SD2 if len(unet.ending(parts.PROJECTION)) == 2 or text_width == 1024 else parts.SD1
 
 
 def _text_encoder(published: Published, family: Family, given: Given) -> tuple[nn.Module, int, int]:
@@ -121,31 +110,29 @@ def _text_encoder(published: Published, family: Family, given: Given) -> tuple[n
     both = [published.parts[name] for name in ("text_encoder", "text_encoder_2")[: len(family.pads)]]
     configs = [parts.text_sizes(part, family is SDXL) for part in both]
     if family is SDXL:
-        both[1].need("text_projection.weight")
+        both[1].shape("text_projection.weight")
     each = [_filled(TextEncoder, config, part, given.dtype) for config, part in zip(configs, both)]
     width, length = sum(config.width for config in configs), configs[0].length
     return TwoTextEncoders(*each).eval() if family is SDXL else each[0], width, length
 
 
-def _tokenizer(
-    path: Path, pads: tuple[str | None, ...], encoder: nn.Module, length: int, given: Folder
-) -> Words:
+def _tokenizer(path: Path, pads: tuple, encoder: nn.Module, length: int, given: Folder) -> Words:
     """A vocabulary for each text encoder: the folder's, or the one that is given or lies beside the file."""
     n = len(pads)
     if given is None and (path / "tokenizer").is_dir():
-        folders, pads = [path / name for name in ("tokenizer", "tokenizer_2")[:n]], (None,) * n
+        folders, pads = [path / "tokenizer", path / "tokenizer_2"][:n], (None,) * n
     else:
         beside = [path] if path.is_dir() else [path.parent / "tokenizer", path.parent]
-        files = [f for f in beside if (f / "tokenizer.json").is_file() or (f / "vocab.json").is_file()]
-        if given is None and not files:
+        beside = [f for f in beside if (f / "tokenizer.json").is_file() or (f / "vocab.json").is_file()]
+        if given is None and not beside:
             return NoVocabulary(path, n * length)
-        folders = [Path(given or files[0])] * n
+        folders = [Path(given or beside[0])] * n
     each, tokens = [], [m.num_embeddings for name, m in encoder.named_modules() if name.endswith("token")]
     for folder, pad, known in zip(folders, pads, tokens):
         for file in folder.iterdir() if folder.is_dir() else ():
             existing(file) if file.is_file() else None  # raises on a pointer of git-lfs
         about = folder / "tokenizer_config.json"
-        config = check("tokenizer_config.json", read_json(about), about)
+        config = check("tokenizer", read_json(about), about)
         if (longest := int(min(length, config.get("model_max_length") or length))) < 3:
             raise WeightsError(f"model_max_length in {folder} must be at least 3, got {longest}")
         words = BytePairs(folder, longest, pad)
@@ -161,11 +148,8 @@ def _schedule(published: Published, prediction: Prediction | None, family: Famil
 
     The sampler is DDIM whatever the configuration names; without step noise Euler's is the same.
     """
-    path, known = published.path, dict(published.scheduler)
-    if known and published.index:
-        known.setdefault("_class_name", (published.index.get("scheduler") or [None])[-1])
-    kind = known.get("_class_name")
-    known = known if kind else SD_NOISE | known
+    path, kind = published.path, published.scheduler.get("_class_name")
+    known = dict(published.scheduler) if kind else SD_NOISE | published.scheduler
     if family is not SDXL:  # diffusers' pipelines of SD 1.x and 2.x mend these two in older folders
         known |= {"steps_offset": 1, "clip_sample": False}
     if kind not in ("DDIMScheduler", "DDPMScheduler", "HeunDiscreteScheduler"):
@@ -199,13 +183,10 @@ def _schedule(published: Published, prediction: Prediction | None, family: Famil
 
 
 def _stored(part: Part) -> torch.dtype:
-    """The precision to compute in: the widest that is stored, of float8 half, of float64 float32."""
-    found = {t.dtype for t in part.tensors.values() if t.is_floating_point()}
-    if found <= {torch.float16} or found <= {torch.bfloat16}:
-        return found.pop() if found else torch.float32
-    if all(dtype.itemsize == 1 for dtype in found):
-        return torch.float16  # which has all numbers of both float8
-    return torch.float32 if any(d.itemsize > 2 for d in found) or torch.bfloat16 in found else torch.float16
+    """The precision to compute in: float32, unless all is stored in one half, or in float8 as in float16."""
+    dtypes = {t.dtype for t in part.tensors.values() if t.is_floating_point()}
+    halves = {torch.float16 if dtype.itemsize == 1 else dtype for dtype in dtypes}
+    return halves.pop() if halves in ({torch.float16}, {torch.bfloat16}) else torch.float32
 
 
 def _filled(network: type[nn.Module], config: object, part: Part, dtype: Dtype) -> nn.Module:
@@ -232,7 +213,7 @@ def load_clip(path: Place, tokenizer: Folder = None, quick_gelu: bool | None = N
     text, vision, pictures = _clip_parts(folder, file, quick_gelu)
     vision_config, text_config = parts.vision_sizes(vision, pictures), parts.text_sizes(text)
     whole = text._replace(prefix="")
-    sizes = CLIPConfig(text_config, vision_config, whole.need("text_projection.weight").shape[0])
+    sizes = CLIPConfig(text_config, vision_config, whole.shape("text_projection.weight")[0])
     clip = _filled(CLIP, sizes, whole, None)
     return clip, _tokenizer(path, (None,), clip.text, text_config.length, tokenizer)
 
@@ -240,22 +221,18 @@ def load_clip(path: Place, tokenizer: Folder = None, quick_gelu: bool | None = N
 def _clip_parts(folder: Path, file: Path, quick_gelu: bool | None) -> tuple[Part, Part, dict]:
     """Text and image encoder, with configurations in transformers' words, and that of the pictures."""
 
-    def stated(kind: str, values: dict | None) -> dict:
-        return check(kind, values or {}, f"{folder} ({kind})")
+    def stated(kind: str, file: str) -> dict:
+        return check(kind, read_json(folder / file), folder / file)
 
     tensors = read_weights(file)
-    theirs = any(name.startswith("text_model.") for name in tensors)
-    if theirs:
-        config = stated("CLIP", read_json(folder / "config.json"))
-        pictures = stated("preprocessor_config.json", read_json(folder / "preprocessor_config.json"))
-        text, vision = (stated(f"CLIP's {key}", config.get(key)) for key in ("text_config", "vision_config"))
+    if any(name.startswith("text_model.") for name in tensors):
+        config, pictures = stated("CLIP", "config.json"), stated("preprocessor", "preprocessor_config.json")
+        text, vision = (config.get(key) or {} for key in ("text_config", "vision_config"))
         default, table = "quick_gelu", names.TRANSFORMERS_CLIP  # transformers' own default
     else:
-        config = stated("open_clip_config.json", read_json(folder / "open_clip_config.json"))
-        model, seen = (
-            stated(f"open_clip's {key}", config.get(key)) for key in ("model_cfg", "preprocess_cfg")
-        )
-        text, vision = (stated(f"open_clip's {key}", model.get(key)) for key in ("text_cfg", "vision_cfg"))
+        config = stated("open_clip", "open_clip_config.json")
+        model, seen = (config.get(key) or {} for key in ("model_cfg", "preprocess_cfg"))
+        text, vision = (model.get(key) or {} for key in ("text_cfg", "vision_cfg"))
         pictures = {f"image_{key}": value for key, value in seen.items()}
         text = {"num_attention_heads": text["heads"]} if text else {}
         vision = {"num_attention_heads": vision["width"] // vision["head_width"]} if vision else {}
@@ -267,6 +244,6 @@ def _clip_parts(folder: Path, file: Path, quick_gelu: bool | None) -> tuple[Part
         tensors = names.open_clip(tensors)
     asked = {True: "quick_gelu", False: "gelu", None: None}[quick_gelu]
     text, vision = (c | {"hidden_act": asked or c.get("hidden_act") or default} for c in (text, vision))
-    ours = parts.shortened(Part(renamed(tensors, table, file), text, str(file), "text."))
-    seen = parts.shortened(ours._replace(config=vision, prefix="vision."))
+    ours = Part(renamed(tensors, table, file), text, str(file), "text.").shortened()
+    seen = ours._replace(config=vision, prefix="vision.").shortened()
     return ours._replace(tensors=seen.tensors), seen, pictures

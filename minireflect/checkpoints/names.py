@@ -30,97 +30,81 @@ def count(tensors: Tensors, pattern: str) -> int:
     return found
 
 
-# fmt: off
+def inside(tensors: Tensors, prefix: str) -> Tensors:
+    """The tensors whose names begin with the prefix, without it."""
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+# --- tables -------------------------------------------------------------------------------------------------
+def words(text: str, backwards: bool = False) -> Table:
+    """A table from pairs of words, theirs and ours, which stand between dots; `backwards`: ours to theirs.
+
+    In the first a dot is a dot, # a number and the rest a regular expression; each # of the second is the
+    next number, or group, of the first.
+    """
+    rules = []
+    for old, new in zip(text.split()[backwards::2], text.split()[not backwards :: 2]):
+        start, *rest = new.split("#")
+        numbered = "".join(rf"\{i}{part}" for i, part in enumerate(rest, 1))
+        rules.append((rf"\b{old.replace('.', '[.]').replace('#', '([0-9]+)')}\b", start + numbered))
+    return rules
+
+
+_QKV = "to_q q  to_k k  to_v v  to_out.0 out  to_out out "
 # Shared by diffusers' UNet2DConditionModel and AutoencoderKL.
-_DIFFUSERS_LEVELS: Table = [
-    (r"\b(down|up|mid)_blocks?\.", r"\1."), (r"\b(?:down|up)samplers\.0\.", "resize."),
-    (r"\bresnets\.(\d+)", r"layers.\1.res"), (r"\battentions\.(\d+)", r"layers.\1.attn"),
-    (r"\bconv_shortcut\b", "skip"), (r"\bconv_norm_out\b", "norm_out"),
-    (r"\bto_(q|k|v|out)(?:\.0)?\.", r"\1."),
-]
-
+_LEVELS = f"""{_QKV} down_blocks down  up_blocks up  mid_block mid  downsamplers.0 resize  upsamplers.0 resize
+    resnets.# layers.#.res  attentions.# layers.#.attn  conv_shortcut skip  conv_norm_out norm_out """
 # Inside a transformer block diffusers kept latent-diffusion's names.
-_TRANSFORMER_BLOCK: Table = [
-    (r"\btransformer_blocks\b", "blocks"), (r"\battn1\b", "self_attn"), (r"\battn2\b", "cross_attn"),
-    (r"\bff\.net\.0\.proj\b", "ff.up"), (r"\bff\.net\.2\b", "ff.down"),
-]
+_BLOCK = (
+    "ff.net.0.proj ff.up  ff.net.2 ff.down  transformer_blocks blocks  attn1 self_attn  attn2 cross_attn "
+)
+_UNET = f"""time_embedding.linear_# time.fc#  add_embedding.linear_# added.fc#  time_emb_proj time
+    {_BLOCK} {_LEVELS}"""
+DIFFUSERS_UNET, TO_DIFFUSERS = words(_UNET), words(_UNET, backwards=True)
 
-DIFFUSERS_UNET: Table = [
-    *_DIFFUSERS_LEVELS, *_TRANSFORMER_BLOCK,
-    (r"\btime_emb_proj\b", "time"), (r"^(time|add)_embedding\.linear_", r"\1.fc"), (r"^add\.", "added."),
-]
-
-DIFFUSERS_AUTOENCODER: Table = [
-    # Older files, SD 1.5's among them, spell the attention so.
-    (r"\.query\.", ".to_q."), (r"\.key\.", ".to_k."), (r"\.value\.", ".to_v."),
-    (r"\.proj_attn\.", ".to_out.0."),
-    *_DIFFUSERS_LEVELS,
-    (r"\.attn\.(q|k|v|out)\.", r".attn.self_attn.\1."), (r"\bgroup_norm\b", "norm"),
-]
+# Older files, SD 1.5's among them, spell the attention otherwise.
+DIFFUSERS_AUTOENCODER = words(f"""query q  key k  value v  proj_attn out  group_norm norm  {_LEVELS}
+    attn.(q|k|v|out) attn.self_attn.#""")
 
 TRANSFORMERS_CLIP: Table = [
     (r"^.*\bposition_ids$", ""),  # 0, 1, 2, ...: older files store the index, we need none
-    (r"^(text|vision)_model\.", r"\1."), (r"\bembeddings\.class_embedding$", "class_token"),
-    (r"\bembeddings\.(token|patch|position)_embedding\b", r"\1"),
-    (r"\bencoder\.layers\b", "blocks"), (r"\bself_attn\.(\w+)_proj\b", r"attn.\1"),
-    (r"\blayer_norm([12])\b", r"norm\1"), (r"\bmlp\.", ""),
-    (r"\bpre_layrnorm\b", "norm_in"), (r"^vision\.post_layernorm\b", "image_norm"),  # layrnorm: sic
-    (r"\bfinal_layer_norm\b", "norm_out"), (r"^visual_projection\b", "image_projection"),
+    *words(r"""text_model text  vision_model vision  vision.post_layernorm image_norm  pre_layrnorm norm_in
+        final_layer_norm norm_out  layer_norm# norm#  embeddings.class_embedding class_token
+        embeddings.(token|patch|position)_embedding #  encoder.layers blocks  self_attn.(\w+)_proj attn.#
+        mlp.(fc#) #  visual_projection image_projection"""),
 ]
 
-# CLIPTextModel and CLIPTextModelWithProjection, for a TextEncoder alone; NovelAI's has no text_model.
+# CLIPTextModel and CLIPTextModelWithProjection, for a TextEncoder alone; self_attn.to_q is of old LoRA files.
 TRANSFORMERS_CLIP_TEXT: Table = [
-    (r"^(embeddings|encoder|final_layer_norm)\.", r"text_model.\1."), (r"^logit_scale$", ""),
-    (r"\bself_attn\.to_(q|k|v|out)\b", r"self_attn.\1_proj"),  # of old LoRA files
-    *TRANSFORMERS_CLIP, (r"^text\.", ""),
-]
+    (r"^logit_scale$", ""), *words("self_attn.to_(q|k|v|out) attn.#"), *TRANSFORMERS_CLIP, (r"^text\.", ""),
+]  # fmt: skip
 
-_ORIGINAL_UNET: Table = [
-    (r"^time_embed\.0\.", "time.fc1."), (r"^time_embed\.2\.", "time.fc2."),
-    (r"^label_emb\.0\.0\.", "added.fc1."), (r"^label_emb\.0\.2\.", "added.fc2."),
-    (r"^input_blocks\.0\.0\.", "conv_in."), (r"^out\.0\.", "norm_out."), (r"^out\.2\.", "conv_out."),
-    (r"^middle_block\.0\.", "mid.layers.0.res."), (r"^middle_block\.1\.", "mid.layers.0.attn."),
-    (r"^middle_block\.2\.", "mid.layers.1.res."),
-    # after the residual block, or the attention
-    (r"^(up\.\d+)\.layers\.\d+\.[12]\.conv\.", r"\1.resize.conv."),
-    (r"\.layers\.(\d+)\.0\.", r".layers.\1.res."), (r"\.layers\.(\d+)\.1\.", r".layers.\1.attn."),
-    (r"\bin_layers\.0\b", "norm1"), (r"\bin_layers\.2\b", "conv1"), (r"\bemb_layers\.1\b", "time"),
-    (r"\bout_layers\.0\b", "norm2"), (r"\bout_layers\.3\b", "conv2"), (r"\bskip_connection\b", "skip"),
-    (r"\bto_(q|k|v|out)(?:\.0)?\.", r"\1."), *_TRANSFORMER_BLOCK,
-]
+# up.# resizes after the residual block, or after the attention
+_ORIGINAL_UNET = words(rf"""time_embed.0 time.fc1  time_embed.2 time.fc2
+    label_emb.0.0 added.fc1  label_emb.0.2 added.fc2  input_blocks.0.0 conv_in  out.0 norm_out  out.2 conv_out
+    middle_block.0 mid.layers.0.res  middle_block.1 mid.layers.0.attn  middle_block.2 mid.layers.1.res
+    up.#.layers.\d+.[12].conv up.#.resize.conv  layers.#.0 layers.#.res  layers.#.1 layers.#.attn
+    in_layers.0 norm1  in_layers.2 conv1  emb_layers.1 time  out_layers.0 norm2  out_layers.3 conv2
+    skip_connection skip  {_BLOCK} {_QKV}""")
 
 _ORIGINAL_AUTOENCODER: Table = [
     (r"^loss\..*$", ""),  # the discriminator of the training
-    (r"\b(down|up)\.(\d+)\.block\.(\d+)\.", r"\1.\2.layers.\3.res."),
-    (r"\b(down|up)\.(\d+)\.(?:down|up)sample\.", r"\1.\2.resize."),
-    (r"\bmid\.block_1\.", "mid.layers.0.res."), (r"\bmid\.block_2\.", "mid.layers.1.res."),
-    (r"\bmid\.attn_1\.(?:group_)?norm\.", "mid.layers.0.attn.norm."),
-    (r"\bmid\.attn_1\.(?:proj_out|proj_attn|to_out\.0)\.", "mid.layers.0.attn.self_attn.out."),
-    (r"\bmid\.attn_1\.(?:to_)?(q|k|v)(?:uery|ey|alue)?\.", r"mid.layers.0.attn.self_attn.\1."),
-    (r"\bnin_shortcut\b", "skip"),
+    *words("""(down|up).#.block.# #.#.layers.#.res  (down|up).#.(?:down|up)sample #.#.resize
+        mid.block_1 mid.layers.0.res  mid.block_2 mid.layers.1.res  mid.attn_1 mid.layers.0.attn
+        attn.(?:group_)?norm attn.norm  attn.(?:proj_out|proj_attn|to_out.0) attn.self_attn.out
+        attn.(?:to_)?(q|k|v)(?:uery|ey|alue)? attn.self_attn.#  nin_shortcut skip"""),
 ]
 
 OPEN_CLIP: Table = [
     # of OpenAI's programs: sizes, and the mask of attention
     (r"^(attn_mask|input_resolution|context_length|vocab_size)$", ""),
-    (r"^visual\.proj$", "image_projection.weight"),
-    (r"^text_projection$", "text_projection.weight"), (r"^visual\.class_embedding$", "vision.class_token"),
-    (r"^visual\.conv1\.", "vision.patch."), (r"^visual\.", "vision."),
-    (r"\bpositional_embedding$", "position.weight"), (r"^token_embedding\.", "token."),
-    (r"\btransformer\.resblocks\.", "blocks."), (r"\bln_([12])\b", r"norm\1"), (r"\bln_pre\b", "norm_in"),
-    (r"^vision\.ln_post\b", "image_norm"), (r"\bln_final\b", "norm_out"), (r"\battn\.out_proj\b", "attn.out"),
-    (r"\bmlp\.c_fc\b", "fc1"), (r"\bmlp\.c_proj\b", "fc2"),
-    (r"^(token|position|blocks|norm_out)\.", r"text.\1."),
+    *words("""visual.proj image_projection.weight  text_projection$ text_projection.weight
+        visual.class_embedding vision.class_token  visual.conv1 vision.patch  visual.ln_post image_norm
+        visual vision  positional_embedding position.weight  token_embedding token
+        transformer.resblocks blocks  ln_# norm#  ln_pre norm_in  ln_final norm_out  attn.out_proj attn.out
+        mlp.c_fc fc1  mlp.c_proj fc2  ^(token|position|blocks|norm_out) text.#"""),
 ]
-# fmt: on
-
 OPEN_CLIP_TEXT: Table = [*OPEN_CLIP, (r"^text\.", ""), (r"^(.*\bposition_ids|logit_scale)$", "")]
-
-
-def original_unet(tensors: Tensors) -> Read:
-    """latent-diffusion numbers the blocks of all levels consecutively, so the table depends on the sizes."""
-    levels = 1 + sum(name.endswith(".0.op.weight") for name in tensors)
-    return tensors, numbered(count(tensors, r"input_blocks\.(\d+)\.") // levels), {}
 
 
 def numbered(n: int) -> Table:
@@ -134,23 +118,31 @@ def numbered(n: int) -> Table:
         level, block = divmod(int(m[1]), n)
         return f"up.{level}.layers.{block}."
 
-    return [
-        (r"^input_blocks\.([1-9]\d*)\.(0\.op\.)?", down),
-        (r"^output_blocks\.(\d+)\.", up),
-        *_ORIGINAL_UNET,
-    ]
+    by_level = [(r"^input_blocks\.([1-9]\d*)\.(0\.op\.)?", down), (r"^output_blocks\.(\d+)\.", up)]
+    return [*by_level, *_ORIGINAL_UNET]
+
+
+# --- what a layout stores in another shape, or tells of the configuration -----------------------------------
+def unet(tensors: Tensors) -> Read:
+    """diffusers' names, or latent-diffusion's, which numbers the blocks of all levels consecutively."""
+    if not (blocks := count(tensors, r"input_blocks\.(\d+)\.")):
+        return tensors, DIFFUSERS_UNET, {}
+    return tensors, numbered(blocks // (1 + sum(name.endswith(".0.op.weight") for name in tensors))), {}
 
 
 def autoencoder(tensors: Tensors) -> Read:
-    """diffusers' or the original names; in both the attention's 1x1 convolutions become linear layers."""
+    """diffusers' or the original names, also in a whole single file.
+
+    In both the attention's 1x1 convolutions become linear layers.
+    """
+    tensors = inside(tensors, "first_stage_model.") or tensors
     attention = [n for n in tensors if ("attn_1." in n or ".attentions." in n) and tensors[n].ndim == 4]
     tensors = tensors | {name: tensors[name].flatten(1) for name in attention}
     if any(".down_blocks." in name for name in tensors):
         return tensors, DIFFUSERS_AUTOENCODER, {}
     last = count(tensors, r"encoder\.down\.(\d+)\.") - 1
     # decoder.up is numbered from the finest level, ours in the order of computation
-    swap = [(rf"\bup\.{i}\.", f"UP.{last - i}.") for i in range(last + 1)]
-    return tensors, [*swap, (r"\bUP\.", "up."), *_ORIGINAL_AUTOENCODER], {}
+    return tensors, [(r"\bup\.(\d+)\.", lambda m: f"up.{last - int(m[1])}."), *_ORIGINAL_AUTOENCODER], {}
 
 
 def open_clip(tensors: Tensors) -> Tensors:
@@ -165,22 +157,21 @@ def open_clip(tensors: Tensors) -> Tensors:
     return found
 
 
-def original_text(tensors: Tensors) -> Read:
-    """A text encoder of SDXL: OpenAI's CLIP-L in transformers' names, or OpenCLIP's bigG."""
+def text(tensors: Tensors) -> Read:
+    """A text encoder: OpenAI's in transformers' names, or OpenCLIP's."""
     if "positional_embedding" in tensors:
         return open_clip(tensors), OPEN_CLIP_TEXT, {"hidden_act": "gelu"}
     return tensors, TRANSFORMERS_CLIP_TEXT, {"hidden_act": "quick_gelu"}
 
 
-def original_only_text(tensors: Tensors) -> Read:
-    """The text encoder of SD 1.x or SD 2.x; SD 2.x never uses the last of OpenCLIP's 24 blocks.
+def first_text(tensors: Tensors) -> Read:
+    """The first text encoder of a single file; SD 2.x never uses the last of OpenCLIP's 24 blocks.
 
     Files that were made from a diffusers folder have 23 blocks, and use all of them.
     """
     n = count(tensors, r"transformer\.resblocks\.(\d+)\.")
-    found, table, known = original_text(tensors)
-    whole = n == 24 or (n not in (0, 23) and "text_projection" in tensors)
-    if not whole:
-        return found, table, known
-    found.pop("text_projection", None)
-    return found, table, known | {"num_hidden_layers": n - 1}
+    found, table, known = text(tensors)
+    if n == 24 or (n not in (0, 23) and "text_projection" in tensors):
+        found.pop("text_projection", None)
+        known["num_hidden_layers"] = n - 1
+    return found, table, known

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from ..diffusion.schedule import Schedule, ScheduleConfig
-from ..disk import parse_json
+from ..disk import Place, parse_json
 from ..models.autoencoder import Autoencoder, AutoencoderConfig, Codec, VQAutoencoder, VQConfig
 from ..models.clip import Matcher, MatcherConfig, TextConfig, TextEncoder
 from ..models.reasongen import ReasonGen, ReasonGenConfig
@@ -27,17 +27,7 @@ from ..models.transformer import Actor, ActorConfig
 from ..models.unet import UNet, UNetConfig
 from ..pipeline import LatentDiffusion, ReasonPipeline
 from ..ranges import quote
-from .files import (
-    Place,
-    Strings,
-    WeightsError,
-    load_into,
-    named_as,
-    read_metadata,
-    read_ours,
-    read_weights,
-    save_weights,
-)
+from .files import WeightsError, load_into, named_as, read_metadata, read_ours, read_weights, save_weights
 from .load import Given, Words, family_of, load_checkpoint, load_clip
 from .lora import read_lora
 from .parts import UNET_PREFIX, read_published, weights_file
@@ -78,7 +68,7 @@ def load_module(path: Path, network: type[nn.Module]) -> tuple[nn.Module, dict[s
     return module.eval().requires_grad_(False), about
 
 
-def stated(path: Place, about: Strings, key: str, kind: type) -> object:
+def stated(path: Place, about: dict[str, str], key: str, kind: type) -> object:
     """A record of `kind` from the JSON that a file has as `key`.  Raises WeightsError."""
     name = kind.__name__
     if key not in about:
@@ -93,7 +83,7 @@ def stated(path: Place, about: Strings, key: str, kind: type) -> object:
         return kind(**values)
 
 
-def words_of(path: Place, about: Strings, length: int, vocabulary: int) -> Tokenizer:
+def words_of(path: Place, about: dict[str, str], length: int, vocabulary: int) -> Tokenizer:
     """The vocabulary that a file brings, for an encoder with so many tokens.  Raises WeightsError."""
     words = Tokenizer(about.get("words", "").split(), length)
     if not words.words or len(words) > vocabulary:

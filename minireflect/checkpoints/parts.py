@@ -9,8 +9,7 @@ or the scale of the latents, stands in a part's config.json, or is what the fami
 
 import re
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -22,12 +21,11 @@ from ..models.clip import OPENAI_MEAN, OPENAI_STD, TextConfig, VisionConfig
 from ..models.unet import UNetConfig
 from . import names
 from .files import WeightsError, existing, first_names, read_json, read_metadata, read_weights, renamed
-from .names import Tensors, count
+from .names import Tensors, count, inside
 from .stated import check, check_names
 
 
-@dataclass(frozen=True)
-class Family:
+class Family(NamedTuple):
     """What the tensors of a family do not tell; configuration files, where there are any, overrule it."""
 
     name: str
@@ -53,23 +51,24 @@ class Part(NamedTuple):
     source: str  # for error messages
     prefix: str = ""  # of the names below, for a network inside the part
 
-    def need(self, name: str) -> Tensor:
-        """The tensor of this name.  Raises WeightsError when it is missing, or has other axes."""
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of the tensor of this name.  Raises WeightsError when it is missing, or has other axes."""
         name = self.prefix + name
         if name not in self.tensors:
             raise WeightsError(f"missing {name} in {self.source}, which has {first_names(self.tensors)}")
-        axes, found = 4 if re.search(r"(conv\w*|patch)\.weight$", name) else 2, self.tensors[name]
-        if found.ndim != axes or not found.numel():
-            has = f"has shape {tuple(found.shape)}, expected {axes} axes"
-            raise WeightsError(f"{name} in {self.source} {has}")
+        axes = 4 if re.search(r"(conv\w*|patch)\.weight$", name) else 2
+        found = tuple(self.tensors[name].shape)
+        if len(found) != axes or not all(found):
+            raise WeightsError(f"{name} in {self.source} has shape {found}, expected {axes} axes")
         return found
 
-    def ending(self, end: str) -> Tensor | None:
-        """The first tensor whose name ends so.  Raises WeightsError when it is no matrix."""
+    def ending(self, end: str) -> tuple[int, ...]:
+        """Of the first tensor whose name ends so, or ().  Raises WeightsError when it is no matrix."""
         name = next((name for name in self.tensors if name.endswith(end)), None)
-        if name is not None and self.tensors[name].ndim < 2:
-            raise WeightsError(f"{name} in {self.source} has shape {tuple(self.tensors[name].shape)}")
-        return self.tensors.get(name)
+        found = tuple(self.tensors[name].shape) if name else ()
+        if name and len(found) < 2:
+            raise WeightsError(f"{name} in {self.source} has shape {found}")
+        return found
 
     def count(self, pattern: str) -> int:
         return count(self.tensors, re.escape(self.prefix) + pattern)
@@ -77,33 +76,35 @@ class Part(NamedTuple):
     def level_channels(self, path: str) -> tuple[int, ...]:
         """Channels of the levels whose names begin with `path`, finest first."""
         levels = range(self.count(rf"{re.escape(path)}\.(\d+)\."))
-        return tuple(self.need(f"{path}.{i}.layers.0.res.conv1.weight").shape[0] for i in levels)
+        return tuple(self.shape(f"{path}.{i}.layers.0.res.conv1.weight")[0] for i in levels)
+
+    def shortened(self) -> "Part":
+        """With the blocks that the configuration counts: fewer than the file has are a "clip skip"."""
+        block, has = rf"{re.escape(self.prefix)}blocks\.(\d+)\.", self.count(r"blocks\.(\d+)\.")
+        if (uses := self.config.get("num_hidden_layers", has)) > has:
+            raise WeightsError(f"{self.source} has {has} blocks, its configuration {uses} num_hidden_layers")
+        left_out = {name for name in self.tensors if (m := re.match(block, name)) and int(m[1]) >= uses}
+        return self._replace(tensors={n: t for n, t in self.tensors.items() if n not in left_out})
 
 
 # --- where the parts lie ------------------------------------------------------------------------------------
-TEXT = names.TRANSFORMERS_CLIP_TEXT
-FOLDERS = {  # folder of each part -> its kind in stated.py, and how its tensors are read
-    "unet": ("UNet", lambda tensors: (tensors, names.DIFFUSERS_UNET, {})),
-    "vae": ("VAE", names.autoencoder),
-    "text_encoder": ("text encoder", lambda tensors: (tensors, TEXT, {})),
-    "text_encoder_2": ("text encoder", lambda tensors: (tensors, TEXT, {})),
-}
-ORIGINAL = {  # prefix of the names in an original file -> part, and how its tensors are read there
-    "model.diffusion_model.": ("unet", names.original_unet),
-    "first_stage_model.": ("vae", names.autoencoder),
-    "cond_stage_model.transformer.": ("text_encoder", names.original_only_text),
-    "cond_stage_model.model.": ("text_encoder", names.original_only_text),
-    "conditioner.embedders.0.transformer.": ("text_encoder", names.original_only_text),
-    "conditioner.embedders.1.model.": ("text_encoder_2", names.original_text),
-}
-UNET_PREFIX = next(iter(ORIGINAL))
+PARTS = {  # part, as its folder is called -> its kind in stated.py, and how its tensors are read
+    "unet": ("UNet", names.unet), "vae": ("VAE", names.autoencoder),
+    "text_encoder": ("text encoder", names.first_text), "text_encoder_2": ("text encoder", names.text),
+}  # fmt: skip
+UNET_PREFIX = "model.diffusion_model."
+ORIGINAL = {  # prefix of the names in an original file -> part
+    UNET_PREFIX: "unet", "first_stage_model.": "vae", "cond_stage_model.transformer.": "text_encoder",
+    "cond_stage_model.model.": "text_encoder", "conditioner.embedders.0.transformer.": "text_encoder",
+    "conditioner.embedders.1.model.": "text_encoder_2",
+}  # fmt: skip
 
 
 class Published(NamedTuple):
     """A checkpoint as it lies on the disk."""
 
     path: Path
-    parts: dict[str, Part]  # by the names of FOLDERS
+    parts: dict[str, Part]  # by the names of PARTS
     scheduler: dict  # its configuration, or what a file tells of it
     index: dict  # model_index.json, in a folder
     abar: Tensor | None = None  # (T) the schedule's alpha-bar, in some files
@@ -124,57 +125,47 @@ def read_published(path: Path) -> Published:
 
 
 def _read_folder(path: Path) -> Published:
-    index, parts = read_json(path / "model_index.json"), {}
+    index = read_json(path / "model_index.json")
     if not index:
         raise WeightsError(f"{path} is not a diffusers folder: model_index.json is missing")
     check("model_index.json", index, path / "model_index.json")
-    for part, (kind, read) in FOLDERS.items():
-        if (index.get(part) or [None])[0] is not None or (path / part).is_dir():
-            parts[part] = read_part(path / part, kind, read)
-    return Published(path, parts, read_json(path / "scheduler" / "scheduler_config.json"), index)
+    there = [part for part in PARTS if (index.get(part) or [None])[0] or (path / part).is_dir()]
+    parts = {part: read_part(path / part, part) for part in there}
+    if scheduler := read_json(path / "scheduler" / "scheduler_config.json"):
+        scheduler.setdefault("_class_name", (index.get("scheduler") or [None])[-1])
+    return Published(path, parts, scheduler, index)
 
 
-def read_part(path: Path, kind: str, read: Callable[[Tensors], names.Read]) -> Part:
-    """A network's folder, or its file; a configuration beside it is checked."""
-    file = weights_file(path)
-    about = file.parent / "config.json"
-    config = check(kind, read_json(about), about) if path.is_dir() else {}
-    tensors, table, _ = read(read_weights(file))
-    return shortened(Part(renamed(tensors, table, file), config, str(file)))
+def read_part(path: Path, part: str) -> Part:
+    """A network's folder, or its file; the configuration in a folder is checked."""
+    file, about = weights_file(path), path / "config.json"
+    return part_of(read_weights(file), part, check(PARTS[part][0], read_json(about), about), str(file))
 
 
-def shortened(part: Part) -> Part:
-    """With the blocks that the configuration counts: fewer than the file has are a "clip skip"."""
-    has = part.count(r"blocks\.(\d+)\.")
-    uses = part.config.get("num_hidden_layers", has)
-    if uses > has:
-        raise WeightsError(f"{part.source} has {has} blocks, its configuration {uses} num_hidden_layers")
-    blocks = rf"{re.escape(part.prefix)}blocks\.({'|'.join(map(str, range(uses, has))) or '-'})\."
-    return part._replace(tensors={n: t for n, t in part.tensors.items() if not re.match(blocks, n)})
+def part_of(tensors: Tensors, part: str, config: dict, source: str) -> Part:
+    tensors, table, known = PARTS[part][1](tensors)
+    return Part(renamed(tensors, table, source), known | config, source).shortened()
 
 
 def _read_file(path: Path) -> Published:
     whole, parts = read_weights(path), {}
-    if not any(name.startswith(UNET_PREFIX) for name in whole):
+    if not inside(whole, UNET_PREFIX):
         expected = f"it has {first_names(whole)}, expected {UNET_PREFIX[:-1]}..."
         raise WeightsError(f"{path} is not an original file of Stable Diffusion: {expected}")
     if strange := check_names("single file", whole, path):
         listed = ", ".join(strange[:10])
         raise WeightsError(f"{path} has {len(strange)} tensors that belong to no part: {listed}")
-    for prefix, (part, read) in ORIGINAL.items():
-        if inside := {n.removeprefix(prefix): t for n, t in whole.items() if n.startswith(prefix)}:
-            source = f"{path} ({prefix}*)"
-            tensors, table, known = read(inside)
-            parts[part] = shortened(Part(renamed(tensors, table, source), known, source))
-            if n := known.get("num_hidden_layers"):
+    known = _known_of(path, whole)
+    latents = {"scaling_factor": known.pop("scaling_factor", None)}
+    for prefix, part in ORIGINAL.items():
+        if tensors := inside(whole, prefix):
+            parts[part] = part_of(tensors, part, latents, f"{path} ({prefix}*)")
+            if n := parts[part].config.get("num_hidden_layers"):
                 said = f"its text encoder is used up to block {n} of {n + 1}, as in SD 2.x"
                 warnings.warn(f"{path} does not say so, but {said}", stacklevel=4)
     if any(name.startswith("model_ema.") for name in whole):
         said = "its running average (model_ema) is left out, its weights are used"
         warnings.warn(f"{path}: {said}", stacklevel=4)
-    known = _known_of(path, whole)
-    if "vae" in parts:
-        parts["vae"].config["scaling_factor"] = known.pop("scaling_factor", None)
     return Published(path, parts, known, {}, whole.get("alphas_cumprod"))
 
 
@@ -190,10 +181,10 @@ PREDICTIONS = {"v": "v_prediction", "eps": "epsilon", "x0": "sample"}
 
 def _known_of(path: Path, whole: Tensors) -> dict:
     """What marker keys, the header, and a .yaml beside a file tell, in the words of configurations."""
-    about, header = path.with_suffix(".yaml"), read_metadata(path)
+    about = path.with_suffix(".yaml")
     text = read_text(about) if about.is_file() else ""
     known = {key: kind(at[1]) for key, (find, kind) in YAML.items() if (at := re.search(find, text))}
-    stated = known.get("prediction_type", header.get("modelspec.prediction_type"))
+    stated = known.get("prediction_type", read_metadata(path).get("modelspec.prediction_type"))
     stated = "v" if "v_pred" in whole else stated
     if stated:
         known["prediction_type"] = PREDICTIONS.get(stated, stated)
@@ -235,7 +226,7 @@ PROJECTION = "attn.proj_in.weight"  # of the UNet's attention: linear (two axes)
 def unet_sizes(part: Part, family: Family) -> UNetConfig:
     """Sizes from the tensors of a UNet, heads and groups from config.json or the family."""
     config, source = part.config, part.source
-    if (read := part.need("conv_in.weight").shape[1]) != 4:
+    if (read := part.shape("conv_in.weight")[1]) != 4:
         raise WeightsError(f"{source} reads {read} channels, as for inpainting; only 4 are supported")
     channels = part.level_channels("down")
     heads, head_width = family.heads, family.head_width
@@ -245,15 +236,14 @@ def unet_sizes(part: Part, family: Family) -> UNetConfig:
     if heads and not isinstance(heads, int) and len(heads) != len(channels):
         raise WeightsError(f"{source} states heads {heads} for {len(channels)} levels of its UNet")
     down, up = _depths(part, "down"), _depths(part, "up")[::-1]
-    keys, projection, added = map(part.ending, ("cross_attn.k.weight", PROJECTION, "added.fc1.weight"))
+    keys, added = part.ending("cross_attn.k.weight"), part.ending("added.fc1.weight")
     size_width = config.get("addition_time_embed_dim") or 256
     sizes = UNetConfig(
         channels, tuple(depths[0] for depths in down), part.count(r"mid\.layers\.0\.attn\.blocks\.(\d+)\."),
-        context_width=0 if keys is None else keys.shape[1], res_blocks=len(down[0]),
-        heads=heads, head_width=head_width,
-        use_linear_projection=projection is not None and projection.ndim == 2,
-        out_channels=part.need("conv_out.weight").shape[0], groups=config.get("norm_num_groups") or 32,
-        pooled_width=None if added is None else added.shape[1] - 6 * size_width, size_width=size_width,
+        context_width=keys[1] if keys else 0, res_blocks=len(down[0]), heads=heads, head_width=head_width,
+        use_linear_projection=len(part.ending(PROJECTION)) == 2,
+        out_channels=part.shape("conv_out.weight")[0], groups=config.get("norm_num_groups") or 32,
+        pooled_width=added[1] - 6 * size_width if added else None, size_width=size_width,
         mid_blocks=part.count(r"mid\.layers\.(\d+)\."),
     )  # fmt: skip
     regular = (sizes.layers(None, 0), sizes.layers(None, 1)) == (down, up)
@@ -269,37 +259,39 @@ def _depths(part: Part, way: str) -> tuple[tuple[int, ...], ...]:
 
 
 def autoencoder_sizes(part: Part, family: Family) -> AutoencoderConfig:
-    config, z = part.config, part.need("post_quant_conv.weight").shape[0]
+    config, z = part.config, part.shape("post_quant_conv.weight")[0]
     shift = config.get("shift_factor") or 0.0
     mean = tuple(m + shift for m in config.get("latents_mean") or (z * [0.0] if shift else ()))
     return AutoencoderConfig(
         part.level_channels("encoder.down"), res_blocks=part.count(r"encoder\.down\.0\.layers\.(\d+)\."),
         groups=config.get("norm_num_groups") or 32, latent_channels=z,
-        in_channels=part.need("encoder.conv_in.weight").shape[1],
+        in_channels=part.shape("encoder.conv_in.weight")[1],
         scaling_factor=config.get("scaling_factor") or family.scaling_factor,
         mid_attention="encoder.mid.layers.0.attn.norm.weight" in part.tensors,
         mean=mean, std=tuple(config.get("latents_std") or ()),
     )  # fmt: skip
 
 
-def text_sizes(part: Part, penultimate: bool = False) -> TextConfig:
-    """`penultimate`: read the states before the last block, as SDXL does; no checkpoint tells."""
-    vocabulary, width = part.need("token.weight").shape
-    eos = part.config.get("eos_token_id", 2)
-    eos = min(vocabulary - 1, 49_407) if eos == 2 else eos  # 2 is a mistake of older files; CLIP's is 49,407
-    projection = None if part.prefix else part.tensors.get("text_projection.weight")
-    return TextConfig(
-        vocabulary, eos, len(part.need("position.weight")), width, layers=part.count(r"blocks\.(\d+)\."),
-        heads=part.config.get("num_attention_heads") or max(1, width // 64),  # 64 channels each, as published
-        quick_gelu=part.config.get("hidden_act", "quick_gelu") == "quick_gelu",  # transformers' default
-        penultimate=penultimate, hidden=_hidden(part, width),
-        projection=None if projection is None else projection.shape[0],
+def _transformer_sizes(part: Part, width: int, heads: int) -> dict:
+    """What the two encoders of CLIP have in common; `heads` where the configuration does not state them."""
+    return dict(
+        width=width, layers=part.count(r"blocks\.(\d+)\."), hidden=part.shape("blocks.0.fc1.weight")[0],
+        heads=part.config.get("num_attention_heads") or heads,
+        quick_gelu=part.config["hidden_act"] == "quick_gelu",
     )  # fmt: skip
 
 
-def _hidden(part: Part, width: int) -> int | None:
-    hidden = part.need("blocks.0.fc1.weight").shape[0]
-    return None if hidden == 4 * width else hidden
+def text_sizes(part: Part, penultimate: bool = False) -> TextConfig:
+    """`penultimate`: read the states before the last block, as SDXL does; no checkpoint tells."""
+    vocabulary, width = part.shape("token.weight")
+    eos = part.config.get("eos_token_id", 2)
+    eos = min(vocabulary - 1, 49_407) if eos == 2 else eos  # 2 is a mistake of older files; CLIP's is 49,407
+    projection = None if part.prefix else part.tensors.get("text_projection.weight")
+    sizes = _transformer_sizes(part, width, max(1, width // 64))  # 64 channels each, as published
+    return TextConfig(
+        vocabulary, eos, part.shape("position.weight")[0], penultimate=penultimate,
+        projection=None if projection is None else len(projection), **sizes,
+    )  # fmt: skip
 
 
 # By width: ViT-H, g and bigG have 16 heads; all others 64 channels a head.
@@ -309,12 +301,10 @@ VISION_HEADS = {1280: 16, 1408: 16, 1664: 16}
 def vision_sizes(part: Part, pictures: dict) -> VisionConfig:
     """`pictures` may have image_mean and image_std, of pictures in [0, 1]; without them they are OpenAI's."""
     mean, std = pictures.get("image_mean"), pictures.get("image_std")
-    width, _, patch, _ = part.need("patch.weight").shape  # (d 3 p p)
-    side = round((len(part.need("position.weight")) - 1) ** 0.5)  # patches to a side, beside the class token
+    width, _, patch, _ = part.shape("patch.weight")  # (d 3 p p)
+    side = round((part.shape("position.weight")[0] - 1) ** 0.5)  # patches to a side, beside the class token
     return VisionConfig(
-        side * patch, patch, width, layers=part.count(r"blocks\.(\d+)\."),
-        heads=part.config.get("num_attention_heads") or VISION_HEADS.get(width, max(1, width // 64)),
-        quick_gelu=part.config.get("hidden_act") == "quick_gelu", hidden=_hidden(part, width),
-        mean=tuple(2 * m - 1 for m in mean) if mean else OPENAI_MEAN,
+        side * patch, patch, mean=tuple(2 * m - 1 for m in mean) if mean else OPENAI_MEAN,
         std=tuple(2 * s for s in std) if std else OPENAI_STD,
+        **_transformer_sizes(part, width, VISION_HEADS.get(width, max(1, width // 64))),
     )  # fmt: skip

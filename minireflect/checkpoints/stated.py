@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple
 
 from ..models.tokenizer import BEGIN_TEXT, END_TEXT
-from .files import WeightsError
+from ..ranges import Count, Natural, Refusal, expect
+from .files import WeightsError, named_as
 
 
 class Rule(NamedTuple):
@@ -41,6 +42,20 @@ def refused(why: str, keys: str) -> Table:
 
 
 # fmt: off
+# Types of what is read, wherever it stands.
+TYPES = {key: kind for kind, keys in {
+    dict[str, dict] | None: "added_tokens_decoder", bool: "quick_gelu",
+    int | None | list[int]: "num_attention_heads attention_head_dim sample_size",
+    Count: "heads head_width width num_train_timesteps", Natural: "num_hidden_layers",
+    int | None: "norm_num_groups addition_time_embed_dim eos_token_id steps_offset",
+    float: "beta_start beta_end", float | None: "scaling_factor shift_factor lora_alpha model_max_length",
+    dict[str, float] | None: "alpha_pattern rank_pattern",
+    str: "beta_schedule", str | None: "hidden_act prediction_type timestep_spacing final_sigmas_type",
+    bool | None: "rescale_betas_zero_snr force_zeros_for_empty_prompt set_alpha_to_one use_rslora",
+    list | None: "unet vae text_encoder text_encoder_2 scheduler",
+    dict | None: "text_config vision_config model_cfg text_cfg vision_cfg preprocess_cfg",
+    list[float] | None: "image_mean image_std mean std latents_mean latents_std",
+}.items() for key in keys.split()}
 ABOUT = ("_diffusers_version _name_or_path _use_default_values _commit_hash _auto_class transformers_version "
          "torch_dtype dtype architectures ")
 # What transformers writes into every configuration, most of it for models that write text.
@@ -59,7 +74,7 @@ GELU = ("quick_gelu", "gelu")
 YES = (True, None)
 TEXT = table("num_hidden_layers num_attention_heads eos_token_id hidden_act", GENERIC, hidden_act=GELU,
              layer_norm_eps=1e-5, model_type=("clip_text_model", "clip"))
-VISION = table("num_attention_heads hidden_act", f"{GENERIC} eos_token_id num_hidden_layers", hidden_act=GELU,
+VISION = table("num_hidden_layers num_attention_heads hidden_act", f"{GENERIC} eos_token_id", hidden_act=GELU,
                layer_norm_eps=1e-5, model_type=("clip_vision_model", "clip"))
 SAMPLERS = """solver_order algorithm_type solver_type lower_order_final euler_at_final use_karras_sigmas
     use_exponential_sigmas use_beta_sigmas use_lu_lambdas lambda_min_clipped variance_type predict_x0 solver_p
@@ -119,20 +134,20 @@ KINDS: dict[str, Table] = {
     "CLIP": table("text_config vision_config", GENERIC, model_type="clip"),
     "CLIP's text_config": TEXT,
     "CLIP's vision_config": VISION,
-    "preprocessor_config.json": table(
+    "preprocessor": table(
         "image_mean image_std", "crop_size size do_convert_rgb do_pad image_processor_type processor_class "
         "feature_extractor_type _.*_class _valid_processor_keys data_format input_data_format device "
         "return_tensors default_to_square disable_grouping pad_size image_seq_length",
         rescale_factor=1 / 255, resample=(3, None), do_resize=YES, do_center_crop=YES, do_rescale=YES,
         do_normalize=YES),
-    "tokenizer_config.json": table(
+    "tokenizer": table(
         "pad_token added_tokens_decoder model_max_length", "unk_token add_prefix_space errors name_or_path "
         "special_tokens_map_file clean_up_tokenization_spaces use_fast processor_class "
         "additional_special_tokens extra_special_tokens __type backend is_local local_files_only "
         "add_.*_token " + ABOUT, do_lower_case=YES, padding_side=("right", None),
         truncation_side=("right", None), bos_token=(BEGIN_TEXT, None), eos_token=(END_TEXT, None),
         tokenizer_class=("CLIPTokenizer", "CLIPTokenizerFast", "TokenizersBackend", None)),
-    "open_clip_config.json": table("model_cfg preprocess_cfg", "custom_text tags name"),
+    "open_clip": table("model_cfg preprocess_cfg", "custom_text tags name"),
     "open_clip's model_cfg": table(
         "quick_gelu text_cfg vision_cfg", "embed_dim init_logit_scale output_dict cast_dtype",
         custom_text=(False, None)),
@@ -196,12 +211,17 @@ ABSENT: dict[str, dict] = {
 def check(kind: str, values: Mapping[str, object], source: object) -> dict:
     """-> the values, and what is meant where a key is absent; nothing of an empty configuration.
 
-    Raises WeightsError at the first key that is refused: its name, its value, the reason.
+    An object that has a table of its own is checked with it.  Raises WeightsError at the first key that is
+    refused, or not of its type: its name, its value, the reason.
     """
-    of_class = ABSENT.get(str(values.get("_class_name")), {})
+    of_class, owner = ABSENT.get(str(values.get("_class_name")), {}), kind.partition("'")[0]
     values = {**ABSENT.get(kind, {}), **of_class, **values} if values else {}
     for key, value in values.items():
-        rule = rule_of(kind, key)
+        rule, inner = rule_of(kind, key), f"{owner}'s {key}"
+        with named_as("", Refusal):
+            expect(value, TYPES.get(key, object), f"{key} in {source}")
+        if inner in KINDS and value:
+            values[key] = check(inner, value, f"{source} ({key})")
         value = value.get("content", value) if isinstance(value, dict) else value  # of a token
         each = value if isinstance(value, list | tuple) and value and rule.values != NOTHING else [value]
         if (rule.values or rule.what == "refused") and not all(part in rule.values for part in each):
@@ -216,6 +236,6 @@ def rule_of(kind: str, key: str) -> Rule:
 
 def check_names(kind: str, names: Iterable[str], source: object) -> list[str]:
     """The tensors of a file that stand in no table; raises WeightsError at the first that is refused."""
-    known = {name: rule_of(kind, name) for name in names}
-    check(kind, {name: name for name, rule in known.items() if rule is not UNKNOWN}, source)
-    return [name for name, rule in known.items() if rule is UNKNOWN]
+    unknown = [name for name in names if rule_of(kind, name) is UNKNOWN]
+    check(kind, {name: name for name in names if name not in unknown}, source)
+    return unknown

@@ -27,16 +27,17 @@ from ..rl.rewards import load_reward, reward_beside
 from ..streams import choices, rng
 from ..world.canvas import read_picture, to_pixels, write_picture
 from ..world.graphs import lay_out
+from ..world.prompts import split
 from ..world.published import read_benchmark, read_graphs, write_samples
 from . import read
 
 ABOUT = """\
 Sample pictures of prompts. Under each stand the inspector's verdict and the learned reward; in each further
 round what the reward refuses is sampled again, from the opposite of its noise."""
-# defaults, where they are not 0 rounds and guidance 1; 7.5 is diffusers' for Stable Diffusion
+# defaults other than 0 rounds and guidance 1; 7.5 is diffusers' default for Stable Diffusion
 ROUNDS, GUIDANCE = {"rlrig": LoopConfig.rounds}, {"checkpoint": 7.5}
 PIXELS = (".png", ".jpg", ".jpeg")
-# of 255, mean over the picture: other processors round differently, other weights give other pictures
+# largest mean difference of pixels, of 255: other processors round differently; other weights exceed it
 CHECK_TOLERANCE = 4.0
 
 
@@ -60,7 +61,7 @@ class SampleOptions(Checked):
     guidance: Weight | None = None
     # of rationale and image tokens, with --method reasongen; trained and measured at 0.8
     temperature: Temperature = 0.2
-    # sample every picture again, whatever the reward says, as SRRL's code does
+    # sample every picture again without a look at the reward, as SRRL's code does
     blind: bool = False
     # with --blind: guidance of sampling again
     w_denoise: Weight = 3.0
@@ -70,7 +71,7 @@ class SampleOptions(Checked):
     check: bool = False
     # with --base: adapter of a training with --base, of diffusers, peft or kohya
     lora: Path | None = None
-    # with --lora: what multiplies its difference
+    # with --lora: factor of its change to the weights
     lora_scale: Finite = 1.0
     # pictures of each prompt, with --out FOLDER: the layout that GenEval's scorer reads
     each: Count = 4
@@ -98,12 +99,12 @@ def main(words: list[str]) -> int:
 
 
 def check_arguments(args: SampleOptions) -> None:
-    """Bad input is named before anything is loaded."""
+    """Check the options before anything is loaded.  Raises ValueError."""
     base = args.checkpoint.base
     if not args.prompts:
         raise ValueError('there is no prompt; try: minireflect sample "a tall red candle in still air"')
-    if base is None and not all(prompt.split() for prompt in args.prompts):
-        raise ValueError("a prompt is empty")
+    if base is None and not all(map(split, args.prompts)):
+        raise ValueError("a prompt is empty, or has no word")
     if base is None and (args.lora or args.checkpoint != CheckpointConfig()):
         given = [name for name, value in vars(args.checkpoint).items() if value] + ["lora"] * bool(args.lora)
         flags = ", ".join(f"--{name}" for name in given).replace("_", "-")
@@ -128,7 +129,7 @@ def sample_srrl(args: SampleOptions, prompts: list[str]) -> Said:
     reflection = blind(args) if args.blind else replace(OPPOSITE, rounds=args.rounds)
     sampler = SamplerConfig(args.steps, args.guidance)
     pipe, reward = load_pipeline(args.weights), load_reward(args.weights)
-    pipe.tokenizer(prompts)  # unknown words are named before anything is sampled
+    pipe.tokenizer(prompts)  # raises on unknown words before anything is sampled
     asked = None if args.blind else reward
     rounds = showcase.sampled_rounds(pipe, prompts, sampler, reflection, args.seed, asked)
     rows = showcase.compare(rounds, reward, prompts, args.out)
@@ -180,7 +181,7 @@ def sample_checkpoint(args: SampleOptions, prompts: list[str]) -> Said:
 
 
 def export(args: SampleOptions, pipe: LatentDiffusion) -> Said:
-    """Pictures of a benchmark's prompts, where its scorer looks for them, and the settings beside them."""
+    """Save pictures of a benchmark's prompts in the layout that its scorer reads, and the settings."""
     file = Path(args.prompts[0])
     about = read_benchmark(file) if file.is_file() else [{"prompt": prompt} for prompt in args.prompts]
     for i, task in enumerate(about):

@@ -50,7 +50,7 @@ def defaults(named: str | None, words: list[str]) -> Config:
     if real and command != "srrl":
         raise ValueError("--base trains a LoRA on a published checkpoint: it goes with the command srrl")
     name = seen.preset or ("gpu" if (seen.device or best_device()) == "cuda" else "cpu")
-    name = "cpu" if real and name == "gpu" else name  # that of a checkpoint is for a GPU already
+    name = "cpu" if real and name == "gpu" else name  # the options of a checkpoint are for a GPU already
     config = replace(preset(name, command, seen.scenes or "laws", recipe(method, real)), method=method)
     if real:
         measured = replace(config.evaluation, pictures=min(MEASURED, config.evaluation.pictures))
@@ -74,7 +74,7 @@ FAILURES = (ValueError, OSError, ImportError, MemoryError, FloatingPointError, R
 
 def train(config: Config) -> None:
     """Make the run folder and do the stages; a start that fails leaves no folder."""
-    from ..stages import Task, do  # with all that trains, measures and plots
+    from ..stages import Task, do  # imports all that trains, measures and plots
 
     device = parallel.start(chosen_device(config.device))
     if device.type == "cuda":
@@ -110,7 +110,7 @@ def train(config: Config) -> None:
 
 
 def source_of(config: Config) -> Path | None:
-    """The folder of the weights to start from; None where it is nothing, or a published checkpoint."""
+    """The folder of the weights to start from; None for random weights or a published checkpoint."""
     if config.real and config.weights is not None:
         raise ValueError("--weights is a run of ours: it does not go with --base, a published checkpoint")
     if config.real or config.command in ("all", "autoencoder"):

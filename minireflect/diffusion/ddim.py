@@ -27,7 +27,7 @@ from ..streams import normal, sent
 class DDIMStep(NamedTuple):
     """One step from level t to t_prev.
 
-    Where sigma is 0 the step has no density and log_prob is 0, a placeholder: take no loss there.
+    Where sigma is 0 the step has no density; log_prob is 0 there, a placeholder that no loss may use.
     """
 
     x_prev: Tensor  # (b c h w) the next latent: drawn, or the one that was given

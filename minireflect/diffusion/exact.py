@@ -88,11 +88,11 @@ class GaussianMixture:
         return self.means[k] + self.stds[k, None] * noise
 
     def context(self, cls: int | Tensor | None, n: int = 1) -> Tensor:
-        """A condition in the shape in which networks take theirs, (n 1 1)."""
+        """A condition in the shape of a network's context, (n 1 1)."""
         return torch.as_tensor(NULL if cls is None else cls).float().expand(n)[:, None, None]
 
     def model(self, schedule: Schedule) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        """The formula dressed as a network, with the schedule's prediction type.
+        """The formula with the interface of a network and the schedule's prediction type.
 
         Shapes: the result maps x (b d) or (b d 1 1), t (b), context (b 1 1) holding the class id -> like x
         """

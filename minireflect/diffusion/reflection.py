@@ -68,16 +68,16 @@ class ReflectionConfig(Checked):
 
     @property
     def renoise_cost(self) -> int:
-        """UNet evaluations of turning one picture into noise; none where nothing of its own noise is kept."""
+        """UNet evaluations of turning one picture into noise; 0 if all of the noise is new."""
         return 0 if self.fresh_noise == 1 else round(self.strength * self.steps) * evaluations(self.w_renoise)
 
     def blind_cost(self, steps: int) -> int:
-        """UNet evaluations of all blind rounds, but for the picture after them, sampled in `steps` steps."""
+        """UNet evaluations of all blind rounds of `steps` steps, without the last picture."""
         return self.rounds * (steps * evaluations(self.w_denoise) + self.renoise_cost)
 
     @property
     def reflect_cost(self) -> int:
-        """The same for a picture that `reflect` selects."""
+        """UNet evaluations of turning a picture that `reflect` selects into noise."""
         return 0 if self.wrong == "fresh" and self.redraw == "refused" else self.renoise_cost
 
 
@@ -89,8 +89,9 @@ def renoise_to(
     """Turn pictures back into noise as the config says; `config.tail(table)` leads on from the result.
 
     The options act on the noise in x_t = sqrt(abar) x0 + sqrt(1 - abar) noise; at strength 1 x_T itself is
-    that noise. `sign` +1 keeps the noise of a picture, which gives it again, right or wrong. -1 takes the
-    opposite noise, as likely under N(0, I), which avoids the picture. 0 takes new noise. None is +1 for all.
+    that noise. `sign` +1 keeps the noise of a picture: sampling repeats the picture, right or wrong. -1 takes
+    the negative noise, as likely under N(0, I): sampling avoids the picture. 0 takes new noise. None is +1
+    for all.
     Raises ValueError if new noise is needed and there is no generator.
     Shapes: x0 (b c h w), sign (b) of +1, -1, 0 -> (b c h w)
     """

@@ -48,7 +48,7 @@ class Step(NamedTuple):
 class Trajectory(NamedTuple):
     """A sampled path as data. `latents[:, i]` is the state of step i, `latents[:, i + 1]` its action.
 
-    In float32: stored in half precision, the action is no longer the one that was scored.
+    Stored in float32, because rounding to half precision would change the action that was scored.
     """
 
     latents: Tensor  # (b s+1 c h w) float32
@@ -75,7 +75,7 @@ def guided(model: Model, cond: Tensor, uncond: Tensor, w: float, schedule: Sched
         else:
             both = model(torch.cat([x, x]), torch.cat([t, t]), torch.cat([without, given]))
             output_u, output_c = both.chunk(2)
-            # Of v or x_0 this is the same as of the noise, and exact where little signal is left.
+            # Guidance of v or x_0 equals guidance of the noise, and is exact where little signal is left.
             output = output_u + w * (output_c - output_u)  # SRRL (E1)
         return output if schedule is None else schedule.to_eps(output, x, t)
 
@@ -145,5 +145,5 @@ def collect(x_start: Tensor, steps: Iterable[Step]) -> Trajectory:
 
 
 def evaluations(w: float) -> int:
-    """UNet evaluations of one sample at guidance w: 0 and 1 need one side only."""
+    """UNet evaluations of one sample at guidance w: 0 and 1 need one of the two predictions."""
     return 1 if w in (0, 1) else 2

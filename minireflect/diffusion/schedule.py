@@ -16,18 +16,18 @@ number for number, including one oddity of where a step lands (see `Schedule.tab
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ..ranges import Checked, Count
+from ..ranges import Checked, Count, expect
 from ..streams import sent
 
 BetaSchedule = Literal["scaled_linear", "linear"]
 Prediction = Literal["epsilon", "v", "x0"]
 Spacing = Literal["leading", "trailing", "linspace"]
-# alpha-bar in place of 0, with which the noise would not tell the picture, and `to_eps` had no inverse
+# replaces an alpha-bar of 0, at which `to_eps` would divide by 0
 NO_SIGNAL = 1e-8
 
 
@@ -62,7 +62,7 @@ class StepTable:
 
     `t_prev` is -1 for a clean image (alpha-bar 1). A slice is a table again: `table[:k]` is the prefix that
     branches share, `table[k:]` what each branch runs alone, or the steps that an edit re-noises and denoises.
-    It stays on the CPU: asking "is sigma zero?" then never makes a GPU wait.
+    It is on the CPU, so that a comparison of sigma with 0 does not wait for the GPU.
     """
 
     t: Tensor  # [S] long, descending
@@ -145,17 +145,16 @@ class Schedule:
         return abar.sqrt() * noise - (1 - abar).sqrt() * x0  # v, Salimans & Ho
 
     def to_eps(self, output: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """The network's output as predicted noise: the one place where prediction types are told apart.
+        """The network's output as predicted noise: the only place that distinguishes prediction types.
 
-        Uses alpha-bar of the label t, the level the network believes in. Re-noising shows it a latent one
-        level cleaner than t, where diffusers' inverse uses the latent's own level; for "epsilon" nothing is
-        converted and the two agree.
+        It uses alpha-bar of the label t. In re-noising the latent is one level cleaner than t, and diffusers'
+        inverse uses the latent's own level; for "epsilon" nothing is converted and the two agree.
         Shapes: output (b c h w), x (b c h w), t () or (b) -> (b c h w)
         """
         if self.config.prediction == "epsilon":
             return output
         abar = self.abar_at(t, x)
-        if self.config.zero_snr and x.device.type != "mps":  # which has no float64
+        if self.config.zero_snr and x.device.type != "mps":  # mps has no float64
             abar, output, x = abar.double(), output.double(), x.double()
         if self.config.prediction == "x0":
             return (x - abar.sqrt() * output) / (1 - abar).sqrt()  # DDPM (4) solved for the noise
@@ -178,17 +177,16 @@ class Schedule:
         here too, so that real checkpoints give the same pictures. For leading spacing, the only one that a
         pipeline uses, the two are the same.
         """
-        T, offset, spacing = self.config.train_steps, self.config.offset, spacing or self.config.spacing
+        T, offset = self.config.train_steps, self.config.offset
+        spacing = expect(spacing or self.config.spacing, Spacing, "spacing")
         if not 1 <= steps <= T:
             raise ValueError(f"steps {steps} is outside 1..{T} (train_steps)")
         if spacing == "leading":
             t = torch.arange(steps).flip(0) * (T // steps) + offset
         elif spacing == "trailing":  # round() takes halves to even, like numpy's
             t = (T - torch.arange(steps, dtype=torch.float64) * (T / steps)).round().long() - 1
-        elif spacing == "linspace":
+        else:  # linspace
             t = torch.linspace(0, T - 1, steps, dtype=torch.float64).round().long().flip(0)
-        else:
-            raise ValueError(f"spacing {spacing!r} is not one of {get_args(Spacing)}")
         if t[0] >= T or t[-1] < 0:
             span = f"span t = {t[-1]}..{t[0]}, outside 0..{T - 1}"
             raise ValueError(f"{steps} {spacing} steps with offset {offset} {span}")
@@ -202,8 +200,8 @@ class Schedule:
 def level_weight(schedule: Schedule, t: Tensor, cap: float) -> Tensor:
     """The loss weight of the noise prediction at level t: 1 / abar, at most `cap`.
 
-    An error of eps is an error of x_0 times the signal-to-noise ratio, so a plain loss hardly looks at the
-    late levels, where it is decided what stands where.  1 / abar makes the loss that of v-prediction
+    An error of eps is an error of x_0 times the signal-to-noise ratio, so an unweighted loss has little
+    weight at the late levels, which decide where objects are.  1 / abar makes the loss that of v-prediction
     (Salimans & Ho 2022, appendix D).
     Shapes: t (b) -> (b)
     """

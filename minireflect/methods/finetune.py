@@ -74,14 +74,14 @@ class FinetuneConfig(CheckpointConfig):
     reward: tuple[str, ...] = ("clip",)
     # CLIP, a folder or a file, for --reward clip and, as ViT-L/14, for aesthetic
     clip: str | None = None
-    # of a CLIP whose files do not say it
+    # activation of a CLIP whose files do not state it
     clip_activation: Literal["gelu", "quick_gelu"] | None = None
     # a file with a prompt a line, or animals, colours, relations, physical_law, counter_intuitive
     prompts: str = "animals"
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     # pictures at once, in sampling and in learning; less needs less memory
     micro_batch: Count = 4
-    # hold fewer activations for the backward pass, for one more forward
+    # compute activations again in the backward pass: less memory, one more forward pass
     checkpointing: bool = False
     # save pictures and LoRA every N iterations (default: only at the end)
     every: Natural = 0
@@ -166,7 +166,7 @@ def reward_of_module(name: str) -> Reward:
 
 
 def draw_from(prompts: list[str], seed: int, n: int) -> Draw:
-    """A function from a step to `n` prompts; each is its own family."""
+    """A function from a step to `n` prompts; each prompt is a family of its own."""
 
     def texts(step: int) -> tuple[list[str], list[str]]:
         drawn = choices(seed, "prompts", step).choices(prompts, k=n)
@@ -184,7 +184,7 @@ def finetune(
     draw = draw_from(prompts, job.seed, srrl.prompts_per_iteration)
 
     def texts(step: int) -> tuple[list[str], list[str]]:
-        if config.every and step and step % config.every == 0:  # as it is before this step
+        if config.every and step and step % config.every == 0:  # the weights before this step
             save_lora(folder / "weights" / f"lora_{step}.safetensors", pipe.unet)
             how, noise = (srrl.steps, srrl.guidance, 0.0), rng(job.seed, "shown")
             images = pipe.generate(prompts[:4], *how, generator=noise)

@@ -78,7 +78,7 @@ class LearnConfig(Checked):
     pull: Weight = 0.3
     # below this noise level t imitate the base
     anchor_below: Annotated[int, Range(0, 999)] = 150
-    # of a group's std of rewards, is added
+    # added to the std of a group's rewards
     std_floor: Annotated[Weight, Suppress] = 0.1
     # ppo: e, on the ratio of mean log-densities
     clip_range: Positive = 1e-2
@@ -99,9 +99,10 @@ class LearnConfig(Checked):
 
 
 class Replay(nn.Module):
-    """The pictures of the latest iterations, what each was sampled for, and its advantage or weight.
+    """The pictures of the latest iterations, with their prompts and their advantages or weights.
 
-    A module, so that a run saves it.  The latents are where the policy is, all else on the CPU, which draws.
+    It is a module, so that a run saves it. The latents are on the device of the policy, the rest is on the
+    CPU, where pictures are drawn.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class Replay(nn.Module):
         self.register_buffer("iteration", torch.zeros((), dtype=torch.long))
 
     def add(self, latents: Tensor, ids: Tensor, values: Tensor) -> None:
-        """Add the pictures of one iteration, and let go of those that are too old.
+        """Add the pictures of one iteration, and forget those that are too old.
 
         Shapes: latents (b c h w), ids (b t), values (b)
         """
@@ -147,7 +148,7 @@ class UpdateStats(NamedTuple):
 
 @dataclass
 class Learner:
-    """A policy and what it needs to learn."""
+    """A policy with its base, its optimiser and its replay."""
 
     pipe: LatentDiffusion  # its UNet is the policy
     base: UNet  # the frozen policy that it started from
@@ -155,7 +156,7 @@ class Learner:
     optimizer: torch.optim.Optimizer
     config: LearnConfig
     sampler: SamplerConfig  # how the branches were sampled; only its `guidance` is used
-    history: adv.RewardHistory | None = None  # of the advantage "history" (E6, E7)
+    history: adv.RewardHistory | None = None  # past rewards, for the advantage "history" (E6)
 
     @staticmethod
     def of(pipe: LatentDiffusion, config: LearnConfig, sampler: SamplerConfig, pictures: int) -> "Learner":
@@ -182,7 +183,7 @@ class Learner:
             (loss * self.scale).backward()
 
     def step(self) -> Tensor:
-        """Step, the gradient's norm clipped.  -> the norm before ().  Raises as `take_step`."""
+        """Take a step with a clipped gradient.  -> the norm before clipping ().  Raises as `take_step`."""
         sum_gradients(p for group in self.optimizer.param_groups for p in group["params"])
         for p in self.pipe.unet.parameters() if self.scale != 1 else ():
             if p.grad is not None:
@@ -207,13 +208,13 @@ def learn(learner: Learner, out: Rollout, lr_factor: float, generator: Generator
 
 def reference(unet: UNet) -> UNet:
     """A frozen copy.  With LoRA it shares the weights and leaves out the adapters."""
-    # copied by reference
+    # the frozen weights are shared, not copied
     shared = {id(p): p for p in unet.parameters() if not p.requires_grad} if lora_layers(unet) else {}
     return remove_lora(copy.deepcopy(unet, shared)).eval().requires_grad_(False)
 
 
 def levels(schedule: Schedule, n: int, below: int, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Noise levels for n pictures, and what each counts, so that the mean over them is that of
+    """Noise levels for n pictures, and a weight for each. The weighted mean has the expectation of
     `level_weight` over uniform levels, with less variance.
 
     A share of ANCHORED lies below `below`, uniformly; the others are drawn in proportion to their weight.
@@ -274,7 +275,7 @@ def learn_from_replay(
         rows, ids, A_rows = (sent(v, learner.pipe.device) for v in (rows, replay.ids[rows], A[rows]))
         found = forward_gradient(learner, replay.latents[rows], ids, A_rows, b, generator)
         stats.append(torch.stack([*found, learner.step()]))
-    means = torch.stack(stats).mean(0).tolist() if stats else [0.0] * 3  # the host waits here, once
+    means = torch.stack(stats).mean(0).tolist() if stats else [0.0] * 3  # the only wait for the device
     return UpdateStats(*means, updates, 2 * updates * config.batch)
 
 
@@ -290,8 +291,7 @@ def remember(learner: Learner, out: Rollout, values: list[Tensor]) -> Replay:
 def grpo(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats:
     """The policy gradient on the forward process, from the pictures of the latest iterations.
 
-    It does not ask how a picture was sampled, so what reflection found in a later round teaches the first
-    round as well.
+    It does not depend on how a picture was sampled, so pictures of later rounds train the first round, too.
     """
     A = advantages(out, learner.config, learner.history)
     replay = remember(learner, out, [a.clamp(-1, 1) for a in A])
@@ -307,7 +307,7 @@ def regress(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats
 
 
 def path_kl(schedule: Schedule, t: Tensor, change: Tensor) -> Tensor:
-    """KL between two ancestral samplers, nats per picture, of each sample as if its level stood for all.
+    """KL between two ancestral samplers in nats per picture, estimated from the one level of each sample.
 
     One step of DDPM with variance beta:  KL = beta / (2 alpha (1 - abar)) |change|^2  (DDPM 12); T of them
     make the path, so the mean over uniform levels t is the whole.
@@ -347,7 +347,7 @@ def jobs(out: Rollout, advantage: list[Tensor], updates: int, generator: Generat
     A step without noise (sigma 0) has no density and is left out, and so is a round without anything to
     learn. Steps with hardly any noise are left out too (MIN_SIGMA).  A change of eps moves a step's mean by c
     standard deviations: over ten steps |c| lies between 0.97 and 1.32, but it is 8.3 at the one before the
-    last (sigma 0.04), whose gradient would drown the others' and whose KL would be 64 times theirs.
+    last (sigma 0.04), whose gradient would dominate the others' and whose KL would be 64 times theirs.
     """
     trained = [(k, out.rounds[k].sigmas) for k, A in enumerate(advantage) if A.any()]
     pairs = [(k, i) for k, sigmas in trained for i, sigma in enumerate(sigmas) if sigma > MIN_SIGMA]
@@ -358,7 +358,7 @@ def jobs(out: Rollout, advantage: list[Tensor], updates: int, generator: Generat
 def scored(learner: Learner, out: Rollout, k: int, i: int, part: slice, unet: UNet) -> DDIMStep:
     """Step i of the branches `part` of round k, as a UNet scores it.
 
-    The batch is the rollout's, number for number, so that the policy that sampled it gives the very
+    The batch is the rollout's, number for number, so that the policy that sampled it gives exactly the
     log-probabilities of the rollout.
     """
     round_ = out.rounds[k]
@@ -370,7 +370,7 @@ def scored(learner: Learner, out: Rollout, k: int, i: int, part: slice, unet: UN
 
 def ppo(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats:
     """PPO-clip on the branches of all rounds (E8), `updates` optimiser steps; the mean log-probability is
-    SRRL's (E3).  `pull` adds what the forward objective has, on `batch` of the pictures.
+    SRRL's (E3).  `pull` adds the pull of the forward objective, on `batch` pictures.
     """
     pipe, config, once = learner.pipe, learner.config, evaluations(learner.sampler.guidance)
     advantage = advantages(out, config, learner.history)
@@ -411,7 +411,7 @@ def ppo(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats:
         return UpdateStats(0.0, 0.0, 0.0, 0, 0, 0.0, 0.0, 0.0, 0.0)
     largest = total(torch.stack([first, torch.stack(ratios).max()]), ReduceOp.MAX)
     means = torch.stack([torch.stack(kls).mean(), torch.stack(norms).mean()])
-    kl, norm, first, ratio, *summed, spent = torch.cat([means, largest, total(sums)]).tolist()  # the one wait
+    kl, norm, first, ratio, *summed, spent = torch.cat([means, largest, total(sums)]).tolist()  # waits here
     loss, high, low = (v / len(chunks) for v in summed)
     first, spent = math.expm1(min(first, 80.0)), round(spent) + 2 * config.batch * len(chunks)
     return UpdateStats(loss, kl, norm, len(chunks), spent, high, low, ratio, first)
@@ -440,7 +440,7 @@ def pull_to_base(learner: Learner, out: Rollout, generator: Generator) -> Tensor
 
 
 def mean_of(nats: Tensor, pipe: LatentDiffusion) -> Tensor:
-    """Nats of a latent as nats a dimension.  Shapes: nats (b) -> (b)"""
+    """Nats of a whole latent as nats per dimension.  Shapes: nats (b) -> (b)"""
     return nats / math.prod(pipe.latent_shape)
 
 

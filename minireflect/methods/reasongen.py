@@ -62,7 +62,7 @@ class ReasonRLConfig(TokenConfig):
     updates: Count = 2
     # peak learning rate of AdamW; falls to zero on a cosine after a warm-up of 5 %
     lr: Weight = 3e-4
-    # H* of text tokens, nats; what stage 1 ends with
+    # H* of text tokens, nats; the entropy at the end of stage 1
     text_entropy: Weight = 0.11
     # H* of image tokens, nats
     image_entropy: Weight = 0.19
@@ -227,7 +227,7 @@ def update(learner: Learner, samples: Samples, config: ReasonRLConfig, noise: Ge
         counts = total(counts).clamp(min=1)
         H = torch.stack([v.sum() for v in nats]) / counts  # (2) this process's part of the means
         more = [sum(control.alpha * h for control, h in zip(learner.entropies, H))]
-        if learner.examples:  # every process recalls the same
+        if learner.examples:  # the same pictures in every process
             recalled, _ = sft_loss(model, learner.examples, config.examples, noise)
             more.append(config.recall / world() * recalled)
         stats = token_step(now, tokens, learner.optimizer, config.clip_range, config.beta, *more)

@@ -1,28 +1,29 @@
-"""RL-RIG: generate a picture of a scene graph, reflect on it, edit it; and reinforce the Actor and the
-editor.
+"""RL-RIG: generate a picture of a scene graph, reflect on it, edit it; reinforce the Actor and the editor.
 
 Paper: Wang et al. 2026, arXiv 2602.19974, with its Reflection-GRPO.
 
     x ~ Diffuser(graph)                                     generate: round 0
     for k = 1 .. K, while a requirement is unmet:
         v    = Checker(x, graph)                            reflect: yes or no for each requirement
-        a_i ~ Actor(x, graph, v),  i = 1 .. G               edit prompts: which thing is to be where
+        a_i ~ Actor(x, graph, v),  i = 1 .. G               edit prompts: which object is to be where
         x_i  = denoise(renoise(x, t*), graph + a_i)         edit: the Inverse Diffuser, here `editor`
         x    = the best x_i, unless the Checker prefers x
-    phase 1 trains the Actor by GRPO on its tokens (rl/tokens.py), with the reward f(x_i), the share of
-    requirements met phase 2 trains the editor with the Actor fixed: a group has one edit prompt and G noises
-    (methods/learn.py)
+
+    phase 1   trains the Actor by GRPO on its tokens (rl/tokens.py); the reward is f(x_i), the share of
+              requirements met
+    phase 2   trains the editor with the Actor fixed: a group has one edit prompt and G noises
+              (methods/learn.py)
+
 After training G is 1.
 
 Differs from the paper, whose code is not public (this follows its abstract and its reviews):
 - the editor starts as the Diffuser's own UNet, and reads the edit prompt after the graph's sentence
-- all noise at t* is new by default (SDEdit, arXiv 2108.01073): a picture that DDIM inverts hardly lets
-anything be moved
-  (docs/log.md); `--loop.fresh-noise` below 1 inverts
+- all noise at t* is new by default (SDEdit, arXiv 2108.01073), because objects of a picture that DDIM inverts
+  hardly move (docs/log.md); `--loop.fresh-noise` below 1 inverts
 - the Actor is a small transformer that reads latents and answers; theirs is a vision-language model
-- one round is trained on (`--rounds`); the editor learns by reward-weighted regression, with the probability
-that all
-  requirements hold as reward; `--editor.objective ppo` is theirs
+- training has one round (`--rounds`)
+- the editor learns by reward-weighted regression, with the probability that all requirements hold as reward;
+  `--editor.objective ppo` is theirs
 
     python train.py rlrig
 """
@@ -135,7 +136,7 @@ def silent_actor(_: Tensor, graphs: Graphs, *__: object) -> EditPrompts:
 
 
 class Parts(NamedTuple):
-    """The four networks of RL-RIG, each with what it needs."""
+    """The four parts of RL-RIG."""
 
     diffuser: LatentDiffusion
     editor: LatentDiffusion  # the Inverse Diffuser: the Diffuser, but for its UNet
@@ -233,7 +234,7 @@ def keep_best(state: LoopState, edits: Edits, cost: int) -> LoopState:
     latents = state.latents.index_copy(0, rows, edits.path.latents[pick, -1])
     images = state.images.index_copy(0, rows, edits.images[pick])
     probability, new = state.answers.probability.clone(), edits.after.probability[pick]
-    probability[rows, : new.shape[1]] = new  # of as many requirements as the edited graphs have
+    probability[rows, : new.shape[1]] = new  # columns of the edited graphs' requirements
     answers, tried = Answers(probability, state.answers.asked), torch.zeros_like(state.calls)
     tried[edits.rows.cpu()] = edits.group
     return LoopState(latents, images, answers, state.evaluations + cost * tried, state.calls + tried, edits)

@@ -44,7 +44,7 @@ class RolloutConfig(Checked):
     guidance: Weight = 1.0
     # ppo: steps that draw noise
     noise: Literal["all", "window", "preserving"] = "all"
-    # with a reward, or without
+    # by reward, or blind
     mode: Literal["select", "blind"] = "select"
     # K, reflections at most; 0 is DDPO
     rounds: Natural = 3
@@ -62,7 +62,7 @@ class RolloutConfig(Checked):
     renormalise: bool = True
     # l of new noise; l^2 of the variance is new
     fresh_noise: Share = OPPOSITE.fresh_noise
-    # trained last steps of the path, taken in turn
+    # number of last steps that are trained, in turn
     suffixes: tuple[Count, ...] = ()
 
     def __post_init__(self) -> None:
@@ -101,7 +101,7 @@ class RolloutConfig(Checked):
 class Round(NamedTuple):
     """The branches of one round: n prompts, g branches of each, s steps of their own, those in `table`."""
 
-    rows: Tensor  # (n) which prompts of the rollout it was spent on; rows and rewards are on the CPU
+    rows: Tensor  # (n) prompts of the rollout that have this round; rows and rewards are on the CPU
     x_T: Tensor  # (n c h w) the noise that the round started from; (n*g c h w) where each branch has its own
     table: StepTable  # the steps in `path`
     sigmas: Tensor  # [s] standard deviation of their noise
@@ -118,7 +118,7 @@ class Round(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """A UNet evaluation is one picture through the network once, forward."""
+    """A UNet evaluation is one forward pass of one picture."""
 
     unet: int = 0  # evaluations while sampling
     trained: int = 0  # evaluations while updating, with a backward pass or of the base that is imitated
@@ -146,7 +146,7 @@ class Rollout:
     context: Tensor  # (n t d) embedded prompts
     rounds: list[Round] = field(default_factory=list)
     cost: Cost = field(default_factory=Cost)
-    # n, what the reward history is kept by; the prompts themselves when None
+    # n, the keys of the reward history; None: the prompts themselves
     families: list[str] | None = None
 
     def texts_of(self, round_: Round) -> list[str]:
@@ -165,7 +165,7 @@ class Rollout:
         return rewards
 
     def by_round(self, values: Tensor) -> list[Tensor]:
-        """Values of all branches as the rounds have them.  Shapes: (n k g) -> by round (n*g)"""
+        """Values of all branches, split by round.  Shapes: (n k g) -> by round (n*g)"""
         return [values[r.rows, k].flatten() for k, r in enumerate(self.rounds)]
 
     def context_of(self, round_: Round) -> Tensor:

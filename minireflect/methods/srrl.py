@@ -80,12 +80,12 @@ DDPO = FRESH | {"objective": "ppo", "advantage": "history", "updates": 2, "pull"
 GRPO = FRESH | {"advantage": "group"}
 TOY = {"prompts_per_iteration": 21}  # about as many reward calls as srrl
 LARGE = {"iterations": 100, "prompts_per_iteration": 8, "guidance": 5.0, "lr": 1e-4, "steps": 20}
-# CLIP's cosines of one prompt spread by 0.02.
+# std_floor: CLIP's cosines of one prompt have a standard deviation of 0.02
 CHECKPOINT = LARGE | {"updates": 4, "batch": 32, "std_floor": 1e-3}
 # SRRL as released (arXiv 2505.22407): DDPO with blind reflection at the guidance gap
 BLIND = {"mode": "blind", "rounds": 1, "w_renoise": 0.1, "renoise_steps": 20, "renormalise": False}
 PAPER = DDPO | BLIND | {"fresh_noise": 0.0, "group": 5, "suffixes": (1, 5, 9), "guidance": 5.0}
-# every prompt again from the opposite of its noise: a reward without a level that counts as right
+# every prompt is sampled again from the negative of its noise: no level of such a reward means right
 PAIRS = {"advantage": "group", "rounds": 1, "redraw": "all", "group": 2}
 
 # method: options on the toy, options on a real checkpoint.  The clip of DDPO is on the mean log-probability:
@@ -153,7 +153,7 @@ def train_srrl(
 
 
 def report(out: Rollout, stats: UpdateStats, witness: Reward | None, accept: float) -> dict:
-    """One line a step with the numbers that reveal lies: the truth stands beside the reward."""
+    """The log line of a step, with the inspector's verdict beside every reward."""
     by_round = [r.rewards for r in out.rounds]  # (n g) each
     rewards = torch.cat([r.flatten() for r in by_round])
     verdicts = [witness(r.images.cpu(), out.texts_of(r)) for r in out.rounds] if witness else []

@@ -200,11 +200,6 @@ class VQConfig(Checked):
         super().__post_init__()
         require_levels((self.width,), groups=self.groups)
 
-    @property
-    def codes(self) -> int:
-        """The number of different codes."""
-        return self.forms * self.colors
-
 
 class Quantised(NamedTuple):
     vectors: Tensor  # (b d h w) the entries, with the gradient of the encodings
@@ -248,7 +243,7 @@ class Quantiser(nn.Module):
         dead = (used == 0).nonzero().flatten()  # (m)
         rows = rearrange(F.normalize(z, dim=1), "b d h w -> (b h w) d")
         cosine = (rows @ self.codebook.T).amax(1)  # (b*h*w)
-        # the farthest alone may be all alike: sampled by squared distance, as k-means++ begins
+        # drawn by squared distance, as k-means++ begins: the farthest alone may all be equal
         chance = (2 - 2 * cosine).clamp(min=1e-6).cpu()
         m = min(len(dead), len(rows))
         if not m:
@@ -275,7 +270,7 @@ class VQAutoencoder(nn.Module):
         self.see_form, self.see_color = see_patch(config), see_patch(config)
         d, c = config.dimensions, config.width
         self.forms, self.colors = (Quantiser(k, d, config.beta) for k in (config.forms, config.colors))
-        blocks = [ResBlock(c, c, config.groups, EPS) for _ in range(config.res_blocks)]  # see around them
+        blocks = [ResBlock(c, c, config.groups, EPS) for _ in range(config.res_blocks)]  # see neighbours
         last = ending(c, config.latent_channels, config.groups).values()
         self.decoder = nn.Sequential(nn.Conv2d(2 * d, c, 3, padding=1), *blocks, *last)
 
@@ -296,7 +291,7 @@ class VQAutoencoder(nn.Module):
 
     def decode(self, codes: Tensor) -> Tensor:
         """Latents.  Raises ValueError on an unknown code.  Shapes: codes (b h w) -> (b z h w)"""
-        if len(codes) and not 0 <= codes.min() <= codes.max() < (n := self.config.codes):
+        if len(codes) and not 0 <= codes.min() <= codes.max() < (n := self.config.forms * self.config.colors):
             raise ValueError(f"image tokens from {codes.min()} to {codes.max()}, but the codebooks have {n}")
         form, color = codes // self.config.colors, codes % self.config.colors
         return self.decoder(torch.cat([self.forms.vectors(form), self.colors.vectors(color)], 1))

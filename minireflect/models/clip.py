@@ -111,7 +111,7 @@ class Block(nn.Module):
 
 
 class TextStates(NamedTuple):
-    read: Tensor  # (b t d) what a diffusion model reads, as the configuration says
+    read: Tensor  # (b t d) the states that a diffusion model reads
     last: Tensor  # (b t d) the output of the last block, normalised
 
 
@@ -132,7 +132,7 @@ class TextEncoder(nn.Module):
         nn.init.normal_(self.position.weight, std=config.init_std / 2)
 
     def states(self, ids: Tensor, skip: int = 0) -> TextStates:
-        """`skip`: blocks at the end whose work is left out of what is read ("clip skip"), not of the last.
+        """`skip` ("clip skip") is the number of last blocks that `read` leaves out; `last` has all blocks.
 
         Shapes: ids (b t) -> (b t d), (b t d)
         """
@@ -157,7 +157,7 @@ class TextEncoder(nn.Module):
     def pooled(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """The state at the first end-of-text token, which has seen the whole sentence.
 
-        `hidden` is `states(ids).last`, which the states before it are not.
+        `hidden` must be `states(ids).last`, not the states of an earlier block.
 
         Shapes: hidden (b t d), ids (b t) -> (b d)
         """
@@ -298,7 +298,8 @@ class MatcherConfig(Checked):
 class CrossBlock(nn.Module):
     """Attention between words, if `fused`, attention to the picture, a feed-forward layer.
 
-    Without the first, words do not share what they saw: enough for one fact, slow to learn for relations.
+    Without attention between words no word knows what others found in the picture: this suffices for single
+    facts, but relations are learnt slowly.
     """
 
     def __init__(self, width: int, heads: int, fused: bool = False) -> None:

@@ -43,18 +43,6 @@ def takes_lora(layer: nn.Module | None) -> bool:
     return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1))
 
 
-def adapt(layer: Adapted, rank: int, scale: float, generator: Generator | None) -> None:
-    """Give a layer its adapter: `lora.A`, `lora.B` and `scale`; a scale of 0 turns the adapter off.
-
-    A and B are float32 whatever the layer's precision: small steps would vanish in half.
-    """
-    width_out, width_in = layer.weight.shape[:2]
-    bound = width_in**-0.5  # as peft, and as every nn.Linear
-    A = torch.empty(rank, width_in).uniform_(-bound, bound, generator=generator)
-    layer.lora = nn.ParameterDict({"A": A, "B": torch.zeros(width_out, rank)}).to(layer.weight.device)
-    layer.scale, layer.hook = scale, layer.register_forward_hook(add_difference)
-
-
 def add_difference(layer: Adapted, inputs: tuple[Tensor], y: Tensor) -> Tensor:
     """The layer's output with the difference that its adapter makes: y + scale B A x."""
     if layer.scale == 0:
@@ -86,9 +74,11 @@ def add_lora(module: nn.Module, config: LoRAConfig, generator: Generator | None 
 
 
 def install(module: nn.Module, layers: dict[str, tuple[int, float]], generator: Generator | None) -> None:
-    """Freeze the module, and give the named layers adapters of (rank, alpha / rank).
+    """Freeze the module, and give the named layers adapters `lora` of (rank, alpha / rank).
 
-    Raises ValueError when it has adapters already, or when a layer is neither linear nor a 1x1 convolution.
+    A and B are float32 whatever the layer's precision: small steps would vanish in half.  A scale of 0 turns
+    an adapter off.  Raises ValueError when the module has adapters already, or when a layer is neither linear
+    nor a 1x1 convolution.
     """
     if lora_layers(module):
         raise ValueError("this network has LoRA already; merge_lora or remove_lora it first")
@@ -97,7 +87,11 @@ def install(module: nn.Module, layers: dict[str, tuple[int, float]], generator: 
         layer = module.get_submodule(name)
         if not takes_lora(layer):
             raise ValueError(f"{name} is a {type(layer).__name__}; LoRA goes on linear layers")
-        adapt(layer, rank, scale, generator)
+        width_out, width_in = layer.weight.shape[:2]
+        bound = width_in**-0.5  # as peft, and as every nn.Linear
+        A = torch.empty(rank, width_in).uniform_(-bound, bound, generator=generator)
+        layer.lora = nn.ParameterDict({"A": A, "B": torch.zeros(width_out, rank)}).to(layer.weight.device)
+        layer.scale, layer.hook = scale, layer.register_forward_hook(add_difference)
 
 
 def adapters(module: nn.Module) -> nn.ModuleDict:

@@ -45,7 +45,7 @@ class ReasonGenConfig(Checked):
     forms: Size  # f, entries of the picture's first codebook
     colors: Size  # k, of the second
     dimensions: Size = 8  # c, of a codebook entry
-    prompt: Size = 44  # p; ours take 28, and a rationale as prompt 44
+    prompt: Size = 44  # p; the longest prompt has 28, a rationale as prompt 44
     rationale: Size = 44  # r, BOI included; the longest of ours takes 43
     side: Size = 8  # of the grid of image tokens, n = side^2
     width: Size = 96
@@ -124,7 +124,7 @@ class ReasonGen(nn.Module):
         return codes // self.config.colors, codes % self.config.colors
 
     def having(self, hidden: Tensor, form: Tensor) -> Tensor:
-        """The state from which colours are chosen, once the form is.
+        """The state from which colours are chosen, given the form.
 
         Shapes: hidden (... d), form (... d) -> (... d)
         """

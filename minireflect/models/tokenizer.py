@@ -34,7 +34,7 @@ def up_to(ids: Tensor, end: int) -> Tensor:
 
 
 def trim(ids: Tensor, end: int) -> Tensor:
-    """Without the last columns, in which every row has ended.  Shapes: ids (b t) -> (b t')"""
+    """Remove the last columns, in which every row has ended.  Shapes: ids (b t) -> (b t')"""
     return ids[:, : int(up_to(ids, end).sum(1).max())]
 
 
@@ -155,7 +155,7 @@ class NoVocabulary(NamedTuple):
 
 
 def _engine(folder: Path) -> "tokenizers.Tokenizer":  # noqa: F821  imported below: an optional dependency
-    """The vocabulary of a folder as the library has it; the steps before the byte pairs are CLIP's."""
+    """The library's tokenizer with a folder's vocabulary and CLIP's steps before the byte pairs."""
     try:
         import tokenizers
     except ImportError as error:
@@ -196,7 +196,7 @@ def _add_tokens(engine: "tokenizers.Tokenizer", folder: Path) -> None:  # noqa: 
     for token, i in sorted(added.items(), key=lambda pair: pair[1]):
         engine.add_special_tokens([token])
         if engine.token_to_id(token) != i:
-            raise ValueError(f"the added token {token} has the id {i}, and not the next one")
+            raise ValueError(f"added token {token} has the id {i}, but {engine.token_to_id(token)} is next")
 
 
 def _json(path: Path) -> dict:

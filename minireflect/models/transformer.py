@@ -145,8 +145,8 @@ class Block(nn.Module):
 
 
 def pick(log_prob: Tensor, generator: Generator | None, whole: int | None = None) -> Tensor:
-    """A token for each row; without a generator the likeliest.  The noise is drawn on the CPU, as for `whole`
-    rows of all processes.  Shapes: log_prob (b v) -> (b)
+    """A token for each row; without a generator the likeliest.  The noise is drawn on the CPU, for the
+    `whole` rows of all processes.  Shapes: log_prob (b v) -> (b)
     """
     if generator is None:
         return log_prob.argmax(-1)
@@ -226,9 +226,9 @@ class Transformer(nn.Module):
         return Cache(self.config, batch, self.head.weight)
 
     def forward(self, x: Tensor, cache: Cache | None = None, valid: Tensor | None = None) -> Tensor:
-        """The last states, of which `head` makes logits; with a cache, x continues the cached sequence.
+        """The states after the last block, which `head` turns into logits.
 
-        `valid` is False where x is padding; without it nothing is.
+        With a cache, x continues the cached sequence.  `valid` is False where x is padding; None: no padding.
         Raises ValueError on more tokens than the configuration's length.
         Shapes: x (b t d), valid (b t) bool -> (b t d)
         """
@@ -262,7 +262,7 @@ class Transformer(nn.Module):
 
         With `forced`, a text that reaches the length limit is closed with `end`, which the model did not
         choose.
-        Shapes: hidden (b 1 d), the state after what the cache holds
+        Shapes: hidden (b 1 d), the state after the last cached token
         """
         b = len(hidden)
         ids = torch.full((b, length), EOS, device=hidden.device)
@@ -277,7 +277,7 @@ class Transformer(nn.Module):
             ids[:, i] = torch.where(going, token, ids[:, i])
             hidden = self(self.embed(ids[:, i : i + 1]), cache, going[:, None])
             last = torch.where(going[:, None, None], hidden, last)
-            going = going & (ids[:, i] != end)  # no look at it: the host would wait, and draws would differ
+            going = going & (ids[:, i] != end)  # an early end would wait for the device, and change draws
         return SampledText(ids, chosen, last)
 
 
@@ -359,4 +359,4 @@ def questions(tokenizer: Tokenizer, asked: list[list[str]], answers: list[list[b
     """
     rows = [sorted(zip(*row), key=lambda pair: pair[0]) for row in zip(answers, asked)]
     texts = [" ".join(f"{ANSWERS[met]} {requirement}" for met, requirement in row) for row in rows]
-    return tokenizer.encode(texts, length + 1)[:, :-1]  # no end: what follows is a token of its own
+    return tokenizer.encode(texts, length + 1)[:, :-1]  # without the end token: BOS follows

@@ -46,8 +46,7 @@ class UNetConfig(Checked):
     pooled_width: Size | None = None  # SDXL: width of the pooled prompt; None = no added conditioning
     size_count: Size = 6  # SDXL: numbers that tell sizes and crop, used only with pooled_width
     size_width: Size = 256  # SDXL: width of the embedding of each of these numbers
-    # of the latents, if each position has a learned offset; None as in SD, which knows positions from the
-    # padding only
+    # side of the latents, where each position has a learned offset; None: no offsets, as in SD
     side: Size | None = None
     # Distilled networks: the depth behind every residual block of every level, finest level first, in place
     # of depths and res_blocks; and the number of residual blocks in the middle.
@@ -109,7 +108,7 @@ def mlp(width_in: int, width: int) -> nn.Sequential:
 class UNet(nn.Module):
     """Predicts the noise in `x` at time `t` under the prompt `context`.
 
-    Set the attribute `checkpointing` to hold less memory in training, for one more forward pass.
+    The attribute `checkpointing` saves memory in training, at the cost of one more forward pass.
     """
 
     def __init__(self, config: UNetConfig) -> None:

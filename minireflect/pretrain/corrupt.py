@@ -23,7 +23,7 @@ Stream = Callable[[int], Generator]
 VISIBLE = 0.25  # largest error of a 4x4 block, in [0, 1], at which it still shows what was rendered
 # a picture shows its scene if its error is below this share of its error against the twin: a blend shows none
 NEARER = 0.9
-REDRAW_STEPS = 8  # of 20: the most denoising steps that a picture is noised and denoised again
+REDRAW_STEPS = 8  # of 20: the most steps by which a picture is noised and denoised again
 
 
 def block_error(images: Tensor, clean: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class Chance(NamedTuple):
         return low + (high - low) * share
 
     def integers(self, n: int) -> Tensor:
-        """-> (b 1 1 1) from 0 to n - 1"""
+        """From 0 to n - 1.  -> (b 1 1 1)"""
         return torch.randint(n, (len(self.like), 1, 1, 1), generator=self.generator).to(self.like.device)
 
     def normal(self, shape: torch.Size) -> Tensor:

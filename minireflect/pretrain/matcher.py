@@ -150,7 +150,7 @@ def false_prompt(true: Prompt, scene: Scene, others: list[Prompt], draw: random.
 
 
 def stated(prompt: Prompt) -> Prompt:
-    """The prompt with its outcome put into words, also where a lawful one was left out."""
+    """The prompt that states its outcome, also where a lawful outcome was left out."""
     return prompt if prompt.graph else law_prompt(prompt.law, prompt.objects, prompt.outcome)
 
 
@@ -231,8 +231,7 @@ def visible(error: Tensor, scene: Scene) -> list[bool]:
 def question(
     graph: SceneGraph, scene: Scene, shown: list[bool], draw: random.Random, relations: float = 0.5
 ) -> tuple[Requirement, bool]:
-    """A random requirement, and whether the picture meets it.  The share `relations` of them is about
-    relations.
+    """A random requirement, and whether the picture meets it; the share `relations` are of two entities.
 
     It is a requirement of the graph.  If the whole picture is visible, 60 % have one fact changed; a changed
     relation is between a pair of training, or a pair of the graph's own split.
@@ -249,7 +248,7 @@ def question(
 
 
 def answer(asked: Requirement, scene: Scene, shown: list[bool]) -> bool:
-    """The true answer: objects that are not visible do not count; a corrupted picture has no total number."""
+    """The true answer: hidden objects do not count, and the total number is wrong unless all is visible."""
     if asked.subject.name == "thing" and not shown[-1]:
         return False
     return asked.met_by(tuple(t for t, seen in zip(scene.objects, shown) if seen))

@@ -42,7 +42,7 @@ from ..models.reasongen import ReasonGen, ReasonGenConfig
 from ..models.tokenizer import EOS, Tokenizer, trim, up_to
 from ..models.transformer import Actor, ActorConfig, questions
 from ..pipeline import ReasonPipeline
-from ..ranges import Count, Natural, Share, Weight
+from ..ranges import Natural, Share
 from ..run import Job, Loss, Training, optimise
 from ..streams import choices, rng, sent
 from ..world.captions import rationale, rationale_vocabulary, read_rationale, scripted_edit
@@ -59,13 +59,7 @@ EMPTY = 0.1  # share of samples without prompt and rationale
 
 @dataclass(frozen=True)
 class ReasonTraining(Training):
-    # pictures, rendered and turned into tokens once
-    pictures: Count = 60_000
-    # optimiser steps
-    steps: Count = 4_500
-    # peak learning rate of AdamW; cosine to zero after a warm-up of 5 %
-    lr: Weight = 2e-3
-    # share of arrangements among the pictures, in place of the world's
+    # share of arrangements among the pictures
     arrangements: Share = 0.35
     # share of pictures whose prompt is the rationale, a dense caption, and whose rationale is empty
     dense: Share = 0.0
@@ -81,6 +75,9 @@ class ReasonTraining(Training):
     bf16: bool = False
     # train the model in --weights further; a model of pictures alone will do
     continued: bool = False
+
+
+REASON_TRAINING = ReasonTraining(60_000, steps=4_500, lr=2e-3)
 
 
 class Examples(NamedTuple):
@@ -146,7 +143,7 @@ def sft_loss(model: ReasonGen, data: Examples, config: ReasonTraining, generator
     with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
         text, *image = model(prompts, words, codes)  # (b r v+1), (b n f), (b n k)
     mask = up_to(words, boi) & ~empty  # (b r)
-    ids = words.masked_fill(~mask, -100).flatten()  # cross_entropy's own sign for what does not count
+    ids = words.masked_fill(~mask, -100).flatten()  # the label that cross_entropy ignores
     of_text = F.cross_entropy(text.float().flatten(0, 1), ids, reduction="sum") / mask.sum().clamp(min=1)
     parts = zip(image, model.split(codes))  # nats of a form, and of colours given the form
     of_image = sum(F.cross_entropy(x.float().flatten(0, 1), ids.flatten()) for x, ids in parts)
@@ -193,13 +190,13 @@ def train_reasongen(
 
 # ------------------------------------------------------------------------------------------ RL-RIG's Actor
 NOISE = 0.3  # largest std of the noise on the latents, whose std is 1: generated latents are not exact
-MISTAKES = 0.03  # share of answers turned round, because a learned Checker makes mistakes
+MISTAKES = 0.03  # share of answers that are inverted, as a learned Checker makes mistakes
 
 ACTOR_TRAINING = Training(steps=3_000, batch=48, lr=2e-3)
 
 
 class Example(NamedTuple):
-    """A picture that fails its graph, and what the script would write."""
+    """A picture that fails its graph, with the edit prompt of the script."""
 
     scene: Scene
     requirements: list[str]
@@ -224,7 +221,7 @@ def wrong_scene(graph: SceneGraph, draw: random.Random) -> Scene:
 
 
 def imitation_example(draw: random.Random) -> Example:
-    """A random example for which the script has something to say."""
+    """A random example with an edit prompt that is not empty."""
     while True:
         graph = sample_graph(draw)
         try:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 EPS = 1e-4  # added to the std of rewards
-PRIOR = 0.5  # what a reward that is a probability is worth before anything is known of its prompt
+PRIOR = 0.5  # expected reward of an unknown prompt, where rewards are probabilities
 
 Rewards = dict[str, list[list[float]]]  # by key, oldest first: [stage, reward]
 
@@ -51,7 +51,7 @@ def group_advantage(rewards: Tensor, eps: float = EPS) -> Tensor:
 
 
 def shrunk_advantage(rewards: Tensor) -> Tensor:
-    """Above or below what its prompt gives on average, for rewards that are probabilities of success.
+    """Difference from the mean reward of the prompt, for rewards that are probabilities of success.
 
     The mean is shrunk towards 1/2 by one imagined sample, so that a prompt with a single picture, or with
     equal ones, still teaches: A is r - 1/2 for one picture.
@@ -63,12 +63,12 @@ def shrunk_advantage(rewards: Tensor) -> Tensor:
 
 
 def reward_weights(rewards: Tensor, floor: float) -> Tensor:
-    """Share of a group's samples in what is learnt from it, for rewards that are probabilities of success.
+    """Weights of a group's samples in the regression, for rewards that are probabilities of success.
 
         w = r / (sum r + floor)
 
     Reward-weighted regression (Peters & Schaal 2007): the weighted samples are the model's own, given that
-    they succeeded.  `floor` keeps small the weights of a group that failed.  Raises ValueError for a negative
+    they succeeded.  `floor` keeps the weights of a failed group small.  Raises ValueError for a negative
     reward.
     Shapes: rewards (n g), NaN where a group has fewer members -> (n g)
     """
@@ -84,11 +84,9 @@ class RewardHistory:
     """
 
     def __init__(self, stages: int = 8, max_keys: int = 4096) -> None:
-        if stages < 0 or max_keys < 1:
-            raise ValueError(f"stages {stages} must not be negative, max_keys {max_keys} at least 1")
         self.stages, self.max_keys = stages, max_keys
         self.stage = 0  # stages seen so far
-        self.rewards: Rewards = {}  # the key seen last stands last
+        self.rewards: Rewards = {}  # in the order in which keys were last seen
 
     def past(self, key: str) -> list[float]:
         """Every reward of the key that is still remembered, oldest first."""
@@ -151,5 +149,5 @@ def select_best_worst(z: Tensor, threshold_high: float = 0.5, threshold_low: flo
 
 
 def advantage_weights(z: Tensor, clip: float = 5.0, beta_pos: float = 1.0, beta_neg: float = 1.0) -> Tensor:
-    """z-scores as PPO's advantages: bounded, good and bad weighted apart.  Shapes: z (n g) -> (n g)"""
+    """PPO's advantages: clipped z-scores, weighted by their sign.  Shapes: z (n g) -> (n g)"""
     return z.clamp(-clip, clip) * torch.where(z > 0, beta_pos, beta_neg)  # SRRL (E8)

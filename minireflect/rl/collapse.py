@@ -38,8 +38,8 @@ class Collapsed(Unfinished):
 
 
 def statistics(x_0: Tensor, images: Tensor, readable: bool = True) -> dict[str, float]:
-    """Statistics of an iteration's pictures; `readable` where the inspector knows their world; it reads
-    pictures of one size alone.
+    """Statistics of an iteration's pictures. `readable`: they are of the synthetic world; the inspector reads
+    those of 64 x 64 pixels.
 
     Shapes: x_0 (b c h w), images (b 3 h w) in [-1, 1]
     """
@@ -69,7 +69,7 @@ def signs(now: dict[str, float | None], base: dict[str, float | None]) -> list[s
 
 
 def watch(rule: StopRule, run: Run, memory: dict, now: dict[str, float | None]) -> str | None:
-    """Compare an iteration with the first one, which `memory` keeps beside the number of bad iterations.
+    """Compare an iteration with the first one, which `memory` keeps, and count bad iterations in a row.
 
     -> the signs, for the log.  Raises Collapsed.
     """

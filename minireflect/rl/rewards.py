@@ -104,7 +104,7 @@ def load_captioner(path: str | Path, device: torch.device | str = "cpu") -> Rewa
 
 
 def inspector_reward(images: Tensor, prompts: list[str]) -> Tensor:
-    """The exact verdict.  Raises ValueError for a prompt that the world cannot interpret."""
+    """1 where the inspector reads what the prompt asks for, else 0.  Raises ValueError on other texts."""
     meant = [understand(p) for p in prompts]
     if None in meant:
         raise ValueError(f"the inspector cannot tell what fulfils {quote(prompts[meant.index(None)])}")
@@ -180,7 +180,7 @@ def weighted(rewards: list[tuple[float, Reward]]) -> Reward:
     """Several rewards as one: each normalised within the pictures of a prompt, then their weighted sum.
 
     Without that, the reward with the larger spread would decide alone.  Its attribute `plain` is the weighted
-    sum of the values themselves, to measure with.
+    sum without normalisation, for measuring.
     """
     if len(rewards) == 1 and rewards[0][0] == 1:
         return rewards[0][1]

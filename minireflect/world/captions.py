@@ -37,7 +37,7 @@ from .scenes import ARRANGEMENT, COLORS, SPLITS, Object, Objects, Reading, Scene
 PROMPT_LENGTH = 64  # tokens: four relations of nine words, two places of eight, and the words that join them
 HINTS = 2  # places that an edit prompt names, at most
 # Share of the relations that a training caption of a graph gives correctly; the others are random.  Captions
-# found on the web name objects reliably and relations badly, too; and it leaves RL something to improve.
+# on the web also name objects reliably and relations badly, and RL needs something to improve.
 RELATION_ACCURACY = 0.5
 
 
@@ -58,7 +58,7 @@ def hints(things: Iterable[Object]) -> str:
 
 
 def edit_prompt(graph: SceneGraph, places: str = "") -> str:
-    """The graph's sentence, and where to put what."""
+    """The graph's sentence, with the places of some objects."""
     return f"{graph.sentence} with {places}" if places else graph.sentence
 
 
@@ -115,13 +115,13 @@ def scripted_edit(graph: SceneGraph, met: Sequence[bool], rng: Random, seen: Sce
 
 
 def unmet_entities(graph: SceneGraph, met: Sequence[bool], rng: Random) -> list[int]:
-    """The entities to put right: those that are missing, and one of each relation that does not hold."""
+    """The entities to correct: those that are missing, and one of each relation that does not hold."""
     n = len(graph.entities)
     wrong = [i for i in range(n) if not met[i]]
     for (s, _, o), ok in zip(graph.relations, met[n:]):
         if not ok and s not in wrong and o not in wrong:
             wrong.append(rng.choice((s, o)))
-    if not wrong and not all(met):  # too many objects: say where one belongs
+    if not wrong and not all(met):  # too many objects: give the place of one
         wrong = [rng.randrange(n)]
     return wrong
 
@@ -162,7 +162,7 @@ class Plan(NamedTuple):
 
 
 def _compatible(relation: str, a: str, b: str) -> bool:
-    """Whether objects at these places may be so related: not in the opposite direction."""
+    """Whether objects at these places may have this relation: their places do not contradict it."""
     (ay, ax), (by, bx) = (divmod(PLACES.index(where), 3) for where in (a, b))
     x, y = RELATIONS[relation]
     return x * (ax - bx) + y * (ay - by) >= 0
@@ -176,7 +176,7 @@ def plan_of(scene: Scene) -> Plan:
 
 
 def _arrangement_plan(things: list[tuple[str, str, str]]) -> Plan:
-    """Of (name, colour, place) triples in any order."""
+    """The plan of (name, colour, place) triples in any order."""
     objects = tuple(Object(name, color, place=where) for name, color, where in sorted(things))
     return Plan(ARRANGEMENT, objects, "")
 
@@ -210,7 +210,7 @@ def _explain(name: str, objects: Objects, outcome: str, style: str) -> str:
 
 
 def rationale_vocabulary() -> list[str]:
-    """Every rationale of the laws, and texts with all words of those of arrangements."""
+    """Every rationale of the laws, and texts with all words of the arrangements' rationales."""
     things = [f"a {c} {n} at the {where}" for n in SHAPES for c in COLORS for where in PLACES]
     return [*_law_rationales(), *(f"{n} thing things" for n in NUMBERS[1:]), *things]
 

@@ -23,7 +23,8 @@ from .laws import LAWS, render_pixels
 from .prompts import all_texts, combinations, law_prompt, prompt_set, sample_arrangement, understand
 from .scenes import ARRANGEMENT, COLORS, SPLITS, Object, Objects, Scene, jitter
 
-# Share of unlawful outcomes among captions that only state it, so that its words do not depend on the law.
+# Share of unlawful outcomes among captions that only state an outcome: independent of the law, as the words
+# are.
 STATED_UNLAWFUL = 0.5
 Pairs = tuple[np.ndarray, list[Scene], list[str]]  # pictures (n 64 64 3) uint8, n scenes, n captions
 

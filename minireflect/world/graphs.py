@@ -39,7 +39,7 @@ TOUCHING = ("on", "inside", "in front of")
 PREDICATES = (*RELATIONS, *TOUCHING)
 Predicates = tuple[str, ...]
 CONVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-DEAD_ZONE = 0.1  # share of the sum of both sizes by which an offset counts as less; GenEval's
+DEAD_ZONE = 0.1  # GenEval's: share of the sum of both sizes that is subtracted from an offset
 
 MAX_THINGS, MAX_RELATIONS = 4, 4
 
@@ -258,7 +258,7 @@ def parse_entity(words: str) -> Entity:
 PLACES = ("top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right")
 GAP = 19  # least distance in pixels of two centres of GenEval's shapes, so that no two touch
 AIR = 3  # pixels between two shapes of a graph that do not touch
-LAYOUTS, SPOTS = 400, 40  # how often a layout is begun, and how many spots are tried for a shape
+LAYOUTS, SPOTS = 400, 40  # tries of a layout, and of a place for a shape
 HELD_OUT = 0.2  # share of the pairs of entities that are never related in training
 XY = tuple[int, int]
 Keep = dict[int, XY]  # where to leave an entity, by its index
@@ -299,7 +299,7 @@ def lay_out(graph: SceneGraph, rng: random.Random, keep: Keep | None = None, lay
 
     Raises GraphError when no layout is found.
     """
-    # what carries, contains or is behind something comes before it
+    # an object that carries, contains or is behind another is placed before it
     order = graph.in_order((), TOUCHING, "the relations form a cycle of things that touch")
     for _ in range(layouts):
         placed: Placed = []
@@ -370,7 +370,7 @@ def sample_graph(rng: random.Random, split: str = "train") -> SceneGraph:
             pairs = {pair_split(graph.entities[s], graph.entities[o]) for s, _, o in graph.relations}
             if pairs - {"train"} != {split} - {"train"}:
                 continue
-            for seed in range(3):  # easy to lay out, so that training does not stop at one that is not
+            for seed in range(3):  # keep graphs that are easy to lay out: training must not stop
                 lay_out(graph, random.Random(seed), layouts=20)
             return graph
 
@@ -385,7 +385,7 @@ def _random_graph(rng: random.Random) -> SceneGraph:
         if wanted <= len(pairs):
             break
     kinds = rng.sample([(n, c) for n in THINGS for c in COLORS], len(counts))
-    # a generator: its draws take turns with those of the predicates
+    # a generator, so that its draws alternate with those of the predicates
     ordered = (rng.sample(pair, 2) for pair in rng.sample(pairs, wanted))
     relations = [(s, rng.choice((*PREDICATES, *TOUCHING)), o) for s, o in ordered]
     return SceneGraph(tuple(Entity(n, c, k) for (n, c), k in zip(kinds, counts)), tuple(relations))
@@ -395,5 +395,5 @@ def sample_picture(rng: random.Random, split: str = "train") -> tuple[SceneGraph
     """A random graph and a scene of it."""
     while True:
         graph = sample_graph(rng, split)
-        with suppress(GraphError):  # one in ten thousand is too crowded after all
+        with suppress(GraphError):  # for one graph in ten thousand no layout is found
             return graph, lay_out(graph, rng)

@@ -96,7 +96,7 @@ def _behind_strips(pixels: np.ndarray) -> Iterator[np.ndarray]:
         k = np.flatnonzero(flat[:-1] & flat[1:])  # the first lines of n strips
         before, after = lines[np.where(k > 0, k - 1, 2)], lines[np.where(k < SIZE - 2, k + 2, SIZE - 3)]
         off = np.minimum(np.abs(lines[k] - before), np.abs(lines[k + 1] - after)).mean(axis=(1, 2))
-        if off.max(initial=0) > FLAT / 2:  # it can be seen, and is no edge
+        if off.max(initial=0) > FLAT / 2:  # visible, and not an edge of the scene
             behind, n = pixels.copy(), off.argmax()
             behind.swapaxes(0, axis)[k[n] : k[n] + 2] = (before[n] + after[n]) / 2
             yield behind
@@ -198,7 +198,7 @@ def _blocks(pixels: np.ndarray) -> np.ndarray:
 # ------------------------------------------------------------------------- arrangements: shapes one by one
 STAMP = 32  # pixels, side of a stamp; the largest shape is 24 wide
 MIN_PIXELS = 25  # visible pixels of a shape; a cylinder has 98, and half of it can be hidden
-# found in a picture; a graph has four at most, and more than it asked for is wrong, not unreadable
+# read in a picture; a graph has four, and a picture with more of them is wrong, but readable
 MAX_SHAPES = 6
 
 

@@ -34,7 +34,7 @@ HELD_OUT_EVERY = 5  # one combination in five is never trained on
 
 
 def split(text: str) -> list[str]:
-    """Lower-case words without punctuation and TeX commands (\\frac): the one way from text to words."""
+    """Lower-case words without punctuation and TeX commands (\\frac); all text is split by this function."""
     return re.findall(r"(?<![\\\w])[\w']+", text.lower())
 
 
@@ -177,7 +177,7 @@ class PromptMix(Checked):
     physical: Weight = 0.45
     # share of prompts that state an unlawful outcome
     unconventional: Weight = 0.45
-    # share of GenEval's tasks; what is not reinforced at all would be forgotten
+    # share of GenEval's tasks, which the model would forget otherwise
     arrangement: Weight = 0.1
 
     def __post_init__(self) -> None:

@@ -54,8 +54,8 @@ def read_graphs(text: str) -> list[SceneGraph]:
 
 
 def from_laion_sg(text: str) -> SceneGraph:
-    """A graph from the JSON of LAION-SG or T2I-R1 (arXiv 2505.00703); items that are alike are one entity,
-    counted.
+    """A graph from the JSON of LAION-SG or T2I-R1 (arXiv 2505.00703); equal items are one entity with their
+    number.
 
         {"items": [{"item_id", "label", "attributes"}], "relations": [{"item1", "relation", "item2"}]}
         {"triples": [["red ball", "on", "blue box"]]}
@@ -120,8 +120,8 @@ def geneval_scores(things: list[Objects], prompts: list[Prompt]) -> dict[str, fl
 
 
 def write_samples(folder: Path, about: list[dict], images: Tensor, first: int = 0) -> None:
-    """Write pictures as GenEval's scripts read them: for each prompt FOLDER/00000/ with metadata.jsonl, what
-    is known of it, and samples/0000.png, ...; `first` is the first prompt's number.
+    """Write pictures as GenEval's scripts read them: for each prompt FOLDER/00000/ with its metadata.jsonl,
+    and samples/0000.png, ...; `first` is the first prompt's number.
 
     Shapes: images (n*k 3 h w) in [-1, 1], k of each of n prompts, one after the other
     """

@@ -66,7 +66,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"misshapen .*cross_attn\.k: expected \(r 20\) and"):
         load_lora(other, path)
     shallow = UNet(UNetConfig((16, 32), (1, 0), 0, 12, res_blocks=1, heads=2, groups=4))
-    with pytest.raises(WeightsError, match=r"extra down\.1\.layers\.0\.attn"):
+    with pytest.raises(WeightsError, match=r"extra unet\.down\.1\.layers\.0\.attn"):
         load_lora(shallow, path)
     assert not lora_layers(shallow)
     tensors = load_file(path)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from minireflect.checkpoints.files import WeightsError
-from minireflect.checkpoints.stated import KINDS, Rule, check, check_names
+from minireflect.checkpoints.stated import KINDS, TYPES, Rule, check, check_names
+from minireflect.ranges import Refusal, expect
 
 DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "checkpoints.md"
 BEGIN, END = "<!-- what is stated -->\n", "<!-- end of what is stated -->\n"
@@ -50,6 +51,16 @@ def tables() -> str:
     return "\n".join(lines) + "\n"
 
 
+def fitting(key: str) -> object:
+    """A value of the key's type, "something else" where it has none."""
+    for value in ("something else", None, 1, True, [], {}):
+        try:
+            return expect(value, TYPES.get(key, object), key)
+        except Refusal:
+            continue
+    raise AssertionError(f"no value of the test is a {TYPES[key]}")
+
+
 RULES = [(kind, pattern, rule) for kind, rules in KINDS.items() for pattern, rule in rules.items()]
 
 
@@ -59,7 +70,10 @@ def test_every_key_is_what_the_table_says(kind: str, pattern: str, rule: Rule) -
     assert re.fullmatch(pattern, key), key
     for value in rule.values:
         check(kind, {"clip_sample": False, key: value}, "file")  # which DDIM clips where nothing is said
-    value = key if kind in TENSORS else "something else"
+    value = key if kind in TENSORS else fitting(key)
+    if key in TYPES:
+        with pytest.raises(WeightsError, match=f"^{key} in file must be .*, got <object"):
+            check(kind, {key: object()}, "file")
     if rule.what != "refused" and not rule.values:
         check(kind, {key: value}, "file")
         return

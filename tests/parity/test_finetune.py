@@ -214,6 +214,9 @@ def test_prompts_come_from_a_file_or_from_ours(prompts: Path, tmp_path: Path) ->
     empty.write_text("# nothing\n\n")
     with pytest.raises(PromptError, match="no prompt in"):
         read_prompts(str(empty))
+    empty.write_bytes("a red ball".encode("utf-16-le"))
+    with pytest.raises(ValueError, match="not a text file in UTF-8: character 1 is NUL"):
+        read_prompts(str(empty))
     empty.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="not a text file"):
         read_prompts(str(empty))

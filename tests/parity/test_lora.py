@@ -12,8 +12,8 @@ from torch import nn
 
 from minireflect.checkpoints.files import new_names
 from minireflect.checkpoints.load import load_checkpoint
-from minireflect.checkpoints.lora import TO_DIFFUSERS, load_lora, save_lora
-from minireflect.checkpoints.names import DIFFUSERS_UNET
+from minireflect.checkpoints.lora import load_lora, save_lora
+from minireflect.checkpoints.names import DIFFUSERS_UNET, TO_DIFFUSERS
 from minireflect.checkpoints.ours import describe
 from minireflect.models.lora import LoRAConfig, add_lora
 from tests.models.test_lora import learnt
