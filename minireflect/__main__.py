@@ -12,6 +12,7 @@ import argparse
 import sys
 from importlib import import_module
 from inspect import getdoc
+from io import TextIOWrapper
 from pathlib import Path
 
 from .cli import HELP, TRAINED, known, lacks_memory, refuse, sentence, train_help
@@ -24,6 +25,9 @@ PICTURES = (".png", ".jpg", ".jpeg")
 def main(words: list[str] | None = None) -> int:
     """Run a command.  -> exit status: 0, 1 when a check or a run fails, 2 on bad input, 130 when stopped"""
     command, *rest = (sys.argv[1:] if words is None else words) or [""]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal without Unicode must not end a run
+            stream.reconfigure(errors="backslashreplace")
     try:
         if command in ("", *HELP):
             print(__doc__.strip())

@@ -18,10 +18,10 @@ from .methods.reasongen import ReasonRLConfig
 from .methods.rlrig import RLRIGConfig
 from .methods.srrl import SRRLConfig
 from .pipeline import SamplerConfig
-from .pretrain.autoencoders import AutoencoderTraining, VQTraining
+from .pretrain.autoencoders import AUTOENCODER_TRAINING, VQ_TRAINING, AutoencoderTraining, VQTraining
 from .pretrain.diffusion import DiffusionTraining
 from .pretrain.matcher import CAPTIONER_TRAINING, CHECKER_TRAINING
-from .pretrain.sft import ACTOR_TRAINING, ReasonTraining
+from .pretrain.sft import ACTOR_TRAINING, REASON_TRAINING, ReasonTraining
 from .ranges import Checked, Refusal, expect, hints, quote
 from .run import Training
 from .tracking import Tracker
@@ -54,7 +54,7 @@ class Config(Checked):
     # sets other defaults
     method: Literal["srrl", "paper", "ddpo", "grpo"] = "srrl"
     world: WorldConfig = field(default_factory=WorldConfig)
-    autoencoder: AutoencoderTraining = field(default_factory=AutoencoderTraining)
+    autoencoder: AutoencoderTraining = AUTOENCODER_TRAINING
     diffusion: DiffusionTraining = field(default_factory=DiffusionTraining)
     reward: Training = field(default_factory=Training)
     srrl: SRRLConfig = field(default_factory=SRRLConfig)
@@ -62,9 +62,9 @@ class Config(Checked):
     checker: Training = CHECKER_TRAINING
     actor: Training = ACTOR_TRAINING
     rlrig: RLRIGConfig = field(default_factory=RLRIGConfig)
-    vq: VQTraining = field(default_factory=VQTraining)
+    vq: VQTraining = VQ_TRAINING
     captioner: Training = CAPTIONER_TRAINING
-    sft: ReasonTraining = field(default_factory=ReasonTraining)
+    sft: ReasonTraining = REASON_TRAINING
     grpo: ReasonRLConfig = field(default_factory=ReasonRLConfig)
     mix: PromptMix = field(default_factory=PromptMix)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 from .ranges import Refusal, expect
 
 Place = str | Path
-LARGEST = 1 << 28  # bytes of a text file that is read whole
+LARGEST = 1 << 28  # bytes of a file that is read whole
 DEEPEST = 50  # lists and objects within each other
 
 
@@ -63,16 +63,24 @@ def write_text(path: Place, text: str) -> None:
         file.write(text.encode())
 
 
-def read_text(path: Place) -> str:
-    """The text of a regular file.  Raises Refusal when it is none, OSError when it cannot be read."""
-    if not Path(path).is_file():
+def read_bytes(path: Place) -> bytes:
+    """The contents of a regular file.  Raises Refusal when it is none, OSError when it cannot be read."""
+    if not Path(path).is_file():  # a pipe would be waited for
         raise Refusal(f"{path} is not there, or not a file")
     if Path(path).stat().st_size > LARGEST:
-        raise Refusal(f"{path} is too large: {LARGEST >> 20} MB are read of a text file at most")
+        raise Refusal(f"{path} is too large: {LARGEST >> 20} MB are read of a file at most")
+    return Path(path).read_bytes()
+
+
+def read_text(path: Place) -> str:
+    """The text of a regular file in UTF-8.  Raises Refusal and OSError as `read_bytes`."""
     try:
-        return Path(path).read_bytes().decode("utf-8-sig")
+        text = read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise Refusal(f"{path} is not a text file: {error.reason} at byte {error.start}") from None
+    if "\0" in text:  # UTF-16 is UTF-8 as well, if its letters are those of English
+        raise Refusal(f"{path} is not a text file in UTF-8: character {text.index(chr(0))} is NUL")
+    return text
 
 
 def _refused(constant: str) -> None:

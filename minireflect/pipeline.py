@@ -190,10 +190,12 @@ class LatentDiffusion:
         """
         with torch.no_grad():
             cond = self.embed(prompts) if isinstance(prompts, list) else prompts
-            null = self.null()
         m = self.micro_batch or len(cond)
 
         def make_eps(w: float) -> EpsFn:
+            with torch.no_grad():
+                null = cond[:1] if w == 1 else self.null()  # guidance 1 has no use for it
+
             def eps(x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
                 each = zip(x.split(m), t.split(m), cond.split(m), strict=True)
                 guide = (guided(self.predict, c, null, w, self.schedule)(x, t) for x, t, c in each)

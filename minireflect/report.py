@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from statistics import fmean
 
-from .disk import read_json, write_text
+from .disk import read_bytes, read_json, write_text
 from .run import RunError, flat, read_metrics
 
 TEMPLATE = Path(__file__).with_suffix(".html")
@@ -140,6 +140,6 @@ def album(folder: Path) -> list[dict]:
     found = []
     for sheet in sorted((folder / "album").glob("*.jpg")):
         rows = read_json(sheet.with_suffix(".json"), list)
-        picture = base64.b64encode(sheet.read_bytes()).decode()
+        picture = base64.b64encode(read_bytes(sheet)).decode()
         found.append({"step": int(sheet.stem), "rows": rows, "picture": f"data:image/jpeg;base64,{picture}"})
     return found

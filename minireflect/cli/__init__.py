@@ -75,7 +75,7 @@ def lacks_memory(error: BaseException) -> bool:
 def sentence(error: BaseException) -> str:
     """What went wrong, as one sentence that is safe to print."""
     if isinstance(error, OSError) and error.strerror:
-        where = f" {quote(str(error.filename))}" if error.filename else " the disk"
+        where = f" {quote(str(error.filename))}" if error.filename else " the disk or the output"
         return f"cannot use{where}: {error.strerror.lower()}"
     if lacks_memory(error):
         return plain(f"{SMALLER} ({str(error).partition(chr(10))[0] or 'MemoryError'})")

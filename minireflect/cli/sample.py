@@ -27,6 +27,7 @@ from ..rl.rewards import load_reward, reward_beside
 from ..streams import choices, rng
 from ..world.canvas import read_picture, to_pixels, write_picture
 from ..world.graphs import lay_out
+from ..world.prompts import split
 from ..world.published import read_benchmark, read_graphs, write_samples
 from . import read
 
@@ -102,8 +103,8 @@ def check_arguments(args: SampleOptions) -> None:
     base = args.checkpoint.base
     if not args.prompts:
         raise ValueError('there is no prompt; try: minireflect sample "a tall red candle in still air"')
-    if base is None and not all(prompt.split() for prompt in args.prompts):
-        raise ValueError("a prompt is empty")
+    if base is None and not all(map(split, args.prompts)):
+        raise ValueError("a prompt is empty, or has no word")
     if base is None and (args.lora or args.checkpoint != CheckpointConfig()):
         given = [name for name, value in vars(args.checkpoint).items() if value] + ["lora"] * bool(args.lora)
         flags = ", ".join(f"--{name}" for name in given).replace("_", "-")

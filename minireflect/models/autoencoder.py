@@ -290,7 +290,9 @@ class VQAutoencoder(nn.Module):
         return form * self.config.colors + color
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Latents.  Shapes: codes (b h w) -> (b z h w)"""
+        """Latents.  Raises ValueError on an unknown code.  Shapes: codes (b h w) -> (b z h w)"""
+        if len(codes) and not 0 <= codes.min() <= codes.max() < (n := self.config.forms * self.config.colors):
+            raise ValueError(f"image tokens from {codes.min()} to {codes.max()}, but the codebooks have {n}")
         form, color = codes // self.config.colors, codes % self.config.colors
         return self.decoder(torch.cat([self.forms.vectors(form), self.colors.vectors(color)], 1))
 

@@ -37,16 +37,38 @@ def require_levels(channels: tuple[int, ...], **divisors: int) -> None:
         require_multiple("channels", c, name, divisor)
 
 
+FEW = 4  # pixels of a map on which a convolution is a matrix product, on a CPU
+
+
+class Conv3x3(nn.Conv2d):
+    """A 3x3 convolution of a map with a border of one pixel.
+
+    On a CPU the library lays out the weights anew in every call.  Where pixels are few that takes most of the
+    time, and the patches times the weights are up to five times as fast.
+    """
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__(c_in, c_out, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: x (b c h w) -> (b c2 h w)"""
+        if x.device.type != "cpu" or x.shape[2] * x.shape[3] > FEW:
+            return super().forward(x)
+        patches = rearrange(F.unfold(x, 3, padding=1), "b patch pixel -> (b pixel) patch")
+        y = F.linear(patches, self.weight.flatten(1), self.bias)  # (b*h*w c2)
+        return rearrange(y, "(b h w) c -> b c h w", h=x.shape[2], w=x.shape[3]).contiguous()
+
+
 class ResBlock(nn.Module):
     """Two convolutions beside a skip path; the time embedding, if there is one, is added between them."""
 
     def __init__(self, c_in: int, c_out: int, groups: int, eps: float, time_width: int | None = None) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, c_in, eps=eps)
-        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.conv1 = Conv3x3(c_in, c_out)
         self.time = None if time_width is None else nn.Linear(time_width, c_out)
         self.norm2 = nn.GroupNorm(groups, c_out, eps=eps)
-        self.conv2 = zero(nn.Conv2d(c_out, c_out, 3, padding=1))
+        self.conv2 = zero(Conv3x3(c_out, c_out))
         self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
 
     def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
@@ -79,7 +101,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv3x3(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: x (b c h w) -> (b c 2h 2w)"""

@@ -44,18 +44,13 @@ def encode_all(encode: Callable[[Tensor], Tensor], pixels: np.ndarray, device: t
 
 @dataclass(frozen=True)
 class AutoencoderTraining(Training):
-    # pictures, rendered once
-    pictures: Count = 20_000
-    # optimiser steps
-    steps: Count = 2_500
-    # pictures a step
-    batch: Count = 16
-    # peak learning rate of AdamW; cosine to zero after a warm-up of 5 %
-    lr: Weight = 2e-3
     # weight of the KL, in nats per latent dimension, against one unit of pixel error
     kl: Weight = 3e-4
     # largest std of the noise added to the latents, in units of their std: generated latents are not exact
     noise: Weight = 0.0
+
+
+AUTOENCODER_TRAINING = AutoencoderTraining(20_000, steps=2_500, batch=16, lr=2e-3)
 
 
 def train_autoencoder(
@@ -93,12 +88,6 @@ def train_autoencoder(
 class VQTraining(Training):
     # pictures, rendered once; half of them are the twins of the others
     pictures: Annotated[int, Range(2)] = 30_000
-    # optimiser steps
-    steps: Count = 6_000
-    # pictures a step, twins included
-    batch: Count = 128
-    # peak learning rate of AdamW; cosine to zero after a warm-up of 5 %
-    lr: Weight = 2e-3
     # entries of the form codebook
     forms: Count = 512
     # entries of the colour codebook
@@ -108,6 +97,9 @@ class VQTraining(Training):
         super().__post_init__()
         if self.batch % 2:
             raise ValueError(f"batch must be even, each picture comes with its twin, got {self.batch}")
+
+
+VQ_TRAINING = VQTraining(steps=6_000, batch=128, lr=2e-3)
 
 
 def train_vq(

@@ -42,7 +42,7 @@ from ..models.reasongen import ReasonGen, ReasonGenConfig
 from ..models.tokenizer import EOS, Tokenizer, trim, up_to
 from ..models.transformer import Actor, ActorConfig, questions
 from ..pipeline import ReasonPipeline
-from ..ranges import Count, Natural, Share, Weight
+from ..ranges import Natural, Share
 from ..run import Job, Loss, Training, optimise
 from ..streams import choices, rng, sent
 from ..world.captions import rationale, rationale_vocabulary, read_rationale, scripted_edit
@@ -59,12 +59,6 @@ EMPTY = 0.1  # share of samples without prompt and rationale
 
 @dataclass(frozen=True)
 class ReasonTraining(Training):
-    # pictures, rendered and turned into tokens once
-    pictures: Count = 60_000
-    # optimiser steps
-    steps: Count = 4_500
-    # peak learning rate of AdamW; cosine to zero after a warm-up of 5 %
-    lr: Weight = 2e-3
     # share of arrangements among the pictures
     arrangements: Share = 0.35
     # share of pictures whose prompt is the rationale, a dense caption, and whose rationale is empty
@@ -81,6 +75,9 @@ class ReasonTraining(Training):
     bf16: bool = False
     # train the model in --weights further; a model of pictures alone will do
     continued: bool = False
+
+
+REASON_TRAINING = ReasonTraining(60_000, steps=4_500, lr=2e-3)
 
 
 class Examples(NamedTuple):

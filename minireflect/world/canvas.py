@@ -5,6 +5,7 @@ The canvas has a margin of MARGIN pixels on every side, so that a shifted pictur
 edges.
 """
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..disk import replacing
+from ..disk import read_bytes, replacing
 from ..ranges import Refusal
 
 SIZE, MARGIN, SUPERSAMPLE = 64, 8, 4
@@ -98,11 +99,10 @@ def write_picture(pixels: np.ndarray, path: Path) -> None:
 
 
 def read_picture(path: Path) -> np.ndarray:
-    """-> (h w 3) uint8"""
+    """-> (h w 3) uint8.  Raises Refusal and OSError."""
+    whole = read_bytes(path)
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(whole)) as image:
             return np.asarray(image.convert("RGB"))
     except (SyntaxError, ValueError, OSError, Image.DecompressionBombError) as error:
-        if getattr(error, "strerror", None):  # of the disk, not of the picture
-            raise
         raise Refusal(f"{path} is not a picture that can be read: {error}") from error

@@ -1,5 +1,6 @@
 """minireflect inspect: a picture's reading, or why there is none; what is in a weight file."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -43,3 +44,18 @@ def test_bad_input_is_one_sentence(tmp_path: Path, words: list[str], said: str) 
 def test_another_size_is_named(tmp_path: Path) -> None:
     write_picture(np.zeros((30, 40, 3), np.uint8), tmp_path / "a.png")
     refused(run("inspect", "a.png", cwd=tmp_path), "40 x 30 pixels", "64 x 64")
+
+
+def test_what_is_no_picture_is_named_at_once(tmp_path: Path) -> None:
+    """A pipe would be waited for, and a device has no end."""
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    (tmp_path / "device.png").symlink_to("/dev/zero")
+    for path in sorted(tmp_path.iterdir()):
+        refused(run("inspect", path.name, cwd=tmp_path), f"{path.name} is not there, or not a file")
+    write_picture(np.zeros((64, 64, 3), np.uint8), tmp_path / "whole.jpg")
+    whole = (tmp_path / "whole.jpg").read_bytes()
+    for name, found in {"cut.jpg": whole[:400], "empty.png": b"", "text.jpg": b"a picture"}.items():
+        (tmp_path / name).write_bytes(found)
+        refused(run("inspect", name, cwd=tmp_path), f"{name} is not a picture that can be read")

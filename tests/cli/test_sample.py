@@ -1,5 +1,6 @@
 """minireflect sample: bad input is one sentence, and every method writes its picture and its verdicts."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from tests.cli.console import ROOT, refused, run
 BAD_SAMPLES = {
     "an unknown word": (["a pink bal in still air"], ("'pink'", "'bal'", "nearest: ", "ball")),
     "an empty prompt": ([""], ("prompt is empty",)),
+    "a prompt without a word": (["a red ball", "\N{BALLOON}, -"], ("has no word",)),
     "no prompt": ([], ("no prompt",)),
     "negative rounds": (["a red ball", "--rounds", "-1"], ("rounds", "-1")),
     "no steps": (["a red ball", "--steps", "0"], ("steps", "got 0")),
@@ -69,3 +71,11 @@ def test_sample_check_compares_with_the_committed_picture(tmp_path: Path) -> Non
     words = [sys.executable, str(ROOT / "sample.py"), "--check"]  # once as a user starts it
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_terminal_without_unicode_ends_no_command(tmp_path: Path) -> None:
+    words = [sys.executable, str(ROOT / "train.py"), "--\N{BULLET}"]
+    old = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(words, cwd=tmp_path, env=os.environ | old, capture_output=True, timeout=300)
+    assert done.returncode == 2 and b"Traceback" not in done.stderr
+    assert b"there is no option '--" in done.stderr and done.stderr.isascii()

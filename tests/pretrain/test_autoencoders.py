@@ -91,7 +91,7 @@ def test_training_lowers_the_error_and_the_codec_comes_back_from_disk(
     pixels, scenes, _ = training_pairs(8, WorldConfig(), choices(0, "vq"))
     twins = np.stack([render_pixels(recolored(s, choices(0, "twins"))) for s in scenes])
     run = Run(tmp_path / "run", {})
-    config = VQTraining(steps=60, batch=4, forms=32, colors=16)
+    config = VQTraining(steps=60, batch=4, lr=2e-3, forms=32, colors=16)
     autoencoder = load_pipeline().autoencoder
     model = train_vq(config, pixels, twins, autoencoder, Job(run))
     rows = run.metrics("vq")
