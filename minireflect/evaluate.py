@@ -37,7 +37,7 @@ Score = dict[str, Any]  # what was measured, by name: numbers, or numbers by law
 class EvaluationConfig(Checked):
     # pictures of each kind of prompt, the laws or tasks in equal shares
     pictures: Count = 256
-    # combinations of objects: test for figures that are reported, validation for choices, train to compare
+    # split of the combinations of objects: test for results, validation for choices, train to compare
     split: Annotated[Literal["train", "validation", "test"], Suppress] = "test"
     # of prompts and noise, the same for every model that is compared
     seed: int = 1_000

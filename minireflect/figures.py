@@ -149,7 +149,7 @@ def curves(path: Path | None, *panels: Panel, columns: int = 0) -> "Figure":
 
 
 def bars(path: Path | None, xlabel: str, plots: dict[str, Bars]) -> "Figure":
-    """Horizontal bars of shares with their intervals: a plot for each title, for every name a bar a group.
+    """Horizontal bars of shares with their intervals: a plot for each title, a bar for each name and group.
 
     All plots have the same names.  A group named "" is alone and has no legend.  Saved if there is a path.
     """

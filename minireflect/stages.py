@@ -151,7 +151,7 @@ def srrl(task: Task) -> None:
     task.hand_on("autoencoder", "text_encoder", "reward", unet="base_unet")
     base, pipe = (ours.load_pipeline(task.weights, unet="base_unet").to(task.device) for _ in range(2))
     judge, how = load_reward(task.weights, task.device), (config.sampler, config.evaluation)
-    pipe.table(config.srrl.steps)  # raises where the schedule has fewer
+    pipe.table(config.srrl.steps)  # raises if the schedule has fewer
     before = task.measured("base", evaluate, base, judge, *how)
     clock, texts = time.time(), partial(config.mix.draw, config.seed, config.srrl.prompts_per_iteration)
     with keeping(partial(ours.save_pipeline, pipe, task.weights, ("unet",))):
@@ -190,7 +190,7 @@ def lora(task: Task) -> None:
     config, method = task.config.finetune, task.config.method.upper()
     prompts, reward = read_prompts(config.prompts), chosen_reward(config, task.device)
     pipe, batches = load_base(config, task.device), replace(task.config.evaluation, batch=config.micro_batch)
-    pipe.table(task.config.srrl.steps)  # raises where the schedule has fewer
+    pipe.table(task.config.srrl.steps)  # raises if the schedule has fewer
     shown = [prompts[i % len(prompts)] for i in range(batches.pictures)]
     images = {}
 

@@ -8,6 +8,7 @@ import ast
 import base64
 import io
 import json
+import re
 import statistics
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SOLUTIONS = sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))
 LARGEST = 1_500_000  # bytes of a file, pictures included
-DPI, MEDIAN, LONGEST = 110, 10, 25  # of a figure; code lines of a cell
+DPI, MEDIAN, LONGEST, WIDEST = 110, 10, 25, 105  # of a figure; code lines of a cell, columns of a page
 
 
 def sources(notebook: dict, kind: str) -> list[str]:
@@ -102,6 +103,13 @@ def test_a_notebook_is_a_lesson(path: Path) -> None:
     texts, codes = sources(notebook, "markdown"), sources(notebook, "code")
     for part in ("**Question.**", "minutes to read", "to run on one core", "Know before:"):
         assert part in texts[0], f"the first cell lacks {part}"
+    read, run = re.search(r"about (\d+) minutes to read and (\d+) seconds to run", texts[0]).groups()
+    (row,) = (
+        line
+        for line in (ROOT / "README.md").read_text().splitlines()
+        if f"({path.parent.name}/{path.name})" in line
+    )
+    assert f"| {read} min + {run} s |" in row, "README says another time"
     assert "## Answer" in texts[-1] and notebook["cells"][-1]["cell_type"] == "markdown"
     assert any("$$" in text for text in texts), "no displayed equation"
     assert any("**Predict" in text for text in texts)
@@ -132,6 +140,7 @@ def test_notebook_is_committed_as_it_should_be_read(path: Path) -> None:
         assert "pyplot" not in code and "rcParams" not in code
     for number, cell in enumerate(c for c in notebook["cells"] if c["cell_type"] == "code"):
         assert cell["execution_count"] == number + 1, "committed as run once, from top to bottom"
+    assert all(len(line) <= WIDEST for code in sources(notebook, "code") for line in code.splitlines())
     for out in outputs(notebook):
         assert out["output_type"] != "error" and out.get("name") != "stderr", out
         written = "".join(out.get("text", "")) + "".join(out.get("data", {}).get("text/plain", ""))
@@ -163,10 +172,11 @@ def committed(path: Path) -> None:
 
 
 def smaller(png: str) -> str:
-    """A PNG in the 128 colours that it needs most."""
+    """A PNG in the 128 colours, of steps of 8, that fit best: a sampled picture's paper is one of them."""
     image, file = Image.open(io.BytesIO(base64.b64decode(png))), io.BytesIO()
     dpi = image.info["dpi"]
-    image = image.convert("RGB").quantize(128, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    image = image.convert("RGB").point([min(255, (v + 4) // 8 * 8) for v in range(256)] * 3)
+    image = image.quantize(128, Image.Quantize.MEDIANCUT, kmeans=3, dither=Image.Dither.NONE)
     image.save(file, "PNG", optimize=True, dpi=dpi)
     return base64.b64encode(file.getvalue()).decode()
 

@@ -46,7 +46,7 @@ class WeightsError(Refusal):
 
 # --- files --------------------------------------------------------------------------------------------------
 def checksum(tensors: Tensors, metadata: Strings) -> str:
-    """SHA-256 over names, types, shapes and bytes of the tensors, and over the metadata but for itself."""
+    """SHA-256 of names, types, shapes and bytes of the tensors, and of the metadata without this sum."""
     found = hashlib.sha256(repr(sorted((k, v) for k, v in metadata.items() if k != CHECKSUM)).encode())
     for name, t in sorted(tensors.items()):
         found.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
@@ -112,15 +112,13 @@ def read_ours(path: Place, checked: bool = False) -> tuple[Tensors, Strings]:
     Raises WeightsError when its bytes are not those that were written; `checked`: when nothing tells.
     """
     tensors, metadata = read_weights(path), _metadata(existing(path))
-    if CHECKSUM not in metadata and not checked:
-        return tensors, metadata
-    if metadata.get(CHECKSUM) != checksum(tensors, metadata):
+    if (checked or CHECKSUM in metadata) and metadata.get(CHECKSUM) != checksum(tensors, metadata):
         raise WeightsError(f"{path} is damaged: its tensors are not those that were saved (checksum)")
     return tensors, metadata
 
 
 def existing(path: Place) -> Path:
-    """The path of a file.  Raises WeightsError when it is not there, or only stands in for another."""
+    """The path of a file.  Raises WeightsError if it is missing, or is known to hold no weights."""
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"{path} is not there, or not a file")

@@ -156,7 +156,7 @@ class Learner:
     optimizer: torch.optim.Optimizer
     config: LearnConfig
     sampler: SamplerConfig  # how the branches were sampled; only its `guidance` is used
-    history: adv.RewardHistory | None = None  # of the advantage "history" (E6, E7)
+    history: adv.RewardHistory | None = None  # past rewards, for the advantage "history" (E6)
 
     @staticmethod
     def of(pipe: LatentDiffusion, config: LearnConfig, sampler: SamplerConfig, pictures: int) -> "Learner":

@@ -62,7 +62,7 @@ class RolloutConfig(Checked):
     renormalise: bool = True
     # l of new noise; l^2 of the variance is new
     fresh_noise: Share = OPPOSITE.fresh_noise
-    # trained last steps of the path, taken in turn
+    # number of last steps that are trained, in turn
     suffixes: tuple[Count, ...] = ()
 
     def __post_init__(self) -> None:

@@ -196,7 +196,7 @@ def _add_tokens(engine: "tokenizers.Tokenizer", folder: Path) -> None:  # noqa: 
     for token, i in sorted(added.items(), key=lambda pair: pair[1]):
         engine.add_special_tokens([token])
         if engine.token_to_id(token) != i:
-            raise ValueError(f"the added token {token} has the id {i}, and not the next one")
+            raise ValueError(f"added token {token} has the id {i}, but {engine.token_to_id(token)} is next")
 
 
 def _json(path: Path) -> dict:

@@ -226,9 +226,9 @@ class Transformer(nn.Module):
         return Cache(self.config, batch, self.head.weight)
 
     def forward(self, x: Tensor, cache: Cache | None = None, valid: Tensor | None = None) -> Tensor:
-        """The last states, of which `head` makes logits; with a cache, x continues the cached sequence.
+        """The states after the last block, which `head` turns into logits.
 
-        `valid` is False where x is padding; without it nothing is.
+        With a cache, x continues the cached sequence.  `valid` is False where x is padding; None: no padding.
         Raises ValueError on more tokens than the configuration's length.
         Shapes: x (b t d), valid (b t) bool -> (b t d)
         """

@@ -64,7 +64,7 @@ class Chance(NamedTuple):
         return low + (high - low) * share
 
     def integers(self, n: int) -> Tensor:
-        """-> (b 1 1 1) from 0 to n - 1"""
+        """From 0 to n - 1.  -> (b 1 1 1)"""
         return torch.randint(n, (len(self.like), 1, 1, 1), generator=self.generator).to(self.like.device)
 
     def normal(self, shape: torch.Size) -> Tensor:

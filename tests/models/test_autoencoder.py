@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from minireflect.models.autoencoder import TOY_AUTOENCODER, Autoencoder, AutoencoderConfig
+from minireflect import rng
+from minireflect.models.autoencoder import (
+    TOY_AUTOENCODER,
+    Autoencoder,
+    AutoencoderConfig,
+    Quantiser,
+    VQAutoencoder,
+    VQConfig,
+)
 from tests.small import shaken
 
 TINY = AutoencoderConfig(channels=(8, 16, 16), res_blocks=2, groups=4, scaling_factor=0.5)
@@ -68,3 +76,92 @@ def test_refuses_what_does_not_fit() -> None:
         Autoencoder(TINY).encode(torch.zeros(1, 3, 18, 16))
     with pytest.raises(ValueError, match="channels 10 is not a multiple of groups 4"):
         AutoencoderConfig(channels=(10,), groups=4)
+
+
+# ----------------------------------------------------------------------------------------- pictures as codes
+SMALL = VQConfig(width=8, groups=4, forms=32, colors=16, dimensions=4)
+
+
+def quantiser() -> Quantiser:
+    torch.manual_seed(0)
+    return Quantiser(32, 4)
+
+
+def test_a_code_becomes_the_nearest_word() -> None:
+    """Against brute force over all distances in float64 (van den Oord's equation 2)."""
+    q, z = quantiser(), torch.randn(3, 4, 5, 6, generator=rng(0, "z"))
+    found = q(z)
+    unit = torch.nn.functional.normalize(z, dim=1).permute(0, 2, 3, 1).double()  # (b h w d)
+    distances = torch.cdist(unit.reshape(-1, 4), q.codebook.double())  # (b*h*w k)
+    assert torch.equal(found.ids.flatten(), distances.argmin(1))
+    nearest = q.codebook[found.ids].permute(0, 3, 1, 2)
+    torch.testing.assert_close(found.vectors, nearest, atol=1e-6, rtol=0)
+    wanted = 1.25 * distances.amin(1).square().mean() / 4  # beta 0.25; a mean over dimensions
+    torch.testing.assert_close(found.loss.double(), wanted, atol=1e-6, rtol=0)
+
+
+def test_words_come_back_as_themselves() -> None:
+    """Codebook round trip: every word is its own nearest."""
+    q = quantiser()
+    ids = torch.randperm(32, generator=rng(0, "ids")).view(1, 4, 8)
+    assert torch.equal(q(q.vectors(ids)).ids, ids)
+
+
+def test_the_gradient_passes_straight_through() -> None:
+    """With equal directions d loss / d codes is that of the words; each term of the loss moves its own side
+    alone.
+    """
+    q = quantiser()
+    z = torch.nn.functional.normalize(torch.randn(2, 4, 3, 3, generator=rng(0, "z")), dim=1).requires_grad_()
+    found = q(z)
+    weight = torch.randn(found.vectors.shape, generator=rng(0, "w"))
+    (grad,) = torch.autograd.grad((weight * found.vectors).sum(), z, retain_graph=True)
+    tangent = weight - (weight * z).sum(1, keepdim=True) * z  # of the normalisation, at vectors of length 1
+    torch.testing.assert_close(grad, tangent.detach(), atol=1e-5, rtol=0)
+    to_words = torch.autograd.grad(found.vectors.sum(), q.words.weight, retain_graph=True, allow_unused=True)
+    assert to_words == (None,)  # the decoder's gradient does not reach the codebook; L_vq's does
+    assert torch.autograd.grad(found.loss, q.words.weight)[0].abs().sum() > 0
+
+
+def test_unused_words_move_to_what_is_badly_served_and_used_ones_stay() -> None:
+    q, z = quantiser(), torch.randn(4, 4, 8, 8, generator=rng(0, "z")).abs()
+    with torch.no_grad():
+        q.words.weight[5:20] = -q.words.weight[5:20].abs()  # on the far side of all codes
+    used = torch.bincount(q(z).ids.flatten(), minlength=32)
+    before, error = q.codebook.clone(), q(z).loss.item()
+    moved = q.revive(z, used, rng(0, "revive"))
+    assert moved == int((used == 0).sum()) >= 15
+    assert torch.equal(q.codebook[used > 0], before[used > 0])
+    assert q(z).loss.item() < error
+    assert q.revive(z, torch.ones(32), rng(0, "revive")) == 0
+
+
+def test_a_word_depends_on_its_patch_alone() -> None:
+    """Whatever stands around it, the same 8x8 pixels are the same word; and a changed pixel changes this word
+    at most.
+    """
+    torch.manual_seed(0)
+    vq, chance = VQAutoencoder(SMALL), rng(0, "pictures")
+    one, other = torch.rand(2, 1, 3, 64, 64, generator=chance) * 2 - 1
+    other[..., 24:32, 16:24] = one[..., 24:32, 16:24]
+    assert vq.encode(one)[0, 3, 2] == vq.encode(other)[0, 3, 2]
+    for encoder in (vq.see_form, vq.see_color):
+        codes = [encoder(x) for x in (one, other)]  # (1 d 8 8)
+        torch.testing.assert_close(codes[0][..., 3, 2], codes[1][..., 3, 2], atol=1e-5, rtol=0)
+        assert ((codes[0] - codes[1]).abs().amax(1)[0] > 1e-3).sum() == 63  # and everywhere else they differ
+        shifted = torch.cat([one[..., 8:], one[..., :8]], -1)  # by one patch
+        torch.testing.assert_close(encoder(shifted), codes[0].roll(-1, -1), atol=1e-5, rtol=0)
+
+
+def test_a_picture_is_its_own_colours_and_its_twins_forms() -> None:
+    """What training makes of a picture and a twin is what the codebooks make of the form of the one and the
+    colours of the other.
+    """
+    torch.manual_seed(0)
+    vq = VQAutoencoder(SMALL).eval()
+    images, twins = torch.rand(2, 3, 3, 64, 64, generator=rng(0, "pictures")) * 2 - 1
+    out, found, codes = vq(images, twins)
+    assert torch.equal(found.form.ids, vq.encode(twins) // 16)
+    assert torch.equal(found.color.ids, vq.encode(images) % 16)
+    torch.testing.assert_close(out, vq.decode(found.form.ids * 16 + found.color.ids), atol=1e-6, rtol=0)
+    assert codes[0].shape == codes[1].shape == (3, 4, 8, 8)
