@@ -253,7 +253,7 @@ def stable_diffusion(place: Place) -> LatentDiffusion:
 def sd15(place: Place) -> Iterator[Row]:
     """What is worth most comes first; nothing starts when the time is over."""
     start = time.perf_counter()
-    few, many = (2, 4) if place.tiny else (4, 50)
+    few, many = (2, 2) if place.tiny else (4, 50)
     rows: list[Callable[[], Row]] = [partial(sd15_sampling, place, many)]
     for checkpointing, batch in product((False, True), (1, 4)):  # steps cost no memory
         rows.append(partial(lora_row, place, "grpo", batch, checkpointing, few))

@@ -110,7 +110,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("event", ["replace", "fsync"])
+@pytest.mark.parametrize("event", ["replace", pytest.param("fsync", marks=pytest.mark.rare)])
 def test_every_window_of_a_stage(folder: Path, event: str) -> None:
     """vq: its start, states, figures, weights that are handed on, its end: killed before each write."""
     expected, _ = unbroken("vq", folder)

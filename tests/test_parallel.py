@@ -24,6 +24,7 @@ from minireflect.models.lora import LoRAConfig, add_lora
 from minireflect.run import Job, Run, read_metrics
 from minireflect.streams import rng
 from minireflect.tracking import numbers
+from tests.cli.console import run
 from tests.methods.common import plus
 from tests.small import TEXTS, brightness, four_texts, law_texts, small_pipeline, small_reasongen
 
@@ -183,14 +184,19 @@ def finished(process: subprocess.Popen) -> str:
     return said
 
 
+def alike(one: Path, other: Path, *stages: str) -> None:
+    """Two runs have the same metrics, and files of the same names."""
+    for stage in stages:
+        (place := other.with_name(f"{other.name}-{stage}")).mkdir()
+        (place / "run").symlink_to(other)
+        same([place], stage, read_metrics(one, stage), 1e-4)
+    assert {p.name for p in one.rglob("*")} == {p.name for p in other.rglob("*")}
+
+
+@pytest.mark.rare
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("command", "stages"),
-    [
-        ("srrl", ["srrl"]),
-        pytest.param("rlrig", ["phase-1", "phase-2"], marks=pytest.mark.rare),
-        pytest.param("reason-grpo", ["reason-grpo"], marks=pytest.mark.rare),
-    ],
+    ("command", "stages"), [("rlrig", ["phase-1", "phase-2"]), ("reason-grpo", ["reason-grpo"])]
 )
 def test_torchrun_gives_the_metrics_of_one_process(command: str, stages: list[str], tmp_path: Path) -> None:
     words = [command, "--preset", "smoke", "--device", "cpu"]
@@ -199,23 +205,22 @@ def test_torchrun_gives_the_metrics_of_one_process(command: str, stages: list[st
     for n in (1, 2):
         said = finished(torchrun(n, *words, "--out", str(tmp_path / str(n))))
         assert said.count("run folder") == 1 == said.count("done in")
-    for stage in (*stages, "evaluation"):
-        expected = read_metrics(tmp_path / "1", stage)
-        (tmp_path / "two").mkdir(exist_ok=True)
-        (tmp_path / "two" / "run").unlink(missing_ok=True)
-        (tmp_path / "two" / "run").symlink_to(tmp_path / "2")
-        same([tmp_path / "two"], stage, expected, 1e-4)
-    assert {p.name for p in (tmp_path / "1").rglob("*")} == {p.name for p in (tmp_path / "2").rglob("*")}
+    alike(tmp_path / "1", tmp_path / "2", *stages, "evaluation")
 
 
 @pytest.mark.slow
-def test_a_killed_rank_stops_all_and_another_number_resumes(tmp_path: Path) -> None:
-    out = tmp_path / "run"
+def test_two_under_torchrun_are_one_and_a_killed_rank_stops_both(tmp_path: Path) -> None:
+    """Of three runs the first has one process, the second two; the third begins with two, of which one is
+    killed, and is resumed with one.
+    """
     words = ["srrl", "--preset", "smoke", "--device", "cpu", "--iterations", "6", "--out"]
+    alone = run("train", *words, "one", cwd=tmp_path)
+    assert alone.returncode == 0, alone.stderr
+    out = tmp_path / "killed"
     process = torchrun(2, *words, str(out))
     while len(read_metrics(out, "srrl")) < 2:
         assert process.poll() is None, process.communicate()[1][-3000:]
-        time.sleep(0.2)
+        time.sleep(0.02)
     children = subprocess.run(
         ["pgrep", "-P", str(process.pid)], capture_output=True, text=True
     ).stdout.split()
@@ -224,11 +229,9 @@ def test_a_killed_rank_stops_all_and_another_number_resumes(tmp_path: Path) -> N
     assert process.returncode != 0
     for child in children:
         assert not Path(f"/proc/{child}").exists()
-    done = len(read_metrics(out, "srrl"))
-    assert 2 <= done < 6
-    finished(torchrun(1, "--resume", "--out", str(out)))
-    finished(torchrun(2, *words, str(tmp_path / "unbroken")))
-    (tmp_path / "it").mkdir()
-    (tmp_path / "it" / "run").symlink_to(out)
-    same([tmp_path / "it"], "srrl", read_metrics(tmp_path / "unbroken", "srrl"), 1e-4)
+    assert run("train", "--resume", "--out", "killed", cwd=tmp_path).returncode == 0
+    said = finished(torchrun(2, *words, str(tmp_path / "two")))
+    assert said.count("run folder") == 1 == said.count("done in")
+    for other in ("two", "killed"):
+        alike(tmp_path / "one", tmp_path / other, "srrl", "evaluation")
     assert json.loads((out / "config.json").read_text())["command"] == "srrl"

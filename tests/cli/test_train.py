@@ -179,21 +179,6 @@ def test_a_log_without_its_package_is_refused_and_leaves_no_folder(
 
 
 @pytest.mark.slow
-def test_the_stages_of_all_can_be_run_one_by_one(tmp_path: Path) -> None:
-    """Each run hands on what the next stage needs; nothing else than `--weights` is said."""
-    source: list[str] = []
-    for command in ("autoencoder", "diffusion", "reward", "srrl"):
-        done = run("train", command, "--preset", "smoke", "--out", command, *source, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr[-3000:]
-        source = ["--weights", command]
-    whole = run("train", "all", "--preset", "smoke", "--out", "all", cwd=tmp_path)
-    assert whole.returncode == 0, whole.stderr[-3000:]
-    one_by_one = read_weights(tmp_path / "srrl" / "weights" / "unet.safetensors")
-    together = read_weights(tmp_path / "all" / "weights" / "unet.safetensors")
-    assert all(torch.equal(one_by_one[k], together[k]) for k in together)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("method", ["ddpo", "grpo"])
 def test_a_run_is_labelled_with_its_method(tmp_path: Path, method: str) -> None:
     done = run("train", "srrl", "--method", method, "--preset", "smoke", *TINY, cwd=tmp_path)
