@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .ranges import Refusal, expect
+from .ranges import Refusal, expect, quote
 
 Place = str | Path
 LARGEST = 1 << 28  # bytes of a file that is read whole
@@ -75,25 +75,31 @@ def read_bytes(path: Place) -> bytes:
 def read_text(path: Place) -> str:
     """The text of a regular file in UTF-8.  Raises Refusal and OSError as `read_bytes`."""
     try:
-        text = read_bytes(path).decode("utf-8-sig")
+        return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise Refusal(f"{path} is not a text file: {error.reason} at byte {error.start}") from None
-    if "\0" in text:  # UTF-16 is UTF-8 as well, if its letters are those of English
-        raise Refusal(f"{path} is not a text file in UTF-8: character {text.index(chr(0))} is NUL")
-    return text
 
 
 def _refused(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
 
 
-def parse_json(text: str, kind: Any, where: object, constant: Callable = _refused) -> Any:
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    for name, value in pairs:
+        if values[name] is not value:
+            raise ValueError(f"{quote(name)} is there twice")
+    return values
+
+
+def parse_json(text: str | bytes, kind: Any, where: object, constant: Callable = _refused) -> Any:
     """The value of a JSON text, of the type that is expected.  Raises Refusal, which begins with `where`.
 
     `constant` makes a value of NaN, Infinity and -Infinity, which are no JSON, but Python writes them.
     """
     try:
-        value = json.loads(text, parse_constant=constant)
+        unique = _unique if constant is _refused else None  # published files are taken as they are
+        value = json.loads(text, parse_constant=constant, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         why = "it is nested too deeply" if isinstance(error, RecursionError) else error
         raise Refusal(f"{where} is not JSON: {why}") from None

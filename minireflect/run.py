@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from . import parallel
 from .checkpoints.files import WeightsError, load_into, read_ours, save_weights
-from .disk import parse_json, read_json, read_text, remove_temporaries, write_text
+from .disk import parse_json, read_bytes, read_json, read_text, remove_temporaries, write_text
 from .ranges import Checked, Count, Refusal, Weight, expect, finite, quote
 from .streams import rng
 from .tracking import PICTURES_EVERY, Tracking
@@ -396,8 +396,7 @@ def read_metrics(folder: Path, stage: str | None = None) -> list[dict]:
     A last line that a kill cut short is left out.  Raises Refusal on any other line that is not one of ours.
     """
     path, rows = folder / "metrics.jsonl", []
-    text = read_text(path) if path.exists() else ""
-    *lines, last = text.split("\n")
+    *lines, last = (read_bytes(path) if path.exists() else b"").split(b"\n")
     for number, line in enumerate([*lines, last] if last else lines, 1):
         where = f"line {number} of {path}"
         try:

@@ -103,3 +103,12 @@ def test_each_command_has_the_options_of_its_records() -> None:
     assert {"srrl", "finetune", "sampler"} <= set(
         vars(options_of(changed(Config(), {"finetune": {"base": "sd"}})))
     )
+
+
+def test_an_option_that_is_there_twice_is_named(tmp_path: Path) -> None:
+    """Python takes the last one: the run would go on with another seed than it began with."""
+    text = json.dumps({"weights": None, **to_dict(preset("smoke"))})
+    for name in ('"seed": 0', '"steps": 4'):
+        (tmp_path / "config.json").write_text(text.replace(name, f"{name}, {name}.5"))
+        with pytest.raises(ValueError, match=f"'{name.split(chr(34))[1]}' is there twice"):
+            read_config(tmp_path)

@@ -307,3 +307,14 @@ def test_a_line_that_is_none_of_ours_is_named(tmp_path: Path) -> None:
         (tmp_path / "metrics.jsonl").write_text(f'{line}\n{{"stage": "s", "step": 1}}\n')
         with pytest.raises(ValueError, match="line 1 of"):
             read_metrics(tmp_path)
+
+
+@pytest.mark.parametrize("tail", [b"\0" * 4096, b'{"stage": "\xc3', b"\xff\xfe", b'{"loss": NaN'])
+def test_a_torn_end_of_metrics_is_dropped_and_a_torn_middle_is_named(tmp_path: Path, tail: bytes) -> None:
+    """A power cut leaves zeros or any bytes."""
+    whole, path = b'{"stage": "s", "step": 0}\n', tmp_path / "metrics.jsonl"
+    path.write_bytes(whole + tail)
+    assert read_metrics(tmp_path) == [{"stage": "s", "step": 0}]
+    path.write_bytes(whole + tail + b"\n" + whole)
+    with pytest.raises(ValueError, match=r"line 2 of .* is not JSON"):
+        read_metrics(tmp_path)

@@ -112,9 +112,7 @@ def read_ours(path: Place, checked: bool = False) -> tuple[Tensors, Strings]:
     Raises WeightsError when its bytes are not those that were written; `checked`: when nothing tells.
     """
     tensors, metadata = read_weights(path), _metadata(existing(path))
-    if CHECKSUM not in metadata and not checked:
-        return tensors, metadata
-    if metadata.get(CHECKSUM) != checksum(tensors, metadata):
+    if (checked or CHECKSUM in metadata) and metadata.get(CHECKSUM) != checksum(tensors, metadata):
         raise WeightsError(f"{path} is damaged: its tensors are not those that were saved (checksum)")
     return tensors, metadata
 

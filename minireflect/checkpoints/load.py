@@ -57,19 +57,18 @@ def load_checkpoint(path: Place, given: Given = Given()) -> LatentDiffusion:
 
     Raises WeightsError that names every tensor that is missing, left over or of another shape.
     """
-    published = read_published(Path(path))
+    published = read_published(Path(path), None if given.vae is None else Path(given.vae))
     family, found = family_of(published), published.parts
     _say_rounding(found["unet"], given.dtype)
     unet = _filled(UNet, parts.unet_sizes(found["unet"], family), found["unet"], given.dtype)
-    vae = found["vae"] if given.vae is None else parts.read_part(_vae(Path(given.vae)), "vae")
-    autoencoder = _filled(Autoencoder, parts.autoencoder_sizes(vae, family), vae, torch.float32)
+    latents = parts.autoencoder_sizes(found["vae"], family)
+    autoencoder = _filled(Autoencoder, latents, found["vae"], torch.float32)
     text, width, length = _text_encoder(published, family, given)
     if width != (reads := unet.config.context_width):
-        widths = f"the UNet reads prompts of width {reads}, the text encoder writes {width}"
-        raise WeightsError(f"{path}: {widths}")
-    if (z := autoencoder.config.latent_channels) != unet.config.in_channels:
-        raise WeightsError(f"{vae.source} has {z} latent channels, the UNet {unet.config.in_channels}")
-    schedule, factor = _schedule(published, given.prediction, family), autoencoder.config.factor
+        raise WeightsError(f"{path}: its UNet reads prompts of width {reads}, its text is of width {width}")
+    if (z := latents.latent_channels) != (reads := unet.config.in_channels):
+        raise WeightsError(f"{found['vae'].source} has {z} latent channels, the UNet reads {reads}")
+    schedule, factor = _schedule(published, given.prediction, family), latents.factor
     size, side = given.image_size, found["unet"].config.get("sample_size")  # in pixels, in latents
     if size is None and side:
         size = side * factor if isinstance(side, int) else tuple(n * factor for n in side)
@@ -81,10 +80,6 @@ def load_checkpoint(path: Place, given: Given = Given()) -> LatentDiffusion:
     words = _tokenizer(published.path, family.pads, text, length, given.tokenizer)
     zero_null = family is SDXL and bool(published.index.get("force_zeros_for_empty_prompt", True))
     return LatentDiffusion(words, text, unet, autoencoder, schedule, size, zero_null)
-
-
-def _vae(path: Path) -> Path:
-    return path / "vae" if (path / "vae").is_dir() else path
 
 
 def _say_rounding(part: Part, dtype: Dtype) -> None:
@@ -154,7 +149,7 @@ def _schedule(published: Published, prediction: Prediction | None, family: Famil
         known |= {"steps_offset": 1, "clip_sample": False}
     if kind not in ("DDIMScheduler", "DDPMScheduler", "HeunDiscreteScheduler"):
         known.pop("clip_sample", None)  # not read by the other samplers
-    known = check("scheduler", known, path)
+    known = check("scheduler", known, f"{path} (scheduler)")
     own = [key for key in LEVELS if known.get(key)]
     if kind and (own or kind not in DDIM_LIKE):
         asked = f"{kind} with {', '.join(own)}" if own else kind

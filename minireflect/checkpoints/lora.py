@@ -24,7 +24,8 @@ from .stated import check, check_names
 
 Target = LatentDiffusion | nn.Module
 NETWORKS = ("unet", "text_encoder", "text_encoder_2")
-PEFT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")  # beside adapter_config.json
+PEFT = "adapter_model"  # has adapter_config.json beside it
+IN_FOLDERS = [f"{stem}.{end}" for stem in (PEFT, "pytorch_lora_weights") for end in ("safetensors", "bin")]
 OUR_ALPHAS = "minireflect_alphas"
 
 # kohya writes a layer's name with _ for every dot; these words have a _ of their own.
@@ -68,9 +69,10 @@ def save_lora(path: Place, unet: nn.Module) -> None:
         raise ValueError("there is no LoRA to save: call add_lora first")
     tensors = {}
     for name, theirs in new_names(layers, names.TO_DIFFUSERS).items():
-        A, B, scale = layers[name].lora.A.detach(), layers[name].lora.B.detach(), layers[name].scale
-        tensors[f"unet.{theirs}.lora_A.weight"] = A.float().cpu()
-        tensors[f"unet.{theirs}.lora_B.weight"] = (scale * B.float()).cpu()
+        layer = layers[name]
+        for side, matrix in {"A": layer.lora.A, "B": layer.scale * layer.lora.B}.items():
+            kernel = layer.weight.shape[2:]  # of a convolution
+            tensors[f"unet.{theirs}.lora_{side}.weight"] = matrix.detach().view(*matrix.shape, *kernel)
     scales = {name: layer.scale for name, layer in layers.items()}
     files.save_weights(path, tensors, {"format": "pt", OUR_ALPHAS: json.dumps(scales)})
 
@@ -81,7 +83,7 @@ def read_lora(path: Place, res_blocks: int = 2) -> dict[str, Adapter]:
     `res_blocks` are those of the UNet's levels, for files that number its blocks as the original code does.
     Raises WeightsError at a tensor that is not of a LoRA, and says what it is.
     """
-    path = next((p for name in PEFT_NAMES if (p := Path(path) / name).is_file()), Path(path))  # of a folder
+    path = next((p for name in IN_FOLDERS if (p := Path(path) / name).is_file()), Path(path))
     tensors = files.read_weights(path)
     check_names("LoRA", tensors, path)
     lost: list[str] = []
@@ -131,7 +133,7 @@ def _configuration(path: Path, about: dict[str, str]) -> dict[str, dict]:
     """What is stated of each network's alpha: by diffusers in the header, by peft in a file beside it."""
     header = parse_json(about.get("lora_adapter_metadata", "{}"), dict, "lora_adapter_metadata")
     for_all = {key: value for key, value in header.items() if not key.startswith(NETWORKS)}
-    if not header and path.name in PEFT_NAMES:
+    if not header and path.stem == PEFT:
         for_all = files.read_json(path.parent / "adapter_config.json")
     found = {network: for_all | names.inside(header, f"{network}.") for network in NETWORKS}
     return {

@@ -190,8 +190,7 @@ def describe(path: Place) -> str:
         clip, words = load_clip(path)
         size = clip.config.vision.size
         return f"{path}: CLIP, {_counted(clip)}; pictures of {size} pixels, {_limit(words)}"
-    with named_as(str(path), ValueError):
-        config = parse_json(read_metadata(path).get("config", "{}"), dict, "config")
+    config = parse_json(read_metadata(path).get("config", "{}"), dict, f"the configuration in {path}")
     for network, kind in CONFIGS.items():
         if config and config.keys() <= kind.__dataclass_fields__.keys():
             sizes = ", ".join(f"{key} {value}" for key, value in config.items())

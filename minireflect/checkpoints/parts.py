@@ -19,8 +19,8 @@ from ..disk import read_text
 from ..models.autoencoder import AutoencoderConfig
 from ..models.clip import OPENAI_MEAN, OPENAI_STD, TextConfig, VisionConfig
 from ..models.unet import UNetConfig
-from . import names
-from .files import WeightsError, existing, first_names, read_json, read_metadata, read_weights, renamed
+from . import files, names
+from .files import WeightsError, first_names, read_json, read_metadata, read_weights, renamed
 from .names import Tensors, count, inside
 from .stated import check, check_names
 
@@ -110,18 +110,24 @@ class Published(NamedTuple):
     abar: Tensor | None = None  # (T) the schedule's alpha-bar, in some files
 
 
-def read_published(path: Path) -> Published:
-    """A diffusers folder or an original file.  Raises WeightsError when it is neither, or lacks a part."""
+def read_published(path: Path, vae: Path | None = None) -> Published:
+    """A diffusers folder or an original file, with the autoencoder `vae` where one is given.
+
+    Raises WeightsError when it is neither, or lacks a part.
+    """
     if not path.exists():
         raise WeightsError(f"there is no checkpoint {path}")
-    published = _read_folder(path) if path.is_dir() else _read_file(path)
-    if "text_encoder_2" in published.parts and "text_encoder" not in published.parts:
+    found = _read_folder(path) if path.is_dir() else _read_file(path)
+    if vae is not None:
+        found.parts["vae"] = read_part(vae / "vae" if (vae / "vae").is_dir() else vae, "vae")
+    if "text_encoder_2" in found.parts and "text_encoder" not in found.parts:
         raise WeightsError(f"{path} is SDXL's refiner, which only finishes the pictures of another model")
-    if missing := {"unet", "vae", "text_encoder"} - published.parts.keys():
+    if missing := {"unet", "vae", "text_encoder"} - found.parts.keys():
         lacks = " and no ".join(sorted(missing))
-        has = f"it has {first_names(published.parts)}"
-        raise WeightsError(f"{path} has no {lacks}, as Stable Diffusion has; {has}")
-    return published
+        raise WeightsError(
+            f"{path} has no {lacks}, as Stable Diffusion has; it has {first_names(found.parts)}"
+        )
+    return found
 
 
 def _read_folder(path: Path) -> Published:
@@ -152,9 +158,8 @@ def _read_file(path: Path) -> Published:
     if not inside(whole, UNET_PREFIX):
         expected = f"it has {first_names(whole)}, expected {UNET_PREFIX[:-1]}..."
         raise WeightsError(f"{path} is not an original file of Stable Diffusion: {expected}")
-    if strange := check_names("single file", whole, path):
-        listed = ", ".join(strange[:10])
-        raise WeightsError(f"{path} has {len(strange)} tensors that belong to no part: {listed}")
+    if odd := check_names("single file", whole, path):
+        raise WeightsError(f"{path} has {len(odd)} tensors that belong to no part: {first_names(odd)}")
     known = _known_of(path, whole)
     latents = {"scaling_factor": known.pop("scaling_factor", None)}
     for prefix, part in ORIGINAL.items():
@@ -164,30 +169,31 @@ def _read_file(path: Path) -> Published:
                 said = f"its text encoder is used up to block {n} of {n + 1}, as in SD 2.x"
                 warnings.warn(f"{path} does not say so, but {said}", stacklevel=4)
     if any(name.startswith("model_ema.") for name in whole):
-        said = "its running average (model_ema) is left out, its weights are used"
-        warnings.warn(f"{path}: {said}", stacklevel=4)
+        warnings.warn(f"{path}: its running average (model_ema) is not used, its weights are", stacklevel=4)
     return Published(path, parts, known, {}, whole.get("alphas_cumprod"))
 
 
 # What the .yaml of the original program beside a file states, in the words of diffusers' configurations.
 YAML: dict[str, tuple[str, type]] = {
     "prediction_type": (r"parameterization: *[\"']?(\w+)", str),
+    "beta_schedule": (r"beta_schedule: *[\"']?(\w+)", str),
     "beta_start": (r"linear_start: *([\d.e-]+)", float),
     "beta_end": (r"linear_end: *([\d.e-]+)", float), "num_train_timesteps": (r"\btimesteps: *(\d+)", int),
     "scaling_factor": (r"\bscale_factor: *([\d.e-]+)", float),
 }  # fmt: skip
-PREDICTIONS = {"v": "v_prediction", "eps": "epsilon", "x0": "sample"}
+THEIRS = {"v": "v_prediction", "eps": "epsilon", "x0": "sample",
+          "linear": "scaled_linear", "sqrt_linear": "linear"}  # fmt: skip
 
 
 def _known_of(path: Path, whole: Tensors) -> dict:
     """What marker keys, the header, and a .yaml beside a file tell, in the words of configurations."""
     about = path.with_suffix(".yaml")
     text = read_text(about) if about.is_file() else ""
-    known = {key: kind(at[1]) for key, (find, kind) in YAML.items() if (at := re.search(find, text))}
-    stated = known.get("prediction_type", read_metadata(path).get("modelspec.prediction_type"))
-    stated = "v" if "v_pred" in whole else stated
-    if stated:
-        known["prediction_type"] = PREDICTIONS.get(stated, stated)
+    said = {"prediction_type": read_metadata(path).get("modelspec.prediction_type")}
+    said |= {key: at[1] for key, (find, _) in YAML.items() if (at := re.search(find, text))}
+    said |= {"prediction_type": "v"} if "v_pred" in whole else {}
+    with files.named_as(str(about), ValueError):
+        known = {key: THEIRS.get(value) or YAML[key][1](value) for key, value in said.items() if value}
     if "scale_factor" in whole and whole["scale_factor"].numel() == 1:
         known["scaling_factor"] = float(whole["scale_factor"])
     return known | ({"rescale_betas_zero_snr": True} if "ztsnr" in whole else {})
@@ -206,17 +212,18 @@ def weights_file(path: Path) -> Path:
     none.
     """
     if not path.is_dir():
-        return existing(path)
-    here = sorted(file.name for file in path.iterdir() if file.is_file())
-    order = {}
-    for match in filter(None, (re.fullmatch(WEIGHTS, name) for name in here)):
+        return files.existing(path)
+
+    def order(match: re.Match) -> tuple:
         variant = match[2] or match[5]
         known = VARIANTS.index(variant) if variant in VARIANTS else len(VARIANTS)
-        order[match[0]] = (match[3] == "bin", known, not match[4])
-    if not order:
+        return match[3] == "bin", known, not match[4]
+
+    here = sorted(file.name for file in path.iterdir() if file.is_file())
+    if not (found := [match for name in here if (match := re.fullmatch(WEIGHTS, name))]):
         expected = f"expected {STEMS[0]}.safetensors, or another of its names and endings"
         raise WeightsError(f"there are no weights in {path}: {expected}; it has {first_names(here)}")
-    return path / min(order, key=order.get)
+    return path / min(found, key=order)[0]
 
 
 # --- sizes --------------------------------------------------------------------------------------------------
@@ -226,14 +233,13 @@ PROJECTION = "attn.proj_in.weight"  # of the UNet's attention: linear (two axes)
 def unet_sizes(part: Part, family: Family) -> UNetConfig:
     """Sizes from the tensors of a UNet, heads and groups from config.json or the family."""
     config, source = part.config, part.source
-    if (read := part.shape("conv_in.weight")[1]) != 4:
-        raise WeightsError(f"{source} reads {read} channels, as for inpainting; only 4 are supported")
+    read, written = part.shape("conv_in.weight")[1], part.shape("conv_out.weight")[0]
+    if (read, written) != (4, 4):  # 9 are read for inpainting, 8 written with a learnt variance
+        raise WeightsError(f"{source} reads {read} channels and writes {written}; only 4 are supported")
     channels = part.level_channels("down")
-    heads, head_width = family.heads, family.head_width
     stated = config.get("num_attention_heads") or config.get("attention_head_dim")  # heads, despite its name
-    if stated:
-        heads, head_width = stated if isinstance(stated, int) else tuple(stated), None
-    if heads and not isinstance(heads, int) and len(heads) != len(channels):
+    heads, head_width = (stated, None) if stated else (family.heads, family.head_width)
+    if isinstance(heads, list) and len(heads) != len(channels):
         raise WeightsError(f"{source} states heads {heads} for {len(channels)} levels of its UNet")
     down, up = _depths(part, "down"), _depths(part, "up")[::-1]
     keys, added = part.ending("cross_attn.k.weight"), part.ending("added.fc1.weight")
@@ -241,8 +247,7 @@ def unet_sizes(part: Part, family: Family) -> UNetConfig:
     sizes = UNetConfig(
         channels, tuple(depths[0] for depths in down), part.count(r"mid\.layers\.0\.attn\.blocks\.(\d+)\."),
         context_width=keys[1] if keys else 0, res_blocks=len(down[0]), heads=heads, head_width=head_width,
-        use_linear_projection=len(part.ending(PROJECTION)) == 2,
-        out_channels=part.shape("conv_out.weight")[0], groups=config.get("norm_num_groups") or 32,
+        use_linear_projection=len(part.ending(PROJECTION)) == 2, groups=config.get("norm_num_groups") or 32,
         pooled_width=added[1] - 6 * size_width if added else None, size_width=size_width,
         mid_blocks=part.count(r"mid\.layers\.(\d+)\."),
     )  # fmt: skip
@@ -268,7 +273,7 @@ def autoencoder_sizes(part: Part, family: Family) -> AutoencoderConfig:
         in_channels=part.shape("encoder.conv_in.weight")[1],
         scaling_factor=config.get("scaling_factor") or family.scaling_factor,
         mid_attention="encoder.mid.layers.0.attn.norm.weight" in part.tensors,
-        mean=mean, std=tuple(config.get("latents_std") or ()),
+        mean=mean, std=config.get("latents_std") or (),
     )  # fmt: skip
 
 

@@ -192,7 +192,7 @@ KINDS: dict[str, Table] = {
     | refused("a DoRA: a LoRA with column lengths", "use_dora"),
 }
 # What diffusers, transformers, open_clip and peft take for a key that is absent from a configuration.
-NETWORK = {"num_attention_heads": 8, "num_hidden_layers": 12}
+NETWORK = {"num_attention_heads": 8, "num_hidden_layers": 12, "hidden_act": "quick_gelu"}
 ABSENT: dict[str, dict] = {
     "scheduler": {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear", "steps_offset": 0,
                   "num_train_timesteps": 1000, "prediction_type": "epsilon", "timestep_spacing": "linspace",
@@ -200,7 +200,10 @@ ABSENT: dict[str, dict] = {
     "DDIMScheduler": {"timestep_spacing": "leading", "clip_sample": True},
     "DDPMScheduler": {"timestep_spacing": "leading", "clip_sample": True},
     "PNDMScheduler": {"timestep_spacing": "leading", "set_alpha_to_one": False},
-    "UNet": {"attention_head_dim": 8}, "VAE": {"scaling_factor": 0.18215}, "text encoder": NETWORK,
+    **{f"{name}Scheduler": {"beta_start": 0.00085, "beta_end": 0.012}
+       for name in ("HeunDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete")},
+    "UNet": {"attention_head_dim": 8, "norm_num_groups": 32}, "text encoder": NETWORK,
+    "VAE": {"scaling_factor": 0.18215, "norm_num_groups": 32},
     "CLIP's text_config": NETWORK, "CLIP's vision_config": NETWORK | {"num_attention_heads": 12},
     "open_clip's text_cfg": {"heads": 8}, "open_clip's vision_cfg": {"width": 768, "head_width": 64},
     "LoRA's configuration": {"lora_alpha": 8.0},

@@ -32,7 +32,7 @@ from ..models.clip import CLIP
 from ..models.lora import LoRAConfig, add_lora
 from ..models.tokenizer import BytePairs, NoVocabulary, PromptError
 from ..pipeline import LatentDiffusion, Reward, SamplerConfig
-from ..ranges import Checked, Count, Natural
+from ..ranges import Checked, Count, Natural, quote
 from ..rl.rewards import aesthetic_reward, clip_reward, compressibility, incompressibility, weighted
 from ..run import Job, keeping
 from ..streams import choices, rng
@@ -98,6 +98,8 @@ def read_prompts(name: str) -> list[str]:
         ours = ", ".join(sorted(p.stem for p in PROMPTS.glob("*.txt")))
         raise PromptError(f"there is no file of prompts {name}; ours are {ours}")
     lines = [line.strip() for line in read_text(path).splitlines()]
+    if odd := [line for line in lines if "\0" in line]:  # UTF-16 can be UTF-8 as well
+        raise PromptError(f"{path} is not a text file in UTF-8: there is a NUL in {quote(odd[0])}")
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
         raise PromptError(f"there is no prompt in {path}")

@@ -3,13 +3,14 @@
 `python -m tests.checkpoints.test_stated` writes the tables into the document.
 """
 
+import inspect
 import re
 from pathlib import Path
 
 import pytest
 
 from minireflect.checkpoints.files import WeightsError
-from minireflect.checkpoints.stated import KINDS, TYPES, Rule, check, check_names
+from minireflect.checkpoints.stated import ABSENT, DISCRETE, KINDS, TYPES, Rule, check, check_names
 from minireflect.ranges import Refusal, expect
 
 DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "checkpoints.md"
@@ -48,6 +49,14 @@ def tables() -> str:
         lines += [
             f"| {kind} | {' '.join(keys)} | {verdict.replace('|', '')} |" for verdict, keys in groups.items()
         ]
+    return "\n".join(lines) + "\n"
+
+
+def absent_table() -> str:
+    """A line for each kind of file, or class of scheduler, with what is meant where a key is absent."""
+    lines = ["| where it is absent | key and value |", "|---|---|"]
+    for kind, values in ABSENT.items():
+        lines.append(f"| {kind} | {' '.join(f'`{key} = {value!r}`' for key, value in values.items())} |")
     return "\n".join(lines) + "\n"
 
 
@@ -122,12 +131,65 @@ def test_what_the_libraries_write_is_known() -> None:
             check("scheduler", stated | {"_class_name": f"{name}Scheduler"}, "file")
 
 
+def defaults() -> dict[str, dict]:
+    """What the libraries take for a key that is absent, by kind of file or class of scheduler."""
+    import diffusers
+    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+    from peft import LoraConfig
+    from transformers import CLIPTextConfig, CLIPVisionConfig
+
+    def stated_by(kind: type) -> dict:
+        return {name: p.default for name, p in inspect.signature(kind.__init__).parameters.items()}
+
+    text, vision = CLIPTextConfig().to_dict(), CLIPVisionConfig().to_dict()
+    schedulers = [f"{name}Scheduler" for name in DISCRETE.split()]
+    return {
+        "UNet": stated_by(diffusers.UNet2DConditionModel),
+        "VAE": stated_by(diffusers.AutoencoderKL),
+        "text encoder": text,
+        "CLIP's text_config": text,
+        "CLIP's vision_config": vision,
+        "open_clip's text_cfg": stated_by(CLIPTextCfg),
+        "open_clip's vision_cfg": stated_by(CLIPVisionCfg),
+        "LoRA's configuration": stated_by(LoraConfig) | {"alpha_pattern": {}},
+        **{name: stated_by(getattr(diffusers, name)) for name in schedulers},
+    }
+
+
+# Absent without a value of ours: nothing is asked for, or what is then done is the same, in other words.
+SAME = {"final_sigmas_type": "zero", "eos_token_id": 49407}  # where DDIM ends; CLIP's last token
+
+
+def test_an_absent_key_is_what_the_library_takes() -> None:
+    wrong = []
+    for kind, library in defaults().items():
+        table = "scheduler" if kind.endswith("Scheduler") else kind
+        ours = ABSENT.get(table, {}) | ABSENT.get(kind, {})
+        for key in [key for key, rule in KINDS[table].items() if rule.what == "read" and key in library]:
+            same = library[key] in (None, False, {}, SAME.get(key)) if key not in ours else False
+            if not same and ours.get(key) != library[key]:
+                wrong.append(f"{kind} {key}: {ours.get(key)}, the library {library[key]}")
+        for key in ours.keys() & library.keys():  # also of what is refused when it is absent
+            wrong += [f"{kind} {key}: {ours[key]}"] if ours[key] != library[key] else []
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("kind", ABSENT)
+def test_an_absent_key_is_in_what_check_returns(kind: str) -> None:
+    table = "scheduler" if kind.endswith("Scheduler") else kind
+    stated = {"_class_name": kind} if kind.endswith("Scheduler") else {"new_in_2030": None}
+    off = {"clip_sample": False} if ABSENT[kind].get("clip_sample") else {}
+    assert (check(table, stated | off, "file") | off).items() >= (ABSENT[kind] | off).items()
+    assert check(table, {}, "file") == {}
+
+
 def test_the_document_has_the_tables() -> None:
     assert tables() in DOCUMENT.read_text(), "python -m tests.checkpoints.test_stated"
+    assert absent_table() in DOCUMENT.read_text(), "python -m tests.checkpoints.test_stated"
 
 
 if __name__ == "__main__":
     text = DOCUMENT.read_text()
     before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2]
-    DOCUMENT.write_text(before + BEGIN + tables() + END + after)
+    DOCUMENT.write_text(before + BEGIN + tables() + "\n" + absent_table() + END + after)

@@ -1,6 +1,7 @@
 """minireflect sample: bad input is one sentence, and every method writes its picture and its verdicts."""
 
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -79,3 +80,17 @@ def test_a_terminal_without_unicode_ends_no_command(tmp_path: Path) -> None:
     done = subprocess.run(words, cwd=tmp_path, env=os.environ | old, capture_output=True, timeout=300)
     assert done.returncode == 2 and b"Traceback" not in done.stderr
     assert b"there is no option '--" in done.stderr and done.stderr.isascii()
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.pdf"])
+def test_a_full_disk_leaves_no_part_of_a_picture(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"the picture before")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, hard))
+        done = run("sample", "a tall red candle in still air", "--steps", "2", "--out", name, cwd=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    refused(done, "file too large")
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_bytes() == b"the picture before"

@@ -151,6 +151,12 @@ def test_another_autoencoder_and_its_statistics(tmp_path: Path) -> None:
     assert (ours.autoencoder.decode(latents) - theirs.vae(images).sample).abs().max() < 1e-3
     single = load_checkpoint(tmp_path / "sd", Given(vae=file)).autoencoder.state_dict()
     assert all(torch.equal(t, single[name]) for name, t in ours.autoencoder.state_dict().items())
+    without = {n: t for n, t in load_file(file).items() if not n.startswith("first_stage_model.")}
+    save_file(without, tmp_path / "without.safetensors")
+    with pytest.raises(WeightsError, match="has no vae"):
+        load_checkpoint(tmp_path / "without.safetensors")
+    given = Given(tokenizer=tmp_path / "words", image_size=32, vae=tmp_path / "vae")
+    assert off(theirs, load_checkpoint(tmp_path / "without.safetensors", given)) < 1e-3
 
 
 def kohya(theirs: DiffusionPipeline, path: Path, alpha: float = 2.0) -> Path:
@@ -276,6 +282,34 @@ def test_the_yaml_beside_a_file_is_read(tmp_path: Path) -> None:
     file = save_original(theirs, "sd1", tmp_path / "one.safetensors")
     file.with_suffix(".yaml").write_text(YAML)
     assert off(theirs, load_checkpoint(file, Given(tokenizer=tmp_path / "words", image_size=32))) < 1e-3
+    file.with_suffix(".yaml").write_text("beta_schedule: sqrt_linear")  # "linear" is diffusers' scaled_linear
+    assert load_checkpoint(file).schedule.config.beta_schedule == "linear"
+    for text, told in {
+        "beta_schedule: cosine": "'cosine', which is refused",
+        "scale_factor: -": "'-'",
+    }.items():
+        file.with_suffix(".yaml").write_text(text)
+        with pytest.raises(WeightsError, match=told):
+            load_checkpoint(file)
+
+
+def test_a_unet_that_writes_a_variance_is_refused(tmp_path: Path) -> None:
+    theirs_of("sd1", tmp_path, dict(out_channels=8))
+    with pytest.raises(WeightsError, match="writes 8; only 4 are supported"):
+        load_checkpoint(tmp_path / "sd")
+
+
+def test_the_folder_of_a_unet_alone(tmp_path: Path) -> None:
+    """`save_lora_adapter` writes into the header what is stated, without the network's name."""
+    theirs = theirs_of("sd1", tmp_path)
+    theirs.unet.add_adapter(LoraConfig(r=4, lora_alpha=10, target_modules=["to_q", "proj_in", "linear_1"]))
+    for name, p in theirs.unet.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(p, std=0.1)
+    theirs.unet.save_lora_adapter(tmp_path / "lora")
+    ours = load_checkpoint(tmp_path / "sd")
+    load_lora(ours, tmp_path / "lora")
+    assert off(theirs, ours) < 1e-3
 
 
 def test_an_absent_alpha_of_peft(tmp_path: Path) -> None:

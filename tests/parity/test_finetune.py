@@ -215,7 +215,7 @@ def test_prompts_come_from_a_file_or_from_ours(prompts: Path, tmp_path: Path) ->
     with pytest.raises(PromptError, match="no prompt in"):
         read_prompts(str(empty))
     empty.write_bytes("a red ball".encode("utf-16-le"))
-    with pytest.raises(ValueError, match="not a text file in UTF-8: character 1 is NUL"):
+    with pytest.raises(ValueError, match="not a text file in UTF-8: there is a NUL in"):
         read_prompts(str(empty))
     empty.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="not a text file"):

@@ -55,7 +55,9 @@ def test_diffusers_draws_the_same_picture_with_our_lora(family: str, tmp_path: P
     ours, x_T = load_checkpoint(tmp_path / "sd"), torch.randn(1, 4, 16, 16)
     without = ours.generate(WORDS[:1], 4, 3.0, 0.0, latents=x_T)
     learnt(
-        add_lora(ours.unet, LoRAConfig(rank=3, alpha=6.0, targets=("q", "k", "v", "out", "ff.up", "ff.down")))
+        add_lora(
+            ours.unet, LoRAConfig(rank=3, alpha=6.0, targets=("q", "v", "out", "ff.up", "ff.down", "proj_in"))
+        )
     )
     save_lora(tmp_path / "lora.safetensors", ours.unet)
     found = ours.generate(WORDS[:1], 4, 3.0, 0.0, latents=x_T) / 2 + 0.5
