@@ -112,7 +112,7 @@ class Rewards(NamedTuple):
         accepted = scored(self.picture, images, prompts) >= ACCEPT
         if self.rationale:
             accepted &= scored(self.rationale, images, rationales) >= ACCEPT_WORD
-        return accepted.float().to(images.device)
+        return accepted.float()
 
 
 class Samples(NamedTuple):

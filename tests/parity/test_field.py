@@ -282,6 +282,21 @@ def test_the_yaml_beside_a_file_is_read(tmp_path: Path) -> None:
     file = save_original(theirs, "sd1", tmp_path / "one.safetensors")
     file.with_suffix(".yaml").write_text(YAML)
     assert off(theirs, load_checkpoint(file, Given(tokenizer=tmp_path / "words", image_size=32))) < 1e-3
+    file.with_suffix(".yaml").write_text("beta_schedule: sqrt_linear")  # "linear" is diffusers' scaled_linear
+    assert load_checkpoint(file).schedule.config.beta_schedule == "linear"
+    for text, told in {
+        "beta_schedule: cosine": "'cosine', which is refused",
+        "scale_factor: -": "'-'",
+    }.items():
+        file.with_suffix(".yaml").write_text(text)
+        with pytest.raises(WeightsError, match=told):
+            load_checkpoint(file)
+
+
+def test_a_unet_that_writes_a_variance_is_refused(tmp_path: Path) -> None:
+    theirs_of("sd1", tmp_path, dict(out_channels=8))
+    with pytest.raises(WeightsError, match="writes 8; only 4 are supported"):
+        load_checkpoint(tmp_path / "sd")
 
 
 def test_the_folder_of_a_unet_alone(tmp_path: Path) -> None:
