@@ -13,6 +13,7 @@ from benchmarks import ddpo
 from minireflect.checkpoints.lora import save_lora
 
 
+@pytest.mark.slow
 def test_both_sides_draw_learn_and_evaluate_the_same(tmp_path: Path) -> None:
     seen: Counter[bool] = Counter()  # rows that went through a UNet, with and without gradient
 

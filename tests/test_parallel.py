@@ -100,7 +100,7 @@ def drawn(folder: Path) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "name", ["regress", "lora", *(pytest.param(n, marks=pytest.mark.slow) for n in ("grpo", "ppo"))]
+    "name", ["regress", *(pytest.param(n, marks=pytest.mark.slow) for n in ("lora", "grpo", "ppo"))]
 )
 def test_two_processes_train_as_one(name: str, tmp_path: Path) -> None:
     config = CONFIGS.get(name, CONFIGS["grpo"])

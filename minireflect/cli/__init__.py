@@ -141,7 +141,8 @@ def read(words: list[str], command: str, about: str, default: Any) -> Any:
     said, left = io.StringIO(), []
     try:
         with redirect_stderr(said):
-            how = {"default": default, "return_unknown_args": True}
+            off = (tyro.conf.HelptextFromCommentsOff,)  # the help is ours
+            how = {"default": default, "return_unknown_args": True, "config": off}
             record, left = tyro.cli(type(default), args=words, **how)
     except SystemExit:
         record = None

@@ -66,10 +66,10 @@ def cpu_seconds(words: list[str], **environment: str) -> float:
 
 
 def slow_help(*words: str) -> bool:
-    """Whether a help takes over 2 s of CPU, and over 0.6 s besides torch: a busy machine slows both."""
+    """Whether a help takes over 2 s of CPU, and half more than torch, which a busy machine slows too."""
     for _ in range(3):  # what is quick once is quick; a busy machine gets another chance
         taken = cpu_seconds(["-m", "minireflect", *words, "--help"])
-        if taken <= 2.0 or taken - cpu_seconds(["-c", "import torch"]) <= 0.6:
+        if taken <= 2.0 or taken <= 1.5 * cpu_seconds(["-c", "import torch"]):
             return False
     return True
 

@@ -25,6 +25,7 @@ from minireflect.checkpoints.files import read_metadata, read_weights
 from minireflect.checkpoints.load import load_checkpoint
 from minireflect.checkpoints.lora import read_lora
 from minireflect.checkpoints.ours import describe, load_module, save_module
+from minireflect.cli import sentence
 from minireflect.cli.train import defaults, parse
 from minireflect.config import preset, read_config, to_dict
 from minireflect.models.autoencoder import Autoencoder
@@ -53,7 +54,7 @@ def ends_well(work: Callable[[], object]) -> None:
             warnings.simplefilter("ignore")
             work()
     except GOOD as error:
-        said = str(error)
+        said = sentence(error) if isinstance(error, OSError) else str(error)  # Python's has the whole path
         assert said.strip() and len(said) <= MESSAGE + 10, f"{type(error).__name__} of {len(said)} characters"
         assert max(map(len, said.split("\n"))) <= 310, said
         assert all(c.isprintable() or c == "\n" for c in said), repr(said)
