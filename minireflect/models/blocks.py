@@ -37,7 +37,7 @@ def require_levels(channels: tuple[int, ...], **divisors: int) -> None:
         require_multiple("channels", c, name, divisor)
 
 
-FEW = 4  # pixels of a map on which a convolution is a matrix product, on a CPU
+FEW = 4  # pixels of a map on which a convolution is a matrix product
 
 
 class Conv3x3(nn.Conv2d):
@@ -52,7 +52,7 @@ class Conv3x3(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: x (b c h w) -> (b c2 h w)"""
-        if x.device.type != "cpu" or x.shape[2] * x.shape[3] > FEW:
+        if x.shape[2] * x.shape[3] > FEW:
             return super().forward(x)
         patches = rearrange(F.unfold(x, 3, padding=1), "b patch pixel -> (b pixel) patch")
         y = F.linear(patches, self.weight.flatten(1), self.bias)  # (b*h*w c2)
