@@ -4,9 +4,10 @@
 
 It writes docs/study.md, whose numbers the README quotes, and docs/study_*.png.
 
-Arms are trained by `train.py srrl` and differ in one thing each, named by their options. All have the same
-optimiser steps and learn from the pictures of the last four iterations. K = 0 has the reward calls of SRRL,
-84 an iteration, read off a run on validation prompts; "more" has its UNet evaluations.  CLAIM arms have all
+Arms are trained by `train.py srrl` and differ in one thing each, named by their options.  All but those of
+PPO have the same optimiser steps and learn from the pictures of the last four iterations.  K = 0 has the
+reward calls of SRRL, 84 an iteration, read off a run on validation prompts; "more" has its UNet evaluations.
+CLAIM arms have all
 seeds, the others the first three.  The study can be stopped at any time and goes on where it stopped; several
 may run at once with different --seeds, on one core each.  `--seeds` without a number only writes the page.
 """
