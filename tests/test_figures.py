@@ -28,6 +28,7 @@ def labelled(figure: Figure) -> None:
         assert axes.get_title() and axes.get_xlabel() and axes.get_ylabel() and axes.get_legend()
 
 
+@pytest.mark.slow
 def test_figures_touch_no_backend(tmp_path: Path) -> None:
     """A notebook's inline backend survives; matplotlib is imported when the first figure is made, and pyplot
     never.

@@ -14,11 +14,12 @@ from minireflect.streams import rng
 from tests.device import FarDevice
 from tests.small import small_pipeline
 
+RARE = [pytest.param(part, marks=pytest.mark.rare) for part in ("device", "all")]
 TINY = ["--tiny", "--device", "cpu", "--out"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["device", "rl", pytest.param("all", marks=pytest.mark.rare)])
+@pytest.mark.parametrize("part", ["rl", *RARE])
 def test_a_part_runs_and_is_not_done_again(part: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "gpu.jsonl"
     (line,) = main([part, *TINY, str(out)])

@@ -68,6 +68,7 @@ def test_sample_draws_a_strip_and_its_verdicts(tmp_path: Path) -> None:
     assert "round 0:" in done.stdout and "round 1:" in done.stdout and "reward" in done.stdout
 
 
+@pytest.mark.slow
 def test_sample_check_compares_with_the_committed_picture(tmp_path: Path) -> None:
     words = [sys.executable, str(ROOT / "sample.py"), "--check"]  # once as a user starts it
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)

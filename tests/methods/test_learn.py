@@ -139,6 +139,7 @@ def test_the_replay_holds_the_pictures_of_the_latest_iterations() -> None:
     assert all((replay.ids[i] == (13 if replay.latents[i] < 19 else 19)).all() for i in range(12))
 
 
+@pytest.mark.slow
 def test_regression_fits_what_the_reward_accepts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its gradient is that of DDPM's loss on the accepted pictures alone, if the reward is 0 or 1 and all
     groups have one.
