@@ -118,7 +118,8 @@ def read_lora(path: Place, res_blocks: int = 2) -> dict[str, Adapter]:
 def _numbers(source: str, found: dict[str, Tensor]) -> tuple[Tensor, Tensor, float | None]:
     """A, B and alpha of a layer.  Raises WeightsError when they are not two matrices and a number."""
     numbers = [t for kind, t in found.items() if kind == "alpha" and t.numel() == 1]
-    matrices = [t for t in found.values() if t.ndim > 1 and t.numel() and t.is_floating_point()]
+    named = [t for kind, t in found.items() if kind != "alpha"]
+    matrices = [t for t in named if t.ndim > 1 and t.numel() and t.is_floating_point()]
     if len(numbers) + len(matrices) < len(found) or len(matrices) < 2:
         shapes = ", ".join(f"{kind} {tuple(t.shape)} {t.dtype}" for kind, t in found.items())
         raise WeightsError(f"{source} with {shapes}; expected matrices of floats, and a number as alpha")
