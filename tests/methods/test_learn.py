@@ -26,6 +26,7 @@ from minireflect.methods.learn import (
     regress,
 )
 from minireflect.methods.rollout import rollout
+from minireflect.rl.advantage import RewardHistory
 from minireflect.streams import rng
 from tests.methods.common import CONFIG, REFUSED, learn_from, likes_the_first_and_third, one_iteration, plus
 from tests.small import TEXTS, brightness, nothing, shaken, small_pipeline
@@ -124,6 +125,10 @@ def test_almost_noiseless_steps_are_left_out_and_why(monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(learning, "MIN_SIGMA", least)
         chosen = jobs(out, everything, 2, rng(0, "u"))
         assert {i for chunk in chosen for _, i in chunk} == set(range(count))
+    everything[0] = 0 * everything[0]  # nothing to learn from the first of two rounds: half of the second's
+    monkeypatch.setattr(learning, "TRAINED", 0.5)
+    chosen = [pair for chunk in jobs(out, everything, 2, rng(0, "u")) for pair in chunk]
+    assert len(set(chosen)) == len(chosen) == 4 and {k for k, _ in chosen} == {1}
 
 
 def test_the_replay_holds_the_pictures_of_the_latest_iterations() -> None:
@@ -221,6 +226,11 @@ def test_levels_are_an_unbiased_stratified_draw_of_the_weighted_loss() -> None:
                 (weight * f(every)).mean().item(), rel=0.01, abs=0.02
             )
         assert below == 0 or (t < below).float().mean() == pytest.approx(learning.ANCHORED, abs=1e-3)
+    chance = (1 / schedule.abar.double()).clamp(max=20)  # of 40, one in each fortieth of the weight
+    reached = torch.cat([torch.zeros(1), (chance / chance.sum()).cumsum(0)])
+    t = levels(schedule, 40, 0, rng(0, "strata"))[0].sort().values
+    part = torch.arange(40) / 40
+    assert (reached[t] <= part + 1 / 40 + 1e-6).all() and (reached[t + 1] >= part - 1e-6).all()
 
 
 def test_the_forward_gradient_against_the_loss_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,6 +293,31 @@ def test_a_refused_picture_is_compared_with_the_one_that_mended_it() -> None:
     assert first.tolist() == pytest.approx([0, -z, 0, 0]) and second.tolist() == pytest.approx([z, 0])
 
 
+def test_the_history_compares_a_prompt_with_what_its_family_got_before() -> None:
+    """Two rounds of two families: each round against this round and the iterations before, in float64; the
+    best is kept above half a deviation, the worst below minus half, and z is clipped at 5.
+    """
+    out = rollout(small_pipeline(), TEXTS, brightness, replace(CONFIG, redraw="all", group=2), 0, 0)
+    out.families = ["a", "b", "a", "b"]
+    now = torch.tensor([[[1.0, 0.0], [90.0, 0.2], [0.4, 0.5], [0.3, 0.3]], [[0.0, 0.9]] * 4])  # (k n g)
+    out.rounds = [r._replace(rewards=v) for r, v in zip(out.rounds, now)]
+    history = RewardHistory()
+    history.add(["a"], torch.tensor([0.2])), history.add(["b"], torch.full((1, 43), 0.1))
+    found = advantages(out, replace(CONFIG, advantage="history"), history)
+    for v, A in zip(now.double(), found):
+        for rows, past in (([0, 2], [0.2]), ([1, 3], [0.1] * 43)):
+            pool = torch.cat([v[rows].flatten(), torch.tensor(past, dtype=torch.float64)])
+            for i in rows:
+                z = (v[i] - pool.mean()) / (pool.std() + 1e-4)
+                kept = [
+                    (j == z.argmax() and z[j] >= 0.5) or (j == z.argmin() and z[j] < -0.5) for j in (0, 1)
+                ]
+                wanted = (z.clamp(-5, 5) * torch.tensor(kept)).float()
+                torch.testing.assert_close(A.view(4, 2)[i], wanted, rtol=1e-4, atol=1e-5)
+    assert found[0].max() == 5 and (found[0] == 0).any()
+    assert history.past("a") == pytest.approx([0.2, 1, 0, 0.4, 0.5, 0, 0.9, 0, 0.9])
+
+
 def test_guarded_ratio_is_the_noise_times_the_shift_of_the_mean() -> None:
     """GRPO-Guard's n D in float64; the plain log-ratio has the mean -D^2 / (2 sigma^2)."""
     sigma, D = torch.tensor(0.3), 0.05
@@ -329,6 +364,26 @@ def test_pull_and_anchor_are_the_same_for_ppo() -> None:
     assert not any(p.grad is not None and p.grad.any() for p in pipe.unet.parameters())
 
 
+def test_ppo_adds_the_pull_to_its_own_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `pull` adds to the gradient of a step is the gradient of the pull alone, from the same noise."""
+    monkeypatch.setattr(training, "MAX_GRAD_NORM", 1e9)
+    config, base = replace(CONFIG, rounds=0, updates=1), small_pipeline(seed=1)
+    pipe = small_pipeline()
+    out = rollout(pipe, TEXTS, brightness, config, 0, 0)
+    gradients = []
+    for pull in (0.0, 0.3):
+        learn_from(pipe, out, replace(config, pull=pull), lr=0.0, base=base)
+        gradients.append(torch.cat([p.grad.flatten() for p in pipe.unet.parameters()]))
+    learner = Learner.of(pipe, replace(config, pull=0.3), config.sampler, 64)
+    learner.base = base.unet
+    pipe.unet.zero_grad()
+    chance = rng(0, "update", 0)
+    jobs(out, [torch.ones(16)], 1, chance)  # chosen before the noise is drawn
+    pull_to_base(learner, out, chance)
+    wanted = torch.cat([p.grad.flatten() for p in pipe.unet.parameters()])
+    torch.testing.assert_close(gradients[1] - gradients[0], wanted, rtol=1e-3, atol=1e-4 * wanted.abs().max())
+
+
 def test_ppos_kl_pulls_to_the_base(monkeypatch: pytest.MonkeyPatch) -> None:
     """The gradient that `kl` adds is that of torch's KL between the steps' Gaussians, per dimension."""
     monkeypatch.setattr(learning, "TRAINED", 1.0), monkeypatch.setattr(training, "MAX_GRAD_NORM", 1e9)
@@ -337,11 +392,12 @@ def test_ppos_kl_pulls_to_the_base(monkeypatch: pytest.MonkeyPatch) -> None:
     out = rollout(pipe, TEXTS, brightness, config, 0, 0)
     gradients = []
     for kl in (0.0, 0.5):
-        learn_from(pipe, out, replace(config, kl=kl), lr=0.0, base=base)
+        stats = learn_from(pipe, out, replace(config, kl=kl), lr=0.0, base=base)
         gradients.append(torch.cat([p.grad.flatten() for p in pipe.unet.parameters()]))
     (round_,), total = out.rounds, 0.0
     table, context = round_.table, pipe.embed([text for text in TEXTS for _ in range(4)])
     trained = [i for i, sigma in enumerate(table.sigma(1.0)) if sigma > learning.MIN_SIGMA]
+    assert stats.evaluations == 2 * 16 * len(trained) + 2 * config.batch  # of the policy and of the base
     for i in trained:
         x, a, b, sigma = round_.path.latents[:, i], table.abar[i], table.abar_prev[i], table.sigma(1.0)[i]
         eps = [p.unet(x, table.t[i].expand(len(x)), context) for p in (pipe, base)]
