@@ -313,6 +313,4 @@ def chosen_device(name: str | None) -> torch.device:
 
 def best_device() -> str:
     """cuda, mps or cpu: the first of them that is there."""
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

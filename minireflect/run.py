@@ -35,7 +35,7 @@ from . import parallel
 from .checkpoints.files import WeightsError, load_into, read_ours, save_weights
 from .disk import parse_json, read_bytes, read_json, read_text, remove_temporaries, write_text
 from .ranges import Refusal, expect, quote
-from .tracking import PICTURES_EVERY, Tracking
+from .tracking import PICTURES_EVERY, Tracking, numbers
 
 with suppress(ImportError):  # there is none on Windows, where nothing is locked
     import fcntl
@@ -194,10 +194,9 @@ class Run:
     def log(self, stage: str, step: int, **values: float | int | str | dict | list | None) -> None:
         """Append one line to metrics.jsonl.  Raises FloatingPointError on a number that is not finite."""
         self.at = f"step {step} of {stage}"
-        for name, value in values.items():
-            for number in value if isinstance(value, list | tuple) else [value]:
-                if isinstance(number, float) and not math.isfinite(number):
-                    raise FloatingPointError(f"{name} is not a finite number")
+        for name, number in numbers(values, stage):
+            if not math.isfinite(number):
+                raise FloatingPointError(f"{name} is not a finite number")
         with open(self.folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
         if self.tracking:

@@ -309,8 +309,7 @@ class RLRIGConfig(TokenConfig):
     # how the editor learns
     editor: LearnConfig = EDITOR
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def require(self) -> None:
         if not self.loop.edit_steps:
             raise ValueError("training needs an edit of at least one step: loop.steps, loop.t-star")
 

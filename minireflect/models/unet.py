@@ -54,8 +54,7 @@ class UNetConfig(Checked):
     up: tuple[tuple[Depth, ...], ...] | None = None
     mid_blocks: Depth = 2
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def require(self) -> None:
         if (levels := len(self.channels)) != len(self.depths):
             raise ValueError(f"{levels} channels but {len(self.depths)} depths: one of each per level")
         if (self.heads is None) == (self.head_width is None):
