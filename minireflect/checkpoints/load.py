@@ -148,15 +148,14 @@ def _schedule(published: Published, prediction: Prediction | None, family: Famil
         warnings.warn(f"{path} does not say what its UNet predicts; assuming {assumed}. {hint}", stacklevel=3)
     ours = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0", None: family.prediction}
     abar = published.abar
-    told = abar is not None and bool(abar[0] > 0.5)  # by a file's own table, if it is one
-    zero = bool(known.get("rescale_betas_zero_snr") or (told and abar[-1] < 1e-6))
+    zero = bool(known.get("rescale_betas_zero_snr") or (abar is not None and abar[-1] < 1e-6))
     euler = kind not in (None, "DDIMScheduler", "DDPMScheduler", "PNDMScheduler")
     config = ScheduleConfig(
-        *(known[key] for key in list(SD_NOISE)[:4]), prediction=prediction or ours[stated],
-        zero_snr=zero, spacing=known["timestep_spacing"],
-        offset=known["steps_offset"] or 0, set_alpha_to_one=bool(known["set_alpha_to_one"]), euler=euler,
+        *(known[key] for key in list(SD_NOISE)[:4]), prediction=prediction or ours[stated], zero_snr=zero,
+        spacing=known["timestep_spacing"], offset=known["steps_offset"] or 0, euler=euler,
+        set_alpha_to_one=bool(known["set_alpha_to_one"]),
     )  # fmt: skip
-    if told and (off := (Schedule(config).abar - abar).abs().max()) > 1e-3:
+    if abar is not None and (off := (Schedule(config).abar - abar).abs().max()) > 1e-3:
         raise WeightsError(f"{path} was trained with other noise: its alphas_cumprod is off by {off:.3f}")
     if config.zero_snr and config.prediction == "epsilon" and config.spacing != "leading":
         raise WeightsError(f"{path} has zero terminal SNR: there noise does not tell the picture; it needs v")
@@ -192,11 +191,10 @@ def load_clip(path: Place, tokenizer: Folder = None, quick_gelu: bool | None = N
         raise WeightsError(f"there is no CLIP {path}")
     folder, file = path if path.is_dir() else path.parent, weights_file(path)
     text, vision, pictures = _clip_parts(folder, file, quick_gelu)
-    vision_config, text_config = parts.vision_sizes(vision, pictures), parts.text_sizes(text)
-    whole = text._replace(prefix="")
-    sizes = CLIPConfig(text_config, vision_config, whole.shape("text_projection.weight")[0])
-    clip = _filled(CLIP, sizes, whole, None)
-    return clip, _tokenizer(path, (None,), clip.text, text_config.length, tokenizer)
+    whole, sizes = text._replace(prefix=""), (parts.text_sizes(text), parts.vision_sizes(vision, pictures))
+    config = CLIPConfig(*sizes, whole.shape("text_projection.weight")[0])
+    clip = _filled(CLIP, config, whole, None)
+    return clip, _tokenizer(path, (None,), clip.text, config.text.length, tokenizer)
 
 
 def _clip_parts(folder: Path, file: Path, quick_gelu: bool | None) -> tuple[Part, Part, dict]:

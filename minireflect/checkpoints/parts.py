@@ -158,9 +158,10 @@ def _read_file(path: Path) -> Published:
                 warnings.warn(f"{path} does not say so, but {said}", stacklevel=4)
     if any(name.startswith("model_ema.") for name in whole):
         warnings.warn(f"{path}: its running average (model_ema) is not used, its weights are", stacklevel=4)
-    abar = whole["alphas_cumprod"].flatten().float() if "alphas_cumprod" in whole else None
-    known |= {} if abar is None else {"num_train_timesteps": len(abar)}
-    return Published(path, parts, known, {}, abar)
+    abar = whole["alphas_cumprod"].flatten().float() if "alphas_cumprod" in whole else ()
+    if not len(abar) or abar[0] < 0.5:  # some files have zeros there
+        return Published(path, parts, known, {})
+    return Published(path, parts, known | {"num_train_timesteps": len(abar)}, {}, abar)
 
 
 # What the .yaml of the original program beside a file states, in the words of diffusers' configurations.

@@ -64,9 +64,9 @@ GENERIC = ABOUT + """initializer_(range|factor) attention_dropout dropout logit_
     (bos|pad|sep|decoder_start|forced_bos|forced_eos)_token_id return_dict.* use_cache pruned_heads prefix
     output_(attentions|hidden_states|scores) use_bfloat16 tf_legacy_loss chunk_size_feed_forward problem_type
     add_cross_attention cross_attention_hidden_size tie_.* (max|min)_length do_sample early_stopping
-    num_(beams|beam_groups|return_sequences|channels) temperature top_k top_p typical_p .*_penalty is_.*decoder
-    .*no_repeat_ngram_size bad_words_ids remove_invalid_values .*suppress_tokens finetuning_task id2label
-    label2id tokenizer_class task_specific_params gradient_checkpointing (text|vision)_config_dict
+    num_(beams|beam_groups|return_sequences|channels) temperature top_k top_p typical_p is_.*decoder
+    .*_penalty .*no_repeat_ngram_size bad_words_ids remove_invalid_values .*suppress_tokens finetuning_task
+    id2label label2id tokenizer_class task_specific_params gradient_checkpointing (text|vision)_config_dict
     (hidden|vocab|image|patch|intermediate)_size projection_dim max_position_embeddings"""
 GELU = ("quick_gelu", "gelu")
 YES = (True, None)
