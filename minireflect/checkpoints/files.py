@@ -201,7 +201,8 @@ def _read_torch(path: Path) -> Tensors:
     content = {name: value for name, value in content.items() if isinstance(name, str)}
     for name, value in content.items():  # a number is the alpha of a LoRA, or how far the training was
         if name.endswith("alpha") and isinstance(value, int | float):
-            content[name] = torch.tensor(float(expect(value, Finite, name)))
+            with named_as(str(path), Refusal):
+                content[name] = torch.tensor(float(expect(value, Finite, name)))
     found = {name: t for name, t in content.items() if isinstance(t, Tensor)}
     if odd := [name for name, t in found.items() if t.layout != torch.strided or t.is_quantized or t.is_meta]:
         raise WeightsError(f"{path} holds {quote(odd[0])}, which is sparse, quantised or empty of numbers")

@@ -118,12 +118,12 @@ def _numbers(source: str, found: dict[str, Tensor]) -> tuple[Tensor, Tensor, flo
     """A, B and alpha of a layer.  Raises WeightsError when they are not two matrices and a number."""
     A, B, alpha = (found.get(kind) for kind in ("A", "B", "alpha"))
     matrices = all(t.ndim > 1 and t.numel() and t.is_floating_point() for t in (A, B))
-    if not matrices or (alpha is not None and alpha.numel() != 1):
+    if not matrices or (alpha is not None and (alpha.numel() != 1 or alpha.is_complex())):
         shapes = ", ".join(f"{kind} {tuple(t.shape)} {t.dtype}" for kind, t in found.items())
         raise WeightsError(f"{source} with {shapes}; expected matrices of floats, and a number as alpha")
     if A.ndim == 4 and A.shape[2:] != (1, 1):
         raise WeightsError(f"{source}, a convolution LoRA of {tuple(A.shape)}")
-    with named_as(source, ValueError, RuntimeError):  # also of a complex number
+    with named_as(source, ValueError):
         alpha = None if alpha is None else expect(float(alpha), Finite, "alpha")
     return A.flatten(1), B.flatten(1).float(), alpha
 
