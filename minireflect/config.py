@@ -23,8 +23,8 @@ from .pretrain.diffusion import DiffusionTraining
 from .pretrain.matcher import CAPTIONER_TRAINING, CHECKER_TRAINING
 from .pretrain.sft import ACTOR_TRAINING, REASON_TRAINING, ReasonTraining
 from .ranges import Checked, Refusal, expect, hints, quote
-from .run import Training
 from .tracking import Tracker
+from .training import Training
 from .world.data import WorldConfig
 from .world.prompts import PromptMix
 

@@ -18,8 +18,9 @@ from .evaluate import EvaluationConfig, Score, fixed_batches
 from .ranges import expect
 from .rl.rewards import Checker
 from .streams import choices
-from .world.graphs import Requirement, SceneGraph, sample_graph
+from .world.graphs import Requirement, SceneGraph
 from .world.inspector import inspect_all
+from .world.layout import sample_graph
 from .world.scenes import Object
 
 # A function of b graphs and noise.  After each round it yields the best `images` so far (b 3 64 64), the

@@ -7,7 +7,7 @@
     figures/*.png
 
 Ctrl-C and `kill -TERM` finish the step, save, and leave; `kill -9` loses what came after the last save.
-`Run.steps` are the steps of any loop; `optimise` adds AdamW, its schedule and the log for the plain ones.
+`Run.steps` are the steps of any loop.
 """
 
 import io
@@ -18,17 +18,15 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple, TypedDict
 from weakref import WeakValueDictionary
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.distributed import ReduceOp
 from torch.optim import AdamW, Optimizer
 from tqdm import tqdm
@@ -36,8 +34,7 @@ from tqdm import tqdm
 from . import parallel
 from .checkpoints.files import WeightsError, load_into, read_ours, save_weights
 from .disk import parse_json, read_bytes, read_json, read_text, remove_temporaries, write_text
-from .ranges import Checked, Count, Refusal, Weight, expect, finite, quote
-from .streams import rng
+from .ranges import Refusal, expect, quote
 from .tracking import PICTURES_EVERY, Tracking
 
 with suppress(ImportError):  # there is none on Windows, where nothing is locked
@@ -62,8 +59,6 @@ class ByKind(TypedDict, total=False):
 # What a line of the stage "evaluation" must have: one score, or those of each kind of prompts.
 EVALUATION = {"model": str, "score": dict[str, Value] | None, "scores": dict[str, ByKind] | None}
 
-SAVE_EVERY = 25  # steps of `optimise` between two saves of the state that --resume continues from
-MAX_GRAD_NORM = 1.0  # the gradient of a step is scaled down to this norm, as in most recipes
 FOLDERS = ("weights", "state", "figures")
 LOCK = ".lock"
 ADAM = {"step", "exp_avg", "exp_avg_sq"}  # what AdamW keeps of a parameter
@@ -297,97 +292,6 @@ class Job(NamedTuple):
     seed: int = 0
     device: torch.device = torch.device("cpu")
     watch: Callable[[int], None] = lambda step: None  # SRRL calls it before each iteration and after the last
-
-
-@dataclass(frozen=True)
-class Training(Checked):
-    """The budget of a training loop."""
-
-    # pictures, rendered once
-    pictures: Count = 16_000
-    # optimiser steps
-    steps: Count = 5_000
-    # pictures a step
-    batch: Count = 64
-    # peak learning rate of AdamW; cosine to zero after a warm-up of 5 %
-    lr: Weight = 1e-3
-
-
-def lr_factor(step: int, steps: int) -> float:
-    """Linear warm-up over 5 % of the steps, then a cosine to zero (Loshchilov & Hutter 2017, equation 5)."""
-    warm = max(1, steps // 20)
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
-
-
-Loss = tuple[Tensor, dict[str, float]]  # (), and values for the log
-Minimise = Callable[..., None]  # of the loss (), and of values for the log by name
-Step = tuple[int, Generator, Minimise]  # the random stream is for the choice of a batch
-
-
-def optimise(
-    name: str, config: Training, networks: Networks, job: Job, decay: float, beta2: float = 0.999
-) -> Iterator[Step]:
-    """The steps of a training loop, each with a random stream and what minimises and logs its loss:
-
-        for step, generator, minimise in optimise("actor", config, {"actor": actor}, job, decay=1e-2):
-            loss = ...
-            minimise(loss, accuracy=...)
-
-    AdamW, with weight decay `decay`, trains all parameters of `networks` that require gradients.  The run
-    saves the networks and the optimiser, and continues from what it saved.
-    """
-    trained = [p for network in networks.values() for p in network.parameters() if p.requires_grad]
-    optimizer = adamw(trained, lr=config.lr, betas=(0.9, beta2), weight_decay=decay)
-
-    def minimise(step: int, loss: Tensor, /, **values: float) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        finite(loss, "the loss").backward()
-        set_lr(optimizer, config.lr * lr_factor(step, config.steps))
-        check_gradient(take_step(optimizer).item(), optimizer)
-        values = {name: float(value) for name, value in {"loss": loss.detach(), **values}.items()}
-        job.run.log(name, step, **values)
-        job.run.bar.set_postfix({key: f"{value:.4f}" for key, value in values.items()})
-
-    for step in job.run.steps(name, config.steps, networks, optimizer, SAVE_EVERY):
-        yield step, rng(job.seed, name, "batch", step), partial(minimise, step)
-
-
-def adamw(parameters: Iterable[Tensor], **how: float | tuple[float, float]) -> AdamW:
-    """AdamW, on a GPU in one kernel."""
-    trained = list(parameters)
-    return AdamW(trained, fused=trained[0].device.type == "cuda" or None, **how)
-
-
-def take_step(optimizer: Optimizer, scaled: bool = False) -> Tensor:
-    """One step with the gradients that there are, `scaled` if float16 made that necessary.  -> their norm
-    before clipping ()
-
-    A gradient that is not finite leaves the weights as they are.  It raises FloatingPointError, but for a
-    fused optimiser: that one goes on without a wait for the GPU, and its caller asks `check_gradient`.
-    """
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM)
-    if optimizer.defaults.get("fused"):
-        optimizer.found_inf = (~norm.isfinite()).float()  # as torch.amp.GradScaler tells it
-    else:
-        check_gradient(norm.item(), optimizer, scaled)
-    optimizer.step()
-    return norm
-
-
-def check_gradient(norm: float, optimizer: Optimizer, scaled: bool = False) -> None:
-    """Raises FloatingPointError when the norm of a gradient is not finite."""
-    if not math.isfinite(norm):
-        lr = optimizer.param_groups[0]["lr"]
-        half = ", or use --precision bf16 in place of fp16" if scaled else ""
-        raise FloatingPointError(f"a gradient is not finite; lower the learning rate, {lr:.2e} now{half}")
-
-
-def set_lr(optimizer: Optimizer, lr: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = lr
 
 
 def read_metrics(folder: Path, stage: str | None = None) -> list[dict]:

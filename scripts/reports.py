@@ -16,8 +16,8 @@ import numpy as np
 from scipy.special import stdtrit
 
 from minireflect import figures
+from minireflect.disk import write_text
 from minireflect.evaluate import Table
-from minireflect.run import write_text
 
 ROOT = Path(__file__).parent.parent
 Arms = dict[str, dict[str, float]]

@@ -21,9 +21,10 @@ from minireflect.methods.rlrig import load_parts, loop_of
 from minireflect.pretrain.matcher import question
 from minireflect.rl.rewards import load_checker, load_matcher
 from minireflect.streams import choices
-from minireflect.world.graphs import Requirement, sample_picture
+from minireflect.world.graphs import Requirement
 from minireflect.world.inspector import inspect_all
 from minireflect.world.laws import render
+from minireflect.world.layout import sample_picture
 
 SCENES, QUESTIONS, SEED = 1_000, 4, 77
 

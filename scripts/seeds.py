@@ -59,7 +59,7 @@ def figure(folders: list[Path], methods: list[str], path: Path) -> None:
     figures.curves(path, panel._replace(lines=lines))
 
 
-def main() -> int:
+def main() -> None:
     parser = described(__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="run folders, two or more")
     parser.add_argument("--figure", type=Path, help="a picture of the rewards in training")
@@ -76,14 +76,11 @@ def main() -> int:
         print(f"{key.replace('_', ' ')}: " + ", ".join(f"{row[key]:,}" for row in ends))
     if args.figure:
         figure(args.runs, [list(arms)[-1] for arms in runs], args.figure)
-    return 0
 
 
 if __name__ == "__main__":
     try:
-        code = main()
+        main()
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         sys.stderr.close()
-        code = 0
-    sys.exit(code)

@@ -20,7 +20,8 @@ from minireflect.__main__ import main as command_line
 from minireflect.checkpoints.files import read_weights
 from minireflect.checkpoints.ours import load_autoencoder
 from minireflect.pretrain import autoencoders, diffusion, matcher, sft
-from minireflect.run import Job, Networks, Step, Training
+from minireflect.run import Job, Networks
+from minireflect.training import Step, Training
 
 
 def begin_with(folder: Path, names: set[str], optimise: Callable) -> Callable:

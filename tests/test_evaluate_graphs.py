@@ -11,8 +11,9 @@ from minireflect.evaluate import EvaluationConfig
 from minireflect.evaluate_graphs import evaluate_loop, evaluation_graphs, iou, seen_entities, seen_triples
 from minireflect.rl.rewards import Answers
 from minireflect.streams import choices
-from minireflect.world.graphs import lay_out, parse_graph
+from minireflect.world.graphs import parse_graph
 from minireflect.world.laws import render
+from minireflect.world.layout import lay_out
 from minireflect.world.scenes import Object
 
 

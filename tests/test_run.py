@@ -1,9 +1,5 @@
-"""Run folders: nothing is overwritten, nothing that was trained is lost, whatever ends the process.
+"""Run folders: nothing is overwritten, nothing that was trained is lost, whatever ends the process."""
 
-The optimiser step that the plain training loops share.
-"""
-
-import copy
 import json
 import os
 import signal
@@ -15,21 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from minireflect import rng
 from minireflect import run as run_module
 from minireflect.checkpoints.files import read_weights, save_weights
-from minireflect.run import (
-    Interrupted,
-    InUse,
-    Run,
-    RunError,
-    flat,
-    keeping,
-    lr_factor,
-    read_metrics,
-    set_lr,
-    take_step,
-)
+from minireflect.run import Interrupted, InUse, Run, RunError, flat, keeping, read_metrics
 
 LOOP = """
 import sys, time, torch
@@ -150,42 +134,6 @@ def test_the_old_signal_handlers_come_back(tmp_path: Path) -> None:
 
 def test_flat_names() -> None:
     assert flat({"a": {"b": 1, "c": {"d": 2}}, "e": 3}) == {"a.b": 1, "a.c.d": 2, "e": 3}
-
-
-def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
-    rates = [lr_factor(step, 100) for step in range(100)]
-    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0]) and max(rates) == 1
-    assert all(a >= b for a, b in zip(rates[5:], rates[6:])) and rates[-1] < 1e-3
-    assert lr_factor(0, 1) == 1  # a training of one step takes it
-
-
-def test_a_step_is_torchs_with_a_clipped_gradient() -> None:
-    torch.manual_seed(0)
-    one = torch.nn.Linear(4, 3)
-    two = copy.deepcopy(one)
-    x = torch.randn(5, 4, generator=rng(0, "x"))
-    optimizers = [torch.optim.AdamW(net.parameters(), lr=1.0) for net in (one, two)]
-    for lr in (0.1, 0.01):
-        optimizers[0].zero_grad()
-        (10 * one(x)).square().mean().backward()
-        set_lr(optimizers[0], lr)
-        norm = take_step(optimizers[0])
-        assert norm > 1 and optimizers[0].param_groups[0]["lr"] == lr
-        optimizers[1].zero_grad()
-        (10 * two(x)).square().mean().backward()
-        assert torch.nn.utils.clip_grad_norm_(two.parameters(), 1.0).item() == norm
-        optimizers[1].param_groups[0]["lr"] = lr
-        optimizers[1].step()
-        assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters()))
-
-
-def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
-    weight = torch.nn.Parameter(torch.ones(2))
-    optimizer = torch.optim.SGD([weight], lr=0.1)
-    with pytest.raises(FloatingPointError, match=r"not finite; lower the learning rate, 1\.00e-01 now$"):
-        (weight / 0).sum().backward()
-        take_step(optimizer)
-    assert torch.equal(weight.detach(), torch.ones(2))
 
 
 # ---- nothing lost, nothing silent

@@ -26,7 +26,7 @@ from ..ranges import Checked, Count, Finite, Natural, Share, Weight, plain
 from ..rl.rewards import load_reward, reward_beside
 from ..streams import choices, rng
 from ..world.canvas import read_picture, to_pixels, write_picture
-from ..world.graphs import lay_out
+from ..world.layout import lay_out
 from ..world.prompts import split
 from ..world.published import read_benchmark, read_graphs, write_samples
 from . import read

@@ -41,8 +41,8 @@ from ..pipeline import LatentDiffusion, SamplerConfig
 from ..ranges import Checked, Count, Positive, Range, Share, Weight
 from ..rl import advantage as adv
 from ..rl.policy import gaussian_kl, ppo_clip
-from ..run import adamw, check_gradient, set_lr, take_step
 from ..streams import normal, sent
+from ..training import adamw, check_gradient, set_lr, take_step
 from .rollout import Rollout
 
 WARMUP = 3  # iterations of linear warm-up; without it the first steps destroy the model

@@ -42,8 +42,9 @@ from ..rl.advantage import group_advantage, zero_variance_groups
 from ..rl.collapse import statistics, watch
 from ..rl.rewards import ACCEPT_WORD, Reward, inspector_reward
 from ..rl.tokens import AdaptiveEntropy, TokenBatch, TokenConfig, entropy_of, token_step
-from ..run import Job, adamw, lr_factor, set_lr
+from ..run import Job
 from ..streams import rng, sent
+from ..training import adamw, lr_factor, set_lr
 
 # what is recalled: half of the laws' pictures recombined, and captions that relate their objects
 MIX = {"recombined": 0.5, "related_captions": 0.4}

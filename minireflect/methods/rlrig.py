@@ -54,8 +54,9 @@ from ..rl.tokens import TokenBatch, TokenConfig, entropy_of, token_step, token_w
 from ..run import Job
 from ..streams import choices, rng
 from ..world.captions import edit_prompt
-from ..world.graphs import SceneGraph, sample_graph
+from ..world.graphs import SceneGraph
 from ..world.inspector import inspect_all
+from ..world.layout import sample_graph
 from .learn import LearnConfig, Learner, learn
 from .rollout import Rollout, Round
 

@@ -26,8 +26,9 @@ from tqdm import tqdm
 
 from ..models.autoencoder import Autoencoder, AutoencoderConfig, VQAutoencoder, VQConfig
 from ..ranges import Count, Range, Weight
-from ..run import Job, Training, optimise
+from ..run import Job
 from ..streams import rng
+from ..training import Training, optimise
 from ..world.canvas import to_tensor
 
 OBJECT_WEIGHT = 5.0  # vq: of a patch with an object, relative to one without

@@ -22,7 +22,8 @@ from ..models.tokenizer import EOS, Tokenizer
 from ..models.unet import SMALL_UNET, TOY_UNET, UNet, UNetConfig
 from ..pipeline import LatentDiffusion
 from ..ranges import Count, Natural, Share
-from ..run import Job, Training, optimise
+from ..run import Job
+from ..training import Training, optimise
 from ..world.captions import PROMPT_LENGTH
 from ..world.data import Captioned
 from .autoencoders import encode_all

@@ -26,12 +26,14 @@ from torch import Tensor, nn
 from ..models.clip import Matcher, MatcherConfig
 from ..models.tokenizer import EOS, Tokenizer, trim, up_to
 from ..pipeline import LatentDiffusion
-from ..run import Job, Loss, Training, optimise
+from ..run import Job
 from ..streams import choices, rng
+from ..training import Loss, Training, optimise
 from ..world.canvas import to_tensor
 from ..world.captions import hints, rationale
 from ..world.data import WorldConfig, training_pairs
-from ..world.graphs import PREDICATES, THINGS, Entity, Requirement, SceneGraph, pair_split, sample_picture
+from ..world.graphs import PREDICATES, THINGS, Entity, Requirement, SceneGraph
+from ..world.layout import pair_split, sample_picture
 from ..world.prompts import KINDS, Prompt, draw_prompts, law_prompt, near_miss, prompt_set
 from ..world.scenes import COLORS, Reading, Scene
 from .corrupt import VISIBLE, block_error, corrupt_all, still_shows

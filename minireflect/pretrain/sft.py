@@ -43,12 +43,14 @@ from ..models.tokenizer import EOS, Tokenizer, trim, up_to
 from ..models.transformer import Actor, ActorConfig, questions
 from ..pipeline import ReasonPipeline
 from ..ranges import Natural, Share
-from ..run import Job, Loss, Training, optimise
+from ..run import Job
 from ..streams import choices, rng, sent
+from ..training import Loss, Training, optimise
 from ..world.captions import rationale, rationale_vocabulary, read_rationale, scripted_edit
 from ..world.data import WorldConfig, training_pairs
-from ..world.graphs import THINGS, GraphError, SceneGraph, lay_out, sample_graph
+from ..world.graphs import THINGS, GraphError, SceneGraph
 from ..world.laws import render_pixels
+from ..world.layout import lay_out, sample_graph
 from ..world.prompts import all_texts
 from ..world.scenes import COLORS, Scene
 from .autoencoders import encode_all

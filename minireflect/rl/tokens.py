@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 
 from ..parallel import sum_gradients, total
 from ..ranges import Range, Weight
-from ..run import check_gradient, take_step
+from ..training import check_gradient, take_step
 from .collapse import StopRule
 from .policy import MAX_LOG_RATIO, ppo_clip
 

@@ -29,11 +29,13 @@ from functools import cache
 from random import Random
 from typing import NamedTuple
 
-from .graphs import NUMBERS, PLACES, PREDICATES, RELATIONS, SHAPES, GraphError, SceneGraph, lay_out, place
+from .graphs import NUMBERS, PREDICATES, RELATIONS, SHAPES, THINGS, Entity, GraphError, SceneGraph
 from .laws import LAWS
+from .layout import lay_out
 from .prompts import Prompt, law_prompt, prompt_set, split
 from .scenes import ARRANGEMENT, COLORS, SPLITS, Object, Objects, Reading, Scene
 
+PLACES = ("top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right")
 PROMPT_LENGTH = 64  # tokens: four relations of nine words, two places of eight, and the words that join them
 HINTS = 2  # places that an edit prompt names, at most
 # Share of the relations that a training caption of a graph gives correctly; the others are random.  Captions
@@ -46,6 +48,12 @@ def caption(scene: Scene) -> str:
     if scene.law != ARRANGEMENT:
         return law_prompt(scene.law, scene.objects, scene.outcome).text
     return " and ".join(f"a {thing.words}" for thing in scene.objects)
+
+
+def place(xy: tuple[int, int]) -> str:
+    """One of nine places of a picture: "top left", "right", "middle"."""
+    column, row = ((v >= 25) + (v >= 40) for v in xy)
+    return PLACES[3 * row + column]
 
 
 def hint(thing: Object) -> str:
@@ -213,6 +221,13 @@ def rationale_vocabulary() -> list[str]:
     """Every rationale of the laws, and texts with all words of the arrangements' rationales."""
     things = [f"a {c} {n} at the {where}" for n in SHAPES for c in COLORS for where in PLACES]
     return [*_law_rationales(), *(f"{n} thing things" for n in NUMBERS[1:]), *things]
+
+
+def graph_vocabulary() -> list[str]:
+    """Every word of graphs, their prompts and their requirements, in a fixed order."""
+    counted = [Entity(name, "", count).label for name in (*THINGS, "thing") for count in (1, 2)]
+    texts = (*counted, *COLORS, *NUMBERS, *PREDICATES, *PLACES, "a the and with at yes")
+    return sorted(set(" ".join(texts).split()))
 
 
 def read_rationale(text: str) -> Plan | None:

@@ -17,9 +17,10 @@ import numpy as np
 from tqdm import tqdm
 
 from ..ranges import Checked, Share
-from .captions import RELATION_ACCURACY, training_caption
-from .graphs import CONVERSE, RELATIONS, SHAPES, graph_vocabulary, holds, sample_picture
+from .captions import RELATION_ACCURACY, graph_vocabulary, training_caption
+from .graphs import CONVERSE, RELATIONS, SHAPES, holds
 from .laws import LAWS, render_pixels
+from .layout import sample_picture
 from .prompts import all_texts, combinations, law_prompt, prompt_set, sample_arrangement, understand
 from .scenes import ARRANGEMENT, COLORS, SPLITS, Object, Objects, Scene, jitter
 

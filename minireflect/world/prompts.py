@@ -24,8 +24,9 @@ from itertools import permutations, product
 
 from ..ranges import Checked, Weight
 from ..streams import choices
-from .graphs import RELATIONS, SHAPES, Entity, SceneGraph, arrange
+from .graphs import RELATIONS, SHAPES, Entity, SceneGraph
 from .laws import LAWS
+from .layout import arrange
 from .scenes import ARRANGEMENT, COLORS, SPLITS, Objects, Reading, Scene, jitter
 
 KINDS = ("physical", "unconventional", ARRANGEMENT)

@@ -33,7 +33,8 @@ from minireflect.models.clip import Matcher, MatcherConfig
 from minireflect.models.tokenizer import Tokenizer
 from minireflect.ranges import MESSAGE
 from minireflect.streams import choices
-from minireflect.world.graphs import lay_out, parse_graph
+from minireflect.world.graphs import parse_graph
+from minireflect.world.layout import lay_out
 from minireflect.world.prompts import all_texts, understand
 from minireflect.world.published import from_laion_sg
 

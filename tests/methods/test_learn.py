@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from minireflect import run as runs
+from minireflect import training
 from minireflect.diffusion.ddim import DDIMStep, ddim_step, gaussian_log_prob
 from minireflect.diffusion.schedule import Schedule, ScheduleConfig, level_weight
 from minireflect.methods import learn as learning
@@ -145,7 +145,7 @@ def test_regression_fits_what_the_reward_accepts(monkeypatch: pytest.MonkeyPatch
     groups have one.
     """
     config = replace(CONFIG, objective="regress", updates=1, rounds=0, batch=4_000, anchor_below=0)
-    monkeypatch.setattr(learning, "FLOOR", 1e-6), monkeypatch.setattr(runs, "MAX_GRAD_NORM", 1e9)
+    monkeypatch.setattr(learning, "FLOOR", 1e-6), monkeypatch.setattr(training, "MAX_GRAD_NORM", 1e9)
     pipe = small_pipeline()
     out = rollout(pipe, TEXTS, brightness, config, 0, 0)
     only_first = torch.zeros(4, 4).index_fill_(1, torch.tensor([0]), 1.0)  # (n g)
@@ -331,7 +331,7 @@ def test_pull_and_anchor_are_the_same_for_ppo() -> None:
 
 def test_ppos_kl_pulls_to_the_base(monkeypatch: pytest.MonkeyPatch) -> None:
     """The gradient that `kl` adds is that of torch's KL between the steps' Gaussians, per dimension."""
-    monkeypatch.setattr(learning, "TRAINED", 1.0), monkeypatch.setattr(runs, "MAX_GRAD_NORM", 1e9)
+    monkeypatch.setattr(learning, "TRAINED", 1.0), monkeypatch.setattr(training, "MAX_GRAD_NORM", 1e9)
     config, base = replace(CONFIG, rounds=0, steps=3, updates=1), small_pipeline(seed=1)
     pipe = small_pipeline()
     out = rollout(pipe, TEXTS, brightness, config, 0, 0)

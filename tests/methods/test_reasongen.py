@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical
 
-from minireflect import rng
-from minireflect import run as runs
+from minireflect import rng, training
 from minireflect.methods import reasongen
 from minireflect.methods.reasongen import (
     Learner,
@@ -150,7 +149,7 @@ def test_rewarded_tokens_become_likelier_and_the_first_ratio_is_1() -> None:
 def test_without_advantage_kl_and_entropy_the_gradient_is_that_of_the_recalled_loss(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(runs, "MAX_GRAD_NORM", 1e9)
+    monkeypatch.setattr(training, "MAX_GRAD_NORM", 1e9)
     p = small_reasongen(rationale=64)
     config = ReasonRLConfig(
         prompts_per_iteration=2, group=4, updates=1, beta=0.0, recall=0.5, recall_pictures=20, recall_batch=8
@@ -210,7 +209,7 @@ def test_errors_name_the_bad_option(bad: dict, named: str) -> None:
 
 def test_without_advantage_the_gradient_is_that_of_kl_and_entropies(monkeypatch: pytest.MonkeyPatch) -> None:
     """beta KL to the model before RL, token by token, and alpha H, with torch's entropies: both added."""
-    monkeypatch.setattr(runs, "MAX_GRAD_NORM", 1e9)
+    monkeypatch.setattr(training, "MAX_GRAD_NORM", 1e9)
     p = small_reasongen()
     before = shaken(copy.deepcopy(p.model), 0.02)
     config = ReasonRLConfig(prompts_per_iteration=2, group=4, updates=1, beta=0.3, temperature=2.0)

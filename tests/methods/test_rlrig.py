@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from minireflect import rng
-from minireflect import run as runs
+from minireflect import rng, training
 from minireflect.diffusion.schedule import Schedule, ScheduleConfig
 from minireflect.methods import learn as learning
 from minireflect.methods import rlrig
@@ -42,8 +41,9 @@ from minireflect.pipeline import LatentDiffusion
 from minireflect.rl.rewards import Answers
 from minireflect.run import Job, Run
 from minireflect.world.captions import PROMPT_LENGTH
-from minireflect.world.graphs import SceneGraph, lay_out, pair_split, parse_graph
-from minireflect.world.graphs import graph_vocabulary as vocabulary
+from minireflect.world.captions import graph_vocabulary as vocabulary
+from minireflect.world.graphs import SceneGraph, parse_graph
+from minireflect.world.layout import lay_out, pair_split
 from minireflect.world.scenes import Reading
 
 TOKENS = Tokenizer.of(vocabulary(), PROMPT_LENGTH)
@@ -337,7 +337,7 @@ def test_the_shipped_loop_keeps_right_pictures_and_edits_the_others() -> None:
 def test_phase_1_pulls_to_the_actor_before_rl(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without advantage its gradient is that of beta KL to the reference; texts count alike, their end
     included."""
-    monkeypatch.setattr(runs, "MAX_GRAD_NORM", 1e9), monkeypatch.setattr(rlrig, "ACTOR_UPDATES", 1)
+    monkeypatch.setattr(training, "MAX_GRAD_NORM", 1e9), monkeypatch.setattr(rlrig, "ACTOR_UPDATES", 1)
     parts, before = small_parts(), Actor(ActorConfig(len(TOKENS), width=16, layers=1, heads=2, written=6))
     (seen, *_), actor = try_edits(parts, GRAPHS, CONFIG, (3, 1), rng(0, "kl")), parts.actor
     flat = seen._replace(after=Answers(torch.ones_like(seen.after.probability), seen.after.asked))

@@ -12,8 +12,8 @@ from minireflect.methods.reasongen import ReasonRLConfig, Rewards, sample_groups
 from minireflect.methods.rollout import rollout
 from minireflect.methods.srrl import SRRLConfig, report
 from minireflect.rl.tokens import AdaptiveEntropy
-from minireflect.run import adamw
 from minireflect.streams import rng
+from minireflect.training import adamw
 from tests.device import FAR, FarDevice
 from tests.small import TEXTS, law_texts, small_pipeline, small_reasongen
 

@@ -7,7 +7,7 @@ from minireflect import rng
 from minireflect.models.tokenizer import EOS, Tokenizer
 from minireflect.models.transformer import Actor, ActorConfig, questions
 from minireflect.world.captions import PROMPT_LENGTH
-from minireflect.world.graphs import graph_vocabulary as vocabulary
+from minireflect.world.captions import graph_vocabulary as vocabulary
 
 from .test_transformer import loud
 

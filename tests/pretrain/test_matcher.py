@@ -36,12 +36,14 @@ from minireflect.pretrain.matcher import (
     visible,
 )
 from minireflect.rl.rewards import ACCEPT_WORD, caption_reward, matcher_reward
-from minireflect.run import Job, Run, Training, optimise
+from minireflect.run import Job, Run
 from minireflect.streams import choices
+from minireflect.training import Training, optimise
 from minireflect.world.captions import hints, rationale
 from minireflect.world.data import WorldConfig, training_pairs
-from minireflect.world.graphs import lay_out, pair_split, parse_graph, sample_picture
+from minireflect.world.graphs import parse_graph
 from minireflect.world.laws import render
+from minireflect.world.layout import lay_out, pair_split, sample_picture
 from minireflect.world.prompts import KINDS, all_texts, draw_prompts, near_miss, prompt_set, understand
 from minireflect.world.scenes import SPLITS, Reading, Scene
 from tests.small import REASON_WORDS as WORDS

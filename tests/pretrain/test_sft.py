@@ -24,12 +24,14 @@ from minireflect.pretrain.sft import (
     train_reasongen,
     wrong_scene,
 )
-from minireflect.run import Job, Run, Training
+from minireflect.run import Job, Run
 from minireflect.streams import choices
+from minireflect.training import Training
 from minireflect.world.captions import plan_of, rationale, read_rationale
 from minireflect.world.data import WorldConfig
-from minireflect.world.graphs import GraphError, pair_split, parse_graph, sample_graph
+from minireflect.world.graphs import GraphError, parse_graph
 from minireflect.world.laws import render
+from minireflect.world.layout import pair_split, sample_graph
 from minireflect.world.prompts import sample_scene, understand
 from tests.small import REASON_WORDS as WORDS
 from tests.small import Stopped, begin_with, small_reasongen, stop

@@ -27,9 +27,10 @@ from minireflect.rl.rewards import (
     reward_beside,
 )
 from minireflect.streams import choices
-from minireflect.world.captions import PROMPT_LENGTH, rationale
-from minireflect.world.graphs import graph_vocabulary, parse_graph, sample_picture
+from minireflect.world.captions import PROMPT_LENGTH, graph_vocabulary, rationale
+from minireflect.world.graphs import parse_graph
 from minireflect.world.laws import render
+from minireflect.world.layout import sample_picture
 from minireflect.world.prompts import draw_prompts
 from tests.small import REASON_WORDS as WORDS
 

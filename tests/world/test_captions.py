@@ -12,6 +12,7 @@ from minireflect.world.captions import (
     PROMPT_LENGTH,
     Plan,
     hint,
+    place,
     plan_of,
     randomise_relations,
     rationale,
@@ -19,9 +20,10 @@ from minireflect.world.captions import (
     scripted_edit,
     training_caption,
 )
-from minireflect.world.graphs import graph_vocabulary as vocabulary
-from minireflect.world.graphs import lay_out, parse_graph, sample_graph
+from minireflect.world.captions import graph_vocabulary as vocabulary
+from minireflect.world.graphs import parse_graph
 from minireflect.world.laws import LAWS
+from minireflect.world.layout import lay_out, sample_graph
 from minireflect.world.prompts import KINDS, draw_prompts, near_miss, sample_scene, split
 from minireflect.world.scenes import Object, Reading, Scene
 
@@ -140,3 +142,9 @@ def test_a_plan_fulfils_its_prompt_and_not_its_near_miss(kind: str) -> None:
 def test_an_unknown_style_is_named() -> None:
     with pytest.raises(ValueError, match="no style 'poem' for balance; there are cause, outcome, steps"):
         rationale(sample_scene(0, "balance"), "poem")
+
+
+def test_nine_places() -> None:
+    assert [place((x, y)) for y in (10, 32, 54) for x in (10, 32, 54)] == [
+        "top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right",
+    ]  # fmt: skip

@@ -1,0 +1,45 @@
+"""The optimiser step that all trainings share, and the schedule of the plain ones."""
+
+import copy
+
+import pytest
+import torch
+
+from minireflect import rng
+from minireflect.training import lr_factor, set_lr, take_step
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
+    rates = [lr_factor(step, 100) for step in range(100)]
+    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0]) and max(rates) == 1
+    assert all(a >= b for a, b in zip(rates[5:], rates[6:])) and rates[-1] < 1e-3
+    assert lr_factor(0, 1) == 1  # a training of one step takes it
+
+
+def test_a_step_is_torchs_with_a_clipped_gradient() -> None:
+    torch.manual_seed(0)
+    one = torch.nn.Linear(4, 3)
+    two = copy.deepcopy(one)
+    x = torch.randn(5, 4, generator=rng(0, "x"))
+    optimizers = [torch.optim.AdamW(net.parameters(), lr=1.0) for net in (one, two)]
+    for lr in (0.1, 0.01):
+        optimizers[0].zero_grad()
+        (10 * one(x)).square().mean().backward()
+        set_lr(optimizers[0], lr)
+        norm = take_step(optimizers[0])
+        assert norm > 1 and optimizers[0].param_groups[0]["lr"] == lr
+        optimizers[1].zero_grad()
+        (10 * two(x)).square().mean().backward()
+        assert torch.nn.utils.clip_grad_norm_(two.parameters(), 1.0).item() == norm
+        optimizers[1].param_groups[0]["lr"] = lr
+        optimizers[1].step()
+        assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters()))
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    with pytest.raises(FloatingPointError, match=r"not finite; lower the learning rate, 1\.00e-01 now$"):
+        (weight / 0).sum().backward()
+        take_step(optimizer)
+    assert torch.equal(weight.detach(), torch.ones(2))
