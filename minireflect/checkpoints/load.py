@@ -191,8 +191,8 @@ def load_clip(path: Place, tokenizer: Folder = None, quick_gelu: bool | None = N
         raise WeightsError(f"there is no CLIP {path}")
     folder, file = path if path.is_dir() else path.parent, weights_file(path)
     text, vision, pictures = _clip_parts(folder, file, quick_gelu)
-    whole, sizes = text._replace(prefix=""), (parts.text_sizes(text), parts.vision_sizes(vision, pictures))
-    config = CLIPConfig(*sizes, whole.shape("text_projection.weight")[0])
+    whole, seen = text._replace(prefix=""), parts.vision_sizes(vision, pictures)
+    config = CLIPConfig(parts.text_sizes(text), seen, whole.shape("text_projection.weight")[0])
     clip = _filled(CLIP, config, whole, None)
     return clip, _tokenizer(path, (None,), clip.text, config.text.length, tokenizer)
 
