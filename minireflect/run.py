@@ -279,7 +279,8 @@ def keeping(save: Callable[[], None]) -> Iterator[None]:
     except Refusal:
         raise
     except BaseException:
-        save()
+        with suppress(FloatingPointError):  # what ruined the training is raised, not that it cannot be saved
+            save()
         raise
     save()
 
