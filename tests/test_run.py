@@ -197,7 +197,7 @@ def test_what_ruined_a_training_is_raised_and_not_that_its_weights_cannot_be_sav
     def save() -> None:
         raise FloatingPointError("a weight, which is to be saved, is not a finite number")
 
-    with pytest.raises(FloatingPointError, match="^the loss"), keeping(save):
+    with pytest.raises(FloatingPointError, match=r"^the loss"), keeping(save):
         raise FloatingPointError("the loss is not a finite number")
     with pytest.raises(FloatingPointError, match="a weight"), keeping(save):
         pass
