@@ -35,7 +35,7 @@ from . import parallel
 from .checkpoints.files import WeightsError, load_into, read_ours, save_weights
 from .disk import parse_json, read_bytes, read_json, read_text, remove_temporaries, write_text
 from .ranges import Refusal, expect, quote
-from .tracking import PICTURES_EVERY, Tracking
+from .tracking import PICTURES_EVERY, Tracking, numbers
 
 with suppress(ImportError):  # there is none on Windows, where nothing is locked
     import fcntl
@@ -58,6 +58,9 @@ class ByKind(TypedDict, total=False):
 
 # What a line of the stage "evaluation" must have: one score, or those of each kind of prompts.
 EVALUATION = {"model": str, "score": dict[str, Value] | None, "scores": dict[str, ByKind] | None}
+# What a line of a training may have, as far as figures, tables and pages read it.
+TRAINING = dict.fromkeys(("reward", "right"), float | None)
+TRAINING |= dict.fromkeys(("reward_by_round", "right_by_round"), list[float] | None)
 
 FOLDERS = ("weights", "state", "figures")
 LOCK = ".lock"
@@ -194,10 +197,9 @@ class Run:
     def log(self, stage: str, step: int, **values: float | int | str | dict | list | None) -> None:
         """Append one line to metrics.jsonl.  Raises FloatingPointError on a number that is not finite."""
         self.at = f"step {step} of {stage}"
-        for name, value in values.items():
-            for number in value if isinstance(value, list | tuple) else [value]:
-                if isinstance(number, float) and not math.isfinite(number):
-                    raise FloatingPointError(f"{name} is not a finite number")
+        for name, number in numbers(values, stage):
+            if not math.isfinite(number):
+                raise FloatingPointError(f"{name.partition('/')[2]} is not a finite number")
         with open(self.folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
         if self.tracking:
@@ -265,6 +267,8 @@ class Run:
                 signal.signal(number, handler)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
+        if self.stop_signal == number == signal.SIGINT:
+            raise KeyboardInterrupt  # a second Ctrl-C waits for nothing
         self.stop_signal = number
         print("\nfinishing this step, then saving ...", file=sys.stderr)
 
@@ -297,12 +301,15 @@ class Job(NamedTuple):
 def read_metrics(folder: Path, stage: str | None = None) -> list[dict]:
     """The lines that one stage of a run has logged, or all do, in order; none if there is no such run.
 
-    A last line that a kill cut short is left out.  Raises Refusal on any other line that is not one of ours.
+    A last line that a kill cut short is left out, and so are empty ones.  Raises Refusal on any other line
+    that is not one of ours.
     """
     path, rows = folder / "metrics.jsonl", []
     *lines, last = (read_bytes(path) if path.exists() else b"").split(b"\n")
     for number, line in enumerate([*lines, last] if last else lines, 1):
         where = f"line {number} of {path}"
+        if not line.strip():
+            continue
         try:
             row = parse_json(line, dict[str, Value], where)
         except Refusal:
@@ -310,7 +317,7 @@ def read_metrics(folder: Path, stage: str | None = None) -> list[dict]:
                 break
             raise
         stated = expect(row.get("stage"), str, f"stage in {where}")
-        for key, kind in ({"step": int} | (EVALUATION if stated == "evaluation" else {})).items():
+        for key, kind in ({"step": int} | (EVALUATION if stated == "evaluation" else TRAINING)).items():
             expect(row.get(key), kind, f"{key} in {where}")
         if stated == "evaluation":
             expect(row.get("scores") or row.get("score"), dict, f"score in {where}")

@@ -24,7 +24,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..disk import Place, parse_json, read_text, replacing
-from ..ranges import Finite, Refusal, expect, finite, quote
+from ..ranges import Finite, Refusal, all_finite, expect, finite, quote
 from .names import Table, Tensors, inside
 
 Strings = dict[str, str]
@@ -257,6 +257,8 @@ def load_into(module: nn.Module, tensors: Tensors, rename: Table = (), source: P
         "extra": [f"{name} {tuple(t.shape)}" for name, t in found.items() if name not in expected],
         "misshapen": [f"{name}: expected {a}, found {b}" for name, a, b in other],
     }
+    if ruined := [name for name, _, t in both if not all_finite(t)]:
+        wrong["not finite"] = ruined
     if whole:
         wrong["quantised"] = [f"{name}: expected {a}, found {b}" for name, a, b in whole]
     refuse(f"{source} does not fit {network}", wrong)

@@ -17,7 +17,7 @@ from ..disk import Place, parse_json
 from ..models.clip import TwoTextEncoders
 from ..models.lora import install, lora_layers, takes_lora
 from ..pipeline import LatentDiffusion
-from ..ranges import Finite, Positive, expect, quote
+from ..ranges import Finite, Positive, all_finite, expect, quote
 from . import files, names
 from .files import WeightsError, named_as, new_names
 from .stated import check, check_names
@@ -119,10 +119,10 @@ def _numbers(source: str, found: dict[str, Tensor]) -> tuple[Tensor, Tensor, flo
     """A, B and alpha of a layer.  Raises WeightsError when they are not two matrices and a number."""
     numbers = [t for kind, t in found.items() if kind == "alpha" and t.numel() == 1]
     named = [t for kind, t in found.items() if kind != "alpha"]
-    matrices = [t for t in named if t.ndim > 1 and t.numel() and t.is_floating_point()]
+    matrices = [t for t in named if t.ndim > 1 and t.numel() and t.is_floating_point() and all_finite(t)]
     if len(numbers) + len(matrices) < len(found) or len(matrices) < 2:
         shapes = ", ".join(f"{kind} {tuple(t.shape)} {t.dtype}" for kind, t in found.items())
-        raise WeightsError(f"{source} with {shapes}; expected matrices of floats, and a number as alpha")
+        raise WeightsError(f"{source} with {shapes}; expected matrices of finite numbers, and alpha")
     if found["A"].ndim == 4 and found["A"].shape[2:] != (1, 1):
         raise WeightsError(f"{source}, a convolution LoRA of {tuple(found['A'].shape)}")
     with named_as(source, ValueError, TypeError):
