@@ -193,6 +193,16 @@ def test_a_refused_state_replaces_no_trained_weights() -> None:
     assert saved == ["at the end", "when stopped"]
 
 
+def test_what_ruined_a_training_is_raised_and_not_that_its_weights_cannot_be_saved() -> None:
+    def save() -> None:
+        raise FloatingPointError("a weight, which is to be saved, is not a finite number")
+
+    with pytest.raises(FloatingPointError, match=r"^the loss"), keeping(save):
+        raise FloatingPointError("the loss is not a finite number")
+    with pytest.raises(FloatingPointError, match="a weight"), keeping(save):
+        pass
+
+
 def test_two_states_are_kept_and_a_flipped_byte_is_refused_by_name(tmp_path: Path) -> None:
     assert trained(tmp_path) == [0, 1, 2]
     state = tmp_path / "state" / "s.safetensors"
@@ -238,7 +248,7 @@ def test_nothing_is_written_through_a_link(tmp_path: Path, name: str) -> None:
     "kl", [torch.nan, [0.0, torch.inf], {"a": torch.nan}, {"a": {"b": (0.0, torch.nan)}}]
 )
 def test_a_statistic_that_is_not_finite_is_not_logged(tmp_path: Path, kl: object) -> None:
-    with pytest.raises(FloatingPointError, match=r"^kl.* is not a finite number"):
+    with pytest.raises(FloatingPointError, match=r"kl.* is not a finite number"):
         Run(tmp_path, {}).log("s", 0, loss=1.0, kl=kl)
     assert not (tmp_path / "metrics.jsonl").exists()
 

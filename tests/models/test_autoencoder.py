@@ -12,7 +12,7 @@ from minireflect.models.autoencoder import (
     VQAutoencoder,
     VQConfig,
 )
-from tests.small import shaken
+from tests.small import shaken, small_reasongen
 
 TINY = AutoencoderConfig(channels=(8, 16, 16), res_blocks=2, groups=4, scaling_factor=0.5)
 SD = AutoencoderConfig(channels=(128, 256, 512, 512), scaling_factor=0.18215)  # 1 / std of SD's latents
