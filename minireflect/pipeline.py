@@ -294,8 +294,7 @@ class LatentDiffusion:
         """
 
         def pictures(x: Tensor) -> Tensor:
-            parts = x.split(self.micro_batch or len(x))
-            return torch.cat([self.autoencoder.decode(part) for part in parts])
+            return torch.cat([self.autoencoder.decode(part) for part in x.split(self.micro_batch or len(x))])
 
         images = spread(pictures, latents, unit=self.micro_batch or 1)
         half = next(self.unet.parameters()).dtype == torch.float16

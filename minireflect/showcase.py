@@ -220,8 +220,7 @@ def edit_strip(
         tried, texts, answers = range(len(graphs)), [""] * len(graphs), state.answers
         if edits := state.edits:
             tried, texts, answers = edits.rows.tolist(), edits.said.texts, edits.after
-        images = (edits or state).images.cpu()
-        for i, image, text, met in zip(tried, images, texts, answers.met.tolist()):
+        for i, image, text, met in zip(tried, (edits or state).images.cpu(), texts, answers.met.tolist()):
             unmet = [r.words for r, ok in zip(graphs[i].requirements, met) if not ok]
             if len(unmet) > UNMET_SHOWN:
                 unmet[UNMET_SHOWN:] = [f"and {len(unmet) - UNMET_SHOWN} more"]

@@ -118,8 +118,7 @@ class UNet(nn.Module):
 
         self.time = mlp(first, config.time_width)
         if config.pooled_width is not None:
-            added_width = config.pooled_width + config.size_count * config.size_width
-            self.added = mlp(added_width, config.time_width)
+            self.added = mlp(config.pooled_width + config.size_count * config.size_width, config.time_width)
         self.conv_in = nn.Conv2d(config.in_channels, first, 3, padding=1)
         if config.side is not None:
             self.where = nn.Parameter(torch.zeros(first, config.side, config.side))
