@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Generator
 
 from .evaluate import EvaluationConfig, Score, fixed_batches
 from .ranges import expect
@@ -25,7 +24,7 @@ from .world.scenes import Object
 
 # A function of b graphs and noise.  After each round it yields the best `images` so far (b 3 64 64), the
 # Checker's `answers` about them, and the UNet `evaluations` (b) and Checker `calls` (b) so far.
-Loop = Callable[[list[SceneGraph], Generator], Iterable[Any]]
+Loop = Callable[[list[SceneGraph], torch.Generator], Iterable[Any]]
 
 
 def iou(asked: set, seen: set) -> float:
