@@ -55,9 +55,17 @@ class Refusal(ValueError):
         super().__init__(plain(message))
 
 
+def all_finite(values: T) -> bool:
+    """Whether all numbers of a tensor are finite; those of one byte always are for torch."""
+    if not values.numel() or values.itemsize == 1:
+        return True
+    least, most = values.aminmax()  # of NaN both are; thirty times as fast as asking each number
+    return bool(least.isfinite() & most.isfinite())
+
+
 def finite(values: T, what: str) -> T:
     """The tensor itself.  Raises FloatingPointError when one of its numbers is not finite."""
-    if not values.isfinite().all():
+    if not all_finite(values):
         raise FloatingPointError(f"{what} is not a finite number")
     return values
 

@@ -24,7 +24,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..disk import Place, parse_json, read_text, replacing
-from ..ranges import Finite, Refusal, expect, finite, quote
+from ..ranges import Finite, Refusal, all_finite, expect, finite, quote
 from .names import Table, Tensors, inside
 
 Strings = dict[str, str]
@@ -251,6 +251,7 @@ def load_into(module: nn.Module, tensors: Tensors, rename: Table = (), source: P
         "extra": [f"{name} {tuple(t.shape)}" for name, t in found.items() if name not in expected],
         "misshapen": [f"{name}: expected {a}, found {b}" for name, a, b in other],
         "quantised": [f"{name}: expected {a}, found {b}" for name, a, b in kinds],
+        "not finite": [name for name, _, t in both if t.is_floating_point() and not all_finite(t)],
     }
     refuse(f"{source} does not fit {network}", wrong)
     on_meta = any(t.is_meta for t in expected.values())

@@ -17,7 +17,7 @@ from ..disk import Place, parse_json
 from ..models.clip import TwoTextEncoders
 from ..models.lora import install, lora_layers, takes_lora
 from ..pipeline import LatentDiffusion
-from ..ranges import Finite, Positive, expect, quote
+from ..ranges import Finite, Positive, all_finite, expect, quote
 from . import files, names
 from .files import WeightsError, named_as, new_names
 from .parts import weights_file
@@ -117,10 +117,10 @@ def read_lora(path: Place, res_blocks: int = 2) -> dict[str, Adapter]:
 def _numbers(source: str, found: dict[str, Tensor]) -> tuple[Tensor, Tensor, float | None]:
     """A, B and alpha of a layer.  Raises WeightsError when they are not two matrices and a number."""
     A, B, alpha = (found.get(kind) for kind in ("A", "B", "alpha"))
-    matrices = all(t.ndim > 1 and t.numel() and t.is_floating_point() for t in (A, B))
+    matrices = all(t.ndim > 1 and t.numel() and t.is_floating_point() and all_finite(t) for t in (A, B))
     if not matrices or (alpha is not None and (alpha.numel() != 1 or alpha.is_complex())):
         shapes = ", ".join(f"{kind} {tuple(t.shape)} {t.dtype}" for kind, t in found.items())
-        raise WeightsError(f"{source} with {shapes}; expected matrices of floats, and a number as alpha")
+        raise WeightsError(f"{source} with {shapes}; expected matrices of finite numbers, and alpha")
     if A.ndim == 4 and A.shape[2:] != (1, 1):
         raise WeightsError(f"{source}, a convolution LoRA of {tuple(A.shape)}")
     with named_as(source, ValueError):

@@ -1,6 +1,7 @@
 """minireflect sample PROMPT ...: sample pictures, with the inspector's verdict and the learned reward."""
 
 import json
+import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,7 +14,7 @@ from .. import figures, showcase
 from ..checkpoints.lora import load_lora, networks_of
 from ..checkpoints.ours import REASON, RIG, SHIPPED, load_pipeline, load_reasongen, weights_folder
 from ..diffusion.reflection import ReflectionConfig
-from ..disk import write_text
+from ..disk import check_place, write_text
 from ..methods.finetune import CheckpointConfig, FinetuneConfig, load_base
 from ..methods.rlrig import LoopConfig, load_parts
 from ..models.lora import merge_lora
@@ -110,8 +111,11 @@ def check_arguments(args: SampleOptions) -> None:
         raise ValueError("--rounds and --steps belong to diffusion: reasongen samples once, token by token")
     if args.out.suffix.lower() not in (*PIXELS, ".pdf", ".svg", *([""] if base else [])):
         raise ValueError(f"--out {args.out} must end in .png, .jpg, .pdf or .svg")
-    if not args.out.absolute().parent.is_dir():
-        raise ValueError(f"there is no folder {args.out.absolute().parent} to write {args.out.name} into")
+    folder = args.out.absolute().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(f"there is no folder {folder} to write {args.out.name} into")
+    if args.out.suffix:
+        check_place(args.out)
 
 
 Said = tuple[list[str], list[list[str]]]  # what is printed: heads, and the lines below each

@@ -45,7 +45,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..ranges import Checked, Depth, Positive, Several, Size, Weight
+from ..ranges import Checked, Depth, Positive, Several, Size, Weight, finite
 from .blocks import Downsample, Layer, Level, PixelAttention, ResBlock, Upsample, require_levels
 
 EPS = 1e-6  # of the GroupNorms in SD's autoencoder
@@ -308,9 +308,10 @@ class Codec(NamedTuple):
 
     @torch.no_grad()
     def pictures(self, codes: Tensor) -> Tensor:
-        """Shapes: codes (b n), n the square of a side -> (b 3 h w)"""
+        """Shapes: codes (b n), n the square of a side -> (b 3 h w).  Raises as `LatentDiffusion.decode`."""
         side = math.isqrt(codes.shape[1])
-        return self.autoencoder.decode(self.vq.decode(codes.view(-1, side, side))).clamp(-1, 1)
+        images = self.autoencoder.decode(self.vq.decode(codes.view(-1, side, side)))
+        return finite(images, "a picture").clamp(-1, 1)
 
 
 def see_patch(config: VQConfig) -> nn.Sequential:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..parallel import MAX, sum_gradients, total
-from ..ranges import Several, Weight
+from ..ranges import Several, Weight, finite
 from ..training import check_gradient, take_step
 from .collapse import StopRule
 from .policy import MAX_LOG_RATIO, ppo_clip
@@ -83,7 +83,7 @@ def token_step(
     for term in more:
         loss = loss + term
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    finite(loss, "the loss").backward()
     sum_gradients(p for group in optimizer.param_groups for p in group["params"])
     norm, error = take_step(optimizer), total(ppo.log_ratio_max.expm1(), MAX)
     shares = [share * counted.numel() for share in (ppo.clip_high, ppo.clip_low)]
