@@ -90,6 +90,7 @@ class Range(NamedTuple):
 
 
 Count = Annotated[int, Range(1)]
+Several = Annotated[int, Range(2)]
 Natural = Annotated[int, Range(0)]  # 0 is allowed
 Share = Annotated[float, Range(0, 1)]
 Weight = Annotated[float, Range(0)]

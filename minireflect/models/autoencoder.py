@@ -38,14 +38,14 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..ranges import Checked, Depth, Positive, Range, Size, Weight, finite
+from ..ranges import Checked, Depth, Positive, Several, Size, Weight, finite
 from .blocks import Downsample, Layer, Level, PixelAttention, ResBlock, Upsample, require_levels
 
 EPS = 1e-6  # of the GroupNorms in SD's autoencoder
@@ -181,9 +181,6 @@ def ending(c_in: int, c_out: int, groups: int) -> dict[str, nn.Module]:
 
 
 # ---------------------------------------------------------------------------------------- pictures as codes
-Several = Annotated[int, Range(2)]
-
-
 @dataclass(frozen=True)
 class VQConfig(Checked):
     latent_channels: Size = 4  # z, of the autoencoder

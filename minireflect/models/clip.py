@@ -145,10 +145,7 @@ class TextEncoder(nn.Module):
         for block in self.blocks:
             after.append(block(after[-1], causal=True))
         read = after[-1 - skip - self.config.penultimate]
-        last = self.norm_out(after[-1])
-        if self.config.penultimate:
-            return TextStates(read, last)
-        return TextStates(self.norm_out(read) if skip else last, last)
+        return TextStates(read if self.config.penultimate else self.norm_out(read), self.norm_out(after[-1]))
 
     def forward(self, ids: Tensor, skip: int = 0) -> Tensor:
         """The hidden states, as `config` and `skip` say.  Shapes: ids (b t) -> (b t d)"""
