@@ -27,7 +27,6 @@ from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import ReduceOp
 from torch.optim import AdamW, Optimizer
 from tqdm import tqdm
 
@@ -254,7 +253,7 @@ class Run:
             for step in bar:
                 self.at = f"step {step} of {stage}"
                 yield step
-                self.stop_signal = int(parallel.total(torch.tensor(self.stop_signal), ReduceOp.MAX))  # of any
+                self.stop_signal = int(parallel.total(torch.tensor(self.stop_signal), parallel.MAX))  # of any
                 due = (step + 1) % save_every == 0 or step + 1 == total or self.stop_signal
                 if due and not parallel.rank():
                     store(path, step + 1, networks, optimizer, memory)
