@@ -33,14 +33,12 @@ def main(words: list[str] | None = None) -> int:
             print(__doc__.strip())
             return 0 if command else 2
         known(command, COMMANDS)
+        here = {"inspect": inspect, "report": report}.get(command)
         if command != "sample" and HELP & {*rest[:1]}:
-            shown = {"inspect": inspect, "report": report}.get(command)
-            print(getdoc(shown) if shown else train_help())
+            print(getdoc(here) if here else train_help())
             return 0
-        if command == "inspect":
-            return inspect([Path(word) for word in rest])
-        if command == "report":
-            return report(rest)
+        if here:
+            return here(rest)
         if command == "train" and rest and not rest[0].startswith("-"):
             known(rest[0], TRAINED)
         return import_module(f".cli.{command}", __package__).main(rest)
@@ -56,18 +54,18 @@ def main(words: list[str] | None = None) -> int:
         return status
 
 
-def inspect(paths: list[Path]) -> int:
+def inspect(words: list[str]) -> int:
     """usage: minireflect inspect PATH ...
 
       PATH  checkpoint, CLIP or LoRA (a folder or one file), our weights, or a picture 64 pixels high
 
     What does not fit is named.
     """
-    if not paths:
+    if not words:
         raise ValueError("there is no path; try: minireflect inspect checkpoint.safetensors")
     from .checkpoints.ours import describe
 
-    for path in paths:
+    for path in map(Path, words):
         print(read_off(path) if path.suffix.lower() in PICTURES else describe(path))
     return 0
 

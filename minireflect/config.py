@@ -4,7 +4,6 @@ A record stands beside the loop that reads it; this file joins them.  A command 
 """
 
 import json
-import typing
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -176,10 +175,10 @@ def options_of(config: Config) -> object:
     """The options of the command as a record of their own, which tyro can fill."""
     names = FIELDS["lora" if config.real else config.command].split()
     values = {name: getattr(config, name) for name in (*COMMON, *names)}
-    hints = typing.get_type_hints(Config, include_extras=True)
-    flat = [name for name, value in values.items() if is_dataclass(value) and name not in PREFIXED]
-    kinds = [(n, Annotated[hints[n], tyro.conf.arg(name="")] if n in flat else hints[n]) for n in values]
-    return make_dataclass(config.command, kinds, frozen=True, namespace={"SOURCE": Config})(**values)
+    kinds = {name: hints(Config)[name] for name in values}
+    for name in (name for name, value in values.items() if is_dataclass(value) and name not in PREFIXED):
+        kinds[name] = Annotated[kinds[name], tyro.conf.arg(name="")]
+    return make_dataclass(config.command, kinds.items(), frozen=True, namespace={"SOURCE": Config})(**values)
 
 
 def to_dict(config: Config) -> dict:

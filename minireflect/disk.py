@@ -92,6 +92,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
+def _depth(value: object) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_depth, inner), default=0)
+
+
 def parse_json(text: str | bytes, kind: Any, where: object, constant: Callable = _refused) -> Any:
     """The value of a JSON text, of the type that is expected.  Raises Refusal, which begins with `where`.
 
@@ -100,16 +105,11 @@ def parse_json(text: str | bytes, kind: Any, where: object, constant: Callable =
     try:
         unique = _unique if constant is _refused else None  # published files are taken as they are
         value = json.loads(text, parse_constant=constant, object_pairs_hook=unique)
+        if _depth(value) > DEEPEST:
+            raise RecursionError
     except (ValueError, RecursionError) as error:
         why = "it is nested too deeply" if isinstance(error, RecursionError) else error
         raise Refusal(f"{where} is not JSON: {why}") from None
-    level, deep = [value], 0
-    while level:
-        level = [v for part in level if isinstance(part, dict | list)
-                 for v in (part.values() if isinstance(part, dict) else part)]  # fmt: skip
-        deep += 1
-        if deep > DEEPEST:
-            raise Refusal(f"{where} is not JSON that is expected here: it is nested too deeply")
     return expect(value, kind, str(where))
 
 

@@ -183,8 +183,7 @@ def evaluate(
     scores = {}
     for kind in kinds:
         prompts = draw_prompts(kind, config.split, config.pictures, choices(config.seed, "evaluate", kind))
-        texts = [p.text for p in prompts]
-        images, rewards = sample_and_score(pipe, reward, texts, sampler, config, kind)
+        images, rewards = sample_and_score(pipe, reward, [p.text for p in prompts], sampler, config, kind)
         scores[kind] = score(images, prompts, rewards)
     return scores
 

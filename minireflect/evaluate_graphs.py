@@ -18,7 +18,7 @@ from .evaluate import EvaluationConfig, Score, fixed_batches
 from .ranges import expect
 from .rl.rewards import Checker
 from .streams import choices
-from .world.graphs import Requirement, SceneGraph
+from .world.graphs import Entity, Requirement, SceneGraph
 from .world.inspector import inspect_all
 from .world.layout import sample_graph
 from .world.scenes import Object
@@ -33,8 +33,8 @@ def iou(asked: set, seen: set) -> float:
     return len(asked & seen) / len(asked | seen) if asked | seen else 0.0
 
 
-def seen_entities(things: tuple[Object, ...]) -> set[str]:
-    """The colours and names of the objects, without their numbers."""
+def named(things: Iterable[Object | Entity]) -> set[str]:
+    """The colours and names of objects or entities, without their numbers."""
     return {f"{t.color} {t.name}" for t in things}
 
 
@@ -78,13 +78,13 @@ def evaluate_loop(loop: Loop, judge: Checker, config: EvaluationConfig, name: st
     things = read[1]
     accepted, liked = accepted.bool().numpy(), judged.met.all(1).cpu().numpy()
     triples = [(set(g.triples), seen_triples(t, g)) for g, t in zip(graphs, things)]
-    labels = [{f"{e.color} {e.name}" for e in g.entities} for g in graphs]
+    kinds = [(named(g.entities), named(t)) for g, t in zip(graphs, things)]
     predicates = [({p for _, p, _ in a}, {p for _, p, _ in b}) for a, b in triples]
     met = [np.mean([r.met_by(t) for r in g.requirements]) for g, t in zip(graphs, things)]
     return {
         "pictures": len(graphs),
         "sg_iou": mean_iou(triples),
-        "entity_iou": mean_iou(zip(labels, map(seen_entities, things))),  # of the things by colour and name
+        "entity_iou": mean_iou(kinds),  # of the things by colour and name
         "relation_iou": mean_iou(predicates),
         "met": float(np.mean(met)),  # share of the requirements that are met
         "right": float(right.mean()),  # share of the pictures that meet all requirements

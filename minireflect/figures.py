@@ -94,10 +94,14 @@ def new_figure(width: float, height: float, rows: int, columns: int, **options: 
     return list(figure.subplots(rows, columns, squeeze=False, **options).flat)
 
 
-def save(figure: "Figure", path: Path) -> None:
+def save(figure: "Figure", path: Path | None) -> "Figure":
+    """The figure; written to a file if there is a path."""
+    if path is None:
+        return figure
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         figure.savefig(file, format=path.suffix[1:].lower(), dpi=130, bbox_inches="tight", facecolor="white")
+    return figure
 
 
 def smooth(values: Sequence[float], span: int) -> list[float]:
@@ -143,9 +147,7 @@ def curves(path: Path | None, *panels: Panel, columns: int = 0) -> "Figure":
         axes.set(xlabel=panel.xlabel, ylabel=panel.ylabel, ylim=panel.ylim)
         axes.locator_params(axis="x", nbins=5)
         axes.legend(fontsize=FONT)
-    if path:
-        save(plots[0].figure, path)
-    return plots[0].figure
+    return save(plots[0].figure, path)
 
 
 def bars(path: Path | None, xlabel: str, plots: dict[str, Bars]) -> "Figure":
@@ -171,9 +173,7 @@ def bars(path: Path | None, xlabel: str, plots: dict[str, Bars]) -> "Figure":
             axes.legend(loc="upper left", frameon=False, **place)
     panels[0].set_yticks(range(len(names)), names, fontsize=FONT)
     panels[0].invert_yaxis()
-    if path:
-        save(panels[0].figure, path)
-    return panels[0].figure
+    return save(panels[0].figure, path)
 
 
 def picture(axes: "Axes", image: Tensor, mark: str = "", right: bool | None = None) -> None:

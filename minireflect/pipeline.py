@@ -294,8 +294,7 @@ class LatentDiffusion:
         """
 
         def pictures(x: Tensor) -> Tensor:
-            parts = x.split(self.micro_batch or len(x))
-            return torch.cat([self.autoencoder.decode(part) for part in parts])
+            return torch.cat([self.autoencoder.decode(part) for part in x.split(self.micro_batch or len(x))])
 
         images = spread(pictures, latents, unit=self.micro_batch or 1)
         half = next(self.unet.parameters()).dtype == torch.float16
@@ -313,6 +312,4 @@ def chosen_device(name: str | None) -> torch.device:
 
 def best_device() -> str:
     """cuda, mps or cpu: the first of them that is there."""
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

@@ -127,15 +127,14 @@ def expect(value: object, hint: Any, where: str) -> Any:
     if hint in (Any, object):
         return value
     if origin in (typing.Union, types.UnionType):
-        kinds = [kind for kind in inner if not (value is None and kind is types.NoneType)]
-        if len(kinds) < len(inner):
+        if value is None and types.NoneType in inner:
             return None
-        for kind in kinds if len(kinds) > 2 or types.NoneType not in kinds else ():
+        kinds = [kind for kind in inner if kind is not types.NoneType]
+        if len(kinds) == 1:  # names the range
+            return expect(value, kinds[0], where)
+        for kind in kinds:
             with suppress(Refusal):
                 return expect(value, kind, where)
-        others = [kind for kind in kinds if kind is not types.NoneType]
-        if len(others) == 1:  # names the range
-            return expect(value, others[0], where)
     elif origin is Annotated:
         value = expect(value, inner[0], where)
         for mark in inner[1:]:
@@ -151,12 +150,10 @@ def expect(value: object, hint: Any, where: str) -> Any:
         kinds = inner if origin is tuple and ... not in inner else (inner[:1] or (Any,)) * len(value)
         if len(kinds) == len(value):
             return origin(expect(v, kind, f"{where}[{i}]") for i, (v, kind) in enumerate(zip(value, kinds)))
-    elif typing.is_typeddict(origin):
+    elif origin is dict or typing.is_typeddict(origin):
+        known, other = {} if origin is dict else hints(origin), inner[1] if inner else Any
         if isinstance(value, dict):
-            known = hints(origin)
-            return {k: expect(v, known.get(k, Any), f"{where}.{k}"[:QUOTED]) for k, v in value.items()}
-    elif origin is dict and isinstance(value, dict):
-        return {k: expect(v, inner[1] if inner else Any, f"{where}.{k}"[:QUOTED]) for k, v in value.items()}
+            return {k: expect(v, known.get(k, other), f"{where}.{k}"[:QUOTED]) for k, v in value.items()}
     elif isinstance(origin, type) and _is(value, origin):
         if origin is float and not abs(value) <= LARGEST:  # nan is not
             raise Refusal(f"{where} must be a finite number of float32, got {value}")
@@ -171,8 +168,13 @@ def hints(record: type) -> dict[str, Any]:
 
 
 class Checked:
-    """A dataclass whose fields are checked against their types and ranges.  Raises ValueError."""
+    """A dataclass whose fields are checked against their types and ranges; then `require`, where the class or
+    a parent has one, checks them against each other.  Raises ValueError.
+    """
 
     def __post_init__(self) -> None:
         for name, hint in hints(type(self)).items():
             object.__setattr__(self, name, expect(getattr(self, name), hint, name))
+        for record in reversed(type(self).__mro__):
+            if "require" in vars(record):
+                record.require(self)

@@ -16,8 +16,10 @@ from .run import RunError, flat, read_metrics
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 POINTS = 200  # of a curve
-TRUTHS = {"reward_by_round": "right_by_round", "reward": "right"}  # the inspector's values beside a reward
-FURTHER = ("accepted", "loss", "kl", "text_entropy", "image_entropy", "sg_iou")  # curves of other stages
+# rewards with the inspector's values beside them, their labels and kinds; and curves of other stages
+TRUTHS = (("reward_by_round", "right_by_round"), ("reward", "right"))
+LABELS = {"reward": ("learned reward", "reward"), "right": ("right by the inspector", "right")}
+FURTHER = ("accepted", "loss", "kl", "text_entropy", "image_entropy", "sg_iou")
 
 
 def write_report(folders: list[Path], out: Path) -> int:
@@ -69,13 +71,11 @@ def heading(scores: dict, rows: list[dict]) -> str:
         {k: s for k, s in kinds.items() if isinstance(s, dict) and needed <= s.keys()}
         for kinds in scores.values()
     ]
-    first, last = (measured[0], measured[-1]) if len(measured) > 1 else ({}, {})
-    if kinds := [k for k in last if k in first]:
-        said, ends = [], [last[kind]["interval"] for kind in kinds]
-        for kind, (low, high) in zip(kinds, ends):
-            change = f"{first[kind]['accuracy']:.2f} → {last[kind]['accuracy']:.2f}"
-            said.append(f"{kind} prompts right {change} [{low:.2f}, {high:.2f}]")
-        gap = max(last[kind]["reward"] - last[kind]["accuracy"] for kind in kinds)
+    pairs = {k: (measured[0][k], s) for k, s in (measured or [{}])[-1].items() if k in measured[0]}
+    if pairs and len(measured) > 1:
+        form = "{} prompts right {:.2f} → {:.2f} [{:.2f}, {:.2f}]".format
+        said = [form(k, a["accuracy"], b["accuracy"], *b["interval"]) for k, (a, b) in pairs.items()]
+        gap = max(last["reward"] - last["accuracy"] for _, last in pairs.values())
         trust = "the two agree" if abs(gap) < 0.05 else "do not trust the reward here"
         return f"{'; '.join(said)}, by the inspector. Reward minus truth at most {gap:.2f}: {trust}."
     values = [fmean(row["reward_by_round"]) for row in rows if row.get("reward_by_round")]
@@ -92,21 +92,16 @@ def heading(scores: dict, rows: list[dict]) -> str:
 def curves(rows: list[dict]) -> list[dict]:
     """Curves of a stage, the truth with its reward: title, x label, lines of label, kind and points."""
     x = "reward_calls" if any("reward_calls" in row for row in rows) else "step"
-    plots = []
-    for reward, right in TRUTHS.items():
-        if not plots and any(row.get(reward) for row in rows):
-            lines = [line(rows, x, key, kind) for key, kind in ((reward, "reward"), (right, "right"))]
-            shown = [v for v in lines if v["points"]]
-            plots.append({"title": "reward and truth, round 0", "x": x, "lines": shown})
-    for key in FURTHER:
-        if points := line(rows, x, key, "other")["points"]:
-            plots.append({"title": key, "x": x, "lines": [{"label": key, "kind": "other", "points": points}]})
-    return plots
+    pair = next((pair for pair in TRUTHS if any(row.get(pair[0]) for row in rows)), ())
+    plots = {"reward and truth, round 0": pair, **{key: (key,) for key in FURTHER}}
+    drawn = {title: [line(rows, x, key) for key in keys] for title, keys in plots.items()}
+    shown = {title: [each for each in lines if each["points"]] for title, lines in drawn.items()}
+    return [{"title": title, "x": x, "lines": lines} for title, lines in shown.items() if lines]
 
 
-def line(rows: list[dict], x: str, key: str, kind: str) -> dict:
+def line(rows: list[dict], x: str, key: str) -> dict:
     """Points of a value, or of the first value of a list; a subset of them above POINTS."""
-    label = {"reward": "learned reward", "right": "right by the inspector"}.get(kind, key)
+    label, kind = LABELS.get(key.removesuffix("_by_round"), (key, "other"))
     values = [(row[x], row[key]) for row in rows if row.get(key) not in (None, []) and x in row]
     values = [(a, b[0] if isinstance(b, list) else b) for a, b in values]
     return {"label": label, "kind": kind, "points": values[:: -(-len(values) // POINTS) or 1]}

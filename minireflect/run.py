@@ -35,7 +35,7 @@ from . import parallel
 from .checkpoints.files import WeightsError, load_into, read_ours, save_weights
 from .disk import parse_json, read_bytes, read_json, read_text, remove_temporaries, write_text
 from .ranges import Refusal, expect, quote
-from .tracking import PICTURES_EVERY, Tracking
+from .tracking import PICTURES_EVERY, Tracking, numbers
 
 with suppress(ImportError):  # there is none on Windows, where nothing is locked
     import fcntl
@@ -185,19 +185,17 @@ class Run:
 
     def _check_same(self, old: dict, new: dict) -> None:
         old, new = flat(old), flat(new)
-        differ = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
-        if differ:
-            both = [(key, quote(old.get(key)), quote(new.get(key))) for key in differ]
-            changes = "; ".join(f"{key} was {was}, now {now}" for key, was, now in both)
-            raise RunError(f"the run in {self.folder} was started with another configuration: {changes}")
+        both = {key: (old.get(key), new.get(key)) for key in sorted({*old, *new})}
+        if changes := [f"{k} was {quote(a)}, now {quote(b)}" for k, (a, b) in both.items() if a != b]:
+            said = f"the run in {self.folder} was started with another configuration"
+            raise RunError(f"{said}: {'; '.join(changes)}")
 
     def log(self, stage: str, step: int, **values: float | int | str | dict | list | None) -> None:
         """Append one line to metrics.jsonl.  Raises FloatingPointError on a number that is not finite."""
         self.at = f"step {step} of {stage}"
-        for name, value in values.items():
-            for number in value if isinstance(value, list | tuple) else [value]:
-                if isinstance(number, float) and not math.isfinite(number):
-                    raise FloatingPointError(f"{name} is not a finite number")
+        for name, number in numbers(values, stage):
+            if not math.isfinite(number):
+                raise FloatingPointError(f"{name} is not a finite number")
         with open(self.folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
         if self.tracking:
@@ -232,6 +230,7 @@ class Run:
         `memory` is JSON-able and changed in place by the loop; it comes back on resume.  The last two states
         are kept.  Raises Interrupted after the step in which a signal came, RunError on a damaged state.
         """
+        memory = {} if memory is None else memory
         path = self.folder / "state" / f"{stage}.safetensors"
         before = path.with_suffix(".before.safetensors")
         latest = path if path.exists() else before
@@ -280,7 +279,8 @@ def keeping(save: Callable[[], None]) -> Iterator[None]:
     except Refusal:
         raise
     except BaseException:
-        save()
+        with suppress(FloatingPointError):  # what ruined the training is raised, not that it cannot be saved
+            save()
         raise
     save()
 
@@ -299,26 +299,25 @@ def read_metrics(folder: Path, stage: str | None = None) -> list[dict]:
 
     A last line that a kill cut short is left out.  Raises Refusal on any other line that is not one of ours.
     """
-    path, rows = folder / "metrics.jsonl", []
+    path = folder / "metrics.jsonl"
     *lines, last = (read_bytes(path) if path.exists() else b"").split(b"\n")
-    for number, line in enumerate([*lines, last] if last else lines, 1):
-        where = f"line {number} of {path}"
-        try:
-            row = parse_json(line, dict[str, Value], where)
-        except Refusal:
-            if number > len(lines):
-                break
-            raise
-        stated = expect(row.get("stage"), str, f"stage in {where}")
-        for key, kind in ({"step": int} | (EVALUATION if stated == "evaluation" else {})).items():
-            expect(row.get(key), kind, f"{key} in {where}")
-        if stated == "evaluation":
-            expect(row.get("scores") or row.get("score"), dict, f"score in {where}")
-        rows.append(row)
+    rows = [_row(line, f"line {number} of {path}") for number, line in enumerate(lines, 1)]
+    with suppress(Refusal):
+        rows.append(_row(last, "the last line"))
     return [row for row in rows if stage in (None, row["stage"])]
 
 
-def store(path: Path, step: int, networks: Networks, optimizer: Optimizer, memory: dict | None) -> None:
+def _row(line: bytes, where: str) -> dict:
+    row = parse_json(line, dict[str, Value], where)
+    measured = expect(row.get("stage"), str, f"stage in {where}") == "evaluation"
+    for key, kind in ({"step": int} | (EVALUATION if measured else {})).items():
+        expect(row.get(key), kind, f"{key} in {where}")
+    if measured:
+        expect(row.get("scores") or row.get("score"), dict, f"score in {where}")
+    return row
+
+
+def store(path: Path, step: int, networks: Networks, optimizer: Optimizer, memory: dict) -> None:
     """Networks, optimiser and step in one file, written beside it and moved into place; the file that was
     there is kept beside it as NAME.before.safetensors.
     """
@@ -329,7 +328,7 @@ def store(path: Path, step: int, networks: Networks, optimizer: Optimizer, memor
     save_weights(path, tensors, about, durable=False, keep=path.with_suffix(".before.safetensors"))
 
 
-def restore(path: Path, total: int, networks: Networks, optimizer: Optimizer, memory: dict | None) -> int:
+def restore(path: Path, total: int, networks: Networks, optimizer: Optimizer, memory: dict) -> int:
     """Undo `store`; -> the number of steps done, at most `total`.
 
     Raises WeightsError, and changes nothing but networks, on a file that is cut, damaged or another's.
@@ -344,29 +343,25 @@ def restore(path: Path, total: int, networks: Networks, optimizer: Optimizer, me
     step = parse_json(about.get("step", "null"), int, f"step in {path}")
     if not 0 <= step <= total:
         raise WeightsError(f"{path} says that {step} steps are done, of a training of {total}")
-    found = parse_json(about.get("memory", "null"), dict | None, f"memory in {path}")
-    if memory is not None:
-        kinds = {key: type(value) for key, value in memory.items()}
-        if found is None or kinds != {key: type(value) for key, value in found.items()}:
-            raise WeightsError(f"{path} has another memory: expected {', '.join(kinds) or 'none'}")
+    found = parse_json(about.get("memory", "null"), dict | None, f"memory in {path}") or {}
+    kinds, theirs = ({key: type(value) for key, value in of.items()} for of in (memory, found))
+    if kinds != theirs:
+        raise WeightsError(f"{path} has another memory: expected {', '.join(kinds) or 'none'}")
     slots = _slots(path, parts.get("optimizer", {}), optimizer)
     for name, network in networks.items():
         load_into(network, parts[name], source=f"{path}, {name}")
     optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
-    if memory is not None:
-        memory.clear()
-        memory.update(found)
+    memory.update(found)
     return step
 
 
 def _slots(path: Path, tensors: dict[str, Tensor], optimizer: Optimizer) -> dict[int, dict[str, Tensor]]:
     """What an optimiser keeps, by the number of the parameter.  Raises WeightsError when it does not fit."""
     trained = [p for group in optimizer.param_groups for p in group["params"]]
-    slots: dict[int, dict[str, Tensor]] = {}
+    shapes, slots = {str(i): p.shape for i, p in enumerate(trained)}, {}
     for name, tensor in tensors.items():
         i, _, slot = name.partition("/")
-        known = i.isascii() and i.isdigit() and int(i[:9]) < len(trained)
-        if not known or tensor.shape not in ((), trained[int(i)].shape):
+        if i not in shapes or tensor.shape not in ((), shapes[i]):
             raise WeightsError(f"{path} does not fit the optimiser: optimizer/{quote(name)}")
         slots.setdefault(int(i), {})[slot] = tensor
     if isinstance(optimizer, AdamW) and any(found.keys() != ADAM for found in slots.values()):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
 from . import figures
@@ -124,13 +124,12 @@ def same_noise(
     pipes: dict[str, LatentDiffusion], texts: list[str], sampler: SamplerConfig, seed: int
 ) -> dict[str, Tensor]:
     """Two pictures of each prompt by every model, from the same noise, as columns of a strip."""
-    columns = {}
-    for c in range(2):
-        for name, pipe in pipes.items():
-            noise = rng(seed, "before and after", c)
-            images = pipe.generate(texts, sampler.steps, sampler.guidance, sampler.eta, generator=noise)
-            columns[f"{name}, noise {c + 1}"] = images
-    return columns
+    how = sampler.steps, sampler.guidance, sampler.eta
+    return {
+        f"{name}, noise {c + 1}": pipe.generate(texts, *how, generator=rng(seed, "before and after", c))
+        for c in range(2)
+        for name, pipe in pipes.items()
+    }
 
 
 def album(
@@ -193,9 +192,8 @@ def animation(pipe: LatentDiffusion, reward: Reward, texts: list[str], seed: int
         ImageDraw.Draw(frame).text((8, 2), words, figures.INK)
         for i, image in enumerate(to_pixels(pipe.decode(x))):
             color = figures.INK if right is None else figures.TRUTH if right[i] else figures.WRONG
-            frame.paste(color, (144 * i + 4, 20, 144 * i + 140, 156))
-            shown = Image.fromarray(image).resize((128, 128), 0)
-            frame.paste(shown, (144 * i + 8, 24))
+            shown = ImageOps.expand(Image.fromarray(image).resize((128, 128), 0), 4, color)
+            frame.paste(shown, (144 * i + 4, 20))
         frames.append(frame.quantize(48, dither=Image.Dither.NONE))
     with replacing(path) as file:
         frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=120, loop=0)
@@ -222,8 +220,7 @@ def edit_strip(
         tried, texts, answers = range(len(graphs)), [""] * len(graphs), state.answers
         if edits := state.edits:
             tried, texts, answers = edits.rows.tolist(), edits.said.texts, edits.after
-        images = (edits or state).images.cpu()
-        for i, image, text, met in zip(tried, images, texts, answers.met.tolist()):
+        for i, image, text, met in zip(tried, (edits or state).images.cpu(), texts, answers.met.tolist()):
             unmet = [r.words for r, ok in zip(graphs[i].requirements, met) if not ok]
             if len(unmet) > UNMET_SHOWN:
                 unmet[UNMET_SHOWN:] = [f"and {len(unmet) - UNMET_SHOWN} more"]

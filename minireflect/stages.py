@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from . import figures, showcase
+from . import figures, report, showcase
 from .checkpoints import ours
 from .config import Config
 from .disk import replacing, write_text
@@ -181,8 +181,7 @@ def srrl(task: Task) -> None:
 
 def cost_of(rows: list[dict]) -> str:
     """The cost of a run of SRRL, from the last line of its metrics."""
-    keys = ("updates_total", "reward_calls", "unet_evaluations")
-    return " · ".join(f"{rows[-1][key]:,} {key.replace('_', ' ')}" for key in keys)
+    return " · ".join(f"{value:,} {name}" for name, value in report.cost(rows).items())
 
 
 def lora(task: Task) -> None:

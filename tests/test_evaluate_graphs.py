@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from minireflect.evaluate import EvaluationConfig
-from minireflect.evaluate_graphs import evaluate_loop, evaluation_graphs, iou, seen_entities, seen_triples
+from minireflect.evaluate_graphs import evaluate_loop, evaluation_graphs, iou, named, seen_triples
 from minireflect.rl.rewards import Answers
 from minireflect.streams import choices
 from minireflect.world.graphs import parse_graph
@@ -37,8 +37,8 @@ def test_metrics_on_graphs_made_by_hand() -> None:
     seen = seen_triples((over, block, cone), graph)
     assert seen == {("red ball", "above", "blue block"), ("green cone", "above", "blue block")}
     assert iou(set(graph.triples), seen) == 1 / 3
-    assert seen_entities((ball, ball, block)) == {"red ball", "blue block"}
-    assert iou({"red ball", "blue block", "green cone"}, seen_entities((ball, block))) == 2 / 3
+    assert named((ball, ball, block)) == {"red ball", "blue block"}
+    assert iou({"red ball", "blue block", "green cone"}, named((ball, block))) == 2 / 3
 
 
 def test_a_loop_is_measured_as_what_it_does() -> None:

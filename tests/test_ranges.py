@@ -44,3 +44,30 @@ def test_values_inside_their_range_pass() -> None:
 def test_a_value_outside_is_named_with_its_range(field: str, value: object, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         replace(Record(), **{field: value})
+
+
+def test_what_fields_require_of_each_other_holds_for_every_parent() -> None:
+    @dataclass(frozen=True)
+    class Parent(Checked):
+        low: int = 0
+
+        def require(self) -> None:
+            if self.low > 9:
+                raise ValueError("low is above 9")
+
+    @dataclass(frozen=True)
+    class Child(Parent):
+        high: int = 20
+
+        def require(self) -> None:
+            if self.high < self.low:
+                raise ValueError("high is below low")
+
+    assert Child(3, 4).high == 4
+    for values, said in (
+        ((10, 20), "low is above 9"),
+        ((3, 2), "high is below low"),
+        ((0.5, 2), "whole number"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            Child(*values)

@@ -193,6 +193,16 @@ def test_a_refused_state_replaces_no_trained_weights() -> None:
     assert saved == ["at the end", "when stopped"]
 
 
+def test_what_ruined_a_training_is_raised_and_not_that_its_weights_cannot_be_saved() -> None:
+    def save() -> None:
+        raise FloatingPointError("a weight, which is to be saved, is not a finite number")
+
+    with pytest.raises(FloatingPointError, match=r"^the loss"), keeping(save):
+        raise FloatingPointError("the loss is not a finite number")
+    with pytest.raises(FloatingPointError, match="a weight"), keeping(save):
+        pass
+
+
 def test_two_states_are_kept_and_a_flipped_byte_is_refused_by_name(tmp_path: Path) -> None:
     assert trained(tmp_path) == [0, 1, 2]
     state = tmp_path / "state" / "s.safetensors"

@@ -98,12 +98,8 @@ def read_metadata(path: Place) -> Strings:
     path = existing(path)
     if path.suffix == ".json" or is_torch(path):
         return {}
-    return {key: value for key, value in _metadata(path).items() if key != CHECKSUM}
-
-
-def _metadata(path: Path) -> Strings:
     with _opened(path) as file:
-        return file.metadata() or {}
+        return {key: value for key, value in (file.metadata() or {}).items() if key != CHECKSUM}
 
 
 def read_ours(path: Place, checked: bool = False) -> tuple[Tensors, Strings]:
@@ -111,7 +107,9 @@ def read_ours(path: Place, checked: bool = False) -> tuple[Tensors, Strings]:
 
     Raises WeightsError when its bytes are not those that were written; `checked`: when nothing tells.
     """
-    tensors, metadata = read_weights(path), _metadata(existing(path))
+    tensors = read_weights(path)
+    with _opened(Path(path)) as file:
+        metadata = file.metadata() or {}
     if (checked or CHECKSUM in metadata) and metadata.get(CHECKSUM) != checksum(tensors, metadata):
         raise WeightsError(f"{path} is damaged: its tensors are not those that were saved (checksum)")
     return tensors, metadata
@@ -140,8 +138,7 @@ def is_torch(path: Path) -> bool:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[safe_open]:
-    problem = f"{path} is truncated or not a safetensors file"
-    with named_as(problem, Exception), safe_open(path, "pt") as file:
+    with named_as(f"{path} is truncated or not a safetensors file", Exception), safe_open(path, "pt") as file:
         yield file
 
 
@@ -165,10 +162,8 @@ def read_json(path: Path) -> dict:
 
 def _read_parts(index: Path) -> Tensors:
     """The tensors of all the files that an index names, which lie beside it."""
-    if (where := read_json(index).get("weight_map")) is None:  # tensor name -> file
-        raise WeightsError(f"{index} is not the index of a file in several parts: it has no weight_map")
-    with named_as("", Refusal):
-        expect(where, dict[str, str], f"weight_map in {index}")
+    with named_as(f"{index} is not the index of a file in several parts", Refusal):
+        where = expect(read_json(index).get("weight_map"), dict[str, str], "weight_map")  # tensor -> file
     found: Tensors = {}
     for part in sorted(set(where.values())):
         if part != Path(part).name or part.endswith(".json") or len(part) > 200:
@@ -206,7 +201,8 @@ def _read_torch(path: Path) -> Tensors:
     content = {name: value for name, value in content.items() if isinstance(name, str)}
     for name, value in content.items():  # a number is the alpha of a LoRA, or how far the training was
         if name.endswith("alpha") and isinstance(value, int | float):
-            content[name] = torch.tensor(float(expect(value, Finite, name)))
+            with named_as(str(path), Refusal):
+                content[name] = torch.tensor(float(expect(value, Finite, name)))
     found = {name: t for name, t in content.items() if isinstance(t, Tensor)}
     if odd := [name for name, t in found.items() if t.layout != torch.strided or t.is_quantized or t.is_meta]:
         raise WeightsError(f"{path} holds {quote(odd[0])}, which is sparse, quantised or empty of numbers")
@@ -249,16 +245,13 @@ def load_into(module: nn.Module, tensors: Tensors, rename: Table = (), source: P
 
     both = [(name, t, found[name]) for name, t in expected.items() if name in found]
     other = [(name, tuple(a.shape), tuple(b.shape)) for name, a, b in both if a.shape != b.shape]
-    whole = [
-        (name, a.dtype, b.dtype) for name, a, b in both if a.is_floating_point() != b.is_floating_point()
-    ]
+    kinds = [(n, a.dtype, b.dtype) for n, a, b in both if a.is_floating_point() != b.is_floating_point()]
     wrong = {
         "missing": [f"{name} {tuple(t.shape)}" for name, t in expected.items() if name not in found],
         "extra": [f"{name} {tuple(t.shape)}" for name, t in found.items() if name not in expected],
         "misshapen": [f"{name}: expected {a}, found {b}" for name, a, b in other],
+        "quantised": [f"{name}: expected {a}, found {b}" for name, a, b in kinds],
     }
-    if whole:
-        wrong["quantised"] = [f"{name}: expected {a}, found {b}" for name, a, b in whole]
     refuse(f"{source} does not fit {network}", wrong)
     on_meta = any(t.is_meta for t in expected.values())
     module.load_state_dict({name: t.to(expected[name].dtype) for name, t in found.items()}, assign=on_meta)
@@ -266,7 +259,7 @@ def load_into(module: nn.Module, tensors: Tensors, rename: Table = (), source: P
 
 def refuse(problem: str, wrong: dict[str, list[str]]) -> None:
     """Raise WeightsError with the problem and all that is wrong, by its kind; nothing when nothing is."""
-    if not any(wrong.values()):
+    if not (wrong := {kind: each for kind, each in wrong.items() if each}):
         return
     lines = [f"{problem} ({', '.join(f'{len(each)} {kind}' for kind, each in wrong.items())}):"]
     for kind, each in wrong.items():

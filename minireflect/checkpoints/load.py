@@ -9,7 +9,6 @@ with.  Nothing is downloaded.
 """
 
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,9 +23,9 @@ from ..models.tokenizer import BytePairs, NoVocabulary, TwoBytePairs
 from ..models.unet import UNet
 from ..pipeline import LatentDiffusion
 from . import names, parts
-from .files import WeightsError, existing, load_into, read_json, read_weights, renamed
+from .files import WeightsError, existing, load_into, read_weights, renamed
 from .parts import SD2, SDXL, Family, Part, Published, read_published, weights_file
-from .stated import check
+from .stated import check, read_stated
 
 Dtype, Folder = torch.dtype | None, Place | None
 # Of all Stable Diffusion, where nothing else is stated.
@@ -59,12 +58,19 @@ def load_checkpoint(path: Place, given: Given = Given()) -> LatentDiffusion:
     """
     published = read_published(Path(path), None if given.vae is None else Path(given.vae))
     family, found = family_of(published), published.parts
-    _say_rounding(found["unet"], given.dtype)
+    if {given.dtype, stored := _stored(found["unet"])} == {torch.float16, torch.bfloat16}:
+        said = f"there is {stored}, and {given.dtype} was asked for: its numbers are rounded twice"
+        warnings.warn(f"{found['unet'].source}: {said}".replace("torch.", ""), stacklevel=3)
     unet = _filled(UNet, parts.unet_sizes(found["unet"], family), found["unet"], given.dtype)
     latents = parts.autoencoder_sizes(found["vae"], family)
     autoencoder = _filled(Autoencoder, latents, found["vae"], torch.float32)
-    text, width, length = _text_encoder(published, family, given)
-    if width != (reads := unet.config.context_width):
+    texts = [found[name] for name in ("text_encoder", "text_encoder_2")[: len(family.pads)]]
+    configs = [parts.text_sizes(part, family is SDXL) for part in texts]
+    if family is SDXL:
+        texts[1].shape("text_projection.weight")
+    encoders = [_filled(TextEncoder, config, part, given.dtype) for config, part in zip(configs, texts)]
+    text = TwoTextEncoders(*encoders).eval() if family is SDXL else encoders[0]
+    if (width := sum(config.width for config in configs)) != (reads := unet.config.context_width):
         raise WeightsError(f"{path}: its UNet reads prompts of width {reads}, its text is of width {width}")
     if (z := latents.latent_channels) != (reads := unet.config.in_channels):
         raise WeightsError(f"{found['vae'].source} has {z} latent channels, the UNet reads {reads}")
@@ -77,16 +83,9 @@ def load_checkpoint(path: Place, given: Given = Given()) -> LatentDiffusion:
     multiple = factor * 2 ** (len(unet.config.channels) - 1)
     if any(n % multiple for n in ([size] if isinstance(size, int) else size)):
         raise WeightsError(f"image_size {size} is not a multiple of {multiple} pixels, as this UNet needs")
-    words = _tokenizer(published.path, family.pads, text, length, given.tokenizer)
+    words = _tokenizer(published.path, family.pads, text, configs[0].length, given.tokenizer)
     zero_null = family is SDXL and bool(published.index.get("force_zeros_for_empty_prompt", True))
     return LatentDiffusion(words, text, unet, autoencoder, schedule, size, zero_null)
-
-
-def _say_rounding(part: Part, dtype: Dtype) -> None:
-    """A half precision made of the other one is neither; the full one would be there to be asked for."""
-    if {dtype, stored := _stored(part)} == {torch.float16, torch.bfloat16}:
-        said = f"there is {stored}, and {dtype} was asked for: its numbers are rounded twice"
-        warnings.warn(f"{part.source}: {said}".replace("torch.", ""), stacklevel=4)
 
 
 def family_of(published: Published) -> Family:
@@ -98,17 +97,6 @@ def family_of(published: Published) -> Family:
         raise WeightsError(f"{path} has SDXL's UNet, but not its two text encoders")
     text_width = published.parts["text_encoder"].shape("token.weight")[1]
     return SD2 if len(unet.ending(parts.PROJECTION)) == 2 or text_width == 1024 else parts.SD1
-
-
-def _text_encoder(published: Published, family: Family, given: Given) -> tuple[nn.Module, int, int]:
-    """The text encoder, or SDXL's two; the width of its states; the tokens of a prompt."""
-    both = [published.parts[name] for name in ("text_encoder", "text_encoder_2")[: len(family.pads)]]
-    configs = [parts.text_sizes(part, family is SDXL) for part in both]
-    if family is SDXL:
-        both[1].shape("text_projection.weight")
-    each = [_filled(TextEncoder, config, part, given.dtype) for config, part in zip(configs, both)]
-    width, length = sum(config.width for config in configs), configs[0].length
-    return TwoTextEncoders(*each).eval() if family is SDXL else each[0], width, length
 
 
 def _tokenizer(path: Path, pads: tuple, encoder: nn.Module, length: int, given: Folder) -> Words:
@@ -126,8 +114,7 @@ def _tokenizer(path: Path, pads: tuple, encoder: nn.Module, length: int, given: 
     for folder, pad, known in zip(folders, pads, tokens):
         for file in folder.iterdir() if folder.is_dir() else ():
             existing(file) if file.is_file() else None  # raises on a pointer of git-lfs
-        about = folder / "tokenizer_config.json"
-        config = check("tokenizer", read_json(about), about)
+        config = read_stated("tokenizer", folder / "tokenizer_config.json")
         if (longest := int(min(length, config.get("model_max_length") or length))) < 3:
             raise WeightsError(f"model_max_length in {folder} must be at least 3, got {longest}")
         words = BytePairs(folder, longest, pad)
@@ -160,20 +147,18 @@ def _schedule(published: Published, prediction: Prediction | None, family: Famil
         hint = "For the 512-pixel base model give prediction='epsilon' (--prediction epsilon)"
         warnings.warn(f"{path} does not say what its UNet predicts; assuming {assumed}. {hint}", stacklevel=3)
     ours = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0", None: family.prediction}
+    abar = published.abar
+    zero = bool(known.get("rescale_betas_zero_snr") or (abar is not None and abar[-1] < 1e-6))
     euler = kind not in (None, "DDIMScheduler", "DDPMScheduler", "PNDMScheduler")
     config = ScheduleConfig(
-        *(known[key] for key in list(SD_NOISE)[:4]), prediction=prediction or ours[stated],
-        zero_snr=bool(known.get("rescale_betas_zero_snr")), spacing=known["timestep_spacing"],
-        offset=known["steps_offset"] or 0, set_alpha_to_one=bool(known["set_alpha_to_one"]), euler=euler,
+        *(known[key] for key in list(SD_NOISE)[:4]), prediction=prediction or ours[stated], zero_snr=zero,
+        spacing=known["timestep_spacing"], offset=known["steps_offset"] or 0, euler=euler,
+        set_alpha_to_one=bool(known["set_alpha_to_one"]),
     )  # fmt: skip
-    if published.abar is not None and published.abar[0] > 0.5:  # told by a file's own table, if it is one
-        zero = published.abar[-1] < 1e-6
-        config = replace(config, zero_snr=config.zero_snr or bool(zero))
-        if (off := (Schedule(config).abar - published.abar.float()).abs().max()) > 1e-3:
-            raise WeightsError(f"{path} was trained with other noise: its alphas_cumprod is off by {off:.3f}")
+    if abar is not None and (off := (Schedule(config).abar - abar).abs().max()) > 1e-3:
+        raise WeightsError(f"{path} was trained with other noise: its alphas_cumprod is off by {off:.3f}")
     if config.zero_snr and config.prediction == "epsilon" and config.spacing != "leading":
-        why = "there the noise does not tell the picture; it needs v"
-        raise WeightsError(f"{path} has zero terminal SNR: {why}")
+        raise WeightsError(f"{path} has zero terminal SNR: there noise does not tell the picture; it needs v")
     return Schedule(config)
 
 
@@ -206,26 +191,22 @@ def load_clip(path: Place, tokenizer: Folder = None, quick_gelu: bool | None = N
         raise WeightsError(f"there is no CLIP {path}")
     folder, file = path if path.is_dir() else path.parent, weights_file(path)
     text, vision, pictures = _clip_parts(folder, file, quick_gelu)
-    vision_config, text_config = parts.vision_sizes(vision, pictures), parts.text_sizes(text)
-    whole = text._replace(prefix="")
-    sizes = CLIPConfig(text_config, vision_config, whole.shape("text_projection.weight")[0])
-    clip = _filled(CLIP, sizes, whole, None)
-    return clip, _tokenizer(path, (None,), clip.text, text_config.length, tokenizer)
+    whole, seen = text._replace(prefix=""), parts.vision_sizes(vision, pictures)
+    config = CLIPConfig(parts.text_sizes(text), seen, whole.shape("text_projection.weight")[0])
+    clip = _filled(CLIP, config, whole, None)
+    return clip, _tokenizer(path, (None,), clip.text, config.text.length, tokenizer)
 
 
 def _clip_parts(folder: Path, file: Path, quick_gelu: bool | None) -> tuple[Part, Part, dict]:
     """Text and image encoder, with configurations in transformers' words, and that of the pictures."""
-
-    def stated(kind: str, file: str) -> dict:
-        return check(kind, read_json(folder / file), folder / file)
-
     tensors = read_weights(file)
     if any(name.startswith("text_model.") for name in tensors):
-        config, pictures = stated("CLIP", "config.json"), stated("preprocessor", "preprocessor_config.json")
+        config = read_stated("CLIP", folder / "config.json")
+        pictures = read_stated("preprocessor", folder / "preprocessor_config.json")
         text, vision = (config.get(key) or {} for key in ("text_config", "vision_config"))
         default, table = "quick_gelu", names.TRANSFORMERS_CLIP  # transformers' own default
     else:
-        config = stated("open_clip", "open_clip_config.json")
+        config = read_stated("open_clip", folder / "open_clip_config.json")
         model, seen = (config.get(key) or {} for key in ("model_cfg", "preprocess_cfg"))
         text, vision = (model.get(key) or {} for key in ("text_cfg", "vision_cfg"))
         pictures = {f"image_{key}": value for key, value in seen.items()}

@@ -20,12 +20,12 @@ from ..pipeline import LatentDiffusion
 from ..ranges import Finite, Positive, expect, quote
 from . import files, names
 from .files import WeightsError, named_as, new_names
+from .parts import weights_file
 from .stated import check, check_names
 
 Target = LatentDiffusion | nn.Module
 NETWORKS = ("unet", "text_encoder", "text_encoder_2")
-PEFT = "adapter_model"  # has adapter_config.json beside it
-IN_FOLDERS = [f"{stem}.{end}" for stem in (PEFT, "pytorch_lora_weights") for end in ("safetensors", "bin")]
+STEMS = PEFT, _ = "adapter_model", "pytorch_lora_weights"  # in folders; beside peft's is adapter_config.json
 OUR_ALPHAS = "minireflect_alphas"
 
 # kohya writes a layer's name with _ for every dot; these words have a _ of their own.
@@ -69,9 +69,8 @@ def save_lora(path: Place, unet: nn.Module) -> None:
         raise ValueError("there is no LoRA to save: call add_lora first")
     tensors = {}
     for name, theirs in new_names(layers, names.TO_DIFFUSERS).items():
-        layer = layers[name]
+        layer, kernel = layers[name], layers[name].weight.shape[2:]  # of a convolution
         for side, matrix in {"A": layer.lora.A, "B": layer.scale * layer.lora.B}.items():
-            kernel = layer.weight.shape[2:]  # of a convolution
             tensors[f"unet.{theirs}.lora_{side}.weight"] = matrix.detach().view(*matrix.shape, *kernel)
     scales = {name: layer.scale for name, layer in layers.items()}
     files.save_weights(path, tensors, {"format": "pt", OUR_ALPHAS: json.dumps(scales)})
@@ -83,7 +82,7 @@ def read_lora(path: Place, res_blocks: int = 2) -> dict[str, Adapter]:
     `res_blocks` are those of the UNet's levels, for files that number its blocks as the original code does.
     Raises WeightsError at a tensor that is not of a LoRA, and says what it is.
     """
-    path = next((p for name in IN_FOLDERS if (p := Path(path) / name).is_file()), Path(path))
+    path = weights_file(Path(path), STEMS)
     tensors = files.read_weights(path)
     check_names("LoRA", tensors, path)
     lost: list[str] = []
@@ -117,17 +116,16 @@ def read_lora(path: Place, res_blocks: int = 2) -> dict[str, Adapter]:
 
 def _numbers(source: str, found: dict[str, Tensor]) -> tuple[Tensor, Tensor, float | None]:
     """A, B and alpha of a layer.  Raises WeightsError when they are not two matrices and a number."""
-    numbers = [t for kind, t in found.items() if kind == "alpha" and t.numel() == 1]
-    named = [t for kind, t in found.items() if kind != "alpha"]
-    matrices = [t for t in named if t.ndim > 1 and t.numel() and t.is_floating_point()]
-    if len(numbers) + len(matrices) < len(found) or len(matrices) < 2:
+    A, B, alpha = (found.get(kind) for kind in ("A", "B", "alpha"))
+    matrices = all(t.ndim > 1 and t.numel() and t.is_floating_point() for t in (A, B))
+    if not matrices or (alpha is not None and (alpha.numel() != 1 or alpha.is_complex())):
         shapes = ", ".join(f"{kind} {tuple(t.shape)} {t.dtype}" for kind, t in found.items())
         raise WeightsError(f"{source} with {shapes}; expected matrices of floats, and a number as alpha")
-    if found["A"].ndim == 4 and found["A"].shape[2:] != (1, 1):
-        raise WeightsError(f"{source}, a convolution LoRA of {tuple(found['A'].shape)}")
-    with named_as(source, ValueError, TypeError):
-        alpha = expect(float(found["alpha"]), Finite, "alpha") if "alpha" in found else None
-    return found["A"].flatten(1), found["B"].flatten(1).float(), alpha
+    if A.ndim == 4 and A.shape[2:] != (1, 1):
+        raise WeightsError(f"{source}, a convolution LoRA of {tuple(A.shape)}")
+    with named_as(source, ValueError):
+        alpha = None if alpha is None else expect(float(alpha), Finite, "alpha")
+    return A.flatten(1), B.flatten(1).float(), alpha
 
 
 def _configuration(path: Path, about: dict[str, str]) -> dict[str, dict]:
@@ -137,10 +135,7 @@ def _configuration(path: Path, about: dict[str, str]) -> dict[str, dict]:
     if not header and path.stem == PEFT:
         for_all = files.read_json(path.parent / "adapter_config.json")
     found = {network: for_all | names.inside(header, f"{network}.") for network in NETWORKS}
-    return {
-        network: check("LoRA's configuration", config, "its configuration")
-        for network, config in found.items()
-    }
+    return {name: check("LoRA's configuration", c, "its configuration") for name, c in found.items()}
 
 
 def _scale(config: dict, layer: str, rank: int, alpha: float | None) -> float:

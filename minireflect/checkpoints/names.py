@@ -35,6 +35,14 @@ def inside(tensors: Tensors, prefix: str) -> Tensors:
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 
+UNET_PREFIX = "model.diffusion_model."
+ORIGINAL = {  # prefix of the names in an original file -> part, as its folder is called in diffusers
+    UNET_PREFIX: "unet", "first_stage_model.": "vae", "cond_stage_model.transformer.": "text_encoder",
+    "cond_stage_model.model.": "text_encoder", "conditioner.embedders.0.transformer.": "text_encoder",
+    "conditioner.embedders.1.model.": "text_encoder_2",
+}  # fmt: skip
+
+
 # --- tables -------------------------------------------------------------------------------------------------
 def words(text: str, backwards: bool = False) -> Table:
     """A table from pairs of words, theirs and ours, which stand between dots; `backwards`: ours to theirs.
@@ -110,16 +118,12 @@ OPEN_CLIP_TEXT: Table = [*OPEN_CLIP, (r"^text\.", ""), (r"^(.*\bposition_ids|log
 def numbered(n: int) -> Table:
     """The table of an original UNet with `n` blocks a level; on the way down the last one resizes."""
 
-    def down(m: re.Match) -> str:
-        level, block = divmod(int(m[1]) - 1, n)
-        return f"down.{level}." + ("resize.conv." if m[2] else f"layers.{block}.")
+    def ours(m: re.Match) -> str:
+        way, first = {"in": ("down", 1), "out": ("up", 0)}[m[1]]  # input_blocks.0 is conv_in
+        level, block = divmod(int(m[2]) - first, n)
+        return f"{way}.{level}." + ("resize.conv." if m[3] else f"layers.{block}.")
 
-    def up(m: re.Match) -> str:
-        level, block = divmod(int(m[1]), n)
-        return f"up.{level}.layers.{block}."
-
-    by_level = [(r"^input_blocks\.([1-9]\d*)\.(0\.op\.)?", down), (r"^output_blocks\.(\d+)\.", up)]
-    return [*by_level, *_ORIGINAL_UNET]
+    return [(r"^(?!input_blocks\.0\.)(in|out)put_blocks\.(\d+)\.(0\.op\.)?", ours), *_ORIGINAL_UNET]
 
 
 # --- what a layout stores in another shape, or tells of the configuration -----------------------------------

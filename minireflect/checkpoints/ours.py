@@ -27,10 +27,9 @@ from ..models.transformer import Actor, ActorConfig
 from ..models.unet import UNet, UNetConfig
 from ..pipeline import LatentDiffusion, ReasonPipeline
 from ..ranges import quote
+from . import lora, parts
 from .files import WeightsError, load_into, named_as, read_metadata, read_ours, read_weights, save_weights
 from .load import Given, Words, family_of, load_checkpoint, load_clip
-from .lora import read_lora
-from .parts import UNET_PREFIX, read_published, weights_file
 
 SHIPPED = Path(__file__).parent.parent / "pretrained"
 RIG = SHIPPED / "rlrig"  # of RL-RIG
@@ -179,43 +178,46 @@ def describe(path: Place) -> str:
     It is loaded: WeightsError names what does not fit.
     """
     path = Path(path)
-    tensors = {} if (path / "model_index.json").is_file() else read_weights(weights_file(path))
-    if not tensors or any(name.startswith(UNET_PREFIX) for name in tensors):
+    if (path / "model_index.json").is_file():
+        return _describe_checkpoint(path)
+    tensors = read_weights(file := parts.weights_file(path, (*parts.STEMS, *lora.STEMS)))
+    if any(name.startswith(parts.UNET_PREFIX) for name in tensors):
         return _describe_checkpoint(path)
     if any("lora" in name for name in tensors):
-        layers = read_lora(path)
+        layers = lora.read_lora(path)
         ranks = ", ".join(map(str, sorted({len(layer.A) for layer in layers.values()})))
         return f"{path}: a LoRA of {len(layers)} layers, rank {ranks}, first {next(iter(layers))}"
     if any(name.startswith(("vision_model.", "visual.")) for name in tensors):
         clip, words = load_clip(path)
-        size = clip.config.vision.size
-        return f"{path}: CLIP, {_counted(clip)}; pictures of {size} pixels, {_limit(words)}"
-    config = parse_json(read_metadata(path).get("config", "{}"), dict, f"the configuration in {path}")
+        return (
+            f"{path}: CLIP, {_counted(clip)}; pictures of {clip.config.vision.size} pixels, {_limit(words)}"
+        )
+    config = parse_json(read_metadata(file).get("config", "{}"), dict, f"the configuration in {path}")
     for network, kind in CONFIGS.items():
         if config and config.keys() <= kind.__dataclass_fields__.keys():
             sizes = ", ".join(f"{key} {value}" for key, value in config.items())
-            counted = _counted(load_module(path, network)[0])
+            counted = _counted(load_module(file, network)[0])
             return f"{path}: {network.__name__} of minireflect, {counted}\n  {sizes}"
     some = ", ".join(f"{name} {tuple(t.shape)}" for name, t in list(tensors.items())[:5])
     return f"{path}: {len(tensors)} tensors, of no family known here: {some}"
 
 
 def _describe_checkpoint(path: Path) -> str:
-    with warnings.catch_warnings(record=True) as notes:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        pipe, family = load_checkpoint(path), family_of(read_published(path)).name
+        pipe, family = load_checkpoint(path), family_of(parts.read_published(path)).name
     c = pipe.schedule.config
     betas = f"beta {c.beta_start} to {c.beta_end} {c.beta_schedule}"
-    parts = [f"  {part:13} {_counted(getattr(pipe, part))}" for part in PARTS]
-    about = [f"  predicts {c.prediction}, {c.train_steps} levels, {betas}", f"  {_limit(pipe.tokenizer)}"]
-    title = f"{path}: {family}, pictures of {pipe.image_size} x {pipe.image_size}"
-    return "\n".join([title, *parts, *about, *(f"  note: {note.message}" for note in notes)])
+    about = [f"predicts {c.prediction}, {c.train_steps} levels, {betas}", _limit(pipe.tokenizer)]
+    networks = [f"{part:13} {_counted(getattr(pipe, part))}" for part in PARTS]
+    notes = dict.fromkeys(f"note: {each.message}" for each in caught)  # without what both readings say
+    title = f"{path}: {family}, pictures of {' x '.join(map(str, pipe.sides))}"
+    return "\n  ".join([title, *networks, *about, *notes])
 
 
 def _limit(tokenizer: Words) -> str:
-    if isinstance(tokenizer, NoVocabulary):
-        return "no vocabulary: give --tokenizer FOLDER"
-    return f"prompts of {tokenizer.length} tokens"
+    none = isinstance(tokenizer, NoVocabulary)
+    return "no vocabulary: give --tokenizer FOLDER" if none else f"prompts of {tokenizer.length} tokens"
 
 
 def _counted(module: nn.Module) -> str:

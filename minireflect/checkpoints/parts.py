@@ -9,7 +9,6 @@ or the scale of the latents, stands in a part's config.json, or is what the fami
 
 import re
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -21,8 +20,8 @@ from ..models.clip import OPENAI_MEAN, OPENAI_STD, TextConfig, VisionConfig
 from ..models.unet import UNetConfig
 from . import files, names
 from .files import WeightsError, first_names, read_json, read_metadata, read_weights, renamed
-from .names import Tensors, count, inside
-from .stated import check, check_names
+from .names import ORIGINAL, UNET_PREFIX, Tensors, count, inside
+from .stated import REFINER, check_names, read_stated
 
 
 class Family(NamedTuple):
@@ -56,19 +55,18 @@ class Part(NamedTuple):
         name = self.prefix + name
         if name not in self.tensors:
             raise WeightsError(f"missing {name} in {self.source}, which has {first_names(self.tensors)}")
-        axes = 4 if re.search(r"(conv\w*|patch)\.weight$", name) else 2
+        axes = (4,) if re.search(r"(conv\w*|patch)\.weight$", name) else (2,)
+        axes = (2, 4) if name.endswith(PROJECTION) else axes
         found = tuple(self.tensors[name].shape)
-        if len(found) != axes or not all(found):
-            raise WeightsError(f"{name} in {self.source} has shape {found}, expected {axes} axes")
+        if len(found) not in axes or not all(found):
+            expected = " or ".join(map(str, axes))
+            raise WeightsError(f"{name} in {self.source} has shape {found}, expected {expected} axes")
         return found
 
     def ending(self, end: str) -> tuple[int, ...]:
-        """Of the first tensor whose name ends so, or ().  Raises WeightsError when it is no matrix."""
+        """Of the first tensor whose name ends so, or ().  Raises WeightsError as `shape`."""
         name = next((name for name in self.tensors if name.endswith(end)), None)
-        found = tuple(self.tensors[name].shape) if name else ()
-        if name and len(found) < 2:
-            raise WeightsError(f"{name} in {self.source} has shape {found}")
-        return found
+        return self.shape(name) if name else ()
 
     def count(self, pattern: str) -> int:
         return count(self.tensors, re.escape(self.prefix) + pattern)
@@ -91,12 +89,6 @@ class Part(NamedTuple):
 PARTS = {  # part, as its folder is called -> its kind in stated.py, and how its tensors are read
     "unet": ("UNet", names.unet), "vae": ("VAE", names.autoencoder),
     "text_encoder": ("text encoder", names.first_text), "text_encoder_2": ("text encoder", names.text),
-}  # fmt: skip
-UNET_PREFIX = "model.diffusion_model."
-ORIGINAL = {  # prefix of the names in an original file -> part
-    UNET_PREFIX: "unet", "first_stage_model.": "vae", "cond_stage_model.transformer.": "text_encoder",
-    "cond_stage_model.model.": "text_encoder", "conditioner.embedders.0.transformer.": "text_encoder",
-    "conditioner.embedders.1.model.": "text_encoder_2",
 }  # fmt: skip
 
 
@@ -121,20 +113,16 @@ def read_published(path: Path, vae: Path | None = None) -> Published:
     if vae is not None:
         found.parts["vae"] = read_part(vae / "vae" if (vae / "vae").is_dir() else vae, "vae")
     if "text_encoder_2" in found.parts and "text_encoder" not in found.parts:
-        raise WeightsError(f"{path} is SDXL's refiner, which only finishes the pictures of another model")
+        raise WeightsError(f"{path} is {REFINER}")
     if missing := {"unet", "vae", "text_encoder"} - found.parts.keys():
-        lacks = " and no ".join(sorted(missing))
-        raise WeightsError(
-            f"{path} has no {lacks}, as Stable Diffusion has; it has {first_names(found.parts)}"
-        )
+        lacks, has = " and no ".join(sorted(missing)), first_names(found.parts)
+        raise WeightsError(f"{path} has no {lacks}, as Stable Diffusion has; it has {has}")
     return found
 
 
 def _read_folder(path: Path) -> Published:
-    index = read_json(path / "model_index.json")
-    if not index:
+    if not (index := read_stated("model_index.json", path / "model_index.json")):
         raise WeightsError(f"{path} is not a diffusers folder: model_index.json is missing")
-    check("model_index.json", index, path / "model_index.json")
     there = [part for part in PARTS if (index.get(part) or [None])[0] or (path / part).is_dir()]
     parts = {part: read_part(path / part, part) for part in there}
     if scheduler := read_json(path / "scheduler" / "scheduler_config.json"):
@@ -144,8 +132,8 @@ def _read_folder(path: Path) -> Published:
 
 def read_part(path: Path, part: str) -> Part:
     """A network's folder, or its file; the configuration in a folder is checked."""
-    file, about = weights_file(path), path / "config.json"
-    return part_of(read_weights(file), part, check(PARTS[part][0], read_json(about), about), str(file))
+    config = read_stated(PARTS[part][0], path / "config.json")
+    return part_of(read_weights(file := weights_file(path)), part, config, str(file))
 
 
 def part_of(tensors: Tensors, part: str, config: dict, source: str) -> Part:
@@ -170,16 +158,16 @@ def _read_file(path: Path) -> Published:
                 warnings.warn(f"{path} does not say so, but {said}", stacklevel=4)
     if any(name.startswith("model_ema.") for name in whole):
         warnings.warn(f"{path}: its running average (model_ema) is not used, its weights are", stacklevel=4)
-    return Published(path, parts, known, {}, whole.get("alphas_cumprod"))
+    abar = whole["alphas_cumprod"].flatten().float() if "alphas_cumprod" in whole else ()
+    if not len(abar) or abar[0] < 0.5:  # some files have zeros there
+        return Published(path, parts, known, {})
+    return Published(path, parts, known | {"num_train_timesteps": len(abar)}, {}, abar)
 
 
 # What the .yaml of the original program beside a file states, in the words of diffusers' configurations.
-YAML: dict[str, tuple[str, type]] = {
-    "prediction_type": (r"parameterization: *[\"']?(\w+)", str),
-    "beta_schedule": (r"beta_schedule: *[\"']?(\w+)", str),
-    "beta_start": (r"linear_start: *([\d.e-]+)", float),
-    "beta_end": (r"linear_end: *([\d.e-]+)", float), "num_train_timesteps": (r"\btimesteps: *(\d+)", int),
-    "scaling_factor": (r"\bscale_factor: *([\d.e-]+)", float),
+YAML = {
+    "parameterization": "prediction_type", "beta_schedule": "beta_schedule", "linear_start": "beta_start",
+    "linear_end": "beta_end", "timesteps": "num_train_timesteps", "scale_factor": "scaling_factor",
 }  # fmt: skip
 THEIRS = {"v": "v_prediction", "eps": "epsilon", "x0": "sample",
           "linear": "scaled_linear", "sqrt_linear": "linear"}  # fmt: skip
@@ -189,24 +177,26 @@ def _known_of(path: Path, whole: Tensors) -> dict:
     """What marker keys, the header, and a .yaml beside a file tell, in the words of configurations."""
     about = path.with_suffix(".yaml")
     text = read_text(about) if about.is_file() else ""
-    said = {"prediction_type": read_metadata(path).get("modelspec.prediction_type")}
-    said |= {key: at[1] for key, (find, _) in YAML.items() if (at := re.search(find, text))}
-    said |= {"prediction_type": "v"} if "v_pred" in whole else {}
+    said = re.findall(rf"\b({'|'.join(YAML)}): *[\"']?([-+.\w]+)", text)[::-1]  # the first counts
+    known = {"prediction_type": read_metadata(path).get("modelspec.prediction_type")}
     with files.named_as(str(about), ValueError):
-        known = {key: THEIRS.get(value) or YAML[key][1](value) for key, value in said.items() if value}
+        for key, value in said:
+            kind = str if value.isidentifier() else int if value.isdigit() else float
+            known[YAML[key]] = kind(value)
+    known |= {"prediction_type": "v"} if "v_pred" in whole else {}
+    known = {key: THEIRS.get(value, value) for key, value in known.items() if value not in (None, "")}
     if "scale_factor" in whole and whole["scale_factor"].numel() == 1:
         known["scaling_factor"] = float(whole["scale_factor"])
     return known | ({"rescale_betas_zero_snr": True} if "ztsnr" in whole else {})
 
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model", "open_clip_model", "open_clip_pytorch_model")
-# NAME[.VARIANT].safetensors or .bin, or NAME.safetensors.index[.VARIANT].json of one in several parts
-WEIGHTS = rf"({'|'.join(STEMS)})(?:\.(\w+))?\.(safetensors|bin)(\.index(?:\.(\w+))?\.json)?"
-VARIANTS = (None, "fp16", "bf16")  # the order in which they are taken, others behind them
+# [.VARIANT].safetensors or .bin, or .safetensors.index[.VARIANT].json of one in several parts
+ENDINGS = r"(?:\.(\w+))?\.(safetensors|bin)(\.index(?:\.(\w+))?\.json)?"
 
 
-def weights_file(path: Path) -> Path:
-    """A file itself; of a folder the file with its tensors, or the index of several.
+def weights_file(path: Path, stems: tuple[str, ...] = STEMS) -> Path:
+    """A file itself; of a folder the file with its tensors, or the index of several, of one of these names.
 
     Takes safetensors before torch files, and full precision before half.  Raises WeightsError when there is
     none.
@@ -215,13 +205,12 @@ def weights_file(path: Path) -> Path:
         return files.existing(path)
 
     def order(match: re.Match) -> tuple:
-        variant = match[2] or match[5]
-        known = VARIANTS.index(variant) if variant in VARIANTS else len(VARIANTS)
-        return match[3] == "bin", known, not match[4]
+        variant = match[1] or match[4]
+        return match[2] == "bin", variant is not None, variant != "fp16", not match[3]
 
     here = sorted(file.name for file in path.iterdir() if file.is_file())
-    if not (found := [match for name in here if (match := re.fullmatch(WEIGHTS, name))]):
-        expected = f"expected {STEMS[0]}.safetensors, or another of its names and endings"
+    if not (found := [m for name in here if (m := re.fullmatch(rf"(?:{'|'.join(stems)}){ENDINGS}", name))]):
+        expected = f"expected {stems[0]}.safetensors, or another of its names and endings"
         raise WeightsError(f"there are no weights in {path}: {expected}; it has {first_names(here)}")
     return path / min(found, key=order)[0]
 
@@ -244,15 +233,13 @@ def unet_sizes(part: Part, family: Family) -> UNetConfig:
     down, up = _depths(part, "down"), _depths(part, "up")[::-1]
     keys, added = part.ending("cross_attn.k.weight"), part.ending("added.fc1.weight")
     size_width = config.get("addition_time_embed_dim") or 256
-    sizes = UNetConfig(
+    return UNetConfig(
         channels, tuple(depths[0] for depths in down), part.count(r"mid\.layers\.0\.attn\.blocks\.(\d+)\."),
         context_width=keys[1] if keys else 0, res_blocks=len(down[0]), heads=heads, head_width=head_width,
         use_linear_projection=len(part.ending(PROJECTION)) == 2, groups=config.get("norm_num_groups") or 32,
         pooled_width=added[1] - 6 * size_width if added else None, size_width=size_width,
-        mid_blocks=part.count(r"mid\.layers\.(\d+)\."),
+        mid_blocks=part.count(r"mid\.layers\.(\d+)\."), down=down, up=up,
     )  # fmt: skip
-    regular = (sizes.layers(None, 0), sizes.layers(None, 1)) == (down, up)
-    return sizes if regular else replace(sizes, down=down, up=up)
 
 
 def _depths(part: Part, way: str) -> tuple[tuple[int, ...], ...]:

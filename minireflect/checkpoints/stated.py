@@ -10,11 +10,13 @@ value that the library takes then (ABSENT).  docs/checkpoints.md shows all.
 
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from ..models.tokenizer import BEGIN_TEXT, END_TEXT
 from ..ranges import Count, Natural, Refusal, expect
-from .files import WeightsError, named_as
+from .files import WeightsError, named_as, read_json
+from .names import ORIGINAL
 
 
 class Rule(NamedTuple):
@@ -30,11 +32,11 @@ UNKNOWN = Rule("refused", "minireflect does not know this key", NOTHING)
 
 def table(read: str = "", harmless: str = "", **only: object) -> Table:
     """Rules of keys; `only` has the value that a key must have, or a tuple of them."""
-    rules = {key: Rule("read") for key in read.split()} | {key: Rule("harmless") for key in harmless.split()}
+    rules = {key: Rule("read") for key in read.split()}
     for key, values in only.items():
         values = values if isinstance(values, tuple) else (values,)
         rules[key] = Rule(rules.get(key, UNKNOWN).what, f"supported: {', '.join(map(repr, values))}", values)
-    return rules
+    return rules | {key: Rule("harmless") for key in harmless.split()}
 
 
 def refused(why: str, keys: str) -> Table:
@@ -50,42 +52,39 @@ TYPES = {key: kind for kind, keys in {
     int | None: "norm_num_groups addition_time_embed_dim eos_token_id steps_offset",
     float: "beta_start beta_end", float | None: "scaling_factor shift_factor lora_alpha model_max_length",
     dict[str, float] | None: "alpha_pattern rank_pattern",
-    str: "beta_schedule", str | None: "hidden_act prediction_type timestep_spacing final_sigmas_type",
+    str | None: "beta_schedule hidden_act prediction_type timestep_spacing final_sigmas_type",
     bool | None: "rescale_betas_zero_snr force_zeros_for_empty_prompt set_alpha_to_one use_rslora",
     list | None: "unet vae text_encoder text_encoder_2 scheduler",
     dict | None: "text_config vision_config model_cfg text_cfg vision_cfg preprocess_cfg",
     list[float] | None: "image_mean image_std mean std latents_mean latents_std",
 }.items() for key in keys.split()}
-ABOUT = ("_diffusers_version _name_or_path _use_default_values _commit_hash _auto_class transformers_version "
-         "torch_dtype dtype architectures ")
+ABOUT = "_.* transformers_version torch_dtype dtype architectures "  # diffusers ignores what begins with _
 # What transformers writes into every configuration, most of it for models that write text.
-GENERIC = ABOUT + """initializer_range initializer_factor attention_dropout dropout logit_scale_init_value
-    bos_token_id pad_token_id sep_token_id decoder_start_token_id torchscript return_dict use_cache
-    output_attentions output_hidden_states use_bfloat16 tf_legacy_loss pruned_heads chunk_size_feed_forward
-    is_decoder is_encoder_decoder add_cross_attention tie_encoder_decoder tie_word_embeddings problem_type
-    cross_attention_hidden_size max_length min_length do_sample early_stopping num_beams num_beam_groups
-    diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
-    encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores return_dict_in_generate
-    forced_bos_token_id forced_eos_token_id remove_invalid_values exponential_decay_length_penalty prefix
-    suppress_tokens begin_suppress_tokens finetuning_task id2label label2id tokenizer_class num_channels
-    task_specific_params gradient_checkpointing _attn_implementation.* hidden_size vocab_size image_size
-    patch_size projection_dim intermediate_size max_position_embeddings text_config_dict vision_config_dict"""
+GENERIC = ABOUT + """initializer_(range|factor) attention_dropout dropout logit_scale_init_value torchscript
+    (bos|pad|sep|decoder_start|forced_bos|forced_eos)_token_id return_dict.* use_cache pruned_heads prefix
+    output_(attentions|hidden_states|scores) use_bfloat16 tf_legacy_loss chunk_size_feed_forward problem_type
+    add_cross_attention cross_attention_hidden_size tie_.* (max|min)_length do_sample early_stopping
+    num_(beams|beam_groups|return_sequences|channels) temperature top_k top_p typical_p is_.*decoder
+    .*_penalty .*no_repeat_ngram_size bad_words_ids remove_invalid_values .*suppress_tokens finetuning_task
+    id2label label2id tokenizer_class task_specific_params gradient_checkpointing (text|vision)_config_dict
+    (hidden|vocab|image|patch|intermediate)_size projection_dim max_position_embeddings"""
 GELU = ("quick_gelu", "gelu")
 YES = (True, None)
 TEXT = table("num_hidden_layers num_attention_heads eos_token_id hidden_act", GENERIC, hidden_act=GELU,
              layer_norm_eps=1e-5, model_type=("clip_text_model", "clip"))
 VISION = table("num_hidden_layers num_attention_heads hidden_act", f"{GENERIC} eos_token_id", hidden_act=GELU,
                layer_norm_eps=1e-5, model_type=("clip_vision_model", "clip"))
-SAMPLERS = """solver_order algorithm_type solver_type lower_order_final euler_at_final use_karras_sigmas
-    use_exponential_sigmas use_beta_sigmas use_lu_lambdas lambda_min_clipped variance_type predict_x0 solver_p
-    disable_corrector skip_prk_steps clip_sample_range sample_max_value dynamic_thresholding_ratio sigma_min
-    sigma_max interpolation_type flow_shift time_shift_type noise_sampler_seed use_noise_sampler """
+SAMPLERS = """solver_(order|type|p) algorithm_type lower_order_final euler_at_final lambda_min_clipped
+    use_(karras|exponential|beta)_sigmas use_lu_lambdas variance_type predict_x0 disable_corrector flow_shift
+    clip_sample_range sample_max_value dynamic_thresholding_ratio sigma_(min|max) interpolation_type
+    time_shift_type skip_prk_steps noise_sampler_seed use_noise_sampler """
 DISCRETE = """DDIM DDPM PNDM LMSDiscrete EulerDiscrete EulerAncestralDiscrete HeunDiscrete KDPM2Discrete
     KDPM2AncestralDiscrete DPMSolverMultistep DPMSolverSinglestep DPMSolverSDE UniPCMultistep DEISMultistep"""
 FLOW = "a flow model: its network predicts a velocity between noise and picture, not noise"
 EDM = "an EDM model: its network is scaled by sigma_data, and knows noise levels and not times"
 DISTILLED = "a consistency model: its network is made for a sampler of its own"
-BLOCKS = ["DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"]
+REFINER = "SDXL's refiner, which only finishes the pictures of another model"
+BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D")
 KINDS: dict[str, Table] = {
     "model_index.json": {
         r"_class_name": Rule("refused", "not a pipeline that draws from a prompt alone", (
@@ -96,54 +95,47 @@ KINDS: dict[str, Table] = {
             "feature_extractor add_watermarker watermark requires_aesthetics_score"),
     "scheduler": {
         r"_class_name": Rule("refused", "EDM, flow and consistency models need samplers of their own", (
-            None, *(f"{name}Scheduler" for name in DISCRETE.split()))),
-        "sigma_data": Rule("refused", EDM, (None,))}
+            None, *(f"{name}Scheduler" for name in DISCRETE.split())))}
     | table("num_train_timesteps beta_start beta_end beta_schedule prediction_type timestep_spacing "
             "steps_offset set_alpha_to_one rescale_betas_zero_snr final_sigmas_type", ABOUT + SAMPLERS,
             beta_schedule=("scaled_linear", "linear"), trained_betas=None, thresholding=(False, None),
             timestep_spacing=("leading", "trailing", "linspace"), clip_sample=(False, None),
             final_sigmas_type=("zero", None), timestep_type=("discrete", None),
             prediction_type=("epsilon", "v_prediction", "sample"))
-    | refused(FLOW, "use_flow_sigmas shift use_dynamic_shifting base_shift max_shift base_image_seq_len "
-              "max_image_seq_len invert_sigmas shift_terminal stochastic_sampling")
-    | refused(DISTILLED, "original_inference_steps timestep_scaling"),
+    | refused(FLOW, "use_flow_sigmas .*shift.* .*_image_seq_len invert_sigmas stochastic_sampling")
+    | refused(DISTILLED, "original_inference_steps timestep_scaling") | refused(EDM, "sigma_data"),
     "UNet": table(
         "attention_head_dim num_attention_heads norm_num_groups addition_time_embed_dim sample_size",
-        ABOUT + "block_out_channels layers_per_block cross_attention_dim transformer_layers_per_block "
-        "reverse_transformer_layers_per_block use_linear_projection upcast_attention dropout in_channels "
-        "out_channels projection_class_embeddings_input_dim addition_embed_type_num_heads "
-        "mid_block_only_cross_attention",
+        ABOUT + "(in|out|block_out)_channels .*layers_per_block cross_attention_dim use_linear_projection "
+        "upcast_attention dropout projection_class_embeddings_input_dim addition_embed_type_num_heads "
+        "mid_block_only_cross_attention", down_block_types=BLOCKS, up_block_types=BLOCKS,
         _class_name="UNet2DConditionModel", act_fn=("silu", "swish"), flip_sin_to_cos=True, freq_shift=0,
-        center_input_sample=False, norm_eps=1e-5, class_embed_type=None, num_class_embeds=None,
-        resnet_time_scale_shift="default", encoder_hid_dim=None, encoder_hid_dim_type=None,
-        mid_block_scale_factor=1, downsample_padding=1, dual_cross_attention=False, conv_in_kernel=3,
-        only_cross_attention=(False, None), time_embedding_type="positional", time_embedding_dim=None,
-        time_embedding_act_fn=None, timestep_post_act=None, addition_embed_type=(None, "text_time"),
-        resnet_skip_time_act=False, resnet_out_scale_factor=(1.0, None), attention_type="default",
-        class_embeddings_concat=False, cross_attention_norm=None, conv_out_kernel=3,
+        norm_eps=1e-5, resnet_time_scale_shift="default", mid_block_scale_factor=1, downsample_padding=1,
+        conv_in_kernel=3, conv_out_kernel=3, time_embedding_type="positional", attention_type="default",
+        addition_embed_type=(None, "text_time"), resnet_out_scale_factor=(1.0, None),
         mid_block_type=("UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None))
-    | {"(down|up)_block_types": Rule("refused", f"supported: {', '.join(BLOCKS)}", tuple(BLOCKS)),
-       "time_cond_proj_dim": Rule("refused", DISTILLED, (None,))},
+    | refused("no UNet of Stable Diffusion has it", """center_input_sample class_embed_type num_class_embeds
+              class_embeddings_concat encoder_hid_dim encoder_hid_dim_type dual_cross_attention
+              only_cross_attention cross_attention_norm time_embedding_dim time_embedding_act_fn
+              timestep_post_act resnet_skip_time_act""") | refused(DISTILLED, "time_cond_proj_dim"),
     "VAE": table(
         "scaling_factor shift_factor latents_mean latents_std norm_num_groups",
         ABOUT + "block_out_channels layers_per_block in_channels out_channels latent_channels sample_size "
         "force_upcast mid_block_add_attention", _class_name="AutoencoderKL", act_fn=("silu", "swish"),
         use_quant_conv=True, use_post_quant_conv=True,
         down_block_types="DownEncoderBlock2D", up_block_types="UpDecoderBlock2D"),
-    "text encoder": TEXT,
     "CLIP": table("text_config vision_config", GENERIC, model_type="clip"),
-    "CLIP's text_config": TEXT,
-    "CLIP's vision_config": VISION,
+    "text encoder": TEXT, "CLIP's text_config": TEXT, "CLIP's vision_config": VISION,
     "preprocessor": table(
         "image_mean image_std", "crop_size size do_convert_rgb do_pad image_processor_type processor_class "
-        "feature_extractor_type _.*_class _valid_processor_keys data_format input_data_format device "
-        "return_tensors default_to_square disable_grouping pad_size image_seq_length",
+        "feature_extractor_type data_format input_data_format device return_tensors default_to_square "
+        "disable_grouping pad_size image_seq_length " + ABOUT,
         rescale_factor=1 / 255, resample=(3, None), do_resize=YES, do_center_crop=YES, do_rescale=YES,
         do_normalize=YES),
     "tokenizer": table(
         "pad_token added_tokens_decoder model_max_length", "unk_token add_prefix_space errors name_or_path "
         "special_tokens_map_file clean_up_tokenization_spaces use_fast processor_class "
-        "additional_special_tokens extra_special_tokens __type backend is_local local_files_only "
+        "additional_special_tokens extra_special_tokens backend is_local local_files_only "
         "add_.*_token " + ABOUT, do_lower_case=YES, padding_side=("right", None),
         truncation_side=("right", None), bos_token=(BEGIN_TEXT, None), eos_token=(END_TEXT, None),
         tokenizer_class=("CLIPTokenizer", "CLIPTokenizerFast", "TokenizersBackend", None)),
@@ -159,25 +151,26 @@ KINDS: dict[str, Table] = {
         pool_type="tok", pos_embed_type="learnable", norm_kwargs=({},), act_kwargs=({},)),
     "open_clip's preprocess_cfg": table(
         "mean std", "size fill_color", mode="RGB", interpolation="bicubic", resize_mode=("shortest", None)),
-    "single file": {
-        r"model\.diffusion_model\..*|first_stage_model\..*|cond_stage_model\..*": Rule("read"),
-        r"conditioner\.embedders\.[01]\..*": Rule("read"),
+    "single file": {f"{re.escape(prefix)}.*": Rule("read") for prefix in ORIGINAL} | {
         r"v_pred|ztsnr|alphas_cumprod|scale_factor": Rule("read"),
         # the schedule's other tables, which follow from the first, and the last state of a training
         r"(alphas|betas|sqrt|log_one_minus|posterior|lvlb)\w*|logvar|denoiser\..*": Rule("harmless"),
         r"model_ema\..*|model\.diffusion_model": Rule("harmless"),
+        # ComfyUI writes them of encoders that project nothing
+        r"(cond_stage_model|conditioner\.embedders\.0)\.(logit_scale|text_projection)": Rule("harmless"),
+        r"conditioner\.embedders\.0\.model\..*": Rule("refused", REFINER),
         r"edm_mean|edm_std|edm_vpred\..*": Rule("refused", EDM),
         r"scaled_fp8": Rule("refused", "its float8 weights have scales beside them; use another precision"),
         r"text_encoders\..*|model\.(transformer|joint_blocks)\..*": Rule("refused", "Stable Diffusion 3"),
         r"embedding_manager\..*|bundle_emb\..*": Rule("refused", "learnt words beside the text encoder"),
     },
     "LoRA": {
-        r".*\.alpha": Rule("read"),
         r".*hada_.*": Rule("refused", "a LoHa, not a LoRA: a product of two low-rank differences"),
         r".*lokr_.*": Rule("refused", "a LoKr, not a LoRA: a Kronecker product"),
         r".*(dora_scale|lora_magnitude_vector.*)": Rule("refused", "a DoRA: a LoRA with column lengths"),
         r".*lora_mid\..*": Rule("refused", "a convolution LoRA (LoCon)"),
         r".*oft_.*|.*\.(on_input|a1|a2|b1|b2)\..*": Rule("refused", "neither LoRA nor read: OFT, IA3, GLoRA"),
+        r".*\.alpha": Rule("read"),
         r".*\.(diff(_b)?|w_norm|b_norm)|.*lora_.*\.bias": Rule("refused", "a difference of full rank"),
         r"bundle_emb\..*|emb_params|string_to_param": Rule("refused", "learnt words; only LoRA is read"),
         r".*lora(\.|_)(A|B|down|up)\b.*|.*\.lora_linear_layer\.(down|up)\.weight": Rule("read"),
@@ -197,8 +190,7 @@ ABSENT: dict[str, dict] = {
     "scheduler": {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear", "steps_offset": 0,
                   "num_train_timesteps": 1000, "prediction_type": "epsilon", "timestep_spacing": "linspace",
                   "set_alpha_to_one": True},
-    "DDIMScheduler": {"timestep_spacing": "leading", "clip_sample": True},
-    "DDPMScheduler": {"timestep_spacing": "leading", "clip_sample": True},
+    **{f"{name}Scheduler": {"timestep_spacing": "leading", "clip_sample": True} for name in ("DDIM", "DDPM")},
     "PNDMScheduler": {"timestep_spacing": "leading", "set_alpha_to_one": False},
     **{f"{name}Scheduler": {"beta_start": 0.00085, "beta_end": 0.012}
        for name in ("HeunDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete")},
@@ -231,6 +223,11 @@ def check(kind: str, values: Mapping[str, object], source: object) -> dict:
             said = f"has {key}" if value is key else f"asks for {key} = {value!r}"
             raise WeightsError(f"{source} {said[:150]}, which is refused: {rule.why}")
     return values
+
+
+def read_stated(kind: str, path: Path) -> dict:
+    """A configuration file, checked; empty if there is none.  Raises WeightsError as `check`."""
+    return check(kind, read_json(path), path)
 
 
 def rule_of(kind: str, key: str) -> Rule:

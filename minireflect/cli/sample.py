@@ -144,12 +144,9 @@ def sample_rlrig(args: SampleOptions, prompts: list[str]) -> Said:
     loop = LoopConfig(args.rounds, steps=args.steps, guidance=args.guidance)
     parts = load_parts(weights_folder(args.weights or RIG))
     rows = showcase.edit_strip(parts, graphs, loop, args.seed, args.out)
-    names = ["drawn", *(f"edit {k}" for k in range(1, loop.rounds + 1))]
-
-    def line(name: str, cell: showcase.Cell) -> str:
-        return f"{name}: {'right' if cell[2] else 'wrong'}; {cell[1]}".replace("\n", " ")
-
-    return [g.sentence for g in graphs], [list(map(line, names, row)) for row in rows]
+    found = [[f"{'right' if right else 'wrong'}; {said}" for _, said, right in row] for row in rows]
+    lines = [[f"{f'edit {k}' if k else 'drawn'}: {said}" for k, said in enumerate(row)] for row in found]
+    return [g.sentence for g in graphs], [[line.replace("\n", " ") for line in row] for row in lines]
 
 
 def sample_reasongen(args: SampleOptions, prompts: list[str]) -> Said:

@@ -95,12 +95,9 @@ def train(config: Config) -> None:
     except FAILURES as error:
         if isinstance(error, RuntimeError) and not lacks_memory(error):
             raise
-        first = error
-        while isinstance(error, FloatingPointError) and isinstance(first.__context__, FloatingPointError):
-            first = first.__context__  # what was saved on the way out was not finite either
         if isinstance(error, FloatingPointError):
             hint = "the last good state is kept; try a lower learning rate in another --out"
-            raise Unfinished(f"{first}, in {run.at}; {hint}") from error
+            raise Unfinished(f"{error}, in {run.at}; {hint}") from error
         if run.abandon() or isinstance(error, ValueError):
             raise
         said = f"{sentence(error)}, in {run.at}; what was saved before is kept, go on with --resume"

@@ -14,7 +14,6 @@ Differs from diffusers: alpha-bar is accumulated in float64 before it is stored 
 number for number, including one oddity of where a step lands (see `Schedule.table`).
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,8 +49,7 @@ class ScheduleConfig(Checked):
     # start noise of trailing and linspace has the standard deviation sqrt(1 - abar) of its level
     euler: bool = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def require(self) -> None:
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise ValueError(f"betas must satisfy 0 < {self.beta_start} <= {self.beta_end} < 1")
 
@@ -77,9 +75,6 @@ class StepTable:
         if not isinstance(part, slice) or part.step not in (None, 1):
             raise TypeError(f"a table is sliced as table[i:j], got table[{part!r}]")
         return StepTable(self.t[part], self.t_prev[part], self.abar[part], self.abar_prev[part])
-
-    def __iter__(self) -> Iterator["StepTable"]:
-        return (self[i : i + 1] for i in range(len(self)))
 
     def sigma(self, eta: float) -> Tensor:
         """Standard deviation of the fresh noise of every step, [S].

@@ -112,8 +112,7 @@ def load_base(config: FinetuneConfig, device: torch.device) -> LatentDiffusion:
     size = config.size[0] if config.size and len(config.size) == 1 else config.size
     if isinstance(size, tuple) and len(size) != 2:
         raise ValueError(f"--size takes one number, or height and width; got {size}")
-    given = Given(dtype, config.tokenizer, config.prediction, size, config.vae)
-    pipe = load_checkpoint(config.base, given)
+    pipe = load_checkpoint(config.base, Given(dtype, config.tokenizer, config.prediction, size, config.vae))
     if isinstance(pipe.tokenizer, NoVocabulary):
         pipe.tokenizer([""])  # raises, and says what to give
     pipe.micro_batch, pipe.negative, pipe.clip_skip = config.micro_batch, config.negative, config.clip_skip

@@ -87,8 +87,7 @@ class LearnConfig(Checked):
     # ppo: weight of the KL per dimension
     kl: Weight = 0.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def require(self) -> None:
         if self.objective != "ppo" and self.kl > 0:
             raise ValueError(f"kl belongs to the objective ppo; {self.objective} has pull")
 

@@ -84,8 +84,7 @@ class ReasonRLConfig(TokenConfig):
     # compute the recalled loss in bfloat16
     bf16: bool = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def require(self) -> None:
         if (n := self.prompts_per_iteration) < self.updates:
             raise ValueError(f"prompts_per_iteration must be at least updates = {self.updates}, got {n}")
 

@@ -173,8 +173,7 @@ def load_parts(
 def generate(pipe: LatentDiffusion, graphs: Graphs, config: LoopConfig, generator: Generator) -> Tensor:
     """Round 0.  -> (b c h w) latents"""
     eps = pipe.eps([g.sentence for g in graphs])(config.guidance)
-    x_T = pipe.noise(len(graphs), generator)
-    return last(denoise(eps, x_T, pipe.table(config.steps), ETA, generator))
+    return last(denoise(eps, pipe.noise(len(graphs), generator), pipe.table(config.steps), ETA, generator))
 
 
 def edit(
@@ -309,8 +308,7 @@ class RLRIGConfig(TokenConfig):
     # how the editor learns
     editor: LearnConfig = EDITOR
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def require(self) -> None:
         if not self.loop.edit_steps:
             raise ValueError("training needs an edit of at least one step: loop.steps, loop.t-star")
 
@@ -399,8 +397,7 @@ def as_rollout(editor: LatentDiffusion, rounds: list[Edits], config: RLRIGConfig
     texts = [text for r in rounds for text in r.prompts[:: r.group]]
     out = Rollout(texts, editor.embed(texts))
     tail = config.loop.reflection.tail(editor.table(config.loop.steps))
-    all_rows = torch.arange(len(texts))
-    for r, rows in zip(rounds, all_rows.split([len(r.rows) for r in rounds])):
+    for r, rows in zip(rounds, torch.arange(len(texts)).split([len(r.rows) for r in rounds])):
         rewards = r.rewards if config.editor.objective != "regress" else r.after.all_hold.view_as(r.rewards)
         x = r.path.latents[:: r.group, 0]
         out.rounds.append(Round(rows, x, tail, tail.sigma(ETA), r.path, r.images, rewards.cpu()))

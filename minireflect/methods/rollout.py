@@ -65,8 +65,7 @@ class RolloutConfig(Checked):
     # number of last steps that are trained, in turn
     suffixes: tuple[Count, ...] = ()
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def require(self) -> None:
         if any(s > self.steps for s in self.suffixes):
             raise ValueError(f"suffixes {self.suffixes} must lie between 1 and steps = {self.steps}")
 

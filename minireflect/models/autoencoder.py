@@ -64,8 +64,7 @@ class AutoencoderConfig(Checked):
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def require(self) -> None:
         require_levels(self.channels, groups=self.groups)
 
     @property
@@ -196,8 +195,7 @@ class VQConfig(Checked):
     dimensions: Several = 8  # d, of an entry
     beta: Weight = 0.25  # weight of the commitment, van den Oord's
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def require(self) -> None:
         require_levels((self.width,), groups=self.groups)
 
 

@@ -77,8 +77,7 @@ class VisionConfig(Checked):
     std: tuple[float, ...] = (1.0, 1.0, 1.0)  # of the pictures in [-1, 1], per colour; divided by
     init_std: Positive = 0.02  # of the position embeddings before training; CLIP's own
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def require(self) -> None:
         require_multiple("size", self.size, "patch", self.patch)
         if self.stem and (made := stem_patch(self.stem)) != self.patch:
             halvings = f"{len(self.stem)} + 1 halvings"

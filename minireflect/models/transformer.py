@@ -50,8 +50,7 @@ class TransformerConfig(Checked):
     heads: Size = 4
     hidden: Size = 256  # of the MLP; Llama takes 8/3 of the width
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def require(self) -> None:
         if self.width % self.heads or self.width // self.heads % 2:
             raise ValueError(f"width {self.width} is not an even multiple of heads {self.heads}")
 

@@ -54,8 +54,7 @@ class UNetConfig(Checked):
     up: tuple[tuple[Depth, ...], ...] | None = None
     mid_blocks: Depth = 2
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def require(self) -> None:
         if (levels := len(self.channels)) != len(self.depths):
             raise ValueError(f"{levels} channels but {len(self.depths)} depths: one of each per level")
         if (self.heads is None) == (self.head_width is None):
@@ -119,8 +118,7 @@ class UNet(nn.Module):
 
         self.time = mlp(first, config.time_width)
         if config.pooled_width is not None:
-            added_width = config.pooled_width + config.size_count * config.size_width
-            self.added = mlp(added_width, config.time_width)
+            self.added = mlp(config.pooled_width + config.size_count * config.size_width, config.time_width)
         self.conv_in = nn.Conv2d(config.in_channels, first, 3, padding=1)
         if config.side is not None:
             self.where = nn.Parameter(torch.zeros(first, config.side, config.side))

@@ -94,8 +94,7 @@ class VQTraining(Training):
     # entries of the colour codebook
     colors: Count = 256
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def require(self) -> None:
         if self.batch % 2:
             raise ValueError(f"batch must be even, each picture comes with its twin, got {self.batch}")
 

@@ -84,8 +84,7 @@ def caption_reward(matcher: Matcher, tokenizer: Tokenizer, batch: int = 256) -> 
 def load_matcher(path: Path, device: torch.device | str) -> tuple[Matcher, Tokenizer]:
     """A matcher and its own vocabulary, from the file that a training wrote."""
     matcher, about = load_module(path, Matcher)
-    words = words_of(path, about, matcher.config.length, matcher.config.vocabulary)
-    return matcher.to(device), words
+    return matcher.to(device), words_of(path, about, matcher.config.length, matcher.config.vocabulary)
 
 
 def load_reward(path: str | Path | None = None, device: torch.device | str = "cpu") -> Reward:
@@ -116,8 +115,7 @@ def verdicts(images: Tensor, prompts: list[Prompt]) -> Tensor:
 
     Shapes: images (b 3 64 64), b prompts -> (b)
     """
-    readings = inspect_all(images)
-    return torch.tensor([float(p.fulfilled_by(r)) for p, r in zip(prompts, readings)])
+    return torch.tensor([float(p.fulfilled_by(r)) for p, r in zip(prompts, inspect_all(images))])
 
 
 def clip_reward(clip: CLIP, tokenizer: BytePairs, scaled: bool = False, batch: int = 32) -> Reward:

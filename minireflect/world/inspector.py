@@ -108,17 +108,16 @@ def _verify(pixels: np.ndarray, scene: Scene, others: list[Scene]) -> Reading:
     signed = _blocks(rendered - pixels)  # (16 16 3)
     off = np.abs(signed).max(axis=2)  # (16 16)
     band = np.abs(sliding_window_view(signed, (2, 8), axis=(0, 1)).mean(axis=(3, 4))).max()
-    residual, mean, far = float(off.max()), off.mean(), ""
+    residual, mean = float(off.max()), off.mean()
     y, x = (4 * int(v) for v in np.unravel_index(off.argmax(), off.shape))
-    if residual > TOLERANCE:
-        far = f"the 4x4 pixels at x {x}, y {y} are {residual:.2f} off, at most {TOLERANCE} is allowed"
-    elif band > BAND_TOLERANCE:
-        far = f"8 rows of 32 pixels are {band:.3f} off on average, at most {BAND_TOLERANCE} is allowed"
-    elif mean > MEAN_TOLERANCE:
-        far = f"it is {mean:.3f} off on average, at most {MEAN_TOLERANCE} is allowed"
-    if far:
-        why = f"no scene explains the picture: nearest is {caption(scene)!r}, but {far}"
-        return Reading(None, residual, why, (x, y))
+    for value, most, where in (
+        (residual, TOLERANCE, f"the 4x4 pixels at x {x}, y {y} are {residual:.2f} off"),
+        (band, BAND_TOLERANCE, f"8 rows of 32 pixels are {band:.3f} off on average"),
+        (mean, MEAN_TOLERANCE, f"it is {mean:.3f} off on average"),
+    ):
+        if value > most:
+            far = f"nearest is {caption(scene)!r}, but {where}, at most {most} is allowed"
+            return Reading(None, residual, f"no scene explains the picture: {far}", (x, y))
     for other in others:
         way = (_float_pixels(other) - rendered).ravel()
         if (pixels - rendered).ravel() @ way > HALFWAY * (way @ way):

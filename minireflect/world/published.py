@@ -16,6 +16,7 @@ counts if any two of the named objects are so related.
 
 import csv
 import json
+import re
 from collections import Counter
 from operator import index
 from pathlib import Path
@@ -41,11 +42,10 @@ def read_graphs(text: str) -> list[SceneGraph]:
         written = read_text(text).strip()
     except (OSError, Refusal) as error:
         raise GraphError(f"cannot read {text}: {getattr(error, 'strerror', None) or error}") from None
-    lines = written.splitlines()
-    if len(lines) < 2 or not (lines[0].startswith("{") and lines[0].endswith("}")):
+    if not re.match(r"{.*}\r?\n", written):
         return [from_laion_sg(written)]
     graphs = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(written.splitlines(), 1):
         try:
             graphs += [from_laion_sg(line)] if line.strip() else []
         except GraphError as error:

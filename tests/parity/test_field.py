@@ -282,6 +282,11 @@ def test_the_yaml_beside_a_file_is_read(tmp_path: Path) -> None:
     file = save_original(theirs, "sd1", tmp_path / "one.safetensors")
     file.with_suffix(".yaml").write_text(YAML)
     assert off(theirs, load_checkpoint(file, Given(tokenizer=tmp_path / "words", image_size=32))) < 1e-3
+    file.with_suffix(".yaml").write_text(
+        "linear_start: 8.5E-4\nlinear_end: +.012\nlinear_end: 1"
+    )  # the first
+    found = load_checkpoint(file).schedule.config
+    assert (found.beta_start, found.beta_end) == (0.00085, 0.012)
     file.with_suffix(".yaml").write_text("beta_schedule: sqrt_linear")  # "linear" is diffusers' scaled_linear
     assert load_checkpoint(file).schedule.config.beta_schedule == "linear"
     for text, told in {
@@ -291,6 +296,21 @@ def test_the_yaml_beside_a_file_is_read(tmp_path: Path) -> None:
         file.with_suffix(".yaml").write_text(text)
         with pytest.raises(WeightsError, match=told):
             load_checkpoint(file)
+
+
+def test_every_tensor_of_a_single_file_is_of_a_part_or_named(tmp_path: Path) -> None:
+    whole = load_file(save_original(theirs_of("sd1", tmp_path), "sd1", tmp_path / "one.safetensors"))
+    table = DDIMScheduler(**SD, num_train_timesteps=500).alphas_cumprod
+    one = {"cond_stage_model.logit_scale": torch.ones(()), "alphas_cumprod": table}
+    save_file(whole | one, tmp_path / "comfy.safetensors")
+    assert load_checkpoint(tmp_path / "comfy.safetensors").schedule.config.train_steps == 500
+    for name, told in {
+        "cond_stage_model.roberta.pooler.weight": r"belong to no part: cond_stage_model\.roberta",
+        "conditioner.embedders.0.model.ln_final.bias": "which is refused: SDXL's refiner",
+    }.items():
+        save_file(whole | {name: torch.ones(2)}, tmp_path / "odd.safetensors")
+        with pytest.raises(WeightsError, match=told):
+            load_checkpoint(tmp_path / "odd.safetensors")
 
 
 def test_a_unet_that_writes_a_variance_is_refused(tmp_path: Path) -> None:

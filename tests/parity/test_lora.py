@@ -10,9 +10,9 @@ from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import nn
 
-from minireflect.checkpoints.files import new_names
+from minireflect.checkpoints.files import WeightsError, new_names
 from minireflect.checkpoints.load import load_checkpoint
-from minireflect.checkpoints.lora import load_lora, save_lora
+from minireflect.checkpoints.lora import load_lora, read_lora, save_lora
 from minireflect.checkpoints.names import DIFFUSERS_UNET, TO_DIFFUSERS
 from minireflect.checkpoints.ours import describe
 from minireflect.models.lora import LoRAConfig, add_lora
@@ -105,3 +105,39 @@ def test_we_draw_the_same_picture_with_a_lora_of_peft(form: str, tmp_path: Path)
     found = ours.generate(WORDS[:1], 4, 3.0, 0.0, latents=x_T) / 2 + 0.5
     assert (found - expected).abs().max() < 1e-3
     assert "a LoRA of 32 layers, rank 4" in describe(tmp_path / "lora.safetensors")
+
+
+LAYER = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+PAIR = {f"{LAYER}.lora_A.weight": torch.ones(4, 8), f"{LAYER}.lora_B.weight": torch.ones(8, 4)}
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1, 1, 1), (2,), (0,), (2, 3), (4, 2, 1, 1)])
+@pytest.mark.parametrize("kind", [torch.float32, torch.int64])
+def test_alpha_is_one_number_of_any_shape(shape: tuple[int, ...], kind: torch.dtype, tmp_path: Path) -> None:
+    """With several axes it is no third matrix; with several numbers it is refused in one sentence."""
+    save_file({**PAIR, f"{LAYER}.alpha": torch.full(shape, 2, dtype=kind)}, tmp_path / "lora.safetensors")
+    if torch.Size(shape).numel() == 1:
+        (found,) = read_lora(tmp_path / "lora.safetensors").values()
+        assert (found.A.shape, found.B.shape, found.scale) == ((4, 8), (8, 4), 2 / 4)
+        return
+    with pytest.raises(
+        WeightsError, match=r"to_q with .*; expected matrices of floats, and a number"
+    ) as error:
+        read_lora(tmp_path / "lora.safetensors")
+    assert f"alpha {shape} {kind}" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("alpha", [torch.tensor(2j), torch.tensor(float("nan")), float("inf")])
+def test_an_alpha_that_is_no_finite_number_is_refused(alpha: object, tmp_path: Path) -> None:
+    torch.save({**PAIR, f"{LAYER}.alpha": alpha}, tmp_path / "lora.bin")
+    with pytest.raises(WeightsError, match=r"alpha must be|alpha \(\) torch.complex64; expected"):
+        read_lora(tmp_path / "lora.bin")
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "pytorch_lora_weights.fp16.safetensors"])
+def test_a_folder_with_a_lora_is_read_and_inspected(name: str, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"no weights in .*: expected adapter_model"):
+        read_lora(tmp_path)
+    save_file(PAIR, tmp_path / name)
+    assert read_lora(tmp_path).keys() == {"unet.down.0.layers.0.attn.blocks.0.self_attn.q"}
+    assert describe(tmp_path).startswith(f"{tmp_path}: a LoRA of 1 layers, rank 4")
