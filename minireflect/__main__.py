@@ -9,7 +9,10 @@
 """
 
 import argparse
+import os
+import signal
 import sys
+from contextlib import suppress
 from importlib import import_module
 from inspect import getdoc
 from io import TextIOWrapper
@@ -23,11 +26,17 @@ PICTURES = (".png", ".jpg", ".jpeg")
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run a command.  -> exit status: 0, 1 when a check or a run fails, 2 on bad input, 130 when stopped"""
+    """Run a command.
+
+    -> exit status: 0, 1 when a check or a run fails, 2 on bad input, 130 when stopped, 141 when nobody reads
+    """
     command, *rest = (sys.argv[1:] if words is None else words) or [""]
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # a terminal without Unicode must not end a run
-            stream.reconfigure(errors="backslashreplace")
+        # a terminal without Unicode must not end a run, and a full disk is noticed at once
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
+    with suppress(ValueError):  # of another thread than the main one
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if command in ("", *HELP):
             print(__doc__.strip())
@@ -47,6 +56,12 @@ def main(words: list[str] | None = None) -> int:
         print(f"minireflect {command}: {said}", file=sys.stderr)
         return 130
     except (ValueError, OSError, ImportError, FloatingPointError, MemoryError, RuntimeError) as error:
+        if isinstance(error, OSError) and not error.filename:  # Python would try once more
+            for stream in (sys.stdout, sys.stderr)[: 1 + isinstance(error, BrokenPipeError)]:
+                with suppress(OSError, AttributeError):  # of a stream that is none of the system
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if isinstance(error, BrokenPipeError):  # as `| head`: what is wanted has been read
+            return 141
         status = getattr(error, "status", 1 if isinstance(error, FloatingPointError) else 2)
         if isinstance(error, RuntimeError) and status == 2 and not lacks_memory(error):
             raise  # a bug

@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, BinaryIO
 
 from .ranges import Refusal, expect, quote
@@ -32,8 +33,7 @@ def replacing(path: Place, durable: bool = True, keep: Path | None = None) -> It
     a power cut too, not only through a kill.  Raises OSError, also on a folder or a device at `path`.
     """
     path, whole = Path(path), io.BytesIO()
-    if path.exists() and not path.is_file():
-        raise OSError(errno.EEXIST, "there is no regular file", str(path))
+    check_place(path)
     yield whole
     # In the same folder, since a rename is atomic only within a disk.
     temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(8)}.tmp")
@@ -49,6 +49,13 @@ def replacing(path: Place, durable: bool = True, keep: Path | None = None) -> It
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def check_place(path: Path) -> None:
+    """Raises OSError on a folder, pipe or device, and on a path that cannot be there."""
+    with suppress(FileNotFoundError):
+        if not S_ISREG(path.stat().st_mode):
+            raise OSError(errno.EEXIST, "there is no regular file", str(path))
 
 
 def remove_temporaries(folder: Path) -> None:

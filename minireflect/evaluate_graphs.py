@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Generator
 
 from .evaluate import EvaluationConfig, Score, fixed_batches
 from .ranges import expect
@@ -25,7 +24,7 @@ from .world.scenes import Object
 
 # A function of b graphs and noise.  After each round it yields the best `images` so far (b 3 64 64), the
 # Checker's `answers` about them, and the UNet `evaluations` (b) and Checker `calls` (b) so far.
-Loop = Callable[[list[SceneGraph], Generator], Iterable[Any]]
+Loop = Callable[[list[SceneGraph], torch.Generator], Iterable[Any]]
 
 
 def iou(asked: set, seen: set) -> float:
@@ -63,20 +62,18 @@ def evaluate_loop(loop: Loop, judge: Checker, config: EvaluationConfig, name: st
 
     -> means over the pictures, read by the inspector unless said otherwise
     """
-    graphs, first, last, told = evaluation_graphs(config), [], [], []
+    graphs, found = evaluation_graphs(config), []
     for part, noise in fixed_batches(graphs, config, name, "loop"):
         looks = list(loop(part, noise()))
-        end = looks[-1]
-        first.append(looks[0].images.cpu())
-        last.append(end.images.cpu())
-        columns = end.answers.share, end.answers.met.all(1), end.evaluations, end.calls
-        told.append(torch.stack([column.cpu().double() for column in columns]))  # (4 b)
-    images, judged = torch.cat(last), judge(torch.cat(last), graphs)
-    checker, accepted, evaluations, calls = torch.cat(told, 1)  # (n) each
-    read = [[r.scene.objects if r.scene else () for r in inspect_all(x)] for x in (torch.cat(first), images)]
+        end, answers = looks[-1], looks[-1].answers
+        columns = answers.share, answers.met.all(1), end.evaluations, end.calls  # (b) each
+        found.append([value.cpu() for value in (looks[0].images, end.images, *columns)])
+    first, images, checker, accepted, evaluations, calls = map(torch.cat, zip(*found))
+    judged = judge(images, graphs)
+    read = [[r.scene.objects if r.scene else () for r in inspect_all(x)] for x in (first, images)]
     was, right = (np.array([g.fulfilled_by(t) for g, t in zip(graphs, of)]) for of in read)
     things = read[1]
-    accepted, liked = accepted.bool().numpy(), judged.met.all(1).cpu().numpy()
+    accepted, liked = accepted.numpy(), judged.met.all(1).cpu().numpy()
     triples = [(set(g.triples), seen_triples(t, g)) for g, t in zip(graphs, things)]
     kinds = [(named(g.entities), named(t)) for g, t in zip(graphs, things)]
     predicates = [({p for _, p, _ in a}, {p for _, p, _ in b}) for a, b in triples]
@@ -89,7 +86,7 @@ def evaluate_loop(loop: Loop, judge: Checker, config: EvaluationConfig, name: st
         "met": float(np.mean(met)),  # share of the requirements that are met
         "right": float(right.mean()),  # share of the pictures that meet all requirements
         "unreadable": sum(not t for t in things) / len(things),  # share of the pictures
-        "checker": checker.float().mean().item(),  # share of the requirements that the Checker calls met
+        "checker": checker.mean().item(),  # share of the requirements that the Checker calls met
         "checker_right": float(accepted.mean()),  # share of the pictures that the Checker accepts
         "judge": judged.share.mean().item(),  # the same two by the judge
         "judge_right": float(liked.mean()),
@@ -97,8 +94,8 @@ def evaluate_loop(loop: Loop, judge: Checker, config: EvaluationConfig, name: st
         "judge_fooled": share(~right, liked),
         "repaired": share(right, ~was),  # of those that are wrong in round 0, the share right at the end
         "damaged": share(~right, was),  # of those that are right in round 0, the share wrong at the end
-        "evaluations": evaluations.mean().item(),  # of the UNet, per picture
-        "calls": calls.mean().item(),  # of the Checker, per picture
+        "evaluations": evaluations.double().mean().item(),  # of the UNet, per picture
+        "calls": calls.double().mean().item(),  # of the Checker, per picture
     }
 
 

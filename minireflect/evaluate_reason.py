@@ -45,12 +45,11 @@ def another_of_its_kind(prompts: list[Prompt]) -> list[int]:
     """
     rows, n = [], len(prompts)
     for i, p in enumerate(prompts):
-        ahead = [j % n for j in range(i + 1, i + n) if prompts[j % n].content != p.content]
-        others = [j for j in ahead if _part(prompts[j]) == _part(p)]
-        others += [j for j in ahead if prompts[j].kind == p.kind]
+        ahead = (j % n for j in range(i + 1, i + n))
+        others = [j for j in ahead if prompts[j].kind == p.kind and prompts[j].content != p.content]
         if not others:
             raise ValueError(f"no other {p.kind} prompt than {p.text!r} is in the batch; make it larger")
-        rows.append(others[0])
+        rows.append(min(others, key=lambda j: _part(prompts[j]) != _part(p)))  # the first of the least
     return rows
 
 

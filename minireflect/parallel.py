@@ -18,6 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+MAX = dist.ReduceOp.MAX  # see `total`
+
 
 def start(device: torch.device) -> torch.device:
     """Join the processes that torchrun started.  -> the device of this one"""

@@ -75,7 +75,7 @@ def scored(reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
         values = torch.as_tensor(given).detach().cpu()
     except (TypeError, ValueError, RuntimeError):
         values = torch.empty(0, 0)
-    if values.shape != (len(prompts),) or values.is_complex():
+    if values.shape != (len(prompts),) or values.is_complex() or values.layout != torch.strided:
         got = f"shape {tuple(given.shape)}" if isinstance(given, Tensor) else quote(given)
         raise Refusal(f"a reward must give a number for each of {len(prompts)} pictures, got {got}")
     values = values.float()

@@ -55,9 +55,17 @@ class Refusal(ValueError):
         super().__init__(plain(message))
 
 
+def all_finite(values: T) -> bool:
+    """Whether all numbers of a tensor are finite; those of one byte always are for torch."""
+    if not values.numel() or values.itemsize == 1:
+        return True
+    least, most = values.aminmax()  # of NaN both are; thirty times as fast as asking each number
+    return bool(least.isfinite() & most.isfinite())
+
+
 def finite(values: T, what: str) -> T:
     """The tensor itself.  Raises FloatingPointError when one of its numbers is not finite."""
-    if not values.isfinite().all():
+    if not all_finite(values):
         raise FloatingPointError(f"{what} is not a finite number")
     return values
 
@@ -82,6 +90,7 @@ class Range(NamedTuple):
 
 
 Count = Annotated[int, Range(1)]
+Several = Annotated[int, Range(2)]
 Natural = Annotated[int, Range(0)]  # 0 is allowed
 Share = Annotated[float, Range(0, 1)]
 Weight = Annotated[float, Range(0)]
@@ -104,7 +113,8 @@ def named(hint: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(map(named, inner))
     if origin is Annotated:
-        return named(inner[0])
+        ranges = [str(mark) for mark in inner[1:] if isinstance(mark, Range) and mark.low > -math.inf]
+        return " ".join([named(inner[0]), *ranges])
     if origin is tuple:
         return f"a list, each {named(inner[0])}" if ... in inner else f"a list of {len(inner)}"
     return NAMES.get(dict if typing.is_typeddict(origin) else origin, getattr(origin, "__name__", "another"))

@@ -27,7 +27,6 @@ from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import ReduceOp
 from torch.optim import AdamW, Optimizer
 from tqdm import tqdm
 
@@ -58,6 +57,9 @@ class ByKind(TypedDict, total=False):
 
 # What a line of the stage "evaluation" must have: one score, or those of each kind of prompts.
 EVALUATION = {"model": str, "score": dict[str, Value] | None, "scores": dict[str, ByKind] | None}
+# What a line of a training may have, as far as figures, tables and pages read it.
+TRAINING = dict.fromkeys(("reward", "right"), float | None)
+TRAINING |= dict.fromkeys(("reward_by_round", "right_by_round"), list[float] | None)
 
 FOLDERS = ("weights", "state", "figures")
 LOCK = ".lock"
@@ -251,7 +253,7 @@ class Run:
             for step in bar:
                 self.at = f"step {step} of {stage}"
                 yield step
-                self.stop_signal = int(parallel.total(torch.tensor(self.stop_signal), ReduceOp.MAX))  # of any
+                self.stop_signal = int(parallel.total(torch.tensor(self.stop_signal), parallel.MAX))  # of any
                 due = (step + 1) % save_every == 0 or step + 1 == total or self.stop_signal
                 if due and not parallel.rank():
                     store(path, step + 1, networks, optimizer, memory)
@@ -264,6 +266,8 @@ class Run:
                 signal.signal(number, handler)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
+        if self.stop_signal == number == signal.SIGINT:
+            raise KeyboardInterrupt  # a second Ctrl-C waits for nothing
         self.stop_signal = number
         print("\nfinishing this step, then saving ...", file=sys.stderr)
 
@@ -297,11 +301,12 @@ class Job(NamedTuple):
 def read_metrics(folder: Path, stage: str | None = None) -> list[dict]:
     """The lines that one stage of a run has logged, or all do, in order; none if there is no such run.
 
-    A last line that a kill cut short is left out.  Raises Refusal on any other line that is not one of ours.
+    A last line that a kill cut short is left out, and so are empty ones.  Raises Refusal on any other line
+    that is not one of ours.
     """
     path = folder / "metrics.jsonl"
     *lines, last = (read_bytes(path) if path.exists() else b"").split(b"\n")
-    rows = [_row(line, f"line {number} of {path}") for number, line in enumerate(lines, 1)]
+    rows = [_row(line, f"line {number} of {path}") for number, line in enumerate(lines, 1) if line.strip()]
     with suppress(Refusal):
         rows.append(_row(last, "the last line"))
     return [row for row in rows if stage in (None, row["stage"])]
@@ -310,7 +315,7 @@ def read_metrics(folder: Path, stage: str | None = None) -> list[dict]:
 def _row(line: bytes, where: str) -> dict:
     row = parse_json(line, dict[str, Value], where)
     measured = expect(row.get("stage"), str, f"stage in {where}") == "evaluation"
-    for key, kind in ({"step": int} | (EVALUATION if measured else {})).items():
+    for key, kind in ({"step": int} | (EVALUATION if measured else TRAINING)).items():
         expect(row.get(key), kind, f"{key} in {where}")
     if measured:
         expect(row.get("scores") or row.get("score"), dict, f"score in {where}")

@@ -18,7 +18,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 
 from . import figures, report, showcase
 from .checkpoints import ours
@@ -33,7 +32,6 @@ from .methods.reasongen import Rewards, train_reason_grpo
 from .methods.srrl import train_srrl
 from .models.autoencoder import FLAT_AUTOENCODER, TOY_AUTOENCODER, Autoencoder, Codec
 from .models.lora import lora_layers
-from .models.reasongen import ReasonGenConfig
 from .models.tokenizer import Tokenizer
 from .pipeline import ReasonPipeline
 from .pretrain.autoencoders import train_autoencoder, train_vq
@@ -69,7 +67,7 @@ class Task(NamedTuple):
     def figure(self, name: str) -> Path:
         return self.run.folder / "figures" / f"{name}.png"
 
-    def save(self, name: str, network: nn.Module, words: Tokenizer | None = None) -> None:
+    def save(self, name: str, network: torch.nn.Module, words: Tokenizer | None = None) -> None:
         """Write a network, and the vocabulary that it reads."""
         about = {} if words is None else {"words": " ".join(words.words)}
         ours.save_module(self.weights / f"{name}.safetensors", network, about)
@@ -274,7 +272,7 @@ def vq(task: Task) -> None:
 
 def captioner(task: Task) -> None:
     """Train the reader of rationales; `scripts/measure.py captioner` measures it."""
-    config, tokenizer = task.config, reason_tokenizer(ReasonGenConfig.prompt)
+    config, tokenizer = task.config, reason_tokenizer()
     task.save("captioner", train_captioner(config.captioner, config.world, tokenizer, task.job), tokenizer)
     task.finish("captioner", "autoencoder", "vq", loss="nats a word")
 

@@ -8,7 +8,6 @@ have.
 
 import hashlib
 import random
-from collections.abc import Sequence
 
 import torch
 from torch import Generator, Tensor
@@ -24,7 +23,7 @@ def rng(seed: int, *path: str | int) -> Generator:
     return Generator().manual_seed(_number(seed, path))
 
 
-def normal(shape: Sequence[int], generator: Generator, device: torch.device | str) -> Tensor:
+def normal(shape: tuple[int, ...], generator: Generator, device: torch.device | str) -> Tensor:
     """N(0, I), drawn on the device of the generator, and copied to `device` without a wait."""
     return sent(torch.randn(shape, generator=generator, device=generator.device), device)
 

@@ -196,7 +196,16 @@ def test_what_a_notebook_needs_is_at_the_top() -> None:
 
 
 @pytest.mark.parametrize(
-    "given", [torch.zeros(2, 1), torch.tensor(0.5), torch.zeros(3), "ab", None, torch.zeros(2).cfloat()]
+    "given",
+    [
+        torch.zeros(2, 1),
+        torch.tensor(0.5),
+        torch.zeros(3),
+        "ab",
+        None,
+        torch.zeros(2).cfloat(),
+        torch.ones(2).to_sparse(),
+    ],
 )
 def test_a_reward_that_gives_no_number_a_picture_is_refused(given: object) -> None:
     with pytest.raises(ValueError, match="a number for each of 2 pictures, got"):

@@ -244,9 +244,12 @@ def test_nothing_is_written_through_a_link(tmp_path: Path, name: str) -> None:
         trained(tmp_path / "a", resume=True)
 
 
-def test_a_statistic_that_is_not_finite_is_not_logged(tmp_path: Path) -> None:
-    with pytest.raises(FloatingPointError, match="kl is not a finite number"):
-        Run(tmp_path, {}).log("s", 0, loss=1.0, kl=float("nan"))
+@pytest.mark.parametrize(
+    "kl", [torch.nan, [0.0, torch.inf], {"a": torch.nan}, {"a": {"b": (0.0, torch.nan)}}]
+)
+def test_a_statistic_that_is_not_finite_is_not_logged(tmp_path: Path, kl: object) -> None:
+    with pytest.raises(FloatingPointError, match=r"kl.* is not a finite number"):
+        Run(tmp_path, {}).log("s", 0, loss=1.0, kl=kl)
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
@@ -258,7 +261,8 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
 
 
 def test_a_line_that_is_none_of_ours_is_named(tmp_path: Path) -> None:
-    lines = ['{"stage": 5, "step": 0}', '{"stage": "s"}', "5", "{", '{"stage": "evaluation", "step": 0}']
+    lines = [f'{{"stage": "s", "step": 0, {more}}}' for more in ('"reward": "x"', '"right_by_round": [null]')]
+    lines += ['{"stage": 5, "step": 0}', '{"stage": "s"}', "5", "{", '{"stage": "evaluation", "step": 0}']
     for scores in ("5", "null", '{"physical": 5}', '{"physical": {"accuracy": "x"}}'):
         lines.append(f'{{"stage": "evaluation", "step": 0, "model": "x", "scores": {scores}}}')
     for line in lines:
@@ -276,3 +280,25 @@ def test_a_torn_end_of_metrics_is_dropped_and_a_torn_middle_is_named(tmp_path: P
     path.write_bytes(whole + tail + b"\n" + whole)
     with pytest.raises(ValueError, match=r"line 2 of .* is not JSON"):
         read_metrics(tmp_path)
+
+
+def test_lines_of_an_editor_are_left_out(tmp_path: Path) -> None:
+    """Empty lines, the line ends and the byte order mark of Windows, and no end of the last line."""
+    (tmp_path / "metrics.jsonl").write_bytes(
+        b'\xef\xbb\xbf{"stage": "s", "step": 0}\r\n\r\n \t\n{"stage": "s", "step": 1}'
+    )
+    assert [row["step"] for row in read_metrics(tmp_path, "s")] == [0, 1]
+    (tmp_path / "metrics.jsonl").write_text("\n\n")
+    assert read_metrics(tmp_path) == []
+
+
+def test_a_second_ctrl_c_waits_for_no_step(tmp_path: Path) -> None:
+    assert trained(tmp_path, steps=1) == [0]
+    net = torch.nn.Linear(2, 2)
+    run = Run(tmp_path, {}, resume=True)
+    with pytest.raises(KeyboardInterrupt) as stop:
+        for _ in run.steps("s", 3, {"net": net}, torch.optim.AdamW(net.parameters())):
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+    assert stop.type is KeyboardInterrupt
+    assert trained(tmp_path, resume=True) == [1, 2]

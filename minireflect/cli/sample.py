@@ -1,6 +1,7 @@
 """minireflect sample PROMPT ...: sample pictures, with the inspector's verdict and the learned reward."""
 
 import json
+import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,19 +9,16 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 import tyro
-from einops import rearrange
 
-from .. import showcase
+from .. import figures, showcase
 from ..checkpoints.lora import load_lora, networks_of
 from ..checkpoints.ours import REASON, RIG, SHIPPED, load_pipeline, load_reasongen, weights_folder
 from ..diffusion.reflection import ReflectionConfig
-from ..disk import write_text
-from ..figures import strip
+from ..disk import check_place, write_text
 from ..methods.finetune import CheckpointConfig, FinetuneConfig, load_base
 from ..methods.rlrig import LoopConfig, load_parts
 from ..models.lora import merge_lora
-from ..models.reasongen import SamplingConfig
-from ..models.transformer import Temperature
+from ..models.transformer import SamplingConfig, Temperature
 from ..pipeline import OPPOSITE, LatentDiffusion, SamplerConfig, chosen_device
 from ..ranges import Checked, Count, Finite, Natural, Share, Weight, plain
 from ..rl.rewards import load_reward, reward_beside
@@ -113,8 +111,11 @@ def check_arguments(args: SampleOptions) -> None:
         raise ValueError("--rounds and --steps belong to diffusion: reasongen samples once, token by token")
     if args.out.suffix.lower() not in (*PIXELS, ".pdf", ".svg", *([""] if base else [])):
         raise ValueError(f"--out {args.out} must end in .png, .jpg, .pdf or .svg")
-    if not args.out.absolute().parent.is_dir():
-        raise ValueError(f"there is no folder {args.out.absolute().parent} to write {args.out.name} into")
+    folder = args.out.absolute().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(f"there is no folder {folder} to write {args.out.name} into")
+    if args.out.suffix:
+        check_place(args.out)
 
 
 Said = tuple[list[str], list[list[str]]]  # what is printed: heads, and the lines below each
@@ -170,10 +171,10 @@ def sample_checkpoint(args: SampleOptions, prompts: list[str]) -> Said:
     sampler = SamplerConfig(args.steps, args.guidance, args.eta)
     rounds = showcase.sampled_rounds(pipe, prompts, sampler, blind(args), args.seed)  # (b 3 h w) each
     if len(rounds) == 1 and args.out.suffix.lower() in PIXELS:
-        write_picture(rearrange(to_pixels(rounds["round 0"]), "b h w c -> h (b w) c"), args.out)
+        write_picture(np.concatenate(to_pixels(rounds["round 0"]), 1), args.out)  # side by side
     else:
         cells = [[(image.cpu(), "", None) for image in row] for row in zip(*rounds.values())]
-        strip(cells, prompts, list(rounds), args.out)
+        figures.strip(cells, prompts, list(rounds), args.out)
     return [], []
 
 

@@ -98,7 +98,7 @@ def train(config: Config) -> None:
         if isinstance(error, FloatingPointError):
             hint = "the last good state is kept; try a lower learning rate in another --out"
             raise Unfinished(f"{error}, in {run.at}; {hint}") from error
-        if run.abandon() or isinstance(error, ValueError):
+        if run.abandon() or isinstance(error, ValueError | BrokenPipeError):
             raise
         said = f"{sentence(error)}, in {run.at}; what was saved before is kept, go on with --resume"
         raise Unfinished(f"{said} --out {folder}") from error

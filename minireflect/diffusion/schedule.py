@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..ranges import Checked, Count, expect
+from ..ranges import Checked, Count, Natural, expect
 from ..streams import sent
 
 BetaSchedule = Literal["scaled_linear", "linear"]
@@ -43,7 +43,7 @@ class ScheduleConfig(Checked):
     zero_snr: bool = False
     # which levels a sampler visits, and where its last step lands: see `Schedule.table`
     spacing: Spacing = "leading"
-    offset: int = 1
+    offset: Natural = 1
     set_alpha_to_one: bool = False
     # diffusers' Euler sampler, which without step noise is DDIM: a step lands where the next begins, and the
     # start noise of trailing and linspace has the standard deviation sqrt(1 - abar) of its level

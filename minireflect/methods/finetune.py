@@ -16,7 +16,6 @@ import importlib
 import re
 import sys
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -193,5 +192,5 @@ def finetune(
             write_picture(picture, folder / "figures" / f"samples_{step}.png")
         return draw(step)
 
-    with keeping(partial(save_lora, folder / "weights" / "lora.safetensors", pipe.unet)):
+    with keeping(lambda: save_lora(folder / "weights" / "lora.safetensors", pipe.unet)):
         train_srrl(srrl, pipe, reward, texts, None, job)

@@ -23,12 +23,10 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.distributed import ReduceOp
 from tyro.conf import Suppress
 
 from ..diffusion.ddim import DDIMStep, ddim_step
@@ -36,7 +34,7 @@ from ..diffusion.sample import evaluations
 from ..diffusion.schedule import Schedule, level_weight
 from ..models.lora import adapters, lora_layers, remove_lora
 from ..models.unet import UNet
-from ..parallel import share, sum_gradients, total
+from ..parallel import MAX, share, sum_gradients, total
 from ..pipeline import LatentDiffusion, SamplerConfig
 from ..ranges import Checked, Count, Positive, Range, Share, Weight
 from ..rl import advantage as adv
@@ -327,8 +325,8 @@ def advantages(out: Rollout, config: LearnConfig, history: adv.RewardHistory | N
     """
     rewards = out.rewards.flatten(1)  # (n k*g)
     if config.advantage != "history":
-        of_group = adv.shrunk_advantage, partial(adv.group_advantage, eps=config.std_floor)
-        A = of_group[config.advantage == "group"](rewards)
+        of_group = config.advantage == "group"
+        A = adv.group_advantage(rewards, config.std_floor) if of_group else adv.shrunk_advantage(rewards)
         return out.by_round(A.view_as(out.rewards))
     keys = [[(out.families or out.texts)[i] for i in r.rows.tolist()] for r in out.rounds]
     scores = [adv.history_advantage(history, k, r.rewards) for k, r in zip(keys, out.rounds)]
@@ -408,7 +406,7 @@ def ppo(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats:
         norms.append(learner.step())
     if not chunks:
         return UpdateStats(0.0, 0.0, 0.0, 0, 0, 0.0, 0.0, 0.0, 0.0)
-    largest = total(torch.stack([first, torch.stack(ratios).max()]), ReduceOp.MAX)
+    largest = total(torch.stack([first, torch.stack(ratios).max()]), MAX)
     means = torch.stack([torch.stack(kls).mean(), torch.stack(norms).mean()])
     kl, norm, first, ratio, *summed, spent = torch.cat([means, largest, total(sums)]).tolist()  # waits here
     loss, high, low = (v / len(chunks) for v in summed)

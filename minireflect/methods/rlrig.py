@@ -46,7 +46,7 @@ from ..models.transformer import Actor, SampledText, questions
 from ..models.unet import UNet
 from ..parallel import share, total
 from ..pipeline import LatentDiffusion, SamplerConfig
-from ..ranges import Checked, Count, Natural, Range, Share, Weight
+from ..ranges import Checked, Count, Natural, Several, Share, Weight
 from ..rl.advantage import group_advantage, zero_variance_groups
 from ..rl.collapse import statistics, watch
 from ..rl.rewards import Answers, Checker, load_checker
@@ -295,7 +295,7 @@ class RLRIGConfig(TokenConfig):
     loop: LoopConfig = field(default_factory=LoopConfig)
     # graphs of an iteration
     graphs: Count = 40
-    group: Annotated[int, Range(2)] = 4
+    group: Several = 4
     # K in training; `loop.rounds` is K in measuring
     rounds: Count = 1
     # iterations of phase 1, the Actor

@@ -38,14 +38,14 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..ranges import Checked, Depth, Positive, Range, Size, Weight
+from ..ranges import Checked, Depth, Positive, Several, Size, Weight, finite
 from .blocks import Downsample, Layer, Level, PixelAttention, ResBlock, Upsample, require_levels
 
 EPS = 1e-6  # of the GroupNorms in SD's autoencoder
@@ -62,10 +62,12 @@ class AutoencoderConfig(Checked):
     mid_attention: bool = True  # attention between all pixels of the coarsest level
     # of the unscaled latents, per channel: what is subtracted, and divided by; empty = 0 and 1
     mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
+    std: tuple[Positive, ...] = ()
 
     def require(self) -> None:
         require_levels(self.channels, groups=self.groups)
+        if not {len(self.mean), len(self.std)} <= {0, self.latent_channels}:
+            raise ValueError(f"mean and std need a number for each of {self.latent_channels} latent channels")
 
     @property
     def factor(self) -> int:
@@ -179,9 +181,6 @@ def ending(c_in: int, c_out: int, groups: int) -> dict[str, nn.Module]:
 
 
 # ---------------------------------------------------------------------------------------- pictures as codes
-Several = Annotated[int, Range(2)]
-
-
 @dataclass(frozen=True)
 class VQConfig(Checked):
     latent_channels: Size = 4  # z, of the autoencoder
@@ -311,9 +310,10 @@ class Codec(NamedTuple):
 
     @torch.no_grad()
     def pictures(self, codes: Tensor) -> Tensor:
-        """Shapes: codes (b n), n the square of a side -> (b 3 h w)"""
+        """Shapes: codes (b n), n the square of a side -> (b 3 h w).  Raises as `LatentDiffusion.decode`."""
         side = math.isqrt(codes.shape[1])
-        return self.autoencoder.decode(self.vq.decode(codes.view(-1, side, side))).clamp(-1, 1)
+        images = self.autoencoder.decode(self.vq.decode(codes.view(-1, side, side)))
+        return finite(images, "a picture").clamp(-1, 1)
 
 
 def see_patch(config: VQConfig) -> nn.Sequential:

@@ -16,7 +16,6 @@ small objects would hardly count.  A loss on decoded pixels, not latents, learnt
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Annotated
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..models.autoencoder import Autoencoder, AutoencoderConfig, VQAutoencoder, VQConfig
-from ..ranges import Count, Range, Weight
+from ..ranges import Count, Several, Weight
 from ..run import Job
 from ..streams import rng
 from ..training import Training, optimise
@@ -88,7 +87,7 @@ def train_autoencoder(
 @dataclass(frozen=True)
 class VQTraining(Training):
     # pictures, rendered once; half of them are the twins of the others
-    pictures: Annotated[int, Range(2)] = 30_000
+    pictures: Several = 30_000
     # entries of the form codebook
     forms: Count = 512
     # entries of the colour codebook

@@ -17,7 +17,6 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -35,10 +34,10 @@ from ..world.data import WorldConfig, training_pairs
 from ..world.graphs import PREDICATES, THINGS, Entity, Requirement, SceneGraph
 from ..world.layout import pair_split, sample_picture
 from ..world.prompts import KINDS, Prompt, draw_prompts, law_prompt, near_miss, prompt_set
-from ..world.scenes import COLORS, Reading, Scene
+from ..world.scenes import COLORS, Object, Reading, Scene
 from .corrupt import VISIBLE, block_error, corrupt_all, still_shows
 
-T = TypeVar("T")
+Fact = Object | Entity | Requirement  # what a question can change
 
 CONTRAST = 0.1  # weight of CLIP's loss
 FOREIGN = 0.1  # share of false captions that belong to any other picture; the rest are near misses
@@ -283,7 +282,7 @@ def changed_entity(e: Entity, graph: SceneGraph, draw: random.Random) -> Entity:
     return varied(e, field, values, draw)
 
 
-def varied(record: T, field: str, values: Sequence[str | int], draw: random.Random) -> T:
+def varied(record: Fact, field: str, values: Sequence[str | int], draw: random.Random) -> Fact:
     """The record with another of the values in a field."""
     return replace(record, **{field: draw.choice([v for v in values if v != getattr(record, field)])})
 

@@ -92,7 +92,7 @@ class Examples(NamedTuple):
     full_rationales: Tensor  # (m r) also where `rationales` is empty
 
 
-def reason_tokenizer(length: int) -> Tokenizer:
+def reason_tokenizer(length: int = ReasonGenConfig.prompt) -> Tokenizer:
     """Knows the words of all prompts and rationales."""
     return Tokenizer.of([*all_texts(), *rationale_vocabulary()], length)
 
@@ -171,7 +171,7 @@ def train_reasongen(
     seed, device = job.seed, job.device
     torch.manual_seed(seed)
     if start is None:
-        tokenizer, vq = reason_tokenizer(ReasonGenConfig.prompt), codec.vq
+        tokenizer, vq = reason_tokenizer(), codec.vq
         sizes = ReasonGenConfig(len(tokenizer), vq.config.forms, vq.config.colors, vq.config.dimensions)
         model = ReasonGen(sizes, (vq.forms.codebook, vq.colors.codebook)).to(device)
     else:

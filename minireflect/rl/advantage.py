@@ -19,10 +19,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..ranges import finite
+
 EPS = 1e-4  # added to the std of rewards
 PRIOR = 0.5  # expected reward of an unknown prompt, where rewards are probabilities
 
 Rewards = dict[str, list[list[float]]]  # by key, oldest first: [stage, reward]
+
+
+def given(rewards: Tensor) -> Tensor:
+    """The rewards themselves, NaN where there is none.  Raises FloatingPointError when one is infinite."""
+    finite(rewards.nan_to_num(0.0, torch.inf, -torch.inf), "a reward")
+    return rewards
 
 
 def zero_variance_groups(rewards: Tensor) -> Tensor:
@@ -43,7 +51,7 @@ def group_advantage(rewards: Tensor, eps: float = EPS) -> Tensor:
     """
     if rewards.ndim != 2 or rewards.shape[1] < 2:
         raise ValueError(f"a group needs at least 2 members, got rewards of shape {tuple(rewards.shape)}")
-    R = rewards.double()  # an integer reward divided in its own type would become 0
+    R = given(rewards).double()  # an integer reward divided in its own type would become 0
     off = R - R.nanmean(1, keepdim=True)
     others = (~R.isnan()).sum(1, keepdim=True) - 1
     std = ((off**2).nansum(1, keepdim=True) / others.clamp(min=1)).sqrt()
@@ -57,7 +65,7 @@ def shrunk_advantage(rewards: Tensor) -> Tensor:
     equal ones, still teaches: A is r - 1/2 for one picture.
     Shapes: rewards (n g), NaN where a group has fewer members -> (n g) in [-1.5, 1.5]
     """
-    R = rewards.float()
+    R = given(rewards).float()
     n = (~R.isnan()).sum(1, keepdim=True)
     return 2 * (R - (R.nansum(1, keepdim=True) + PRIOR) / (n + 1))
 
@@ -74,7 +82,7 @@ def reward_weights(rewards: Tensor, floor: float) -> Tensor:
     """
     if (rewards < 0).any():
         raise ValueError(f"rewards as weights must not be negative, got {rewards.min().item():.3g}")
-    return rewards.float() / (rewards.float().nansum(1, keepdim=True) + floor)
+    return given(rewards).float() / (rewards.float().nansum(1, keepdim=True) + floor)
 
 
 class RewardHistory:
@@ -118,7 +126,7 @@ def by_key(keys: Sequence[str], rewards: Tensor) -> dict[str, list[float]]:
     if len(keys) != len(rewards):
         raise ValueError(f"{len(keys)} keys for {len(rewards)} rows of rewards")
     rows: dict[str, list[float]] = {}
-    for key, row in zip(keys, rewards.double()[..., None].flatten(1).tolist()):
+    for key, row in zip(keys, finite(rewards, "a reward").double()[..., None].flatten(1).tolist()):
         rows.setdefault(key, []).extend(row)
     return rows
 

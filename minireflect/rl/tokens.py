@@ -18,15 +18,14 @@ Differs from ReasonGen-R1's code:
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import ReduceOp
 from torch.optim import Optimizer
 
-from ..parallel import sum_gradients, total
-from ..ranges import Range, Weight
+from ..parallel import MAX, sum_gradients, total
+from ..ranges import Several, Weight, finite
 from ..training import check_gradient, take_step
 from .collapse import StopRule
 from .policy import MAX_LOG_RATIO, ppo_clip
@@ -35,7 +34,7 @@ from .policy import MAX_LOG_RATIO, ppo_clip
 @dataclass(frozen=True)
 class TokenConfig(StopRule):
     # G, samples of each prompt, or edits of each picture
-    group: Annotated[int, Range(2)] = 8
+    group: Several = 8
     # e, on the ratio of a token's probabilities
     clip_range: Weight = 0.2
     # weight of the KL to the model before RL, nats per token
@@ -84,9 +83,9 @@ def token_step(
     for term in more:
         loss = loss + term
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    finite(loss, "the loss").backward()
     sum_gradients(p for group in optimizer.param_groups for p in group["params"])
-    norm, error = take_step(optimizer), total(ppo.log_ratio_max.expm1(), ReduceOp.MAX)
+    norm, error = take_step(optimizer), total(ppo.log_ratio_max.expm1(), MAX)
     shares = [share * counted.numel() for share in (ppo.clip_high, ppo.clip_low)]
     sums = total(torch.stack([ppo.loss, loss, *shares, kl, counted.sum()]).detach())
     loss, all_terms, high, low, kl, n, error, norm = [*sums.tolist(), error.item(), norm.item()]

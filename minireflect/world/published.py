@@ -17,7 +17,6 @@ counts if any two of the named objects are so related.
 import csv
 import json
 import re
-from collections import Counter
 from operator import index
 from pathlib import Path
 
@@ -74,9 +73,9 @@ def from_laion_sg(text: str) -> SceneGraph:
     kinds = {i: parse_entity(label) for i, label in labels.items()}
     for i in strays:
         raise GraphError(f"a relation names item {quote(i)}, which is not among the items")
-    counts = Counter()
+    counts: dict[Entity, int] = {}
     for i, kind in kinds.items():
-        counts[kind] += numbers.get(i, kind.count)
+        counts[kind] = counts.get(kind, 0) + numbers.get(i, kind.count)
     alike = list(counts)
     relations = dict.fromkeys((alike.index(kinds[s]), p, alike.index(kinds[o])) for s, p, o in links)
     return SceneGraph(tuple(Entity(e.name, e.color, counts[e]) for e in alike), tuple(relations))

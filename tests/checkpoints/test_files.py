@@ -168,3 +168,13 @@ def test_renaming() -> None:
         load_into(net, {**theirs, "third.bias": torch.zeros(3)}, table)
     with pytest.raises(WeightsError, match=r"a1 and a2 would both be renamed a"):
         new_names(["a1", "a2"], [(r"\d", "")])
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_weights_that_are_not_finite_are_named_and_not_loaded(value: float) -> None:
+    net, tensors = network(), filled(1.0)
+    before = {name: t.clone() for name, t in net.state_dict().items()}
+    tensors["2.weight"][1, 2] = value
+    with pytest.raises(WeightsError, match=r"not finite 2\.weight"):
+        load_into(net, tensors)
+    assert all(torch.equal(before[name], t) for name, t in net.state_dict().items())

@@ -78,6 +78,9 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     save_file({**tensors, "text_encoder.x.lora_A.weight": torch.zeros(2, 2)}, path)
     with pytest.raises(WeightsError, match=r"text_encoder\.x: missing lora_B"):
         read_lora(path)
+    save_file({n: t.clone().fill_(torch.nan) if n == first else t for n, t in tensors.items()}, path)
+    with pytest.raises(WeightsError, match="expected matrices of finite numbers"):
+        read_lora(path)
     save_file({"a.weight": torch.zeros(2)}, path)
     with pytest.raises(WeightsError, match=r"not a LoRA of a UNet .* a\.weight \(2,\)"):
         read_lora(path)

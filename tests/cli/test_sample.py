@@ -3,13 +3,16 @@
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from minireflect.cli import sample
 from tests.cli.console import ROOT, refused, run
+from tests.small import stop
 
 BAD_SAMPLES = {
     "an unknown word": (["a pink bal in still air"], ("'pink'", "'bal'", "nearest: ", "ball")),
@@ -95,3 +98,35 @@ def test_a_full_disk_leaves_no_part_of_a_picture(tmp_path: Path, name: str) -> N
     refused(done, "file too large")
     assert [p.name for p in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_bytes() == b"the picture before"
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "loop", "long"])
+def test_a_place_where_no_picture_can_be_is_refused_before_anything_is_sampled(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sample.WAYS, "srrl", stop)
+    path = tmp_path / ("x.png" if kind != "long" else "x" * 300 + ".png")
+    make = {"folder": path.mkdir, "pipe": lambda: os.mkfifo(path), "loop": lambda: path.symlink_to(path)}
+    make.get(kind, int)()
+    refused(run("sample", "a red ball", "--out", str(path), cwd=tmp_path), "cannot use")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["sample", "--help"], ["train", "srrl", "--help-all"]])
+def test_a_reader_that_has_read_enough_ends_a_command_quietly(words: list[str]) -> None:
+    """As `minireflect --help | head -1`; on a full disk it is said."""
+    code = [sys.executable, "-m", "minireflect", *words]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(code, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, timeout=300)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_command_that_is_terminated_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = signal.getsignal(signal.SIGTERM)
+    try:
+        monkeypatch.setitem(sample.WAYS, "srrl", lambda *_: os.kill(os.getpid(), signal.SIGTERM) or stop())
+        done = run("sample", "a red ball", cwd=tmp_path)
+    finally:
+        signal.signal(signal.SIGTERM, kept)
+    assert done.returncode == 130 and done.stderr.startswith("minireflect sample: stopped")

@@ -26,9 +26,10 @@ from minireflect.methods.learn import (
     regress,
 )
 from minireflect.methods.rollout import rollout
+from minireflect.rl.advantage import RewardHistory
 from minireflect.streams import rng
 from tests.methods.common import CONFIG, REFUSED, learn_from, likes_the_first_and_third, one_iteration, plus
-from tests.small import TEXTS, brightness, nothing, small_pipeline
+from tests.small import TEXTS, brightness, nothing, shaken, small_pipeline
 
 
 @pytest.mark.parametrize("mode", ["select", "blind"])
@@ -124,6 +125,10 @@ def test_almost_noiseless_steps_are_left_out_and_why(monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(learning, "MIN_SIGMA", least)
         chosen = jobs(out, everything, 2, rng(0, "u"))
         assert {i for chunk in chosen for _, i in chunk} == set(range(count))
+    everything[0] = 0 * everything[0]  # nothing to learn from the first of two rounds: half of the second's
+    monkeypatch.setattr(learning, "TRAINED", 0.5)
+    chosen = [pair for chunk in jobs(out, everything, 2, rng(0, "u")) for pair in chunk]
+    assert len(set(chosen)) == len(chosen) == 4 and {k for k, _ in chosen} == {1}
 
 
 def test_the_replay_holds_the_pictures_of_the_latest_iterations() -> None:
@@ -221,6 +226,11 @@ def test_levels_are_an_unbiased_stratified_draw_of_the_weighted_loss() -> None:
                 (weight * f(every)).mean().item(), rel=0.01, abs=0.02
             )
         assert below == 0 or (t < below).float().mean() == pytest.approx(learning.ANCHORED, abs=1e-3)
+    chance = (1 / schedule.abar.double()).clamp(max=20)  # of 40, one in each fortieth of the weight
+    reached = torch.cat([torch.zeros(1), (chance / chance.sum()).cumsum(0)])
+    t = levels(schedule, 40, 0, rng(0, "strata"))[0].sort().values
+    part = torch.arange(40) / 40
+    assert (reached[t] <= part + 1 / 40 + 1e-6).all() and (reached[t + 1] >= part - 1e-6).all()
 
 
 def test_the_forward_gradient_against_the_loss_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,6 +293,31 @@ def test_a_refused_picture_is_compared_with_the_one_that_mended_it() -> None:
     assert first.tolist() == pytest.approx([0, -z, 0, 0]) and second.tolist() == pytest.approx([z, 0])
 
 
+def test_the_history_compares_a_prompt_with_what_its_family_got_before() -> None:
+    """Two rounds of two families: each round against this round and the iterations before, in float64; the
+    best is kept above half a deviation, the worst below minus half, and z is clipped at 5.
+    """
+    out = rollout(small_pipeline(), TEXTS, brightness, replace(CONFIG, redraw="all", group=2), 0, 0)
+    out.families = ["a", "b", "a", "b"]
+    now = torch.tensor([[[1.0, 0.0], [90.0, 0.2], [0.4, 0.5], [0.3, 0.3]], [[0.0, 0.9]] * 4])  # (k n g)
+    out.rounds = [r._replace(rewards=v) for r, v in zip(out.rounds, now)]
+    history = RewardHistory()
+    history.add(["a"], torch.tensor([0.2])), history.add(["b"], torch.full((1, 43), 0.1))
+    found = advantages(out, replace(CONFIG, advantage="history"), history)
+    for v, A in zip(now.double(), found):
+        for rows, past in (([0, 2], [0.2]), ([1, 3], [0.1] * 43)):
+            pool = torch.cat([v[rows].flatten(), torch.tensor(past, dtype=torch.float64)])
+            for i in rows:
+                z = (v[i] - pool.mean()) / (pool.std() + 1e-4)
+                kept = [
+                    (j == z.argmax() and z[j] >= 0.5) or (j == z.argmin() and z[j] < -0.5) for j in (0, 1)
+                ]
+                wanted = (z.clamp(-5, 5) * torch.tensor(kept)).float()
+                torch.testing.assert_close(A.view(4, 2)[i], wanted, rtol=1e-4, atol=1e-5)
+    assert found[0].max() == 5 and (found[0] == 0).any()
+    assert history.past("a") == pytest.approx([0.2, 1, 0, 0.4, 0.5, 0, 0.9, 0, 0.9])
+
+
 def test_guarded_ratio_is_the_noise_times_the_shift_of_the_mean() -> None:
     """GRPO-Guard's n D in float64; the plain log-ratio has the mean -D^2 / (2 sigma^2)."""
     sigma, D = torch.tensor(0.3), 0.05
@@ -329,6 +364,26 @@ def test_pull_and_anchor_are_the_same_for_ppo() -> None:
     assert not any(p.grad is not None and p.grad.any() for p in pipe.unet.parameters())
 
 
+def test_ppo_adds_the_pull_to_its_own_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `pull` adds to the gradient of a step is the gradient of the pull alone, from the same noise."""
+    monkeypatch.setattr(training, "MAX_GRAD_NORM", 1e9)
+    config, base = replace(CONFIG, rounds=0, updates=1), small_pipeline(seed=1)
+    pipe = small_pipeline()
+    out = rollout(pipe, TEXTS, brightness, config, 0, 0)
+    gradients = []
+    for pull in (0.0, 0.3):
+        learn_from(pipe, out, replace(config, pull=pull), lr=0.0, base=base)
+        gradients.append(torch.cat([p.grad.flatten() for p in pipe.unet.parameters()]))
+    learner = Learner.of(pipe, replace(config, pull=0.3), config.sampler, 64)
+    learner.base = base.unet
+    pipe.unet.zero_grad()
+    chance = rng(0, "update", 0)
+    jobs(out, [torch.ones(16)], 1, chance)  # chosen before the noise is drawn
+    pull_to_base(learner, out, chance)
+    wanted = torch.cat([p.grad.flatten() for p in pipe.unet.parameters()])
+    torch.testing.assert_close(gradients[1] - gradients[0], wanted, rtol=1e-3, atol=1e-4 * wanted.abs().max())
+
+
 def test_ppos_kl_pulls_to_the_base(monkeypatch: pytest.MonkeyPatch) -> None:
     """The gradient that `kl` adds is that of torch's KL between the steps' Gaussians, per dimension."""
     monkeypatch.setattr(learning, "TRAINED", 1.0), monkeypatch.setattr(training, "MAX_GRAD_NORM", 1e9)
@@ -337,11 +392,12 @@ def test_ppos_kl_pulls_to_the_base(monkeypatch: pytest.MonkeyPatch) -> None:
     out = rollout(pipe, TEXTS, brightness, config, 0, 0)
     gradients = []
     for kl in (0.0, 0.5):
-        learn_from(pipe, out, replace(config, kl=kl), lr=0.0, base=base)
+        stats = learn_from(pipe, out, replace(config, kl=kl), lr=0.0, base=base)
         gradients.append(torch.cat([p.grad.flatten() for p in pipe.unet.parameters()]))
     (round_,), total = out.rounds, 0.0
     table, context = round_.table, pipe.embed([text for text in TEXTS for _ in range(4)])
     trained = [i for i, sigma in enumerate(table.sigma(1.0)) if sigma > learning.MIN_SIGMA]
+    assert stats.evaluations == 2 * 16 * len(trained) + 2 * config.batch  # of the policy and of the base
     for i in trained:
         x, a, b, sigma = round_.path.latents[:, i], table.abar[i], table.abar_prev[i], table.sigma(1.0)[i]
         eps = [p.unet(x, table.t[i].expand(len(x)), context) for p in (pipe, base)]
@@ -373,3 +429,114 @@ def test_learning_moves_the_policy_and_not_its_base_at_the_rate_it_is_told(objec
     triples = list(zip(learner.base.parameters(), pipe.unet.parameters(), first))
     assert all(torch.equal(base, p) for base, _, p in triples)
     assert not any(torch.equal(now, p) for _, now, p in triples if p.ndim > 1)
+
+
+@pytest.mark.parametrize(
+    ("objective", "share", "A", "b"),
+    [
+        ("grpo", [1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0], [1.0, -0.6, -0.6, -0.6, *[0.2] * 4], 0.3),
+        (
+            "regress",
+            [1 / 1.5, 0, 0, 0, *[1 / 4.5] * 4, 0.52 / 2.52, *[0.5 / 2.52] * 3, *[0.2] * 4],
+            [1.0],
+            1.0,
+        ),
+    ],
+)
+def test_what_the_forward_objectives_draw_and_teach(
+    objective: str, share: list[float], A: list[float], b: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """grpo draws every picture whose advantage is worth it alike, and clips advantages at 1; the regression
+    draws by r / (sum r + 1/2), and has advantage and pull of 1.  All by hand.
+    """
+    config = replace(
+        CONFIG, objective=objective, advantage="shrunk", rounds=0, pull=0.3, updates=1, batch=2_000
+    )
+    pipe, told = small_pipeline(), []
+    out = rollout(pipe, TEXTS, brightness, config, 0, 0)
+    rewards = [[1.0, 0, 0, 0], [1.0] * 4, [0.52, 0.5, 0.5, 0.5], [0.5] * 4]
+    out.rounds[0] = out.rounds[0]._replace(rewards=torch.tensor(rewards))
+    zero = torch.zeros(())
+    monkeypatch.setattr(learning, "forward_gradient", lambda *a: told.append(a) or (zero, zero))
+    monkeypatch.setattr(Learner, "step", lambda self: zero)
+    stats = learn_from(pipe, out, config)
+    ((_, x_0, ids, taught, pull, _),) = told
+    alike = (x_0[:, None] == out.rounds[0].path.latents[None, :, -1]).flatten(2).all(2)  # (m n*g) bool
+    wanted = torch.tensor(share) / sum(share)
+    off = alike.float().mean(0) - wanted
+    assert (off.abs() < 5 * (wanted * (1 - wanted) / 2_000).sqrt() + 1e-9).all() and pull == b
+    each = torch.tensor(A) if objective == "grpo" else torch.ones(16)
+    torch.testing.assert_close(taught, each[alike.float().argmax(1)])
+    assert torch.equal(ids, pipe.tokenizer(TEXTS)[alike.float().argmax(1) // 4])
+    assert (stats.updates, stats.evaluations) == (1, 4_000)  # of the policy and of the base
+
+
+class Constant(torch.nn.Module):
+    """Predicts the same noise for everything."""
+
+    def __init__(self, eps: float) -> None:
+        super().__init__()
+        self.eps = torch.nn.Parameter(torch.tensor(eps))
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        return self.eps.expand(x.shape)
+
+
+@pytest.mark.parametrize("below", [0, 150])
+def test_the_logged_kl_is_the_mean_over_uniform_levels(below: int) -> None:
+    """However the levels are drawn: of 20,000 pictures, against every level once."""
+    pipe = replace(small_pipeline(), unet=Constant(0.3))
+    config = replace(CONFIG, objective="grpo", anchor_below=below, rounds=0)
+    learner = Learner.of(pipe, config, config.sampler, 16)
+    learner.base = Constant(0.2)
+    x_0, ids = torch.zeros(20_000, 1, 2, 2), torch.zeros(20_000, 1, dtype=torch.long)
+    _, kl = forward_gradient(learner, x_0, ids, torch.zeros(20_000), 0.3, rng(0, "kl"))
+    every = path_kl(pipe.schedule, torch.arange(1000), torch.full((1000, 1, 2, 2), 0.1))
+    assert kl.item() == pytest.approx(every.mean().item(), rel=0.01)
+
+
+@pytest.mark.parametrize("ratio", ["plain", "guard"])
+def test_the_gradient_of_ppo_against_the_loss_written_out(
+    ratio: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Away from the sampling policy, where some ratios are clipped, with guidance, in micro-batches of unlike
+    numbers, and with a group that teaches nothing: one mean over all branches and steps that are taught.
+    """
+    monkeypatch.setattr(learning, "TRAINED", 1.0), monkeypatch.setattr(training, "MAX_GRAD_NORM", 1e9)
+    config = replace(CONFIG, ratio=ratio, rounds=0, steps=3, updates=1, guidance=3.0, clip_range=3e-4)
+    pipe = small_pipeline()
+    pipe.micro_batch = 3
+    out = rollout(pipe, TEXTS, brightness, config, 0, 0)
+    rewards = torch.tensor([[1.0, 0, 0, 0], [0.5] * 4, [0, 1, 2, 3], [1, 1, 1, 0]])
+    (round_,) = out.rounds = [out.rounds[0]._replace(rewards=rewards)]
+    torch.manual_seed(0)
+    shaken(pipe.unet, 2e-3)
+    stats = learn_from(pipe, out, config, lr=0.0)
+    got = [p.grad.clone() for p in pipe.unet.parameters()]
+
+    A = ((rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 0.1)).flatten()
+    cond, null = pipe.embed([text for text in TEXTS for _ in range(4)]), pipe.embed([""])
+    losses, highs, lows = [], [], []
+    for i, sigma in enumerate(round_.table.sigma(1.0)):
+        if sigma <= learning.MIN_SIGMA:
+            continue
+        x, x_prev, old = round_.path.latents[:, i], round_.path.latents[:, i + 1], round_.path.means[:, i]
+        a, b, t = round_.table.abar[i], round_.table.abar_prev[i], round_.table.t[i].expand(16)
+        of_cond, of_null = pipe.unet(x, t, cond), pipe.unet(x, t, null.expand(16, -1, -1))
+        eps = of_null + 3 * (of_cond - of_null)
+        mean = b.sqrt() * (x - (1 - a).sqrt() * eps) / a.sqrt() + (1 - b - sigma**2).sqrt() * eps  # DDIM (12)
+        log_ratio = Normal(mean, sigma).log_prob(x_prev) - Normal(old, sigma).log_prob(x_prev)
+        if ratio == "guard":
+            log_ratio = (x_prev - old) / sigma * (mean - old)  # its noise times the shift of the mean
+        rho = log_ratio.mean((1, 2, 3)).exp()
+        losses.append(torch.maximum(-A * rho, -A * rho.clamp(1 - 3e-4, 1 + 3e-4)))
+        highs.append((rho > 1 + 3e-4) & (A > 0)), lows.append((rho < 1 - 3e-4) & (A < 0))
+    loss, high, low = (torch.stack(v)[:, A != 0].float().mean() for v in (losses, highs, lows))
+    pipe.unet.zero_grad()
+    loss.backward()
+    for g, p in zip(got, pipe.unet.parameters()):
+        torch.testing.assert_close(g, p.grad, rtol=2e-3, atol=1e-4 * p.grad.abs().max().item() + 1e-7)
+    assert stats.loss == pytest.approx(loss.item(), abs=1e-6) and min(high, low) > 0
+    assert (stats.clip_high, stats.clip_low) == pytest.approx((high.item(), low.item()))
+    steps = 16 * len(losses)
+    assert stats.evaluations == 2 * steps + 2 * config.batch  # with guidance, and the pictures of the KL

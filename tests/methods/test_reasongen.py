@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -186,6 +187,7 @@ def test_training_logs_what_it_does_and_is_the_same_twice(tmp_path: Path) -> Non
     train_reason_grpo(CONFIG, one, Rewards(even), texts, None, Job(run))
     rows = run.metrics("reason-grpo")
     assert len(rows) == 2 and all(0 <= r["right"] <= 1 and r["tokens"] > 0 for r in rows)
+    assert all(r["first_ratio"] == 0 for r in rows)  # of the first of two steps; the second is away from it
     train_reason_grpo(CONFIG, two, Rewards(even), texts, None, Job(Run(tmp_path / "two", {})))
     assert all(torch.equal(a, b) for a, b in zip(one.model.parameters(), two.model.parameters()))
     assert not torch.equal(one.model.where, small_reasongen().model.where)
@@ -248,6 +250,44 @@ def test_the_reference_stays_what_the_model_was_before_rl(
     monkeypatch.setattr(reasongen, "update", watched)
     train_reason_grpo(CONFIG, p, Rewards(even), texts, None, Job(Run(tmp_path / "run", {})))
     assert distances == [0, 0] and not torch.equal(p.model.where, start.where)
+
+
+def test_the_loop_hands_each_iteration_its_rate_noise_and_entropies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The learning rate, the random streams of a step, the targets of text and of image entropy, the pictures
+    to recall; and what it adds up: calls of the reward, tokens of text and of pictures.
+    """
+    p, given, drawn = small_reasongen(), [], []
+    found = {"groups": 5, "words": 2.5, "reward": 0.5, "right": 0.0, "mixed": 3, "size": 1.0, "constant": 0.0}
+
+    def sampled(pipe, rewards, ask, config, step: int, noise: torch.Generator):
+        drawn.append(noise.initial_seed())
+        return Samples(texts(3), None, torch.zeros(3, 4)), dict(found)
+
+    def updated(learner: Learner, samples: Samples, config: ReasonRLConfig, noise: torch.Generator) -> dict:
+        rates = {group["lr"] for group in learner.optimizer.param_groups}
+        given.append((learner, rates, noise.initial_seed()))
+        return {"loss": 0.0}
+
+    (
+        monkeypatch.setattr(reasongen, "sample_groups", sampled),
+        monkeypatch.setattr(reasongen, "update", updated),
+    )
+    config, known, run = replace(CONFIG, iterations=3), object(), Run(tmp_path / "run", {})
+    train_reason_grpo(config, p, Rewards(even), texts, known, Job(run, 5))
+    learners, rates, seeds = zip(*given)
+    assert rates == tuple({1e-2 * training.lr_factor(step, 3)} for step in range(3)) and rates[0] != rates[2]
+    assert drawn == [rng(5, "reason-grpo", step).initial_seed() for step in range(3)]
+    assert list(seeds) == [rng(5, "update", step).initial_seed() for step in range(3)]
+    assert [c.target for c in learners[0].entropies] == [config.text_entropy, config.image_entropy]
+    assert {c.bound for c in learners[0].entropies} == {config.entropy_bound} and learners[
+        0
+    ].examples is known
+    rows = run.metrics("reason-grpo")
+    assert [row["reward_calls"] for row in rows] == [20, 40, 60]
+    assert [row["tokens"] for row in rows] == [k * 20 * (2.5 + 64) for k in (1, 2, 3)]
+    assert config.sampling.temperature == config.temperature != 1 and config.examples.recombined == 0.5
 
 
 @pytest.mark.parametrize("part", ["picture", "rationale"])

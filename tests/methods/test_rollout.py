@@ -134,3 +134,20 @@ def test_without_rounds_every_branch_has_its_own_start() -> None:
     ):
         first = rollout(small_pipeline(), TEXTS, brightness, replace(CONFIG, **change), 0, 0).rounds[0]
         assert len(first.x_T) == 4
+
+
+def test_every_place_that_draws_has_a_stream_of_its_own() -> None:
+    """No noise is the same twice: of the start, of reflection and of branches, over rounds and iterations.  A
+    network that predicts nothing leaves them bare: x_prev - mean is a step's noise.
+    """
+    pipe = small_pipeline()
+    torch.nn.init.zeros_(pipe.unet.conv_out.weight), torch.nn.init.zeros_(pipe.unet.conv_out.bias)
+    config = replace(CONFIG, rounds=2, group=2, fresh_noise=1.0, wrong="fresh")
+    seen = []
+    for step in range(2):
+        for round_ in rollout(pipe, TEXTS, brightness, config, 0, step).rounds:
+            drawn = round_.path.latents[:, 1:] - round_.path.means  # (n*g s c h w)
+            seen += [*round_.x_T, *(drawn / round_.sigmas.view(1, -1, 1, 1, 1)).flatten(0, 1)]
+    noises = torch.stack(seen).flatten(1)  # (2*3*(4 + 8*4) 64)
+    alike = torch.corrcoef(noises) - torch.eye(len(noises))
+    assert len(noises) == 216 and alike.abs().max() < 0.7  # chance: 0.125 each, six of them are 0.75

@@ -9,9 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from minireflect.methods.rollout import rollout
+from minireflect.methods import srrl
+from minireflect.methods.learn import Learner, UpdateStats
+from minireflect.methods.rollout import Rollout, rollout
 from minireflect.methods.srrl import SRRLConfig, mended, recipe, train_srrl
 from minireflect.run import Interrupted, Job, Run
+from minireflect.streams import rng
 from tests.methods.common import CONFIG, plus
 from tests.small import TEXTS, brightness, four_texts, nothing, small_pipeline
 
@@ -124,3 +127,38 @@ def test_recipes_are_what_their_papers_do(checkpoint: bool) -> None:
     assert ddpo.group == grpo.group == 4 and srrl.wrong == "opposite"
     with pytest.raises(ValueError, match="'dpo' is not one of srrl, paper, ddpo, grpo"):
         recipe("dpo")
+
+
+def test_every_iteration_has_its_own_noise_rate_and_family(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the loop hands to the learner: the reward's values and not the witness's, the schedule of the
+    learning rate, a random stream of the step; and what it adds up.
+    """
+    given: list[tuple] = []
+
+    def noted(learner: Learner, out: Rollout, factor: float, noise: torch.Generator) -> UpdateStats:
+        given.append((learner, out, factor, noise.initial_seed()))
+        return UpdateStats(0.0, 0.0, 0.0, 3, 7)
+
+    monkeypatch.setattr(srrl, "learn", noted)
+    config = replace(CONFIG, objective="grpo", iterations=4, cooldown=0.5, replay=3)
+    run = Run(tmp_path / "run", {})
+    draw = lambda step: (TEXTS, [f"{step} {text[2]}" for text in TEXTS])  # noqa: E731
+    _, cost = train_srrl(config, small_pipeline(), brightness, draw, nothing, Job(run, 5))
+    learners, outs, factors, seeds = zip(*given)
+    assert factors == pytest.approx([1 / 3, 2 / 3, 1, 1 / 2])
+    assert seeds == tuple(rng(5, "update", step).initial_seed() for step in range(4))
+    assert [out.families for out in outs] == [draw(step)[1] for step in range(4)]
+    for out in outs:
+        for r in out.rounds:
+            torch.testing.assert_close(r.rewards.flatten(), brightness(r.images, []))
+    starts = torch.stack([out.rounds[0].x_T for out in outs])
+    assert len(starts.flatten(1).unique(dim=0)) == 4
+    assert (
+        len(learners[0].networks["replay"].values) == 3 * 4 * 4 * 2
+    )  # iterations, prompts, branches, rounds
+    assert cost.trained == 28 and cost.rewards == 4 * 32 and cost.unet == sum(out.cost.unet for out in outs)
+    last = run.metrics("srrl")[-1]
+    assert (last["updates_total"], last["reward_calls"]) == (12, 128)
+    assert last["unet_evaluations"] == cost.unet + 28 and last["right"] == 0

@@ -12,7 +12,7 @@ from minireflect.models.autoencoder import (
     VQAutoencoder,
     VQConfig,
 )
-from tests.small import shaken
+from tests.small import shaken, small_reasongen
 
 TINY = AutoencoderConfig(channels=(8, 16, 16), res_blocks=2, groups=4, scaling_factor=0.5)
 SD = AutoencoderConfig(channels=(128, 256, 512, 512), scaling_factor=0.18215)  # 1 / std of SD's latents
@@ -165,3 +165,11 @@ def test_a_picture_is_its_own_colours_and_its_twins_forms() -> None:
     assert torch.equal(found.color.ids, vq.encode(images) % 16)
     torch.testing.assert_close(out, vq.decode(found.form.ids * 16 + found.color.ids), atol=1e-6, rtol=0)
     assert codes[0].shape == codes[1].shape == (3, 4, 8, 8)
+
+
+def test_a_picture_of_codes_that_is_not_finite_is_an_error() -> None:
+    codec = small_reasongen().codec
+    with torch.no_grad():
+        [*codec.autoencoder.parameters()][-1].fill_(torch.inf)  # clamped it would look like a picture
+    with pytest.raises(FloatingPointError, match="a picture is not a finite number"):
+        codec.pictures(torch.zeros(1, 16, dtype=torch.long))

@@ -15,6 +15,7 @@ from minireflect.rl.advantage import (
     history_advantage,
     reward_weights,
     select_best_worst,
+    shrunk_advantage,
     zero_variance_groups,
 )
 
@@ -167,3 +168,13 @@ def test_reward_weights_are_shares_and_a_failed_group_has_none() -> None:
     assert torch.allclose(weights, torch.tensor([[0.6, 0.1 / 1.5], [0.0, 0.0], [0.4, 0.4]]))
     with pytest.raises(ValueError, match="must not be negative"):
         reward_weights(torch.tensor([[-0.5, 1.0]]), 0.5)
+
+
+def test_an_infinite_reward_is_refused_and_a_missing_one_is_not() -> None:
+    functions = [group_advantage, shrunk_advantage, lambda R: reward_weights(R, 0.5)]
+    functions.append(lambda R: history_advantage(RewardHistory(), ["a"], R))
+    for function in functions:
+        with pytest.raises(FloatingPointError, match="a reward is not a finite number"):
+            function(torch.tensor([[1.0, torch.inf]]))
+    for function in functions[:3]:
+        assert function(torch.tensor([[1.0, 0.0, torch.nan]]))[0, :2].isfinite().all()

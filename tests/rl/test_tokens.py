@@ -49,9 +49,10 @@ def test_the_kl_pulls_back_to_the_reference_and_more_terms_are_added() -> None:
 
 def test_a_gradient_that_is_not_finite_is_an_error() -> None:
     now = policy(1, 2)
-    batch = TokenBatch(now.detach(), now.detach(), torch.tensor([torch.inf]), torch.full((1, 2), 0.5))
+    batch = TokenBatch(now.detach(), now.detach(), torch.tensor([1.0]), torch.full((1, 2), 0.5))
+    steep = (now - now.detach()).sum().sqrt()  # 0, with an infinite slope
     with pytest.raises(FloatingPointError, match=r"lower the learning rate, 1\.00e-01 now"):
-        token_step(now, batch, torch.optim.SGD([now], lr=0.1), 0.2, 0.0)
+        token_step(now, batch, torch.optim.SGD([now], lr=0.1), 0.2, 0.0, steep)
 
 
 def test_every_sequence_has_the_same_weight() -> None:
@@ -130,3 +131,14 @@ def test_the_controllers_adam_equals_torchs() -> None:
         (torch.sinh(psi) * (h - 1.0)).backward()
         adam.step(), control.step(h)
         assert control.alpha == pytest.approx(math.sinh(psi.item()), rel=1e-4)
+
+
+@pytest.mark.parametrize("what", ["old", "reference", "more"])
+def test_a_loss_that_is_not_finite_is_an_error_and_changes_nothing(what: str) -> None:
+    now, bad = policy(1, 2), torch.tensor([[torch.nan, 0.0]])
+    before = now.detach().clone()
+    batch = TokenBatch(before, before, torch.tensor([1.0]), torch.full((1, 2), 0.5))
+    batch, more = (batch, [bad.sum()]) if what == "more" else (batch._replace(**{what: bad}), [])
+    with pytest.raises(FloatingPointError, match="the loss is not a finite number"):
+        token_step(now, batch, torch.optim.AdamW([now]), 0.2, 2.0, *more)
+    assert torch.equal(now.detach(), before)

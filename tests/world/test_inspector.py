@@ -18,7 +18,7 @@ from minireflect.world.data import WorldConfig, training_pairs
 from minireflect.world.inspector import inspect, inspect_all
 from minireflect.world.laws import LAWS, render, render_pixels
 from minireflect.world.prompts import draw_prompts, near_miss, prompt_set, sample_scene
-from minireflect.world.scenes import Scene
+from minireflect.world.scenes import COLORS, Object, Scene, arrangement
 
 N = 150  # scenes a test; the README's figures use 2,000 (scripts/measure.py)
 LAW_NAMES = [*LAWS, "arrangement"]
@@ -230,3 +230,27 @@ def test_the_tolerances_are_those_that_the_header_states(worst: float, mean: flo
     image[1] -= 2 * 2 * mean * other.repeat_interleave(4, 0).repeat_interleave(4, 1)  # of [-1, 1]
     image[0, 20:24, 36:40] -= 2 * worst
     assert inspect(image).readable is readable
+
+
+@pytest.mark.parametrize(("std", "readable"), [(0.07, True), (0.09, False)])
+def test_a_strip_is_forgiven_if_it_is_flat(std: float, readable: bool) -> None:
+    """Rows that alternate by `std`, of [0, 1], along a dark strip: the header's tolerance is 0.08."""
+    image = render(Scene("gravity", LAWS["gravity"].combinations[0], "floor"))
+    image[:, :, 8:10] = (2 * std * (-1.0) ** torch.arange(64) - 0.6)[:, None]
+    assert inspect(image).readable == readable
+
+
+@pytest.mark.parametrize(("aside", "lower", "readable"), [(4, 1, True), (3, 3, True), (2, 1, False)])
+def test_a_ball_is_read_by_what_a_block_in_front_leaves_of_it(aside: int, lower: int, readable: bool) -> None:
+    """Of its 150 pixels 38 and 43 suffice; 16 are less than MIN_PIXELS."""
+    block = Object("block", "blue", xy=(32 + aside, 32 + lower))
+    scene = arrangement([Object("ball", "red", xy=(32, 32)), block])
+    assert inspect(render(scene)).agrees_with(scene) == readable
+
+
+@pytest.mark.parametrize(("n", "readable"), [(6, True), (7, False)])
+def test_up_to_six_shapes_are_read(n: int, readable: bool) -> None:
+    """A graph has four: a picture with more is wrong, but it is readable."""
+    places = [(10 + 21 * (i % 3), 12 + 20 * (i // 3)) for i in range(n)]
+    scene = arrangement(Object("ball", COLORS[i % 5], xy=xy) for i, xy in enumerate(places))
+    assert inspect(render(scene)).agrees_with(scene) == readable

@@ -124,6 +124,8 @@ def test_the_mix_of_prompts_has_its_shares_and_refuses_impossible_ones() -> None
     texts, groups = PromptMix(physical=3, unconventional=1, arrangement=0).draw(0, 400, 0)
     assert all(understand(t) is not None for t in texts)
     assert 0.68 < sum(g.startswith("physical/") for g in groups) / 400 < 0.82
+    drawn = [tuple(PromptMix().draw(seed, 30, step)[0]) for seed in (0, 1) for step in (0, 1)]
+    assert len({*drawn}) == 4  # every step of every seed has its own
     with pytest.raises(ValueError, match="must be at least 0"):
         PromptMix(physical=-0.1)
 
