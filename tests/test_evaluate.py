@@ -23,7 +23,7 @@ from minireflect.evaluate_reason import table_row
 from minireflect.pipeline import SamplerConfig
 from minireflect.streams import choices
 from minireflect.world.laws import render
-from minireflect.world.prompts import draw_prompts
+from minireflect.world.prompts import draw_prompts, prompt_set
 
 
 def test_evaluation_is_fixed_and_its_table_has_every_law() -> None:
@@ -51,6 +51,18 @@ def test_a_score_of_renders_is_perfect_and_of_noise_nothing() -> None:
         assert found["by_law"] == dict.fromkeys(found["by_law"], 1.0) and len(found["by_law"]) == groups
         noise = score(torch.rand_like(images) * 2 - 1, prompts, torch.zeros(16))
         assert noise["accuracy"] == 0 and noise["unreadable"] == 1
+
+
+def test_intervals_are_clustered_by_prompt_and_diversity_is_in_units_of_pixels() -> None:
+    """Two pictures of each of three prompts of a law, black or white, none of them right.  Of 15 pairs nine
+    differ, by 2 in every pixel.
+    """
+    pool = [p for p in prompt_set("physical", "test") if p.law == "shadow"]
+    prompts = [p for p in pool[:3] for _ in range(2)]
+    images = torch.tensor([1.0, -1.0] * 3).view(6, 1, 1, 1).expand(6, 3, 64, 64)
+    found = score(images, prompts, torch.zeros(6))
+    assert found["interval"] == found["intervals"]["shadow"] == wilson(0.0, 3)
+    assert found["diversity"] == pytest.approx(2 * 9 / 15)
 
 
 def test_edges_are_the_mean_difference_of_neighbours() -> None:
@@ -113,6 +125,15 @@ def test_an_interval_of_one_picture_a_prompt_is_nearly_wilsons_and_pictures_of_o
     assert interval(right, range(400)) == pytest.approx(wilson(0.75, 400), abs=2e-3)
     assert interval(right, ["a"] * 400) == wilson(0.75, 1)
     assert interval(right[:300], [i % 5 for i in range(300)]) == wilson(1.0, 5)
+
+
+@pytest.mark.parametrize(("right", "pictures"), [([1, 1, 1, 0, 0, 0], 3), ([1, 0, 0, 1, 1, 0], 6)])
+def test_the_interval_of_three_prompts_by_hand(right: list[float], pictures: int) -> None:
+    """The variance of the share over prompts is 3/2 (1 + 0 + 1) / 6^2 = 1/12, that of three pictures.  Where
+    prompts are more alike than chance, that of six.  Student's t of two degrees is 4.303.
+    """
+    wanted = wilson(0.5, pictures * (1.959964 / 4.302653) ** 2)
+    assert interval(torch.tensor(right).float(), ["a", "a", "b", "b", "c", "c"]) == pytest.approx(wanted)
 
 
 def test_a_table_is_aligned_in_a_terminal_and_folded_where_it_does_not_fit() -> None:
