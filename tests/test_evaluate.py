@@ -1,16 +1,20 @@
 """Measuring laws: fixed prompts and noise, intervals, tables for a terminal and for a page."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
+from minireflect import evaluate as measuring
 from minireflect import load_pipeline, load_reward
 from minireflect.evaluate import (
     WIDTH,
     EvaluationConfig,
     Table,
     evaluate,
+    evaluate_rewards,
     fixed_batches,
     interval,
     law_table,
@@ -18,12 +22,15 @@ from minireflect.evaluate import (
     score,
     wilson,
 )
-from minireflect.evaluate_graphs import loop_bars
-from minireflect.evaluate_reason import table_row
+from minireflect.evaluate_graphs import evaluation_graphs, loop_bars
+from minireflect.evaluate_reason import evaluation_prompts, table_row
 from minireflect.pipeline import SamplerConfig
 from minireflect.streams import choices
 from minireflect.world.laws import render
+from minireflect.world.layout import pair_split
 from minireflect.world.prompts import draw_prompts, prompt_set
+from minireflect.world.scenes import SPLITS
+from tests.small import TEXTS, Stopped, brightness, small_pipeline, stop
 
 
 def test_evaluation_is_fixed_and_its_table_has_every_law() -> None:
@@ -34,6 +41,36 @@ def test_evaluation_is_fixed_and_its_table_has_every_law() -> None:
     text = law_table({"base": one}).markdown
     assert text.startswith("| test prompts | base |\n|---|---|\n| physical: right by the inspector | ")
     assert all(law in text for law in one["physical"]["by_law"]) and len(one["physical"]["by_law"]) == 8
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_prompts_and_graphs_are_of_the_split_that_is_asked_for(
+    split: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(
+        measuring, "sample_and_score", lambda pipe, reward, texts, *_: told.extend(texts) or stop()
+    )
+    config = EvaluationConfig(pictures=40, split=split)
+    for kind in ("physical", "unconventional"):
+        with pytest.raises(Stopped):
+            evaluate(None, None, SamplerConfig(), config, (kind,))
+        assert {*told} <= {p.text for p in prompt_set(kind, split)} and len(told) == 40
+        told.clear()
+    assert {p.text for p in evaluation_prompts(config)[40:80]} <= {
+        p.text for p in prompt_set("physical", split)
+    }
+    for graph in evaluation_graphs(replace(config, pictures=10)):
+        pairs = {pair_split(graph.entities[s], graph.entities[o]) for s, _, o in graph.relations}
+        assert pairs - {"train"} == {split} - {"train"}
+
+
+def test_a_checkpoints_reward_has_the_standard_error_of_its_mean() -> None:
+    pipe, config = small_pipeline(), EvaluationConfig(pictures=4, batch=3)
+    images, found = evaluate_rewards(pipe, brightness, TEXTS, SamplerConfig(steps=2), config)
+    values = images.mean((1, 2, 3))
+    assert found["reward"] == pytest.approx(values.mean().item(), rel=1e-4)
+    assert found["reward_se"] == pytest.approx(values.std().item() / 2, rel=1e-3)
 
 
 def test_a_score_of_renders_is_perfect_and_of_noise_nothing() -> None:
