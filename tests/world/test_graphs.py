@@ -176,6 +176,26 @@ def test_relations_are_what_their_words_say() -> None:
         holds("under", base, base)
 
 
+@pytest.mark.parametrize(
+    ("relation", "base", "true", "false"),
+    [
+        ("on", "block", [(0, -11), (0, -17), (-7, -14)], [(0, -10), (0, -18), (8, -14)]),
+        ("inside", "box", [(4, -4), (-4, 4)], [(5, 0), (0, 5), (0, -5)]),
+        ("in front of", "block", [(4, 2), (-4, 13), (13, 5)], [(4, 1), (3, 5), (4, 14), (14, 5), (4, -5)]),
+    ],
+)
+def test_what_touches_does_so_within_the_pixels_that_are_stated(
+    relation: str, base: str, true: list[tuple[int, int]], false: list[tuple[int, int]]
+) -> None:
+    """By hand: a ball, 7 pixels in radius, beside a block of 7 or a box of 12; (x, y), y pointing down."""
+    other = Object(base, "blue", xy=(32, 32))
+    for places, wanted in ((true, True), (false, False)):
+        for x, y in places:
+            assert holds(relation, Object("ball", "red", xy=(32 + x, 32 + y)), other) is wanted, (x, y)
+    assert not holds("inside", Object("box", "red", xy=(32, 32)), Object("box", "blue", xy=(32, 32)))
+    assert not holds("inside", Object("ball", "red", xy=(32, 32)), Object("block", "blue", xy=(32, 32)))
+
+
 def test_a_graph_without_relations_is_a_list_of_things() -> None:
     graph = SceneGraph((Entity("ball", "red", 2), Entity("box", "blue")))
     assert graph.sentence == "two red balls and a blue box"
