@@ -160,6 +160,16 @@ def test_training_pictures_of_positions_satisfy_geneval() -> None:
         assert geneval_relations(*things)
 
 
+def test_a_relation_of_several_holds_for_each_of_them() -> None:
+    (asked,) = SceneGraph(
+        (Entity("ball", "red", 2), Entity("cone", "blue")), ((0, "left of", 1),)
+    ).requirements[2:3]
+    first, cone = Object("ball", "red", xy=(10, 30)), Object("cone", "blue", xy=(36, 30))
+    for x, y, met in ((10, 50, True), (58, 30, False)):
+        assert asked.met_by((first, cone, Object("ball", "red", xy=(x, y)))) is met
+    assert not asked.met_by((first,)) and not asked.met_by((cone,))
+
+
 def test_relations_are_what_their_words_say() -> None:
     base, r = Object("block", "blue", xy=(32, 32)), {}
     for x, y in ((10, 32), (54, 32), (32, 10), (32, 54), (32, 18), (40, 36), (32, 32)):
