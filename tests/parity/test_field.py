@@ -303,8 +303,10 @@ OTHERS = [EulerDiscreteScheduler(**SD, use_karras_sigmas=True), PNDMScheduler(**
 def test_another_sampler_is_said(scheduler: object, saved: Callable[..., Path], tmp_path: Path) -> None:
     """diffusers writes an infinite number into DPMSolver's configuration, which is no JSON."""
     scheduler.save_pretrained(saved("sd1", tmp_path) / "scheduler")
-    with pytest.warns(UserWarning, match=f"asks for {type(scheduler).__name__}.* drawn with DDIM"):
+    with pytest.warns(UserWarning, match=f"asks for {type(scheduler).__name__}.* drawn with DDIM") as said:
         load_checkpoint(tmp_path / "sd")
+    other = f"is of {type(scheduler).__name__}, which is used; model_index.json names DDIMScheduler"
+    assert any(other in str(warning.message) for warning in said)
 
 
 YAML = """model:
@@ -325,7 +327,7 @@ def test_the_yaml_beside_a_file_is_read(tmp_path: Path) -> None:
     file.with_suffix(".yaml").write_text(YAML)
     assert off(theirs, load_checkpoint(file, Given(tokenizer=tmp_path / "words", image_size=32))) < 1e-3
     file.with_suffix(".yaml").write_text(
-        "linear_start: 8.5E-4\nlinear_end: +.012\nlinear_end: 1"
+        "linear_start: 8.5E-4\n'linear_end' : +.012\nlinear_end: 1"
     )  # the first
     found = load_checkpoint(file).schedule.config
     assert (found.beta_start, found.beta_end) == (0.00085, 0.012)
