@@ -164,6 +164,8 @@ def _read_file(path: Path) -> Published:
     if any(name.startswith("model_ema.") for name in whole):
         warnings.warn(f"{path}: its running average (model_ema) is not used, its weights are", stacklevel=4)
     abar = whole["alphas_cumprod"].flatten().float() if "alphas_cumprod" in whole else ()
+    if "denoiser.sigmas" in whole:  # of SDXL: the noise over the signal
+        abar = 1 / (1 + whole["denoiser.sigmas"].flatten().float().sort().values ** 2)
     if not len(abar) or abar[0] < 0.5:  # some files have zeros there
         return Published(path, parts, known, {})
     return Published(path, parts, known | {"num_train_timesteps": len(abar)}, {}, abar)
