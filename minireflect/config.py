@@ -66,7 +66,8 @@ class Config(Checked):
     sft: ReasonTraining = REASON_TRAINING
     grpo: ReasonRLConfig = field(default_factory=ReasonRLConfig)
     mix: PromptMix = field(default_factory=PromptMix)
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    # the evaluations of 20 steps without guidance, and more right pictures (docs/log.md)
+    sampler: SamplerConfig = field(default_factory=lambda: SamplerConfig(steps=10, guidance=1.5))
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     @property

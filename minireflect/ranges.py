@@ -113,7 +113,8 @@ def named(hint: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(map(named, inner))
     if origin is Annotated:
-        return named(inner[0])
+        ranges = [str(mark) for mark in inner[1:] if isinstance(mark, Range) and mark.low > -math.inf]
+        return " ".join([named(inner[0]), *ranges])
     if origin is tuple:
         return f"a list, each {named(inner[0])}" if ... in inner else f"a list of {len(inner)}"
     return NAMES.get(dict if typing.is_typeddict(origin) else origin, getattr(origin, "__name__", "another"))

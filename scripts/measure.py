@@ -28,7 +28,7 @@ from minireflect.diffusion.sample import denoise, last
 from minireflect.evaluate import EvaluationConfig, Table, evaluate, law_table, sample_and_score
 from minireflect.evaluate_reason import ORDER, evaluation_prompts
 from minireflect.models.autoencoder import Autoencoder
-from minireflect.pipeline import LatentDiffusion
+from minireflect.pipeline import LatentDiffusion, SamplerConfig
 from minireflect.rl.rewards import ACCEPT_WORD, Reward, load_captioner, load_reward, verdicts
 from minireflect.streams import choices, rng
 from minireflect.world.canvas import to_pixels, to_tensor
@@ -184,7 +184,7 @@ def measure_autoencoder(autoencoder: Autoencoder, n: int) -> None:
 
 
 def measure_base(pipe: LatentDiffusion, reward: Reward, n: int) -> None:
-    scores = evaluate(pipe, reward, preset("cpu").sampler, EvaluationConfig(pictures=n), KINDS)
+    scores = evaluate(pipe, reward, SamplerConfig(), EvaluationConfig(pictures=n), KINDS)
     print(law_table({"base": scores}))
 
 
@@ -203,7 +203,7 @@ def measure_reward(pipe: LatentDiffusion, reward: Reward, n: int) -> None:
     # few prompts, many pictures of each, so that a prompt has right ones and wrong ones
     for kind in KINDS[:2]:
         asked = [p for p in draw_prompts(kind, "test", 64, draw) for _ in range(-(-n // 128))]
-        how = preset("cpu").sampler, EvaluationConfig(pictures=len(asked)), f"reward {kind}"
+        how = SamplerConfig(), EvaluationConfig(pictures=len(asked)), f"reward {kind}"
         images, scored = sample_and_score(pipe, reward, [p.text for p in asked], *how)
         rated = zip(asked, scored.tolist(), (verdicts(images, asked) > 0.5).tolist())
         seen += [(p.law, p.text, value, true) for p, value, true in rated]

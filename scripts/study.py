@@ -291,7 +291,7 @@ def study_page(path: Path, rows: list[dict], logs: Logs, options: str, bins: Tab
     took = {(r["arm"], r["seed"]): r["training"]["minutes"] for r in rows if "training" in r}
     machine = f"{os.cpu_count()} cores {'and a' if torch.cuda.is_available() else 'without a'} GPU"
     tables = {"table": table(rows), "paired": paired(rows), "bins": bins, "equal_cost": at_equal_cost(logs)}
-    numbers = {"pictures": rows[0]["physical"]["pictures"], "steps": SAMPLER.steps, "options": options}
+    numbers = {"pictures": rows[0]["physical"]["pictures"], "sampler": SAMPLER, "options": options}
     numbers |= {"machine": machine, "minutes": sum(took.values())}
     page("study", path, **numbers, **tables)
 

@@ -1,16 +1,20 @@
 """Measuring laws: fixed prompts and noise, intervals, tables for a terminal and for a page."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
+from minireflect import evaluate as measuring
 from minireflect import load_pipeline, load_reward
 from minireflect.evaluate import (
     WIDTH,
     EvaluationConfig,
     Table,
     evaluate,
+    evaluate_rewards,
     fixed_batches,
     interval,
     law_table,
@@ -18,12 +22,15 @@ from minireflect.evaluate import (
     score,
     wilson,
 )
-from minireflect.evaluate_graphs import loop_bars
-from minireflect.evaluate_reason import table_row
+from minireflect.evaluate_graphs import evaluation_graphs, loop_bars
+from minireflect.evaluate_reason import evaluation_prompts, table_row
 from minireflect.pipeline import SamplerConfig
 from minireflect.streams import choices
 from minireflect.world.laws import render
-from minireflect.world.prompts import draw_prompts
+from minireflect.world.layout import pair_split
+from minireflect.world.prompts import draw_prompts, prompt_set
+from minireflect.world.scenes import SPLITS
+from tests.small import TEXTS, Stopped, brightness, small_pipeline, stop
 
 
 def test_evaluation_is_fixed_and_its_table_has_every_law() -> None:
@@ -34,6 +41,36 @@ def test_evaluation_is_fixed_and_its_table_has_every_law() -> None:
     text = law_table({"base": one}).markdown
     assert text.startswith("| test prompts | base |\n|---|---|\n| physical: right by the inspector | ")
     assert all(law in text for law in one["physical"]["by_law"]) and len(one["physical"]["by_law"]) == 8
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_prompts_and_graphs_are_of_the_split_that_is_asked_for(
+    split: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(
+        measuring, "sample_and_score", lambda pipe, reward, texts, *_: told.extend(texts) or stop()
+    )
+    config = EvaluationConfig(pictures=40, split=split)
+    for kind in ("physical", "unconventional"):
+        with pytest.raises(Stopped):
+            evaluate(None, None, SamplerConfig(), config, (kind,))
+        assert {*told} <= {p.text for p in prompt_set(kind, split)} and len(told) == 40
+        told.clear()
+    assert {p.text for p in evaluation_prompts(config)[40:80]} <= {
+        p.text for p in prompt_set("physical", split)
+    }
+    for graph in evaluation_graphs(replace(config, pictures=10)):
+        pairs = {pair_split(graph.entities[s], graph.entities[o]) for s, _, o in graph.relations}
+        assert pairs - {"train"} == {split} - {"train"}
+
+
+def test_a_checkpoints_reward_has_the_standard_error_of_its_mean() -> None:
+    pipe, config = small_pipeline(), EvaluationConfig(pictures=4, batch=3)
+    images, found = evaluate_rewards(pipe, brightness, TEXTS, SamplerConfig(steps=2), config)
+    values = images.mean((1, 2, 3))
+    assert found["reward"] == pytest.approx(values.mean().item(), rel=1e-4)
+    assert found["reward_se"] == pytest.approx(values.std().item() / 2, rel=1e-3)
 
 
 def test_a_score_of_renders_is_perfect_and_of_noise_nothing() -> None:
@@ -51,6 +88,18 @@ def test_a_score_of_renders_is_perfect_and_of_noise_nothing() -> None:
         assert found["by_law"] == dict.fromkeys(found["by_law"], 1.0) and len(found["by_law"]) == groups
         noise = score(torch.rand_like(images) * 2 - 1, prompts, torch.zeros(16))
         assert noise["accuracy"] == 0 and noise["unreadable"] == 1
+
+
+def test_intervals_are_clustered_by_prompt_and_diversity_is_in_units_of_pixels() -> None:
+    """Two pictures of each of three prompts of a law, black or white, none of them right.  Of 15 pairs nine
+    differ, by 2 in every pixel.
+    """
+    pool = [p for p in prompt_set("physical", "test") if p.law == "shadow"]
+    prompts = [p for p in pool[:3] for _ in range(2)]
+    images = torch.tensor([1.0, -1.0] * 3).view(6, 1, 1, 1).expand(6, 3, 64, 64)
+    found = score(images, prompts, torch.zeros(6))
+    assert found["interval"] == found["intervals"]["shadow"] == wilson(0.0, 3)
+    assert found["diversity"] == pytest.approx(2 * 9 / 15)
 
 
 def test_edges_are_the_mean_difference_of_neighbours() -> None:
@@ -113,6 +162,15 @@ def test_an_interval_of_one_picture_a_prompt_is_nearly_wilsons_and_pictures_of_o
     assert interval(right, range(400)) == pytest.approx(wilson(0.75, 400), abs=2e-3)
     assert interval(right, ["a"] * 400) == wilson(0.75, 1)
     assert interval(right[:300], [i % 5 for i in range(300)]) == wilson(1.0, 5)
+
+
+@pytest.mark.parametrize(("right", "pictures"), [([1, 1, 1, 0, 0, 0], 3), ([1, 0, 0, 1, 1, 0], 6)])
+def test_the_interval_of_three_prompts_by_hand(right: list[float], pictures: int) -> None:
+    """The variance of the share over prompts is 3/2 (1 + 0 + 1) / 6^2 = 1/12, that of three pictures.  Where
+    prompts are more alike than chance, that of six.  Student's t of two degrees is 4.303.
+    """
+    wanted = wilson(0.5, pictures * (1.959964 / 4.302653) ** 2)
+    assert interval(torch.tensor(right).float(), ["a", "a", "b", "b", "c", "c"]) == pytest.approx(wanted)
 
 
 def test_a_table_is_aligned_in_a_terminal_and_folded_where_it_does_not_fit() -> None:

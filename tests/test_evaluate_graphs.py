@@ -42,8 +42,8 @@ def test_metrics_on_graphs_made_by_hand() -> None:
 
 
 def test_a_loop_is_measured_as_what_it_does() -> None:
-    """Half of the pictures are right at first and blank in the end, half the other way round; the Checker
-    accepts the first half.
+    """Of eight pictures the even ones are right at first, the odd ones and the first at the end, the others
+    are blank; the Checker accepts the first three.
     """
     config = EvaluationConfig(pictures=8, batch=3)
     graphs = evaluation_graphs(config)
@@ -59,10 +59,10 @@ def test_a_loop_is_measured_as_what_it_does() -> None:
 
     def loop(part: list, noise: torch.Generator) -> list[SimpleNamespace]:
         rows = [row[g] for g in part]
-        even = torch.tensor([i % 2 == 0 for i in rows])
+        even, odd = torch.tensor([[i % 2 == 0, i % 2 == 1 or i == 0] for i in rows]).T
         pictures, blank = good[rows], torch.zeros(len(rows), 3, 64, 64)
-        said = answers(part, [i < 4 for i in rows])
-        looks = [torch.where(keep.view(-1, 1, 1, 1), pictures, blank) for keep in (even, ~even)]
+        said = answers(part, [i < 3 for i in rows])
+        looks = [torch.where(keep.view(-1, 1, 1, 1), pictures, blank) for keep in (even, odd)]
         n = torch.arange(2)[:, None].expand(2, len(rows))
         return [
             SimpleNamespace(images=x, answers=said, evaluations=20 * (k + 1), calls=k + 1)
@@ -70,13 +70,11 @@ def test_a_loop_is_measured_as_what_it_does() -> None:
         ]
 
     found = evaluate_loop(loop, lambda images, graphs: answers(graphs, [False] * len(graphs)), config, "test")
-    assert (
-        found["right"] == found["unreadable"] == found["met"] == found["sg_iou"] == found["entity_iou"] == 0.5
-    )
-    assert found["repaired"] == found["damaged"] == 1
-    assert found["checker"] == found["checker_right"] == 0.5 and found["fooled"] == 0.5
+    assert found["right"] == found["met"] == found["sg_iou"] == found["entity_iou"] == 5 / 8
+    assert (found["unreadable"], found["repaired"], found["damaged"]) == (3 / 8, 4 / 4, 3 / 4)
+    assert found["checker"] == found["checker_right"] == 3 / 8 and found["fooled"] == pytest.approx(1 / 3)
     assert (
         found["judge"] == found["judge_right"] == found["judge_fooled"] == 0
     )  # accepts nothing, so nothing fools it
     assert found["evaluations"] == 40 and found["calls"] == 2 and found["pictures"] == 8
-    assert found["relation_iou"] == pytest.approx(0.5)
+    assert found["relation_iou"] == pytest.approx(5 / 8)

@@ -1,5 +1,8 @@
 """Measuring ReasonGen-R1: an untrained model, the shipped one, and codebooks."""
 
+import random
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor
@@ -13,9 +16,12 @@ from minireflect.evaluate_reason import (
     evaluation_prompts,
     table_row,
 )
-from minireflect.models.reasongen import SamplingConfig
+from minireflect.models.reasongen import Sampled, SamplingConfig
 from minireflect.rl.rewards import reward_beside
+from minireflect.world.captions import rationale
+from minireflect.world.laws import render
 from minireflect.world.prompts import TASKS
+from minireflect.world.scenes import ARRANGEMENT
 from tests.small import small_reasongen
 
 
@@ -51,6 +57,40 @@ def test_an_untrained_model_is_measured_as_what_it_is() -> None:
         "kept",
         "tokens",
     ]
+
+
+def test_pictures_and_rationales_made_by_hand_are_measured_as_what_they_are() -> None:
+    """Of 24 prompts every second picture is right, the others blank; rationales are in turns of this scene,
+    of no grammar, and of a scene of another law.  The second of two tries has the higher reward; it accepts
+    the first nine pictures.
+    """
+    config, draw, tries, scored = EvaluationConfig(pictures=8, batch=24), random.Random(0), [], []
+    scenes = [p.scene(draw) for p in evaluation_prompts(config)]
+    foreign = [next(s for s in scenes if s.law not in (of.law, ARRANGEMENT)) for of in scenes]
+    said = [(rationale(a), "so the so", rationale(b))[i % 3] for i, (a, b) in enumerate(zip(scenes, foreign))]
+    even, first = torch.arange(24).view(-1, 1, 1, 1) % 2 == 0, torch.arange(24) < 9
+    right = torch.where(even, torch.stack([*map(render, scenes)]), 1.0)
+
+    def sample(part: list[str], sampling: SamplingConfig, noise: torch.Generator) -> Sampled:
+        tries.append(noise.initial_seed())
+        ids = torch.full((24, 64), len(tries))
+        return Sampled(ids[:, :5], (torch.arange(5) < 3).expand(24, 5), ids)
+
+    def reward(images: Tensor, texts: list[str]) -> Tensor:
+        scored.append(images)
+        return torch.where(first, 0.6, 0.4) if len(scored) == 2 else torch.full((24,), 0.3)
+
+    pipe = SimpleNamespace(
+        sample=sample,
+        pictures=lambda codes: right if codes[0, 0] == 2 else torch.ones(24, 3, 64, 64),
+        rationales=lambda sampled: said if sampled.codes[0, 0] == 2 else [""] * 24,
+    )
+    found = evaluate_reason(pipe, reward, config, best_of=2)
+    assert len(scored) == len({*tries}) == 2
+    assert found["physical"] == found["unconventional"] == found["unreadable"] == 1 / 2
+    assert found["planned"] == 8 / 24 and found["kept"] == 4 / 16
+    assert found["accepted"] == 9 / 24 and found["fooled"] == pytest.approx(4 / 9)
+    assert found["tokens"] == 2 * (3 + 64)
 
 
 def test_the_shipped_model_plans_what_is_asked_and_draws_what_it_planned() -> None:

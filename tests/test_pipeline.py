@@ -38,6 +38,22 @@ def test_generate_is_the_composition_of_the_parts() -> None:
     assert torch.equal(by_hand, pipe.generate(TEXTS, steps=5, guidance=3.0, eta=0.0, latents=x))
 
 
+def test_guidance_leads_away_from_the_negative_prompt() -> None:
+    """It is embedded by all blocks, whatever `clip_skip` says of the prompt; zeros stand for an empty one."""
+    pipe, x, t = small_pipeline(), torch.randn(4, 4, 4, 4, generator=rng(0, "x")), torch.tensor(500)
+    whole = pipe.embed(["a blue block"])
+    pipe.negative, pipe.clip_skip = "a blue block", 1
+    short = pipe.embed(TEXTS)
+    assert torch.equal(pipe.null(), whole) and not torch.equal(pipe.embed(["a blue block"]), whole)
+    torch.testing.assert_close(short, pipe.text_encoder(pipe.tokenizer(TEXTS), 1))
+    of_text, of_null = (pipe.unet(x, t, c.expand(4, -1, -1)) for c in (short, whole))
+    torch.testing.assert_close(pipe.eps(TEXTS)(3.0)(x, t), of_null + 3 * (of_text - of_null))
+    pipe.zero_null = True
+    assert torch.equal(pipe.null(), whole)
+    pipe.negative = ""
+    assert torch.equal(pipe.null(), torch.zeros_like(whole))
+
+
 def test_rounds_change_the_picture_and_zero_rounds_do_not() -> None:
     pipe = small_pipeline()
     x = pipe.noise(4, rng(0, "x"))
@@ -48,10 +64,10 @@ def test_rounds_change_the_picture_and_zero_rounds_do_not() -> None:
 def test_selected_rounds_keep_what_is_right_and_sample_the_rest_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    signs = []
+    signs, renoised = [], []
 
     def spy(*args):
-        signs.append(args[-1])
+        signs.append(args[-1]), renoised.append(args[1])
         return renoise_to(*args)
 
     monkeypatch.setattr(reflection, "renoise_to", spy)
@@ -77,6 +93,7 @@ def test_selected_rounds_keep_what_is_right_and_sample_the_rest_again(
     assert [texts for _, texts in asked] == [TEXTS, [TEXTS[0], TEXTS[2]], [TEXTS[2]]]  # only what is new
     assert torch.equal(asked[1][0][0], second[0]) and torch.equal(asked[2][0][0], third[2])
     assert [sign.tolist() for sign in signs] == [[-1, -1], [-1]]  # turned over
+    torch.testing.assert_close(pipe.decode(renoised[1]), asked[1][0][1:])  # the latest, though it was worse
     asked.clear()
     again = pipe.generate(TEXTS, steps=3, rounds=2, generator=rng(0, "sample"), reward=score)
     assert torch.equal(again, third)

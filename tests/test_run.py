@@ -75,6 +75,38 @@ def start_and_finish(folder: Path) -> list[str]:
     return done.stdout.split()
 
 
+def test_steps_after_the_last_save_are_done_again_to_the_same_numbers(tmp_path: Path) -> None:
+    """A loop of eight steps that saves every third and the last, and fails after it has logged step 5: it
+    goes on from step 3 with its weights, moments of Adam and memory; every step stands in the log once.
+    """
+
+    def loop(run: Run, fails: int = -1) -> tuple[list[int], torch.nn.Linear, dict]:
+        torch.manual_seed(0)
+        net, memory, done = torch.nn.Linear(4, 4), {"seen": 0}, []
+        optimizer = torch.optim.AdamW(net.parameters(), lr=0.1)
+        for step in run.steps("stage", 8, {"net": net}, optimizer, 3, memory):
+            done.append(step)
+            memory["seen"] += step
+            optimizer.zero_grad()
+            (net(torch.ones(1, 4)) - step).square().sum().backward()
+            optimizer.step()
+            run.log("stage", step, seen=memory["seen"])
+            if step == fails:
+                raise FloatingPointError
+        return done, net, memory
+
+    done, net, memory = loop(Run(tmp_path / "whole", {}))
+    assert done == [*range(8)] and memory == {"seen": 28}
+    run = Run(tmp_path / "cut", {})
+    with pytest.raises(FloatingPointError):
+        loop(run, fails=5)
+    done, again, memory = loop(run)
+    assert done == [3, 4, 5, 6, 7] and memory == {"seen": 28}
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), again.parameters()))
+    assert run.metrics("stage") == Run(tmp_path / "whole", {}, resume=True).metrics("stage")
+    assert loop(run)[0] == []  # the last step is saved, too
+
+
 def test_another_run_is_never_overwritten(tmp_path: Path) -> None:
     Run(tmp_path / "a", {"lr": 1})
     with pytest.raises(RunError, match="already holds a run"):

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from minireflect import stages
-from minireflect.checkpoints.ours import SHIPPED
+from minireflect.checkpoints.ours import RIG, SHIPPED
 from minireflect.cli import TRAINED
 from minireflect.config import Config
 from minireflect.models.tokenizer import PromptError
 from minireflect.run import Run
 from tests.cli.console import refused, run
+from tests.small import Stopped, stop
 
 
 def task(folder: Path, source: Path = SHIPPED) -> stages.Task:
@@ -52,6 +53,17 @@ def test_a_finished_stage_is_not_done_again(tmp_path: Path, monkeypatch: pytest.
     stages.do(task(tmp_path), "a")
     stages.do(task(tmp_path), "a", "b")
     assert done == ["a", "b"]
+
+
+def test_the_judge_has_a_seed_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pictures and first weights are not the Checker's: what fools one need not fool the other."""
+    told: list[tuple[str, int]] = []
+    noted = lambda config, name, pipe, job: told.append((name, job.seed)) or stop()  # noqa: E731
+    monkeypatch.setattr(stages, "train_checker", noted)
+    for name in ("checker", "judge"):
+        with pytest.raises(Stopped):
+            stages.checker(task(tmp_path / name, RIG), name)
+    assert told == [("checker", Config().seed), ("judge", Config().seed + 1)]
 
 
 def test_every_command_has_its_stages() -> None:

@@ -15,6 +15,7 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 from zipfile import ZipFile, is_zipfile
 
@@ -122,9 +123,8 @@ def existing(path: Place) -> Path:
         raise WeightsError(f"{path} is not there, or not a file")
     with open(path, "rb") as file:
         start = file.read(64)
-    for magic, what in STAND_INS.items():
-        if start.startswith(magic):
-            raise WeightsError(f"{path} {what}")
+    if what := next((what for magic, what in STAND_INS.items() if start.startswith(magic)), None):
+        raise WeightsError(f"{path} {what}")
     return path
 
 
@@ -200,7 +200,7 @@ def _read_torch(path: Path) -> Tensors:
         raise WeightsError(f"{path} holds a {type(content).__name__}, expected tensors by name")
     content = {name: value for name, value in content.items() if isinstance(name, str)}
     for name, value in content.items():  # a number is the alpha of a LoRA, or how far the training was
-        if name.endswith("alpha") and isinstance(value, int | float):
+        if name.endswith("alpha") and isinstance(value, int | float | str):
             with named_as(str(path), Refusal):
                 content[name] = torch.tensor(float(expect(value, Finite, name)))
     found = {name: t for name, t in content.items() if isinstance(t, Tensor)}
@@ -217,9 +217,7 @@ def new_names(names: Iterable[str], table: Table, source: Place = "the table") -
     """
     before: Strings = {}  # new name -> old name
     for old in names:
-        name = old
-        for pattern, replacement in table:
-            name = re.sub(pattern, replacement, name)
+        name = reduce(lambda name, rule: re.sub(*rule, name), table, old)
         if name in before:
             raise WeightsError(f"{source}: {before[name]} and {old} would both be renamed {name}")
         if name:

@@ -33,9 +33,8 @@ SD_NOISE = {
     "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
     "timestep_spacing": "leading", "steps_offset": 1, "set_alpha_to_one": False,
 }  # fmt: skip
-# Samplers that without step noise are DDIM, and what gives a sampler noise levels of its own.
+# Samplers that without step noise are DDIM.
 DDIM_LIKE = [f"{name}Scheduler" for name in ["DDIM", "DDPM", "EulerDiscrete", "EulerAncestralDiscrete"]]
-LEVELS = ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"]
 Words = BytePairs | TwoBytePairs | NoVocabulary
 
 
@@ -78,8 +77,8 @@ def load_checkpoint(path: Place, given: Given = Given()) -> LatentDiffusion:
     size, side = given.image_size, found["unet"].config.get("sample_size")  # in pixels, in latents
     if size is None and side:
         size = side * factor if isinstance(side, int) else tuple(n * factor for n in side)
-    is_sd2_base = family is SD2 and schedule.config.prediction == "epsilon"  # published for 512 pixels
-    size = size or (512 if is_sd2_base else family.image_size)
+    # SD 2's base, which predicts the noise, was published for 512 pixels
+    size = size or (512 if family is SD2 and schedule.config.prediction == "epsilon" else family.image_size)
     multiple = factor * 2 ** (len(unet.config.channels) - 1)
     if any(n % multiple for n in ([size] if isinstance(size, int) else size)):
         raise WeightsError(f"image_size {size} is not a multiple of {multiple} pixels, as this UNet needs")
@@ -130,14 +129,14 @@ def _schedule(published: Published, prediction: Prediction | None, family: Famil
 
     The sampler is DDIM whatever the configuration names; without step noise Euler's is the same.
     """
-    path, kind = published.path, published.scheduler.get("_class_name")
+    path, kind, abar = published.path, published.scheduler.get("_class_name"), published.abar
     known = dict(published.scheduler) if kind else SD_NOISE | published.scheduler
     if family is not SDXL:  # diffusers' pipelines of SD 1.x and 2.x mend these two in older folders
         known |= {"steps_offset": 1, "clip_sample": False}
     if kind not in ("DDIMScheduler", "DDPMScheduler", "HeunDiscreteScheduler"):
         known.pop("clip_sample", None)  # not read by the other samplers
     known = check("scheduler", known, f"{path} (scheduler)")
-    own = [key for key in LEVELS if known.get(key)]
+    own = [key for key, value in known.items() if key.startswith("use_") and value]  # noise levels
     if kind and (own or kind not in DDIM_LIKE):
         asked = f"{kind} with {', '.join(own)}" if own else kind
         warnings.warn(f"{path} asks for {asked}; it is drawn with DDIM, which gives others", stacklevel=4)
@@ -147,7 +146,6 @@ def _schedule(published: Published, prediction: Prediction | None, family: Famil
         hint = "For the 512-pixel base model give prediction='epsilon' (--prediction epsilon)"
         warnings.warn(f"{path} does not say what its UNet predicts; assuming {assumed}. {hint}", stacklevel=3)
     ours = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0", None: family.prediction}
-    abar = published.abar
     zero = bool(known.get("rescale_betas_zero_snr") or (abar is not None and abar[-1] < 1e-6))
     euler = kind not in (None, "DDIMScheduler", "DDPMScheduler", "PNDMScheduler")
     config = ScheduleConfig(
@@ -155,7 +153,7 @@ def _schedule(published: Published, prediction: Prediction | None, family: Famil
         spacing=known["timestep_spacing"], offset=known["steps_offset"] or 0, euler=euler,
         set_alpha_to_one=bool(known["set_alpha_to_one"]),
     )  # fmt: skip
-    if abar is not None and (off := (Schedule(config).abar - abar).abs().max()) > 1e-3:
+    if abar is not None and not (off := (Schedule(config).abar - abar).abs().max()) <= 1e-3:
         raise WeightsError(f"{path} was trained with other noise: its alphas_cumprod is off by {off:.3f}")
     if config.zero_snr and config.prediction == "epsilon" and config.spacing != "leading":
         raise WeightsError(f"{path} has zero terminal SNR: there noise does not tell the picture; it needs v")
@@ -204,7 +202,7 @@ def _clip_parts(folder: Path, file: Path, quick_gelu: bool | None) -> tuple[Part
         config = read_stated("CLIP", folder / "config.json")
         pictures = read_stated("preprocessor", folder / "preprocessor_config.json")
         text, vision = (config.get(key) or {} for key in ("text_config", "vision_config"))
-        default, table = "quick_gelu", names.TRANSFORMERS_CLIP  # transformers' own default
+        default, table, said = "quick_gelu", names.TRANSFORMERS_CLIP, config  # transformers' own default
     else:
         config = read_stated("open_clip", folder / "open_clip_config.json")
         model, seen = (config.get(key) or {} for key in ("model_cfg", "preprocess_cfg"))
@@ -214,10 +212,10 @@ def _clip_parts(folder: Path, file: Path, quick_gelu: bool | None) -> tuple[Part
         vision = {"num_attention_heads": vision["width"] // vision["head_width"]} if vision else {}
         openai = "input_resolution" in tensors  # OpenAI's own program
         default, table = "quick_gelu" if model.get("quick_gelu", openai) else "gelu", names.OPEN_CLIP
-        if quick_gelu is None and "quick_gelu" not in model and not openai:
-            said = "assuming gelu, as LAION's; OpenAI's, and what was trained from them, need quick_gelu"
-            warnings.warn(f"{file} does not say its activation: {said} (--clip-activation)", stacklevel=4)
-        tensors = names.open_clip(tensors)
+        tensors, said = names.open_clip(tensors), openai or "quick_gelu" in model
+    if quick_gelu is None and not said:
+        hint = "LAION's have gelu; OpenAI's, and what was trained from them, quick_gelu (--clip-activation)"
+        warnings.warn(f"{file} does not say its activation: assuming {default}; {hint}", stacklevel=4)
     asked = {True: "quick_gelu", False: "gelu", None: None}[quick_gelu]
     text, vision = (c | {"hidden_act": asked or c.get("hidden_act") or default} for c in (text, vision))
     ours = Part(renamed(tensors, table, file), text, str(file), "text.").shortened()

@@ -10,7 +10,6 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from ..disk import Place, parse_json
@@ -33,7 +32,7 @@ KOHYA = {"unet": "unet", "te": "text_encoder", "te1": "text_encoder", "te2": "te
 WORDS = (
     "(?:down|up|mid|transformer|input|middle|output)_blocks?|time_emb_proj|(?:time|add)_embed(?:ding)?"
     "|label_emb|(?:emb|in|out)_layers|linear_[12]|conv_(?:in|out|shortcut)|skip_connection|text_model"
-    "|self_attn|proj_(?:in|out)|(?:[qkv]|out)_proj|to_(?:[qkv]|out)|[a-z0-9]+"
+    "|text_projection|self_attn|proj_(?:in|out)|(?:[qkv]|out)_proj|to_(?:[qkv]|out)|[a-z0-9]+"
 )
 
 
@@ -43,10 +42,11 @@ def dotted(kohya: re.Match) -> str:
 
 # The name of a tensor -> network.layer/A, B or alpha: who wrote it, which network, which of the three it is.
 SPELLINGS = [
-    (r"^(base_model\.model\.)+", ""), (r"^lora_(unet|te[12]?)_([^.]+)", dotted), (r"\.processor\b", ""),
+    (r"^((base_model\.)?model\.|diffusion_model\.)+", ""), (r"^lora_(unet|te[12]?)_([^.]+)", dotted),
     (r"^(?=text_model\.)", "text_encoder."), (r"^(?!(unet|text_encoder(_2)?)\.)", "unet."),
-    (r"[._]lora(?:_linear_layer)?[._](A|down)(?:\.\w+)?\.weight$", "/A"),
-    (r"[._]lora(?:_linear_layer)?[._](B|up)(?:\.\w+)?\.weight$", "/B"), (r"\.alpha$", "/alpha"),
+    (r"\.processor\b", ""), (r"([._]lora(_linear_layer)?([._](A|B|down|up))?)?\.(lora_)?alpha$", "/alpha"),
+    (r"[._]lora(_linear_layer)?[._](A|down)(\.[^.]+)?\.weight$", "/A"),
+    (r"[._]lora(_linear_layer)?[._](B|up)(\.[^.]+)?\.weight$", "/B"),
 ]  # fmt: skip
 
 
@@ -93,7 +93,6 @@ def read_lora(path: Place, res_blocks: int = 2) -> dict[str, Adapter]:
             layers.setdefault(layer, {})[kind] = tensors[name]
         else:
             lost.append(f"{name} {tuple(tensors[name].shape)}")
-    layers = {layer: found for layer, found in layers.items() if found.keys() != {"alpha"}}
     for layer, found in layers.items():
         lost += [f"{layer}: missing lora_{side}.weight" for side in "AB" if side not in found]
     if lost or not layers:
@@ -103,7 +102,7 @@ def read_lora(path: Place, res_blocks: int = 2) -> dict[str, Adapter]:
     adapters: dict[str, Adapter] = {}
     with named_as(str(path), ValueError):
         ours = parse_json(about.get(OUR_ALPHAS, "{}"), dict[str, Positive], OUR_ALPHAS)
-        stated = _configuration(path, about)
+        stated = _configuration(path, about, next(iter(tensors), "").startswith("base_model."))
     for network in NETWORKS:
         inside = names.inside(layers, f"{network}.")
         table = unet if network == "unet" else names.TRANSFORMERS_CLIP_TEXT
@@ -128,11 +127,11 @@ def _numbers(source: str, found: dict[str, Tensor]) -> tuple[Tensor, Tensor, flo
     return A.flatten(1), B.flatten(1).float(), alpha
 
 
-def _configuration(path: Path, about: dict[str, str]) -> dict[str, dict]:
+def _configuration(path: Path, about: dict[str, str], peft: bool) -> dict[str, dict]:
     """What is stated of each network's alpha: by diffusers in the header, by peft in a file beside it."""
     header = parse_json(about.get("lora_adapter_metadata", "{}"), dict, "lora_adapter_metadata")
     for_all = {key: value for key, value in header.items() if not key.startswith(NETWORKS)}
-    if not header and path.stem == PEFT:
+    if not header and (peft or path.stem == PEFT):
         for_all = files.read_json(path.parent / "adapter_config.json")
     found = {network: for_all | names.inside(header, f"{network}.") for network in NETWORKS}
     return {name: check("LoRA's configuration", c, "its configuration") for name, c in found.items()}
@@ -158,8 +157,7 @@ def load_lora(target: Target, path: Place, strength: float = 1.0) -> Target:
     """
     networks = networks_of(target) if isinstance(target, LatentDiffusion) else {"unet": target}
     adapters = read_lora(path, networks["unet"].config.res_blocks)
-    changed = {name.partition(".")[0] for name in adapters}
-    whole = nn.ModuleDict({name: network for name, network in networks.items() if name in changed})
+    whole = nn.ModuleDict({n: m for n, m in networks.items() if any(k.startswith(f"{n}.") for k in adapters)})
     known, wrong = dict(whole.named_modules()), {"extra": [], "misshapen": []}
     for name, (A, B, _) in adapters.items():
         layer = known.get(name)
@@ -171,9 +169,8 @@ def load_lora(target: Target, path: Place, strength: float = 1.0) -> Target:
             wrong["misshapen"].append(f"{name}: expected {expected}, found {found}")
     files.refuse(f"{path} does not fit this network: of {len(adapters)} layers", wrong)
     install(whole, {name: (len(found.A), strength * found.scale) for name, found in adapters.items()}, None)
-    with torch.no_grad():
-        for name, found in adapters.items():
-            known[name].lora.A.copy_(found.A), known[name].lora.B.copy_(found.B)
+    for name, found in adapters.items():
+        known[name].lora.load_state_dict({"A": found.A, "B": found.B})
     return target
 
 

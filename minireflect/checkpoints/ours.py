@@ -189,15 +189,13 @@ def describe(path: Place) -> str:
         return f"{path}: a LoRA of {len(layers)} layers, rank {ranks}, first {next(iter(layers))}"
     if any(name.startswith(("vision_model.", "visual.")) for name in tensors):
         clip, words = load_clip(path)
-        return (
-            f"{path}: CLIP, {_counted(clip)}; pictures of {clip.config.vision.size} pixels, {_limit(words)}"
-        )
+        size = clip.config.vision.size
+        return f"{path}: CLIP, {_counted(clip)}; pictures of {size} pixels, {_limit(words)}"
     config = parse_json(read_metadata(file).get("config", "{}"), dict, f"the configuration in {path}")
-    for network, kind in CONFIGS.items():
-        if config and config.keys() <= kind.__dataclass_fields__.keys():
-            sizes = ", ".join(f"{key} {value}" for key, value in config.items())
-            counted = _counted(load_module(file, network)[0])
-            return f"{path}: {network.__name__} of minireflect, {counted}\n  {sizes}"
+    for kind, sizes in CONFIGS.items():
+        if config and config.keys() <= sizes.__dataclass_fields__.keys():
+            said = ", ".join(f"{key} {value}" for key, value in config.items())
+            return f"{path}: {kind.__name__} of minireflect, {_counted(load_module(file, kind)[0])}\n  {said}"
     some = ", ".join(f"{name} {tuple(t.shape)}" for name, t in list(tensors.items())[:5])
     return f"{path}: {len(tensors)} tensors, of no family known here: {some}"
 

@@ -121,18 +121,20 @@ def read_published(path: Path, vae: Path | None = None) -> Published:
 
 
 def _read_folder(path: Path) -> Published:
-    if not (index := read_stated("model_index.json", path / "model_index.json")):
-        raise WeightsError(f"{path} is not a diffusers folder: model_index.json is missing")
+    index = read_stated("model_index.json", path / "model_index.json", needed=True)
     there = [part for part in PARTS if (index.get(part) or [None])[0] or (path / part).is_dir()]
     parts = {part: read_part(path / part, part) for part in there}
-    if scheduler := read_json(path / "scheduler" / "scheduler_config.json"):
+    if scheduler := read_json(file := path / "scheduler" / "scheduler_config.json"):
         scheduler.setdefault("_class_name", (index.get("scheduler") or [None])[-1])
+    elif (index.get("scheduler") or [None])[0]:
+        raise WeightsError(f"{file} is missing or empty, and model_index.json names it")
     return Published(path, parts, scheduler, index)
 
 
 def read_part(path: Path, part: str) -> Part:
-    """A network's folder, or its file; the configuration in a folder is checked."""
-    config = read_stated(PARTS[part][0], path / "config.json")
+    """A network's folder, or its file; the configuration in the folder is checked."""
+    folder = path if path.is_dir() else path.parent
+    config = read_stated(PARTS[part][0], folder / "config.json", needed=path.is_dir())
     return part_of(read_weights(file := weights_file(path)), part, config, str(file))
 
 
@@ -151,7 +153,9 @@ def _read_file(path: Path) -> Published:
     known = _known_of(path, whole)
     latents = {"scaling_factor": known.pop("scaling_factor", None)}
     for prefix, part in ORIGINAL.items():
-        if tensors := inside(whole, prefix):
+        if (tensors := inside(whole, prefix)) and part in parts:
+            raise WeightsError(f"{path} has a second {part} ({prefix}*), and does not say which is used")
+        if tensors:
             parts[part] = part_of(tensors, part, latents, f"{path} ({prefix}*)")
             if n := parts[part].config.get("num_hidden_layers"):
                 said = f"its text encoder is used up to block {n} of {n + 1}, as in SD 2.x"
@@ -168,6 +172,7 @@ def _read_file(path: Path) -> Published:
 YAML = {
     "parameterization": "prediction_type", "beta_schedule": "beta_schedule", "linear_start": "beta_start",
     "linear_end": "beta_end", "timesteps": "num_train_timesteps", "scale_factor": "scaling_factor",
+    "denoiser_scaling": "prediction_type",  # of the names of Stability's classes
 }  # fmt: skip
 THEIRS = {"v": "v_prediction", "eps": "epsilon", "x0": "sample",
           "linear": "scaled_linear", "sqrt_linear": "linear"}  # fmt: skip
@@ -175,18 +180,17 @@ THEIRS = {"v": "v_prediction", "eps": "epsilon", "x0": "sample",
 
 def _known_of(path: Path, whole: Tensors) -> dict:
     """What marker keys, the header, and a .yaml beside a file tell, in the words of configurations."""
-    about = path.with_suffix(".yaml")
-    text = read_text(about) if about.is_file() else ""
-    said = re.findall(rf"\b({'|'.join(YAML)}): *[\"']?([-+.\w]+)", text)[::-1]  # the first counts
+    text = read_text(about) if (about := path.with_suffix(".yaml")).is_file() else ""
+    said = re.findall(rf"\b({'|'.join(YAML)})(?:: *[\"']?|\.)([-+.\w]+)", text)[::-1]  # the first counts
     known = {"prediction_type": read_metadata(path).get("modelspec.prediction_type")}
-    with files.named_as(str(about), ValueError):
+    with files.named_as(f"{path}, or {about.name} beside it", ValueError, RuntimeError):
         for key, value in said:
             kind = str if value.isidentifier() else int if value.isdigit() else float
-            known[YAML[key]] = kind(value)
+            known[YAML[key]] = kind(value.removesuffix("Scaling").lower())
+        if "scale_factor" in whole:
+            known["scaling_factor"] = float(whole["scale_factor"])
     known |= {"prediction_type": "v"} if "v_pred" in whole else {}
     known = {key: THEIRS.get(value, value) for key, value in known.items() if value not in (None, "")}
-    if "scale_factor" in whole and whole["scale_factor"].numel() == 1:
-        known["scaling_factor"] = float(whole["scale_factor"])
     return known | ({"rescale_betas_zero_snr": True} if "ztsnr" in whole else {})
 
 
@@ -235,9 +239,10 @@ def unet_sizes(part: Part, family: Family) -> UNetConfig:
     size_width = config.get("addition_time_embed_dim") or 256
     return UNetConfig(
         channels, tuple(depths[0] for depths in down), part.count(r"mid\.layers\.0\.attn\.blocks\.(\d+)\."),
-        context_width=keys[1] if keys else 0, res_blocks=len(down[0]), heads=heads, head_width=head_width,
-        use_linear_projection=len(part.ending(PROJECTION)) == 2, groups=config.get("norm_num_groups") or 32,
+        context_width=keys[1] if keys else 0, res_blocks=part.count(r"down\.0\.layers\.(\d+)\."),
+        heads=heads, head_width=head_width, groups=config.get("norm_num_groups") or 32,
         pooled_width=added[1] - 6 * size_width if added else None, size_width=size_width,
+        use_linear_projection=len(part.ending(PROJECTION)) == 2,
         mid_blocks=part.count(r"mid\.layers\.(\d+)\."), down=down, up=up,
     )  # fmt: skip
 
@@ -252,13 +257,13 @@ def _depths(part: Part, way: str) -> tuple[tuple[int, ...], ...]:
 
 def autoencoder_sizes(part: Part, family: Family) -> AutoencoderConfig:
     config, z = part.config, part.shape("post_quant_conv.weight")[0]
-    shift = config.get("shift_factor") or 0.0
+    shift, scale = config.get("shift_factor") or 0.0, config.get("scaling_factor")
     mean = tuple(m + shift for m in config.get("latents_mean") or (z * [0.0] if shift else ()))
     return AutoencoderConfig(
         part.level_channels("encoder.down"), res_blocks=part.count(r"encoder\.down\.0\.layers\.(\d+)\."),
         groups=config.get("norm_num_groups") or 32, latent_channels=z,
         in_channels=part.shape("encoder.conv_in.weight")[1],
-        scaling_factor=config.get("scaling_factor") or family.scaling_factor,
+        scaling_factor=family.scaling_factor if scale is None else scale,
         mid_attention="encoder.mid.layers.0.attn.norm.weight" in part.tensors,
         mean=mean, std=config.get("latents_std") or (),
     )  # fmt: skip
@@ -279,10 +284,10 @@ def text_sizes(part: Part, penultimate: bool = False) -> TextConfig:
     eos = part.config.get("eos_token_id", 2)
     eos = min(vocabulary - 1, 49_407) if eos == 2 else eos  # 2 is a mistake of older files; CLIP's is 49,407
     projection = None if part.prefix else part.tensors.get("text_projection.weight")
-    sizes = _transformer_sizes(part, width, max(1, width // 64))  # 64 channels each, as published
     return TextConfig(
         vocabulary, eos, part.shape("position.weight")[0], penultimate=penultimate,
-        projection=None if projection is None else len(projection), **sizes,
+        projection=None if projection is None else len(projection),
+        **_transformer_sizes(part, width, max(1, width // 64)),  # 64 channels each, as published
     )  # fmt: skip
 
 

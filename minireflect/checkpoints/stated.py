@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from ..models.tokenizer import BEGIN_TEXT, END_TEXT
-from ..ranges import Count, Natural, Refusal, expect
+from ..ranges import Count, Natural, Positive, Refusal, expect
 from .files import WeightsError, named_as, read_json
 from .names import ORIGINAL
 
@@ -46,12 +46,12 @@ def refused(why: str, keys: str) -> Table:
 # fmt: off
 # Types of what is read, wherever it stands.
 TYPES = {key: kind for kind, keys in {
-    dict[str, dict] | None: "added_tokens_decoder", bool: "quick_gelu",
-    int | None | list[int]: "num_attention_heads attention_head_dim sample_size",
-    Count: "heads head_width width num_train_timesteps", Natural: "num_hidden_layers",
-    int | None: "norm_num_groups addition_time_embed_dim eos_token_id steps_offset",
-    float: "beta_start beta_end", float | None: "scaling_factor shift_factor lora_alpha model_max_length",
-    dict[str, float] | None: "alpha_pattern rank_pattern",
+    dict[str, dict] | None: "added_tokens_decoder", dict[str, float] | None: "alpha_pattern rank_pattern",
+    bool: "quick_gelu", Count | None | list[Count]: "num_attention_heads attention_head_dim",
+    Count | None | tuple[Count, Count]: "sample_size", Natural: "num_hidden_layers",
+    Count: "heads head_width width num_train_timesteps", Natural | None: "eos_token_id steps_offset",
+    Count | None: "norm_num_groups addition_time_embed_dim", Positive | None: "scaling_factor",
+    float: "beta_start beta_end", float | None: "shift_factor lora_alpha model_max_length",
     str | None: "beta_schedule hidden_act prediction_type timestep_spacing final_sigmas_type",
     bool | None: "rescale_betas_zero_snr force_zeros_for_empty_prompt set_alpha_to_one use_rslora",
     list | None: "unet vae text_encoder text_encoder_2 scheduler",
@@ -76,8 +76,8 @@ VISION = table("num_hidden_layers num_attention_heads hidden_act", f"{GENERIC} e
                layer_norm_eps=1e-5, model_type=("clip_vision_model", "clip"))
 SAMPLERS = """solver_(order|type|p) algorithm_type lower_order_final euler_at_final lambda_min_clipped
     use_(karras|exponential|beta)_sigmas use_lu_lambdas variance_type predict_x0 disable_corrector flow_shift
-    clip_sample_range sample_max_value dynamic_thresholding_ratio sigma_(min|max) interpolation_type
-    time_shift_type skip_prk_steps noise_sampler_seed use_noise_sampler """
+    clip_sample_range sample_max_value dynamic_thresholding_ratio sigma_(min|max) time_shift_type
+    skip_prk_steps noise_sampler_seed use_noise_sampler """
 DISCRETE = """DDIM DDPM PNDM LMSDiscrete EulerDiscrete EulerAncestralDiscrete HeunDiscrete KDPM2Discrete
     KDPM2AncestralDiscrete DPMSolverMultistep DPMSolverSinglestep DPMSolverSDE UniPCMultistep DEISMultistep"""
 FLOW = "a flow model: its network predicts a velocity between noise and picture, not noise"
@@ -100,8 +100,8 @@ KINDS: dict[str, Table] = {
             "steps_offset set_alpha_to_one rescale_betas_zero_snr final_sigmas_type", ABOUT + SAMPLERS,
             beta_schedule=("scaled_linear", "linear"), trained_betas=None, thresholding=(False, None),
             timestep_spacing=("leading", "trailing", "linspace"), clip_sample=(False, None),
-            final_sigmas_type=("zero", None), timestep_type=("discrete", None),
-            prediction_type=("epsilon", "v_prediction", "sample"))
+            final_sigmas_type=("zero", None), timestep_type=("discrete", None), predict_epsilon=(True, None),
+            prediction_type=("epsilon", "v_prediction", "sample"), interpolation_type=("linear", None))
     | refused(FLOW, "use_flow_sigmas .*shift.* .*_image_seq_len invert_sigmas stochastic_sampling")
     | refused(DISTILLED, "original_inference_steps timestep_scaling") | refused(EDM, "sigma_data"),
     "UNet": table(
@@ -110,13 +110,13 @@ KINDS: dict[str, Table] = {
         "upcast_attention dropout projection_class_embeddings_input_dim addition_embed_type_num_heads "
         "mid_block_only_cross_attention", down_block_types=BLOCKS, up_block_types=BLOCKS,
         _class_name="UNet2DConditionModel", act_fn=("silu", "swish"), flip_sin_to_cos=True, freq_shift=0,
-        norm_eps=1e-5, resnet_time_scale_shift="default", mid_block_scale_factor=1, downsample_padding=1,
+        norm_eps=1e-5, resnet_time_scale_shift="default", addition_embed_type=(None, "text_time"),
         conv_in_kernel=3, conv_out_kernel=3, time_embedding_type="positional", attention_type="default",
-        addition_embed_type=(None, "text_time"), resnet_out_scale_factor=(1.0, None),
-        mid_block_type=("UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None))
+        downsample_padding=1, resnet_out_scale_factor=(1.0, None), only_cross_attention=(False, None),
+        mid_block_type=("UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None), mid_block_scale_factor=1)
     | refused("no UNet of Stable Diffusion has it", """center_input_sample class_embed_type num_class_embeds
               class_embeddings_concat encoder_hid_dim encoder_hid_dim_type dual_cross_attention
-              only_cross_attention cross_attention_norm time_embedding_dim time_embedding_act_fn
+              cross_attention_norm time_embedding_dim time_embedding_act_fn
               timestep_post_act resnet_skip_time_act""") | refused(DISTILLED, "time_cond_proj_dim"),
     "VAE": table(
         "scaling_factor shift_factor latents_mean latents_std norm_num_groups",
@@ -225,9 +225,11 @@ def check(kind: str, values: Mapping[str, object], source: object) -> dict:
     return values
 
 
-def read_stated(kind: str, path: Path) -> dict:
-    """A configuration file, checked; empty if there is none.  Raises WeightsError as `check`."""
-    return check(kind, read_json(path), path)
+def read_stated(kind: str, path: Path, needed: bool = False) -> dict:
+    """A configuration file, checked; empty if there is none and none is needed.  Raises WeightsError."""
+    if not (values := read_json(path)) and needed:
+        raise WeightsError(f"{path} is missing or empty: every folder of diffusers has it")
+    return check(kind, values, path)
 
 
 def rule_of(kind: str, key: str) -> Rule:

@@ -62,10 +62,12 @@ class AutoencoderConfig(Checked):
     mid_attention: bool = True  # attention between all pixels of the coarsest level
     # of the unscaled latents, per channel: what is subtracted, and divided by; empty = 0 and 1
     mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
+    std: tuple[Positive, ...] = ()
 
     def require(self) -> None:
         require_levels(self.channels, groups=self.groups)
+        if not {len(self.mean), len(self.std)} <= {0, self.latent_channels}:
+            raise ValueError(f"mean and std need a number for each of {self.latent_channels} latent channels")
 
     @property
     def factor(self) -> int:

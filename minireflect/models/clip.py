@@ -73,8 +73,9 @@ class VisionConfig(Checked):
     # channels of a convolutional stem in place of CLIP's linear patches: each entry halves the resolution,
     # and a last halving leads to `width` channels
     stem: tuple[Size, ...] = ()
-    mean: tuple[float, ...] = (0.0, 0.0, 0.0)  # of the pictures in [-1, 1], per colour; subtracted
-    std: tuple[float, ...] = (1.0, 1.0, 1.0)  # of the pictures in [-1, 1], per colour; divided by
+    # of the pictures in [-1, 1], per colour: what is subtracted, and divided by
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[Positive, Positive, Positive] = (1.0, 1.0, 1.0)
     init_std: Positive = 0.02  # of the position embeddings before training; CLIP's own
 
     def require(self) -> None:

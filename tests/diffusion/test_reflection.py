@@ -255,3 +255,10 @@ def test_config_names_its_numbers() -> None:
     for name, bad in (("rounds", -1), ("strength", -0.5), ("strength", 1.5), ("fresh_noise", 1.2)):
         with pytest.raises(ValueError, match=f"{name} must .*got {bad}"):
             ReflectionConfig(**{name: bad})
+
+
+def test_moments_are_those_of_all_dimensions_of_each_sample() -> None:
+    """The mean of the squares, not their sum over n - 1: by hand."""
+    x = torch.tensor([[1.0, 3.0], [-1.0, -1.0]]).view(2, 2, 1, 1)
+    mean, std = moments(x)
+    assert mean.tolist() == [2, -1] and std.tolist() == [1, 0]

@@ -89,3 +89,11 @@ def test_wrong_numbers_are_named() -> None:
     ):
         with pytest.raises(ValueError, match=str(next(iter(bad.values())))):
             ScheduleConfig(**bad)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_only_eulers_samplers_that_begin_at_the_last_level_start_below_unit_noise(spacing: str) -> None:
+    levels = Schedule(ScheduleConfig()).abar
+    euler = Schedule(ScheduleConfig(euler=True, spacing=spacing)).start
+    assert euler == pytest.approx(1 if spacing == "leading" else (1 - levels[-1].item()) ** 0.5, abs=1e-9)
+    assert Schedule(ScheduleConfig(spacing=spacing)).start == 1

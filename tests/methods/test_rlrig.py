@@ -218,8 +218,8 @@ def test_each_phase_trains_one_network(
 ) -> None:
     monkeypatch.setattr(learning, "MIN_SIGMA", 0.0), monkeypatch.setattr(learning, "TRAINED", 1.0)
     parts = small_parts()
-    editor = replace(CONFIG.editor, objective=objective)
-    config = replace(CONFIG, editor=editor)
+    editor, loop = replace(CONFIG.editor, objective=objective), replace(LOOP, edit_guidance=2.0)
+    config = replace(CONFIG, editor=editor, loop=loop)
     before = [
         weights(m) for m in (parts.actor, parts.editor.unet, parts.diffuser.unet, parts.editor.text_encoder)
     ]
@@ -439,3 +439,57 @@ def test_the_editors_rate_warms_up(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(rlrig, "learn", noted)
     train_editor(replace(CONFIG, editor_iterations=2), small_parts(), Job(Run(tmp_path / "run", {})))
     assert factors == [CONFIG.editor.lr_factor(step, 2) for step in range(2)] and factors[0] == 1 / 3
+
+
+def test_the_actor_reads_each_answer_of_the_checker_before_its_requirement() -> None:
+    """Unmet requirements first; graphs with fewer of them are padded, and padding is not read."""
+    parts, graphs = small_parts(), [GRAPHS[0], GRAPHS[2]]  # of four requirements and of two
+    probability = torch.tensor([[0.9, 0.2, 0.5, 0.1], [0.3, 0.8, 1.0, 1.0]])
+    answers = Answers(probability, torch.tensor([[True] * 4, [True, True, False, False]]))
+    said = parts.act(torch.zeros(2, 4, 8, 8), graphs, answers, rng(0, "act"))
+    (ball, box, on, two), (balls, total) = ([r.words for r in g.requirements] for g in graphs)
+    wanted = [f"no {box} no {two} yes {ball} yes {on}", f"no {balls} yes {total}"]
+    assert TOKENS.decode(said.read) == wanted and said.texts == TOKENS.decode(said.sampled.ids)
+
+
+def test_phase_1_compares_the_edits_of_a_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two optimiser steps on standard deviations above the mean, with a floor of 0.02, one for each text."""
+    parts, batches = small_parts(), []
+    rounds = try_edits(parts, GRAPHS, CONFIG, (3, 1), rng(0, "grpo"))
+    step = rlrig.token_step
+    monkeypatch.setattr(
+        rlrig,
+        "token_step",
+        lambda now, batch, *rest: batches.append((batch, rest[1:])) or step(now, batch, *rest),
+    )
+    actor = parts.actor.requires_grad_(True)
+    optimizer = torch.optim.SGD(actor.parameters(), lr=1.0)
+    stats = update_actor(actor, small_parts().actor, optimizer, rounds, replace(CONFIG, beta=0.1))
+    R = torch.cat([r.after.share.view(-1, 3) for r in rounds]).double()
+    A = ((R - R.mean(1, keepdim=True)) / (R.std(1, keepdim=True) + 0.02)).flatten().float()
+    assert len(batches) == 2 and A.any()
+    for batch, rest in batches:
+        torch.testing.assert_close(batch.advantage, A)
+        assert rest == (CONFIG.clip_range, 0.1)
+    assert stats["first_ratio"] == 0 < stats["ratio_error"]  # of the first step, and of the second
+
+
+@pytest.mark.parametrize("phase", ["phase 1", "phase 2"])
+def test_every_iteration_of_a_phase_has_its_own_graphs_and_noise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    """Phase 1 tries G edit prompts of a picture, phase 2 G edits of one prompt."""
+    asked: list[tuple] = []
+
+    def noted(parts: Parts, graphs: list, config: RLRIGConfig, tries: tuple, noise: torch.Generator) -> list:
+        asked.append((graphs, tries, noise.initial_seed()))
+        return []
+
+    monkeypatch.setattr(rlrig, "try_edits", noted)
+    config = replace(CONFIG, actor_iterations=2, editor_iterations=2)
+    train = train_actor_grpo if phase == "phase 1" else train_editor
+    train(config, small_parts(), Job(Run(tmp_path / "run", {}), 5))
+    tries = (3, 1) if phase == "phase 1" else (1, 3)
+    assert asked == [
+        (graphs_of(5, step, config), tries, rng(5, phase, step).initial_seed()) for step in range(2)
+    ]

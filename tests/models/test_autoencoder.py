@@ -120,7 +120,11 @@ def test_the_gradient_passes_straight_through() -> None:
     torch.testing.assert_close(grad, tangent.detach(), atol=1e-5, rtol=0)
     to_words = torch.autograd.grad(found.vectors.sum(), q.words.weight, retain_graph=True, allow_unused=True)
     assert to_words == (None,)  # the decoder's gradient does not reach the codebook; L_vq's does
-    assert torch.autograd.grad(found.loss, q.words.weight)[0].abs().sum() > 0
+    entries = q.codebook[found.ids].permute(0, 3, 1, 2)
+    unit = torch.nn.functional.normalize(z, dim=1)
+    wanted = torch.autograd.grad(((entries - unit.detach()) ** 2).mean(), q.words.weight, retain_graph=True)
+    wanted += torch.autograd.grad(0.25 * ((unit - entries.detach()) ** 2).mean(), z)  # van den Oord (3)
+    torch.testing.assert_close(torch.autograd.grad(found.loss, (q.words.weight, z)), wanted)
 
 
 def test_unused_words_move_to_what_is_badly_served_and_used_ones_stay() -> None:
@@ -134,6 +138,11 @@ def test_unused_words_move_to_what_is_badly_served_and_used_ones_stay() -> None:
     assert torch.equal(q.codebook[used > 0], before[used > 0])
     assert q(z).loss.item() < error
     assert q.revive(z, torch.ones(32), rng(0, "revive")) == 0
+    far = torch.cat([q.codebook[:1].expand(200, 4), -q.codebook[:1]]).T.reshape(1, 4, 201, 1)
+    with torch.no_grad():
+        q.words.weight.copy_(q.words.weight[:1].expand(32, 4))
+    q.revive(far.contiguous(), torch.arange(32), rng(0, "revive"))
+    assert (q.codebook[0] @ q.codebook[1]).item() == pytest.approx(-1, abs=0.01)  # onto the one that is far
 
 
 def test_a_word_depends_on_its_patch_alone() -> None:

@@ -120,6 +120,12 @@ def test_learns_which_picture_belongs_to_which_sentence() -> None:
     assert similarity(clip, images, ids).argmax(dim=1).tolist() == [0, 1, 2]
 
 
+def test_a_sentence_is_pooled_at_its_first_end() -> None:
+    """Padded with ends, with 0, or not at all."""
+    hidden = torch.arange(27.0).view(3, 9, 1)
+    assert TextEncoder(TEXT).pooled(hidden, sentences()).flatten().tolist() == [4, 9 + 8, 18 + 2]
+
+
 def test_refuses_what_does_not_fit() -> None:
     text, vision = TextEncoder(TEXT), VisionEncoder(VISION)
     with pytest.raises(ValueError, match="10 tokens, but the encoder has 9 positions"):

@@ -154,3 +154,13 @@ def test_the_norm_is_rms_norm_with_llamas_eps() -> None:
     norm, x = loud(RMSNorm(24)), torch.randn(3, 5, 24, generator=rng(0, "norm"))
     for size in (1e-3, 1.0):
         torch.testing.assert_close(norm(size * x), F.rms_norm(size * x, (24,), norm.weight, eps=1e-6))
+
+
+def test_weights_begin_with_the_stds_of_gpt_2s_scheme() -> None:
+    """1 / sqrt(width); divided by the root of the number of branches, two a layer, where a branch ends."""
+    torch.manual_seed(0)
+    weights = dict(Transformer(TransformerConfig(300, 8, width=64, layers=8, hidden=128)).named_parameters())
+    for name, weight in weights.items():
+        ends = 16**-0.5 if name.endswith(("attn.out.weight", "down.weight")) else 1
+        wanted = 0.0 if weight.ndim == 1 else 1.0 if name == "embed.weight" else ends / 8
+        assert weight.std().item() == pytest.approx(wanted, rel=0.05), name

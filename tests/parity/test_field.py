@@ -146,6 +146,8 @@ def test_another_autoencoder_and_its_statistics(tmp_path: Path) -> None:
     file = save_original(theirs, "sdxl", tmp_path / "one.safetensors")
     ours = load_checkpoint(tmp_path / "sd", Given(vae=tmp_path / "vae"))
     assert off(theirs, ours) < 1e-3
+    weights = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"  # its configuration lies beside it
+    assert off(theirs, load_checkpoint(tmp_path / "sd", Given(vae=weights))) < 1e-3
     images = torch.rand(1, 3, 32, 32) * 2 - 1
     latents = ours.autoencoder.encode(images)
     assert (ours.autoencoder.decode(latents) - theirs.vae(images).sample).abs().max() < 1e-3
@@ -236,6 +238,13 @@ def test_an_absent_key_means_what_the_library_takes(
 CHANGED = [  # a sampler that clips where nothing is said, another side of the words, other words at the ends
     ("scheduler/scheduler_config.json", {"clip_sample": ...}, "clip_sample = True"),
     ("scheduler/scheduler_config.json", {"prediction_type": "V_Prediction"}, "prediction_type"),
+    (
+        "scheduler/scheduler_config.json",
+        {"interpolation_type": "log_linear"},
+        "interpolation_type",
+    ),  # Euler's
+    ("scheduler/scheduler_config.json", {"predict_epsilon": False}, "predict_epsilon"),  # of older DDPM
+    ("unet/config.json", {"only_cross_attention": [False, True]}, "only_cross_attention"),
     ("tokenizer/tokenizer_config.json", {"padding_side": "left"}, "padding_side"),
     ("tokenizer/tokenizer_config.json", {"truncation_side": "left"}, "truncation_side"),
     ("tokenizer/tokenizer_config.json", {"bos_token": "a</w>"}, "bos_token"),
@@ -250,6 +259,39 @@ def test_what_would_change_the_picture_is_refused(
 ) -> None:
     folder = saved("sdxl", tmp_path, file, **change)
     with pytest.raises(WeightsError, match=f"asks for {told}.*which is refused"):
+        load_checkpoint(folder)
+
+
+ODD = [  # of the right type, and no number that could be meant
+    ("unet/config.json", {"sample_size": [16]}, "whole number at least 1 or null or a list of 2, got .16."),
+    ("unet/config.json", {"sample_size": -16}, "at least 1 .*, got -16"),
+    ("unet/config.json", {"sample_size": 0}, "at least 1 .*, got 0"),
+    ("unet/config.json", {"attention_head_dim": 0}, "at least 1 .*, got 0"),
+    ("unet/config.json", {"norm_num_groups": 0}, "at least 1, got 0"),
+    ("vae/config.json", {"scaling_factor": 0}, "above 0, got 0"),
+    ("vae/config.json", {"latents_std": [1, 0, 1, 1]}, "above 0, got 0"),
+    ("vae/config.json", {"latents_mean": [1, 1, 1]}, "a number for each of 4 latent channels"),
+]
+
+
+@pytest.mark.parametrize(("file", "change", "told"), ODD)
+def test_a_number_out_of_its_range_is_no_default(
+    file: str, change: dict, told: str, saved: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=told):
+        load_checkpoint(saved("sdxl", tmp_path, file, **change))
+
+
+FILES = [f"{part}/config.json" for part in ("unet", "vae", "text_encoder")]
+
+
+@pytest.mark.parametrize("file", [*FILES, "scheduler/scheduler_config.json"])
+def test_a_configuration_that_is_missing_is_not_guessed(
+    file: str, saved: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = saved("sd1", tmp_path)
+    (folder / file).unlink()
+    with pytest.raises(WeightsError, match=f"{file} is missing or empty"):
         load_checkpoint(folder)
 
 
@@ -287,10 +329,13 @@ def test_the_yaml_beside_a_file_is_read(tmp_path: Path) -> None:
     )  # the first
     found = load_checkpoint(file).schedule.config
     assert (found.beta_start, found.beta_end) == (0.00085, 0.012)
+    file.with_suffix(".yaml").write_text("target: sgm.modules.diffusionmodules.denoiser_scaling.VScaling")
+    assert load_checkpoint(file).schedule.config.prediction == "v"
     file.with_suffix(".yaml").write_text("beta_schedule: sqrt_linear")  # "linear" is diffusers' scaled_linear
     assert load_checkpoint(file).schedule.config.beta_schedule == "linear"
     for text, told in {
         "beta_schedule: cosine": "'cosine', which is refused",
+        "denoiser_scaling.EDMScaling": "'edm', which is refused",
         "scale_factor: -": "'-'",
     }.items():
         file.with_suffix(".yaml").write_text(text)
@@ -304,6 +349,15 @@ def test_every_tensor_of_a_single_file_is_of_a_part_or_named(tmp_path: Path) -> 
     one = {"cond_stage_model.logit_scale": torch.ones(()), "alphas_cumprod": table}
     save_file(whole | one, tmp_path / "comfy.safetensors")
     assert load_checkpoint(tmp_path / "comfy.safetensors").schedule.config.train_steps == 500
+    for name, told, value in (
+        ("alphas_cumprod", "alphas_cumprod is off by nan", torch.full((1000,), float("nan"))),
+        ("scale_factor", "above 0, got 0", torch.zeros(())),
+        ("scale_factor", "only one element", torch.ones(2)),
+        ("cond_stage_model.model.ln_final.bias", "has a second text_encoder", torch.ones(2)),
+    ):
+        save_file(whole | {name: value}, tmp_path / "odd.safetensors")
+        with pytest.raises(ValueError, match=told):
+            load_checkpoint(tmp_path / "odd.safetensors")
     for name, told in {
         "cond_stage_model.roberta.pooler.weight": r"belong to no part: cond_stage_model\.roberta",
         "conditioner.embedders.0.model.ln_final.bias": "which is refused: SDXL's refiner",
@@ -356,8 +410,16 @@ def test_heads_that_a_clip_does_not_state(tmp_path: Path) -> None:
     found = theirs(input_ids=ids, pixel_values=(x - mean) / std)
     assert (found.image_embeds - ours.encode_image(x)).abs().max() < 1e-5
     assert (found.text_embeds - ours.encode_text(ids)).abs().max() < 1e-5
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"do_normalize": False}))
-    with pytest.raises(WeightsError, match="do_normalize"):
+    for stated, told in (
+        ({"do_normalize": False}, "do_normalize"),
+        ({"image_std": [1, 0, 1]}, "above 0, got 0"),
+    ):
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(stated))
+        with pytest.raises(ValueError, match=told):
+            load_clip(tmp_path)
+    for file in tmp_path.glob("*config.json"):
+        file.unlink()
+    with pytest.warns(UserWarning, match="does not say its activation: assuming quick_gelu"):
         load_clip(tmp_path)
 
 

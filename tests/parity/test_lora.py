@@ -121,7 +121,7 @@ def test_alpha_is_one_number_of_any_shape(shape: tuple[int, ...], kind: torch.dt
         assert (found.A.shape, found.B.shape, found.scale) == ((4, 8), (8, 4), 2 / 4)
         return
     with pytest.raises(
-        WeightsError, match=r"to_q with .*; expected matrices of floats, and a number"
+        WeightsError, match=r"to_q with .*; expected matrices of finite numbers, and alpha"
     ) as error:
         read_lora(tmp_path / "lora.safetensors")
     assert f"alpha {shape} {kind}" in str(error.value) and "\n" not in str(error.value)
@@ -132,6 +132,45 @@ def test_an_alpha_that_is_no_finite_number_is_refused(alpha: object, tmp_path: P
     torch.save({**PAIR, f"{LAYER}.alpha": alpha}, tmp_path / "lora.bin")
     with pytest.raises(WeightsError, match=r"alpha must be|alpha \(\) torch.complex64; expected"):
         read_lora(tmp_path / "lora.bin")
+
+
+ENDS = ["alpha", "lora_alpha", "lora.alpha", "lora_A.alpha", "lora_down.alpha", "processor.alpha"]
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_an_alpha_is_found_wherever_it_is_written(end: str, tmp_path: Path) -> None:
+    save_file(PAIR | {f"{LAYER}.{end}": torch.tensor(2.0)}, tmp_path / "lora.safetensors")
+    assert [found.scale for found in read_lora(tmp_path / "lora.safetensors").values()] == [2 / 4]
+
+
+def test_an_alpha_of_no_layer_is_refused(tmp_path: Path) -> None:
+    stray = {LAYER.replace("to_q", "to_k") + ".alpha": torch.tensor(2.0)}
+    save_file(PAIR | stray, tmp_path / "lora.safetensors")
+    with pytest.raises(WeightsError, match=r"to_k: missing lora_A\.weight"):
+        read_lora(tmp_path / "lora.safetensors")
+
+
+OURS = "unet.down.0.layers.0.attn.blocks.0.self_attn.q"
+NAMES = {  # of a layer in files of other tools -> ours
+    f"diffusion_model.{LAYER.removeprefix('unet.')}": OURS,
+    "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q": OURS,
+    "base_model.model.unet." + LAYER.removeprefix("unet."): OURS,
+    "lora_te2_text_projection": "text_encoder_2.text_projection",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_layers_under_the_names_of_other_tools(name: str, tmp_path: Path) -> None:
+    for side in ("lora_A.my-adapter.weight", "lora_A.weight"):
+        pair = {f"{name}.{side.replace('A', s)}": t for s, t in zip("AB", PAIR.values())}
+        save_file(pair, tmp_path / "lora.safetensors")
+        assert [*read_lora(tmp_path / "lora.safetensors")] == [NAMES[name]]
+
+
+def test_the_configuration_of_peft_lies_beside_its_file_whatever_its_name(tmp_path: Path) -> None:
+    save_file({f"base_model.model.{name[5:]}": t for name, t in PAIR.items()}, tmp_path / "mine.safetensors")
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "lora_alpha": 32}')
+    assert [found.scale for found in read_lora(tmp_path / "mine.safetensors").values()] == [32 / 4]
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "pytorch_lora_weights.fp16.safetensors"])

@@ -148,3 +148,17 @@ def test_plain_captions_come_first_and_a_tenth_is_empty(
     assert [set(tokenizer.decode(ids)) for ids in read] == [plain, every] and plain < every
     for ids in read:
         assert 146 < (ids == tokenizer([""])).all(1).sum() < 254  # four standard errors about 200
+
+
+def test_reading_comes_first_with_its_own_rate_and_levels_are_drawn_as_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple] = []
+    monkeypatch.setattr(base, "level_chances", lambda *given: told.append(given[1:]) or stop())
+    monkeypatch.setattr(base, "optimise", lambda name, config, *_, **__: told.append((name, config)) or [])
+    pipe, data = small_pipeline(), captioned_laws(2, WorldConfig(), choices(0, "start"))
+    config, job = DiffusionTraining(reading_steps=7, importance=0.6), Job(Run(tmp_path / "run", {}))
+    with pytest.raises(Stopped):
+        train_diffusion(config, BaseSizes(pipe.unet.config, 16, 32), data, pipe.autoencoder, job)
+    assert told == [("reading", replace(config, steps=7, lr=base.READING_LR)), (base.MAX_WEIGHT, 0.6)]
+    assert config.lr != base.READING_LR

@@ -44,6 +44,9 @@ def test_statistics_of_grey_and_of_noise() -> None:
     found = statistics(torch.full((4, 4, 8, 8), -2.0), torch.cat([noise, grey]))
     assert found == {"size": 2.0, "constant": 0.5, "unreadable": 1.0}
     assert "unreadable" not in statistics(noise, noise, readable=False)
+    for std, constant in ((0.04, 1.0), (0.06, 0.0)):  # hardly any contrast is less than 0.05
+        pale = std * noise / noise.flatten(1).std(1).view(-1, 1, 1, 1)
+        assert statistics(noise, pale, readable=False)["constant"] == constant
 
 
 def test_it_is_said_once_and_stops_only_when_asked(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -54,7 +57,7 @@ def test_it_is_said_once_and_stops_only_when_asked(tmp_path: Path, capsys: pytes
         assert "mean |x_0|" in watch(StopRule(), run, memory, bad)
     assert capsys.readouterr().err.count("may have collapsed") == 1
     memory = {"base": BASE}
-    for _ in range(PATIENCE - 1):
-        watch(StopRule(stop_on_collapse=True), run, memory, bad)
+    for now in (bad, bad, BASE, bad, bad):  # three in a row end it
+        watch(StopRule(stop_on_collapse=True), run, memory, now)
     with pytest.raises(Collapsed, match="stopped by --stop-on-collapse"):
         watch(StopRule(stop_on_collapse=True), run, memory, bad)

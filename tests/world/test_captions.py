@@ -117,6 +117,7 @@ def test_what_is_not_of_the_grammar_promises_nothing() -> None:
         "one thing a red ball at the left and", "one thing a blue balance at the left",
     ):  # fmt: skip
         assert read_rationale(text) is None, text
+    assert [place((x, 32)) for x in (24, 25, 39, 40)] == ["left", "middle", "middle", "right"]
     assert read_rationale("one thing a red ball at the left") == Plan(
         "arrangement", (Object("ball", "red", place="left"),), ""
     )

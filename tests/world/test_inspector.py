@@ -18,7 +18,7 @@ from minireflect.world.data import WorldConfig, training_pairs
 from minireflect.world.inspector import inspect, inspect_all
 from minireflect.world.laws import LAWS, render, render_pixels
 from minireflect.world.prompts import draw_prompts, near_miss, prompt_set, sample_scene
-from minireflect.world.scenes import COLORS, Object, Scene, arrangement
+from minireflect.world.scenes import COLORS, Object, Reading, Scene, arrangement
 
 N = 150  # scenes a test; the README's figures use 2,000 (scripts/measure.py)
 LAW_NAMES = [*LAWS, "arrangement"]
@@ -254,3 +254,10 @@ def test_up_to_six_shapes_are_read(n: int, readable: bool) -> None:
     places = [(10 + 21 * (i % 3), 12 + 20 * (i // 3)) for i in range(n)]
     scene = arrangement(Object("ball", COLORS[i % 5], xy=xy) for i, xy in enumerate(places))
     assert inspect(render(scene)).agrees_with(scene) == readable
+
+
+@pytest.mark.parametrize(("off", "agrees"), [((2, -2), True), ((3, 0), False), ((0, -3), False)])
+def test_a_shape_may_be_read_two_pixels_off_its_place(off: tuple[int, int], agrees: bool) -> None:
+    truth = arrangement([Object("ball", "red", xy=(20, 30)), Object("ball", "blue", xy=(50, 30))])
+    moved = replace(truth.objects[0], xy=(20 + off[0], 30 + off[1]))
+    assert Reading(arrangement([moved, truth.objects[1]]), 0.0).agrees_with(truth) == agrees

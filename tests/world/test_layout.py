@@ -1,13 +1,15 @@
 """Layouts of scene graphs, read back by the inspector, and random graphs of the splits."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
+from minireflect.world.graphs import THINGS, Entity
 from minireflect.world.inspector import inspect
 from minireflect.world.laws import render
 from minireflect.world.layout import lay_out, pair_split, sample_graph, sample_picture
-from minireflect.world.scenes import SPLITS, Object
+from minireflect.world.scenes import COLORS, SPLITS, Object
 
 
 def test_the_inspector_reads_back_what_was_laid_out() -> None:
@@ -48,6 +50,15 @@ def test_splits_do_not_share_a_related_pair() -> None:
             assert new == {split} - {"train"}
     with pytest.raises(ValueError, match="not one of"):
         sample_graph(draw, "held-out")
+
+
+def test_a_pair_is_in_one_split_in_any_order_and_number_and_a_fifth_is_held_out() -> None:
+    kinds = [Entity(name, color) for name in THINGS for color in COLORS]
+    pairs = [(a, b) for i, a in enumerate(kinds) for b in kinds[:i]]
+    of = [pair_split(a, b) for a, b in pairs]
+    assert of == [pair_split(b, replace(a, count=2)) for a, b in pairs] and len(of) == 300
+    assert 212 < of.count("train") < 268  # four standard errors about 0.8
+    assert 9 < of.count("validation") < 51 and 9 < of.count("test") < 51
 
 
 def test_a_held_out_graph_is_never_trained_on() -> None:

@@ -81,7 +81,8 @@ def test_a_file_has_a_graph_or_one_a_line(tmp_path: Path) -> None:
         read_graphs(str(file))
 
 
-BALL, CONE = Object("ball", "red", xy=(12, 30)), Object("cone", "blue", xy=(50, 30))
+BALL, CONE = Object("ball", "red", xy=(12, 30)), Object("cone", "blue", xy=(40, 30))
+OTHER = Object("ball", "green", xy=(58, 30))  # right of the cone: any two that are so related suffice
 
 
 def asking(task: str, *entities: Entity, relation: str = "") -> Prompt:
@@ -102,6 +103,8 @@ def asking(task: str, *entities: Entity, relation: str = "") -> Prompt:
         ((BALL, CONE), asking("position", Entity("ball"), Entity("cone"), relation="left of"), True),
         ((BALL, CONE), asking("position", Entity("ball"), Entity("cone"), relation="right of"), False),
         ((BALL, CONE), asking("position", Entity("ball"), Entity("cone"), relation="above"), False),
+        ((BALL, CONE, OTHER), asking("position", Entity("ball"), Entity("cone"), relation="left of"), True),
+        ((OTHER, CONE, BALL), asking("position", Entity("ball"), Entity("cone"), relation="right of"), True),
         ((BALL, CONE), asking("color attribution", Entity("ball", "red"), Entity("cone", "blue")), True),
         ((BALL, CONE), asking("color attribution", Entity("ball", "blue"), Entity("cone", "red")), False),
         ((), asking("single object", Entity("ball")), False),
