@@ -144,7 +144,9 @@ def _scale(config: dict, layer: str, rank: int, alpha: float | None) -> float:
     """
     patterns, general = config.get("alpha_pattern") or {}, config.get("lora_alpha")
     if alpha is None:
-        with named_as(f"alpha_pattern {quote(list(patterns))}", re.error):
+        with named_as(f"alpha_pattern {quote(list(patterns))}", re.error, OverflowError, RecursionError):
+            if any(re.search(r"\)[*+?{]", p) or len(re.findall(r"[*+?({]", p)) > 4 for p in patterns):
+                raise re.error("repeated groups, or more than four repetitions, may take for ever")
             found = [value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", layer)]
         alpha = found[0] if found else rank if general is None else general
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)
