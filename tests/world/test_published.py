@@ -61,7 +61,8 @@ LACKING = {
     '{"items": [], "relations": [{"item1": [], "relation": "on", "item2": 0}]}': "not a graph",
     '{"items": [{"item_id": 0, "label": "ball", "attributes": ["red"]}],'
     ' "relations": [{"item1": 0, "relation": "on", "item2": 7}]}': "item 7",
-    **dict.fromkeys(("[", "{}", NO_WORDS, '{"items": [{"label": "ball"}]}', "3"), "not a graph of LAION-SG or T2I-R1"),
+    **dict.fromkeys(("[", "{}", '{"items": [{"label": "ball"}]}', "3"), "not a graph of LAION-SG or T2I-R1"),
+    NO_WORDS: "not a graph",
 }  # fmt: skip
 
 
