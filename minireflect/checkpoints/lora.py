@@ -24,7 +24,8 @@ from .stated import check, check_names
 
 Target = LatentDiffusion | nn.Module
 NETWORKS = ("unet", "text_encoder", "text_encoder_2")
-STEMS = PEFT, _ = "adapter_model", "pytorch_lora_weights"  # in folders; beside peft's is adapter_config.json
+PEFT = "adapter_model"  # has adapter_config.json beside it
+STEMS = PEFT, "pytorch_lora_weights"  # of the files in folders
 OUR_ALPHAS = "minireflect_alphas"
 
 # kohya writes a layer's name with _ for every dot; these words have a _ of their own.
