@@ -68,10 +68,9 @@ GENERIC = ABOUT + """initializer_(range|factor) attention_dropout dropout logit_
     .*_penalty .*no_repeat_ngram_size bad_words_ids remove_invalid_values .*suppress_tokens finetuning_task
     id2label label2id tokenizer_class task_specific_params gradient_checkpointing (text|vision)_config_dict
     (hidden|vocab|image|patch|intermediate)_size projection_dim max_position_embeddings"""
-GELU = ("quick_gelu", "gelu")
 YES = (True, None)
-TEXT = table("num_hidden_layers num_attention_heads eos_token_id hidden_act", GENERIC, hidden_act=GELU,
-             layer_norm_eps=1e-5, model_type=("clip_text_model", "clip"))
+TEXT = table("num_hidden_layers num_attention_heads eos_token_id hidden_act", GENERIC, layer_norm_eps=1e-5,
+             hidden_act=("quick_gelu", "gelu"), model_type=("clip_text_model", "clip"))
 VISION = TEXT | table(harmless="eos_token_id", model_type=("clip_vision_model", "clip"))
 SAMPLERS = """solver_(order|type|p) algorithm_type lower_order_final euler_at_final lambda_min_clipped
     use_(karras|exponential|beta)_sigmas use_lu_lambdas variance_type predict_x0 disable_corrector flow_shift
