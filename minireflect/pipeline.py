@@ -218,7 +218,7 @@ class LatentDiffusion:
         not given it comes from `generator`, which also gives the step noise for eta > 0.  Raises PromptError
         on an empty list or unknown words, ValueError on numbers out of range.  -> (b 3 h w) in [-1, 1]
         """
-        if not expect(prompts, list[str], "prompts"):
+        if not (prompts := expect(prompts, list[str], "prompts")):
             raise PromptError("there is no prompt")
         reflection = replace(OPPOSITE, rounds=rounds) if reward else ReflectionConfig(rounds, steps=steps)
         sampler = SamplerConfig(steps, guidance, eta)
@@ -307,7 +307,7 @@ def chosen_device(name: str | None) -> torch.device:
     try:
         return torch.empty(0, device=name or best_device()).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"there is no device {name} that torch can use here; leave out --device") from error
+        raise Refusal(f"there is no device {name} that torch can use here; leave out --device") from error
 
 
 def best_device() -> str:

@@ -10,6 +10,7 @@ Ctrl-C and `kill -TERM` finish the step, save, and leave; `kill -9` loses what c
 `Run.steps` are the steps of any loop.
 """
 
+import errno
 import io
 import json
 import math
@@ -64,6 +65,7 @@ TRAINING |= dict.fromkeys(("reward_by_round", "right_by_round"), list[float] | N
 FOLDERS = ("weights", "state", "figures")
 LOCK = ".lock"
 ADAM = {"step", "exp_avg", "exp_avg_sq"}  # what AdamW keeps of a parameter
+UNSIGNED = ADAM - {"exp_avg"}
 
 
 class RunError(Refusal):
@@ -103,6 +105,11 @@ def locked(folder: Path) -> io.FileIO:
     except BlockingIOError:
         who = quote(file.read(200).decode(errors="replace")).strip("'") or "another process"
         raise InUse(f"{folder} is in use by {who}; wait for it, or choose another --out") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        said = f"cannot lock {folder}, its file system has no locks: start no second run in it"
+        print(said, file=sys.stderr)
     if about.st_nlink > 1 or not os.path.samestat(os.stat(folder / LOCK), about):
         raise InUse(f"{folder / LOCK} is a link, or another process is removing it")
     file.truncate(0)
@@ -167,12 +174,12 @@ class Run:
         if (self.folder / "metrics.jsonl").exists():
             self._write_metrics(read_metrics(self.folder))
         markers = [path for path in (self.folder / "state").glob("*") if path.suffix in (".done", ".begun")]
-        listed = {self.folder / "weights" / name for path in markers for name in read_text(path).split()}
-        if lost := [path.name for path in sorted(listed) if not path.exists()]:
-            said = f"{quote(', '.join(lost))} is missing in {self.folder / 'weights'}"
+        listed = {Path(name).name for path in markers for name in read_text(path).split()}
+        if lost := [name for name in sorted(listed) if not _whole(self.folder / "weights" / name)]:
+            said = f"{quote(', '.join(lost))} is missing or damaged in {self.folder / 'weights'}"
             print(f"{said}: stages are done again, from their states where these are there", file=sys.stderr)
-            for path in markers:
-                path.unlink()
+            for path in (*markers, *(self.folder / "weights" / name for name in lost)):
+                path.unlink(missing_ok=True)
 
     def abandon(self) -> bool:
         """Remove the folder again, if this process made it and no step of training has been saved.
@@ -322,6 +329,12 @@ def _row(line: bytes, where: str) -> dict:
     return row
 
 
+def _whole(path: Path) -> bool:
+    with suppress(WeightsError):
+        return bool(read_ours(path))
+    return False
+
+
 def store(path: Path, step: int, networks: Networks, optimizer: Optimizer, memory: dict) -> None:
     """Networks, optimiser and step in one file, written beside it and moved into place; the file that was
     there is kept beside it as NAME.before.safetensors.
@@ -366,7 +379,8 @@ def _slots(path: Path, tensors: dict[str, Tensor], optimizer: Optimizer) -> dict
     shapes, slots = {str(i): p.shape for i, p in enumerate(trained)}, {}
     for name, tensor in tensors.items():
         i, _, slot = name.partition("/")
-        if i not in shapes or tensor.shape not in ((), shapes[i]):
+        fits = i in shapes and tensor.shape == (() if slot == "step" else shapes[i])
+        if not fits or not tensor.is_floating_point() or (slot in UNSIGNED and (tensor < 0).any()):
             raise WeightsError(f"{path} does not fit the optimiser: optimizer/{quote(name)}")
         slots.setdefault(int(i), {})[slot] = tensor
     if isinstance(optimizer, AdamW) and any(found.keys() != ADAM for found in slots.values()):

@@ -241,3 +241,8 @@ def test_numbers_of_any_kind_are_a_reward(given: object) -> None:
 def test_a_reward_beyond_float32_is_not_finite() -> None:
     with pytest.raises(FloatingPointError, match="the reward of a picture of 'b'"):
         scored(lambda x, p: torch.tensor([0.0, 1e300]).double(), torch.zeros(2, 3, 8, 8), ["a", "b"])
+
+
+def test_prompts_may_be_a_tuple() -> None:
+    one, two = (small_pipeline().generate(of(TEXTS), steps=1) for of in (list, tuple))
+    assert torch.equal(one, two)

@@ -1,5 +1,6 @@
 """Run folders: nothing is overwritten, nothing that was trained is lost, whatever ends the process."""
 
+import errno
 import json
 import os
 import signal
@@ -334,3 +335,41 @@ def test_a_second_ctrl_c_waits_for_no_step(tmp_path: Path) -> None:
                 os.kill(os.getpid(), signal.SIGINT)
     assert stop.type is KeyboardInterrupt
     assert trained(tmp_path, resume=True) == [1, 2]
+
+
+def test_a_marker_names_no_file_outside_the_folder_of_weights(tmp_path: Path) -> None:
+    (tmp_path / "mine.safetensors").write_text("precious")
+    trained(tmp_path / "a")
+    (tmp_path / "a" / "state" / "s.done").write_text("../../mine.safetensors")
+    assert trained(tmp_path / "a", resume=True) == []
+    assert (tmp_path / "mine.safetensors").read_text() == "precious"
+    assert not (tmp_path / "a" / "state" / "s.done").exists()
+
+
+@pytest.mark.parametrize(
+    ("slot", "value"),
+    [
+        ("step", torch.ones(2, 2)), ("step", torch.tensor(-1.0)), ("exp_avg", torch.zeros(())),
+        ("exp_avg", torch.zeros(2, 2, dtype=torch.long)), ("exp_avg_sq", -torch.ones(2, 2)),
+    ],
+)  # fmt: skip
+def test_a_state_of_another_optimiser_is_refused(tmp_path: Path, slot: str, value: torch.Tensor) -> None:
+    trained(tmp_path)
+    state = tmp_path / "state" / "s.safetensors"
+    save_weights(state, read_weights(state) | {f"optimizer/0/{slot}": value}, {"step": "1", "memory": "null"})
+    with pytest.raises(RunError, match=f"does not fit the optimiser: optimizer/'0/{slot}'"):
+        trained(tmp_path, resume=True)
+
+
+def test_a_file_system_without_locks_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """As Lustre and NFS without a lock manager."""
+    failed = iter((errno.ENOLCK, errno.EIO))
+    monkeypatch.setattr(
+        run_module.fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(next(failed), "x"))
+    )
+    assert Run(tmp_path / "a", {}).folder.exists()
+    assert "has no locks: start no second run in it" in capsys.readouterr().err
+    with pytest.raises(RunError, match="cannot write to"):
+        Run(tmp_path / "b", {})

@@ -24,7 +24,8 @@ from .stated import check, check_names
 
 Target = LatentDiffusion | nn.Module
 NETWORKS = ("unet", "text_encoder", "text_encoder_2")
-STEMS = PEFT, _ = "adapter_model", "pytorch_lora_weights"  # in folders; beside peft's is adapter_config.json
+PEFT = "adapter_model"  # has adapter_config.json beside it
+STEMS = PEFT, "pytorch_lora_weights"  # of the files in folders
 OUR_ALPHAS = "minireflect_alphas"
 
 # kohya writes a layer's name with _ for every dot; these words have a _ of their own.
@@ -43,7 +44,7 @@ def dotted(kohya: re.Match) -> str:
 # The name of a tensor -> network.layer/A, B or alpha: who wrote it, which network, which of the three it is.
 SPELLINGS = [
     (r"^((base_model\.)?model\.|diffusion_model\.)+", ""), (r"^lora_(unet|te[12]?)_([^.]+)", dotted),
-    (r"^(?=text_model\.)", "text_encoder."), (r"^(?!(unet|text_encoder(_2)?)\.)", "unet."),
+    (r"^(?=(text_model|encoder)\.)", "text_encoder."), (r"^(?!(unet|text_encoder(_2)?)\.)", "unet."),
     (r"\.processor\b", ""), (r"([._]lora(_linear_layer)?([._](A|B|down|up))?)?\.(lora_)?alpha$", "/alpha"),
     (r"[._]lora(_linear_layer)?[._](A|down)(\.[^.]+)?\.weight$", "/A"),
     (r"[._]lora(_linear_layer)?[._](B|up)(\.[^.]+)?\.weight$", "/B"),
@@ -144,7 +145,9 @@ def _scale(config: dict, layer: str, rank: int, alpha: float | None) -> float:
     """
     patterns, general = config.get("alpha_pattern") or {}, config.get("lora_alpha")
     if alpha is None:
-        with named_as(f"alpha_pattern {quote(list(patterns))}", re.error):
+        with named_as(f"alpha_pattern {quote(list(patterns))}", re.error, OverflowError, RecursionError):
+            if any(re.search(r"\)[*+?{]", p) or len(re.findall(r"[*+?({]", p)) > 4 for p in patterns):
+                raise re.error("repeated groups, or more than four repetitions, may take for ever")
             found = [value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", layer)]
         alpha = found[0] if found else rank if general is None else general
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)

@@ -113,7 +113,7 @@ def check_arguments(args: SampleOptions) -> None:
         raise ValueError(f"--out {args.out} must end in .png, .jpg, .pdf or .svg")
     folder = args.out.absolute().parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise ValueError(f"there is no folder {folder} to write {args.out.name} into")
+        raise ValueError(f"there is no folder {folder} in which {args.out.name} can be written")
     if args.out.suffix:
         check_place(args.out)
 

@@ -66,7 +66,7 @@ def from_laion_sg(text: str) -> SceneGraph:
         labels, links, numbers = _facts(parse_json(text, dict, "it"))
         numbers = {i: index(n) for i, n in numbers.items()}
         strays = [i for s, _, o in links for i in (s, o) if i not in labels]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         forms = "items and relations, triples, or nouns"
         why = quote(str(error) or type(error).__name__)
         raise GraphError(f"not a graph of LAION-SG or T2I-R1, which has {forms}: {why}") from None

@@ -1,5 +1,6 @@
 """LoRA files: what is written comes back, older layouts are read, and what does not fit is named."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,18 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     save_file({"a.weight": torch.zeros(2)}, path)
     with pytest.raises(WeightsError, match=r"not a LoRA of a UNet .* a\.weight \(2,\)"):
         read_lora(path)
+
+
+@pytest.mark.parametrize("pattern", ["((a+)+)+!", "a?" * 30 + "a" * 30, "(a|a)" * 30, "(", "a{999999999999}"])
+def test_a_pattern_that_may_never_end_is_refused(tmp_path: Path, pattern: str) -> None:
+    path, layer = tmp_path / "a.safetensors", "unet.down_blocks.0.attentions.0.proj_in"
+    tensors = {f"{layer}.lora_{side}.weight": torch.ones(2, 2) for side in "AB"}
+
+    def scale(patterns: dict[str, float]) -> float:
+        about = {"unet.r": 2, "unet.alpha_pattern": patterns}
+        save_file(tensors, path, {"lora_adapter_metadata": json.dumps(about)})
+        return next(iter(read_lora(path).values())).scale
+
+    with pytest.raises(WeightsError, match="alpha_pattern"):
+        scale({pattern: 1.0})
+    assert scale({r".*\.(proj_in|proj_out)": 4.0}) == 2

@@ -45,6 +45,7 @@ def test_records_of_published_datasets_are_graphs(text: str) -> None:
     assert from_laion_sg(text) == parse_graph(RECORDS[text])
 
 
+NO_WORDS = '{"nouns": ["ball"], "attr_nouns": [""]}'
 LACKING = {
     '{"prompt": "a photo of a car below a zebra", "nouns": ["car", "zebra"], "spatial_info": {"obj1": "car",'
     ' "obj2": "zebra", "locality": "below"}, "task_type": "spatial"}': "no thing named 'car'",
@@ -61,6 +62,7 @@ LACKING = {
     '{"items": [{"item_id": 0, "label": "ball", "attributes": ["red"]}],'
     ' "relations": [{"item1": 0, "relation": "on", "item2": 7}]}': "item 7",
     **dict.fromkeys(("[", "{}", '{"items": [{"label": "ball"}]}', "3"), "not a graph of LAION-SG or T2I-R1"),
+    NO_WORDS: "not a graph",
 }  # fmt: skip
 
 
