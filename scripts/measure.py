@@ -290,9 +290,11 @@ def measure_memory(pipe: LatentDiffusion, n: int) -> None:
 
 
 def twin_scene(prompt: Prompt, draw: random.Random) -> Scene:
-    """A picture with one fact wrong; for arrangements drawn until it does not fulfil the prompt by chance."""
+    """A picture with one fact wrong; for arrangements, of which the test split has too few, one of training,
+    drawn until it does not fulfil the prompt by chance.
+    """
     while True:
-        scene = near_miss(prompt, draw, "test").scene(draw)
+        scene = near_miss(prompt, draw, "train" if prompt.graph else "test").scene(draw)
         if not prompt.fulfilled_by(Reading(scene, 0.0)):
             return scene
 

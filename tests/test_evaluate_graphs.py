@@ -43,7 +43,7 @@ def test_metrics_on_graphs_made_by_hand() -> None:
 
 def test_a_loop_is_measured_as_what_it_does() -> None:
     """Of eight pictures the even ones are right at first, the odd ones and the first at the end, the others
-    are blank; the Checker accepts the first three.
+    are blank; the Checker accepts the first four.
     """
     config = EvaluationConfig(pictures=8, batch=3)
     graphs = evaluation_graphs(config)
@@ -61,7 +61,7 @@ def test_a_loop_is_measured_as_what_it_does() -> None:
         rows = [row[g] for g in part]
         even, odd = torch.tensor([[i % 2 == 0, i % 2 == 1 or i == 0] for i in rows]).T
         pictures, blank = good[rows], torch.zeros(len(rows), 3, 64, 64)
-        said = answers(part, [i < 3 for i in rows])
+        said = answers(part, [i < 4 for i in rows])
         looks = [torch.where(keep.view(-1, 1, 1, 1), pictures, blank) for keep in (even, odd)]
         n = torch.arange(2)[:, None].expand(2, len(rows))
         return [
@@ -72,7 +72,7 @@ def test_a_loop_is_measured_as_what_it_does() -> None:
     found = evaluate_loop(loop, lambda images, graphs: answers(graphs, [False] * len(graphs)), config, "test")
     assert found["right"] == found["met"] == found["sg_iou"] == found["entity_iou"] == 5 / 8
     assert (found["unreadable"], found["repaired"], found["damaged"]) == (3 / 8, 4 / 4, 3 / 4)
-    assert found["checker"] == found["checker_right"] == 3 / 8 and found["fooled"] == pytest.approx(1 / 3)
+    assert found["checker"] == found["checker_right"] == 1 / 2 and found["fooled"] == 1 / 4
     assert (
         found["judge"] == found["judge_right"] == found["judge_fooled"] == 0
     )  # accepts nothing, so nothing fools it

@@ -44,7 +44,7 @@ def dotted(kohya: re.Match) -> str:
 # The name of a tensor -> network.layer/A, B or alpha: who wrote it, which network, which of the three it is.
 SPELLINGS = [
     (r"^((base_model\.)?model\.|diffusion_model\.)+", ""), (r"^lora_(unet|te[12]?)_([^.]+)", dotted),
-    (r"^(?=text_model\.)", "text_encoder."), (r"^(?!(unet|text_encoder(_2)?)\.)", "unet."),
+    (r"^(?=(text_model|encoder)\.)", "text_encoder."), (r"^(?!(unet|text_encoder(_2)?)\.)", "unet."),
     (r"\.processor\b", ""), (r"([._]lora(_linear_layer)?([._](A|B|down|up))?)?\.(lora_)?alpha$", "/alpha"),
     (r"[._]lora(_linear_layer)?[._](A|down)(\.[^.]+)?\.weight$", "/A"),
     (r"[._]lora(_linear_layer)?[._](B|up)(\.[^.]+)?\.weight$", "/B"),

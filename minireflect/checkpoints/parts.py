@@ -124,10 +124,11 @@ def _read_folder(path: Path) -> Published:
     index = read_stated("model_index.json", path / "model_index.json", needed=True)
     there = [part for part in PARTS if (index.get(part) or [None])[0] or (path / part).is_dir()]
     parts = {part: read_part(path / part, part) for part in there}
-    if scheduler := read_json(file := path / "scheduler" / "scheduler_config.json"):
-        scheduler.setdefault("_class_name", (index.get("scheduler") or [None])[-1])
-    elif (index.get("scheduler") or [None])[0]:
+    scheduler = read_json(file := path / "scheduler" / "scheduler_config.json")
+    if (named := (index.get("scheduler") or [None])[-1]) and not scheduler:
         raise WeightsError(f"{file} is missing or empty, and model_index.json names it")
+    if named and (used := scheduler.setdefault("_class_name", named)) != named:
+        warnings.warn(f"{file} is of {used}, which is used; model_index.json names {named}", stacklevel=5)
     return Published(path, parts, scheduler, index)
 
 
@@ -163,6 +164,8 @@ def _read_file(path: Path) -> Published:
     if any(name.startswith("model_ema.") for name in whole):
         warnings.warn(f"{path}: its running average (model_ema) is not used, its weights are", stacklevel=4)
     abar = whole["alphas_cumprod"].flatten().float() if "alphas_cumprod" in whole else ()
+    if "denoiser.sigmas" in whole:  # of SDXL: the noise over the signal
+        abar = 1 / (1 + whole["denoiser.sigmas"].flatten().float().sort().values ** 2)
     if not len(abar) or abar[0] < 0.5:  # some files have zeros there
         return Published(path, parts, known, {})
     return Published(path, parts, known | {"num_train_timesteps": len(abar)}, {}, abar)
@@ -181,10 +184,10 @@ THEIRS = {"v": "v_prediction", "eps": "epsilon", "x0": "sample",
 def _known_of(path: Path, whole: Tensors) -> dict:
     """What marker keys, the header, and a .yaml beside a file tell, in the words of configurations."""
     text = read_text(about) if (about := path.with_suffix(".yaml")).is_file() else ""
-    said = re.findall(rf"\b({'|'.join(YAML)})(?:: *[\"']?|\.)([-+.\w]+)", text)[::-1]  # the first counts
+    said = re.findall(rf"\b({'|'.join(YAML)})(?:[\"']? *: *[\"']?|\.)([-+.\w]+)", text)
     known = {"prediction_type": read_metadata(path).get("modelspec.prediction_type")}
     with files.named_as(f"{path}, or {about.name} beside it", ValueError, RuntimeError):
-        for key, value in said:
+        for key, value in reversed(said):  # the first counts
             kind = str if value.isidentifier() else int if value.isdigit() else float
             known[YAML[key]] = kind(value.removesuffix("Scaling").lower())
         if "scale_factor" in whole:

@@ -50,8 +50,8 @@ TYPES = {key: kind for kind, keys in {
     bool: "quick_gelu", Count | None | list[Count]: "num_attention_heads attention_head_dim",
     Count | None | tuple[Count, Count]: "sample_size", Natural: "num_hidden_layers",
     Count: "heads head_width width num_train_timesteps", Natural | None: "eos_token_id steps_offset",
-    Count | None: "norm_num_groups addition_time_embed_dim", Positive | None: "scaling_factor",
-    float: "beta_start beta_end", float | None: "shift_factor lora_alpha model_max_length",
+    Count | None: "norm_num_groups addition_time_embed_dim", float: "beta_start beta_end",
+    float | None: "shift_factor lora_alpha", Positive | None: "scaling_factor model_max_length",
     str | None: "beta_schedule hidden_act prediction_type timestep_spacing final_sigmas_type",
     bool | None: "rescale_betas_zero_snr force_zeros_for_empty_prompt set_alpha_to_one use_rslora",
     list | None: "unet vae text_encoder text_encoder_2 scheduler",
@@ -68,12 +68,10 @@ GENERIC = ABOUT + """initializer_(range|factor) attention_dropout dropout logit_
     .*_penalty .*no_repeat_ngram_size bad_words_ids remove_invalid_values .*suppress_tokens finetuning_task
     id2label label2id tokenizer_class task_specific_params gradient_checkpointing (text|vision)_config_dict
     (hidden|vocab|image|patch|intermediate)_size projection_dim max_position_embeddings"""
-GELU = ("quick_gelu", "gelu")
 YES = (True, None)
-TEXT = table("num_hidden_layers num_attention_heads eos_token_id hidden_act", GENERIC, hidden_act=GELU,
-             layer_norm_eps=1e-5, model_type=("clip_text_model", "clip"))
-VISION = table("num_hidden_layers num_attention_heads hidden_act", f"{GENERIC} eos_token_id", hidden_act=GELU,
-               layer_norm_eps=1e-5, model_type=("clip_vision_model", "clip"))
+TEXT = table("num_hidden_layers num_attention_heads eos_token_id hidden_act", GENERIC, layer_norm_eps=1e-5,
+             hidden_act=("quick_gelu", "gelu"), model_type=("clip_text_model", "clip"))
+VISION = TEXT | table(harmless="eos_token_id", model_type=("clip_vision_model", "clip"))
 SAMPLERS = """solver_(order|type|p) algorithm_type lower_order_final euler_at_final lambda_min_clipped
     use_(karras|exponential|beta)_sigmas use_lu_lambdas variance_type predict_x0 disable_corrector flow_shift
     clip_sample_range sample_max_value dynamic_thresholding_ratio sigma_(min|max) time_shift_type
@@ -114,24 +112,21 @@ KINDS: dict[str, Table] = {
         conv_in_kernel=3, conv_out_kernel=3, time_embedding_type="positional", attention_type="default",
         downsample_padding=1, resnet_out_scale_factor=(1.0, None), only_cross_attention=(False, None),
         mid_block_type=("UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None), mid_block_scale_factor=1)
-    | refused("no UNet of Stable Diffusion has it", """center_input_sample class_embed_type num_class_embeds
-              class_embeddings_concat encoder_hid_dim encoder_hid_dim_type dual_cross_attention
-              cross_attention_norm time_embedding_dim time_embedding_act_fn
+    | refused("no UNet of Stable Diffusion has it", """center_input_sample class_embed.* num_class_embeds
+              encoder_hid_dim.* dual_cross_attention cross_attention_norm time_embedding_(dim|act_fn)
               timestep_post_act resnet_skip_time_act""") | refused(DISTILLED, "time_cond_proj_dim"),
     "VAE": table(
         "scaling_factor shift_factor latents_mean latents_std norm_num_groups",
-        ABOUT + "block_out_channels layers_per_block in_channels out_channels latent_channels sample_size "
-        "force_upcast mid_block_add_attention", _class_name="AutoencoderKL", act_fn=("silu", "swish"),
-        use_quant_conv=True, use_post_quant_conv=True,
-        down_block_types="DownEncoderBlock2D", up_block_types="UpDecoderBlock2D"),
+        ABOUT + "(in|out|latent|block_out)_channels layers_per_block sample_size force_upcast "
+        "mid_block_add_attention", _class_name="AutoencoderKL", act_fn=("silu", "swish"), use_quant_conv=True,
+        use_post_quant_conv=True, down_block_types="DownEncoderBlock2D", up_block_types="UpDecoderBlock2D"),
     "CLIP": table("text_config vision_config", GENERIC, model_type="clip"),
     "text encoder": TEXT, "CLIP's text_config": TEXT, "CLIP's vision_config": VISION,
     "preprocessor": table(
         "image_mean image_std", "crop_size size do_convert_rgb do_pad image_processor_type processor_class "
         "feature_extractor_type data_format input_data_format device return_tensors default_to_square "
-        "disable_grouping pad_size image_seq_length " + ABOUT,
-        rescale_factor=1 / 255, resample=(3, None), do_resize=YES, do_center_crop=YES, do_rescale=YES,
-        do_normalize=YES),
+        "disable_grouping pad_size image_seq_length " + ABOUT, rescale_factor=1 / 255, resample=(3, None),
+        do_resize=YES, do_center_crop=YES, do_rescale=YES, do_normalize=YES),
     "tokenizer": table(
         "pad_token added_tokens_decoder model_max_length", "unk_token add_prefix_space errors name_or_path "
         "special_tokens_map_file clean_up_tokenization_spaces use_fast processor_class "
@@ -152,7 +147,7 @@ KINDS: dict[str, Table] = {
     "open_clip's preprocess_cfg": table(
         "mean std", "size fill_color", mode="RGB", interpolation="bicubic", resize_mode=("shortest", None)),
     "single file": {f"{re.escape(prefix)}.*": Rule("read") for prefix in ORIGINAL} | {
-        r"v_pred|ztsnr|alphas_cumprod|scale_factor": Rule("read"),
+        r"v_pred|ztsnr|alphas_cumprod|denoiser\.sigmas|scale_factor": Rule("read"),
         # the schedule's other tables, which follow from the first, and the last state of a training
         r"(alphas|betas|sqrt|log_one_minus|posterior|lvlb)\w*|logvar|denoiser\..*": Rule("harmless"),
         r"model_ema\..*|model\.diffusion_model": Rule("harmless"),

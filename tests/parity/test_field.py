@@ -303,8 +303,10 @@ OTHERS = [EulerDiscreteScheduler(**SD, use_karras_sigmas=True), PNDMScheduler(**
 def test_another_sampler_is_said(scheduler: object, saved: Callable[..., Path], tmp_path: Path) -> None:
     """diffusers writes an infinite number into DPMSolver's configuration, which is no JSON."""
     scheduler.save_pretrained(saved("sd1", tmp_path) / "scheduler")
-    with pytest.warns(UserWarning, match=f"asks for {type(scheduler).__name__}.* drawn with DDIM"):
+    with pytest.warns(UserWarning, match=f"asks for {type(scheduler).__name__}.* drawn with DDIM") as said:
         load_checkpoint(tmp_path / "sd")
+    other = f"is of {type(scheduler).__name__}, which is used; model_index.json names DDIMScheduler"
+    assert any(other in str(warning.message) for warning in said)
 
 
 YAML = """model:
@@ -325,7 +327,7 @@ def test_the_yaml_beside_a_file_is_read(tmp_path: Path) -> None:
     file.with_suffix(".yaml").write_text(YAML)
     assert off(theirs, load_checkpoint(file, Given(tokenizer=tmp_path / "words", image_size=32))) < 1e-3
     file.with_suffix(".yaml").write_text(
-        "linear_start: 8.5E-4\nlinear_end: +.012\nlinear_end: 1"
+        "linear_start: 8.5E-4\n'linear_end' : +.012\nlinear_end: 1"
     )  # the first
     found = load_checkpoint(file).schedule.config
     assert (found.beta_start, found.beta_end) == (0.00085, 0.012)
@@ -346,11 +348,14 @@ def test_the_yaml_beside_a_file_is_read(tmp_path: Path) -> None:
 def test_every_tensor_of_a_single_file_is_of_a_part_or_named(tmp_path: Path) -> None:
     whole = load_file(save_original(theirs_of("sd1", tmp_path), "sd1", tmp_path / "one.safetensors"))
     table = DDIMScheduler(**SD, num_train_timesteps=500).alphas_cumprod
-    one = {"cond_stage_model.logit_scale": torch.ones(()), "alphas_cumprod": table}
-    save_file(whole | one, tmp_path / "comfy.safetensors")
-    assert load_checkpoint(tmp_path / "comfy.safetensors").schedule.config.train_steps == 500
+    sigmas = (1 / table - 1).sqrt().flip(0).contiguous()
+    for noise in {"alphas_cumprod": table.bfloat16()}, {"denoiser.sigmas": sigmas}:
+        one = {"cond_stage_model.logit_scale": torch.ones(()), **noise}
+        save_file(whole | one, tmp_path / "comfy.safetensors")
+        assert load_checkpoint(tmp_path / "comfy.safetensors").schedule.config.train_steps == 500
     for name, told, value in (
         ("alphas_cumprod", "alphas_cumprod is off by nan", torch.full((1000,), float("nan"))),
+        ("denoiser.sigmas", "alphas_cumprod is off by 0", torch.linspace(0.03, 80, 1000)),
         ("scale_factor", "above 0, got 0", torch.zeros(())),
         ("scale_factor", "only one element", torch.ones(2)),
         ("cond_stage_model.model.ln_final.bias", "has a second text_encoder", torch.ones(2)),

@@ -155,6 +155,7 @@ NAMES = {  # of a layer in files of other tools -> ours
     f"diffusion_model.{LAYER.removeprefix('unet.')}": OURS,
     "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q": OURS,
     "base_model.model.unet." + LAYER.removeprefix("unet."): OURS,
+    "base_model.model.encoder.layers.0.mlp.fc1": "text_encoder.blocks.0.fc1",  # in recent transformers
     "lora_te2_text_projection": "text_encoder_2.text_projection",
 }
 

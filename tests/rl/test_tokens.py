@@ -37,6 +37,17 @@ def test_a_token_beyond_the_clip_has_no_gradient() -> None:
     assert stats.clip_high == 0.5 and stats.ratio_error == pytest.approx(math.e - 1, rel=1e-5)
 
 
+def test_shares_are_of_the_tokens_that_count() -> None:
+    """Of two tokens in the loss one is beyond the clip; the third, which is not chosen, counts nowhere."""
+    now = policy(1, 3)
+    before = now.detach().clone()
+    old = before - torch.tensor([[1.0, 0.0, 5.0]])
+    batch = TokenBatch(old, before, torch.tensor([1.0]), torch.tensor([[0.5, 0.5, 0.0]]))
+    stats = token_step(now, batch, torch.optim.SGD([now], lr=0.1), clip=0.2, beta=0.0)
+    assert stats.clip_high == 0.5 and stats.clip_low == 0
+    assert stats.ratio_error == pytest.approx(math.e - 1, rel=1e-5)
+
+
 def test_the_kl_pulls_back_to_the_reference_and_more_terms_are_added() -> None:
     now = policy(1, 2)
     before = now.detach().clone()
@@ -106,6 +117,11 @@ def test_the_controller_moves_the_entropy_to_its_target_from_both_sides(start: f
         and max(history[-1500:]) < 1.9
         and min(history[-1500:]) > 0.5
     )
+
+
+def test_alpha_and_not_psi_has_the_bound() -> None:
+    control = AdaptiveEntropy(target=1.0, bound=2.0, lr=0.1)
+    assert max(control.step(3.0) for _ in range(30)) == pytest.approx(2.0)
 
 
 def test_alpha_does_not_stick_at_its_bound() -> None:

@@ -11,6 +11,8 @@ from minireflect.evaluate_reason import evaluation_prompts
 from minireflect.rl.rewards import ACCEPT_WORD
 from minireflect.streams import choices
 from minireflect.world.captions import plan_of, read_rationale
+from minireflect.world.prompts import KINDS, prompt_set
+from minireflect.world.scenes import Reading
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import measure
@@ -23,6 +25,12 @@ def test_false_rationales_are_false_and_readable() -> None:
         scene = prompt.scene(draw)
         plan = read_rationale(measure.false_rationale(prompt, scene, "test", draw))
         assert plan is not None and plan != plan_of(scene)
+
+
+def test_every_test_prompt_has_a_twin_that_does_not_fulfil_it() -> None:
+    draw = choices(0, "twins")
+    for prompt in (p for kind in KINDS for p in prompt_set(kind, "test")):
+        assert not prompt.fulfilled_by(Reading(measure.twin_scene(prompt, draw), 0.0)), prompt.text
 
 
 def test_a_captioner_that_accepts_everything_keeps_all_and_one_that_accepts_nothing_none() -> None:

@@ -160,6 +160,16 @@ def test_training_pictures_of_positions_satisfy_geneval() -> None:
         assert geneval_relations(*things)
 
 
+def test_a_relation_of_several_holds_for_each_of_them() -> None:
+    (asked,) = SceneGraph(
+        (Entity("ball", "red", 2), Entity("cone", "blue")), ((0, "left of", 1),)
+    ).requirements[2:3]
+    first, cone = Object("ball", "red", xy=(10, 30)), Object("cone", "blue", xy=(36, 30))
+    for x, y, met in ((10, 50, True), (58, 30, False)):
+        assert asked.met_by((first, cone, Object("ball", "red", xy=(x, y)))) is met
+    assert not asked.met_by((first,)) and not asked.met_by((cone,))
+
+
 def test_relations_are_what_their_words_say() -> None:
     base, r = Object("block", "blue", xy=(32, 32)), {}
     for x, y in ((10, 32), (54, 32), (32, 10), (32, 54), (32, 18), (40, 36), (32, 32)):
@@ -174,6 +184,26 @@ def test_relations_are_what_their_words_say() -> None:
     assert not holds("inside", Object("ball", "red", xy=(33, 38)), box)
     with pytest.raises(ValueError, match="no relation 'under'"):
         holds("under", base, base)
+
+
+@pytest.mark.parametrize(
+    ("relation", "base", "true", "false"),
+    [
+        ("on", "block", [(0, -11), (0, -17), (-7, -14)], [(0, -10), (0, -18), (8, -14)]),
+        ("inside", "box", [(4, -4), (-4, 4)], [(5, 0), (0, 5), (0, -5)]),
+        ("in front of", "block", [(4, 2), (-4, 13), (13, 5)], [(4, 1), (3, 5), (4, 14), (14, 5), (4, -5)]),
+    ],
+)
+def test_what_touches_does_so_within_the_pixels_that_are_stated(
+    relation: str, base: str, true: list[tuple[int, int]], false: list[tuple[int, int]]
+) -> None:
+    """By hand: a ball, 7 pixels in radius, beside a block of 7 or a box of 12; (x, y), y pointing down."""
+    other = Object(base, "blue", xy=(32, 32))
+    for places, wanted in ((true, True), (false, False)):
+        for x, y in places:
+            assert holds(relation, Object("ball", "red", xy=(32 + x, 32 + y)), other) is wanted, (x, y)
+    assert not holds("inside", Object("box", "red", xy=(32, 32)), Object("box", "blue", xy=(32, 32)))
+    assert not holds("inside", Object("ball", "red", xy=(32, 32)), Object("block", "blue", xy=(32, 32)))
 
 
 def test_a_graph_without_relations_is_a_list_of_things() -> None:

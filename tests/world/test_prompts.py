@@ -24,7 +24,9 @@ from minireflect.world.prompts import (
     sample_scene,
     understand,
 )
-from minireflect.world.scenes import SPLITS
+from minireflect.world.scenes import SPLITS, Object
+
+FIELDS = ("name", "color", "size", "place")
 
 
 @pytest.mark.parametrize("name", LAWS)
@@ -112,6 +114,41 @@ def test_a_near_miss_asks_for_another_picture(kind: str) -> None:
         other = near_miss(prompt, draw)
         assert (other.law, other.task) == (prompt.law, prompt.task)
         assert (other.objects, other.outcome, other.graph) != (prompt.objects, prompt.outcome, prompt.graph)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_near_miss_is_of_its_split_and_differs_as_little_as_can_be(split: str) -> None:
+    """Of a law in half of the cases the outcome differs, else as few attributes as there can be."""
+    draw = random.Random(0)
+
+    def differ(a: tuple[Object, ...], b: tuple[Object, ...]) -> int:
+        return sum(getattr(x, key) != getattr(y, key) for x, y in zip(a, b) for key in FIELDS)
+
+    outcomes = 0
+    for prompt in draw_prompts("physical", split, 200, draw):
+        other, known = near_miss(prompt, draw, split), combinations(prompt.law, split)
+        assert other.objects in known
+        outcomes += other.objects == prompt.objects
+        least = min(differ(prompt.objects, objects) for objects in known if objects != prompt.objects)
+        assert differ(prompt.objects, other.objects) in (0, least)
+    assert 72 < outcomes < 128  # four standard errors
+    known = [p for p in prompt_set("arrangement", split) if p.task == "position"]
+    assert all(near_miss(p, draw, split) in known for p in known)
+    ball = understand("a red ball")  # a colour or a shape, never both
+    others = {near_miss(ball, draw, "train").graph.entities[0] for _ in range(100)}
+    assert all((e.color == "red") != (e.name == "ball") for e in others)
+
+
+def test_scenes_are_of_the_split_and_obey_the_law_as_asked() -> None:
+    for split in SPLITS:
+        arranged = [p.graph for p in prompt_set("arrangement", split)]
+        for i in range(30):
+            scene = sample_scene(i, "arrangement", split)
+            assert any(graph.fulfilled_by(scene.objects) for graph in arranged)
+        for i, (name, law) in enumerate([*LAWS.items()] * 4):
+            scene = sample_scene(i, name, split, lawful=i % 2 == 0)
+            assert scene.objects in combinations(name, split)
+            assert (scene.outcome == law.lawful(scene.objects)) == (i % 2 == 0)
 
 
 def test_scenes_of_arrangements_fulfil_their_graph() -> None:

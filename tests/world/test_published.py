@@ -125,6 +125,10 @@ def test_scenes_made_for_a_task_are_right_and_overall_is_the_mean_of_the_kinds()
     things = [() if p.task == "counting" else seen for p, seen in zip(prompts, things)]
     assert geneval_scores(things, prompts)["counting"] == 0
     assert geneval_scores(things, prompts)["overall"] == pytest.approx(5 / 6)
+    few = [asking("single object", Entity("ball"))] * 3 + [asking("colors", Entity("ball", "blue"))]
+    assert (
+        geneval_scores([(BALL,)] * 4, few)["overall"] == 1 / 2
+    )  # three right of one task, one wrong of another
 
 
 def test_pictures_go_where_its_scripts_look(tmp_path: Path) -> None:
