@@ -160,9 +160,12 @@ def reward_of_module(name: str) -> Reward:
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, SyntaxError, TypeError) as error:
         raise ValueError(f"--reward {name}: {error}; it is MODULE:FUNCTION, of a file here") from error
+    if not callable(found):
+        raise ValueError(f"--reward {name} is no function, but {quote(found)}")
+    return found
 
 
 def draw_from(prompts: list[str], seed: int, n: int) -> Draw:

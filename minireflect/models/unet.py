@@ -55,8 +55,10 @@ class UNetConfig(Checked):
     mid_blocks: Depth = 2
 
     def require(self) -> None:
-        if (levels := len(self.channels)) != len(self.depths):
-            raise ValueError(f"{levels} channels but {len(self.depths)} depths: one of each per level")
+        levels = len(self.channels)
+        for name, each in {"depths": self.depths, "heads": self.heads}.items():
+            if isinstance(each, tuple) and len(each) != levels:
+                raise ValueError(f"{levels} channels but {len(each)} {name}: one of each per level")
         if (self.heads is None) == (self.head_width is None):
             raise ValueError(f"give heads or head_width, not {self.heads} and {self.head_width}")
         require_levels(self.channels, groups=self.groups, head_width=self.head_width or 1)

@@ -123,6 +123,9 @@ def test_refuses_what_does_not_fit() -> None:
         UNetConfig(channels=(20,), depths=(1,), mid_depth=1, context_width=8, heads=2)
     with pytest.raises(ValueError, match="channels 32 is not a multiple of head_width 24"):
         UNetConfig(channels=(32,), depths=(1,), mid_depth=1, context_width=8, head_width=24)
+    for heads in ((), (2, 2)):
+        with pytest.raises(ValueError, match=f"1 channels but {len(heads)} heads: one of each per level"):
+            UNetConfig(channels=(32,), depths=(1,), mid_depth=1, context_width=8, heads=heads)
     with pytest.raises(ValueError, match="heads or head_width"):
         UNetConfig(channels=(32,), depths=(1,), mid_depth=1, context_width=8)
 

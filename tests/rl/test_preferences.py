@@ -107,5 +107,10 @@ def test_several_are_normalised_within_their_group(tmp_path: Path, monkeypatch: 
     torch.testing.assert_close(twice.plain(images, asked), torch.tensor([0.2, 0.6, 1.8, 1.0]))
     with pytest.raises(ValueError, match=r"loudness:dark: .* it is MODULE:FUNCTION"):
         reward_of_module("loudness:dark")
+    with pytest.raises(ValueError, match=r"math:pi is no function, but 3\.14"):
+        reward_of_module("math:pi")
+    (tmp_path / "broken.py").write_text("def (")
+    with pytest.raises(ValueError, match=r"broken:f: .*syntax"):
+        reward_of_module("broken:f")
     with pytest.raises(ValueError, match="--reward beauty is none of"):
         chosen_reward(FinetuneConfig(base="x", reward=("beauty",)), torch.device("cpu"))
