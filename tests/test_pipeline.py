@@ -103,6 +103,12 @@ def test_selected_rounds_keep_what_is_right_and_sample_the_rest_again(
     assert torch.equal(content, first)
 
 
+def test_a_refused_picture_is_turned_over_as_the_texts_say() -> None:
+    """In five steps without guidance, a quarter of the variance new, and the negative of the rest."""
+    assert (OPPOSITE.steps, OPPOSITE.w_renoise, OPPOSITE.wrong) == (5, 0, "opposite")
+    assert OPPOSITE.fresh_noise**2 == 1 / 4 and OPPOSITE.renormalise and OPPOSITE.redraw == "refused"
+
+
 def test_blind_rounds_sample_everything_again() -> None:
     pipe, sampler = small_pipeline(), SamplerConfig(steps=3)
     noise = rng(0, "sample")

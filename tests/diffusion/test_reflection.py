@@ -262,3 +262,18 @@ def test_moments_are_those_of_all_dimensions_of_each_sample() -> None:
     x = torch.tensor([[1.0, 3.0], [-1.0, -1.0]]).view(2, 2, 1, 1)
     mean, std = moments(x)
     assert mean.tolist() == [2, -1] and std.tolist() == [1, 0]
+
+
+def test_all_new_noise_is_sdedits_jump_to_its_level() -> None:
+    """DDPM (4) at the first of the steps that are denoised again; no network is asked."""
+    schedule, generator = Schedule(ScheduleConfig()), torch.Generator().manual_seed(0)
+    x0 = torch.randn(2, 3, 4, 4, generator=generator)
+    table, config = schedule.table(10), ReflectionConfig(steps=10, strength=0.4, fresh_noise=1.0)
+
+    def never(x: Tensor, t: Tensor) -> Tensor:
+        raise AssertionError("the network was asked")
+
+    found = renoise_to(never, x0, table, config, torch.Generator().manual_seed(1))
+    noise, abar = torch.randn(x0.shape, generator=torch.Generator().manual_seed(1)), schedule.abar[301]
+    torch.testing.assert_close(found, abar.sqrt() * x0 + (1 - abar).sqrt() * noise)
+    assert config.tail(table).t.tolist() == [301, 201, 101, 1]
