@@ -153,3 +153,16 @@ def test_without_signal_the_predicted_picture_is_that_of_the_network(prediction:
     found = ddim_step(x, eps, schedule.abar[999], schedule.abar[949], zero)
     wanted = output if prediction == "x0" else 1e-4 * x - (1 - 1e-8) ** 0.5 * output
     torch.testing.assert_close(found.x0, wanted, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("i", [0, 7, 18])
+def test_the_mean_is_that_of_ddims_equation_12(i: int) -> None:
+    """In float64, with step noise; what is left of the old noise and the new one have a level's variance."""
+    table = Schedule(ScheduleConfig()).table(20)
+    a, b, sigma = table.abar[i], table.abar_prev[i], table.sigma(1.0)[i]
+    x0, eps = draw(*SHAPE, seed=1), draw(*SHAPE, seed=2)
+    step = ddim_step(a.sqrt() * x0 + (1 - a).sqrt() * eps, eps, a, b, sigma, x_prev=x0)
+    of_x0, of_eps = b.double().sqrt(), (1 - b.double() - sigma.double() ** 2).sqrt()
+    torch.testing.assert_close(step.mean, (of_x0 * x0 + of_eps * eps).float(), atol=2e-5, rtol=0)
+    torch.testing.assert_close(step.x0, x0, atol=2e-5, rtol=0)
+    assert (of_eps**2 + sigma**2).item() == pytest.approx(1 - b.item(), abs=1e-6)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from minireflect.diffusion import reflection
+from minireflect.diffusion.sample import last, renoise
 from minireflect.methods.rollout import rollout
 from tests.methods.common import CONFIG, REFUSED, likes_the_first_and_third
 from tests.small import TEXTS, brightness, small_pipeline
@@ -42,6 +43,17 @@ def test_select_renoises_the_picture_that_the_reward_prefers(monkeypatch: pytest
     final = out.rounds[0].path.latents[:, -1].view(4, 4, 4, 4, 4)
     assert torch.equal(seen[0], final[torch.arange(4), best])
     assert torch.equal(out.rounds[1].x_T, seen[0])  # and the next round starts from what came of it
+
+
+def test_pictures_are_renoised_with_a_guidance_and_steps_of_their_own() -> None:
+    config = replace(
+        CONFIG, guidance=3.0, w_renoise=0.5, renoise_steps=3, group=1, fresh_noise=0.0, wrong="repeat",
+        renormalise=False, advantage="shrunk",
+    )  # fmt: skip
+    pipe = small_pipeline()
+    first, second = rollout(pipe, TEXTS, brightness, config, 0, 0).rounds
+    back = last(renoise(pipe.eps(TEXTS)(0.5), first.path.latents[:, -1], pipe.schedule.table(3)))
+    torch.testing.assert_close(second.x_T, back, atol=1e-5, rtol=1e-5)
 
 
 def test_what_the_reward_refuses_is_drawn_again_from_the_opposite_noise() -> None:

@@ -146,3 +146,19 @@ def test_side_adds_a_learned_map_of_positions() -> None:
     assert torch.equal(with_map(x, torch.tensor(5), context), without(x, torch.tensor(5), context))
     torch.nn.init.normal_(with_map.where)
     assert not torch.equal(with_map(x, torch.tensor(5), context), without(x, torch.tensor(5), context))
+
+
+def test_norms_add_to_the_variance_what_sds_networks_add() -> None:
+    """1e-5 in residual blocks and at the end, 1e-6 before attention: seen where the variance is as small."""
+    unet = UNet(UNetConfig((16, 16), (1, 0), 0, 16, res_blocks=1, heads=2, groups=4))
+    x = 1e-3 * torch.randn(2, 16, 4, 4, generator=torch.Generator().manual_seed(0))
+    layer, flat = unet.down[0].layers[0], x.view(2, 4, -1)
+    for norm, eps in (
+        (layer.res.norm1, 1e-5),
+        (layer.res.norm2, 1e-5),
+        (unet.norm_out, 1e-5),
+        (layer.attn.norm, 1e-6),
+    ):
+        variance = flat.var(2, correction=0, keepdim=True)
+        wanted = (flat - flat.mean(2, keepdim=True)) / (variance + eps).sqrt()
+        torch.testing.assert_close(norm(x).view(2, 4, -1), wanted, atol=1e-5, rtol=1e-4)

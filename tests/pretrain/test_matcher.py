@@ -45,7 +45,7 @@ from minireflect.world.graphs import parse_graph
 from minireflect.world.laws import render
 from minireflect.world.layout import lay_out, pair_split, sample_picture
 from minireflect.world.prompts import KINDS, all_texts, draw_prompts, near_miss, prompt_set, understand
-from minireflect.world.scenes import SPLITS, Reading, Scene
+from minireflect.world.scenes import SPLITS, Object, Reading, Scene, arrangement
 from tests.small import REASON_WORDS as WORDS
 from tests.small import begin_with
 
@@ -204,6 +204,16 @@ def test_an_object_that_is_painted_over_is_not_visible() -> None:
     assert seen[ball] is False and seen[1 - ball] is True and seen[-1] is False
     assert all(visible(block_error(clean, clean)[0], scene))
     assert changed(scene, random.Random(1)) != scene
+
+
+@pytest.mark.parametrize(
+    ("row", "column"), [(9, 8), (6, 8), (8, 9), (8, 6), (10, 8), (5, 8), (8, 10), (8, 5)]
+)
+def test_an_object_is_hidden_by_an_error_in_any_of_its_blocks(row: int, column: int) -> None:
+    """A ball at (32, 32) with a radius of 7 reaches from pixel 25 to 39, blocks 6 to 9 of 4 pixels."""
+    error, scene = torch.zeros(16, 16), arrangement([Object("ball", "red", xy=(32, 32))])
+    error[row, column] = 1.0
+    assert visible(error, scene) == [not (6 <= row <= 9 and 6 <= column <= 9), False]
 
 
 def test_the_reward_learns_from_training_prompts_of_all_kinds() -> None:

@@ -95,6 +95,16 @@ def test_several_are_normalised_within_their_group(tmp_path: Path, monkeypatch: 
     assert torch.allclose(reward.plain(images, prompts), first + 0.5 * second)
     alone = reward_of_module("loudness:brightness")
     assert weighted([(1.0, alone)]) is alone
+    images, asked = (
+        torch.tensor([0.1, 0.3, 0.9, 0.5]).view(4, 1, 1, 1).expand(4, 3, 4, 4),
+        ["a", "a", "b", "b"],
+    )
+    mean = lambda images, prompts: images.mean((1, 2, 3))  # noqa: E731
+    twice = weighted([(2.0, mean)])  # with a weight of its own it is normalised, too
+    torch.testing.assert_close(
+        twice(images, asked), torch.tensor([-1.0, 1, 1, -1]) * 2**0.5, atol=1e-4, rtol=0
+    )
+    torch.testing.assert_close(twice.plain(images, asked), torch.tensor([0.2, 0.6, 1.8, 1.0]))
     with pytest.raises(ValueError, match=r"loudness:dark: .* it is MODULE:FUNCTION"):
         reward_of_module("loudness:dark")
     with pytest.raises(ValueError, match=r"math:pi is no function, but 3\.14"):
