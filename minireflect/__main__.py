@@ -19,7 +19,7 @@ from io import TextIOWrapper
 from pathlib import Path
 
 from .cli import HELP, TRAINED, known, lacks_memory, refuse, sentence, train_help
-from .ranges import plain
+from .ranges import QUOTED, plain
 
 COMMANDS = ("sample", "train", "report", "inspect")  # each imports what it needs
 PICTURES = (".png", ".jpg", ".jpeg")
@@ -65,7 +65,7 @@ def main(words: list[str] | None = None) -> int:
         status = getattr(error, "status", 1 if isinstance(error, FloatingPointError) else 2)
         if isinstance(error, RuntimeError) and status == 2 and not lacks_memory(error):
             raise  # a bug
-        print(f"minireflect {plain(command)}: {sentence(error)}", file=sys.stderr)
+        print(f"minireflect {plain(command[:QUOTED])}: {sentence(error)}", file=sys.stderr)
         return status
 
 

@@ -85,7 +85,7 @@ def main(words: list[str]) -> int:
     if args.check:
         return check()
     check_arguments(args)
-    way = "checkpoint" if args.checkpoint.base else args.method
+    way = args.method if args.checkpoint.base is None else "checkpoint"
     rounds = ROUNDS.get(way, 0) if args.rounds is None else args.rounds
     guidance = GUIDANCE.get(way, 1.0) if args.guidance is None else args.guidance
     with torch.no_grad():

@@ -19,6 +19,7 @@ BAD_SAMPLES = {
     "an empty prompt": ([""], ("prompt is empty",)),
     "a prompt without a word": (["a red ball", "\N{BALLOON}, -"], ("has no word",)),
     "no prompt": ([], ("no prompt",)),
+    "an empty base, as of a variable that is not set": (["a red ball", "--base", ""], ("model_index.json",)),
     "negative rounds": (["a red ball", "--rounds", "-1"], ("rounds", "-1")),
     "no steps": (["a red ball", "--steps", "0"], ("steps", "got 0")),
     "too many steps": (["a red ball", "--steps", "1001"], ("1001", "1000")),
@@ -130,3 +131,9 @@ def test_a_command_that_is_terminated_says_so(tmp_path: Path, monkeypatch: pytes
     finally:
         signal.signal(signal.SIGTERM, kept)
     assert done.returncode == 130 and done.stderr.startswith("minireflect sample: stopped")
+
+
+def test_a_long_command_is_cut(tmp_path: Path) -> None:
+    done = run("x" * 10_000, cwd=tmp_path)
+    refused(done, "there is no command 'xxx")
+    assert len(done.stderr) < 320
