@@ -9,7 +9,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from minireflect.checkpoints.load import load_clip
 from minireflect.methods.finetune import FinetuneConfig, chosen_reward, reward_of_module
-from minireflect.rl.rewards import aesthetic_reward, weighted
+from minireflect.rl.rewards import aesthetic_reward, incompressibility, weighted
 from tests.parity.checkpoints import WORDS, vocabulary
 from tests.small import shaken
 
@@ -93,6 +93,9 @@ def test_several_are_normalised_within_their_group(tmp_path: Path, monkeypatch: 
     reward = chosen_reward(config, torch.device("cpu"))
     assert torch.allclose(reward(images, prompts), normal(first) + 0.5 * normal(second), atol=1e-4)
     assert torch.allclose(reward.plain(images, prompts), first + 0.5 * second)
+    config = FinetuneConfig(base="x", reward=("0.5*incompressibility", "2*compressibility"))
+    sizes = chosen_reward(config, torch.device("cpu")).plain(images.clamp(-1, 1), prompts)
+    torch.testing.assert_close(sizes, -1.5 * incompressibility(images.clamp(-1, 1), prompts))
     alone = reward_of_module("loudness:brightness")
     assert weighted([(1.0, alone)]) is alone
     images, asked = (
