@@ -361,7 +361,7 @@ def restore(path: Path, total: int, networks: Networks, optimizer: Optimizer, me
     step = parse_json(about.get("step", "null"), int, f"step in {path}")
     if not 0 <= step <= total:
         raise WeightsError(f"{path} says that {step} steps are done, of a training of {total}")
-    found = parse_json(about.get("memory", "null"), dict | None, f"memory in {path}") or {}
+    found = parse_json(about.get("memory", "null"), dict, f"memory in {path}")
     kinds, theirs = ({key: type(value) for key, value in of.items()} for of in (memory, found))
     if kinds != theirs:
         raise WeightsError(f"{path} has another memory: expected {', '.join(kinds) or 'none'}")

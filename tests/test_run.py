@@ -253,6 +253,7 @@ def test_two_states_are_kept_and_a_flipped_byte_is_refused_by_name(tmp_path: Pat
     [
         ({"step": "-5"}, "-5 steps"), ({"step": "9"}, "9 steps"), ({}, "step in"),
         ({"step": '"x"'}, "step in"),
+        ({"step": "1"}, "memory in"), ({"step": "1", "memory": "null"}, "memory in"),
         ({"step": "1", "memory": "[1]"}, "memory in"),
         ({"step": "1", "memory": '{"b": 1}'}, "another memory"),
         ({"step": "1", "memory": '{"a": "x"}'}, "another memory"),
@@ -356,7 +357,7 @@ def test_a_marker_names_no_file_outside_the_folder_of_weights(tmp_path: Path) ->
 def test_a_state_of_another_optimiser_is_refused(tmp_path: Path, slot: str, value: torch.Tensor) -> None:
     trained(tmp_path)
     state = tmp_path / "state" / "s.safetensors"
-    save_weights(state, read_weights(state) | {f"optimizer/0/{slot}": value}, {"step": "1", "memory": "null"})
+    save_weights(state, read_weights(state) | {f"optimizer/0/{slot}": value}, {"step": "1", "memory": "{}"})
     with pytest.raises(RunError, match=f"does not fit the optimiser: optimizer/'0/{slot}'"):
         trained(tmp_path, resume=True)
 
