@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..parallel import MAX, sum_gradients, total
-from ..ranges import Several, Weight, finite
+from ..ranges import Several, Weight
 from ..training import check_gradient, take_step
 from .collapse import StopRule
 from .policy import MAX_LOG_RATIO, ppo_clip
@@ -70,8 +70,8 @@ def token_step(
 ) -> TokenStats:
     """One optimiser step of GRPO; `more` are further terms of the loss, added in order.
 
-    Of several processes each has its share of the m sequences.  Raises FloatingPointError when the gradient
-    is not finite.
+    Of several processes each has its share of the m sequences.  Raises FloatingPointError when the loss or
+    its gradient is not finite.
     Shapes: now (m t) log-probabilities of the sampled tokens, with their graph; more ()
     """
     counted, weight = batch.weight > 0, batch.weight  # (m t)
@@ -83,7 +83,7 @@ def token_step(
     for term in more:
         loss = loss + term
     optimizer.zero_grad(set_to_none=True)
-    finite(loss, "the loss").backward()
+    (loss * torch.where(loss.isfinite(), 1.0, torch.nan)).backward()  # a loss of inf has no good gradient
     sum_gradients(p for group in optimizer.param_groups for p in group["params"])
     norm, error = take_step(optimizer), total(ppo.log_ratio_max.expm1(), MAX)
     shares = [share * counted.numel() for share in (ppo.clip_high, ppo.clip_low)]
