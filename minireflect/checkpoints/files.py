@@ -63,13 +63,13 @@ def save_weights(
 
     Raises FloatingPointError, and writes nothing, when a number is not finite.
     """
-    metadata = metadata or {}
+    metadata, file = metadata or {}, Path(path).name
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     for name, t in tensors.items():
-        finite(t, f"{name}, which is to be saved as {Path(path).name},")
+        finite(t, f"{name}, which is to be saved as {file},")
     metadata = {**metadata, CHECKSUM: checksum(tensors, metadata)}
-    with replacing(path, durable, keep) as file:
-        file.write(safetensors.torch.save(tensors, metadata))
+    with replacing(path, durable, keep) as written:
+        written.write(safetensors.torch.save(tensors, metadata))
 
 
 def read_weights(path: Place) -> Tensors:
