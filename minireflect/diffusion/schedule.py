@@ -14,6 +14,7 @@ Differs from diffusers: alpha-bar is accumulated in float64 before it is stored 
 number for number, including one oddity of where a step lands (see `Schedule.table`).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -75,6 +76,9 @@ class StepTable:
         if not isinstance(part, slice) or part.step not in (None, 1):
             raise TypeError(f"a table is sliced as table[i:j], got table[{part!r}]")
         return StepTable(self.t[part], self.t_prev[part], self.abar[part], self.abar_prev[part])
+
+    def __iter__(self) -> Iterator["StepTable"]:
+        return (self[i : i + 1] for i in range(len(self)))
 
     def sigma(self, eta: float) -> Tensor:
         """Standard deviation of the fresh noise of every step, [S].
