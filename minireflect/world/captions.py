@@ -29,8 +29,9 @@ from functools import cache
 from random import Random
 from typing import NamedTuple
 
+from ..ranges import checked
 from .graphs import NUMBERS, PREDICATES, RELATIONS, SHAPES, THINGS, Entity, GraphError, SceneGraph
-from .laws import LAWS
+from .laws import law_of
 from .layout import lay_out
 from .prompts import Prompt, law_prompt, prompt_set, split
 from .scenes import ARRANGEMENT, COLORS, SPLITS, Object, Objects, Reading, Scene
@@ -43,6 +44,7 @@ HINTS = 2  # places that an edit prompt names, at most
 RELATION_ACCURACY = 0.5
 
 
+@checked
 def caption(scene: Scene) -> str:
     """One sentence that states every fact of the scene, the outcome included."""
     if scene.law != ARRANGEMENT:
@@ -189,6 +191,7 @@ def _arrangement_plan(things: list[tuple[str, str, str]]) -> Plan:
     return Plan(ARRANGEMENT, objects, "")
 
 
+@checked
 def rationale(scene: Scene, style: str = "", rng: Random | None = None) -> str:
     """A plan of the picture: what is in it, where, and what the law makes of it (or that the law is defied).
 
@@ -211,7 +214,7 @@ def rationale(scene: Scene, style: str = "", rng: Random | None = None) -> str:
 
 def _explain(name: str, objects: Objects, outcome: str, style: str) -> str:
     """The rationale of a law's scene."""
-    law = LAWS[name]
+    law = law_of(name, objects, outcome)
     setting, because, result = law.setting(objects), law.because(objects), law.outcomes[outcome]
     wording = WORDINGS[style][outcome != law.lawful(objects)]
     return wording.format(setting=setting, because=because, result=result, shown=f"{setting}, {result}")

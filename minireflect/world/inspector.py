@@ -24,6 +24,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
+from ..ranges import checked
+from ..streams import Floats
 from .canvas import MARGIN, PALETTE, SIZE
 from .captions import caption
 from .graphs import THINGS
@@ -46,7 +48,8 @@ CANDIDATES = 3  # scenes that are rendered
 PAPER = np.array(PALETTE["paper"], np.float32) / 255
 
 
-def inspect(image: Tensor) -> Reading:
+@checked
+def inspect(image: Floats) -> Reading:
     """Shapes: image (3 64 64) in [-1, 1] -> Reading.  Raises ValueError on any other shape."""
     if (shape := tuple(image.shape)) != (3, SIZE, SIZE):
         raise ValueError(f"the inspector reads pictures of shape (3, {SIZE}, {SIZE}), not {shape}")

@@ -19,10 +19,12 @@ here, with its name in LAWS.  Coordinates are pixels of a 64x64 picture, y point
 from abc import ABC, abstractmethod
 from functools import lru_cache
 from itertools import permutations, product
+from typing import Annotated
 
 import numpy as np
 from torch import Tensor
 
+from ..ranges import Range, checked, expect, quote
 from .canvas import MARGIN, SIZE, Pen, to_tensor
 from .scenes import ARRANGEMENT, COLORS, Object, Objects, Scene
 
@@ -30,6 +32,7 @@ BIG, SMALL = 8.5, 5.5  # radius in pixels of big and small objects
 BIG_BALL, SMALL_BALL = 7, 4.5  # of a balance: its balls must fit between the strings of their pan
 OPPOSITES = (("left", "right"), ("right", "left"))
 SIDES, THIRDS = ("left", "right"), ("left", "middle", "right")
+Shift = Annotated[int, Range(-MARGIN, MARGIN)]  # of a picture, in pixels
 
 
 class Law(ABC):
@@ -264,7 +267,23 @@ class Flame(Law):
 
 
 EVERY_LAW = (Balance, Buoyancy, Shadow, Mirror, Magnet, Vessels, Gravity, Flame)
-LAWS: dict[str, Law] = {law.name: law() for law in EVERY_LAW}
+
+
+class _Laws(dict[str, Law]):
+    def __missing__(self, name: str) -> Law:
+        raise ValueError(f"no law named {name!r}; there are {', '.join(self)} and {ARRANGEMENT}")
+
+
+LAWS = _Laws((law.name, law()) for law in EVERY_LAW)
+
+
+def law_of(name: str, objects: Objects, outcome: str | None = None) -> Law:
+    """The law of a scene.  Raises ValueError when none has this name, number of objects and outcome."""
+    law, n = LAWS[name], len(LAWS[name].combinations[0])
+    if len(objects) != n or outcome not in (None, *law.outcomes):
+        told = f"objects: {n}, outcome: {' or '.join(law.outcomes)}"
+        raise ValueError(f"a scene of {name} has {told}; given {len(objects)} and {quote(outcome)}")
+    return law
 
 
 # ------------------------------------------------------------------------------------- from a scene to pixels
@@ -274,7 +293,7 @@ def _draw(law: str, objects: Objects, outcome: str) -> np.ndarray:
         for o in sorted(objects, key=lambda o: o.xy[1]):
             pen.shape(o.name, *o.xy, o.radius, o.color)
     else:
-        LAWS[law].draw(pen, outcome, *objects)
+        law_of(law, objects, outcome).draw(pen, outcome, *objects)
     pixels = pen.canvas()
     pixels.setflags(write=False)
     return pixels
@@ -285,7 +304,7 @@ _of_law = lru_cache(512)(_draw)  # all 488 canvases of the laws, 19 kB each; arr
 
 def canvas(law: str, objects: Objects, outcome: str) -> np.ndarray:
     """The scene with its margin, of which a picture is a crop.  -> (80 80 3) uint8, read-only"""
-    return (_draw if law == ARRANGEMENT else _of_law)(law, objects, outcome)
+    return (_draw if law == ARRANGEMENT else _of_law)(law, tuple(objects), outcome)
 
 
 def render_pixels(scene: Scene) -> np.ndarray:
@@ -294,6 +313,8 @@ def render_pixels(scene: Scene) -> np.ndarray:
     return canvas(*scene.facts)[y : y + SIZE, x : x + SIZE]
 
 
+@checked
 def render(scene: Scene) -> Tensor:
-    """-> (3 64 64) float32 in [-1, 1]"""
+    """-> (3 64 64) float32 in [-1, 1].  Raises ValueError on a scene that no law knows."""
+    expect(scene.shift, tuple[Shift, Shift], "the shift of a scene")
     return to_tensor(render_pixels(scene)[None])[0]

@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import permutations, product
 
-from ..ranges import Checked, Weight
+from ..ranges import Checked, Weight, checked
 from ..streams import choices
 from .graphs import RELATIONS, SHAPES, Entity, SceneGraph
-from .laws import LAWS
+from .laws import LAWS, law_of
 from .layout import arrange
 from .scenes import ARRANGEMENT, COLORS, SPLITS, Objects, Reading, Scene, jitter
 
@@ -80,7 +80,7 @@ def law_prompt(law: str, objects: Objects, outcome: str | None = None, defiant: 
 
     An unlawful outcome is announced as one ("... against gravity"), or only stated if not `defiant`.
     """
-    rule = LAWS[law]
+    rule = law_of(law, objects, outcome)
     text, lawful = rule.setting(objects), rule.lawful(objects)
     if outcome is None:
         return Prompt(text, "physical", law, objects, lawful)
@@ -195,14 +195,13 @@ class PromptMix(Checked):
         return [p.text for p in prompts], [f"{p.kind}/{p.law}" for p in prompts]
 
 
+@checked
 def sample_scene(seed: int, law: str = "", split: str = "train", lawful: bool | None = None) -> Scene:
     """A scene from a seed; the law (or ARRANGEMENT) and whether it is obeyed are random unless given."""
     rng = random.Random(f"scene/{seed}")
     law = law or rng.choice([*LAWS, ARRANGEMENT])
     if law == ARRANGEMENT:
         return sample_arrangement(split, rng).scene(rng)
-    if law not in LAWS:
-        raise ValueError(f"no law named {law!r}; there are {', '.join(LAWS)} and {ARRANGEMENT}")
     objects = rng.choice(combinations(law, split))
     lawful = rng.random() < 0.5 if lawful is None else lawful
     outcome = LAWS[law].lawful(objects) if lawful else rng.choice(LAWS[law].unlawful(objects))

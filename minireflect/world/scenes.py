@@ -58,6 +58,10 @@ class Scene:
     outcome: str
     shift: tuple[int, int] = (0, 0)  # the whole picture moved by (x, y) pixels, in [-MAX_SHIFT, MAX_SHIFT]
 
+    def __post_init__(self) -> None:
+        if self.law == ARRANGEMENT and any(o.xy is None for o in self.objects):
+            raise ValueError(f"shapes of an arrangement need xy, their centre in pixels, got {self.objects}")
+
     @property
     def facts(self) -> tuple[str, Objects, str]:
         """The facts that a picture must show.  The camera position is not one of them."""
