@@ -10,11 +10,12 @@ import io
 import json
 import os
 import secrets
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from stat import S_ISREG
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from .ranges import Refusal, expect, quote
 
@@ -53,6 +54,20 @@ def replacing(path: Place, durable: bool = True, keep: Path | None = None) -> It
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def stops() -> set[int]:
+    """Signals that ask a command to stop: Ctrl-C, kill, and a closed terminal unless `nohup` ignores it."""
+    hangup = getattr(signal, "SIGHUP", signal.SIGTERM)  # there is none on Windows
+    ignored = signal.getsignal(hangup) == signal.SIG_IGN
+    return {signal.SIGINT, signal.SIGTERM, signal.SIGTERM if ignored else hangup}
+
+
+def mute(*streams: TextIO) -> None:
+    """Write to nowhere from now on, as a terminal is gone or a disk is full: Python would try once more."""
+    for stream in streams:
+        with suppress(OSError, AttributeError):  # of a stream that is none of the system
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def check_place(path: Path) -> None:

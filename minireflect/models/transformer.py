@@ -181,7 +181,7 @@ class SamplingConfig(Checked):
     def chooser(self, generator: Generator | None, whole: int | None = None) -> Choose:
         """A function that samples token ids from logits; the arguments are those of `pick`.
 
-        Its attribute `total` is the sum of all logits, to be checked after the last token: one wait for a GPU.
+        Its attribute `total` is the sum of all logits, to check after the last token: one wait for a GPU.
         """
 
         def choose(logits: Tensor) -> Tensor:
