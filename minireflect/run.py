@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from . import parallel
 from .checkpoints.files import WeightsError, load_into, read_ours, save_weights
-from .disk import mute, parse_json, read_bytes, read_json, read_text, remove_temporaries, stops, write_text
+from .disk import parse_json, read_bytes, read_json, read_text, remove_temporaries, stops, write_text
 from .ranges import Refusal, expect, quote
 from .tracking import PICTURES_EVERY, Tracking, numbers
 
@@ -287,10 +287,8 @@ class Run:
         if self.stop_signal == number == signal.SIGINT:
             raise KeyboardInterrupt  # a second Ctrl-C stops at once
         self.stop_signal = number
-        try:
-            os.write(2, b"\nfinishing this step, then saving ...\n")  # print can fail within another print
-        except OSError:  # of a terminal that was closed
-            mute(sys.stdout, sys.stderr)
+        with suppress(OSError):  # of a terminal that was closed; a print can fail within another print
+            os.write(2, b"\nfinishing this step, then saving ...\n")
 
 
 @contextmanager

@@ -1,11 +1,13 @@
 """Run folders: nothing is overwritten, nothing that was trained is lost, whatever ends the process."""
 
 import errno
+import fcntl
 import json
 import os
 import pty
 import select
 import signal
+import struct
 import subprocess
 import sys
 import termios
@@ -187,7 +189,8 @@ def test_a_closed_terminal_stops_a_training_that_is_saved(tmp_path: Path) -> Non
     if not process:
         os.chdir(ROOT)
         os.execv(sys.executable, [*words, "--out", str(tmp_path / "run")])
-    termios.tcsetwinsize(terminal, (24, 80))  # a bar of no columns would print nothing
+    window = struct.pack("HHHH", 24, 80, 0, 0)  # a bar of no columns would print nothing
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, window)
     metrics = tmp_path / "run" / "metrics.jsonl"
     while not metrics.exists() or not metrics.read_text():
         if select.select([terminal], [], [], 0.1)[0]:
