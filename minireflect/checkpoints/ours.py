@@ -26,7 +26,7 @@ from ..models.tokenizer import NoVocabulary, Tokenizer
 from ..models.transformer import Actor, ActorConfig
 from ..models.unet import UNet, UNetConfig
 from ..pipeline import LatentDiffusion, ReasonPipeline
-from ..ranges import quote
+from ..ranges import checked, quote
 from . import lora, parts
 from .files import WeightsError, load_into, named_as, read_metadata, read_ours, read_weights, save_weights
 from .load import Given, Words, family_of, load_checkpoint, load_clip
@@ -96,6 +96,7 @@ def words_of(path: Place, about: dict[str, str], length: int, vocabulary: int) -
     return words
 
 
+@checked
 def load_pipeline(path: Place | None = None, unet: str = "unet", **given: object) -> LatentDiffusion:
     """Load a pipeline: the shipped one by default, that of a training run, or Stable Diffusion.
 
@@ -103,13 +104,17 @@ def load_pipeline(path: Place | None = None, unet: str = "unet", **given: object
         a run folder, or another folder with files of minireflect.  `unet` names the file of the UNet: a run
             of SRRL has "unet", and "base_unet", from which the training started;
         a diffusers folder, or an original .safetensors or .ckpt file, of SD 1.x, SD 2.x or SDXL.  Only then
-            `given` is used: dtype, tokenizer, prediction, image_size and vae (`Given` in load.py).
+            `given` may have dtype, tokenizer, prediction, image_size and vae (`Given` in load.py).
     Raises WeightsError when a file is missing, damaged, or does not fit; TypeError on an unknown `given`.
     """
-    overrides = Given(**given)  # raises TypeError for every kind of `path`
+    overrides = checked(Given)(**given)  # raises TypeError for every kind of `path`
     if path is not None and (Path(path).is_file() or (Path(path) / "model_index.json").is_file()):
         return load_checkpoint(path, overrides)
     folder = weights_folder(path)
+    if given:
+        raise WeightsError(
+            f"{', '.join(given)} can be given for published checkpoints only, not for {folder}"
+        )
     autoencoder, _ = load_module(folder / "autoencoder.safetensors", Autoencoder)
     text_encoder, about = load_module(folder / "text_encoder.safetensors", TextEncoder)
     network, about_unet = load_module(folder / f"{unet}.safetensors", UNet)

@@ -211,6 +211,8 @@ class UNet(nn.Module):
         return checkpoint(layer, x, temb, context, use_reentrant=False, preserve_rng_state=False)
 
     def _check(self, x: Tensor, context: Tensor, added: Added | None) -> None:
+        if x.ndim != 4 or x.shape[1] != self.config.in_channels:
+            raise ValueError(f"latents {tuple(x.shape)}, expected {self.config.in_channels} channels")
         multiple = 2 ** (len(self.config.channels) - 1)
         if x.shape[2] % multiple or x.shape[3] % multiple:
             raise ValueError(f"latents of {x.shape[2]} x {x.shape[3]} are not a multiple of {multiple}")
