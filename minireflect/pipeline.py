@@ -25,8 +25,8 @@ from .models.reasongen import ReasonGen, Sampled, SamplingConfig
 from .models.tokenizer import BytePairs, NoVocabulary, PromptError, Tokenizer, TwoBytePairs
 from .models.unet import Added, UNet
 from .parallel import gather, rows, spread
-from .ranges import Checked, Count, Natural, Refusal, Share, Weight, checked, finite, quote
-from .streams import Floats, normal, sent
+from .ranges import Checked, Count, Refusal, Share, Weight, expect, finite, quote
+from .streams import normal, sent
 
 
 class ReasonPipeline(NamedTuple):
@@ -141,8 +141,7 @@ class LatentDiffusion:
 
     def to(self, device: torch.device | str) -> "LatentDiffusion":
         """Move the networks. A GPU's convolutions want the channels of a pixel side by side."""
-        device = chosen_device(device)
-        layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
+        layout = torch.channels_last if torch.device(device).type == "cuda" else torch.preserve_format
         for part in (self.text_encoder, self.unet, self.autoencoder):
             part.to(device, memory_format=layout)
         return self
@@ -175,15 +174,13 @@ class LatentDiffusion:
             added, context = (Added(context[:, -1, :width].to(dtype), sizes),), context[:, :-1]
         return self.unet(x.to(dtype), t, context.to(dtype), *added).float()
 
-    @checked
-    def noise(self, n: Natural, generator: Generator) -> Tensor:
+    def noise(self, n: int, generator: torch.Generator) -> Tensor:
         """Start latents x_T, unit noise on the CPU so that every device sees the same; see `Schedule.start`.
 
         -> (n 4 h/8 w/8)
         """
         return self.schedule.start * normal((n, *self.latent_shape), generator, self.device)
 
-    @checked
     def table(self, steps: int) -> StepTable:
         return self.schedule.table(steps)
 
@@ -205,24 +202,23 @@ class LatentDiffusion:
                 return torch.cat([*guide])  # (b c h w)
 
             each = partial(spread, eps, unit=self.micro_batch or 1) if shared else eps
-            return lambda x, t: each(fitting(x, (len(cond), *x.shape[1:])), t.expand(len(x)), cond)
+            return lambda x, t: each(x, t.expand(len(x)), cond)
 
         return make_eps
 
-    @checked
     def generate(
         self, prompts: list[str], steps: int = SamplerConfig.steps, guidance: float = SamplerConfig.guidance,
-        eta: float = SamplerConfig.eta, rounds: int = 0, latents: Floats | None = None,
+        eta: float = SamplerConfig.eta, rounds: int = 0, latents: Tensor | None = None,
         generator: Generator | None = None, reward: Reward | None = None,
     ) -> Tensor:  # fmt: skip
-        """Sample a picture for each prompt, and reflect `rounds` times.  -> (b 3 h w) in [-1, 1]
+        """Sample a picture for each prompt, and reflect `rounds` times.
 
         With a reward, such as `load_reward()`, refused pictures are sampled again, see `selected_rounds`;
         without one every picture is, see `blind_rounds`. `latents` (b 4 h/8 w/8) are the start noise; when
         not given it comes from `generator`, which also gives the step noise for eta > 0.  Raises PromptError
-        on an empty list or unknown words, ValueError on other types, shapes and numbers out of range.
+        on an empty list or unknown words, ValueError on numbers out of range.  -> (b 3 h w) in [-1, 1]
         """
-        if not prompts:
+        if not (prompts := expect(prompts, list[str], "prompts")):
             raise PromptError("there is no prompt")
         reflection = replace(OPPOSITE, rounds=rounds) if reward else ReflectionConfig(rounds, steps=steps)
         sampler = SamplerConfig(steps, guidance, eta)
@@ -231,6 +227,10 @@ class LatentDiffusion:
             said = "guidance 0 is the network without the prompt; without guidance it is 1"
             warnings.warn(said, stacklevel=2)
         start = self.schedule.start
+        shape = (len(prompts), *self.latent_shape)
+        if not isinstance(latents, Tensor | None) or (latents is not None and latents.shape != shape):
+            got = tuple(latents.shape) if isinstance(latents, Tensor) else quote(latents)
+            raise ValueError(f"latents must be a tensor of shape {shape}, got {got}")
         x_T = self.noise(len(prompts), generator) if latents is None else start * latents.to(self.device)
         if reward and rounds:
             *_, images = self.selected_rounds(prompts, reward, x_T, sampler, reflection, generator)
@@ -238,9 +238,8 @@ class LatentDiffusion:
         *_, x_0 = self.blind_rounds(prompts, x_T, sampler, reflection, generator)
         return self.decode(x_0)
 
-    @checked
     def blind_rounds(
-        self, prompts: list[str], x_T: Floats, sampler: SamplerConfig, reflection: ReflectionConfig,
+        self, prompts: list[str], x_T: Tensor, sampler: SamplerConfig, reflection: ReflectionConfig,
         generator: Generator,
     ) -> Iterator[Tensor]:  # fmt: skip
         """As SRRL's released code: K rounds that no reward decides on, and a last picture by `sampler`.
@@ -248,17 +247,15 @@ class LatentDiffusion:
         Rounds 0 .. K-1 are sampled at `reflection.w_denoise` without step noise and turned back into noise.
         Yields K + 1 clean latents, to be decoded.  Shapes: b prompts, x_T (b 4 h/8 w/8); yields (b 4 h/8 w/8)
         """
-        x_T = fitting(x_T, (len(prompts), *self.latent_shape))
         make_eps, table, back = self.eps(prompts), self.table(sampler.steps), self.table(reflection.steps)
         for _ in range(reflection.rounds):
             x_0, x_T = condition_guided_forward(make_eps, x_T, table, back, reflection, generator)
             yield x_0
         yield last(denoise(make_eps(sampler.guidance), x_T, table, sampler.eta, generator))
 
-    @checked
     @torch.no_grad()
     def selected_rounds(
-        self, prompts: list[str], reward: Reward, x_T: Floats, sampler: SamplerConfig,
+        self, prompts: list[str], reward: Reward, x_T: Tensor, sampler: SamplerConfig,
         reflection: ReflectionConfig, generator: Generator,
     ) -> Iterator[Tensor]:  # fmt: skip
         """Sample, then sample again what the reward refuses, `reflection.rounds` times at most.
@@ -268,7 +265,6 @@ class LatentDiffusion:
         scored once.
         Shapes: b prompts, x_T (b 4 h/8 w/8); yields (b 3 h w)
         """
-        x_T = fitting(x_T, (len(prompts), *self.latent_shape))
         table, back, context = self.table(sampler.steps), self.table(reflection.steps), self.embed(prompts)
 
         def eps_of(rows: Tensor, w: float = reflection.w_renoise) -> EpsFn:
@@ -293,8 +289,7 @@ class LatentDiffusion:
             yield images
 
     @torch.no_grad()
-    @checked
-    def decode(self, latents: Floats) -> Tensor:
+    def decode(self, latents: Tensor) -> Tensor:
         """Shapes: latents (b 4 h/8 w/8) -> images (b 3 h w) in [-1, 1].
 
         Raises FloatingPointError on a picture that is not finite.
@@ -303,28 +298,18 @@ class LatentDiffusion:
         def pictures(x: Tensor) -> Tensor:
             return torch.cat([self.autoencoder.decode(part) for part in x.split(self.micro_batch or len(x))])
 
-        latents = fitting(latents, (len(latents), *self.latent_shape))
         images = spread(pictures, latents, unit=self.micro_batch or 1)
         half = next(self.unet.parameters()).dtype == torch.float16
         finite(images, f"a picture{', as float16 may overflow (--precision bf16),' if half else ''}")
         return images.clamp(-1, 1)
 
 
-def fitting(latents: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The latents themselves.  Raises ValueError when they are of another shape."""
-    if tuple(latents.shape) != shape:
-        raise ValueError(f"latents of shape {tuple(latents.shape)}, not {shape}")
-    return latents
-
-
-@checked
-def chosen_device(name: str | torch.device | None) -> torch.device:
+def chosen_device(name: str | None) -> torch.device:
     """The device of this name, or the best that is there.  Raises ValueError when it is not there."""
     try:
         return torch.empty(0, device=name or best_device()).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        what = f"there is no device {quote(str(name))} that torch can use here"
-        raise Refusal(f"{what}; leave out --device") from error
+        raise Refusal(f"there is no device {name} that torch can use here; leave out --device") from error
 
 
 def best_device() -> str:

@@ -26,7 +26,7 @@ from ..models.tokenizer import NoVocabulary, Tokenizer
 from ..models.transformer import Actor, ActorConfig
 from ..models.unet import UNet, UNetConfig
 from ..pipeline import LatentDiffusion, ReasonPipeline
-from ..ranges import checked, quote
+from ..ranges import quote
 from . import lora, parts
 from .files import WeightsError, load_into, named_as, read_metadata, read_ours, read_weights, save_weights
 from .load import Given, Words, family_of, load_checkpoint, load_clip
@@ -96,7 +96,6 @@ def words_of(path: Place, about: dict[str, str], length: int, vocabulary: int) -
     return words
 
 
-@checked
 def load_pipeline(path: Place | None = None, unet: str = "unet", **given: object) -> LatentDiffusion:
     """Load a pipeline: the shipped one by default, that of a training run, or Stable Diffusion.
 
@@ -107,14 +106,12 @@ def load_pipeline(path: Place | None = None, unet: str = "unet", **given: object
             `given` may have dtype, tokenizer, prediction, image_size and vae (`Given` in load.py).
     Raises WeightsError when a file is missing, damaged, or does not fit; TypeError on an unknown `given`.
     """
-    overrides = checked(Given)(**given)  # raises TypeError for every kind of `path`
+    overrides = Given(**given)  # raises TypeError for every kind of `path`
     if path is not None and (Path(path).is_file() or (Path(path) / "model_index.json").is_file()):
         return load_checkpoint(path, overrides)
     folder = weights_folder(path)
     if given:
-        raise WeightsError(
-            f"{', '.join(given)} can be given for published checkpoints only, not for {folder}"
-        )
+        raise WeightsError(f"{', '.join(given)} apply to published checkpoints only, not to {folder}")
     autoencoder, _ = load_module(folder / "autoencoder.safetensors", Autoencoder)
     text_encoder, about = load_module(folder / "text_encoder.safetensors", TextEncoder)
     network, about_unet = load_module(folder / f"{unet}.safetensors", UNet)
