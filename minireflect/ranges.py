@@ -151,7 +151,7 @@ def expect(value: object, hint: Any, where: str) -> Any:
     if hint in (Any, object):
         return value
     if isinstance(value, numbers.Number) and hasattr(value, "item"):
-        value = value.item()  # of numpy
+        value = value.item()  # a NumPy scalar
     if origin in (typing.Union, types.UnionType):
         if value is None and types.NoneType in inner:
             return None
@@ -194,7 +194,7 @@ def hints(record: type | Callable) -> dict[str, Any]:
 
 
 def checked(call: T) -> T:
-    """A function that raises Refusal on an argument that is not of its type, see `expect`."""
+    """Decorator: raises Refusal if an argument of the function does not have its annotated type."""
     signature = inspect.signature(call)
 
     @wraps(call)
