@@ -1,7 +1,9 @@
 """From prompts to pictures: tokenizer, text encoder, UNet, autoencoder and noise schedule in one object.
 
-pipe = load_pipeline()    # the shipped weights; or the path of a run folder or of Stable Diffusion
-images = pipe.generate(["a big wooden ball on the left of a water tank"], generator=rng(0, "noise"))
+    pipe = load_pipeline()    # the shipped weights; or the path of a run folder or of Stable Diffusion
+    images = pipe.generate(["a big wooden ball on the left of a water tank"], generator=rng(0, "noise"))
+
+`ReasonPipeline` is the counterpart for ReasonGen-R1.
 """
 
 import warnings
@@ -22,8 +24,8 @@ from .models.reasongen import ReasonGen, Sampled, SamplingConfig
 from .models.tokenizer import BytePairs, NoVocabulary, PromptError, Tokenizer, TwoBytePairs
 from .models.unet import Added, UNet
 from .parallel import gather, rows, spread
-from .ranges import Checked, Count, Natural, Refusal, Share, Weight, checked, finite, quote
-from .streams import Floats, normal, sent
+from .ranges import Checked, Count, Refusal, Share, Weight, expect, finite, quote
+from .streams import normal, sent
 
 
 class ReasonPipeline(NamedTuple):
@@ -144,8 +146,7 @@ class LatentDiffusion:
 
     def to(self, device: torch.device | str) -> "LatentDiffusion":
         """Move the networks to a device; on a GPU in the format channels_last, for fast convolutions."""
-        device = chosen_device(device)
-        layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
+        layout = torch.channels_last if torch.device(device).type == "cuda" else torch.preserve_format
         for part in (self.text_encoder, self.unet, self.autoencoder):
             part.to(device, memory_format=layout)
         return self
@@ -178,15 +179,13 @@ class LatentDiffusion:
             added, context = (Added(context[:, -1, :width].to(dtype), sizes),), context[:, :-1]
         return self.unet(x.to(dtype), t, context.to(dtype), *added).float()
 
-    @checked
-    def noise(self, n: Natural, generator: Generator) -> Tensor:
+    def noise(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw start latents x_T: unit noise times `Schedule.start`, drawn on the device of the generator.
 
         -> (n 4 h/8 w/8)
         """
         return self.schedule.start * normal((n, *self.latent_shape), generator, self.device)
 
-    @checked
     def table(self, steps: int) -> StepTable:
         return self.schedule.table(steps)
 
@@ -209,14 +208,13 @@ class LatentDiffusion:
                 return torch.cat([*guide])  # (b c h w)
 
             each = partial(spread, eps, unit=self.micro_batch or 1) if shared else eps
-            return lambda x, t: each(fitting(x, (len(cond), *x.shape[1:])), t.expand(len(x)), cond)
+            return lambda x, t: each(x, t.expand(len(x)), cond)
 
         return make_eps
 
-    @checked
     def generate(
         self, prompts: list[str], steps: int = SamplerConfig.steps, guidance: float = SamplerConfig.guidance,
-        eta: float = SamplerConfig.eta, rounds: int = 0, latents: Floats | None = None,
+        eta: float = SamplerConfig.eta, rounds: int = 0, latents: Tensor | None = None,
         generator: Generator | None = None, reward: Reward | None = None,
     ) -> Tensor:  # fmt: skip
         """Sample a picture for each prompt, and reflect `rounds` times.  -> (b 3 h w) in [-1, 1]
@@ -224,9 +222,9 @@ class LatentDiffusion:
         With a reward, such as `load_reward()`, refused pictures are sampled again (`selected_rounds`).
         Without a reward, all pictures are sampled again (`blind_rounds`). `latents` (b 4 h/8 w/8) is the unit
         start noise; by default it is drawn from `generator`, as is the step noise for eta > 0. Raises
-        PromptError on an empty list or unknown words, ValueError on wrong types, shapes and ranges.
+        PromptError on an empty list or unknown words, ValueError on wrong shapes and numbers out of range.
         """
-        if not prompts:
+        if not (prompts := expect(prompts, list[str], "prompts")):
             raise PromptError("there is no prompt")
         reflection = replace(OPPOSITE, rounds=rounds) if reward else ReflectionConfig(rounds, steps=steps)
         sampler = SamplerConfig(steps, guidance, eta)
@@ -234,6 +232,10 @@ class LatentDiffusion:
         if guidance == 0:
             warnings.warn("guidance 0 ignores the prompt; guidance 1 samples without guidance", stacklevel=2)
         start = self.schedule.start
+        shape = (len(prompts), *self.latent_shape)
+        if not isinstance(latents, Tensor | None) or (latents is not None and latents.shape != shape):
+            got = tuple(latents.shape) if isinstance(latents, Tensor) else quote(latents)
+            raise ValueError(f"latents must be a tensor of shape {shape}, got {got}")
         x_T = self.noise(len(prompts), generator) if latents is None else start * latents.to(self.device)
         if reward and rounds:
             *_, images = self.selected_rounds(prompts, reward, x_T, sampler, reflection, generator)
@@ -241,9 +243,8 @@ class LatentDiffusion:
         *_, x_0 = self.blind_rounds(prompts, x_T, sampler, reflection, generator)
         return self.decode(x_0)
 
-    @checked
     def blind_rounds(
-        self, prompts: list[str], x_T: Floats, sampler: SamplerConfig, reflection: ReflectionConfig,
+        self, prompts: list[str], x_T: Tensor, sampler: SamplerConfig, reflection: ReflectionConfig,
         generator: Generator,
     ) -> Iterator[Tensor]:  # fmt: skip
         """Blind reflection, as in SRRL's released code: K rounds without a reward, and a last sampling.
@@ -252,17 +253,15 @@ class LatentDiffusion:
         the last round uses `sampler`. Yields the clean latents of K + 1 rounds, to be decoded.
         Shapes: b prompts, x_T (b 4 h/8 w/8); yields (b 4 h/8 w/8)
         """
-        x_T = fitting(x_T, (len(prompts), *self.latent_shape))
         make_eps, table, back = self.eps(prompts), self.table(sampler.steps), self.table(reflection.steps)
         for _ in range(reflection.rounds):
             x_0, x_T = condition_guided_forward(make_eps, x_T, table, back, reflection, generator)
             yield x_0
         yield last(denoise(make_eps(sampler.guidance), x_T, table, sampler.eta, generator))
 
-    @checked
     @torch.no_grad()
     def selected_rounds(
-        self, prompts: list[str], reward: Reward, x_T: Floats, sampler: SamplerConfig,
+        self, prompts: list[str], reward: Reward, x_T: Tensor, sampler: SamplerConfig,
         reflection: ReflectionConfig, generator: Generator,
     ) -> Iterator[Tensor]:  # fmt: skip
         """Reflection with a reward: sample all prompts, then sample refused pictures again, up to K times.
@@ -272,7 +271,6 @@ class LatentDiffusion:
         the K + 1 rounds. Each sampled picture is scored once.
         Shapes: b prompts, x_T (b 4 h/8 w/8); yields (b 3 h w)
         """
-        x_T = fitting(x_T, (len(prompts), *self.latent_shape))
         table, back, context = self.table(sampler.steps), self.table(reflection.steps), self.embed(prompts)
 
         def eps_of(rows: Tensor, w: float = reflection.w_renoise) -> EpsFn:
@@ -297,8 +295,7 @@ class LatentDiffusion:
             yield images
 
     @torch.no_grad()
-    @checked
-    def decode(self, latents: Floats) -> Tensor:
+    def decode(self, latents: Tensor) -> Tensor:
         """Decode latents.  Shapes: latents (b 4 h/8 w/8) -> images (b 3 h w) in [-1, 1]
 
         Raises FloatingPointError if a picture is not finite.
@@ -307,28 +304,18 @@ class LatentDiffusion:
         def pictures(x: Tensor) -> Tensor:
             return torch.cat([self.autoencoder.decode(part) for part in x.split(self.micro_batch or len(x))])
 
-        latents = fitting(latents, (len(latents), *self.latent_shape))
         images = spread(pictures, latents, unit=self.micro_batch or 1)
         half = next(self.unet.parameters()).dtype == torch.float16
         finite(images, f"a picture{', as float16 may overflow (--precision bf16),' if half else ''}")
         return images.clamp(-1, 1)
 
 
-def fitting(latents: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Return the latents.  Raises ValueError if they have another shape."""
-    if tuple(latents.shape) != shape:
-        raise ValueError(f"latents of shape {tuple(latents.shape)}, not {shape}")
-    return latents
-
-
-@checked
-def chosen_device(name: str | torch.device | None) -> torch.device:
+def chosen_device(name: str | None) -> torch.device:
     """The device of this name, or the best available one.  Raises Refusal if the device is not available."""
     try:
         return torch.empty(0, device=name or best_device()).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        what = f"torch cannot use the device {quote(str(name))} on this machine"
-        raise Refusal(f"{what}; omit --device") from error
+        raise Refusal(f"torch cannot use the device {name} on this machine; omit --device") from error
 
 
 def best_device() -> str:

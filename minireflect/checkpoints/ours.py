@@ -26,7 +26,7 @@ from ..models.tokenizer import NoVocabulary, Tokenizer
 from ..models.transformer import Actor, ActorConfig
 from ..models.unet import UNet, UNetConfig
 from ..pipeline import LatentDiffusion, ReasonPipeline
-from ..ranges import checked, quote
+from ..ranges import quote
 from . import lora, parts
 from .files import WeightsError, load_into, named_as, read_metadata, read_ours, read_weights, save_weights
 from .load import Given, Words, family_of, load_checkpoint, load_clip
@@ -90,7 +90,6 @@ def words_of(path: Place, about: dict[str, str], length: int, vocabulary: int) -
     return words
 
 
-@checked
 def load_pipeline(path: Place | None = None, unet: str = "unet", **given: object) -> LatentDiffusion:
     """The pipeline of a training run, or of Stable Diffusion (SD 1.x, 2.x, SDXL); by default the shipped one.
 
@@ -100,7 +99,7 @@ def load_pipeline(path: Place | None = None, unet: str = "unet", **given: object
     as `Given` in load.py states them.
     Raises WeightsError when a file is missing, truncated or foreign.
     """
-    overruled = checked(Given)(**given)  # raises TypeError on a wrong name, whatever `path` is
+    overruled = Given(**given)  # raises TypeError on a wrong name, whatever `path` is
     if path is not None and (Path(path).is_file() or (Path(path) / "model_index.json").is_file()):
         return load_checkpoint(path, overruled)
     folder = weights_folder(path)
