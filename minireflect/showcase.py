@@ -148,9 +148,7 @@ def album(
     def save(step: int) -> None:
         if step % every and step != config.iterations:
             return
-        out = rollout(
-            pipe, texts, reward, config, job.seed, -1
-        )  # iteration -1: noise of no training iteration
+        out = rollout(pipe, texts, reward, config, job.seed, -1)  # no training iteration has this noise
         rows, sheet = [], []
         for k, round_ in enumerate(out.rounds):
             latents = round_.path.latents  # (n s+1 c h w)
