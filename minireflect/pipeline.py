@@ -227,9 +227,11 @@ class LatentDiffusion:
             said = "guidance 0 is the network without the prompt; without guidance it is 1"
             warnings.warn(said, stacklevel=2)
         start = self.schedule.start
+        shape = (len(prompts), *self.latent_shape)
+        if not isinstance(latents, Tensor | None) or (latents is not None and latents.shape != shape):
+            got = tuple(latents.shape) if isinstance(latents, Tensor) else quote(latents)
+            raise ValueError(f"latents must be a tensor of shape {shape}, got {got}")
         x_T = self.noise(len(prompts), generator) if latents is None else start * latents.to(self.device)
-        if tuple(x_T.shape) != (len(prompts), *self.latent_shape):
-            raise ValueError(f"latents of shape {tuple(x_T.shape)}, not {(len(prompts), *self.latent_shape)}")
         if reward and rounds:
             *_, images = self.selected_rounds(prompts, reward, x_T, sampler, reflection, generator)
             return images

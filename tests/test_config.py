@@ -110,5 +110,5 @@ def test_an_option_that_is_there_twice_is_named(tmp_path: Path) -> None:
     text = json.dumps({"weights": None, **to_dict(preset("smoke"))})
     for name in ('"seed": 0', '"steps": 4'):
         (tmp_path / "config.json").write_text(text.replace(name, f"{name}, {name}.5"))
-        with pytest.raises(ValueError, match=f"'{name.split(chr(34))[1]}' is there twice"):
+        with pytest.raises(ValueError, match=f"'{name.split(chr(34))[1]}' appears twice"):
             read_config(tmp_path)

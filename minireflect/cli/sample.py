@@ -32,8 +32,17 @@ from . import read
 ABOUT = """\
 Sample pictures of prompts. Under each stand the inspector's verdict and the learned reward; in each further
 round what the reward refuses is sampled again, from the opposite of its noise."""
-# defaults other than 0 rounds and guidance 1; 7.5 is diffusers' default for Stable Diffusion
-ROUNDS, GUIDANCE = {"rlrig": LoopConfig.rounds}, {"checkpoint": 7.5}
+# options that each way of sampling reads, besides those that all of them read
+READ = {
+    "srrl": {"method", "rounds", "weights", "steps", "guidance", "eta", "blind", "w_denoise", "w_renoise"},
+    "rlrig": {"method", "rounds", "weights", "steps", "guidance"},
+    "reasongen": {"method", "weights", "guidance", "temperature"},
+    "checkpoint": {"rounds", "steps", "guidance", "eta", "blind", "w_denoise", "w_renoise", "lora",
+                   "lora_scale", "each", "device", *vars(CheckpointConfig())},
+}  # fmt: skip
+ALL = {"prompts", "out", "seed", "check", "checkpoint"}
+# defaults other than 0 rounds and those of SamplerConfig; 7.5 is diffusers' default for Stable Diffusion
+DEFAULTS = {"rlrig": {"rounds": LoopConfig.rounds}, "checkpoint": {"guidance": 7.5, "eta": 0.0}}
 PIXELS = (".png", ".jpg", ".jpeg")
 # largest mean difference of pixels, of 255: other processors round differently; other weights exceed it
 CHECK_TOLERANCE = 4.0
@@ -53,10 +62,12 @@ class SampleOptions(Checked):
     out: Path = Path("sample.png")
     # of all noise
     seed: int = 0
-    # denoising steps
-    steps: Count = 20
-    # guidance of round 0 (default: 1; with --base 7.5; with --method reasongen of image tokens, 1)
+    # denoising steps (default: 20, or as the run in --weights was measured)
+    steps: Count | None = None
+    # guidance of round 0 (default: 1, or as the run in --weights was measured; with --base 7.5)
     guidance: Weight | None = None
+    # step noise, 0 to 1 (default: 1, or as the run in --weights was measured; with --base 0)
+    eta: Share | None = None
     # of rationale and image tokens, with --method reasongen; trained and measured at 0.8
     temperature: Temperature = 0.2
     # sample every picture again without a look at the reward, as SRRL's code does
@@ -73,9 +84,7 @@ class SampleOptions(Checked):
     lora_scale: Finite = 1.0
     # pictures of each prompt, with --out FOLDER: the layout that GenEval's scorer reads
     each: Count = 4
-    # with --base: step noise, 0 to 1
-    eta: Share = 0.0
-    # cuda, mps or cpu (default: the first that is there)
+    # with --base: cuda, mps or cpu (default: the first that is there)
     device: Literal["cuda", "mps", "cpu"] | None = None
     checkpoint: Annotated[CheckpointConfig, tyro.conf.arg(name="")] = field(default_factory=CheckpointConfig)
 
@@ -84,31 +93,44 @@ def main(words: list[str]) -> int:
     args = read(words, "sample PROMPT ...", ABOUT, SampleOptions())
     if args.check:
         return check()
-    check_arguments(args)
     way = args.method if args.checkpoint.base is None else "checkpoint"
-    rounds = ROUNDS.get(way, 0) if args.rounds is None else args.rounds
-    guidance = GUIDANCE.get(way, 1.0) if args.guidance is None else args.guidance
+    check_arguments(args, way)
+    sampler = measured_with(args.weights) if way == "srrl" else SamplerConfig()
+    defaults = {"rounds": 0} | asdict(sampler) | DEFAULTS.get(way, {})
+    missing = {name: value for name, value in defaults.items() if getattr(args, name) is None}
     with torch.no_grad():
-        said = WAYS[way](replace(args, rounds=rounds, guidance=guidance), list(args.prompts))
+        said = WAYS[way](replace(args, **missing), list(args.prompts))
     for head, lines in zip(*said):
         print("\n".join([plain(head), *(f"  {line}" for line in lines)]))
     print(f"written to {args.out}")
     return 0
 
 
-def check_arguments(args: SampleOptions) -> None:
+def measured_with(weights: Path | None) -> SamplerConfig:
+    """The sampler with which the run of these weights was measured; the default if it is not known."""
+    folder = weights_folder(weights)
+    run = folder.parent if folder.name == "weights" else folder
+    if not (run / "config.json").exists():
+        return SamplerConfig()
+    from ..config import read_config
+
+    return read_config(run).sampler
+
+
+def check_arguments(args: SampleOptions, way: str) -> None:
     """Check the options before anything is loaded.  Raises ValueError."""
     base = args.checkpoint.base
     if not args.prompts:
         raise ValueError('there is no prompt; try: minireflect sample "a tall red candle in still air"')
     if base is None and not all(map(split, args.prompts)):
         raise ValueError("a prompt is empty, or has no word")
-    if base is None and (args.lora or args.checkpoint != CheckpointConfig()):
-        given = [name for name, value in vars(args.checkpoint).items() if value] + ["lora"] * bool(args.lora)
-        flags = ", ".join(f"--{name}" for name in given).replace("_", "-")
-        raise ValueError(f"{flags} belongs to a published checkpoint: give --base PATH")
-    if args.method == "reasongen" and (args.rounds is not None or args.steps != SampleOptions.steps):
-        raise ValueError("--rounds and --steps belong to diffusion: reasongen samples once, token by token")
+    usual = {**vars(SampleOptions()), **vars(CheckpointConfig())}
+    given = {name for name, value in {**vars(args), **vars(args.checkpoint)}.items() if value != usual[name]}
+    if unread := sorted(given - READ[way] - ALL):
+        flags = ", ".join(f"--{name}" for name in unread).replace("_", "-")
+        named = {name: f"--method {name}" for name in READ} | {"checkpoint": "--base PATH"}
+        fitting = [named[name] for name, read in READ.items() if {*unread} <= read]
+        raise ValueError(f"{flags} has no effect here; try {' or '.join(fitting) or 'other methods'}")
     if args.out.suffix.lower() not in (*PIXELS, ".pdf", ".svg", *([""] if base else [])):
         raise ValueError(f"--out {args.out} must end in .png, .jpg, .pdf or .svg")
     folder = args.out.absolute().parent
@@ -128,7 +150,7 @@ def blind(args: SampleOptions) -> ReflectionConfig:
 def sample_srrl(args: SampleOptions, prompts: list[str]) -> Said:
     """A prompt a row, a round a column."""
     reflection = blind(args) if args.blind else replace(OPPOSITE, rounds=args.rounds)
-    sampler = SamplerConfig(args.steps, args.guidance)
+    sampler = SamplerConfig(args.steps, args.guidance, args.eta)
     pipe, reward = load_pipeline(args.weights), load_reward(args.weights)
     pipe.tokenizer(prompts)  # raises on unknown words before anything is sampled
     asked = None if args.blind else reward
