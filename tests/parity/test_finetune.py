@@ -360,7 +360,7 @@ BAD = {
         ["srrl", "--base", "nowhere", "--reward", "compressibility"],
         ("there is no checkpoint", "nowhere"),
     ),
-    "another command": (["diffusion", "--base", "."], ("goes with the command srrl",)),
+    "another command": (["diffusion", "--base", "."], ("use it with the command srrl",)),
     "clip without CLIP": (["srrl", "--base", "."], ("needs --clip PATH",)),
     "no such prompts": (
         ["srrl", "--base", ".", "--reward", "compressibility", "--prompts", "nowhere"],
