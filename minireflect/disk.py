@@ -1,8 +1,10 @@
-"""Atomic writing of files, and checked reading of JSON. All other modules use these functions.
+"""Atomic writing of files, and checked reading of JSON.
 
-with replacing(path) as file:                   # `path` always holds the complete old or new file
-    file.write(data)
-values = read_json(path, dict[str, float])      # an error names the key that has the wrong type
+    with replacing(path) as file:                   # `path` always holds the complete old or new file
+        file.write(data)
+    values = read_json(path, dict[str, float])      # an error names the key that has the wrong type
+
+All other modules use these functions.
 """
 
 import errno

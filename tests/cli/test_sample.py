@@ -22,7 +22,7 @@ from tests.small import Stopped, stop
 BAD_SAMPLES = {
     "an unknown word": (["a pink bal in still air"], ("'pink'", "'bal'", "nearest: ", "ball")),
     "an empty prompt": ([""], ("prompt is empty",)),
-    "a prompt without a word": (["a red ball", "\N{BALLOON}, -"], ("has no word",)),
+    "a prompt without a word": (["a red ball", "\N{BALLOON}, -"], ("contains no words",)),
     "no prompt": ([], ("no prompt",)),
     "an empty base, as of a variable that is not set": (["a red ball", "--base", ""], ("model_index.json",)),
     "negative rounds": (["a red ball", "--rounds", "-1"], ("rounds", "-1")),
