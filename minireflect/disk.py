@@ -66,9 +66,9 @@ def stops() -> set[int]:
 
 
 def mute(*streams: TextIO) -> None:
-    """Write to nowhere from now on, as a terminal is gone or a disk is full: Python would try once more."""
+    """Write to nowhere from now on. After an error, as of a full disk, Python would fail again at exit."""
     for stream in streams:
-        with suppress(OSError, AttributeError):  # of a stream that is none of the system
+        with suppress(OSError, AttributeError):  # the stream may have no file descriptor
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
