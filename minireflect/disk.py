@@ -1,7 +1,10 @@
-"""The one place where bytes are written, and where JSON is read.
+"""Atomic writing of files, and checked reading of JSON.
 
-with replacing(path) as file:           at any moment `path` holds the old file or the new one
-values = read_json(path, dict[str, float])          a wrong type is named with its place in the file
+    with replacing(path) as file:                   # `path` always holds the complete old or new file
+        file.write(data)
+    values = read_json(path, dict[str, float])      # an error names the key that has the wrong type
+
+All other modules use these functions.
 """
 
 import errno
@@ -18,31 +21,34 @@ from typing import Any, BinaryIO
 from .ranges import Refusal, expect, quote
 
 Place = str | Path
-LARGEST = 1 << 28  # bytes of a file that is read whole
-DEEPEST = 50  # lists and objects within each other
+LARGEST = 1 << 28  # bytes: larger files are not read
+DEEPEST = 50  # levels of nested lists and objects in JSON
 
 
 @contextmanager
 def replacing(path: Place, durable: bool = True, keep: Path | None = None) -> Iterator[BinaryIO]:
-    """A new file that takes the place of `path` when it is written whole; nothing is left of a failure.
+    """A buffer whose contents replace the file at `path` when the block ends without an error.
 
-    It is collected in memory: libraries that write to a file themselves do not all notice a full disk.
+    The contents are collected in memory, because some libraries do not report a full disk when they write to
+    a file themselves. They are then written to a new temporary file with a random name, which is renamed to
+    `path`. A link at `path` is replaced; its target is not changed. After an error `path` is unchanged and no
+    temporary file is left.
 
-    Its name is random and it is made anew, so no link is followed; a link at `path` is replaced, not its
-    target.  `keep` is where the old file goes.  `durable` waits for the disk, so that all this holds through
-    a power cut too, not only through a kill.  Raises OSError, also on a folder or a device at `path`.
+    The old file is moved to `keep`, if given. With `durable` the function waits until the data are on the
+    disk, so that a power cut cannot damage the file either. Raises OSError, also if `path` is a folder or a
+    device.
     """
     path, whole = Path(path), io.BytesIO()
     check_place(path)
     yield whole
-    # In the same folder, since a rename is atomic only within a disk.
+    # in the same folder, because a rename is atomic only within one file system
     temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "xb") as file:
             file.write(whole.getbuffer())
             file.flush()
             if durable:
-                os.fsync(file.fileno())  # contents before the name: a power cut must not swap the two
+                os.fsync(file.fileno())  # the contents must be on the disk before the rename is
         if keep and path.exists():
             os.replace(path, keep)
         os.replace(temporary, path)
@@ -52,35 +58,38 @@ def replacing(path: Place, durable: bool = True, keep: Path | None = None) -> It
 
 
 def check_place(path: Path) -> None:
-    """Raises OSError on a folder, pipe or device, and on a path that cannot be there."""
+    """Raises OSError if `path` is a folder, pipe or device, or if such a path cannot exist."""
     with suppress(FileNotFoundError):
         if not S_ISREG(path.stat().st_mode):
-            raise OSError(errno.EEXIST, "there is no regular file", str(path))
+            raise OSError(errno.EEXIST, "it is not a regular file", str(path))
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what a process that died has left of `replacing`."""
+    """Remove the temporary files of `replacing` that a killed process left behind."""
     for left in folder.glob(".*.tmp"):
         left.unlink()
 
 
 def write_text(path: Place, text: str) -> None:
-    """Write a text file in one piece: a reader sees the old one or the new one."""
+    """Write a text file with `replacing`."""
     with replacing(path) as file:
         file.write(text.encode())
 
 
 def read_bytes(path: Place) -> bytes:
-    """The contents of a regular file.  Raises Refusal when it is none, OSError when it cannot be read."""
-    if not Path(path).is_file():  # a pipe would be waited for
-        raise Refusal(f"{path} is not there, or not a file")
+    """The contents of a regular file.
+
+    Raises Refusal if there is no such file or it is too large, OSError if it cannot be read.
+    """
+    if not Path(path).is_file():  # reading a pipe would block
+        raise Refusal(f"{path} does not exist or is not a file")
     if Path(path).stat().st_size > LARGEST:
-        raise Refusal(f"{path} is too large: {LARGEST >> 20} MB are read of a file at most")
+        raise Refusal(f"{path} is too large: the limit is {LARGEST >> 20} MB")
     return Path(path).read_bytes()
 
 
 def read_text(path: Place) -> str:
-    """The text of a regular file in UTF-8.  Raises Refusal and OSError as `read_bytes`."""
+    """The text of a UTF-8 file.  Raises Refusal if it is not UTF-8, and the errors of `read_bytes`."""
     try:
         return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -88,14 +97,14 @@ def read_text(path: Place) -> str:
 
 
 def _refused(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not valid JSON")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     for name, value in pairs:
         if values[name] is not value:
-            raise ValueError(f"{quote(name)} is there twice")
+            raise ValueError(f"the key {quote(name)} appears twice")
     return values
 
 
@@ -105,12 +114,13 @@ def _depth(value: object) -> int:
 
 
 def parse_json(text: str | bytes, kind: Any, where: object, constant: Callable = _refused) -> Any:
-    """The value of a JSON text, of the type that is expected.  Raises Refusal, which begins with `where`.
+    """The value of a JSON text, checked against the type `kind`.
 
-    `constant` makes a value of NaN, Infinity and -Infinity, which are no JSON, but Python writes them.
+    `constant` is called for NaN, Infinity and -Infinity: they are not valid JSON, but Python writes them. It
+    raises by default. Raises Refusal, whose message begins with `where`, on invalid JSON or another type.
     """
     try:
-        unique = _unique if constant is _refused else None  # published files are taken as they are
+        unique = _unique if constant is _refused else None  # files of other libraries may repeat a key
         value = json.loads(text, parse_constant=constant, object_pairs_hook=unique)
         if _depth(value) > DEEPEST:
             raise RecursionError
@@ -121,5 +131,5 @@ def parse_json(text: str | bytes, kind: Any, where: object, constant: Callable =
 
 
 def read_json(path: Place, kind: Any = dict) -> Any:
-    """The value of a JSON file.  Raises Refusal as `read_text` and `parse_json`."""
+    """The value of a JSON file.  Raises the errors of `read_text` and `parse_json`."""
     return parse_json(read_text(path), kind, path)

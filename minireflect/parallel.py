@@ -1,9 +1,10 @@
-"""Several processes that train one model: `torchrun --nproc_per_node N -m minireflect train ...`.
+"""Data parallelism over several processes: `torchrun --nproc_per_node N -m minireflect train ...`.
 
-Every process runs the whole program with the same random streams, and holds the same pictures, rewards and
-weights.  Only networks are shared out: a process evaluates its share of a batch, and `spread` joins the
-shares; the gradient is the sum of those of all processes.  So N processes at B / N pictures each do what one
-does at B, and a run continues with another N.  Without torchrun all of this is the identity.
+Every process runs the whole program with the same random streams and holds the same pictures, rewards and
+weights. Only the evaluation of networks is distributed: each process evaluates its share of a batch, `spread`
+gathers the results, and `sum_gradients` adds the gradients. So N processes with B / N pictures each compute
+the same as one process with B pictures, and a run can be resumed with another N. Without torchrun these
+functions do nothing.
 """
 
 import atexit
@@ -18,11 +19,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-MAX = dist.ReduceOp.MAX  # see `total`
+MAX = dist.ReduceOp.MAX  # for `total`
 
 
 def start(device: torch.device) -> torch.device:
-    """Join the processes that torchrun started.  -> the device of this one"""
+    """Join the process group if torchrun started this process.  -> the device of this process"""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     if device.type == "cuda" and world() > 1:
@@ -32,7 +33,10 @@ def start(device: torch.device) -> torch.device:
 
 
 def own_folder(folder: Path, resume: bool) -> Path:
-    """The run folder of process 0; a temporary folder with the same files for every other process."""
+    """The run folder for process 0; for every other process a temporary folder, on resume with a copy of it.
+
+    Processes other than 0 also stop printing.
+    """
     if world() == 1:
         return folder
     if rank():
@@ -40,12 +44,12 @@ def own_folder(folder: Path, resume: bool) -> Path:
         place = Path(tempfile.mkdtemp())
         atexit.register(shutil.rmtree, place, ignore_errors=True)
         folder = shutil.copytree(folder, place / "run") if resume and folder.exists() else place / "run"
-    dist.barrier()  # copied before process 0 goes on
+    dist.barrier()  # process 0 must not change the folder before it is copied
     return folder
 
 
 def finish() -> None:
-    """Leave the group of processes."""
+    """Leave the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -56,29 +60,35 @@ def world() -> int:
 
 
 def rank() -> int:
-    """Number of this process; 0 writes the run folder and prints."""
+    """Index of this process. Process 0 writes the run folder and prints."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def share(n: int, unit: int = 1) -> slice:
-    """The rows of a batch of n that this process has, in whole units; none where there are too few."""
+    """The rows of a batch of n that belong to this process, in multiples of `unit`.
+
+    The slice is empty if there are fewer units than processes and none is left for this one.
+    """
     units = -(-n // unit)
     first, end = (min(n, unit * (r * units // world())) for r in (rank(), rank() + 1))
     return slice(first, end)
 
 
 def rows(n: int, unit: int = 1) -> slice:
-    """The rows that this process evaluates: its share, or else the first, whose result `gather` drops."""
+    """The rows that this process evaluates: its share, or row 0 if its share is empty, so that no network
+    gets an empty batch. `gather` drops the result of that extra row.
+    """
     own = share(n, unit)
     return own if own.stop > own.start else slice(0, 1)
 
 
 def spread(f: Callable[..., Tensor], *batch: Tensor | Sequence, unit: int = 1) -> Tensor:
-    """f of a batch, of which each process computes its share, in units that f computes at once.
+    """Compute f(*batch): each process computes its share of the rows, and the results are gathered.
 
-    Kernels differ in the last bits between sizes of a batch; a unit has the same result in any process.
+    `unit` is the number of rows that f computes at once. Kernels differ in the last bits between batch sizes;
+    with a fixed `unit` the result does not depend on the number of processes. No gradients pass through.
 
-    Shapes: each of batch (b ...) -> (b ...).  No gradients.
+    Shapes: each of batch (b ...) -> (b ...)
     """
     if world() == 1:
         return f(*batch)
@@ -87,7 +97,7 @@ def spread(f: Callable[..., Tensor], *batch: Tensor | Sequence, unit: int = 1) -
 
 
 def gather(part: Tensor, n: int, unit: int = 1) -> Tensor:
-    """A batch of n from the `rows` of each process.  Shapes: part (r ...) -> (n ...)"""
+    """Join the results for the `rows` of each process into a batch of n.  Shapes: part (r ...) -> (n ...)"""
     if world() == 1:
         return part
     own, kind = share(n, unit), torch.uint8 if part.dtype == torch.bool else part.dtype
@@ -97,14 +107,14 @@ def gather(part: Tensor, n: int, unit: int = 1) -> Tensor:
 
 
 def total(x: Tensor, of: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
-    """The sum over all processes, in place; or the maximum."""
+    """Replace x by its sum over all processes, or by its maximum with `of=MAX`.  -> x"""
     if world() > 1:
         dist.all_reduce(x, of)
     return x
 
 
 def sum_gradients(parameters: Iterable[Tensor]) -> None:
-    """Add up the gradients of all processes; one whose share was empty has none."""
+    """Replace the gradients by their sums over all processes. A process with an empty share has none."""
     if world() == 1:
         return
     parameters = list(parameters)
@@ -113,4 +123,4 @@ def sum_gradients(parameters: Iterable[Tensor]) -> None:
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
     flat = total(torch.cat([g.flatten() for g in grads]))
     for p, grad, g in zip(trained, grads, flat.split([g.numel() for g in grads])):
-        p.grad = grad.copy_(g.view_as(p))  # in the layout of p
+        p.grad = grad.copy_(g.view_as(p))  # keeps the memory format of p

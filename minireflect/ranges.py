@@ -1,4 +1,4 @@
-"""What a value may be: its type and range, stated once beside a field and checked when a record is made.
+"""Types and ranges of values: stated once, in the type of a field, and checked when the record is created.
 
     @dataclass(frozen=True)
     class Example(Checked):
@@ -7,7 +7,7 @@
         # share of new noise
         fresh_noise: Share = 0.0
 
-Example(steps=0) raises ValueError: steps must be at least 1, got 0.  `expect` checks what comes from a file.
+Example(steps=0) raises ValueError: steps must be at least 1, got 0.  `expect` checks a value from a file.
 """
 
 import math
@@ -19,24 +19,25 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-QUOTED, LINE, MESSAGE = 60, 300, 2_000  # characters of a quotation, of a line, of all lines of a message
-LARGEST = 3.4028235e38  # of float32, in which all is computed
+# most characters of a quoted value, of a line of a message, and of a whole message
+QUOTED, LINE, MESSAGE = 60, 300, 2_000
+LARGEST = 3.4028235e38  # largest float32: networks and samplers compute in float32
 T = TypeVar("T")
 
 
 # --- messages -----------------------------------------------------------------------------------------------
 def quote(value: object) -> str:
-    """A value in a message: at most about 60 characters, control characters escaped."""
+    """The text of a value for a message, at most about 60 characters, with control characters escaped."""
     short = reprlib.Repr()
     short.maxstring = short.maxother = short.maxlong = QUOTED
     try:
-        return short.repr(value)
-    except ValueError:  # of an integer with thousands of digits
+        return short.repr(value).replace("\n", " ")
+    except ValueError:  # Python does not print integers with thousands of digits
         return f"a {type(value).__name__} too long to print"
 
 
 def plain(message: str) -> str:
-    """A message that is safe to print: no control characters, no long line, not too many lines."""
+    """The message without control characters, cut to lines of LINE and a total of MESSAGE characters."""
     lines = message[: 10 * MESSAGE].split("\n")
     safe = ["".join(c if c.isprintable() else repr(c)[1:-1] for c in _middle(line, LINE)) for line in lines]
     text = "\n".join(_middle(line, LINE) for line in safe)
@@ -44,27 +45,27 @@ def plain(message: str) -> str:
 
 
 def _middle(text: str, limit: int) -> str:
-    """The text without its middle, if it is longer than the limit."""
+    """The text; if it is longer than `limit`, its middle is replaced by "..."."""
     return text if len(text) <= limit else f"{text[: limit // 2 - 3]} ... {text[2 - limit // 2 :]}"
 
 
 class Refusal(ValueError):
-    """What was given cannot be used; the message is one sentence for the user, and a list below it."""
+    """An input that cannot be used. The message is one sentence for the user, sometimes with a list below."""
 
     def __init__(self, message: str) -> None:
         super().__init__(plain(message))
 
 
 def all_finite(values: T) -> bool:
-    """Whether all numbers of a tensor are finite; those of one byte always are for torch."""
+    """Whether all numbers of a tensor are finite. One-byte types (uint8, bool, float8) count as finite."""
     if not values.numel() or values.itemsize == 1:
         return True
-    least, most = values.aminmax()  # of NaN both are; thirty times as fast as asking each number
+    least, most = values.aminmax()  # NaN if any number is NaN; thirty times as fast as values.isfinite()
     return bool(least.isfinite() & most.isfinite())
 
 
 def finite(values: T, what: str) -> T:
-    """The tensor itself.  Raises FloatingPointError when one of its numbers is not finite."""
+    """Return the tensor.  Raises FloatingPointError if one of its numbers is not finite."""
     if not all_finite(values):
         raise FloatingPointError(f"{what} is not a finite number")
     return values
@@ -72,7 +73,7 @@ def finite(values: T, what: str) -> T:
 
 # --- types and ranges ---------------------------------------------------------------------------------------
 class Range(NamedTuple):
-    """The finite numbers from `low` to `high`; without `low` itself if `above`."""
+    """The numbers from `low` to `high`, both included; with `above=True` `low` itself is excluded."""
 
     low: float
     high: float = math.inf
@@ -96,8 +97,8 @@ Share = Annotated[float, Range(0, 1)]
 Weight = Annotated[float, Range(0)]
 Finite = Annotated[float, Range(-math.inf)]
 Positive = Annotated[float, Range(0, above=True)]
-Size = Annotated[int, Range(1, 1 << 20)]  # of a network: what a file may ask for
-Depth = Annotated[int, Range(0, 1_000)]  # of a network: layers
+Size = Annotated[int, Range(1, 1 << 20)]  # a width of a network; the limit guards against damaged files
+Depth = Annotated[int, Range(0, 1_000)]  # a number of layers
 
 NAMES = {
     int: "a whole number", float: "a number", str: "a text", bool: "true or false", dict: "an object",
@@ -106,7 +107,7 @@ NAMES = {
 
 
 def named(hint: Any) -> str:
-    """A type in words."""
+    """A type in words, for a message: `Count` is "a whole number at least 1"."""
     origin, inner = typing.get_origin(hint) or hint, typing.get_args(hint)
     if origin is Literal:
         return f"one of {', '.join(map(str, inner))}"
@@ -121,7 +122,7 @@ def named(hint: Any) -> str:
 
 
 def _is(value: object, kind: type) -> bool:
-    """Whether a value is of a plain type: true is no number, a whole number is one, and all are finite."""
+    """Whether a value is of a plain type. An int also counts as a float; a bool does not count as an int."""
     if kind is int or (kind is float and isinstance(value, int)):
         most = 1 << 63 if kind is int else LARGEST
         return isinstance(value, int) and not isinstance(value, bool) and abs(value) < most
@@ -129,9 +130,9 @@ def _is(value: object, kind: type) -> bool:
 
 
 def expect(value: object, hint: Any, where: str) -> Any:
-    """The value, a list as a tuple where that is meant.
+    """Check the type and range of a value.  -> the value; a list becomes a tuple if `hint` is a tuple
 
-    Raises Refusal, which begins with `where`, when it is not of the type `hint`, or not in its range.
+    Raises Refusal, whose message begins with `where`, if the value has another type or is out of range.
     """
     origin, inner = typing.get_origin(hint) or hint, typing.get_args(hint)
     if hint in (Any, object):
@@ -140,7 +141,7 @@ def expect(value: object, hint: Any, where: str) -> Any:
         if value is None and types.NoneType in inner:
             return None
         kinds = [kind for kind in inner if kind is not types.NoneType]
-        if len(kinds) == 1:  # names the range
+        if len(kinds) == 1:  # the error of the only type is more specific
             return expect(value, kinds[0], where)
         for kind in kinds:
             with suppress(Refusal):
@@ -165,7 +166,7 @@ def expect(value: object, hint: Any, where: str) -> Any:
         if isinstance(value, dict):
             return {k: expect(v, known.get(k, other), f"{where}.{k}"[:QUOTED]) for k, v in value.items()}
     elif isinstance(origin, type) and _is(value, origin):
-        if origin is float and not abs(value) <= LARGEST:  # nan is not
+        if origin is float and not abs(value) <= LARGEST:  # also true for NaN
             raise Refusal(f"{where} must be a finite number of float32, got {value}")
         return value
     raise Refusal(f"{where} must be {named(hint)}, got {quote(value)}")
@@ -178,8 +179,10 @@ def hints(record: type) -> dict[str, Any]:
 
 
 class Checked:
-    """A dataclass whose fields are checked against their types and ranges; then `require`, where the class or
-    a parent has one, checks them against each other.  Raises ValueError.
+    """Base of dataclasses whose fields are checked against their types and ranges when a record is created.
+
+    Then the `require` methods of the class and its parents check the fields against each other. Raises
+    ValueError.
     """
 
     def __post_init__(self) -> None:

@@ -1,13 +1,14 @@
-"""A run folder: what was asked for, what was measured, the weights, and all that it takes to go on.
+"""The folder of a run: options, metrics, weights, figures, and the state from which the run is resumed.
 
-    config.json          the resolved configuration; --resume needs nothing else
-    metrics.jsonl        one line a step and stage, as it happened
-    weights/NAME.safetensors
-    state/STAGE.safetensors   networks, optimiser, step: written after a step and in one piece
+    config.json                 all options of the run; --resume reads them
+    metrics.jsonl               one line per step and stage
+    weights/NAME.safetensors    trained networks
+    state/STAGE.safetensors     networks, optimiser and step, replaced atomically after a step
+    state/STAGE.done            marker of a finished stage
     figures/*.png
 
-Ctrl-C and `kill -TERM` finish the step, save, and leave; `kill -9` loses what came after the last save.
-`Run.steps` are the steps of any loop.
+After Ctrl-C or `kill -TERM` the current step is finished and saved. `kill -9` loses the steps since the last
+save. Every training loop iterates over `Run.steps`, which saves and restores the state.
 """
 
 import errno
@@ -37,15 +38,15 @@ from .disk import parse_json, read_bytes, read_json, read_text, remove_temporari
 from .ranges import Refusal, expect, quote
 from .tracking import PICTURES_EVERY, Tracking, numbers
 
-with suppress(ImportError):  # there is none on Windows, where nothing is locked
+with suppress(ImportError):  # Windows has no fcntl; there a run folder is not locked
     import fcntl
 
 Networks = dict[str, nn.Module]
-Value = float | str | bool | dict | list[float | None] | None  # of metrics.jsonl
+Value = float | str | bool | dict | list[float | None] | None  # a value in a line of metrics.jsonl
 
 
 class ByKind(TypedDict, total=False):
-    """The measurement of a kind of prompts in metrics.jsonl, as far as tables and pages read it."""
+    """The scores of one kind of prompts in metrics.jsonl: the values that tables and reports read."""
 
     accuracy: float
     reward: float
@@ -56,43 +57,47 @@ class ByKind(TypedDict, total=False):
     intervals: dict[str, tuple[float, float]]
 
 
-# What a line of the stage "evaluation" must have: one score, or those of each kind of prompts.
+# Types in a line of the stage "evaluation"; it has either one score, or scores for each kind of prompts.
 EVALUATION = {"model": str, "score": dict[str, Value] | None, "scores": dict[str, ByKind] | None}
-# What a line of a training may have, as far as figures, tables and pages read it.
+# Types in a line of a training stage, of the values that figures, tables and reports read.
 TRAINING = dict.fromkeys(("reward", "right"), float | None)
 TRAINING |= dict.fromkeys(("reward_by_round", "right_by_round"), list[float] | None)
 
 FOLDERS = ("weights", "state", "figures")
 LOCK = ".lock"
-ADAM = {"step", "exp_avg", "exp_avg_sq"}  # what AdamW keeps of a parameter
-UNSIGNED = ADAM - {"exp_avg"}
+ADAM = {"step", "exp_avg", "exp_avg_sq"}  # the state that AdamW keeps for a parameter
+UNSIGNED = ADAM - {"exp_avg"}  # those that cannot be negative
 
 
 class RunError(Refusal):
-    """Something about a run folder is not as it must be; the message is one sentence for the user."""
+    """A run folder cannot be used as asked; the message is one sentence for the user."""
 
 
 class InUse(RunError):
-    """Another process works in the folder."""
+    """Another process uses the folder."""
 
 
 class Unfinished(RuntimeError):
-    """The disk, the memory or a number failed in mid-run; what was saved before is whole.  Exit status 1."""
+    """A run failed after its start: disk full, out of memory, or a number that is not finite.
+
+    The state saved before the failure is intact. The exit status is 1.
+    """
 
     status = 1
 
 
 class Interrupted(KeyboardInterrupt):
-    """The user asked to stop; everything has been saved, and the message says how to go on."""
+    """The user stopped the run; its state is saved, and the message says how to resume it."""
 
 
-_LOCKS: WeakValueDictionary[tuple[int, int], io.FileIO] = WeakValueDictionary()  # of this process, by inode
+# lock files that this process holds, by device and inode
+_LOCKS: WeakValueDictionary[tuple[int, int], io.FileIO] = WeakValueDictionary()
 
 
 def locked(folder: Path) -> io.FileIO:
-    """The lock of a folder, which no other process gets while the file is open: it ends with the process.
+    """Lock a folder until the returned file is closed or the process ends.
 
-    Raises InUse, which says who holds it; OSError where it is a link.
+    Raises InUse, which names the process that holds the lock, and OSError if the lock file is a link.
     """
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
     file = io.FileIO(os.open(folder / LOCK, flags, 0o666), "r+")
@@ -104,11 +109,11 @@ def locked(folder: Path) -> io.FileIO:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         who = quote(file.read(200).decode(errors="replace")).strip("'") or "another process"
-        raise InUse(f"{folder} is in use by {who}; wait for it, or choose another --out") from None
+        raise InUse(f"{folder} is in use by {who}; wait until it ends, or choose another --out") from None
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
             raise
-        said = f"cannot lock {folder}, its file system has no locks: start no second run in it"
+        said = f"cannot lock {folder}: its file system has no locks; do not start a second run in it"
         print(said, file=sys.stderr)
     if about.st_nlink > 1 or not os.path.samestat(os.stat(folder / LOCK), about):
         raise InUse(f"{folder / LOCK} is a link, or another process is removing it")
@@ -118,14 +123,15 @@ def locked(folder: Path) -> io.FileIO:
 
 
 class Run:
-    """A run folder, opened by one process at a time.
+    """A run folder, used by one process at a time.
 
-    Raises RunError when it is not writable, is in use, holds another run, or --resume does not fit.
+    Raises RunError if the folder is not writable, in use, or holds another run, and if a resumed run has
+    other options than `config`.
     """
 
     def __init__(self, folder: str | Path, config: dict, resume: bool = False) -> None:
         self.folder, self.stop_signal, self.made, self.at = Path(folder), 0, None, "the start"
-        self.tracking: Tracking | None = None  # besides metrics.jsonl
+        self.tracking: Tracking | None = None  # set by `train --log`
         written = self.folder / "config.json"
         try:
             if resume and not written.is_file():
@@ -139,7 +145,7 @@ class Run:
             if resume:
                 self._check_same(read_json(written), config)
             else:
-                self._check_free()  # by now another process may have been here
+                self._check_free()  # again: another process may have started a run before the lock
                 self.made = self.made or self.folder
             self._recover()
             if not resume:
@@ -149,20 +155,20 @@ class Run:
             raise RunError(f"cannot write to {folder}: {error.strerror}") from error
 
     def _check_free(self) -> None:
-        """Raises RunError unless the folder is absent, empty, or one of ours that was killed at its start."""
+        """Raises RunError unless the folder is absent, empty, or of a run that was killed at its start."""
         if (self.folder / "config.json").exists():
-            raise RunError(f"{self.folder} already holds a run; choose another --out, or go on with --resume")
+            raise RunError(f"{self.folder} already holds a run; choose another --out, or use --resume")
         inside = list(self.folder.iterdir()) if self.folder.exists() else []
         inside += [path for name in FOLDERS for path in (self.folder / name).glob("*")]
         if foreign := [p for p in inside if p.name not in (LOCK, *FOLDERS) and p.suffix != ".tmp"]:
-            what = f"no empty folder, and no run of ours: it has {quote(foreign[0].name)}"
+            what = f"neither empty nor a run folder: it contains {quote(foreign[0].name)}"
             raise RunError(f"{self.folder} is {what}; choose another --out")
 
     def _recover(self) -> None:
-        """Make the folders, remove what a dead process left unfinished, mend metrics that a kill cut short,
-        and do finished stages again when weights that they left are gone.
+        """Create the subfolders, remove temporary files of a killed process, drop an incomplete last line of
+        metrics.jsonl, and mark all stages as unfinished if weights of a finished stage are lost.
 
-        Raises RunError on a link: nothing is written outside the folder.
+        Raises RunError if a subfolder is a link, so that nothing is written outside the run folder.
         """
         for name in (*FOLDERS, "album", "tensorboard", "wandb", "metrics.jsonl"):
             if (self.folder / name).is_symlink():
@@ -177,14 +183,14 @@ class Run:
         listed = {Path(name).name for path in markers for name in read_text(path).split()}
         if lost := [name for name in sorted(listed) if not _whole(self.folder / "weights" / name)]:
             said = f"{quote(', '.join(lost))} is missing or damaged in {self.folder / 'weights'}"
-            print(f"{said}: stages are done again, from their states where these are there", file=sys.stderr)
+            print(f"{said}: all stages run again, from the saved states", file=sys.stderr)
             for path in (*markers, *(self.folder / "weights" / name for name in lost)):
                 path.unlink(missing_ok=True)
 
     def abandon(self) -> bool:
-        """Remove the folder again, if this process made it and no step of training has been saved.
+        """Remove the folder if this process created it and no training step has been saved.
 
-        -> whether it was removed
+        -> whether the folder was removed
         """
         kept = {path.suffix for path in (self.folder / "state").glob("*")} & {".safetensors", ".done"}
         if self.made is None or kept:
@@ -196,11 +202,11 @@ class Run:
         old, new = flat(old), flat(new)
         both = {key: (old.get(key), new.get(key)) for key in sorted({*old, *new})}
         if changes := [f"{k} was {quote(a)}, now {quote(b)}" for k, (a, b) in both.items() if a != b]:
-            said = f"the run in {self.folder} was started with another configuration"
+            said = f"the run in {self.folder} was started with other options"
             raise RunError(f"{said}: {'; '.join(changes)}")
 
     def log(self, stage: str, step: int, **values: float | int | str | dict | list | None) -> None:
-        """Append one line to metrics.jsonl.  Raises FloatingPointError on a number that is not finite."""
+        """Append a line to metrics.jsonl.  Raises FloatingPointError if a number is not finite."""
         self.at = f"step {step} of {stage}"
         for name, number in numbers(values, stage):
             if not math.isfinite(number):
@@ -211,7 +217,7 @@ class Run:
             self.tracking.scalars(stage, step, values)
 
     def show(self, stage: str, step: int, images: Tensor) -> None:
-        """Pictures of a step, for what tracks the run, now and then.  Shapes: images (b 3 h w)"""
+        """Log pictures to the tracker, every PICTURES_EVERY steps.  Shapes: images (b 3 h w)"""
         if self.tracking and step % PICTURES_EVERY == 0:
             self.tracking.pictures(stage, step, images)
 
@@ -223,7 +229,10 @@ class Run:
         write_text(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     def once(self, name: str, work: Callable[[], None], ending: str = "done") -> None:
-        """Do the work unless a marker says that it has been done to its end; it lists the weights by then."""
+        """Call `work` unless the marker state/NAME.ENDING exists, then write the marker.
+
+        The marker lists the weight files that exist at that time; `_recover` checks them.
+        """
         marker = self.folder / "state" / f"{name}.{ending}"
         if not marker.exists():
             work()
@@ -234,10 +243,11 @@ class Run:
         self, stage: str, total: int, networks: Networks, optimizer: Optimizer, save_every: int = 1,
         memory: dict | None = None,
     ) -> Iterator[int]:  # fmt: skip
-        """Yield the steps still to do, and save the state after each iteration of the loop body.
+        """Yield the remaining steps, and save the state after every `save_every` iterations of the loop body.
 
-        `memory` is JSON-able and changed in place by the loop; it comes back on resume.  The last two states
-        are kept.  Raises Interrupted after the step in which a signal came, RunError on a damaged state.
+        `memory` is a dictionary of JSON values that the loop changes in place; it is saved with the state and
+        restored on resume. The last two states are kept. Raises Interrupted after the step in which a signal
+        to stop arrived, and RunError if the saved state is damaged.
         """
         memory = {} if memory is None else memory
         path = self.folder / "state" / f"{stage}.safetensors"
@@ -247,9 +257,9 @@ class Run:
             start = restore(latest, total, networks, optimizer, memory) if latest.exists() else 0
         except ValueError as error:
             other = latest == path and before.exists()
-            offered = f"; delete it to go on from the state before it, {before.name}" if other else ""
+            offered = f"; delete it to continue from the previous state, {before.name}" if other else ""
             raise RunError(f"{error}{offered}") from error
-        # what was logged after the state is dropped: those steps are done again
+        # drop the lines of steps after the saved state: these steps are repeated
         rows = read_metrics(self.folder)
         self._write_metrics([row for row in rows if row["stage"] != stage or row["step"] < start])
         steps = range(start, total)
@@ -260,13 +270,14 @@ class Run:
             for step in bar:
                 self.at = f"step {step} of {stage}"
                 yield step
-                self.stop_signal = int(parallel.total(torch.tensor(self.stop_signal), parallel.MAX))  # of any
+                # a signal to any process stops all of them
+                self.stop_signal = int(parallel.total(torch.tensor(self.stop_signal), parallel.MAX))
                 due = (step + 1) % save_every == 0 or step + 1 == total or self.stop_signal
                 if due and not parallel.rank():
                     store(path, step + 1, networks, optimizer, memory)
                 if self.stop_signal:
-                    done = f"stopped after step {step + 1} of {total} of {stage}, and saved"
-                    raise Interrupted(f"{done}; go on with: minireflect train --resume --out {self.folder}")
+                    done = f"stopped and saved after step {step + 1} of {total} of {stage}"
+                    raise Interrupted(f"{done}; resume with: minireflect train --resume --out {self.folder}")
         finally:
             bar.close()
             for number, handler in handlers.items():
@@ -274,30 +285,31 @@ class Run:
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if self.stop_signal == number == signal.SIGINT:
-            raise KeyboardInterrupt  # a second Ctrl-C waits for nothing
+            raise KeyboardInterrupt  # a second Ctrl-C stops at once
         self.stop_signal = number
         print("\nfinishing this step, then saving ...", file=sys.stderr)
 
 
 @contextmanager
 def keeping(save: Callable[[], None]) -> Iterator[None]:
-    """Save at the end, also when the work is stopped or fails: what was trained is never lost.
+    """Call `save` when the block ends, also when it is stopped or fails, so that trained weights are kept.
 
-    Not after a Refusal, as of a damaged state: untrained weights would replace trained ones.
+    After a Refusal, for example of a damaged state, nothing is saved: untrained weights would replace
+    trained ones.
     """
     try:
         yield
     except Refusal:
         raise
     except BaseException:
-        with suppress(FloatingPointError):  # what ruined the training is raised, not that it cannot be saved
+        with suppress(FloatingPointError):  # raise the first error, not that such weights cannot be saved
             save()
         raise
     save()
 
 
 class Job(NamedTuple):
-    """What every training loop is given: its run folder, the seed of its random streams, the device."""
+    """The arguments common to all training loops: run folder, seed of the random streams, device."""
 
     run: Run
     seed: int = 0
@@ -306,10 +318,9 @@ class Job(NamedTuple):
 
 
 def read_metrics(folder: Path, stage: str | None = None) -> list[dict]:
-    """The lines that one stage of a run has logged, or all do, in order; none if there is no such run.
+    """The lines of metrics.jsonl in order, of one stage if given; an empty list if there is no such file.
 
-    A last line that a kill cut short is left out, and so are empty ones.  Raises Refusal on any other line
-    that is not one of ours.
+    Empty lines and an incomplete last line are left out. Raises Refusal on any other invalid line.
     """
     path = folder / "metrics.jsonl"
     *lines, last = (read_bytes(path) if path.exists() else b"").split(b"\n")
@@ -336,8 +347,8 @@ def _whole(path: Path) -> bool:
 
 
 def store(path: Path, step: int, networks: Networks, optimizer: Optimizer, memory: dict) -> None:
-    """Networks, optimiser and step in one file, written beside it and moved into place; the file that was
-    there is kept beside it as NAME.before.safetensors.
+    """Save networks, optimiser, step and memory atomically in one file; the previous file is kept as
+    NAME.before.safetensors.
     """
     tensors = {f"{name}/{key}": t for name, net in networks.items() for key, t in net.state_dict().items()}
     for i, slots in optimizer.state_dict()["state"].items():
@@ -347,20 +358,21 @@ def store(path: Path, step: int, networks: Networks, optimizer: Optimizer, memor
 
 
 def restore(path: Path, total: int, networks: Networks, optimizer: Optimizer, memory: dict) -> int:
-    """Undo `store`; -> the number of steps done, at most `total`.
+    """Load what `store` saved.  -> the number of finished steps, at most `total`
 
-    Raises WeightsError, and changes nothing but networks, on a file that is cut, damaged or another's.
+    Raises WeightsError if the file is incomplete, damaged, or of another training. Optimiser and memory are
+    then unchanged.
     """
     tensors, about = read_ours(path, checked=True)
     parts: dict[str, dict[str, Tensor]] = {name: {} for name in networks}
     for key, tensor in tensors.items():
         part, _, name = key.partition("/")
         if part not in (*networks, "optimizer"):
-            raise WeightsError(f"{path} is the state of another training: it has {quote(key)}")
+            raise WeightsError(f"{path} is the state of another training: it contains {quote(key)}")
         parts.setdefault(part, {})[name] = tensor
     step = parse_json(about.get("step", "null"), int, f"step in {path}")
     if not 0 <= step <= total:
-        raise WeightsError(f"{path} says that {step} steps are done, of a training of {total}")
+        raise WeightsError(f"{path} states {step} finished steps, but the training has {total}")
     found = parse_json(about.get("memory", "null"), dict, f"memory in {path}")
     kinds, theirs = ({key: type(value) for key, value in of.items()} for of in (memory, found))
     if kinds != theirs:
@@ -374,7 +386,7 @@ def restore(path: Path, total: int, networks: Networks, optimizer: Optimizer, me
 
 
 def _slots(path: Path, tensors: dict[str, Tensor], optimizer: Optimizer) -> dict[int, dict[str, Tensor]]:
-    """What an optimiser keeps, by the number of the parameter.  Raises WeightsError when it does not fit."""
+    """The optimiser state of each parameter, by its index.  Raises WeightsError if it does not fit."""
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     shapes, slots = {str(i): p.shape for i, p in enumerate(trained)}, {}
     for name, tensor in tensors.items():
@@ -389,7 +401,7 @@ def _slots(path: Path, tensors: dict[str, Tensor], optimizer: Optimizer) -> dict
 
 
 def flat(config: dict, prefix: str = "") -> dict[str, object]:
-    """A nested configuration with dotted names."""
+    """A nested dictionary as a flat one: {"a": {"b": 1}} becomes {"a.b": 1}."""
     rows: dict[str, object] = {}
     for key, value in config.items():
         rows |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}

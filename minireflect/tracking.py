@@ -1,8 +1,9 @@
-"""Scalars and pictures of a run for TensorBoard or Weights & Biases; metrics.jsonl stays the truth.
+"""Log the metrics of a run to TensorBoard or Weights & Biases too. metrics.jsonl remains the complete record.
 
     minireflect train srrl --log tensorboard && tensorboard --logdir runs
 
-What each gets is what metrics.jsonl gets, under STAGE/NAME, a list as NAME/0, NAME/1, ...; and pictures.
+Every number of metrics.jsonl is logged as STAGE/NAME, the numbers of a list as NAME/0, NAME/1, ...; in
+addition, sampled pictures are logged.
 """
 
 import os
@@ -13,11 +14,14 @@ import torch
 from torch import Tensor
 
 Tracker = Literal["tensorboard", "wandb"]
-PICTURES_EVERY, SHOWN = 10, 8  # iterations between two sets of pictures; how many
+PICTURES_EVERY, SHOWN = 10, 8  # iterations between two sets of pictures; pictures in a set
 
 
 class Tracking:
-    """A second log of a run's values, beside metrics.jsonl.  Raises ImportError that says what to install."""
+    """A writer for TensorBoard or Weights & Biases.
+
+    Raises ImportError, which names the package to install, if it is missing.
+    """
 
     def __init__(self, kind: Tracker, folder: Path) -> None:
         self.kind = kind
@@ -43,7 +47,7 @@ class Tracking:
         self.to.flush()
 
     def pictures(self, stage: str, step: int, images: Tensor) -> None:
-        """Shapes: images (b 3 h w) in [-1, 1]"""
+        """Log the first pictures side by side.  Shapes: images (b 3 h w) in [-1, 1]"""
         row = torch.cat([*((images[:SHOWN].float().cpu() + 1) / 2).clamp(0, 1)], 2)  # (3 h b*w)
         if self.kind == "tensorboard":
             return self.to.add_image(f"{stage}/pictures", row, step)
@@ -53,7 +57,7 @@ class Tracking:
 
 
 def numbers(values: object, name: str) -> list[tuple[str, float]]:
-    """Every number in nested dicts and lists, with its path."""
+    """Every number in nested dicts and lists, with its path, such as "srrl/reward_by_round/0"."""
     if isinstance(values, dict | list | tuple):
         inner = values.items() if isinstance(values, dict) else enumerate(values)
         return [pair for key, value in inner for pair in numbers(value, f"{name}/{key}")]

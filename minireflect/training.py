@@ -1,10 +1,10 @@
-"""A step of AdamW, and the loop that every plain training shares: its budget, its schedule, what it logs.
+"""The loop of supervised training: budget, learning-rate schedule, AdamW step, logging and saving.
 
     for step, generator, minimise in optimise("actor", config, {"actor": actor}, job, decay=1e-2):
         loss = ...
         minimise(loss, accuracy=...)
 
-SRRL, RL-RIG and ReasonGen-R1 have loops of their own, and take the same step.
+SRRL, RL-RIG and ReasonGen-R1 have their own loops and use `adamw` and `take_step` from here.
 """
 
 import math
@@ -19,44 +19,46 @@ from .ranges import Checked, Count, Weight, finite
 from .run import Job, Networks
 from .streams import rng
 
-SAVE_EVERY = 25  # steps of `optimise` between two saves of the state that --resume continues from
-MAX_GRAD_NORM = 1.0  # the gradient of a step is scaled down to this norm, as in most recipes
+SAVE_EVERY = 25  # steps between two saves of the state that --resume continues from
+MAX_GRAD_NORM = 1.0  # gradients are clipped to this norm, the usual choice
 
 
 @dataclass(frozen=True)
 class Training(Checked):
     """The budget of a training loop."""
 
-    # pictures, rendered once
+    # training pictures, rendered once at the start
     pictures: Count = 16_000
     # optimiser steps
     steps: Count = 5_000
-    # pictures a step
+    # pictures per step
     batch: Count = 64
-    # peak learning rate of AdamW; cosine to zero after a warm-up of 5 %
+    # peak learning rate of AdamW: linear warm-up over 5 % of the steps, then cosine decay to zero
     lr: Weight = 1e-3
 
 
 def lr_factor(step: int, steps: int) -> float:
-    """Linear warm-up over 5 % of the steps, then a cosine to zero (Loshchilov & Hutter 2017, equation 5)."""
+    """Factor of the peak learning rate, in [0, 1]: linear warm-up over 5 % of the steps, then cosine decay to
+    zero (Loshchilov & Hutter 2017, equation 5).
+    """
     warm = max(1, steps // 20)
     if step < warm:
         return (step + 1) / warm
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-Loss = tuple[Tensor, dict[str, float]]  # (), and values for the log
-Minimise = Callable[..., None]  # of the loss (), and of values for the log by name
-Step = tuple[int, Generator, Minimise]  # the random stream is for the choice of a batch
+Loss = tuple[Tensor, dict[str, float]]  # a scalar loss (), and named values to log
+Minimise = Callable[..., None]  # minimise(loss, **values to log): one optimiser step
+Step = tuple[int, Generator, Minimise]  # the generator is for choosing the batch
 
 
 def optimise(
     name: str, config: Training, networks: Networks, job: Job, decay: float, beta2: float = 0.999
 ) -> Iterator[Step]:
-    """The steps of a training loop, each with a random stream and what minimises and logs its loss.
+    """Yield the steps of a training loop, each with a generator and the function that minimises the loss.
 
-    AdamW, with weight decay `decay`, trains all parameters of `networks` that require gradients.  The run
-    saves the networks and the optimiser, and continues from what it saved.
+    AdamW with weight decay `decay` trains all parameters of `networks` that require gradients. The run saves
+    networks and optimiser every SAVE_EVERY steps, and a resumed run continues from there.
     """
     trained = [p for network in networks.values() for p in network.parameters() if p.requires_grad]
     optimizer = adamw(trained, lr=config.lr, betas=(0.9, beta2), weight_decay=decay)
@@ -75,22 +77,22 @@ def optimise(
 
 
 def adamw(parameters: Iterable[Tensor], **how: float | tuple[float, float]) -> AdamW:
-    """AdamW, on a GPU in one kernel."""
+    """AdamW; on a GPU the fused version, one kernel for all parameters."""
     trained = list(parameters)
     return AdamW(trained, fused=trained[0].device.type == "cuda" or None, **how)
 
 
 def take_step(optimizer: Optimizer, scaled: bool = False) -> Tensor:
-    """One step with the gradients that there are, `scaled` if float16 made that necessary.  -> their norm
-    before clipping ()
+    """Clip the gradients and take one optimiser step.  -> the norm of the gradients before clipping ()
 
-    A gradient that is not finite leaves the weights as they are.  It raises FloatingPointError, but for a
-    fused optimiser: that one goes on without a wait for the GPU, and its caller asks `check_gradient`.
+    `scaled` says that a float16 loss was scaled; it only adds a hint to the error message. If a gradient is
+    not finite, the weights stay unchanged and FloatingPointError is raised. A fused optimiser also skips the
+    step but does not raise, to avoid a wait for the GPU: its caller calls `check_gradient` later.
     """
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     norm = nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM)
     if optimizer.defaults.get("fused"):
-        optimizer.found_inf = (~norm.isfinite()).float()  # as torch.amp.GradScaler tells it
+        optimizer.found_inf = (~norm.isfinite()).float()  # torch.amp.GradScaler sets it to skip a step
     else:
         check_gradient(norm.item(), optimizer, scaled)
     optimizer.step()
@@ -98,10 +100,10 @@ def take_step(optimizer: Optimizer, scaled: bool = False) -> Tensor:
 
 
 def check_gradient(norm: float, optimizer: Optimizer, scaled: bool = False) -> None:
-    """Raises FloatingPointError when the norm of a gradient is not finite."""
+    """Raises FloatingPointError if the norm of the gradients is not finite."""
     if not math.isfinite(norm):
         lr = optimizer.param_groups[0]["lr"]
-        half = ", or use --precision bf16 in place of fp16" if scaled else ""
+        half = ", or use --precision bf16 instead of fp16" if scaled else ""
         raise FloatingPointError(f"a gradient is not finite; lower the learning rate, {lr:.2e} now{half}")
 
 

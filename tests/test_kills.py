@@ -189,7 +189,7 @@ def test_no_folder_pipe_or_device_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to(os.devnull)
     for path in [*tmp_path.iterdir()]:
-        with pytest.raises(OSError, match="no regular file"):
+        with pytest.raises(OSError, match="not a regular file"):
             disk.write_text(path, "x")
     assert (
         (tmp_path / "pipe").is_fifo() and (tmp_path / "folder").is_dir() and (tmp_path / "link").is_symlink()

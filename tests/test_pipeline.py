@@ -131,7 +131,13 @@ def test_blind_rounds_sample_everything_again() -> None:
         ({"prompts": TEXTS, "steps": 0}, ValueError, "steps must be at least 1, got 0"),
         ({"prompts": TEXTS, "steps": 1001}, ValueError, "1001"),
         ({"prompts": TEXTS, "eta": 1.5}, ValueError, "eta"),
-        ({"prompts": TEXTS, "latents": torch.zeros(4, 4, 3, 3)}, ValueError, "latents of shape"),
+        (
+            {"prompts": TEXTS, "latents": torch.zeros(4, 4, 3, 3)},
+            ValueError,
+            r"of shape .*, got \(4, 4, 3, 3\)",
+        ),
+        ({"prompts": TEXTS, "latents": [[0.0]]}, ValueError, r"a tensor of shape .*, got \[\[0.0\]\]"),
+        ({"prompts": TEXTS, "latents": np.zeros((4, 4, 2, 2))}, ValueError, "a tensor of shape"),
         ({"prompts": ["a red ball " * 20]}, PromptError, "words"),
     ],
 )

@@ -113,7 +113,7 @@ def test_another_run_is_never_overwritten(tmp_path: Path) -> None:
         Run(tmp_path / "a", {"lr": 1})
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "diary.txt").write_text("dear diary")
-    with pytest.raises(RunError, match="no empty folder"):
+    with pytest.raises(RunError, match="neither empty nor a run folder"):
         Run(tmp_path / "b", {})
     assert (tmp_path / "b" / "diary.txt").read_text() == "dear diary"
 
@@ -251,7 +251,7 @@ def test_two_states_are_kept_and_a_flipped_byte_is_refused_by_name(tmp_path: Pat
 @pytest.mark.parametrize(
     ("about", "said"),
     [
-        ({"step": "-5"}, "-5 steps"), ({"step": "9"}, "9 steps"), ({}, "step in"),
+        ({"step": "-5"}, "-5 finished steps"), ({"step": "9"}, "9 finished steps"), ({}, "step in"),
         ({"step": '"x"'}, "step in"),
         ({"step": "1"}, "memory in"), ({"step": "1", "memory": "null"}, "memory in"),
         ({"step": "1", "memory": "[1]"}, "memory in"),
@@ -371,6 +371,6 @@ def test_a_file_system_without_locks_is_said(
         run_module.fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(next(failed), "x"))
     )
     assert Run(tmp_path / "a", {}).folder.exists()
-    assert "has no locks: start no second run in it" in capsys.readouterr().err
+    assert "has no locks; do not start a second run in it" in capsys.readouterr().err
     with pytest.raises(RunError, match="cannot write to"):
         Run(tmp_path / "b", {})

@@ -30,20 +30,29 @@ from ..world.published import read_benchmark, read_graphs, write_samples
 from . import read
 
 ABOUT = """\
-Sample pictures of prompts. Under each stand the inspector's verdict and the learned reward; in each further
-round what the reward refuses is sampled again, from the opposite of its noise."""
-# defaults other than 0 rounds and guidance 1; 7.5 is diffusers' default for Stable Diffusion
-ROUNDS, GUIDANCE = {"rlrig": LoopConfig.rounds}, {"checkpoint": 7.5}
+Sample pictures of prompts. The inspector's verdict and the learned reward are shown under each picture. In
+each further round, refused pictures are sampled again from the negative of their noise."""
+# options that each way of sampling reads, in addition to ALL
+READ = {
+    "srrl": {"method", "rounds", "weights", "steps", "guidance", "eta", "blind", "w_denoise", "w_renoise"},
+    "rlrig": {"method", "rounds", "weights", "steps", "guidance"},
+    "reasongen": {"method", "weights", "guidance", "temperature"},
+    "checkpoint": {"rounds", "steps", "guidance", "eta", "blind", "w_denoise", "w_renoise", "lora",
+                   "lora_scale", "each", "device", *vars(CheckpointConfig())},
+}  # fmt: skip
+ALL = {"prompts", "out", "seed", "check", "checkpoint"}
+# defaults that differ from 0 rounds and from SamplerConfig; 7.5 is diffusers' default for Stable Diffusion
+DEFAULTS = {"rlrig": {"rounds": LoopConfig.rounds}, "checkpoint": {"guidance": 7.5, "eta": 0.0}}
 PIXELS = (".png", ".jpg", ".jpeg")
-# largest mean difference of pixels, of 255: other processors round differently; other weights exceed it
+# largest mean difference of pixels, of 255: above rounding on other processors, below other weights
 CHECK_TOLERANCE = 4.0
 
 
 @dataclass(frozen=True)
 class SampleOptions(Checked):
-    # a row each; with --method rlrig scene graphs: triples, a sentence, or a .json of LAION-SG or T2I-R1
+    # one row each; with --method rlrig scene graphs: triples, a sentence, or a .json of LAION-SG or T2I-R1
     prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    # the model
+    # which model samples
     method: Literal["srrl", "rlrig", "reasongen"] = "srrl"
     # reflections after the first picture (default: 0; with --method rlrig 3 edits)
     rounds: Natural | None = None
@@ -51,31 +60,31 @@ class SampleOptions(Checked):
     weights: Path | None = None
     # picture to write
     out: Path = Path("sample.png")
-    # of all noise
+    # seed of all noise
     seed: int = 0
-    # denoising steps
-    steps: Count = 20
-    # guidance of round 0 (default: 1; with --base 7.5; with --method reasongen of image tokens, 1)
+    # denoising steps (default: 20, or as in the evaluation of the run in --weights)
+    steps: Count | None = None
+    # guidance of round 0 (default: 1, or as in the evaluation of the run in --weights; with --base 7.5)
     guidance: Weight | None = None
-    # of rationale and image tokens, with --method reasongen; trained and measured at 0.8
+    # step noise, 0 to 1 (default: 1, or as in the evaluation of the run in --weights; with --base 0)
+    eta: Share | None = None
+    # with --method reasongen: sampling temperature of all tokens; training and evaluation use 0.8
     temperature: Temperature = 0.2
-    # sample every picture again without a look at the reward, as SRRL's code does
+    # sample every picture again without using the reward, as SRRL's code does
     blind: bool = False
-    # with --blind: guidance of sampling again
+    # with --blind: guidance of the pictures that are turned back into noise
     w_denoise: Weight = 3.0
     # with --blind: guidance of re-noising
     w_renoise: Weight = 0.1
-    # sample the committed picture again; exit status 1 when it is off
+    # sample the committed picture again; exit status 1 if it differs
     check: bool = False
-    # with --base: adapter of a training with --base, of diffusers, peft or kohya
+    # with --base: a LoRA adapter, of a training with --base, of diffusers, peft or kohya
     lora: Path | None = None
-    # with --lora: factor of its change to the weights
+    # with --lora: factor on the change of the weights
     lora_scale: Finite = 1.0
-    # pictures of each prompt, with --out FOLDER: the layout that GenEval's scorer reads
+    # with --base and --out FOLDER: pictures per prompt, in the layout that GenEval's scorer reads
     each: Count = 4
-    # with --base: step noise, 0 to 1
-    eta: Share = 0.0
-    # cuda, mps or cpu (default: the first that is there)
+    # with --base: where to compute (default: the first that is available)
     device: Literal["cuda", "mps", "cpu"] | None = None
     checkpoint: Annotated[CheckpointConfig, tyro.conf.arg(name="")] = field(default_factory=CheckpointConfig)
 
@@ -84,31 +93,44 @@ def main(words: list[str]) -> int:
     args = read(words, "sample PROMPT ...", ABOUT, SampleOptions())
     if args.check:
         return check()
-    check_arguments(args)
     way = args.method if args.checkpoint.base is None else "checkpoint"
-    rounds = ROUNDS.get(way, 0) if args.rounds is None else args.rounds
-    guidance = GUIDANCE.get(way, 1.0) if args.guidance is None else args.guidance
+    check_arguments(args, way)
+    sampler = measured_with(args.weights) if way == "srrl" else SamplerConfig()
+    defaults = {"rounds": 0} | asdict(sampler) | DEFAULTS.get(way, {})
+    missing = {name: value for name, value in defaults.items() if getattr(args, name) is None}
     with torch.no_grad():
-        said = WAYS[way](replace(args, rounds=rounds, guidance=guidance), list(args.prompts))
+        said = WAYS[way](replace(args, **missing), list(args.prompts))
     for head, lines in zip(*said):
         print("\n".join([plain(head), *(f"  {line}" for line in lines)]))
     print(f"written to {args.out}")
     return 0
 
 
-def check_arguments(args: SampleOptions) -> None:
-    """Check the options before anything is loaded.  Raises ValueError."""
+def measured_with(weights: Path | None) -> SamplerConfig:
+    """The sampler of the evaluation of the run with these weights; the default if they are of no run."""
+    folder = weights_folder(weights)
+    run = folder.parent if folder.name == "weights" else folder
+    if not (run / "config.json").exists():
+        return SamplerConfig()
+    from ..config import read_config
+
+    return read_config(run).sampler
+
+
+def check_arguments(args: SampleOptions, way: str) -> None:
+    """Check the options before any weights are loaded.  Raises ValueError."""
     base = args.checkpoint.base
     if not args.prompts:
         raise ValueError('there is no prompt; try: minireflect sample "a tall red candle in still air"')
     if base is None and not all(map(split, args.prompts)):
-        raise ValueError("a prompt is empty, or has no word")
-    if base is None and (args.lora or args.checkpoint != CheckpointConfig()):
-        given = [name for name, value in vars(args.checkpoint).items() if value] + ["lora"] * bool(args.lora)
-        flags = ", ".join(f"--{name}" for name in given).replace("_", "-")
-        raise ValueError(f"{flags} belongs to a published checkpoint: give --base PATH")
-    if args.method == "reasongen" and (args.rounds is not None or args.steps != SampleOptions.steps):
-        raise ValueError("--rounds and --steps belong to diffusion: reasongen samples once, token by token")
+        raise ValueError("a prompt is empty or contains no words")
+    usual = {**vars(SampleOptions()), **vars(CheckpointConfig())}
+    given = {name for name, value in {**vars(args), **vars(args.checkpoint)}.items() if value != usual[name]}
+    if unread := sorted(given - READ[way] - ALL):
+        flags = ", ".join(f"--{name}" for name in unread).replace("_", "-")
+        named = {name: f"--method {name}" for name in READ} | {"checkpoint": "--base PATH"}
+        fitting = [named[name] for name, read in READ.items() if {*unread} <= read]
+        raise ValueError(f"{flags} has no effect here; try {' or '.join(fitting) or 'other methods'}")
     if args.out.suffix.lower() not in (*PIXELS, ".pdf", ".svg", *([""] if base else [])):
         raise ValueError(f"--out {args.out} must end in .png, .jpg, .pdf or .svg")
     folder = args.out.absolute().parent
@@ -118,7 +140,7 @@ def check_arguments(args: SampleOptions) -> None:
         check_place(args.out)
 
 
-Said = tuple[list[str], list[list[str]]]  # what is printed: heads, and the lines below each
+Said = tuple[list[str], list[list[str]]]  # the printed text: a heading per prompt, and the lines below it
 
 
 def blind(args: SampleOptions) -> ReflectionConfig:
@@ -126,9 +148,9 @@ def blind(args: SampleOptions) -> ReflectionConfig:
 
 
 def sample_srrl(args: SampleOptions, prompts: list[str]) -> Said:
-    """A prompt a row, a round a column."""
+    """SRRL: one row per prompt, one column per round."""
     reflection = blind(args) if args.blind else replace(OPPOSITE, rounds=args.rounds)
-    sampler = SamplerConfig(args.steps, args.guidance)
+    sampler = SamplerConfig(args.steps, args.guidance, args.eta)
     pipe, reward = load_pipeline(args.weights), load_reward(args.weights)
     pipe.tokenizer(prompts)  # raises on unknown words before anything is sampled
     asked = None if args.blind else reward
@@ -138,10 +160,10 @@ def sample_srrl(args: SampleOptions, prompts: list[str]) -> Said:
 
 
 def sample_rlrig(args: SampleOptions, prompts: list[str]) -> Said:
-    """A scene graph a row: the picture, unmet requirements, the edit prompt, the next picture."""
+    """RL-RIG: one row per scene graph: picture, unmet requirements, edit prompt, next picture."""
     graphs = [graph for prompt in prompts for graph in read_graphs(prompt)]
     for graph in graphs:
-        lay_out(graph, choices(args.seed, "layout"))  # raises on a graph that no picture can show
+        lay_out(graph, choices(args.seed, "layout"))  # raises if no picture can show the graph
     loop = LoopConfig(args.rounds, steps=args.steps, guidance=args.guidance)
     parts = load_parts(weights_folder(args.weights or RIG))
     rows = showcase.edit_strip(parts, graphs, loop, args.seed, args.out)
@@ -151,7 +173,7 @@ def sample_rlrig(args: SampleOptions, prompts: list[str]) -> Said:
 
 
 def sample_reasongen(args: SampleOptions, prompts: list[str]) -> Said:
-    """The rationale as written, the picture and the verdict, of two samples of each prompt."""
+    """ReasonGen-R1: two samples per prompt, each with its rationale, picture and verdict."""
     folder = weights_folder(args.weights or REASON)
     pipe, reward = load_reasongen(folder), reward_beside(folder)
     sampling = SamplingConfig(args.temperature, guidance=args.guidance)
@@ -160,7 +182,10 @@ def sample_reasongen(args: SampleOptions, prompts: list[str]) -> Said:
 
 
 def sample_checkpoint(args: SampleOptions, prompts: list[str]) -> Said:
-    """A published checkpoint: a prompt a row, a blind round a column; without rounds pixel for pixel."""
+    """A published checkpoint: one row per prompt, one column per blind round.
+
+    Without further rounds, an image file contains only the pictures, side by side and at their full size.
+    """
     pipe = load_base(FinetuneConfig(**vars(args.checkpoint)), chosen_device(args.device))
     if args.lora:
         load_lora(pipe, args.lora, args.lora_scale)
@@ -179,7 +204,7 @@ def sample_checkpoint(args: SampleOptions, prompts: list[str]) -> Said:
 
 
 def export(args: SampleOptions, pipe: LatentDiffusion) -> Said:
-    """Save pictures of a benchmark's prompts in the layout that its scorer reads, and the settings."""
+    """Save pictures of a benchmark's prompts in the folder layout of its scorer, with settings.json."""
     file = Path(args.prompts[0])
     about = read_benchmark(file) if file.is_file() else [{"prompt": prompt} for prompt in args.prompts]
     for i, task in enumerate(about):
@@ -196,7 +221,7 @@ WAYS = dict(srrl=sample_srrl, rlrig=sample_rlrig, reasongen=sample_reasongen, ch
 
 
 def check() -> int:
-    """Sample the committed picture again.  -> exit status: 1 when it is off"""
+    """Sample the committed picture again and compare.  -> exit status: 0, or 1 if it differs"""
     expected, found = read_picture(SHIPPED / "check.png"), showcase.check_picture(load_pipeline())
     off = float(np.abs(expected.astype(float) - found).mean())
     print(f"mean difference from the committed picture: {off:.3f} of 255 (at most {CHECK_TOLERANCE})")

@@ -1,9 +1,7 @@
-"""A world whose best possible network is a formula: a mixture of Gaussians, noised, stays a mixture of
-Gaussians.
+"""A data distribution with an exact denoiser: a mixture of Gaussians remains one when noise is added.
 
-Used where a claim about samplers, inversion or reflection should be checked without a trained network in the
-way (tests, notebooks). Idea: EDM (Karras et al. 2022, arXiv 2206.00364), whose analytic toys this follows;
-Tweedie's formula for the posterior mean.
+Tests and notebooks use it to check claims about samplers, inversion and reflection without the error of a
+trained network.  It follows the analytic examples of EDM (Karras et al. 2022, arXiv 2206.00364).
 
     p_0(x)    = sum_k weight_k N(x; mean_k, std_k^2 I)
     p_abar(x) = sum_k weight_k N(x; sqrt(abar) mean_k, v_k I),        v_k = abar std_k^2 + 1 - abar
@@ -25,17 +23,16 @@ NULL = -1  # the class id of "no condition"
 
 @dataclass(frozen=True, eq=False)
 class GaussianMixture:
-    """Isotropic Gaussians in d dimensions; `classes` says which of them a condition allows.
+    """A mixture of k isotropic Gaussians in d dimensions.
 
-    Computes in the precision of x.
-
-    A class is an int or one id per sample; None, or -1 for a sample, is unconditional.
+    The condition `cls` of the methods is a class id, or a tensor with one id per sample.  It restricts the
+    mixture to the components of that class; None or -1 is unconditional.  Results have the precision of x.
     """
 
     means: Tensor  # [k, d]
     stds: Tensor  # [k]
-    weights: Tensor  # [k], of any sum
-    classes: Tensor | None = None  # [k] long; None: every component is its own class
+    weights: Tensor  # [k], need not sum to 1
+    classes: Tensor | None = None  # [k] long, the class of each component; None gives each its own class
 
     def __post_init__(self) -> None:
         k = len(self.means)
@@ -57,7 +54,7 @@ class GaussianMixture:
         return log_gauss + log_weight.log_softmax(-1), centred, var
 
     def _allowed(self, cls: int | Tensor | None, x: Tensor) -> Tensor:
-        """The components that a condition allows.  Shapes: cls () or (b), x (b d) -> (b k) bool"""
+        """The components of the class.  Shapes: cls () or (b), x (b d) -> (b k) bool"""
         cls = torch.as_tensor(NULL if cls is None else cls, device=x.device).long().expand(len(x))[:, None]
         classes = torch.arange(len(self.means)) if self.classes is None else self.classes
         allowed = (cls == NULL) | (cls == classes.to(x.device))
@@ -66,11 +63,11 @@ class GaussianMixture:
         return allowed
 
     def log_prob(self, x: Tensor, abar: Tensor, cls: int | Tensor | None = None) -> Tensor:
-        """Log-density of the noised mixture, nats.  Shapes: x (b d), abar () or (b) -> (b)"""
+        """Log-density of the noised mixture in nats.  Shapes: x (b d), abar () or (b) -> (b)"""
         return self._log_joint(x, abar, cls)[0].logsumexp(-1)
 
     def eps(self, x: Tensor, abar: Tensor, cls: int | Tensor | None = None) -> Tensor:
-        """The noise that the best possible network predicts.  Shapes: x (b d), abar () or (b) -> (b d)"""
+        """The noise that an ideal network predicts.  Shapes: x (b d), abar () or (b) -> (b d)"""
         log_joint, centred, var = self._log_joint(x, abar, cls)
         pull = (log_joint.softmax(-1)[..., None] * centred / var[..., None]).sum(1)  # minus the score
         return (1 - abar.to(x).expand(len(x))[:, None]).sqrt() * pull
@@ -81,27 +78,27 @@ class GaussianMixture:
         return (x - (1 - column).sqrt() * self.eps(x, abar, cls)) / column.sqrt()
 
     def sample(self, n: int, generator: Generator, cls: int | None = None) -> Tensor:
-        """Draw clean points.  Shapes: -> (n d)"""
+        """Draw n points without noise.  Shapes: -> (n d)"""
         weights = self.weights * self._allowed(cls, self.means[:1]).squeeze(0)
         k = torch.multinomial(weights, n, replacement=True, generator=generator)
         noise = torch.randn(n, self.means.shape[1], generator=generator, dtype=self.means.dtype)
         return self.means[k] + self.stds[k, None] * noise
 
     def context(self, cls: int | Tensor | None, n: int = 1) -> Tensor:
-        """A condition in the shape of a network's context, (n 1 1)."""
+        """The class id as the context that `model` takes.  -> (n 1 1)"""
         return torch.as_tensor(NULL if cls is None else cls).float().expand(n)[:, None, None]
 
     def model(self, schedule: Schedule) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        """The formula with the interface of a network and the schedule's prediction type.
+        """A function with the interface of a network, which outputs the schedule's prediction type.
 
-        Shapes: the result maps x (b d) or (b d 1 1), t (b), context (b 1 1) holding the class id -> like x
+        Shapes: the function maps x (b d) or (b d 1 1), t (b), context (b 1 1) -> like x
         """
 
         def model(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
             flat, cls = x.flatten(1), context.flatten(1)[:, 0].round()
             abar = schedule.abar.to(t.device)[t]
             output = self.eps(flat, abar, cls)
-            if schedule.config.prediction != "epsilon":  # half the work in the usual case
+            if schedule.config.prediction != "epsilon":  # saves the posterior mean in the usual case
                 output = schedule.target(self.posterior_mean(flat, abar, cls), output, t)
             return output.view(x.shape)
 

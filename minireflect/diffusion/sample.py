@@ -1,18 +1,18 @@
 """Guidance, and the two directions of sampling: `denoise` (noise to image) and `renoise` (image to noise).
 
-Papers: classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598); DDIM (arXiv 2010.02502); SRRL
-(arXiv 2505.22407), E1 and E4.
+Papers: classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598), DDIM (arXiv 2010.02502), SRRL (arXiv
+2505.22407), E1 and E4.
 
     eps_fn = guided(model, cond, uncond, w)            # eps_u + w (eps_c - eps_u)
     x_0    = last(denoise(eps_fn, x_T, table))         # t = 951, 901, ..., 1
     x_T    = last(renoise(eps_fn, x_0, table))         # t = 1, 51, ..., 951
 
-Both directions are generators that yield every step. Collecting them is a trajectory, drawing them an
-animation, stopping early an edit.
+Both directions are Python generators that yield every step.  A caller can collect the steps into a trajectory
+(`collect`), keep only the end (`last`), show them as an animation, or stop early.
 
-No autograd graph is kept: a reflection of K rounds would otherwise hold 40 K network evaluations in memory
-(the released SRRL does). A `torch.no_grad()` around a generator's body would leak its mode into the caller at
-every `yield`; so each step is computed inside the context, and yielded outside it.
+No autograd graph is kept.  Otherwise K rounds of reflection would hold 40 K network evaluations in memory, as
+the released SRRL does.  A `torch.no_grad()` around the loop of a generator would also disable gradients for
+the caller between two steps.  Therefore each step is computed inside the context and yielded outside of it.
 """
 
 from collections import deque
@@ -37,33 +37,33 @@ class Step(NamedTuple):
     """The result of one step of a sampler."""
 
     index: int  # row of the table
-    t: Tensor  # () long, the timestep label shown to the network
+    t: Tensor  # () long, the timestep that the network was given
     x: Tensor  # (b c h w) the latent after the step
     x0: Tensor  # (b c h w) predicted clean latent
     eps: Tensor  # (b c h w) predicted noise
-    log_prob: Tensor  # (b) nats, of x; 0 where the step drew no noise
+    log_prob: Tensor  # (b) log-density of x in nats; 0 if the step drew no noise
     mean: Tensor  # (b c h w) of the Gaussian that x is drawn from
 
 
 class Trajectory(NamedTuple):
-    """A sampled path as data. `latents[:, i]` is the state of step i, `latents[:, i + 1]` its action.
+    """A sampled path: `latents[:, i]` is the state of step i, and `latents[:, i + 1]` is its action.
 
-    Stored in float32, because rounding to half precision would change the action that was scored.
+    It is stored in float32: rounding to half precision would change the actions after they were scored.
     """
 
     latents: Tensor  # (b s+1 c h w) float32
     log_probs: Tensor  # (b s) nats
-    means: Tensor  # (b s c h w) float32, of the Gaussians that the actions were drawn from
+    means: Tensor  # (b s c h w) float32, means of the Gaussians that the actions were drawn from
 
 
 def guided(model: Model, cond: Tensor, uncond: Tensor, w: float, schedule: Schedule | None = None) -> EpsFn:
-    """Classifier-free guidance as a function of (x, t).
+    """The noise that the network predicts with classifier-free guidance w, as a function of (x, t).
 
-    w = 1 is the conditional network alone and w = 0 the unconditional one: one evaluation each. Any other w
-    evaluates both in one batch of 2 b, unconditional half first. Where gradients are enabled they flow
-    through both halves: the policy is the guided Gaussian. `schedule` converts the network's prediction type
-    to noise; without it the output is taken as noise.
-    Shapes: cond (b t d), uncond (1 t d) or (b t d); the result maps x (b c h w), t () or (b) -> (b c h w)
+    w = 1 is the conditional prediction alone and w = 0 the unconditional one; each needs one evaluation.
+    Other values evaluate both in one batch of 2 b, with the unconditional half first.  Gradients flow through
+    both halves, because the policy is the guided Gaussian.
+    schedule: converts the output of the network to noise; None if the output is noise.
+    Shapes: cond (b t d), uncond (1 t d) or (b t d); the function maps x (b c h w), t () or (b) -> (b c h w)
     """
 
     def eps_fn(x: Tensor, t: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ def guided(model: Model, cond: Tensor, uncond: Tensor, w: float, schedule: Sched
         else:
             both = model(torch.cat([x, x]), torch.cat([t, t]), torch.cat([without, given]))
             output_u, output_c = both.chunk(2)
-            # Guidance of v or x_0 equals guidance of the noise, and is exact where little signal is left.
+            # Guiding v or x_0 is the same as guiding the noise, and more accurate where the signal is weak.
             output = output_u + w * (output_c - output_u)  # SRRL (E1)
         return output if schedule is None else schedule.to_eps(output, x, t)
 
@@ -85,9 +85,10 @@ def guided(model: Model, cond: Tensor, uncond: Tensor, w: float, schedule: Sched
 def denoise(
     eps_fn: EpsFn, x: Tensor, table: StepTable, eta: float | Tensor = 0.0, generator: Generator | None = None
 ) -> Iterator[Step]:
-    """Noise to image, one network evaluation a step. `generator` is needed where there is step noise: `eta`,
-    or its standard deviation at every step [S].
+    """Noise to image.
 
+    eta: amount of step noise in [0, 1] (see `StepTable.sigma`), or its standard deviation at every step, [S].
+    generator: required if there is step noise.
     Shapes: x (b c h w) at level table.t[0]; every step yields a latent (b c h w) at level table.t_prev
     """
     sigmas = eta if isinstance(eta, Tensor) else table.sigma(eta)
@@ -100,13 +101,12 @@ def denoise(
 
 
 def renoise(eps_fn: EpsFn, x0: Tensor, table: StepTable, refine: int = 0) -> Iterator[Step]:
-    """Image to noise: the steps of `denoise` at eta 0, undone from the last to the first, N moves for N
-    steps.
+    """Image to noise: the inverse of `denoise` at eta 0, from the last step of the table to the first.
 
-    The exact inverse needs eps(x_t, t) before x_t is known. Plain inversion (refine 0) uses eps(x_t_prev, t):
-    the latent one level cleaner under the label of the level it is going to (E4), an error of O(1/N). Each of
-    `refine` rounds solves the implicit equation one fixed-point iteration further, at one more evaluation a
-    step.
+    The exact inverse of a step needs eps(x_t, t) before x_t is known.  DDIM inversion (refine 0) uses
+    eps(x_t_prev, t) instead: the latent of the cleaner level with the timestep of the noisier level (E4).
+    Its error is O(1/N) for N steps.  Each of `refine` fixed-point iterations reduces the error, at the cost
+    of one more network evaluation a step.
     Shapes: x0 (b c h w) at level table.t_prev[-1]; every step yields a latent (b c h w) at level table.t
     """
     x = x0
@@ -123,7 +123,7 @@ def renoise(eps_fn: EpsFn, x0: Tensor, table: StepTable, refine: int = 0) -> Ite
 
 
 def last(steps: Iterable[Step]) -> Tensor:
-    """Run a sampler to its end and keep the latent only."""
+    """Run a sampler to its end.  -> the last latent.  Raises ValueError if there are no steps."""
     final = deque(steps, maxlen=1)
     if not final:
         raise ValueError("no steps: the table is empty")
@@ -131,7 +131,7 @@ def last(steps: Iterable[Step]) -> Tensor:
 
 
 def collect(x_start: Tensor, steps: Iterable[Step]) -> Trajectory:
-    """Run a sampler to its end and keep the path.
+    """Run a sampler to its end.  -> the path
 
     Shapes: x_start (b c h w) -> latents (b s+1 c h w), log_probs (b s), means (b s c h w)
     """
@@ -145,5 +145,5 @@ def collect(x_start: Tensor, steps: Iterable[Step]) -> Trajectory:
 
 
 def evaluations(w: float) -> int:
-    """UNet evaluations of one sample at guidance w: 0 and 1 need one of the two predictions."""
+    """UNet evaluations of one step at guidance w; w = 0 and w = 1 need only one of the two predictions."""
     return 1 if w in (0, 1) else 2

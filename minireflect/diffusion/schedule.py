@@ -1,17 +1,17 @@
-"""The share of signal at every noise level, and the table of steps that samplers, scorers and inverses use.
+"""The noise schedule, and the table of steps that sampling, scoring and re-noising share.
 
 Papers: DDPM (Ho et al. 2020, arXiv 2006.11239), DDIM (Song et al. 2020, arXiv 2010.02502), v-prediction
-(Salimans & Ho 2022).
+(Salimans & Ho 2022, arXiv 2202.00512).
 
-    beta    = the noise added at each of T training steps
+    beta    = variance of the noise that each of T training steps adds
     abar[t] = prod_{s<=t} (1 - beta[s])               # DDPM's alpha-bar; the DDIM paper calls it alpha
     x_t     = sqrt(abar) x_0 + sqrt(1 - abar) noise   # DDPM (4)
 
-A sampler visits only S of the T levels. Which ones, and where each step lands, is the `StepTable`; nothing
-else in the project computes `t - T // S`, so what was sampled is what is scored and what is inverted.
+A sampler visits only S of the T levels.  The `StepTable` has these levels and the level to which each step
+leads.  No other code computes them, so sampling, scoring and re-noising agree.
 
-Differs from diffusers: alpha-bar is accumulated in float64 before it is stored in float32. The rest is equal
-number for number, including one oddity of where a step lands (see `Schedule.table`).
+Differs from diffusers: alpha-bar is accumulated in float64 before it is stored in float32.  All else is equal
+number for number, including the levels to which the steps lead (see `Schedule.table`).
 """
 
 from collections.abc import Iterator
@@ -27,27 +27,26 @@ from ..streams import sent
 BetaSchedule = Literal["scaled_linear", "linear"]
 Prediction = Literal["epsilon", "v", "x0"]
 Spacing = Literal["leading", "trailing", "linspace"]
-# replaces an alpha-bar of 0, at which `to_eps` would divide by 0
-NO_SIGNAL = 1e-8
+NO_SIGNAL = 1e-8  # replaces an alpha-bar of 0, by which DDIM (9) would divide
 
 
 @dataclass(frozen=True)
 class ScheduleConfig(Checked):
-    """The noise a network was trained with. The defaults are Stable Diffusion 1.x and SDXL."""
+    """The noise that a network was trained with.  The defaults are those of Stable Diffusion 1.x and SDXL."""
 
     train_steps: Count = 1000  # T, number of noise levels
     beta_start: float = 0.00085  # variance added at the first level
     beta_end: float = 0.012  # variance added at the last level
     beta_schedule: BetaSchedule = "scaled_linear"  # "scaled_linear" is linear in sqrt(beta)
     prediction: Prediction = "epsilon"  # what the network outputs
-    # alpha-bar of the last level is brought to 0, or nearly: its latent has no signal (arXiv 2305.08891)
+    # scale alpha-bar so that the last level has (almost) no signal (arXiv 2305.08891)
     zero_snr: bool = False
-    # which levels a sampler visits, and where its last step lands: see `Schedule.table`
+    # the levels that a sampler visits, and the level to which its last step leads: see `Schedule.table`
     spacing: Spacing = "leading"
     offset: Natural = 1
     set_alpha_to_one: bool = False
-    # diffusers' Euler sampler, which without step noise is DDIM: a step lands where the next begins, and the
-    # start noise of trailing and linspace has the standard deviation sqrt(1 - abar) of its level
+    # as in diffusers' Euler sampler, which equals DDIM without step noise: each step leads to the level of
+    # the next, and with spacing "trailing" or "linspace" the start noise has std sqrt(1 - abar) of its level
     euler: bool = False
 
     def require(self) -> None:
@@ -57,11 +56,11 @@ class ScheduleConfig(Checked):
 
 @dataclass(frozen=True, eq=False)
 class StepTable:
-    """S steps from noise to image: step i takes a latent at level `t[i]` to level `t_prev[i]`.
+    """S steps from noise to image: step i takes a latent from level `t[i]` to level `t_prev[i]`.
 
-    `t_prev` is -1 for a clean image (alpha-bar 1). A slice is a table again: `table[:k]` is the prefix that
-    branches share, `table[k:]` what each branch runs alone, or the steps that an edit re-noises and denoises.
-    It is on the CPU, so that a comparison of sigma with 0 does not wait for the GPU.
+    `t_prev` is -1 for a clean image (alpha-bar 1).  Slices are tables too: for example, the branches of a
+    prompt share the steps `table[:k]`, and each runs `table[k:]` alone.  Iteration yields tables of one step.
+    The tensors are on the CPU, so that a comparison of sigma with 0 does not wait for the GPU.
     """
 
     t: Tensor  # [S] long, descending
@@ -74,19 +73,18 @@ class StepTable:
 
     def __getitem__(self, part: slice) -> "StepTable":
         if not isinstance(part, slice) or part.step not in (None, 1):
-            raise TypeError(f"a table is sliced as table[i:j], got table[{part!r}]")
+            raise TypeError(f"a table takes slices without a step, table[i:j]; got table[{part!r}]")
         return StepTable(self.t[part], self.t_prev[part], self.abar[part], self.abar_prev[part])
 
     def __iter__(self) -> Iterator["StepTable"]:
         return (self[i : i + 1] for i in range(len(self)))
 
     def sigma(self, eta: float) -> Tensor:
-        """Standard deviation of the fresh noise of every step, [S].
+        """Standard deviation of the noise that every step draws, [S].  A step with 0 is deterministic.
 
-        Zero means deterministic, a step without a density.
-
-        eta 0 is DDIM (all zero), eta 1 is DDPM's ancestral sampler. At eta 1 the last step may still be zero:
-        where it lands on a clean image, or where `t` and `t_prev` share an alpha-bar.
+        eta 0 is DDIM, where all are 0; eta 1 is DDPM's ancestral sampler.  At any eta, a step has 0 if it
+        leads to a clean image, or if `t` and `t_prev` have the same alpha-bar.
+        Raises ValueError if eta is outside [0, 1].
         """
         if not 0 <= eta <= 1:
             raise ValueError(f"eta {eta} is outside [0, 1]")
@@ -114,17 +112,17 @@ class Schedule:
 
     @property
     def start(self) -> float:
-        """Standard deviation of the noise that a sampler starts from."""
+        """Standard deviation of a sampler's start noise."""
         scaled = self.config.euler and self.config.spacing != "leading"
         return (1 - self.abar[-1].item()) ** 0.5 if scaled else 1.0
 
     def abar_at(self, t: Tensor, like: Tensor) -> Tensor:
-        """Alpha-bar of t, shaped to multiply `like`.  Shapes: t () or (b), like (b ...) -> () or (b 1 ...)"""
+        """Alpha-bar at t, shaped to multiply `like`.  Shapes: t () or (b), like (b ...) -> () or (b 1 ...)"""
         abar = sent(sent(self.abar, t.device)[t], like.device)
         return abar.reshape(-1, *[1] * (like.ndim - 1)) if abar.ndim else abar
 
     def add_noise(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """A clean latent brought to level t in one jump.
+        """Add noise to a clean latent, up to level t.
 
         Shapes: x0 (b c h w), t (b), noise (b c h w) -> (b c h w)
         """
@@ -132,7 +130,7 @@ class Schedule:
         return abar.sqrt() * x0 + (1 - abar).sqrt() * noise  # DDPM (4)
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """The target of the network at level t.
+        """The training target of the network at level t.
 
         Shapes: x0 (b c h w), noise (b c h w), t (b) -> (b c h w)
         """
@@ -144,10 +142,10 @@ class Schedule:
         return abar.sqrt() * noise - (1 - abar).sqrt() * x0  # v, Salimans & Ho
 
     def to_eps(self, output: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """The network's output as predicted noise: the only place that distinguishes prediction types.
+        """Convert the network's output to noise, according to the prediction type.
 
-        It uses alpha-bar of the label t. In re-noising the latent is one level cleaner than t, and diffusers'
-        inverse uses the latent's own level; for "epsilon" nothing is converted and the two agree.
+        The conversion uses alpha-bar at t.  In re-noising, the latent x is at a cleaner level than t.  The
+        inverse sampler of diffusers converts with the level of x instead; for "epsilon" the two agree.
         Shapes: output (b c h w), x (b c h w), t () or (b) -> (b c h w)
         """
         if self.config.prediction == "epsilon":
@@ -160,21 +158,21 @@ class Schedule:
         return abar.sqrt() * output + (1 - abar).sqrt() * x  # v and x solved for the noise
 
     def table(self, steps: int, spacing: Spacing | None = None) -> StepTable:
-        """Choose `steps` of the T levels; the configuration says how, but for a `spacing` that is given.
+        """Choose `steps` of the T levels.  `spacing` replaces that of the configuration.
 
-        leading   multiples of T // steps, plus `offset`: never reaches T - 1 (Stable Diffusion, offset 1)
-        trailing  counts down from T - 1: starts at the noisiest level, ends above 0 (`offset` is not used)
-        linspace  from T - 1 to 0 inclusive (`offset` is not used)
+        leading   multiples of T // steps, plus `offset`; does not reach T - 1 (Stable Diffusion has offset 1)
+        trailing  equal steps down from T - 1; ends above 0; `offset` is not used
+        linspace  from T - 1 to 0, both included; `offset` is not used
 
-        The last step lands below level 0. With `set_alpha_to_one` that is a clean image: t_prev -1, alpha-bar
-        1, sigma 0 at every eta. Without it (diffusers for Stable Diffusion; ddpo-pytorch by clamping) it is
-        level 0: t_prev 0, alpha-bar abar[0], and with leading spacing and offset 1 a small positive sigma
-        remains (0.0206 at eta 1, 20 steps).
+        The last step would lead below level 0.  With `set_alpha_to_one` it leads to a clean image: t_prev -1,
+        alpha-bar 1, sigma 0 at every eta.  Without it (as diffusers configures Stable Diffusion) it leads to
+        level 0: t_prev 0, alpha-bar abar[0].  Then its sigma is small but positive with leading spacing and
+        offset 1 (0.0206 at eta 1, 20 steps).
 
-        diffusers lands step i on `t[i] - T // steps`, which is not `t[i + 1]` for linspace, nor for trailing
-        when steps does not divide T: the next evaluation then mislabels its latent by a few levels. It is so
-        here too, so that real checkpoints give the same pictures. For leading spacing, the only one that a
-        pipeline uses, the two are the same.
+        As in diffusers' DDIM, step i leads to `t[i] - T // steps`.  For linspace, and for trailing if `steps`
+        does not divide T, this is not `t[i + 1]`, so the network gets a timestep that is a few levels off.
+        With `euler`, step i leads to `t[i + 1]`.
+        Raises ValueError if there is no such spacing, or if the levels are outside 0..T-1.
         """
         T, offset = self.config.train_steps, self.config.offset
         spacing = expect(spacing or self.config.spacing, Spacing, "spacing")
@@ -197,11 +195,11 @@ class Schedule:
 
 
 def level_weight(schedule: Schedule, t: Tensor, cap: float) -> Tensor:
-    """The loss weight of the noise prediction at level t: 1 / abar, at most `cap`.
+    """The weight of the noise-prediction loss at level t: 1 / abar, at most `cap`.
 
-    An error of eps is an error of x_0 times the signal-to-noise ratio, so an unweighted loss has little
-    weight at the late levels, which decide where objects are.  1 / abar makes the loss that of v-prediction
-    (Salimans & Ho 2022, appendix D).
+    The squared error of eps is that of x_0 times the signal-to-noise ratio.  An unweighted loss therefore
+    gives little weight to noisy levels, which decide where objects are.  The weight 1 / abar makes it the
+    loss of v-prediction (Salimans & Ho 2022, appendix D).
     Shapes: t (b) -> (b)
     """
     return (1 / sent(schedule.abar, t.device)[t]).clamp(max=cap)

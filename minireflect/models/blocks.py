@@ -1,12 +1,13 @@
 """Building blocks of the latent-diffusion networks: residual blocks, attention, and levels that stack them.
 
-The UNet and the autoencoder are both a stack of *levels*. A level works at one resolution: some layers (a
-residual block, then attention or nothing), then a change of resolution or none.
+The UNet and the autoencoder are both stacks of *levels*.  A level works at one resolution.  It has several
+layers, each a residual block with or without attention behind it, and then may change the resolution.
 
     Ho et al. 2020, "Denoising Diffusion Probabilistic Models", appendix B: the UNet
     Rombach et al. 2022, "Latent Diffusion", section 3.3 and appendix E.2.1: the spatial transformer
 
-Shapes: b batch, c channels, h w space, t tokens, d width, e width of the time embedding.
+Shapes: b batch, c channels, h w space, t tokens, d width, e width of the time embedding.  A 2 as in c2
+stands for another size.
 """
 
 from itertools import product
@@ -17,34 +18,34 @@ from torch import Tensor, channels_last, nn
 
 
 def zero(module: nn.Module) -> nn.Module:
-    """The module with all parameters at 0; at the end of a residual branch, it starts as the identity."""
+    """Set all parameters to 0.  A residual branch that ends with this module then starts as the identity."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
 
 
 def require_multiple(name: str, value: int, of: str, divisor: int) -> None:
-    """Raises ValueError, with both names, unless `value` is a multiple of `divisor`."""
+    """Raise ValueError, which states `name` and `of`, unless `value` is a multiple of `divisor`."""
     if value % divisor:
         raise ValueError(f"{name} {value} is not a multiple of {of} {divisor}")
 
 
 def require_levels(channels: tuple[int, ...], **divisors: int) -> None:
-    """Raises ValueError unless there are one to ten levels, their channels multiples of each divisor."""
+    """Raise ValueError unless there are 1 to 10 levels and all channels are multiples of each divisor."""
     if not 1 <= len(channels) <= 10:
         raise ValueError(f"channels must have 1 to 10 levels, got {len(channels)}")
     for c, (name, divisor) in product(channels, divisors.items()):
         require_multiple("channels", c, name, divisor)
 
 
-FEW = 4  # pixels of a map on which a convolution is a matrix product
+FEW = 4  # largest number of pixels at which Conv3x3 is computed as a matrix product
 
 
 class Conv3x3(nn.Conv2d):
-    """A 3x3 convolution of a map with a border of one pixel.
+    """A 3x3 convolution with padding 1.
 
-    On a CPU the library lays out the weights anew in every call.  Where pixels are few that takes most of the
-    time, and the patches times the weights are up to five times as fast.
+    On a CPU, torch reorders the weights in memory in every call.  For maps of at most FEW pixels this takes
+    most of the time, and multiplying unfolded patches with the weights is up to five times as fast.
     """
 
     def __init__(self, c_in: int, c_out: int) -> None:
@@ -60,7 +61,10 @@ class Conv3x3(nn.Conv2d):
 
 
 class ResBlock(nn.Module):
-    """Two convolutions beside a skip path; the time embedding, if there is one, is added between them."""
+    """Two convolutions and a skip connection; the time embedding, if any, is added between the convolutions.
+
+    `time_width` is e, the width of the time embedding; None = no time embedding (the autoencoder).
+    """
 
     def __init__(self, c_in: int, c_out: int, groups: int, eps: float, time_width: int | None = None) -> None:
         super().__init__()
@@ -76,14 +80,14 @@ class ResBlock(nn.Module):
         y = self.conv1(F.silu(self.norm1(x)))
         if self.time is not None:
             y = y + self.time(F.silu(temb))[:, :, None, None]
-        y = F.silu(self.norm2(y))  # a line of its own frees conv1's output before conv2 runs
+        y = F.silu(self.norm2(y))  # overwriting y frees the memory of conv1's output before conv2 runs
         return self.skip(x) + self.conv2(y)
 
 
 class Downsample(nn.Module):
-    """Half the resolution, by a strided convolution.
+    """Halve the resolution with a strided convolution.
 
-    The UNet pads all around, the autoencoder only right and below: as SD's checkpoints were trained.
+    The UNet pads all four sides, the autoencoder only right and bottom, as in Stable Diffusion.
     """
 
     def __init__(self, channels: int, pad_all_around: bool = True) -> None:
@@ -97,7 +101,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the resolution: repeat each pixel, then smooth with a convolution."""
+    """Double the resolution: repeat each pixel, then apply a convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -109,9 +113,9 @@ class Upsample(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention from `x` to `context`, or to itself when there is no context.
+    """Multi-head attention from `x` to `context`; self-attention if there is no context.
 
-    Query, key and value are separate layers, so that LoRA can wrap each by its name.
+    Query, key and value are separate layers, so that LoRA can adapt each by its name.
     """
 
     def __init__(self, width: int, heads: int, context_width: int | None = None, bias: bool = False) -> None:
@@ -132,11 +136,11 @@ class Attention(nn.Module):
 
 
 class GEGLU(nn.Module):
-    """A feed-forward layer whose hidden half is gated by the other half (Shazeer 2020, "GLU Variants")."""
+    """A feed-forward layer: one half of the hidden units gates the other (Shazeer 2020, "GLU Variants")."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.up = nn.Linear(width, 8 * width)  # 4 times the width, twice: once as value, once as gate
+        self.up = nn.Linear(width, 8 * width)  # 4 * width values and 4 * width gates
         self.down = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -146,7 +150,7 @@ class GEGLU(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Attention between pixels, attention to the prompt, a feed-forward layer: three residual branches."""
+    """Self-attention between pixels, cross-attention to the prompt, a feed-forward layer; all residual."""
 
     def __init__(self, width: int, heads: int, context_width: int) -> None:
         super().__init__()
@@ -162,16 +166,16 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """A feature map read as a sequence of pixels by `depth` transformer blocks; added to its input.
+    """`depth` transformer blocks on a feature map as a sequence of pixels; the result is added to the map.
 
-    The projections in and out are 1x1 convolutions in SD 1.x and linear layers from SD 2 on: the same map,
-    but tensors of another shape in the checkpoints.
+    `proj_in` and `proj_out` are 1x1 convolutions in SD 1.x and linear layers in SD 2.x and SDXL.  Both
+    compute the same function, but their weights have different shapes in checkpoints.
     """
 
     def __init__(self, c: int, heads: int, context_width: int, depth: int, groups: int, linear: bool) -> None:
         super().__init__()
         self.linear = linear
-        self.norm = nn.GroupNorm(groups, c, eps=1e-6)  # SD has 1e-6 here, 1e-5 in the residual blocks
+        self.norm = nn.GroupNorm(groups, c, eps=1e-6)  # SD uses 1e-6 here, 1e-5 in the residual blocks
         self.proj_in = nn.Linear(c, c) if linear else nn.Conv2d(c, c, 1)
         self.blocks = nn.ModuleList(TransformerBlock(c, heads, context_width) for _ in range(depth))
         self.proj_out = zero(nn.Linear(c, c) if linear else nn.Conv2d(c, c, 1))
@@ -179,7 +183,7 @@ class SpatialTransformer(nn.Module):
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """Shapes: x (b c h w), context (b t d) -> (b c h w)"""
         pixels, image = "b c h w -> b (h w) c", "b (h w) c -> b c h w"
-        y = self.norm(x).to(memory_format=channels_last)  # 1x1 convolutions are slow without on a CPU
+        y = self.norm(x).to(memory_format=channels_last)  # makes 1x1 convolutions faster on a CPU
         y = self.proj_in(rearrange(y, pixels)) if self.linear else rearrange(self.proj_in(y), pixels)
         for block in self.blocks:
             y = block(y, context)  # (b h*w c)
@@ -189,7 +193,7 @@ class SpatialTransformer(nn.Module):
 
 
 class PixelAttention(nn.Module):
-    """The autoencoder's attention: every pixel looks at every other, with one head, and no prompt."""
+    """The autoencoder's self-attention between all pixels, with one head; `context` is ignored."""
 
     def __init__(self, channels: int, groups: int, eps: float) -> None:
         super().__init__()
@@ -203,7 +207,7 @@ class PixelAttention(nn.Module):
 
 
 class Layer(nn.Module):
-    """A residual block, then attention or nothing."""
+    """A residual block, then attention if there is any."""
 
     def __init__(self, res: ResBlock, attn: SpatialTransformer | PixelAttention | None = None) -> None:
         super().__init__()
@@ -216,14 +220,14 @@ class Layer(nn.Module):
 
 
 class Level(nn.Module):
-    """The layers of one resolution, then a change of resolution or none."""
+    """The layers of one resolution, then a change of resolution if there is one."""
 
     def __init__(self, layers: list[Layer], resize: Downsample | Upsample | None = None) -> None:
         super().__init__()
         self.layers, self.resize = nn.Sequential(*layers), resize
 
     def forward(self, x: Tensor) -> Tensor:
-        """For the autoencoder; the UNet calls the layers itself, as it keeps the output of each.
+        """Used by the autoencoder only: the UNet calls the layers itself, because it keeps each output.
 
         Shapes: x (b c h w) -> (b c2 h2 w2)
         """

@@ -1,20 +1,22 @@
-"""Pictures and sentences compared: CLIP, from a toy to the real sizes, and the matcher of the toy world.
+"""Networks that compare a picture with a sentence: CLIP, toy or real size, and the matcher of the toy world.
 
     Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", section 2
 
     text:     tokens + positions -> causal transformer -> one state per token
-    vision:   class token, patches + positions -> transformer -> one state per patch
+    vision:   class token, patches + positions -> transformer -> one state per token
 
     CLIP:     cosine of (state at the end-of-text token) and (state of the class token), both projected
-    Matcher:  the words' states attend to the patches; the state at the end of the sentence gives the verdict
+    Matcher:  the states of the words attend to the patches; a linear layer turns the state at the
+              end-of-text token into the logit that the sentence holds
 
-The text tower alone is also what Stable Diffusion reads its prompts with.
+The text encoder alone also encodes the prompts of Stable Diffusion.
 
-CLIP compares one vector with one vector and misses single facts: as a reward of reinforcement learning its
-similarity rose while the accuracy fell.  In the matcher every word, with the words before it in context,
-sees the patches.  The same states also predict the next word: captioning teaches every fact of every picture,
-where a yes or no teaches one bit, and makes the verdict learnable from few pictures.  The matcher's head is
-close to the image-text matching of ALBEF (Li et al. 2021), the captioning to CoCa (Yu et al. 2022).
+CLIP compresses picture and sentence to one vector each, which loses details: when its cosine was used as the
+reward in reinforcement learning, the reward rose while the accuracy fell.  In the matcher, the state of each
+word attends to all patches.  The same states also predict the next word.  This captioning loss supervises
+every fact in a picture, while a yes-or-no label carries one bit; with it the matcher learns from few
+pictures.  The matcher's head is similar to image-text matching in ALBEF (Li et al. 2021), and captioning to
+CoCa (Yu et al. 2022).
 
 Shapes: b batch, t tokens, d width, n patches, e width of the joint space, v vocabulary, h w space.
 """
@@ -31,7 +33,7 @@ from torch import Tensor, nn
 from ..ranges import Checked, Depth, Natural, Positive, Size
 from .blocks import Attention, Downsample, ResBlock, require_multiple
 
-# OpenAI's statistics of pictures in [0, 1]; ours are in [-1, 1], so m becomes 2m - 1 and s becomes 2s.
+# OpenAI's mean m and std s are for pictures in [0, 1].  Our pictures are in [-1, 1]: 2m - 1 and 2s.
 OPENAI_MEAN = tuple(2 * m - 1 for m in (0.48145466, 0.4578275, 0.40821073))
 OPENAI_STD = tuple(2 * s for s in (0.26862954, 0.26130258, 0.27577711))
 
@@ -50,12 +52,12 @@ class TextConfig(Checked):
     penultimate: bool = False  # forward returns the states before the last block, unnormalised (SDXL)
     hidden: Size | None = None  # width inside the feed-forward layers; None = 4 times the width
     projection: Size | None = None  # width of a projection of the pooled state (SDXL's second encoder)
-    # of the token embeddings before training, half as much for the positions; CLIP's own
+    # std of the initial token embeddings, as in CLIP; position embeddings have half of it
     init_std: Positive = 0.02
 
 
 def stem_patch(stem: tuple[int, ...]) -> int:
-    """Side in pixels of the patches that a convolutional stem makes."""
+    """Side in pixels of a convolutional stem's patches: n entries halve the resolution n + 1 times."""
     return 2 ** (len(stem) + 1)
 
 
@@ -70,13 +72,13 @@ class VisionConfig(Checked):
     heads: Size = 16
     quick_gelu: bool = True
     hidden: Size | None = None  # width inside the feed-forward layers; None = 4 times the width
-    # channels of a convolutional stem in place of CLIP's linear patches: each entry halves the resolution,
-    # and a last halving leads to `width` channels
+    # channels of a convolutional stem, which replaces CLIP's linear patch embedding; empty = none.  n entries
+    # halve the resolution n + 1 times
     stem: tuple[Size, ...] = ()
-    # of the pictures in [-1, 1], per colour: what is subtracted, and divided by
+    # mean and std by which pictures in [-1, 1] are normalised, per colour channel
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[Positive, Positive, Positive] = (1.0, 1.0, 1.0)
-    init_std: Positive = 0.02  # of the position embeddings before training; CLIP's own
+    init_std: Positive = 0.02  # std of the initial position embeddings, as in CLIP
 
     def require(self) -> None:
         require_multiple("size", self.size, "patch", self.patch)
@@ -87,13 +89,13 @@ class VisionConfig(Checked):
 
 @dataclass(frozen=True)
 class CLIPConfig(Checked):
-    text: TextConfig  # without a projection of its own
+    text: TextConfig  # with projection=None: CLIP itself projects the pooled state
     vision: VisionConfig
     width: Size = 768  # of the joint space
 
 
 class Block(nn.Module):
-    """Attention, then a feed-forward layer, each normalised first and added to its input."""
+    """A pre-norm transformer block: self-attention, then a feed-forward layer, both residual."""
 
     def __init__(self, width: int, heads: int, quick_gelu: bool, hidden: int | None = None) -> None:
         super().__init__()
@@ -105,18 +107,18 @@ class Block(nn.Module):
     def forward(self, x: Tensor, causal: bool = False) -> Tensor:
         """Shapes: x (b t d) -> (b t d)"""
         x = x + self.attn(self.norm1(x), causal=causal)
-        y = self.fc1(self.norm2(x))  # (b t 4d), or another width
+        y = self.fc1(self.norm2(x))  # (b t hidden)
         y = y * torch.sigmoid(1.702 * y) if self.quick_gelu else F.gelu(y)
         return x + self.fc2(y)  # (b t d)
 
 
 class TextStates(NamedTuple):
-    read: Tensor  # (b t d) the states that a diffusion model reads
-    last: Tensor  # (b t d) the output of the last block, normalised
+    read: Tensor  # (b t d) the states that condition a diffusion model
+    last: Tensor  # (b t d) the states after the last block, normalised
 
 
 class TextEncoder(nn.Module):
-    """A sentence as one hidden state per token; each sees only the tokens before it."""
+    """Encodes a sentence as one hidden state per token; a token attends to itself and earlier tokens."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -132,8 +134,9 @@ class TextEncoder(nn.Module):
         nn.init.normal_(self.position.weight, std=config.init_std / 2)
 
     def states(self, ids: Tensor, skip: int = 0) -> TextStates:
-        """`skip` ("clip skip") is the number of last blocks that `read` leaves out; `last` has all blocks.
+        """`skip` ("clip skip") is the number of final blocks that `read` leaves out; `last` has all blocks.
 
+        Raises ValueError when there are fewer blocks than `skip`, or more tokens than positions.
         Shapes: ids (b t) -> (b t d), (b t d)
         """
         most = self.config.layers - self.config.penultimate
@@ -141,36 +144,34 @@ class TextEncoder(nn.Module):
             raise ValueError(f"clip skip must be in [0, {most}], the blocks of this text encoder, got {skip}")
         if ids.shape[1] > self.config.length:
             raise ValueError(f"{ids.shape[1]} tokens, but the encoder has {self.config.length} positions")
-        after = [self.token(ids) + self.position.weight[: ids.shape[1]]]  # (b t d) after 0, 1, ... blocks
+        after = [self.token(ids) + self.position.weight[: ids.shape[1]]]  # states after 0, 1, ... blocks
         for block in self.blocks:
             after.append(block(after[-1], causal=True))
         read = after[-1 - skip - self.config.penultimate]
         return TextStates(read if self.config.penultimate else self.norm_out(read), self.norm_out(after[-1]))
 
     def forward(self, ids: Tensor, skip: int = 0) -> Tensor:
-        """The hidden states, as `config` and `skip` say.  Shapes: ids (b t) -> (b t d)"""
+        """The hidden states that condition a diffusion model.  Shapes: ids (b t) -> (b t d)"""
         return self.states(ids, skip).read
 
     def pooled(self, hidden: Tensor, ids: Tensor) -> Tensor:
-        """The state at the first end-of-text token, which has seen the whole sentence.
+        """The state at the first end-of-text token, which attends to the whole sentence.
 
-        `hidden` must be `states(ids).last`, not the states of an earlier block.
-
+        CLIP pools `states(ids).last`.  Raises ValueError when a sentence has no end-of-text token.
         Shapes: hidden (b t d), ids (b t) -> (b d)
         """
         ends = ids == self.config.eos
         if without := int((~ends.any(dim=1)).sum()):
-            raise ValueError(f"{without} of {len(ids)} sentences have no token {self.config.eos}")
-        first = ends.int().argmax(dim=1)  # (b): argmax takes the first of equals
+            raise ValueError(f"{without} of {len(ids)} sentences have no end-of-text token {self.config.eos}")
+        first = ends.int().argmax(dim=1)  # (b); argmax returns the first maximum
         return hidden[torch.arange(len(ids), device=ids.device), first]
 
 
 class TwoTextEncoders(nn.Module):
-    """SDXL's pair: the hidden states of both encoders side by side, of the second the penultimate ones.
+    """SDXL's two text encoders; their hidden states are concatenated along the width.
 
-    The UNet also reads the second encoder's pooled and projected state.  It is appended as one more row of
-    the hidden states, padded with zeros, so that a prompt is one tensor that can be repeated, stacked and
-    cut.
+    The UNet also needs the pooled and projected state of the second encoder.  It is padded with zeros and
+    appended as the last row, so that a prompt remains a single tensor.
     """
 
     def __init__(self, first: TextEncoder, second: TextEncoder) -> None:
@@ -181,7 +182,7 @@ class TwoTextEncoders(nn.Module):
         self.first, self.second = first, second
 
     def forward(self, ids: Tensor, skip: int = 0) -> Tensor:
-        """Shapes: ids (b 2t), for the first encoder and for the second -> (b t+1 d)"""
+        """Shapes: ids (b 2t), those of the first encoder and then of the second -> (b t+1 d), d = d1 + d2"""
         one, two = ids.chunk(2, dim=1)  # (b t) each
         states = self.second.states(two, skip)
         hidden = torch.cat([self.first(one, skip), states.read], dim=2)  # (b t d1+d2)
@@ -191,7 +192,10 @@ class TwoTextEncoders(nn.Module):
 
 
 class ConvStem(nn.Module):
-    """Patches from strided convolutions: fewer pictures suffice (Xiao et al. 2021, arXiv 2106.14881)."""
+    """A patch embedding by strided convolutions, which needs fewer training pictures than a linear one.
+
+    Xiao et al. 2021, arXiv 2106.14881
+    """
 
     def __init__(self, channels: tuple[int, ...], width: int) -> None:
         super().__init__()
@@ -204,12 +208,12 @@ class ConvStem(nn.Module):
         """Shapes: images (b 3 h w) -> (b d h/p w/p)"""
         x = self.conv_in(images)  # (b c h/2 w/2)
         for down, res in zip(self.down, self.res):
-            x = res(down(x))  # half the size, the next channels
+            x = res(down(x))  # half the resolution, then the next number of channels
         return x
 
 
 class VisionEncoder(nn.Module):
-    """A picture as one hidden state per patch, and in front the class token that gathers them."""
+    """Encodes a picture as the state of a class token and one state per patch."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -227,8 +231,9 @@ class VisionEncoder(nn.Module):
         nn.init.normal_(self.position.weight, std=config.init_std)
 
     def forward(self, images: Tensor) -> Tensor:
-        """All tokens after the last block, the class token first, unnormalised.
+        """The states after the last block, not normalised; the first is that of the class token.
 
+        Raises ValueError on pictures of another size than `config.size`.
         Shapes: images (b 3 h w) -> (b 1+n d)
         """
         size = self.config.size
@@ -241,7 +246,7 @@ class VisionEncoder(nn.Module):
 
 
 class CLIP(nn.Module):
-    """Both towers and their projections into the joint space."""
+    """Both encoders and their projections into the joint space."""
 
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
@@ -254,12 +259,12 @@ class CLIP(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # section 2.5: temperature 0.07
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Vectors of length 1.  Shapes: images (b 3 h w) -> (b e)"""
+        """Embeddings of length 1.  Shapes: images (b 3 h w) -> (b e)"""
         pooled = self.image_norm(self.vision(images)[:, 0])  # (b d) the class token
         return F.normalize(self.image_projection(pooled), dim=-1)
 
     def encode_text(self, ids: Tensor) -> Tensor:
-        """Vectors of length 1.  Shapes: ids (b t) -> (b e)"""
+        """Embeddings of length 1.  Shapes: ids (b t) -> (b e)"""
         pooled = self.text.pooled(self.text.states(ids).last, ids)  # (b d)
         return F.normalize(self.text_projection(pooled), dim=-1)
 
@@ -270,15 +275,15 @@ class MatcherConfig(Checked):
     vocabulary: Size  # number of token ids
     eos: Natural  # id of the end-of-text token
     length: Size  # longest sentence, in tokens
-    width: Size = 96  # of both towers and the head
-    layers: Depth = 3  # transformer blocks of the text tower
-    vision_layers: Depth = 1  # transformer blocks of the image tower, after its convolutional stem
+    width: Size = 96  # of both encoders and the head
+    layers: Depth = 3  # transformer blocks of the text encoder
+    vision_layers: Depth = 1  # transformer blocks of the image encoder, after its convolutional stem
     heads: Size = 4
     depth: Depth = 2  # cross-attention blocks of the head
     size: Size = 64  # side of the pictures in pixels
-    stem: tuple[Size, ...] = (32, 64)  # channels of the stem; its three halvings make patches of 8 pixels
-    fused: bool = False  # each block of the head begins with attention between words, as in ALBEF
-    # std of token and position embeddings at the start; with CLIP's 0.02 positions are learnt slowly
+    stem: tuple[Size, ...] = (32, 64)  # channels of the stem; two entries make patches of 8 pixels
+    fused: bool = False  # each block of the head begins with self-attention between words, as in ALBEF
+    # std of the initial token embeddings, half of it for positions; positions are learnt slowly with 0.02
     init_std: Positive = 0.02
 
     @property
@@ -293,10 +298,10 @@ class MatcherConfig(Checked):
 
 
 class CrossBlock(nn.Module):
-    """Attention between words, if `fused`, attention to the picture, a feed-forward layer.
+    """Self-attention between words if `fused`, cross-attention to the patches, and a feed-forward layer.
 
-    Without attention between words no word knows what others found in the picture: this suffices for single
-    facts, but relations are learnt slowly.
+    Without self-attention, words cannot exchange what they found in the picture.  This suffices for facts
+    about one object, but relations between objects are learnt slowly.
     """
 
     def __init__(self, width: int, heads: int, fused: bool = False) -> None:
@@ -309,20 +314,20 @@ class CrossBlock(nn.Module):
         self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor, patches: Tensor) -> Tensor:
-        """b/p consecutive sentences attend to each of p pictures, whose keys and values are made once.
+        """Each picture is attended to by b/p consecutive sentences; its keys and values are computed once.
 
         Shapes: x (b t d), patches (p n d) -> (b t d)
         """
         if self.fused:
             x = x + self.own(self.norm0(x), causal=True)
-        t = x.shape[1] * (len(x) // max(1, len(patches)))  # words that attend to one picture
+        t = x.shape[1] * (len(x) // max(1, len(patches)))  # number of words that attend to one picture
         queries = self.norm1(x).view(len(patches), t, x.shape[2])  # (p b/p*t d)
         x = x + self.attn(queries, patches).view_as(x)
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
 
 
 class Matcher(nn.Module):
-    """The two encoders of CLIP, and a head that compares the caption with the patches."""
+    """CLIP's two encoders, and a head that predicts whether a sentence holds for a picture."""
 
     def __init__(self, config: MatcherConfig) -> None:
         super().__init__()
@@ -336,7 +341,7 @@ class Matcher(nn.Module):
         self.next_word = nn.Linear(config.width, config.vocabulary)
 
     def attend(self, patches: Tensor, hidden: Tensor) -> Tensor:
-        """The states of the words after attention to the picture, b/p sentences to a picture.
+        """The states of the words after attention to the patches; b/p consecutive sentences for each picture.
 
         Shapes: patches (p n d), hidden (b t d) -> (b t d)
         """
@@ -346,16 +351,16 @@ class Matcher(nn.Module):
         return self.norm_out(x)
 
     def match(self, patches: Tensor, hidden: Tensor, ids: Tensor) -> Tensor:
-        """Logit that the sentence holds, b/p sentences to a picture.
+        """The logit that each sentence holds for its picture; b/p consecutive sentences for each picture.
 
         Shapes: patches (p n d), hidden (b t d), ids (b t) -> (b)
         """
         return self.verdict(self.text.pooled(self.attend(patches, hidden), ids))[:, 0]
 
     def describe(self, patches: Tensor, hidden: Tensor) -> Tensor:
-        """Logits of the next word after each.  Shapes: patches (b n d), hidden (b t d) -> (b t v)"""
+        """Logits of the token after each token.  Shapes: patches (b n d), hidden (b t d) -> (b t v)"""
         return self.next_word(self.attend(patches, hidden))
 
     def forward(self, images: Tensor, ids: Tensor) -> Tensor:
-        """Shapes: images (b 3 h w), ids (b t) -> (b) logits"""
+        """The logit that each sentence holds for its picture.  Shapes: images (b 3 h w), ids (b t) -> (b)"""
         return self.match(self.vision(images), self.text(ids), ids)

@@ -1,9 +1,9 @@
 """Text to token ids and back.
 
-    Tokenizer       one token a word: the synthetic world has about ninety, and any other word is an error
-    BytePairs       CLIP's: the vocabulary of a real checkpoint, through the `tokenizers` library
+    Tokenizer       one token per word of the synthetic world (about ninety); any other word is an error
+    BytePairs       CLIP's byte-pair encoding, with the vocabulary of a real checkpoint
 
-Both turn b prompts into (b t) ids: begin, the words, end, padding.
+Both turn b prompts into ids (b t): begin token, words, end token, padding.
 """
 
 import difflib
@@ -24,22 +24,22 @@ BOS, EOS = 0, 1  # begin and end of a sentence; EOS is also the padding, as in C
 
 
 class PromptError(Refusal):
-    """A prompt that cannot be read; the message is one sentence for the user."""
+    """A prompt or vocabulary that cannot be used; the message is one sentence for the user."""
 
 
 def up_to(ids: Tensor, end: int) -> Tensor:
-    """A mask of the tokens up to the first `end`, itself included.  Shapes: ids (b t) -> (b t) bool"""
+    """Mask of the tokens up to and including the first `end`.  Shapes: ids (b t) -> (b t) bool"""
     ends = (ids == end).int()
     return ends.cumsum(1) - ends == 0
 
 
 def trim(ids: Tensor, end: int) -> Tensor:
-    """Remove the last columns, in which every row has ended.  Shapes: ids (b t) -> (b t')"""
+    """Remove the last columns, where all rows are past their first `end`.  Shapes: ids (b t) -> (b t')"""
     return ids[:, : int(up_to(ids, end).sum(1).max())]
 
 
 class Tokenizer:
-    """One token a word: `words`, in order, have the ids from 2 on.  Prompts are padded to `length` tokens."""
+    """One token per word: `words` have the ids 2, 3, ...  Prompts are padded to `length` tokens."""
 
     def __init__(self, words: list[str], length: int) -> None:
         self.words, self.length = words, length
@@ -47,36 +47,36 @@ class Tokenizer:
 
     @classmethod
     def of(cls, texts: Iterable[str], length: int) -> "Tokenizer":
-        """The tokenizer that knows the words of these texts."""
+        """A tokenizer whose vocabulary is the words of these texts, sorted."""
         return cls(sorted({word for text in texts for word in split(text)}), length)
 
     def __len__(self) -> int:
         return len(self.words) + 2
 
     def __call__(self, prompts: list[str]) -> Tensor:
-        """BOS, the words, EOS, padding: b prompts -> (b t).  Raises PromptError as `encode`."""
+        """BOS, the words, EOS, padding (EOS).  Raises PromptError as `encode`.  -> (b length)"""
         return F.pad(self.encode(prompts, self.length - 1), (1, 0), value=BOS)
 
     def encode(self, texts: list[str], length: int, end: int = EOS) -> Tensor:
-        """The words of each text, then `end`, then padding (EOS).  -> (b length)
+        """The words of each text, then `end`, then padding (EOS), without BOS.  -> (b length)
 
-        Raises PromptError on an unknown word, or if a text and its end take more than `length` tokens.
+        Raises PromptError on an unknown word, or when a text with its end token is longer than `length`.
         """
         ids = torch.full((len(texts), length), EOS)
         for row, text in zip(ids, texts):
             words = split(text)
             if unknown := [w for w in words if w not in self.ids]:
                 hints = ", ".join(map(self._hint, [*dict.fromkeys(unknown)][:3]))
-                raise PromptError(f"this model's world has no word for {hints} in {quote(text)}")
+                raise PromptError(f"not in this model's vocabulary: {hints}, in {quote(text)}")
             if len(words) >= length:
                 raise PromptError(f"the text has {len(words)} words, at most {length - 1} fit: {quote(text)}")
             row[: len(words) + 1] = torch.tensor([*(self.ids[w] for w in words), end])
         return ids
 
     def decode(self, ids: Tensor) -> list[str]:
-        """The words alone: BOS, EOS and ids beyond the vocabulary (BOI) are left out.
+        """The texts of b rows of ids, without BOS, EOS and ids beyond the vocabulary (BOI).
 
-        Shapes: ids (b t), -> b texts
+        Shapes: ids (b t)
         """
         return [" ".join(self.words[i - 2] for i in row if EOS < i < len(self)) for row in ids.tolist()]
 
@@ -85,7 +85,7 @@ class Tokenizer:
         return quote(word) + (f" (nearest: {', '.join(near)})" if near else "")
 
 
-# CLIP's own pattern: contractions, runs of letters, single digits, runs of anything else
+# CLIP's own pattern: special tokens, contractions, runs of letters, single digits, runs of anything else
 PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 BEGIN_TEXT, END_TEXT = "<|startoftext|>", "<|endoftext|>"
 
@@ -93,9 +93,10 @@ BEGIN_TEXT, END_TEXT = "<|startoftext|>", "<|endoftext|>"
 class BytePairs:
     """CLIP's byte-pair encoding (Sennrich et al. 2016; Radford et al. 2021, section 2.4).
 
-    `folder` holds `tokenizer.json`, or `vocab.json` and `merges.txt`.  Prompts longer than `length` are cut,
-    with a warning.
-    Raises PromptError when the vocabulary is missing or broken, ImportError when the library is.
+    `folder` must hold `vocab.json` and `merges.txt`, or else `tokenizer.json`.  `pad` is the padding token;
+    None = the one that the folder states.  Prompts are cut to `length` tokens, with a warning.
+    Raises PromptError when the vocabulary is missing or broken, and ImportError without the `tokenizers`
+    library.
     """
 
     def __init__(self, folder: str | Path, length: int = 77, pad: str | None = None) -> None:
@@ -112,23 +113,26 @@ class BytePairs:
         return 1 + max(self._engine.get_vocab().values())
 
     def __call__(self, prompts: list[str]) -> Tensor:
-        """Shapes: b prompts -> (b t) token ids"""
+        """Begin token, the tokens of the words, end token, padding.  -> (b length)
+
+        Raises PromptError when a prompt is not valid Unicode.
+        """
         ids = torch.full((len(prompts), self.length), self.pad)
         limit = self.length - 2  # without begin and end
         if broken := [p for p in prompts if p != p.encode(errors="replace").decode()]:
-            raise PromptError(f"the prompt {quote(broken[0])} is not text")
+            raise PromptError(f"the prompt {quote(broken[0])} is not valid Unicode text")
         for row, found in zip(ids, self._engine.encode_batch(prompts, add_special_tokens=False)):
             words = found.ids[:limit]
             if lost := found.tokens[limit:]:
                 text = "".join(lost).replace("</w>", " ").strip()
-                said = f"the prompt is longer than {limit} tokens; not read: {quote(text)}"
+                said = f"the prompt is longer than {limit} tokens; this rest is ignored: {quote(text)}"
                 warnings.warn(said, stacklevel=2)
             row[: len(words) + 2] = torch.tensor([self.bos, *words, self.eos])
         return ids
 
 
 class TwoBytePairs(NamedTuple):
-    """SDXL's two encoders read the same words, padded differently: ids for the first, then for the second."""
+    """SDXL's two tokenizers: same words, different padding.  Gives the ids of the first, then the second."""
 
     first: BytePairs
     second: BytePairs
@@ -138,12 +142,12 @@ class TwoBytePairs(NamedTuple):
         return self.first.length + self.second.length
 
     def __call__(self, prompts: list[str]) -> Tensor:
-        """Shapes: b prompts -> (b t) token ids, t those of both"""
+        """-> (b length), where length is the sum of both"""
         return torch.cat([self.first(prompts), self.second(prompts)], dim=1)
 
 
 class NoVocabulary(NamedTuple):
-    """Stands in for the tokenizer that a single file does not bring; every call raises PromptError."""
+    """Takes the place of the tokenizer of a checkpoint that has none; every call raises PromptError."""
 
     source: str | Path
     length: int
@@ -151,11 +155,11 @@ class NoVocabulary(NamedTuple):
     def __call__(self, prompts: list[str]) -> Tensor:
         folder = "give the folder of its tokenizer (vocab.json and merges.txt, or tokenizer.json)"
         how = f"{folder} as load_pipeline(..., tokenizer=FOLDER) or --tokenizer FOLDER"
-        raise PromptError(f"{self.source} brings no vocabulary to read prompts with: {how}")
+        raise PromptError(f"{self.source} has no vocabulary for prompts: {how}")
 
 
 def _engine(folder: Path) -> "tokenizers.Tokenizer":  # noqa: F821  imported below: an optional dependency
-    """The library's tokenizer with a folder's vocabulary and CLIP's steps before the byte pairs."""
+    """The tokenizer of the `tokenizers` library with a folder's vocabulary and CLIP's preprocessing."""
     try:
         import tokenizers
     except ImportError as error:
@@ -190,13 +194,13 @@ def _engine(folder: Path) -> "tokenizers.Tokenizer":  # noqa: F821  imported bel
 
 
 def _add_tokens(engine: "tokenizers.Tokenizer", folder: Path) -> None:  # noqa: F821
-    """Learnt words, which transformers writes beside vocab.json: in a file, or in the configuration."""
+    """Add the tokens, such as learnt words, that transformers stores outside of vocab.json."""
     stated = _json(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
     added = {about["content"]: int(i) for i, about in stated.items()} | _json(folder / "added_tokens.json")
     for token, i in sorted(added.items(), key=lambda pair: pair[1]):
         engine.add_special_tokens([token])
         if engine.token_to_id(token) != i:
-            raise ValueError(f"added token {token} has the id {i}, but {engine.token_to_id(token)} is next")
+            raise ValueError(f"added token {token} needs the id {i}, but gets {engine.token_to_id(token)}")
 
 
 def _json(path: Path) -> dict:
@@ -204,7 +208,7 @@ def _json(path: Path) -> dict:
 
 
 def _declared_pad(folder: Path) -> str:
-    """The padding token of a checkpoint: end-of-text in CLIP-L, "!" in OpenCLIP."""
+    """The padding token that the folder states, such as "!" for OpenCLIP; else end-of-text, as in CLIP-L."""
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         token = _json(folder / name).get("pad_token")
         token = token.get("content") if isinstance(token, dict) else token

@@ -1,4 +1,4 @@
-"""A decoder-only transformer, for RL-RIG and ReasonGen-R1: its cache, sampling text from it, RL-RIG's Actor.
+"""A decoder-only transformer with a key-value cache and sampling; and RL-RIG's Actor, which is built on it.
 
     Vaswani et al. 2017; rotary positions: Su et al. 2021, arXiv 2104.09864; RMSNorm: Zhang & Sennrich 2019;
     SwiGLU: Shazeer 2020.  With the same weights it gives the outputs of Llama (Touvron et al. 2023).
@@ -6,20 +6,20 @@
     x = x + attention(norm(x))          each token attends to itself and to the tokens before it
     x = x + mlp(norm(x))
 
-The cache keeps the keys and values of all tokens so far, so that a new token costs one row and not the whole
-sequence. Sequences of different lengths share a batch: padding is marked as not valid, is attended to by no
-token, and takes no position.
+The cache stores the keys and values of all previous tokens, so that the network only processes the new token.
+Sequences of different lengths can share a batch: padding is marked as not valid, no token attends to it, and
+positions are counted without it.
 
-The Actor (Wang et al. 2026, arXiv 2602.19974, where it is a vision-language model of billions of parameters)
-reads a picture and what the Checker says of it, and writes an edit prompt token by token:
+The Actor reads a picture and the Checker's answers about it, and writes an edit prompt token by token (Wang
+et al. 2026, arXiv 2602.19974, who use a vision-language model with billions of parameters):
 
-    picture's latents (one row each) · no requirement · ... · yes requirement · ... · BOS · edit prompt · EOS
+    one row per latent pixel · no REQUIREMENT · ... · yes REQUIREMENT · ... · BOS · edit prompt · EOS
 
-It is the policy of phase 1: `forward` scores tokens under the distribution that `write` samples them from,
-EOS included.
+It is the policy in phase 1 of RL-RIG: `forward` returns the log-probabilities of tokens, EOS included, under
+the distribution from which `write` samples.
 
-Shapes: b batch, t tokens, u tokens with the cached ones, d width, n heads, v vocabulary; for the Actor s rows
-that are read (picture and requirements), t tokens of the edit prompt.
+Shapes: b batch, t tokens, u tokens with the cached ones, d width, n heads, v vocabulary.  For the Actor: s
+input rows (picture and requirements), t tokens of the edit prompt.
 """
 
 from collections.abc import Callable
@@ -36,8 +36,8 @@ from ..ranges import Checked, Depth, Natural, Range, Size, Weight
 from ..streams import sent
 from .tokenizer import BOS, EOS, Tokenizer
 
-Temperature = Annotated[float, Range(1e-3)]  # below it logits overflow
-EPS = 1e-6  # of RMSNorm, Llama's
+Temperature = Annotated[float, Range(1e-3)]  # logits may overflow at smaller temperatures
+EPS = 1e-6  # of RMSNorm, as in Llama
 BASE = 10_000.0  # of the rotary frequencies (Su et al. 2021, section 3.2.2)
 
 
@@ -48,24 +48,27 @@ class TransformerConfig(Checked):
     width: Size = 96
     layers: Depth = 3
     heads: Size = 4
-    hidden: Size = 256  # of the MLP; Llama takes 8/3 of the width
+    hidden: Size = 256  # of the MLP; 8/3 of the width, as in Llama
 
     def require(self) -> None:
         if self.width % self.heads or self.width // self.heads % 2:
-            raise ValueError(f"width {self.width} is not an even multiple of heads {self.heads}")
+            raise ValueError(f"width {self.width} must be an even multiple of heads {self.heads}")
 
 
 class Cache:
-    """Keys and values of the tokens so far, layer by layer; memory for `length` tokens is allocated once."""
+    """Keys and values of all previous tokens, per layer, in memory for `config.length` tokens."""
 
     def __init__(self, config: TransformerConfig, batch: int, like: Tensor) -> None:
         shape = (config.layers, batch, config.heads, config.length, config.width // config.heads)
         self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
         self.valid = torch.ones(batch, config.length, dtype=torch.bool, device=like.device)
-        self.used, self.padded = 0, False  # number of tokens so far; whether some of them are padding
+        self.used, self.padded = 0, False  # number of cached tokens; whether some of them are padding
 
     def add(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Shapes: k, v (b n t d/n) -> all keys and values so far, (b n u d/n) each"""
+        """Store new keys and values, and return them with all previous ones.
+
+        Shapes: k, v (b n t d/n) -> (b n u d/n), (b n u d/n)
+        """
         end = self.used + k.shape[2]
         self.keys[layer, :, :, self.used : end], self.values[layer, :, :, self.used : end] = k, v
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
@@ -82,16 +85,16 @@ class RMSNorm(nn.Module):
 
 
 def rotation(length: int, width: int) -> tuple[Tensor, Tensor]:
-    """cos and sin of the angle of every position and pair of dimensions.  -> (length width) each"""
+    """cos and sin of the rotary angles.  -> (length width) each; columns i and i + width/2 are equal"""
     frequency = BASE ** -(torch.arange(0, width, 2) / width)  # (width/2)
     angle = torch.arange(length)[:, None] * frequency  # (length width/2)
     return torch.cat([angle, angle], 1).cos(), torch.cat([angle, angle], 1).sin()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair of dimensions (i, i + width/2) by its angle.
+    """Rotate each pair of dimensions (i, i + d/2) by its angle.
 
-    cos and sin may also be (b 1 t d), for sequences that differ in their positions.
+    cos and sin may also be (b 1 t d), where positions differ between the sequences.
     Shapes: x (b n t d), cos (t d), sin (t d) -> (b n t d)
     """
     first, second = x.chunk(2, dim=-1)
@@ -99,11 +102,11 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Shared(NamedTuple):
-    """Inputs that all layers of one call share: positions of the tokens, and the mask of their attention."""
+    """Inputs that are the same for all layers of one call."""
 
-    cos: Tensor  # as `rotate` takes them
+    cos: Tensor  # arguments of `rotate`: (t d/n) or (b 1 t d/n)
     sin: Tensor
-    mask: Tensor | None  # (t u) or (b 1 t u) bool; None = each token attends to itself and all before
+    mask: Tensor | None  # (t u) or (b 1 t u) bool; None = each token attends to itself and all earlier tokens
     cache: Cache | None
 
 
@@ -122,7 +125,7 @@ class CausalAttention(nn.Module):
         if shared.cache is not None:
             k, v = shared.cache.add(layer, k, v)
         causal = shared.mask is None and q.shape[2] > 1
-        with torch.autocast(x.device.type, enabled=False):  # its gradient in bf16 is slow on CPUs
+        with torch.autocast(x.device.type, enabled=False):  # the gradient in bf16 is slow on CPUs
             y = F.scaled_dot_product_attention(q, k, v.to(q.dtype), attn_mask=shared.mask, is_causal=causal)
         return self.out(rearrange(y, "b n t d -> b t (n d)"))
 
@@ -144,15 +147,19 @@ class Block(nn.Module):
 
 
 def pick(log_prob: Tensor, generator: Generator | None, whole: int | None = None) -> Tensor:
-    """A token for each row; without a generator the likeliest.  The noise is drawn on the CPU, for the
-    `whole` rows of all processes.  Shapes: log_prob (b v) -> (b)
+    """Sample a token for each row; without a generator, take the most probable token.
+
+    `whole` is the number of rows over all processes (parallel.py): every process draws the noise of all rows
+    and uses that of its own.  The noise is drawn on the CPU.
+    Shapes: log_prob (b v) -> (b)
     """
     if generator is None:
         return log_prob.argmax(-1)
     n, v = log_prob.shape
-    noise = torch.empty(whole or n, v).exponential_(generator=generator)  # as torch.multinomial draws it
+    noise = torch.empty(whole or n, v).exponential_(generator=generator)
     noise = noise[rows(whole)] if whole else noise
-    return (log_prob.exp() / sent(noise, log_prob.device)).argmax(-1)  # with chance exp(log_prob)
+    # with exponential noise E, argmax(p / E) has the distribution p, as in torch.multinomial
+    return (log_prob.exp() / sent(noise, log_prob.device)).argmax(-1)
 
 
 Choose = Callable[[Tensor], Tensor]  # logits (b v) -> token ids (b)
@@ -160,27 +167,27 @@ Choose = Callable[[Tensor], Tensor]  # logits (b v) -> token ids (b)
 
 @dataclass(frozen=True)
 class SamplingConfig(Checked):
-    """The distribution from which the next token is chosen."""
+    """The distribution from which the next token is sampled."""
 
-    # divides the logits; for the likeliest token alone use top_k 1
+    # divides the logits; for greedy decoding use top_k 1
     temperature: Temperature = 1.0
-    # only the k likeliest tokens; 0 = all
+    # sample from the k most probable tokens only; 0 = all
     top_k: Natural = 0
-    # only the likeliest tokens that together have this probability; 1 = all
+    # sample from the smallest set of tokens with at least this total probability; 1 = all
     top_p: Annotated[float, Range(0, 1, above=True)] = 1.0
-    # w of image tokens: uncond + w (cond - uncond), in logits; 1 = none
+    # guidance scale w of image tokens: logits are uncond + w (cond - uncond); 1 = no guidance
     guidance: Weight = 1.0
 
     def chooser(self, generator: Generator | None, whole: int | None = None) -> Choose:
-        """Sample from logits as configured, see `pick`; without a generator, take the likeliest token."""
+        """A function that samples token ids from logits; the arguments are those of `pick`."""
         return lambda logits: pick(self.log_probs(logits), generator, whole)
 
     def log_probs(self, logits: Tensor) -> Tensor:
-        """Log-probabilities of the distribution that tokens are sampled from: -inf for those that cannot be.
-        Shapes: logits (... v) -> (... v)
+        """Log-probabilities of the distribution that tokens are sampled from; -inf for excluded tokens.
 
-        Temperature first, then top-k, then top-p (Holtzman et al. 2020, arXiv 1904.09751): the smallest set
-        whose probability reaches it.
+        Applies the temperature, then top-k, then top-p (Holtzman et al. 2020, arXiv 1904.09751).  Guidance is
+        applied to the logits before this.
+        Shapes: logits (... v) -> (... v)
         """
         logits = logits / self.temperature
         if 0 < self.top_k < logits.shape[-1]:
@@ -189,21 +196,25 @@ class SamplingConfig(Checked):
         if self.top_p < 1:
             ranked, order = logits.sort(-1, descending=True)
             share = ranked.softmax(-1)
-            beyond = share.cumsum(-1) - share >= self.top_p  # the tokens before it suffice
+            beyond = share.cumsum(-1) - share >= self.top_p  # more probable tokens alone reach top_p
             logits = logits.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), -torch.inf)
         return logits.log_softmax(-1)
 
 
 class SampledText(NamedTuple):
-    """Texts as `Transformer.sample` wrote them."""
+    """Texts sampled by `Transformer.sample`."""
 
     ids: Tensor  # (b t) tokens, the end token included; padding is EOS
-    chosen: Tensor  # (b t) bool: tokens that the model chose, its end token included unless it was forced
-    hidden: Tensor  # (b 1 d) the state after each text's last token
+    chosen: Tensor  # (b t) bool: True where the model sampled the id; False for a forced end and padding
+    hidden: Tensor  # (b 1 d) the state at each text's last token
 
 
 class Transformer(nn.Module):
-    """Rows to states; `embed` turns ids into rows, `head` states into logits; callers may add rows."""
+    """Maps input rows (embeddings) to states.
+
+    `embed` maps token ids to rows, and `head` maps states to logits.  Callers may also pass rows of their
+    own, such as those of a picture.
+    """
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -215,35 +226,36 @@ class Transformer(nn.Module):
         cos, sin = rotation(config.length, config.width // config.heads)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
-        for name, weight in self.named_parameters():  # GPT-2's scheme, with stds that suit a small width
+        for name, weight in self.named_parameters():  # as in GPT-2, with larger stds for a small width
             if weight.ndim == 2:
                 last = name.endswith(("out.weight", "down.weight"))
                 std = config.width**-0.5 * ((2 * config.layers) ** -0.5 if last else 1)
                 nn.init.normal_(weight, std=1.0 if name.startswith("embed") else std)
 
     def cache(self, batch: int) -> Cache:
+        """An empty cache for `batch` sequences."""
         return Cache(self.config, batch, self.head.weight)
 
     def forward(self, x: Tensor, cache: Cache | None = None, valid: Tensor | None = None) -> Tensor:
-        """The states after the last block, which `head` turns into logits.
+        """The normalised states after the last block.
 
-        With a cache, x continues the cached sequence.  `valid` is False where x is padding; None: no padding.
-        Raises ValueError on more tokens than the configuration's length.
+        With a cache, x continues the cached sequences and is added to the cache.  `valid` is False where x is
+        padding; None = no padding.  Raises ValueError when a sequence is longer than `config.length`.
         Shapes: x (b t d), valid (b t) bool -> (b t d)
         """
         start = cache.used if cache is not None else 0
         end = start + x.shape[1]
         if end > self.config.length:
-            raise ValueError(f"a sequence of {end} tokens, but the transformer reads {self.config.length}")
+            raise ValueError(f"a sequence has {end} tokens, but the longest allowed is {self.config.length}")
         if cache is not None and (valid is not None or cache.padded):
             cache.padded = True
             cache.valid[:, start:end] = True if valid is None else valid
             valid = cache.valid[:, :end]  # (b u)
         mask, cos, sin = None, self.cos[start:end], self.sin[start:end]  # (t d/n)
         if valid is not None or (start and end - start > 1):
-            # every new token attends to all cached ones, and to the new ones up to itself
+            # each new token attends to all cached tokens, and to new tokens up to itself
             mask = torch.ones(end - start, end, dtype=torch.bool, device=x.device).tril(start)  # (t u)
-        if valid is not None:  # padding attends to itself only, as a softmax over nothing is not finite
+        if valid is not None:  # padding attends to itself only: a softmax over no tokens is not finite
             mask = (mask & valid[:, None, None]) | mask.new_ones(mask.shape).tril(start).triu(start)
             at = (valid.cumsum(1) - 1).clamp(min=0)[:, start:]  # (b t) positions
             cos, sin = self.cos[at][:, None], self.sin[at][:, None]  # (b 1 t d/n)
@@ -257,11 +269,11 @@ class Transformer(nn.Module):
     def sample(
         self, hidden: Tensor, cache: Cache, choose: Choose, end: int, length: int, forced: bool = False
     ) -> SampledText:
-        """Write a text of at most `length` tokens for each row, up to its first `end`.
+        """Sample a text of at most `length` tokens for each row, up to its first `end`.
 
-        With `forced`, a text that reaches the length limit is closed with `end`, which the model did not
-        choose.
-        Shapes: hidden (b 1 d), the state after the last cached token
+        `hidden` is the state at the last cached token.  With `forced`, a text that reaches the length limit
+        ends with `end`; `chosen` is False for this token.
+        Shapes: hidden (b 1 d)
         """
         b = len(hidden)
         ids = torch.full((b, length), EOS, device=hidden.device)
@@ -276,7 +288,7 @@ class Transformer(nn.Module):
             ids[:, i] = torch.where(going, token, ids[:, i])
             hidden = self(self.embed(ids[:, i : i + 1]), cache, going[:, None])
             last = torch.where(going[:, None, None], hidden, last)
-            going = going & (ids[:, i] != end)  # an early end would wait for the device, and change draws
+            going = going & (ids[:, i] != end)  # an early exit would wait for the GPU and change the noise
         return SampledText(ids, chosen, last)
 
 
@@ -289,8 +301,8 @@ class ActorConfig(Checked):
     vocabulary: Size  # number of token ids
     latent_channels: Size = 4
     side: Size = 8  # of the latents
-    read: Size = 60  # tokens of requirements and answers; four things with four relations take 59
-    written: Size = 16  # tokens of an edit prompt, its end included; two places take as many
+    read: Size = 60  # tokens of answers and requirements; four things with four relations have 59
+    written: Size = 16  # longest edit prompt in tokens, EOS included; one that names two places has 16
     width: Size = 96
     layers: Depth = 3
     heads: Size = 4
@@ -302,7 +314,7 @@ class ActorConfig(Checked):
 
 
 class Actor(nn.Module):
-    """A policy over edit prompts, given a picture and the Checker's answers."""
+    """A policy that writes edit prompts, given a picture and the Checker's answers."""
 
     def __init__(self, config: ActorConfig) -> None:
         super().__init__()
@@ -312,12 +324,12 @@ class Actor(nn.Module):
         self.where = nn.Parameter(torch.randn(config.side**2, config.width))
 
     def read(self, latents: Tensor, ids: Tensor) -> Tensor:
-        """Picture and requirements as rows.  Shapes: latents (b c h w), ids (b n) -> (b s d)"""
+        """The input rows of picture and requirements.  Shapes: latents (b c h w), ids (b n) -> (b s d)"""
         picture = self.look(rearrange(latents, "b c h w -> b (h w) c")) + self.where
         return torch.cat([picture, self.transformer.embed(ids)], 1)
 
     def all_logits(self, latents: Tensor, ids: Tensor, written: Tensor) -> Tensor:
-        """Logits of every possible token at each place of given edit prompts.
+        """Logits of all tokens at each position of the given edit prompts.
 
         Shapes: latents (b c h w), ids (b n), written (b t) -> (b t v)
         """
@@ -328,7 +340,7 @@ class Actor(nn.Module):
         return self.transformer.head(hidden[:, rows.shape[1] :]).float()
 
     def forward(self, latents: Tensor, ids: Tensor, written: Tensor) -> Tensor:
-        """Log-probability of every token of given edit prompts, in nats.
+        """Log-probability of each token of the given edit prompts, in nats.
 
         Shapes: latents (b c h w), ids (b n), written (b t) -> (b t)
         """
@@ -337,7 +349,7 @@ class Actor(nn.Module):
 
     @torch.no_grad()
     def write(self, latents: Tensor, ids: Tensor, generator: Generator | None) -> SampledText:
-        """Sample an edit prompt for each picture; without a generator, take the likeliest token each time.
+        """Sample an edit prompt for each picture; without a generator, always take the most probable token.
 
         Shapes: latents (b c h w), ids (b n)
         """
@@ -350,11 +362,11 @@ class Actor(nn.Module):
 
 
 def questions(tokenizer: Tokenizer, asked: list[list[str]], answers: list[list[bool]], length: int) -> Tensor:
-    """The Checker's answers as the Actor reads them: "no a red ball left of a blue box yes a red ball ...".
+    """Ids of the Checker's answers for the Actor: "no a red ball left of a blue box yes a red ball ...".
 
-    Unmet requirements come first, and every answer before its requirement, so that the words after it are
-    read with the answer known.
-    -> (b length).  Raises PromptError when they take more tokens.
+    Unmet requirements come first.  Each answer precedes its requirement, so that the causal attention of the
+    requirement's words includes the answer.
+    -> (b length).  Raises PromptError when a row needs more tokens.
     """
     rows = [sorted(zip(*row), key=lambda pair: pair[0]) for row in zip(answers, asked)]
     texts = [" ".join(f"{ANSWERS[met]} {requirement}" for met, requirement in row) for row in rows]

@@ -1,14 +1,14 @@
-"""The network that predicts the noise: one class from a 2-million-parameter toy to SD 1.x, SD 2.x and SDXL.
+"""The UNet that predicts the noise; one class for a toy of 1 million parameters, SD 1.x, SD 2.x and SDXL.
 
     Ronneberger et al. 2015, "U-Net"; Rombach et al. 2022, "Latent Diffusion", section 3.3
     Podell et al. 2023, "SDXL", sections 2.1 and 2.2
 
-    remember every feature map on the way down
-    on the way up, concatenate each with the one of its own resolution
-    the time enters each residual block, the prompt each attention block
+    on the way down, store every feature map
+    on the way up, concatenate each feature map with the stored one of the same resolution
+    the time conditions each residual block, and the prompt each attention block
 
-Differs from diffusers, whose results it reproduces from the same weights: residual branches and the output
-start at zero, as in the original latent-diffusion code, and not at random.
+With the same weights it gives the outputs of diffusers.  Differs from diffusers: residual branches and the
+output layer are initialised with zeros, as in the original latent-diffusion code.
 
 Shapes: b batch, c channels, h w space, t tokens of the prompt, d width, e width of the time embedding.
 """
@@ -32,39 +32,42 @@ EPS = 1e-5  # of the GroupNorms in SD's UNets
 @dataclass(frozen=True)
 class UNetConfig(Checked):
     channels: tuple[Size, ...]  # one entry per level, from the finest to the coarsest
-    depths: tuple[Depth, ...]  # transformer blocks per attention, per level; 0 = no attention on that level
+    depths: tuple[Depth, ...]  # transformer blocks behind each residual block, per level; 0 = no attention
     mid_depth: Depth  # transformer blocks in the middle; 0 = no attention there
     context_width: Annotated[int, Range(0, 1 << 20)]  # width of the prompt's hidden states
     res_blocks: Depth = 2  # residual blocks per level on the way down; one more on the way up
-    # attention heads, one number for all levels or one each (the middle has the last); this or head_width
+    # attention heads, for all levels or per level (the middle has those of the last); or give head_width
     heads: Size | tuple[Size, ...] | None = None
-    head_width: Size | None = None  # channels per head, the same everywhere; give this or heads
-    use_linear_projection: bool = False  # linear (SD 2.x, SDXL) instead of 1x1 convolutions (SD 1.x)
+    head_width: Size | None = None  # channels per attention head on all levels; or give heads
+    use_linear_projection: bool = False  # linear layers (SD 2.x, SDXL), not 1x1 convolutions (SD 1.x)
     in_channels: Size = 4  # of the latents
     out_channels: Size = 4  # of the predicted noise
     groups: Size = 32  # of every GroupNorm
     pooled_width: Size | None = None  # SDXL: width of the pooled prompt; None = no added conditioning
-    size_count: Size = 6  # SDXL: numbers that tell sizes and crop, used only with pooled_width
+    size_count: Size = 6  # SDXL: numbers that state sizes and crop, used only with pooled_width
     size_width: Size = 256  # SDXL: width of the embedding of each of these numbers
-    # side of the latents, where each position has a learned offset; None: no offsets, as in SD
+    # side of the latents, if each position has a learnt embedding; None = no embeddings, as in SD
     side: Size | None = None
-    # Distilled networks: the depth behind every residual block of every level, finest level first, in place
-    # of depths and res_blocks; and the number of residual blocks in the middle.
+    # Distilled networks: transformer blocks behind each residual block, per level and finest level first;
+    # they replace depths and res_blocks
     down: tuple[tuple[Depth, ...], ...] | None = None
     up: tuple[tuple[Depth, ...], ...] | None = None
-    mid_blocks: Depth = 2
+    mid_blocks: Depth = 2  # residual blocks in the middle
 
     def require(self) -> None:
         levels = len(self.channels)
         for name, each in {"depths": self.depths, "heads": self.heads}.items():
             if isinstance(each, tuple) and len(each) != levels:
-                raise ValueError(f"{levels} channels but {len(each)} {name}: one of each per level")
+                raise ValueError(f"there are {levels} channels but {len(each)} {name}: give one per level")
         if (self.heads is None) == (self.head_width is None):
-            raise ValueError(f"give heads or head_width, not {self.heads} and {self.head_width}")
+            raise ValueError(f"give heads or head_width, one of them: got {self.heads} and {self.head_width}")
         require_levels(self.channels, groups=self.groups, head_width=self.head_width or 1)
 
     def layers(self, way: tuple[tuple[int, ...], ...] | None, more: int) -> tuple[tuple[int, ...], ...]:
-        """The depth behind every residual block of a way: `down`, or `up`, which has one `more` a level."""
+        """Transformer blocks behind each residual block, per level.
+
+        `way` is `down` or `up`; where it is None, each level has `res_blocks + more` residual blocks.
+        """
         return way or tuple((depth,) * (self.res_blocks + more) for depth in self.depths)
 
     @property
@@ -72,27 +75,27 @@ class UNetConfig(Checked):
         return 4 * self.channels[0]
 
 
-# 2.2 million parameters for latents of 4 x 8 x 8.
+# For latents of 4 x 8 x 8; 2.2 million parameters.
 TOY_UNET = UNetConfig((48, 96), (1, 1), 0, context_width=96, res_blocks=1, heads=4, groups=16)
-# 1.0 million, for scene graphs; without `side` it does not learn what "at the top left" means.
+# For scene graphs; 1.0 million parameters.  Without position embeddings it does not learn "at the top left".
 SMALL_UNET = UNetConfig((32, 64), (1, 1), 0, context_width=64, res_blocks=1, heads=4, groups=8, side=8)
 
 
 class Added(NamedTuple):
-    """SDXL's second condition: the prompt as one vector, and how the picture was cropped."""
+    """SDXL's added conditioning: the prompt as one vector, and the size and crop of the picture."""
 
-    pooled: Tensor  # (b d) pooled hidden state of the second text encoder
+    pooled: Tensor  # (b d) pooled and projected state of the second text encoder
     # (b 6) original height and width, crop top and left, target height and width, in pixels
     sizes: Tensor
 
 
 def timestep_embedding(t: Tensor, width: int) -> Tensor:
-    """Numbers (times, or sizes in pixels) as `width` waves of falling frequency, cosines first.
+    """Sinusoidal embedding of numbers (times, or sizes in pixels): cosines, then sines, d = `width`.
 
-    Shapes: t (b) -> (b d)
+    Shapes: t (b) -> (b d).  Raises ValueError when `width` is odd.
     """
     if width % 2:
-        raise ValueError(f"width {width} is odd, but an embedding holds as many cosines as sines")
+        raise ValueError(f"width {width} must be even: an embedding has as many cosines as sines")
     half = width // 2
     steps = torch.arange(half, dtype=torch.float32, device=t.device) / half
     # 10,000: Vaswani et al. 2017, section 3.5
@@ -101,15 +104,15 @@ def timestep_embedding(t: Tensor, width: int) -> Tensor:
 
 
 def mlp(width_in: int, width: int) -> nn.Sequential:
-    """Two linear layers that lift an embedding to the width the residual blocks read.  (b d) -> (b e)"""
+    """Two linear layers that map an embedding to the width of the time embedding.  (b d) -> (b e)"""
     first, second = nn.Linear(width_in, width), nn.Linear(width, width)
     return nn.Sequential(OrderedDict(fc1=first, silu=nn.SiLU(), fc2=second))
 
 
 class UNet(nn.Module):
-    """Predicts the noise in `x` at time `t` under the prompt `context`.
+    """Predicts the noise in `x` at time `t`, conditioned on the prompt `context`.
 
-    The attribute `checkpointing` saves memory in training, at the cost of one more forward pass.
+    Set the attribute `checkpointing` to save memory in training; layers are then evaluated twice.
     """
 
     def __init__(self, config: UNetConfig) -> None:
@@ -126,7 +129,7 @@ class UNet(nn.Module):
             self.where = nn.Parameter(torch.zeros(first, config.side, config.side))
 
         self.down = nn.ModuleList()
-        skips, c = [first], first  # channels of the feature maps that the way up will read, last first
+        skips, c = [first], first  # channels of the stored feature maps, and of the current one
         for i, (c_out, depths) in enumerate(zip(config.channels, config.layers(config.down, 0))):
             layers = [self._layer(c if j == 0 else c_out, i, depth) for j, depth in enumerate(depths)]
             is_coarsest = i == len(config.channels) - 1
@@ -134,7 +137,7 @@ class UNet(nn.Module):
             skips += [c_out] * (len(depths) + (not is_coarsest))
             c = c_out
 
-        mid = [config.mid_depth, 0][: config.mid_blocks]  # attention between two residual blocks
+        mid = [config.mid_depth, 0][: config.mid_blocks]  # two residual blocks with attention between them
         self.mid = Level([self._layer(last, len(config.channels) - 1, depth) for depth in mid])
 
         self.up = nn.ModuleList()
@@ -149,7 +152,7 @@ class UNet(nn.Module):
         self.conv_out = zero(nn.Conv2d(first, config.out_channels, 3, padding=1))
 
     def _layer(self, c_in: int, level: int, depth: int) -> Layer:
-        """A residual block of a level, with attention behind it where `depth` is not 0."""
+        """A residual block of a level, followed by `depth` transformer blocks."""
         cfg, c_out = self.config, self.config.channels[level]
         res = ResBlock(c_in, c_out, cfg.groups, EPS, cfg.time_width)
         if depth == 0:
@@ -160,8 +163,10 @@ class UNet(nn.Module):
         return Layer(res, SpatialTransformer(c_out, *sizes, cfg.use_linear_projection))
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor, added: Added | None = None) -> Tensor:
-        """The predicted noise. `t` is one integer time for all, or one each.
+        """The predicted noise, or what else the schedule's `prediction` names.  `t` is an integer time.
 
+        Raises ValueError when the latents do not divide by 2^(levels - 1), on another context width, and
+        when `added` is given without `pooled_width` or the reverse.
         Shapes: x (b c h w), t () or (b), context (b t d) -> (b c h w)
         """
         self._check(x, context, added)
@@ -188,7 +193,7 @@ class UNet(nn.Module):
         # fmt: on
 
     def embed_time(self, x: Tensor, t: Tensor, added: Added | None) -> Tensor:
-        """The embedding that every residual block adds: of the time, and of SDXL's added condition.
+        """The embedding of the time and of SDXL's added conditioning, which every residual block adds.
 
         Shapes: x (b c h w), t () or (b) -> (b e)
         """
@@ -202,14 +207,16 @@ class UNet(nn.Module):
     def _run(self, layer: Layer, x: Tensor, temb: Tensor, context: Tensor) -> Tensor:
         if not (self.checkpointing and torch.is_grad_enabled()):
             return layer(x, temb, context)
-        # Nothing in a layer is random, so there is no state of a generator to restore.
+        # Layers draw no random numbers, so the state of the generator need not be restored.
         return checkpoint(layer, x, temb, context, use_reentrant=False, preserve_rng_state=False)
 
     def _check(self, x: Tensor, context: Tensor, added: Added | None) -> None:
+        if x.ndim != 4 or x.shape[1] != self.config.in_channels:
+            raise ValueError(f"latents {tuple(x.shape)}, expected {self.config.in_channels} channels")
         multiple = 2 ** (len(self.config.channels) - 1)
         if x.shape[2] % multiple or x.shape[3] % multiple:
             raise ValueError(f"latents of {x.shape[2]} x {x.shape[3]} are not a multiple of {multiple}")
         if context.shape[-1] != self.config.context_width:
             raise ValueError(f"context of width {context.shape[-1]}, expected {self.config.context_width}")
         if (added is None) != (self.config.pooled_width is None):
-            raise ValueError("added conditioning belongs to a config with pooled_width, and only there")
+            raise ValueError("give `added` if and only if the UNet has pooled_width (SDXL)")

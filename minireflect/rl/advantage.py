@@ -1,17 +1,17 @@
-"""From rewards to advantages: how much better a sample is than the others of its group, or than past samples.
+"""From rewards to advantages: compare a sample with the other samples of its group, or with past samples.
 
-GRPO (Shao et al. 2024, arXiv 2402.03300); history with best and worst selection: B2-DiffuRL (Hu et al. 2025,
-arXiv 2503.11240), as SRRL (arXiv 2505.22407) uses it, E6 to E8.
+Papers: GRPO (Shao et al. 2024, arXiv 2402.03300).  The history, with the selection of the best and the worst,
+is from B2-DiffuRL (Hu et al. 2025, arXiv 2503.11240), as used by SRRL (arXiv 2505.22407), E6 to E8.
 
-    group    A = (R - mean of the group) / (std of the group + eps)                  GRPO
-    shrunk   A = 2 (R - (sum of the group + 1/2) / (n + 1))                  ours, for rewards in [0, 1]
-    history  z = (R - mean_H) / (std_H + eps)    # H: this stage and the last 8, of the same prompt    (E6)
-             keep the best of a group if z >= 0.5, the worst if z < -0.5                               (E7)
-             A = clip(z, -5, 5) * (beta_pos if z > 0 else beta_neg)                                    (E8)
+    group    A = (R - mean of the group) / (std of the group + eps)                                  GRPO
+    shrunk   A = 2 (R - (sum of the group + 1/2) / (n + 1))      not from a paper, for rewards in [0, 1]
+    history  z = (R - mean_H) / (std_H + eps)   H: rewards of the prompt in this and the last 8 stages   (E6)
+             keep the best of a group if z >= 0.5, and the worst if z < -0.5                             (E7)
+             A = clip(z, -5, 5) * (beta_pos if z > 0 else beta_neg)                                      (E8)
 
 Differs from the released SRRL:
-- eps is 1e-4, not 1e-8, which turns a reward jitter of 1e-7 into advantages of 1.4
-- the number of keys in the history is bounded: a world of combinatorial prompts would let it grow for ever
+- eps is 1e-4; with 1e-8, rewards that differ by 1e-7 have advantages of up to 1.4
+- the history keeps a bounded number of prompts
 """
 
 from collections.abc import Sequence
@@ -22,19 +22,19 @@ from torch import Tensor
 from ..ranges import finite
 
 EPS = 1e-4  # added to the std of rewards
-PRIOR = 0.5  # expected reward of an unknown prompt, where rewards are probabilities
+PRIOR = 0.5  # expected reward of an unknown prompt, for rewards that are probabilities
 
-Rewards = dict[str, list[list[float]]]  # by key, oldest first: [stage, reward]
+Rewards = dict[str, list[list[float]]]  # key -> [stage, reward] pairs, oldest first
 
 
-def given(rewards: Tensor) -> Tensor:
-    """The rewards themselves, NaN where there is none.  Raises FloatingPointError when one is infinite."""
+def checked(rewards: Tensor) -> Tensor:
+    """The rewards, which are NaN where there is none.  Raises FloatingPointError if one is infinite."""
     finite(rewards.nan_to_num(0.0, torch.inf, -torch.inf), "a reward")
     return rewards
 
 
 def zero_variance_groups(rewards: Tensor) -> Tensor:
-    """Groups whose members all got the same reward: nothing can be learnt from comparing them.
+    """Whether all members of a group have the same reward, so that their z-scores are 0.
 
     Shapes: rewards (n g), NaN where a group has fewer members -> (n) bool
     """
@@ -43,15 +43,15 @@ def zero_variance_groups(rewards: Tensor) -> Tensor:
 
 
 def group_advantage(rewards: Tensor, eps: float = EPS) -> Tensor:
-    """Standard deviations above the mean of its group; exactly 0 in a group without variance.
+    """The z-score of each reward within its group; exactly 0 in a group without variance.
 
-    Computed in float64; the std is unbiased (n - 1), as in TRL and verl.  Raises ValueError for
-    groups of one.
+    It is computed in float64.  The std is unbiased (n - 1), as in TRL and verl.
+    Raises ValueError for groups of one.
     Shapes: rewards (n g), NaN where a group has fewer members -> (n g) float32
     """
     if rewards.ndim != 2 or rewards.shape[1] < 2:
         raise ValueError(f"a group needs at least 2 members, got rewards of shape {tuple(rewards.shape)}")
-    R = given(rewards).double()  # an integer reward divided in its own type would become 0
+    R = checked(rewards).double()
     off = R - R.nanmean(1, keepdim=True)
     others = (~R.isnan()).sum(1, keepdim=True) - 1
     std = ((off**2).nansum(1, keepdim=True) / others.clamp(min=1)).sqrt()
@@ -59,49 +59,48 @@ def group_advantage(rewards: Tensor, eps: float = EPS) -> Tensor:
 
 
 def shrunk_advantage(rewards: Tensor) -> Tensor:
-    """Difference from the mean reward of the prompt, for rewards that are probabilities of success.
+    """Twice the difference from the group's mean, for rewards that are probabilities of success.
 
-    The mean is shrunk towards 1/2 by one imagined sample, so that a prompt with a single picture, or with
-    equal ones, still teaches: A is r - 1/2 for one picture.
-    Shapes: rewards (n g), NaN where a group has fewer members -> (n g) in [-1.5, 1.5]
+    The mean includes one extra sample of reward 1/2.  A group with a single member, or with equal rewards,
+    therefore has advantages other than 0: a single reward R has A = R - 1/2.
+    Shapes: rewards (n g), NaN where a group has fewer members -> (n g) in (-2, 2)
     """
-    R = given(rewards).float()
+    R = checked(rewards).float()
     n = (~R.isnan()).sum(1, keepdim=True)
     return 2 * (R - (R.nansum(1, keepdim=True) + PRIOR) / (n + 1))
 
 
 def reward_weights(rewards: Tensor, floor: float) -> Tensor:
-    """Weights of a group's samples in the regression, for rewards that are probabilities of success.
+    """Weights of reward-weighted regression (Peters & Schaal 2007), for rewards that are probabilities.
 
-        w = r / (sum r + floor)
+        w = r / (sum of r over the group + floor)
 
-    Reward-weighted regression (Peters & Schaal 2007): the weighted samples are the model's own, given that
-    they succeeded.  `floor` keeps the weights of a failed group small.  Raises ValueError for a negative
-    reward.
+    The weighted samples follow the model's distribution, conditioned on success.  `floor` keeps the weights
+    small if the whole group failed.  Raises ValueError if a reward is negative.
     Shapes: rewards (n g), NaN where a group has fewer members -> (n g)
     """
     if (rewards < 0).any():
         raise ValueError(f"rewards as weights must not be negative, got {rewards.min().item():.3g}")
-    return given(rewards).float() / (rewards.float().nansum(1, keepdim=True) + floor)
+    return checked(rewards).float() / (rewards.float().nansum(1, keepdim=True) + floor)
 
 
 class RewardHistory:
-    """The rewards that each key (a prompt, or a family of scenes) got in the last `stages` stages.
+    """The rewards of each key (a prompt, or a family of prompts) in the last `stages` stages.
 
-    One stage is one `add`.  Of more than `max_keys` keys, those unseen for longest are forgotten.
+    Each call of `add` is a stage.  At most `max_keys` keys are kept, those that were seen last.
     """
 
     def __init__(self, stages: int = 8, max_keys: int = 4096) -> None:
         self.stages, self.max_keys = stages, max_keys
         self.stage = 0  # stages seen so far
-        self.rewards: Rewards = {}  # in the order in which keys were last seen
+        self.rewards: Rewards = {}  # the key that was seen last is at the end
 
     def past(self, key: str) -> list[float]:
-        """Every reward of the key that is still remembered, oldest first."""
+        """The rewards of the key, oldest first."""
         return [reward for _, reward in self.rewards.get(key, ())]
 
     def add(self, keys: Sequence[str], rewards: Tensor) -> None:
-        """Close a stage: remember its rewards, forget what is too old.
+        """Add the rewards of a stage, and remove those that are too old.
 
         Shapes: rewards (n) or (n g), one key per row
         """
@@ -114,7 +113,7 @@ class RewardHistory:
         self.rewards = dict([(k, entries) for k, entries in recent.items() if entries][-self.max_keys :])
 
     def state_dict(self) -> dict[str, int | Rewards]:
-        """Plain numbers, strings, lists: fit for JSON."""
+        """The state in types that JSON can store."""
         return {"stage": self.stage, "rewards": self.rewards}
 
     def load_state_dict(self, state: dict[str, int | Rewards]) -> None:
@@ -122,7 +121,10 @@ class RewardHistory:
 
 
 def by_key(keys: Sequence[str], rewards: Tensor) -> dict[str, list[float]]:
-    """The rewards of each key, which may stand on several rows.  Shapes: rewards (n) or (n g)"""
+    """The rewards of each key, which may have several rows.  Shapes: rewards (n) or (n g), one key per row
+
+    Raises ValueError if the number of keys differs, and FloatingPointError if a reward is not finite.
+    """
     if len(keys) != len(rewards):
         raise ValueError(f"{len(keys)} keys for {len(rewards)} rows of rewards")
     rows: dict[str, list[float]] = {}
@@ -132,10 +134,10 @@ def by_key(keys: Sequence[str], rewards: Tensor) -> dict[str, list[float]]:
 
 
 def history_advantage(history: RewardHistory, keys: Sequence[str], rewards: Tensor) -> Tensor:
-    """z-score of each reward among all rewards of its key, this stage's and the remembered ones.
+    """The z-score of each reward among the rewards of its key in this stage and in the history.
 
-    Call `history.add` afterwards.  The std is unbiased (n - 1); a lone reward, or a key whose rewards are all
-    equal, gets exactly 0.
+    The std is unbiased (n - 1).  If all rewards of a key are equal, or there is only one, z is exactly 0.
+    The function does not change the history; call `history.add` afterwards.
     Shapes: rewards (n) or (n g), one key per row -> like rewards
     """
     z, now = torch.zeros_like(rewards, dtype=torch.float64), by_key(keys, rewards)
@@ -147,7 +149,7 @@ def history_advantage(history: RewardHistory, keys: Sequence[str], rewards: Tens
 
 
 def select_best_worst(z: Tensor, threshold_high: float = 0.5, threshold_low: float = -0.5) -> Tensor:
-    """Of each group keep the best if it is good enough, and the worst if it is bad enough.
+    """Select the best member of each group if z >= threshold_high, and the worst if z < threshold_low.
 
     Shapes: z (n g) -> (n g) bool
     """
@@ -157,5 +159,5 @@ def select_best_worst(z: Tensor, threshold_high: float = 0.5, threshold_low: flo
 
 
 def advantage_weights(z: Tensor, clip: float = 5.0, beta_pos: float = 1.0, beta_neg: float = 1.0) -> Tensor:
-    """PPO's advantages: clipped z-scores, weighted by their sign.  Shapes: z (n g) -> (n g)"""
+    """PPO's advantages: clipped z-scores, multiplied by a weight for each sign.  Shapes: z (n g) -> (n g)"""
     return z.clamp(-clip, clip) * torch.where(z > 0, beta_pos, beta_neg)  # SRRL (E8)

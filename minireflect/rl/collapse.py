@@ -1,13 +1,14 @@
-"""Signs that reinforcement has ruined the pictures: grey or blue noise under a rising reward.
+"""Signs of a collapse: the pictures turn into grey or blue noise while the reward rises.
 
-    size         mean |x_0| of the clean latents            the base's, within a factor of 1.5
-    constant     share of pictures with hardly any contrast   at most half
-    unreadable   share that the inspector cannot read         the base's, plus half
-    flat         share of groups with equal rewards           not all: nothing is learnt from them
-    clip_high, clip_low   share stopped by one clip (PPO)     not nearly all of one side
+    statistic                                                 a sign of collapse, if
+    size         mean |x_0| of the clean latents              it differs from the base's by a factor over 1.5
+    constant     share of pictures with almost no contrast    it is over 0.5
+    unreadable   share that the inspector cannot read         it exceeds the base's by 0.5, or rises to 1
+    flat         share of groups with equal rewards           it is at least 0.95
+    clip_high, clip_low   share stopped by one clip (PPO)     one of them is at least 0.95
 
-The base is what iteration 0 samples.  The limits are wide on purpose: a sign is said once when it appears and
-stands in metrics.jsonl; `--stop-on-collapse` ends the run after PATIENCE iterations with one.
+The base is the model at iteration 0.  The signs of every iteration are in metrics.jsonl, and a warning is
+printed when they first appear; `--stop-on-collapse` ends the run after PATIENCE iterations with signs.
 """
 
 import sys
@@ -22,25 +23,25 @@ from ..world.canvas import SIZE
 from ..world.inspector import inspect_all
 
 FACTOR, HALF, ALL = 1.5, 0.5, 0.95
-CONTRAST = 0.05  # standard deviation of the pixels, of [-1, 1]
-READ = 16  # pictures that the inspector reads in an iteration
-PATIENCE = 3
+CONTRAST = 0.05  # a picture is constant below this standard deviation of its pixels, in [-1, 1]
+READ = 16  # pictures that the inspector reads in each iteration
+PATIENCE = 3  # iterations with signs until `--stop-on-collapse` ends the run
 
 
 @dataclass(frozen=True)
 class StopRule(Checked):
-    # end when the pictures leave the base's range
+    # end the run if the pictures collapse into noise
     stop_on_collapse: bool = False
 
 
 class Collapsed(Unfinished):
-    """The run was ended by `--stop-on-collapse`."""
+    """`--stop-on-collapse` has ended the run."""
 
 
 def statistics(x_0: Tensor, images: Tensor, readable: bool = True) -> dict[str, float]:
-    """Statistics of an iteration's pictures. `readable`: they are of the synthetic world; the inspector reads
-    those of 64 x 64 pixels.
+    """The statistics `size`, `constant` and, if possible, `unreadable` of an iteration's pictures.
 
+    readable: whether the pictures are of the synthetic world; the inspector reads those of 64x64 pixels.
     Shapes: x_0 (b c h w), images (b 3 h w) in [-1, 1]
     """
     contrast = images.float().flatten(1).std(1)
@@ -53,7 +54,10 @@ def statistics(x_0: Tensor, images: Tensor, readable: bool = True) -> dict[str, 
 
 
 def signs(now: dict[str, float | None], base: dict[str, float | None]) -> list[str]:
-    """The signs of a collapse in an iteration, compared with iteration 0."""
+    """The signs of a collapse, as phrases.
+
+    now, base: statistics of this iteration and of iteration 0; a value may be missing or None.
+    """
     at = {"unreadable": 0.0, "flat": 0.0, "clip_high": 0.0, "clip_low": 0.0}
     at |= {name: value for name, value in now.items() if value is not None}
     size, other, clipped = at["size"], base["size"] or 1.0, max(at["clip_high"], at["clip_low"])
@@ -62,21 +66,22 @@ def signs(now: dict[str, float | None], base: dict[str, float | None]) -> list[s
         f"mean |x_0| is {size:.2f}, the base's {other:.2f}": not other / FACTOR <= size <= other * FACTOR,
         f"{at['constant']:.0%} of the pictures are nearly constant": at["constant"] > HALF,
         f"{unread:.0%} of the pictures are unreadable": unread > was and unread >= min(1, was + HALF),
-        "all groups have equal rewards": at["flat"] >= ALL,
+        "nearly all groups have equal rewards": at["flat"] >= ALL,
         "nearly all samples are stopped by one clip": clipped >= ALL,
     }
     return [said for said, holds in wrong.items() if holds]
 
 
 def watch(rule: StopRule, run: Run, memory: dict, now: dict[str, float | None]) -> str | None:
-    """Compare an iteration with the first one, which `memory` keeps, and count bad iterations in a row.
+    """Compare an iteration with iteration 0, and warn or end the run if there are signs of a collapse.
 
-    -> the signs, for the log.  Raises Collapsed.
+    memory: keeps the statistics of iteration 0 and the number of bad iterations in a row; a run saves it.
+    -> the signs for the log, or None.  Raises Collapsed if `rule` ends the run.
     """
     found = "; ".join(signs(now, memory.setdefault("base", now)))
     memory["bad"] = memory.get("bad", 0) + 1 if found else 0
     if memory["bad"] == 1:
-        print(f"\nwarning: {found}, in {run.at}: the pictures may have collapsed", file=sys.stderr)
+        print(f"\nwarning: the pictures may have collapsed in {run.at}: {found}", file=sys.stderr)
     if memory["bad"] >= PATIENCE and rule.stop_on_collapse:
-        raise Collapsed(f"stopped by --stop-on-collapse in {run.at}: {found}; its last state is kept")
+        raise Collapsed(f"stopped by --stop-on-collapse in {run.at}: {found}; the last state is saved")
     return found or None

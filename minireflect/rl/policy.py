@@ -1,14 +1,14 @@
-"""The policy gradient, ignorant of images: clipped ratios, and the KL between two Gaussians, in nats.
+"""PPO's clipped policy gradient, and the KL divergence between two Gaussians.
 
-PPO (Schulman et al. 2017, arXiv 1707.06347), equation 7; on denoising steps: DDPO (arXiv 2305.13301), SRRL
-(arXiv 2505.22407), E8.
+Papers: PPO (Schulman et al. 2017, arXiv 1707.06347), equation 7.  DDPO (arXiv 2305.13301) and SRRL (arXiv
+2505.22407), E8, apply it to denoising steps.
 
-    rho  = exp(log_prob - old_log_prob)                        # 1 at first; its gradient is not 0
-    loss = mean max(-A rho, -A clip(rho, 1 - clip, 1 + clip))  # the pessimistic of the two
+    rho  = exp(log_prob - old_log_prob)                        # 1 in the first update; its gradient is not 0
+    loss = mean max(-A rho, -A clip(rho, 1 - clip, 1 + clip))
 
-A clip means nothing without the reduction: the released SRRL clips at 0.1 the mean over 16,384 dimensions,
-which lets the true log-ratio move by 1,638 nats (no clipping at all), where DDPO's 1e-4 allows 1.6: a clip
-of a mean, times the dimensions, is the clip in nats.  `learn.mean_of` says in one place how sums are reduced.
+The meaning of `clip` depends on how a log-probability is reduced.  If it is the mean over d dimensions, a
+clip of e allows the log-density to change by about e d nats.  With d = 16,384, DDPO's e = 1e-4 allows 1.6
+nats; the released SRRL's e = 0.1 allows 1,638 nats, so it never clips.  Here, `learn.mean_of` takes the mean.
 """
 
 from typing import NamedTuple
@@ -16,25 +16,25 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-MAX_LOG_RATIO = 20.0  # nats; exp(20) = 5e8.  Beyond it exp overflows, and 0 * inf puts NaN in the gradient
+MAX_LOG_RATIO = 20.0  # nats; exp(20) = 5e8.  An overflow of exp would give NaN gradients, from 0 * inf
 
 
 class PPOStats(NamedTuple):
-    """The loss, and detached statistics of the clip."""
+    """The loss, and detached statistics of the clip.  A sample beyond the clip has no gradient."""
 
     loss: Tensor  # ()
-    clip_high: Tensor  # () share of samples with A > 0 whose ratio rose beyond the clip: no gradient left
-    clip_low: Tensor  # () share of samples with A < 0 whose ratio fell beyond the clip: no gradient left
-    log_ratio_max: Tensor  # () largest |log-ratio|, in the reduced unit
+    clip_high: Tensor  # () share of samples with A > 0 whose ratio is above 1 + clip
+    clip_low: Tensor  # () share of samples with A < 0 whose ratio is below 1 - clip
+    log_ratio_max: Tensor  # () largest |log_prob - old_log_prob|
 
 
 def ppo_clip(
     log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, clip: float, weight: Tensor | None = None
 ) -> PPOStats:
-    """PPO's clipped surrogate, to be minimised.  The caller leaves out steps without a density (sigma 0).
+    """PPO's clipped loss.  Denoising steps without a density (sigma 0) must not be passed.
 
-    `weight` makes the loss a weighted sum in place of the mean: GRPO gives a token 1 / (G |a_i|), see
-    `tokens.token_weights`.
+    weight: if given, the loss is the weighted sum instead of the mean; `tokens.token_weights` has an example.
+    Raises ValueError if the shapes of the first three arguments differ.
     Shapes: log_prob (n), old_log_prob (n), advantage (n), weight (n) -> loss ()
     """
     if not log_prob.shape == old_log_prob.shape == advantage.shape:

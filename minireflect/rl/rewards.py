@@ -1,22 +1,22 @@
-"""Rewards: reward(images, prompts) -> one number a picture.
+"""Rewards: functions (images, prompts) -> one number for each picture.
 
-    matcher_reward     learned: the probability that the prompt holds.  RL maximises it, and can fool it.
-    caption_reward     learned: the probability of a rationale's least likely word, given the picture.
-    inspector_reward   exact: 1 where the inspector reads what the prompt asks for, else 0.  For measuring.
+    matcher_reward     learned: the probability that the picture fulfils the prompt.  RL maximises it.
+    caption_reward     learned: the probability of the least likely word of a rationale, given the picture.
+    inspector_reward   exact: 1 if the inspector reads what the prompt asks for, else 0.  For measuring only.
     clip_reward        for real pictures: CLIP's cosine of picture and prompt (SRRL); PickScore, HPS v2.
-    aesthetic_reward   for real pictures: LAION's linear head on CLIP's features of the picture alone.
-    weighted           several of them, each normalised within its group.
-    incompressibility  for real pictures: kilobytes as a JPEG; compressibility is minus that.  Both are DDPO's
-                       first tasks, which need no weights.
+    aesthetic_reward   for real pictures: LAION's head on CLIP's features of the picture.
+    incompressibility  for real pictures: size as a JPEG file; compressibility is minus that.  These are the
+                       first tasks of DDPO, and need no weights.
+    weighted           the sum of several rewards, each normalised within its group.
 
 Shapes: images (b 3 h w) in [-1, 1], b prompts -> (b)
 
-RL-RIG's reward is the share of a graph's requirements that a learned Checker takes to be met:
+RL-RIG's reward is the share of a graph's requirements that the picture meets, according to a learned Checker:
 
     C(x, G)_j = 1 if p_j >= 0.5        for each requirement g_j of the graph
     f(x)      = (1/n) sum_j C_j        RL-RIG, equation 2
 
-The judge is a second network of its kind with another seed and size, which only measures.
+The judge is a second network of the same class, with another seed and size.  It is only used for measuring.
 """
 
 import io
@@ -38,14 +38,14 @@ from ..world.graphs import SceneGraph
 from ..world.inspector import inspect_all
 from ..world.prompts import Prompt, split, understand
 
-# caption_reward from which a picture shows what its rationale says: among four objects in any order and three
-# styles, even a right first word has a probability of only a twelfth
+# Smallest caption_reward of an accepted rationale.  It must be below 1/12: with four objects in any order and
+# three styles, even a correct word may have a probability of only 1/12.
 ACCEPT_WORD = 0.05
-MET = 0.5  # the Checker's probability from which a requirement counts as met
+MET = 0.5  # smallest probability of the Checker for a requirement that counts as met
 
 
 def matcher_reward(matcher: Matcher, tokenizer: Tokenizer, batch: int = 256) -> Reward:
-    """The matcher's probability that the prompt holds, in [0, 1]."""
+    """The matcher's probability that the picture fulfils the prompt, in [0, 1]."""
 
     @torch.no_grad()
     def reward(images: Tensor, prompts: list[str]) -> Tensor:
@@ -58,9 +58,9 @@ def matcher_reward(matcher: Matcher, tokenizer: Tokenizer, batch: int = 256) -> 
 
 
 def caption_reward(matcher: Matcher, tokenizer: Tokenizer, batch: int = 256) -> Reward:
-    """The smallest probability of a rationale's words and its end, in [0, 1].
+    """The smallest probability among the words of a rationale and its end token, in [0, 1].
 
-    It is 0 for a rationale that is empty, too long, or has unknown words.
+    It is 0 for a rationale that is empty, is too long, or has unknown words.
     """
 
     @torch.no_grad()
@@ -82,36 +82,40 @@ def caption_reward(matcher: Matcher, tokenizer: Tokenizer, batch: int = 256) -> 
 
 
 def load_matcher(path: Path, device: torch.device | str) -> tuple[Matcher, Tokenizer]:
-    """A matcher and its own vocabulary, from the file that a training wrote."""
+    """A matcher and its tokenizer, from a file of weights."""
     matcher, about = load_module(path, Matcher)
     return matcher.to(device), words_of(path, about, matcher.config.length, matcher.config.vocabulary)
 
 
 def load_reward(path: str | Path | None = None, device: torch.device | str = "cpu") -> Reward:
-    """The learned reward of a run, or the shipped one."""
+    """The learned reward of a run or of a folder of weights; None for the shipped one."""
     return matcher_reward(*load_matcher(weights_folder(path) / "reward.safetensors", device))
 
 
 def reward_beside(folder: str | Path, device: torch.device | str = "cpu") -> Reward:
-    """The learned reward in a folder of weights or, if it has none, the shipped one."""
+    """The learned reward in a folder of weights; the shipped one if the folder has none."""
     return load_reward(or_shipped(folder, "reward"), device)
 
 
 def load_captioner(path: str | Path, device: torch.device | str = "cpu") -> Reward:
-    """The trained captioner in a folder, as a reward."""
+    """The captioner in a folder of weights, as a reward of rationales."""
     return caption_reward(*load_matcher(Path(path) / "captioner.safetensors", device))
 
 
 def inspector_reward(images: Tensor, prompts: list[str]) -> Tensor:
-    """1 where the inspector reads what the prompt asks for, else 0.  Raises ValueError on other texts."""
+    """1 if the inspector reads what the prompt asks for, else 0.
+
+    Raises ValueError if a text is not a prompt of the world.
+    """
     meant = [understand(p) for p in prompts]
     if None in meant:
-        raise ValueError(f"the inspector cannot tell what fulfils {quote(prompts[meant.index(None)])}")
+        unknown = quote(prompts[meant.index(None)])
+        raise ValueError(f"the inspector judges only prompts of the synthetic world, got {unknown}")
     return verdicts(images, meant)
 
 
 def verdicts(images: Tensor, prompts: list[Prompt]) -> Tensor:
-    """1 where the inspector's reading fulfils the prompt, else 0.
+    """1 if the inspector's reading of the picture fulfils the prompt, else 0.
 
     Shapes: images (b 3 64 64), b prompts -> (b)
     """
@@ -119,10 +123,10 @@ def verdicts(images: Tensor, prompts: list[Prompt]) -> Tensor:
 
 
 def clip_reward(clip: CLIP, tokenizer: BytePairs, scaled: bool = False, batch: int = 32) -> Reward:
-    """CLIP's cosine of picture and prompt, in [-1, 1]; about 0.2 to 0.4 where they match (SRRL's code).
+    """CLIP's cosine of picture and prompt, in [-1, 1]; about 0.2 to 0.4 if they match (SRRL's code).
 
-    `scaled` multiplies it by exp(logit_scale), about 100: PickScore (Kirstain et al. 2023, arXiv 2305.01569)
-    and HPS v2 (Wu et al. 2023, arXiv 2306.09341) are CLIPs that were trained to say what people prefer.
+    scaled: multiply it by exp(logit_scale), about 100, as PickScore (Kirstain et al. 2023, arXiv 2305.01569)
+        and HPS v2 (Wu et al. 2023, arXiv 2306.09341) do; they are CLIPs trained on human preferences.
     """
 
     @torch.no_grad()
@@ -138,9 +142,9 @@ def clip_reward(clip: CLIP, tokenizer: BytePairs, scaled: bool = False, batch: i
 
 
 def image_features(clip: CLIP, images: Tensor, batch: int) -> Tensor:
-    """Vectors of length 1 of pictures of any size: the shorter side is brought to CLIP's, the middle is cut
-    out.
+    """CLIP's normalised image embeddings.
 
+    Pictures may have any size: the shorter side is resized to CLIP's, then the centre is cropped.
     Shapes: images (b 3 h w) -> (b e)
     """
     size, weight, found = clip.config.vision.size, clip.text_projection.weight, []
@@ -154,10 +158,11 @@ def image_features(clip: CLIP, images: Tensor, batch: int) -> Tensor:
 
 
 def aesthetic_reward(clip: CLIP, head: dict[str, Tensor], batch: int = 32) -> Reward:
-    """LAION's aesthetic score, about 1 to 10: a linear head on the image features of CLIP ViT-L/14.
+    """LAION's aesthetic score, about 1 to 10: a linear head on the image embeddings of CLIP ViT-L/14.
 
-    `head` are the tensors of its file: one layer (version 1), or five with nothing between them (version 2).
-    The prompt is not read.  Raises ValueError on other tensors.
+    The prompts are not used.
+    head: the tensors of its file, one linear layer (version 1), or five without activations (version 2).
+    Raises ValueError if the tensors have other shapes.
     """
     layers = sorted({name.removesuffix("weight") for name in head if name.endswith("weight")})
     sizes = [head[f"{name}weight"].shape for name in layers]
@@ -175,10 +180,10 @@ def aesthetic_reward(clip: CLIP, head: dict[str, Tensor], batch: int = 32) -> Re
 
 
 def weighted(rewards: list[tuple[float, Reward]]) -> Reward:
-    """Several rewards as one: each normalised within the pictures of a prompt, then their weighted sum.
+    """The weighted sum of several rewards, each normalised over the pictures of a prompt.
 
-    Without that, the reward with the larger spread would decide alone.  Its attribute `plain` is the weighted
-    sum without normalisation, for measuring.
+    Without the normalisation, the reward with the largest spread would dominate the sum.  The attribute
+    `plain` of the result is the weighted sum without normalisation, for measuring.
     """
     if len(rewards) == 1 and rewards[0][0] == 1:
         return rewards[0][1]
@@ -199,7 +204,7 @@ def weighted(rewards: list[tuple[float, Reward]]) -> Reward:
 
 
 def incompressibility(images: Tensor, prompts: list[str]) -> Tensor:
-    """Kilobytes of the picture as a JPEG (Black et al. 2023, section 5.1): it favours detail and noise."""
+    """Kilobytes of the picture as a JPEG (DDPO, section 5.1).  This reward favours detail and noise."""
     from PIL import Image
 
     sizes = []
@@ -210,35 +215,35 @@ def incompressibility(images: Tensor, prompts: list[str]) -> Tensor:
 
 
 def compressibility(images: Tensor, prompts: list[str]) -> Tensor:
-    """Minus the kilobytes of the picture as a JPEG: it favours plain surfaces."""
+    """Minus the kilobytes of the picture as a JPEG.  This reward favours plain surfaces."""
     return -incompressibility(images, prompts)
 
 
 # --------------------------------------------------------------------------------------- RL-RIG's Checker
 class Answers(NamedTuple):
-    """Answers about b pictures; graphs with fewer than r requirements are padded."""
+    """The Checker's answers about b pictures and up to r requirements; shorter graphs are padded."""
 
     probability: Tensor  # (b r) in [0, 1]; 1 in the padding
     asked: Tensor  # (b r) bool, False in the padding
 
     @property
     def met(self) -> Tensor:
-        """-> (b r) bool, True in the padding"""
+        """Whether each requirement is met.  -> (b r) bool, True in the padding"""
         return self.probability >= MET
 
     @property
     def share(self) -> Tensor:
-        """f(x), the share of requirements that are met.  -> (b) in [0, 1]"""
+        """f(x), the share of the requirements that are met.  -> (b) in [0, 1]"""
         return (self.met & self.asked).sum(1) / self.asked.sum(1)
 
     @property
     def all_hold(self) -> Tensor:
-        """The probability that all requirements are met, as if they were independent.  -> (b) in [0, 1]"""
+        """The probability that all requirements are met, if they were independent.  -> (b) in [0, 1]"""
         return self.probability.prod(1)
 
     @property
     def score(self) -> Tensor:
-        """The value that keep-best compares: f(x), and between equal f(x) the mean probability.  -> (b)"""
+        """The value that `keep_best` compares: f(x), with ties decided by the mean probability.  -> (b)"""
         mean = (self.probability * self.asked).sum(1) / self.asked.sum(1)
         return self.share + 1e-3 * mean
 
@@ -250,14 +255,14 @@ Checker = Callable[[Tensor, list[SceneGraph]], Answers]  # images (b 3 h w), b g
 
 
 def matcher_checker(matcher: Matcher, tokenizer: Tokenizer, batch: int = 256) -> Checker:
-    """A Checker from its network, which encodes each picture once for all of its questions."""
+    """A Checker from its network.  It encodes each picture once for all requirements of its graph."""
 
     @torch.no_grad()
     def check(images: Tensor, graphs: list[SceneGraph]) -> Answers:
         asked = [[r.words for r in g.requirements] for g in graphs]
         most = max(map(len, asked))
         real = torch.tensor([[j < len(row) for j in range(most)] for row in asked], device=images.device)
-        # rows are padded with their first question; those answers are not used
+        # rows are padded with their first requirement; the answers to the padding are discarded
         texts = [text for row in asked for text in row + row[:1] * (most - len(row))]
         ids = trim(tokenizer(texts), EOS).to(images.device)  # (b*r t)
         parts = zip(images.split(batch), ids.split(batch * most))
@@ -271,5 +276,5 @@ def matcher_checker(matcher: Matcher, tokenizer: Tokenizer, batch: int = 256) ->
 def load_checker(
     folder: str | Path = RIG, name: str = "checker", device: torch.device | str = "cpu"
 ) -> Checker:
-    """The "checker" of a run of RL-RIG, by default the shipped one, or the "judge"."""
+    """The "checker" or the "judge" of RL-RIG, from a folder of weights; the default is the shipped one."""
     return matcher_checker(*load_matcher(Path(folder) / f"{name}.safetensors", device))

@@ -1,19 +1,19 @@
-"""One step of GRPO on tokens, and a loss weight that holds a policy's entropy at a target.
+"""One step of GRPO on tokens, and an entropy term whose weight keeps the entropy at a target.
 
-Papers: GRPO (Shao et al. 2024, arXiv 2402.03300), equations 3 and 4; ReasonGen-R1 (arXiv 2505.24875) for the
-adaptive entropy, which is SAC's temperature (Haarnoja et al. 2018, arXiv 1812.05905, equation 18) with a
-sign.
+Papers: GRPO (Shao et al. 2024, arXiv 2402.03300), equations 3 and 4.  The adaptive entropy weight is from
+ReasonGen-R1 (arXiv 2505.24875).  It is SAC's temperature (Haarnoja et al. 2018, arXiv 1812.05905, equation
+18), but may be negative.
 
     rho   = pi(token) / pi_old(token)                           # exactly 1 before the first step
     L     = sum w max(-A rho, -A clip(rho, 1 - e, 1 + e))       # over the tokens that the policy chose
           + beta sum w (r - 1 - log r),   r = pi_ref / pi       # estimate of KL(pi || pi_ref)
-          + alpha H,   alpha = sinh(psi)                        # H too high: alpha > 0; too low: alpha < 0
+          + alpha H,   alpha = sinh(psi)                        # alpha rises if the entropy H exceeds H*
     psi  <- Adam ascent on alpha (H - H*),   |alpha| <= bound
 
 Differs from ReasonGen-R1's code:
-- psi is set to the value of the bounded alpha after each step; a first version of theirs clamps alpha
-  inside the differentiated expression, whose gradient is then 0 at the bound, so that alpha stays there
-- one step of psi per optimiser step; theirs takes one for every two samples, on each device separately
+- the bound is applied to psi after each step; a first version of their code clamps alpha inside the
+  differentiated expression, so the gradient is 0 at the bound and alpha stays there
+- psi takes one step per optimiser step; theirs takes one for every two samples, on each device separately
 """
 
 import math
@@ -35,47 +35,48 @@ from .policy import MAX_LOG_RATIO, ppo_clip
 class TokenConfig(StopRule):
     # G, samples of each prompt, or edits of each picture
     group: Several = 8
-    # e, on the ratio of a token's probabilities
+    # e, clip of the ratio of a token's probabilities
     clip_range: Weight = 0.2
-    # weight of the KL to the model before RL, nats per token
+    # weight of the KL to the model before RL, in nats per token
     beta: Weight = 0.02
-    # also measure what the trained model is compared with
+    # also measure the baselines that the trained model is compared with
     controls: bool = True
 
 
 class TokenBatch(NamedTuple):
-    """m sampled sequences of t tokens to learn from; log-probabilities in nats."""
+    """m sampled sequences of t tokens to learn from."""
 
-    old: Tensor  # (m t) log-probabilities under the policy that sampled the tokens
-    reference: Tensor  # (m t) under the policy before RL
+    old: Tensor  # (m t) log-probabilities of the policy that sampled the tokens, in nats
+    reference: Tensor  # (m t) log-probabilities of the policy before RL
     advantage: Tensor  # (m)
-    # (m t) of each token in the loss, sum 1 over all processes; 0 for tokens that the policy did not choose
+    # (m t) weight in the loss, with sum 1 over all processes; 0 for tokens that the policy did not choose
     weight: Tensor
 
 
 class TokenStats(NamedTuple):
     """Statistics of one optimiser step."""
 
-    loss: float  # of the clipped policy gradient
-    total: float  # with all other terms
+    loss: float  # the term of the clipped policy gradient
+    total: float  # the sum of all terms
     clip_high: float  # share of tokens with A > 0 beyond the upper clip
     clip_low: float  # share of tokens with A < 0 beyond the lower clip
-    ratio_error: float  # largest |rho - 1|; must be 0 in the first step after sampling
-    kl: float  # nats per token from the reference
-    grad_norm: float  # before it is scaled down
+    ratio_error: float  # exp(largest |log rho|) - 1; must be 0 in the first step after sampling
+    kl: float  # KL to the reference, in nats per token
+    grad_norm: float  # before clipping
 
 
 def token_step(
     now: Tensor, batch: TokenBatch, optimizer: Optimizer, clip: float, beta: float, *more: Tensor
 ) -> TokenStats:
-    """One optimiser step of GRPO; `more` are further terms of the loss, added in order.
+    """One optimiser step of GRPO.  With several processes, each has a share of the sequences.
 
-    Of several processes each has its share of the m sequences.  Raises FloatingPointError when the loss or
-    its gradient is not finite.
-    Shapes: now (m t) log-probabilities of the sampled tokens, with their graph; more ()
+    now: log-probabilities of the sampled tokens, with their autograd graph.
+    more: further terms of the loss.
+    Raises FloatingPointError if the loss or its gradient is not finite.
+    Shapes: now (m t), more ()
     """
     counted, weight = batch.weight > 0, batch.weight  # (m t)
-    A = batch.advantage[:, None].expand_as(now)  # every token of a sequence gets its advantage
+    A = batch.advantage[:, None].expand_as(now)  # all tokens of a sequence have its advantage
     now, old, reference = (torch.where(counted, v, 0.0) for v in (now, batch.old, batch.reference))
     ppo = ppo_clip(now, old, A, clip, weight)
     kl = (weight * token_kl(now, reference)).sum()
@@ -83,7 +84,7 @@ def token_step(
     for term in more:
         loss = loss + term
     optimizer.zero_grad(set_to_none=True)
-    (loss * torch.where(loss.isfinite(), 1.0, torch.nan)).backward()  # a loss of inf has no good gradient
+    (loss * torch.where(loss.isfinite(), 1.0, torch.nan)).backward()  # NaN gradients for an infinite loss
     sum_gradients(p for group in optimizer.param_groups for p in group["params"])
     norm, error = take_step(optimizer), total(ppo.log_ratio_max.expm1(), MAX)
     shares = [share * counted.numel() for share in (ppo.clip_high, ppo.clip_low)]
@@ -94,7 +95,7 @@ def token_step(
 
 
 def token_weights(mask: Tensor) -> Tensor:
-    """1 / (b |a_i|) for every token of sequence i: all sequences count alike.
+    """The weight 1 / (b |a_i|) for every token of sequence i, so that all sequences count equally.
 
     Shapes: mask (b t) bool -> (b t)
     """
@@ -102,7 +103,7 @@ def token_weights(mask: Tensor) -> Tensor:
 
 
 def token_kl(log_prob: Tensor, reference: Tensor) -> Tensor:
-    """Schulman's k3 estimate of KL(pi || pi_ref) from sampled tokens, never negative, in nats.
+    """Schulman's k3 estimate of KL(pi || pi_ref) from sampled tokens, in nats; it is never negative.
 
     Shapes: log_prob (n), reference (n) -> (n)
     """
@@ -111,17 +112,18 @@ def token_kl(log_prob: Tensor, reference: Tensor) -> Tensor:
 
 
 def entropy_of(log_prob: Tensor) -> Tensor:
-    """Entropy of each distribution, in nats; impossible tokens (-inf) contribute 0.
+    """Entropy of each distribution in nats; tokens of probability 0 contribute 0.
 
     Shapes: log_prob (... v) -> (...)
     """
-    p = log_prob.exp()  # not torch.special.entr(p): where p underflows its gradient is inf * 0
+    p = log_prob.exp()  # not torch.special.entr(p), whose gradient is inf * 0 where p underflows
     return -(p * log_prob.masked_fill(p == 0, 0)).sum(-1)
 
 
 class AdaptiveEntropy(nn.Module):
-    """The weight alpha of an entropy term, on the CPU.  A module, so that a run saves psi and the moments of
-    its Adam.
+    """The weight alpha of an entropy term, on the CPU.
+
+    It is a module, so that a run saves psi and the moments of its Adam optimiser.
     """
 
     def __init__(self, target: float, bound: float, lr: float) -> None:
@@ -138,7 +140,7 @@ class AdaptiveEntropy(nn.Module):
 
     @torch.no_grad()
     def step(self, entropy: float) -> float:
-        """Move alpha after an update of a policy with this entropy, in nats per token.  -> the new alpha"""
+        """Update alpha, given the policy's entropy in nats per token.  -> the new alpha"""
         gradient = torch.cosh(self.psi) * (entropy - self.target)  # of alpha (H - H*) with respect to psi
         self.steps += 1
         self.mean.lerp_(gradient, 0.1)  # Adam (Kingma & Ba 2015, algorithm 1)

@@ -1,8 +1,7 @@
-"""A pen that draws flat, anti-aliased shapes; and pictures as tensors and files.
+"""A pen that draws flat, anti-aliased shapes, and conversions between pictures, tensors and files.
 
-Pillow draws at four times the size and the picture is averaged down, which is all the anti-aliasing there is.
-The canvas has a margin of MARGIN pixels on every side, so that a shifted picture is a crop without empty
-edges.
+For anti-aliasing, Pillow draws at SUPERSAMPLE times the size and the canvas is averaged down.  The canvas has
+a margin of MARGIN pixels on every side, so a picture that is shifted by a few pixels is still a full crop.
 """
 
 import io
@@ -17,10 +16,10 @@ from ..disk import read_bytes, replacing
 from ..ranges import Refusal
 
 SIZE, MARGIN, SUPERSAMPLE = 64, 8, 4
-WALL = 3  # thickness in pixels of a box's walls
+WALL = 3  # thickness of a box's walls, in pixels
 
 # fmt: off
-PALETTE: dict[str, tuple[int, int, int]] = {  # 8-bit RGB; colours of objects are at least 90 apart
+PALETTE: dict[str, tuple[int, int, int]] = {  # 8-bit RGB; two of COLORS are at least 114 apart
     "paper": (250, 248, 242), "ink": (40, 46, 60), "ground": (214, 200, 176), "shade": (120, 108, 92),
     "water": (150, 208, 238), "sun": (252, 170, 20), "flame": (250, 130, 20), "magnet": (160, 24, 60),
     "wooden": (168, 112, 60), "brown": (124, 76, 40), "iron": (112, 120, 132), "grey": (146, 150, 156),
@@ -31,7 +30,7 @@ PALETTE: dict[str, tuple[int, int, int]] = {  # 8-bit RGB; colours of objects ar
 
 
 class Pen:
-    """Draws on one canvas.  Coordinates and lengths are pixels of the 64x64 picture, y pointing down."""
+    """Draws on one canvas.  Coordinates and lengths are in pixels of the 64x64 picture; y points down."""
 
     def __init__(self) -> None:
         side = (SIZE + 2 * MARGIN) * SUPERSAMPLE
@@ -60,7 +59,7 @@ class Pen:
         self.ink.line(points, PALETTE[color], round(width * SUPERSAMPLE), joint="curve")
 
     def shape(self, name: str, x: float, y: float, r: float, color: str) -> None:
-        """A ball, block, cone, cylinder or (hollow) box of radius `r` about (x, y)."""
+        """A ball, block, cone, cylinder or hollow box, centred at (x, y), of half height `r`."""
         if name == "ball":
             self.circle(x, y, r, color)
         elif name == "block":
@@ -68,7 +67,7 @@ class Pen:
         elif name == "cone":
             self.polygon([(x, y - r), (x + r, y + r), (x - r, y + r)], color)
         elif name == "cylinder":
-            w, h = 0.58 * r, 0.25 * r  # half its width, and half the height of its round ends
+            w, h = 0.58 * r, 0.25 * r  # half of the width, and half of the height of the elliptic ends
             self.rect(x - w, y - r + h, x + w, y + r - h, color)
             self.ellipse(x, y - r + h, w, h, color)
             self.ellipse(x, y + r - h, w, h, color)
@@ -83,7 +82,7 @@ class Pen:
 
 
 def to_tensor(pixels: np.ndarray) -> Tensor:
-    """Shapes: pixels (b h w 3) uint8 -> (b 3 h w) float32 in [-1, 1]"""
+    """Convert pixels to images.  Shapes: pixels (b h w 3) uint8 -> (b 3 h w) float32 in [-1, 1]"""
     return torch.from_numpy(pixels.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1.0)
 
 
@@ -93,13 +92,16 @@ def to_pixels(images: Tensor) -> np.ndarray:
 
 
 def write_picture(pixels: np.ndarray, path: Path) -> None:
-    """Shapes: pixels (h w 3) uint8"""
+    """Save a picture; the suffix of `path` chooses the format.  Shapes: pixels (h w 3) uint8"""
     with replacing(path) as file:
         Image.fromarray(pixels).save(file, Image.registered_extensions()[Path(path).suffix.lower()])
 
 
 def read_picture(path: Path) -> np.ndarray:
-    """-> (h w 3) uint8.  Raises Refusal and OSError."""
+    """Read a picture file as RGB.  -> (h w 3) uint8
+
+    Raises Refusal if the file is no picture, and OSError if it cannot be opened.
+    """
     whole = read_bytes(path)
     try:
         with Image.open(io.BytesIO(whole)) as image:

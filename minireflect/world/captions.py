@@ -1,24 +1,27 @@
-"""All that is said of a scene: captions, RL-RIG's edit prompts, and ReasonGen-R1's rationales.
+"""Texts about a scene: captions, RL-RIG's edit prompts, and ReasonGen-R1's rationales.
 
-A caption states every fact.  An edit prompt (RL-RIG, arXiv 2602.19974) says what to change; the generator is
-trained on all three forms, so that they can steer its inversion:
+An edit prompt (RL-RIG, arXiv 2602.19974) says where objects should be.  The generator of RL-RIG is trained on
+three forms of captions:
 
-    a red ball left of a blue box                                      all that the picture must show
-    a red ball left of a blue box with a red ball at the top left      ... and where to put the ball
-    with a red ball at the top left                                    that, and anything else
+    a red ball left of a blue box                                      the scene graph
+    a red ball left of a blue box with a red ball at the top left      the scene graph and places of objects
+    with a red ball at the top left                                    places of objects only
 
-A relation is hard to draw and a place is easy; so an Actor that looks at the picture and turns one into the
-other has something to reason about.  A rationale is a plan of the picture, written before it is drawn:
+The generator follows a place more easily than a relation.  An Actor therefore looks at the picture and turns
+relations into places.
+
+A rationale describes the picture before it is generated.  Scenes of a law have three styles:
 
     cause      a balance with ... . the red ball is bigger and heavier, so the left pan goes down.
     outcome    a balance with ..., leaning to the left, as the red ball is bigger and heavier, so ... .
     steps      first, the red ball is bigger ..., so ... . then draw a balance with ..., leaning to the left.
-               and against the law: "... by nature the red ball ... . instead, leaning to the right."
-    arrangements: how many objects, and where each is: "two things. a red ball at the top left. a blue block
-    at the right."
 
-Rationales take the place of those of ReasonGen-R1 (arXiv 2505.24875), dense captions by a large model.  Ours
-state what the law makes of the scene, so they can be right or wrong: `read_rationale` reads them back.
+If the outcome is unlawful, the style "cause" is "... by nature the red ball ... . instead, leaning to the
+right."  The rationale of an arrangement counts the objects and gives the place of each: "two things. a red
+ball at the top left. a blue block at the right."
+
+In ReasonGen-R1 (arXiv 2505.24875) a large model writes the rationales, as dense captions.  The rationales
+here come from the scene, so they are right or wrong; `read_rationale` parses them.
 """
 
 import re
@@ -37,27 +40,27 @@ from .scenes import ARRANGEMENT, COLORS, SPLITS, Object, Objects, Reading, Scene
 
 PLACES = ("top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right")
 PROMPT_LENGTH = 64  # tokens: four relations of nine words, two places of eight, and the words that join them
-HINTS = 2  # places that an edit prompt names, at most
-# Share of the relations that a training caption of a graph gives correctly; the others are random.  Captions
-# on the web also name objects reliably and relations badly, and RL needs something to improve.
+MAX_HINTS = 2  # objects of which an edit prompt gives the place, at most
+# Probability that a training caption of a graph keeps a relation; otherwise the relation is random.  Captions
+# on the web also name objects reliably and relations badly.  The errors leave RL something to improve.
 RELATION_ACCURACY = 0.5
 
 
 def caption(scene: Scene) -> str:
-    """One sentence that states every fact of the scene, the outcome included."""
+    """One sentence: every fact of a law's scene, its outcome included; or the objects of an arrangement."""
     if scene.law != ARRANGEMENT:
         return law_prompt(scene.law, scene.objects, scene.outcome).text
     return " and ".join(f"a {thing.words}" for thing in scene.objects)
 
 
 def place(xy: tuple[int, int]) -> str:
-    """One of nine places of a picture: "top left", "right", "middle"."""
+    """The name of one of nine places of a picture, as "top left".  `xy` is in pixels."""
     column, row = ((v >= 25) + (v >= 40) for v in xy)
     return PLACES[3 * row + column]
 
 
 def hint(thing: Object) -> str:
-    """An object with its place, or with the place where it should be: "a red ball at the top left"."""
+    """An object and its place: "a red ball at the top left"."""
     return f"a {thing.words} at the {place(thing.xy)}"
 
 
@@ -66,15 +69,18 @@ def hints(things: Iterable[Object]) -> str:
 
 
 def edit_prompt(graph: SceneGraph, places: str = "") -> str:
-    """The graph's sentence, with the places of some objects."""
+    """The text that the editor reads: the graph's sentence, followed by the places of some objects."""
     return f"{graph.sentence} with {places}" if places else graph.sentence
 
 
 def training_caption(graph: SceneGraph, scene: Scene, rng: Random, accuracy: float) -> str:
-    """A random caption for the generator: the graph's sentence, places of objects, both, or some facts."""
+    """A random caption of the scene: the graph's sentence, places of objects, both, or some requirements.
+
+    accuracy: probability that the caption keeps a relation, see `randomise_relations`.
+    """
     graph = randomise_relations(graph, rng, accuracy)
     objects = scene.objects
-    some = hints(rng.sample(objects, rng.randint(1, min(HINTS, len(objects)))))
+    some = hints(rng.sample(objects, rng.randint(1, min(MAX_HINTS, len(objects)))))
     form = rng.random()
     if form < 0.6:
         return edit_prompt(graph, some if form >= 0.35 else "")
@@ -87,7 +93,7 @@ def training_caption(graph: SceneGraph, scene: Scene, rng: Random, accuracy: flo
 
 
 def randomise_relations(graph: SceneGraph, rng: Random, accuracy: float) -> SceneGraph:
-    """Keep each relation with probability `accuracy`, otherwise replace it by another possible one."""
+    """Keep each relation with probability `accuracy`; otherwise replace it with another possible one."""
     for i, (s, predicate, o) in enumerate(graph.relations):
         if rng.random() < accuracy:
             continue
@@ -100,13 +106,14 @@ def randomise_relations(graph: SceneGraph, rng: Random, accuracy: float) -> Scen
 
 
 def scripted_edit(graph: SceneGraph, met: Sequence[bool], rng: Random, seen: Scene | None = None) -> str:
-    """The places of an edit prompt, by script: lay out the graph and name objects that are not right yet.
+    """The edit prompt of a scripted Actor: lay out the graph and give the places of objects that are wrong.
 
-    `met` are the answers to the graph's requirements.  With the scene that is `seen` in the picture, what is
-    right stays where it is and the layout is found around it; without one, the layout is new.  "" if all are
-    met or there is no layout.
+    met: whether the picture meets each of the graph's requirements, in their order.
+    seen: the scene in the picture.  The layout keeps the objects that are right where they are in it.
+        Without `seen`, all objects get new places.
+    Returns "" if every requirement is met, or if no layout is found.
     """
-    if not (wrong := unmet_entities(graph, met, rng)):
+    if not (wrong := entities_to_correct(graph, met, rng)):
         return ""
     single = [(i, e) for i, e in enumerate(graph.entities) if seen and i not in wrong and e.count == 1]
     right = {i: thing.xy for i, e in single for thing in seen.objects if e.matches(thing)}
@@ -119,46 +126,46 @@ def scripted_edit(graph: SceneGraph, met: Sequence[bool], rng: Random, seen: Sce
     unmet = [r for r, ok in zip(graph.relations, met[len(graph.entities) :]) if not ok]
     related = [i for s, _, o in unmet if {s, o} & set(wrong) for i in (s, o)]  # in the order of the sentence
     entities = [graph.entities[i] for i in dict.fromkeys([i for i in wrong if i not in related] + related)]
-    return hints([thing for e in entities for thing in layout.objects if e.matches(thing)][:HINTS])
+    return hints([thing for e in entities for thing in layout.objects if e.matches(thing)][:MAX_HINTS])
 
 
-def unmet_entities(graph: SceneGraph, met: Sequence[bool], rng: Random) -> list[int]:
-    """The entities to correct: those that are missing, and one of each relation that does not hold."""
+def entities_to_correct(graph: SceneGraph, met: Sequence[bool], rng: Random) -> list[int]:
+    """The indices of entities in the wrong number, and of one random entity of each unmet relation."""
     n = len(graph.entities)
     wrong = [i for i in range(n) if not met[i]]
     for (s, _, o), ok in zip(graph.relations, met[n:]):
         if not ok and s not in wrong and o not in wrong:
             wrong.append(rng.choice((s, o)))
-    if not wrong and not all(met):  # too many objects: give the place of one
+    if not wrong and not all(met):  # too many objects: choose any entity
         wrong = [rng.randrange(n)]
     return wrong
 
 
 # ------------------------------------------------------------------------------------------------- rationales
-WORDINGS = {  # by style: of a lawful outcome, and of an unlawful one
+WORDINGS = {  # style -> templates for a lawful and for an unlawful outcome
     "cause": ("{setting}. {because}.", "{setting}. by nature {because}. instead, {result}."),
     "outcome": ("{shown}, as {because}.", "{shown}, although by nature {because}."),
     "steps": ("first, {because}. then draw {shown}.", "by nature, {because}. against it, draw {shown}."),
 }
 LAW_STYLES = tuple(WORDINGS)
-ARRANGEMENT_STYLES = ("rows", "columns", "any")  # the order in which the objects are listed
+ARRANGEMENT_STYLES = ("rows", "columns", "any")  # order of the objects
 _COLORS, _SHAPES, _PLACES = ("|".join(words) for words in (COLORS, SHAPES, PLACES))
 THING = re.compile(rf"a ({_COLORS}) ({_SHAPES}) at the ({_PLACES})(?= a |$)")
 
 
 class Plan(NamedTuple):
-    """The facts that a rationale states: those of a scene, where shapes are at one of nine places."""
+    """The facts that a rationale states.  They are those of a scene, but shapes have one of nine places."""
 
     law: str  # a key of LAWS, or ARRANGEMENT
-    objects: Objects  # of an arrangement in a fixed order, with `place` and without `xy`
+    objects: Objects  # those of an arrangement are sorted, and have a `place` but no `xy`
     outcome: str
 
     def shown_in(self, reading: Reading) -> bool:
-        """Whether a picture shows what the rationale states."""
+        """Whether the picture that was read shows what the rationale states."""
         return reading.scene is not None and plan_of(reading.scene) == self
 
     def fulfils(self, prompt: Prompt) -> bool:
-        """Whether a picture of this plan is what the prompt asks for, as far as nine places can tell."""
+        """Whether a picture of this plan fulfils the prompt.  Relations are judged by the nine places."""
         graph = prompt.graph
         if graph is None:
             return self == (prompt.law, prompt.objects, prompt.outcome)
@@ -170,14 +177,14 @@ class Plan(NamedTuple):
 
 
 def _compatible(relation: str, a: str, b: str) -> bool:
-    """Whether objects at these places may have this relation: their places do not contradict it."""
+    """Whether an object at place `a` can have this relation to one at `b`: the places do not exclude it."""
     (ay, ax), (by, bx) = (divmod(PLACES.index(where), 3) for where in (a, b))
     x, y = RELATIONS[relation]
     return x * (ax - bx) + y * (ay - by) >= 0
 
 
 def plan_of(scene: Scene) -> Plan:
-    """The facts that a rationale of this scene must state."""
+    """The plan of a scene: the facts that its rationale must state."""
     if scene.law != ARRANGEMENT:
         return Plan(*scene.facts)
     return _arrangement_plan([(o.name, o.color, place(o.xy)) for o in scene.objects])
@@ -190,10 +197,11 @@ def _arrangement_plan(things: list[tuple[str, str, str]]) -> Plan:
 
 
 def rationale(scene: Scene, style: str = "", rng: Random | None = None) -> str:
-    """A plan of the picture: what is in it, where, and what the law makes of it (or that the law is defied).
+    """Describe a scene in one of the forms at the top of this file.
 
-    `style` is one of LAW_STYLES or ARRANGEMENT_STYLES; without one the first, or with `rng` a random one.
-    Raises ValueError.
+    style: one of LAW_STYLES or, for an arrangement, of ARRANGEMENT_STYLES.  The default is a random style if
+        `rng` is given, else the first.
+    Raises ValueError if the scene has no such style.
     """
     styles = ARRANGEMENT_STYLES if scene.law == ARRANGEMENT else LAW_STYLES
     style = style or (rng.choice(styles) if rng else styles[0])
@@ -210,7 +218,7 @@ def rationale(scene: Scene, style: str = "", rng: Random | None = None) -> str:
 
 
 def _explain(name: str, objects: Objects, outcome: str, style: str) -> str:
-    """The rationale of a law's scene."""
+    """The rationale of a scene of the law with this name."""
     law = LAWS[name]
     setting, because, result = law.setting(objects), law.because(objects), law.outcomes[outcome]
     wording = WORDINGS[style][outcome != law.lawful(objects)]
@@ -218,33 +226,32 @@ def _explain(name: str, objects: Objects, outcome: str, style: str) -> str:
 
 
 def rationale_vocabulary() -> list[str]:
-    """Every rationale of the laws, and texts with all words of the arrangements' rationales."""
-    things = [f"a {c} {n} at the {where}" for n in SHAPES for c in COLORS for where in PLACES]
-    return [*_law_rationales(), *(f"{n} thing things" for n in NUMBERS[1:]), *things]
+    """Texts that contain every word of a rationale."""
+    return [*_law_rationales(), *NUMBERS[1:], "thing things a at the", *COLORS, *SHAPES, *PLACES]
 
 
 def graph_vocabulary() -> list[str]:
-    """Every word of graphs, their prompts and their requirements, in a fixed order."""
+    """Every word of scene graphs, their prompts and their requirements, sorted."""
     counted = [Entity(name, "", count).label for name in (*THINGS, "thing") for count in (1, 2)]
     texts = (*counted, *COLORS, *NUMBERS, *PREDICATES, *PLACES, "a the and with at yes")
     return sorted(set(" ".join(texts).split()))
 
 
 def read_rationale(text: str) -> Plan | None:
-    """The plan that a rationale states; None unless every word fits.  Case and punctuation play no part."""
+    """Parse a rationale.  Returns None unless every word fits.  Case and punctuation are ignored."""
     words = " ".join(split(text))
     return _law_rationales().get(words) or _read_things(words)
 
 
 @cache
 def _law_rationales() -> dict[str, Plan]:
-    """Every rationale of the laws, as words without punctuation, with its plan."""
+    """Every rationale of a law's scene, without punctuation, and its plan."""
     plans = [Plan(p.law, p.objects, p.outcome) for part in SPLITS for p in prompt_set("stated", part)]
     return {" ".join(split(_explain(*plan, style))): plan for plan in plans for style in LAW_STYLES}
 
 
 def _read_things(text: str) -> Plan | None:
-    """number thing(s) (a colour shape at the place)+"""
+    """Parse "NUMBER thing(s)" and then "a COLOUR SHAPE at the PLACE" for each object; else None."""
     things = [(name, color, where) for color, name, where in THING.findall(text)]
     sentences = [f"a {color} {name} at the {where}" for name, color, where in things]
     if len(things) >= len(NUMBERS) or text != " ".join([_how_many(things), *sentences]):

@@ -1,10 +1,11 @@
-"""The pictures and captions that generators learn from: a world with gaps and exceptions.
+"""Training pictures and captions for generators.
 
-A base model that obeys every law and every caption leaves RL nothing to reinforce, and one that never does
-cannot be reinforced either.  So its world is imperfect in a documented way (WorldConfig): many captions leave
-the outcome open, and some of their pictures break the law; many captions announce an unlawful outcome ("...
-against gravity") that the picture does not show.  A caption that only states the outcome is always true: from
-these the model learns what the words mean.
+RL needs a base model that is right on some of its pictures but not on all.  The training data is therefore
+imperfect in ways that WorldConfig sets.  The caption of a law's picture is of one of three kinds:
+
+    silent      does not name the outcome; a share `exceptions` of these pictures breaks the law
+    announced   announces an unlawful outcome ("... against gravity"); a share `kept` of the pictures shows it
+    stated      states the outcome without "against ..."; always true, so that the model learns the words
 """
 
 import random
@@ -24,9 +25,7 @@ from .layout import sample_picture
 from .prompts import all_texts, combinations, law_prompt, prompt_set, sample_arrangement, understand
 from .scenes import ARRANGEMENT, COLORS, SPLITS, Object, Objects, Scene, jitter
 
-# Share of unlawful outcomes among captions that only state an outcome: independent of the law, as the words
-# are.
-STATED_UNLAWFUL = 0.5
+STATED_UNLAWFUL = 0.5  # share of unlawful outcomes among the captions that state one
 Pairs = tuple[np.ndarray, list[Scene], list[str]]  # pictures (n 64 64 3) uint8, n scenes, n captions
 
 
@@ -34,31 +33,31 @@ Pairs = tuple[np.ndarray, list[Scene], list[str]]  # pictures (n 64 64 3) uint8,
 class WorldConfig(Checked):
     # share of arrangements among the pictures, in [0, 1]; the rest are the eight laws in equal parts
     arrangements: Share = 0.15
-    # share of the laws' captions that leave the outcome open
+    # share of the laws' captions that do not name the outcome
     silent: Share = 0.4
-    # share of those captions whose picture breaks the law
+    # share of pictures that break the law, among those with a silent caption
     exceptions: Share = 0.2
-    # share of the captions with an outcome that announce an unlawful one
+    # share of captions that announce an unlawful outcome, among those that name one
     announced: Share = 0.4
-    # share of those announcements that the picture shows
+    # share of pictures that show the announced outcome
     kept: Share = 0.45
 
 
 class Captioned(NamedTuple):
     """Pictures with captions.
 
-    The base learns to read from `plain` rows first.  Without them, after 1,750 steps on the whole world its
-    pictures did not depend on the outcome in the caption; 100 steps on plain captions taught it.
+    The base trains on the `plain` rows first.  Without this phase, its pictures did not depend on the outcome
+    in the caption after 1,750 steps on all rows; with it, they did after 100 steps.
     """
 
     pixels: np.ndarray  # (n 64 64 3) uint8
     captions: list[str]  # n
     plain: list[int]  # rows whose caption is true and complete
-    vocabulary: list[str]  # texts that hold every word of any caption or prompt
+    vocabulary: list[str]  # texts that contain every word of any caption or prompt
 
 
 def training_pair(world: WorldConfig, rng: random.Random) -> tuple[Scene, str]:
-    """A scene and its caption from the imperfect world, of a training combination of objects."""
+    """A random scene and its caption, with a training combination of objects."""
     if rng.random() < world.arrangements:
         prompt = sample_arrangement("train", rng)
         return prompt.scene(rng), prompt.text
@@ -81,8 +80,8 @@ def training_pairs(
 ) -> Pairs:
     """`n` pictures with their scenes and captions.  -> (n 64 64 3) uint8, n scenes, n captions
 
-    recombined: share of the laws' pictures that show objects of no prompt, see `recombined_pair`.
-    related_captions: share of arrangements with captions of colours and relation, see `related_caption`.
+    recombined: share of the laws' pictures that come from `recombined_pair`.
+    related_captions: share of the arrangements that `related_caption` describes, where it can.
     """
 
     def pair() -> tuple[Scene, str]:
@@ -96,7 +95,7 @@ def training_pairs(
 
 
 def _rendered(n: int, pair: Callable[[], tuple[Scene, str]], title: str) -> Pairs:
-    """`n` scenes and captions from `pair`, with their pictures; `title` is shown with the progress."""
+    """Call `pair` `n` times and render the scenes.  `title` is the label of the progress bar."""
     pixels, pairs = np.empty((n, 64, 64, 3), np.uint8), []
     for i in tqdm(range(n), desc=title, unit="picture", leave=False):
         pairs.append(pair())
@@ -105,14 +104,17 @@ def _rendered(n: int, pair: Callable[[], tuple[Scene, str]], title: str) -> Pair
 
 
 def captioned_laws(n: int, world: WorldConfig, rng: random.Random) -> Captioned:
-    """Pictures of the laws and of GenEval's tasks.  Plain are stated outcomes, and arrangements."""
+    """Pictures of the laws and of GenEval's tasks.
+
+    A caption is plain if it states the outcome without "against ...", or describes an arrangement.
+    """
     pixels, _, captions = training_pairs(n, world, rng)
     plain = [i for i, text in enumerate(captions) if understand(text).kind in ("stated", ARRANGEMENT)]
     return Captioned(pixels, captions, plain, all_texts())
 
 
 def captioned_graphs(n: int, rng: random.Random, accuracy: float = RELATION_ACCURACY) -> Captioned:
-    """Pictures of training graphs.  Plain are captions that say where everything is."""
+    """Pictures of training graphs.  A caption is plain if it gives the place of every object."""
 
     def pair() -> tuple[Scene, str]:
         graph, scene = sample_picture(rng)
@@ -124,16 +126,16 @@ def captioned_graphs(n: int, rng: random.Random, accuracy: float = RELATION_ACCU
 
 
 # -------------------------------------------------------------------------- pictures that no prompt asks for
-# They show colours, places and outcomes independently of each other, so that each is learnt by itself.
-# No picture or caption of a held-out prompt is among them.
+# Their colours, places and outcomes are independent of each other, so that a model learns each by itself.
+# No law's picture shows a held-out combination of objects, and no caption is a held-out prompt.
 INKS = (*COLORS, "wooden", "brown", "iron", "grey")
 PLASTICS = tuple(f"{color} plastic" for color in COLORS)
-# where the reason depends on the material: wood is lighter than water
+# materials of the laws whose outcome depends on the material
 MATERIALS = {"buoyancy": ("wooden", "iron", *PLASTICS), "magnet": ("iron", *PLASTICS)}
 
 
 def recolored(scene: Scene, rng: random.Random) -> Scene:
-    """The same scene in random colours, also impossible ones (a wooden candle); never a held-out one."""
+    """The scene with random colours, possible or not ("a wooden candle"), but never a held-out scene."""
     while True:
         things = tuple(replace(o, color=rng.choice(INKS)) if o.color else o for o in scene.objects)
         if scene.law == ARRANGEMENT or _appearance(things) not in _appearances(scene.law, SPLITS[1:]):
@@ -141,7 +143,7 @@ def recolored(scene: Scene, rng: random.Random) -> Scene:
 
 
 def recombined_pair(rng: random.Random) -> tuple[Scene, str]:
-    """A scene of a law with objects of no prompt ("a brown flag") and any outcome, with a true caption."""
+    """A scene of a law with objects that no prompt has ("a brown flag"), any outcome, and a true caption."""
     law = rng.choice(list(LAWS))
     known = _appearances(law, SPLITS)
     while True:
@@ -154,28 +156,31 @@ def recombined_pair(rng: random.Random) -> tuple[Scene, str]:
 
 
 def _variant(law: str, thing: Object, rng: random.Random) -> Object:
+    """The object in a random colour; if its material matters, also with a random shape and size."""
     if not thing.color:
         return thing
-    if law not in MATERIALS:
-        return replace(thing, color=rng.choice([ink for ink in INKS if ink != "iron"]))  # "a iron balloon"
+    if law not in MATERIALS:  # without iron, as the article would be wrong: "a iron balloon"
+        return replace(thing, color=rng.choice([ink for ink in INKS if ink != "iron"]))
     name, color = rng.choice(SHAPES), rng.choice(MATERIALS[law])
     return replace(thing, name=name, color=color, size=rng.choice(("big", "small")))
 
 
 def _appearance(objects: Objects) -> Objects:
-    """As rendered: red plastic looks red, and an object without a size is as large as a big one."""
+    """The objects as rendered: red plastic looks red, and an object without a size looks big."""
     return tuple(replace(o, color=o.color.split(" ")[0], size=o.size or "big") for o in objects)
 
 
 @cache
 def _appearances(law: str, splits: tuple[str, ...]) -> frozenset[Objects]:
+    """The appearance of every combination of objects in these splits."""
     return frozenset(_appearance(objects) for split in splits for objects in combinations(law, split))
 
 
 def related_caption(scene: Scene, rng: random.Random) -> str:
-    """A caption with both colours and the relation of two shapes, "a red ball left of a blue ball".
+    """A caption with the colours and the relation of two shapes: "a red ball left of a blue ball".
 
-    "" for other scenes, and if a held-out prompt has this relation of shapes or this pair of coloured shapes.
+    Returns "" if the scene does not have two shapes, or if a held-out prompt asks for this relation of the
+    two shapes or for these two coloured shapes.
     """
     if scene.law != ARRANGEMENT or len(scene.objects) != 2:
         return ""

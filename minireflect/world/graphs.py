@@ -1,11 +1,12 @@
-"""Scene graphs: one to four shapes as entities and relations; read from text, and met by a picture or not.
+"""Scene graphs: entities and relations of one to four shapes, parsed from triples or from a sentence.
 
     red ball on blue box; green cube left of yellow cylinder        triples, as in LAION-SG (arXiv 2412.08580)
     a red ball on a blue box and a green block left of a yellow cylinder
 
-A graph is a list of requirements that a picture meets or not: each entity is there in its number, each
-relation holds, and nothing else is there.  RL-RIG (arXiv 2602.19974) checks, edits and rewards by them.
-GenEval's tasks (Ghosh et al. 2023) are graphs too, in which colours may be open.
+A graph makes requirements of a picture: each entity is present in its number, each relation holds, and there
+are no other objects.  RL-RIG (arXiv 2602.19974) checks them, edits pictures to meet them, and takes the share
+that is met as the reward.  GenEval's tasks (Ghosh et al. 2023, arXiv 2310.11513) are graphs too; their
+entities may leave the colour open.
 """
 
 import math
@@ -18,10 +19,10 @@ from graphlib import CycleError, TopologicalSorter
 from ..ranges import Refusal, quote
 from .scenes import COLORS, RADIUS, Object, Objects
 
-SHAPES = ("ball", "block", "cone")  # of GenEval's tasks
-SMALL = (*SHAPES, "cylinder")  # these can be on, inside or in front of something
-THINGS = (*SMALL, "box")
-FLAT = ("block", "cylinder", "box")  # something can rest on these
+SHAPES = ("ball", "block", "cone")  # the shapes of GenEval's tasks
+SMALL = (*SHAPES, "cylinder")  # shapes that can be on, inside or in front of another
+THINGS = (*SMALL, "box")  # all shapes
+FLAT = ("block", "cylinder", "box")  # shapes on which another can rest
 SYNONYMS = {
     "cube": "block", "sphere": "ball",
     "on the left of": "left of", "on the right of": "right of", "on the bottom of": "below",
@@ -34,7 +35,7 @@ TOUCHING = ("on", "inside", "in front of")
 PREDICATES = (*RELATIONS, *TOUCHING)
 Predicates = tuple[str, ...]
 CONVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-DEAD_ZONE = 0.1  # GenEval's: share of the sum of both sizes that is subtracted from an offset
+DEAD_ZONE = 0.1  # GenEval's: share of the sum of both sizes that is subtracted from the offset
 
 MAX_THINGS, MAX_RELATIONS = 4, 4
 
@@ -44,13 +45,15 @@ class GraphError(Refusal):
 
 
 def holds(predicate: str, a: Object, b: Object) -> bool:
-    """Whether `a` stands in one of PREDICATES to `b`.
+    """Whether the relation "a PREDICATE b" holds.  Raises ValueError if there is no such predicate.
 
-    left of, right of, above, below: the rule of GenEval's evaluate_images.py; the offset along the axis,
-    less DEAD_ZONE times both sizes, is more than half of the distance of the centres.  on: the foot of `a` is
-    at the top of `b`, within 3 pixels, and its centre above `b`'s width.  inside: centre within 4 pixels of
-    a box's.  in front of: they overlap and `a` is lower, as objects are drawn from the back, which is the
-    top, to the front.
+    left of, right of, above, below   the rule of GenEval's evaluate_images.py: the offset along the axis,
+                                      minus DEAD_ZONE times the sum of both sizes, exceeds half the distance
+                                      between the centres
+    on                                the bottom of `a` is within 3 pixels of the top of `b`, and the centres
+                                      are at most RADIUS apart horizontally
+    inside                            `b` is a box, and the centre of `a` is within 4 pixels of its centre
+    in front of                       `a` partly overlaps `b` and is lower: lower shapes are drawn later
     """
     dx, dy = a.xy[0] - b.xy[0], a.xy[1] - b.xy[1]
     reach = a.radius + b.radius  # half the sum of both sizes
@@ -74,7 +77,7 @@ def _require(kept: bool, message: str) -> None:
 
 @dataclass(frozen=True)
 class Entity:
-    """`count` objects of one name and colour.  The name "thing" is any shape, an empty colour any colour."""
+    """`count` objects of one name and colour.  "thing" matches every name, and "" matches every colour."""
 
     name: str
     color: str = ""
@@ -85,7 +88,7 @@ class Entity:
 
     @property
     def label(self) -> str:
-        """As in a triple: "red ball", "two red balls"."""
+        """The entity as written in a triple: "red ball", "two red balls"."""
         noun = f"{self.color} {self.name}".strip()
         plural = f"{NUMBERS[self.count]} {noun}{'es' if noun.endswith('x') else 's'}"
         return noun if self.count == 1 else plural
@@ -97,7 +100,7 @@ class Entity:
 
 @dataclass(frozen=True)
 class Requirement:
-    """One fact asked of a picture: the number of `subject` or, with a predicate, its relation to `object`."""
+    """One requirement: the number of `subject` or, if there is an `object`, the relation between the two."""
 
     subject: Entity
     predicate: str = ""
@@ -109,7 +112,11 @@ class Requirement:
         return self.subject.words + relation
 
     def met_by(self, things: Objects) -> bool:
-        """A relation must hold between all shapes that match its two entities, at least one for each."""
+        """Whether these objects meet the requirement.
+
+        A relation must hold between every object that matches `subject` and every one that matches `object`,
+        and there must be at least one of each.
+        """
         subjects = [t for t in things if self.subject.matches(t)]
         if self.object is None:
             return len(subjects) == self.subject.count
@@ -119,20 +126,20 @@ class Requirement:
 
 @dataclass(frozen=True)
 class SceneGraph:
-    """Entities, and (subject, predicate, object) by index.  Raises GraphError if no picture can show it."""
+    """Entities and relations.  Raises GraphError if one is invalid, or if relations contradict each other."""
 
     entities: tuple[Entity, ...]
-    relations: tuple[tuple[int, str, int], ...] = ()
+    relations: tuple[tuple[int, str, int], ...] = ()  # index of the subject, predicate, index of the object
 
     def __post_init__(self) -> None:
         things, relations, singular = sum(e.count for e in self.entities), len(self.relations), set()
-        _require(things > 0, "the graph is empty; name one thing at least, such as: red ball on blue box")
-        _require(things <= MAX_THINGS, f"the graph has {things} things, at most {MAX_THINGS} fit a picture")
-        _require(relations <= MAX_RELATIONS, f"the graph has {relations} relations, at most {MAX_RELATIONS}")
+        _require(things > 0, "the graph is empty; name at least one thing, such as: red ball on blue box")
+        _require(things <= MAX_THINGS, f"the graph has {things} things; at most {MAX_THINGS} fit a picture")
+        _require(relations <= MAX_RELATIONS, f"the graph has {relations} relations; only {MAX_RELATIONS} fit")
         for e in self.entities:
             _require_known(e, colors=("", *COLORS))
             one, two = (Entity(e.name, e.color, count).label for count in (1, 2))
-            _require(one not in singular, f"{one} is listed twice; give a number in its place: {two}")
+            _require(one not in singular, f"{one} is listed twice; use a number instead: {two}")
             singular.add(one)
         for s, predicate, o in self.relations:
             a, b = self.entities[s], self.entities[o]
@@ -143,22 +150,24 @@ class SceneGraph:
                 base = THINGS if predicate == "in front of" else FLAT
                 _require(a.name in SMALL, f"{said}: a {a.name} is too big; {', '.join(SMALL)} are not")
                 _require(predicate != "inside" or b.name == "box", f"{said}: only a box has an inside")
-                _require(b.name in base, f"{said}: nothing rests on a {b.name}; {', '.join(FLAT)} are flat")
+                _require(b.name in base, f"{said}: a {b.name} is not flat; {', '.join(FLAT)} are")
                 single = a.count == b.count == 1
                 _require(single, f"{said}: only a single thing can be {predicate} a single thing")
                 colors = a.color != b.color
                 _require(colors, f"{said}: things that touch must differ in colour, or they look like one")
-        # A left of B and B left of A contradict each other
-        fault = "the relations contradict each other"
+        fault = "the relations contradict each other"  # A is left of B, and B is left of A
         self.in_order(("left of",), ("right of",), fault, " left of ")
         self.in_order(("above", "on"), ("below", "in front of"), fault, " above ")
 
     def in_order(self, forward: Predicates, backward: Predicates, fault: str, joint: str = ", ") -> list[int]:
-        """Entities by index: subjects of `forward` relations before their objects, of `backward` ones after.
+        """Sort the indices of the entities.
 
-        Raises GraphError, with `fault` and the labels joined by `joint`, if the relations form a cycle.
+        The subject of a `forward` relation comes before its object; the subject of a `backward` relation
+        comes after its object.
+        Raises GraphError if these relations form a cycle.  The message is `fault`, followed by the labels in
+        the cycle, joined by `joint`.
         """
-        first = {i: set() for i in range(len(self.entities))}  # what must come before each
+        first = {i: set() for i in range(len(self.entities))}  # index -> indices that must come before it
         for s, predicate, o in self.relations:
             if predicate in forward + backward:
                 before, after = (s, o) if predicate in forward else (o, s)
@@ -171,7 +180,7 @@ class SceneGraph:
 
     @cached_property
     def requirements(self) -> tuple[Requirement, ...]:
-        """All that is asked: the entities, the relations, and that nothing else is there."""
+        """The requirements of the entities and the relations, and the total number of objects."""
         e = self.entities
         total = Entity("thing", "", sum(entity.count for entity in e))
         relations = (Requirement(e[s], p, e[o]) for s, p, o in self.relations)
@@ -179,13 +188,16 @@ class SceneGraph:
 
     @property
     def triples(self) -> tuple[tuple[str, str, str], ...]:
-        """(subject, predicate, object) as strings: "red ball", "on", "blue box"."""
+        """The relations as strings: ("red ball", "on", "blue box")."""
         e = self.entities
         return tuple((e[s].label, p, e[o].label) for s, p, o in self.relations)
 
     @property
     def sentence(self) -> str:
-        """The prompt: relations first, joined by "and"; an entity named before is "the"."""
+        """The prompt.  Relations come first, then the other entities, joined by "and".
+
+        An entity that was named before has the article "the".
+        """
         unnamed, clauses = {i: e.words for i, e in enumerate(self.entities)}, []
         for s, predicate, o in self.relations:
             subject, object_ = (unnamed.pop(i, f"the {self.entities[i].label}") for i in (s, o))
@@ -194,12 +206,12 @@ class SceneGraph:
 
     @property
     def content(self) -> tuple[frozenset, frozenset]:
-        """The facts that are asked for.  "a left of b" and "b right of a" ask for the same."""
+        """The entities and relations as sets; "a left of b" and "b right of a" have the same content."""
         e, turned = self.entities, [(o, CONVERSE[p], s) for s, p, o in self.relations if p in CONVERSE]
         return frozenset(e), frozenset((e[s], p, e[o]) for s, p, o in (*self.relations, *turned))
 
     def fulfilled_by(self, things: Objects) -> bool:
-        """Whether a picture of these shapes meets every requirement."""
+        """Whether a picture of these objects meets every requirement."""
         return all(r.met_by(things) for r in self.requirements)
 
 
@@ -214,13 +226,13 @@ CLAUSE = re.compile(rf"(.+?) ({'|'.join(PREDICATES)}) (.+)")
 
 
 def parse_graph(text: str) -> SceneGraph:
-    """A graph from triples joined by ";", or from a sentence whose clauses are joined by "and" or ",".
+    """Parse triples joined by ";", or a sentence whose clauses are joined by "and" or ",".
 
-    Every thing must have a colour.  Raises GraphError, which names what is wrong.
+    Every entity must have a colour.  Raises GraphError.
     """
-    entities: dict[str, Entity] = {}  # by their label in the singular
+    entities: dict[str, Entity] = {}  # label in the singular -> entity
 
-    def of_thing(words: str) -> int:
+    def index_of(words: str) -> int:
         entity = parse_entity(words)
         key = f"{entity.color} {entity.name}"
         entities[key] = entity if entity.count > 1 else entities.get(key, entity)
@@ -229,14 +241,14 @@ def parse_graph(text: str) -> SceneGraph:
     relations = []
     for clause in re.split(r"\s*;\s*|\s*,\s*|\s+and\s+", " ".join(text.lower().split()).rstrip(".;")):
         if found := CLAUSE.fullmatch(clause):
-            relations.append((of_thing(found[1]), found[2], of_thing(found[3])))
+            relations.append((index_of(found[1]), found[2], index_of(found[3])))
         elif clause:
-            of_thing(clause)
+            index_of(clause)
     return SceneGraph(tuple(entities.values()), tuple(dict.fromkeys(relations)))
 
 
 def parse_entity(words: str) -> Entity:
-    """An entity from "a red ball", "the red ball", "two red balls" or "red cube"."""
+    """Parse "a red ball", "the red ball", "two red balls" or "red cube".  Raises GraphError."""
     found, known = ENTITY.fullmatch(" ".join(words.split())), ", ".join(PREDICATES)
     if not found:
         said = f"a thing is a colour and a name, and relations are {known}"
@@ -250,8 +262,8 @@ def parse_entity(words: str) -> Entity:
 
 
 def random_graph(rng: random.Random) -> SceneGraph:
-    """Any entities and relations.  Raises GraphError if no picture can show them."""
-    wanted = rng.randint(1, MAX_RELATIONS)
+    """A graph of random entities and relations.  Raises GraphError if they are not allowed together."""
+    wanted = rng.randint(1, MAX_RELATIONS)  # number of relations
     while True:
         things = rng.randint(2, MAX_THINGS)
         counts = [2, *[1] * (things - 2)] if things > 2 and rng.random() < 0.25 else [1] * things
@@ -259,7 +271,7 @@ def random_graph(rng: random.Random) -> SceneGraph:
         if wanted <= len(pairs):
             break
     kinds = rng.sample([(n, c) for n in THINGS for c in COLORS], len(counts))
-    # a generator, so that its draws alternate with those of the predicates
+    # a generator expression, so that the draws alternate with those of the predicates
     ordered = (rng.sample(pair, 2) for pair in rng.sample(pairs, wanted))
     relations = [(s, rng.choice((*PREDICATES, *TOUCHING)), o) for s, o in ordered]
     return SceneGraph(tuple(Entity(n, c, k) for (n, c), k in zip(kinds, counts)), tuple(relations))

@@ -1,16 +1,18 @@
-"""The inspector reads objects, relations and outcome from pixels alone.  It is the truth of this project.
+"""The inspector reads objects and outcome from pixels alone.  Its reading counts as the truth.
 
-It does not see the scene and is never trained, nor trained on.  It renders instead (analysis by synthesis):
-    1. scale each channel so that the paper has its colour: a person forgives a tint;
-    2. find the scenes that could look like this: for laws a matched filter over every scene and every
-       position of the camera, for arrangements the coloured shapes one by one;
-    3. render each candidate, and keep the one that differs least;
-    4. accept it only if it explains the whole picture: no 4x4 block of pixels may differ by more than
-       TOLERANCE, no band of 8 rows and 32 columns by more than BAND_TOLERANCE, the mean over all blocks by
-       no more than MEAN_TOLERANCE, and the picture may not lie halfway to another scene.  Otherwise the
+The inspector has no parameters, and no network is trained on it.  It works by analysis by synthesis:
+
+    1. Scale each channel so that the paper has its usual colour, because people ignore a slight tint.
+    2. Find candidate scenes.  For laws, a matched filter compares the picture with every scene at every
+       camera position.  For arrangements, the coloured shapes are fitted one by one.
+    3. Render each candidate, and keep the one that differs least from the picture.
+    4. Accept the candidate only if no 4x4 block of pixels differs by more than TOLERANCE, no band of 8 rows
+       and 32 columns by more than BAND_TOLERANCE on average, and the whole picture by no more than
+       MEAN_TOLERANCE on average, and if the picture does not lie halfway to another scene.  Otherwise the
        picture is unreadable, and the reading says why.
-A flat strip two pixels wide over the picture is forgiven too: what it hides is read off the lines beside it.
-So a picture with one fact wrong is read as another scene; one that no scene explains is never accepted.
+
+If the picture is unreadable because a flat strip, two pixels wide, crosses it, the inspector replaces the
+strip with the mean of the lines beside it and reads again.
 
     inspect(render(scene)).scene.facts == scene.facts
 """
@@ -30,24 +32,24 @@ from .graphs import THINGS
 from .laws import LAWS, canvas, render_pixels
 from .scenes import ARRANGEMENT, COLORS, Object, Reading, Scene, arrangement, distance
 
-TOLERANCE = 0.25  # in [0, 1]: a ball that is missing makes 0.7, a line moved by a pixel 0.2
-BAND_TOLERANCE = 0.085  # in [0, 1], signed: a missing floor makes 0.1, as it is 0.19 darker than paper
-MEAN_TOLERANCE = 0.035  # in [0, 1], over all blocks
-HALFWAY = 0.47  # share of the way to another scene from which on a picture is neither
+TOLERANCE = 0.25  # in [0, 1]; a missing ball differs by 0.7, and a line that is moved by a pixel by 0.2
+BAND_TOLERANCE = 0.085  # in [0, 1], of the signed mean; a missing floor differs by 0.1
+MEAN_TOLERANCE = 0.035  # in [0, 1], of the mean over all blocks
+HALFWAY = 0.47  # share of the way from the nearest scene to another; a picture beyond it is unreadable
 
-FLAT = 0.08  # in [0, 1]: along a strip over the picture no channel has a standard deviation above this
+FLAT = 0.08  # in [0, 1]: largest standard deviation of a channel along a flat strip
 
-REACH = 4  # pixels: camera positions looked at, twice what scenes are moved by
-STRIDE = 2  # pixels (even) between camera positions of the matched filter; refined afterwards
-DIMS = 64  # principal directions kept of the matched filter's 768
-NEAR = 48  # nearest points of the filter among which candidates are found
-CANDIDATES = 3  # scenes that are rendered
+REACH = 4  # largest shift of the camera that is tried, in pixels; twice MAX_SHIFT
+STRIDE = 2  # pixels (even) between the camera positions of the matched filter
+DIMS = 64  # principal components that the matched filter keeps, of 768
+NEAR = 48  # nearest points of the matched filter that are candidates
+CANDIDATES = 3  # scenes that are rendered, at most
 
 PAPER = np.array(PALETTE["paper"], np.float32) / 255
 
 
 def inspect(image: Tensor) -> Reading:
-    """Shapes: image (3 64 64) in [-1, 1] -> Reading.  Raises ValueError on any other shape."""
+    """Read one picture.  Raises ValueError if it has another shape.  Shapes: image (3 64 64) in [-1, 1]"""
     if (shape := tuple(image.shape)) != (3, SIZE, SIZE):
         raise ValueError(f"the inspector reads pictures of shape (3, {SIZE}, {SIZE}), not {shape}")
     pixels = (image.detach().float().cpu().permute(1, 2, 0).numpy() + 1) / 2  # (64 64 3) in [0, 1]
@@ -56,7 +58,7 @@ def inspect(image: Tensor) -> Reading:
     reading = _read(pixels := _even_out(pixels))
     if reading.readable:
         return reading
-    return min([reading, *map(_read, _behind_strips(pixels))], key=_worse)
+    return min([reading, *map(_read, _behind_strips(pixels))], key=_badness)
 
 
 def inspect_all(images: Tensor) -> list[Reading]:
@@ -65,45 +67,50 @@ def inspect_all(images: Tensor) -> list[Reading]:
 
 
 def _even_out(pixels: np.ndarray) -> np.ndarray:
-    """Scale each channel so that the lightest common colour is the paper's, within 15 %."""
+    """Scale each channel by at most 15 %, so that its 80th percentile becomes the colour of the paper."""
     light = np.percentile(_blocks(pixels).reshape(-1, 3), 80, axis=0)
     gain = np.clip(PAPER / np.maximum(light, 1e-3), 1 / 1.15, 1.15)
     return np.clip(pixels * gain.astype(np.float32), 0, 1)
 
 
-def _worse(reading: Reading) -> tuple[bool, float]:
+def _badness(reading: Reading) -> tuple[bool, float]:
+    """Sort key: readable before unreadable, then by residual."""
     return not reading.readable, reading.residual
 
 
 def _read(pixels: np.ndarray) -> Reading:
-    """The picture as a law, or else as shapes.  Shapes: pixels (64 64 3) in [0, 1]"""
+    """Read the picture as a law's scene or, if that fails, as shapes.  Shapes: pixels (64 64 3) in [0, 1]"""
     nearest, *others = _law_candidates(pixels)
     reading = _verify(pixels, nearest, others)
     if not reading.readable and (shapes := _find_shapes(pixels)) is not None:
-        reading = min(reading, _verify(pixels, shapes, []), key=_worse)
+        reading = min(reading, _verify(pixels, shapes, []), key=_badness)
     return reading
 
 
 def _behind_strips(pixels: np.ndarray) -> Iterator[np.ndarray]:
-    """If a flat strip, two pixels wide, covers the picture from edge to edge: the picture with the mean of
-    the two lines beside the strip in its place.
+    """The picture without a flat strip, two pixels wide, that crosses it from edge to edge.
 
-    Shapes: pixels (64 64 3) in [0, 1] -> none to two of the same: of rows, of columns
+    The mean of the two lines beside the strip takes its place.  Yields at most two pictures: one without a
+    horizontal strip, one without a vertical strip.
+    Shapes: pixels (64 64 3) in [0, 1]
     """
     for axis in (0, 1):
         lines = pixels.swapaxes(0, axis)
         flat = lines.std(axis=1).max(axis=1) <= FLAT  # (64)
-        k = np.flatnonzero(flat[:-1] & flat[1:])  # the first lines of n strips
+        k = np.flatnonzero(flat[:-1] & flat[1:])  # (n) the first lines of strips
         before, after = lines[np.where(k > 0, k - 1, 2)], lines[np.where(k < SIZE - 2, k + 2, SIZE - 3)]
         off = np.minimum(np.abs(lines[k] - before), np.abs(lines[k + 1] - after)).mean(axis=(1, 2))
-        if off.max(initial=0) > FLAT / 2:  # visible, and not an edge of the scene
+        if off.max(initial=0) > FLAT / 2:  # the strip differs from both neighbours, so it is no edge
             behind, n = pixels.copy(), off.argmax()
             behind.swapaxes(0, axis)[k[n] : k[n] + 2] = (before[n] + after[n]) / 2
             yield behind
 
 
 def _verify(pixels: np.ndarray, scene: Scene, others: list[Scene]) -> Reading:
-    """Render the scene and see whether it explains the picture, and better than any other scene does."""
+    """Render the scene and compare it with the picture; see step 4 at the top of this file.
+
+    others: further candidates, which the picture must not lie halfway to.
+    """
     rendered = _float_pixels(scene)
     signed = _blocks(rendered - pixels)  # (16 16 3)
     off = np.abs(signed).max(axis=2)  # (16 16)
@@ -129,15 +136,15 @@ def _verify(pixels: np.ndarray, scene: Scene, others: list[Scene]) -> Reading:
 # ------------------------------------------------------------------------------------ laws: a matched filter
 @cache
 def _filter() -> tuple[list[Scene], np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Every scene of every law at every coarse camera position, on its principal directions.
+    """The scenes of all laws at all coarse camera positions, and their means of 4x4 blocks, reduced by PCA.
 
-    Shapes: n scenes -> mean (768), basis (768 d), points (n d), their squared lengths (n)
+    -> n scenes, mean (768), basis (768 d), points (n d), squared lengths of the points (n)
     """
     steps = range(-REACH, REACH + 1, STRIDE)
     pairs = [(name, objects) for name, law in LAWS.items() for objects in law.combinations]
     every = [Scene(name, objects, outcome) for name, objects in pairs for outcome in LAWS[name].outcomes]
     canvases = np.stack([canvas(*scene.facts) for scene in every]).astype(np.float32) / 255  # (n 80 80 3)
-    halves = _halved(canvases)  # (n 40 40 3), because all camera positions are even
+    halves = _halved(canvases)  # (n 40 40 3), cropped below at half resolution, as camera positions are even
     scenes, points = [], []
     for x, y in product(steps, steps):
         top, left = (MARGIN - y) // 2, (MARGIN - x) // 2
@@ -153,17 +160,17 @@ def _filter() -> tuple[list[Scene], np.ndarray, np.ndarray, np.ndarray, np.ndarr
 
 
 def _law_candidates(pixels: np.ndarray) -> list[Scene]:
-    """The law scenes that look most like the picture, camera refined; least squared error first."""
+    """The scenes of laws that look most like the picture, by squared error, with refined camera positions."""
     scenes, mean, basis, points, square = _filter()
-    far = square - 2 * (points @ ((_blocks(pixels).ravel() - mean) @ basis))  # (n), less a constant
+    far = square - 2 * (points @ ((_blocks(pixels).ravel() - mean) @ basis))  # (n) distance^2 - const
     near = np.argpartition(far, NEAR)[:NEAR]
     best: dict[tuple, Scene] = {}
-    for i in near[np.argsort(far[near])]:  # nearest first: one camera position for each scene
+    for i in near[np.argsort(far[near])]:  # nearest first; keeps one camera position of each scene
         best.setdefault(scenes[i].facts, scenes[i])
     found = []
     for scene in list(best.values())[:CANDIDATES]:
         x, y = scene.shift
-        for dx, dy in ((1, 0), (0, 1)):  # the error is smooth in the camera's position: refine x, then y
+        for dx, dy in ((1, 0), (0, 1)):  # refine x, then y: the error is smooth in the position
             shifts = [(x + d * dx, y + d * dy) for d in (-1, 0, 1)]
             error, (x, y) = min((_square_error(replace(scene, shift=s), pixels), s) for s in shifts)
         found.append((error, replace(scene, shift=(x, y))))
@@ -181,7 +188,7 @@ def _float_pixels(scene: Scene) -> np.ndarray:
 
 
 def _halved(pixels: np.ndarray) -> np.ndarray:
-    """Means of 2x2 blocks; adding strided views is ten times faster than NumPy's mean over two axes.
+    """Means of 2x2 blocks.  Adding strided views is ten times faster than NumPy's mean over two axes.
 
     Shapes: pixels (... h w c) -> (... h/2 w/2 c)
     """
@@ -195,15 +202,17 @@ def _blocks(pixels: np.ndarray) -> np.ndarray:
 
 
 # ------------------------------------------------------------------------- arrangements: shapes one by one
-STAMP = 32  # pixels, side of a stamp; the largest shape is 24 wide
-MIN_PIXELS = 25  # visible pixels of a shape; a cylinder has 98, and half of it can be hidden
-# read in a picture; a graph has four, and a picture with more of them is wrong, but readable
-MAX_SHAPES = 6
+STAMP = 32  # side of a stamp in pixels; the largest shape is 24 pixels wide
+MIN_PIXELS = 25  # smallest number of visible pixels of a shape; a whole cylinder has 98
+MAX_SHAPES = 6  # a picture with more shapes is unreadable; a graph has at most four
 
 
 @cache
 def _stamps() -> np.ndarray:
-    """The share of each pixel that a shape covers, about its centre.  Shape (things 32 32), in [0, 1]"""
+    """For each of THINGS, the share of every pixel around its centre that it covers.
+
+    -> (things 32 32) in [0, 1]
+    """
     window = slice(MARGIN + 32 - STAMP // 2, MARGIN + 32 + STAMP // 2)
     drawn = [canvas(ARRANGEMENT, (Object(name, "ink", xy=(32, 32)),), "") for name in THINGS]
     shades = [pixels[window, window].astype(np.float32).mean(axis=2) for pixels in drawn]
@@ -211,7 +220,7 @@ def _stamps() -> np.ndarray:
 
 
 def _inks(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The colour that explains each pixel best, and how much of it: pixel = paper + share (colour - paper).
+    """The best colour of each pixel, and its share: pixel = paper + share (colour - paper).
 
     Shapes: pixels (64 64 3) -> index into COLORS (64 64), share (64 64) in [0, 1.2]
     """
@@ -224,8 +233,8 @@ def _inks(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _find_shapes(pixels: np.ndarray) -> Scene | None:
-    """Coloured shapes on paper, also behind each other; None when there are none or too many."""
-    from scipy import ndimage  # a third of a second to import, and not needed for pictures of laws
+    """The coloured shapes in the picture as an arrangement; None if there are none or over MAX_SHAPES."""
+    from scipy import ndimage  # imported here, because it takes 0.3 s and pictures of laws do not need it
 
     ink, share = _inks(pixels)
     spots = []
@@ -241,28 +250,27 @@ def _find_shapes(pixels: np.ndarray) -> Scene | None:
         others = np.logical_or.reduce([other for _, other, _ in spots]) & ~mask
         hidden = ndimage.binary_dilation(others) & ~mask  # what is behind another shape cannot be seen
         shape = _fit(np.where(ink == c, share, 0.0), hidden, box, COLORS[c])
-        # a shape in front of a frame may cut it in two spots
+        # a shape in front of a box can divide the box into two spots
         if not any(s.words == shape.words and distance(s, shape) <= 3 for s in shapes):
             shapes.append(shape)
     return arrangement(shapes)
 
 
 def _fit(share: np.ndarray, hidden: np.ndarray, box: tuple[slice, slice], color: str) -> Object:
-    """The shape whose stamp agrees best with the visible pixels of a spot.
+    """The shape and place whose stamp agrees best with the visible pixels of a spot.
 
+    box: the rows and columns of the spot; the shape must cover it.
     Shapes: share (64 64), hidden (64 64) bool
     """
-    pad = 16  # pixels by which a shape's centre may lie outside of the picture
+    pad = 16  # pixels by which the centre of a shape may lie outside the picture
     target = np.pad(share, pad + STAMP // 2)
     visible = np.pad(~hidden, pad + STAMP // 2, constant_values=True).astype(np.float32)
-    rows, columns = box
-    middle = ((columns.start + columns.stop) // 2, (rows.start + rows.stop) // 2)
     errors: dict[Object, float] = {}
     for name, stamp in zip(THINGS, _stamps()):
-        # the spot must lie within the shape
         r = Object(name).radius
         for y, x in product(*(range(side.stop - r - 1, side.start + r + 2) for side in box)):
             window = np.s_[y + pad : y + pad + STAMP, x + pad : x + pad + STAMP]
             error = ((target[window] - stamp) ** 2 * visible[window]).sum()
             errors[Object(name, color, xy=(x, y))] = float(error)
-    return min(errors, key=errors.get, default=Object("ball", color, xy=middle))
+    middle = tuple((side.start + side.stop) // 2 for side in reversed(box))
+    return min(errors, key=errors.get, default=Object("ball", color, xy=middle))  # no shape is that large

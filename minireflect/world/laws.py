@@ -1,17 +1,18 @@
-"""The eight laws of this small physical world, a class each, and the pictures of its scenes.
+"""The eight laws of the synthetic world, one class each, and the rendering of scenes.
 
-    balance    the bigger ball is heavier and pulls its pan down
-    buoyancy   wood floats on water, iron sinks; plastic floats, and is in no prompt
+    balance    the pan with the bigger, heavier ball goes down
+    buoyancy   wood floats on water, iron sinks; plastic floats too, but is in no prompt
     shadow     a shadow falls away from the light
     mirror     a mirror exchanges left and right
-    magnet     a magnet lifts iron, and nothing made of plastic
+    magnet     a magnet lifts iron but not plastic
     vessels    water in joined vessels stands level
-    gravity    stones rest on the floor, helium balloons at the ceiling
-    flame      a flame stands upright, and leans away from a fan
+    gravity    stones rest on the floor, and helium balloons touch the ceiling
+    flame      a flame is upright in still air, and leans away from a fan
 
-A law says what nature makes of its objects, in words, and draws it; `render` turns a scene, of a law or an
-arrangement, into pixels.  All else uses only the interface `Law`: a ninth law is one class of about 30 lines
-here, with its name in LAWS.  Coordinates are pixels of a 64x64 picture, y pointing down.
+A law decides the lawful outcome for its objects, describes it in words, and draws it.  `render` turns the
+scene of a law or of an arrangement into pixels.  Other modules use only the interface `Law`; to add a law,
+write one class of about 30 lines and add it to EVERY_LAW.  Coordinates are in pixels of a 64x64 picture; y
+points down.
 
     render(sample_scene(seed=3)).shape == (3, 64, 64)
 """
@@ -26,32 +27,33 @@ from torch import Tensor
 from .canvas import MARGIN, SIZE, Pen, to_tensor
 from .scenes import ARRANGEMENT, COLORS, Object, Objects, Scene
 
-BIG, SMALL = 8.5, 5.5  # radius in pixels of big and small objects
-BIG_BALL, SMALL_BALL = 7, 4.5  # of a balance: its balls must fit between the strings of their pan
+BIG, SMALL = 8.5, 5.5  # radius of big and small objects in pixels
+BIG_BALL, SMALL_BALL = 7, 4.5  # radius of a balance's balls, which must fit between the strings of a pan
 OPPOSITES = (("left", "right"), ("right", "left"))
 SIDES, THIRDS = ("left", "right"), ("left", "middle", "right")
 
 
 class Law(ABC):
-    """The interface of a law: which objects, what nature makes of them, its words and its picture.
+    """The interface of a law: its objects, its outcomes, its words and its picture.
 
-    `words`, `reasons` and the fact are format strings, and the objects their fields: "a {0.words} in a room".
+    `words`, `reasons` and the deciding fact in `nature` are format strings that are filled with the objects:
+    "a {0.words} in a room".
     """
 
     name: str
-    defied: str  # how a prompt announces an unlawful outcome: "against gravity"
-    outcomes: dict[str, str]  # all that a picture can show, lawful or not, in words that follow the setting
-    words: str  # the scene without its outcome
-    nature: tuple[str, dict[str, str]]  # the fact that decides, and the lawful outcome of each
-    reasons: dict[str, str]  # why each lawful outcome is lawful, in one sentence without a full stop
-    combinations: list[Objects]  # every set of objects that this law can be shown with, in a fixed order
+    defied: str  # the words that announce an unlawful outcome: "against gravity"
+    outcomes: dict[str, str]  # every outcome, lawful or not -> words that follow the setting
+    words: str  # the setting, that is, the scene without its outcome
+    nature: tuple[str, dict[str, str]]  # the deciding fact, and: value of the fact -> lawful outcome
+    reasons: dict[str, str]  # lawful outcome -> the reason, a sentence without a full stop
+    combinations: list[Objects]  # every set of objects of this law, in a fixed order
 
     @abstractmethod
     def draw(self, pen: Pen, outcome: str, *objects: Object) -> None:
-        """Draw the objects with this outcome, in pixels of a 64x64 picture."""
+        """Draw the objects with this outcome."""
 
     def lawful(self, objects: Objects) -> str:
-        """The one outcome that nature gives."""
+        """The lawful outcome; each combination of objects has exactly one."""
         fact, outcomes = self.nature
         return outcomes[fact.format(*objects)]
 
@@ -59,16 +61,16 @@ class Law(ABC):
         return [o for o in self.outcomes if o != self.lawful(objects)]
 
     def setting(self, objects: Objects) -> str:
-        """The scene in words, without its outcome: "a red flag pointing left in front of a mirror"."""
+        """The scene in words without its outcome: "a red flag pointing left in front of a mirror"."""
         return self.words.format(*objects)
 
     def because(self, objects: Objects) -> str:
-        """Why the lawful outcome is lawful: "iron is heavier than water, so the ball sinks"."""
+        """The reason for the lawful outcome: "iron is heavier than water, so the ball sinks"."""
         return self.reasons[self.lawful(objects)].format(*objects)
 
 
 def _alone(*attributes: tuple[str, ...]) -> list[Objects]:
-    """Every single object with one of these names, colours, sizes and places."""
+    """All combinations of one object with one of these names, colours, sizes and places."""
     return [(Object(*values),) for values in product(*attributes)]
 
 
@@ -239,7 +241,7 @@ class Flame(Law):
     nature = "{1.place}", {"": "upright", **dict(OPPOSITES)}
     reasons = {a: f"the fan blows from the {b}, so the flame leans to the {a}" for a, b in OPPOSITES}
     reasons["upright"] = "hot air rises straight up, so the flame is upright"
-    kinds = product(COLORS, ("tall", "short"), ("", *SIDES))  # no fan, or on which side
+    kinds = product(COLORS, ("tall", "short"), ("", *SIDES))  # side of the fan; "" means no fan
     combinations = [(Object("candle", color, size), Object("fan", place=wind)) for color, size, wind in kinds]
 
     def setting(self, objects: Objects) -> str:
@@ -270,7 +272,7 @@ LAWS: dict[str, Law] = {law.name: law() for law in EVERY_LAW}
 # ------------------------------------------------------------------------------------- from a scene to pixels
 def _draw(law: str, objects: Objects, outcome: str) -> np.ndarray:
     pen = Pen()
-    if law == ARRANGEMENT:  # what is lower in the picture is nearer to the camera, and hides what is behind
+    if law == ARRANGEMENT:  # shapes that are lower in the picture are nearer to the camera: draw them last
         for o in sorted(objects, key=lambda o: o.xy[1]):
             pen.shape(o.name, *o.xy, o.radius, o.color)
     else:
@@ -280,20 +282,20 @@ def _draw(law: str, objects: Objects, outcome: str) -> np.ndarray:
     return pixels
 
 
-_of_law = lru_cache(512)(_draw)  # all 488 canvases of the laws, 19 kB each; arrangements are without end
+_of_law = lru_cache(512)(_draw)  # holds all 488 canvases of the laws, 19 kB each; arrangements are too many
 
 
 def canvas(law: str, objects: Objects, outcome: str) -> np.ndarray:
-    """The scene with its margin, of which a picture is a crop.  -> (80 80 3) uint8, read-only"""
+    """The scene with a margin; a picture is a crop of it.  -> (80 80 3) uint8, read-only"""
     return (_draw if law == ARRANGEMENT else _of_law)(law, objects, outcome)
 
 
 def render_pixels(scene: Scene) -> np.ndarray:
-    """-> (64 64 3) uint8, a view of the scene's canvas"""
+    """The scene as pixels, a view of its canvas.  -> (64 64 3) uint8, read-only"""
     x, y = MARGIN - scene.shift[0], MARGIN - scene.shift[1]
     return canvas(*scene.facts)[y : y + SIZE, x : x + SIZE]
 
 
 def render(scene: Scene) -> Tensor:
-    """-> (3 64 64) float32 in [-1, 1]"""
+    """The scene as a tensor.  -> (3 64 64) float32 in [-1, 1]"""
     return to_tensor(render_pixels(scene)[None])[0]

@@ -1,8 +1,9 @@
-"""Scenes of scene graphs: layouts, and random graphs that have one.
+"""Layouts of scene graphs, and random scene graphs that have a layout.
 
     scene = lay_out(parse_graph("red ball on blue box"), random.Random(0))
 
-A layout is found by trial and error: shapes are placed one by one where every relation holds.
+A layout is found by trial and error: shapes are placed one after the other, at random places where every
+relation holds.
 """
 
 import math
@@ -13,23 +14,22 @@ from contextlib import suppress
 from .graphs import TOUCHING, Entity, GraphError, SceneGraph, holds, random_graph
 from .scenes import COLORS, SPLITS, Object, Scene, arrangement, distance
 
-GAP = 19  # least distance in pixels of two centres of GenEval's shapes, so that no two touch
-AIR = 3  # pixels between two shapes of a graph that do not touch
-LAYOUTS, SPOTS = 400, 40  # tries of a layout, and of a place for a shape
-HELD_OUT = 0.2  # share of the pairs of entities that are never related in training
+MIN_DISTANCE = 19  # between the centres of two shapes of a GenEval task in pixels, so that they do not touch
+GAP = 3  # smallest gap between two shapes of a graph that do not touch, in pixels
+LAYOUTS, SPOTS = 400, 40  # attempts to lay out a graph, and to place one shape
+HELD_OUT = 0.2  # share of the pairs of entities that no training graph relates
 XY = tuple[int, int]
-Keep = dict[int, XY]  # where to leave an entity, by its index
 Placed = list[tuple[int, Object]]  # objects with the index of their entity
 
 
 def arrange(graph: SceneGraph, rng: random.Random) -> Scene:
-    """A scene of a GenEval task: shapes at random places, apart from each other; open colours at random."""
+    """A random scene of a GenEval task.  Its shapes do not touch; colours that the graph leaves open vary."""
     things = [(e.name, e.color) for e in graph.entities for _ in range(e.count)]
     while True:
         spots: list[XY] = []
         for _ in range(100):
             spot = (rng.randint(10, 54), rng.randint(10, 54))
-            if all(math.dist(spot, other) >= GAP for other in spots):
+            if all(math.dist(spot, other) >= MIN_DISTANCE for other in spots):
                 spots.append(spot)
             if len(spots) == len(things):
                 break
@@ -38,12 +38,16 @@ def arrange(graph: SceneGraph, rng: random.Random) -> Scene:
             return arrangement(objects)
 
 
-def lay_out(graph: SceneGraph, rng: random.Random, keep: Keep | None = None, layouts: int = LAYOUTS) -> Scene:
-    """A scene of a graph with colours, whose shapes may touch.  Entities in `keep` (by index) stay there.
+def lay_out(
+    graph: SceneGraph, rng: random.Random, keep: dict[int, XY] | None = None, layouts: int = LAYOUTS
+) -> Scene:
+    """A random scene of a graph whose entities all have a colour.
 
-    Raises GraphError when no layout is found.
+    keep: fixed places, by the index of the entity.
+    layouts: number of attempts.
+    Raises GraphError if no layout is found.
     """
-    # an object that carries, contains or is behind another is placed before it
+    # the object of a touching relation is placed before its subject
     order = graph.in_order((), TOUCHING, "the relations form a cycle of things that touch")
     for _ in range(layouts):
         placed: Placed = []
@@ -60,8 +64,8 @@ def lay_out(graph: SceneGraph, rng: random.Random, keep: Keep | None = None, lay
 
 
 def _spots(graph: SceneGraph, i: int, placed: Placed, rng: random.Random) -> Iterator[XY]:
-    """Random places for an object of entity i, where it touches what it must."""
-    bases = dict(placed)  # what is touched is a single thing, and placed before
+    """Random places for an object of entity i.  If it must touch a placed object, they are next to that."""
+    bases = dict(placed)  # an entity that is touched is a single object, and is placed already
     contacts = [(p, bases[o]) for s, p, o in graph.relations if s == i and p in TOUCHING]
     r = Object(graph.entities[i].name).radius
     edges = r + 3, 60 - r
@@ -70,18 +74,18 @@ def _spots(graph: SceneGraph, i: int, placed: Placed, rng: random.Random) -> Ite
 
 
 def _touching(predicate: str, base: Object, r: int, rng: random.Random) -> XY:
-    """A random place of a shape of radius `r` on, inside or in front of another."""
+    """A random place for a shape of radius `r` that is on, inside or in front of `base`."""
     x, y = base.xy
     if predicate == "on":
         return x + rng.randint(-3, 3), y - base.radius - r
     if predicate == "inside":
         return x + rng.randint(-1, 1), y + rng.randint(-1, 1)
-    aside = base.radius + rng.randint(-1, 2)  # in front: lower, and half aside
+    aside = base.radius + rng.randint(-1, 2)  # in front of: lower, and shifted to one side
     return x + rng.choice((-aside, aside)), y + rng.randint(3, 6)
 
 
 def _fits(graph: SceneGraph, i: int, thing: Object, placed: Placed) -> bool:
-    """Whether all relations to what is placed hold, and the thing touches only what a relation says."""
+    """Whether all relations to placed objects hold, and the thing touches only objects that it should."""
     r = thing.radius
     if not all(r + 2 <= v <= 61 - r for v in thing.xy):
         return False
@@ -89,22 +93,27 @@ def _fits(graph: SceneGraph, i: int, thing: Object, placed: Placed) -> bool:
         between = [(p, s) for s, p, o in graph.relations if {s, o} == {i, j}]
         if not all(holds(p, *((thing, other) if s == i else (other, thing))) for p, s in between):
             return False
-        apart = distance(thing, other) >= r + other.radius + AIR
+        apart = distance(thing, other) >= r + other.radius + GAP
         if not (apart or any(p in TOUCHING for p, _ in between)):
             return False
     return True
 
 
 def pair_split(a: Entity, b: Entity) -> str:
-    """The only split in whose graphs these two are related, in any number; training pairs are in all."""
+    """The split to which the pair belongs, whatever the counts.
+
+    Graphs of every split relate pairs of "train"; only graphs of a held-out split relate pairs of that split.
+    """
     names = sorted(f"{e.color} {e.name}" for e in (a, b))
     chance = random.Random(f"pair/{names}").random()
     return "train" if chance >= HELD_OUT else "validation" if chance < HELD_OUT / 2 else "test"
 
 
 def sample_graph(rng: random.Random, split: str = "train") -> SceneGraph:
-    """Two to four objects, one to four relations.  Graphs of a held-out split relate a pair of it, see
-    `pair_split`, and no other graphs do.
+    """A random graph of two to four objects and one to four relations.
+
+    A graph of a held-out split has at least one relation between a pair of that split, see `pair_split`.
+    Raises ValueError if there is no such split.
     """
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is not one of {', '.join(map(repr, SPLITS))}")
@@ -114,14 +123,14 @@ def sample_graph(rng: random.Random, split: str = "train") -> SceneGraph:
             pairs = {pair_split(graph.entities[s], graph.entities[o]) for s, _, o in graph.relations}
             if pairs - {"train"} != {split} - {"train"}:
                 continue
-            for seed in range(3):  # keep graphs that are easy to lay out: training must not stop
+            for seed in range(3):  # keep only graphs that are easy to lay out
                 lay_out(graph, random.Random(seed), layouts=20)
             return graph
 
 
 def sample_picture(rng: random.Random, split: str = "train") -> tuple[SceneGraph, Scene]:
-    """A random graph and a scene of it."""
+    """A random graph, and a scene of it."""
     while True:
         graph = sample_graph(rng, split)
-        with suppress(GraphError):  # for one graph in ten thousand no layout is found
+        with suppress(GraphError):  # about one graph in 10,000 has no layout
             return graph, lay_out(graph, rng)

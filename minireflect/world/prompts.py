@@ -1,17 +1,22 @@
-"""Prompts: the sentences that ask for a picture, and which pictures fulfil them.
+"""Prompts, their splits, and whether a picture fulfils a prompt.
 
-Two kinds after SRRL's prompt templates 4 and 5, and GenEval's six tasks (arXiv 2310.11513):
+There are three kinds of prompts: two that follow SRRL's prompt templates 4 and 5, and GenEval's six tasks
+(arXiv 2310.11513).
+
     physical        "a big wooden ball on the left of a water tank"         the law decides the outcome
-    unconventional  "..., lying on the bottom against buoyancy"             stated, and unlawful
+    unconventional  "..., lying on the bottom against buoyancy"             states an unlawful outcome
     arrangement     "a red ball left of a blue block"                       a scene graph
-An outcome that is only stated, lawful or not ("..., lying on the bottom"), occurs in training captions only.
-Splits differ in their combinations of objects, not only in their seeds.  One combination in five is held out
-from all training: half of these are for validation, where choices are made, and half for test, which is
-reported and never chosen on.  Of arrangements, all sentences with the same content are in one split: "a ball
-left of a cone" and "a cone right of a ball".  Tasks of at most five contents, single and two objects, are in
-all splits.  What a picture shows besides, such as colours that are left open, is not held out.
 
-A picture fulfils a prompt when the inspector reads every fact in it, and nothing more.  The
+A fourth kind, "stated", states a lawful or unlawful outcome without "against ..." ("..., lying on the
+bottom").  It occurs in training captions only.
+
+Splits differ in their combinations of objects.  One combination in five is held out from all training.  Half
+of these are for validation, on which choices are made; the other half are for test, which is only reported.
+Arrangements with the same content are in one split: "a ball left of a cone" and "a cone right of a ball".
+Tasks with at most five contents (single object, two objects) are in all splits.  Only what the prompt states
+is held out; a colour that it leaves open may be the same in all splits.
+
+A picture fulfils a prompt if the inspector reads every fact of the prompt in it, and nothing else.  The
 milder rules of GenEval's tables are in published.py.
 """
 
@@ -31,29 +36,29 @@ from .scenes import ARRANGEMENT, COLORS, SPLITS, Objects, Reading, Scene, jitter
 
 KINDS = ("physical", "unconventional", ARRANGEMENT)
 TASKS = ("single object", "two objects", "counting", "colors", "position", "color attribution")  # GenEval's
-HELD_OUT_EVERY = 5  # one combination in five is never trained on
+HELD_OUT_EVERY = 5  # one combination in five is held out from training
 
 
 def split(text: str) -> list[str]:
-    """Lower-case words without punctuation and TeX commands (\\frac); all text is split by this function."""
+    """Split a text into lower-case words, without punctuation and TeX commands such as \\frac."""
     return re.findall(r"(?<![\\\w])[\w']+", text.lower())
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A sentence and what it asks for: objects with one outcome of a law, or an arrangement's scene graph."""
+    """A sentence and what it asks for: objects and outcome of a law, or the scene graph of an arrangement."""
 
     text: str
-    kind: str  # one of KINDS, or "stated" for an outcome without "against ..."
+    kind: str  # one of KINDS, or "stated"
     law: str  # a key of LAWS, or ARRANGEMENT
     objects: Objects = ()
     outcome: str = ""
-    graph: SceneGraph | None = None  # of an arrangement
-    task: str = ""  # of an arrangement, one of TASKS
+    graph: SceneGraph | None = None  # arrangements only
+    task: str = ""  # one of TASKS, arrangements only
 
     @property
     def content(self) -> tuple:
-        """The facts that are asked for, independent of the wording.  Each content is in one split."""
+        """The facts that the prompt asks for, independent of their order in the sentence."""
         return self.graph.content if self.graph else (self.law, self.objects, self.outcome)
 
     @property
@@ -62,23 +67,24 @@ class Prompt:
         return self.task or self.law
 
     def fulfilled_by(self, reading: Reading) -> bool:
-        """Whether the picture with this reading is right: every fact, nothing missing and nothing extra."""
+        """Whether a picture with this reading shows every fact of the prompt, and nothing else."""
         scene = reading.scene
         if self.graph and scene and scene.law == ARRANGEMENT:
             return self.graph.fulfilled_by(scene.objects)
         return scene is not None and scene.facts == (self.law, self.objects, self.outcome)
 
     def scene(self, rng: random.Random) -> Scene:
-        """A scene that fulfils the prompt; what it leaves open is drawn at random."""
+        """A random scene that fulfils the prompt."""
         if self.graph:
             return arrange(self.graph, rng)
         return jitter(Scene(self.law, self.objects, self.outcome), rng)
 
 
 def law_prompt(law: str, objects: Objects, outcome: str | None = None, defiant: bool = True) -> Prompt:
-    """The prompt for these objects.  Without an outcome it asks for the lawful one and does not name it.
+    """The prompt for these objects and this outcome.
 
-    An unlawful outcome is announced as one ("... against gravity"), or only stated if not `defiant`.
+    outcome: None makes a prompt of kind "physical", which asks for the lawful outcome without naming it.
+    defiant: whether "against ..." follows an unlawful outcome, as in kind "unconventional".
     """
     rule = LAWS[law]
     text, lawful = rule.setting(objects), rule.lawful(objects)
@@ -93,13 +99,13 @@ def law_prompt(law: str, objects: Objects, outcome: str | None = None, defiant: 
 # ------------------------------------------------------------------------------------------------ all prompts
 @cache
 def combinations(law: str, split: str) -> tuple[Objects, ...]:
-    """The sets of objects of one law in one of SPLITS."""
+    """The combinations of objects of a law that belong to one of SPLITS.  Raises ValueError."""
     return _part(LAWS[law].combinations, law, split)
 
 
 @cache
 def prompt_set(kind: str, split: str) -> tuple[Prompt, ...]:
-    """Every prompt of one of KINDS or "stated", and of one of SPLITS, in a fixed order."""
+    """Every prompt of one of KINDS, or "stated", in one of SPLITS, in a fixed order.  Raises ValueError."""
     pairs = [(law, objects) for law in LAWS for objects in combinations(law, split)]
     if kind == "physical":
         return tuple(law_prompt(law, objects) for law, objects in pairs)
@@ -132,8 +138,10 @@ def _graphs(task: str) -> list[SceneGraph]:
 
 
 def _part(items: list, name: str, split: str) -> tuple:
-    """The part of the items in one split, shuffled by `name` alone: every fifth is held out, and these are in
-    turns of validation and of test.  Five items or fewer are in all splits.
+    """The items that belong to a split.  Five items or fewer are in all splits.
+
+    The order is shuffled with a seed made of `name`.  Then every fifth item is held out; held-out items go
+    to validation and test in turns.
     """
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is not one of {', '.join(map(repr, SPLITS))}")
@@ -153,18 +161,18 @@ def _by_text() -> dict[str, Prompt]:
 
 
 def understand(text: str) -> Prompt | None:
-    """The prompt with this text, or None if there is none.  Case, spaces and a full stop do not count."""
+    """The prompt with this text, or None.  Case, repeated spaces and a final full stop are ignored."""
     return _by_text().get(" ".join(text.lower().split()).rstrip("."))
 
 
 def all_texts() -> list[str]:
-    """Every sentence that prompts and the laws' captions use; the vocabulary is read off them."""
+    """The texts of all prompts and captions of all splits, for the vocabulary."""
     return list(_by_text())
 
 
 # --------------------------------------------------------------------------------- random prompts and scenes
 def draw_prompts(kind: str, split: str, n: int, rng: random.Random) -> list[Prompt]:
-    """`n` random prompts of one kind; laws or tasks take turns, so that each has an equal share."""
+    """`n` random prompts of one kind.  Laws or tasks take turns, so that each has an equal share."""
     pool = prompt_set(kind, split)
     groups = [[p for p in pool if p.group == group] for group in dict.fromkeys(p.group for p in pool)]
     return [rng.choice(groups[i % len(groups)]) for i in range(n)]
@@ -172,31 +180,36 @@ def draw_prompts(kind: str, split: str, n: int, rng: random.Random) -> list[Prom
 
 @dataclass(frozen=True)
 class PromptMix(Checked):
-    """The prompts of reinforcement learning: shares of their kinds, training combinations only."""
+    """The kinds of prompts that reinforcement learning draws from the training split, by relative weight."""
 
-    # share of prompts whose outcome the law decides
+    # weight of prompts whose outcome the law decides
     physical: Weight = 0.45
-    # share of prompts that state an unlawful outcome
+    # weight of prompts that state an unlawful outcome
     unconventional: Weight = 0.45
-    # share of GenEval's tasks, which the model would forget otherwise
+    # weight of GenEval's tasks, which the model would forget without them
     arrangement: Weight = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not any(vars(self).values()):
-            raise ValueError("the shares of prompts must not all be zero")
+            raise ValueError("the weights physical, unconventional and arrangement must not all be zero")
 
     def draw(self, seed: int, n: int, step: int) -> tuple[list[str], list[str]]:
-        """`n` texts of a step, and for each the group within which rewards are comparable."""
+        """Draw the prompts of a training step.  -> `n` texts, and the family (kind and law) of each"""
         rng = choices(seed, "prompts", step)
         kinds = rng.choices(KINDS, [self.physical, self.unconventional, self.arrangement], k=n)
-        # of eight prompts, one of each law
+        # eight prompts have one of each law; choosing one of them gives all laws the same chance
         prompts = [rng.choice(draw_prompts(kind, "train", 8, rng)) for kind in kinds]
         return [p.text for p in prompts], [f"{p.kind}/{p.law}" for p in prompts]
 
 
 def sample_scene(seed: int, law: str = "", split: str = "train", lawful: bool | None = None) -> Scene:
-    """A scene from a seed; the law (or ARRANGEMENT) and whether it is obeyed are random unless given."""
+    """A random scene from a seed.
+
+    law: a key of LAWS, or ARRANGEMENT; "" for a random one.
+    lawful: whether the outcome is lawful; None for a random choice.
+    Raises ValueError if there is no such law or split.
+    """
     rng = random.Random(f"scene/{seed}")
     law = law or rng.choice([*LAWS, ARRANGEMENT])
     if law == ARRANGEMENT:
@@ -210,17 +223,17 @@ def sample_scene(seed: int, law: str = "", split: str = "train", lawful: bool | 
 
 
 def sample_arrangement(split: str, rng: random.Random) -> Prompt:
-    """A random prompt of one of GenEval's tasks, each with an equal share."""
+    """A random prompt of a random task of GenEval."""
     task = rng.choice(TASKS)
     return rng.choice([p for p in prompt_set(ARRANGEMENT, split) if p.task == task])
 
 
 # ------------------------------------------------------------------------------------------------ near misses
 def near_miss(prompt: Prompt, rng: random.Random, split: str = "train") -> Prompt:
-    """The same prompt with one fact changed: its text is a false caption of the other's pictures.
+    """A random prompt with the fewest differences: a false caption of pictures of the given prompt.
 
-    Laws: another outcome, or as few attributes of the objects changed as the law allows (a balance has a big
-    and a small ball, so two sizes change).  Arrangements: the graph of the same task that differs least.
+    For a law, the outcome changes, or as few attributes of the objects as the law allows.  For example, the
+    sizes of both balls of a balance change together.  For an arrangement, the graph changes within its task.
     """
     if prompt.graph:
         others = [p for p in prompt_set(ARRANGEMENT, split) if p.task == prompt.task and p != prompt]
@@ -236,16 +249,16 @@ def near_miss(prompt: Prompt, rng: random.Random, split: str = "train") -> Promp
 
 
 def _nearest(others: list, distance: Callable[..., int]) -> list:
-    """All of the others at the least distance."""
+    """All elements with the smallest distance."""
     least = min(map(distance, others))
     return [other for other in others if distance(other) == least]
 
 
 def _graph_distance(a: SceneGraph, b: SceneGraph) -> int:
-    """The number of facts that differ between two graphs of one task, which has at most one relation."""
+    """The number of differences between two graphs of one task, which have at most one relation each."""
     return _differences(a.entities, b.entities) + (a.relations != b.relations)
 
 
 def _differences(a: tuple, b: tuple) -> int:
-    """The number of attributes that differ between two tuples of objects, or of entities."""
+    """The number of attributes that differ between two tuples of objects or of entities."""
     return sum(u != v for x, y in zip(a, b) for u, v in zip(vars(x).values(), vars(y).values()))

@@ -1,17 +1,19 @@
-"""Formats of others: read published scene graphs and tasks, write pictures where their scripts look for them.
+"""Published formats: read scene graphs and benchmarks, and write pictures for the scripts of GenEval.
 
-LAION-SG (arXiv 2412.08580) and T2I-R1 (arXiv 2505.00703) have graphs; GenEval (arXiv 2310.11513) and
-DrawBench have tasks.  GenEval's rules, for comparison with its tables, are milder than those of prompts.py:
-other objects in the picture do no harm.
+Scene graphs come from LAION-SG (arXiv 2412.08580) and T2I-R1 (arXiv 2505.00703), tasks from GenEval (arXiv
+2310.11513) and DrawBench.  GenEval's rules are milder than those of prompts.py, because other objects may be
+in the picture.  They are needed for a comparison with its tables:
+
     single_object   a ball                         at least one
     two_object      a ball and a cone              at least one of each
-    counting        three red balls                at least three, and not four
+    counting        three red balls                exactly three red balls
     colors          a red ball                     at least one of this colour
-    position        a ball left of a cone          centres, see `holds` in graphs.py
-    color_attr      a red ball and a blue cone     one each of these colours
+    position        a ball left of a cone          by the centres, see `holds` in graphs.py
+    color_attr      a red ball and a blue cone     at least one of each, in these colours
     overall         the unweighted mean of the six
-GenEval reads pictures with a detector, we with the inspector, whose objects have no confidence: a position
-counts if any two of the named objects are so related.
+
+GenEval reads pictures with a detector and takes the most confident objects.  The inspector has no confidence,
+so a position is right if it holds for any two of the named objects.
 """
 
 import csv
@@ -31,9 +33,9 @@ from .scenes import Objects
 
 
 def read_graphs(text: str) -> list[SceneGraph]:
-    """A graph from triples or a sentence, or all graphs of a .json file, see `from_laion_sg`.
+    """Parse triples or a sentence, or read a .json or .jsonl file with one graph or one graph a line.
 
-    A file holds one graph, or one a line.  Raises GraphError.
+    `from_laion_sg` has the formats of a file.  Raises GraphError.
     """
     if not text.lower().endswith((".json", ".jsonl")):
         return [parse_graph(text)]
@@ -53,14 +55,13 @@ def read_graphs(text: str) -> list[SceneGraph]:
 
 
 def from_laion_sg(text: str) -> SceneGraph:
-    """A graph from the JSON of LAION-SG or T2I-R1 (arXiv 2505.00703); equal items are one entity with their
-    number.
+    """Parse a graph in the JSON of LAION-SG (the first form) or T2I-R1 (the last), or a list of triples.
 
         {"items": [{"item_id", "label", "attributes"}], "relations": [{"item1", "relation", "item2"}]}
         {"triples": [["red ball", "on", "blue box"]]}
         {"nouns", "attr_nouns", "spatial_info": {"obj1", "locality", "obj2"}, "numeracy_info"}
 
-    Raises GraphError, which names what the world lacks.
+    Equal items become one entity with a count.  Raises GraphError, also for objects that this world lacks.
     """
     try:
         labels, links, numbers = _facts(parse_json(text, dict, "it"))
@@ -71,8 +72,8 @@ def from_laion_sg(text: str) -> SceneGraph:
         why = quote(str(error) or type(error).__name__)
         raise GraphError(f"not a graph of LAION-SG or T2I-R1, which has {forms}: {why}") from None
     kinds = {i: parse_entity(label) for i, label in labels.items()}
-    for i in strays:
-        raise GraphError(f"a relation names item {quote(i)}, which is not among the items")
+    if strays:
+        raise GraphError(f"a relation names item {quote(strays[0])}, which is not among the items")
     counts: dict[Entity, int] = {}
     for i, kind in kinds.items():
         counts[kind] = counts.get(kind, 0) + numbers.get(i, kind.count)
@@ -82,7 +83,7 @@ def from_laion_sg(text: str) -> SceneGraph:
 
 
 def _facts(data: dict) -> tuple[dict, list[tuple], dict]:
-    """Labels of things by their id, (id, predicate, id), and numbers by id where they are said."""
+    """-> id -> label of every item; relations (id, predicate, id); id -> count of the items with a count"""
     if "triples" in data:
         links, labels = data["triples"], {words: words for s, _, o in data["triples"] for words in (s, o)}
     elif "nouns" in data:
@@ -101,7 +102,7 @@ def _facts(data: dict) -> tuple[dict, list[tuple], dict]:
 
 
 def geneval_right(things: Objects, prompt: Prompt) -> bool:
-    """GenEval's verdict on the objects of a picture."""
+    """Whether a picture of these objects is right by GenEval's rules, see the top of this file."""
     entities = prompt.graph.entities
     found = [[t for t in things if e.matches(t)] for e in entities]
     surplus = [len(f) - e.count for f, e in zip(found, entities)]
@@ -111,7 +112,7 @@ def geneval_right(things: Objects, prompt: Prompt) -> bool:
 
 
 def geneval_scores(things: list[Objects], prompts: list[Prompt]) -> dict[str, float]:
-    """Share of right pictures for each task among the prompts, and "overall", their unweighted mean."""
+    """The share of right pictures of each task, and their unweighted mean as "overall"."""
     right = [geneval_right(seen, prompt) for seen, prompt in zip(things, prompts)]
     groups = {task: [ok for ok, prompt in zip(right, prompts) if prompt.task == task] for task in TASKS}
     means = {task: sum(group) / len(group) for task, group in groups.items() if group}
@@ -119,10 +120,12 @@ def geneval_scores(things: list[Objects], prompts: list[Prompt]) -> dict[str, fl
 
 
 def write_samples(folder: Path, about: list[dict], images: Tensor, first: int = 0) -> None:
-    """Write pictures as GenEval's scripts read them: for each prompt FOLDER/00000/ with its metadata.jsonl,
-    and samples/0000.png, ...; `first` is the first prompt's number.
+    """Write pictures in the layout that GenEval's scripts read.
 
-    Shapes: images (n*k 3 h w) in [-1, 1], k of each of n prompts, one after the other
+    Each prompt has a folder, FOLDER/00000, with metadata.jsonl and samples/0000.png, samples/0001.png, ...
+    about: the metadata of each of n prompts.
+    first: the number of the first prompt.
+    Shapes: images (n*k 3 h w) in [-1, 1], with the k images of a prompt next to each other
     """
     for i, (values, part) in enumerate(zip(about, images.split(len(images) // len(about))), first):
         place = folder / f"{i:05d}"
@@ -133,9 +136,9 @@ def write_samples(folder: Path, about: list[dict], images: Tensor, first: int = 
 
 
 def read_benchmark(path: Path) -> list[dict]:
-    """The tasks of a benchmark: GenEval's .jsonl, DrawBench's .csv (Prompts, Category), or a prompt a line.
+    """Read the tasks of a benchmark: GenEval's .jsonl, DrawBench's .csv, or a text file with a prompt a line.
 
-    -> a dictionary for each task, with the key "prompt".  Raises ValueError when a task has no prompt.
+    -> a dictionary for each task, with the key "prompt".  Raises ValueError if a task has no prompt.
     """
     lines = read_text(path).splitlines()
     if path.suffix == ".jsonl":

@@ -1,7 +1,7 @@
-"""The content of a picture as data: a scene is a law of physics, its objects and an outcome.
+"""The content of a picture as data: a scene has a law of physics, its objects and an outcome.
 
-Everything else in the world uses this record: `render` turns it into pixels, `caption` and `rationale` into
-words, and `inspect` recovers it from pixels alone.
+All other files of the world use these records: `render` turns a scene into pixels, `caption` and `rationale`
+turn it into words, and `inspect` recovers it from pixels alone.
 """
 
 import random
@@ -10,21 +10,21 @@ from dataclasses import dataclass, replace
 
 SPLITS = ("train", "validation", "test")  # of prompts and graphs; the last two are held out from training
 COLORS = ("red", "green", "blue", "yellow", "purple")
-ARRANGEMENT = "arrangement"  # in place of a law: one to four shapes on paper, see graphs.py
-MAX_SHIFT = 2  # pixels by which a sampled scene may be moved
-RADIUS, BOX = 7, 12  # pixels; half the height of a shape of an arrangement, and of a box, which holds one
-SAME_PLACE = 2  # pixels by which a shape of an arrangement may be read off its place
+ARRANGEMENT = "arrangement"  # the `law` of a scene without a law: one to four shapes on paper, see graphs.py
+MAX_SHIFT = 2  # largest shift of a sampled scene along each axis, in pixels
+RADIUS, BOX = 7, 12  # half the height of a shape, and of a box, in an arrangement, in pixels
+SAME_PLACE = 2  # largest error of the place of a shape that the inspector reads, in pixels
 
 
 @dataclass(frozen=True)
 class Object:
-    """One object of a scene.  An empty string means that the attribute plays no part in this law."""
+    """One object of a scene.  An empty string means that the law does not use this attribute."""
 
     name: str  # "ball", "block", "candle", ...
     color: str = ""  # one of COLORS, or the colour of a material
     size: str = ""  # "big", "small", "tall", "wide", ...
-    place: str = ""  # "left", "middle", "right", or the direction in which it points
-    xy: tuple[int, int] | None = None  # centre in pixels; arrangements only, laws place their own
+    place: str = ""  # "left", "middle" or "right"; of an arrow or a flag, the direction in which it points
+    xy: tuple[int, int] | None = None  # centre in pixels, for arrangements only; laws choose the position
 
     @property
     def words(self) -> str:
@@ -32,17 +32,17 @@ class Object:
 
     @property
     def where(self) -> str:
-        """Its place in words: "in the middle", "on the left"."""
+        """The place in words: "in the middle", "on the left"."""
         return "in the middle" if self.place == "middle" else f"on the {self.place}"
 
     @property
     def radius(self) -> int:
-        """Of an arrangement: half its height, in pixels."""
+        """Half of the height in an arrangement, in pixels."""
         return BOX if self.name == "box" else RADIUS
 
     @property
     def material(self) -> str:
-        """As a noun: "wood", "iron", or "plastic" of any colour."""
+        """The material as a noun: "wood", "iron", or "plastic" for any other colour."""
         return {"wooden": "wood", "iron": "iron"}.get(self.color, "plastic")
 
 
@@ -51,36 +51,34 @@ Objects = tuple[Object, ...]
 
 @dataclass(frozen=True)
 class Scene:
-    """The facts of a picture: `outcome` is what the law decides ("left" pan down, "floats", ...)."""
+    """The content of a picture."""
 
     law: str  # a key of LAWS, or ARRANGEMENT
     objects: Objects
-    outcome: str
-    shift: tuple[int, int] = (0, 0)  # the whole picture moved by (x, y) pixels, in [-MAX_SHIFT, MAX_SHIFT]
+    outcome: str  # a key of the law's `outcomes`, as "floats"; "" for an arrangement
+    shift: tuple[int, int] = (0, 0)  # (x, y) by which the whole picture is moved, in pixels
 
     @property
     def facts(self) -> tuple[str, Objects, str]:
-        """The facts that a picture must show.  The camera position is not one of them."""
+        """All fields but the camera's `shift`."""
         return (self.law, self.objects, self.outcome)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """The inspector's result.  For an unreadable picture `scene` is None and `why` is a sentence; `block` is
-    the (x, y) of the 4x4 pixels that differ most from the nearest scene, if there is such a scene.
-    """
+    """The inspector's result."""
 
-    scene: Scene | None
+    scene: Scene | None  # None if the picture is unreadable
     residual: float  # largest difference of a 4x4 block of pixels from the rendered scene, in [0, 1]
-    why: str = ""
-    block: tuple[int, int] | None = None
+    why: str = ""  # the reason why a picture is unreadable
+    block: tuple[int, int] | None = None  # (x, y) of the block that differs most, if that is the reason
 
     @property
     def readable(self) -> bool:
         return self.scene is not None
 
     def agrees_with(self, truth: Scene) -> bool:
-        """Whether every fact of the scene was read; shapes of an arrangement may be SAME_PLACE pixels off."""
+        """Whether the reading has the facts of `truth`.  Shapes may be off by up to SAME_PLACE pixels."""
         read = self.scene
         if read is None or read.law != ARRANGEMENT or truth.law != ARRANGEMENT:
             return read is not None and read.facts == truth.facts
@@ -94,15 +92,15 @@ class Reading:
 
 
 def distance(a: Object, b: Object) -> int:
-    """The larger of the horizontal and the vertical distance of two centres, in pixels."""
+    """The larger of the horizontal and the vertical distance between two centres, in pixels."""
     return max(abs(u - v) for u, v in zip(a.xy, b.xy))
 
 
 def arrangement(objects: Iterable[Object]) -> Scene:
-    """Shapes on paper as a scene, in a fixed order: from left to right."""
+    """Shapes on paper as a scene, sorted from left to right."""
     return Scene(ARRANGEMENT, tuple(sorted(objects, key=lambda o: o.xy)), "")
 
 
 def jitter(scene: Scene, rng: random.Random) -> Scene:
-    """The same scene with the camera moved by up to MAX_SHIFT pixels."""
+    """The scene with a random shift of up to MAX_SHIFT pixels along each axis."""
     return replace(scene, shift=(rng.randint(-MAX_SHIFT, MAX_SHIFT), rng.randint(-MAX_SHIFT, MAX_SHIFT)))

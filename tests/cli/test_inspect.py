@@ -53,7 +53,7 @@ def test_what_is_no_picture_is_named_at_once(tmp_path: Path) -> None:
     (tmp_path / "loop.png").symlink_to("loop.png")
     (tmp_path / "device.png").symlink_to("/dev/zero")
     for path in sorted(tmp_path.iterdir()):
-        refused(run("inspect", path.name, cwd=tmp_path), f"{path.name} is not there, or not a file")
+        refused(run("inspect", path.name, cwd=tmp_path), f"{path.name} does not exist or is not a file")
     write_picture(np.zeros((64, 64, 3), np.uint8), tmp_path / "whole.jpg")
     whole = (tmp_path / "whole.jpg").read_bytes()
     for name, found in {"cut.jpg": whole[:400], "empty.png": b"", "text.jpg": b"a picture"}.items():

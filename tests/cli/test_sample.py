@@ -1,24 +1,29 @@
 """minireflect sample: bad input is one sentence, and every method writes its picture and its verdicts."""
 
+import json
 import os
 import resource
 import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import pytest
 
 from minireflect.__main__ import main
+from minireflect.checkpoints.ours import SHIPPED
 from minireflect.cli import sample
+from minireflect.config import preset, to_dict
+from minireflect.pipeline import SamplerConfig
 from tests.cli.console import ROOT, refused, run
-from tests.small import stop
+from tests.small import Stopped, stop
 
 BAD_SAMPLES = {
     "an unknown word": (["a pink bal in still air"], ("'pink'", "'bal'", "nearest: ", "ball")),
     "an empty prompt": ([""], ("prompt is empty",)),
-    "a prompt without a word": (["a red ball", "\N{BALLOON}, -"], ("has no word",)),
+    "a prompt without a word": (["a red ball", "\N{BALLOON}, -"], ("contains no words",)),
     "no prompt": ([], ("no prompt",)),
     "an empty base, as of a variable that is not set": (["a red ball", "--base", ""], ("model_index.json",)),
     "negative rounds": (["a red ball", "--rounds", "-1"], ("rounds", "-1")),
@@ -37,6 +42,22 @@ BAD_SAMPLES = {
     "a graph that no picture shows": (
         ["--method", "rlrig", "red ball inside blue box; green ball inside blue box"],
         ("no layout was found",),
+    ),
+    "steps of a model that has none": (
+        ["a red ball", "--method", "reasongen", "--steps", "9"],
+        ("--steps has no effect here", "--method srrl or --method rlrig or --base PATH"),
+    ),
+    "step noise of RL-RIG, which has its own": (
+        ["red ball on blue box", "--method", "rlrig", "--eta", "0.5"],
+        ("--eta has no effect", "srrl"),
+    ),
+    "an adapter without a checkpoint": (
+        ["a red ball", "--lora", "x"],
+        ("--lora has no effect", "--base PATH"),
+    ),
+    "a method of ours for a checkpoint": (
+        ["a red ball", "--base", "x", "--method", "rlrig"],
+        ("--method has",),
     ),
     "a missing annotation": (["--method", "rlrig", "nowhere.json"], ("cannot read nowhere.json",)),
 }
@@ -71,6 +92,24 @@ def test_sample_draws_a_strip_and_its_verdicts(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "strip.png").stat().st_size > 5_000
     assert "round 0:" in done.stdout and "round 1:" in done.stdout and "reward" in done.stdout
+
+
+@pytest.mark.parametrize("inside", ["", "weights"])
+def test_a_run_is_sampled_as_it_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: str
+) -> None:
+    """Steps, guidance and step noise are those of its configuration, unless the user gives others."""
+    run_folder, seen = tmp_path / "run", []
+    measured = replace(preset("smoke"), sampler=SamplerConfig(7, 1.75, 0.25))
+    shutil.copytree(SHIPPED, run_folder / "weights", ignore=shutil.ignore_patterns("r*g", "*.png"))
+    (run_folder / "config.json").write_text(json.dumps(to_dict(measured)))
+    monkeypatch.setattr(sample.showcase, "sampled_rounds", lambda *given: seen.append(given[2]) or stop())
+    of_run = ["sample", "a red ball", "--weights", str(run_folder / inside)]
+    others = [*of_run, "--steps", "9"], [*of_run, "--guidance", "2", "--eta", "0"], ["sample", "a red ball"]
+    for words in (of_run, *others):
+        with pytest.raises(Stopped):
+            run(*words, cwd=tmp_path)
+    assert [astuple(how) for how in seen] == [(7, 1.75, 0.25), (9, 1.75, 0.25), (7, 2, 0), (20, 1, 1)]
 
 
 @pytest.mark.slow

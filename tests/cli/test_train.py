@@ -155,14 +155,14 @@ BAD_TRAININGS = {
     "a group that cannot compare": (["rlrig", "--group", "1"], ("group must be at least 2, got 1",)),
     "an unknown command": (["trian"], ("trian", "it is one of srrl, all")),
     "an unknown option": (["--stepz", "1"], ("no option '--stepz', did you mean --steps?",)),
-    "an option without a value": (["--steps"], ("--steps needs a whole number behind it",)),
+    "an option without a value": (["--steps"], ("--steps needs a whole number after it",)),
     "a word for a number": (["--lr=fast"], ("--lr must be a number, got 'fast'",)),
     "a broken number": (["--steps", "1.5"], ("--steps must be a whole number, got '1.5'",)),
     "no such choice": (["--objective", "x"], ("--objective must be one of grpo, regress, ppo, got 'x'",)),
     "no such preset": (["--preset", "big"], ("--preset must be one of cpu, gpu, smoke, got 'big'",)),
     "a wrong list": (["--suffixes", "1", "x"], ("--suffixes must be a list, each a whole number",)),
-    "a value too many": (["--guidance", "1", "2"], ("'2' is not expected behind --guidance;",)),
-    "a value for a switch": (["rlrig", "--no-controls", "1"], ("'1' is not expected behind --controls",)),
+    "a value too many": (["--guidance", "1", "2"], ("'2' is not expected after --guidance;",)),
+    "a value for a switch": (["rlrig", "--no-controls", "1"], ("'1' is not expected after --controls",)),
 }
 
 
@@ -222,7 +222,7 @@ def test_resume_says_what_the_run_is(tmp_path: Path, finished: Finished) -> None
     refused(
         run("train", "vq", "--resume", "--out", "run", "--preset", "cpu", cwd=tmp_path), "preset was 'smoke'"
     )
-    refused(run("train", "actor", "--resume", "--out", "run", cwd=tmp_path), "one of vq, not of actor")
+    refused(run("train", "actor", "--resume", "--out", "run", cwd=tmp_path), "a run of vq, not of actor")
 
 
 @pytest.mark.parametrize("ruin", [Path.unlink, lambda path: os.truncate(path, 1_000)])

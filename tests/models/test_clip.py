@@ -132,7 +132,7 @@ def test_refuses_what_does_not_fit() -> None:
         text(torch.zeros(1, 10, dtype=torch.long))
     ids = sentences()
     ids[1, 8] = 3
-    with pytest.raises(ValueError, match="1 of 3 sentences have no token 49"):
+    with pytest.raises(ValueError, match="1 of 3 sentences have no end-of-text token 49"):
         text.pooled(text(ids), ids)
     with pytest.raises(ValueError, match="32 x 32, expected 24 x 24"):
         vision(torch.zeros(1, 3, 32, 32))

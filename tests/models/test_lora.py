@@ -102,10 +102,10 @@ def test_bad_options_are_one_sentence() -> None:
         LoRAConfig(alpha=-1)
     with pytest.raises(ValueError, match="no layer's name ends in 'to_q'; try q"):
         add_lora(small_unet(), LoRAConfig(targets=("to_q",)))
-    with pytest.raises(ValueError, match="is a Conv2d; LoRA goes on linear layers"):
+    with pytest.raises(ValueError, match="is a Conv2d; LoRA needs a linear layer or a 1x1 convolution"):
         add_lora(small_unet(), LoRAConfig(targets=("conv_in",)))
     unet = add_lora(small_unet(), LoRAConfig())
-    with pytest.raises(ValueError, match="has LoRA already"):
+    with pytest.raises(ValueError, match="already has LoRA adapters: call merge_lora or remove_lora first"):
         add_lora(unet, LoRAConfig())
     with pytest.raises(ValueError, match="no LoRA to save"):
         save_lora("x.safetensors", small_unet())

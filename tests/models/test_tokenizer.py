@@ -34,7 +34,7 @@ def test_a_text_may_end_in_another_token() -> None:
 
 
 def test_unknown_words_and_long_texts_are_named() -> None:
-    with pytest.raises(PromptError, match=r"no word for 'bal' \(nearest: ball"):
+    with pytest.raises(PromptError, match=r"this model's vocabulary: 'bal' \(nearest: ball"):
         TOKENS(["a red bal"])
     with pytest.raises(PromptError, match="3 words, at most 2 fit: 'a red ball'"):
         TOKENS.encode(["a red ball"], 3)

@@ -78,7 +78,7 @@ def test_no_token_attends_to_later_ones() -> None:
 
 def test_too_long_a_sequence_is_named() -> None:
     model = Transformer(CONFIG)
-    with pytest.raises(ValueError, match="24 tokens, but the transformer reads 23"):
+    with pytest.raises(ValueError, match="24 tokens, but the longest allowed is 23"):
         model(torch.zeros(1, 24, 24))
     with pytest.raises(ValueError, match="even multiple"):
         TransformerConfig(5, 5, width=9, heads=3)

@@ -124,7 +124,7 @@ def test_refuses_what_does_not_fit() -> None:
     with pytest.raises(ValueError, match="channels 32 is not a multiple of head_width 24"):
         UNetConfig(channels=(32,), depths=(1,), mid_depth=1, context_width=8, head_width=24)
     for heads in ((), (2, 2)):
-        with pytest.raises(ValueError, match=f"1 channels but {len(heads)} heads: one of each per level"):
+        with pytest.raises(ValueError, match=f"1 channels but {len(heads)} heads: give one per level"):
             UNetConfig(channels=(32,), depths=(1,), mid_depth=1, context_width=8, heads=heads)
     with pytest.raises(ValueError, match="heads or head_width"):
         UNetConfig(channels=(32,), depths=(1,), mid_depth=1, context_width=8)

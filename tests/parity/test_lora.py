@@ -121,7 +121,7 @@ def test_alpha_is_one_number_of_any_shape(shape: tuple[int, ...], kind: torch.dt
         assert (found.A.shape, found.B.shape, found.scale) == ((4, 8), (8, 4), 2 / 4)
         return
     with pytest.raises(
-        WeightsError, match=r"to_q with .*; expected matrices of finite numbers, and alpha"
+        WeightsError, match=r"to_q with .*; expected matrices of finite numbers, and one alpha"
     ) as error:
         read_lora(tmp_path / "lora.safetensors")
     assert f"alpha {shape} {kind}" in str(error.value) and "\n" not in str(error.value)

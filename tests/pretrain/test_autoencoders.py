@@ -109,7 +109,7 @@ def test_training_lowers_the_error_and_the_codec_comes_back_from_disk(
     assert torch.equal(ids.view(2, 8, 8), model.encode(images))  # row by row
     torch.testing.assert_close(two.pictures(ids), one.pictures(ids))
     assert one.pictures(ids).shape == images.shape and one.pictures(ids).abs().max() <= 1
-    with pytest.raises(ValueError, match="codebooks have 512"):
+    with pytest.raises(ValueError, match=r"image tokens must be in \[0, 512\), got "):
         one.pictures(ids + 512)
     with pytest.raises(ValueError, match="not a multiple of groups"):
         VQConfig(width=30)
@@ -120,7 +120,7 @@ def test_training_lowers_the_error_and_the_codec_comes_back_from_disk(
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"batch": 7}, "batch must be even, each picture comes with its twin, got 7"),
+        ({"batch": 7}, "batch must be even, as each picture comes with its twin, got 7"),
         ({"batch": 0}, "batch must be at least 1, got 0"),
         ({"batch": 1}, "batch must be even"),
         ({"pictures": 1}, "pictures must be at least 2, got 1"),

@@ -17,7 +17,8 @@ BASE = {"size": 0.8, "constant": 0.0, "unreadable": 0.1}
         ({"size": 1.3}, "mean |x_0| is 1.30, the base's 0.80"), ({"size": 0.5}, "mean |x_0| is 0.50"),
         ({"constant": 0.6}, "60% of the pictures are nearly constant"),
         ({"unreadable": 0.6}, "60% of the pictures"),
-        ({"flat": 1.0}, "all groups"), ({"clip_low": 0.97}, "one clip"), ({"clip_high": 0.97}, "one clip"),
+        ({"flat": 1.0}, "nearly all groups"),
+        ({"clip_low": 0.97}, "one clip"), ({"clip_high": 0.97}, "one clip"),
     ],
 )  # fmt: skip
 def test_each_sign_is_named(change: dict[str, float], said: str) -> None:

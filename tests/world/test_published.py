@@ -53,7 +53,7 @@ LACKING = {
     '{"nouns": ["sports ball"]}': "'sports ball'",
     '{"nouns": ["ball"]}': "say its colour",
     '{"triples": [["red ball", "near", "blue box"]]}': "no relation 'near'; there are left of",
-    '{"nouns": ["red ball"], "numeracy_info": [{"obj_name": "red ball", "num": 9}]}': "9 things, at most 4",
+    '{"nouns": ["red ball"], "numeracy_info": [{"obj_name": "red ball", "num": 9}]}': "9 things; at most 4",
     '{"nouns": ["red ball"], "numeracy_info": [{"obj_name": "red ball", "num": "x"}]}': "not a graph",
     '{"nouns": "ball", "spatial_info": 3}': "not a graph",
     '{"triples": [["red ball", "on"]]}': "not a graph",
