@@ -8,7 +8,6 @@
 In a resumed run, finished stages are skipped, and models that were evaluated are not evaluated again.
 """
 
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -96,8 +95,8 @@ class Task(NamedTuple):
         for name, kept in ({n: n for n in names} | renamed).items():
             there, here = self.source / f"{name}.safetensors", self.weights / f"{kept}.safetensors"
             if there.exists() and not here.exists():
-                with open(there, "rb") as whole, replacing(here) as copy:
-                    shutil.copyfileobj(whole, copy)
+                with replacing(here) as copy:
+                    copy.write(there.read_bytes())
 
     def scores(self) -> dict[str, Score]:
         """The logged scores of each evaluated model; for SRRL, by kind of prompts."""
@@ -155,9 +154,9 @@ def srrl(task: Task) -> None:
     pipe.table(config.srrl.steps)  # raises if the schedule has fewer
     before = task.measured("base", evaluate, base, judge, *how)
     clock, texts = time.time(), partial(config.mix.draw, config.seed, config.srrl.prompts_per_iteration)
+    shown = [p.text for p in showcase.fixed_prompts(("unconventional",))]
     with keeping(partial(ours.save_pipeline, pipe, task.weights, ("unet",))):
-        asked = [p.text for p in showcase.fixed_prompts(("unconventional",))[:4]]
-        watch = showcase.album(pipe, judge, asked, config.srrl, task.job)
+        watch = showcase.album(pipe, judge, shown[:4], config.srrl, task.job)
         train_srrl(config.srrl, pipe, judge, texts, inspector_reward, task.job._replace(watch=watch))
     minutes = (time.time() - clock) / 60
     after = task.measured(method, evaluate, pipe, judge, *how)
@@ -173,7 +172,6 @@ def srrl(task: Task) -> None:
     texts = [p.text for p in showcase.fixed_prompts()]
     pictures = showcase.same_noise({"base": base, method: pipe}, texts, config.sampler, config.seed)
     showcase.compare(pictures, judge, texts, task.figure("before_and_after"))
-    shown = [p.text for p in showcase.fixed_prompts(("unconventional",))]
     reflection = replace(config.srrl.reflection, rounds=3)
     asked = None if config.srrl.mode == "blind" else judge
     rounds = showcase.sampled_rounds(pipe, shown, config.sampler, reflection, config.seed, asked)

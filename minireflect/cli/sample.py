@@ -27,7 +27,7 @@ from ..world.canvas import read_picture, to_pixels, write_picture
 from ..world.layout import lay_out
 from ..world.prompts import split
 from ..world.published import read_benchmark, read_graphs, write_samples
-from . import read
+from . import PICTURES, read
 
 ABOUT = """\
 Sample pictures of prompts. The inspector's verdict and the learned reward are shown under each picture. In
@@ -43,7 +43,6 @@ READ = {
 ALL = {"prompts", "out", "seed", "check", "checkpoint"}
 # defaults that differ from 0 rounds and from SamplerConfig; 7.5 is diffusers' default for Stable Diffusion
 DEFAULTS = {"rlrig": {"rounds": LoopConfig.rounds}, "checkpoint": {"guidance": 7.5, "eta": 0.0}}
-PIXELS = (".png", ".jpg", ".jpeg")
 # largest mean difference of pixels, of 255: above rounding on other processors, below other weights
 CHECK_TOLERANCE = 4.0
 
@@ -131,7 +130,7 @@ def check_arguments(args: SampleOptions, way: str) -> None:
         named = {name: f"--method {name}" for name in READ} | {"checkpoint": "--base PATH"}
         fitting = [named[name] for name, read in READ.items() if {*unread} <= read]
         raise ValueError(f"{flags} has no effect here; try {' or '.join(fitting) or 'other methods'}")
-    if args.out.suffix.lower() not in (*PIXELS, ".pdf", ".svg", *([""] if base else [])):
+    if args.out.suffix.lower() not in (*PICTURES, ".pdf", ".svg", *([""] if base else [])):
         raise ValueError(f"--out {args.out} must end in .png, .jpg, .pdf or .svg")
     folder = args.out.absolute().parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
@@ -195,7 +194,7 @@ def sample_checkpoint(args: SampleOptions, prompts: list[str]) -> Said:
         return export(args, pipe)
     sampler = SamplerConfig(args.steps, args.guidance, args.eta)
     rounds = showcase.sampled_rounds(pipe, prompts, sampler, blind(args), args.seed)  # (b 3 h w) each
-    if len(rounds) == 1 and args.out.suffix.lower() in PIXELS:
+    if len(rounds) == 1 and args.out.suffix.lower() in PICTURES:
         write_picture(np.concatenate(to_pixels(rounds["round 0"]), 1), args.out)  # side by side
     else:
         cells = [[(image.cpu(), "", None) for image in row] for row in zip(*rounds.values())]
