@@ -49,6 +49,8 @@ CHECK_TOLERANCE = 4.0
 
 @dataclass(frozen=True)
 class SampleOptions(Checked):
+    """The options of `minireflect sample`."""
+
     # one row each; with --method rlrig scene graphs: triples, a sentence, or a .json of LAION-SG or T2I-R1
     prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     # which model samples
@@ -89,6 +91,7 @@ class SampleOptions(Checked):
 
 
 def main(words: list[str]) -> int:
+    """Run `minireflect sample` with these arguments.  -> exit status"""
     args = read(words, "sample PROMPT ...", ABOUT, SampleOptions())
     if args.check:
         return check()
@@ -143,6 +146,7 @@ Said = tuple[list[str], list[list[str]]]  # the printed text: a heading per prom
 
 
 def blind(args: SampleOptions) -> ReflectionConfig:
+    """The options of blind reflection."""
     return ReflectionConfig(args.rounds, args.w_denoise, args.w_renoise, args.steps)
 
 
