@@ -66,7 +66,7 @@ def stops() -> set[int]:
 
 
 def mute(*streams: TextIO) -> None:
-    """Discard all further output of the streams: after an error Python would flush them and fail again at exit."""
+    """Discard all further output: after an error, Python would flush the streams and fail again at exit."""
     for stream in streams:
         with suppress(OSError, AttributeError):  # the stream may have no file descriptor
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
