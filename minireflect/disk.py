@@ -12,11 +12,12 @@ import io
 import json
 import os
 import secrets
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from stat import S_ISREG
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from .ranges import Refusal, expect, quote
 
@@ -55,6 +56,20 @@ def replacing(path: Place, durable: bool = True, keep: Path | None = None) -> It
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def stops() -> set[int]:
+    """Signals that ask a command to stop: Ctrl-C, kill, and a closed terminal unless `nohup` ignores it."""
+    hangup = getattr(signal, "SIGHUP", signal.SIGTERM)  # there is none on Windows
+    ignored = signal.getsignal(hangup) == signal.SIG_IGN
+    return {signal.SIGINT, signal.SIGTERM, signal.SIGTERM if ignored else hangup}
+
+
+def mute(*streams: TextIO) -> None:
+    """Write to nowhere from now on. After an error, as of a full disk, Python would fail again at exit."""
+    for stream in streams:
+        with suppress(OSError, AttributeError):  # the stream may have no file descriptor
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def check_place(path: Path) -> None:

@@ -174,13 +174,16 @@ def test_a_reader_that_has_read_enough_ends_a_command_quietly(
     assert status == 141 and not (tmp_path / "stderr").read_text()
 
 
-def test_a_command_that_is_terminated_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_command_that_is_terminated_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    kept = signal.getsignal(number)
     try:
-        monkeypatch.setitem(sample.WAYS, "srrl", lambda *_: os.kill(os.getpid(), signal.SIGTERM) or stop())
+        monkeypatch.setitem(sample.WAYS, "srrl", lambda *_: os.kill(os.getpid(), number) or stop())
         done = run("sample", "a red ball", cwd=tmp_path)
     finally:
-        signal.signal(signal.SIGTERM, kept)
+        signal.signal(number, kept)
     assert done.returncode == 130 and done.stderr.startswith("minireflect sample: stopped")
 
 
