@@ -17,12 +17,11 @@ from inspect import getdoc
 from io import TextIOWrapper
 from pathlib import Path
 
-from .cli import HELP, TRAINED, known, lacks_memory, refuse, sentence, train_help
+from .cli import HELP, PICTURES, TRAINED, known, lacks_memory, refuse, sentence, train_help
 from .disk import mute, stops
 from .ranges import QUOTED, plain
 
 COMMANDS = ("sample", "train", "report", "inspect")  # a command's modules are imported only when it runs
-PICTURES = (".png", ".jpg", ".jpeg")
 
 
 def main(words: list[str] | None = None) -> int:

@@ -59,14 +59,14 @@ def replacing(path: Place, durable: bool = True, keep: Path | None = None) -> It
 
 
 def stops() -> set[int]:
-    """Signals that ask a command to stop: Ctrl-C, kill, and a closed terminal unless `nohup` ignores it."""
-    hangup = getattr(signal, "SIGHUP", signal.SIGTERM)  # there is none on Windows
+    """The signals that stop a command: Ctrl-C, kill, and a closed terminal unless `nohup` ignores it."""
+    hangup = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows has no SIGHUP
     ignored = signal.getsignal(hangup) == signal.SIG_IGN
     return {signal.SIGINT, signal.SIGTERM, signal.SIGTERM if ignored else hangup}
 
 
 def mute(*streams: TextIO) -> None:
-    """Write to nowhere from now on. After an error, as of a full disk, Python would fail again at exit."""
+    """Discard all further output: after an error, Python would flush the streams and fail again at exit."""
     for stream in streams:
         with suppress(OSError, AttributeError):  # the stream may have no file descriptor
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -299,7 +299,7 @@ class Run:
         if self.stop_signal == number == signal.SIGINT:
             raise KeyboardInterrupt  # a second Ctrl-C stops at once
         self.stop_signal = number
-        with suppress(OSError):  # of a terminal that was closed; a print can fail within another print
+        with suppress(OSError):  # the terminal may be closed; `print` cannot be used inside another print
             os.write(2, b"\nfinishing this step, then saving ...\n")
 
 

@@ -23,6 +23,7 @@ CHOICES = {"preset": PRESETS, "scenes": ("laws", "graphs"), "method": tuple(RECI
 
 
 def main(words: list[str]) -> int:
+    """Run `minireflect train` with these arguments.  -> exit status"""
     named = words[0] if words and not words[0].startswith("-") else None
     words = words[1:] if named else words
     train(parse(words, defaults(named, words)))

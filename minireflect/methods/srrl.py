@@ -14,7 +14,7 @@ and turns it back into noise.
         d = eps_theta - eps_base at (x_t, t, c), x_t = x_0 noised anew with n
         L = w(t) mean[ 2 A d (eps_base - n) + b d^2 ]                           `grpo`, see learn.py
 
-The paper's objective is PPO on the steps of the sampler (E6 to E8, `--objective ppo`). Over 99 % of a step's
+The paper's objective is PPO on the steps of the sampler (E6 to E8, `--objective ppo`). About 99 % of a step's
 noise never reaches the picture, and PPO's gradient consists of that noise; `grpo` is its average over it, and
 needs fewer pictures (docs/gradients.md). `regress` learns from what the reward accepts alone.
 
