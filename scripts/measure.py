@@ -269,7 +269,7 @@ def measure_memory(pipe: LatentDiffusion, n: int) -> None:
         eps, noise = pipe.eps([p.text for p in part]), rng(0, "measure", "memory", i)
 
         def draw(x_T: Tensor, eps=eps, noise=noise) -> Tensor:
-            return last(denoise(eps(config.guidance), x_T, table, config.sampler.eta, noise))
+            return last(denoise(eps(config.guidance), x_T, table, ETA, noise))
 
         x_0, plain = draw(pipe.noise(len(part), noise)), torch.ones(len(part), device=pipe.device)
         back = [eps(config.w_renoise), x_0, pipe.table(config.renoise_steps), ours, noise]

@@ -104,9 +104,9 @@ class RewardHistory:
 
         Shapes: rewards (n) or (n g), one key per row
         """
-        new = {k: [[self.stage, r] for r in row] for k, row in by_key(keys, rewards).items()}
-        unseen = {k: entries for k, entries in self.rewards.items() if k not in new}
-        known = unseen | {k: self.rewards.get(k, []) + entries for k, entries in new.items()}
+        known = dict(self.rewards)
+        for key, row in by_key(keys, rewards).items():  # moves the key to the end
+            known[key] = known.pop(key, []) + [[self.stage, r] for r in row]
         self.stage += 1
         oldest = self.stage - self.stages
         recent = {k: [e for e in entries if e[0] >= oldest] for k, entries in known.items()}
@@ -153,8 +153,7 @@ def select_best_worst(z: Tensor, threshold_high: float = 0.5, threshold_low: flo
 
     Shapes: z (n g) -> (n g) bool
     """
-    best = torch.zeros_like(z, dtype=torch.bool).scatter_(1, z.argmax(1, keepdim=True), True)
-    worst = torch.zeros_like(z, dtype=torch.bool).scatter_(1, z.argmin(1, keepdim=True), True)
+    best, worst = (torch.nn.functional.one_hot(i, z.shape[1]).bool() for i in (z.argmax(1), z.argmin(1)))
     return (best & (z >= threshold_high)) | (worst & (z < threshold_low))  # SRRL (E7)
 
 

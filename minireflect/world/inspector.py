@@ -175,14 +175,10 @@ def _law_candidates(pixels: np.ndarray) -> list[Scene]:
         x, y = scene.shift
         for dx, dy in ((1, 0), (0, 1)):  # refine x, then y: the error is smooth in the position
             shifts = [(x + d * dx, y + d * dy) for d in (-1, 0, 1)]
-            error, (x, y) = min((_square_error(replace(scene, shift=s), pixels), s) for s in shifts)
+            views = [_float_pixels(replace(scene, shift=s)) for s in shifts]
+            error, (x, y) = min((np.square(view - pixels).sum(), s) for view, s in zip(views, shifts))
         found.append((error, replace(scene, shift=(x, y))))
     return [scene for _, scene in sorted(found, key=lambda pair: pair[0])]
-
-
-def _square_error(scene: Scene, pixels: np.ndarray) -> float:
-    difference = (_float_pixels(scene) - pixels).ravel()
-    return float(difference @ difference)
 
 
 def _float_pixels(scene: Scene) -> np.ndarray:
