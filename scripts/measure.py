@@ -27,6 +27,7 @@ from minireflect.diffusion.reflection import ReflectionConfig, renoise_to
 from minireflect.diffusion.sample import denoise, last
 from minireflect.evaluate import EvaluationConfig, Table, evaluate, law_table, sample_and_score
 from minireflect.evaluate_reason import ORDER, evaluation_prompts
+from minireflect.methods.rollout import ETA
 from minireflect.models.autoencoder import Autoencoder
 from minireflect.pipeline import LatentDiffusion, SamplerConfig
 from minireflect.rl.rewards import ACCEPT_WORD, Reward, load_captioner, load_reward, verdicts

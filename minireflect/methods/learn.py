@@ -254,8 +254,7 @@ def forward_gradient(
         uniform = weight[part] / level_weight(pipe.schedule, t[part], MAX_WEIGHT)
         kl = kl + (uniform * path_kl(pipe.schedule, t[part], d.detach())).sum() / len(x_0)
         loss_sum = loss_sum + loss.detach()
-    loss_sum, kl = total(torch.stack([loss_sum, kl]))
-    return loss_sum, kl
+    return tuple(total(torch.stack([loss_sum, kl])))
 
 
 def learn_from_replay(

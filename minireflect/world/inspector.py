@@ -44,7 +44,7 @@ FLAT = 0.08  # in [0, 1]: largest standard deviation of a channel along a flat s
 REACH = 4  # largest shift of the camera that is tried, in pixels; twice MAX_SHIFT
 STRIDE = 2  # pixels (even) between the camera positions of the matched filter
 DIMS = 64  # principal components that the matched filter keeps, of 768
-NEAR = 48  # nearest points of the matched filter that are candidates
+NEAR = 48  # nearest points of the matched filter, from which the candidates are taken
 CANDIDATES = 3  # scenes that are rendered, at most
 
 PAPER = np.array(PALETTE["paper"], np.float32) / 255
