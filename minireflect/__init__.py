@@ -1,8 +1,8 @@
-"""minireflect: image generators that score their own pictures, turn them back into noise, and draw again.
+"""minireflect: image generators that score their own pictures, turn them back into noise, and sample again.
 
     from minireflect import load_pipeline, sample_scene, render, caption, inspect
 
-A name is imported when it is first used: `minireflect --help` needs no torch.
+A name is imported when it is first used, so that `minireflect --help` does not import torch.
 """
 
 from importlib import import_module

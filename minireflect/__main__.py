@@ -1,15 +1,14 @@
 """usage: minireflect COMMAND
 
-  sample   sample pictures of prompts, and say what the inspector reads in them
-  train    train a model; `minireflect train --help` lists what can be trained
-  report   make one page of runs: curves, pictures, laws, costs, options
-  inspect  say what is in a file: a checkpoint, a LoRA, or a picture of the synthetic world
+  sample   sample pictures of prompts, and print the inspector's verdicts
+  train    train a model; `minireflect train --help` lists the models
+  report   write an HTML page about one or several runs: curves, pictures, laws, costs, options
+  inspect  describe a file: a checkpoint, a LoRA, or a picture of the synthetic world
 
 `minireflect COMMAND --help` lists the options of a command.
 """
 
 import argparse
-import os
 import signal
 import sys
 from contextlib import suppress
@@ -18,25 +17,26 @@ from inspect import getdoc
 from io import TextIOWrapper
 from pathlib import Path
 
-from .cli import HELP, TRAINED, known, lacks_memory, refuse, sentence, train_help
+from .cli import HELP, PICTURES, TRAINED, known, lacks_memory, refuse, sentence, train_help
+from .disk import mute, stops
 from .ranges import QUOTED, plain
 
-COMMANDS = ("sample", "train", "report", "inspect")  # each imports what it needs
-PICTURES = (".png", ".jpg", ".jpeg")
+COMMANDS = ("sample", "train", "report", "inspect")  # a command's modules are imported only when it runs
 
 
 def main(words: list[str] | None = None) -> int:
     """Run a command.
 
-    -> exit status: 0, 1 when a check or a run fails, 2 on bad input, 130 when stopped, 141 when nobody reads
+    -> exit status: 0; 1 if a check or run fails; 2 on bad input; 130 if stopped; 141 if the output closes
     """
     command, *rest = (sys.argv[1:] if words is None else words) or [""]
     for stream in (sys.stdout, sys.stderr):
-        # a terminal without Unicode must not end a run, and a full disk is noticed at once
+        # a terminal without Unicode must not stop a run; each line is flushed, to notice a full disk at once
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace", line_buffering=True)
-    with suppress(ValueError):  # of another thread than the main one
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with suppress(ValueError):  # raised outside the main thread
+        for number in stops() - {signal.SIGINT}:
+            signal.signal(number, signal.default_int_handler)
     try:
         if command in ("", *HELP):
             print(__doc__.strip())
@@ -52,19 +52,20 @@ def main(words: list[str] | None = None) -> int:
             known(rest[0], TRAINED)
         return import_module(f".cli.{command}", __package__).main(rest)
     except KeyboardInterrupt as stop:
-        said = str(stop) or "stopped; what a run has saved can be resumed"
-        print(f"minireflect {command}: {said}", file=sys.stderr)
+        said = str(stop) or "stopped; a run can be resumed from its last saved state"
+        try:
+            print(f"minireflect {command}: {said}", file=sys.stderr)
+        except OSError:  # the terminal was closed
+            mute(sys.stdout, sys.stderr)
         return 130
     except (ValueError, OSError, ImportError, FloatingPointError, MemoryError, RuntimeError) as error:
-        if isinstance(error, OSError) and not error.filename:  # Python would try once more
-            for stream in (sys.stdout, sys.stderr)[: 1 + isinstance(error, BrokenPipeError)]:
-                with suppress(OSError, AttributeError):  # of a stream that is none of the system
-                    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        if isinstance(error, BrokenPipeError):  # as `| head`: what is wanted has been read
+        if isinstance(error, OSError) and not error.filename:
+            mute(*(sys.stdout, sys.stderr)[: 1 + isinstance(error, BrokenPipeError)])
+        if isinstance(error, BrokenPipeError):  # the reader has closed the pipe, as `| head` does
             return 141
         status = getattr(error, "status", 1 if isinstance(error, FloatingPointError) else 2)
         if isinstance(error, RuntimeError) and status == 2 and not lacks_memory(error):
-            raise  # a bug
+            raise  # a bug: show the traceback
         print(f"minireflect {plain(command[:QUOTED])}: {sentence(error)}", file=sys.stderr)
         return status
 
@@ -72,9 +73,9 @@ def main(words: list[str] | None = None) -> int:
 def inspect(words: list[str]) -> int:
     """usage: minireflect inspect PATH ...
 
-      PATH  checkpoint, CLIP or LoRA (a folder or one file), our weights, or a picture 64 pixels high
+      PATH  checkpoint, CLIP or LoRA (a folder or a file), our own weights, or a picture 64 pixels high
 
-    What does not fit is named.
+    Parts of a file that are not supported are named.
     """
     if not words:
         raise ValueError("there is no path; try: minireflect inspect checkpoint.safetensors")
@@ -88,10 +89,10 @@ def inspect(words: list[str]) -> int:
 def report(words: list[str]) -> int:
     """usage: minireflect report RUN ... [-o report.html]
 
-      RUN  folder of a training; several are put side by side
-      -o   the page to write, one file that needs no network; report.html by default
+      RUN  run folder of a training; several runs are shown side by side
+      -o   HTML file to write (default: report.html); it needs no network
 
-    A run of SRRL, DDPO, GRPO or --base shows its pictures, laws and costs; every other one its curves.
+    SRRL, DDPO, GRPO and --base runs are shown with pictures, laws and costs, other runs with curves only.
     """
     from .report import write_report
 
@@ -106,7 +107,7 @@ def report(words: list[str]) -> int:
 
 
 def read_off(path: Path) -> str:
-    """The inspector's reading of a picture, or of each of several side by side."""
+    """The inspector's reading of a picture, or of each picture in a row of 64x64 pictures."""
     from .world.canvas import read_picture, to_tensor
     from .world.captions import caption
     from .world.inspector import inspect_all
@@ -114,8 +115,8 @@ def read_off(path: Path) -> str:
     pixels = read_picture(path)  # (h w 3)
     height, width = pixels.shape[:2]
     if height != 64 or width % 64:
-        said = f"{path} is {width} x {height} pixels"
-        raise ValueError(f"{said}; the inspector reads 64 x 64, or a row of them")
+        said = f"{path} has {width} x {height} pixels"
+        raise ValueError(f"{said}; the inspector reads pictures of 64 x 64 pixels, or a row of them")
     row = to_tensor(pixels.reshape(64, -1, 64, 3).swapaxes(0, 1))  # (n 3 64 64)
     read = [caption(r.scene) if r.scene else f"unreadable: {r.why}" for r in inspect_all(row)]
     return "\n  ".join([f"{path}: {len(read)} pictures", *read] if read[1:] else [f"{path}: {read[0]}"])

@@ -1,6 +1,7 @@
-"""Every option of every training command in one nested record, the presets, and what config.json keeps of it.
+"""All options of all training commands in one nested dataclass, their presets, and config.json.
 
-A record stands beside the loop that reads it; this file joins them.  A command has its own records only.
+Each group of options is a dataclass in the file of the loop that reads it; `Config` combines them. `FIELDS`
+lists the groups that each command has.
 """
 
 import json
@@ -30,13 +31,13 @@ from .world.prompts import PromptMix
 
 @dataclass(frozen=True)
 class Config(Checked):
-    """All options of a run; the defaults are the preset cpu.  `world` can be set in Python only."""
+    """All options of a run. The defaults are those of the preset cpu. `world` can only be set in Python."""
 
-    # of `minireflect train`
+    # command of `minireflect train`
     command: str = "srrl"
     # budget (default: gpu on a CUDA GPU)
     preset: Literal["cpu", "gpu", "smoke"] = "cpu"
-    # of every random stream
+    # seed of all random numbers
     seed: int = 0
     # run folder (default: runs/COMMAND-1, -2, ...)
     out: Path | None = None
@@ -44,13 +45,13 @@ class Config(Checked):
     resume: bool = False
     # run to start from (default: shipped weights)
     weights: Path | None = None
-    # default: the first that is there
+    # default: first available
     device: Literal["cuda", "mps", "cpu"] | None = None
-    # log there, too
+    # also log the metrics there
     log: Tracker | None = None
-    # what the pictures show: physical laws or scene graphs
+    # content of the pictures: physical laws or scene graphs
     scenes: Literal["laws", "graphs"] = "laws"
-    # sets other defaults
+    # recipe: sets other defaults
     method: Literal["srrl", "paper", "ddpo", "grpo"] = "srrl"
     world: WorldConfig = field(default_factory=WorldConfig)
     autoencoder: AutoencoderTraining = AUTOENCODER_TRAINING
@@ -66,34 +67,34 @@ class Config(Checked):
     sft: ReasonTraining = REASON_TRAINING
     grpo: ReasonRLConfig = field(default_factory=ReasonRLConfig)
     mix: PromptMix = field(default_factory=PromptMix)
-    # the evaluations of 20 steps without guidance, and more right pictures (docs/log.md)
+    # as many UNet evaluations as 20 steps without guidance, and more right pictures (docs/log.md)
     sampler: SamplerConfig = field(default_factory=lambda: SamplerConfig(steps=10, guidance=1.5))
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     @property
     def real(self) -> bool:
-        """Whether a published checkpoint is trained, by the stage lora."""
+        """Whether a published checkpoint is trained, in the stage lora."""
         return self.finetune.base is not None
 
     @property
     def stages(self) -> list[str]:
-        """The stages of the command, in order."""
+        """The names of the command's stages, in order."""
         return SEVERAL.get(f"{self.command} {self.scenes}", "lora" if self.real else self.command).split()
 
     @property
     def kind(self) -> str:
-        """The kind of model that is trained: laws, graphs (RL-RIG) or reason (ReasonGen-R1)."""
+        """The family of models that is trained: laws (SRRL), graphs (RL-RIG) or reason (ReasonGen-R1)."""
         graphs = self.scenes == "graphs" or self.command in ("checker", "actor", "rlrig")
         return "graphs" if graphs else "reason" if self.command in REASON else "laws"
 
 
 REASON = ("vq", "captioner", "reason-sft", "reason-grpo")
-SEVERAL = {  # the stages of commands that have several
+SEVERAL = {  # commands with several stages
     "all laws": "autoencoder diffusion reward srrl", "checker laws": "checker judge",
     "all graphs": "autoencoder diffusion checker judge actor rlrig",
 }  # fmt: skip
 COMMON = ("preset", "seed", "out", "resume", "weights", "device", "log")  # options of every command
-FIELDS = {  # further options of each command or stage
+FIELDS = {  # further fields of Config that each command or stage reads
     "srrl": "srrl mix sampler evaluation method", "all": "scenes",
     "lora": "srrl finetune sampler evaluation method",
     "autoencoder": "autoencoder scenes", "diffusion": "diffusion scenes", "reward": "reward",
@@ -101,20 +102,20 @@ FIELDS = {  # further options of each command or stage
     "vq": "vq evaluation", "captioner": "captioner",
     "reason-sft": "sft evaluation", "reason-grpo": "grpo mix evaluation",
 }  # fmt: skip
-PREFIXED = ("mix", "sampler", "evaluation")  # records whose options have their name in front
+PREFIXED = ("mix", "sampler", "evaluation")  # their options are named --mix.physical and so on
 
-# Options that differ from the defaults, by preset and by kind.
+# Options that differ from the defaults, by preset, by kind, and by "preset kind".
 TINY = {"pictures": 32, "steps": 3, "batch": 4}
 # fmt: off
 CHANGES: dict[str, dict[str, dict]] = {
-    "gpu": {  # larger budgets
+    "gpu": {  # larger batches and more steps
         "autoencoder": {"pictures": 40_000, "steps": 6_000, "batch": 64},
         "diffusion": {"pictures": 60_000, "steps": 10_000, "batch": 256},
         "reward": {"pictures": 40_000, "steps": 6_000, "batch": 128},
         "srrl": {"iterations": 400, "prompts_per_iteration": 256, "batch": 256},
         "evaluation": {"pictures": 512, "batch": 256},
     },
-    "smoke": dict.fromkeys(("checker", "actor", "captioner", "sft"), TINY) | {  # a run of seconds
+    "smoke": dict.fromkeys(("checker", "actor", "captioner", "sft"), TINY) | {  # seconds, learns nothing
         "autoencoder": TINY | {"pictures": 64},
         "diffusion": TINY | {"pictures": 64, "batch": 8}, "reward": TINY | {"pictures": 64, "batch": 8},
         "srrl": {"iterations": 2, "prompts_per_iteration": 4, "steps": 4, "updates": 2, "batch": 4},
@@ -126,12 +127,12 @@ CHANGES: dict[str, dict[str, dict]] = {
                  "recall_pictures": 32, "recall_batch": 4},
         "sampler": {"steps": 4}, "evaluation": {"pictures": 8, "batch": 8},
     },
-    "graphs": {  # need a sharper autoencoder, and a diffusion model that has learned to read
+    "graphs": {  # scene graphs need a sharper autoencoder and a longer training on reading captions
         "autoencoder": {"pictures": 10_000, "steps": 5_000, "kl": 1e-4, "noise": 0.25},
         "diffusion": {"pictures": 16_000, "steps": 8_000, "plain": 0.3, "importance": 0.5,
                       "reading_steps": 1_600},
     },
-    "reason": {  # more arrangements: they are GenEval's tasks
+    "reason": {  # more arrangements, because GenEval's tasks are arrangements
         "mix": {"physical": 0.3, "unconventional": 0.4, "arrangement": 0.3}, "evaluation": {"pictures": 240},
     },
     "smoke graphs": {"diffusion": {"reading_steps": 3}},
@@ -144,9 +145,9 @@ PRESETS = ("cpu", "gpu", "smoke")
 def preset(
     name: str, command: str = "srrl", scenes: str = "laws", recipe: SRRLConfig | None = None
 ) -> Config:
-    """The options of a preset, cpu, gpu or smoke, for a command; `recipe` are those of SRRL to start from.
+    """The options of a command with the preset cpu, gpu or smoke, starting from the SRRL options `recipe`.
 
-    Raises ValueError on another name.
+    Raises ValueError on another preset.
     """
     config = Config(command, name, scenes=scenes, srrl=recipe or SRRLConfig())
     for key in (config.kind, name, f"{name} {config.kind}"):
@@ -155,9 +156,9 @@ def preset(
 
 
 def changed(record: object, values: dict, prefix: str = "") -> object:
-    """A record with some fields replaced, in nested records too.
+    """A copy of a record with some fields replaced, also in nested records.
 
-    Raises ValueError on a name that the record does not have, or a value of another type or range.
+    Raises ValueError on an unknown field, or a value of another type or out of range.
     """
     if unknown := sorted(set(values) - {f.name for f in fields(record)}):
         raise ValueError(f"{type(record).__name__} has no {quote(', '.join(unknown))}")
@@ -172,7 +173,7 @@ def changed(record: object, values: dict, prefix: str = "") -> object:
 
 
 def options_of(config: Config) -> object:
-    """The options of the command as a record of their own, which tyro can fill."""
+    """The options of the command as a new dataclass, for tyro to parse."""
     names = FIELDS["lora" if config.real else config.command].split()
     values = {name: getattr(config, name) for name in (*COMMON, *names)}
     kinds = {name: hints(Config)[name] for name in values}
@@ -182,15 +183,15 @@ def options_of(config: Config) -> object:
 
 
 def to_dict(config: Config) -> dict:
-    """The options that the stages read, as JSON values.  --out and --device may change, and are left out."""
+    """The options that the stages read, as JSON values; --out, --device and --log may change on resume."""
     names = [name for stage in config.stages for name in FIELDS.get(stage, "").split()]
     names = dict.fromkeys(("command", "preset", "seed", "weights", "scenes", "method", *names))
     values = {n: asdict(v) if is_dataclass(v := getattr(config, n)) else v for n in names}
-    return json.loads(json.dumps(values, default=str))  # a path is no JSON
+    return json.loads(json.dumps(values, default=str))  # paths become text
 
 
 def read_config(folder: Path) -> Config:
-    """The options of an earlier run.  Raises ValueError in one sentence."""
+    """Read the options of an earlier run.  Raises Refusal if there are none or they are not valid."""
     path = folder / "config.json"
     if not path.is_file():
         raise Refusal(f"there is no run to resume in {folder}: cannot read {path}")
@@ -203,4 +204,4 @@ def read_config(folder: Path) -> Config:
         config = changed(preset(*named), values)
         return replace(config, weights=weights and Path(weights), out=folder, resume=True)
     except ValueError as error:
-        raise Refusal(f"{path} is not the configuration of a run of minireflect train: {error}") from error
+        raise Refusal(f"{path} is not a valid configuration of minireflect train: {error}") from error

@@ -1,8 +1,8 @@
-"""Measure a generator on fixed test prompts and fixed noise, by the inspector and by the learned reward.
+"""Evaluate a generator on fixed test prompts with fixed noise, by the inspector and by the learned reward.
 
-What all measurements share, and that of the laws; evaluate_graphs.py measures loops, evaluate_reason.py
-rationales. Tables show truth and reward law by law: an average can hide a law at zero, and a learned reward
-can be fooled.
+This file has the parts that all evaluations share, and the evaluation of SRRL. evaluate_graphs.py evaluates
+RL-RIG, evaluate_reason.py ReasonGen-R1. Tables show each law separately, because a mean can hide a law at
+zero, and show the inspector's verdict beside the reward, because a learned reward can be fooled.
 """
 
 from collections import defaultdict
@@ -30,25 +30,27 @@ from .world.prompts import Prompt, draw_prompts
 
 WIDTH = 110  # columns of a terminal
 Z = 1.959964  # 95 % of a normal distribution lie within Z standard deviations
-Score = dict[str, Any]  # what was measured, by name: numbers, or numbers by law; written as JSON as it is
+Score = dict[str, Any]  # results by name: numbers, or numbers by law; JSON values
 
 
 @dataclass(frozen=True)
 class EvaluationConfig(Checked):
-    # pictures of each kind of prompt, the laws or tasks in equal shares
+    """The prompts and pictures of an evaluation."""
+
+    # pictures per kind of prompt, in equal shares for all laws or tasks
     pictures: Count = 256
-    # split of the combinations of objects: test for results, validation for choices, train to compare
+    # split of the combinations of objects: test for results, validation for choices, train for comparison
     split: Annotated[Literal["train", "validation", "test"], Suppress] = "test"
-    # of prompts and noise, the same for every model that is compared
+    # seed of prompts and noise, the same for all compared models
     seed: int = 1_000
-    # pictures sampled at once; another number gives other noise
+    # pictures sampled at once; another batch size gives other noise
     batch: Annotated[Count, Suppress] = 64
 
 
 def fixed_batches(items: Sequence, config: EvaluationConfig, label: str, *stream: str) -> Iterator[tuple]:
-    """`config.batch` items at a time, each time with a function that makes the noise of this batch.
+    """Yield batches of items, each with a function that returns the generator of the batch's noise.
 
-    Where a batch is sampled several times, the function takes the number of the sample: noise(k).
+    If a batch is sampled several times, the function takes the index of the sample: noise(k).
     """
     for i in tqdm(range(0, len(items), config.batch), f"measuring {label}", unit="batch", leave=False):
         yield items[i : i + config.batch], partial(rng, config.seed, "evaluate", *stream, i)
@@ -56,28 +58,29 @@ def fixed_batches(items: Sequence, config: EvaluationConfig, label: str, *stream
 
 @dataclass(frozen=True)
 class Table:
-    """Named rows of named numbers: `print(table)` for a terminal, `table.markdown` for a page.
+    """A table with named rows and columns: `print(table)` for a terminal, `table.markdown` for a page.
 
-    Numbers are shown with three decimals, from 10 on with one; text is shown as it is.
+    Numbers below 10 are shown with three decimals, larger ones with one; text is shown unchanged.
     """
 
-    title: str  # what the rows are
-    rows: Mapping[str, Mapping[str, str | float]]  # row -> column -> cell; all have the columns of the first
+    title: str  # heading of the column of row names
+    rows: Mapping[str, Mapping[str, str | float]]  # row -> column -> cell; the columns are those of the first
 
     @property
     def cells(self) -> list[list[str]]:
-        """Head and rows as text."""
+        """Header and rows as text."""
         head = list(next(iter(self.rows.values()), {}))
         text = [[_shown(row.get(c), f"{c} of {name}") for c in head] for name, row in self.rows.items()]
         return [[self.title, *head], *([name, *row] for name, row in zip(self.rows, text))]
 
     @property
     def markdown(self) -> str:
+        """The table as Markdown."""
         head, *rows = ("| " + " | ".join(row) + " |" for row in self.cells)
         return "\n".join([head, "|---" * len(self.cells[0]) + "|", *rows])
 
     def __str__(self) -> str:
-        """Aligned columns; those that do not fit into WIDTH follow below, with the names again."""
+        """Aligned columns; columns that do not fit into WIDTH follow below, with the row names repeated."""
         names, *columns = zip(*self.cells)
         names = [name.ljust(max(map(len, names))) for name in names]
         blocks = [names]
@@ -95,12 +98,12 @@ def _shown(cell: object, where: str) -> str:
 
 
 def interval(right: Tensor, prompts: Sequence[Hashable]) -> tuple[float, float]:
-    """The 95 % interval, in [0, 1], of the share of right pictures; pictures of one prompt are alike.
+    """The 95 % interval of the share of right pictures, if pictures of the same prompt are correlated.
 
-    Wilson's interval, with Student's t for the number of prompts and an effective number of pictures:
-    independent pictures of that number have the variance that the share has over prompts (Korn and Graubard
-    1998).  If all pictures are right, or none, each prompt counts once.
-    Shapes: right (n) of 0 and 1, n prompts
+    Wilson's interval with an effective number of pictures: the number of independent pictures whose share
+    would have the variance that is estimated over prompts (Korn and Graubard 1998), corrected by Student's t
+    for the number of prompts. If all pictures are right, or all wrong, each prompt counts as one picture.
+    Shapes: right (n) of 0 and 1, n prompts -> both ends, in [0, 1]
     """
     share, n, sums = right.mean().item(), len(right), defaultdict(float)
     for ok, prompt in zip(right.tolist(), prompts):
@@ -113,7 +116,7 @@ def interval(right: Tensor, prompts: Sequence[Hashable]) -> tuple[float, float]:
 
 
 def wilson(share: float, n: float) -> tuple[float, float]:
-    """The 95 % interval of a share of n pictures (Wilson 1927); unlike share ± Z std it stays in [0, 1]."""
+    """The 95 % interval of a share of n independent pictures (Wilson 1927), always within [0, 1]."""
     middle, half = share + Z**2 / (2 * n), Z * (share * (1 - share) / n + (Z / (2 * n)) ** 2) ** 0.5
     return (middle - half) / (1 + Z**2 / n), (middle + half) / (1 + Z**2 / n)
 
@@ -123,7 +126,7 @@ def sample_and_score(
     pipe: LatentDiffusion, reward: Reward, texts: list[str], sampler: SamplerConfig, config: EvaluationConfig,
     *stream: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """A picture for each prompt and its reward, with fixed noise.  -> (n 3 h w) and (n), on the CPU"""
+    """Sample a picture for each prompt with fixed noise, and score it.  -> (n 3 h w) and (n), on the CPU"""
     images, rewards = [], []
     for part, noise in fixed_batches(texts, config, " ".join(stream), *stream):
         x = pipe.generate(part, sampler.steps, sampler.guidance, sampler.eta, generator=noise())
@@ -133,7 +136,7 @@ def sample_and_score(
 
 
 def score(images: Tensor, prompts: list[Prompt], rewards: Tensor) -> Score:
-    """The result for one kind of prompt.  Shapes: images (n 3 64 64), n prompts, rewards (n)"""
+    """The scores of pictures of one kind of prompts.  Shapes: images (n 3 64 64), n prompts, rewards (n)"""
     readings = inspect_all(images)
     right = torch.tensor([float(p.fulfilled_by(r)) for p, r in zip(prompts, readings)])
     group, texts = [p.group for p in prompts], np.array([p.text for p in prompts])
@@ -142,22 +145,22 @@ def score(images: Tensor, prompts: list[Prompt], rewards: Tensor) -> Score:
     return {
         "kind": prompts[0].kind,
         "pictures": len(prompts),
-        "accuracy": right.mean().item(),  # share that the inspector reads as the prompt asks
-        "interval": interval(right, texts.tolist()),  # of the accuracy, 95 %
+        "accuracy": right.mean().item(),  # share of pictures that show what the prompt asks for
+        "interval": interval(right, texts.tolist()),  # 95 % interval of the accuracy
         "reward": rewards.mean().item(),  # learned, in [0, 1]
         "unreadable": sum(not r.readable for r in readings) / len(readings),  # share of the pictures
         "by_law": {name: right[r].mean().item() for name, r in rows.items()},  # accuracy by law, or by task
         "intervals": {name: interval(right[r], texts[r.numpy()].tolist()) for name, r in rows.items()},
-        # mean distance of two pictures of one law, root mean square over pixels
+        # mean distance between two pictures of the same law, root mean square over pixels
         "diversity": sum(d / images[0].numel() ** 0.5 for d in apart) / max(1, len(apart)),
         **off_reward(images),
     }
 
 
 def off_reward(images: Tensor) -> Score:
-    """Mean pixel in [-1, 1], and mean absolute difference of neighbouring pixels.
+    """Mean pixel value in [-1, 1], and mean absolute difference of neighbouring pixels.
 
-    No reward measures them, and they change when a reward is exploited.  Shapes: images (n 3 h w)
+    No reward measures these statistics. They change when a reward is exploited.  Shapes: images (n 3 h w)
     """
     edges = F.l1_loss(images[..., 1:], images[..., :-1]) + F.l1_loss(images[..., 1:, :], images[..., :-1, :])
     return {"brightness": images.mean().item(), "edges": edges.item() / 2}
@@ -166,9 +169,9 @@ def off_reward(images: Tensor) -> Score:
 def evaluate_rewards(
     pipe: LatentDiffusion, reward: Reward, texts: list[str], sampler: SamplerConfig, config: EvaluationConfig
 ) -> tuple[Tensor, Score]:
-    """Measure a published checkpoint, whose pictures no inspector can read.
+    """Evaluate a published checkpoint, whose pictures the inspector cannot read.
 
-    -> pictures (n 3 h w); the mean reward, its standard error, and `off_reward`
+    -> pictures (n 3 h w), and the scores: mean reward, its standard error, and `off_reward`
     """
     images, rewards = sample_and_score(pipe, reward, texts, sampler, config)
     error = (rewards.std() / len(rewards) ** 0.5).item() if len(rewards) > 1 else 0.0
@@ -179,7 +182,7 @@ def evaluate(
     pipe: LatentDiffusion, reward: Reward, sampler: SamplerConfig, config: EvaluationConfig,
     kinds: tuple[str, ...] = ("physical", "unconventional"),
 ) -> dict[str, Score]:  # fmt: skip
-    """Sample and score `config.pictures` pictures of each kind of prompt."""
+    """Sample and score `config.pictures` pictures of each kind of prompts.  -> scores by kind"""
     scores = {}
     for kind in kinds:
         prompts = draw_prompts(kind, config.split, config.pictures, choices(config.seed, "evaluate", kind))
@@ -189,8 +192,8 @@ def evaluate(
 
 
 def law_table(models: dict[str, dict[str, Score]]) -> Table:
-    """A column for each model; for each kind of prompt the accuracy with its interval, law by law, and the
-    reward.
+    """A table with a column per model. Rows for each kind of prompts: accuracy with its interval, accuracy
+    of each law, learned reward, share of unreadable pictures, diversity.
     """
     rows: dict[str, dict[str, str | float]] = {}
     for name, scores in models.items():
@@ -208,7 +211,7 @@ def law_table(models: dict[str, dict[str, Score]]) -> Table:
 
 
 def law_bars(models: dict[str, dict[str, Score]]) -> dict[str, Score]:
-    """For `figures.bars`: accuracy per law with its interval; a plot for each kind, a group a model."""
+    """Data for `figures.bars`: accuracy and interval of each law; one plot per kind, one group per model."""
     plots: dict[str, Score] = {}
     for name, scores in models.items():
         for kind, s in scores.items():

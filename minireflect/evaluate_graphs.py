@@ -1,10 +1,9 @@
-"""Measure a loop of RL-RIG on scene graphs: scene-graph IoU by the inspector, the verdicts of the learned
+"""Evaluate a loop of RL-RIG on scene graphs: scene-graph IoU by the inspector, the verdicts of the learned
 models, and the cost.
 
-    SG-IoU = |asked and seen| / |asked or seen|       of triples (subject, predicate, object)
+    SG-IoU = |requested and shown| / |requested or shown|      of triples (subject, predicate, object)
 
-LAION-SG, Li et al. 2024, arXiv 2412.08580.  The loop decides by the
-Checker; it never uses the judge.
+SG-IoU is from LAION-SG (Li et al. 2024, arXiv 2412.08580). The loop uses the Checker, never the judge.
 """
 
 from collections.abc import Callable, Iterable
@@ -22,26 +21,26 @@ from .world.inspector import inspect_all
 from .world.layout import sample_graph
 from .world.scenes import Object
 
-# A function of b graphs and noise.  After each round it yields the best `images` so far (b 3 64 64), the
-# Checker's `answers` about them, and the UNet `evaluations` (b) and Checker `calls` (b) so far.
+# A function of b graphs and a generator. After each round it yields the best `images` so far (b 3 64 64), the
+# Checker's `answers` about them, and the numbers of UNet `evaluations` (b) and Checker `calls` (b) so far.
 Loop = Callable[[list[SceneGraph], torch.Generator], Iterable[Any]]
 
 
 def iou(asked: set, seen: set) -> float:
-    """|asked and seen| / |asked or seen|, and 0 if both are empty."""
+    """Intersection over union of two sets; 0 if both are empty."""
     return len(asked & seen) / len(asked | seen) if asked | seen else 0.0
 
 
 def named(things: Iterable[Object | Entity]) -> set[str]:
-    """The colours and names of objects or entities, without their numbers."""
+    """Colour and name of each object or entity, such as "red ball"."""
     return {f"{t.color} {t.name}" for t in things}
 
 
 def seen_triples(things: tuple[Object, ...], graph: SceneGraph) -> set[tuple[str, str, str]]:
-    """The relations that hold between the related pairs of a graph, one triple for each pair at most.
+    """The triples that `things` show for the related pairs of a graph: at most one per relation of the graph.
 
-    The triple has the predicate of the graph, if that holds; otherwise the first predicate used anywhere in
-    the graph that holds.  So does LAION-SG's reader answer.
+    The triple has the predicate of the graph if it holds; otherwise the first other predicate of the graph
+    that holds. LAION-SG's reader answers in the same way.
     """
     predicates, seen = list(dict.fromkeys(p for _, p, _ in graph.relations)), set()
     for s, asked, o in graph.relations:
@@ -52,15 +51,15 @@ def seen_triples(things: tuple[Object, ...], graph: SceneGraph) -> set[tuple[str
 
 
 def evaluation_graphs(config: EvaluationConfig) -> list[SceneGraph]:
-    """The graphs that every row of a table is measured on."""
+    """The graphs of the evaluation, the same for all models."""
     chance = choices(config.seed, "evaluate", "graphs")
     return [sample_graph(chance, config.split) for _ in range(config.pictures)]
 
 
 def evaluate_loop(loop: Loop, judge: Checker, config: EvaluationConfig, name: str) -> Score:
-    """Run a loop on fixed graphs with fixed noise: loops with the same Diffuser share their round 0.
+    """Run a loop on fixed graphs with fixed noise. Loops with the same Diffuser have the same round 0.
 
-    -> means over the pictures, read by the inspector unless said otherwise
+    -> means over the pictures, by the inspector unless stated otherwise
     """
     graphs, found = evaluation_graphs(config), []
     for part, noise in fixed_batches(graphs, config, name, "loop"):
@@ -81,35 +80,36 @@ def evaluate_loop(loop: Loop, judge: Checker, config: EvaluationConfig, name: st
     return {
         "pictures": len(graphs),
         "sg_iou": mean_iou(triples),
-        "entity_iou": mean_iou(kinds),  # of the things by colour and name
+        "entity_iou": mean_iou(kinds),  # of the objects, by colour and name
         "relation_iou": mean_iou(predicates),
         "met": float(np.mean(met)),  # share of the requirements that are met
         "right": float(right.mean()),  # share of the pictures that meet all requirements
         "unreadable": sum(not t for t in things) / len(things),  # share of the pictures
         "checker": checker.mean().item(),  # share of the requirements that the Checker calls met
         "checker_right": float(accepted.mean()),  # share of the pictures that the Checker accepts
-        "judge": judged.share.mean().item(),  # the same two by the judge
-        "judge_right": float(liked.mean()),
-        "fooled": share(~right, accepted),  # share of wrong ones among those that the Checker accepts
+        "judge": judged.share.mean().item(),  # as "checker", by the judge
+        "judge_right": float(liked.mean()),  # as "checker_right", by the judge
+        "fooled": share(~right, accepted),  # share of wrong pictures among those that the Checker accepts
         "judge_fooled": share(~right, liked),
-        "repaired": share(right, ~was),  # of those that are wrong in round 0, the share right at the end
-        "damaged": share(~right, was),  # of those that are right in round 0, the share wrong at the end
-        "evaluations": evaluations.double().mean().item(),  # of the UNet, per picture
-        "calls": calls.double().mean().item(),  # of the Checker, per picture
+        "repaired": share(right, ~was),  # share that is right at the end, of those wrong in round 0
+        "damaged": share(~right, was),  # share that is wrong at the end, of those right in round 0
+        "evaluations": evaluations.double().mean().item(),  # UNet evaluations per picture
+        "calls": calls.double().mean().item(),  # Checker calls per picture
     }
 
 
 def mean_iou(pairs: Iterable[tuple[set, set]]) -> float:
+    """The mean IoU of pairs of sets."""
     return float(np.mean([iou(asked, seen) for asked, seen in pairs]))
 
 
 def share(of: np.ndarray, among: np.ndarray) -> float:
-    """The share of the set `of` in the set `among` of pictures; 0 if `among` is empty."""
+    """The share of the pictures `among` for which `of` is true; 0 if `among` is empty.  Shapes: (n), (n)"""
     return float(of[among].mean()) if among.any() else 0.0
 
 
 def loop_bars(loops: dict[str, Score]) -> dict[str, Score]:
-    """For `figures.bars`: SG-IoU and the share of pictures fully right of every loop, with its cost."""
+    """Data for `figures.bars`: SG-IoU and share of right pictures of every loop, labelled with its cost."""
     groups: dict[str, Score] = {"SG-IoU": {}, "fully right": {}}
     for name, s in loops.items():
         for group, key in zip(groups.values(), ("sg_iou", "right")):

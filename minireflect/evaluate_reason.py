@@ -1,7 +1,6 @@
-"""Measure ReasonGen-R1: on GenEval's tasks and on the laws, and whether a picture shows what its rationale
-states.
+"""Evaluate ReasonGen-R1: GenEval's tasks, the laws, and whether a picture shows what its rationale states.
 
-The inspector reads the pictures, a grammar the rationales.  Training uses neither.
+The inspector reads the pictures, and a parser reads the rationales. Training uses neither.
 """
 
 import numpy as np
@@ -21,27 +20,27 @@ from .world.laws import render
 from .world.prompts import Prompt, draw_prompts
 from .world.published import geneval_scores
 
-SAMPLING = SamplingConfig(temperature=0.8)  # of all tables, unless a row says otherwise
-ORDER = ("arrangement", "physical", "unconventional")  # of the prompts
+SAMPLING = SamplingConfig(temperature=0.8)  # for all tables, unless a row states another
+ORDER = ("arrangement", "physical", "unconventional")  # order of the kinds of prompts
 
 
 def table_row(score: Score) -> dict[str, float]:
-    """A score as a row of a table, without the values of single laws and tasks."""
+    """A score as a row of a table, without the values of single laws."""
     parts = expect(score.get("geneval"), dict, "geneval")
     return parts | {key: v for key, v in score.items() if key not in ("geneval", "parts")}
 
 
 def evaluation_prompts(config: EvaluationConfig) -> list[Prompt]:
-    """The prompts that every row of a table is measured on, `config.pictures` of each kind."""
+    """The prompts of the evaluation, the same for all models: `config.pictures` of each kind."""
     chance = choices(config.seed, "evaluate", "reason")
     return [p for kind in ORDER for p in draw_prompts(kind, config.split, config.pictures, chance)]
 
 
 def another_of_its_kind(prompts: list[Prompt]) -> list[int]:
-    """For each prompt the row of the next prompt that asks for something else: one of the same law or task,
-    or else of the same kind.
+    """For each prompt, the index of the next prompt with other content: of the same law or task if there is
+    one, otherwise of the same kind.
 
-    Raises ValueError if a prompt has no such other.
+    Raises ValueError if there is none.
     """
     rows, n = [], len(prompts)
     for i, p in enumerate(prompts):
@@ -49,11 +48,12 @@ def another_of_its_kind(prompts: list[Prompt]) -> list[int]:
         others = [j for j in ahead if prompts[j].kind == p.kind and prompts[j].content != p.content]
         if not others:
             raise ValueError(f"no other {p.kind} prompt than {p.text!r} is in the batch; make it larger")
-        rows.append(min(others, key=lambda j: _part(prompts[j]) != _part(p)))  # the first of the least
+        rows.append(min(others, key=lambda j: _part(prompts[j]) != _part(p)))  # `min` returns the first
     return rows
 
 
 def _part(prompt: Prompt) -> str:
+    """The task of GenEval, or kind and law."""
     return prompt.task or f"{prompt.kind} {prompt.law}"
 
 
@@ -62,10 +62,10 @@ def evaluate_reason(
     pipe: ReasonPipeline, reward: Reward, config: EvaluationConfig, name: str = "",
     sampling: SamplingConfig = SAMPLING, best_of: int = 1,
 ) -> Score:  # fmt: skip
-    """Sample fixed prompts with fixed noise, each `best_of` times, and measure the picture with the highest
+    """Sample fixed prompts with fixed noise, each `best_of` times, and evaluate the picture with the highest
     reward.
 
-    -> shares of the pictures, unless said otherwise
+    -> shares of the pictures, unless stated otherwise
     """
     prompts, m = evaluation_prompts(config), config.pictures
     images, rewards, plans, tokens = [], [], [], 0
@@ -87,23 +87,23 @@ def evaluate_reason(
     names = np.array([_part(p) for p in prompts])
     unique = dict.fromkeys(names.tolist())
     return {
-        "geneval": geneval_scores(things[:m], prompts[:m]),  # by kind of task, and "overall", their mean
-        "physical": float(right[m : 2 * m].mean()),  # right by the inspector
+        "geneval": geneval_scores(things[:m], prompts[:m]),  # by task, and "overall", their mean
+        "physical": float(right[m : 2 * m].mean()),  # share of right pictures by the inspector
         "unconventional": float(right[2 * m :].mean()),
         "accepted": float(accepted.mean()),  # by the learned reward, over all prompts
         "fooled": share(~right, accepted),  # share of wrong pictures among the accepted
         "unreadable": sum(not r.readable for r in readings) / len(prompts),
         "planned": float(planned.mean()),  # share of rationales that state what the prompt asks for
-        "kept": share(kept, said),  # share of readable rationales that the picture shows
-        "tokens": tokens / len(prompts),  # sampled for a prompt, text and image
-        # of each law or task: shares right, planned and kept; an unreadable rationale counts as not kept
+        "kept": share(kept, said),  # share of readable rationales whose picture shows what they state
+        "tokens": tokens / len(prompts),  # text and image tokens sampled per prompt
+        # for each law or task: [right, planned, kept]; an unreadable rationale counts as not kept
         "parts": {n: [float(v[names == n].mean()) for v in (right, planned, kept)] for n in unique},
     }
 
 
 @torch.no_grad()
 def codec_table(codec: Codec, config: EvaluationConfig) -> Table:
-    """The share of scenes that the inspector reads right after the autoencoder, and after the codebook."""
+    """The share of scenes that the inspector reads correctly after autoencoder and after codebook."""
     prompts, chance = evaluation_prompts(config), choices(config.seed, "evaluate", "codec")
     images = torch.stack([render(p.scene(chance)) for p in prompts])  # (m 3 64 64)
     pixels, device = codec.autoencoder, next(codec.vq.parameters()).device

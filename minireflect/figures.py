@@ -1,7 +1,7 @@
-"""Figures: curves, bars, strips and galleries of pictures.  A learned reward is never plotted without the
-inspector's truth beside it.
+"""Figures: curves, bars, strips and galleries of pictures. In the synthetic world, a learned reward is always
+plotted beside the inspector's verdict.
 
-Figures are made without pyplot, so that importing this file changes no backend and needs no display.  A
+Figures are made without pyplot: importing this file does not change matplotlib's backend or need a display. A
 notebook with `%matplotlib inline` shows the figure that a cell returns.
 """
 
@@ -23,52 +23,52 @@ if TYPE_CHECKING:
 
 INK, TRUTH, REWARD, BASE, OTHER, WRONG = "#282e3c", "#28a046", "#285adc", "#999999", "#922ebe", "#de2c2c"
 
-# a picture (3 h w), the line under it, right or wrong if that is known
+# a picture (3 h w), the text under it, and whether the picture is right (None if unknown)
 Cell = tuple[Tensor, str, bool | None]
-DPI = 110  # of a notebook's figures
-FONT = 9  # points, of every mark, label, title and legend
-SIDE = 1.35  # inches of a picture in a notebook: over 128 pixels, with its frame
-PAGE = 9.0  # inches; a wider figure is shrunk to this by the page that shows it
-Bars = dict[str, dict[str, tuple[float, float, float]]]  # group -> name -> share, both ends of its interval
+DPI = 110  # of figures in a notebook
+FONT = 9  # points, for all texts
+SIDE = 1.35  # inches of a picture in a notebook: slightly more than 128 pixels, with its frame
+PAGE = 9.0  # inches; pages shrink wider figures to this width
+Bars = dict[str, dict[str, tuple[float, float, float]]]  # group -> name -> share, both ends of interval
 
 
 class Line(NamedTuple):
-    """A curve of a panel.  `x` and `y` are values, or names of metrics, which `of_run` replaces."""
+    """A curve of a panel. `x` and `y` are values, or names of metrics that `of_run` replaces by values."""
 
     label: str
     x: Sequence[float] | str
     y: Sequence[float] | str
-    color: str | None = None  # the next of matplotlib's when not given
-    span: int = 1  # values of the running mean; above 1 the values themselves are drawn pale behind it
+    color: str | None = None  # default: the next color of matplotlib's cycle
+    span: int = 1  # length of the running mean; above 1 the values themselves are also drawn, pale
     style: str = "-"
 
 
 class Panel(NamedTuple):
-    """A plot of a figure: its title, axis labels, curves, and dotted horizontal lines with their labels."""
+    """A plot of a figure: title, axis labels, curves, and labelled dotted horizontal lines."""
 
     title: str
     xlabel: str
     ylabel: str
     lines: list[Line]
-    levels: Sequence[tuple[str, float, str]] = ()  # label, height, colour
+    levels: Sequence[tuple[str, float, str]] = ()  # (label, height, color) of horizontal lines
     ylim: tuple[float | None, float | None] = (None, None)
     log: bool = False
 
 
-# What is plotted of a run. "reward_by_round 0" is the first value of a list.
+# The plots of a run. "reward_by_round 0" is the first value of the list reward_by_round.
 # fmt: off
 LEARNING = Panel(
-    "Round 0 of training prompts (held-out ones are harder: new combinations)", "reward calls",
+    "Round 0 of training prompts (held-out combinations are harder)", "reward calls",
     "share right, mean reward", [
         Line("learned reward, mean", "reward_calls", "reward_by_round 0", REWARD, 15),
         Line("right by the inspector, share", "reward_calls", "right_by_round 0", TRUTH, 15)], ylim=(0, 1))
-UNREAD = Panel("Training prompts; nothing says whether the pictures are better", "reward calls", "reward",
+UNREAD = Panel("Training prompts; a higher reward need not mean better pictures", "reward calls", "reward",
                [Line("round", "reward_calls", "reward_by_round", span=5)])
 LATENTS = [Panel("Start latents by round", "iteration", name, [Line("round", "step", f"latent_{name}")],
                  [("of the prior", value, INK)]) for name, value in (("mean", 0.0), ("std", 1.0))]
 EDITS = Panel("edits of wrong pictures, training graphs", "iteration", "share", [
-    Line("requirements met, says the Checker", "step", "reward", REWARD, 8),
-    Line("pictures right, says the Checker", "step", "accepted", OTHER, 8),
+    Line("requirements met according to the Checker", "step", "reward", REWARD, 8),
+    Line("pictures right according to the Checker", "step", "accepted", OTHER, 8),
     Line("pictures right by the inspector", "step", "right", TRUTH, 8)], ylim=(0, 1))
 TOKENS = [
     Panel("Training prompts", "iteration", "share", [
@@ -85,8 +85,8 @@ TOKENS = [
 
 
 def new_figure(width: float, height: float, rows: int, columns: int, **options: object) -> "list[Axes]":
-    """The plots of an empty figure of so many inches, row by row; `options` are those of matplotlib's
-    subplots.
+    """The axes of a new figure, row by row. `width` and `height` are in inches; `options` are passed to
+    matplotlib's `subplots`.
     """
     from matplotlib.figure import Figure
 
@@ -95,7 +95,7 @@ def new_figure(width: float, height: float, rows: int, columns: int, **options: 
 
 
 def save(figure: "Figure", path: Path | None) -> "Figure":
-    """The figure; written to a file if there is a path."""
+    """Write the figure to a file, if a path is given.  -> the figure"""
     if path is None:
         return figure
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,14 +105,12 @@ def save(figure: "Figure", path: Path | None) -> "Figure":
 
 
 def smooth(values: Sequence[float], span: int) -> list[float]:
-    """The mean of the last `span` values, of fewer at the start."""
+    """Running mean over the last `span` values, over fewer at the start."""
     return [float(np.mean(values[max(0, end - span) : end])) for end in range(1, len(values) + 1)]
 
 
 def of_run(panel: Panel, rows: list[dict]) -> Panel:
-    """The panel with the values that metrics.jsonl has of its lines.  A list by round makes a line for each
-    round.
-    """
+    """The panel with the values of a run's metrics. A metric with a list of rounds gives a line per round."""
     flat, lines = [], []
     for row in rows:
         lists = {key: values for key, values in row.items() if isinstance(values, list)}
@@ -127,9 +125,9 @@ def of_run(panel: Panel, rows: list[dict]) -> Panel:
 
 
 def curves(path: Path | None, *panels: Panel, columns: int = 0) -> "Figure":
-    """Draw panels side by side, at most `columns` in a row if given; saved if there is a path.
+    """Draw panels side by side, at most `columns` in a row if given. Saves the figure if there is a path.
 
-    Panels side by side over the same thing have the same range of x.
+    Panels in one row share the x axis if they have the same x label.
     """
     columns = columns or len(panels)
     rows, same = -(-len(panels) // columns), len({panel.xlabel for panel in panels}) == 1
@@ -143,7 +141,7 @@ def curves(path: Path | None, *panels: Panel, columns: int = 0) -> "Figure":
         for label, height, color in panel.levels:
             axes.axhline(height, color=color, ls=":", lw=1, label=label)
         axes.set_title(panel.title, fontsize=FONT)
-        axes.set_yscale("log" if panel.log else "linear")  # before the limits
+        axes.set_yscale("log" if panel.log else "linear")  # must precede the limits
         axes.set(xlabel=panel.xlabel, ylabel=panel.ylabel, ylim=panel.ylim)
         axes.locator_params(axis="x", nbins=5)
         axes.legend(fontsize=FONT)
@@ -151,13 +149,14 @@ def curves(path: Path | None, *panels: Panel, columns: int = 0) -> "Figure":
 
 
 def bars(path: Path | None, xlabel: str, plots: dict[str, Bars]) -> "Figure":
-    """Horizontal bars of shares with their intervals: a plot for each title, a bar for each name and group.
+    """Horizontal bars of shares with their intervals: a plot per title, a bar per name and group.
 
-    All plots have the same names.  A group named "" is alone and has no legend.  Saved if there is a path.
+    All plots have the same names. A group named "" must be the only one and has no legend. Saves the figure
+    if there is a path.
     """
     names = list(next(iter(next(iter(plots.values())).values())))
     panels = new_figure(max(7.2, 4.2 * len(plots)), 0.4 * len(names) + 1.4, 1, len(plots), sharey=True)
-    below = -0.55 / (0.4 * len(names) + 0.4)  # of the height of a plot: under its label
+    below = -0.55 / (0.4 * len(names) + 0.4)  # in heights of a plot: legend below the x label
     for axes, (title, groups) in zip(panels, plots.items()):
         height = 0.8 / len(groups)
         for i, ((group, shares), color) in enumerate(zip(groups.items(), (BASE, TRUTH, REWARD, OTHER))):
@@ -177,7 +176,7 @@ def bars(path: Path | None, xlabel: str, plots: dict[str, Bars]) -> "Figure":
 
 
 def picture(axes: "Axes", image: Tensor, mark: str = "", right: bool | None = None) -> None:
-    """One picture with a line under it; its frame is green when right, red when wrong.
+    """Show a picture with a text under it, and a green frame if it is right, a red one if it is wrong.
 
     Shapes: image (3 h w)
     """
@@ -189,9 +188,9 @@ def picture(axes: "Axes", image: Tensor, mark: str = "", right: bool | None = No
 
 
 def gallery(cells: Sequence[Cell | None], columns: int = 6, labels: Sequence[str] = ()) -> "Figure":
-    """For a notebook: pictures in rows, each with its mark below; `labels` stand left of the rows.
+    """For a notebook: pictures in rows, each with its text below, and `labels` left of the rows.
 
-    None leaves a place empty.
+    A cell that is None leaves its place empty.
     """
     rows, width = -(-len(cells) // columns), (SIDE + 0.07) * columns + 0.3 * bool(labels)
     shrunk = max(1.0, width / PAGE)
@@ -209,8 +208,9 @@ def gallery(cells: Sequence[Cell | None], columns: int = 6, labels: Sequence[str
 
 
 def slider(name: str, values: Sequence[float], draw: "Callable[..., Figure]") -> None:
-    """For a notebook with ipywidgets: a slider that shows `draw(name=value)`.  A page without a kernel has no
-    slider, so show the result in a figure, too.
+    """For a notebook with ipywidgets: a slider that shows `draw(name=value)`.
+
+    A notebook without a running kernel shows no slider, so also show the result in a figure.
     """
     try:
         from ipywidgets import SelectionSlider, interact
@@ -220,17 +220,16 @@ def slider(name: str, values: Sequence[float], draw: "Callable[..., Figure]") ->
 
 
 def wrap(text: str, width: int = 34) -> str:
-    """Break every line of a text at words."""
-    return "\n".join("\n".join(textwrap.wrap(line, width)) for line in text.splitlines())
+    """Wrap every line of a text at word boundaries."""
+    return "\n".join(textwrap.fill(line, width) for line in text.splitlines())
 
 
 def strip(
     rows: list[list[Cell]], labels: Sequence[str], heads: Sequence[str], path: Path, abreast: int = 1
 ) -> None:
-    """Rows of pictures, each with what was asked for above it and a verdict under each picture; `abreast`
-    rows side by side.
+    """Save rows of pictures with a label above each row and a text under each picture.
 
-    `heads` stand above the columns: rounds, models.
+    `heads` are the titles of the columns, such as rounds or models. `abreast` rows are put side by side.
     """
     columns, fits = max(map(len, rows)), min(abreast, len(rows))
     shrunk = max(1.0, 1.65 * columns * fits / PAGE)
@@ -238,8 +237,8 @@ def strip(
     above = shrunk * (19 + 12 * max(label.count("\n") for label in labels[:abreast]))  # points, of the heads
     rows = [[(image, wrap(mark, int(21 / shrunk)), right) for image, mark, right in row] for row in rows]
     most = max(text.count("\n") for text in [*labels, *(mark for row in rows for _, mark, _ in row)])
-    # higher than needed: the compressed layout moves the rows together, and the margin is cut off
-    lanes, widths = -(-len(rows) // abreast), [*[1] * columns, 0.06] * fits  # a gap behind every row
+    # taller than needed: the compressed layout closes the gaps, and `save` cuts off the margin
+    lanes, widths = -(-len(rows) // abreast), [*[1] * columns, 0.06] * fits  # a narrow gap after every row
     height = lanes * (2.4 + 0.2 * shrunk * most)  # inches
     plots = new_figure(1.65 * columns * fits, height, lanes, len(widths), width_ratios=widths)
     text = {"xycoords": "axes fraction", "textcoords": "offset points", "size": FONT * shrunk}
@@ -249,7 +248,7 @@ def strip(
             picture(axes, *rows[row][k])
         else:
             axes.set_axis_off()
-        if k == 0 and row < len(rows):  # an empty title keeps room for the label's lines, not for its width
+        if k == 0 and row < len(rows):  # an empty title reserves the height of the label, but not its width
             axes.annotate(labels[row], (0, 1), (0, 4), in_layout=False, parse_math=False, **text)
             axes.set_title("\n" * (1 + labels[row].count("\n")), fontsize=FONT * shrunk)
         if row < abreast and k < len(heads) and any(k < len(below) for below in rows[row::abreast]):

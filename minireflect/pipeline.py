@@ -1,10 +1,9 @@
-"""Prompts to pictures: tokenizer + text encoder + UNet + autoencoder + noise schedule under one roof.
+"""From prompts to pictures: tokenizer, text encoder, UNet, autoencoder and noise schedule in one object.
 
-    pipe = load_pipeline()    # the shipped weights, a run folder, or Stable Diffusion, a folder or a file
+    pipe = load_pipeline()    # the shipped weights; or the path of a run folder or of Stable Diffusion
     images = pipe.generate(["a big wooden ball on the left of a water tank"], generator=rng(0, "noise"))
 
-Weights are safetensors files that carry their network's configuration; the vocabulary travels with the text
-encoder.
+`ReasonPipeline` is the counterpart for ReasonGen-R1.
 """
 
 import warnings
@@ -25,22 +24,22 @@ from .models.reasongen import ReasonGen, Sampled, SamplingConfig
 from .models.tokenizer import BytePairs, NoVocabulary, PromptError, Tokenizer, TwoBytePairs
 from .models.unet import Added, UNet
 from .parallel import gather, rows, spread
-from .ranges import Checked, Count, Natural, Refusal, Share, Weight, checked, finite, quote
-from .streams import Floats, normal, sent
+from .ranges import Checked, Count, Refusal, Share, Weight, expect, finite, quote
+from .streams import normal, sent
 
 
 class ReasonPipeline(NamedTuple):
-    """ReasonGen-R1: one transformer that writes a rationale and then samples the picture's tokens."""
+    """ReasonGen-R1: a transformer that samples a rationale and then the tokens of a picture."""
 
     model: ReasonGen
     tokenizer: Tokenizer
     codec: Codec  # image tokens to pixels and back
-    writes_rationale: bool = True  # False: every rationale is empty, BOI alone, given and not chosen
+    writes_rationale: bool = True  # False: every rationale is only BOI, which is given and not sampled
 
     def sample(
         self, prompts: list[str], sampling: SamplingConfig, generator: Generator, given: Tensor | None = None
     ) -> Sampled:
-        """A rationale and a picture for each prompt; with `given` rationales only the picture.
+        """Sample a rationale and a picture for each prompt, or only the picture if `given` has rationales.
 
         Shapes: b prompts, given (b r) ids that end in BOI.  Raises PromptError on unknown words.
         """
@@ -61,14 +60,15 @@ class ReasonPipeline(NamedTuple):
         return self.tokenizer.decode(sampled.rationale)
 
 
-# images (b 3 h w) in [-1, 1], b prompts -> (b), by convention the probability to be right (rl/rewards.py)
+# images (b 3 h w) in [-1, 1], b prompts -> (b), by convention the probability that the picture is right
 Reward = Callable[[Tensor, list[str]], Tensor]
 
 
 def scored(reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
-    """The values of a reward for pictures, in float32 on the CPU.  Shapes: images (b 3 h w), b prompts -> (b)
+    """Compute a reward, in float32 on the CPU.  Shapes: images (b 3 h w), b prompts -> (b)
 
-    Raises ValueError when it is not a number a picture, FloatingPointError when one is not finite.
+    Raises Refusal if the reward does not give one number per picture, FloatingPointError if a number is not
+    finite.
     """
     given = reward(images, prompts)
     try:
@@ -85,52 +85,59 @@ def scored(reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
     return values
 
 
-# Reward from which a picture counts as right: it is more probably right than not.
+# A picture with at least this reward is accepted: it is more likely right than wrong.
 ACCEPT = 0.5
 
 # How a refused picture is turned into noise: re-noise it in 5 steps without guidance, replace a quarter of
-# the variance by new noise, and take the negative. Of pictures that the base samples wrong, a share of 0.62
-# is right when sampled from there, 0.44 from new noise, 0.18 from their own (scripts/measure.py memory).
+# the variance by new noise, and take the negative. Of the wrong pictures of the base, 0.62 are right when
+# sampled from it, 0.44 from new noise, and 0.18 from their own noise (scripts/measure.py memory).
 OPPOSITE = ReflectionConfig(w_renoise=0.0, steps=5, fresh_noise=0.5, wrong="opposite")
 
 
 @dataclass(frozen=True)
 class SamplerConfig(Checked):
+    """The settings of DDIM sampling."""
+
     # denoising steps of a picture
     steps: Count = 20
-    # w of classifier-free guidance; 1 is the prompt alone, at half the cost of any other value but 0
+    # scale w of classifier-free guidance; 1 uses only the prompt, at half the cost of other values above 0
     guidance: Weight = 1.0
     # share of DDPM's step noise, in [0, 1]; 0 is deterministic
     eta: Share = 1.0
 
     @property
     def cost(self) -> int:
-        """UNet evaluations of one picture."""
+        """UNet evaluations per picture."""
         return self.steps * evaluations(self.guidance)
 
 
 @dataclass
 class LatentDiffusion:
-    """The networks, and how to sample with them.  Images are (b 3 h w) in [-1, 1], latents (b 4 h/8 w/8)."""
+    """A latent diffusion model: networks, schedule and sampling.
+
+    Images are (b 3 h w) in [-1, 1]; latents are (b 4 h/8 w/8).
+    """
 
     tokenizer: Tokenizer | BytePairs | TwoBytePairs | NoVocabulary
     text_encoder: TextEncoder | TwoTextEncoders
     unet: UNet
     autoencoder: Autoencoder
     schedule: Schedule
-    image_size: int | tuple[int, int] = 64  # pixels: of each side, or height and width
-    zero_null: bool = False  # the empty prompt is embedded as zeros, not by the encoder (SDXL)
-    micro_batch: int = 0  # pictures that a network takes at once, to save memory; 0 = all
-    negative: str = ""  # the prompt that guidance leads away from
-    # last blocks of the text encoder that are left out, not of the negative prompt (diffusers)
+    image_size: int | tuple[int, int] = 64  # in pixels: side of a square, or (height, width)
+    zero_null: bool = False  # embed the empty prompt as zeros, without the text encoder (SDXL)
+    micro_batch: int = 0  # rows that a network evaluates at once, to save memory; 0 = all
+    negative: str = ""  # negative prompt of classifier-free guidance
+    # last blocks of the text encoder to skip, for prompts but not for the negative prompt (as diffusers)
     clip_skip: int = 0
 
     @property
     def device(self) -> torch.device:
+        """The device of the networks."""
         return next(self.unet.parameters()).device
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a latent."""
         height, width = (side // self.autoencoder.config.factor for side in self.sides)
         return (self.autoencoder.config.latent_channels, height, width)
 
@@ -140,32 +147,32 @@ class LatentDiffusion:
         return (self.image_size,) * 2 if isinstance(self.image_size, int) else self.image_size
 
     def to(self, device: torch.device | str) -> "LatentDiffusion":
-        """Move the networks. A GPU's convolutions want the channels of a pixel side by side."""
-        device = chosen_device(device)
-        layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
+        """Move the networks to a device; on a GPU in the format channels_last, for fast convolutions."""
+        layout = torch.channels_last if torch.device(device).type == "cuda" else torch.preserve_format
         for part in (self.text_encoder, self.unet, self.autoencoder):
             part.to(device, memory_format=layout)
         return self
 
     def eval(self) -> "LatentDiffusion":
+        """Set all networks to evaluation mode, without gradients."""
         for part in (self.text_encoder, self.unet, self.autoencoder):
             part.eval().requires_grad_(False)
         return self
 
     def embed(self, prompts: list[str]) -> Tensor:
-        """Shapes: b prompts -> (b t d).  Raises PromptError on unknown words."""
+        """Embed prompts.  Shapes: b prompts -> (b t d).  Raises PromptError on unknown words."""
         return self.text_encoder(sent(self.tokenizer(prompts), self.device), self.clip_skip)
 
     def null(self) -> Tensor:
-        """The negative prompt, or the empty one, which guidance leads away from.  -> (1 t d)"""
+        """The embedding of the negative or empty prompt, for guidance.  -> (1 t d)"""
         null = self.text_encoder(sent(self.tokenizer([self.negative]), self.device))
         return torch.zeros_like(null) if self.zero_null and not self.negative else null
 
     def predict(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """The output of the UNet, computed in its precision and returned in float32.
+        """Evaluate the UNet in its own precision.  -> its output in float32
 
-        SDXL also wants the pooled prompt, the last row of its context (see `TwoTextEncoders`), and is told
-        that the picture is of the size that it was trained on, and not cropped.
+        SDXL's UNet has two more inputs: the pooled prompt, which is the last row of `context` (see
+        `TwoTextEncoders`), and the sizes of the picture: original size, no crop, target size.
         Shapes: x (b c h w), t () or (b), context (b t d) -> (b c h w)
         """
         dtype, added = next(self.unet.parameters()).dtype, ()
@@ -175,21 +182,21 @@ class LatentDiffusion:
             added, context = (Added(context[:, -1, :width].to(dtype), sizes),), context[:, :-1]
         return self.unet(x.to(dtype), t, context.to(dtype), *added).float()
 
-    @checked
-    def noise(self, n: Natural, generator: Generator) -> Tensor:
-        """Start latents x_T, unit noise on the CPU so that every device sees the same; see `Schedule.start`.
+    def noise(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw start latents x_T: unit noise times `Schedule.start`, drawn on the device of the generator.
 
         -> (n 4 h/8 w/8)
         """
         return self.schedule.start * normal((n, *self.latent_shape), generator, self.device)
 
-    @checked
     def table(self, steps: int) -> StepTable:
+        """The noise levels of a sampling with this number of steps.  Raises ValueError on too many."""
         return self.schedule.table(steps)
 
     def eps(self, prompts: list[str] | Tensor, shared: bool = True) -> Callable[[float], EpsFn]:
-        """The epsilon function of prompts, or of their embedding (b t d), at each guidance w.
-        `shared`: of several processes each evaluates its rows, without gradients.
+        """The epsilon functions of prompts or of their embedding (b t d).  -> a function of the guidance w
+
+        With `shared`, several processes evaluate a share of the rows each, without gradients.
         """
         with torch.no_grad():
             cond = self.embed(prompts) if isinstance(prompts, list) else prompts
@@ -197,7 +204,7 @@ class LatentDiffusion:
 
         def make_eps(w: float) -> EpsFn:
             with torch.no_grad():
-                null = cond[:1] if w == 1 else self.null()  # guidance 1 has no use for it
+                null = cond[:1] if w == 1 else self.null()  # guidance 1 does not use it
 
             def eps(x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
                 each = zip(x.split(m), t.split(m), cond.split(m), strict=True)
@@ -205,32 +212,34 @@ class LatentDiffusion:
                 return torch.cat([*guide])  # (b c h w)
 
             each = partial(spread, eps, unit=self.micro_batch or 1) if shared else eps
-            return lambda x, t: each(fitting(x, (len(cond), *x.shape[1:])), t.expand(len(x)), cond)
+            return lambda x, t: each(x, t.expand(len(x)), cond)
 
         return make_eps
 
-    @checked
     def generate(
         self, prompts: list[str], steps: int = SamplerConfig.steps, guidance: float = SamplerConfig.guidance,
-        eta: float = SamplerConfig.eta, rounds: int = 0, latents: Floats | None = None,
+        eta: float = SamplerConfig.eta, rounds: int = 0, latents: Tensor | None = None,
         generator: Generator | None = None, reward: Reward | None = None,
     ) -> Tensor:  # fmt: skip
         """Sample a picture for each prompt, and reflect `rounds` times.  -> (b 3 h w) in [-1, 1]
 
-        With a reward, such as `load_reward()`, refused pictures are sampled again, see `selected_rounds`;
-        without one every picture is, see `blind_rounds`. `latents` (b 4 h/8 w/8) are the start noise; when
-        not given it comes from `generator`, which also gives the step noise for eta > 0.  Raises PromptError
-        on an empty list or unknown words, ValueError on other types, shapes and numbers out of range.
+        With a reward, such as `load_reward()`, refused pictures are sampled again (`selected_rounds`).
+        Without a reward, all pictures are sampled again (`blind_rounds`). `latents` (b 4 h/8 w/8) is the unit
+        start noise; by default it is drawn from `generator`, as is the step noise for eta > 0. Raises
+        PromptError on an empty list or unknown words, ValueError on wrong shapes and numbers out of range.
         """
-        if not prompts:
+        if not (prompts := expect(prompts, list[str], "prompts")):
             raise PromptError("there is no prompt")
         reflection = replace(OPPOSITE, rounds=rounds) if reward else ReflectionConfig(rounds, steps=steps)
         sampler = SamplerConfig(steps, guidance, eta)
         generator = generator or torch.Generator().manual_seed(0)
         if guidance == 0:
-            said = "guidance 0 is the network without the prompt; without guidance it is 1"
-            warnings.warn(said, stacklevel=2)
+            warnings.warn("guidance 0 ignores the prompt; guidance 1 samples without guidance", stacklevel=2)
         start = self.schedule.start
+        shape = (len(prompts), *self.latent_shape)
+        if not isinstance(latents, Tensor | None) or (latents is not None and latents.shape != shape):
+            got = tuple(latents.shape) if isinstance(latents, Tensor) else quote(latents)
+            raise ValueError(f"latents must be a tensor of shape {shape}, got {got}")
         x_T = self.noise(len(prompts), generator) if latents is None else start * latents.to(self.device)
         if reward and rounds:
             *_, images = self.selected_rounds(prompts, reward, x_T, sampler, reflection, generator)
@@ -238,37 +247,34 @@ class LatentDiffusion:
         *_, x_0 = self.blind_rounds(prompts, x_T, sampler, reflection, generator)
         return self.decode(x_0)
 
-    @checked
     def blind_rounds(
-        self, prompts: list[str], x_T: Floats, sampler: SamplerConfig, reflection: ReflectionConfig,
+        self, prompts: list[str], x_T: Tensor, sampler: SamplerConfig, reflection: ReflectionConfig,
         generator: Generator,
     ) -> Iterator[Tensor]:  # fmt: skip
-        """As SRRL's released code: K rounds that no reward decides on, and a last picture by `sampler`.
+        """Blind reflection, as in SRRL's released code: K rounds without a reward, and a last sampling.
 
-        Rounds 0 .. K-1 are sampled at `reflection.w_denoise` without step noise and turned back into noise.
-        Yields K + 1 clean latents, to be decoded.  Shapes: b prompts, x_T (b 4 h/8 w/8); yields (b 4 h/8 w/8)
+        Rounds 0 .. K-1 are sampled at `reflection.w_denoise` without step noise and turned back into noise;
+        the last round uses `sampler`. Yields the clean latents of K + 1 rounds, to be decoded.
+        Shapes: b prompts, x_T (b 4 h/8 w/8); yields (b 4 h/8 w/8)
         """
-        x_T = fitting(x_T, (len(prompts), *self.latent_shape))
         make_eps, table, back = self.eps(prompts), self.table(sampler.steps), self.table(reflection.steps)
         for _ in range(reflection.rounds):
             x_0, x_T = condition_guided_forward(make_eps, x_T, table, back, reflection, generator)
             yield x_0
         yield last(denoise(make_eps(sampler.guidance), x_T, table, sampler.eta, generator))
 
-    @checked
     @torch.no_grad()
     def selected_rounds(
-        self, prompts: list[str], reward: Reward, x_T: Floats, sampler: SamplerConfig,
+        self, prompts: list[str], reward: Reward, x_T: Tensor, sampler: SamplerConfig,
         reflection: ReflectionConfig, generator: Generator,
     ) -> Iterator[Tensor]:  # fmt: skip
-        """Sample, then sample again what the reward refuses, `reflection.rounds` times at most.
+        """Reflection with a reward: sample all prompts, then sample refused pictures again, up to K times.
 
-        A picture with a reward of ACCEPT or more is done. Of those never accepted, the picture with the
-        highest reward is kept. Yields the best so far after every round, K + 1 times; each sampled picture is
-        scored once.
+        K is `reflection.rounds`. A prompt is finished when its picture has a reward of at least ACCEPT;
+        otherwise the picture with its highest reward is kept. Yields the best pictures so far after each of
+        the K + 1 rounds. Each sampled picture is scored once.
         Shapes: b prompts, x_T (b 4 h/8 w/8); yields (b 3 h w)
         """
-        x_T = fitting(x_T, (len(prompts), *self.latent_shape))
         table, back, context = self.table(sampler.steps), self.table(reflection.steps), self.embed(prompts)
 
         def eps_of(rows: Tensor, w: float = reflection.w_renoise) -> EpsFn:
@@ -287,46 +293,35 @@ class LatentDiffusion:
                 sampled, seen, found = sampled_from(x_T, rows)
                 better = (found > values[rows]).nonzero().flatten()
                 at, kept, of = (sent(v, self.device) for v in (rows, rows[better], better))
-                x_0 = x_0.index_copy(0, at, sampled)  # the next round starts from the latest, not the best
+                x_0 = x_0.index_copy(0, at, sampled)  # the latest picture is re-noised, not the best
                 images = images.index_copy(0, kept, seen[of])
                 values = values.index_copy(0, rows[better], found[better])
             yield images
 
     @torch.no_grad()
-    @checked
-    def decode(self, latents: Floats) -> Tensor:
-        """Shapes: latents (b 4 h/8 w/8) -> images (b 3 h w) in [-1, 1].
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode latents.  Shapes: latents (b 4 h/8 w/8) -> images (b 3 h w) in [-1, 1]
 
-        Raises FloatingPointError on a picture that is not finite.
+        Raises FloatingPointError if a picture is not finite.
         """
 
         def pictures(x: Tensor) -> Tensor:
             return torch.cat([self.autoencoder.decode(part) for part in x.split(self.micro_batch or len(x))])
 
-        latents = fitting(latents, (len(latents), *self.latent_shape))
         images = spread(pictures, latents, unit=self.micro_batch or 1)
         half = next(self.unet.parameters()).dtype == torch.float16
         finite(images, f"a picture{', as float16 may overflow (--precision bf16),' if half else ''}")
         return images.clamp(-1, 1)
 
 
-def fitting(latents: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The latents themselves.  Raises ValueError when they are of another shape."""
-    if tuple(latents.shape) != shape:
-        raise ValueError(f"latents of shape {tuple(latents.shape)}, not {shape}")
-    return latents
-
-
-@checked
-def chosen_device(name: str | torch.device | None) -> torch.device:
-    """The device of this name, or the best that is there.  Raises ValueError when it is not there."""
+def chosen_device(name: str | None) -> torch.device:
+    """The device of this name, or the best available one.  Raises Refusal if the device is not available."""
     try:
         return torch.empty(0, device=name or best_device()).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        what = f"there is no device {quote(str(name))} that torch can use here"
-        raise Refusal(f"{what}; leave out --device") from error
+        raise Refusal(f"torch cannot use the device {name} on this machine; omit --device") from error
 
 
 def best_device() -> str:
-    """cuda, mps or cpu: the first of them that is there."""
+    """The first available device of cuda, mps and cpu."""
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

@@ -1,9 +1,10 @@
-"""One page of one or several runs: what they show, curves, pictures, laws, costs and options.
+"""An HTML page about one or several runs: results, curves, pictures, laws, costs and options.
 
     minireflect report runs/srrl-1 runs/ddpo-1 -o report.html
 
-The page is one file, report.html of this folder with the data in it, and asks no network.  It is made from
-config.json, metrics.jsonl and album/ (see `showcase.album`), so a run that was stopped has one as well.
+The page is the template report.html of this folder with the data of the runs inserted; it needs no network.
+The data are read from config.json, metrics.jsonl and album/ (see `showcase.album`), so the page can also be
+made from an interrupted run.
 """
 
 import base64
@@ -15,21 +16,21 @@ from .disk import read_bytes, read_json, write_text
 from .run import RunError, flat, read_metrics
 
 TEMPLATE = Path(__file__).with_suffix(".html")
-POINTS = 200  # of a curve
-# rewards with the inspector's values beside them, their labels and kinds; and curves of other stages
+POINTS = 200  # most points of a curve
+# metrics of the reward with those of the inspector, and their labels and kinds; then metrics of other stages
 TRUTHS = (("reward_by_round", "right_by_round"), ("reward", "right"))
 LABELS = {"reward": ("learned reward", "reward"), "right": ("right by the inspector", "right")}
 FURTHER = ("accepted", "loss", "kl", "text_entropy", "image_entropy", "sg_iou")
 
 
 def write_report(folders: list[Path], out: Path) -> int:
-    """Write the page.  -> its bytes.  Raises RunError for a folder that is no run."""
+    """Write the page.  -> its size in bytes.  Raises RunError if a folder is not a run folder."""
     if not folders:
         raise RunError("there is no run; try: minireflect report runs/srrl-1 -o report.html")
     runs = [described(folder) for folder in folders]
     for run, name in zip(runs, names([Path(folder) for folder in folders])):
         run["name"] = name
-    data = json.dumps(runs).replace("<", "\\u003c")  # no prompt can end the script
+    data = json.dumps(runs).replace("<", "\\u003c")  # so that a prompt cannot close the <script> element
     page = TEMPLATE.read_text("utf-8").replace("/*RUNS*/[]", data)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, page)
@@ -37,18 +38,18 @@ def write_report(folders: list[Path], out: Path) -> int:
 
 
 def names(folders: list[Path]) -> list[str]:
-    """The last parts of the paths that tell the folders apart."""
+    """Names of the folders: the last parts of their paths, as many as are needed to distinguish them."""
     parts = [folder.resolve().parts for folder in folders]
     depth = next((n for n in range(1, 9) if len({p[-n:] for p in parts}) == len(parts)), 1)
     return ["/".join(p[-depth:]) for p in parts]
 
 
 def described(folder: Path) -> dict:
-    """The data of a run that the page shows.  Raises RunError if the folder holds no run."""
+    """The data of a run for the page.  Raises RunError if the folder is not a run folder."""
     try:
         config = read_json(folder / "config.json")
     except (OSError, ValueError) as error:
-        raise RunError(f"{folder} is no run: cannot read {folder / 'config.json'}") from error
+        raise RunError(f"{folder} is not a run folder: cannot read {folder / 'config.json'}") from error
     rows = read_metrics(folder)
     stages = [s for s in dict.fromkeys(row["stage"] for row in rows) if s != "evaluation"]
     scores = {row["model"]: row.get("scores") or row["score"] for row in rows if row["stage"] == "evaluation"}
@@ -65,7 +66,7 @@ def described(folder: Path) -> dict:
 
 
 def heading(scores: dict, rows: list[dict]) -> str:
-    """The result of the run in one or two sentences."""
+    """The result of a run in one or two sentences."""
     needed = {"accuracy", "interval", "reward"}
     measured = [
         {k: s for k, s in kinds.items() if isinstance(s, dict) and needed <= s.keys()}
@@ -85,12 +86,12 @@ def heading(scores: dict, rows: list[dict]) -> str:
     n = max(1, len(values) // 10)
     before, after = fmean(values[:n]), fmean(values[-n:])
     seen = any(row.get("right") is not None for row in rows)
-    doubt = "" if seen else " Nothing says whether the pictures are better: look at them."
+    doubt = "" if seen else " No inspector has checked the pictures: look at them."
     return f"Reward of training prompts {before:.3f} → {after:.3f} over {len(rows)} iterations.{doubt}"
 
 
 def curves(rows: list[dict]) -> list[dict]:
-    """Curves of a stage, the truth with its reward: title, x label, lines of label, kind and points."""
+    """The curves of a stage, reward and inspector's verdict in one plot.  -> titles, x labels, lines"""
     x = "reward_calls" if any("reward_calls" in row for row in rows) else "step"
     pair = next((pair for pair in TRUTHS if any(row.get(pair[0]) for row in rows)), ())
     plots = {"reward and truth, round 0": pair, **{key: (key,) for key in FURTHER}}
@@ -100,7 +101,7 @@ def curves(rows: list[dict]) -> list[dict]:
 
 
 def line(rows: list[dict], x: str, key: str) -> dict:
-    """Points of a value, or of the first value of a list; a subset of them above POINTS."""
+    """The curve of a metric, or of the first value if it is a list, thinned out to at most POINTS points."""
     label, kind = LABELS.get(key.removesuffix("_by_round"), (key, "other"))
     values = [(row[x], row[key]) for row in rows if row.get(key) not in (None, []) and x in row]
     values = [(a, b[0] if isinstance(b, list) else b) for a, b in values]
@@ -108,7 +109,7 @@ def line(rows: list[dict], x: str, key: str) -> dict:
 
 
 def laws(scores: dict) -> dict:
-    """Kind of prompt -> law -> model -> share right and both ends of its interval."""
+    """Kind of prompts -> law -> model -> share of right pictures and both ends of its interval."""
     found: dict = {}
     for model, kinds in scores.items():
         for kind, score in kinds.items():
@@ -119,19 +120,19 @@ def laws(scores: dict) -> dict:
 
 
 def plain(score: dict) -> dict[str, float]:
-    """The numbers of a score, by kind of prompt where it has kinds."""
+    """The numbers of a score, without those of single laws; named "physical.accuracy" if it has kinds."""
     return {k: v for k, v in flat(score).items() if isinstance(v, float) and "by_law" not in k}
 
 
 def cost(rows: list[dict]) -> dict[str, float]:
-    """The cost of a run, from its last line."""
+    """The cost of a run, from the last line of its metrics."""
     last = rows[-1] if rows else {}
     keys = ("updates_total", "reward_calls", "unet_evaluations")
     return {"iterations": len(rows)} | {key.replace("_", " "): last[key] for key in keys if key in last}
 
 
 def album(folder: Path) -> list[dict]:
-    """The sheets that the run has saved, in order: iteration, rows, picture as a data URI."""
+    """The sheets of pictures that a run has saved, in order: iteration, rows, and picture as a data URI."""
     found = []
     for sheet in sorted((folder / "album").glob("*.jpg")):
         rows = read_json(sheet.with_suffix(".json"), list)

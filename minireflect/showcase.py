@@ -1,7 +1,7 @@
-"""Pictures for people: strips of rounds, of edits and of models side by side, with a verdict under each
+"""Figures with pictures: strips of rounds, of edits and of models side by side, with a verdict under each
 picture.
 
-Nothing in them is picked: prompts come in the order in which the world lists them, noise from a fixed stream.
+The pictures are not selected: prompts are the first in the order of the world, noise is from a fixed stream.
 """
 
 import json
@@ -36,18 +36,18 @@ from .world.inspector import inspect
 from .world.laws import LAWS
 from .world.prompts import Prompt, prompt_set, understand
 
-UNMET_SHOWN = 2  # requirements listed under a picture
-ALBUMS, STAGES, PAGE = 6, 6, (64, 64)  # sheets of a run, denoising steps on one, pixels of a picture
-HOLD = 8  # frames of an animation for which a verdict stands
+UNMET_SHOWN = 2  # unmet requirements listed under a picture
+ALBUMS, STAGES, PAGE = 6, 6, (64, 64)  # sheets per run, denoising steps on a sheet, pixels of a picture
+HOLD = 8  # frames of an animation that show a verdict
 
 
 def fixed_prompts(kinds: tuple[str, ...] = ("physical", "unconventional")) -> list[Prompt]:
-    """The first test prompt of every law and kind."""
+    """The first test prompt of each law and kind."""
     return [next(p for p in prompt_set(kind, "test") if p.law == law) for law in LAWS for kind in kinds]
 
 
 def marked(image: Tensor, block: tuple[int, int] | None) -> Tensor:
-    """The picture with a magenta frame around the 4x4 block at (x, y), if any.  Shapes: image (3 h w)"""
+    """The picture with a magenta frame around the 4x4 block at (x, y), if given.  Shapes: image (3 h w)"""
     if block is None:
         return image
     framed, (x, y) = image.clone(), block
@@ -57,8 +57,8 @@ def marked(image: Tensor, block: tuple[int, int] | None) -> Tensor:
 
 
 def verdict(image: Tensor, text: str, reward: float | None = None) -> Cell:
-    """A picture, what the inspector says of it, and the learned reward; a block that no scene explains is
-    marked.
+    """A picture with the inspector's verdict and the learned reward, if given. In an unreadable picture the
+    block with the largest error is marked.
 
     Shapes: image (3 64 64)
     """
@@ -83,10 +83,10 @@ def compare(
     columns: dict[str, Tensor], reward: Reward, prompts: list[str], path: Path,
     notes: dict[str, list[str]] | None = None, read: bool = True,
 ) -> list[list[Cell]]:  # fmt: skip
-    """Save a strip: a prompt a row, verdicts under pictures; "kept" where a column repeats the one before.
+    """Save a strip with one row per prompt and verdicts under the pictures.
 
-    `notes` stand above the verdicts of a column; `read=False` shows the reward alone, where no inspector can
-    read the pictures.
+    A picture that equals the one before it in its row is labelled "kept". `notes` are texts above the
+    verdicts of a column. `read=False` shows only the reward, for pictures that the inspector cannot read.
 
     Shapes: columns (n 3 h w) each, n prompts -> n rows of cells
     """
@@ -108,7 +108,8 @@ def sampled_rounds(
     pipe: LatentDiffusion, prompts: list[str], sampler: SamplerConfig, reflection: ReflectionConfig,
     seed: int, reward: Reward | None = None,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """The pictures of every round, K + 1 of them: refused ones are sampled again; without a reward, all are.
+    """The pictures of K + 1 rounds. With a reward, refused pictures are sampled again; otherwise all are.
+
     -> columns of a strip, (b 3 h w) each
     """
     noise = rng(seed, "sample")
@@ -123,7 +124,7 @@ def sampled_rounds(
 def same_noise(
     pipes: dict[str, LatentDiffusion], texts: list[str], sampler: SamplerConfig, seed: int
 ) -> dict[str, Tensor]:
-    """Two pictures of each prompt by every model, from the same noise, as columns of a strip."""
+    """Two pictures of each prompt by each model, from the same noise, as columns of a strip."""
     how = sampler.steps, sampler.guidance, sampler.eta
     return {
         f"{name}, noise {c + 1}": pipe.generate(texts, *how, generator=rng(seed, "before and after", c))
@@ -135,10 +136,11 @@ def same_noise(
 def album(
     pipe: LatentDiffusion, reward: Reward, texts: list[str], config: SRRLConfig, job: Job
 ) -> Callable[[int], None]:
-    """Save pictures for the report of a run: every round of fixed prompts from fixed noise, step by step.
+    """A function of the iteration that saves pictures for the report, ALBUMS times per run.
 
-    Now and then (ALBUMS times in a run) a sheet is saved, album/STEP.jpg: a row for each picture, a column
-    for each of STAGES steps; album/STEP.json has the prompts, rounds, rewards and verdicts of its rows.
+    It samples all rounds of fixed prompts from fixed noise and saves a sheet, album/STEP.jpg, with a row per
+    picture and STAGES denoising steps as columns. album/STEP.json has the prompts, rounds, rewards and
+    verdicts of the rows.
     """
     config = replace(config, group=1, suffixes=(), advantage="shrunk")
     every = max(1, -(-config.iterations // (ALBUMS - 1)))
@@ -146,7 +148,7 @@ def album(
     def save(step: int) -> None:
         if step % every and step != config.iterations:
             return
-        out = rollout(pipe, texts, reward, config, job.seed, -1)  # noise that no iteration uses
+        out = rollout(pipe, texts, reward, config, job.seed, -1)  # no training iteration has this noise
         rows, sheet = [], []
         for k, round_ in enumerate(out.rounds):
             latents = round_.path.latents  # (n s+1 c h w)
@@ -169,9 +171,9 @@ def album(
 
 @torch.no_grad()
 def animation(pipe: LatentDiffusion, reward: Reward, texts: list[str], seed: int, path: Path) -> None:
-    """A GIF of a rollout: denoise, judge, re-noise what was refused, denoise it from the opposite, judge.
+    """A GIF of a rollout: denoise, score, re-noise refused pictures, denoise from the negative noise, score.
 
-    Frames are green and red by the reward, which alone decides.
+    Frames are green where the reward accepts a picture and red where it refuses it.
     """
     config = RolloutConfig(rounds=1)
     out = rollout(pipe, texts, reward, config, seed, 0)
@@ -201,7 +203,8 @@ def animation(pipe: LatentDiffusion, reward: Reward, texts: list[str], seed: int
 
 @torch.no_grad()
 def check_picture(pipe: LatentDiffusion) -> np.ndarray:
-    """The first physical test prompt of every law, side by side, sampled without step noise.
+    """The first physical test prompt of each law, side by side, sampled without step noise.
+
     -> (64 512 3) uint8
     """
     texts = [p.text for p in fixed_prompts(("physical",))]
@@ -212,8 +215,9 @@ def check_picture(pipe: LatentDiffusion) -> np.ndarray:
 def edit_strip(
     parts: Parts, graphs: list[SceneGraph], loop: LoopConfig, seed: int, path: Path
 ) -> list[list[Cell]]:
-    """RL-RIG at work, a graph a row: picture, unmet requirements, edit prompt, next picture.
-    -> the cells, row by row
+    """Save a strip of RL-RIG, one row per graph: picture, unmet requirements, edit prompt, next picture.
+
+    -> rows of cells
     """
     rows: list[list[Cell]] = [[] for _ in graphs]
     for state in loop_of(parts, loop)(graphs, rng(seed, "edits")):
@@ -224,7 +228,7 @@ def edit_strip(
             unmet = [r.words for r, ok in zip(graphs[i].requirements, met) if not ok]
             if len(unmet) > UNMET_SHOWN:
                 unmet[UNMET_SHOWN:] = [f"and {len(unmet) - UNMET_SHOWN} more"]
-            said = f"unmet: {'; '.join(unmet)}" if unmet else "all met, says the Checker"
+            said = f"unmet: {'; '.join(unmet)}" if unmet else "all met according to the Checker"
             reading = inspect(image)
             right = reading.scene is not None and graphs[i].fulfilled_by(reading.scene.objects)
             rows[i].append((marked(image, reading.block), f"edit: {text}\n{said}" if text else said, right))
@@ -236,8 +240,9 @@ def edit_strip(
 def rationale_strip(
     pipe: ReasonPipeline, reward: Reward, texts: list[str], sampling: SamplingConfig, seed: int, path: Path
 ) -> list[list[Cell]]:
-    """ReasonGen-R1 at work, every prompt twice: the rationale as written, the picture, the verdict.
-    -> the cells, row by row
+    """Save a strip of ReasonGen-R1, two samples per prompt: rationale, picture and verdict.
+
+    -> rows of cells
     """
     columns, notes = {}, {}
     for k, name in enumerate(("first sample", "second sample")):

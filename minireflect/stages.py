@@ -1,14 +1,13 @@
-"""The stages of `minireflect train`: from weights in one folder to weights, figures and a table in a run's.
+"""The stages of `minireflect train`. A stage reads weights and writes weights, figures and a table.
 
     laws         autoencoder -> diffusion -> reward -> srrl               SRRL, DDPO or GRPO
     graphs       autoencoder -> diffusion -> checker, judge -> actor -> rlrig
     tokens       vq -> captioner -> reason-sft -> reason-grpo             ReasonGen-R1
-    checkpoint   lora                                                     the same on Stable Diffusion
+    checkpoint   lora                                                     SRRL, DDPO, GRPO on Stable Diffusion
 
-A finished stage is not done again in a resumed run, nor is a measured model measured again.
+In a resumed run, finished stages are skipped, and models that were evaluated are not evaluated again.
 """
 
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -45,63 +44,69 @@ from .world.data import Captioned, captioned_graphs, captioned_laws, recolored, 
 from .world.laws import render_pixels
 from .world.prompts import all_texts
 
-BEST_OF = (2, 4)  # without a rationale, two pictures take more tokens than one with a rationale
+BEST_OF = (2, 4)  # controls: two pictures without rationale take more tokens than one with a rationale
 
 
 class Task(NamedTuple):
-    """One run of a command: its options, its folder, the folder of the first weights, the device."""
+    """A run of a command."""
 
     config: Config
     run: Run
-    source: Path
+    source: Path  # folder of the weights to start from
     device: torch.device
 
     @property
     def weights(self) -> Path:
+        """The folder of the run's weights."""
         return self.run.folder / "weights"
 
     @property
     def job(self) -> Job:
+        """The arguments of the training loops."""
         return Job(self.run, self.config.seed, self.device)
 
     def figure(self, name: str) -> Path:
+        """The path of a figure of the run."""
         return self.run.folder / "figures" / f"{name}.png"
 
     def save(self, name: str, network: torch.nn.Module, words: Tokenizer | None = None) -> None:
-        """Write a network, and the vocabulary that it reads."""
+        """Save a network, and its vocabulary if it reads text."""
         about = {} if words is None else {"words": " ".join(words.words)}
         ours.save_module(self.weights / f"{name}.safetensors", network, about)
 
     def finish(self, name: str, *kept: str, **labels: str) -> None:
-        """Copy the weights that the stage does not change; plot values of its metrics with their labels."""
+        """Finish a stage: copy the weights `kept`, and plot the metrics in `labels` with their labels."""
         self.hand_on(*kept)
         lines = [figures.Line(label, "step", key, span=25) for key, label in labels.items()]
         panel = figures.Panel(f"{name}: training", "step", ", ".join(labels.values()), lines, log=True)
         self.plot(name.replace("-", "_"), self.run.metrics(name), panel)
 
     def plot(self, name: str, rows: list[dict], *panels: figures.Panel) -> None:
-        """Plot panels with the metrics of a run."""
+        """Plot panels with the metrics in `rows`."""
         figures.curves(self.figure(name), *(figures.of_run(panel, rows) for panel in panels))
 
     def report(self, table: Table, last: str = "") -> None:
-        """Print a table and keep it in the run folder, there as Markdown; `last` is a line below it."""
+        """Print a table and save it as table.md; `last` is a line below it."""
         write_text(self.run.folder / "table.md", f"{table.markdown}\n\n{last}".rstrip() + "\n")
         print(f"{table}\n\n{last}".rstrip())
 
     def hand_on(self, *names: str, **renamed: str) -> None:
-        """Copy weights that a later stage needs from the source, if they exist there and not yet here."""
+        """Copy weights from the source folder to the run, if they exist there and not yet in the run.
+
+        `renamed` copies the file of the first name to the second name.
+        """
         for name, kept in ({n: n for n in names} | renamed).items():
             there, here = self.source / f"{name}.safetensors", self.weights / f"{kept}.safetensors"
             if there.exists() and not here.exists():
-                with open(there, "rb") as whole, replacing(here) as copy:
-                    shutil.copyfileobj(whole, copy)
+                with replacing(here) as copy:
+                    copy.write(there.read_bytes())
 
     def scores(self) -> dict[str, Score]:
-        """The scores of the models measured in this run, or of each its scores by kind of prompt."""
+        """The logged scores of each evaluated model; for SRRL, by kind of prompts."""
         return {r["model"]: r.get("scores") or r["score"] for r in self.run.metrics("evaluation")}
 
     def measured(self, model: str, measure: Callable[..., Score], *args: object) -> Score:
-        """The score of a model, or its scores by kind of prompt: as logged in this run, else measured now."""
+        """The logged scores of a model; if there are none, the result of `measure(*args)`, now logged."""
         if model not in self.scores():
             found = measure(*args)
             by_kind = all(isinstance(value, dict) for value in found.values())
@@ -111,13 +116,14 @@ class Task(NamedTuple):
 
 # ------------------------------------------------------------ laws: SRRL, DDPO, GRPO
 def captioned(config: Config, stage: str, pictures: int) -> Captioned:
-    """The pictures and captions that the autoencoder and the diffusion model are trained on."""
+    """The training data of the autoencoder and the diffusion model: pictures with captions."""
     draw = choices(config.seed, stage, "pictures")
     graphs = config.scenes == "graphs"
     return captioned_graphs(pictures, draw) if graphs else captioned_laws(pictures, config.world, draw)
 
 
 def autoencoder(task: Task) -> None:
+    """Train the autoencoder."""
     config = task.config
     sizes = FLAT_AUTOENCODER if config.scenes == "graphs" else TOY_AUTOENCODER
     pixels = captioned(config, "autoencoder", config.autoencoder.pictures).pixels
@@ -126,6 +132,7 @@ def autoencoder(task: Task) -> None:
 
 
 def diffusion(task: Task) -> None:
+    """Train the base, text encoder and UNet, on the latents of the autoencoder."""
     config = task.config
     encoder, _ = ours.load_module(task.source / "autoencoder.safetensors", Autoencoder)
     sizes = GRAPH_BASE if config.scenes == "graphs" else LAW_BASE
@@ -135,26 +142,27 @@ def diffusion(task: Task) -> None:
 
 
 def reward(task: Task) -> None:
+    """Train the learned reward, on pictures corrupted with autoencoder and base."""
     pipe = ours.load_pipeline(task.source).to(task.device)
     task.save("reward", train_reward(task.config.reward, pipe, task.job), pipe.tokenizer)
     task.finish("reward", *ours.PARTS, loss="cross-entropy")
 
 
 def srrl(task: Task) -> None:
-    """Measure the base, reinforce it, measure again with the same prompts, noise and sampler."""
+    """Evaluate the base, train it, and evaluate again with the same prompts, noise and sampler."""
     config, run, method = task.config, task.run, task.config.method.upper()
-    # this and the next line raise on broken files, and on words that the base does not know
+    # check the files and the vocabulary before anything is copied
     load_reward(task.source)
     ours.load_pipeline(task.source).tokenizer(all_texts())
     task.hand_on("autoencoder", "text_encoder", "reward", unet="base_unet")
     base, pipe = (ours.load_pipeline(task.weights, unet="base_unet").to(task.device) for _ in range(2))
     judge, how = load_reward(task.weights, task.device), (config.sampler, config.evaluation)
-    pipe.table(config.srrl.steps)  # raises if the schedule has fewer
+    pipe.table(config.srrl.steps)  # raises if the schedule has fewer steps
     before = task.measured("base", evaluate, base, judge, *how)
     clock, texts = time.time(), partial(config.mix.draw, config.seed, config.srrl.prompts_per_iteration)
+    shown = [p.text for p in showcase.fixed_prompts(("unconventional",))]
     with keeping(partial(ours.save_pipeline, pipe, task.weights, ("unet",))):
-        asked = [p.text for p in showcase.fixed_prompts(("unconventional",))[:4]]
-        watch = showcase.album(pipe, judge, asked, config.srrl, task.job)
+        watch = showcase.album(pipe, judge, shown[:4], config.srrl, task.job)
         train_srrl(config.srrl, pipe, judge, texts, inspector_reward, task.job._replace(watch=watch))
     minutes = (time.time() - clock) / 60
     after = task.measured(method, evaluate, pipe, judge, *how)
@@ -170,7 +178,6 @@ def srrl(task: Task) -> None:
     texts = [p.text for p in showcase.fixed_prompts()]
     pictures = showcase.same_noise({"base": base, method: pipe}, texts, config.sampler, config.seed)
     showcase.compare(pictures, judge, texts, task.figure("before_and_after"))
-    shown = [p.text for p in showcase.fixed_prompts(("unconventional",))]
     reflection = replace(config.srrl.reflection, rounds=3)
     asked = None if config.srrl.mode == "blind" else judge
     rounds = showcase.sampled_rounds(pipe, shown, config.sampler, reflection, config.seed, asked)
@@ -178,16 +185,16 @@ def srrl(task: Task) -> None:
 
 
 def cost_of(rows: list[dict]) -> str:
-    """The cost of a run of SRRL, from the last line of its metrics."""
+    """The cost of a run of SRRL as text."""
     return " · ".join(f"{value:,} {name}" for name, value in report.cost(rows).items())
 
 
 def lora(task: Task) -> None:
-    """Reinforce a published checkpoint with LoRA. Measures the reward, and statistics that it ignores."""
+    """Train a LoRA on a published checkpoint; evaluate the reward and statistics that it does not measure."""
     config, method = task.config.finetune, task.config.method.upper()
     prompts, reward = read_prompts(config.prompts), chosen_reward(config, task.device)
     pipe, batches = load_base(config, task.device), replace(task.config.evaluation, batch=config.micro_batch)
-    pipe.table(task.config.srrl.steps)  # raises if the schedule has fewer
+    pipe.table(task.config.srrl.steps)  # raises if the schedule has fewer steps
     shown = [prompts[i % len(prompts)] for i in range(batches.pictures)]
     images = {}
 
@@ -217,7 +224,7 @@ def lora(task: Task) -> None:
 
 # ------------------------------------------------------------ graphs: RL-RIG
 def checker(task: Task, name: str = "checker") -> None:
-    """The Checker, or the held-out judge, which has another seed, size and pictures."""
+    """Train the Checker, or the judge, which has another seed, size and other training pictures."""
     pipe, job = ours.load_pipeline(task.source), task.job
     if name == "judge":
         job = job._replace(seed=job.seed + 1)
@@ -226,17 +233,18 @@ def checker(task: Task, name: str = "checker") -> None:
 
 
 def actor(task: Task) -> None:
+    """Train RL-RIG's Actor to imitate a script."""
     pipe = ours.load_pipeline(task.source)
     task.save("actor", train_actor(task.config.actor, pipe.autoencoder, pipe.tokenizer, task.job))
     task.finish("actor", *ours.PARTS, "checker", "judge", loss="nats a token")
 
 
 def rlrig(task: Task) -> None:
-    """Measure the controls, train Actor and editor, measure after each on the same graphs and noise."""
+    """Evaluate the controls, train Actor and editor, and evaluate after each on the same graphs and noise."""
     config, run, weights = task.config, task.run, task.weights
-    # a finished run also has the Actor from before
+    # the source may be a finished run, which also has the Actor before reinforcement learning
     first = "base_actor" if (task.source / "base_actor.safetensors").exists() else "actor"
-    rig.load_parts(task.source, actor=first)  # this and the next line raise on missing or broken files
+    rig.load_parts(task.source, actor=first)  # checks the files before anything is copied
     load_checker(task.source, "judge")
     task.hand_on(*(part for part in rig.RIG_PARTS if part != "actor"), **{first: "base_actor"})
     judge, clock = load_checker(weights, "judge"), time.time()
@@ -260,6 +268,7 @@ def rlrig(task: Task) -> None:
 
 # ------------------------------------------------------------ tokens: ReasonGen-R1
 def vq(task: Task) -> None:
+    """Train the codebooks of image tokens."""
     config, source = task.config, ours.load_autoencoder(task.source)
     draw = choices(config.seed, "vq", "pictures")
     pixels, scenes, _ = training_pairs(config.vq.pictures // 2, config.world, draw)
@@ -271,13 +280,14 @@ def vq(task: Task) -> None:
 
 
 def captioner(task: Task) -> None:
-    """Train the reader of rationales; `scripts/measure.py captioner` measures it."""
+    """Train the captioner; `scripts/measure.py captioner` evaluates it."""
     config, tokenizer = task.config, reason_tokenizer()
     task.save("captioner", train_captioner(config.captioner, config.world, tokenizer, task.job), tokenizer)
     task.finish("captioner", "autoencoder", "vq", loss="nats a word")
 
 
 def reason_sft(task: Task) -> None:
+    """Train ReasonGen-R1 on pictures and rationales, and evaluate it."""
     config = task.config
     start = ours.load_reasongen(task.source) if config.sft.continued else None
     pipe = train_reasongen(config.sft, config.world, ours.load_codec(task.source), task.job, start)
@@ -289,7 +299,7 @@ def reason_sft(task: Task) -> None:
 
 
 def reason_grpo(task: Task) -> None:
-    """Measure, reinforce, measure again with the same prompts and noise."""
+    """Evaluate, train with GRPO, and evaluate again with the same prompts and noise."""
     config, weights, clock = task.config, task.weights, time.time()
     judge = reward_beside(task.source, task.device)
     first = ours.load_reasongen(task.source)
@@ -326,7 +336,7 @@ def reason_grpo(task: Task) -> None:
 
 
 def show_reasongen(task: Task, pipe: ReasonPipeline, judge: Reward, last: str = "") -> None:
-    """The table of the models measured, and a figure of the first prompts of each kind, nothing picked."""
+    """Report the scores of all models, and plot samples of the first prompts of each kind."""
     rows = {name: table_row(score) for name, score in task.scores().items()}
     task.report(Table("test prompts", rows), last)
     texts = [p.text for p in evaluation_prompts(replace(task.config.evaluation, pictures=3))]
@@ -341,6 +351,6 @@ STAGES: dict[str, Callable[[Task], None]] = {
 
 
 def do(task: Task, *names: str) -> None:
-    """Do the stages that the run has not finished."""
+    """Run the stages that the run has not finished."""
     for name in names:
         task.run.once(name, partial(STAGES[name], task))

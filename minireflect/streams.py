@@ -8,14 +8,9 @@ an uninterrupted one.
 
 import hashlib
 import random
-from typing import Annotated
 
 import torch
 from torch import Generator, Tensor
-
-from .ranges import Dense
-
-Floats = Annotated[Tensor, Dense()]
 
 
 def _number(seed: int, path: tuple[str | int, ...]) -> int:

@@ -57,7 +57,7 @@ def test_a_run_keeps_the_records_of_its_command_only() -> None:
 )  # fmt: skip
 def test_a_broken_config_is_one_sentence(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ValueError, match="is not the configuration of a run of minireflect train") as error:
+    with pytest.raises(ValueError, match="is not a valid configuration of minireflect train") as error:
         read_config(tmp_path)
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="there is no run to resume"):

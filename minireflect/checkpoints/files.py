@@ -1,12 +1,12 @@
-"""Weights on disk and into modules: safetensors and torch files, no pickle executed, a loader strict both
-ways.
+"""Read and write files of weights, and load them into modules.
 
     save_weights(path, unet.state_dict(), {"config": ...})
-    load_into(unet, read_weights(path))                                      # ours
-    load_into(unet, read_weights(theirs), DIFFUSERS_UNET, source=theirs)     # a published one: names.py
+    load_into(unet, read_weights(path))                                      # a file of minireflect
+    load_into(unet, read_weights(theirs), DIFFUSERS_UNET, source=theirs)     # a published file: names.py
 
-Strict means: every tensor of the module is filled, every tensor of the file is used, every shape agrees.
-Otherwise nothing is loaded, and the error names each tensor that is missing, extra or misshapen.
+Safetensors and torch files are read; no pickle code is executed.  Loading is strict: the file must have every
+tensor of the module and no others, and all shapes must agree.  Otherwise nothing is loaded, and the error
+names the tensors that are missing, extra or misshapen.
 """
 
 import hashlib
@@ -31,23 +31,23 @@ from .names import Table, Tensors, inside
 Strings = dict[str, str]
 SHOWN = 10  # names listed per kind of mismatch, before "and 123 more"
 TORCH_FILES = (".ckpt", ".pt", ".pth", ".bin")
-CHECKSUM = "minireflect_checksum"  # in the metadata of our files, see `checksum`
-# What distributed training and torch.compile put before every name.
+CHECKSUM = "minireflect_checksum"  # metadata key of `checksum` in files of minireflect
+# Prefixes that distributed training and torch.compile add to every name.
 WRAPPERS = r"(module|_orig_mod|_fsdp_wrapped_module)\."
-STAND_INS = {  # how a file begins that is none of weights
+STAND_INS = {  # first bytes of files that hold no readable weights -> what such a file is
     b"version https://git-lfs": "is a pointer of git-lfs, not the file itself: run `git lfs pull` there",
-    b"<": "is a web page, not a file of weights: download it again, logged in where that is needed",
-    b"GGUF": "is quantised for llama.cpp (GGUF), which is not read: use its safetensors file",
+    b"<": "is a web page, not a file of weights: download it again, and log in if the site needs it",
+    b"GGUF": "is a quantised file for llama.cpp (GGUF), which is not supported: use a safetensors file",
 }
 
 
 class WeightsError(Refusal):
-    """A file of weights that cannot be read, or does not fit the module."""
+    """A file of weights cannot be read, or does not fit the module."""
 
 
 # --- files --------------------------------------------------------------------------------------------------
 def checksum(tensors: Tensors, metadata: Strings) -> str:
-    """SHA-256 of names, types, shapes and bytes of the tensors, and of the metadata without this sum."""
+    """SHA-256 of the tensors (names, dtypes, shapes, bytes) and of the metadata except CHECKSUM."""
     found = hashlib.sha256(repr(sorted((k, v) for k, v in metadata.items() if k != CHECKSUM)).encode())
     for name, t in sorted(tensors.items()):
         found.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
@@ -59,25 +59,25 @@ def save_weights(
     path: Place, tensors: Tensors, metadata: Strings | None = None, durable: bool = True,
     keep: Path | None = None,
 ) -> None:  # fmt: skip
-    """Write a safetensors file, with a checksum in its metadata, in one piece: see `replacing`.
+    """Write a safetensors file, with a checksum in its metadata; `durable` and `keep` as in `replacing`.
 
-    Raises FloatingPointError, and writes nothing, when a number is not finite.
+    Raises FloatingPointError when a number is not finite; then nothing is written.
     """
     metadata, file = metadata or {}, Path(path).name
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     for name, t in tensors.items():
-        finite(t, f"{name}, which is to be saved as {file},")
+        finite(t, f"{name}, to be saved in {file},")
     metadata = {**metadata, CHECKSUM: checksum(tensors, metadata)}
     with replacing(path, durable, keep) as written:
         written.write(safetensors.torch.save(tensors, metadata))
 
 
 def read_weights(path: Place) -> Tensors:
-    """The tensors of a file by their names, on the CPU, in the file's dtype.
+    """The tensors of a file, by name, on the CPU, in the dtype of the file.
 
-    Takes safetensors, torch files (read with weights_only, so that nothing in them is executed), TorchScript
-    archives, and the index of a file in several parts (.index.json); which it is, the first bytes tell.
-    Raises WeightsError when the file is missing, truncated, or holds more than tensors.
+    The file may be a safetensors file, a torch file (read with weights_only, so that no code in it runs), a
+    TorchScript archive, or the index of a file in several parts (.json).
+    Raises WeightsError when the file is missing or truncated, or is a pickle of other objects.
     """
     path = existing(path)
     if path.suffix == ".json":
@@ -85,7 +85,7 @@ def read_weights(path: Place) -> Tensors:
     elif is_torch(path):
         found = _read_torch(path)
     else:
-        with _opened(path) as file:  # a tensor is a view of the mapped file: what is not used is not read
+        with _opened(path) as file:  # tensors are views of the mapped file: unused ones are not read
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
     while wrapper := re.match(WRAPPERS, next(iter(found), "")):
         if len(unwrapped := inside(found, wrapper[0])) < len(found):
@@ -95,7 +95,7 @@ def read_weights(path: Place) -> Tensors:
 
 
 def read_metadata(path: Place) -> Strings:
-    """The strings saved beside the tensors of a safetensors file; empty if there are none, and of others."""
+    """The metadata of a safetensors file without CHECKSUM; empty for other kinds of file."""
     path = existing(path)
     if path.suffix == ".json" or is_torch(path):
         return {}
@@ -104,9 +104,9 @@ def read_metadata(path: Place) -> Strings:
 
 
 def read_ours(path: Place, checked: bool = False) -> tuple[Tensors, Strings]:
-    """Tensors and metadata of a file of ours.
+    """The tensors and the metadata of a file of minireflect.
 
-    Raises WeightsError when its bytes are not those that were written; `checked`: when nothing tells.
+    Raises WeightsError when the checksum is wrong; with `checked`, also when there is no checksum.
     """
     tensors = read_weights(path)
     with _opened(Path(path)) as file:
@@ -117,10 +117,10 @@ def read_ours(path: Place, checked: bool = False) -> tuple[Tensors, Strings]:
 
 
 def existing(path: Place) -> Path:
-    """The path of a file.  Raises WeightsError if it is missing, or is known to hold no weights."""
+    """The path of a file that exists.  Raises WeightsError otherwise, and for the files of STAND_INS."""
     path = Path(path)
     if not path.is_file():
-        raise WeightsError(f"{path} is not there, or not a file")
+        raise WeightsError(f"{path} does not exist, or is not a file")
     with open(path, "rb") as file:
         start = file.read(64)
     if what := next((what for magic, what in STAND_INS.items() if start.startswith(magic)), None):
@@ -129,11 +129,14 @@ def existing(path: Place) -> Path:
 
 
 def is_torch(path: Path) -> bool:
-    """Whether a file is a zip or a pickle, whatever its name ends in; safetensors has a {, after a length."""
+    """Whether a file is a torch file (a zip or a pickle), by its first bytes and its suffix.
+
+    A safetensors file begins with 8 bytes of length and a brace, and may have the suffix of a torch file.
+    """
     with open(path, "rb") as file:
         start = file.read(9)
-    lies = path.suffix == ".safetensors" and start.startswith((b"PK", b"\x80"))
-    return start[8:] != b"{" and (path.suffix in TORCH_FILES or lies)
+    mislabelled = path.suffix == ".safetensors" and start.startswith((b"PK", b"\x80"))
+    return start[8:] != b"{" and (path.suffix in TORCH_FILES or mislabelled)
 
 
 @contextmanager
@@ -144,7 +147,7 @@ def _opened(path: Path) -> Iterator[safe_open]:
 
 @contextmanager
 def named_as(problem: str, *errors: type[Exception]) -> Iterator[None]:
-    """Errors as a WeightsError that states the problem, if it is given one, in one sentence."""
+    """Turn these errors into a WeightsError, `problem: first line of the error`; "" adds no problem."""
     try:
         yield
     except errors as error:
@@ -153,7 +156,10 @@ def named_as(problem: str, *errors: type[Exception]) -> Iterator[None]:
 
 
 def read_json(path: Path) -> dict:
-    """A published configuration file; empty if there is none.  Raises WeightsError when it is no object."""
+    """The JSON object in a published configuration file; {} if there is no file.
+
+    Raises WeightsError when the file is not a JSON object.
+    """
     if not path.is_file():
         return {}
     with named_as("", Refusal):
@@ -161,59 +167,59 @@ def read_json(path: Path) -> dict:
 
 
 def _read_parts(index: Path) -> Tensors:
-    """The tensors of all the files that an index names, which lie beside it."""
+    """The tensors of all files that an index names; these must be in the folder of the index."""
     with named_as(f"{index} is not the index of a file in several parts", Refusal):
         where = expect(read_json(index).get("weight_map"), dict[str, str], "weight_map")  # tensor -> file
     found: Tensors = {}
     for part in sorted(set(where.values())):
         if part != Path(part).name or part.endswith(".json") or len(part) > 200:
-            raise WeightsError(f"{index} names {quote(part)}; the parts of a file lie beside its index")
+            raise WeightsError(f"{index} names {quote(part)}; the parts must be in the folder of the index")
         found |= read_weights(index.parent / part)
     if lost := sorted(where.keys() - found.keys()):
         first = quote(lost[0])
-        raise WeightsError(f"{index} lists {len(lost)} tensors that its files do not have, {first} first")
+        raise WeightsError(f"{index} lists {len(lost)} tensors that its files do not have, such as {first}")
     return found
 
 
 def _read_torch(path: Path) -> Tensors:
-    """A torch file, read with `weights_only`: tensors and containers alone, nothing in it is executed."""
+    """The tensors of a torch file, read with `weights_only`: no code in the file is executed."""
     try:
         if is_zipfile(path) and any(name.endswith("/constants.pkl") for name in ZipFile(path).namelist()):
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch calls the format old
-                # OpenAI's CLIP; nothing is run
+                warnings.simplefilter("ignore")  # torch warns that TorchScript is deprecated
+                # OpenAI's CLIP is such an archive; its program is not run
                 return dict(torch.jit.load(str(path), "cpu").state_dict())
         # files from before torch 1.6, which are not zip files, cannot be mapped into memory
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except pickle.UnpicklingError as error:
         named = re.search(r"(?:GLOBAL|global) (\S+)", str(error).replace("\n", " "))
-        what = f"it asks for {named[1]}" if named else "it is not one of tensors alone"
-        why = f"is a pickle that may run code when it is opened, and was not opened: {what}"
+        what = f"it uses {named[1]}" if named else "it contains more than tensors"
+        why = f"is a pickle that may run code when it is opened, so it was not opened: {what}"
         raise WeightsError(f"{path} {why}; use the safetensors file of this checkpoint") from error
-    except Exception as error:  # the library raises anything on a file that is cut
+    except Exception as error:  # torch raises many kinds of error on truncated files
         first = quote(str(error).partition("\n")[0])
         raise WeightsError(f"{path} is truncated or not a torch file: {first}") from error
     for key in ("state_dict", "model_state_dict", "model", "module"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict):
-        raise WeightsError(f"{path} holds a {type(content).__name__}, expected tensors by name")
+        raise WeightsError(f"{path} holds a {type(content).__name__}, expected a dict of tensors by name")
     content = {name: value for name, value in content.items() if isinstance(name, str)}
-    for name, value in content.items():  # a number is the alpha of a LoRA, or how far the training was
+    for name, value in content.items():  # the alpha of a LoRA may be a number; others are dropped
         if name.endswith("alpha") and isinstance(value, int | float | str):
             with named_as(str(path), Refusal):
                 content[name] = torch.tensor(float(expect(value, Finite, name)))
     found = {name: t for name, t in content.items() if isinstance(t, Tensor)}
     if odd := [name for name, t in found.items() if t.layout != torch.strided or t.is_quantized or t.is_meta]:
-        raise WeightsError(f"{path} holds {quote(odd[0])}, which is sparse, quantised or empty of numbers")
+        raise WeightsError(f"{path} holds {quote(odd[0])}, which is sparse, quantised or without data")
     return {name: t.detach() for name, t in found.items()}
 
 
 # --- names and modules --------------------------------------------------------------------------------------
 def new_names(names: Iterable[str], table: Table, source: Place = "the table") -> Strings:
-    """Old name -> new name.
+    """Old name -> new name, by a table of names.py.  Names that become empty are left out.
 
-    Raises WeightsError, which begins with `source`, when two become one: one of the tensors would be lost.
+    Raises WeightsError, which begins with `source`, when two names become equal: a tensor would be lost.
     """
     before: Strings = {}  # new name -> old name
     for old in names:
@@ -226,20 +232,22 @@ def new_names(names: Iterable[str], table: Table, source: Place = "the table") -
 
 
 def renamed(tensors: Tensors, table: Table, source: Place) -> Tensors:
-    """The tensors under our names."""
+    """The tensors by their new names, as `new_names`."""
     return {name: tensors[old] for old, name in new_names(tensors, table, source).items()}
 
 
 def load_into(module: nn.Module, tensors: Tensors, rename: Table = (), source: Place = "the weights") -> None:
-    """Fill the module, in its own precision, or raise a WeightsError and leave it as it was.
+    """Copy the tensors into the module, converted to its dtypes; `rename` is a table of names.py.
 
-    A module on the meta device takes the tensors themselves: a real checkpoint is never in memory twice.
+    A module on the meta device takes the tensors themselves, so that a checkpoint is in memory only once.
+    Raises WeightsError when names, shapes or dtypes do not agree, or a number is not finite; the module is
+    then unchanged.
     """
     found = renamed(tensors, rename, source)
     expected, network = module.state_dict(), type(module).__name__
     if expected and not found.keys() & expected.keys():
         fits = f"it has {first_names(found)}, expected {next(iter(expected))}"
-        raise WeightsError(f"nothing in {source} matches {network}: {fits}")
+        raise WeightsError(f"no tensor of {source} matches {network}: {fits}")
 
     both = [(name, t, found[name]) for name, t in expected.items() if name in found]
     other = [(name, tuple(a.shape), tuple(b.shape)) for name, a, b in both if a.shape != b.shape]
@@ -257,7 +265,7 @@ def load_into(module: nn.Module, tensors: Tensors, rename: Table = (), source: P
 
 
 def refuse(problem: str, wrong: dict[str, list[str]]) -> None:
-    """Raise WeightsError with the problem and all that is wrong, by its kind; nothing when nothing is."""
+    """Raise WeightsError with the problem and all mismatches, by kind, unless all lists are empty."""
     if not (wrong := {kind: each for kind, each in wrong.items() if each}):
         return
     lines = [f"{problem} ({', '.join(f'{len(each)} {kind}' for kind, each in wrong.items())}):"]

@@ -1,11 +1,11 @@
-"""Published checkpoints in our networks: Stable Diffusion 1.x, 2.x and SDXL, and CLIP: a folder or a file.
+"""Load published checkpoints into our networks: Stable Diffusion 1.x, 2.x and SDXL, and CLIP.
 
     pipe = load_checkpoint("stable-diffusion-v1-5")         # a LatentDiffusion, as from `load_pipeline`
-    clip, tokenizer = load_clip("CLIP-ViT-H-14")            # a reward for real pictures: rl/rewards.py
+    clip, tokenizer = load_clip("CLIP-ViT-H-14")            # for a reward on real pictures: rl/rewards.py
 
-Sizes are read off the tensors.  What tensors cannot tell (heads, prediction, schedule) stands in the
-configuration files of a folder; a single file has none, and gets the values that its family was published
-with.  Nothing is downloaded.
+A checkpoint is a folder or a single file.  Sizes are read off the tensors.  Other values (heads, prediction,
+schedule) are read from the configuration files of a folder.  For a single file, which has none, they are the
+published values of its family (SD 1.x, SD 2.x or SDXL).  Nothing is downloaded.
 """
 
 import warnings
@@ -28,37 +28,38 @@ from .parts import SD2, SDXL, Family, Part, Published, read_published, weights_f
 from .stated import check, read_stated
 
 Dtype, Folder = torch.dtype | None, Place | None
-# Of all Stable Diffusion, where nothing else is stated.
+# The schedule of all Stable Diffusion families, used where a checkpoint states nothing else.
 SD_NOISE = {
     "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
     "timestep_spacing": "leading", "steps_offset": 1, "set_alpha_to_one": False,
 }  # fmt: skip
-# Samplers that without step noise are DDIM.
+# Schedulers whose sampler without step noise is DDIM.
 DDIM_LIKE = [f"{name}Scheduler" for name in ["DDIM", "DDPM", "EulerDiscrete", "EulerAncestralDiscrete"]]
 Words = BytePairs | TwoBytePairs | NoVocabulary
 
 
 class Given(NamedTuple):
-    """What overrules a checkpoint of Stable Diffusion; None leaves it as its files say."""
+    """Values that override those of a Stable Diffusion checkpoint; None = the checkpoint's own."""
 
     # of UNet and text encoder; the autoencoder is always float32, as SDXL's overflows in half precision
     dtype: Dtype = None
-    tokenizer: Folder = None  # with CLIP's vocabulary, for files that do not lie beside one
-    prediction: Prediction | None = None  # "epsilon", "v"
-    image_size: int | tuple[int, int] | None = None  # pixels: of each side, or height and width
-    vae: Folder = None  # another autoencoder: a folder, or a file in either layout
+    tokenizer: Folder = None  # folder of CLIP's vocabulary, for a single file without one beside it
+    prediction: Prediction | None = None  # what the UNet predicts: "epsilon", "v" or "x0"
+    image_size: int | tuple[int, int] | None = None  # in pixels: one side of a square, or height and width
+    vae: Folder = None  # another autoencoder: a folder, or a file in diffusers' or the original layout
 
 
 # --- Stable Diffusion ---------------------------------------------------------------------------------------
 def load_checkpoint(path: Place, given: Given = Given()) -> LatentDiffusion:
-    """A diffusers folder, or an original single file (.safetensors, .ckpt), of SD 1.x, SD 2.x or SDXL.
+    """Load a diffusers folder, or an original single file (.safetensors, .ckpt), of SD 1.x, SD 2.x or SDXL.
 
-    Raises WeightsError that names every tensor that is missing, left over or of another shape.
+    Raises WeightsError when a file is missing, when a key is not supported (stated.py), or when tensors do
+    not fit; the error names them.
     """
     published = read_published(Path(path), None if given.vae is None else Path(given.vae))
     family, found = family_of(published), published.parts
     if {given.dtype, stored := _stored(found["unet"])} == {torch.float16, torch.bfloat16}:
-        said = f"there is {stored}, and {given.dtype} was asked for: its numbers are rounded twice"
+        said = f"it is stored in {stored}, and {given.dtype} is asked for: its numbers are rounded twice"
         warnings.warn(f"{found['unet'].source}: {said}".replace("torch.", ""), stacklevel=3)
     unet = _filled(UNet, parts.unet_sizes(found["unet"], family), found["unet"], given.dtype)
     latents = parts.autoencoder_sizes(found["vae"], family)
@@ -70,14 +71,14 @@ def load_checkpoint(path: Place, given: Given = Given()) -> LatentDiffusion:
     encoders = [_filled(TextEncoder, config, part, given.dtype) for config, part in zip(configs, texts)]
     text = TwoTextEncoders(*encoders).eval() if family is SDXL else encoders[0]
     if (width := sum(config.width for config in configs)) != (reads := unet.config.context_width):
-        raise WeightsError(f"{path}: its UNet reads prompts of width {reads}, its text is of width {width}")
+        raise WeightsError(f"{path}: its UNet needs prompts of width {reads}, its text encoder gives {width}")
     if (z := latents.latent_channels) != (reads := unet.config.in_channels):
-        raise WeightsError(f"{found['vae'].source} has {z} latent channels, the UNet reads {reads}")
+        raise WeightsError(f"{found['vae'].source} has {z} latent channels, but the UNet needs {reads}")
     schedule, factor = _schedule(published, given.prediction, family), latents.factor
     size, side = given.image_size, found["unet"].config.get("sample_size")  # in pixels, in latents
     if size is None and side:
         size = side * factor if isinstance(side, int) else tuple(n * factor for n in side)
-    # SD 2's base, which predicts the noise, was published for 512 pixels
+    # SD 2's base model, which predicts epsilon, was published for 512 pixels
     size = size or (512 if family is SD2 and schedule.config.prediction == "epsilon" else family.image_size)
     multiple = factor * 2 ** (len(unet.config.channels) - 1)
     if any(n % multiple for n in ([size] if isinstance(size, int) else size)):
@@ -88,18 +89,22 @@ def load_checkpoint(path: Place, given: Given = Given()) -> LatentDiffusion:
 
 
 def family_of(published: Published) -> Family:
-    """Told by what is there: a second text encoder, or how the UNet's attention is projected."""
+    """SDXL has a second text encoder; SD 2.x has linear projections in the UNet's attention.
+
+    A UNet without attention counts as SD 2.x if the text encoder is 1024 wide.  Raises WeightsError when
+    SDXL's second text encoder is missing.
+    """
     path, unet = published.path, published.parts["unet"]
     if "text_encoder_2" in published.parts:
         return SDXL
     if "added.fc1.weight" in unet.tensors:
-        raise WeightsError(f"{path} has SDXL's UNet, but not its two text encoders")
+        raise WeightsError(f"{path} has SDXL's UNet, but not both of its text encoders")
     text_width = published.parts["text_encoder"].shape("token.weight")[1]
     return SD2 if len(unet.ending(parts.PROJECTION)) == 2 or text_width == 1024 else parts.SD1
 
 
 def _tokenizer(path: Path, pads: tuple, encoder: nn.Module, length: int, given: Folder) -> Words:
-    """A vocabulary for each text encoder: the folder's, or the one that is given or lies beside the file."""
+    """A vocabulary for each text encoder: the given one, that of the folder, or one beside the file."""
     n = len(pads)
     if given is None and (path / "tokenizer").is_dir():
         folders, pads = [path / "tokenizer", path / "tokenizer_2"][:n], (None,) * n
@@ -119,27 +124,28 @@ def _tokenizer(path: Path, pads: tuple, encoder: nn.Module, length: int, given: 
         words = BytePairs(folder, longest, pad)
         if len(words) > known:
             has = f"the vocabulary in {folder} has {len(words):,} tokens, the text encoder {known:,}"
-            raise WeightsError(f"{has}: the words that were learnt are not in this checkpoint")
+            raise WeightsError(f"{has}: the embeddings of added tokens are not in this checkpoint")
         each.append(words)
     return each[0] if n == 1 else TwoBytePairs(*each)
 
 
 def _schedule(published: Published, prediction: Prediction | None, family: Family) -> Schedule:
-    """The noise that the UNet was trained with, and the levels that its sampler visits.
+    """The noise schedule that the UNet was trained with, and the spacing of the sampler's steps.
 
-    The sampler is DDIM whatever the configuration names; without step noise Euler's is the same.
+    The sampler is always DDIM, whatever scheduler is configured; without step noise, Euler's method is equal
+    to DDIM.
     """
     path, kind, abar = published.path, published.scheduler.get("_class_name"), published.abar
     known = dict(published.scheduler) if kind else SD_NOISE | published.scheduler
-    if family is not SDXL:  # diffusers' pipelines of SD 1.x and 2.x mend these two in older folders
+    if family is not SDXL:  # diffusers' pipelines of SD 1.x and 2.x correct these two in older folders
         known |= {"steps_offset": 1, "clip_sample": False}
     if kind not in ("DDIMScheduler", "DDPMScheduler", "HeunDiscreteScheduler"):
-        known.pop("clip_sample", None)  # not read by the other samplers
+        known.pop("clip_sample", None)  # the other schedulers ignore it
     known = check("scheduler", known, f"{path} (scheduler)")
-    own = [key for key, value in known.items() if key.startswith("use_") and value]  # noise levels
+    own = [key for key, value in known.items() if key.startswith("use_") and value]  # other noise levels
     if kind and (own or kind not in DDIM_LIKE):
         asked = f"{kind} with {', '.join(own)}" if own else kind
-        warnings.warn(f"{path} asks for {asked}; it is drawn with DDIM, which gives others", stacklevel=4)
+        warnings.warn(f"{path} asks for {asked}; DDIM is used, so its pictures differ", stacklevel=4)
     stated = (known if kind else published.scheduler).get("prediction_type")
     if prediction is None and stated is None and family.prediction != "epsilon":
         assumed = f"{family.prediction!r}, as {family.name} at {family.image_size} pixels does"
@@ -154,21 +160,24 @@ def _schedule(published: Published, prediction: Prediction | None, family: Famil
         set_alpha_to_one=bool(known["set_alpha_to_one"]),
     )  # fmt: skip
     if abar is not None and not (off := (Schedule(config).abar - abar).abs().max()) <= 5e-3:  # bfloat16's
-        raise WeightsError(f"{path} was trained with other noise: its alphas_cumprod is off by {off:.3f}")
+        raise WeightsError(f"{path} has another noise schedule: its alphas_cumprod is off by {off:.3f}")
     if config.zero_snr and config.prediction == "epsilon" and config.spacing != "leading":
-        raise WeightsError(f"{path} has zero terminal SNR: there noise does not tell the picture; it needs v")
+        raise WeightsError(f"{path} has zero terminal SNR, where epsilon does not determine x_0; it needs v")
     return Schedule(config)
 
 
 def _stored(part: Part) -> torch.dtype:
-    """The precision to compute in: float32, unless all is stored in one half, or in float8 as in float16."""
+    """The dtype to compute in: float16 or bfloat16 if all tensors have it, else float32.
+
+    float8 counts as float16.
+    """
     dtypes = {t.dtype for t in part.tensors.values() if t.is_floating_point()}
     halves = {torch.float16 if dtype.itemsize == 1 else dtype for dtype in dtypes}
     return halves.pop() if halves in ({torch.float16}, {torch.bfloat16}) else torch.float32
 
 
 def _filled(network: type[nn.Module], config: object, part: Part, dtype: Dtype) -> nn.Module:
-    """A network around the part's tensors, which are converted one by one: nothing is in memory twice."""
+    """A frozen network with the part's tensors, which are then removed from the part to save memory."""
     with torch.device("meta"):
         module = network(config).to(dtype or _stored(part))
     load_into(module, part.tensors, source=part.source)
@@ -178,15 +187,15 @@ def _filled(network: type[nn.Module], config: object, part: Part, dtype: Dtype) 
 
 # --- CLIP ---------------------------------------------------------------------------------------------------
 def load_clip(path: Place, tokenizer: Folder = None, quick_gelu: bool | None = None) -> tuple[CLIP, Words]:
-    """A CLIP: a folder of transformers' CLIPModel, or OpenCLIP's state dict (a file, or a folder with it).
+    """Load CLIP from a folder of transformers' CLIPModel, or from OpenCLIP's state dict (a file or a folder).
 
-    `quick_gelu` overrules the activation; an OpenCLIP state dict does not tell it: OpenAI's own weights need
-    True, all of LAION's False (the default without a configuration file).  `tokenizer` as in `Given`.
-    Raises WeightsError.
+    `quick_gelu` overrides the activation, which a state dict without a configuration file does not state.
+    OpenAI's weights need True, and LAION's False, the default for OpenCLIP.  `tokenizer` is that of `Given`.
+    Raises WeightsError when a file is missing, not supported, or does not fit.
     """
     path = Path(path)
     if not path.exists():
-        raise WeightsError(f"there is no CLIP {path}")
+        raise WeightsError(f"there is no CLIP at {path}")
     folder, file = path if path.is_dir() else path.parent, weights_file(path)
     text, vision, pictures = _clip_parts(folder, file, quick_gelu)
     whole, seen = text._replace(prefix=""), parts.vision_sizes(vision, pictures)
@@ -196,13 +205,13 @@ def load_clip(path: Place, tokenizer: Folder = None, quick_gelu: bool | None = N
 
 
 def _clip_parts(folder: Path, file: Path, quick_gelu: bool | None) -> tuple[Part, Part, dict]:
-    """Text and image encoder, with configurations in transformers' words, and that of the pictures."""
+    """Text encoder, image encoder, and the configuration of the pictures, with the keys of transformers."""
     tensors = read_weights(file)
     if any(name.startswith("text_model.") for name in tensors):
         config = read_stated("CLIP", folder / "config.json")
         pictures = read_stated("preprocessor", folder / "preprocessor_config.json")
         text, vision = (config.get(key) or {} for key in ("text_config", "vision_config"))
-        default, table, said = "quick_gelu", names.TRANSFORMERS_CLIP, config  # transformers' own default
+        default, table, said = "quick_gelu", names.TRANSFORMERS_CLIP, config  # transformers' default
     else:
         config = read_stated("open_clip", folder / "open_clip_config.json")
         model, seen = (config.get(key) or {} for key in ("model_cfg", "preprocess_cfg"))
@@ -210,12 +219,12 @@ def _clip_parts(folder: Path, file: Path, quick_gelu: bool | None) -> tuple[Part
         pictures = {f"image_{key}": value for key, value in seen.items()}
         text = {"num_attention_heads": text["heads"]} if text else {}
         vision = {"num_attention_heads": vision["width"] // vision["head_width"]} if vision else {}
-        openai = "input_resolution" in tensors  # OpenAI's own program
+        openai = "input_resolution" in tensors  # written by OpenAI's own program
         default, table = "quick_gelu" if model.get("quick_gelu", openai) else "gelu", names.OPEN_CLIP
         tensors, said = names.open_clip(tensors), openai or "quick_gelu" in model
     if quick_gelu is None and not said:
-        hint = "LAION's have gelu; OpenAI's, and what was trained from them, quick_gelu (--clip-activation)"
-        warnings.warn(f"{file} does not say its activation: assuming {default}; {hint}", stacklevel=4)
+        hint = "LAION's need gelu; OpenAI's, and those trained from them, quick_gelu (--clip-activation)"
+        warnings.warn(f"{file} does not state its activation: assuming {default}; {hint}", stacklevel=4)
     asked = {True: "quick_gelu", False: "gelu", None: None}[quick_gelu]
     text, vision = (c | {"hidden_act": asked or c.get("hidden_act") or default} for c in (text, vision))
     ours = Part(renamed(tensors, table, file), text, str(file), "text.").shortened()

@@ -1,8 +1,10 @@
-"""LoRA files of UNet and text encoders: written as diffusers reads them; read as minireflect, diffusers,
-peft, kohya or older tools write them.
+"""Read and write LoRA files of the UNet and the text encoders.
 
-save_lora("lora.safetensors", unet)         the adapters of models/lora.py
-load_lora(pipe, "lora.safetensors", 0.8)    strict: every layer of the file has to fit; or of a UNet alone
+    save_lora("lora.safetensors", unet)         write the adapters of models/lora.py in diffusers' format
+    load_lora(pipe, "lora.safetensors", 0.8)    add a file's adapters to a pipeline, or to a UNet alone
+
+Files of minireflect, diffusers, peft, kohya and older tools can be read.  Loading is strict: every layer in
+the file must fit.
 """
 
 import json
@@ -24,11 +26,11 @@ from .stated import check, check_names
 
 Target = LatentDiffusion | nn.Module
 NETWORKS = ("unet", "text_encoder", "text_encoder_2")
-PEFT = "adapter_model"  # has adapter_config.json beside it
-STEMS = PEFT, "pytorch_lora_weights"  # of the files in folders
-OUR_ALPHAS = "minireflect_alphas"
+PEFT = "adapter_model"  # name of a file of peft, which has adapter_config.json beside it
+STEMS = PEFT, "pytorch_lora_weights"  # names of the file in a folder
+OUR_ALPHAS = "minireflect_alphas"  # metadata key of our files: layer name -> alpha / r
 
-# kohya writes a layer's name with _ for every dot; these words have a _ of their own.
+# kohya writes _ for every dot in a layer's name.  WORDS are the parts of names that contain a _ themselves.
 KOHYA = {"unet": "unet", "te": "text_encoder", "te1": "text_encoder", "te2": "text_encoder_2"}
 WORDS = (
     "(?:down|up|mid|transformer|input|middle|output)_blocks?|time_emb_proj|(?:time|add)_embed(?:ding)?"
@@ -38,10 +40,11 @@ WORDS = (
 
 
 def dotted(kohya: re.Match) -> str:
+    """kohya's network and layer names, as NETWORK.LAYER with dots."""
     return ".".join([KOHYA[kohya[1]], *re.findall(WORDS, kohya[2])])
 
 
-# The name of a tensor -> network.layer/A, B or alpha: who wrote it, which network, which of the three it is.
+# A table from the tensor names of all tools to NETWORK.LAYER/A, NETWORK.LAYER/B or NETWORK.LAYER/alpha.
 SPELLINGS = [
     (r"^((base_model\.)?model\.|diffusion_model\.)+", ""), (r"^lora_(unet|te[12]?)_([^.]+)", dotted),
     (r"^(?=(text_model|encoder)\.)", "text_encoder."), (r"^(?!(unet|text_encoder(_2)?)\.)", "unet."),
@@ -52,7 +55,7 @@ SPELLINGS = [
 
 
 class Adapter(NamedTuple):
-    """What a file holds for one layer:  y = W x + scale B A x."""
+    """The adapter of one layer:  y = W x + scale B A x."""
 
     A: Tensor  # (r in)
     B: Tensor  # (out r)
@@ -60,17 +63,18 @@ class Adapter(NamedTuple):
 
 
 def save_lora(path: Place, unet: nn.Module) -> None:
-    """The adapters of a UNet as safetensors, in the layout that diffusers' `load_lora_weights` reads.
+    """Write the adapters of a UNet as safetensors, in the layout that diffusers' `load_lora_weights` reads.
 
-    Readers differ in where they look for alpha, so B is multiplied by alpha / r, which is then 1 for all of
-    them; `load_lora` finds the original value in the header.
+    Tools expect alpha in different places.  Hence B is saved multiplied by alpha / r, and no alpha is saved,
+    which means a scale of 1.  `load_lora` finds the original scale in the metadata.
+    Raises ValueError when the UNet has no adapters.
     """
     layers = lora_layers(unet)
     if not layers:
         raise ValueError("there is no LoRA to save: call add_lora first")
     tensors = {}
     for name, theirs in new_names(layers, names.TO_DIFFUSERS).items():
-        layer, kernel = layers[name], layers[name].weight.shape[2:]  # of a convolution
+        layer, kernel = layers[name], layers[name].weight.shape[2:]  # kernel is (1 1) for a convolution
         for side, matrix in {"A": layer.lora.A, "B": layer.scale * layer.lora.B}.items():
             tensors[f"unet.{theirs}.lora_{side}.weight"] = matrix.detach().view(*matrix.shape, *kernel)
     scales = {name: layer.scale for name, layer in layers.items()}
@@ -78,16 +82,17 @@ def save_lora(path: Place, unet: nn.Module) -> None:
 
 
 def read_lora(path: Place, res_blocks: int = 2) -> dict[str, Adapter]:
-    """The adapter of every layer, by the name of its network and ours of the layer: "unet.down.0...".
+    """The adapters in a file, by network and our name of the layer, such as "unet.down.0...".
 
-    `res_blocks` are those of the UNet's levels, for files that number its blocks as the original code does.
-    Raises WeightsError at a tensor that is not of a LoRA, and says what it is.
+    `res_blocks` is the number of residual blocks per level of the UNet.  It is needed for files with the
+    block numbers of the original code.
+    Raises WeightsError when a tensor is not part of a LoRA, or is not supported; the error names it.
     """
     path = weights_file(Path(path), STEMS)
     tensors = files.read_weights(path)
     check_names("LoRA", tensors, path)
     lost: list[str] = []
-    layers: dict[str, dict[str, Tensor]] = {}  # by network and their name of the layer, with dots
+    layers: dict[str, dict[str, Tensor]] = {}  # NETWORK.LAYER in the names of the file -> A, B, alpha
     for name, spelled in new_names(tensors, SPELLINGS, path).items():
         layer, slash, kind = spelled.rpartition("/")
         if slash:
@@ -98,7 +103,7 @@ def read_lora(path: Place, res_blocks: int = 2) -> dict[str, Adapter]:
         lost += [f"{layer}: missing lora_{side}.weight" for side in "AB" if side not in found]
     if lost or not layers:
         some = "; ".join(lost[: files.SHOWN]) or f"it has {files.first_names(tensors)}"
-        raise WeightsError(f"{path} is not a LoRA of a UNet or text encoder that can be read whole: {some}")
+        raise WeightsError(f"{path} is not a complete LoRA of a UNet or text encoder: {some}")
     about, unet = files.read_metadata(path), [*names.DIFFUSERS_UNET, *names.numbered(res_blocks + 1)]
     adapters: dict[str, Adapter] = {}
     with named_as(str(path), ValueError):
@@ -115,21 +120,21 @@ def read_lora(path: Place, res_blocks: int = 2) -> dict[str, Adapter]:
 
 
 def _numbers(source: str, found: dict[str, Tensor]) -> tuple[Tensor, Tensor, float | None]:
-    """A, B and alpha of a layer.  Raises WeightsError when they are not two matrices and a number."""
+    """A, B and alpha of a layer.  Raises WeightsError unless they are two matrices and a number."""
     A, B, alpha = (found.get(kind) for kind in ("A", "B", "alpha"))
     matrices = all(t.ndim > 1 and t.numel() and t.is_floating_point() and all_finite(t) for t in (A, B))
     if not matrices or (alpha is not None and (alpha.numel() != 1 or alpha.is_complex())):
         shapes = ", ".join(f"{kind} {tuple(t.shape)} {t.dtype}" for kind, t in found.items())
-        raise WeightsError(f"{source} with {shapes}; expected matrices of finite numbers, and alpha")
+        raise WeightsError(f"{source} with {shapes}; expected matrices of finite numbers, and one alpha")
     if A.ndim == 4 and A.shape[2:] != (1, 1):
-        raise WeightsError(f"{source}, a convolution LoRA of {tuple(A.shape)}")
+        raise WeightsError(f"{source}, a convolution LoRA of shape {tuple(A.shape)}; only 1x1 is supported")
     with named_as(source, ValueError):
         alpha = None if alpha is None else expect(float(alpha), Finite, "alpha")
     return A.flatten(1), B.flatten(1).float(), alpha
 
 
 def _configuration(path: Path, about: dict[str, str], peft: bool) -> dict[str, dict]:
-    """What is stated of each network's alpha: by diffusers in the header, by peft in a file beside it."""
+    """The LoRA configuration of each network: of diffusers in the metadata, of peft in a file beside it."""
     header = parse_json(about.get("lora_adapter_metadata", "{}"), dict, "lora_adapter_metadata")
     for_all = {key: value for key, value in header.items() if not key.startswith(NETWORKS)}
     if not header and (peft or path.stem == PEFT):
@@ -139,24 +144,26 @@ def _configuration(path: Path, about: dict[str, str], peft: bool) -> dict[str, d
 
 
 def _scale(config: dict, layer: str, rank: int, alpha: float | None) -> float:
-    """alpha / r, or alpha / sqrt(r) with `use_rslora` (arXiv 2312.03732); alpha is r where nothing is said.
+    """alpha / r, or alpha / sqrt(r) with `use_rslora` (arXiv 2312.03732).
 
-    A pattern of `alpha_pattern` names layers by the end of their names, as in peft.
+    Without a tensor alpha, `alpha_pattern` or `lora_alpha` in the configuration state it; otherwise it is r.
+    A pattern matches the end of a layer's name, as in peft.
     """
     patterns, general = config.get("alpha_pattern") or {}, config.get("lora_alpha")
     if alpha is None:
         with named_as(f"alpha_pattern {quote(list(patterns))}", re.error, OverflowError, RecursionError):
             if any(re.search(r"\)[*+?{]", p) or len(re.findall(r"[*+?({]", p)) > 4 for p in patterns):
-                raise re.error("repeated groups, or more than four repetitions, may take for ever")
+                raise re.error("repeated groups, or more than four repetitions, may take too long")
             found = [value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", layer)]
         alpha = found[0] if found else rank if general is None else general
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)
 
 
 def load_lora(target: Target, path: Place, strength: float = 1.0) -> Target:
-    """Add the adapters of a file to a pipeline, or to a UNet alone, and freeze all else.
+    """Add the adapters of a file to a pipeline, or to a UNet alone, and freeze the networks they are in.
 
-    `strength` multiplies what they change.  Raises WeightsError naming each layer that does not fit.
+    `strength` multiplies the updates of all adapters.  Raises WeightsError, which names the layers that do
+    not fit, and ValueError when a network already has adapters.
     """
     networks = networks_of(target) if isinstance(target, LatentDiffusion) else {"unet": target}
     adapters = read_lora(path, networks["unet"].config.res_blocks)
@@ -178,7 +185,7 @@ def load_lora(target: Target, path: Place, strength: float = 1.0) -> Target:
 
 
 def networks_of(pipe: LatentDiffusion) -> dict[str, nn.Module]:
-    """What a LoRA file can change, as NETWORKS calls it: the UNet, and one text encoder or two."""
+    """The networks that a LoRA can adapt, by their names in NETWORKS: the UNet, one or two text encoders."""
     text = pipe.text_encoder
     texts = (text.first, text.second) if isinstance(text, TwoTextEncoders) else (text,)
     return dict(zip(NETWORKS, (pipe.unet, *texts)))

@@ -1,12 +1,12 @@
-"""Our own weights: safetensors files that carry the configuration of their network, and what else it needs.
+"""Save and load the networks of minireflect: safetensors files with the configuration in their metadata.
 
     pipe = load_pipeline()                  the shipped weights, a run folder, or Stable Diffusion (load.py)
     save_pipeline(pipe, folder)             one file for each network
     reasongen = load_reasongen()            ReasonGen-R1: the transformer and its codec
 
-    minireflect inspect PATH                what is in a file, of ours or published, and what does not match
+    minireflect inspect PATH                describe a file, ours or published, and check that it fits
 
-The vocabulary is saved with the text encoder, the schedule with the UNet.
+The file of the text encoder also has the vocabulary, and the file of the UNet the noise schedule.
 """
 
 import json
@@ -26,18 +26,18 @@ from ..models.tokenizer import NoVocabulary, Tokenizer
 from ..models.transformer import Actor, ActorConfig
 from ..models.unet import UNet, UNetConfig
 from ..pipeline import LatentDiffusion, ReasonPipeline
-from ..ranges import checked, quote
+from ..ranges import quote
 from . import lora, parts
 from .files import WeightsError, load_into, named_as, read_metadata, read_ours, read_weights, save_weights
 from .load import Given, Words, family_of, load_checkpoint, load_clip
 
 SHIPPED = Path(__file__).parent.parent / "pretrained"
-RIG = SHIPPED / "rlrig"  # of RL-RIG
-REASON = SHIPPED / "reasongen"  # of ReasonGen-R1
+RIG = SHIPPED / "rlrig"  # shipped weights of RL-RIG
+REASON = SHIPPED / "reasongen"  # shipped weights of ReasonGen-R1
 Device = torch.device | str
 PARTS = ("autoencoder", "text_encoder", "unet")
 
-# The networks that files of ours hold, and their configurations.
+# The networks that are saved in files of minireflect, and the classes of their configurations.
 CONFIGS: dict[type[nn.Module], type] = {
     Autoencoder: AutoencoderConfig, TextEncoder: TextConfig, UNet: UNetConfig, Matcher: MatcherConfig,
     Actor: ActorConfig, VQAutoencoder: VQConfig, ReasonGen: ReasonGenConfig,
@@ -45,37 +45,40 @@ CONFIGS: dict[type[nn.Module], type] = {
 
 
 def save_module(path: Path, module: nn.Module, about: dict[str, str]) -> None:
-    """Save a network with the configuration that rebuilds it, and with the strings `about`."""
+    """Save a network in float32; the metadata are its configuration and the strings `about`."""
     tensors = {key: value.float() for key, value in module.state_dict().items()}
     save_weights(path, tensors, {"config": json.dumps(asdict(module.config)), **about})
 
 
 def load_module(path: Path, network: type[nn.Module]) -> tuple[nn.Module, dict[str, str]]:
-    """A network of CONFIGS from its file, in evaluation mode, with the strings that were saved beside it.
+    """Load a network of CONFIGS, in evaluation mode and frozen.  -> the network, the metadata of its file
 
-    Raises WeightsError when the file is missing, truncated, or holds another network.
+    Raises WeightsError when the file is missing, damaged, or of another network.
     """
     tensors, about = read_ours(path)
     config = stated(path, about, "config", CONFIGS[network])
     problem = f"{path} has sizes that do not fit each other"
     with named_as(problem, ValueError, RuntimeError), torch.device("meta"):
         sketch = network(config)
-    load_into(sketch, tensors, source=str(path))  # before memory is taken for sizes that nothing has
+    load_into(sketch, tensors, source=str(path))  # checks the sizes before memory is allocated for them
     module = network(config)
     load_into(module, tensors, source=str(path))
-    module.to(memory_format=torch.channels_last)  # convolutions are a third faster on the CPU that way
+    module.to(memory_format=torch.channels_last)  # makes convolutions a third faster on the CPU
     return module.eval().requires_grad_(False), about
 
 
 def stated(path: Place, about: dict[str, str], key: str, kind: type) -> object:
-    """A record of `kind` from the JSON that a file has as `key`.  Raises WeightsError."""
+    """A record of `kind` from the JSON text `about[key]`.
+
+    Raises WeightsError when it is missing, of another kind, or has values out of range.
+    """
     name = kind.__name__
     if key not in about:
         raise WeightsError(f"{path} was not saved by minireflect: it has no {name}")
     with named_as(str(path), ValueError):
         values = parse_json(about[key], dict, key)
         if unknown := sorted(values.keys() - {f.name for f in fields(kind)}):
-            raise WeightsError(f"it is not a {name}, it has {quote(', '.join(unknown))}")
+            raise WeightsError(f"it is not a {name}: it has the unknown keys {quote(', '.join(unknown))}")
         needed = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
         if missing := sorted(set(needed) - values.keys()):
             raise WeightsError(f"its {name} has no {', '.join(missing)}")
@@ -83,29 +86,32 @@ def stated(path: Place, about: dict[str, str], key: str, kind: type) -> object:
 
 
 def words_of(path: Place, about: dict[str, str], length: int, vocabulary: int) -> Tokenizer:
-    """The vocabulary that a file brings, for an encoder with so many tokens.  Raises WeightsError."""
+    """The tokenizer with the vocabulary in a file's metadata, for prompts of `length` tokens.
+
+    Raises WeightsError when there are no words, or more than an encoder of `vocabulary` tokens has.
+    """
     words = Tokenizer(about.get("words", "").split(), length)
     if not words.words or len(words) > vocabulary:
-        raise WeightsError(f"{path} brings {len(words.words)} words, for an encoder of {vocabulary} tokens")
+        raise WeightsError(f"{path} has {len(words.words)} words, but its network has {vocabulary} tokens")
     return words
 
 
-@checked
 def load_pipeline(path: Place | None = None, unet: str = "unet", **given: object) -> LatentDiffusion:
-    """The pipeline of a training run, or of Stable Diffusion (SD 1.x, 2.x, SDXL); by default the shipped one.
+    """Load a pipeline: the shipped one by default, that of a training run, or Stable Diffusion.
 
-    `path` is a run folder, or a folder with our weight files; `unet` names the UNet's, of which a run of SRRL
-    has two: "unet" and the "base_unet" that it started from.  Or it is a diffusers folder, or an original
-    .safetensors or .ckpt file; for these alone `given` may have dtype, tokenizer, prediction and image_size,
-    as `Given` in load.py states them.
-    Raises WeightsError when a file is missing, truncated or foreign.
+    `path` is one of
+        a run folder, or another folder with files of minireflect.  `unet` names the file of the UNet: a run
+            of SRRL has "unet", and "base_unet", from which the training started;
+        a diffusers folder, or an original .safetensors or .ckpt file, of SD 1.x, SD 2.x or SDXL.  Only then
+            `given` may have dtype, tokenizer, prediction, image_size and vae (`Given` in load.py).
+    Raises WeightsError when a file is missing, damaged, or does not fit; TypeError on an unknown `given`.
     """
-    overruled = checked(Given)(**given)  # raises TypeError on a wrong name, whatever `path` is
+    overrides = Given(**given)  # raises TypeError for every kind of `path`
     if path is not None and (Path(path).is_file() or (Path(path) / "model_index.json").is_file()):
-        return load_checkpoint(path, overruled)
+        return load_checkpoint(path, overrides)
     folder = weights_folder(path)
     if given:
-        raise WeightsError(f"{', '.join(given)} overrule a published checkpoint, and {folder} is none")
+        raise WeightsError(f"{', '.join(given)} apply to published checkpoints only, not to {folder}")
     autoencoder, _ = load_module(folder / "autoencoder.safetensors", Autoencoder)
     text_encoder, about = load_module(folder / "text_encoder.safetensors", TextEncoder)
     network, about_unet = load_module(folder / f"{unet}.safetensors", UNet)
@@ -119,7 +125,7 @@ def load_pipeline(path: Place | None = None, unet: str = "unet", **given: object
 
 
 def save_pipeline(pipe: LatentDiffusion, folder: Path, parts: tuple[str, ...] = PARTS) -> None:
-    """Write the parts as safetensors, each with its configuration."""
+    """Write each of `parts` as FOLDER/PART.safetensors."""
     about = {
         "text_encoder": {"words": " ".join(getattr(pipe.tokenizer, "words", ()))},
         "unet": {"schedule": json.dumps(asdict(pipe.schedule.config))},
@@ -129,7 +135,7 @@ def save_pipeline(pipe: LatentDiffusion, folder: Path, parts: tuple[str, ...] = 
 
 
 def weights_folder(path: Place | None) -> Path:
-    """Where the weights of a run lie; the shipped ones for None."""
+    """The folder of a run's weights; None = the shipped weights.  Raises WeightsError if it is missing."""
     folder = SHIPPED if path is None else Path(path)
     if not folder.is_dir():
         takes = "--weights takes the run folder of a training command"
@@ -138,13 +144,14 @@ def weights_folder(path: Place | None) -> Path:
 
 
 def or_shipped(folder: Place, name: str) -> Path:
+    """The folder if it has NAME.safetensors, else that of the shipped weights."""
     return Path(folder) if (Path(folder) / f"{name}.safetensors").exists() else SHIPPED
 
 
 def load_reasongen(folder: Place = REASON, name: str = "reasongen", device: Device = "cpu") -> ReasonPipeline:
-    """ReasonGen-R1 from a folder with its weights: "reasongen", or "base_reasongen", its weights before GRPO.
+    """Load ReasonGen-R1 from a folder.  `name`: "reasongen", or "base_reasongen" for the weights before GRPO.
 
-    Raises WeightsError when a file is missing, truncated or foreign.
+    Raises WeightsError when a file is missing, damaged, or does not fit.
     """
     path = Path(folder) / f"{name}.safetensors"
     model, about = load_module(path, ReasonGen)
@@ -154,7 +161,7 @@ def load_reasongen(folder: Place = REASON, name: str = "reasongen", device: Devi
 
 
 def save_reasongen(folder: Path, name: str, pipe: ReasonPipeline) -> None:
-    """The transformer as `name`, and the codec beside it."""
+    """Write the transformer as FOLDER/NAME.safetensors, and the codec beside it."""
     about = {"words": " ".join(pipe.tokenizer.words), "thinks": "yes" if pipe.writes_rationale else "no"}
     save_codec(folder, pipe.codec)
     save_module(folder / f"{name}.safetensors", pipe.model, about)
@@ -170,15 +177,15 @@ def save_codec(folder: Path, codec: Codec) -> None:
 
 
 def load_autoencoder(folder: Place) -> Autoencoder:
-    """The folder's, else the shipped one."""
+    """Load the folder's autoencoder, or the shipped one if the folder has none."""
     return load_module(or_shipped(folder, "autoencoder") / "autoencoder.safetensors", Autoencoder)[0]
 
 
 # --- what is in a file --------------------------------------------------------------------------------------
 def describe(path: Place) -> str:
-    """A checkpoint, CLIP, LoRA or file of ours in a few lines.
+    """A few lines about a Stable Diffusion checkpoint, a CLIP, a LoRA, or a file of minireflect.
 
-    It is loaded: WeightsError names what does not fit.
+    The file is loaded to check it.  Raises WeightsError, which names what does not fit.
     """
     path = Path(path)
     if (path / "model_index.json").is_file():
@@ -200,7 +207,7 @@ def describe(path: Place) -> str:
             said = ", ".join(f"{key} {value}" for key, value in config.items())
             return f"{path}: {kind.__name__} of minireflect, {_counted(load_module(file, kind)[0])}\n  {said}"
     some = ", ".join(f"{name} {tuple(t.shape)}" for name, t in list(tensors.items())[:5])
-    return f"{path}: {len(tensors)} tensors, of no family known here: {some}"
+    return f"{path}: {len(tensors)} tensors of an unknown kind of network: {some}"
 
 
 def _describe_checkpoint(path: Path) -> str:
@@ -211,7 +218,7 @@ def _describe_checkpoint(path: Path) -> str:
     betas = f"beta {c.beta_start} to {c.beta_end} {c.beta_schedule}"
     about = [f"predicts {c.prediction}, {c.train_steps} levels, {betas}", _limit(pipe.tokenizer)]
     networks = [f"{part:13} {_counted(getattr(pipe, part))}" for part in PARTS]
-    notes = dict.fromkeys(f"note: {each.message}" for each in caught)  # without what both readings say
+    notes = dict.fromkeys(f"note: {each.message}" for each in caught)  # without repetitions
     title = f"{path}: {family}, pictures of {' x '.join(map(str, pipe.sides))}"
     return "\n  ".join([title, *networks, *about, *notes])
 

@@ -1,10 +1,10 @@
-"""The parts of a published checkpoint: where each lies, its tensors under our names, its sizes read off them.
+"""Read the parts of a published checkpoint: find their files, rename their tensors, determine their sizes.
 
-    a diffusers folder      model_index.json, and a folder for each part with config.json and its weights
-    an original file        all parts in one, told apart by prefixes; no configuration, no vocabulary
+    a diffusers folder      model_index.json, and for each part a folder with config.json and its weights
+    an original file        all parts in one file, with a prefix for each; no configuration, no vocabulary
 
-A tensor's shape gives channels, depths and widths.  What it does not give, as the number of attention heads
-or the scale of the latents, stands in a part's config.json, or is what the family was published with.
+Channels, depths and widths are read off the shapes of the tensors.  Other values, such as the number of
+attention heads and the scale of the latents, are read from config.json, or are those of the family.
 """
 
 import re
@@ -25,33 +25,33 @@ from .stated import REFINER, check_names, read_stated
 
 
 class Family(NamedTuple):
-    """What the tensors of a family do not tell; configuration files, where there are any, overrule it."""
+    """Published values that the tensors do not determine; configuration files override them."""
 
     name: str
-    heads: int | None  # of the UNet's attention: the same number on all levels ...
-    head_width: int | None  # ... or the same channels for each
+    heads: int | None  # attention heads of the UNet, the same on all levels; or head_width
+    head_width: int | None  # channels per attention head
     scaling_factor: float  # of the latents: 1 / their standard deviation
     image_size: int  # pixels
-    pads: tuple[str, ...]  # padding token of each text encoder, where the vocabulary does not tell
+    pads: tuple[str, ...]  # padding token of each text encoder
     prediction: Literal["epsilon", "v", "x0"] = "epsilon"
 
 
-END, BANG = "<|endoftext|>", "!"  # OpenAI's encoders are padded with the end, OpenCLIP's with the token 0
+END, BANG = "<|endoftext|>", "!"  # padding of OpenAI's text encoder, and of OpenCLIP's (token 0)
 SD1 = Family("SD 1.x", 8, None, scaling_factor=0.18215, image_size=512, pads=(END,))
 SD2 = Family("SD 2.x", None, 64, scaling_factor=0.18215, image_size=768, pads=(BANG,), prediction="v")
 SDXL = Family("SDXL", None, 64, scaling_factor=0.13025, image_size=1024, pads=(END, BANG))
 
 
 class Part(NamedTuple):
-    """A network's tensors under our names, and where they came from."""
+    """The tensors of a network, with our names, and their source."""
 
     tensors: Tensors
-    config: dict  # its configuration file, or what its layout tells
+    config: dict  # its configuration file, and what its layout implies
     source: str  # for error messages
-    prefix: str = ""  # of the names below, for a network inside the part
+    prefix: str = ""  # prepended to all names in the methods, for one of two networks in the part
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of the tensor of this name.  Raises WeightsError when it is missing, or has other axes."""
+        """The shape of a tensor.  Raises WeightsError when it is missing or has another number of axes."""
         name = self.prefix + name
         if name not in self.tensors:
             raise WeightsError(f"missing {name} in {self.source}, which has {first_names(self.tensors)}")
@@ -64,51 +64,55 @@ class Part(NamedTuple):
         return found
 
     def ending(self, end: str) -> tuple[int, ...]:
-        """Of the first tensor whose name ends so, or ().  Raises WeightsError as `shape`."""
+        """The shape of the first tensor whose name ends with `end`, else ().  Raises as `shape`."""
         name = next((name for name in self.tensors if name.endswith(end)), None)
         return self.shape(name) if name else ()
 
     def count(self, pattern: str) -> int:
+        """1 + the largest number in names that match the pattern, as in names.py."""
         return count(self.tensors, re.escape(self.prefix) + pattern)
 
     def level_channels(self, path: str) -> tuple[int, ...]:
-        """Channels of the levels whose names begin with `path`, finest first."""
+        """Output channels of the levels whose names begin with `path`, finest first."""
         levels = range(self.count(rf"{re.escape(path)}\.(\d+)\."))
         return tuple(self.shape(f"{path}.{i}.layers.0.res.conv1.weight")[0] for i in levels)
 
     def shortened(self) -> "Part":
-        """With the blocks that the configuration counts: fewer than the file has are a "clip skip"."""
+        """Keep the first `num_hidden_layers` blocks of the configuration; fewer than stored is a "clip skip".
+
+        Raises WeightsError when there are fewer blocks than configured.
+        """
         block, has = rf"{re.escape(self.prefix)}blocks\.(\d+)\.", self.count(r"blocks\.(\d+)\.")
         if (uses := self.config.get("num_hidden_layers", has)) > has:
-            raise WeightsError(f"{self.source} has {has} blocks, its configuration {uses} num_hidden_layers")
+            raise WeightsError(f"{self.source} has {has} blocks, but num_hidden_layers is {uses}")
         left_out = {name for name in self.tensors if (m := re.match(block, name)) and int(m[1]) >= uses}
         return self._replace(tensors={n: t for n, t in self.tensors.items() if n not in left_out})
 
 
-# --- where the parts lie ------------------------------------------------------------------------------------
-PARTS = {  # part, as its folder is called -> its kind in stated.py, and how its tensors are read
+# --- files --------------------------------------------------------------------------------------------------
+PARTS = {  # part, by the name of its folder -> its kind in stated.py, and its function in names.py
     "unet": ("UNet", names.unet), "vae": ("VAE", names.autoencoder),
     "text_encoder": ("text encoder", names.first_text), "text_encoder_2": ("text encoder", names.text),
 }  # fmt: skip
 
 
 class Published(NamedTuple):
-    """A checkpoint as it lies on the disk."""
+    """The contents of a published checkpoint."""
 
     path: Path
     parts: dict[str, Part]  # by the names of PARTS
-    scheduler: dict  # its configuration, or what a file tells of it
-    index: dict  # model_index.json, in a folder
-    abar: Tensor | None = None  # (T) the schedule's alpha-bar, in some files
+    scheduler: dict  # configuration of the noise schedule; {} if nothing is stated
+    index: dict  # model_index.json of a folder; {} for a file
+    abar: Tensor | None = None  # (T) alpha-bar of the schedule, stored in some single files
 
 
 def read_published(path: Path, vae: Path | None = None) -> Published:
-    """A diffusers folder or an original file, with the autoencoder `vae` where one is given.
+    """Read a diffusers folder or an original file; `vae` is the path of an autoencoder to use instead.
 
-    Raises WeightsError when it is neither, or lacks a part.
+    Raises WeightsError when the path is neither of these, or a part is missing.
     """
     if not path.exists():
-        raise WeightsError(f"there is no checkpoint {path}")
+        raise WeightsError(f"there is no checkpoint at {path}")
     found = _read_folder(path) if path.is_dir() else _read_file(path)
     if vae is not None:
         found.parts["vae"] = read_part(vae / "vae" if (vae / "vae").is_dir() else vae, "vae")
@@ -116,7 +120,7 @@ def read_published(path: Path, vae: Path | None = None) -> Published:
         raise WeightsError(f"{path} is {REFINER}")
     if missing := {"unet", "vae", "text_encoder"} - found.parts.keys():
         lacks, has = " and no ".join(sorted(missing)), first_names(found.parts)
-        raise WeightsError(f"{path} has no {lacks}, as Stable Diffusion has; it has {has}")
+        raise WeightsError(f"{path} has no {lacks}, which Stable Diffusion needs; it has {has}")
     return found
 
 
@@ -126,20 +130,21 @@ def _read_folder(path: Path) -> Published:
     parts = {part: read_part(path / part, part) for part in there}
     scheduler = read_json(file := path / "scheduler" / "scheduler_config.json")
     if (named := (index.get("scheduler") or [None])[-1]) and not scheduler:
-        raise WeightsError(f"{file} is missing or empty, and model_index.json names it")
+        raise WeightsError(f"{file} is missing or empty, but model_index.json names a scheduler")
     if named and (used := scheduler.setdefault("_class_name", named)) != named:
-        warnings.warn(f"{file} is of {used}, which is used; model_index.json names {named}", stacklevel=5)
+        warnings.warn(f"{file} is of {used} and is used; model_index.json names {named}", stacklevel=5)
     return Published(path, parts, scheduler, index)
 
 
 def read_part(path: Path, part: str) -> Part:
-    """A network's folder, or its file; the configuration in the folder is checked."""
+    """Read the folder of a network, or its file, and check the configuration in the folder."""
     folder = path if path.is_dir() else path.parent
     config = read_stated(PARTS[part][0], folder / "config.json", needed=path.is_dir())
     return part_of(read_weights(file := weights_file(path)), part, config, str(file))
 
 
 def part_of(tensors: Tensors, part: str, config: dict, source: str) -> Part:
+    """A part of PARTS, with our names, from the tensors of a published layout."""
     tensors, table, known = PARTS[part][1](tensors)
     return Part(renamed(tensors, table, source), known | config, source).shortened()
 
@@ -150,44 +155,46 @@ def _read_file(path: Path) -> Published:
         expected = f"it has {first_names(whole)}, expected {UNET_PREFIX[:-1]}..."
         raise WeightsError(f"{path} is not an original file of Stable Diffusion: {expected}")
     if odd := check_names("single file", whole, path):
-        raise WeightsError(f"{path} has {len(odd)} tensors that belong to no part: {first_names(odd)}")
+        raise WeightsError(f"{path} has {len(odd)} tensors of no known part: {first_names(odd)}")
     known = _known_of(path, whole)
     latents = {"scaling_factor": known.pop("scaling_factor", None)}
     for prefix, part in ORIGINAL.items():
         if (tensors := inside(whole, prefix)) and part in parts:
-            raise WeightsError(f"{path} has a second {part} ({prefix}*), and does not say which is used")
+            raise WeightsError(f"{path} has a second {part} ({prefix}*); only one can be used")
         if tensors:
             parts[part] = part_of(tensors, part, latents, f"{path} ({prefix}*)")
             if n := parts[part].config.get("num_hidden_layers"):
-                said = f"its text encoder is used up to block {n} of {n + 1}, as in SD 2.x"
-                warnings.warn(f"{path} does not say so, but {said}", stacklevel=4)
+                warnings.warn(
+                    f"{path}: using {n} of {n + 1} blocks of its text encoder, as SD 2.x", stacklevel=4
+                )
     if any(name.startswith("model_ema.") for name in whole):
-        warnings.warn(f"{path}: its running average (model_ema) is not used, its weights are", stacklevel=4)
+        warnings.warn(f"{path}: its averaged weights (model_ema) are ignored", stacklevel=4)
     abar = whole["alphas_cumprod"].flatten().float() if "alphas_cumprod" in whole else ()
-    if "denoiser.sigmas" in whole:  # of SDXL: the noise over the signal
+    if "denoiser.sigmas" in whole:  # in SDXL's files: std of the noise divided by that of the signal
         abar = 1 / (1 + whole["denoiser.sigmas"].flatten().float().sort().values ** 2)
-    if not len(abar) or abar[0] < 0.5:  # some files have zeros there
+    if not len(abar) or abar[0] < 0.5:  # some files store zeros
         return Published(path, parts, known, {})
     return Published(path, parts, known | {"num_train_timesteps": len(abar)}, {}, abar)
 
 
-# What the .yaml of the original program beside a file states, in the words of diffusers' configurations.
+# Keys in the .yaml file of the original program -> keys of diffusers' configurations.
 YAML = {
     "parameterization": "prediction_type", "beta_schedule": "beta_schedule", "linear_start": "beta_start",
     "linear_end": "beta_end", "timesteps": "num_train_timesteps", "scale_factor": "scaling_factor",
-    "denoiser_scaling": "prediction_type",  # of the names of Stability's classes
+    "denoiser_scaling": "prediction_type",  # module of a class such as VScaling
 }  # fmt: skip
+# Values in that file -> values of diffusers' configurations.
 THEIRS = {"v": "v_prediction", "eps": "epsilon", "x0": "sample",
           "linear": "scaled_linear", "sqrt_linear": "linear"}  # fmt: skip
 
 
 def _known_of(path: Path, whole: Tensors) -> dict:
-    """What marker keys, the header, and a .yaml beside a file tell, in the words of configurations."""
+    """What a single file, its metadata, and a .yaml file beside it state, with the keys of diffusers."""
     text = read_text(about) if (about := path.with_suffix(".yaml")).is_file() else ""
     said = re.findall(rf"\b({'|'.join(YAML)})(?:[\"']? *: *[\"']?|\.)([-+.\w]+)", text)
     known = {"prediction_type": read_metadata(path).get("modelspec.prediction_type")}
     with files.named_as(f"{path}, or {about.name} beside it", ValueError, RuntimeError):
-        for key, value in reversed(said):  # the first counts
+        for key, value in reversed(said):  # the first of several values remains
             kind = str if value.isidentifier() else int if value.isdigit() else float
             known[YAML[key]] = kind(value.removesuffix("Scaling").lower())
         if "scale_factor" in whole:
@@ -198,15 +205,14 @@ def _known_of(path: Path, whole: Tensors) -> dict:
 
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model", "open_clip_model", "open_clip_pytorch_model")
-# [.VARIANT].safetensors or .bin, or .safetensors.index[.VARIANT].json of one in several parts
+# [.VARIANT].safetensors or .bin; with .index[.VARIANT].json for the index of a file in several parts
 ENDINGS = r"(?:\.(\w+))?\.(safetensors|bin)(\.index(?:\.(\w+))?\.json)?"
 
 
 def weights_file(path: Path, stems: tuple[str, ...] = STEMS) -> Path:
-    """A file itself; of a folder the file with its tensors, or the index of several, of one of these names.
+    """The path itself if it is a file; in a folder, the file of weights (or its index) with one of the stems.
 
-    Takes safetensors before torch files, and full precision before half.  Raises WeightsError when there is
-    none.
+    Prefers safetensors to torch files, and full precision to half.  Raises WeightsError if there is none.
     """
     if not path.is_dir():
         return files.existing(path)
@@ -217,26 +223,27 @@ def weights_file(path: Path, stems: tuple[str, ...] = STEMS) -> Path:
 
     here = sorted(file.name for file in path.iterdir() if file.is_file())
     if not (found := [m for name in here if (m := re.fullmatch(rf"(?:{'|'.join(stems)}){ENDINGS}", name))]):
-        expected = f"expected {stems[0]}.safetensors, or another of its names and endings"
+        expected = f"expected {stems[0]}.safetensors, or another known name"
         raise WeightsError(f"there are no weights in {path}: {expected}; it has {first_names(here)}")
     return path / min(found, key=order)[0]
 
 
 # --- sizes --------------------------------------------------------------------------------------------------
-PROJECTION = "attn.proj_in.weight"  # of the UNet's attention: linear (two axes) from SD 2 on
+PROJECTION = "attn.proj_in.weight"  # in the UNet's attention: a linear layer (2 axes) from SD 2 on
 
 
 def unet_sizes(part: Part, family: Family) -> UNetConfig:
-    """Sizes from the tensors of a UNet, heads and groups from config.json or the family."""
+    """The configuration of a UNet: sizes from tensors, heads and groups from config.json or the family."""
     config, source = part.config, part.source
     read, written = part.shape("conv_in.weight")[1], part.shape("conv_out.weight")[0]
-    if (read, written) != (4, 4):  # 9 are read for inpainting, 8 written with a learnt variance
-        raise WeightsError(f"{source} reads {read} channels and writes {written}; only 4 are supported")
+    if (read, written) != (4, 4):  # inpainting has 9 input channels, learnt variances 8 output channels
+        raise WeightsError(f"{source} has {read} input and {written} output channels; only 4 are supported")
     channels = part.level_channels("down")
-    stated = config.get("num_attention_heads") or config.get("attention_head_dim")  # heads, despite its name
+    # diffusers stores the number of heads in attention_head_dim, despite its name
+    stated = config.get("num_attention_heads") or config.get("attention_head_dim")
     heads, head_width = (stated, None) if stated else (family.heads, family.head_width)
     if isinstance(heads, list) and len(heads) != len(channels):
-        raise WeightsError(f"{source} states heads {heads} for {len(channels)} levels of its UNet")
+        raise WeightsError(f"{source} states heads {heads}, but its UNet has {len(channels)} levels")
     down, up = _depths(part, "down"), _depths(part, "up")[::-1]
     keys, added = part.ending("cross_attn.k.weight"), part.ending("added.fc1.weight")
     size_width = config.get("addition_time_embed_dim") or 256
@@ -251,7 +258,7 @@ def unet_sizes(part: Part, family: Family) -> UNetConfig:
 
 
 def _depths(part: Part, way: str) -> tuple[tuple[int, ...], ...]:
-    """Transformer blocks behind each residual block, per level in the order of computation."""
+    """Transformer blocks behind each residual block, per level, in the order of computation."""
     layers = [part.count(rf"{way}\.{i}\.layers\.(\d+)\.") for i in range(part.count(rf"{way}\.(\d+)\."))]
     blocks = r"\.attn\.blocks\.(\d+)\."
     levels = ([rf"{way}\.{i}\.layers\.{j}{blocks}" for j in range(n)] for i, n in enumerate(layers))
@@ -259,6 +266,7 @@ def _depths(part: Part, way: str) -> tuple[tuple[int, ...], ...]:
 
 
 def autoencoder_sizes(part: Part, family: Family) -> AutoencoderConfig:
+    """The configuration of an autoencoder: sizes from tensors, the rest from config.json or the family."""
     config, z = part.config, part.shape("post_quant_conv.weight")[0]
     shift, scale = config.get("shift_factor") or 0.0, config.get("scaling_factor")
     mean = tuple(m + shift for m in config.get("latents_mean") or (z * [0.0] if shift else ()))
@@ -273,7 +281,7 @@ def autoencoder_sizes(part: Part, family: Family) -> AutoencoderConfig:
 
 
 def _transformer_sizes(part: Part, width: int, heads: int) -> dict:
-    """What the two encoders of CLIP have in common; `heads` where the configuration does not state them."""
+    """Fields that TextConfig and VisionConfig share; `heads` is used if the configuration states none."""
     return dict(
         width=width, layers=part.count(r"blocks\.(\d+)\."), hidden=part.shape("blocks.0.fc1.weight")[0],
         heads=part.config.get("num_attention_heads") or heads,
@@ -282,27 +290,30 @@ def _transformer_sizes(part: Part, width: int, heads: int) -> dict:
 
 
 def text_sizes(part: Part, penultimate: bool = False) -> TextConfig:
-    """`penultimate`: read the states before the last block, as SDXL does; no checkpoint tells."""
+    """The configuration of a text encoder; `penultimate` as SDXL needs it, which no checkpoint states."""
     vocabulary, width = part.shape("token.weight")
     eos = part.config.get("eos_token_id", 2)
-    eos = min(vocabulary - 1, 49_407) if eos == 2 else eos  # 2 is a mistake of older files; CLIP's is 49,407
+    eos = min(vocabulary - 1, 49_407) if eos == 2 else eos  # 2 is an error in older files; CLIP's is 49,407
     projection = None if part.prefix else part.tensors.get("text_projection.weight")
     return TextConfig(
         vocabulary, eos, part.shape("position.weight")[0], penultimate=penultimate,
         projection=None if projection is None else len(projection),
-        **_transformer_sizes(part, width, max(1, width // 64)),  # 64 channels each, as published
+        **_transformer_sizes(part, width, max(1, width // 64)),  # published encoders have 64 channels a head
     )  # fmt: skip
 
 
-# By width: ViT-H, g and bigG have 16 heads; all others 64 channels a head.
+# Width -> heads, of ViT-H, g and bigG; all other vision encoders have 64 channels a head.
 VISION_HEADS = {1280: 16, 1408: 16, 1664: 16}
 
 
 def vision_sizes(part: Part, pictures: dict) -> VisionConfig:
-    """`pictures` may have image_mean and image_std, of pictures in [0, 1]; without them they are OpenAI's."""
+    """The configuration of a vision encoder.
+
+    `pictures` may state image_mean and image_std, for pictures in [0, 1]; the defaults are OpenAI's.
+    """
     mean, std = pictures.get("image_mean"), pictures.get("image_std")
     width, _, patch, _ = part.shape("patch.weight")  # (d 3 p p)
-    side = round((part.shape("position.weight")[0] - 1) ** 0.5)  # patches to a side, beside the class token
+    side = round((part.shape("position.weight")[0] - 1) ** 0.5)  # patches per side, without the class token
     return VisionConfig(
         side * patch, patch, mean=tuple(2 * m - 1 for m in mean) if mean else OPENAI_MEAN,
         std=tuple(2 * s for s in std) if std else OPENAI_STD,

@@ -1,11 +1,14 @@
-"""What the files of a published checkpoint state: every key is read, harmless, or refused with its sentence.
+"""Check the configuration files of a published checkpoint: each key is read, harmless, or refused.
 
-    known = check("scheduler", read_json(file), file)    raises WeightsError at the first key that is refused
+    known = check("scheduler", read_json(file), file)    raises WeightsError at the first refused key
 
-Read: this package uses it.  Harmless: it changes no picture, or the tensors tell it.  Refused: it would
-change the pictures and is not supported, unless it has one of the values that ask for nothing else.  A key
-that stands in no table is refused too, unless its value asks for nothing.  A key that is absent has the
-value that the library takes then (ABSENT).  docs/checkpoints.md shows all.
+read        this package uses the value
+harmless    the value changes no picture, or the tensors determine it
+refused     the value would change the pictures and is not supported
+
+A key may have a list of values that are accepted; all others are refused.  A key that is in no table is
+refused, unless its value is empty or off (NOTHING).  An absent key has the default of its library (ABSENT).
+docs/checkpoints.md lists all keys.
 """
 
 import re
@@ -21,8 +24,8 @@ from .names import ORIGINAL
 
 class Rule(NamedTuple):
     what: Literal["read", "harmless", "refused"]
-    why: str = ""  # of a refusal
-    values: tuple = ()  # that are not refused; empty = all, of a key that is read or harmless
+    why: str = ""  # reason of a refusal
+    values: tuple = ()  # accepted values; empty = all of a key that is read or harmless
 
 
 Table = dict[str, Rule]  # regular expression of the key -> its rule
@@ -31,7 +34,7 @@ UNKNOWN = Rule("refused", "minireflect does not know this key", NOTHING)
 
 
 def table(read: str = "", harmless: str = "", **only: object) -> Table:
-    """Rules of keys; `only` has the value that a key must have, or a tuple of them."""
+    """Rules for keys; `only` maps a key to its accepted value, or to a tuple of them."""
     rules = {key: Rule("read") for key in read.split()}
     for key, values in only.items():
         values = values if isinstance(values, tuple) else (values,)
@@ -40,11 +43,12 @@ def table(read: str = "", harmless: str = "", **only: object) -> Table:
 
 
 def refused(why: str, keys: str) -> Table:
+    """Rules for keys that are refused, unless their value is empty or off."""
     return {key: Rule("refused", why, NOTHING) for key in keys.split()}
 
 
 # fmt: off
-# Types of what is read, wherever it stands.
+# Key -> its type, in every kind of file.
 TYPES = {key: kind for kind, keys in {
     dict[str, dict] | None: "added_tokens_decoder", dict[str, float] | None: "alpha_pattern rank_pattern",
     bool: "quick_gelu", Count | None | list[Count]: "num_attention_heads attention_head_dim",
@@ -59,7 +63,7 @@ TYPES = {key: kind for kind, keys in {
     list[float] | None: "image_mean image_std mean std latents_mean latents_std",
 }.items() for key in keys.split()}
 ABOUT = "_.* transformers_version torch_dtype dtype architectures "  # diffusers ignores what begins with _
-# What transformers writes into every configuration, most of it for models that write text.
+# Keys that transformers writes into every configuration, most of them for language models.
 GENERIC = ABOUT + """initializer_(range|factor) attention_dropout dropout logit_scale_init_value torchscript
     (bos|pad|sep|decoder_start|forced_bos|forced_eos)_token_id return_dict.* use_cache pruned_heads prefix
     output_(attentions|hidden_states|scores) use_bfloat16 tf_legacy_loss chunk_size_feed_forward problem_type
@@ -79,20 +83,20 @@ SAMPLERS = """solver_(order|type|p) algorithm_type lower_order_final euler_at_fi
 DISCRETE = """DDIM DDPM PNDM LMSDiscrete EulerDiscrete EulerAncestralDiscrete HeunDiscrete KDPM2Discrete
     KDPM2AncestralDiscrete DPMSolverMultistep DPMSolverSinglestep DPMSolverSDE UniPCMultistep DEISMultistep"""
 FLOW = "a flow model: its network predicts a velocity between noise and picture, not noise"
-EDM = "an EDM model: its network is scaled by sigma_data, and knows noise levels and not times"
-DISTILLED = "a consistency model: its network is made for a sampler of its own"
+EDM = "an EDM model: its network is scaled by sigma_data and takes noise levels, not times"
+DISTILLED = "a consistency model: its network needs a special sampler"
 REFINER = "SDXL's refiner, which only finishes the pictures of another model"
 BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D")
 KINDS: dict[str, Table] = {
     "model_index.json": {
-        r"_class_name": Rule("refused", "not a pipeline that draws from a prompt alone", (
+        r"_class_name": Rule("refused", "not a pipeline that generates pictures from a prompt alone", (
             "StableDiffusionPipeline", "StableDiffusionXLPipeline", "DiffusionPipeline",
             "StableDiffusionImg2ImgPipeline", "StableDiffusionXLImg2ImgPipeline"))}
     | table("vae unet text_encoder text_encoder_2 tokenizer tokenizer_2 scheduler "
             "force_zeros_for_empty_prompt", ABOUT + "safety_checker requires_safety_checker image_encoder "
             "feature_extractor add_watermarker watermark requires_aesthetics_score"),
     "scheduler": {
-        r"_class_name": Rule("refused", "EDM, flow and consistency models need samplers of their own", (
+        r"_class_name": Rule("refused", "EDM, flow and consistency models need special samplers", (
             None, *(f"{name}Scheduler" for name in DISCRETE.split())))}
     | table("num_train_timesteps beta_start beta_end beta_schedule prediction_type timestep_spacing "
             "steps_offset set_alpha_to_one rescale_betas_zero_snr final_sigmas_type", ABOUT + SAMPLERS,
@@ -112,7 +116,7 @@ KINDS: dict[str, Table] = {
         conv_in_kernel=3, conv_out_kernel=3, time_embedding_type="positional", attention_type="default",
         downsample_padding=1, resnet_out_scale_factor=(1.0, None), only_cross_attention=(False, None),
         mid_block_type=("UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None), mid_block_scale_factor=1)
-    | refused("no UNet of Stable Diffusion has it", """center_input_sample class_embed.* num_class_embeds
+    | refused("no UNet of Stable Diffusion uses it", """center_input_sample class_embed.* num_class_embeds
               encoder_hid_dim.* dual_cross_attention cross_attention_norm time_embedding_(dim|act_fn)
               timestep_post_act resnet_skip_time_act""") | refused(DISTILLED, "time_cond_proj_dim"),
     "VAE": table(
@@ -148,26 +152,26 @@ KINDS: dict[str, Table] = {
         "mean std", "size fill_color", mode="RGB", interpolation="bicubic", resize_mode=("shortest", None)),
     "single file": {f"{re.escape(prefix)}.*": Rule("read") for prefix in ORIGINAL} | {
         r"v_pred|ztsnr|alphas_cumprod|denoiser\.sigmas|scale_factor": Rule("read"),
-        # the schedule's other tables, which follow from the first, and the last state of a training
+        # other tables of the schedule, which follow from alphas_cumprod, and the state of the training
         r"(alphas|betas|sqrt|log_one_minus|posterior|lvlb)\w*|logvar|denoiser\..*": Rule("harmless"),
         r"model_ema\..*|model\.diffusion_model": Rule("harmless"),
-        # ComfyUI writes them of encoders that project nothing
+        # ComfyUI writes these also for text encoders without a projection
         r"(cond_stage_model|conditioner\.embedders\.0)\.(logit_scale|text_projection)": Rule("harmless"),
         r"conditioner\.embedders\.0\.model\..*": Rule("refused", REFINER),
         r"edm_mean|edm_std|edm_vpred\..*": Rule("refused", EDM),
         r"scaled_fp8": Rule("refused", "its float8 weights have scales beside them; use another precision"),
         r"text_encoders\..*|model\.(transformer|joint_blocks)\..*": Rule("refused", "Stable Diffusion 3"),
-        r"embedding_manager\..*|bundle_emb\..*": Rule("refused", "learnt words beside the text encoder"),
+        r"embedding_manager\..*|bundle_emb\..*": Rule("refused", "learnt words (textual inversion)"),
     },
     "LoRA": {
         r".*hada_.*": Rule("refused", "a LoHa, not a LoRA: a product of two low-rank differences"),
         r".*lokr_.*": Rule("refused", "a LoKr, not a LoRA: a Kronecker product"),
         r".*(dora_scale|lora_magnitude_vector.*)": Rule("refused", "a DoRA: a LoRA with column lengths"),
         r".*lora_mid\..*": Rule("refused", "a convolution LoRA (LoCon)"),
-        r".*oft_.*|.*\.(on_input|a1|a2|b1|b2)\..*": Rule("refused", "neither LoRA nor read: OFT, IA3, GLoRA"),
+        r".*oft_.*|.*\.(on_input|a1|a2|b1|b2)\..*": Rule("refused", "not a LoRA but OFT, IA3 or GLoRA"),
         r".*\.alpha": Rule("read"),
         r".*\.(diff(_b)?|w_norm|b_norm)|.*lora_.*\.bias": Rule("refused", "a difference of full rank"),
-        r"bundle_emb\..*|emb_params|string_to_param": Rule("refused", "learnt words; only LoRA is read"),
+        r"bundle_emb\..*|emb_params|string_to_param": Rule("refused", "learnt words; only LoRA is supported"),
         r".*lora(\.|_)(A|B|down|up)\b.*|.*\.lora_linear_layer\.(down|up)\.weight": Rule("read"),
     },
     "LoRA's configuration": table(
@@ -179,7 +183,7 @@ KINDS: dict[str, Table] = {
         init_lora_weights=(True, False, None, "gaussian", "eva", "orthogonal"))
     | refused("a DoRA: a LoRA with column lengths", "use_dora"),
 }
-# What diffusers, transformers, open_clip and peft take for a key that is absent from a configuration.
+# Defaults of diffusers, transformers, open_clip and peft for keys that are absent from a configuration.
 NETWORK = {"num_attention_heads": 8, "num_hidden_layers": 12, "hidden_act": "quick_gelu"}
 ABSENT: dict[str, dict] = {
     "scheduler": {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear", "steps_offset": 0,
@@ -199,10 +203,10 @@ ABSENT: dict[str, dict] = {
 
 
 def check(kind: str, values: Mapping[str, object], source: object) -> dict:
-    """-> the values, and what is meant where a key is absent; nothing of an empty configuration.
+    """Check the values of a file of this kind.  -> the values with defaults for absent keys; {} for {}
 
-    An object that has a table of its own is checked with it.  Raises WeightsError at the first key that is
-    refused, or not of its type: its name, its value, the reason.
+    A nested object is checked too if KINDS has a table for it.  Raises WeightsError at the first key that is
+    refused or has the wrong type, with its name, its value and the reason.
     """
     of_class, owner = ABSENT.get(str(values.get("_class_name")), {}), kind.partition("'")[0]
     values = {**ABSENT.get(kind, {}), **of_class, **values} if values else {}
@@ -212,7 +216,7 @@ def check(kind: str, values: Mapping[str, object], source: object) -> dict:
             expect(value, TYPES.get(key, object), f"{key} in {source}")
         if inner in KINDS and value:
             values[key] = check(inner, value, f"{source} ({key})")
-        value = value.get("content", value) if isinstance(value, dict) else value  # of a token
+        value = value.get("content", value) if isinstance(value, dict) else value  # the text of a token
         each = value if isinstance(value, list | tuple) and value and rule.values != NOTHING else [value]
         if (rule.values or rule.what == "refused") and not all(part in rule.values for part in each):
             said = f"has {key}" if value is key else f"asks for {key} = {value!r}"
@@ -221,18 +225,25 @@ def check(kind: str, values: Mapping[str, object], source: object) -> dict:
 
 
 def read_stated(kind: str, path: Path, needed: bool = False) -> dict:
-    """A configuration file, checked; empty if there is none and none is needed.  Raises WeightsError."""
+    """Read and check a configuration file; {} if there is none.
+
+    Raises WeightsError as `check`, and when the file is `needed` but missing or empty.
+    """
     if not (values := read_json(path)) and needed:
-        raise WeightsError(f"{path} is missing or empty: every folder of diffusers has it")
+        raise WeightsError(f"{path} is missing or empty: every folder of diffusers has this file")
     return check(kind, values, path)
 
 
 def rule_of(kind: str, key: str) -> Rule:
+    """The rule of the first pattern that matches the key."""
     return next((rule for pattern, rule in KINDS[kind].items() if re.fullmatch(pattern, key)), UNKNOWN)
 
 
 def check_names(kind: str, names: Iterable[str], source: object) -> list[str]:
-    """The tensors of a file that stand in no table; raises WeightsError at the first that is refused."""
+    """Check the tensor names of a file.  -> the names that are in no table
+
+    Raises WeightsError at the first refused name.
+    """
     unknown = [name for name in names if rule_of(kind, name) is UNKNOWN]
     check(kind, {name: name for name in names if name not in unknown}, source)
     return unknown

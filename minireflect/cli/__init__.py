@@ -1,6 +1,6 @@
-"""What can be typed after `minireflect`: what can be trained, the options of a record, and the help of both.
+"""The command line: the list of trainings, options made from dataclasses, their help and error messages.
 
-An option is a field of a record: its name, its default, and the comment above it as help.  No torch here.
+An option is a field of a dataclass; its help is the comment above the field. This file does not import torch.
 """
 
 import difflib
@@ -24,45 +24,46 @@ from tyro.conf import Positional, Suppress, arg
 from ..ranges import Refusal, named, plain, quote
 
 # fmt: off
-TRAINED = {  # what `train` can train, and the minutes of the preset cpu on two cores
-    "srrl": ("a diffusion model by SRRL, DDPO, GRPO; LoRA: --base", 6),
+TRAINED = {  # commands of `train`, and their minutes with the preset cpu on two cores
+    "srrl": ("a diffusion model by SRRL, DDPO or GRPO; with --base a LoRA", 6),
     "all": ("autoencoder, diffusion, reward and srrl; with --scenes graphs all of RL-RIG", 85),
-    "autoencoder": ("pictures to latents and back", 13),
-    "diffusion": ("the base: latents from noise and a prompt", 25),
-    "reward": ("the learned reward: does the prompt hold for the picture?", 35),
-    "rlrig": ("RL-RIG by reinforcement: the Actor, then the editor", 13),
-    "checker": ("RL-RIG's Checker, and the judge that measures from outside", 25),
-    "actor": ("RL-RIG's Actor: which edit does the picture need?", 13),
-    "reason-grpo": ("ReasonGen-R1 by reinforcement: rationale and picture", 17),
-    "reason-sft": ("ReasonGen-R1 on true rationales", 45),
+    "autoencoder": ("the autoencoder: pictures to latents and back", 13),
+    "diffusion": ("the base: a diffusion model from prompts to latents", 25),
+    "reward": ("the learned reward: does the picture fit the prompt?", 35),
+    "rlrig": ("RL-RIG by reinforcement learning: the Actor, then the editor", 13),
+    "checker": ("RL-RIG's Checker, and the judge that is used only to measure", 25),
+    "actor": ("RL-RIG's Actor by imitation: which edit does the picture need?", 13),
+    "reason-grpo": ("ReasonGen-R1 by reinforcement learning: rationale and picture", 17),
+    "reason-sft": ("ReasonGen-R1 by fine-tuning on true rationales", 45),
     "vq": ("the codebook of image tokens", 11),
-    "captioner": ("the reader of rationales: does the picture keep its words?", 11),
+    "captioner": ("the captioner: does the picture show the rationale?", 11),
 }
 HELP = {"-h", "--help"}
 MINUTES = """\
-Minutes are about those of the preset cpu on two cores. `minireflect train COMMAND --help` lists
-its options; `minireflect train` alone is `minireflect train srrl`, from the shipped weights."""
+Minutes are approximate, for the preset cpu on two cores. `minireflect train COMMAND --help` lists
+the options of a command. Without COMMAND, srrl is trained from the shipped weights."""
 # fmt: on
 NO_MEMORY = "out ?of ?memory|memoryerror|can't allocate memory|not enough memory|alloc_failed"
-SMALLER = """the memory is full; with --base try --micro-batch 1, --checkpointing, --precision bf16 or a
+SMALLER = """out of memory; with --base try --micro-batch 1, --checkpointing, --precision bf16 or a
 smaller --size, otherwise a smaller --batch""".replace("\n", " ")
+PICTURES = (".png", ".jpg", ".jpeg")  # file names of pictures
 METAVARS = {Path: "PATH", int: "N", float: "X"}
 
 
 def train_help() -> str:
-    """The list of what can be trained: one line each."""
+    """The help of `minireflect train`: one line per command."""
     rows = [f"  {name:11}  {about} ({minutes} min)" for name, (about, minutes) in TRAINED.items()]
     return "\n".join(["usage: minireflect train [COMMAND] [OPTIONS]", "", *rows, "", MINUTES])
 
 
 def absent(what: str, name: str, names: Iterable[str]) -> str:
-    """There is no such command or option; and the nearest one that there is."""
+    """The first part of an error about an unknown command or option, with the most similar known name."""
     near = difflib.get_close_matches(name[:40].lower(), names, 1)
     return f"there is no {what} {quote(name)}" + (f", did you mean {near[0]}?" if near else ";")
 
 
 def known(name: str, names: Iterable[str]) -> None:
-    """Raises ValueError on a command that does not exist, with the nearest one that does."""
+    """Raises ValueError if the command does not exist."""
     if name not in names:
         raise ValueError(f"{absent('command', name, names)} it is one of {', '.join(names)}")
 
@@ -73,7 +74,7 @@ def lacks_memory(error: BaseException) -> bool:
 
 
 def sentence(error: BaseException) -> str:
-    """What went wrong, as one sentence that is safe to print."""
+    """The message of an error, as one sentence that is safe to print."""
     if isinstance(error, OSError) and error.strerror:
         where = f" {quote(str(error.filename))}" if error.filename else " the disk or the output"
         return f"cannot use{where}: {error.strerror.lower()}"
@@ -83,29 +84,31 @@ def sentence(error: BaseException) -> str:
 
 
 def refuse(message: str) -> None:
-    """What argparse calls in place of its own end, which prints several lines."""
+    """Replaces `ArgumentParser.error`, which would print several lines and exit."""
     raise Refusal(message)
 
 
 class Option(NamedTuple):
-    group: str  # the field of its record
-    flag: str  # as typed, with the default behind it
-    help: str  # the comment above the field, and what can be chosen
-    field: tuple[type, str]  # where it is first defined
-    kind: Any  # the type of its value
+    """An option as --help shows it."""
+
+    group: str  # heading in the help: the name of the record that has the field
+    flag: str  # as typed, followed by its default
+    help: str  # the comment above the field, and the choices
+    field: tuple[type, str]  # the class that defines the field, and the name of the field
+    kind: Any  # the type of the value
 
 
 @lru_cache
 def comments(record: type) -> dict[str, str]:
-    """The comment above each field of a dataclass, or above the field that it inherits or replaces."""
-    sources = map(inspect.getsource, record.__mro__[-2::-1])  # of all but object, its own the last
+    """The comment above each field of a dataclass, including inherited fields."""
+    sources = map(inspect.getsource, record.__mro__[-2::-1])  # without `object`; a subclass replaces comments
     found = re.findall(r"((?: +# .*\n)+) +(\w+): ", "".join(sources))
     return {name: " ".join(re.findall("# (.*)", above)) for above, name in found}
 
 
 def options(record: Any, prefix: str = "", group: str = "run") -> Iterator[Option]:
-    """Every option of a record, those of nested records last; a field with tyro's Suppress is none."""
-    home = getattr(record, "SOURCE", type(record))  # `options_of` takes fields from another record
+    """The options of a record, those of nested records last, without fields marked with tyro's Suppress."""
+    home = getattr(record, "SOURCE", type(record))  # records of `config.options_of` have fields of Config
     plain, marked = (typing.get_type_hints(type(record), include_extras=extras) for extras in (False, True))
     nested = []
     for name in (field.name for field in fields(record)):
@@ -124,7 +127,7 @@ def options(record: Any, prefix: str = "", group: str = "run") -> Iterator[Optio
 
 
 def typed(flag: str, value: object, kind: type) -> str:
-    """An option as typed, with its default, or without one what it takes."""
+    """An option as typed, followed by its default, or by a placeholder such as PATH if it has none."""
     if isinstance(value, bool):
         head, dot, name = flag.rpartition(".")
         return f"--{head}{dot}no-{name}" if value else f"--{flag}"
@@ -133,15 +136,18 @@ def typed(flag: str, value: object, kind: type) -> str:
 
 
 def read(words: list[str], command: str, about: str, default: Any) -> Any:
-    """The record `default` with the options in `words`; if they ask for help, it is printed and all ends."""
+    """The record `default` changed by the options in `words`.
+
+    Prints the help and exits if `words` ask for it. Raises Refusal on an option that is not valid.
+    """
     if {*HELP, "--help-all"} & {*words}:
-        about += " The value behind a name is its default; --help-all explains every option."
+        about += " The value after a name is its default; --help-all explains every option."
         print(help_text(f"minireflect {command} [OPTIONS]", about, default, full="--help-all" in words))
         raise SystemExit(0)
     said, left = io.StringIO(), []
     try:
         with redirect_stderr(said):
-            off = (tyro.conf.HelptextFromCommentsOff,)  # the help is ours
+            off = (tyro.conf.HelptextFromCommentsOff,)  # `help_text` below replaces tyro's help
             how = {"default": default, "return_unknown_args": True, "config": off}
             record, left = tyro.cli(type(default), args=words, **how)
     except SystemExit:
@@ -152,36 +158,37 @@ def read(words: list[str], command: str, about: str, default: Any) -> Any:
 
 
 def misread(words: list[str], left: list[str], said: str, command: str, record: Any) -> str:
-    """What is wrong with the words: `left` are no options, or tyro has `said` why, in a frame."""
-    name = partial(re.sub, r"^--(.*\.)?no-", r"--\1")  # of an option that can be turned off
+    """The message about words that tyro refused: `left` are unknown words, `said` is tyro's own message."""
+    name = partial(re.sub, r"^--(.*\.)?no-", r"--\1")  # --no-controls is an option of the name --controls
     kinds = {name(option.flag.split()[0]): option.kind for option in options(record)}
     parts = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
     flags = [name(part.replace("_", "-")) for part in parts]
     if left and re.match("-+[^-0-9.]", left[0]):
         return f"{absent('option', left[0].partition('=')[0], kinds)} {command} --help lists them"
     if left:
-        behind = next((f" behind {flag}" for flag in flags[parts.index(left[0]) :: -1] if flag in kinds), "")
-        return f"{quote(left[0])} is not expected{behind}; {command} --help lists the options"
-    text = re.sub("[│╭╮╰╯─]+|-{3,}", " ", said)
+        after = next((f" after {flag}" for flag in flags[parts.index(left[0]) :: -1] if flag in kinds), "")
+        return f"{quote(left[0])} is not expected{after}; {command} --help lists the options"
+    text = re.sub("[│╭╮╰╯─]+|-{3,}", " ", said)  # without the frame that tyro draws
     found = re.search(r"(?:parsing|argument')(--[\w.-]+)", "".join(text.split()))
     if not found or found[1] not in kinds:
         return re.sub(r"^.*Error parsing [\w.]+: | For full helptext.*$", "", " ".join(text.split()))
     end, kind = len(flags) - flags[::-1].index(found[1]), named(kinds[found[1]])
     given = " ".join(takewhile(lambda part: not part.startswith("--"), parts[end:]))
-    return f"{found[1]} must be {kind}, got {quote(given)}" if given else f"{found[1]} needs {kind} behind it"
+    return f"{found[1]} must be {kind}, got {quote(given)}" if given else f"{found[1]} needs {kind} after it"
 
 
 def help_text(usage: str, about: str, record: Any, full: bool = False) -> str:
-    """A line for each option, in groups; the value behind a name is its default.
+    """The help of a command: one line per option, in groups.
 
-    Without `full` two kinds of options are listed at the end and not explained: those of nested records, with
-    a dot in their names, and those of ppo, whose help begins so, where the objective is another.
+    Without `full`, two kinds of options are only listed at the end, without explanations: options of nested
+    records (with a dot in the name), and options of the objective ppo (their help begins with "ppo: ") if the
+    objective is another one.
     """
     width, found = min(120, shutil.get_terminal_size().columns), list(options(record))
     left = min(30, 4 + max(len(option.flag) for option in found if "." not in option.flag.split()[0]))
     ppo = getattr(getattr(record, "srrl", None), "objective", "ppo") == "ppo"
-    groups: dict[str, list[str]] = {}  # those that are explained
-    brief: dict[str, str] = {}  # their flags; a name stays with its default
+    groups: dict[str, list[str]] = {}  # lines of the explained options
+    brief: dict[str, str] = {}  # flags of the others; "\0" keeps a name and its default on one line
     for group, flag, said, *_ in found:
         other = not ppo and said.startswith("ppo: ")
         if not full and (other or "." in flag.split()[0]):

@@ -27,12 +27,12 @@ from ..world.canvas import read_picture, to_pixels, write_picture
 from ..world.layout import lay_out
 from ..world.prompts import split
 from ..world.published import read_benchmark, read_graphs, write_samples
-from . import read
+from . import PICTURES, read
 
 ABOUT = """\
-Sample pictures of prompts. Under each stand the inspector's verdict and the learned reward; in each further
-round what the reward refuses is sampled again, from the opposite of its noise."""
-# options that each way of sampling reads, besides those that all of them read
+Sample pictures of prompts. The inspector's verdict and the learned reward are shown under each picture. In
+each further round, refused pictures are sampled again from the negative of their noise."""
+# options that each way of sampling reads, in addition to ALL
 READ = {
     "srrl": {"method", "rounds", "weights", "steps", "guidance", "eta", "blind", "w_denoise", "w_renoise"},
     "rlrig": {"method", "rounds", "weights", "steps", "guidance"},
@@ -41,18 +41,19 @@ READ = {
                    "lora_scale", "each", "device", *vars(CheckpointConfig())},
 }  # fmt: skip
 ALL = {"prompts", "out", "seed", "check", "checkpoint"}
-# defaults other than 0 rounds and those of SamplerConfig; 7.5 is diffusers' default for Stable Diffusion
+# defaults that differ from 0 rounds and from SamplerConfig; 7.5 is diffusers' default for Stable Diffusion
 DEFAULTS = {"rlrig": {"rounds": LoopConfig.rounds}, "checkpoint": {"guidance": 7.5, "eta": 0.0}}
-PIXELS = (".png", ".jpg", ".jpeg")
-# largest mean difference of pixels, of 255: other processors round differently; other weights exceed it
+# largest mean difference of pixels, of 255: above rounding on other processors, below other weights
 CHECK_TOLERANCE = 4.0
 
 
 @dataclass(frozen=True)
 class SampleOptions(Checked):
-    # a row each; with --method rlrig scene graphs: triples, a sentence, or a .json of LAION-SG or T2I-R1
+    """The options of `minireflect sample`."""
+
+    # one row each; with --method rlrig scene graphs: triples, a sentence, or a .json of LAION-SG or T2I-R1
     prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    # the model
+    # which model samples
     method: Literal["srrl", "rlrig", "reasongen"] = "srrl"
     # reflections after the first picture (default: 0; with --method rlrig 3 edits)
     rounds: Natural | None = None
@@ -60,36 +61,37 @@ class SampleOptions(Checked):
     weights: Path | None = None
     # picture to write
     out: Path = Path("sample.png")
-    # of all noise
+    # seed of all noise
     seed: int = 0
-    # denoising steps (default: 20, or as the run in --weights was measured)
+    # denoising steps (default: 20, or as in the evaluation of the run in --weights)
     steps: Count | None = None
-    # guidance of round 0 (default: 1, or as the run in --weights was measured; with --base 7.5)
+    # guidance of round 0 (default: 1, or as in the evaluation of the run in --weights; with --base 7.5)
     guidance: Weight | None = None
-    # step noise, 0 to 1 (default: 1, or as the run in --weights was measured; with --base 0)
+    # step noise, 0 to 1 (default: 1, or as in the evaluation of the run in --weights; with --base 0)
     eta: Share | None = None
-    # of rationale and image tokens, with --method reasongen; trained and measured at 0.8
+    # with --method reasongen: sampling temperature of all tokens; training and evaluation use 0.8
     temperature: Temperature = 0.2
-    # sample every picture again without a look at the reward, as SRRL's code does
+    # sample every picture again without using the reward, as SRRL's code does
     blind: bool = False
-    # with --blind: guidance of sampling again
+    # with --blind: guidance of the pictures that are turned back into noise
     w_denoise: Weight = 3.0
     # with --blind: guidance of re-noising
     w_renoise: Weight = 0.1
-    # sample the committed picture again; exit status 1 when it is off
+    # sample the committed picture again; exit status 1 if it differs
     check: bool = False
-    # with --base: adapter of a training with --base, of diffusers, peft or kohya
+    # with --base: a LoRA adapter, of a training with --base, of diffusers, peft or kohya
     lora: Path | None = None
-    # with --lora: factor of its change to the weights
+    # with --lora: factor on the change of the weights
     lora_scale: Finite = 1.0
-    # pictures of each prompt, with --out FOLDER: the layout that GenEval's scorer reads
+    # with --base and --out FOLDER: pictures per prompt, in the layout that GenEval's scorer reads
     each: Count = 4
-    # with --base: cuda, mps or cpu (default: the first that is there)
+    # with --base: where to compute (default: the first that is available)
     device: Literal["cuda", "mps", "cpu"] | None = None
     checkpoint: Annotated[CheckpointConfig, tyro.conf.arg(name="")] = field(default_factory=CheckpointConfig)
 
 
 def main(words: list[str]) -> int:
+    """Run `minireflect sample` with these arguments.  -> exit status"""
     args = read(words, "sample PROMPT ...", ABOUT, SampleOptions())
     if args.check:
         return check()
@@ -107,7 +109,7 @@ def main(words: list[str]) -> int:
 
 
 def measured_with(weights: Path | None) -> SamplerConfig:
-    """The sampler with which the run of these weights was measured; the default if it is not known."""
+    """The sampler of the evaluation of the run with these weights; the default if they are of no run."""
     folder = weights_folder(weights)
     run = folder.parent if folder.name == "weights" else folder
     if not (run / "config.json").exists():
@@ -118,12 +120,12 @@ def measured_with(weights: Path | None) -> SamplerConfig:
 
 
 def check_arguments(args: SampleOptions, way: str) -> None:
-    """Check the options before anything is loaded.  Raises ValueError."""
+    """Check the options before any weights are loaded.  Raises ValueError."""
     base = args.checkpoint.base
     if not args.prompts:
         raise ValueError('there is no prompt; try: minireflect sample "a tall red candle in still air"')
     if base is None and not all(map(split, args.prompts)):
-        raise ValueError("a prompt is empty, or has no word")
+        raise ValueError("a prompt is empty or contains no words")
     usual = {**vars(SampleOptions()), **vars(CheckpointConfig())}
     given = {name for name, value in {**vars(args), **vars(args.checkpoint)}.items() if value != usual[name]}
     if unread := sorted(given - READ[way] - ALL):
@@ -131,7 +133,7 @@ def check_arguments(args: SampleOptions, way: str) -> None:
         named = {name: f"--method {name}" for name in READ} | {"checkpoint": "--base PATH"}
         fitting = [named[name] for name, read in READ.items() if {*unread} <= read]
         raise ValueError(f"{flags} has no effect here; try {' or '.join(fitting) or 'other methods'}")
-    if args.out.suffix.lower() not in (*PIXELS, ".pdf", ".svg", *([""] if base else [])):
+    if args.out.suffix.lower() not in (*PICTURES, ".pdf", ".svg", *([""] if base else [])):
         raise ValueError(f"--out {args.out} must end in .png, .jpg, .pdf or .svg")
     folder = args.out.absolute().parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
@@ -140,15 +142,16 @@ def check_arguments(args: SampleOptions, way: str) -> None:
         check_place(args.out)
 
 
-Said = tuple[list[str], list[list[str]]]  # what is printed: heads, and the lines below each
+Said = tuple[list[str], list[list[str]]]  # the printed text: a heading per prompt, and the lines below it
 
 
 def blind(args: SampleOptions) -> ReflectionConfig:
+    """The options of blind reflection."""
     return ReflectionConfig(args.rounds, args.w_denoise, args.w_renoise, args.steps)
 
 
 def sample_srrl(args: SampleOptions, prompts: list[str]) -> Said:
-    """A prompt a row, a round a column."""
+    """SRRL: one row per prompt, one column per round."""
     reflection = blind(args) if args.blind else replace(OPPOSITE, rounds=args.rounds)
     sampler = SamplerConfig(args.steps, args.guidance, args.eta)
     pipe, reward = load_pipeline(args.weights), load_reward(args.weights)
@@ -160,10 +163,10 @@ def sample_srrl(args: SampleOptions, prompts: list[str]) -> Said:
 
 
 def sample_rlrig(args: SampleOptions, prompts: list[str]) -> Said:
-    """A scene graph a row: the picture, unmet requirements, the edit prompt, the next picture."""
+    """RL-RIG: one row per scene graph: picture, unmet requirements, edit prompt, next picture."""
     graphs = [graph for prompt in prompts for graph in read_graphs(prompt)]
     for graph in graphs:
-        lay_out(graph, choices(args.seed, "layout"))  # raises on a graph that no picture can show
+        lay_out(graph, choices(args.seed, "layout"))  # raises if no picture can show the graph
     loop = LoopConfig(args.rounds, steps=args.steps, guidance=args.guidance)
     parts = load_parts(weights_folder(args.weights or RIG))
     rows = showcase.edit_strip(parts, graphs, loop, args.seed, args.out)
@@ -173,7 +176,7 @@ def sample_rlrig(args: SampleOptions, prompts: list[str]) -> Said:
 
 
 def sample_reasongen(args: SampleOptions, prompts: list[str]) -> Said:
-    """The rationale as written, the picture and the verdict, of two samples of each prompt."""
+    """ReasonGen-R1: two samples per prompt, each with its rationale, picture and verdict."""
     folder = weights_folder(args.weights or REASON)
     pipe, reward = load_reasongen(folder), reward_beside(folder)
     sampling = SamplingConfig(args.temperature, guidance=args.guidance)
@@ -182,7 +185,10 @@ def sample_reasongen(args: SampleOptions, prompts: list[str]) -> Said:
 
 
 def sample_checkpoint(args: SampleOptions, prompts: list[str]) -> Said:
-    """A published checkpoint: a prompt a row, a blind round a column; without rounds pixel for pixel."""
+    """A published checkpoint: one row per prompt, one column per blind round.
+
+    Without further rounds, an image file contains only the pictures, side by side and at their full size.
+    """
     pipe = load_base(FinetuneConfig(**vars(args.checkpoint)), chosen_device(args.device))
     if args.lora:
         load_lora(pipe, args.lora, args.lora_scale)
@@ -192,7 +198,7 @@ def sample_checkpoint(args: SampleOptions, prompts: list[str]) -> Said:
         return export(args, pipe)
     sampler = SamplerConfig(args.steps, args.guidance, args.eta)
     rounds = showcase.sampled_rounds(pipe, prompts, sampler, blind(args), args.seed)  # (b 3 h w) each
-    if len(rounds) == 1 and args.out.suffix.lower() in PIXELS:
+    if len(rounds) == 1 and args.out.suffix.lower() in PICTURES:
         write_picture(np.concatenate(to_pixels(rounds["round 0"]), 1), args.out)  # side by side
     else:
         cells = [[(image.cpu(), "", None) for image in row] for row in zip(*rounds.values())]
@@ -201,7 +207,7 @@ def sample_checkpoint(args: SampleOptions, prompts: list[str]) -> Said:
 
 
 def export(args: SampleOptions, pipe: LatentDiffusion) -> Said:
-    """Save pictures of a benchmark's prompts in the layout that its scorer reads, and the settings."""
+    """Save pictures of a benchmark's prompts in the folder layout of its scorer, with settings.json."""
     file = Path(args.prompts[0])
     about = read_benchmark(file) if file.is_file() else [{"prompt": prompt} for prompt in args.prompts]
     for i, task in enumerate(about):
@@ -218,7 +224,7 @@ WAYS = dict(srrl=sample_srrl, rlrig=sample_rlrig, reasongen=sample_reasongen, ch
 
 
 def check() -> int:
-    """Sample the committed picture again.  -> exit status: 1 when it is off"""
+    """Sample the committed picture again and compare.  -> exit status: 0, or 1 if it differs"""
     expected, found = read_picture(SHIPPED / "check.png"), showcase.check_picture(load_pipeline())
     off = float(np.abs(expected.astype(float) - found).mean())
     print(f"mean difference from the committed picture: {off:.3f} of 255 (at most {CHECK_TOLERANCE})")

@@ -1,4 +1,4 @@
-"""minireflect train COMMAND: its options in two passes, the run folder, and the stages of the command."""
+"""minireflect train COMMAND: parse the options in two passes, create the run folder, run the stages."""
 
 import argparse
 import time
@@ -18,11 +18,12 @@ from ..run import Run, RunError, Unfinished
 from ..tracking import Tracking
 from . import TRAINED, lacks_memory, read, refuse, sentence
 
-COSTS = {"smoke": "seconds; it learns nothing", "gpu": "larger batches and budgets, for a CUDA GPU"}
+COSTS = {"smoke": "takes seconds, learns nothing", "gpu": "larger batches and budgets, for a CUDA GPU"}
 CHOICES = {"preset": PRESETS, "scenes": ("laws", "graphs"), "method": tuple(RECIPES)}
 
 
 def main(words: list[str]) -> int:
+    """Run `minireflect train` with these arguments.  -> exit status"""
     named = words[0] if words and not words[0].startswith("-") else None
     words = words[1:] if named else words
     train(parse(words, defaults(named, words)))
@@ -30,7 +31,7 @@ def main(words: list[str]) -> int:
 
 
 def defaults(named: str | None, words: list[str]) -> Config:
-    """First pass: the run to resume, or preset, recipe and checkpoint, decide the defaults of all options."""
+    """First pass: the defaults of all options, from the run to resume, or from preset, method and --base."""
     first = argparse.ArgumentParser("minireflect train COMMAND", add_help=False, allow_abbrev=False)
     for name in (*CHOICES, "device", "base", "out"):
         first.add_argument(f"--{name}", nargs="?")
@@ -38,19 +39,19 @@ def defaults(named: str | None, words: list[str]) -> Config:
     first.error = refuse
     seen = first.parse_known_args(words)[0]
     for name in [name for name, of in CHOICES.items() if getattr(seen, name) not in of]:
-        setattr(seen, name, None)  # the second pass refuses it
+        setattr(seen, name, None)  # the second pass refuses an invalid choice
     if seen.resume and seen.out is None:
-        raise RunError("--resume needs --out RUN: which run is to go on?")
+        raise RunError("--resume needs --out RUN, the folder of the run to continue")
     if seen.resume:
         config = read_config(Path(seen.out))
         if named not in (None, config.command):
-            raise RunError(f"the run in {seen.out} is one of {config.command}, not of {named}")
+            raise RunError(f"the run in {seen.out} is a run of {config.command}, not of {named}")
         return config
     command, method, real = named or "srrl", seen.method or "srrl", seen.base is not None
     if real and command != "srrl":
-        raise ValueError("--base trains a LoRA on a published checkpoint: it goes with the command srrl")
+        raise ValueError("--base trains a LoRA on a published checkpoint; use it with the command srrl")
     name = seen.preset or ("gpu" if (seen.device or best_device()) == "cuda" else "cpu")
-    name = "cpu" if real and name == "gpu" else name  # the options of a checkpoint are for a GPU already
+    name = "cpu" if real and name == "gpu" else name  # the recipes of checkpoints are already meant for a GPU
     config = replace(preset(name, command, seen.scenes or "laws", recipe(method, real)), method=method)
     if real:
         measured = replace(config.evaluation, pictures=min(MEASURED, config.evaluation.pictures))
@@ -60,7 +61,7 @@ def defaults(named: str | None, words: list[str]) -> Config:
 
 
 def parse(words: list[str], config: Config) -> Config:
-    """Second pass: every option of the command.  Paths become absolute: a run is resumed from anywhere."""
+    """Second pass: all options of the command. Paths become absolute, to resume the run from any folder."""
     about = f"Train {TRAINED[config.command][0]}."
     config = replace(config, **vars(read(words, f"train {config.command}", about, options_of(config))))
     paths = {name: getattr(config.finetune, name) for name in ("base", "clip", "prompts", "tokenizer", "vae")}
@@ -73,12 +74,12 @@ FAILURES = (ValueError, OSError, ImportError, MemoryError, FloatingPointError, R
 
 
 def train(config: Config) -> None:
-    """Make the run folder and do the stages; a start that fails leaves no folder."""
-    from ..stages import Task, do  # imports all that trains, measures and plots
+    """Create the run folder and run the stages; a start that fails leaves no folder."""
+    from ..stages import Task, do  # imported late: --help does not need the training code
 
     device = parallel.start(chosen_device(config.device))
     if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32, in float32 networks
+        torch.set_float32_matmul_precision("high")  # TF32 in float32 networks
     label, source = config.method if config.command == "srrl" else config.command, source_of(config)
     folders = (Path("runs") / f"{label}-{n}" for n in count(1))
     folder = config.out or next(free for free in folders if not free.exists())
@@ -100,16 +101,16 @@ def train(config: Config) -> None:
             raise Unfinished(f"{error}, in {run.at}; {hint}") from error
         if run.abandon() or isinstance(error, ValueError | BrokenPipeError):
             raise
-        said = f"{sentence(error)}, in {run.at}; what was saved before is kept, go on with --resume"
+        said = f"{sentence(error)}, in {run.at}; the saved state is kept, continue with --resume"
         raise Unfinished(f"{said} --out {folder}") from error
-    print(f"done in {(time.time() - clock) / 60:.1f} minutes; look at {folder / 'figures'}")
+    print(f"done in {(time.time() - clock) / 60:.1f} minutes; figures are in {folder / 'figures'}")
     parallel.finish()
 
 
 def source_of(config: Config) -> Path | None:
     """The folder of the weights to start from; None for random weights or a published checkpoint."""
     if config.real and config.weights is not None:
-        raise ValueError("--weights is a run of ours: it does not go with --base, a published checkpoint")
+        raise ValueError("--weights (a run of minireflect) cannot be combined with --base (a checkpoint)")
     if config.real or config.command in ("all", "autoencoder"):
         return None
     shipped = {"laws": ours.SHIPPED, "graphs": ours.RIG, "reason": ours.REASON}[config.kind]

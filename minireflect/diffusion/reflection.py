@@ -26,8 +26,8 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
-from ..ranges import Checked, Count, Natural, Share, Weight, checked
-from ..streams import Floats, normal, sent
+from ..ranges import Checked, Count, Natural, Share, Weight
+from ..streams import normal, sent
 from .sample import EpsFn, denoise, evaluations, last, renoise
 from .schedule import StepTable
 
@@ -132,9 +132,8 @@ def condition_guided_forward(
     return x_0, renoise_to(make_eps(config.w_renoise), x_0, back, config, generator)
 
 
-@checked
 def reflect(
-    eps_of: Callable[[Tensor], EpsFn], x0: Floats, accepted: Tensor, back: StepTable,
+    eps_of: Callable[[Tensor], EpsFn], x0: Tensor, accepted: Tensor, back: StepTable,
     config: ReflectionConfig, generator: Generator | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """A round with a reward: select the pictures to sample again, and compute their start noise.
@@ -144,8 +143,6 @@ def reflect(
     back: the steps of re-noising.
     Shapes: x0 (n c h w), accepted (n) bool -> rows (m) long, on the CPU, x_T (m c h w)
     """
-    if accepted.dtype != torch.bool or accepted.shape != x0.shape[:1]:
-        raise ValueError(f"accepted must be true or false for each of {len(x0)} pictures, got {accepted}")
     accepted = accepted.cpu()
     chosen = ~accepted if config.redraw == "refused" else torch.ones_like(accepted)
     rows = chosen.nonzero().flatten()  # (m)

@@ -22,8 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from ..ranges import Natural, checked, quote
-from ..streams import Floats, sent
+from ..streams import sent
 from .ddim import ddim_step, renoise_step
 from .schedule import Schedule, StepTable
 
@@ -83,9 +82,8 @@ def guided(model: Model, cond: Tensor, uncond: Tensor, w: float, schedule: Sched
     return eps_fn
 
 
-@checked
 def denoise(
-    eps_fn: EpsFn, x: Floats, table: StepTable, eta: float | Floats = 0.0, generator: Generator | None = None
+    eps_fn: EpsFn, x: Tensor, table: StepTable, eta: float | Tensor = 0.0, generator: Generator | None = None
 ) -> Iterator[Step]:
     """Noise to image.
 
@@ -94,18 +92,15 @@ def denoise(
     Shapes: x (b c h w) at level table.t[0]; every step yields a latent (b c h w) at level table.t_prev
     """
     sigmas = eta if isinstance(eta, Tensor) else table.sigma(eta)
-    if sigmas.shape != table.t.shape or not (sigmas >= 0).all():
-        raise ValueError(f"eta must be one deviation of at least 0 for each of {len(table)} steps, got {eta}")
     for i in range(len(table)):
         with torch.no_grad():
-            eps = noise_in(x, table.t[i], eps_fn)
+            eps = eps_fn(x, table.t[i])
             out = ddim_step(x, eps, table.abar[i], table.abar_prev[i], sigmas[i], generator=generator)
         x = out.x_prev
         yield Step(i, table.t[i], x, out.x0, eps, out.log_prob, out.mean)
 
 
-@checked
-def renoise(eps_fn: EpsFn, x0: Floats, table: StepTable, refine: Natural = 0) -> Iterator[Step]:
+def renoise(eps_fn: EpsFn, x0: Tensor, table: StepTable, refine: int = 0) -> Iterator[Step]:
     """Image to noise: the inverse of `denoise` at eta 0, from the last step of the table to the first.
 
     The exact inverse of a step needs eps(x_t, t) before x_t is known.  DDIM inversion (refine 0) uses
@@ -120,21 +115,11 @@ def renoise(eps_fn: EpsFn, x0: Floats, table: StepTable, refine: Natural = 0) ->
         with torch.no_grad():
             guess = x
             for _ in range(1 + refine):
-                eps = noise_in(guess, t, eps_fn)
+                eps = eps_fn(guess, t)
                 guess = renoise_step(x, eps, abar, abar_prev)  # SRRL (E4)
             predicted = (x.float() - (1 - abar_prev).sqrt() * eps.float()) / abar_prev.sqrt()  # DDIM (9)
         x = guess
         yield Step(i, t, x, predicted, eps, x.new_zeros(len(x)), x)  # no noise, hence no density
-
-
-def noise_in(x: Tensor, t: Tensor, eps_fn: EpsFn) -> Tensor:
-    """The predicted noise.  Raises ValueError when its shape is not that of the latents.
-
-    Shapes: x (b c h w), t () -> (b c h w)
-    """
-    if getattr(eps := eps_fn(x, t), "shape", None) != x.shape:
-        raise ValueError(f"eps_fn must give noise of shape {tuple(x.shape)}, got {quote(eps)}")
-    return eps
 
 
 def last(steps: Iterable[Step]) -> Tensor:

@@ -1,15 +1,16 @@
-"""Train what turns pictures into latents, and latents into codes.
+"""Train the two autoencoders of models/autoencoder.py.
 
-    autoencoder     64x64x3 pixels -> 8x8x4 latents              Rombach et al. 2022
+    autoencoder     64x64x3 pixels -> 8x8x4 latents -> pixels            Rombach et al. 2022
         L = |x' - x| + (x' - x)^2 + kl KL(q(z|x) || N(0, I))
 
-    vq              8x8 forms and colours -> the same latents    van den Oord et al. 2017
+    vq              64x64x3 pixels -> 8x8 forms and colours -> latents   van den Oord et al. 2017
         L = mean(w (z' - z)^2) + L_vq
 
-Neither has an adversarial or a perceptual loss.  For vq each scene is rendered twice, the twin in other
-colours, and each picture is reconstructed from its own colours and its twin's forms: this separates form from
-colour.  Patches where twins differ show objects and get a larger weight w, which is 1 on average; otherwise
-small objects would hardly count.  A loss on decoded pixels, not latents, learnt three times more slowly.
+There is no adversarial and no perceptual loss.  For vq, each scene is rendered twice; the second picture, the
+twin, has other colours.  Each picture is reconstructed from its own colours and from the forms of its twin,
+which separates form from colour.  The patches in which twins differ show objects.  They get a larger weight
+w, because small objects would otherwise hardly affect the loss; w is 1 on average.  With a loss on decoded
+pixels instead of latents, training was three times slower.
 
     python train.py autoencoder | vq
 """
@@ -30,23 +31,23 @@ from ..streams import rng
 from ..training import Training, optimise
 from ..world.canvas import to_tensor
 
-OBJECT_WEIGHT = 5.0  # vq: of a patch with an object, relative to one without
-# vq: how often a training counts unused entries; in its first half they are moved, see `revive`
+OBJECT_WEIGHT = 5.0  # vq: loss weight of a patch with an object, relative to one without
+# vq: number of times that unused entries are counted in a training; in its first half they are also revived
 REVIVALS = 120
 
 
 @torch.no_grad()
 def encode_all(encode: Callable[[Tensor], Tensor], pixels: np.ndarray, device: torch.device) -> Tensor:
-    """Encode all pictures, about 256 at a time.  Shapes: pixels (n 64 64 3) uint8 -> (n ...)"""
+    """Encode all pictures in batches of about 256.  Shapes: pixels (n 64 64 3) uint8 -> (n ...)"""
     parts = tqdm(np.array_split(pixels, max(1, len(pixels) // 256)), "encoding", unit="batch", leave=False)
     return torch.cat([encode(to_tensor(part).to(device)) for part in parts])
 
 
 @dataclass(frozen=True)
 class AutoencoderTraining(Training):
-    # weight of the KL, in nats per latent dimension, against one unit of pixel error
+    # weight of the KL term, which is in nats per latent dimension
     kl: Weight = 3e-4
-    # largest std of the noise added to the latents, in units of their std: generated latents are not exact
+    # largest std of noise added to the latents, in units of their std; makes the decoder robust
     noise: Weight = 0.0
 
 
@@ -56,12 +57,13 @@ AUTOENCODER_TRAINING = AutoencoderTraining(20_000, steps=2_500, batch=16, lr=2e-
 def train_autoencoder(
     config: AutoencoderTraining, network: AutoencoderConfig, pixels: np.ndarray, job: Job
 ) -> Autoencoder:
-    """Learn to compress pictures; where the encoder has learnt, latents are scaled to a std of 1 at the end.
+    """Train an autoencoder on pictures, and set `scaling_factor` so that latents have a std of 1.
 
+    The factor is kept if scripts/shipped.py has frozen the encoder.
     Shapes: pixels (n 64 64 3) uint8
     """
     seed, device = job.seed, job.device
-    torch.manual_seed(seed)  # torch initialises weights from its global stream
+    torch.manual_seed(seed)  # torch initialises weights from its global generator
     model = Autoencoder(network).to(device, memory_format=torch.channels_last)
     for step, generator, minimise in optimise("autoencoder", config, {"autoencoder": model}, job, decay=1e-4):
         pick = torch.randint(len(pixels), (config.batch,), generator=generator)
@@ -86,7 +88,7 @@ def train_autoencoder(
 
 @dataclass(frozen=True)
 class VQTraining(Training):
-    # pictures, rendered once; half of them are the twins of the others
+    # pictures, rendered once; half of them are twins of the others
     pictures: Several = 30_000
     # entries of the form codebook
     forms: Count = 512
@@ -95,7 +97,7 @@ class VQTraining(Training):
 
     def require(self) -> None:
         if self.batch % 2:
-            raise ValueError(f"batch must be even, each picture comes with its twin, got {self.batch}")
+            raise ValueError(f"batch must be even, as each picture comes with its twin, got {self.batch}")
 
 
 VQ_TRAINING = VQTraining(steps=6_000, batch=128, lr=2e-3)
@@ -104,7 +106,10 @@ VQ_TRAINING = VQTraining(steps=6_000, batch=128, lr=2e-3)
 def train_vq(
     config: VQTraining, pixels: np.ndarray, twins: np.ndarray, autoencoder: Autoencoder, job: Job
 ) -> VQAutoencoder:
-    """Learn two codebooks, of forms and of colours.  Shapes: pixels, twins (n 64 64 3) uint8"""
+    """Train a vector-quantised autoencoder on pictures and their twins.
+
+    Shapes: pixels, twins (n 64 64 3) uint8
+    """
     seed, device, every = job.seed, job.device, max(1, config.steps // REVIVALS)
     torch.manual_seed(seed)
     autoencoder = autoencoder.to(device).eval().requires_grad_(False)
@@ -112,12 +117,12 @@ def train_vq(
     latents = encode_all(autoencoder.encode, both, device)  # (2n z 8 8)
     model = VQAutoencoder(VQConfig(latents.shape[1], forms=config.forms, colors=config.colors)).to(device)
     books = {"forms": model.forms, "colors": model.colors}
-    counts = nn.Module()  # uses of each entry since the last count; a module, so that the run saves them
+    counts = nn.Module()  # how often each entry was used lately; a module, so that the run saves it
     for name, book in books.items():
         counts.register_buffer(name, torch.zeros(len(book.codebook), device=device))  # (k)
     for step, generator, minimise in optimise("vq", config, {"vq": model, "seen": counts}, job, decay=1e-4):
         pick = torch.randint(n, (config.batch // 2,), generator=generator)
-        pick = torch.cat([pick, pick + n])  # (b)
+        pick = torch.cat([pick, pick + n])  # (b) pictures, then their twins
         images = to_tensor(both[pick.numpy()]).to(device)  # (b 3 64 64)
         twin = images.roll(config.batch // 2, 0)  # (b 3 64 64)
         out, chosen, codes = model(images, twin)  # (b z 8 8)
@@ -140,16 +145,16 @@ def train_vq(
 
 
 def patch_weights(images: Tensor, twins: Tensor, weight: float) -> Tensor:
-    """Loss weight of each patch, 1 on average: `weight` times larger where picture and twin differ.
+    """Loss weight of each patch: `weight` times larger where picture and twin differ, and 1 on average.
 
     Shapes: images, twins (b 3 8h 8w) -> (b 1 h w)
     """
-    differ = F.max_pool2d((images - twins).abs().amax(1, keepdim=True), 8) > 0.1  # of 2, black to white
+    differ = F.max_pool2d((images - twins).abs().amax(1, keepdim=True), 8) > 0.1  # pixels are in [-1, 1]
     value = torch.where(differ, weight, 1.0)
     return value / value.mean()
 
 
 def perplexity(used: Tensor) -> float:
-    """Size of an evenly used codebook with the same entropy: exp(H).  Shapes: used (k) counts"""
+    """exp(entropy) of the use of entries: k if all are used equally often.  Shapes: used (k) counts"""
     share = used / used.sum().clamp(min=1)
     return torch.special.entr(share).sum().exp().item()

@@ -1,7 +1,8 @@
-"""Corrupt renders as a generator does, for the training of reward and Checker, and tell what they still show.
+"""Corrupt clean renders for the training of reward and Checker, and label what the results still show.
 
-RL easily fools a reward that saw clean renders only.  Labels come from the difference to the clean render,
-and from that to its twin, a picture with one fact wrong; nothing here uses the inspector.
+The corruptions resemble the errors of a generator.  A reward that was trained on clean renders only is easily
+fooled by RL.  A label compares the corrupted picture with its clean render and with a twin, which differs
+from the clean render in one fact.  The inspector is not used.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,18 +22,22 @@ Scenes = Sequence[Scene]
 Stream = Callable[[int], Generator]
 
 VISIBLE = 0.25  # largest error of a 4x4 block, in [0, 1], at which it still shows what was rendered
-# a picture shows its scene if its error is below this share of its error against the twin: a blend shows none
+# A picture shows its scene only if its error is less than NEARER times its error against the twin; a blend of
+# both thus shows neither.
 NEARER = 0.9
-REDRAW_STEPS = 8  # of 20: the most steps by which a picture is noised and denoised again
+REDRAW_STEPS = 8  # largest number of steps, of 20, by which a picture is renoised and denoised again
 
 
 def block_error(images: Tensor, clean: Tensor) -> Tensor:
-    """Error of each 4x4 block, in [0, 1].  Shapes: images (b 3 h w), clean (b 3 h w) -> (b h/4 w/4)"""
+    """Error of the mean colour of each 4x4 block, in [0, 1].
+
+    Shapes: images (b 3 h w), clean (b 3 h w) -> (b h/4 w/4)
+    """
     return F.avg_pool2d((images - clean) / 2, 4).abs().amax(1)
 
 
 def distance(images: Tensor, clean: Tensor) -> Tensor:
-    """Error of the worst 4x4 block, in [0, 1], for the camera shift that fits best.
+    """Largest error of a 4x4 block, in [0, 1], at the camera shift where this is smallest.
 
     Shapes: images (b 3 h w), clean (b 3 h w) -> (b)
     """
@@ -44,7 +49,7 @@ def distance(images: Tensor, clean: Tensor) -> Tensor:
 
 
 def still_shows(images: Tensor, clean: Tensor, twins: Tensor) -> Tensor:
-    """Whether corrupted pictures still show what their clean renders show, and not what their twins show.
+    """Whether each corrupted picture still shows the scene of its clean render, and not that of its twin.
 
     Shapes: images (b 3 h w), clean (b 3 h w), twins (b 3 h w) -> (b) bool
     """
@@ -53,18 +58,18 @@ def still_shows(images: Tensor, clean: Tensor, twins: Tensor) -> Tensor:
 
 
 class Chance(NamedTuple):
-    """Random numbers, one for each of b pictures."""
+    """Draws random numbers for b pictures, on the CPU."""
 
     generator: Generator
-    like: Tensor  # (b ...) of the device and type of the numbers
+    like: Tensor  # (b ...); gives the batch size, and the device and dtype of the numbers
 
     def uniform(self, low: float, high: float) -> Tensor:
-        """-> (b 1 1 1)"""
+        """One number for each picture.  -> (b 1 1 1)"""
         share = torch.rand(len(self.like), 1, 1, 1, generator=self.generator).to(self.like)
         return low + (high - low) * share
 
     def integers(self, n: int) -> Tensor:
-        """From 0 to n - 1.  -> (b 1 1 1)"""
+        """One number from 0 to n - 1 for each picture.  -> (b 1 1 1)"""
         return torch.randint(n, (len(self.like), 1, 1, 1), generator=self.generator).to(self.like.device)
 
     def normal(self, shape: torch.Size) -> Tensor:
@@ -75,10 +80,10 @@ class Chance(NamedTuple):
 def corrupt(
     pipe: LatentDiffusion, images: Tensor, twins: Tensor, prompts: list[str], generator: Generator
 ) -> Tensor:
-    """Corrupt clean renders; some so much that they show nothing any more, see `still_shows`.
+    """Corrupt clean renders; `still_shows` tells which of them still show their scene.
 
-    Of six pictures, on average, one stays clean, two are redrawn by the base, one has noisy latents, one is
-    dull, one is a ghost: guessed from noise, blended with another picture, or half another picture.
+    Of six pictures, on average, one stays clean; one gets noise on its latents; two are renoised and denoised
+    by the base; one has blurred or dimmed pixels with noise; and one is a `guess` or a `mix`.
     Shapes: images, twins (b 3 64 64), b prompts -> (b 3 64 64)
     """
     chance = Chance(generator, images)
@@ -96,16 +101,16 @@ def corrupt(
     if len(rows):
         t = chance.uniform(850, 990).long().flatten()[rows]
         latents[rows] = guess(pipe, z[rows], noise[rows], t)
-    ghost = (kind == 4) & (way > 0)
-    latents = torch.where(ghost, mix(z, pipe.autoencoder.encode(twins), way == 1, chance), latents)
+    mixed = (kind == 4) & (way > 0)
+    latents = torch.where(mixed, mix(z, pipe.autoencoder.encode(twins), way == 1, chance), latents)
     pictures = torch.where(kind == 3, dull(images, way == 0, chance), pipe.decode(latents))
     return torch.where(kind == 0, images, pictures).clamp(-1, 1)
 
 
 def guess(pipe: LatentDiffusion, z: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """The prediction of x_0 from a late noise level, without a prompt: a blurred mean of many scenes.
+    """The base's prediction of x_0 from a high noise level, without a prompt: a blurred mean of many scenes.
 
-    At t = 850 the 256 numbers of x_t hold 3 nats about x_0, too few to tell the outcome.
+    At t = 850, x_t (256 numbers) contains 3 nats about x_0, too few to determine the outcome.
     Shapes: z, noise (m 4 8 8), t (m) -> (m 4 8 8)
     """
     abar = pipe.schedule.abar_at(t, z)
@@ -115,7 +120,7 @@ def guess(pipe: LatentDiffusion, z: Tensor, noise: Tensor, t: Tensor) -> Tensor:
 
 
 def mix(z: Tensor, twins: Tensor, blended: Tensor, chance: Chance) -> Tensor:
-    """Blend the latents, or join half with half, with those of the twin (2 in 3) or of another picture.
+    """Blend latents with those of the twin (2 of 3 pictures) or of another picture, or join two halves.
 
     Shapes: z, twins (b 4 8 8), blended (b 1 1 1) bool -> (b 4 8 8)
     """
@@ -127,7 +132,7 @@ def mix(z: Tensor, twins: Tensor, blended: Tensor, chance: Chance) -> Tensor:
 
 
 def dull(images: Tensor, blurred: Tensor, chance: Chance) -> Tensor:
-    """Blur or dim the pixels, and add noise.
+    """Blur or dim the pixels, then add noise.
 
     Shapes: images (b 3 64 64), blurred (b 1 1 1) bool -> (b 3 64 64)
     """
@@ -136,13 +141,13 @@ def dull(images: Tensor, blurred: Tensor, chance: Chance) -> Tensor:
     return torch.where(blurred, blur, dim) + chance.uniform(0, 0.15) * chance.normal(images.shape)
 
 
-Label = Callable[[Tensor, Tensor, Tensor], Tensor]  # of b corrupted pictures, clean renders and twins
+Label = Callable[[Tensor, Tensor, Tensor], Tensor]  # b corrupted pictures, clean renders, twins -> b labels
 
 
 def corrupt_all(
     pipe: LatentDiffusion, scenes: Scenes, twins: Scenes, prompts: list[str], label: Label, stream: Stream
 ) -> tuple[Tensor, Tensor]:
-    """Render n scenes and corrupt them, 128 at a time; `stream(i)` draws from picture i on.
+    """Render n scenes and corrupt them in batches of 128; `stream(i)` is the generator for those from i on.
 
     -> (n 3 64 64) corrupted pictures, (n ...) their labels, both on the CPU
     """

@@ -1,8 +1,9 @@
-"""Train the base, text encoder and UNet together, on captioned pictures (`world/data.py`).
+"""Train the base, a text encoder and a UNet together, on captioned pictures (world/data.py).
 
     L = w(t) |eps - eps_theta(x_t, t, c)|^2          Ho et al. 2020, equation 14, weighted by `level_weight`
 
-Some captions are left empty, for classifier-free guidance.  Plain captions come first (`Captioned.plain`).
+A tenth of the captions is replaced by the empty prompt, for classifier-free guidance.  The first steps use
+plain captions only (`Captioned.plain`).
 
     python train.py diffusion
 """
@@ -29,25 +30,25 @@ from ..world.data import Captioned
 from .autoencoders import encode_all
 
 READING_LR = 2e-3  # peak learning rate of `learn_to_read`
-EMPTY = 0.1  # share of captions left empty, as in Ho & Salimans 2022
-MAX_WEIGHT = 20.0  # largest loss weight of a noise level: w(t) = min(1 / abar, this)
-EMA = 0.995  # decay of the averaged weights, which are the result
+EMPTY = 0.1  # share of captions that are replaced by the empty prompt, as in Ho & Salimans 2022
+MAX_WEIGHT = 20.0  # largest loss weight of a noise level: w(t) = min(1 / abar, MAX_WEIGHT)
+EMA = 0.995  # decay of the averaged weights, which are the result of the training
 
 
 @dataclass(frozen=True)
 class DiffusionTraining(Training):
     # pictures, rendered and encoded once
     pictures: Count = 24_000
-    # share of noise levels sampled in proportion to their weight: the same mean loss with less variance
+    # share of noise levels sampled in proportion to their weight; keeps the mean loss and lowers its variance
     importance: Share = 0.0
-    # share of the steps, at the start, that see plain captions only
+    # share of the steps, at the start, that use plain captions only
     plain: Share = 0.25
-    # steps that train the text encoder alone to predict latents from captions, before the UNet
+    # steps, before all others, that train the text encoder alone to predict latents from captions
     reading_steps: Natural = 0
 
 
 class BaseSizes(NamedTuple):
-    """The sizes of a base."""
+    """Sizes of UNet and text encoder."""
 
     unet: UNetConfig
     text_width: int
@@ -61,7 +62,7 @@ GRAPH_BASE = BaseSizes(SMALL_UNET, 64, PROMPT_LENGTH)
 def train_diffusion(
     config: DiffusionTraining, sizes: BaseSizes, data: Captioned, autoencoder: Autoencoder, job: Job
 ) -> LatentDiffusion:
-    """Learn to generate pictures from captions.  -> a pipeline with the averaged weights"""
+    """Train text encoder and UNet to generate pictures from captions.  -> a pipeline with averaged weights"""
     seed, device = job.seed, job.device
     autoencoder = autoencoder.to(device).eval().requires_grad_(False)
     latents = encode_all(autoencoder.encode, data.pixels, device)  # (n 4 8 8)
@@ -69,7 +70,7 @@ def train_diffusion(
     ids, null = tokenizer(data.captions).to(device), tokenizer([""]).to(device)  # (n t), (1 t)
     plain = torch.tensor(data.plain)  # (m) rows
     torch.manual_seed(seed)
-    # embeddings start with std 1: with CLIP's 0.02 the text encoder hardly learns
+    # with CLIP's init_std of 0.02 the text encoder hardly learns
     lengths = (len(tokenizer), EOS, tokenizer.length)
     text = TextConfig(*lengths, sizes.text_width, layers=3, heads=4, init_std=1.0)
     raw = nn.ModuleDict({"text_encoder": TextEncoder(text), "unet": UNet(sizes.unet)})
@@ -91,7 +92,7 @@ def train_diffusion(
         x0, words = latents[pick], torch.where(empty.to(device), null, ids[pick])
         output = raw["unet"](schedule.add_noise(x0, t, noise), t, raw["text_encoder"](words))
         minimise((weight * (output - schedule.target(x0, noise, t)) ** 2).mean())  # DDPM (14)
-        decay = min(EMA, (1 + step) / (10 + step))  # less at first: random weights count little
+        decay = min(EMA, (1 + step) / (10 + step))  # smaller at first, to forget the random weights
         with torch.no_grad():
             torch._foreach_lerp_(list(averaged.parameters()), list(raw.parameters()), 1 - decay)
     networks = averaged["text_encoder"], averaged["unet"]
@@ -99,7 +100,7 @@ def train_diffusion(
 
 
 class Reader(nn.Module):
-    """Predict the mean latent of a caption's pictures: each latent pixel attends to the caption."""
+    """Predicts the mean latents of a caption's pictures: each latent pixel attends to the caption."""
 
     def __init__(self, channels: int, side: int, width: int) -> None:
         super().__init__()
@@ -119,12 +120,12 @@ class Reader(nn.Module):
 def learn_to_read(
     config: DiffusionTraining, encoder: TextEncoder, latents: Tensor, ids: Tensor, plain: Tensor, job: Job
 ) -> None:
-    """Train the text encoder to predict the picture from its caption alone: L = |x_0 - Reader(caption)|^2.
+    """Train the text encoder to predict latents from captions alone: L = |x_0 - Reader(caption)|^2.
 
-    A denoiser must do the same at the last noise level, where x_t holds no information.  Through the UNet
-    this took more than 5,000 steps to tell "at the top left" from other places; alone it takes 500.  The
-    first half sees plain captions.
-    Shapes: latents (n c h w), ids (n t), plain (m) rows with plain captions
+    A denoiser must solve the same task at the highest noise level, where x_t contains no information.  When
+    the text encoder was trained through the UNet only, it took more than 5,000 steps to distinguish "at the
+    top left" from other places; here it takes 500.  The first half of the steps uses plain captions only.
+    Shapes: latents (n c h w), ids (n t), plain (m) indices of plain captions
     """
     reader = Reader(latents.shape[1], latents.shape[2], encoder.config.width).to(job.device)
     both = nn.ModuleDict({"text_encoder": encoder, "reader": reader})
@@ -137,10 +138,10 @@ def learn_to_read(
 
 
 def level_chances(schedule: Schedule, max_weight: float, importance: float) -> tuple[Tensor, Tensor]:
-    """Importance sampling of noise levels: probabilities, and the loss weights that keep the mean loss.
+    """Importance sampling of noise levels: probabilities, and loss weights that keep the mean loss the same.
 
-    A share `importance` of the draws is proportional to `level_weight`, the rest is uniform.
-    -> (T) probabilities, (T) weights
+    The probability is a mixture: a share `importance` is proportional to `level_weight`, the rest is uniform.
+    -> (T) probabilities, (T) loss weights
     """
     steps = schedule.config.train_steps
     weight = level_weight(schedule, torch.arange(steps), max_weight) / steps

@@ -4,10 +4,10 @@
     checker    RL-RIG's Checker and the judge: is a requirement met?     BCE + CE(caption)
     captioner  does the picture show what a rationale says?              CE(rationale)
 
-CE is the mean cross-entropy of every next word, given the picture: CoCa (Yu et al. 2022), equation 3.
-Describing a picture teaches every fact of it, a yes or no only one bit.  All labels come from the scenes that
-were rendered; nothing here uses the inspector.  Reward and Checker learn from corrupted renders, whose labels
-come from the difference to the clean render.  rl/rewards.py makes rewards of the networks.
+BCE is the binary cross-entropy of the verdict.  CE is the mean cross-entropy of the next word, given the
+picture: CoCa (Yu et al. 2022), equation 3.  A caption supervises every fact in a picture, a verdict only one.
+All labels come from the rendered scenes; the inspector is not used.  Reward and Checker are trained on
+corrupted renders (corrupt.py).  rl/rewards.py turns the networks into rewards.
 
     python train.py reward | checker | captioner
 """
@@ -37,24 +37,24 @@ from ..world.prompts import KINDS, Prompt, draw_prompts, law_prompt, near_miss, 
 from ..world.scenes import COLORS, Object, Reading, Scene
 from .corrupt import VISIBLE, block_error, corrupt_all, still_shows
 
-Fact = Object | Entity | Requirement  # what a question can change
+Fact = Object | Entity | Requirement  # records in which `varied` can change a field
 
 CONTRAST = 0.1  # weight of CLIP's loss
-FOREIGN = 0.1  # share of false captions that belong to any other picture; the rest are near misses
-QUESTIONS = 6  # asked of a picture in one step
-RELATIONS = 0.6  # share of questions about relations, the hardest
+FOREIGN = 0.1  # share of false prompts that belong to another picture; the rest are near misses
+QUESTIONS = 6  # per picture and step
+RELATIONS = 0.6  # share of questions about relations, which are the hardest
 ARRANGEMENTS = 0.3  # share of arrangements among the captioner's pictures
-# share of the captioner's pictures of laws whose combination of objects no prompt asks for; without them it
-# predicts the most common caption and ignores the image
+# share of the captioner's pictures of laws with combinations of objects that no prompt asks for; without them
+# the captioner predicts the most common caption and ignores the picture
 RECOMBINED = 0.6
 
 
 CHECKER_TRAINING = Training(steps=4_000, batch=48, lr=1.5e-3)
 CAPTIONER_TRAINING = Training(pictures=20_000, steps=2_500)
 
-# for requirements and rationales: words share what they saw, and positions are learnt fast
+# for requirements and rationales: self-attention between words, and embeddings that learn positions fast
 READER = {"fused": True, "init_std": 1.0}
-SIZES = {  # what differs from MatcherConfig's defaults; the judge is smaller and deeper than the Checker
+SIZES = {  # changes to MatcherConfig's defaults; the judge is narrower and deeper than the Checker
     "reward": {},
     "checker": READER | {"width": 64, "layers": 2, "depth": 2, "stem": (24, 48)},
     "judge": READER | {"width": 48, "layers": 2, "depth": 3, "stem": (16, 32)},
@@ -69,12 +69,12 @@ def new_matcher(name: str, tokenizer: Tokenizer, job: Job) -> Matcher:
 
 
 def to_ids(tokenizer: Tokenizer, texts: list[str], job: Job) -> Tensor:
-    """-> (b t) on the job's device, as long as the longest text"""
+    """Token ids on the job's device, padded to the longest text.  -> (b t)"""
     return trim(tokenizer(texts), EOS).to(job.device)
 
 
 def caption_loss(logits: Tensor, ids: Tensor) -> Tensor:
-    """Mean cross-entropy of every next word up to the end of the sentence; 0 without sentences.
+    """Mean cross-entropy of the next token, up to the end of each sentence; 0 without sentences.
 
     Shapes: logits (b t v), ids (b t) -> ()
     """
@@ -85,9 +85,9 @@ def caption_loss(logits: Tensor, ids: Tensor) -> Tensor:
 
 
 def verdict_loss(logits: Tensor, holds: Tensor) -> Loss:
-    """Binary cross-entropy; and for the log its value and the share of right verdicts.
+    """Binary cross-entropy (); for the log, its value "loss" and the share of correct verdicts "right".
 
-    Shapes: logits (b), holds (b) of 0 and 1 -> ()
+    Shapes: logits (b), holds (b) of 0 and 1
     """
     loss = F.binary_cross_entropy_with_logits(logits, holds)
     right = ((logits > 0) == (holds > 0.5)).float().mean()
@@ -96,7 +96,7 @@ def verdict_loss(logits: Tensor, holds: Tensor) -> Loss:
 
 # ------------------------------------------------------------------------------------------- SRRL's reward
 def train_reward(config: Training, pipe: LatentDiffusion, job: Job) -> Matcher:
-    """Learn which prompts hold for which pictures."""
+    """Train SRRL's reward: whether a prompt holds for a picture."""
     seed, device = job.seed, job.device
     draw = choices(seed, "reward", "pictures")
     prompts = [fair_prompt(draw) for _ in range(config.pictures)]
@@ -119,7 +119,7 @@ def train_reward(config: Training, pipe: LatentDiffusion, job: Job) -> Matcher:
         holds = torch.cat([shown[pick].float(), torch.zeros(b)]).to(device)  # (2b)
         match, values = verdict_loss(logits, holds)
         contrast = joint.loss(patches[:, 0], model.text.pooled(hidden[:b], ids[:b]), ids[:b])
-        seen = shown[pick].to(device)  # (b) bool; other pictures cannot be described
+        seen = shown[pick].to(device)  # (b) bool; only these pictures still show their caption
         caption = caption_loss(model.describe(patches[seen], hidden[2 * b :][seen]), ids[2 * b :][seen])
         values |= {"contrast": contrast.item(), "caption": caption.item()}
         minimise(match + CONTRAST * contrast + caption, **values)
@@ -127,9 +127,9 @@ def train_reward(config: Training, pipe: LatentDiffusion, job: Job) -> Matcher:
 
 
 def fair_prompt(draw: random.Random) -> Prompt:
-    """A training prompt of any kind in equal shares, or a lawful outcome put into words.
+    """A training prompt of a random kind, or one that states a lawful outcome, all with equal probability.
 
-    Three quarters of the arrangements are about positions, the hardest to judge.
+    Three quarters of the arrangements are about positions, which are the hardest.
     """
     kind = draw.choice((*KINDS, "stated"))
     if kind == "arrangement" and draw.random() < 0.75:
@@ -139,10 +139,10 @@ def fair_prompt(draw: random.Random) -> Prompt:
 
 
 def false_prompt(true: Prompt, scene: Scene, others: list[Prompt], draw: random.Random) -> Prompt:
-    """A prompt that the scene does not fulfil: a near miss of the true one, or any other.
+    """A prompt that the scene does not fulfil: a near miss of the true prompt, or one of the others.
 
-    A near miss of an arrangement can hold by chance: what is left of a ball may stand above it too.  So it is
-    checked.
+    A near miss of an arrangement may hold by chance: an object left of a ball can also be above it.  Hence
+    each candidate is checked, and drawn again if it holds.
     """
     while True:
         prompt = draw.choice(others) if draw.random() < FOREIGN else near_miss(true, draw)
@@ -151,12 +151,12 @@ def false_prompt(true: Prompt, scene: Scene, others: list[Prompt], draw: random.
 
 
 def stated(prompt: Prompt) -> Prompt:
-    """The prompt that states its outcome, also where a lawful outcome was left out."""
+    """The same prompt with its outcome stated, which prompts with a lawful outcome leave out."""
     return prompt if prompt.graph else law_prompt(prompt.law, prompt.objects, prompt.outcome)
 
 
 class JointSpace(nn.Module):
-    """CLIP's projections of both towers and its temperature, for its loss only."""
+    """The projections and the temperature of CLIP's loss; used in training only."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -165,7 +165,7 @@ class JointSpace(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # section 2.5: temperature 0.07
 
     def loss(self, image: Tensor, text: Tensor, ids: Tensor) -> Tensor:
-        """CLIP's symmetric cross-entropy over the batch; pictures with the same sentence share the target.
+        """CLIP's symmetric cross-entropy over the batch; equal sentences share the target probability.
 
         Shapes: image (b d) class tokens, text (b d) pooled, ids (b t) -> ()
         """
@@ -178,7 +178,7 @@ class JointSpace(nn.Module):
 
 # ----------------------------------------------------------------- RL-RIG's Checker and the held-out judge
 def train_checker(config: Training, name: str, pipe: LatentDiffusion, job: Job) -> Matcher:
-    """Learn to tell whether a requirement is met.
+    """Train a network to answer whether a requirement is met.
 
     `name` is "checker" or "judge"; each has its own pictures, random streams and size.
     """
@@ -201,7 +201,8 @@ def train_checker(config: Training, name: str, pipe: LatentDiffusion, job: Job) 
         patches = model.vision(images[pick].to(device))  # (b n d)
         logits = model.match(patches, model.text(ids), ids)  # (q)
         match, values = verdict_loss(logits, torch.tensor(met, device=device).float())
-        whole = torch.tensor([all(shown[i]) for i in pick], device=device)  # (b) bool; describe only these
+        # (b) bool; only pictures that are visible as a whole have a true caption
+        whole = torch.tensor([all(shown[i]) for i in pick], device=device)
         words = model.describe(patches[whole], model.text(captions)[whole])  # (m t v)
         caption = caption_loss(words, captions[whole])
         minimise(match + caption, caption=caption.item(), **values)
@@ -209,7 +210,7 @@ def train_checker(config: Training, name: str, pipe: LatentDiffusion, job: Job) 
 
 
 def changed(scene: Scene, draw: random.Random) -> Scene:
-    """The same scene with one object of another colour or name: the twin that ghosts are mixed with."""
+    """The same scene with one object of another colour or name; it serves as the twin in `corrupt`."""
     things, i = list(scene.objects), draw.randrange(len(scene.objects))
     field, values = ("color", COLORS) if draw.random() < 0.5 else ("name", THINGS)
     things[i] = varied(things[i], field, values, draw)
@@ -217,7 +218,7 @@ def changed(scene: Scene, draw: random.Random) -> Scene:
 
 
 def visible(error: Tensor, scene: Scene) -> list[bool]:
-    """For each object whether it is still visible, and at the end whether the whole picture is.
+    """Whether each object is still visible; the last element is whether the whole picture is.
 
     Shapes: error (16 16) of each block, in [0, 1]
     """
@@ -232,10 +233,11 @@ def visible(error: Tensor, scene: Scene) -> list[bool]:
 def question(
     graph: SceneGraph, scene: Scene, shown: list[bool], draw: random.Random, relations: float = 0.5
 ) -> tuple[Requirement, bool]:
-    """A random requirement, and whether the picture meets it; the share `relations` are of two entities.
+    """A random requirement, and whether the picture meets it; a share `relations` is about two entities.
 
-    It is a requirement of the graph.  If the whole picture is visible, 60 % have one fact changed; a changed
-    relation is between a pair of training, or a pair of the graph's own split.
+    The requirement is one of the graph.  If the whole picture is visible, one fact in it is changed with a
+    probability of 60 %.  A changed relation is between a pair of the training split or of the graph's own
+    split.
     """
     related = draw.random() < relations
     own = draw.choice([r for r in graph.requirements if bool(r.predicate) == related])
@@ -249,14 +251,17 @@ def question(
 
 
 def answer(asked: Requirement, scene: Scene, shown: list[bool]) -> bool:
-    """The true answer: hidden objects do not count, and the total number is wrong unless all is visible."""
+    """Whether the visible objects meet the requirement.
+
+    A requirement about the total number of things is never met unless the whole picture is visible.
+    """
     if asked.subject.name == "thing" and not shown[-1]:
         return False
     return asked.met_by(tuple(t for t, seen in zip(scene.objects, shown) if seen))
 
 
 def changed_requirement(asked: Requirement, graph: SceneGraph, draw: random.Random) -> Requirement:
-    """The requirement with one fact changed; it may still be met by chance."""
+    """The requirement with one fact changed.  A picture may meet both by chance."""
     e = asked.subject
     if e.name == "thing":
         return Requirement(varied(e, "count", (1, 2, 3, 4), draw))
@@ -265,7 +270,7 @@ def changed_requirement(asked: Requirement, graph: SceneGraph, draw: random.Rand
     way = draw.randrange(4)
     if way == 0:
         return varied(asked, "predicate", PREDICATES, draw)
-    if way == 1:  # two entities of the graph in any relation
+    if way == 1:
         a, b = draw.sample(graph.entities, 2)
         return Requirement(a, draw.choice(PREDICATES), b)
     if way == 2:
@@ -274,7 +279,7 @@ def changed_requirement(asked: Requirement, graph: SceneGraph, draw: random.Rand
 
 
 def changed_entity(e: Entity, graph: SceneGraph, draw: random.Random) -> Entity:
-    """Another number, colour or name, or another entity of the graph."""
+    """The entity with another number, colour or name, or a random entity of the graph."""
     way = draw.randrange(4)
     if way == 3:
         return draw.choice(graph.entities)
@@ -283,13 +288,13 @@ def changed_entity(e: Entity, graph: SceneGraph, draw: random.Random) -> Entity:
 
 
 def varied(record: Fact, field: str, values: Sequence[str | int], draw: random.Random) -> Fact:
-    """The record with another of the values in a field."""
+    """The record with another one of `values` in `field`."""
     return replace(record, **{field: draw.choice([v for v in values if v != getattr(record, field)])})
 
 
 # -------------------------------------------------------------------- the captioner that reads rationales
 def train_captioner(config: Training, world: WorldConfig, tokenizer: Tokenizer, job: Job) -> Matcher:
-    """Learn to describe pictures in the words and styles of rationales."""
+    """Train a network to describe pictures with rationales, in all their styles."""
     seed, device = job.seed, job.device
     draw = choices(seed, "captioner", "pictures")
     world = replace(world, arrangements=ARRANGEMENTS)

@@ -1,25 +1,25 @@
-"""Supervised training of what writes: ReasonGen-R1's first stage, and RL-RIG's Actor.
+"""Supervised fine-tuning (SFT) of the models that write text: ReasonGen-R1 and RL-RIG's Actor.
 
-ReasonGen-R1 (arXiv 2505.24875, section 3.1) learns from prompts, rationales and pictures:
+ReasonGen-R1 (arXiv 2505.24875, section 3.1) is trained on prompts, rationales and pictures:
 
     L = sum_i s_i CE_i / sum_i s_i,   s = 2 for rationale tokens and BOI, 1 for image tokens, else 0
 
 In a tenth of the samples prompt and rationale are empty, for classifier-free guidance.
 
-Differs from the paper: its base already generates pictures from dense captions and writes; ours learns both
-in the same loop.
-    dense               rationales serve as prompts
-    text_only           adds the mean CE of rationales without their pictures
+Differs from the paper: the paper's base model can already write, and generate pictures from dense captions.
+Our model learns both in this training, with these options:
+    dense               rationales are also used as prompts
+    text_only           adds the mean CE of rationales without pictures
     recombined, related_captions
-                        examples that no prompt asks for, so that looks, positions and outcomes are learnt
-                        independently
-Differs from the released code: BOI, the switch from text to image, is learnt (there its weight is 0 and
-generation is told when to switch); text and image positions have logits of their own, so nothing is clamped
-(there one row of logits is padded with -1e9 and clamped at 30).
+                        adds examples that no prompt asks for, so that appearances, positions and outcomes are
+                        learnt independently
+Differs from the released code: the model learns to end the rationale with BOI; in the released code BOI has
+weight 0, and generation is told when to switch to image tokens.  Text and image positions have separate
+logits, so none are clamped; the released code pads one row of logits with -1e9 and clamps it at 30.
 
-RL-RIG's Actor imitates a script that sees the scene, as a start for reinforcement.  The script
-(`scripted_edit` in world/captions.py) keeps what is right in place, finds places for the rest, and names two
-of them:
+RL-RIG's Actor imitates a script, before reinforcement learning.  The script (`scripted_edit` in
+world/captions.py) knows the scene.  It keeps objects that are right where they are, finds positions for the
+others, and names two of these positions:
 
     L = - mean log pi(edit prompt | picture, requirements, answers)          the end token included
 
@@ -55,7 +55,7 @@ from ..world.prompts import all_texts
 from ..world.scenes import COLORS, Scene
 from .autoencoders import encode_all
 
-TEXT_WEIGHT = 2.0  # s of a rationale token, the paper's
+TEXT_WEIGHT = 2.0  # s of a rationale token, as in the paper
 EMPTY = 0.1  # share of samples without prompt and rationale
 
 
@@ -63,19 +63,19 @@ EMPTY = 0.1  # share of samples without prompt and rationale
 class ReasonTraining(Training):
     # share of arrangements among the pictures
     arrangements: Share = 0.35
-    # share of pictures whose prompt is the rationale, a dense caption, and whose rationale is empty
+    # share of pictures with a dense caption: the rationale is the prompt, and no rationale follows
     dense: Share = 0.0
-    # share of the laws' pictures with objects in combinations that no prompt asks for
+    # share of the laws' pictures with combinations of objects that no prompt asks for
     recombined: Share = 0.0
     # share of the captions of two objects that name both colours and their relation
     related_captions: Share = 0.0
-    # rationales a step that are learnt from the prompt alone, at a third of the cost of a picture
+    # rationales per step that are learnt without pictures, each at a third of the cost of a picture
     text_only: Natural = 0
-    # rationales of the picture, none at all, or another picture's of the same law
+    # rationales in training: true ones, none, or those of other pictures of the same law
     rationales: Literal["true", "none", "shuffled"] = "true"
-    # multiply in bfloat16, 1.7 times faster on CPUs with AMX
+    # matrix products in bfloat16, 1.7 times faster on CPUs with AMX
     bf16: bool = False
-    # train the model in --weights further; a model of pictures alone will do
+    # continue from the model in --weights, which may have been trained without rationales
     continued: bool = False
 
 
@@ -85,20 +85,20 @@ REASON_TRAINING = ReasonTraining(60_000, steps=4_500, lr=2e-3)
 class Examples(NamedTuple):
     """The training set as tokens."""
 
-    prompts: Tensor  # (m p)
-    rationales: Tensor  # (m r) that end in BOI, some of them empty
+    prompts: Tensor  # (m p) captions, some of them dense
+    rationales: Tensor  # (m r) rationales that end in BOI, some of them empty
     codes: Tensor  # (m n) image tokens
-    short_prompts: Tensor  # (m p) also where `prompts` has a dense one
-    full_rationales: Tensor  # (m r) also where `rationales` is empty
+    short_prompts: Tensor  # (m p) captions, none of them dense
+    full_rationales: Tensor  # (m r) rationales that end in BOI, none of them empty
 
 
 def reason_tokenizer(length: int = ReasonGenConfig.prompt) -> Tokenizer:
-    """Knows the words of all prompts and rationales."""
+    """A tokenizer for the words of all prompts and rationales."""
     return Tokenizer.of([*all_texts(), *rationale_vocabulary()], length)
 
 
 def make_examples(config: ReasonTraining, world: WorldConfig, pipe: ReasonPipeline, job: Job) -> Examples:
-    """Render the world and turn pictures and sentences into tokens."""
+    """Render pictures, and turn pictures, captions and rationales into tokens."""
     draw = choices(job.seed, "reason-sft", "pictures")
     world = replace(world, arrangements=config.arrangements)
     beyond = config.recombined, config.related_captions
@@ -117,15 +117,15 @@ def make_examples(config: ReasonTraining, world: WorldConfig, pipe: ReasonPipeli
 
 
 def shuffled(rationales: list[str], laws: list[str], draw: random.Random) -> list[str]:
-    """Give each picture another scene's rationale of the same law: the right words, the wrong scene.
+    """Give each picture a rationale of the same law that states another scene.
 
-    Raises ValueError if more than half of a law's rationales are of one scene.
+    Raises ValueError if more than half of a law's rationales state the same scene.
     """
     plans, given = [read_rationale(text) or text for text in rationales], list(range(len(rationales)))
     for law in dict.fromkeys(laws):
         rows = [i for i, name in enumerate(laws) if name == law]
         if 2 * max(Counter(plans[i] for i in rows).values()) > len(rows):
-            raise ValueError(f"{law}: too few scenes for each of {len(rows)} to be given another's rationale")
+            raise ValueError(f"{law}: too few different scenes to shuffle the {len(rows)} rationales")
         for i, j in zip(rows, draw.sample(rows, len(rows))):
             given[i] = j
         while same := [i for i in rows if plans[given[i]] == plans[i]]:
@@ -135,7 +135,7 @@ def shuffled(rationales: list[str], laws: list[str], draw: random.Random) -> lis
 
 
 def sft_loss(model: ReasonGen, data: Examples, config: ReasonTraining, generator: Generator) -> Loss:
-    """L of a random batch.  -> () nats a token; its parts "text" and "image", in nats a token of each"""
+    """L of a random batch, in nats per token.  -> (); "text" and "image", in nats per token of each kind"""
     device, boi = data.codes.device, model.config.boi
     pick = sent(torch.randint(len(data.codes), (config.batch,), generator=generator), device)
     empty = sent(torch.rand(config.batch, 1, generator=generator), device) < EMPTY  # (b 1)
@@ -145,9 +145,9 @@ def sft_loss(model: ReasonGen, data: Examples, config: ReasonTraining, generator
     with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
         text, *image = model(prompts, words, codes)  # (b r v+1), (b n f), (b n k)
     mask = up_to(words, boi) & ~empty  # (b r)
-    ids = words.masked_fill(~mask, -100).flatten()  # the label that cross_entropy ignores
+    ids = words.masked_fill(~mask, -100).flatten()  # cross_entropy ignores the label -100
     of_text = F.cross_entropy(text.float().flatten(0, 1), ids, reduction="sum") / mask.sum().clamp(min=1)
-    parts = zip(image, model.split(codes))  # nats of a form, and of colours given the form
+    parts = zip(image, model.split(codes))  # forms; colours given the forms
     of_image = sum(F.cross_entropy(x.float().flatten(0, 1), ids.flatten()) for x, ids in parts)
     share = TEXT_WEIGHT * mask.sum(), float(codes.numel())
     loss = (share[0] * of_text + share[1] * of_image) / sum(share)
@@ -155,7 +155,7 @@ def sft_loss(model: ReasonGen, data: Examples, config: ReasonTraining, generator
 
 
 def text_only_loss(model: ReasonGen, data: Examples, n: int, bf16: bool, generator: Generator) -> Tensor:
-    """Mean cross-entropy of `n` random rationales, BOI included.  -> () nats a token"""
+    """Mean cross-entropy of `n` random rationales, BOI included, in nats per token.  -> ()"""
     pick = torch.randint(len(data.codes), (n,), generator=generator)
     prompts, words = trim(data.short_prompts[pick], EOS), trim(data.full_rationales[pick], model.config.boi)
     with torch.autocast(words.device.type, torch.bfloat16, enabled=bf16):
@@ -167,7 +167,7 @@ def text_only_loss(model: ReasonGen, data: Examples, n: int, bf16: bool, generat
 def train_reasongen(
     config: ReasonTraining, world: WorldConfig, codec: Codec, job: Job, start: ReasonPipeline | None = None
 ) -> ReasonPipeline:
-    """Learn to write rationales and to generate pictures, from random weights or from those of `start`."""
+    """Train the model to write rationales and generate pictures, from random weights or those of `start`."""
     seed, device = job.seed, job.device
     torch.manual_seed(seed)
     if start is None:
@@ -191,23 +191,23 @@ def train_reasongen(
 
 
 # ------------------------------------------------------------------------------------------ RL-RIG's Actor
-NOISE = 0.3  # largest std of the noise on the latents, whose std is 1: generated latents are not exact
-MISTAKES = 0.03  # share of answers that are inverted, as a learned Checker makes mistakes
+NOISE = 0.3  # largest std of noise on the latents, whose std is 1; generated latents are not exact either
+MISTAKES = 0.03  # share of answers that are inverted, because a learned Checker also makes mistakes
 
 ACTOR_TRAINING = Training(steps=3_000, batch=48, lr=2e-3)
 
 
 class Example(NamedTuple):
-    """A picture that fails its graph, with the edit prompt of the script."""
+    """A scene that does not show its graph, with the edit prompt of the script."""
 
     scene: Scene
     requirements: list[str]
-    answers: list[bool]  # whether each requirement is met; some are wrong
+    answers: list[bool]  # whether each requirement is met; some answers are wrong
     edit: str
 
 
 def wrong_scene(graph: SceneGraph, draw: random.Random) -> Scene:
-    """A scene that nearly shows the graph: relations fail, and an object may be missing or changed."""
+    """A scene similar to the graph: some relations are dropped, and an object may be missing or changed."""
     loose = SceneGraph(graph.entities, tuple(r for r in graph.relations if draw.random() < 0.4))
     scene = lay_out(loose, draw)
     things = list(scene.objects)
@@ -238,7 +238,7 @@ def imitation_example(draw: random.Random) -> Example:
 
 
 def train_actor(config: Training, autoencoder: Autoencoder, tokenizer: Tokenizer, job: Job) -> Actor:
-    """Imitate the script."""
+    """Train an Actor to imitate the script."""
     seed, device = job.seed, job.device
     draw = choices(seed, "actor", "pictures")
     scenes, requirements, answers, edits = zip(*(imitation_example(draw) for _ in range(config.pictures)))

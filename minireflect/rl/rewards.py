@@ -31,9 +31,8 @@ from torch import Tensor
 from ..checkpoints.ours import RIG, load_module, or_shipped, weights_folder, words_of
 from ..models.clip import CLIP, Matcher
 from ..models.tokenizer import EOS, BytePairs, Tokenizer, trim, up_to
-from ..pipeline import Reward, chosen_device, scored
-from ..ranges import checked, finite, quote
-from ..streams import Floats
+from ..pipeline import Reward, scored
+from ..ranges import finite, quote
 from ..world.canvas import to_pixels
 from ..world.graphs import SceneGraph
 from ..world.inspector import inspect_all
@@ -48,11 +47,8 @@ MET = 0.5  # smallest probability of the Checker for a requirement that counts a
 def matcher_reward(matcher: Matcher, tokenizer: Tokenizer, batch: int = 256) -> Reward:
     """The matcher's probability that the picture fulfils the prompt, in [0, 1]."""
 
-    @checked
     @torch.no_grad()
-    def reward(images: Floats, prompts: list[str]) -> Tensor:
-        if len(images) != len(prompts):
-            raise ValueError(f"{len(images)} pictures, but {len(prompts)} prompts")
+    def reward(images: Tensor, prompts: list[str]) -> Tensor:
         device = next(matcher.parameters()).device
         images, ids = images.to(device), tokenizer(prompts).to(device)
         parts = [matcher(x, y) for x, y in zip(images.split(batch), ids.split(batch))]
@@ -88,11 +84,9 @@ def caption_reward(matcher: Matcher, tokenizer: Tokenizer, batch: int = 256) -> 
 def load_matcher(path: Path, device: torch.device | str) -> tuple[Matcher, Tokenizer]:
     """A matcher and its tokenizer, from a file of weights."""
     matcher, about = load_module(path, Matcher)
-    matcher.to(chosen_device(device))
-    return matcher, words_of(path, about, matcher.config.length, matcher.config.vocabulary)
+    return matcher.to(device), words_of(path, about, matcher.config.length, matcher.config.vocabulary)
 
 
-@checked
 def load_reward(path: str | Path | None = None, device: torch.device | str = "cpu") -> Reward:
     """The learned reward of a run or of a folder of weights; None for the shipped one."""
     return matcher_reward(*load_matcher(weights_folder(path) / "reward.safetensors", device))

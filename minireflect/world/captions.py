@@ -32,9 +32,8 @@ from functools import cache
 from random import Random
 from typing import NamedTuple
 
-from ..ranges import checked
 from .graphs import NUMBERS, PREDICATES, RELATIONS, SHAPES, THINGS, Entity, GraphError, SceneGraph
-from .laws import law_of
+from .laws import LAWS
 from .layout import lay_out
 from .prompts import Prompt, law_prompt, prompt_set, split
 from .scenes import ARRANGEMENT, COLORS, SPLITS, Object, Objects, Reading, Scene
@@ -47,7 +46,6 @@ MAX_HINTS = 2  # objects of which an edit prompt gives the place, at most
 RELATION_ACCURACY = 0.5
 
 
-@checked
 def caption(scene: Scene) -> str:
     """One sentence: every fact of a law's scene, its outcome included; or the objects of an arrangement."""
     if scene.law != ARRANGEMENT:
@@ -197,7 +195,6 @@ def _arrangement_plan(things: list[Object]) -> Plan:
     return Plan(ARRANGEMENT, tuple(sorted(things, key=lambda o: (o.name, o.color, o.place))), "")
 
 
-@checked
 def rationale(scene: Scene, style: str = "", rng: Random | None = None) -> str:
     """Describe a scene in one of the forms at the top of this file.
 
@@ -221,7 +218,7 @@ def rationale(scene: Scene, style: str = "", rng: Random | None = None) -> str:
 
 def _explain(name: str, objects: Objects, outcome: str, style: str) -> str:
     """The rationale of a scene of the law with this name."""
-    law = law_of(name, objects, outcome)
+    law = LAWS[name]
     setting, because, result = law.setting(objects), law.because(objects), law.outcomes[outcome]
     wording = WORDINGS[style][outcome != law.lawful(objects)]
     return wording.format(setting=setting, because=because, result=result, shown=f"{setting}, {result}")

@@ -26,8 +26,6 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
-from ..ranges import checked
-from ..streams import Floats
 from .canvas import MARGIN, PALETTE, SIZE
 from .captions import caption
 from .graphs import THINGS
@@ -50,8 +48,7 @@ CANDIDATES = 3  # scenes that are rendered, at most
 PAPER = np.array(PALETTE["paper"], np.float32) / 255
 
 
-@checked
-def inspect(image: Floats) -> Reading:
+def inspect(image: Tensor) -> Reading:
     """Read one picture.  Raises ValueError if it has another shape.  Shapes: image (3 64 64) in [-1, 1]"""
     if (shape := tuple(image.shape)) != (3, SIZE, SIZE):
         raise ValueError(f"the inspector reads pictures of shape (3, {SIZE}, {SIZE}), not {shape}")

@@ -27,10 +27,10 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import permutations, product
 
-from ..ranges import Checked, Weight, checked
+from ..ranges import Checked, Weight
 from ..streams import choices
 from .graphs import RELATIONS, SHAPES, Entity, SceneGraph
-from .laws import LAWS, law_of
+from .laws import LAWS
 from .layout import arrange
 from .scenes import ARRANGEMENT, COLORS, SPLITS, Objects, Reading, Scene, jitter
 
@@ -86,7 +86,7 @@ def law_prompt(law: str, objects: Objects, outcome: str | None = None, defiant: 
     outcome: None makes a prompt of kind "physical", which asks for the lawful outcome without naming it.
     defiant: whether "against ..." follows an unlawful outcome, as in kind "unconventional".
     """
-    rule = law_of(law, objects, outcome)
+    rule = LAWS[law]
     text, lawful = rule.setting(objects), rule.lawful(objects)
     if outcome is None:
         return Prompt(text, "physical", law, objects, lawful)
@@ -202,7 +202,6 @@ class PromptMix(Checked):
         return [p.text for p in prompts], [f"{p.kind}/{p.law}" for p in prompts]
 
 
-@checked
 def sample_scene(seed: int, law: str = "", split: str = "train", lawful: bool | None = None) -> Scene:
     """A random scene from a seed.
 
@@ -214,6 +213,8 @@ def sample_scene(seed: int, law: str = "", split: str = "train", lawful: bool | 
     law = law or rng.choice([*LAWS, ARRANGEMENT])
     if law == ARRANGEMENT:
         return sample_arrangement(split, rng).scene(rng)
+    if law not in LAWS:
+        raise ValueError(f"no law named {law!r}; there are {', '.join(LAWS)} and {ARRANGEMENT}")
     objects = rng.choice(combinations(law, split))
     lawful = rng.random() < 0.5 if lawful is None else lawful
     outcome = LAWS[law].lawful(objects) if lawful else rng.choice(LAWS[law].unlawful(objects))

@@ -58,10 +58,6 @@ class Scene:
     outcome: str  # a key of the law's `outcomes`, as "floats"; "" for an arrangement
     shift: tuple[int, int] = (0, 0)  # (x, y) by which the whole picture is moved, in pixels
 
-    def __post_init__(self) -> None:
-        if self.law == ARRANGEMENT and any(o.xy is None for o in self.objects):
-            raise ValueError(f"shapes of an arrangement need xy, their centre in pixels, got {self.objects}")
-
     @property
     def facts(self) -> tuple[str, Objects, str]:
         """All fields but the camera's `shift`."""

@@ -57,7 +57,7 @@ def test_unreadable_files_are_named_in_one_sentence(tmp_path: Path) -> None:
                 read(path)
             assert "\n" not in str(error.value)
     for path in (tmp_path / "absent", tmp_path):
-        with pytest.raises(WeightsError, match="is not there, or not a file"):
+        with pytest.raises(WeightsError, match="does not exist, or is not a file"):
             read_weights(path)
     assert issubclass(WeightsError, ValueError)
 
@@ -150,7 +150,7 @@ def test_long_lists_are_cut_with_a_count() -> None:
 
 def test_nothing_matched_is_its_own_error() -> None:
     with pytest.raises(
-        WeightsError, match=r"nothing in a\.bin matches Sequential: it has conv\.weight, expected 0\.weight"
+        WeightsError, match=r"no tensor of a\.bin matches Sequential: it has conv\.weight, expected 0\.weight"
     ):
         load_into(network(), {"conv.weight": torch.zeros(1)}, source="a.bin")
     with pytest.raises(WeightsError, match="no tensors at all"):

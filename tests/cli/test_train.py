@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,7 @@ TINY = [
 ]
 
 
+@pytest.mark.usefixtures("short_strips")
 def test_train_leaves_a_run_and_refuses_to_spoil_it(tmp_path: Path) -> None:
     done = run("train", "--out", "run", *TINY, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -156,14 +158,14 @@ BAD_TRAININGS = {
     "a group that cannot compare": (["rlrig", "--group", "1"], ("group must be at least 2, got 1",)),
     "an unknown command": (["trian"], ("trian", "it is one of srrl, all")),
     "an unknown option": (["--stepz", "1"], ("no option '--stepz', did you mean --steps?",)),
-    "an option without a value": (["--steps"], ("--steps needs a whole number behind it",)),
+    "an option without a value": (["--steps"], ("--steps needs a whole number after it",)),
     "a word for a number": (["--lr=fast"], ("--lr must be a number, got 'fast'",)),
     "a broken number": (["--steps", "1.5"], ("--steps must be a whole number, got '1.5'",)),
     "no such choice": (["--objective", "x"], ("--objective must be one of grpo, regress, ppo, got 'x'",)),
     "no such preset": (["--preset", "big"], ("--preset must be one of cpu, gpu, smoke, got 'big'",)),
     "a wrong list": (["--suffixes", "1", "x"], ("--suffixes must be a list, each a whole number",)),
-    "a value too many": (["--guidance", "1", "2"], ("'2' is not expected behind --guidance;",)),
-    "a value for a switch": (["rlrig", "--no-controls", "1"], ("'1' is not expected behind --controls",)),
+    "a value too many": (["--guidance", "1", "2"], ("'2' is not expected after --guidance;",)),
+    "a value for a switch": (["rlrig", "--no-controls", "1"], ("'1' is not expected after --controls",)),
 }
 
 
@@ -184,6 +186,7 @@ def test_a_log_without_its_package_is_refused_and_leaves_no_folder(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("short_strips")
 @pytest.mark.parametrize("method", ["ddpo", "grpo"])
 def test_a_run_is_labelled_with_its_method(tmp_path: Path, method: str) -> None:
     done = run("train", "srrl", "--method", method, "--preset", "smoke", *TINY, cwd=tmp_path)
@@ -195,22 +198,41 @@ def test_a_run_is_labelled_with_its_method(tmp_path: Path, method: str) -> None:
     assert steps and all(r["first_ratio"] == (0.0 if method == "ddpo" else None) for r in steps)
 
 
-def test_resume_says_what_the_run_is(tmp_path: Path) -> None:
-    words = ["vq", "--preset", "smoke", "--out", "run"]
-    assert run("train", *words, cwd=tmp_path).returncode == 0
+Finished = Callable[[str, Path], None]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A function (command, folder) -> None: in folder/run is a finished run of the smoke preset, a copy of
+    one that is made once.
+    """
+    made: dict[str, Path] = {}
+
+    def copy(command: str, folder: Path) -> None:
+        if command not in made:
+            made[command] = tmp_path_factory.mktemp(command)
+            done = run("train", command, "--preset", "smoke", "--out", "run", cwd=made[command])
+            assert done.returncode == 0, done.stderr[-3000:]
+        shutil.copytree(made[command] / "run", folder / "run")
+
+    return copy
+
+
+def test_resume_says_what_the_run_is(tmp_path: Path, finished: Finished) -> None:
+    finished("vq", tmp_path)
     again = run("train", "--resume", "--out", "run", cwd=tmp_path)
     assert again.returncode == 0 and "smoke preset" in again.stdout and again.stdout.startswith("vq")
     refused(
         run("train", "vq", "--resume", "--out", "run", "--preset", "cpu", cwd=tmp_path), "preset was 'smoke'"
     )
-    refused(run("train", "actor", "--resume", "--out", "run", cwd=tmp_path), "one of vq, not of actor")
+    refused(run("train", "actor", "--resume", "--out", "run", cwd=tmp_path), "a run of vq, not of actor")
 
 
 @pytest.mark.parametrize("ruin", [Path.unlink, lambda path: os.truncate(path, 1_000)])
 def test_weights_that_were_deleted_or_cut_are_made_again_from_the_state(
-    tmp_path: Path, ruin: Callable[[Path], None]
+    tmp_path: Path, ruin: Callable[[Path], None], finished: Finished
 ) -> None:
-    assert run("train", "vq", "--preset", "smoke", "--out", "run", cwd=tmp_path).returncode == 0
+    finished("vq", tmp_path)
     kept = {
         p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.suffix in (".done", ".jsonl", ".md")
     }
@@ -226,10 +248,11 @@ def test_weights_that_were_deleted_or_cut_are_made_again_from_the_state(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("short_strips")
 @pytest.mark.parametrize("lost", ["unet", "base_unet", "reward", "autoencoder"])
-def test_every_stage_of_all_is_gone_through_again(tmp_path: Path, lost: str) -> None:
+def test_every_stage_of_all_is_gone_through_again(tmp_path: Path, lost: str, finished: Finished) -> None:
     """The base is the diffusion model's again, not what reinforcement made of it."""
-    assert run("train", "all", "--preset", "smoke", "--out", "run", cwd=tmp_path).returncode == 0
+    finished("all", tmp_path)
     weights, metrics = tmp_path / "run" / "weights", (tmp_path / "run" / "metrics.jsonl").read_bytes()
     before = {p: read_weights(p) for p in weights.iterdir()}
     (weights / f"{lost}.safetensors").unlink()

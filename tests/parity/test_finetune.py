@@ -360,7 +360,7 @@ BAD = {
         ["srrl", "--base", "nowhere", "--reward", "compressibility"],
         ("there is no checkpoint", "nowhere"),
     ),
-    "another command": (["diffusion", "--base", "."], ("goes with the command srrl",)),
+    "another command": (["diffusion", "--base", "."], ("use it with the command srrl",)),
     "clip without CLIP": (["srrl", "--base", "."], ("needs --clip PATH",)),
     "no such prompts": (
         ["srrl", "--base", ".", "--reward", "compressibility", "--prompts", "nowhere"],
@@ -381,10 +381,13 @@ def test_bad_input_to_sample_is_one_sentence(base: Path, tmp_path: Path) -> None
     refused(
         run("sample", "--base", str(tmp_path / "nowhere"), "a cat", cwd=tmp_path), "there is no checkpoint"
     )
-    refused(run("sample", "--lora", "x", "a red ball", cwd=tmp_path), "give --base PATH")
+    refused(
+        run("sample", "--lora", "x", "a red ball", cwd=tmp_path), "--lora has no effect here; try --base PATH"
+    )
     refused(
         run("sample", "--base", str(base), "a cat", "--size", "33", cwd=tmp_path), "33 is not a multiple of 8"
     )
     refused(
-        run("sample", "--base", str(base), "--lora", "nowhere", "a cat", cwd=tmp_path), "nowhere is not there"
+        run("sample", "--base", str(base), "--lora", "nowhere", "a cat", cwd=tmp_path),
+        "nowhere does not exist",
     )

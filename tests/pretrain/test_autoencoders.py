@@ -120,7 +120,7 @@ def test_training_lowers_the_error_and_the_codec_comes_back_from_disk(
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"batch": 7}, "batch must be even, each picture comes with its twin, got 7"),
+        ({"batch": 7}, "batch must be even, as each picture comes with its twin, got 7"),
         ({"batch": 0}, "batch must be at least 1, got 0"),
         ({"batch": 1}, "batch must be even"),
         ({"pictures": 1}, "pictures must be at least 2, got 1"),

@@ -57,7 +57,7 @@ def test_shuffled_rationales_are_of_another_scene() -> None:
         written = [rationale(scene, rng=draw) for scene in scenes]
         moved = shuffled(written, [law] * 300, draw)
         assert all(read_rationale(text) != plan_of(scene) for text, scene in zip(moved, scenes))
-    with pytest.raises(ValueError, match="mirror: too few scenes"):
+    with pytest.raises(ValueError, match="mirror: too few different scenes to shuffle the"):
         shuffled(["a", "a", "b"], ["mirror"] * 3, draw)
 
 
