@@ -13,7 +13,7 @@
 
 Without reflection (K = 0), and with PPO as the objective, this is DDPO.
 
-Objective.  The paper uses PPO on the steps of the sampler (E6 to E8, `--objective ppo`).  Over 99 % of a
+Objective.  The paper uses PPO on the steps of the sampler (E6 to E8, `--objective ppo`).  About 99 % of a
 step's noise never reaches the picture, but this noise dominates PPO's gradient.  `grpo` is the average of the
 gradient over this noise, and needs fewer pictures (docs/gradients.md).  `regress` is weighted regression on
 the pictures with high rewards.
