@@ -109,14 +109,14 @@ def test_several_are_normalised_within_their_group(tmp_path: Path, monkeypatch: 
         twice(images, asked), torch.tensor([-1.0, 1, 1, -1]) * 2**0.5, atol=1e-4, rtol=0
     )
     torch.testing.assert_close(twice.plain(images, asked), torch.tensor([0.2, 0.6, 1.8, 1.0]))
-    with pytest.raises(ValueError, match=r"loudness:dark: .* it is MODULE:FUNCTION"):
+    with pytest.raises(ValueError, match=r"loudness:dark: .* expected MODULE:FUNCTION"):
         reward_of_module("loudness:dark")
-    with pytest.raises(ValueError, match=r"math:pi is no function, but 3\.14"):
+    with pytest.raises(ValueError, match=r"math:pi is not a function, but 3\.14"):
         reward_of_module("math:pi")
     (tmp_path / "broken.py").write_text("def (")
     with pytest.raises(ValueError, match=r"broken:f: .*syntax"):
         reward_of_module("broken:f")
-    with pytest.raises(ValueError, match="--reward beauty is none of"):
+    with pytest.raises(ValueError, match="--reward beauty is not one of"):
         chosen_reward(FinetuneConfig(base="x", reward=("beauty",)), torch.device("cpu"))
 
 
