@@ -34,7 +34,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def short_strips(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run shows one prompt in its album and strips, and a strip its first picture, where no test looks at
-    them (tests/test_showcase.py does): to sample, read and lay out all of them takes longer than the training.
+    them (tests/test_showcase.py does): to sample, read and lay out all takes longer than the training.
     """
     from minireflect import figures, showcase
 
