@@ -9,7 +9,6 @@
 """
 
 import argparse
-import os
 import signal
 import sys
 from contextlib import suppress
@@ -18,11 +17,11 @@ from inspect import getdoc
 from io import TextIOWrapper
 from pathlib import Path
 
-from .cli import HELP, TRAINED, known, lacks_memory, refuse, sentence, train_help
+from .cli import HELP, PICTURES, TRAINED, known, lacks_memory, refuse, sentence, train_help
+from .disk import mute, stops
 from .ranges import QUOTED, plain
 
 COMMANDS = ("sample", "train", "report", "inspect")  # a command's modules are imported only when it runs
-PICTURES = (".png", ".jpg", ".jpeg")
 
 
 def main(words: list[str] | None = None) -> int:
@@ -36,7 +35,8 @@ def main(words: list[str] | None = None) -> int:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace", line_buffering=True)
     with suppress(ValueError):  # raised outside the main thread
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        for number in stops() - {signal.SIGINT}:
+            signal.signal(number, signal.default_int_handler)
     try:
         if command in ("", *HELP):
             print(__doc__.strip())
@@ -53,13 +53,14 @@ def main(words: list[str] | None = None) -> int:
         return import_module(f".cli.{command}", __package__).main(rest)
     except KeyboardInterrupt as stop:
         said = str(stop) or "stopped; a run can be resumed from its last saved state"
-        print(f"minireflect {command}: {said}", file=sys.stderr)
+        try:
+            print(f"minireflect {command}: {said}", file=sys.stderr)
+        except OSError:  # the terminal was closed
+            mute(sys.stdout, sys.stderr)
         return 130
     except (ValueError, OSError, ImportError, FloatingPointError, MemoryError, RuntimeError) as error:
-        if isinstance(error, OSError) and not error.filename:  # Python would fail again at exit
-            for stream in (sys.stdout, sys.stderr)[: 1 + isinstance(error, BrokenPipeError)]:
-                with suppress(OSError, AttributeError):  # the stream may have no file descriptor
-                    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if isinstance(error, OSError) and not error.filename:
+            mute(*(sys.stdout, sys.stderr)[: 1 + isinstance(error, BrokenPipeError)])
         if isinstance(error, BrokenPipeError):  # the reader has closed the pipe, as `| head` does
             return 141
         status = getattr(error, "status", 1 if isinstance(error, FloatingPointError) else 2)

@@ -35,6 +35,8 @@ Score = dict[str, Any]  # results by name: numbers, or numbers by law; JSON valu
 
 @dataclass(frozen=True)
 class EvaluationConfig(Checked):
+    """The prompts and pictures of an evaluation."""
+
     # pictures per kind of prompt, in equal shares for all laws or tasks
     pictures: Count = 256
     # split of the combinations of objects: test for results, validation for choices, train for comparison
@@ -73,6 +75,7 @@ class Table:
 
     @property
     def markdown(self) -> str:
+        """The table as Markdown."""
         head, *rows = ("| " + " | ".join(row) + " |" for row in self.cells)
         return "\n".join([head, "|---" * len(self.cells[0]) + "|", *rows])
 

@@ -99,6 +99,7 @@ def evaluate_loop(loop: Loop, judge: Checker, config: EvaluationConfig, name: st
 
 
 def mean_iou(pairs: Iterable[tuple[set, set]]) -> float:
+    """The mean IoU of pairs of sets."""
     return float(np.mean([iou(asked, seen) for asked, seen in pairs]))
 
 

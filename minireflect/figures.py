@@ -221,7 +221,7 @@ def slider(name: str, values: Sequence[float], draw: "Callable[..., Figure]") ->
 
 def wrap(text: str, width: int = 34) -> str:
     """Wrap every line of a text at word boundaries."""
-    return "\n".join("\n".join(textwrap.wrap(line, width)) for line in text.splitlines())
+    return "\n".join(textwrap.fill(line, width) for line in text.splitlines())
 
 
 def strip(

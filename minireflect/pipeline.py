@@ -70,7 +70,7 @@ def scored(reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
     Raises Refusal if the reward does not give one number per picture, FloatingPointError if a number is not
     finite.
     """
-    given = reward(images, prompts)
+    given = reward(images.clone(), [*prompts])  # which a reward may change in place
     try:
         values = torch.as_tensor(given).detach().cpu()
     except (TypeError, ValueError, RuntimeError):
@@ -78,7 +78,7 @@ def scored(reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
     if values.shape != (len(prompts),) or values.is_complex() or values.layout != torch.strided:
         got = f"shape {tuple(given.shape)}" if isinstance(given, Tensor) else quote(given)
         raise Refusal(f"a reward must give a number for each of {len(prompts)} pictures, got {got}")
-    values = values.float()
+    values = values.float().clone()  # a tensor of inference mode cannot be trained with
     if (bad := (~values.isfinite()).nonzero()).numel():
         of = quote(prompts[bad[0]])
         raise FloatingPointError(f"the reward of a picture of {of} is not a finite number")
@@ -132,10 +132,12 @@ class LatentDiffusion:
 
     @property
     def device(self) -> torch.device:
+        """The device of the networks."""
         return next(self.unet.parameters()).device
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a latent."""
         height, width = (side // self.autoencoder.config.factor for side in self.sides)
         return (self.autoencoder.config.latent_channels, height, width)
 
@@ -152,6 +154,7 @@ class LatentDiffusion:
         return self
 
     def eval(self) -> "LatentDiffusion":
+        """Set all networks to evaluation mode, without gradients."""
         for part in (self.text_encoder, self.unet, self.autoencoder):
             part.eval().requires_grad_(False)
         return self
@@ -187,6 +190,7 @@ class LatentDiffusion:
         return self.schedule.start * normal((n, *self.latent_shape), generator, self.device)
 
     def table(self, steps: int) -> StepTable:
+        """The noise levels of a sampling with this number of steps.  Raises ValueError on too many."""
         return self.schedule.table(steps)
 
     def eps(self, prompts: list[str] | Tensor, shared: bool = True) -> Callable[[float], EpsFn]:

@@ -20,6 +20,7 @@ import shutil
 import signal
 import socket
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -34,7 +35,7 @@ from tqdm import tqdm
 
 from . import parallel
 from .checkpoints.files import WeightsError, load_into, read_ours, save_weights
-from .disk import parse_json, read_bytes, read_json, read_text, remove_temporaries, write_text
+from .disk import parse_json, read_bytes, read_json, read_text, remove_temporaries, stops, write_text
 from .ranges import Refusal, expect, quote
 from .tracking import PICTURES_EVERY, Tracking, numbers
 
@@ -84,6 +85,17 @@ class Unfinished(RuntimeError):
     """
 
     status = 1
+
+
+class RewardFailed(RuntimeError):
+    """A reward of the user's own raised an error; its traceback is printed from there on.  Exit status 1."""
+
+    status = 1
+
+    def __init__(self, name: str, error: Exception) -> None:
+        trace = error.__traceback__  # the first frame is ours
+        traceback.print_exception(error.with_traceback(trace and trace.tb_next))
+        super().__init__(f"--reward {name} raised {type(error).__name__}: {error}".removesuffix(": "))
 
 
 class Interrupted(KeyboardInterrupt):
@@ -265,7 +277,7 @@ class Run:
         steps = range(start, total)
         quiet = {"dynamic_ncols": True, "disable": parallel.rank() > 0}
         self.bar = bar = tqdm(steps, stage, total, initial=start, unit="step", **quiet)
-        handlers = {s: signal.signal(s, self._remember) for s in (signal.SIGINT, signal.SIGTERM)}
+        handlers = {s: signal.signal(s, self._remember) for s in stops()}
         try:
             for step in bar:
                 self.at = f"step {step} of {stage}"
@@ -276,7 +288,7 @@ class Run:
                 if due and not parallel.rank():
                     store(path, step + 1, networks, optimizer, memory)
                 if self.stop_signal:
-                    done = f"stopped and saved after step {step + 1} of {total} of {stage}"
+                    done = f"stopped after step {step + 1} of {total} of {stage}, and saved"
                     raise Interrupted(f"{done}; resume with: minireflect train --resume --out {self.folder}")
         finally:
             bar.close()
@@ -287,7 +299,8 @@ class Run:
         if self.stop_signal == number == signal.SIGINT:
             raise KeyboardInterrupt  # a second Ctrl-C stops at once
         self.stop_signal = number
-        print("\nfinishing this step, then saving ...", file=sys.stderr)
+        with suppress(OSError):  # the terminal may be closed; `print` cannot be used inside another print
+            os.write(2, b"\nfinishing this step, then saving ...\n")
 
 
 @contextmanager

@@ -8,7 +8,6 @@
 In a resumed run, finished stages are skipped, and models that were evaluated are not evaluated again.
 """
 
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -58,13 +57,16 @@ class Task(NamedTuple):
 
     @property
     def weights(self) -> Path:
+        """The folder of the run's weights."""
         return self.run.folder / "weights"
 
     @property
     def job(self) -> Job:
+        """The arguments of the training loops."""
         return Job(self.run, self.config.seed, self.device)
 
     def figure(self, name: str) -> Path:
+        """The path of a figure of the run."""
         return self.run.folder / "figures" / f"{name}.png"
 
     def save(self, name: str, network: torch.nn.Module, words: Tokenizer | None = None) -> None:
@@ -96,8 +98,8 @@ class Task(NamedTuple):
         for name, kept in ({n: n for n in names} | renamed).items():
             there, here = self.source / f"{name}.safetensors", self.weights / f"{kept}.safetensors"
             if there.exists() and not here.exists():
-                with open(there, "rb") as whole, replacing(here) as copy:
-                    shutil.copyfileobj(whole, copy)
+                with replacing(here) as copy:
+                    copy.write(there.read_bytes())
 
     def scores(self) -> dict[str, Score]:
         """The logged scores of each evaluated model; for SRRL, by kind of prompts."""
@@ -121,6 +123,7 @@ def captioned(config: Config, stage: str, pictures: int) -> Captioned:
 
 
 def autoencoder(task: Task) -> None:
+    """Train the autoencoder."""
     config = task.config
     sizes = FLAT_AUTOENCODER if config.scenes == "graphs" else TOY_AUTOENCODER
     pixels = captioned(config, "autoencoder", config.autoencoder.pictures).pixels
@@ -129,6 +132,7 @@ def autoencoder(task: Task) -> None:
 
 
 def diffusion(task: Task) -> None:
+    """Train the base, text encoder and UNet, on the latents of the autoencoder."""
     config = task.config
     encoder, _ = ours.load_module(task.source / "autoencoder.safetensors", Autoencoder)
     sizes = GRAPH_BASE if config.scenes == "graphs" else LAW_BASE
@@ -138,6 +142,7 @@ def diffusion(task: Task) -> None:
 
 
 def reward(task: Task) -> None:
+    """Train the learned reward, on pictures corrupted with autoencoder and base."""
     pipe = ours.load_pipeline(task.source).to(task.device)
     task.save("reward", train_reward(task.config.reward, pipe, task.job), pipe.tokenizer)
     task.finish("reward", *ours.PARTS, loss="cross-entropy")
@@ -152,12 +157,12 @@ def srrl(task: Task) -> None:
     task.hand_on("autoencoder", "text_encoder", "reward", unet="base_unet")
     base, pipe = (ours.load_pipeline(task.weights, unet="base_unet").to(task.device) for _ in range(2))
     judge, how = load_reward(task.weights, task.device), (config.sampler, config.evaluation)
-    pipe.table(config.srrl.steps)  # raises if the schedule has fewer
+    pipe.table(config.srrl.steps)  # raises if the schedule has fewer steps
     before = task.measured("base", evaluate, base, judge, *how)
     clock, texts = time.time(), partial(config.mix.draw, config.seed, config.srrl.prompts_per_iteration)
+    shown = [p.text for p in showcase.fixed_prompts(("unconventional",))]
     with keeping(partial(ours.save_pipeline, pipe, task.weights, ("unet",))):
-        asked = [p.text for p in showcase.fixed_prompts(("unconventional",))[:4]]
-        watch = showcase.album(pipe, judge, asked, config.srrl, task.job)
+        watch = showcase.album(pipe, judge, shown[:4], config.srrl, task.job)
         train_srrl(config.srrl, pipe, judge, texts, inspector_reward, task.job._replace(watch=watch))
     minutes = (time.time() - clock) / 60
     after = task.measured(method, evaluate, pipe, judge, *how)
@@ -173,7 +178,6 @@ def srrl(task: Task) -> None:
     texts = [p.text for p in showcase.fixed_prompts()]
     pictures = showcase.same_noise({"base": base, method: pipe}, texts, config.sampler, config.seed)
     showcase.compare(pictures, judge, texts, task.figure("before_and_after"))
-    shown = [p.text for p in showcase.fixed_prompts(("unconventional",))]
     reflection = replace(config.srrl.reflection, rounds=3)
     asked = None if config.srrl.mode == "blind" else judge
     rounds = showcase.sampled_rounds(pipe, shown, config.sampler, reflection, config.seed, asked)
@@ -190,7 +194,7 @@ def lora(task: Task) -> None:
     config, method = task.config.finetune, task.config.method.upper()
     prompts, reward = read_prompts(config.prompts), chosen_reward(config, task.device)
     pipe, batches = load_base(config, task.device), replace(task.config.evaluation, batch=config.micro_batch)
-    pipe.table(task.config.srrl.steps)  # raises if the schedule has fewer
+    pipe.table(task.config.srrl.steps)  # raises if the schedule has fewer steps
     shown = [prompts[i % len(prompts)] for i in range(batches.pictures)]
     images = {}
 
@@ -229,6 +233,7 @@ def checker(task: Task, name: str = "checker") -> None:
 
 
 def actor(task: Task) -> None:
+    """Train RL-RIG's Actor to imitate a script."""
     pipe = ours.load_pipeline(task.source)
     task.save("actor", train_actor(task.config.actor, pipe.autoencoder, pipe.tokenizer, task.job))
     task.finish("actor", *ours.PARTS, "checker", "judge", loss="nats a token")
@@ -263,6 +268,7 @@ def rlrig(task: Task) -> None:
 
 # ------------------------------------------------------------ tokens: ReasonGen-R1
 def vq(task: Task) -> None:
+    """Train the codebooks of image tokens."""
     config, source = task.config, ours.load_autoencoder(task.source)
     draw = choices(config.seed, "vq", "pictures")
     pixels, scenes, _ = training_pairs(config.vq.pictures // 2, config.world, draw)
@@ -281,6 +287,7 @@ def captioner(task: Task) -> None:
 
 
 def reason_sft(task: Task) -> None:
+    """Train ReasonGen-R1 on pictures and rationales, and evaluate it."""
     config = task.config
     start = ours.load_reasongen(task.source) if config.sft.continued else None
     pipe = train_reasongen(config.sft, config.world, ours.load_codec(task.source), task.job, start)

@@ -39,6 +39,7 @@ class Tracking:
             raise ImportError(f"--log {kind} needs its package: pip install {kind} ({error})") from error
 
     def scalars(self, stage: str, step: int, values: dict) -> None:
+        """Log all numbers in `values`."""
         found = dict(numbers(values, stage))
         if self.kind == "wandb":
             return self.to.log({**found, f"{stage}/step": step})

@@ -108,5 +108,6 @@ def check_gradient(norm: float, optimizer: Optimizer, scaled: bool = False) -> N
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:
+    """Set the learning rate of all parameters."""
     for group in optimizer.param_groups:
         group["lr"] = lr

@@ -27,6 +27,7 @@ from minireflect.diffusion.reflection import ReflectionConfig, renoise_to
 from minireflect.diffusion.sample import denoise, last
 from minireflect.evaluate import EvaluationConfig, Table, evaluate, law_table, sample_and_score
 from minireflect.evaluate_reason import ORDER, evaluation_prompts
+from minireflect.methods.rollout import ETA
 from minireflect.models.autoencoder import Autoencoder
 from minireflect.pipeline import LatentDiffusion, SamplerConfig
 from minireflect.rl.rewards import ACCEPT_WORD, Reward, load_captioner, load_reward, verdicts
@@ -268,7 +269,7 @@ def measure_memory(pipe: LatentDiffusion, n: int) -> None:
         eps, noise = pipe.eps([p.text for p in part]), rng(0, "measure", "memory", i)
 
         def draw(x_T: Tensor, eps=eps, noise=noise) -> Tensor:
-            return last(denoise(eps(config.guidance), x_T, table, config.sampler.eta, noise))
+            return last(denoise(eps(config.guidance), x_T, table, ETA, noise))
 
         x_0, plain = draw(pipe.noise(len(part), noise)), torch.ones(len(part), device=pipe.device)
         back = [eps(config.w_renoise), x_0, pipe.table(config.renoise_steps), ours, noise]

@@ -36,7 +36,7 @@ from tests.small import TEXTS, Stopped, brightness, small_pipeline, stop
 def test_evaluation_is_fixed_and_its_table_has_every_law() -> None:
     pipe = load_pipeline()
     config = EvaluationConfig(pictures=16, batch=16)
-    one, two = (evaluate(pipe, load_reward(), SamplerConfig(steps=5), config) for _ in range(2))
+    one, two = (evaluate(pipe, load_reward(), SamplerConfig(steps=2), config) for _ in range(2))
     assert one == two
     text = law_table({"base": one}).markdown
     assert text.startswith("| test prompts | base |\n|---|---|\n| physical: right by the inspector | ")

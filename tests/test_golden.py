@@ -18,6 +18,7 @@ from minireflect.run import read_metrics
 from minireflect.world.prompts import prompt_set
 from tests.cli.console import run
 
+pytestmark = pytest.mark.usefixtures("short_strips")
 GOLDEN = Path(__file__).parent / "golden.json"
 RUNS = {
     "all": ["all"],

@@ -24,6 +24,7 @@ from minireflect import disk
 from minireflect.__main__ import main
 from minireflect.checkpoints.files import checksum, read_ours
 
+pytestmark = pytest.mark.usefixtures("short_strips")
 KILLS = int(os.environ.get("KILLS", "12"))
 TINY = ["--evaluation.pictures", "2"]
 FEW = ["--steps", "2", "--prompts-per-iteration", "2", "--rounds", "1"]

@@ -1,11 +1,16 @@
 """Run folders: nothing is overwritten, nothing that was trained is lost, whatever ends the process."""
 
 import errno
+import fcntl
 import json
 import os
+import pty
+import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -13,9 +18,10 @@ import pytest
 import torch
 
 from minireflect import run as run_module
-from minireflect.checkpoints.files import read_weights, save_weights
+from minireflect.checkpoints.files import read_ours, read_weights, save_weights
 from minireflect.run import Interrupted, InUse, Run, RunError, flat, keeping, read_metrics
 
+ROOT = Path(__file__).parent.parent
 LOOP = """
 import sys, time, torch
 from minireflect.run import Run
@@ -45,7 +51,7 @@ def start(folder: Path, *more: str) -> subprocess.Popen:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, number: signal.Signals) -> None:
     folder = tmp_path / "run"
     process = start(folder)
@@ -156,13 +162,44 @@ def test_a_line_cut_short_by_a_kill_is_dropped(tmp_path: Path) -> None:
     assert all(json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
 
 
-def test_the_old_signal_handlers_come_back(tmp_path: Path) -> None:
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_the_old_signal_handlers_come_back(tmp_path: Path, number: signal.Signals) -> None:
+    before = signal.getsignal(number)
     net = torch.nn.Linear(1, 1)
     with pytest.raises(Interrupted):
         for _ in Run(tmp_path, {}).steps("s", 3, {"net": net}, torch.optim.SGD(net.parameters(), lr=0.1)):
-            os.kill(os.getpid(), signal.SIGTERM)
-    assert signal.getsignal(signal.SIGTERM) is before
+            os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is before and (tmp_path / "state" / "s.safetensors").exists()
+
+
+def test_nohup_is_respected(tmp_path: Path) -> None:
+    before, net = signal.signal(signal.SIGHUP, signal.SIG_IGN), torch.nn.Linear(1, 1)
+    try:
+        for _ in Run(tmp_path, {}).steps("s", 3, {"net": net}, torch.optim.SGD(net.parameters(), lr=0.1)):
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.slow
+def test_a_closed_terminal_stops_a_training_that_is_saved(tmp_path: Path) -> None:
+    """All that is printed after the terminal is gone fails; the step is finished and saved nevertheless."""
+    words = [sys.executable, "-m", "minireflect", "train", "vq", "--preset", "smoke", "--steps", "2000"]
+    process, terminal = pty.fork()
+    if not process:
+        os.chdir(ROOT)
+        os.execv(sys.executable, [*words, "--out", str(tmp_path / "run")])
+    window = struct.pack("HHHH", 24, 80, 0, 0)  # a bar of no columns would print nothing
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, window)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while not metrics.exists() or not metrics.read_text():
+        if select.select([terminal], [], [], 0.1)[0]:
+            os.read(terminal, 1000)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 130
+    state = read_ours(tmp_path / "run" / "state" / "vq.safetensors", checked=True)[1]
+    logged = [row["step"] for row in read_metrics(tmp_path / "run", "vq")]
+    assert logged == list(range(int(state["step"]))) and 0 < len(logged) < 2000
 
 
 def test_flat_names() -> None:
@@ -289,7 +326,7 @@ def test_a_statistic_that_is_not_finite_is_not_logged(tmp_path: Path, kl: object
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     save_weights(tmp_path / "w.safetensors", {"a": torch.ones(2)})
-    with pytest.raises(FloatingPointError, match="a, which is to be saved"):
+    with pytest.raises(FloatingPointError, match=r"a, to be saved in w\.safetensors, is not a finite number"):
         save_weights(tmp_path / "w.safetensors", {"a": torch.tensor([1.0, torch.inf])})
     assert torch.equal(read_weights(tmp_path / "w.safetensors")["a"], torch.ones(2))
 

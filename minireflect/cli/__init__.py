@@ -46,6 +46,7 @@ the options of a command. Without COMMAND, srrl is trained from the shipped weig
 NO_MEMORY = "out ?of ?memory|memoryerror|can't allocate memory|not enough memory|alloc_failed"
 SMALLER = """out of memory; with --base try --micro-batch 1, --checkpointing, --precision bf16 or a
 smaller --size, otherwise a smaller --batch""".replace("\n", " ")
+PICTURES = (".png", ".jpg", ".jpeg")  # file names of pictures
 METAVARS = {Path: "PATH", int: "N", float: "X"}
 
 

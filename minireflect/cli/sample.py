@@ -27,7 +27,7 @@ from ..world.canvas import read_picture, to_pixels, write_picture
 from ..world.layout import lay_out
 from ..world.prompts import split
 from ..world.published import read_benchmark, read_graphs, write_samples
-from . import read
+from . import PICTURES, read
 
 ABOUT = """\
 Sample pictures of prompts. The inspector's verdict and the learned reward are shown under each picture. In
@@ -43,13 +43,14 @@ READ = {
 ALL = {"prompts", "out", "seed", "check", "checkpoint"}
 # defaults that differ from 0 rounds and from SamplerConfig; 7.5 is diffusers' default for Stable Diffusion
 DEFAULTS = {"rlrig": {"rounds": LoopConfig.rounds}, "checkpoint": {"guidance": 7.5, "eta": 0.0}}
-PIXELS = (".png", ".jpg", ".jpeg")
 # largest mean difference of pixels, of 255: above rounding on other processors, below other weights
 CHECK_TOLERANCE = 4.0
 
 
 @dataclass(frozen=True)
 class SampleOptions(Checked):
+    """The options of `minireflect sample`."""
+
     # one row each; with --method rlrig scene graphs: triples, a sentence, or a .json of LAION-SG or T2I-R1
     prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     # which model samples
@@ -90,6 +91,7 @@ class SampleOptions(Checked):
 
 
 def main(words: list[str]) -> int:
+    """Run `minireflect sample` with these arguments.  -> exit status"""
     args = read(words, "sample PROMPT ...", ABOUT, SampleOptions())
     if args.check:
         return check()
@@ -131,7 +133,7 @@ def check_arguments(args: SampleOptions, way: str) -> None:
         named = {name: f"--method {name}" for name in READ} | {"checkpoint": "--base PATH"}
         fitting = [named[name] for name, read in READ.items() if {*unread} <= read]
         raise ValueError(f"{flags} has no effect here; try {' or '.join(fitting) or 'other methods'}")
-    if args.out.suffix.lower() not in (*PIXELS, ".pdf", ".svg", *([""] if base else [])):
+    if args.out.suffix.lower() not in (*PICTURES, ".pdf", ".svg", *([""] if base else [])):
         raise ValueError(f"--out {args.out} must end in .png, .jpg, .pdf or .svg")
     folder = args.out.absolute().parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
@@ -144,6 +146,7 @@ Said = tuple[list[str], list[list[str]]]  # the printed text: a heading per prom
 
 
 def blind(args: SampleOptions) -> ReflectionConfig:
+    """The options of blind reflection."""
     return ReflectionConfig(args.rounds, args.w_denoise, args.w_renoise, args.steps)
 
 
@@ -195,7 +198,7 @@ def sample_checkpoint(args: SampleOptions, prompts: list[str]) -> Said:
         return export(args, pipe)
     sampler = SamplerConfig(args.steps, args.guidance, args.eta)
     rounds = showcase.sampled_rounds(pipe, prompts, sampler, blind(args), args.seed)  # (b 3 h w) each
-    if len(rounds) == 1 and args.out.suffix.lower() in PIXELS:
+    if len(rounds) == 1 and args.out.suffix.lower() in PICTURES:
         write_picture(np.concatenate(to_pixels(rounds["round 0"]), 1), args.out)  # side by side
     else:
         cells = [[(image.cpu(), "", None) for image in row] for row in zip(*rounds.values())]

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from ..ranges import Checked, Depth, Size
+from ..ranges import Checked, Depth, Size, finite
 from .tokenizer import BOS, EOS, trim, up_to
 from .transformer import Cache, Choose, RMSNorm, SampledText, SamplingConfig, Transformer, TransformerConfig
 
@@ -203,6 +203,7 @@ class ReasonGen(nn.Module):
 
         Given rationales must end in BOI.  A sampled rationale that reaches the length limit is closed with
         BOI; as `chosen` is False there, the loss leaves this token out.  `whole` is explained at `pick`.
+        Raises FloatingPointError when a logit is not finite.
         Shapes: prompts (b p), rationale (b r)
         """
         cache = self.transformer.cache(len(prompts))
@@ -214,6 +215,7 @@ class ReasonGen(nn.Module):
             chosen = torch.zeros_like(rationale, dtype=torch.bool)
             text = SampledText(rationale, chosen, self.read(rationale, self.config.boi, cache))
         codes = self.sample_codes(text.hidden, cache, choose, sampling.guidance)
+        finite(choose.total, "a logit of a sampled rationale or picture")
         return Sampled(text.ids, text.chosen, codes)
 
     def sample_codes(self, hidden: Tensor, cache: Cache, choose: Choose, guidance: float) -> Tensor:

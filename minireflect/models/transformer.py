@@ -32,7 +32,7 @@ from einops import rearrange
 from torch import Generator, Tensor, nn
 
 from ..parallel import rows
-from ..ranges import Checked, Depth, Natural, Range, Size, Weight
+from ..ranges import Checked, Depth, Natural, Range, Size, Weight, finite
 from ..streams import sent
 from .tokenizer import BOS, EOS, Tokenizer
 
@@ -179,8 +179,17 @@ class SamplingConfig(Checked):
     guidance: Weight = 1.0
 
     def chooser(self, generator: Generator | None, whole: int | None = None) -> Choose:
-        """A function that samples token ids from logits; the arguments are those of `pick`."""
-        return lambda logits: pick(self.log_probs(logits), generator, whole)
+        """A function that samples token ids from logits; the arguments are those of `pick`.
+
+        Its attribute `total` is the sum of all logits, to check after the last token: one wait for a GPU.
+        """
+
+        def choose(logits: Tensor) -> Tensor:
+            choose.total = choose.total + logits.sum()
+            return pick(self.log_probs(logits), generator, whole)
+
+        choose.total = 0.0
+        return choose
 
     def log_probs(self, logits: Tensor) -> Tensor:
         """Log-probabilities of the distribution that tokens are sampled from; -inf for excluded tokens.
@@ -351,6 +360,7 @@ class Actor(nn.Module):
     def write(self, latents: Tensor, ids: Tensor, generator: Generator | None) -> SampledText:
         """Sample an edit prompt for each picture; without a generator, always take the most probable token.
 
+        Raises FloatingPointError when a logit is not finite.
         Shapes: latents (b c h w), ids (b n)
         """
         cache = self.transformer.cache(len(latents))
@@ -358,7 +368,9 @@ class Actor(nn.Module):
         rows = torch.cat([self.read(latents, ids), self.transformer.embed(begin)], 1)  # (b s+1 d)
         hidden = self.transformer(rows, cache)[:, -1:]  # (b 1 d)
         choose = SamplingConfig().chooser(generator)
-        return self.transformer.sample(hidden, cache, choose, EOS, self.config.written)
+        text = self.transformer.sample(hidden, cache, choose, EOS, self.config.written)
+        finite(choose.total, "a logit of a sampled edit prompt")
+        return text
 
 
 def questions(tokenizer: Tokenizer, asked: list[list[str]], answers: list[list[bool]], length: int) -> Tensor:

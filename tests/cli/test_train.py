@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,7 @@ TINY = [
 ]
 
 
+@pytest.mark.usefixtures("short_strips")
 def test_train_leaves_a_run_and_refuses_to_spoil_it(tmp_path: Path) -> None:
     done = run("train", "--out", "run", *TINY, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -142,7 +144,10 @@ def test_reasongen_from_nothing_to_pictures(tmp_path: Path) -> None:
 BAD_TRAININGS = {
     "resume from nowhere": (["--resume", "--out", "nowhere"], ("nowhere",)),
     "resume without a folder": (["--resume"], ("--out",)),
-    "a group of one": (["--advantage", "group", "--rounds", "0"], ("it has one: try --group 4",)),
+    "a group of one": (
+        ["--advantage", "group", "--rounds", "0"],
+        ("a prompt or more, got one; try --group 4",),
+    ),
     "too many steps": (["--steps", "2000"], ("2000", "1000")),
     "a share above one": (["--cooldown", "1.5"], ("cooldown",)),
     "missing weights": (["--weights", "nowhere"], ("there is no folder", "nowhere")),
@@ -181,6 +186,7 @@ def test_a_log_without_its_package_is_refused_and_leaves_no_folder(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("short_strips")
 @pytest.mark.parametrize("method", ["ddpo", "grpo"])
 def test_a_run_is_labelled_with_its_method(tmp_path: Path, method: str) -> None:
     done = run("train", "srrl", "--method", method, "--preset", "smoke", *TINY, cwd=tmp_path)
@@ -192,9 +198,28 @@ def test_a_run_is_labelled_with_its_method(tmp_path: Path, method: str) -> None:
     assert steps and all(r["first_ratio"] == (0.0 if method == "ddpo" else None) for r in steps)
 
 
-def test_resume_says_what_the_run_is(tmp_path: Path) -> None:
-    words = ["vq", "--preset", "smoke", "--out", "run"]
-    assert run("train", *words, cwd=tmp_path).returncode == 0
+Finished = Callable[[str, Path], None]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A function (command, folder) -> None: in folder/run is a finished run of the smoke preset, a copy of
+    one that is made once.
+    """
+    made: dict[str, Path] = {}
+
+    def copy(command: str, folder: Path) -> None:
+        if command not in made:
+            made[command] = tmp_path_factory.mktemp(command)
+            done = run("train", command, "--preset", "smoke", "--out", "run", cwd=made[command])
+            assert done.returncode == 0, done.stderr[-3000:]
+        shutil.copytree(made[command] / "run", folder / "run")
+
+    return copy
+
+
+def test_resume_says_what_the_run_is(tmp_path: Path, finished: Finished) -> None:
+    finished("vq", tmp_path)
     again = run("train", "--resume", "--out", "run", cwd=tmp_path)
     assert again.returncode == 0 and "smoke preset" in again.stdout and again.stdout.startswith("vq")
     refused(
@@ -205,9 +230,9 @@ def test_resume_says_what_the_run_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ruin", [Path.unlink, lambda path: os.truncate(path, 1_000)])
 def test_weights_that_were_deleted_or_cut_are_made_again_from_the_state(
-    tmp_path: Path, ruin: Callable[[Path], None]
+    tmp_path: Path, ruin: Callable[[Path], None], finished: Finished
 ) -> None:
-    assert run("train", "vq", "--preset", "smoke", "--out", "run", cwd=tmp_path).returncode == 0
+    finished("vq", tmp_path)
     kept = {
         p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.suffix in (".done", ".jsonl", ".md")
     }
@@ -223,10 +248,11 @@ def test_weights_that_were_deleted_or_cut_are_made_again_from_the_state(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("short_strips")
 @pytest.mark.parametrize("lost", ["unet", "base_unet", "reward", "autoencoder"])
-def test_every_stage_of_all_is_gone_through_again(tmp_path: Path, lost: str) -> None:
+def test_every_stage_of_all_is_gone_through_again(tmp_path: Path, lost: str, finished: Finished) -> None:
     """The base is the diffusion model's again, not what reinforcement made of it."""
-    assert run("train", "all", "--preset", "smoke", "--out", "run", cwd=tmp_path).returncode == 0
+    finished("all", tmp_path)
     weights, metrics = tmp_path / "run" / "weights", (tmp_path / "run" / "metrics.jsonl").read_bytes()
     before = {p: read_weights(p) for p in weights.iterdir()}
     (weights / f"{lost}.safetensors").unlink()

@@ -2,6 +2,8 @@
 sequence gives it.
 """
 
+import math
+
 import pytest
 import torch
 from torch import Generator, Tensor
@@ -52,3 +54,23 @@ def test_the_actor_scores_tokens_as_it_sampled_them(heard: list[Tensor]) -> None
     out = actor.write(latents, ids, rng(0, "write"))
     scored = actor(latents, ids, out.ids)
     assert (scored - torch.stack(heard, 1))[out.chosen].abs().max() < 1e-4  # the cache sums in another order
+
+
+@pytest.mark.parametrize("ruin", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("part", ["transformer.head.weight", "forms.head.2.bias", "colors.head.2.bias"])
+def test_logits_of_reasongen_that_are_not_finite_are_not_sampled_from(part: str, ruin: float) -> None:
+    net, prompts = reasongens.model(), reasongens.prompts()
+    net.get_parameter(part).data.view(-1)[0] = ruin
+    with pytest.raises(FloatingPointError, match="a logit of a sampled rationale or picture is not a finite"):
+        net.sample(prompts, transformer.SamplingConfig(), rng(0, "write"))
+
+
+@pytest.mark.parametrize("ruin", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("generator", [None, rng(0, "write")])
+def test_logits_of_the_actor_that_are_not_finite_are_not_sampled_from(
+    generator: Generator | None, ruin: float
+) -> None:
+    actor = actors.small_actor()
+    actor.transformer.head.weight.data[3, 0] = ruin
+    with pytest.raises(FloatingPointError, match="a logit of a sampled edit prompt is not a finite number"):
+        actor.write(*actors.inputs(2), generator)

@@ -22,7 +22,7 @@ from .checkpoints import FAMILIES, WORDS, pipeline
 
 pytestmark = pytest.mark.usefixtures("no_network")
 SIZE = 32
-STEPS = dict(num_inference_steps=4, guidance_scale=3.0, output_type="pt", height=SIZE, width=SIZE)
+STEPS = dict(num_inference_steps=2, guidance_scale=3.0, output_type="pt", height=SIZE, width=SIZE)
 
 
 def test_names_for_diffusers_are_the_rename_table_backwards() -> None:
@@ -53,14 +53,14 @@ def test_diffusers_draws_the_same_picture_with_our_lora(family: str, tmp_path: P
     theirs.set_progress_bar_config(disable=True)
     theirs.save_pretrained(tmp_path / "sd")
     ours, x_T = load_checkpoint(tmp_path / "sd"), torch.randn(1, 4, 16, 16)
-    without = ours.generate(WORDS[:1], 4, 3.0, 0.0, latents=x_T)
+    without = ours.generate(WORDS[:1], 2, 3.0, 0.0, latents=x_T)
     learnt(
         add_lora(
             ours.unet, LoRAConfig(rank=3, alpha=6.0, targets=("q", "v", "out", "ff.up", "ff.down", "proj_in"))
         )
     )
     save_lora(tmp_path / "lora.safetensors", ours.unet)
-    found = ours.generate(WORDS[:1], 4, 3.0, 0.0, latents=x_T) / 2 + 0.5
+    found = ours.generate(WORDS[:1], 2, 3.0, 0.0, latents=x_T) / 2 + 0.5
     assert (found - without / 2 - 0.5).abs().max() > 0.02
     theirs.load_lora_weights(str(tmp_path), weight_name="lora.safetensors")
     with torch.no_grad():
@@ -102,7 +102,7 @@ def test_we_draw_the_same_picture_with_a_lora_of_peft(form: str, tmp_path: Path)
         expected = theirs(WORDS[0], latents=x_T, **STEPS).images
     ours = load_checkpoint(tmp_path / "sd")
     load_lora(ours.unet, tmp_path / "lora.safetensors")
-    found = ours.generate(WORDS[:1], 4, 3.0, 0.0, latents=x_T) / 2 + 0.5
+    found = ours.generate(WORDS[:1], 2, 3.0, 0.0, latents=x_T) / 2 + 0.5
     assert (found - expected).abs().max() < 1e-3
     assert "a LoRA of 32 layers, rank 4" in describe(tmp_path / "lora.safetensors")
 
