@@ -69,13 +69,8 @@ PAIRS = (
     ("regression", "regression, K = 0"), ("PPO", "PPO, K = 0"), ("SRRL", "PPO"),
 )  # fmt: skip
 BINS = (0.05, 0.2, 0.5)  # edges of the bins of a prompt's success rate under the base
-OFF = (
-    "reward",
-    "unreadable",
-    "diversity",
-    "edges",
-    "brightness",
-)  # shown as means over both kinds of prompts
+# means over both kinds of prompts
+OFF = ("reward", "unreadable", "diversity", "edges", "brightness")
 COSTS = {"reward_calls": "reward calls", "unet_evaluations": "UNet evaluations"}  # keys of a run's log
 Logs = dict[str, list[list[dict]]]  # arm -> its runs -> metrics of each iteration
 
