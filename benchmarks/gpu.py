@@ -169,7 +169,7 @@ def iteration(
     """One iteration of SRRL with a reward that costs nothing: seconds of its two halves."""
     row: Row = {}
     learner = learner or Learner.of(
-        pipe, config, config.sampler, len(texts) * config.group * (config.rounds + 1)
+        pipe, config, config.guidance, len(texts) * config.group * (config.rounds + 1)
     )
     learner.history = learner.history or srrl.RewardHistory()
     with clocked(row, "rollout", pipe.device):

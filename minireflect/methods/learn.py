@@ -1,22 +1,25 @@
-"""Train a UNet on the pictures of an iteration: one learner for SRRL and RL-RIG's editor.
+"""Train a UNet on the pictures of an iteration.  SRRL and RL-RIG's editor share this learner.
 
 An objective is a function (learner, rollout, generator) that takes the optimiser steps of one iteration and
-fills in the same statistics.  To add one, write the function and enter it in OBJECTIVES.
+returns statistics.  To add one, write the function and enter it in OBJECTIVES.
 
-    d = eps_theta - eps_base at (x_t, t, c), where x_t is a sampled picture noised anew with n
+    d = eps_theta - eps_base at (x_t, t, c), where x_t is a sampled picture with new noise n
 
     grpo      L = w(t) mean[ 2 A d (eps_base - n) + b d^2 ]
-    regress   the same with A = 1 and b = 1 on pictures drawn in proportion to their reward:
+    regress   the same with A = 1 and b = 1, on pictures drawn in proportion to their reward:
               L = w(t) mean[ (eps_theta - n)^2 ] + const, reward-weighted regression (Peters & Schaal 2007)
-    ppo       PPO-clip on the steps of the sampler (SRRL E6 to E8); + `grpo` with A = 0, if b > 0
+    ppo       PPO-clip on the steps of the sampler (SRRL E6 to E8); plus `grpo` with A = 0, if b > 0
 
-`grpo` is the policy gradient on the forward process: the score of a step, averaged over all the noise that
-did not reach the picture.  b pulls to the base.  It is one form of a family: DiffusionNFT (arXiv 2509.16117)
-is (2r - 1) in place of A, as r (g + b d)^2 + (1 - r) (g - b d)^2 = const + 2 b (2r - 1) g d + b^2 d^2 with
-g = eps_base - n; AWM (arXiv 2509.25050) has a clip in place of b.
+`grpo` is the policy gradient on the forward process: the gradient of a sampler's step, averaged over the
+noise that does not reach the picture.  The term with b pulls the model to the base.  Two related objectives
+are DiffusionNFT (arXiv 2509.16117) and AWM (arXiv 2509.25050).  With g = eps_base - n, DiffusionNFT is
 
-Below t = anchor_below, A is 0 and b is 1 in all of them: the details stay as the base has them.  Otherwise
-the model learns its own small defects as style.
+    r (g + b d)^2 + (1 - r) (g - b d)^2 = const + 2 b (2r - 1) g d + b^2 d^2
+
+so it has 2r - 1 in place of A.  AWM has a clip in place of b.
+
+Below t = anchor_below, every objective has A = 0 and b = 1, so the model keeps the details of the base.
+Otherwise it would learn the small defects of its own pictures.
 """
 
 import copy
@@ -35,7 +38,7 @@ from ..diffusion.schedule import Schedule, level_weight
 from ..models.lora import adapters, lora_layers, remove_lora
 from ..models.unet import UNet
 from ..parallel import MAX, share, sum_gradients, total
-from ..pipeline import LatentDiffusion, SamplerConfig
+from ..pipeline import LatentDiffusion
 from ..ranges import Checked, Count, Positive, Range, Share, Weight
 from ..rl import advantage as adv
 from ..rl.policy import gaussian_kl, ppo_clip
@@ -43,63 +46,63 @@ from ..streams import normal, sent
 from ..training import adamw, check_gradient, set_lr, take_step
 from .rollout import Rollout
 
-WARMUP = 3  # iterations of linear warm-up; without it the first steps destroy the model
+WARMUP = 3  # iterations of linear warm-up; without it, the first steps destroy the model
 WEIGHT_DECAY = 1e-4  # of AdamW
-# regress: added to the sum of a prompt's rewards, so that a prompt that always fails counts little
-FLOOR = 0.5
-MAX_WEIGHT = 20.0  # largest weight of a late noise level, see `level_weight`
-ANCHORED = 0.2  # share of the noise levels of a batch that lie below `anchor_below`
-MIN_ADVANTAGE = 0.05  # grpo: a picture that is hardly better or worse than the others teaches nothing
-TRAINED = 0.5  # ppo: share of the denoising steps that an iteration trains on, chosen anew each time
-MIN_SIGMA = 0.1  # ppo: steps with less noise are not trained, see `jobs`
-# A float16 gradient below 6e-8 is 0, as are those of a log-probability averaged over 16,384 dimensions.
+FLOOR = 0.5  # regress: `floor` of `reward_weights`
+MAX_WEIGHT = 20.0  # `cap` of `level_weight`
+ANCHORED = 0.2  # share of the noise levels of a batch that are below `anchor_below`
+MIN_ADVANTAGE = 0.05  # grpo: pictures with a smaller |advantage| are not learnt from
+TRAINED = 0.5  # ppo: share of the denoising steps that an iteration trains on, chosen at random
+MIN_SIGMA = 0.1  # ppo: steps with less noise are not trained, see `steps_to_train`
+# Scale of a loss in float16, where gradients below 6e-8 become 0.  Without it, gradients of a log-probability
+# that is averaged over 16,384 dimensions would be 0.
 HALF_SCALE = 2.0**16
 
 
 @dataclass(frozen=True)
 class LearnConfig(Checked):
-    # policy gradient, or regression
+    # loss, see methods/learn.py
     objective: Literal["grpo", "regress", "ppo"] = "grpo"
-    # baseline of a reward
+    # how rewards are compared
     advantage: Literal["shrunk", "group", "history"] = "shrunk"
     # learning rate of AdamW; 3e-5 for ppo
     lr: Weight = 2e-4
-    # last share of the iterations, where lr falls to 0
+    # share of iterations at the end where lr decays
     cooldown: Share = 0.3
     # optimiser steps per iteration
     updates: Count = 8
-    # pictures of an optimiser step
+    # pictures per optimiser step
     batch: Count = 64
     # iterations whose pictures are learnt from
     replay: Count = 4
-    # b, pull to the base
+    # b, weight of the pull to the base
     pull: Weight = 0.3
-    # below this noise level t imitate the base
+    # noise level t below which the base is imitated
     anchor_below: Annotated[int, Range(0, 999)] = 150
     # added to the std of a group's rewards
     std_floor: Annotated[Weight, Suppress] = 0.1
-    # ppo: e, on the ratio of mean log-densities
+    # ppo: clip e of the ratio of mean log-densities
     clip_range: Positive = 1e-2
-    # ppo: of densities, or GRPO-Guard's
+    # ppo: ratio as in PPO, or GRPO-Guard
     ratio: Literal["plain", "guard"] = "plain"
     # ppo: weight of the KL per dimension
     kl: Weight = 0.0
 
     def require(self) -> None:
         if self.objective != "ppo" and self.kl > 0:
-            raise ValueError(f"kl belongs to the objective ppo; {self.objective} has pull")
+            raise ValueError(f"kl applies to objective ppo only; for {self.objective}, use pull")
 
     def lr_factor(self, step: int, iterations: int) -> float:
-        """Linear warm-up, 1, and a linear fall to 0 at the end."""
+        """The factor of the learning rate in iteration `step`: linear warm-up, 1, and linear decay to 0."""
         left = (iterations - step) / (self.cooldown * iterations) if self.cooldown else 1.0
         return min(1.0, (step + 1) / WARMUP, left)
 
 
 class Replay(nn.Module):
-    """The pictures of the latest iterations, with their prompts and their advantages or weights.
+    """The pictures of the latest iterations, with their prompts, and their advantages or weights.
 
-    It is a module, so that a run saves it. The latents are on the device of the policy, the rest is on the
-    CPU, where pictures are drawn.
+    It is a module, so that a run saves it.  The latents are on the device of the policy.  The other tensors
+    are on the CPU, where the pictures of a batch are drawn.
     """
 
     def __init__(
@@ -110,13 +113,13 @@ class Replay(nn.Module):
         self.iterations, size = iterations, iterations * pictures
         self.register_buffer("latents", torch.zeros(size, *latent_shape, device=device))  # (m c h w)
         self.register_buffer("ids", torch.zeros(size, tokens, dtype=torch.long))  # (m t)
-        self.register_buffer("values", torch.zeros(size))  # (m) 0 = nothing to learn from
-        self.register_buffer("born", torch.zeros(size, dtype=torch.long))  # (m) in which iteration
-        self.register_buffer("count", torch.zeros((), dtype=torch.long))  # pictures ever added
+        self.register_buffer("values", torch.zeros(size))  # (m) advantage or weight; 0 is not learnt from
+        self.register_buffer("born", torch.zeros(size, dtype=torch.long))  # (m) iteration of each picture
+        self.register_buffer("count", torch.zeros((), dtype=torch.long))  # number of pictures ever added
         self.register_buffer("iteration", torch.zeros((), dtype=torch.long))
 
     def add(self, latents: Tensor, ids: Tensor, values: Tensor) -> None:
-        """Add the pictures of one iteration, and forget those that are too old.
+        """Add the pictures of one iteration, and set the values of old pictures to 0.
 
         Shapes: latents (b c h w), ids (b t), values (b)
         """
@@ -130,17 +133,17 @@ class Replay(nn.Module):
 
 
 class UpdateStats(NamedTuple):
-    """Statistics of the updates of an iteration; None where the objective has no such statistic."""
+    """Statistics of the updates of an iteration; None if the objective does not have the statistic."""
 
     loss: float
-    kl: float  # nats per picture from the base, see `path_kl`
+    kl: float  # KL to the base in nats per picture, see `path_kl`
     grad_norm: float  # mean over the updates, before clipping
-    updates: int  # optimiser steps taken
-    evaluations: int  # of the UNet, with a backward pass or of the base
-    clip_high: float | None = None  # share of samples stopped by the upper clip
-    clip_low: float | None = None  # share stopped by the lower
-    log_ratio: float | None = None  # the largest seen, nats of the whole latent
-    first_ratio: float | None = None  # largest |rho - 1| before the first update: 0, or something is wrong
+    updates: int  # number of optimiser steps
+    evaluations: int  # of the UNet: of the policy (with a backward pass) and of the base
+    clip_high: float | None = None  # share of samples with A > 0 beyond the upper clip
+    clip_low: float | None = None  # share of samples with A < 0 beyond the lower clip
+    log_ratio: float | None = None  # largest |log-ratio| of all updates, in nats of the whole latent
+    first_ratio: float | None = None  # exp(largest |log-ratio|) - 1 before the first update; must be 0
 
 
 @dataclass
@@ -148,17 +151,18 @@ class Learner:
     """A policy with its base, its optimiser and its replay."""
 
     pipe: LatentDiffusion  # its UNet is the policy
-    base: UNet  # the frozen policy that it started from
-    networks: dict[str, nn.Module]  # what a run saves: "unet" or its LoRA adapters, and the "replay"
+    base: UNet  # the policy before training, frozen
+    networks: dict[str, nn.Module]  # saved by a run: "unet" (the UNet or its LoRA adapters) and "replay"
     optimizer: torch.optim.Optimizer
     config: LearnConfig
-    sampler: SamplerConfig  # how the branches were sampled; only its `guidance` is used
+    guidance: float  # of the branches in sampling
     history: adv.RewardHistory | None = None  # past rewards, for the advantage "history" (E6)
 
     @staticmethod
-    def of(pipe: LatentDiffusion, config: LearnConfig, sampler: SamplerConfig, pictures: int) -> "Learner":
-        """Make the UNet trainable, or its LoRA adapters where it has some.  `pictures` is the most that an
-        iteration gives.
+    def of(pipe: LatentDiffusion, config: LearnConfig, guidance: float, pictures: int) -> "Learner":
+        """A learner that trains the UNet or, if it has some, its LoRA adapters.
+
+        pictures: the largest number of pictures of an iteration.
         """
         base = reference(pipe.unet)
         trained = adapters(pipe.unet) if lora_layers(pipe.unet) else pipe.unet
@@ -167,20 +171,20 @@ class Learner:
             shapes = pipe.latent_shape, pipe.tokenizer.length
             networks["replay"] = Replay(config.replay, pictures, *shapes, pipe.device)
         optimizer = adamw(trained.parameters(), lr=config.lr, weight_decay=WEIGHT_DECAY)
-        return Learner(pipe, base, networks, optimizer, config, sampler)
+        return Learner(pipe, base, networks, optimizer, config, guidance)
 
     @property
     def scale(self) -> float:
-        """The factor by which a loss is multiplied before its backward pass."""
+        """The factor of a loss before its backward pass; not 1 if the UNet computes in float16."""
         return HALF_SCALE if next(self.pipe.unet.parameters()).dtype == torch.float16 else 1.0
 
     def backward(self, loss: Tensor) -> None:
-        """Add a part's gradient, scaled up where the UNet computes in float16; none if gradients are off."""
+        """Add the scaled gradient of a part of the loss.  Does nothing if gradients are disabled."""
         if torch.is_grad_enabled():
             (loss * self.scale).backward()
 
     def step(self) -> Tensor:
-        """Take a step with a clipped gradient.  -> the norm before clipping ().  Raises as `take_step`."""
+        """An optimiser step with a clipped gradient.  -> its norm before clipping ().  See `take_step`."""
         sum_gradients(p for group in self.optimizer.param_groups for p in group["params"])
         for p in self.pipe.unet.parameters() if self.scale != 1 else ():
             if p.grad is not None:
@@ -188,15 +192,13 @@ class Learner:
         return take_step(self.optimizer, self.scale != 1)
 
     def parts(self, n: int) -> list[slice]:
-        """This process's share of `n` pictures, in the very parts of `pipe.micro_batch` that `pipe.eps`
-        sampled them in.
-        """
+        """This process's share of `n` pictures, divided into the same micro-batches as in sampling."""
         m, own = self.pipe.micro_batch or n, share(n, self.pipe.micro_batch or 1)
         return [slice(i, min(i + m, own.stop)) for i in range(own.start, own.stop, m)]
 
 
 def learn(learner: Learner, out: Rollout, lr_factor: float, generator: Generator) -> UpdateStats:
-    """Learn from one iteration's rollout.  Raises FloatingPointError on a gradient that is not finite."""
+    """Learn from the rollout of one iteration.  Raises FloatingPointError if a gradient is not finite."""
     set_lr(learner.optimizer, learner.config.lr * lr_factor)
     stats = OBJECTIVES[learner.config.objective](learner, out, generator)
     check_gradient(stats.grad_norm, learner.optimizer, learner.scale != 1)
@@ -204,18 +206,17 @@ def learn(learner: Learner, out: Rollout, lr_factor: float, generator: Generator
 
 
 def reference(unet: UNet) -> UNet:
-    """A frozen copy.  With LoRA it shares the weights and leaves out the adapters."""
-    # the frozen weights are shared, not copied
+    """A frozen copy of the UNet.  With LoRA, it has no adapters, and shares the frozen weights."""
     shared = {id(p): p for p in unet.parameters() if not p.requires_grad} if lora_layers(unet) else {}
     return remove_lora(copy.deepcopy(unet, shared)).eval().requires_grad_(False)
 
 
 def levels(schedule: Schedule, n: int, below: int, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Noise levels for n pictures, and a weight for each. The weighted mean has the expectation of
-    `level_weight` over uniform levels, with less variance.
+    """Draw noise levels t for n pictures by importance sampling, with a loss weight for each.
 
-    A share of ANCHORED lies below `below`, uniformly; the others are drawn in proportion to their weight.
-    Stratified: one level in each n-th of the probability.
+    A weighted mean over them estimates the mean over uniform levels, weighted by `level_weight`, with less
+    variance.  A share ANCHORED of the levels is uniform below `below`; the others are drawn in proportion to
+    `level_weight`.  Sampling is stratified: there is one level in each n-th part of the probability.
     -> t (n) long, weight (n)
     """
     T = schedule.config.train_steps
@@ -231,9 +232,9 @@ def levels(schedule: Schedule, n: int, below: int, generator: Generator) -> tupl
 def forward_gradient(
     learner: Learner, x_0: Tensor, ids: Tensor, A: Tensor, b: float, generator: Generator
 ) -> tuple[Tensor, Tensor]:
-    """Add the gradient of  w(t) mean[ 2 A d (eps_base - n) + b d^2 ]  over the pictures.
+    """Add the gradient of `grpo`'s loss, w(t) mean[ 2 A d (eps_base - n) + b d^2 ], for these pictures.
 
-    -> the loss (), and `path_kl` ()
+    -> the loss () and the mean `path_kl` ()
     Shapes: x_0 (b c h w), ids (b s), A (b)
     """
     pipe, below = learner.pipe, learner.config.anchor_below
@@ -253,15 +254,15 @@ def forward_gradient(
         uniform = weight[part] / level_weight(pipe.schedule, t[part], MAX_WEIGHT)
         kl = kl + (uniform * path_kl(pipe.schedule, t[part], d.detach())).sum() / len(x_0)
         loss_sum = loss_sum + loss.detach()
-    loss_sum, kl = total(torch.stack([loss_sum, kl]))
-    return loss_sum, kl
+    return tuple(total(torch.stack([loss_sum, kl])))
 
 
 def learn_from_replay(
     learner: Learner, chance: Tensor, A: Tensor, b: float, generator: Generator
 ) -> UpdateStats:
-    """`updates` optimiser steps of `batch` pictures, each drawn with its chance.
+    """`updates` optimiser steps, each on `batch` pictures of the replay.
 
+    chance: probability of each picture, up to a factor; no steps are taken if all are 0.
     Shapes: chance (m), A (m)
     """
     config, replay = learner.config, learner.networks["replay"]
@@ -277,7 +278,7 @@ def learn_from_replay(
 
 
 def remember(learner: Learner, out: Rollout, values: list[Tensor]) -> Replay:
-    """Put the pictures of all rounds into the replay.  Shapes: values, by round (n*g)"""
+    """Add the pictures of all rounds to the replay.  Shapes: values (n*g) for each round"""
     replay, rounds = learner.networks["replay"], out.rounds
     texts = [text for round_ in rounds for text in out.texts_of(round_)]
     latents = torch.cat([round_.path.latents[:, -1] for round_ in rounds])  # (b c h w)
@@ -288,7 +289,7 @@ def remember(learner: Learner, out: Rollout, values: list[Tensor]) -> Replay:
 def grpo(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats:
     """The policy gradient on the forward process, from the pictures of the latest iterations.
 
-    It does not depend on how a picture was sampled, so pictures of later rounds train the first round, too.
+    It does not depend on how a picture was sampled, so pictures of later rounds also improve round 0.
     """
     A = advantages(out, learner.config, learner.history)
     replay = remember(learner, out, [a.clamp(-1, 1) for a in A])
@@ -297,18 +298,19 @@ def grpo(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats:
 
 
 def regress(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats:
-    """Reward-weighted regression; all rounds of a prompt share its weight."""
+    """Reward-weighted regression.  The pictures of all rounds of a prompt form one group."""
     weights = adv.reward_weights(out.rewards.flatten(1), FLOOR).view_as(out.rewards)  # (n k g)
     replay = remember(learner, out, out.by_round(weights))
     return learn_from_replay(learner, replay.values, torch.ones_like(replay.values), 1.0, generator)
 
 
 def path_kl(schedule: Schedule, t: Tensor, change: Tensor) -> Tensor:
-    """KL between two ancestral samplers in nats per picture, estimated from the one level of each sample.
+    """Estimate the KL between two ancestral samplers, in nats per picture, from one level for each sample.
 
-    One step of DDPM with variance beta:  KL = beta / (2 alpha (1 - abar)) |change|^2  (DDPM 12); T of them
-    make the path, so the mean over uniform levels t is the whole.
-    Shapes: t (b), change of eps (b c h w) -> (b)
+    One step of DDPM with variance beta has  KL = beta / (2 alpha (1 - abar)) |change|^2  (DDPM 12).  T times
+    its mean over uniform levels t is the KL of the whole path.
+    change: the difference of the predicted noise.
+    Shapes: t (b), change (b c h w) -> (b)
     """
     abar = sent(schedule.abar, t.device)
     before = torch.where(t > 0, abar[(t - 1).clamp(min=0)], 1.0)
@@ -318,10 +320,11 @@ def path_kl(schedule: Schedule, t: Tensor, change: Tensor) -> Tensor:
 
 
 def advantages(out: Rollout, config: LearnConfig, history: adv.RewardHistory | None) -> list[Tensor]:
-    """The advantage of every branch, by round (n*g); 0 where there is nothing to learn.
+    """The advantage of every branch: a tensor (n*g) for each round.
 
-    A group is all rounds of a prompt, so that a refused picture is compared with the one that mended it.
-    The paper's history compares each round with what its prompt's family got before (E6 to E8).
+    The pictures of all rounds of a prompt form one group, so a refused picture is compared with pictures of
+    later rounds.  With advantage "history", as in the paper (E6 to E8), the rewards of a round are compared
+    with those of its prompt's family in this round and in the history.
     """
     rewards = out.rewards.flatten(1)  # (n k*g)
     if config.advantage != "history":
@@ -338,13 +341,13 @@ def advantages(out: Rollout, config: LearnConfig, history: adv.RewardHistory | N
 Pairs = list[tuple[int, int]]  # round k, denoising step i
 
 
-def jobs(out: Rollout, advantage: list[Tensor], updates: int, generator: Generator) -> list[Pairs]:
-    """The (round, step) pairs to train on, shuffled, in one list per optimiser step.
+def steps_to_train(out: Rollout, advantage: list[Tensor], updates: int, generator: Generator) -> list[Pairs]:
+    """Choose a random share TRAINED of the (round, step) pairs; a list of pairs for each optimiser step.
 
-    A step without noise (sigma 0) has no density and is left out, and so is a round without anything to
-    learn. Steps with hardly any noise are left out too (MIN_SIGMA).  A change of eps moves a step's mean by c
-    standard deviations: over ten steps |c| lies between 0.97 and 1.32, but it is 8.3 at the one before the
-    last (sigma 0.04), whose gradient would dominate the others' and whose KL would be 64 times theirs.
+    Rounds whose advantages are all 0 are left out, and so are steps with sigma <= MIN_SIGMA.  A change of eps
+    moves the mean of a step by c standard deviations.  With ten steps, |c| is between 0.97 and 1.32, but 8.3
+    at the step before the last (sigma 0.04): its gradient would dominate, and its KL would be 64 times as
+    large.  A step with sigma 0 has no density at all.
     """
     trained = [(k, out.rounds[k].sigmas) for k, A in enumerate(advantage) if A.any()]
     pairs = [(k, i) for k, sigmas in trained for i, sigma in enumerate(sigmas) if sigma > MIN_SIGMA]
@@ -352,41 +355,42 @@ def jobs(out: Rollout, advantage: list[Tensor], updates: int, generator: Generat
     return [[pairs[j] for j in chunk] for chunk in order.chunk(updates)] if len(order) else []
 
 
-def scored(learner: Learner, out: Rollout, k: int, i: int, part: slice, unet: UNet) -> DDIMStep:
-    """Step i of the branches `part` of round k, as a UNet scores it.
+def score_step(learner: Learner, out: Rollout, k: int, i: int, part: slice, unet: UNet) -> DDIMStep:
+    """Step i of the branches `part` of round k, with means and log-probabilities of this UNet.
 
-    The batch is the rollout's, number for number, so that the policy that sampled it gives exactly the
-    log-probabilities of the rollout.
+    The batch is equal to that of the rollout, so that the policy that sampled it computes exactly the same
+    log-probabilities again.
     """
     round_ = out.rounds[k]
     table, context = round_.table, out.context_of(round_)[part]  # (b t d)
     x, x_prev = (round_.path.latents[part, j].to(context.device) for j in (i, i + 1))  # (b c h w)
-    eps = replace(learner.pipe, unet=unet).eps(context, False)(learner.sampler.guidance)(x, table.t[i])
+    eps = replace(learner.pipe, unet=unet).eps(context, False)(learner.guidance)(x, table.t[i])
     return ddim_step(x, eps, table.abar[i], table.abar_prev[i], round_.sigmas[i], x_prev)
 
 
 def ppo(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats:
-    """PPO-clip on the branches of all rounds (E8), `updates` optimiser steps; the mean log-probability is
-    SRRL's (E3).  `pull` adds the pull of the forward objective, on `batch` pictures.
+    """PPO-clip on the steps of all rounds (E8), with the mean log-probability as in SRRL (E3).
+
+    If `pull` is not 0, each optimiser step also has the loss of `pull_to_base`.
     """
-    pipe, config, once = learner.pipe, learner.config, evaluations(learner.sampler.guidance)
+    pipe, config, once = learner.pipe, learner.config, evaluations(learner.guidance)
     advantage = advantages(out, config, learner.history)
-    chunks = jobs(out, advantage, config.updates, generator)
+    chunks = steps_to_train(out, advantage, config.updates, generator)
     sums = torch.zeros(4, device=pipe.device)  # loss, the shares of both clips, evaluations
     norms, kls, ratios, first = [], [], [torch.zeros((), device=pipe.device)], None
     for chunk in chunks:
-        samples = sum(int(advantage[k].count_nonzero()) for k, _ in chunk)  # branches x steps of this step
+        samples = sum(int(advantage[k].count_nonzero()) for k, _ in chunk)  # number of (branch, step) pairs
         learner.optimizer.zero_grad(set_to_none=True)
         kls.append(pull_to_base(learner, out, generator))
         pieces = [(k, i, part) for k, i in chunk for part in learner.parts(len(advantage[k]))]
         for k, i, part in pieces:
             A = advantage[k][part]  # (b)
-            taught = A.nonzero().flatten()  # (n) those that something is learnt from
-            if not len(taught):
+            used = A.nonzero().flatten()  # (n)
+            if not len(used):
                 continue
-            rows, A, weight = sent(taught, pipe.device), sent(A[taught], pipe.device), len(taught) / samples
+            rows, A, weight = sent(used, pipe.device), sent(A[used], pipe.device), len(used) / samples
             piece = learner, out, k, i, part
-            path, now = out.rounds[k].path, scored(*piece, pipe.unet)
+            path, now = out.rounds[k].path, score_step(*piece, pipe.unet)
             log_ratio = now.log_prob - path.log_probs[part, i]  # (b) nats
             if config.ratio == "guard":
                 log_ratio = guarded(log_ratio, now, path.means[part, i])
@@ -395,7 +399,7 @@ def ppo(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats:
             loss = stats.loss * weight
             if config.kl > 0:
                 with torch.no_grad():
-                    mean = scored(*piece, learner.base).mean
+                    mean = score_step(*piece, learner.base).mean
                 kl = gaussian_kl(now.mean, mean, now.sigma)  # (b)
                 loss = loss + config.kl * weight * mean_of(kl, pipe)[rows].mean()
             learner.backward(loss)
@@ -408,24 +412,27 @@ def ppo(learner: Learner, out: Rollout, generator: Generator) -> UpdateStats:
         return UpdateStats(0.0, 0.0, 0.0, 0, 0, 0.0, 0.0, 0.0, 0.0)
     largest = total(torch.stack([first, torch.stack(ratios).max()]), MAX)
     means = torch.stack([torch.stack(kls).mean(), torch.stack(norms).mean()])
-    kl, norm, first, ratio, *summed, spent = torch.cat([means, largest, total(sums)]).tolist()  # waits here
+    # `tolist` waits for the GPU, once per iteration
+    kl, norm, first, ratio, *summed, spent = torch.cat([means, largest, total(sums)]).tolist()
     loss, high, low = (v / len(chunks) for v in summed)
     first, spent = math.expm1(min(first, 80.0)), round(spent) + 2 * config.batch * len(chunks)
     return UpdateStats(loss, kl, norm, len(chunks), spent, high, low, ratio, first)
 
 
 def guarded(log_ratio: Tensor, now: DDIMStep, old_mean: Tensor) -> Tensor:
-    """GRPO-Guard's log-ratio (arXiv 2510.22319): without its negative mean, and on one scale at all steps.
+    """GRPO-Guard's log-ratio (arXiv 2510.22319): its mean is 0, and its scale is the same at all steps.
 
-    With D = mean - old_mean and the step's noise n, log_ratio = n D / sigma - D^2 / (2 sigma^2); this is n D.
+    With D = mean - old_mean and the step's noise n, log_ratio = n D / sigma - D^2 / (2 sigma^2), and the
+    result is n D.
     Shapes: log_ratio (b), old_mean (b c h w) -> (b)
     """
     return (log_ratio + gaussian_kl(now.mean, old_mean, now.sigma)) * now.sigma
 
 
 def pull_to_base(learner: Learner, out: Rollout, generator: Generator) -> Tensor:
-    """The loss of `grpo` without advantages, which is the pull and the anchor, on `batch` pictures of the
-    rollout.  Without a pull no gradient is taken.  -> `path_kl` ()
+    """Add the gradient of `grpo`'s loss with A = 0 on `batch` pictures of the rollout, unless `pull` is 0.
+
+    -> the mean `path_kl` ()
     """
     texts = [text for round_ in out.rounds for text in out.texts_of(round_)]
     x_0 = torch.cat([round_.path.latents[:, -1] for round_ in out.rounds])  # (m c h w)
@@ -437,7 +444,7 @@ def pull_to_base(learner: Learner, out: Rollout, generator: Generator) -> Tensor
 
 
 def mean_of(nats: Tensor, pipe: LatentDiffusion) -> Tensor:
-    """Nats of a whole latent as nats per dimension.  Shapes: nats (b) -> (b)"""
+    """Convert nats of a whole latent to nats per dimension.  Shapes: nats (b) -> (b)"""
     return nats / math.prod(pipe.latent_shape)
 
 

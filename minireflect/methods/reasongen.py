@@ -1,23 +1,26 @@
-"""ReasonGen-R1's second stage: GRPO on rationale and image tokens together.
+"""ReasonGen-R1's second stage: GRPO on the tokens of rationales and images together.
 
-Paper: Zhang et al. 2025, arXiv 2505.24875, section 3.2.  The step on tokens is rl/tokens.py.
+Paper: Zhang et al. 2025, arXiv 2505.24875, section 3.2.  An optimiser step on tokens is in rl/tokens.py.
 
     for each iteration:
-        repeat until enough groups are mixed:  sample prompts, and G x (rationale, picture) for each
-        R = 1 if the matching model accepts the picture and the captioner the rationale, else 0
+        until there are enough groups with different rewards:
+            sample prompts, and G pairs (rationale, picture) for each
+            R = 1 if the matching model accepts the picture and the captioner accepts the rationale, else 0
         A = (R - mean) / (std + e) within each group, the same for every token that the policy chose
         L = clipped policy gradient + beta KL(pi || pi_ref) + alpha_text H_text + alpha_image H_image
           + recall L_SFT, the loss of stage 1 on true pictures
 
 Differs from the paper and its code:
-- the reward also asks a learned captioner whether the picture shows what the rationale says; the
-  paper's reward sees the picture only, and rationales drift away from it
-- tokens that the policy did not choose (a forced BOI, padding) have no gradient; theirs have one
-- rationale and image tokens have a mean each in L, as 64 image tokens outweigh twenty text tokens
-- beta > 0, and stage 1's loss is added (PPO-ptx of InstructGPT, arXiv 2203.02155, equation 2): without
-  them the model forgets what training prompts do not ask for and held-out prompts do (docs/log.md)
-- groups with equal rewards are dropped and others sampled (DAPO, arXiv 2503.14476, section 3.2)
-Without rationales this is AR-GRPO (arXiv 2508.06924) with another reward.
+- a learned captioner also judges whether the picture shows what the rationale says; the paper's reward reads
+  only the picture, and rationales drift away from the pictures
+- tokens that the policy did not choose (forced BOI, padding) have no gradient; in the paper's code they do
+- L has one mean over text tokens and one over image tokens, because 64 image tokens would outweigh about
+  twenty text tokens
+- beta > 0, and the loss of stage 1 is added (PPO-ptx of InstructGPT, arXiv 2203.02155, equation 2); without
+  them, the model forgets what only held-out prompts ask for (docs/log.md)
+- groups with equal rewards are dropped, and others are sampled (DAPO, arXiv 2503.14476, section 3.2)
+
+Without rationales, this is AR-GRPO (arXiv 2508.06924) with another reward.
 
     python train.py reason-grpo
 """
@@ -46,42 +49,41 @@ from ..run import Job
 from ..streams import rng, sent
 from ..training import adamw, lr_factor, set_lr
 
-# what is recalled: half of the laws' pictures recombined, and captions that relate their objects
-MIX = {"recombined": 0.5, "related_captions": 0.4}
-Prompts = Callable[[int, int, int], list[str]]  # number of prompts, iteration, sampling within it -> prompts
+MIX = {"recombined": 0.5, "related_captions": 0.4}  # options of the recalled pictures, see `training_pairs`
+Prompts = Callable[[int, int, int], list[str]]  # number of prompts, iteration, attempt -> prompts
 
 
 @dataclass(frozen=True)
 class ReasonRLConfig(TokenConfig):
-    # of sampling and update
+    # iterations, each sampling and an update
     iterations: Count = 80
     # groups that an iteration learns from
     prompts_per_iteration: Count = 16
-    # how often an iteration samples prompts, at most, until enough groups have different rewards
+    # attempts to sample enough groups with different rewards, at most
     max_resamples: Count = 4
     # optimiser steps per iteration, each on its share of the groups
     updates: Count = 2
-    # peak learning rate of AdamW; falls to zero on a cosine after a warm-up of 5 %
+    # peak learning rate of AdamW; cosine decay to zero after a warm-up of 5 %
     lr: Weight = 3e-4
-    # H* of text tokens, nats; the entropy at the end of stage 1
+    # target entropy H* of text tokens, in nats; the entropy at the end of stage 1
     text_entropy: Weight = 0.11
-    # H* of image tokens, nats
+    # target entropy H* of image tokens, in nats
     image_entropy: Weight = 0.19
-    # largest weight |alpha| of an entropy, as in the paper; 0 leaves entropies alone
+    # largest weight |alpha| of an entropy term, as in the paper; 0 for no entropy terms
     entropy_bound: Weight = 5e-3
     # learning rate of the weights alpha, as in the paper
     entropy_lr: Positive = 5e-4
     # temperature of sampling
     temperature: Temperature = 0.8
-    # the picture must also show what its rationale says; the paper does not ask for it
+    # the picture must also show what its rationale says; not in the paper
     read_rationales: bool = True
-    # weight of stage 1's loss on true pictures, gamma in InstructGPT's equation 2; the paper has none
+    # weight of stage 1's loss on true pictures (gamma in InstructGPT, equation 2); not in the paper
     recall: Weight = 0.3
-    # pictures of the recalled loss, rendered once
+    # true pictures for stage 1's loss, rendered once
     recall_pictures: Count = 6_000
-    # pictures of the recalled loss in an optimiser step
+    # true pictures per optimiser step
     recall_batch: Count = 48
-    # compute the recalled loss in bfloat16
+    # compute stage 1's loss in bfloat16
     bf16: bool = False
 
     def require(self) -> None:
@@ -99,13 +101,13 @@ class ReasonRLConfig(TokenConfig):
 
 
 class Rewards(NamedTuple):
-    """The learned rewards that must both accept a sample."""
+    """The learned rewards; a sample is right if both accept it."""
 
-    picture: Reward  # probability that the picture shows its prompt
-    rationale: Reward | None = None  # least probability of a word of the rationale, given the picture
+    picture: Reward  # probability that the picture fulfils its prompt
+    rationale: Reward | None = None  # smallest probability of a word of the rationale, given the picture
 
     def __call__(self, images: Tensor, prompts: list[str], rationales: list[str]) -> Tensor:
-        """1 for a sample that is accepted, else 0.
+        """1 if the sample is accepted, else 0.
 
         Shapes: images (b 3 h w), b prompts, b rationales -> (b)
         """
@@ -116,7 +118,7 @@ class Rewards(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """n prompts and G samples of each, the samples of a prompt one after the other."""
+    """n prompts and G samples of each; the samples of a prompt are next to each other."""
 
     prompts: list[str]  # n
     sampled: Sampled  # n*g
@@ -126,17 +128,17 @@ class Samples(NamedTuple):
 def sample_groups(
     pipe: ReasonPipeline, rewards: Rewards, ask: Prompts, config: ReasonRLConfig, step: int, noise: Generator
 ) -> tuple[Samples | None, dict[str, float]]:
-    """Sample groups until enough of them are mixed, `config.max_resamples` times at most.
+    """Sample groups until enough of them are mixed, that is, have different rewards.
 
-    After the first time only as many prompts are sampled as should suffice, by the share of mixed groups so
-    far.
-
-    -> the mixed groups or None, and of all that was sampled: the number of groups, how many are mixed, the
-    mean reward, the share that is right by the inspector, and the text tokens ("words") chosen per sample
+    There are at most `config.max_resamples` attempts.  After the first, the number of prompts is the number
+    of missing groups, divided by the share of mixed groups so far.
+    -> the mixed groups or None; and statistics of all samples: the number of groups, the number of mixed
+    groups, the mean reward, the share that is right according to the inspector, and the text tokens that the
+    policy chose per sample ("words"); `statistics` of the last attempt
     """
     asked: list[str] = []
-    found = []  # what was sampled, rewards (n g), verdicts of the inspector
-    mixed = torch.zeros(0)
+    found = []  # of each attempt: samples, rewards (n g), verdicts of the inspector
+    mixed = torch.zeros(0)  # indices of the mixed groups
     for number in range(config.max_resamples):
         wanted = config.prompts_per_iteration - len(mixed)
         n = math.ceil(wanted * len(asked) / len(mixed)) if len(mixed) else config.prompts_per_iteration
@@ -167,19 +169,20 @@ class Learner(NamedTuple):
     pipe: ReasonPipeline
     reference: ReasonGen  # the model before RL, frozen
     optimizer: torch.optim.Optimizer
-    entropies: tuple[AdaptiveEntropy, ...] = ()  # of text and image tokens; empty: no entropy term
-    examples: Examples | None = None  # true pictures to recall
+    entropies: tuple[AdaptiveEntropy, ...] = ()  # of text and image tokens; empty for no entropy terms
+    examples: Examples | None = None  # true pictures for stage 1's loss
 
 
-# The m samples of one optimiser step that this process has: prompts (m p), rationales (m r) and image tokens
-# (m n); which text tokens were chosen (m r) bool; and the tokens (m r+n)
+# The m samples of an optimiser step that this process has: (prompts (m p), rationales (m r), image tokens
+# (m n)); whether the policy chose each text token, (m r) bool; the batch of tokens (m r+n)
 Share = tuple[tuple[Tensor, Tensor, Tensor], Tensor, TokenBatch]
 
 
 def token_shares(chosen: Tensor, image_tokens: int) -> Tensor:
-    """Weight of each token in the loss: half for all rationales, half for all pictures; or pictures alone.
+    """The weight of each token in the loss, with sum 1.
 
-    Shapes: chosen (b r) bool -> (b r+n), of sum 1
+    The text tokens have a total weight of 1/2, and so have the image tokens; without text, these have 1.
+    Shapes: chosen (b r) bool -> (b r+n)
     """
     words = chosen.sum()
     image = torch.where(words > 0, 0.5, 1.0).expand(len(chosen), image_tokens) / (len(chosen) * image_tokens)
@@ -188,7 +191,7 @@ def token_shares(chosen: Tensor, image_tokens: int) -> Tensor:
 
 @torch.no_grad()
 def shares_of(learner: Learner, samples: Samples, config: ReasonRLConfig, noise: Generator) -> list[Share]:
-    """The groups in random order, one share per optimiser step, scored before the first of them."""
+    """Divide the groups into random shares, one for each optimiser step, with the old log-probabilities."""
     pipe, model, g = learner.pipe, learner.pipe.model, config.group
     device = samples.sampled.codes.device
     prompts = trim(pipe.tokenizer([t for t in samples.prompts for _ in range(g)]), EOS)  # (n*g p)
@@ -203,7 +206,7 @@ def shares_of(learner: Learner, samples: Samples, config: ReasonRLConfig, noise:
         weight = token_shares(chosen, codes.shape[1])[own]  # (m r+n)
         rows, chosen = rows[own], chosen[own]
         given = prompts[rows], written[rows], codes[rows]
-        # in one pass, as in `update`: sampling with a cache rounds differently, so its ratio is not exactly 1
+        # not those of sampling: its cache rounds differently from `update`, so the first ratio would not be 1
         models = model, learner.reference
         old, reference = (torch.cat(m.log_probs(*given, config.sampling), 1) for m in models)
         shares.append((given, chosen, TokenBatch(old, reference, advantage[rows], weight)))
@@ -213,21 +216,21 @@ def shares_of(learner: Learner, samples: Samples, config: ReasonRLConfig, noise:
 def update(learner: Learner, samples: Samples, config: ReasonRLConfig, noise: Generator) -> dict[str, float]:
     """`config.updates` optimiser steps, each on its share of the groups.  -> their mean statistics
 
-    `clipped` is the share of tokens beyond the clip; `first_ratio` the largest |rho - 1| of the first step,
-    which must be 0; KL and entropies are nats per token.
+    `clipped` is the share of tokens beyond the clip; `first_ratio` is `TokenStats.ratio_error` of the first
+    step, which must be 0; KL and entropies are in nats per token.
     """
     model = learner.pipe.model
     rows = []
     for given, chosen, tokens in shares_of(learner, samples, config, noise):
         choices = model.choices(*given, config.sampling)
         now = torch.cat(model.chosen(choices, *given[1:]), 1)  # (m r+n)
-        # an image token is a form, and colours given that form: their entropies add up
+        # an image token is a form, and colours given that form, so their entropies add up
         nats = entropy_of(choices.text) * chosen, entropy_of(choices.forms) + entropy_of(choices.colors)
         counts = torch.stack([chosen.sum().float(), now.new_full((), nats[1].numel())])
         counts = total(counts).clamp(min=1)
-        H = torch.stack([v.sum() for v in nats]) / counts  # (2) this process's part of the means
+        H = torch.stack([v.sum() for v in nats]) / counts  # (2) this process's part of the mean entropies
         more = [sum(control.alpha * h for control, h in zip(learner.entropies, H))]
-        if learner.examples:  # the same pictures in every process
+        if learner.examples:  # every process has the same pictures
             recalled, _ = sft_loss(model, learner.examples, config.examples, noise)
             more.append(config.recall / world() * recalled)
         stats = token_step(now, tokens, learner.optimizer, config.clip_range, config.beta, *more)
@@ -245,7 +248,7 @@ def train_reason_grpo(
     config: ReasonRLConfig, pipe: ReasonPipeline, rewards: Rewards, prompts: Prompts,
     examples: Examples | None, job: Job,
 ) -> ReasonGen:  # fmt: skip
-    """Reinforce rationales and pictures; with `examples`, recall them.  -> the model"""
+    """Train the model by GRPO.  `examples` are true pictures for stage 1's loss, or None.  -> the model"""
     reference = copy.deepcopy(pipe.model).eval().requires_grad_(False)
     model = pipe.model.requires_grad_(True)
     optimizer = adamw(model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=1e-2)

@@ -1,29 +1,29 @@
-"""RL-RIG: generate a picture of a scene graph, reflect on it, edit it; reinforce the Actor and the editor.
+"""RL-RIG: generate a picture of a scene graph, check it, and edit it; train the Actor and the editor by RL.
 
 Paper: Wang et al. 2026, arXiv 2602.19974, with its Reflection-GRPO.
 
     x ~ Diffuser(graph)                                     generate: round 0
     for k = 1 .. K, while a requirement is unmet:
         v    = Checker(x, graph)                            reflect: yes or no for each requirement
-        a_i ~ Actor(x, graph, v),  i = 1 .. G               edit prompts: which object is to be where
+        a_i ~ Actor(x, graph, v),  i = 1 .. G               edit prompts: where objects should be
         x_i  = denoise(renoise(x, t*), graph + a_i)         edit: the Inverse Diffuser, here `editor`
         x    = the best x_i, unless the Checker prefers x
 
-    phase 1   trains the Actor by GRPO on its tokens (rl/tokens.py); the reward is f(x_i), the share of
-              requirements met
-    phase 2   trains the editor with the Actor fixed: a group has one edit prompt and G noises
+    phase 1   trains the Actor by GRPO on its tokens (rl/tokens.py); the reward is f(x_i), the share of the
+              requirements that are met
+    phase 2   trains the editor with the Actor fixed; a group has one edit prompt and G noises
               (methods/learn.py)
 
-After training G is 1.
+After training, G is 1.
 
-Differs from the paper, whose code is not public (this follows its abstract and its reviews):
-- the editor starts as the Diffuser's own UNet, and reads the edit prompt after the graph's sentence
-- all noise at t* is new by default (SDEdit, arXiv 2108.01073), because objects of a picture that DDIM inverts
-  hardly move (docs/log.md); `--loop.fresh-noise` below 1 inverts
-- the Actor is a small transformer that reads latents and answers; theirs is a vision-language model
+Differs from the paper (its code is not public; this implementation follows its abstract and its reviews):
+- the editor is initialised with the Diffuser's UNet, and reads the edit prompt after the graph's sentence
+- all noise at t* is new by default (SDEdit, arXiv 2108.01073), because objects hardly move if DDIM inverts
+  the picture (docs/log.md); `--loop.fresh-noise` below 1 inverts
+- the Actor is a small transformer that reads latents and answers; in the paper it is a vision-language model
 - training has one round (`--rounds`)
-- the editor learns by reward-weighted regression, with the probability that all requirements hold as reward;
-  `--editor.objective ppo` is theirs
+- the editor learns by reward-weighted regression, and its reward is the probability that all requirements are
+  met; `--editor.objective ppo` is the paper's objective
 
     python train.py rlrig
 """
@@ -45,7 +45,7 @@ from ..diffusion.sample import Trajectory, collect, denoise, evaluations, last
 from ..models.transformer import Actor, SampledText, questions
 from ..models.unet import UNet
 from ..parallel import share, total
-from ..pipeline import LatentDiffusion, SamplerConfig
+from ..pipeline import LatentDiffusion
 from ..ranges import Checked, Count, Natural, Several, Share, Weight
 from ..rl.advantage import group_advantage, zero_variance_groups
 from ..rl.collapse import statistics, watch
@@ -58,42 +58,38 @@ from ..world.graphs import SceneGraph
 from ..world.inspector import inspect_all
 from ..world.layout import sample_graph
 from .learn import LearnConfig, Learner, learn
-from .rollout import Rollout, Round
+from .rollout import ETA, Rollout, Round
 
-# files of a folder with weights
-RIG_PARTS = ("autoencoder", "text_encoder", "unet", "checker", "judge", "actor")
-ETA = 1.0  # step noise of DDPM; without it the editor is no policy
-W_INVERT = 0.0  # guidance of the inversion: the prompt is not used
-ACTOR_UPDATES = 2  # optimiser steps of an iteration of phase 1; from the second on the clip can bind
+RIG_PARTS = ("autoencoder", "text_encoder", "unet", "checker", "judge", "actor")  # files of weights
+W_INVERT = 0.0  # guidance of the inversion, which does not use the prompt
+ACTOR_UPDATES = 2  # optimiser steps per iteration of phase 1; the clip has no effect in the first
 EDITOR = LearnConfig("regress", lr=3e-4, updates=8, replay=8, anchor_below=300)
-STD_FLOOR = 0.02  # phase 1: added to a group's std of rewards
-
+STD_FLOOR = 0.02  # phase 1: added to the std of a group's rewards
 
 Graphs = list[SceneGraph]
-
-
-Tries = tuple[int, int]  # edit prompts of a picture, edits of a prompt; G in all
+Tries = tuple[int, int]  # edit prompts per picture, edits per edit prompt; their product is G
 
 
 @dataclass(frozen=True)
 class LoopConfig(Checked):
-    # K, edits of a picture at most; 0 generates only
+    # K, number of edits of a picture, at most; 0 generates only
     rounds: Natural = 3
-    # t*, share of the denoising steps that an edit goes back, in [0, 1]
+    # t*, share of the denoising steps that an edit re-noises
     t_star: Share = 0.9
     # denoising steps of a picture
     steps: Count = 20
-    # guidance w of generating a picture
+    # guidance w in generating a picture
     guidance: Weight = 1.0
-    # w of editing
+    # guidance w in editing a picture
     edit_guidance: Weight = 2.0
-    # amplitude l of new noise at t*, l^2 of its variance; 1 is SDEdit, which inverts nothing
+    # amplitude l of new noise at t*; its variance is l^2; 1 is SDEdit, without inversion
     fresh_noise: Share = 1.0
     # also edit pictures that meet all requirements
     edit_all: Annotated[bool, Suppress] = False
 
     @property
     def edit_steps(self) -> int:
+        """Denoising steps of an edit."""
         return round(self.t_star * self.steps)
 
     @property
@@ -103,19 +99,19 @@ class LoopConfig(Checked):
 
     @property
     def generate_cost(self) -> int:
-        """UNet evaluations of generating a picture."""
+        """UNet evaluations to generate a picture."""
         return self.steps * evaluations(self.guidance)
 
     @property
     def edit_cost(self) -> int:
-        """UNet evaluations of an edit."""
+        """UNet evaluations to edit a picture."""
         return self.reflection.renoise_cost + self.edit_steps * evaluations(self.edit_guidance)
 
     def generating(self, rounds: int, edit_all: bool) -> "LoopConfig":
-        """A control: each edit is a new picture, from new noise all the way.
+        """The config of a baseline in which each edit is a new picture, from new noise.
 
-        With the Diffuser as editor and the silent Actor: best-of-N of the Checker with `edit_all`, else
-        repeated generation until it accepts.
+        It needs the Diffuser as editor and `silent_actor`.  With `edit_all` it is best-of-N by the Checker's
+        score; without, it generates until the Checker accepts a picture.
         """
         anew = replace(self, t_star=1.0, fresh_noise=1.0, edit_guidance=self.guidance)
         return replace(anew, rounds=rounds, edit_all=edit_all)
@@ -123,16 +119,16 @@ class LoopConfig(Checked):
 
 class EditPrompts(NamedTuple):
     texts: list[str]  # b
-    read: Tensor | None = None  # (b s) token ids that a learned Actor read
-    sampled: SampledText | None = None  # (b t) tokens that it wrote
+    read: Tensor | None = None  # (b s) token ids that the Actor read; None for scripted Actors
+    sampled: SampledText | None = None  # (b t) tokens that the Actor wrote
 
 
-# latents (b c h w), b graphs, b answers of the Checker, noise -> b edit prompts
+# latents (b c h w), b graphs, b answers of the Checker, generator -> b edit prompts
 Act = Callable[[Tensor, Graphs, Answers, Generator], EditPrompts]
 
 
 def silent_actor(_: Tensor, graphs: Graphs, *__: object) -> EditPrompts:
-    """A control: the editor reads the graph's sentence alone."""
+    """The Actor of a baseline: edit prompts are empty, so the editor reads only the graph's sentence."""
     return EditPrompts([""] * len(graphs))
 
 
@@ -140,12 +136,12 @@ class Parts(NamedTuple):
     """The four parts of RL-RIG."""
 
     diffuser: LatentDiffusion
-    editor: LatentDiffusion  # the Inverse Diffuser: the Diffuser, but for its UNet
+    editor: LatentDiffusion  # the Inverse Diffuser: the Diffuser with another UNet
     checker: Checker
     actor: Actor
 
     def act(self, latents: Tensor, graphs: Graphs, answers: Answers, generator: Generator) -> EditPrompts:
-        """The Actor's edit prompts.  Shapes: latents (b c h w), b graphs, b answers"""
+        """Sample edit prompts from the Actor.  Shapes: latents (b c h w), b graphs, b answers"""
         tokenizer, asked = self.diffuser.tokenizer, [[r.words for r in g.requirements] for g in graphs]
         met = [row[: len(words)] for row, words in zip(answers.met.tolist(), asked)]
         read = questions(tokenizer, asked, met, self.actor.config.read).to(latents.device)  # (b s)
@@ -156,10 +152,11 @@ class Parts(NamedTuple):
 def load_parts(
     folder: str | Path = RIG, actor: str = "actor", editor: str = "editor", device: torch.device | str = "cpu"
 ) -> Parts:
-    """RL-RIG from a folder with its weights; without a file of the editor it is the Diffuser itself.
+    """Load RL-RIG from a folder with weights.
 
-    The weights before RL are "base_actor" and, as editor, "unet".  Raises WeightsError when a file is missing
-    or foreign.
+    actor, editor: names of the files.  The weights before RL are "base_actor" and, for the editor, "unet".
+        If the editor's file is missing, the editor is the Diffuser.
+    Raises WeightsError if another file is missing or does not fit.
     """
     folder = Path(folder)
     editor = editor if (folder / f"{editor}.safetensors").exists() else "unet"
@@ -171,7 +168,7 @@ def load_parts(
 
 
 def generate(pipe: LatentDiffusion, graphs: Graphs, config: LoopConfig, generator: Generator) -> Tensor:
-    """Round 0.  -> (b c h w) latents"""
+    """Generate the pictures of round 0.  -> latents (b c h w)"""
     eps = pipe.eps([g.sentence for g in graphs])(config.guidance)
     return last(denoise(eps, pipe.noise(len(graphs), generator), pipe.table(config.steps), ETA, generator))
 
@@ -179,9 +176,9 @@ def generate(pipe: LatentDiffusion, graphs: Graphs, config: LoopConfig, generato
 def edit(
     pipe: LatentDiffusion, x0: Tensor, prompts: list[str], config: LoopConfig, generator: Generator
 ) -> Trajectory:
-    """Turn pictures back into noise of level t*, and denoise under the prompts.
+    """Re-noise pictures up to level t*, and denoise them with the prompts.
 
-    Shapes: x0 (b c h w), b prompts
+    Shapes: x0 (b c h w), b prompts -> latents (b s+1 c h w)
     """
     make_eps, table = pipe.eps(prompts), pipe.table(config.steps)
     x = renoise_to(make_eps(W_INVERT), x0, table, config.reflection, generator)
@@ -190,17 +187,17 @@ def edit(
 
 
 class Edits(NamedTuple):
-    """The edits that a round tries, G of each of n pictures."""
+    """The edits of a round: G of each of n pictures."""
 
-    rows: Tensor  # (n) which pictures of the loop
+    rows: Tensor  # (n) indices of the edited pictures
     graphs: Graphs  # n
     latents: Tensor  # (n c h w) before the edit
-    before: Answers  # n
-    said: EditPrompts  # n*g, or n where a group shares its edit prompt
-    prompts: list[str]  # n*g, what the editor read
+    before: Answers  # n, about the pictures before the edit
+    said: EditPrompts  # n*g, or n if a group shares its edit prompt
+    prompts: list[str]  # n*g texts that the editor read
     path: Trajectory  # latents (n*g s+1 c h w)
-    images: Tensor  # (n*g 3 h w)
-    after: Answers  # n*g
+    images: Tensor  # (n*g 3 h w) after the edit
+    after: Answers  # n*g, about the edited pictures
 
     @property
     def group(self) -> int:
@@ -208,24 +205,25 @@ class Edits(NamedTuple):
 
     @property
     def rewards(self) -> Tensor:
-        """f(x), the share of requirements that are met.  -> (n g)"""
+        """f(x) of the edited pictures, the share of the requirements that are met.  -> (n g)"""
         return self.after.share.view(-1, self.group)
 
 
 class LoopState(NamedTuple):
-    """The best pictures after a round, what they cost, and the edits of the round."""
+    """The best pictures after a round, their cost, and the edits of the round."""
 
     latents: Tensor  # (b c h w)
     images: Tensor  # (b 3 h w)
     answers: Answers  # of the Checker
     evaluations: Tensor  # (b) UNet evaluations so far
     calls: Tensor  # (b) Checker calls so far
-    edits: Edits | None = None  # None in round 0
+    edits: Edits | None = None  # None for round 0
 
 
 def keep_best(state: LoopState, edits: Edits, cost: int) -> LoopState:
-    """Replace each picture by its best edit, unless the Checker prefers the picture.  An edit takes `cost`
-    evaluations.
+    """Replace each picture with its best edit, unless the Checker gives the picture a higher score.
+
+    cost: UNet evaluations of an edit.
     """
     score, best = edits.after.score.view(-1, edits.group).max(1)  # (n)
     better = score >= edits.before.score  # (n) bool
@@ -245,7 +243,7 @@ def reflect_and_edit(
     parts: Parts, graphs: Graphs, config: LoopConfig, generator: Generator, act: Act | None = None,
     tries: Tries = (1, 1),
 ) -> Iterator[LoopState]:  # fmt: skip
-    """The loop; yields round 0 and each round that has something to edit."""
+    """The loop.  Yields the state after round 0, and after each round in which a picture is edited."""
     act, (p, e) = act or parts.act, tries
     x0 = generate(parts.diffuser, graphs, config, generator)
     images = parts.diffuser.decode(x0)
@@ -273,14 +271,12 @@ Loop = Callable[[Graphs, Generator], Iterator[LoopState]]
 
 
 def loop_of(parts: Parts, config: LoopConfig, act: Act | None = None) -> Loop:
-    """The loop as a function of graphs and noise, with the Actor of the parts unless another is given."""
+    """The loop as a function of graphs and generator.  The Actor is `act`, or that of `parts` if None."""
     return lambda graphs, noise: reflect_and_edit(parts, graphs, config, noise, act)
 
 
 def controls(parts: Parts, config: LoopConfig) -> dict[str, Loop]:
-    """The loops that the trained loop is compared with.  Best-of-N costs at least as much as the most
-    expensive run of the loop.
-    """
+    """The baselines of the trained loop.  Best-of-N costs at least as much as a loop with all its rounds."""
     n = math.ceil(config.rounds * config.edit_cost / config.generate_cost)
     untrained, again = parts._replace(editor=parts.diffuser), config.generating(n, edit_all=True)
     return {
@@ -293,28 +289,28 @@ def controls(parts: Parts, config: LoopConfig) -> dict[str, Loop]:
 @dataclass(frozen=True)
 class RLRIGConfig(TokenConfig):
     loop: LoopConfig = field(default_factory=LoopConfig)
-    # graphs of an iteration
+    # graphs per iteration
     graphs: Count = 40
     group: Several = 4
-    # K in training; `loop.rounds` is K in measuring
+    # K in training; loop.rounds is K in measuring
     rounds: Count = 1
-    # iterations of phase 1, the Actor
+    # iterations of phase 1, which trains the Actor
     actor_iterations: Natural = 10
     # learning rate of the Actor's AdamW
     actor_lr: Weight = 3e-4
     beta: Weight = 0.01
-    # iterations of phase 2, the editor
+    # iterations of phase 2, which trains the editor
     editor_iterations: Natural = 60
     # how the editor learns
     editor: LearnConfig = EDITOR
 
     def require(self) -> None:
         if not self.loop.edit_steps:
-            raise ValueError("training needs an edit of at least one step: loop.steps, loop.t-star")
+            raise ValueError("an edit has no steps; increase loop.steps or loop.t-star")
 
 
 def graphs_of(seed: int, step: int, config: RLRIGConfig) -> Graphs:
-    """The graphs of an iteration."""
+    """Draw the training graphs of an iteration."""
     draw = choices(seed, "graphs", step)
     return [sample_graph(draw) for _ in range(config.graphs)]
 
@@ -322,7 +318,7 @@ def graphs_of(seed: int, step: int, config: RLRIGConfig) -> Graphs:
 def try_edits(
     parts: Parts, graphs: Graphs, config: RLRIGConfig, tries: Tries, generator: Generator
 ) -> list[Edits]:
-    """Run the loop for training.  -> the edits of each round, none if all pictures are right at once"""
+    """Run the loop for training.  -> the edits of each round; empty if round 0 meets all requirements"""
     loop = replace(config.loop, rounds=config.rounds)
     states = reflect_and_edit(parts, graphs, loop, generator, tries=tries)
     return [state.edits for state in states if state.edits]
@@ -331,17 +327,18 @@ def try_edits(
 def update_actor(
     actor: Actor, reference: Actor, optimizer: torch.optim.Optimizer, rounds: list[Edits], config: RLRIGConfig
 ) -> dict[str, float]:
-    """GRPO on the edit prompts of all rounds.
-    -> the statistics of the last optimiser step, but `first_ratio` of the first step, where it must be 0
+    """ACTOR_UPDATES steps of GRPO on the edit prompts of all rounds.
+
+    -> statistics of the last optimiser step; `first_ratio` (must be 0) and `entropy` are of the first
     """
     A = torch.cat([group_advantage(r.rewards, STD_FLOOR).flatten() for r in rounds])  # (m)
     flat = sum(int(zero_variance_groups(r.rewards).sum()) for r in rounds)
     latents = torch.cat([r.latents.repeat_interleave(r.group, 0) for r in rounds])  # (m c h w)
     read = torch.cat([r.said.read for r in rounds])  # (m s)
     ids, chosen = (torch.cat([getattr(r.said.sampled, name) for r in rounds]) for name in ("ids", "chosen"))
-    own = share(len(A))  # of several processes
+    own = share(len(A))  # the part of this process
     latents, read, ids = latents[own], read[own], ids[own]
-    with torch.no_grad():  # in one pass, as below: sampling with a cache rounds differently
+    with torch.no_grad():  # not those of sampling: its cache rounds differently, so the ratio would not be 1
         old, ref = actor(latents, read, ids), reference(latents, read, ids)  # (m t)
     batch = TokenBatch(old, ref, A[own], token_weights(chosen)[own])
     first: dict[str, float] = {}
@@ -355,7 +352,7 @@ def update_actor(
 
 
 def train_actor_grpo(config: RLRIGConfig, parts: Parts, job: Job) -> Actor:
-    """Phase 1: G edit prompts of each picture.  -> the Actor"""
+    """Phase 1: train the Actor on G edit prompts for each picture.  -> the Actor"""
     reference = copy.deepcopy(parts.actor).eval().requires_grad_(False)
     actor = parts.actor.requires_grad_(True)
     optimizer = torch.optim.AdamW(actor.parameters(), lr=config.actor_lr, weight_decay=1e-4)
@@ -369,10 +366,9 @@ def train_actor_grpo(config: RLRIGConfig, parts: Parts, job: Job) -> Actor:
 
 
 def train_editor(config: RLRIGConfig, parts: Parts, job: Job) -> LatentDiffusion:
-    """Phase 2: G edits of each edit prompt.  -> the editor"""
+    """Phase 2: train the editor on G edits for each edit prompt.  -> the editor"""
     pictures, total = config.graphs * config.group * config.rounds, config.editor_iterations
-    sampler = SamplerConfig(config.loop.steps, config.loop.edit_guidance, ETA)
-    learner = Learner.of(parts.editor, config.editor, sampler, pictures)
+    learner = Learner.of(parts.editor, config.editor, config.loop.edit_guidance, pictures)
     memory, tries = {"calls": 0, "evaluations": 0, "watch": {}}, (1, config.group)
     for step in job.run.steps("phase-2", total, learner.networks, learner.optimizer, memory=memory):
         graphs, noise = graphs_of(job.seed, step, config), rng(job.seed, "phase 2", step)
@@ -389,10 +385,9 @@ def train_editor(config: RLRIGConfig, parts: Parts, job: Job) -> LatentDiffusion
 
 
 def as_rollout(editor: LatentDiffusion, rounds: list[Edits], config: RLRIGConfig) -> Rollout:
-    """Edits as the learner reads them: a picture with its edit prompt is a prompt, its G edits are the
-    branches.
+    """Edits in the form that the learner takes.  Each edited picture is a prompt, with G edits as branches.
 
-    PPO compares f(x) within a group; the regression weighs by the probability that all requirements hold.
+    The reward is f(x) or, for the objective "regress", the probability that all requirements are met.
     """
     texts = [text for r in rounds for text in r.prompts[:: r.group]]
     out = Rollout(texts, editor.embed(texts))
@@ -405,14 +400,14 @@ def as_rollout(editor: LatentDiffusion, rounds: list[Edits], config: RLRIGConfig
 
 
 def summary(rounds: list[Edits], config: RLRIGConfig, memory: dict[str, int], job: Job) -> dict[str, object]:
-    """One iteration for the log: reward and inspector's verdict of its edits; adds their cost to `memory`."""
+    """The values that an iteration logs.  Adds its cost to `memory`, and updates the progress bar."""
     first, edits = rounds[0], sum(len(r.images) for r in rounds)
     things = [r.scene.objects if r.scene else () for r in inspect_all(first.images.cpu())]
     asked = [g for g in first.graphs for _ in range(first.group)]
     memory["evaluations"] += config.graphs * config.loop.generate_cost + edits * config.loop.edit_cost
     memory["calls"] += config.graphs + edits
     values = {
-        "before": first.before.share.mean().item(),  # f(x) of the pictures that are edited
+        "before": first.before.share.mean().item(),  # f(x) before the edit
         "reward": first.after.share.mean().item(),
         "accepted": first.after.met.all(1).float().mean().item(),
         "right": sum(g.fulfilled_by(seen) for g, seen in zip(asked, things)) / len(asked),

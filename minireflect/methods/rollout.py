@@ -1,12 +1,10 @@
-"""The samples of one iteration of SRRL, up to K + 1 rounds of G branches for each prompt, and their cost.
+"""Sample the pictures of one iteration of SRRL: up to K + 1 rounds of G branches for each prompt.
 
-srrl.py has the method.
+The file srrl.py describes the method.  There are two modes:
 
     x_T^0 ~ N(0, I)
-    blind:   turn x_T around K times, then G branches from x_T^K
-    select:  for k in 0 .. K: G branches from x_T^k, scored; reflect on the best of each group
-
-`reflect` and `condition_guided_forward` are those of diffusion/reflection.py.
+    blind:   denoise and re-noise K times without the reward, then sample G branches from x_T^K
+    select:  for k in 0 .. K: sample G branches from x_T^k and score them; reflect on the best of each group
 """
 
 import math
@@ -22,47 +20,48 @@ from ..diffusion.reflection import ReflectionConfig, Wrong, condition_guided_for
 from ..diffusion.sample import EpsFn, Trajectory, collect, denoise, evaluations, last
 from ..diffusion.schedule import StepTable
 from ..parallel import spread
-from ..pipeline import ACCEPT, OPPOSITE, LatentDiffusion, Reward, SamplerConfig, scored
+from ..pipeline import ACCEPT, OPPOSITE, LatentDiffusion, Reward, scored
 from ..ranges import Checked, Count, Finite, Natural, Share, Weight
 from ..streams import rng, sent
 
-WINDOW = 3  # noisy steps of noise "window": three of ten are Flow-GRPO-Fast's
-PRESERVED = 0.8  # eta of noise "preserving", the paper's
+ETA = 1.0  # step noise of DDPM; a policy needs step noise
+WINDOW = 3  # steps that draw noise with noise "window"; Flow-GRPO-Fast has 3 of 10
+PRESERVED = 0.8  # eta of noise "preserving", as in the paper on CPS
 
 
 @dataclass(frozen=True)
 class RolloutConfig(Checked):
-    """The samples of an iteration."""
+    """How an iteration samples."""
 
-    # prompts of an iteration
+    # prompts per iteration
     prompts_per_iteration: Count = 64
     # G, branches per prompt and round
     group: Count = 1
     # denoising steps of a picture
     steps: Count = 10
-    # w of the branches, in rollout and update alike
+    # guidance w of the branches, in rollout and update
     guidance: Weight = 1.0
     # ppo: steps that draw noise
     noise: Literal["all", "window", "preserving"] = "all"
-    # by reward, or blind
+    # whether reflection uses the reward
     mode: Literal["select", "blind"] = "select"
-    # K, reflections at most; 0 is DDPO
+    # K, number of reflections, at most
     rounds: Natural = 3
     # noise of the next round
     wrong: Wrong = OPPOSITE.wrong
-    # prompts that get another round
+    # prompts that have another round
     redraw: Literal["refused", "all"] = OPPOSITE.redraw
-    # reward from which a picture counts as right
+    # smallest reward of an accepted picture
     accept: Annotated[Finite, Suppress] = ACCEPT
-    # guidance of re-noising; the paper's is 0.1
+    # guidance of re-noising; 0.1 in the paper
     w_renoise: Weight = OPPOSITE.w_renoise
     # steps of re-noising
     renoise_steps: Count = OPPOSITE.steps
     # bring re-noised latents back to mean 0, std 1
     renormalise: bool = True
-    # l of new noise; l^2 of the variance is new
+    # amplitude l of new noise; its variance is l^2
     fresh_noise: Share = OPPOSITE.fresh_noise
-    # number of last steps that are trained, in turn
+    # numbers of last steps to train, one per iteration
     suffixes: tuple[Count, ...] = ()
 
     def require(self) -> None:
@@ -76,37 +75,36 @@ class RolloutConfig(Checked):
             fresh_noise=self.fresh_noise, wrong=self.wrong, redraw=self.redraw,
         )  # fmt: skip
 
-    @property
-    def sampler(self) -> SamplerConfig:
-        """How branches are sampled.  eta is 1: without step noise there is no policy."""
-        return SamplerConfig(self.steps, self.guidance, eta=1.0)
-
     def sigmas(self, table: StepTable) -> Tensor:
-        """Standard deviation of the noise of every step, [S]; 0 is a deterministic step.
+        """Standard deviation of the noise of every step, [S]; a step with 0 is deterministic.
 
-        window      the noisiest steps alone are actions (MixGRPO, arXiv 2507.21802)
+        all         every step draws noise, as in DDPM
+        window      only the first steps draw noise (MixGRPO, arXiv 2507.21802)
         preserving  sigma = sqrt(1 - abar_prev) sin(eta pi / 2), eta 0.8 (CPS, arXiv 2509.05952)
         """
         if self.noise == "preserving":
             return (1 - table.abar_prev).sqrt() * math.sin(PRESERVED * math.pi / 2)
-        sigma = table.sigma(self.sampler.eta)
+        sigma = table.sigma(ETA)
         return sigma * (torch.arange(len(sigma)) < WINDOW) if self.noise == "window" else sigma
 
     def shared(self, step: int) -> int:
-        """Denoising steps that a group shares in iteration `step`: SRRL's backward-progressive suffixes."""
+        """Number of first denoising steps that the branches of a group share in iteration `step`.
+
+        `suffixes` are SRRL's backward-progressive schedule: the branches differ in the last steps only.
+        """
         return self.steps - self.suffixes[step % len(self.suffixes)] if self.suffixes else 0
 
 
 class Round(NamedTuple):
-    """The branches of one round: n prompts, g branches of each, s steps of their own, those in `table`."""
+    """One round: g branches of each of n prompts.  The branches differ in s steps, those of `table`."""
 
-    rows: Tensor  # (n) prompts of the rollout that have this round; rows and rewards are on the CPU
-    x_T: Tensor  # (n c h w) the noise that the round started from; (n*g c h w) where each branch has its own
+    rows: Tensor  # (n) indices of the prompts that have this round, on the CPU
+    x_T: Tensor  # start noise, (n c h w), or (n*g c h w) if each branch has its own
     table: StepTable  # the steps in `path`
     sigmas: Tensor  # [s] standard deviation of their noise
     path: Trajectory  # latents (n*g s+1 c h w), log_probs (n*g s)
     images: Tensor  # (n*g 3 h w)
-    rewards: Tensor  # (n g)
+    rewards: Tensor  # (n g), on the CPU
 
     @property
     def best(self) -> tuple[Tensor, Tensor]:
@@ -117,10 +115,10 @@ class Round(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """A UNet evaluation is one forward pass of one picture."""
+    """Counts of UNet evaluations (the forward pass of one picture) and reward calls."""
 
-    unet: int = 0  # evaluations while sampling
-    trained: int = 0  # evaluations while updating, with a backward pass or of the base that is imitated
+    unet: int = 0  # evaluations in sampling
+    trained: int = 0  # evaluations in updates, of the policy (with a backward pass) and of the base
     rewards: int = 0  # reward calls, one per picture
 
     def plus(self, other: "Cost") -> "Cost":
@@ -128,7 +126,10 @@ class Cost(NamedTuple):
 
 
 def rollout_cost(config: RolloutConfig, prompts: list[int], step: int) -> Cost:
-    """The cost of a rollout, from the number of prompts in each scored round; one round if it is blind."""
+    """The cost of a rollout.
+
+    prompts: the number of prompts in each scored round; in mode "blind", only the last round is scored.
+    """
     shared, reflection = config.shared(step), config.reflection
     per_prompt = (shared + config.group * (config.steps - shared)) * evaluations(config.guidance)
     reflected = sum(prompts[1:]) * reflection.reflect_cost
@@ -139,14 +140,13 @@ def rollout_cost(config: RolloutConfig, prompts: list[int], step: int) -> Cost:
 
 @dataclass
 class Rollout:
-    """Everything that one iteration sampled."""
+    """All samples of one iteration."""
 
-    texts: list[str]
-    context: Tensor  # (n t d) embedded prompts
+    texts: list[str]  # n prompts
+    context: Tensor  # (n t d) their embeddings
     rounds: list[Round] = field(default_factory=list)
     cost: Cost = field(default_factory=Cost)
-    # n, the keys of the reward history; None: the prompts themselves
-    families: list[str] | None = None
+    families: list[str] | None = None  # n keys of the reward history; None for the prompts themselves
 
     def texts_of(self, round_: Round) -> list[str]:
         """The prompt of every branch of a round."""
@@ -154,21 +154,18 @@ class Rollout:
 
     @property
     def rewards(self) -> Tensor:
-        """The rewards of every round: a prompt's pictures of all rounds are one group.
-
-        -> (n k g), NaN where a prompt had no such round
-        """
+        """The rewards of all k rounds.  -> (n k g), NaN where a prompt had no such round"""
         rewards = torch.full((len(self.texts), len(self.rounds), self.rounds[0].rewards.shape[1]), torch.nan)
         for k, round_ in enumerate(self.rounds):
             rewards[round_.rows, k] = round_.rewards.float()
         return rewards
 
     def by_round(self, values: Tensor) -> list[Tensor]:
-        """Values of all branches, split by round.  Shapes: (n k g) -> by round (n*g)"""
+        """Split values of all branches by round.  Shapes: values (n k g) -> for each round (n*g)"""
         return [values[r.rows, k].flatten() for k, r in enumerate(self.rounds)]
 
     def context_of(self, round_: Round) -> Tensor:
-        """The embedded prompt of every branch of a round.  -> (n*g t d)"""
+        """The prompt embedding of every branch of a round.  -> (n*g t d)"""
         context = self.context[sent(round_.rows, self.context.device)]  # (n t d)
         return context.repeat_interleave(round_.rewards.shape[1], 0)
 
@@ -179,14 +176,14 @@ def rollout(
 ) -> Rollout:
     """Sample up to K + 1 rounds of G branches for each prompt.
 
-    No graph is kept; all noise comes from streams of (seed, step).
+    All noise is from random streams that `seed` and the iteration `step` name.
     """
     out = Rollout(texts, pipe.embed(texts))
-    rows = torch.arange(len(texts))  # (n) the prompts of a round
+    rows = torch.arange(len(texts))  # (n) indices of the round's prompts
     table, back, shared = pipe.table(config.steps), pipe.table(config.renoise_steps), config.shared(step)
     sigmas = config.sigmas(table)
     x_T = pipe.noise(len(texts), rng(seed, "start", step))  # (n c h w)
-    if not (config.rounds or config.suffixes) and config.group > 1:  # as in DDPO each branch has its own
+    if not (config.rounds or config.suffixes) and config.group > 1:  # as in DDPO, one per branch
         x_T = pipe.noise(len(texts) * config.group, rng(seed, "start", step, "all"))
     if config.mode == "blind":
         for k in range(config.rounds):
@@ -217,7 +214,7 @@ def rollout(
 def branches(
     pipe: LatentDiffusion, context: Tensor, x_T: Tensor, config: RolloutConfig, shared: int, noise: Generator
 ) -> Trajectory:
-    """G branches of each prompt; the first `shared` steps are sampled once for all of a group.
+    """Sample G branches of each prompt.  The first `shared` steps are sampled once per group.
 
     Shapes: context (n t d), x_T (n c h w) or (n*g c h w) -> latents (n*g s+1 c h w)
     """

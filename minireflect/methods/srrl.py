@@ -1,42 +1,45 @@
 """SRRL: self-reflective reinforcement learning (Pan et al. 2025, arXiv 2505.22407).
 
-With no rounds it is DDPO. A whole denoising is one thought; between thoughts the model looks at its picture
-and turns it back into noise.
-
     for each prompt c:  x_T^0 ~ N(0, I)
         for round k = 0 .. K:
             sample G branches x_T^k -> x_0         eta > 0: every step is an action with a density (E2, E3)
-            score them; re-noise the best          guidance w_renoise below that of sampling: the
-                to x_T^(k+1)                       condition-guided forward process (E4)
-            ours: an accepted prompt is done, a refused one goes on from minus its noise, see below
-    learn from all rounds; a prompt's pictures of all rounds are one group
+            score them; re-noise the best          guidance w_renoise is lower than in sampling:
+                to x_T^(k+1)                       the condition-guided forward process (E4)
+            here: stop if the best is accepted; otherwise continue from the negative of its noise
+    learn from all rounds; the pictures of all rounds of a prompt are one group
         A = 2 (r - (sum of the group + 1/2) / (n + 1))      group-relative, for rewards in [0, 1]
-        d = eps_theta - eps_base at (x_t, t, c), x_t = x_0 noised anew with n
+        d = eps_theta - eps_base at (x_t, t, c), x_t = x_0 with new noise n
         L = w(t) mean[ 2 A d (eps_base - n) + b d^2 ]                           `grpo`, see learn.py
 
-The paper's objective is PPO on the steps of the sampler (E6 to E8, `--objective ppo`). Over 99 % of a step's
-noise never reaches the picture, and PPO's gradient consists of that noise; `grpo` is its average over it, and
-needs fewer pictures (docs/gradients.md). `regress` learns from what the reward accepts alone.
+Without reflection (K = 0), and with PPO as the objective, this is DDPO.
 
-Two readings of the paper: `select` is its figure (above); `blind` is its released code, where K rounds of
-guided inversion run without a look at the reward and only the last round is sampled G times and trained.
+Objective.  The paper uses PPO on the steps of the sampler (E6 to E8, `--objective ppo`).  About 99 % of a
+step's noise never reaches the picture, but this noise dominates PPO's gradient.  `grpo` is the average of the
+gradient over this noise, and needs fewer pictures (docs/gradients.md).  `regress` is weighted regression on
+the pictures with high rewards.
 
-Why minus: a re-noised picture is remembered, right or wrong. Of pictures that the base sampled right, 0.87
-are right again when sampled from their noise, and of wrong ones 0.18 are; from new noise 0.56 and 0.44. The
-opposite noise is as likely under N(0, I), and avoids the picture: 0.62 of the wrong ones are right from there
-(512 held-out pictures, `python scripts/measure.py memory`). So the rewards of a prompt's rounds differ, and
-their difference is what a group-relative advantage learns from. `--wrong repeat` re-noises wrong pictures as
-if they were right, `fresh` takes new noise.
+Mode.  `--mode select`, above, follows the paper's figure.  `--mode blind` follows its released code: K rounds
+of guided inversion do not use the reward, and only the last round is sampled G times and trained.
 
-Why accepted prompts are done: sampling them again teaches little and costs as much. Spent on other prompts,
-the same reward calls teach more, and fewer prompts are memorised (docs/log.md). `--redraw all` gives every
-prompt all rounds.
+The negative of the noise.  Sampling from the noise of a picture gives a similar picture, right or wrong.  If
+the base samples a right picture, its second attempt is right with probability 0.87 from the picture's noise,
+and 0.56 from new noise.  If the picture is wrong, the probabilities are 0.18 and 0.44, but 0.62 from the
+negative of its noise, which is as likely under N(0, I) (512 held-out pictures, `python scripts/measure.py
+memory`).  The rewards of the rounds therefore differ, and a group-relative advantage learns from this
+difference.  `--wrong repeat` keeps the noise of wrong pictures, and `--wrong fresh` takes new noise.
 
-Differs from the released code: reflection keeps no graph; every iteration has its own random stream; leftover
-gradients are never dropped; latents and log-probabilities stay float32; the clip is stated in nats;
-advantages compare the rounds of a prompt; guidance 1 in rollouts by default (half the cost, and the guidance
-is learnt into the weights); re-noising without guidance, in 5 steps, to the scale of the prior and with a
-quarter of its variance new; all rounds are trained.  `--method paper` has the paper's choices.
+Accepted prompts are not sampled again, because this costs as much and teaches little.  The same reward calls
+teach more if they are spent on other prompts, and fewer prompts are memorised (docs/log.md).  `--redraw all`
+samples every prompt in all rounds.
+
+Differs from the released code:
+- no autograd graph is kept in reflection; latents and log-probabilities are float32
+- every iteration has its own random stream; no accumulated gradient is dropped
+- advantages compare the rounds of a prompt; all rounds are trained
+- guidance is 1 in rollouts by default, at half the cost; the model learns to do without guidance
+- re-noising takes 5 steps without guidance, brings the noise to the scale of the prior, and replaces a
+  quarter of its variance by new noise
+`--method paper` has the choices of the released code.
 
     minireflect train srrl
 """
@@ -59,37 +62,35 @@ from .rollout import Cost, Rollout, RolloutConfig, Round, rollout
 
 @dataclass(frozen=True)
 class SRRLConfig(RolloutConfig, LearnConfig, StopRule):
-    """The samples of an iteration (`RolloutConfig`), and how they are learnt from (`LearnConfig`)."""
+    """How an iteration samples (`RolloutConfig`), and how it learns from the samples (`LearnConfig`)."""
 
-    # of rollout and update
+    # iterations, each a rollout and an update
     iterations: Count = 60
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def require(self) -> None:
         pictures = self.group * (self.rounds + 1 if self.mode == "select" else 1)
         if self.advantage == "group" and self.objective != "regress" and pictures < 2:
-            raise ValueError("the advantage group compares pictures of a prompt; it has one: try --group 4")
+            raise ValueError("advantage group needs two pictures of a prompt or more, got one; try --group 4")
 
 
 FRESH = {"rounds": 0, "group": 4}  # no reflection
-# DDPO (arXiv 2305.13301): PPO on the sampler's steps; a reward is compared with past rewards of its prompt.
-# That only the best and the worst of a group are kept is B2-DiffuRL's and SRRL's (E7).
+# DDPO (arXiv 2305.13301): PPO on the sampler's steps, with rewards compared with past rewards of the prompt.
+# Keeping only the best and the worst of a group is from B2-DiffuRL and SRRL (E7).
 DDPO = FRESH | {"objective": "ppo", "advantage": "history", "updates": 2, "pull": 0.0, "steps": 20}
-# GRPO (arXiv 2402.03300) on noised pictures, as DiffusionNFT and AWM have it; a reward is compared with its
-# group
+# GRPO (arXiv 2402.03300) on noised pictures, as in DiffusionNFT and AWM
 GRPO = FRESH | {"advantage": "group"}
-TOY = {"prompts_per_iteration": 21}  # about as many reward calls as srrl
+TOY = {"prompts_per_iteration": 21}  # gives about as many reward calls as "srrl"
 LARGE = {"iterations": 100, "prompts_per_iteration": 8, "guidance": 5.0, "lr": 1e-4, "steps": 20}
 # std_floor: CLIP's cosines of one prompt have a standard deviation of 0.02
 CHECKPOINT = LARGE | {"updates": 4, "batch": 32, "std_floor": 1e-3}
-# SRRL as released (arXiv 2505.22407): DDPO with blind reflection at the guidance gap
+# SRRL as released (arXiv 2505.22407): DDPO with blind reflection
 BLIND = {"mode": "blind", "rounds": 1, "w_renoise": 0.1, "renoise_steps": 20, "renormalise": False}
 PAPER = DDPO | BLIND | {"fresh_noise": 0.0, "group": 5, "suffixes": (1, 5, 9), "guidance": 5.0}
-# every prompt is sampled again from the negative of its noise: no level of such a reward means right
+# Rewards of real pictures have no value that means "accepted", so every prompt has two rounds.
 PAIRS = {"advantage": "group", "rounds": 1, "redraw": "all", "group": 2}
 
-# method: options on the toy, options on a real checkpoint.  The clip of DDPO is on the mean log-probability:
-# 1e-4 is 1.6 nats at 4 x 64 x 64 dimensions.
+# Options of each method for the synthetic world, and for a real checkpoint.  DDPO's clip applies to the mean
+# log-probability: 1e-4 allows 1.6 nats at 4 x 64 x 64 dimensions.
 RECIPES = {
     "srrl": ({}, CHECKPOINT | PAIRS),
     "paper": (PAPER | {"lr": 3e-5, "prompts_per_iteration": 8}, CHECKPOINT | PAPER | {"clip_range": 1e-4}),
@@ -99,31 +100,31 @@ RECIPES = {
 
 
 def recipe(name: str, checkpoint: bool = False) -> SRRLConfig:
-    """The options of a method, for the toy or a real checkpoint.
+    """The options of a method, for the synthetic world or a real checkpoint.
 
-    Raises ValueError on another name.
+    Raises ValueError if there is no such method.
     """
     if name not in RECIPES:
         raise ValueError(f"method {name!r} is not one of {', '.join(RECIPES)}")
     return SRRLConfig(**RECIPES[name][checkpoint])
 
 
-Draw = Callable[[int], tuple[list[str], list[str]]]  # iteration -> its prompts, and the family of each
+Draw = Callable[[int], tuple[list[str], list[str]]]  # iteration -> prompts, and the family of each
 
 
 def train_srrl(
     config: SRRLConfig, pipe: LatentDiffusion, reward: Reward, draw: Draw, witness: Reward | None, job: Job
 ) -> tuple[LatentDiffusion, Cost]:
-    """The loop.
+    """The training loop.  If the UNet has LoRA adapters, only these are trained.
 
-    `witness` is the inspector, where there is one: logged beside the reward and never trained on.  A UNet
-    with LoRA learns in its adapters alone.  -> the trained pipeline and what it took
+    witness: the inspector, or None for real pictures.  Its verdicts are logged, and never used for training.
+    -> the trained pipeline, and the cost of the training
     """
     run, seed = job.run, job.seed
     history = RewardHistory()
     rounds = config.rounds + 1 if config.mode == "select" else 1
     pictures = config.prompts_per_iteration * config.group * rounds
-    learner = Learner.of(pipe, config, config.sampler, pictures)
+    learner = Learner.of(pipe, config, config.guidance, pictures)
     learner.history = history if config.advantage == "history" else None
     memory: dict = {"cost": [0, 0, 0], "updates": 0, "history": history.state_dict(), "watch": {}}
     for step in run.steps("srrl", config.iterations, learner.networks, learner.optimizer, memory=memory):
@@ -153,7 +154,7 @@ def train_srrl(
 
 
 def report(out: Rollout, stats: UpdateStats, witness: Reward | None, accept: float) -> dict:
-    """The log line of a step, with the inspector's verdict beside every reward."""
+    """The values that an iteration logs."""
     by_round = [r.rewards for r in out.rounds]  # (n g) each
     rewards = torch.cat([r.flatten() for r in by_round])
     verdicts = [witness(r.images.cpu(), out.texts_of(r)) for r in out.rounds] if witness else []
@@ -175,9 +176,9 @@ def report(out: Rollout, stats: UpdateStats, witness: Reward | None, accept: flo
 
 
 def mended(before: Round, after: Round, accept: float) -> float | None:
-    """Of the prompts whose best picture was refused, the share that has an accepted one a round later.
+    """The share of refused prompts that have an accepted picture in the next round; None if none was refused.
 
-    None if none was refused.
+    A prompt is refused if the reward of its best picture is below `accept`.
     """
     refused = before.rows[before.rewards.amax(1) < accept].tolist()
     again = dict(zip(after.rows.tolist(), (after.rewards.amax(1) >= accept).tolist()))

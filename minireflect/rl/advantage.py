@@ -27,7 +27,7 @@ PRIOR = 0.5  # expected reward of an unknown prompt, for rewards that are probab
 Rewards = dict[str, list[list[float]]]  # key -> [stage, reward] pairs, oldest first
 
 
-def checked(rewards: Tensor) -> Tensor:
+def finite_or_nan(rewards: Tensor) -> Tensor:
     """The rewards, which are NaN where there is none.  Raises FloatingPointError if one is infinite."""
     finite(rewards.nan_to_num(0.0, torch.inf, -torch.inf), "a reward")
     return rewards
@@ -51,7 +51,7 @@ def group_advantage(rewards: Tensor, eps: float = EPS) -> Tensor:
     """
     if rewards.ndim != 2 or rewards.shape[1] < 2:
         raise ValueError(f"a group needs at least 2 members, got rewards of shape {tuple(rewards.shape)}")
-    R = checked(rewards).double()
+    R = finite_or_nan(rewards).double()
     off = R - R.nanmean(1, keepdim=True)
     others = (~R.isnan()).sum(1, keepdim=True) - 1
     std = ((off**2).nansum(1, keepdim=True) / others.clamp(min=1)).sqrt()
@@ -65,7 +65,7 @@ def shrunk_advantage(rewards: Tensor) -> Tensor:
     therefore has advantages other than 0: a single reward R has A = R - 1/2.
     Shapes: rewards (n g), NaN where a group has fewer members -> (n g) in (-2, 2)
     """
-    R = checked(rewards).float()
+    R = finite_or_nan(rewards).float()
     n = (~R.isnan()).sum(1, keepdim=True)
     return 2 * (R - (R.nansum(1, keepdim=True) + PRIOR) / (n + 1))
 
@@ -81,7 +81,7 @@ def reward_weights(rewards: Tensor, floor: float) -> Tensor:
     """
     if (rewards < 0).any():
         raise ValueError(f"rewards as weights must not be negative, got {rewards.min().item():.3g}")
-    return checked(rewards).float() / (rewards.float().nansum(1, keepdim=True) + floor)
+    return finite_or_nan(rewards).float() / (rewards.float().nansum(1, keepdim=True) + floor)
 
 
 class RewardHistory:
@@ -104,9 +104,9 @@ class RewardHistory:
 
         Shapes: rewards (n) or (n g), one key per row
         """
-        new = {k: [[self.stage, r] for r in row] for k, row in by_key(keys, rewards).items()}
-        unseen = {k: entries for k, entries in self.rewards.items() if k not in new}
-        known = unseen | {k: self.rewards.get(k, []) + entries for k, entries in new.items()}
+        known = dict(self.rewards)
+        for key, row in by_key(keys, rewards).items():  # moves the key to the end
+            known[key] = known.pop(key, []) + [[self.stage, r] for r in row]
         self.stage += 1
         oldest = self.stage - self.stages
         recent = {k: [e for e in entries if e[0] >= oldest] for k, entries in known.items()}
@@ -153,8 +153,7 @@ def select_best_worst(z: Tensor, threshold_high: float = 0.5, threshold_low: flo
 
     Shapes: z (n g) -> (n g) bool
     """
-    best = torch.zeros_like(z, dtype=torch.bool).scatter_(1, z.argmax(1, keepdim=True), True)
-    worst = torch.zeros_like(z, dtype=torch.bool).scatter_(1, z.argmin(1, keepdim=True), True)
+    best, worst = (torch.nn.functional.one_hot(i, z.shape[1]).bool() for i in (z.argmax(1), z.argmin(1)))
     return (best & (z >= threshold_high)) | (worst & (z < threshold_low))  # SRRL (E7)
 
 

@@ -61,7 +61,7 @@ def place(xy: tuple[int, int]) -> str:
 
 def hint(thing: Object) -> str:
     """An object and its place: "a red ball at the top left"."""
-    return f"a {thing.words} at the {place(thing.xy)}"
+    return f"a {thing.words} at the {thing.place or place(thing.xy)}"
 
 
 def hints(things: Iterable[Object]) -> str:
@@ -187,13 +187,12 @@ def plan_of(scene: Scene) -> Plan:
     """The plan of a scene: the facts that its rationale must state."""
     if scene.law != ARRANGEMENT:
         return Plan(*scene.facts)
-    return _arrangement_plan([(o.name, o.color, place(o.xy)) for o in scene.objects])
+    return _arrangement_plan([replace(o, place=place(o.xy), xy=None) for o in scene.objects])
 
 
-def _arrangement_plan(things: list[tuple[str, str, str]]) -> Plan:
-    """The plan of (name, colour, place) triples in any order."""
-    objects = tuple(Object(name, color, place=where) for name, color, where in sorted(things))
-    return Plan(ARRANGEMENT, objects, "")
+def _arrangement_plan(things: list[Object]) -> Plan:
+    """The plan of objects that have a `place`, in any order."""
+    return Plan(ARRANGEMENT, tuple(sorted(things, key=lambda o: (o.name, o.color, o.place))), "")
 
 
 def rationale(scene: Scene, style: str = "", rng: Random | None = None) -> str:
@@ -252,9 +251,8 @@ def _law_rationales() -> dict[str, Plan]:
 
 def _read_things(text: str) -> Plan | None:
     """Parse "NUMBER thing(s)" and then "a COLOUR SHAPE at the PLACE" for each object; else None."""
-    things = [(name, color, where) for color, name, where in THING.findall(text)]
-    sentences = [f"a {color} {name} at the {where}" for name, color, where in things]
-    if len(things) >= len(NUMBERS) or text != " ".join([_how_many(things), *sentences]):
+    things = [Object(name, color, place=where) for color, name, where in THING.findall(text)]
+    if len(things) >= len(NUMBERS) or text != " ".join([_how_many(things), *map(hint, things)]):
         return None
     return _arrangement_plan(things) if things else None
 

@@ -42,7 +42,7 @@ FLAT = 0.08  # in [0, 1]: largest standard deviation of a channel along a flat s
 REACH = 4  # largest shift of the camera that is tried, in pixels; twice MAX_SHIFT
 STRIDE = 2  # pixels (even) between the camera positions of the matched filter
 DIMS = 64  # principal components that the matched filter keeps, of 768
-NEAR = 48  # nearest points of the matched filter that are candidates
+NEAR = 48  # nearest points of the matched filter, from which the candidates are taken
 CANDIDATES = 3  # scenes that are rendered, at most
 
 PAPER = np.array(PALETTE["paper"], np.float32) / 255
@@ -172,14 +172,10 @@ def _law_candidates(pixels: np.ndarray) -> list[Scene]:
         x, y = scene.shift
         for dx, dy in ((1, 0), (0, 1)):  # refine x, then y: the error is smooth in the position
             shifts = [(x + d * dx, y + d * dy) for d in (-1, 0, 1)]
-            error, (x, y) = min((_square_error(replace(scene, shift=s), pixels), s) for s in shifts)
+            views = [_float_pixels(replace(scene, shift=s)) for s in shifts]
+            error, (x, y) = min((np.square(view - pixels).sum(), s) for view, s in zip(views, shifts))
         found.append((error, replace(scene, shift=(x, y))))
     return [scene for _, scene in sorted(found, key=lambda pair: pair[0])]
-
-
-def _square_error(scene: Scene, pixels: np.ndarray) -> float:
-    difference = (_float_pixels(scene) - pixels).ravel()
-    return float(difference @ difference)
 
 
 def _float_pixels(scene: Scene) -> np.ndarray:

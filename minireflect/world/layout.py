@@ -34,7 +34,7 @@ def arrange(graph: SceneGraph, rng: random.Random) -> Scene:
             if len(spots) == len(things):
                 break
         objects = [Object(n, c or rng.choice(COLORS), xy=xy) for (n, c), xy in zip(things, spots)]
-        if len(objects) == len(things) and graph.fulfilled_by(tuple(objects)):
+        if graph.fulfilled_by(tuple(objects)):
             return arrangement(objects)
 
 

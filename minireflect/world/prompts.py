@@ -189,8 +189,7 @@ class PromptMix(Checked):
     # weight of GenEval's tasks, which the model would forget without them
     arrangement: Weight = 0.1
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def require(self) -> None:
         if not any(vars(self).values()):
             raise ValueError("the weights physical, unconventional and arrangement must not all be zero")
 

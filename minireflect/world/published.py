@@ -154,5 +154,5 @@ def read_benchmark(path: Path) -> list[dict]:
     else:
         tasks = [{"prompt": line.strip()} for line in lines if line.strip() and line[0] != "#"]
     if not tasks or not all(isinstance(task.get("prompt"), str) and task["prompt"] for task in tasks):
-        raise ValueError(f"{path} is none of GenEval's .jsonl, DrawBench's .csv, or a text with prompts")
+        raise ValueError(f"{path} has no prompts: not GenEval's .jsonl, DrawBench's .csv, or a prompt a line")
     return tasks

@@ -71,7 +71,7 @@ class Reading:
     scene: Scene | None  # None if the picture is unreadable
     residual: float  # largest difference of a 4x4 block of pixels from the rendered scene, in [0, 1]
     why: str = ""  # the reason why a picture is unreadable
-    block: tuple[int, int] | None = None  # (x, y) of the block that differs most, if that is the reason
+    block: tuple[int, int] | None = None  # (x, y) of the block that differs most, if no scene explains it
 
     @property
     def readable(self) -> bool:

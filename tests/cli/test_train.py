@@ -144,7 +144,10 @@ def test_reasongen_from_nothing_to_pictures(tmp_path: Path) -> None:
 BAD_TRAININGS = {
     "resume from nowhere": (["--resume", "--out", "nowhere"], ("nowhere",)),
     "resume without a folder": (["--resume"], ("--out",)),
-    "a group of one": (["--advantage", "group", "--rounds", "0"], ("it has one: try --group 4",)),
+    "a group of one": (
+        ["--advantage", "group", "--rounds", "0"],
+        ("a prompt or more, got one; try --group 4",),
+    ),
     "too many steps": (["--steps", "2000"], ("2000", "1000")),
     "a share above one": (["--cooldown", "1.5"], ("cooldown",)),
     "missing weights": (["--weights", "nowhere"], ("there is no folder", "nowhere")),

@@ -21,9 +21,9 @@ from minireflect.diffusion.exact import GaussianMixture
 from minireflect.diffusion.sample import collect, denoise
 from minireflect.diffusion.schedule import Schedule, ScheduleConfig, StepTable
 from minireflect.methods import learn as learning
-from minireflect.methods.learn import LearnConfig, Learner, forward_gradient, scored
+from minireflect.methods.learn import LearnConfig, Learner, forward_gradient, score_step
 from minireflect.methods.rollout import Rollout, Round
-from minireflect.pipeline import LatentDiffusion, SamplerConfig
+from minireflect.pipeline import LatentDiffusion
 from minireflect.rl.policy import ppo_clip
 from minireflect.streams import rng
 
@@ -115,7 +115,7 @@ def sampled(request: pytest.FixtureRequest) -> tuple[Learner, Rollout]:
     pipe = LatentDiffusion(
         lambda texts: torch.zeros(len(texts), 1), lambda ids: ids[..., None], Network(world), None, SCHEDULE
     )
-    learner = Learner(pipe, base, {}, None, LearnConfig(anchor_below=0), SamplerConfig(STEPS, 1.0, 1.0))
+    learner = Learner(pipe, base, {}, None, LearnConfig(anchor_below=0), 1.0)
     table, context = SCHEDULE.table(STEPS), torch.zeros(N, 1, 1)
     x_T, noise = torch.randn(N, *SHAPE, generator=rng(0, "start")), rng(0, "steps")
     path = collect(x_T, denoise(pipe.eps(context)(1.0), x_T, table, 1.0, noise))
@@ -134,7 +134,7 @@ def gradients(
     path, table, theta = out.rounds[0].path, out.rounds[0].table, learner.pipe.unet.theta
     x_0 = path.latents[:, -1]
     A = torch.where(x_0.flatten(1)[:, 0] > x_0.flatten(1)[:, 0].mean(), 1.0, -1.0)
-    now = scored(learner, out, 0, i, slice(0, N), learner.pipe.unet)
+    now = score_step(learner, out, 0, i, slice(0, N), learner.pipe.unet)
     log_ratio = (now.log_prob - path.log_probs[:, i]) / D
     (of_ppo,) = torch.autograd.grad(ppo_clip(log_ratio, torch.zeros(N), A, 0.2).loss, theta)
     c, sigma = coefficient(table, i)

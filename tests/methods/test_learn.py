@@ -18,12 +18,12 @@ from minireflect.methods.learn import (
     advantages,
     forward_gradient,
     guarded,
-    jobs,
     learn,
     levels,
     path_kl,
     pull_to_base,
     regress,
+    steps_to_train,
 )
 from minireflect.methods.rollout import rollout
 from minireflect.rl.advantage import RewardHistory
@@ -68,7 +68,7 @@ def test_refused_rounds_are_learnt_from_with_their_own_prompts() -> None:
         path=again.path._replace(latents=again.path.latents.unflatten(0, (4, 2))[kept].flatten(0, 1)),
     )
     out.rounds[1] = part
-    learner = Learner.of(pipe, config, config.sampler, 16)
+    learner = Learner.of(pipe, config, config.guidance, 16)
     regress(learner, out, rng(0, "update"))
     replay = learner.networks["replay"]
     first = out.rounds[0].rewards
@@ -117,17 +117,17 @@ def test_almost_noiseless_steps_are_left_out_and_why(monkeypatch: pytest.MonkeyP
             for e in (zero, one)
         ]
         strength.append(float((means[1] - means[0]).abs() / sigma))
-    assert strength[8] > 8 and sorted(strength)[-2] < 1.4  # the figures in the docstring of `jobs`
+    assert strength[8] > 8 and sorted(strength)[-2] < 1.4  # the figures in the docstring of `steps_to_train`
     out = rollout(small_pipeline(), TEXTS, brightness, replace(CONFIG, steps=10), 0, 0)
     everything = [torch.ones(r.rewards.numel()) for r in out.rounds]
     monkeypatch.setattr(learning, "TRAINED", 1.0)
     for least, count in ((0.0, 10), (0.1, 8)):
         monkeypatch.setattr(learning, "MIN_SIGMA", least)
-        chosen = jobs(out, everything, 2, rng(0, "u"))
+        chosen = steps_to_train(out, everything, 2, rng(0, "u"))
         assert {i for chunk in chosen for _, i in chunk} == set(range(count))
     everything[0] = 0 * everything[0]  # nothing to learn from the first of two rounds: half of the second's
     monkeypatch.setattr(learning, "TRAINED", 0.5)
-    chosen = [pair for chunk in jobs(out, everything, 2, rng(0, "u")) for pair in chunk]
+    chosen = [pair for chunk in steps_to_train(out, everything, 2, rng(0, "u")) for pair in chunk]
     assert len(set(chosen)) == len(chosen) == 4 and {k for k, _ in chosen} == {1}
 
 
@@ -155,7 +155,7 @@ def test_regression_fits_what_the_reward_accepts(monkeypatch: pytest.MonkeyPatch
     out = rollout(pipe, TEXTS, brightness, config, 0, 0)
     only_first = torch.zeros(4, 4).index_fill_(1, torch.tensor([0]), 1.0)  # (n g)
     out.rounds[0] = out.rounds[0]._replace(rewards=only_first)
-    learner = Learner.of(pipe, config, config.sampler, 16)
+    learner = Learner.of(pipe, config, config.guidance, 16)
     regress(learner, out, rng(0, "update"))
     replay = learner.networks["replay"]
     rows = torch.multinomial(replay.values, 4_000, replacement=True, generator=rng(0, "draw"))
@@ -237,7 +237,7 @@ def test_the_forward_gradient_against_the_loss_written_out(monkeypatch: pytest.M
     """With A of both signs, micro-batches, and levels on both sides of the anchor."""
     pipe, base = small_pipeline(), small_pipeline(seed=1).unet
     pipe.micro_batch = 3
-    learner = Learner.of(pipe, replace(CONFIG, objective="grpo"), CONFIG.sampler, 16)
+    learner = Learner.of(pipe, replace(CONFIG, objective="grpo"), CONFIG.guidance, 16)
     learner.base = base
     t, share = torch.tensor([700, 20, 400, 900, 149, 150, 999, 5]), torch.rand(8, generator=rng(0, "share"))
     monkeypatch.setattr(learning, "levels", lambda *a: (t, share))
@@ -352,7 +352,7 @@ def test_pull_and_anchor_are_the_same_for_ppo() -> None:
     config = replace(CONFIG, pull=0.3, updates=1, kl=0.0)
     pipe = small_pipeline()
     out = rollout(pipe, TEXTS, brightness, config, 0, 0)
-    learner = Learner.of(pipe, config, config.sampler, 64)
+    learner = Learner.of(pipe, config, config.guidance, 64)
     assert pull_to_base(learner, out, rng(0, "u")) == 0
     assert all(p.grad is None or not p.grad.any() for p in pipe.unet.parameters())
     learner.base = small_pipeline(seed=1).unet
@@ -374,11 +374,11 @@ def test_ppo_adds_the_pull_to_its_own_gradient(monkeypatch: pytest.MonkeyPatch) 
     for pull in (0.0, 0.3):
         learn_from(pipe, out, replace(config, pull=pull), lr=0.0, base=base)
         gradients.append(torch.cat([p.grad.flatten() for p in pipe.unet.parameters()]))
-    learner = Learner.of(pipe, replace(config, pull=0.3), config.sampler, 64)
+    learner = Learner.of(pipe, replace(config, pull=0.3), config.guidance, 64)
     learner.base = base.unet
     pipe.unet.zero_grad()
     chance = rng(0, "update", 0)
-    jobs(out, [torch.ones(16)], 1, chance)  # chosen before the noise is drawn
+    steps_to_train(out, [torch.ones(16)], 1, chance)  # chosen before the noise is drawn
     pull_to_base(learner, out, chance)
     wanted = torch.cat([p.grad.flatten() for p in pipe.unet.parameters()])
     torch.testing.assert_close(gradients[1] - gradients[0], wanted, rtol=1e-3, atol=1e-4 * wanted.abs().max())
@@ -422,7 +422,7 @@ def test_the_learning_rate_warms_up_and_cools_down() -> None:
 def test_learning_moves_the_policy_and_not_its_base_at_the_rate_it_is_told(objective: str) -> None:
     config, pipe = replace(CONFIG, objective=objective, rounds=0, lr=1e-2), small_pipeline()
     out = rollout(pipe, TEXTS, plus, config, 0, 0)
-    learner = Learner.of(pipe, config, config.sampler, 16)
+    learner = Learner.of(pipe, config, config.guidance, 16)
     learn(learner, out, 0.25, rng(0, "update"))
     assert {group["lr"] for group in learner.optimizer.param_groups} == {0.25e-2}
     first = small_pipeline().unet.parameters()
@@ -486,7 +486,7 @@ def test_the_logged_kl_is_the_mean_over_uniform_levels(below: int) -> None:
     """However the levels are drawn: of 20,000 pictures, against every level once."""
     pipe = replace(small_pipeline(), unet=Constant(0.3))
     config = replace(CONFIG, objective="grpo", anchor_below=below, rounds=0)
-    learner = Learner.of(pipe, config, config.sampler, 16)
+    learner = Learner.of(pipe, config, config.guidance, 16)
     learner.base = Constant(0.2)
     x_0, ids = torch.zeros(20_000, 1, 2, 2), torch.zeros(20_000, 1, dtype=torch.long)
     _, kl = forward_gradient(learner, x_0, ids, torch.zeros(20_000), 0.3, rng(0, "kl"))

@@ -308,7 +308,7 @@ def test_errors_name_the_bad_option() -> None:
             LoopConfig(**bad)
     with pytest.raises(ValueError, match="at least 2"):
         RLRIGConfig(group=1)
-    with pytest.raises(ValueError, match="an edit of at least one step"):
+    with pytest.raises(ValueError, match=r"an edit has no steps; increase loop\.steps or loop\.t-star"):
         RLRIGConfig(loop=LoopConfig(t_star=0.0))
 
 

@@ -109,9 +109,10 @@ def test_bad_configurations_are_refused_with_the_numbers() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             replace(CONFIG, **{field: value})
-    with pytest.raises(ValueError, match="it has one: try --group 4"):
+    few = "advantage group needs two pictures of a prompt or more, got one; try --group 4"
+    with pytest.raises(ValueError, match=few):
         replace(CONFIG, group=1, rounds=0)
-    with pytest.raises(ValueError, match="kl belongs to"):
+    with pytest.raises(ValueError, match="kl applies to objective ppo only; for regress, use pull"):
         replace(CONFIG, objective="regress", kl=0.1)
 
 

@@ -3,6 +3,7 @@ should not.
 """
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -90,7 +91,7 @@ def one_update(
     pipe: LatentDiffusion, config: SRRLConfig
 ) -> tuple[dict[str, torch.Tensor], float | None, Rollout]:
     """Rollout and one iteration of updates.  -> the adapters after it, `first_ratio`, what was drawn"""
-    learner = Learner.of(pipe, replace(config, lr=1.0), config.sampler, 64)
+    learner = Learner.of(pipe, replace(config, lr=1.0), config.guidance, 64)
     trained = learner.networks["unet"]
     learner.optimizer = torch.optim.SGD(trained.parameters())
     drawn = rollout(pipe, TEXTS, incompressibility, config, 0, 0)
@@ -152,7 +153,7 @@ def test_the_other_families_learn_too(family: str, tmp_path: Path) -> None:
 def test_parts_are_those_that_were_drawn(base: Path) -> None:
     """Each part has its own backward pass, or memory would hold the graph of all."""
     pipe = with_lora(base, micro_batch=4)
-    learner = Learner.of(pipe, QUICK, QUICK.sampler, 10)
+    learner = Learner.of(pipe, QUICK, QUICK.guidance, 10)
     assert learner.parts(10) == [slice(0, 4), slice(4, 8), slice(8, 10)]
     seen: list[int] = []
     pipe.unet.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
@@ -184,7 +185,7 @@ def test_float16_gradients_are_scaled_and_scaled_back() -> None:
     half.lora = torch.nn.Parameter(torch.zeros(1))
     loss = (1e-9 * half.lora.half().float()).sum()  # a gradient that float16 cannot hold
     optimizer = torch.optim.SGD([half.lora], lr=1.0)
-    learner = Learner(SimpleNamespace(unet=half), half, {}, optimizer, SRRLConfig(), SamplerConfig())
+    learner = Learner(SimpleNamespace(unet=half), half, {}, optimizer, SRRLConfig(), 1.0)
     learner.backward(loss)
     assert half.lora.grad.item() == pytest.approx(1e-9 * HALF_SCALE, rel=1e-2)
     assert learner.step() == pytest.approx(1e-9, rel=1e-2)
@@ -208,14 +209,14 @@ def test_prompts_come_from_a_file_or_from_ours(prompts: Path, tmp_path: Path) ->
     for name in ("animals", "colours", "relations", "physical_law", "counter_intuitive"):
         lines = read_prompts(name)
         assert len(lines) >= 20 and len(set(lines)) == len(lines)
-    with pytest.raises(PromptError, match="ours are animals, colours, counter_intuitive"):
+    with pytest.raises(PromptError, match="shipped ones are animals, colours, counter_intuitive"):
         read_prompts("nowhere")
     empty = tmp_path / "empty.txt"
     empty.write_text("# nothing\n\n")
-    with pytest.raises(PromptError, match="no prompt in"):
+    with pytest.raises(PromptError, match="has no prompts; expected one prompt a line"):
         read_prompts(str(empty))
     empty.write_bytes("a red ball".encode("utf-16-le"))
-    with pytest.raises(ValueError, match="not a text file in UTF-8: there is a NUL in"):
+    with pytest.raises(ValueError, match="not a text file in UTF-8: it has a NUL in"):
         read_prompts(str(empty))
     empty.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="not a text file"):
@@ -391,3 +392,24 @@ def test_bad_input_to_sample_is_one_sentence(base: Path, tmp_path: Path) -> None
         run("sample", "--base", str(base), "--lora", "nowhere", "a cat", cwd=tmp_path),
         "nowhere does not exist",
     )
+
+
+@pytest.mark.slow
+def test_a_training_whose_reward_fails_can_be_resumed(base: Path, prompts: Path, tmp_path: Path) -> None:
+    good = "def mine(images, prompts):\n    return images.mean((1, 2, 3))\n"
+    bad = "n = []\n" + good.replace("return", "n.append(1)\n    return 1 / (len(n) < 7) *")
+    words = ["srrl", "--base", str(base), "--prompts", str(prompts), *SMALL, "--device", "cpu"]
+    (tmp_path / "failing.py").write_text(bad)
+    done = run("train", *words, "--reward", "failing:mine", "--out", "run", cwd=tmp_path)
+    said = "--reward failing:mine raised ZeroDivisionError: division by zero, in step 1 of srrl; the saved"
+    assert done.returncode == 1 and said in done.stderr and "in mine" in done.stderr, done.stderr
+    assert (tmp_path / "run" / "weights" / "lora.safetensors").exists()
+    (tmp_path / "failing.py").write_text(good)
+    sys.modules.pop("failing")
+    again = run("train", "--resume", "--out", "run", "--device", "cpu", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr[-3000:]
+    (tmp_path / "failing.py").write_text(bad.replace("7", "0"))
+    sys.modules.pop("failing")
+    first = run("train", *words, "--reward", "failing:mine", "--out", "first", cwd=tmp_path)
+    assert first.returncode == 1 and "raised ZeroDivisionError" in first.stderr
+    assert not (tmp_path / "first").exists()
