@@ -20,6 +20,7 @@ import shutil
 import signal
 import socket
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -84,6 +85,17 @@ class Unfinished(RuntimeError):
     """
 
     status = 1
+
+
+class RewardFailed(RuntimeError):
+    """A reward of the user's own raised an error; its traceback is printed from there on.  Exit status 1."""
+
+    status = 1
+
+    def __init__(self, name: str, error: Exception) -> None:
+        trace = error.__traceback__  # the first frame is ours
+        traceback.print_exception(error.with_traceback(trace and trace.tb_next))
+        super().__init__(f"--reward {name} raised {type(error).__name__}: {error}".removesuffix(": "))
 
 
 class Interrupted(KeyboardInterrupt):

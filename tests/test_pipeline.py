@@ -250,6 +250,27 @@ def test_numbers_of_any_kind_are_a_reward(given: object) -> None:
     assert found.tolist() == [1.0, 0.0] and found.dtype == torch.float32 and not found.requires_grad
 
 
+def test_a_reward_changes_nothing_that_is_learnt_from() -> None:
+    """Neither pictures nor prompts, in place; and its numbers can be trained with, and stay as they were."""
+    images, prompts, memory = torch.ones(2, 3, 8, 8), ["a", "b"], torch.ones(2)
+
+    @torch.inference_mode()
+    def inside(x: torch.Tensor, texts: list[str]) -> torch.Tensor:
+        return x.mean((1, 2, 3))
+
+    def rude(x: torch.Tensor, texts: list[str]) -> torch.Tensor:
+        texts.clear()
+        x.requires_grad_().data.zero_()
+        return memory
+
+    found = scored(rude, images, prompts)
+    memory.zero_()
+    assert images.eq(1).all() and not images.requires_grad and prompts == ["a", "b"] and found.eq(1).all()
+    weight = torch.ones(2, requires_grad=True)
+    (weight * scored(inside, images, prompts)).sum().backward()
+    assert weight.grad.tolist() == [1.0, 1.0]
+
+
 def test_a_reward_beyond_float32_is_not_finite() -> None:
     with pytest.raises(FloatingPointError, match="the reward of a picture of 'b'"):
         scored(lambda x, p: torch.tensor([0.0, 1e300]).double(), torch.zeros(2, 3, 8, 8), ["a", "b"])

@@ -14,7 +14,7 @@ from ..config import PRESETS, Config, options_of, preset, read_config, to_dict
 from ..methods.finetune import MEASURED, SAMPLER
 from ..methods.srrl import RECIPES, recipe
 from ..pipeline import best_device, chosen_device
-from ..run import Run, RunError, Unfinished
+from ..run import RewardFailed, Run, RunError, Unfinished
 from ..tracking import Tracking
 from . import TRAINED, lacks_memory, read, refuse, sentence
 
@@ -94,7 +94,7 @@ def train(config: Config) -> None:
         run.tracking = Tracking(config.log, run.folder) if config.log and not parallel.rank() else None
         do(Task(config, run, source or run.folder / "weights", device), *config.stages)
     except FAILURES as error:
-        if isinstance(error, RuntimeError) and not lacks_memory(error):
+        if isinstance(error, RuntimeError) and not (lacks_memory(error) or isinstance(error, RewardFailed)):
             raise
         if isinstance(error, FloatingPointError):
             hint = "the last good state is kept; try a lower learning rate in another --out"

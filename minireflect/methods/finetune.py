@@ -21,6 +21,7 @@ from typing import Literal
 
 import torch
 from einops import rearrange
+from torch import Tensor
 
 from ..checkpoints.files import read_weights
 from ..checkpoints.load import Given, load_checkpoint, load_clip
@@ -33,7 +34,7 @@ from ..models.tokenizer import BytePairs, NoVocabulary, PromptError
 from ..pipeline import LatentDiffusion, Reward, SamplerConfig
 from ..ranges import Checked, Count, Natural, quote
 from ..rl.rewards import aesthetic_reward, clip_reward, compressibility, incompressibility, weighted
-from ..run import Job, keeping
+from ..run import Job, RewardFailed, keeping
 from ..streams import choices, rng
 from ..world.canvas import to_pixels, write_picture
 from .srrl import Draw, SRRLConfig, train_srrl
@@ -154,7 +155,7 @@ def reward_of_module(name: str) -> Reward:
     """Import a reward from a module in the working directory or on the Python path.
 
     name: MODULE:FUNCTION; the function maps images (b 3 h w) in [-1, 1] and b prompts to rewards (b).
-    Raises ValueError if the import fails.
+    Raises ValueError if the import fails, RewardFailed if the module or the function raises an error.
     """
     module, function = name.split(":")
     if str(Path.cwd()) not in sys.path:
@@ -163,9 +164,18 @@ def reward_of_module(name: str) -> Reward:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, SyntaxError, TypeError) as error:
         raise ValueError(f"--reward {name}: {error}; expected MODULE:FUNCTION") from error
+    except Exception as error:
+        raise RewardFailed(name, error) from error
     if not callable(found):
         raise ValueError(f"--reward {name} is not a function, but {quote(found)}")
-    return found
+
+    def reward(images: Tensor, prompts: list[str]) -> Tensor:
+        try:
+            return found(images, prompts)
+        except Exception as error:
+            raise RewardFailed(name, error) from error
+
+    return reward
 
 
 def draw_from(prompts: list[str], seed: int, n: int) -> Draw:

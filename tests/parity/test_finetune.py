@@ -3,6 +3,7 @@ should not.
 """
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -391,3 +392,24 @@ def test_bad_input_to_sample_is_one_sentence(base: Path, tmp_path: Path) -> None
         run("sample", "--base", str(base), "--lora", "nowhere", "a cat", cwd=tmp_path),
         "nowhere does not exist",
     )
+
+
+@pytest.mark.slow
+def test_a_training_whose_reward_fails_can_be_resumed(base: Path, prompts: Path, tmp_path: Path) -> None:
+    good = "def mine(images, prompts):\n    return images.mean((1, 2, 3))\n"
+    bad = "n = []\n" + good.replace("return", "n.append(1)\n    return 1 / (len(n) < 7) *")
+    words = ["srrl", "--base", str(base), "--prompts", str(prompts), *SMALL, "--device", "cpu"]
+    (tmp_path / "failing.py").write_text(bad)
+    done = run("train", *words, "--reward", "failing:mine", "--out", "run", cwd=tmp_path)
+    said = "--reward failing:mine raised ZeroDivisionError: division by zero, in step 1 of srrl; the saved"
+    assert done.returncode == 1 and said in done.stderr and "in mine" in done.stderr, done.stderr
+    assert (tmp_path / "run" / "weights" / "lora.safetensors").exists()
+    (tmp_path / "failing.py").write_text(good)
+    sys.modules.pop("failing")
+    again = run("train", "--resume", "--out", "run", "--device", "cpu", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr[-3000:]
+    (tmp_path / "failing.py").write_text(bad.replace("7", "0"))
+    sys.modules.pop("failing")
+    first = run("train", *words, "--reward", "failing:mine", "--out", "first", cwd=tmp_path)
+    assert first.returncode == 1 and "raised ZeroDivisionError" in first.stderr
+    assert not (tmp_path / "first").exists()

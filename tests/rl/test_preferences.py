@@ -10,6 +10,7 @@ from transformers import CLIPConfig, CLIPModel
 from minireflect.checkpoints.load import load_clip
 from minireflect.methods.finetune import FinetuneConfig, chosen_reward, reward_of_module
 from minireflect.rl.rewards import aesthetic_reward, incompressibility, weighted
+from minireflect.run import RewardFailed
 from tests.parity.checkpoints import WORDS, vocabulary
 from tests.small import shaken
 
@@ -117,3 +118,23 @@ def test_several_are_normalised_within_their_group(tmp_path: Path, monkeypatch: 
         reward_of_module("broken:f")
     with pytest.raises(ValueError, match="--reward beauty is not one of"):
         chosen_reward(FinetuneConfig(base="x", reward=("beauty",)), torch.device("cpu"))
+
+
+def test_an_error_of_a_users_reward_shows_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "mistaken.py").write_text(
+        "def deeper():\n    return {}['score']\ndef mine(images, prompts):\n    return deeper()\n"
+        "def end(images, prompts):\n    raise StopIteration\n"
+    )
+    (tmp_path / "divided.py").write_text("x = 1 / 0\n")
+    monkeypatch.chdir(tmp_path)
+    for name, said in {
+        "mistaken:mine": "raised KeyError: 'score'$", "mistaken:end": "raised StopIteration$",
+        "divided:mine": "raised ZeroDivisionError: division by zero$",
+    }.items():  # fmt: skip
+        with pytest.raises(RewardFailed, match=f"^--reward {name} {said}"):
+            reward_of_module(name)(torch.zeros(1, 3, 4, 4), ["a"])
+    traces = capsys.readouterr().err.split("Traceback")
+    assert "in mine" in traces[1] and "in deeper" in traces[1] and "finetune.py" not in traces[1]
+    assert "1 / 0" in traces[3]
