@@ -223,7 +223,7 @@ def edit_strip(
     for state in loop_of(parts, loop)(graphs, rng(seed, "edits")):
         tried, texts, answers = range(len(graphs)), [""] * len(graphs), state.answers
         if edits := state.edits:
-            tried, texts, answers = edits.rows.tolist(), edits.said.texts, edits.after
+            tried, texts, answers = edits.rows.tolist(), edits.edit_prompts.texts, edits.after
         for i, image, text, met in zip(tried, (edits or state).images.cpu(), texts, answers.met.tolist()):
             unmet = [r.words for r, ok in zip(graphs[i].requirements, met) if not ok]
             if len(unmet) > UNMET_SHOWN:
