@@ -49,7 +49,7 @@ def in_one(model: ReasonGen) -> Transformer:
     sizes = model.config.transformer
     whole = Transformer(replace(sizes, vocabulary=sizes.vocabulary + model.config.forms))
     state, forms = model.transformer.state_dict(), model.forms()
-    state["embed.weight"] = torch.cat([state["embed.weight"], forms.read])
+    state["embed.weight"] = torch.cat([state["embed.weight"], forms.embeddings])
     state["head.weight"] = torch.cat([state["head.weight"], forms.heads])
     whole.load_state_dict(state)
     return whole

@@ -1,12 +1,11 @@
-"""The pictures of the README and of notebook 1, and the picture that `sample --check` compares with.  Nothing
-is picked.
+"""Make the pictures of the README and notebook 1, and the reference picture of `sample --check`.
 
     python scripts/first_picture.py
 
 It writes docs/rounds.png, docs/reflection.gif, docs/world.png and minireflect/pretrained/check.png.
 
-Prompts are the first unconventional test prompt of every law, noise comes from seed 0, weights are the
-shipped ones.
+The pictures are not selected by hand: the prompts are the first unconventional test prompt of each law, the
+noise has seed 0, and the weights are the shipped ones.
 """
 
 from dataclasses import replace
@@ -26,9 +25,7 @@ from minireflect.world.laws import LAWS
 
 
 def world(path: Path) -> None:
-    """Every law, obeyed and broken; under each picture its own caption, which it shows, so that no frame
-    judges it.
-    """
+    """A picture of each law, obeyed and broken, with its own caption and therefore without a verdict."""
     rows = []
     for i, law in enumerate(LAWS):
         scenes = [sample_scene(i, law, lawful=lawful) for lawful in (True, False)]

@@ -1,13 +1,13 @@
-"""How much of a gradient is signal, by objective and number of pictures; training on one law; the collapse.
+"""Three studies of training: how much of a gradient is signal, PPO on a single law, and the collapse.
 
-    python scripts/gradients.py gradients                # all laws, the learned reward
-    python scripts/gradients.py gradients --law balance      # one law's unconventional prompts, the inspector
-    python scripts/gradients.py curve --law balance      # PPO as published, and so that it learns
-    python scripts/gradients.py collapse                 # the default, and the same without pull and anchor
+    python scripts/gradients.py gradients                # all laws, with the learned reward
+    python scripts/gradients.py gradients --law balance      # unconventional prompts of one law, inspector
+    python scripts/gradients.py curve --law balance      # PPO as published, and with settings that learn
+    python scripts/gradients.py collapse                 # default settings, and without pull and anchor
 
-Each prints a table, draws a figure into docs/, and goes on where it was stopped.  `gradients` takes the
-gradient of every part of 16 pictures with the learner itself, in one update at learning rate 0; a gradient of
-n pictures is the mean of n / 16 of them.
+Each command prints a table, draws a figure into docs/, and continues where it was stopped.  `gradients` uses
+the learner of the training: one update at learning rate 0 gives the gradient of one part, 16 pictures.  The
+gradient of n pictures is the mean of n / 16 parts.
 """
 
 from pathlib import Path
@@ -29,12 +29,12 @@ from minireflect.run import Job, Run, read_metrics
 from minireflect.streams import choices, rng
 from minireflect.world.prompts import PromptMix, prompt_set
 
-# PART: pictures of a gradient that is saved; of its numbers one in KEPT is.  TARGET: pictures at which grpo
-# learns, whose cosine the others need.
+# PART: pictures per saved gradient, of which every KEPT-th number is saved.  TARGET: number of pictures with
+# which grpo learns; the table states how many pictures other objectives need for the same cosine.
 SEED, PART, KEPT, TARGET = 7, 16, 16, 64
 BOTH = {"prompts_per_iteration": 4, "group": 4, "rounds": 0, "advantage": "group", "updates": 1}
 PPO = BOTH | {"objective": "ppo", "pull": 0.0, "batch": 1}  # 4 of the 8 noisy steps of each picture
-FORWARD = BOTH | {"batch": 2 * PART, "replay": 1}  # 2 levels of each picture, for the policy and the base
+FORWARD = BOTH | {"batch": 2 * PART, "replay": 1}  # 2 noise levels of each picture, for policy and base
 OBJECTIVES = {
     "ppo as published": PPO, "ppo, guard": PPO | {"ratio": "guard"}, "ppo, window": PPO | {"noise": "window"},
     "ppo, preserving": PPO | {"noise": "preserving"}, "regress": FORWARD | {"objective": "regress"},
@@ -49,15 +49,15 @@ GUARDS = {"as by default": [], "without pull and anchor": ["--pull", "0", "--anc
 
 
 def draw(law: str, seed: int, n: int, i: int) -> tuple[list[str], list[str]]:
-    """Training prompts: unconventional ones of one law, or the default mix where there is no law."""
+    """n training prompts: unconventional ones of one law, or the default mix if `law` is empty."""
     pool = [p.text for p in prompt_set("unconventional", "train") if p.law == law]
     return (choices(seed, law, i).choices(pool, k=n), [law] * n) if law else PromptMix().draw(seed, n, i)
 
 
 def remembered(r: Round) -> torch.Tensor:
-    """Means of n^2, n e and e^2, where n is a step's noise and e what x_t and x_0 say of it, by DDIM (7):
+    """Means of n^2, n e and e^2 for each step, where n is its noise and e the estimate of n from x_t and x_0.
 
-    the step is scored with the noise that leads from x_t to x_0.  -> (s 3)
+    e is computed with DDIM (7), in which the predicted noise is the one that leads from x_t to x_0.  -> (s 3)
     """
     x, mean, table = r.path.latents.transpose(0, 1), r.path.means.transpose(0, 1), r.table
     abar, sigma = (v.view(-1, 1, 1, 1, 1) for v in (table.abar, r.sigmas))
@@ -68,7 +68,7 @@ def remembered(r: Round) -> torch.Tensor:
 
 
 def part(pipe: LatentDiffusion, reward: Reward, texts: list[str], step: int) -> dict[str, torch.Tensor]:
-    """Gradients of one part: of the same prompts, and of the same pictures where the sampler is the same."""
+    """Gradients of one part by objective, on the same prompts; the same sampler gives the same pictures."""
     outs, values = {}, {}
     for name, options in OBJECTIVES.items():
         config = SRRLConfig(**options)
@@ -78,22 +78,23 @@ def part(pipe: LatentDiffusion, reward: Reward, texts: list[str], step: int) -> 
         learner = Learner.of(pipe, config, config.guidance, PART)
         stats = learn(learner, outs[config.noise], 0.0, rng(SEED, name, step))
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in pipe.unet.parameters()]
-        whole = torch.cat([g.flatten() for g in grads])[::KEPT]  # 0 where no group differs in its rewards
-        values[name] = whole * max(1.0, stats.grad_norm)  # without the clip of `take_step`
+        whole = torch.cat([g.flatten() for g in grads])[::KEPT]  # 0 if the rewards of all groups are equal
+        values[name] = whole * max(1.0, stats.grad_norm)  # undo the clipping of `take_step`
         values[f"{name}, cost"] = torch.tensor(float(stats.evaluations))
     return values | {"remembered": remembered(outs["all"].rounds[0])}
 
 
 def cosines(gradients: torch.Tensor, n: int) -> torch.Tensor:
-    """Between gradients of n pictures each, all of disjoint ones.  Shapes: gradients (m d) -> (pairs)"""
+    """Cosines between pairs of gradients of n disjoint pictures each.  Shapes: gradients (m d) -> (pairs)"""
     pairs = gradients[: len(gradients) * PART // (2 * n) * 2 * n // PART]
     return torch.cosine_similarity(*pairs.unflatten(0, (-1, 2, n // PART)).mean(2).unbind(1), dim=1)
 
 
 def signal(gradients: torch.Tensor) -> float:
-    """Squared mean over variance of one part, by products of different parts, which have no bias.
+    """s = squared mean of the gradient / variance of one part, estimated without bias.
 
-    The cosine of gradients of k parts is then about k s / (1 + k s).  Shapes: gradients (m d)
+    The estimate uses products of different parts only.  The cosine between gradients of k parts each is about
+    k s / (1 + k s).  Shapes: gradients (m d)
     """
     m, square = len(gradients), gradients.square().sum(1).mean()
     mean = (gradients.sum(0).square().sum() / m - square) / (m - 1)
@@ -101,7 +102,7 @@ def signal(gradients: torch.Tensor) -> float:
 
 
 def noise(law: str, pictures: int, folder: Path) -> list[figures.Panel]:
-    """Measure, and print two tables.  -> cosines, and shares of noise that pictures remember, to be drawn"""
+    """Measure gradients and print two tables.  -> panels of cosines, and of the noise that x_0 determines"""
     pipe, reward, found, rows = load_pipeline(), inspector_reward if law else load_reward(), [], {}
     folder.mkdir(parents=True, exist_ok=True)
     for step in tqdm(range(pictures // PART), "parts of 16 pictures"):
@@ -129,7 +130,7 @@ def noise(law: str, pictures: int, folder: Path) -> list[figures.Panel]:
 
 
 def curve(law: str, setting: str, seed: int, folder: Path) -> list[float]:
-    """Train, or go on.  -> the share of right pictures in every iteration, running mean of 4"""
+    """Train, or continue.  -> the share of right pictures in every iteration, as a running mean of 4"""
     config, folder = SRRLConfig(**SETTINGS[setting]), folder / f"{law}, {setting}, {seed}"
     run = Run(folder, vars(config), resume=(folder / "config.json").exists())
     pipe, texts = load_pipeline(), lambda i: draw(law, seed, 16, i)

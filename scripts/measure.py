@@ -1,8 +1,8 @@
-"""The figures that the README states about the world, the inspector, the shipped weights, and reflection.
+"""Measure the inspector, the shipped networks and reflection; the documents quote these figures.
 
     python scripts/measure.py inspector autoencoder base reward captioner memory [--weights RUN] [--n 2000]
 
-Everything is drawn from fixed seeds that no training used; prompts are of test combinations.
+All random numbers have fixed seeds that no training uses.  Prompts ask for test combinations.
 """
 
 import io
@@ -55,20 +55,20 @@ def jpeg(picture: Image.Image) -> Image.Image:
 
 
 def tint(image: Tensor, noise: torch.Generator) -> Tensor:
-    """A colour matrix within 5 % of the identity, on [0, 1]."""
+    """The picture after a random colour matrix, each entry within 0.05 of the identity."""
     M = torch.eye(3) + 0.1 * torch.rand(3, 3, generator=noise) - 0.05
     return (torch.einsum("ij,jhw->ihw", M, image + 1) - 1).clamp(-1, 1)
 
 
 def strip(image: Tensor, noise: torch.Generator) -> Tensor:
-    """Two rows or columns are of one colour, any."""
+    """The picture with two adjacent rows or columns in one random colour."""
     covered, (at, turned) = image.clone(), torch.randint(0, 63, (2,), generator=noise).tolist()
     (covered.mT if turned % 2 else covered)[:, at : at + 2] = 2 * torch.rand(3, 1, 1, generator=noise) - 1
     return covered
 
 
 def disturbances(noise: torch.Generator) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Pictures are in [-1, 1], so 0.05 of [0, 1] is 0.1 here."""
+    """Disturbances by name.  Their strengths refer to pictures in [0, 1]; in [-1, 1] they are doubled."""
     pad = torch.nn.functional.pad
     return {
         "clean": lambda x: x,
@@ -84,8 +84,9 @@ def disturbances(noise: torch.Generator) -> dict[str, Callable[[Tensor], Tensor]
 
 
 def forge(scene: Scene, kind: str, draw: random.Random) -> Scene | None:
-    """The scene with an object removed (arrangements), recoloured or swapped, or its outcome reversed; else
-    None.
+    """The scene with one fact changed by `kind`, or None if this is not possible.
+
+    kind: "removed" (an object of an arrangement), "recoloured", "swapped" (two objects), "reversed" (outcome)
     """
     objects, arranged = list(scene.objects), scene.law == "arrangement"
     if kind == "removed" and arranged and len(objects) > 1:
@@ -112,16 +113,16 @@ def forge(scene: Scene, kind: str, draw: random.Random) -> Scene | None:
 
 
 def painted_over(scene: Scene, left: int) -> Tensor:
-    """A picture of a balance, one of its balls painted over with paper."""
+    """A picture of a balance in which one ball is covered by the colour of the paper."""
     picture, x = render(scene).clone(), slice(0, 25) if left else slice(39, 64)
-    colourful = (picture.amax(0) - picture.amin(0) > 0.35)[:, x]  # ink and paper are grey
+    colourful = (picture.amax(0) - picture.amin(0) > 0.35)[:, x]  # not ink or paper, which are nearly grey
     paper = torch.tensor([0.96, 0.945, 0.9])[:, None, None]
     picture[:, :, x] = torch.where(colourful, paper, picture[:, :, x])
     return picture
 
 
 def junk(scenes: list[Scene], some: list[Tensor], noise: torch.Generator) -> Iterator[tuple[str, list]]:
-    """Pictures of nothing that can be read."""
+    """Pictures that the inspector must not be able to read, with a name for each kind."""
 
     def static() -> Tensor:
         return torch.rand(3, 64, 64, generator=noise) * 2 - 1
@@ -138,7 +139,7 @@ def junk(scenes: list[Scene], some: list[Tensor], noise: torch.Generator) -> Ite
 def measure_inspector(n: int) -> None:
     scenes = [sample_scene(1_000_000 + i, split="test" if i % 2 else "train") for i in range(n)]
     pictures = [render(s) for s in scenes]
-    inspect(pictures[0])  # draws the matched filter once
+    inspect(pictures[0])  # makes the matched filters, so that the times below exclude this
     for name, disturb in disturbances(rng(0, "measure", "inspector")).items():
         disturbed = [disturb(p) for p in pictures]
         start = time.perf_counter()
@@ -156,7 +157,7 @@ def measure_inspector(n: int) -> None:
     painted = [inspect(painted_over(s, i % 2)).agrees_with(s) for i, s in enumerate(balances)]
     print(f"  accepted, a ball painted over    {share(painted)}")
     collaged = []
-    for i in range(n):  # half of a picture beside, or above, the other half of one of another law
+    for i in range(n):  # half of one picture beside or above half of another, of another law
         seeds, laws = (4_000_000 + 2 * i, 4_000_001 + 2 * i), draw.sample([*LAWS, "arrangement"], 2)
         a, b = (render(sample_scene(seed, law)).clone() for seed, law in zip(seeds, laws))
         (a.mT if i % 2 else a)[:, 32:] = (b.mT if i % 2 else b)[:, 32:]
@@ -168,7 +169,7 @@ def measure_inspector(n: int) -> None:
 
 @torch.no_grad()
 def through(autoencoder: Autoencoder, images: Tensor) -> Tensor:
-    """Pictures encoded and decoded again.  Shapes: images (n 3 64 64) -> (n 3 64 64)"""
+    """Reconstructions of pictures.  Shapes: images (n 3 64 64) -> (n 3 64 64)"""
     parts = tqdm(images.split(100), "autoencoder", leave=False)
     return torch.cat([autoencoder.decode(autoencoder.encode(x)).clamp(-1, 1) for x in parts])
 
@@ -201,7 +202,7 @@ def measure_reward(pipe: LatentDiffusion, reward: Reward, n: int) -> None:
         print(f"  prefers the right picture to its twin, {name}: {share(list(better))}")
         print("    " + " · ".join(f"{k} {better[law == k].mean():.3f}" for k in (*LAWS, "arrangement")))
     seen = []
-    # few prompts, many pictures of each, so that a prompt has right ones and wrong ones
+    # few prompts with many pictures each, so that a prompt has both right and wrong pictures
     for kind in KINDS[:2]:
         asked = [p for p in draw_prompts(kind, "test", 64, draw) for _ in range(-(-n // 128))]
         how = SamplerConfig(), EvaluationConfig(pictures=len(asked)), f"reward {kind}"
@@ -222,10 +223,10 @@ def measure_reward(pipe: LatentDiffusion, reward: Reward, n: int) -> None:
 
 
 def false_rationale(prompt: Prompt, scene: Scene, split: str, draw: random.Random) -> str:
-    """A rationale that a picture of the scene does not keep, by one fact.
+    """A rationale that contradicts the scene in one fact.
 
-    Of a law's scene that of a near miss; of an arrangement one where a thing has another colour, or things
-    other places.
+    For a law, it is the rationale of a near miss.  For an arrangement, one object has another colour, or the
+    objects have other positions.
     """
     while True:
         if prompt.graph is None:
@@ -241,7 +242,7 @@ def false_rationale(prompt: Prompt, scene: Scene, split: str, draw: random.Rando
 
 
 def measure_captioner(captioner: Reward, n: int) -> Table:
-    """How many true and how many false rationales of n pictures of each kind of prompt it finds kept."""
+    """Shares of true and of false rationales that the captioner accepts; n pictures per kind of prompt."""
     rows = {}
     for split in ("train", "test"):
         prompts = evaluation_prompts(EvaluationConfig(n, split))
@@ -257,9 +258,7 @@ def measure_captioner(captioner: Reward, n: int) -> Table:
 
 
 def measure_memory(pipe: LatentDiffusion, n: int) -> None:
-    """Pictures drawn, turned back into noise and drawn again: what becomes of the right ones and of the wrong
-    ones?
-    """
+    """Share of right pictures after renoising and denoising again, for first pictures right and wrong."""
     config, table = preset("cpu").srrl, pipe.table(preset("cpu").srrl.steps)
     ours, published = config.reflection, ReflectionConfig(renormalise=False)
     both = (draw_prompts(k, "test", n // 2, choices(0, "measure", "memory", k)) for k in KINDS[:2])
@@ -291,8 +290,9 @@ def measure_memory(pipe: LatentDiffusion, n: int) -> None:
 
 
 def twin_scene(prompt: Prompt, draw: random.Random) -> Scene:
-    """A picture with one fact wrong; for arrangements, of which the test split has too few, one of training,
-    drawn until it does not fulfil the prompt by chance.
+    """A scene of a near miss of the prompt, which does not fulfil the prompt.
+
+    For arrangements, near misses are taken from the training split, as the test split has too few.
     """
     while True:
         scene = near_miss(prompt, draw, "train" if prompt.graph else "test").scene(draw)
@@ -316,7 +316,7 @@ def main() -> None:
     }
     parser.add_argument("what", nargs="+", choices=measures)
     parser.add_argument("--weights", type=Path, help="run folder (default: the shipped weights)")
-    parser.add_argument("--unet", default="unet", help="unet, or base_unet: what a run of srrl started from")
+    parser.add_argument("--unet", default="unet", help="unet, or base_unet for that before training by srrl")
     parser.add_argument("--n", type=int, default=2_000, help="pictures (default: %(default)s)")
     args = parser.parse_args()
     torch.set_grad_enabled(False)

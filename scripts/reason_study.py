@@ -1,15 +1,14 @@
-"""Do the words help, and what does reinforcing them do?  ReasonGen-R1 and its controls, read by the
-inspector.
+"""Study of ReasonGen-R1: do rationales help, and what does GRPO add?  The inspector measures all pictures.
 
     python scripts/reason_study.py [--out runs/reason] [--seeds 0 1 2]
 
 It writes docs/reasongen_study.md and docs/reasongen_*.png.
 
-Codebooks are trained, and a captioner that will read rationales; and one model learns to draw in forms and
-colours, from prompts and from dense captions, and what a rationale is, but never to draw from its own: the
-base.  From it three ways of fine-tuning (true rationales, none, another scene's), then GRPO on them. Every
-seed has its own pictures, training, prompts and noise, these two aside; all rows of a seed share prompts.  It
-can be stopped at any time and goes on where it stopped.
+All seeds share the codebooks, the captioner that reads rationales, and the base.  The base is trained to
+generate pictures from prompts and dense captions, and to write rationales, but not to generate a picture from
+its own rationale.  For each seed it is then fine-tuned in three ways (with true rationales, with none, and
+with those of other scenes), followed by GRPO.  Each seed has its own training, evaluation prompts and noise;
+all rows of a seed share prompts.  The study can be stopped at any time, and continues when started again.
 """
 
 import argparse
@@ -35,25 +34,26 @@ COLUMNS = {
 }  # fmt: skip
 SHOWN = {"overall": "GenEval mean", "physical": "physical laws", "unconventional": "against the laws"}
 FULL = "SFT + GRPO"
-COOL = 0.2  # a second temperature, at which fewer tokens are sampled that the model itself thinks unlikely
+COOL = 0.2  # a second temperature, at which improbable tokens are rarely sampled
 
 THOUGHTS = ("true", "none", "shuffled")
-# lessons of what no prompt asks for, and bfloat16
+# examples that no prompt asks for, and bfloat16
 BEYOND = ["--recombined", "0.5", "--related-captions", "0.4", "--bf16"]
 DRAWN = ["--rationales", "none", "--dense", "0.5", "--text-only", "32", "--arrangements", "0.4", *BEYOND]
 DRAWN += ["--pictures", "120000", "--steps", "12000"]
+# continues with other pictures
 AGAIN = ["--continued", "--seed", "1", "--pictures", "40000", "--steps", "3000", "--lr", "1e-3"]
 TUNING = ["--continued", "--steps", "1000", "--batch", "48", "--pictures", "20000", "--lr", "5e-4", *BEYOND]
 REINFORCING = ["--no-controls", "--bf16"]
-FREED = ["--no-read-rationales", "--recall", "0"]  # recalled rationales would be SFT
+FREED = ["--no-read-rationales", "--recall", "0"]  # recall would train on true rationales, as SFT does
 STEADY = ["--entropy-bound", "0"]
-# name: (which fine-tuning it starts from, options)
+# name: (the fine-tuned model that GRPO starts from, options)
 REINFORCED = {
     "true": ("true", []), "none": ("none", []), "freed": ("freed", FREED), "steady": ("true", STEADY),
 }  # fmt: skip
 STRAIN = ["--iterations", "40", "--beta", "0", "--recall", "0", "--lr", "1e-3"]
 STRONG = ["--entropy-bound", "0.1", "--entropy-lr", "4e-3"]
-# of the first seed: no KL, no recall and steps three times as large, to see what the adaptive term holds
+# first seed only: without KL and recall, and with a larger learning rate, to test adaptive entropy
 STRAINED = {"strained": [*STRAIN, *STRONG], "strained-steady": [*STRAIN, *STEADY]}
 ARMS = {  # name in the table: (run, how it is measured)
     "pictures only, before fine-tuning": ("sft-base", {}),
@@ -77,7 +77,7 @@ for arm in (*COOLED, f"{FULL}, training combinations"):
 
 
 class Swapped(ReasonPipeline):
-    """Samples each picture from the rationale of another prompt of its law or task."""
+    """Samples each picture with the rationale of another prompt, if possible of the same law or task."""
 
     def sample(self, texts: list[str], sampling: SamplingConfig, generator: Generator) -> Sampled:
         rationales = super().sample(texts, sampling, generator).rationale
@@ -86,9 +86,7 @@ class Swapped(ReasonPipeline):
 
 
 def freed(base: Path, folder: Path) -> Path:
-    """The base, allowed to write rationales that it was never trained to write: GRPO without SFT starts from
-    it.
-    """
+    """The base, set to write a rationale before each picture; GRPO without SFT starts from it."""
     if not folder.exists():
         (folder / "weights").mkdir(parents=True)
         pipe = load_reasongen(base / "weights")._replace(writes_rationale=True)
@@ -97,7 +95,7 @@ def freed(base: Path, folder: Path) -> Path:
 
 
 def measured(weights: Path, args: argparse.Namespace, seed: int, arm: str) -> Score:
-    """A row of the table, measured once."""
+    """The score of an arm, which is measured once and then read from a file."""
     options = dict(ARMS[arm][1])
     split, swapped = options.pop("split", "test"), options.pop("swapped", False)
     config = EvaluationConfig(args.pictures, split, 1_000 + seed)
@@ -117,7 +115,7 @@ def rows_of(scores: list[dict[str, Score]]) -> list[Arms]:
 
 
 def differences_table(arms: list[Arms]) -> Table:
-    """Each row beside the whole at its own temperature."""
+    """FULL minus each other arm, both at the same temperature."""
     pairs = {}
     for arm in arms[0]:
         name, comma, temperature = arm.partition(", temperature")
@@ -128,7 +126,7 @@ def differences_table(arms: list[Arms]) -> Table:
 
 
 def parts_table(scores: list[dict[str, Score]], arm: str) -> Table:
-    """Where a row is right, and where it is not: task by task and law by law, means over the seeds."""
+    """Shares of one arm for each task and law, as means over the seeds."""
     heads = ("right", "rationale right", "picture keeps it")
     parts = scores[0][arm]["parts"]
     cells = {part: zip(*(seed[arm]["parts"][part] for seed in scores)) for part in parts}
@@ -136,8 +134,9 @@ def parts_table(scores: list[dict[str, Score]], arm: str) -> Table:
 
 
 def entropy_figure(training: dict[str, list[list[dict]]], targets: dict[str, float], path: Path) -> None:
-    """Entropy by modality, reward and truth meanwhile; every seed a line.  In the second row the same under
-    strain.
+    """Entropy of text and image tokens, reward, and share of right pictures; a line for each seed.
+
+    The second row of panels shows the runs of STRAINED.
     """
     panels = []
     strain = ("strained", "strained-steady"), "no KL, no recall, lr 1e-3"
@@ -170,11 +169,9 @@ def main() -> None:
     codec = train("vq", args.out / "vq", [])
     captioner = train("captioner", args.out / "captioner", ["--weights", str(codec)])
     base = train("reason-sft", args.out / "base", [*DRAWN, "--weights", str(captioner)])
-    base = train(
-        "reason-sft", args.out / "base-2", [*DRAWN, *AGAIN, "--weights", str(base)]
-    )  # other pictures
+    base = train("reason-sft", args.out / "base-2", [*DRAWN, *AGAIN, "--weights", str(base)])
     for seed in args.seeds:
-        common = ["--seed", str(seed), "--evaluation.pictures", "24"]  # the rows are measured below
+        common = ["--seed", str(seed), "--evaluation.pictures", "24"]  # the study measures on its own
         runs = {"sft-base": base, "sft-freed": freed(base, args.out / "freed")}
         for kind in THOUGHTS:
             words = [*common, *TUNING, "--weights", str(base), "--rationales", kind]

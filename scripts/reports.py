@@ -1,7 +1,7 @@
-"""What the studies share: arguments, commands that are run once, and tables and figures of arms over seeds.
+"""Functions shared by the studies: arguments, commands that run once, tables and figures of arms over seeds.
 
-An arm is a row of a study. Arms of one seed are a dictionary {arm: {measure: value}}, several seeds a list of
-these.
+An arm is one setting that a study compares.  The results of one seed are {arm: {measure: value}}; those of
+several seeds are a list of such dictionaries.
 """
 
 import argparse
@@ -24,14 +24,14 @@ Arms = dict[str, dict[str, float]]
 
 
 def described(about: str) -> argparse.ArgumentParser:
-    """A parser that shows a script's docstring as it is written."""
+    """A parser whose help shows a script's docstring with its line breaks."""
     return argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def arguments(
     about: str, out: str, pictures: int, of: str, seeds: Sequence[int] = (0, 1, 2)
 ) -> argparse.Namespace:
-    """The options of a study; makes its folders.  `about` is shown by --help."""
+    """Parse the options of a study and create its folders.  `about` is shown by --help."""
     parser, where = described(about), "folder of the runs (default: %(default)s)"
     parser.add_argument("--out", type=Path, default=Path(out), help=where)
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of the page and its figures")
@@ -44,9 +44,7 @@ def arguments(
 
 
 def train(command: str, folder: Path, options: list[str]) -> Path:
-    """Run a command of train.py with the preset cpu, go on with it where it was stopped, or leave it if it is
-    finished.
-    """
+    """Run a command of train.py with the preset cpu; continue a stopped run, and skip a finished one."""
     if not (folder / "state" / f"{command}.done").exists():
         started = (folder / "config.json").exists()
         more = ["--resume"] if started else [*options, "--preset", "cpu"]
@@ -56,7 +54,7 @@ def train(command: str, folder: Path, options: list[str]) -> Path:
 
 
 def once(path: Path, make: Callable[[], dict]) -> dict:
-    """A JSON file, made once."""
+    """The contents of a JSON file, which is made first if it does not exist."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(make()))
@@ -71,25 +69,28 @@ def page(name: str, path: Path, **values: object) -> None:
 
 
 def half_interval(values: Sequence[float]) -> float:
-    """Half of the 95 % interval (Student's t) of the mean over seeds; 0 for one seed, which has none."""
+    """Half width of the 95 % confidence interval (Student's t) of the mean over seeds; 0 for one seed."""
     n = len(values)
     return float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / n**0.5) if n > 1 else 0.0
 
 
 def over_seeds(values: Sequence[float]) -> str:
-    """Mean ± half of the 95 % interval of what several seeds gave."""
+    """Mean ± half width of the 95 % interval over seeds, as a text."""
     half = f" ± {half_interval(values):.3f}" if len(values) > 1 else ""
     return f"{np.mean(values):.3f}{half}"
 
 
 def with_ends(values: Sequence[float]) -> tuple[float, float, float]:
-    """The mean over seeds and both ends of its 95 % interval, cut off at 0 and 1."""
+    """The mean over seeds, and the ends of its 95 % interval, limited to [0, 1]."""
     mean, half = float(np.mean(values)), half_interval(values)
     return mean, max(0.0, mean - half), min(1.0, mean + half)
 
 
 def means(title: str, seeds: list[Arms], columns: dict[str, str]) -> Table:
-    """A row for each arm, a column for each measure (measure: its name): mean and interval over the seeds."""
+    """A row for each arm, a column for each measure: mean and interval over the seeds.
+
+    `columns` maps measures to the names of their columns.
+    """
     rows = {}
     for arm in seeds[0]:
         rows[arm] = {name: over_seeds([s[arm][key] for s in seeds]) for key, name in columns.items()}
@@ -99,7 +100,10 @@ def means(title: str, seeds: list[Arms], columns: dict[str, str]) -> Table:
 def differences(
     title: str, seeds: list[Arms], pairs: dict[str, tuple[str, str]], columns: dict[str, str]
 ) -> Table:
-    """How far one arm is ahead of another, seed by seed; `pairs` maps the name of a row to the two."""
+    """Differences between two arms, seed by seed: mean and interval.
+
+    `pairs` maps the name of a row to its two arms, and `columns` measures to the names of their columns.
+    """
     rows = {}
     for name, (one, other) in pairs.items():
         both = [s for s in seeds if {one, other} <= s.keys()]
@@ -109,9 +113,9 @@ def differences(
 
 
 def arms_figure(seeds: list[Arms], measures: dict[str, str], path: Path, best_by: str = "") -> None:
-    """A panel for each measure (measure: its name), a bar for each arm with the interval of its seeds.
+    """A panel for each measure, and in it a bar for each arm with the interval over the seeds.
 
-    Arms come in the order of the seeds, or the best by a measure first.
+    `measures` maps measures to the titles of their panels.  With `best_by`, arms are sorted by this measure.
     """
     plots, arms = {}, list(dict.fromkeys(chain(*seeds)))
     if best_by:
@@ -123,7 +127,7 @@ def arms_figure(seeds: list[Arms], measures: dict[str, str], path: Path, best_by
 
 
 def over_runs(label: str, x: list[float], runs: list[list[float]], color: str) -> list[figures.Line]:
-    """The mean curve of several seeds, and dotted the least and the greatest of them at each place."""
+    """The mean curve of several seeds, with dotted lines for their minimum and maximum at each x."""
     values = np.array(runs)
     ends = (values.min(0), values.max(0)) if len(runs) > 1 else ()
     edges = [figures.Line("_range", x, end, color, style=":") for end in ends]
@@ -131,9 +135,7 @@ def over_runs(label: str, x: list[float], runs: list[list[float]], color: str) -
 
 
 def auc(values: np.ndarray, right: np.ndarray) -> float:
-    """Area under the ROC curve: the share of (right, wrong) pairs in which the right one has the higher
-    value, ties count half.
-    """
+    """Area under the ROC curve: share of (right, wrong) pairs in which right is higher; ties count half."""
     above, below = values[right], values[~right]
     pairs = np.sign(above[:, None] - below)  # (right wrong)
     return float((pairs.mean() + 1) / 2) if pairs.size else float("nan")

@@ -1,7 +1,8 @@
-"""How good Checker and judge are: on test scenes whose facts are known, and on the loop's own pictures
-against the inspector.
+"""Measure the accuracy of Checker and judge on test scenes, and on pictures of the loop.
 
-python scripts/rig_checker.py          prints the first, for the shipped two
+    python scripts/rig_checker.py          prints the first table, for the shipped networks
+
+The truth is known from the scene for renders, and is read by the inspector for pictures of the loop.
 """
 
 from dataclasses import replace
@@ -30,14 +31,15 @@ SCENES, QUESTIONS, SEED = 1_000, 4, 77
 
 
 def kind_of(r: Requirement) -> str:
+    """The name of a requirement's kind, for a row of the table."""
     return "number of all things" if r.subject.name == "thing" else r.predicate or "things"
 
 
 @torch.no_grad()
 def asked_of_renders(name: str) -> dict[str, list]:
-    """Yes/no questions about test scenes, half of the pictures clean and half through the autoencoder.
+    """Ask a network about test scenes; half of the pictures are reconstructions of the autoencoder.
 
-    -> for each question its probability, its truth and its kind
+    -> lists over all questions: "probability" of yes, "truth" and "kind"
     """
     chance = choices(SEED, "questions")
     pictures = [sample_picture(chance, "test") for _ in range(SCENES)]
@@ -59,9 +61,9 @@ def asked_of_renders(name: str) -> dict[str, list]:
 
 @torch.no_grad()
 def asked_of_the_loop(weights: Path) -> dict[str, dict[str, dict[str, float]]]:
-    """Every requirement of every picture that the loop ends with: how often a yes is wrong, and a no.
+    """Compare Checker and judge with the inspector, on all requirements of the pictures that a loop returns.
 
-    -> loop -> "checker" or "judge" -> shares
+    -> loop -> "checker" or "judge" -> share of agreement, and of wrong answers among "yes" and among "no"
     """
     config, rows = EvaluationConfig(pictures=256, seed=SEED), {}
     graphs = evaluation_graphs(config)
@@ -82,7 +84,7 @@ def asked_of_the_loop(weights: Path) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def checker_table(answers: dict[str, dict[str, list]]) -> Table:
-    """Share of right answers by kind of question, and the calibration error."""
+    """Share of correct answers by kind of question, and the calibration error."""
 
     def right(a: dict[str, list], kind: str) -> str:
         asked = zip(a["probability"], a["truth"], a["kind"])
@@ -96,8 +98,9 @@ def checker_table(answers: dict[str, dict[str, list]]) -> Table:
 
 
 def calibration(answers: dict[str, list], bins: int = 10) -> tuple[list[tuple[float, float, int]], float]:
-    """(mean probability, share true, number) of each bin, and the expected calibration error (Guo et al.
-    2017, equation 3).
+    """(mean probability, share true, number) of each bin, and the expected calibration error.
+
+    Guo et al. 2017, equation 3
     """
     p, t = np.array(answers["probability"]), np.array(answers["truth"], float)
     which = np.minimum((p * bins).astype(int), bins - 1)

@@ -1,13 +1,13 @@
-"""Does the loop help, and does training it?  RL-RIG from the shipped weights, its controls and ablations,
-read by the inspector.
+"""Study of RL-RIG: does the loop help, and does training it?  The inspector measures all pictures.
 
     python scripts/rig_study.py [--out runs/rig] [--seeds 0 1 2]
 
 It writes docs/rlrig_study.md and docs/rlrig_*.png.
 
-A run of `train.py rlrig` measures the Diffuser, best-of-N, the raw loop and both phases; this script adds
-further controls, on the same test graphs and noise.  Every seed has its own graphs, noise and training.
-It can be stopped at any time and goes on where it stopped.
+Each run of `train.py rlrig` starts from the shipped weights, and measures the Diffuser, best-of-N, the raw
+loop and both phases.  This script adds further controls on the same test graphs and noise, and ablations.
+Each seed has its own graphs, noise and training.  The study can be stopped at any time, and continues when
+started again.
 """
 
 import math
@@ -43,20 +43,20 @@ TRAINED = "phase 1 + 2"
 
 
 def scores(folder: Path) -> Arms:
-    """Every row that a run has measured."""
+    """The scores of all models that a run has measured."""
     return {row["model"]: row["score"] for row in read_metrics(folder, "evaluation")}
 
 
 def scripted_actor(
     latents: torch.Tensor, graphs: list[SceneGraph], answers: Answers, generator: torch.Generator
 ) -> EditPrompts:
-    """A control: lays the graph out without a look at the picture, and names the places of what is unmet."""
+    """Control: an Actor that plans positions from the graph alone, and names those for unmet requirements."""
     draw = choices(int(torch.randint(2**31, (), generator=generator)), "script")
     return EditPrompts([scripted_edit(g, met, draw) for g, met in zip(graphs, answers.met.tolist())])
 
 
 def more_arms(weights: Path) -> dict[str, Loop]:
-    """Controls that a run does not measure: of the raw loop, and of the trained editor without Actor."""
+    """Controls that a run does not measure: of the raw loop, and of the trained editor without an Actor."""
     loop, raw = preset("cpu").rlrig.loop, load_parts(weights, "base_actor", "unet")
     trained = load_parts(weights)
     n = math.ceil(loop.rounds * loop.edit_cost / loop.generate_cost)  # N - 1 of the run's best-of-N
@@ -73,7 +73,7 @@ def more_arms(weights: Path) -> dict[str, Loop]:
 
 
 def all_arms(folder: Path, seed: int, out: Path, pictures: int) -> Arms:
-    """Every row of a seed, in the order of the table."""
+    """The scores of all arms of a seed, in the order of the table."""
     config, found = EvaluationConfig(pictures=pictures, seed=1_000 + seed), {}
     judge = load_checker(folder / "weights", "judge")
     for name, loop in more_arms(folder / "weights").items():
@@ -85,8 +85,9 @@ def all_arms(folder: Path, seed: int, out: Path, pictures: int) -> Arms:
 
 
 def by_t_star(folder: Path, seed: int, pictures: int) -> dict[str, list[dict]]:
-    """The raw loop, also where it inverts, and the trained loop at each t*; what is trained was so at the t*
-    of the default.
+    """Scores of the raw loop, the raw loop with DDIM inversion, and the trained loop, at each t*.
+
+    The trained loop was trained at the default t* only.
     """
     config, rows = EvaluationConfig(pictures=pictures, seed=1_000 + seed), {}
     loop, judge = preset("cpu").rlrig.loop, load_checker(folder / "weights", "judge")
@@ -103,7 +104,7 @@ def by_t_star(folder: Path, seed: int, pictures: int) -> dict[str, list[dict]]:
 
 # -------------------------------------------------------------------------------- the page and its figures
 def reliability_figure(answers: dict[str, dict[str, list]], path: Path) -> None:
-    """Share of true answers against the probability of yes."""
+    """Share of true requirements against the predicted probability."""
     lines = [Line("perfectly calibrated", [0, 1], [0, 1], INK, style=":")]
     for (name, found), color in zip(answers.items(), (REWARD, TRUTH)):
         rows, error = calibration(found)
@@ -125,7 +126,7 @@ def groups_figure(groups: dict[int, Arms], path: Path) -> None:
 
 
 def t_star_figure(t_stars: tuple[float, ...], runs: list[dict[str, list[dict]]], path: Path) -> None:
-    """Four measures by t*: mean of the seeds, and dotted their range."""
+    """Four measures against t*: the mean over seeds, and dotted lines for their range."""
     names = {"sg_iou": "SG-IoU", "right": "Fully right", "repaired": "Repaired", "damaged": "Damaged"}
     panels = []
     for key, title in names.items():
@@ -138,6 +139,7 @@ def t_star_figure(t_stars: tuple[float, ...], runs: list[dict[str, list[dict]]],
 
 
 def fooled_table(fooled: dict[str, dict[str, dict[str, float]]]) -> Table:
+    """The shares of `asked_of_the_loop` as a table."""
     rows = {f"{loop}, {name}": v for loop, who in fooled.items() for name, v in who.items()}
     names = {"agreement": "agrees with the inspector"}
     names |= {key: f"a {key[6:]} is wrong" for key in ("wrong yes", "wrong no")}

@@ -1,10 +1,10 @@
-"""One table over several runs of `train.py srrl` that differ in their seed or method: mean and 95 % interval
-(Student's t).
+"""Compare runs of `train.py srrl` that differ in seed or method: a table of means and 95 % intervals.
 
     python scripts/seeds.py runs/srrl-1 runs/srrl-2 runs/srrl-3
     python scripts/seeds.py runs/grpo-1 runs/ddpo-1 runs/srrl-1 --figure methods.png
 
-For runs on the laws, and for runs with --base.  Columns: the base, each method, and how far it is ahead.
+It reads runs on the laws, and runs with --base.  The columns are the base, each method, and the difference of
+each method to the base.  Intervals are Student's t over the runs.
 """
 
 import sys
@@ -20,9 +20,9 @@ COLORS = (figures.TRUTH, figures.REWARD, figures.OTHER, figures.WRONG)
 
 
 def measured(folder: Path) -> Arms:
-    """What a run has measured of its base and of what it trained, with flat names.
+    """The measures of a run's base and of its trained model, {model: {measure: value}}.
 
-    Raises ValueError if it is not finished.
+    Raises ValueError if the run is not finished.
     """
     rows = read_metrics(folder, "evaluation")
     if len(rows) < 2 or not read_metrics(folder, "srrl"):
@@ -36,10 +36,10 @@ def measured(folder: Path) -> Arms:
 
 
 def table(runs: list[Arms]) -> Table:
-    """A row for each measure.  Raises ValueError if the runs have not measured the same things."""
+    """A row for each measure.  Raises ValueError if the runs have different measures."""
     names = {key: key for key in runs[0]["base"]}
     if any(values.keys() != names.keys() for arms in runs for values in arms.values()):
-        raise ValueError("they have measured different things: compare runs that differ in seed or method")
+        raise ValueError("the runs have different measures: compare runs that differ in seed or method only")
     methods = list(dict.fromkeys(arm for arms in runs for arm in arms if arm != "base"))
     columns = {}
     for arm in ("base", *methods):
@@ -50,7 +50,7 @@ def table(runs: list[Arms]) -> Table:
 
 
 def figure(folders: list[Path], methods: list[str], path: Path) -> None:
-    """The training reward of every run, in the colour of its method."""
+    """A figure of the training reward of each run, in the colour of its method."""
     panel, colors = figures.UNREAD, dict(zip(dict.fromkeys(methods), COLORS))
     lines = []
     for folder, method in zip(folders, methods):
@@ -62,7 +62,7 @@ def figure(folders: list[Path], methods: list[str], path: Path) -> None:
 def main() -> None:
     parser = described(__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="run folders, two or more")
-    parser.add_argument("--figure", type=Path, help="a picture of the rewards in training")
+    parser.add_argument("--figure", type=Path, help="write a figure of the rewards during training")
     args = parser.parse_args()
     if len(args.runs) < 2:
         parser.error("a comparison needs two runs or more")
@@ -82,5 +82,5 @@ if __name__ == "__main__":
     try:
         main()
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         sys.stderr.close()

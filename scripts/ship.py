@@ -4,7 +4,8 @@
     python scripts/ship.py runs/rlrig-1 --system rlrig [--only ...]
     python scripts/ship.py runs/reason-grpo-1 --system reasongen [--only ...]
 
-Of `train.py all`; or of `train.py rlrig` or `train.py reason-grpo`, with what these began with.
+The runs are those of `train.py all`, `train.py rlrig` and `train.py reason-grpo`.  The last two also have the
+weights from which they started, and these are copied too.
 """
 
 from pathlib import Path
@@ -16,10 +17,10 @@ from minireflect.checkpoints.files import read_metadata, read_weights, save_weig
 from minireflect.checkpoints.ours import REASON, RIG, SHIPPED
 from minireflect.methods.rlrig import RIG_PARTS
 
-SYSTEMS = {  # where the weights lie, and which
+SYSTEMS = {  # name: (folder in the package, names of the files)
     "srrl": (SHIPPED, ("autoencoder", "text_encoder", "unet", "reward")),
     "rlrig": (RIG, (*RIG_PARTS, "base_actor", "editor")),
-    "reasongen": (REASON, ("vq", "base_reasongen", "reasongen")),  # its autoencoder is SRRL's
+    "reasongen": (REASON, ("vq", "base_reasongen", "reasongen")),  # it uses the autoencoder of srrl
 }
 
 
@@ -35,7 +36,7 @@ def main() -> None:
         source = args.run / "weights" / f"{name}.safetensors"
         halves = {key: t.to(torch.float16) for key, t in read_weights(source).items()}
         if bad := [key for key, t in halves.items() if not torch.isfinite(t).all()]:
-            raise ValueError(f"{source}: {bad[0]} does not fit into half precision")
+            raise ValueError(f"{source}: {bad[0]} overflows in half precision")
         save_weights(target / source.name, halves, read_metadata(source))
         print(f"{name}: {sum(t.numel() for t in halves.values()):,} parameters")
 

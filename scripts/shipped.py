@@ -1,11 +1,10 @@
-"""`train.py COMMAND`, but its networks begin with the weights of another run: how the shipped files were
-trained in several legs.
+"""Run `train.py COMMAND` with networks that start from the weights of another run.
 
     python scripts/shipped.py --start RUN [--networks unet] diffusion --weights RUN --steps 3200 --out LEG
 
-Of an autoencoder only the decoder goes on. Then `scripts/ship.py RUN` rounds the weights to half precision
-and copies them into the package. minireflect/pretrained/README.md lists the commands of every file; those of
-one leg need this script only for the second.
+Some shipped files were trained in several legs; each leg after the first needs this script.  Of an
+autoencoder, only the decoder is trained further.  minireflect/pretrained/README.md lists the commands for
+each file.  scripts/ship.py then copies the weights into the package.
 """
 
 import argparse
@@ -25,7 +24,7 @@ from minireflect.training import Step, Training
 
 
 def begin_with(folder: Path, names: set[str], optimise: Callable) -> Callable:
-    """`optimise`, whose networks of these names begin with the weights in a folder."""
+    """A version of `optimise` in which the networks of these names start from the weights in a folder."""
 
     def go_on(name: str, config: Training, networks: Networks, job: Job, **how: float) -> Iterator[Step]:
         groups = [net if isinstance(net, nn.ModuleDict) else {n: net} for n, net in networks.items()]
@@ -35,7 +34,7 @@ def begin_with(folder: Path, names: set[str], optimise: Callable) -> Callable:
             if part == "autoencoder":
                 network.config = load_autoencoder(folder).config
                 network.encoder.requires_grad_(False), network.quant_conv.requires_grad_(False)
-        names.difference_update(part for part, _ in parts)  # in a second loop they go on from the first
+        names.difference_update(part for part, _ in parts)  # a second loop continues from the first
         return optimise(name, config, networks, job, **how)
 
     return go_on
@@ -45,10 +44,10 @@ def main() -> int:
     parser = described(__doc__)
     parser.add_argument("--start", type=Path, required=True, help="folder with weights")
     both = ["unet", "text_encoder"]
-    about = "of the diffusion model; the others begin at random (default: both)"
+    about = "networks that start from these weights; the other starts at random (default: both)"
     parser.add_argument("--networks", nargs="+", choices=both, default=both, help=about)
     parser.add_argument("command", choices=("autoencoder", "diffusion", "reward", "checker", "actor"))
-    parser.add_argument("options", nargs=argparse.REMAINDER, help="of train.py COMMAND")
+    parser.add_argument("options", nargs=argparse.REMAINDER, help="options of train.py COMMAND")
     args = parser.parse_args()
     several = {"diffusion": args.networks, "checker": ["checker", "judge"]}
     names = {*several.get(args.command, [args.command])}

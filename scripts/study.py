@@ -1,15 +1,17 @@
-"""Does reflection help?  Every arm from the shipped base, several seeds, by the inspector on test prompts.
+"""Study of SRRL: does reflection help?  The inspector measures all arms on test prompts, over several seeds.
 
     python scripts/study.py [--out runs/study] [--seeds 0 1 2 3 4]
 
 It writes docs/study.md, whose numbers the README quotes, and docs/study_*.png.
 
-Arms are trained by `train.py srrl` and differ in one thing each, named by their options.  All but those of
-PPO have the same optimiser steps and learn from the pictures of the last four iterations.  K = 0 has the
-reward calls of SRRL, 84 an iteration, read off a run on validation prompts; "more" has its UNet evaluations.
-CLAIM arms have all
-seeds, the others the first three.  The study can be stopped at any time and goes on where it stopped; several
-may run at once with different --seeds, on one core each.  `--seeds` without a number only writes the page.
+All arms are trained by `train.py srrl` from the shipped base, with the options in ARMS.  All but those of PPO
+have the same number of optimiser steps and learn from the pictures of the last four iterations.  The arms
+"K = 0" do not reflect.  They have as many reward calls as SRRL, which needs 84 per iteration (measured in a
+run on validation prompts); "K = 0, more pairs" has as many UNet evaluations.  The arms in CLAIM have all
+seeds, the others the first three.
+
+The study can be stopped at any time, and continues when started again.  Several processes may run at once
+with different --seeds.  `--seeds` without a number only writes the page.
 """
 
 import json
@@ -42,7 +44,7 @@ from minireflect.world.prompts import draw_prompts, prompt_set
 
 KINDS = ("physical", "unconventional")
 SAMPLER = preset("cpu").sampler
-QUICK = ["--evaluation.pictures", "8"]  # train.py's own table; the study samples its own
+QUICK = ["--evaluation.pictures", "8"]  # few pictures for train.py's own table: the study measures on its own
 FEW = ["--rounds", "0", "--prompts-per-iteration"]
 PPO = ["--objective", "ppo", "--group", "2", "--clip-range", "1e-3", "--ratio", "guard"]
 ARMS = {  # options of train.py
@@ -60,19 +62,20 @@ ARMS = {  # options of train.py
     "SRRL as published": ["--method", "paper"],
 }
 CLAIM = ("SRRL", "K = 0, pairs", "K = 0, more pairs")  # all seeds; the others have the first three
-TRIED = 8  # pictures of each training prompt after training; the base samples four times as many
+TRIED = 8  # pictures per training prompt after training; four times as many for the base
 PAIRS = (
     ("SRRL", "K = 0, pairs"), ("SRRL", "K = 0, more pairs"), ("SRRL", "K = 0, single pictures"),
     ("SRRL, opposite pairs", "K = 0, pairs"), ("SRRL", "SRRL, new noise"), ("SRRL", "regression"),
     ("regression", "regression, K = 0"), ("PPO", "PPO, K = 0"), ("SRRL", "PPO"),
 )  # fmt: skip
-BINS = (0.05, 0.2, 0.5)  # of the base's share of right pictures of a prompt
-OFF = ("reward", "unreadable", "diversity", "edges", "brightness")  # shown as means of both kinds of prompts
-COSTS = {"reward_calls": "reward calls", "unet_evaluations": "UNet evaluations"}  # of a run of srrl
-Logs = dict[str, list[list[dict]]]  # of the runs of each arm, the lines of every iteration
+BINS = (0.05, 0.2, 0.5)  # edges of the bins of a prompt's success rate under the base
+# means over both kinds of prompts
+OFF = ("reward", "unreadable", "diversity", "edges", "brightness")
+COSTS = {"reward_calls": "reward calls", "unet_evaluations": "UNet evaluations"}  # keys of a run's log
+Logs = dict[str, list[list[dict]]]  # arm -> its runs -> metrics of each iteration
 
 
-# ------------------------------------------------ ways of drawing, each with its cost, which is counted
+# ------------------------------------------------------------------ ways of sampling, with counted costs
 class Drawn(NamedTuple):
     images: Tensor  # (b 3 h w)
     unet: int  # evaluations for all b
@@ -83,9 +86,7 @@ Way = Callable[[LatentDiffusion, Reward, list[str], int, int], Drawn]  # pipe, j
 
 
 def plain(steps: int, rounds: int = 0) -> Way:
-    """One picture, no look at any reward; after `rounds` blind reflections with the guidance gap as
-    published, the noise brought back to the prior.
-    """
+    """One picture per prompt, without a reward, after `rounds` blind reflections with the guidance gap."""
     cost = steps * evaluations(SAMPLER.guidance) + ReflectionConfig(rounds, steps=steps).blind_cost(steps)
 
     def way(pipe: LatentDiffusion, judge: Reward, texts: list[str], seed: int, batch: int) -> Drawn:
@@ -96,9 +97,7 @@ def plain(steps: int, rounds: int = 0) -> Way:
 
 
 def searched(**options: object) -> Way:
-    """The picture of all branches and rounds that the reward likes best: best-of-N at K = 0, reflection with
-    selection else.
-    """
+    """The picture with the highest reward in a rollout.  Without rounds this is best-of-N."""
     config = RolloutConfig(steps=SAMPLER.steps, guidance=SAMPLER.guidance, **options)
 
     def way(pipe: LatentDiffusion, judge: Reward, texts: list[str], seed: int, batch: int) -> Drawn:
@@ -112,7 +111,7 @@ def searched(**options: object) -> Way:
 
 
 def while_wrong(redraw: ReflectionConfig, rounds: int = 3) -> Way:
-    """What the reward refuses is drawn again, `rounds` times at most."""
+    """Pictures that the reward refuses are sampled again, at most `rounds` times."""
     redraw = replace(redraw, rounds=rounds)
 
     def way(pipe: LatentDiffusion, judge: Reward, texts: list[str], seed: int, batch: int) -> Drawn:
@@ -133,7 +132,7 @@ def while_wrong(redraw: ReflectionConfig, rounds: int = 3) -> Way:
 
 
 WAYS: dict[str, Way] = {"one picture": plain(SAMPLER.steps), "reflect while wrong": while_wrong(OPPOSITE)}
-MORE_WAYS: dict[str, Way] = {  # of the base alone
+MORE_WAYS: dict[str, Way] = {  # measured with the base only
     "new noise while wrong": while_wrong(replace(OPPOSITE, fresh_noise=1.0)),
     "reflect, blind": plain(SAMPLER.steps, rounds=1),
     "twice the steps": plain(2 * SAMPLER.steps),
@@ -143,7 +142,7 @@ MORE_WAYS: dict[str, Way] = {  # of the base alone
 
 
 def diversity(pipe: LatentDiffusion, images: Tensor, texts: list[str]) -> float:
-    """Mean distance of two pictures of one prompt, root mean square over the autoencoder's latents."""
+    """Mean distance between pictures of the same prompt: root mean square difference of their latents."""
     z = pipe.autoencoder.encode(images).flatten(1)  # (n d)
     groups = [[i for i, t in enumerate(texts) if t == text] for text in dict.fromkeys(texts)]
     spread = [torch.pdist(z[g]).mean().item() for g in groups if len(g) > 1]
@@ -152,7 +151,7 @@ def diversity(pipe: LatentDiffusion, images: Tensor, texts: list[str]) -> float:
 
 @torch.no_grad()
 def measure(pipe: LatentDiffusion, judge: Reward, way: Way, seed: int, pictures: int) -> dict:
-    """Accuracy, reward and cost of one way of drawing from one model; a row of the results."""
+    """Accuracy, reward and cost of one model with one way of sampling."""
     config, row = EvaluationConfig(pictures=pictures), {"unet": 0, "rewards": 0}
     for kind in KINDS:
         prompts = draw_prompts(kind, config.split, pictures, choices(config.seed, "evaluate", kind))
@@ -169,15 +168,16 @@ def measure(pipe: LatentDiffusion, judge: Reward, way: Way, seed: int, pictures:
 
 # ----------------------------------------------------------------------------------- the runs and their rows
 def training(folder: Path) -> dict:
-    """What a finished run took."""
+    """The costs of a finished run, and its training time in minutes."""
     end = read_metrics(folder, "srrl")[-1]
     minutes = float((folder / "table.md").read_text().split("\n\n")[1].split(" ")[0])
     return {k: end[k] for k in ("reward_calls", "unet_evaluations", "updates_total")} | {"minutes": minutes}
 
 
 def add(results: Path, row: dict, folder: Path | None, ways: dict[str, Way], n: int) -> None:
-    """Measure an arm in every way of sampling that `results` does not have yet; `row` names the arm, and
-    `folder` is its run, None for the base.
+    """Measure an arm with each way of sampling, and append the results to a file, unless they are in it.
+
+    `row` has the name of the arm; `folder` is its run, or None for the base.
     """
     known = {(r["arm"], r["way"], r["seed"]) for r in read_rows(results)}
     for name in [name for name in ways if (row["arm"], name, row["seed"]) not in known]:
@@ -196,7 +196,7 @@ def read_rows(results: Path) -> list[dict]:
 
 @torch.no_grad()
 def success(folder: Path | None, tries: int, seed: int) -> dict[str, float]:
-    """The share of right pictures of each training prompt, ten steps each.  -> by prompt"""
+    """Training prompt -> share of right pictures, sampled with ten steps."""
     pipe, batch = load_pipeline(folder), EvaluationConfig().batch
     texts = [p.text for kind in KINDS for p in prompt_set(kind, "train")]
     right = torch.zeros(len(texts))
@@ -210,7 +210,7 @@ def success(folder: Path | None, tries: int, seed: int) -> dict[str, float]:
 
 # -------------------------------------------------------------------------------- the page and its figures
 def by_seed(rows: list[dict]) -> list[dict]:
-    """The accuracy of every arm and way of sampling, seed by seed; those of fewer seeds come in the first."""
+    """The accuracies of all arms and ways of sampling, one dictionary for each seed."""
     seeds: dict[int, dict] = {seed: {} for seed in sorted({r["seed"] for r in rows})}
     for r in rows:
         found = {kind: r[kind]["accuracy"] for kind in KINDS}
@@ -239,7 +239,7 @@ def table(rows: list[dict]) -> Table:
 
 
 def paired(rows: list[dict]) -> Table:
-    """By how much one arm is ahead of another, seed by seed, and the interval of the mean."""
+    """Differences of the arms in PAIRS, paired by seed."""
     pairs = {f"{one} − {other}": (f"{one} · one picture", f"{other} · one picture") for one, other in PAIRS}
     seeds = by_seed(rows)
     there = {name: p for name, p in pairs.items() if all({*p} <= s.keys() for s in seeds[:2])}
@@ -247,8 +247,10 @@ def paired(rows: list[dict]) -> Table:
 
 
 def at_equal_cost(logs: Logs, window: int = 8) -> Table:
-    """SRRL beside each other arm once both have spent what the cheaper of the two has: right first pictures
-    of training prompts, mean of the `window` iterations up to there.
+    """SRRL and each other arm at the same cost, which is the total of the cheaper of the two.
+
+    The values are shares of right pictures in round 0, on training prompts; they are means of the last
+    `window` iterations within that cost.
     """
     rows = {}
     for arm in list(logs)[1:]:
@@ -264,10 +266,10 @@ def at_equal_cost(logs: Logs, window: int = 8) -> Table:
 
 
 def by_success(before: dict[str, float], after: dict[str, list[dict[str, float]]], path: Path) -> Table:
-    """Right pictures of training prompts after training, in bins of the base's success rate; a figure too.
-    Bins without a prompt are left out.
+    """A table and a figure: success rates of training prompts after training, in bins of that of the base.
 
-    `before` gives the base's rate by prompt, `after` that of every arm and seed.
+    `before` has the success rate of each prompt for the base; `after` has it for every arm and seed.  Bins
+    without prompts are left out.
     """
     edges, rows, points = (0.0, *BINS, 1.01), {}, {arm: [] for arm in ("base", *after)}
     for low, high in zip(edges, edges[1:]):
@@ -287,7 +289,7 @@ def by_success(before: dict[str, float], after: dict[str, list[dict[str, float]]
 
 
 def study_page(path: Path, rows: list[dict], logs: Logs, options: str, bins: Table) -> None:
-    """docs/study.md."""
+    """Write docs/study.md."""
     took = {(r["arm"], r["seed"]): r["training"]["minutes"] for r in rows if "training" in r}
     machine = f"{os.cpu_count()} cores {'and a' if torch.cuda.is_available() else 'without a'} GPU"
     tables = {"table": table(rows), "paired": paired(rows), "bins": bins, "equal_cost": at_equal_cost(logs)}
@@ -297,7 +299,7 @@ def study_page(path: Path, rows: list[dict], logs: Logs, options: str, bins: Tab
 
 
 def cost_curves(logs: Logs, path: Path) -> None:
-    """Right pictures in training against both costs: the mean over seeds, and dotted their range."""
+    """Right pictures in training against both costs: mean over seeds, and dotted lines for their range."""
     panels = []
     for key, name in COSTS.items():
         lines = []  # in the colours of `by_success`
@@ -338,6 +340,7 @@ def main() -> None:
 
 
 def named(arm: str, seed: int) -> str:
+    """The folder name of a run."""
     return f"{re.sub('[^A-Za-z0-9]+', '-', arm)}-{seed}"
 
 

@@ -33,14 +33,15 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def short_strips(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A strip has its first picture alone, for runs of which no test looks at the strips: to lay out the
-    pictures of all prompts takes longer than the training.  tests/test_showcase.py looks at them.
+    """A run shows one prompt in its album and strips, and a strip its first picture, where no test looks at
+    them (tests/test_showcase.py does): to sample, read and lay out all takes longer than the training.
     """
-    from minireflect import figures
+    from minireflect import figures, showcase
 
-    strip = figures.strip
+    prompts, strip = showcase.fixed_prompts, figures.strip
 
     def first(rows: list, labels: list[str], heads: list[str], path: Path, abreast: int = 1) -> None:
         strip([rows[0][:1]], labels[:1], heads[:1], path)
 
     monkeypatch.setattr(figures, "strip", first)
+    monkeypatch.setattr(showcase, "fixed_prompts", lambda *kinds: prompts(*kinds)[:1])

@@ -214,8 +214,7 @@ def export(args: SampleOptions, pipe: LatentDiffusion) -> Said:
         noise, prompts = rng(args.seed, "export", i), [task["prompt"]] * args.each
         images = pipe.generate(prompts, args.steps, args.guidance, args.eta, generator=noise)
         write_samples(args.out, [task], images, first=i)
-    settings = {name: value for name, value in asdict(args).items() if name != "prompts"}
-    text = json.dumps(settings | {"prompts": args.prompts[0]}, default=str, indent=2)
+    text = json.dumps(asdict(args) | {"prompts": args.prompts[0]}, default=str, indent=2)
     write_text(args.out / "settings.json", text + "\n")
     return [], []
 

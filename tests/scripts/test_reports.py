@@ -106,7 +106,10 @@ def test_seeds_of_both_kinds_of_runs_make_a_table(
         lines = capsys.readouterr().out.splitlines()
         assert lines[0] == "| 2 runs | base | SRRL | SRRL - base |" and lines[2:-3] == rows
         assert "reward calls: 1,234, 1,234" in lines
-    for other, said in ((tmp_path, "no finished run"), (tmp_path / "False-0", "measured different things")):
+    for other, said in (
+        (tmp_path, "no finished run"),
+        (tmp_path / "False-0", "the runs have different measures"),
+    ):
         monkeypatch.setattr(sys, "argv", ["seeds.py", str(folders[0]), str(other)])
         with pytest.raises(SystemExit) as stop:
             seeds.main()
