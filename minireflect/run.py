@@ -172,7 +172,7 @@ class Run:
     def _check_free(self) -> None:
         """Raises RunError unless the folder is absent, empty, or of a run that was killed at its start."""
         if (self.folder / "config.json").exists():
-            raise RunError(f"{self.folder} already holds a run; choose another --out, or use --resume")
+            raise RunError(f"{self.folder} already holds a run; choose another --out, or add --resume")
         inside = list(self.folder.iterdir()) if self.folder.exists() else []
         inside += [path for name in FOLDERS for path in (self.folder / name).glob("*")]
         if foreign := [p for p in inside if p.name not in (LOCK, *FOLDERS) and p.suffix != ".tmp"]:
