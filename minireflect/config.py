@@ -197,7 +197,7 @@ def read_config(folder: Path) -> Config:
         raise Refusal(f"there is no run to resume in {folder}: cannot read {path}")
     try:
         values = read_json(path)
-        commands = Literal[("all", *(name for name in FIELDS if name != "lora"))]
+        commands = Literal[tuple(name for name in FIELDS if name != "lora")]
         expect(values.get("command"), commands, "command")
         weights = expect(values.pop("weights", None), str | None, "weights")
         named = [expect(values.get(name), str, name) for name in ("preset", "command", "scenes")]

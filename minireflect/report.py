@@ -27,9 +27,7 @@ def write_report(folders: list[Path], out: Path) -> int:
     """Write the page.  -> its size in bytes.  Raises RunError if a folder is not a run folder."""
     if not folders:
         raise RunError("there is no run; try: minireflect report runs/srrl-1 -o report.html")
-    runs = [described(folder) for folder in folders]
-    for run, name in zip(runs, names([Path(folder) for folder in folders])):
-        run["name"] = name
+    runs = [described(folder) | {"name": name} for folder, name in zip(folders, names(folders))]
     data = json.dumps(runs).replace("<", "\\u003c")  # so that a prompt cannot close the <script> element
     page = TEMPLATE.read_text("utf-8").replace("/*RUNS*/[]", data)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -67,16 +65,16 @@ def described(folder: Path) -> dict:
 
 def heading(scores: dict, rows: list[dict]) -> str:
     """The result of a run in one or two sentences."""
-    needed = {"accuracy", "interval", "reward"}
-    measured = [
-        {k: s for k, s in kinds.items() if isinstance(s, dict) and needed <= s.keys()}
-        for kinds in scores.values()
-    ]
-    pairs = {k: (measured[0][k], s) for k, s in (measured or [{}])[-1].items() if k in measured[0]}
-    if pairs and len(measured) > 1:
+
+    def complete(score: object) -> bool:
+        return isinstance(score, dict) and {"accuracy", "interval", "reward"} <= score.keys()
+
+    first, *_, last = scores.values() if len(scores) > 1 else ({}, {})
+    pairs = {k: (a, last[k]) for k, a in first.items() if complete(a) and complete(last.get(k))}
+    if pairs:
         form = "{} prompts right {:.2f} → {:.2f} [{:.2f}, {:.2f}]".format
         said = [form(k, a["accuracy"], b["accuracy"], *b["interval"]) for k, (a, b) in pairs.items()]
-        gap = max(last["reward"] - last["accuracy"] for _, last in pairs.values())
+        gap = max(b["reward"] - b["accuracy"] for _, b in pairs.values())
         trust = "the two agree" if abs(gap) < 0.05 else "do not trust the reward here"
         return f"{'; '.join(said)}, by the inspector. Reward minus truth at most {gap:.2f}: {trust}."
     values = [fmean(row["reward_by_round"]) for row in rows if row.get("reward_by_round")]

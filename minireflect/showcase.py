@@ -179,15 +179,15 @@ def animation(pipe: LatentDiffusion, reward: Reward, texts: list[str], seed: int
     out = rollout(pipe, texts, reward, config, seed, 0)
     x_0, accepted = out.rounds[0].path.latents[:, -1], out.rounds[0].rewards[:, 0] >= config.accept
     scenes = [("denoise", x, None) for x in out.rounds[0].path.latents.unbind(1)]
-    scenes += [("judge", x_0, accepted)] * HOLD
+    scenes += [("score", x_0, accepted)] * HOLD
     for again in out.rounds[1:]:
         eps = pipe.eps(out.context[again.rows])(config.w_renoise)
         back = [step.x for step in renoise(eps, x_0[again.rows], pipe.table(config.renoise_steps))]
-        moves = [("re-noise the refused", x) for x in back]
-        moves += [("denoise from the opposite", x) for x in again.path.latents.unbind(1)]
+        moves = [("re-noise refused pictures", x) for x in back]
+        moves += [("denoise from the negative noise", x) for x in again.path.latents.unbind(1)]
         scenes += [(words, x_0.index_copy(0, again.rows, x), accepted) for words, x in moves]
         found = again.rewards[:, 0] >= config.accept
-        scenes += [("judge", scenes[-1][1], accepted.index_copy(0, again.rows, found))] * (2 * HOLD)
+        scenes += [("score", scenes[-1][1], accepted.index_copy(0, again.rows, found))] * (2 * HOLD)
     frames = []
     for words, x, right in scenes:
         frame = Image.new("RGB", (144 * len(texts), 160), "white")
@@ -223,7 +223,7 @@ def edit_strip(
     for state in loop_of(parts, loop)(graphs, rng(seed, "edits")):
         tried, texts, answers = range(len(graphs)), [""] * len(graphs), state.answers
         if edits := state.edits:
-            tried, texts, answers = edits.rows.tolist(), edits.said.texts, edits.after
+            tried, texts, answers = edits.rows.tolist(), edits.edit_prompts.texts, edits.after
         for i, image, text, met in zip(tried, (edits or state).images.cpu(), texts, answers.met.tolist()):
             unmet = [r.words for r, ok in zip(graphs[i].requirements, met) if not ok]
             if len(unmet) > UNMET_SHOWN:

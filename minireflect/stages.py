@@ -156,16 +156,16 @@ def srrl(task: Task) -> None:
     ours.load_pipeline(task.source).tokenizer(all_texts())
     task.hand_on("autoencoder", "text_encoder", "reward", unet="base_unet")
     base, pipe = (ours.load_pipeline(task.weights, unet="base_unet").to(task.device) for _ in range(2))
-    judge, how = load_reward(task.weights, task.device), (config.sampler, config.evaluation)
+    reward, how = load_reward(task.weights, task.device), (config.sampler, config.evaluation)
     pipe.table(config.srrl.steps)  # raises if the schedule has fewer steps
-    before = task.measured("base", evaluate, base, judge, *how)
+    before = task.measured("base", evaluate, base, reward, *how)
     clock, texts = time.time(), partial(config.mix.draw, config.seed, config.srrl.prompts_per_iteration)
     shown = [p.text for p in showcase.fixed_prompts(("unconventional",))]
     with keeping(partial(ours.save_pipeline, pipe, task.weights, ("unet",))):
-        watch = showcase.album(pipe, judge, shown[:4], config.srrl, task.job)
-        train_srrl(config.srrl, pipe, judge, texts, inspector_reward, task.job._replace(watch=watch))
+        watch = showcase.album(pipe, reward, shown[:4], config.srrl, task.job)
+        train_srrl(config.srrl, pipe, reward, texts, inspector_reward, task.job._replace(watch=watch))
     minutes = (time.time() - clock) / 60
-    after = task.measured(method, evaluate, pipe, judge, *how)
+    after = task.measured(method, evaluate, pipe, reward, *how)
     rows, columns = run.metrics("srrl"), {"base": before, method: after}
     task.report(law_table(columns), f"{minutes:.1f} minutes · {cost_of(rows)}")
     level = [sum(s[key] for s in before.values()) / len(before) for key in ("reward", "accuracy")]
@@ -177,11 +177,11 @@ def srrl(task: Task) -> None:
     figures.bars(task.figure("accuracy_by_law"), words, law_bars(columns))
     texts = [p.text for p in showcase.fixed_prompts()]
     pictures = showcase.same_noise({"base": base, method: pipe}, texts, config.sampler, config.seed)
-    showcase.compare(pictures, judge, texts, task.figure("before_and_after"))
+    showcase.compare(pictures, reward, texts, task.figure("before_and_after"))
     reflection = replace(config.srrl.reflection, rounds=3)
-    asked = None if config.srrl.mode == "blind" else judge
+    asked = None if config.srrl.mode == "blind" else reward
     rounds = showcase.sampled_rounds(pipe, shown, config.sampler, reflection, config.seed, asked)
-    showcase.compare(rounds, judge, shown, task.figure("rounds"))
+    showcase.compare(rounds, reward, shown, task.figure("rounds"))
 
 
 def cost_of(rows: list[dict]) -> str:
@@ -293,15 +293,15 @@ def reason_sft(task: Task) -> None:
     pipe = train_reasongen(config.sft, config.world, ours.load_codec(task.source), task.job, start)
     ours.save_reasongen(task.weights, "reasongen", pipe)
     task.finish("reason-sft", "captioner", text="nats a word", image="nats an image token")
-    judge = reward_beside(task.source, task.device)
-    task.measured("SFT", evaluate_reason, pipe, judge, config.evaluation, "SFT")
-    show_reasongen(task, pipe, judge)
+    reward = reward_beside(task.source, task.device)
+    task.measured("SFT", evaluate_reason, pipe, reward, config.evaluation, "SFT")
+    show_reasongen(task, pipe, reward)
 
 
 def reason_grpo(task: Task) -> None:
     """Evaluate, train with GRPO, and evaluate again with the same prompts and noise."""
     config, weights, clock = task.config, task.weights, time.time()
-    judge = reward_beside(task.source, task.device)
+    reward = reward_beside(task.source, task.device)
     first = ours.load_reasongen(task.source)
     task.run.once("reason-grpo", lambda: ours.save_reasongen(weights, "base_reasongen", first), "begun")
     pipe, reader = ours.load_reasongen(weights, "base_reasongen", task.device), None
@@ -312,7 +312,7 @@ def reason_grpo(task: Task) -> None:
         reader = load_captioner(weights, task.device)
 
     def measure(name: str, best_of: int = 1) -> None:
-        task.measured(name, evaluate_reason, pipe, judge, config.evaluation, name, SAMPLING, best_of)
+        task.measured(name, evaluate_reason, pipe, reward, config.evaluation, name, SAMPLING, best_of)
 
     def prompts(n: int, step: int, number: int) -> list[str]:
         return config.mix.draw(config.seed, n, step * config.grpo.max_resamples + number)[0]
@@ -325,22 +325,22 @@ def reason_grpo(task: Task) -> None:
         wanted = replace(config.grpo.examples, rationales="true" if pipe.writes_rationale else "none")
         known = make_examples(wanted, config.world, pipe, task.job)
     with keeping(partial(ours.save_reasongen, weights, "reasongen", pipe)):
-        train_reason_grpo(config.grpo, pipe, Rewards(judge, reader), prompts, known, task.job)
+        train_reason_grpo(config.grpo, pipe, Rewards(reward, reader), prompts, known, task.job)
     measure("SFT + GRPO")
     targets = [("target, text", config.grpo.text_entropy, figures.REWARD)]
     targets.append(("target, image", config.grpo.image_entropy, figures.TRUTH))
     shares, entropy, weights = figures.TOKENS
     panels = shares, entropy._replace(levels=targets), weights
     task.plot("reason_grpo", task.run.metrics("reason-grpo"), *panels)
-    show_reasongen(task, pipe, judge, f"{(time.time() - clock) / 60:.1f} minutes")
+    show_reasongen(task, pipe, reward, f"{(time.time() - clock) / 60:.1f} minutes")
 
 
-def show_reasongen(task: Task, pipe: ReasonPipeline, judge: Reward, last: str = "") -> None:
+def show_reasongen(task: Task, pipe: ReasonPipeline, reward: Reward, last: str = "") -> None:
     """Report the scores of all models, and plot samples of the first prompts of each kind."""
     rows = {name: table_row(score) for name, score in task.scores().items()}
     task.report(Table("test prompts", rows), last)
     texts = [p.text for p in evaluation_prompts(replace(task.config.evaluation, pictures=3))]
-    showcase.rationale_strip(pipe, judge, texts, SAMPLING, task.config.seed, task.figure("thoughts"))
+    showcase.rationale_strip(pipe, reward, texts, SAMPLING, task.config.seed, task.figure("thoughts"))
 
 
 STAGES: dict[str, Callable[[Task], None]] = {

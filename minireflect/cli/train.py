@@ -38,8 +38,8 @@ def defaults(named: str | None, words: list[str]) -> Config:
     first.add_argument("--resume", action="store_true")
     first.error = refuse
     seen = first.parse_known_args(words)[0]
-    for name in [name for name, of in CHOICES.items() if getattr(seen, name) not in of]:
-        setattr(seen, name, None)  # the second pass refuses an invalid choice
+    # the second pass refuses values that are not among the choices
+    chosen = {name: value for name, value in vars(seen).items() if value in CHOICES.get(name, ())}
     if seen.resume and seen.out is None:
         raise RunError("--resume needs --out RUN, the folder of the run to continue")
     if seen.resume:
@@ -47,12 +47,12 @@ def defaults(named: str | None, words: list[str]) -> Config:
         if named not in (None, config.command):
             raise RunError(f"the run in {seen.out} is a run of {config.command}, not of {named}")
         return config
-    command, method, real = named or "srrl", seen.method or "srrl", seen.base is not None
+    command, method, real = named or "srrl", chosen.get("method", "srrl"), seen.base is not None
     if real and command != "srrl":
         raise ValueError("--base trains a LoRA on a published checkpoint; use it with the command srrl")
-    name = seen.preset or ("gpu" if (seen.device or best_device()) == "cuda" else "cpu")
+    name = chosen.get("preset") or ("gpu" if (seen.device or best_device()) == "cuda" else "cpu")
     name = "cpu" if real and name == "gpu" else name  # the recipes of checkpoints are already meant for a GPU
-    config = replace(preset(name, command, seen.scenes or "laws", recipe(method, real)), method=method)
+    config = replace(preset(name, command, chosen.get("scenes", "laws"), recipe(method, real)), method=method)
     if real:
         measured = replace(config.evaluation, pictures=min(MEASURED, config.evaluation.pictures))
         config = replace(config, sampler=SAMPLER, evaluation=measured)

@@ -222,8 +222,8 @@ def levels(schedule: Schedule, n: int, below: int, generator: Generator) -> tupl
     T = schedule.config.train_steps
     weight = level_weight(schedule, torch.arange(T), MAX_WEIGHT).double()  # (T)
     low = torch.arange(T) < below
-    share = ANCHORED if below else 0.0
-    chance = torch.where(low, share / max(1, below), (1 - share) * weight / weight[~low].sum())
+    anchored = ANCHORED if below else 0.0
+    chance = torch.where(low, anchored / max(1, below), (1 - anchored) * weight / weight[~low].sum())
     u = (torch.randperm(n, generator=generator) + torch.rand(n, generator=generator)) / n
     t = torch.searchsorted(chance.cumsum(0), u.double()).clamp(max=T - 1)
     return t, (weight / (T * chance))[t].float()

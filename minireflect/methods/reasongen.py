@@ -253,7 +253,7 @@ def train_reason_grpo(
     model = pipe.model.requires_grad_(True)
     optimizer = adamw(model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=1e-2)
     if config.group < world():
-        raise ValueError(f"a group of {config.group} for {world()} processes: give --group {world()} or more")
+        raise ValueError(f"--group must be at least the number of processes, {world()}; got {config.group}")
     targets, limits = (config.text_entropy, config.image_entropy), (config.entropy_bound, config.entropy_lr)
     text, image = (AdaptiveEntropy(target, *limits) for target in targets)
     learner = Learner(pipe, reference, optimizer, (text, image) if config.entropy_bound else (), examples)

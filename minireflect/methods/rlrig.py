@@ -193,7 +193,7 @@ class Edits(NamedTuple):
     graphs: Graphs  # n
     latents: Tensor  # (n c h w) before the edit
     before: Answers  # n, about the pictures before the edit
-    said: EditPrompts  # n*g, or n if a group shares its edit prompt
+    edit_prompts: EditPrompts  # n*g, or n if a group shares its edit prompt
     prompts: list[str]  # n*g texts that the editor read
     path: Trajectory  # latents (n*g s+1 c h w)
     images: Tensor  # (n*g 3 h w) after the edit
@@ -257,12 +257,12 @@ def reflect_and_edit(
         wrong, x0, before = [graphs[i] for i in rows.tolist()], state.latents[rows], state.answers.rows(rows)
         asked = [g for g in wrong for _ in range(p)]  # n*p
         answers = state.answers.rows(rows.repeat_interleave(p))
-        said = act(x0.repeat_interleave(p, 0), asked, answers, generator)
-        prompts = [edit_prompt(g, a) for g, a in zip(asked, said.texts) for _ in range(e)]
+        written = act(x0.repeat_interleave(p, 0), asked, answers, generator)
+        prompts = [edit_prompt(g, a) for g, a in zip(asked, written.texts) for _ in range(e)]
         path = edit(parts.editor, x0.repeat_interleave(p * e, 0), prompts, config, generator)
         images = parts.editor.decode(path.latents[:, -1])  # (n*p*e 3 h w)
         after = parts.checker(images, [g for g in asked for _ in range(e)])
-        edits = Edits(rows, wrong, x0, before, said, prompts, path, images, after)
+        edits = Edits(rows, wrong, x0, before, written, prompts, path, images, after)
         state = keep_best(state, edits, config.edit_cost)
         yield state
 
@@ -334,8 +334,8 @@ def update_actor(
     A = torch.cat([group_advantage(r.rewards, STD_FLOOR).flatten() for r in rounds])  # (m)
     flat = sum(int(zero_variance_groups(r.rewards).sum()) for r in rounds)
     latents = torch.cat([r.latents.repeat_interleave(r.group, 0) for r in rounds])  # (m c h w)
-    read = torch.cat([r.said.read for r in rounds])  # (m s)
-    ids, chosen = (torch.cat([getattr(r.said.sampled, name) for r in rounds]) for name in ("ids", "chosen"))
+    read = torch.cat([r.edit_prompts.read for r in rounds])  # (m s)
+    ids, chosen, _ = map(torch.cat, zip(*(r.edit_prompts.sampled for r in rounds)))  # (m t) each
     own = share(len(A))  # the part of this process
     latents, read, ids = latents[own], read[own], ids[own]
     with torch.no_grad():  # not those of sampling: its cache rounds differently, so the ratio would not be 1

@@ -109,8 +109,7 @@ def inspector_reward(images: Tensor, prompts: list[str]) -> Tensor:
     """
     meant = [understand(p) for p in prompts]
     if None in meant:
-        unknown = quote(prompts[meant.index(None)])
-        raise ValueError(f"the inspector judges only prompts of the synthetic world, got {unknown}")
+        raise ValueError(f"expected a prompt of the synthetic world, got {quote(prompts[meant.index(None)])}")
     return verdicts(images, meant)
 
 

@@ -54,7 +54,7 @@ def caption(scene: Scene) -> str:
 
 
 def place(xy: tuple[int, int]) -> str:
-    """The name of one of nine places of a picture, as "top left".  `xy` is in pixels."""
+    """The name of one of nine places of a picture, such as "top left".  `xy` is in pixels."""
     column, row = ((v >= 25) + (v >= 40) for v in xy)
     return PLACES[3 * row + column]
 

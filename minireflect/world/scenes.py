@@ -55,7 +55,7 @@ class Scene:
 
     law: str  # a key of LAWS, or ARRANGEMENT
     objects: Objects
-    outcome: str  # a key of the law's `outcomes`, as "floats"; "" for an arrangement
+    outcome: str  # a key of the law's `outcomes`, such as "floats"; "" for an arrangement
     shift: tuple[int, int] = (0, 0)  # (x, y) by which the whole picture is moved, in pixels
 
     @property

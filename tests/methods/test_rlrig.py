@@ -248,7 +248,7 @@ def test_a_group_shares_its_edit_prompt_in_phase_2_only() -> None:
             n = len(r.graphs)
             assert r.path.latents.shape == (n * g, LOOP.edit_steps + 1, 4, 8, 8)
             assert r.rewards.shape == (n, g) and len(r.prompts) == n * g
-            assert len(r.said.texts) == len(r.said.sampled.ids) == n * tries[0]
+            assert len(r.edit_prompts.texts) == len(r.edit_prompts.sampled.ids) == n * tries[0]
             groups = [set(r.prompts[i * g : i * g + g]) for i in range(n)]
             assert all(len(s) == 1 for s in groups) == (tries[0] == 1)
             assert not torch.equal(r.path.latents[0, -1], r.path.latents[1, -1])  # their noise differs
@@ -273,13 +273,13 @@ def test_phase_1_makes_rewarded_tokens_likelier() -> None:
     reference, actor = small_parts().actor, parts.actor.requires_grad_(True)
     optimizer = torch.optim.AdamW(actor.parameters(), lr=config.actor_lr)
     (seen,) = try_edits(parts, GRAPHS, config, (16, 1), rng(0, "bandit"))
-    shown = seen.latents.repeat_interleave(16, 0), seen.said.read
+    shown = seen.latents.repeat_interleave(16, 0), seen.edit_prompts.read
     shares = []
     for step in range(40):
         sampled = actor.write(*shown, rng(step, "bandit"))
         won = (sampled.ids == red).any(1, keepdim=True).float()  # (n*g 1)
         after = Answers(won, torch.ones_like(won, dtype=torch.bool))
-        rewarded = seen._replace(said=seen.said._replace(sampled=sampled), after=after)
+        rewarded = seen._replace(edit_prompts=seen.edit_prompts._replace(sampled=sampled), after=after)
         stats = update_actor(actor, reference, optimizer, [rewarded], config)
         assert stats["first_ratio"] == 0
         shares.append(won.mean().item())
@@ -331,7 +331,7 @@ def test_the_shipped_loop_keeps_right_pictures_and_edits_the_others() -> None:
     accepted = first.answers.met.all(1)
     assert later and torch.equal(later[-1].images[accepted], first.images[accepted])
     assert (later[-1].answers.score >= first.answers.score).all()
-    assert all(text.count(" at the ") >= 1 for text in later[-1].edits.said.texts)  # it names places
+    assert all(text.count(" at the ") >= 1 for text in later[-1].edits.edit_prompts.texts)  # it names places
 
 
 def test_phase_1_pulls_to_the_actor_before_rl(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,7 +344,7 @@ def test_phase_1_pulls_to_the_actor_before_rl(monkeypatch: pytest.MonkeyPatch) -
     optimizer = torch.optim.SGD(actor.requires_grad_(True).parameters(), lr=0.0)
     stats = update_actor(actor, before, optimizer, [flat], replace(CONFIG, beta=0.3))
     found = [p.grad.clone() for p in actor.parameters()]
-    given = seen.latents.repeat_interleave(3, 0), seen.said.read, seen.said.sampled.ids
+    given = seen.latents.repeat_interleave(3, 0), seen.edit_prompts.read, seen.edit_prompts.sampled.ids
     log_r = before(*given).detach() - actor(*given)
     lengths = [row.index(EOS) + 1 if EOS in row else 6 for row in given[2].tolist()]
     rows = [(v.exp() - 1 - v)[:n].mean() for v, n in zip(log_r, lengths)]

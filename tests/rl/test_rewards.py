@@ -78,7 +78,7 @@ def test_the_inspector_reward_agrees_with_the_scenes() -> None:
     texts = [p.text for p in prompts]
     assert inspector_reward(images, texts).sum() == 32
     assert inspector_reward(images, texts[1:] + texts[:1]).sum() < 4
-    with pytest.raises(ValueError, match="the inspector judges only prompts of the synthetic world, got "):
+    with pytest.raises(ValueError, match="expected a prompt of the synthetic world, got 'a ball of ball'"):
         inspector_reward(images[:1], ["a ball of ball"])
 
 
