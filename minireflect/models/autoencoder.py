@@ -282,7 +282,7 @@ class VQAutoencoder(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         """Codes to latents.  Raises ValueError on an unknown code.  Shapes: codes (b h w) -> (b z h w)"""
         n = self.config.forms * self.config.colors
-        if ((codes < 0) | (codes >= n)).any():  # one wait for a GPU
+        if ((codes < 0) | (codes >= n)).any():  # waits only once for a GPU
             raise ValueError(f"image tokens must be in [0, {n}), got {codes.min()} to {codes.max()}")
         form, color = codes // self.config.colors, codes % self.config.colors
         return self.decoder(torch.cat([self.forms.vectors(form), self.colors.vectors(color)], 1))
