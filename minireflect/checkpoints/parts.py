@@ -31,7 +31,7 @@ class Family(NamedTuple):
     name: str
     heads: int | None  # attention heads of the UNet, the same on all levels; or head_width
     head_width: int | None  # channels per attention head
-    scaling_factor: float  # of the latents: 1 / their standard deviation
+    scaling_factor: float  # 1 / std of the latents
     image_size: int  # pixels
     pads: tuple[str, ...]  # padding token of each text encoder
     prediction: Literal["epsilon", "v", "x0"] = "epsilon"

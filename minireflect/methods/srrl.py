@@ -117,7 +117,7 @@ def train_srrl(
 ) -> tuple[LatentDiffusion, Cost]:
     """The training loop.  If the UNet has LoRA adapters, only these are trained.
 
-    inspector: `inspector_reward`, or None for real pictures.  Its verdicts are logged, and never used for training.
+    inspector: `inspector_reward`, or None for real pictures.  It is logged, and never used for training.
     -> the trained pipeline, and the cost of the training
     """
     run, seed = job.run, job.seed
