@@ -1,14 +1,14 @@
-"""A rollout and an update of SD 1.5's size by LoRA: ours beside the same loop in diffusers, peft and torch.
+"""Time and memory of DDPO with LoRA at the size of SD 1.5: our loop, and one with diffusers and peft.
 
     python benchmarks/ddpo.py              860 million parameters, latents 8 x 8, one thread; minutes
     python benchmarks/ddpo.py --small      the same loop at a twentieth of the size
 
-`theirs` is written as TRL's and ddpo-pytorch's trainers are: guided DDIM steps with their log-densities, the
-pictures decoded and scored, PPO-clip on half of the noisy steps, guided again with gradients, AdamW.  Equal
-in both: tensors, prompts, noise, guidance, sampled and trained steps, rank and targets of LoRA, clip,
-optimiser, float32; tests/test_ddpo.py compares rewards, evaluations and gradients.  Ours also measures the KL
-from the base, on one picture.  Each side is a process of its own with one thread; they take turns.  Seconds
-are of the processor, so that other work on the machine counts little.  Needs the [test] dependencies.
+One iteration is a rollout and an update.  `theirs` follows the trainers of TRL and ddpo-pytorch: guided DDIM
+steps with log-densities, decoding and scoring, PPO-clip on half of the noisy steps with guidance, AdamW.
+Both sides have the same tensors, prompts, noise, guidance, steps, LoRA, clip range and optimiser, in float32;
+tests/test_ddpo.py compares rewards, evaluations and gradients.  Our loop also measures the KL from the base,
+on one picture.  Each side runs in a process with one thread, in turns.  Times are processor times, so that
+other work on the machine has little effect.  Needs the [test] dependencies.
 """
 
 import argparse
@@ -23,13 +23,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
-from diffusers import DDIMScheduler
 from peft import LoraConfig
 from torch import Tensor, nn
 
 from benchmarks.gpu import Words
+from benchmarks.sd15 import ddim, resident
 from benchmarks.sd15 import ours as our_networks
-from benchmarks.sd15 import resident
 from benchmarks.sd15 import theirs as their_networks
 from minireflect.diffusion.schedule import Schedule, ScheduleConfig
 from minireflect.methods.learn import Learner, learn
@@ -45,8 +44,8 @@ CONFIG = SRRLConfig(
     objective="ppo", advantage="group", prompts_per_iteration=2, group=2, rounds=0, steps=8, guidance=5.0,
     updates=1, batch=1, pull=0.0, clip_range=1e-4, lr=1e-4,
 )  # fmt: skip
-PICTURES, NOISY, TRAINED = 4, 6, 3  # six steps have enough noise, half of them are trained
-Iteration = Callable[[int], tuple[Tensor, float]]  # its number -> rewards, norm of the gradient
+PICTURES, NOISY, TRAINED = 4, 6, 3  # six steps have enough noise, and half of them are trained
+Iteration = Callable[[int], tuple[Tensor, float]]  # number of the iteration -> rewards, gradient norm
 
 
 def red(images: Tensor, prompts: list[str]) -> Tensor:
@@ -68,16 +67,13 @@ def ours(nets: dict[str, nn.Module]) -> Iteration:
 def theirs(nets: dict[str, nn.Module]) -> Iteration:
     unet, text, vae = (nets[k].requires_grad_(False) for k in ("unet", "text", "vae"))
     unet.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
-    scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-        set_alpha_to_one=False, steps_offset=1,
-    )  # fmt: skip
+    scheduler = ddim()
     scheduler.set_timesteps(CONFIG.steps)
     trained = [p for p in unet.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=CONFIG.lr, weight_decay=1e-4)
 
     def gaussian(t: Tensor, x: Tensor, context: Tensor) -> torch.distributions.Normal:
-        """A guided step of DDIM, eta 1."""
+        """The distribution of a guided DDIM step with eta = 1."""
         output = unet(torch.cat([x] * 2), t, encoder_hidden_states=context).sample
         without, given = output.chunk(2)
         noise = without + CONFIG.guidance * (given - without)
@@ -123,19 +119,19 @@ SIDES = {"ours": ours, "theirs": theirs}
 
 
 def networks(name: str, size: str) -> dict[str, nn.Module]:
-    """Of either side, with the same tensors."""
+    """The networks of one side; both sides have the same tensors."""
     torch.manual_seed(0)
     nets = their_networks(size)
     return our_networks(size, nets) if name == "ours" else nets
 
 
 def work(name: str, size: str) -> None:
-    """An iteration for every line that comes in: its seconds, and the peak of resident bytes."""
+    """Run an iteration for each line of input; print its seconds, peak of resident bytes, and rewards."""
     torch.set_num_threads(1)
     iteration = SIDES[name](networks(name, size))
     print(json.dumps("ready"), flush=True)
     for step, _ in enumerate(sys.stdin):
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins here
+        Path("/proc/self/clear_refs").write_text("5")  # reset the high-water mark
         start = time.process_time()
         rewards, _ = iteration(step)
         seconds = time.process_time() - start
@@ -143,7 +139,7 @@ def work(name: str, size: str) -> None:
 
 
 def compare(size: str, repeats: int) -> None:
-    """Both in turn; whatever slows the machine down slows both."""
+    """Run both sides in turn, so that other load of the machine affects both equally."""
     both = {}
     for name in SIDES:
         command = [sys.executable, __file__, "--side", name, "--size", size]

@@ -1,20 +1,20 @@
-# ruff: noqa: E402  (what is missing is named before it is imported)
-"""What a GPU does with this project, in parts, each within minutes: one JSON line a part, and a table.
+# ruff: noqa: E402  (missing dependencies are reported before they are imported)
+"""Check and measure this project on a GPU, in parts that take minutes; each part writes one line of JSON.
 
     python benchmarks/gpu.py                         all parts on the GPU, 8 minutes at most, into gpu.jsonl
-    python benchmarks/gpu.py device sd15             these parts; a part that gpu.jsonl has is not done again
-    python benchmarks/gpu.py --tiny --device cpu     every line in tiny sizes: what the test suite does
+    python benchmarks/gpu.py device sd15             only these parts; those in gpu.jsonl are not repeated
+    python benchmarks/gpu.py --tiny --device cpu     all parts at tiny sizes, as in the test suite
 
-    device   every command's smoke run beside the CPU's; noise, pictures and first ratio, fp32 and bf16
+    device   smoke runs of all commands, compared with the CPU; noise, pictures, first ratio in fp32 and bf16
     train    `train srrl` from the shipped weights: seconds, and the shares of rollout, reward and update
-    sd15     SD 1.5's size, random weights: memory, pictures an hour of LoRA by grpo, ddpo and srrl; sampling,
-             compiled and beside diffusers (whose autoencoder is bf16 there, ours float32)
-    rl       the policy gradient with 1,152 pictures a step
-    all      `train all` from nothing, as far as the time goes
+    sd15     random weights of SD 1.5's size: memory and pictures per hour of LoRA by grpo, ddpo and srrl;
+             sampling eager, compiled, and by diffusers (with its autoencoder in bf16, ours in float32)
+    rl       the policy gradient with 1,152 pictures per step
+    all      `train all` from random weights, until the time is over
 
-Needs torch, torchvision and the package's dependencies.  On a machine without them or a network, bring them:
+Needs torch, torchvision and the dependencies of the package.  For a machine without a network, run
 `pip install --target deps --no-deps einops tqdm tyro typing_extensions docstring_parser typeguard safetensors
-scipy matplotlib ...` elsewhere, and `PYTHONPATH=.:deps python benchmarks/gpu.py` there.
+scipy matplotlib ...` on another one, copy the folder, and run `PYTHONPATH=.:deps python benchmarks/gpu.py`.
 """
 
 import argparse
@@ -62,13 +62,13 @@ from minireflect.streams import rng
 
 Row = dict[str, float | str]
 PROMPTS = ["a tall red candle in still air", "a big wooden ball on the left of a water tank"]
-SECONDS = {"device": 100, "train": 120, "sd15": 140, "rl": 60, "all": 60}  # 8 minutes on an H100
+SECONDS = {"device": 100, "train": 120, "sd15": 140, "rl": 60, "all": 60}  # time limits; 8 minutes in all
 
 
 class Place(NamedTuple):
     device: torch.device
     tiny: bool
-    seconds: float  # that a part may take
+    seconds: float  # time limit of the part
 
 
 def wait(device: torch.device) -> None:
@@ -78,7 +78,7 @@ def wait(device: torch.device) -> None:
 
 @contextmanager
 def clocked(row: Row, name: str, device: torch.device) -> Iterator[None]:
-    """Add the seconds of a block to a row."""
+    """Add the seconds that a block takes to row[name]."""
     wait(device)
     start = time.perf_counter()
     yield
@@ -87,7 +87,7 @@ def clocked(row: Row, name: str, device: torch.device) -> Iterator[None]:
 
 
 def train(*words: str, seconds: float | None = None) -> Path:
-    """`minireflect train` in a process of its own; stopped after `seconds`.  -> its folder"""
+    """Run `minireflect train` in a separate process, for at most `seconds`.  -> the run folder"""
     command = [sys.executable, str(ROOT / "train.py"), *words]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen(
@@ -98,7 +98,7 @@ def train(*words: str, seconds: float | None = None) -> Path:
         if process.returncode:
             raise RuntimeError(f"train {' '.join(words)}: {said[-800:]}")
     except subprocess.TimeoutExpired:
-        process.terminate()  # it finishes its step
+        process.terminate()  # the run finishes its step and saves
         process.communicate(timeout=60)
     finally:
         process.kill()
@@ -112,10 +112,9 @@ def device(place: Place) -> Iterator[Row]:
     yield from same_pictures(place.device)
     yield from first_ratios(place.device)
     compared = ("srrl",) if place.tiny else ("srrl", "rlrig", "reason-grpo")
+    others = [] if place.tiny else [c for c in TRAINED if c not in (*compared, "all")]
     start = time.perf_counter()
-    for command in (
-        compared if place.tiny else (*compared, *(c for c in TRAINED if c not in (*compared, "all")))
-    ):
+    for command in (*compared, *others):
         if time.perf_counter() - start > place.seconds:
             yield {"command": command, "skipped": "no time left"}
             continue
@@ -134,7 +133,7 @@ def device(place: Place) -> Iterator[Row]:
 
 @torch.no_grad()
 def same_pictures(device: torch.device) -> Iterator[Row]:
-    """The shipped model's pictures from the same noise as on the CPU."""
+    """Pictures of the shipped model from the same noise, compared with those on the CPU."""
     wanted = load_pipeline().generate(PROMPTS, generator=rng(0, "gpu"))
     start = load_pipeline().noise(2, rng(0, "gpu"))
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
@@ -166,7 +165,7 @@ def bright(images: Tensor, prompts: list[str]) -> Tensor:
 def iteration(
     pipe: LatentDiffusion, config: srrl.SRRLConfig, texts: list[str], learner: Learner | None = None
 ) -> tuple[Row, Learner]:
-    """One iteration of SRRL with a reward that costs nothing: seconds of its two halves."""
+    """One iteration of SRRL with a trivial reward: seconds of rollout and update, and the learner."""
     row: Row = {}
     learner = learner or Learner.of(
         pipe, config, config.guidance, len(texts) * config.group * (config.rounds + 1)
@@ -181,7 +180,7 @@ def iteration(
 
 
 def train_part(place: Place) -> Iterator[Row]:
-    """`train srrl` of the preset cpu, in this process, its parts clocked."""
+    """`train srrl` with the preset cpu, in this process, with times of its parts."""
     times: Row = {}
     reward = load_reward(device=place.device)
 
@@ -222,7 +221,7 @@ def train_part(place: Place) -> Iterator[Row]:
 
 
 class Words:
-    """A tokenizer for weights that mean nothing."""
+    """A tokenizer for random weights: the id of a word is the sum of its characters."""
 
     length = 77
 
@@ -232,7 +231,7 @@ class Words:
 
 
 def stable_diffusion(place: Place) -> LatentDiffusion:
-    """Networks as large as SD 1.5's, random; a sixteenth of the width when tiny."""
+    """A pipeline of SD 1.5's size with random weights; much narrower if tiny."""
     n, text = (16, (32, 1, 2)) if place.tiny else (320, (768, 12, 12))
     vae = (8, 8, 8, 8) if place.tiny else (128, 256, 512, 512)
     torch.manual_seed(0)
@@ -248,12 +247,12 @@ def stable_diffusion(place: Place) -> LatentDiffusion:
 
 
 def sd15(place: Place) -> Iterator[Row]:
-    """What is worth most comes first; nothing starts when the time is over."""
+    """Rows in order of importance; none starts after the time limit."""
     start = time.perf_counter()
     few, many = (2, 2) if place.tiny else (4, 50)
     rows: list[Callable[[], Row]] = [partial(sd15_sampling, place, many)]
     batches = (1,) if place.tiny else (1, 4)
-    for checkpointing, batch in product((False, True), batches):  # steps cost no memory
+    for checkpointing, batch in product((False, True), batches):  # few steps: memory does not depend on them
         rows.append(partial(lora_row, place, "grpo", batch, checkpointing, few))
     for checkpointing, method in product((False, True), ("grpo", "ddpo", "srrl")):
         rows.append(partial(lora_row, place, method, 2 if place.tiny else 8, checkpointing, many))
@@ -266,21 +265,14 @@ def sd15(place: Place) -> Iterator[Row]:
 
 
 def lora_row(place: Place, method: str, batch: int, checkpointing: bool, steps: int) -> Row:
-    """Pictures an hour, sampled and learnt from, and the peak of memory."""
-    gc.collect()  # the networks of the row before
+    """Pictures per hour of an iteration (rollout and update), and peak memory."""
+    gc.collect()  # frees the networks of the previous row
     pipe = stable_diffusion(place)
     pipe.micro_batch, pipe.unet.checkpointing = batch, checkpointing
     add_lora(pipe.unet, LoRAConfig(), rng(0, "lora"))
-    sizes = {
-        "prompts_per_iteration": 2,
-        "group": max(2, batch // 2),
-        "steps": steps,
-        "updates": 2,
-        "batch": batch,
-    }
-    config = replace(
-        srrl.recipe(method, checkpoint=True), **sizes, rounds=min(1, srrl.recipe(method, True).rounds)
-    )
+    recipe, group = srrl.recipe(method, checkpoint=True), max(2, batch // 2)
+    sizes = {"prompts_per_iteration": 2, "group": group, "steps": steps, "updates": 2, "batch": batch}
+    config = replace(recipe, **sizes, rounds=min(1, recipe.rounds))
     _, learner = iteration(pipe, replace(config, steps=2), PROMPTS)  # to warm up
     if place.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(place.device)
@@ -288,16 +280,13 @@ def lora_row(place: Place, method: str, batch: int, checkpointing: bool, steps: 
     hours = (row["rollout"] + row["update"]) / 3600
     memory = torch.cuda.max_memory_allocated(place.device) / 1e9 if place.device.type == "cuda" else 0.0
     about = {"LoRA": method, "batch": batch, "checkpointing": str(checkpointing), "steps": steps}
-    return about | {
-        "pictures an hour": row["pictures"] / hours,
-        "peak GB": memory,
-        "first_ratio": row["first_ratio"],
-    }
+    rate = {"pictures an hour": row["pictures"] / hours, "peak GB": memory}
+    return about | rate | {"first_ratio": row["first_ratio"]}
 
 
 @torch.no_grad()
 def sd15_sampling(place: Place, steps: int, compiled: bool = False) -> Row:
-    """Seconds of two pictures, and the rate reached beside that of matrix products."""
+    """Seconds for two pictures, and their FLOP/s as a share of those of large matrix products."""
     pipe = stable_diffusion(place)
     side, dtype = 512 if place.tiny else 8192, next(pipe.unet.parameters()).dtype
     a, floor = torch.randn(side, side, device=place.device, dtype=dtype), {}
@@ -324,10 +313,8 @@ def beside_diffusers(place: Place, steps: int) -> Row:
 
     them = {k: v.to(place.device, torch.bfloat16) for k, v in theirs("sd15").items()}
     pipe = diffusers_pipeline(them)
-    rows, row = (
-        torch.randn(2, 77, 768, device=place.device, dtype=torch.bfloat16),
-        {"sampling": "diffusers", "steps": steps},
-    )
+    rows = torch.randn(2, 77, 768, device=place.device, dtype=torch.bfloat16)
+    row = {"sampling": "diffusers", "steps": steps}
     how = {"prompt_embeds": rows, "negative_prompt_embeds": rows, "guidance_scale": 7.5, "output_type": "pt"}
     pipe(**how, num_inference_steps=2)
     with clocked(row, "seconds", place.device):
@@ -336,16 +323,9 @@ def beside_diffusers(place: Place, steps: int) -> Row:
 
 
 def rl(place: Place) -> Iterator[Row]:
-    """The policy gradient on the sampler's steps, for as long as the time goes."""
-    words = [
-        "srrl",
-        "--method",
-        "ddpo",
-        "--preset",
-        "smoke" if place.tiny else "cpu",
-        "--device",
-        place.device.type,
-    ]
+    """The policy gradient on the sampler's steps, until the time is over."""
+    words = ["srrl", "--method", "ddpo", "--preset", "smoke" if place.tiny else "cpu"]
+    words += ["--device", place.device.type]
     words += [] if place.tiny else ["--prompts-per-iteration", "288", "--group", "4", "--iterations", "400"]
     with TemporaryDirectory() as folder:
         rows = read_metrics(train(*words, "--out", f"{folder}/run", seconds=place.seconds), "srrl")
@@ -370,7 +350,7 @@ def said(row: Row) -> str:
 
 
 def table(lines: list[dict]) -> str:
-    """What was measured, a line a row."""
+    """The results as text: each part, and its rows."""
     about = "{part}: {seconds:.0f} s on {card} {error}"
     return "\n".join("\n  ".join([about.format(**line), *map(said, line["rows"])]) for line in lines)
 
@@ -399,12 +379,8 @@ def main(words: list[str] | None = None) -> list[dict]:
                 print(f"{part}: {said(row)}", file=sys.stderr, flush=True)
         except Exception as problem:  # the next part may work
             error = f"{type(problem).__name__}: {str(problem)[:600]}"
-        about = {
-            "card": card,
-            "torch": torch.__version__,
-            "cuda": torch.version.cuda or "",
-            "date": time.strftime("%F"),
-        }
+        versions = {"torch": torch.__version__, "cuda": torch.version.cuda or ""}
+        about = {"card": card, **versions, "date": time.strftime("%F")}
         line = {"part": part, **about, "seconds": time.time() - clock, "error": error, "rows": rows}
         with args.out.open("a") as file:
             file.write(json.dumps(line) + "\n")

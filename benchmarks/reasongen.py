@@ -1,23 +1,23 @@
-"""ReasonGen-R1's sampling beside transformers' `generate` with the same weights: tokens a second, alternating
-in one process, medians.
+"""Sampling speed of ReasonGen-R1, compared with `generate` of transformers with the same weights.
 
     python benchmarks/reasongen.py [--pictures 64] [--repeats 5]
 
-Both write 108 tokens after a prompt, with a cache, from the whole distribution.  Ours chooses words and image
-tokens from a vocabulary each and adds places; theirs has one vocabulary.  The last line is all of it:
-thinking, drawing, decoding.  Needs the [test] dependencies.
+Both sample 108 tokens after a prompt, with a cache, from the full distribution.  Our model has separate
+vocabularies for words and image tokens and adds position embeddings; theirs has one vocabulary.  Rates are
+medians of alternating runs.  The last line is the time of complete pictures: rationale, image tokens and
+decoding.  Needs the [test] dependencies.
 """
 
 import argparse
-import statistics
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
 import torch
 
+from benchmarks.srrl import seconds
 from minireflect.checkpoints.ours import load_pipeline
 from minireflect.models.autoencoder import Codec, VQAutoencoder, VQConfig
 from minireflect.models.reasongen import ReasonGen, ReasonGenConfig, SamplingConfig
@@ -26,25 +26,14 @@ from minireflect.pipeline import ReasonPipeline
 from minireflect.pretrain.sft import reason_tokenizer
 from minireflect.streams import choices, rng
 from minireflect.world.prompts import draw_prompts
-
-sys.path.insert(0, str(Path(__file__).parent.parent))  # tests/llama.py has the table of names
-
-
-def seconds(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median of each, in turn, after one round that does not count."""
-    taken = {name: [] for name in ways}
-    for _ in range(repeats + 1):
-        for name, way in ways.items():
-            start = time.perf_counter()
-            way()
-            taken[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times[1:]) for name, times in taken.items()}
+from tests.parity.llama import llama
 
 
 @torch.no_grad()
 def in_one(model: ReasonGen) -> Transformer:
-    """The transformer with one vocabulary of words and forms, as transformers' models have it.  They cannot
-    choose twice in a step: its patches have no colours.
+    """The transformer with one vocabulary of words and forms, for transformers.
+
+    It has no colours, because `generate` cannot sample twice in a step.
     """
     sizes = model.config.transformer
     whole = Transformer(replace(sizes, vocabulary=sizes.vocabulary + model.config.forms))
@@ -57,8 +46,6 @@ def in_one(model: ReasonGen) -> Transformer:
 
 @torch.no_grad()
 def main() -> int:
-    from tests.parity.llama import llama
-
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -87,15 +74,14 @@ def main() -> int:
     def pictures() -> None:
         pipe.pictures(pipe.sample(texts, SamplingConfig(), rng(0, "benchmark")).codes)
 
-    taken = seconds({"ours": ours, "transformers": generate, "pictures": pictures}, args.repeats)
+    works = {"ours": ours, "transformers": generate, "pictures": pictures}
+    taken = seconds(torch.device("cpu"), works, args.repeats)
     total = args.pictures * tokens
     for name in ("ours", "transformers"):
         print(f"{name}: {taken[name]:.2f} s, {total / taken[name]:,.0f} tokens a second")
     print(f"ours / theirs: {taken['transformers'] / taken['ours']:.2f} times the tokens a second")
-    print(
-        f"{args.pictures} pictures with rationales: {taken['pictures']:.2f} s "
-        f"on {torch.get_num_threads()} threads"
-    )
+    threads = torch.get_num_threads()
+    print(f"{args.pictures} pictures with rationales: {taken['pictures']:.2f} s on {threads} threads")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Seconds of an iteration of `train srrl` (shipped weights) on 1 and 2 CPU processes, alternating.
+"""Time of an iteration of `train srrl` from the shipped weights, on 1 and 2 CPU processes in turn.
 
 python benchmarks/scaling.py
 """
@@ -36,7 +36,6 @@ if __name__ == "__main__":
     for _ in range(TRIALS):
         for n in (1, 2):
             with TemporaryDirectory() as place:
-                slowest = max(
-                    float((f / "seconds").read_text()) for f in with_processes(n, work, Path(place))
-                )
-            print(f"{n} processes: {slowest:.2f} s an iteration", flush=True)
+                folders = with_processes(n, work, Path(place))
+                slowest = max(float((folder / "seconds").read_text()) for folder in folders)
+            print(f"{n} processes: {slowest:.2f} s per iteration", flush=True)

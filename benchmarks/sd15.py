@@ -1,13 +1,11 @@
-"""Stable Diffusion 1.5 with random weights: our networks beside diffusers' and transformers', from the same
-tensors.
+"""Compare our networks with those of diffusers and transformers, at the size of SD 1.5, with equal weights.
 
-    python benchmarks/sd15.py parity            largest relative differences, memory of loading an fp16 file
-    python benchmarks/sd15.py loading           that memory alone
-    python benchmarks/sd15.py speed             time (medians, alternating), peak memory (a process each)
+    python benchmarks/sd15.py parity            largest relative differences; memory for loading an fp16 file
+    python benchmarks/sd15.py loading           memory for loading only
+    python benchmarks/sd15.py speed             time (median of alternating runs) and peak memory
     python benchmarks/sd15.py speed --small     the same at a twentieth of the size, in a minute
 
-Nothing is downloaded; the weights are drawn at random, as large as the published ones.  Needs the [test]
-dependencies.
+Nothing is downloaded: the weights are random.  Needs the [test] dependencies.
 """
 
 import argparse
@@ -37,9 +35,7 @@ from minireflect.models.tokenizer import NoVocabulary
 from minireflect.models.unet import UNet, UNetConfig
 from minireflect.pipeline import LatentDiffusion, best_device
 
-sys.path.insert(
-    0, str(Path(__file__).parent.parent)
-)  # tests/parity/checkpoints.py writes the original layout
+sys.path.insert(0, str(Path(__file__).parent.parent))  # for tests/parity/checkpoints.py
 
 CHANNELS = {"sd15": (320, 640, 1280, 1280), "small": (64, 128, 256, 256)}
 TEXT = {"sd15": (768, 12), "small": (128, 4)}
@@ -47,7 +43,7 @@ VAE = {"sd15": (128, 256, 512, 512), "small": (32, 64, 128, 128)}
 
 
 def theirs(size: str) -> dict[str, nn.Module]:
-    """diffusers' and transformers' networks, on the CPU in float32."""
+    """The networks of diffusers and transformers, on the CPU in float32."""
     width, layers = TEXT[size]
     unet = UNet2DConditionModel(
         block_out_channels=CHANNELS[size],
@@ -69,7 +65,7 @@ def theirs(size: str) -> dict[str, nn.Module]:
 
 
 def ours(size: str, other: dict[str, nn.Module]) -> dict[str, nn.Module]:
-    """Our networks with their tensors."""
+    """Our networks, with the tensors of the other networks."""
     width, layers = TEXT[size]
     with torch.device("meta"):
         unet = UNet(UNetConfig(CHANNELS[size], (1, 1, 1, 0), 1, width, heads=8))
@@ -82,7 +78,7 @@ def ours(size: str, other: dict[str, nn.Module]) -> dict[str, nn.Module]:
 
 
 def off(found: Tensor, expected: Tensor) -> float:
-    """Largest difference over the largest value."""
+    """Largest absolute difference, divided by the largest absolute value."""
     return ((found.float() - expected.float()).abs().max() / expected.float().abs().max()).item()
 
 
@@ -122,43 +118,40 @@ def parity(size: str, latent: int) -> None:
 def twenty_steps(
     us: dict[str, nn.Module], them: dict[str, nn.Module], hidden: Tensor, x: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The same prompt, null and noise through our pipeline and through diffusers'."""
-    pipe = diffusers_pipeline(them)
-    side = 8 * x.shape[-1]
-    theirs_ = pipe(
-        prompt_embeds=hidden[:1],
-        negative_prompt_embeds=hidden[1:],
-        latents=x,
-        num_inference_steps=20,
-        guidance_scale=7.5,
-        output_type="pt",
-        height=side,
-        width=side,
-    ).images
-    mine = pipeline_of(us, side)
+    """Pictures in [0, 1] of our pipeline and of diffusers', from the same prompt, null prompt and noise."""
+    mine = pipeline_of(us, 8 * x.shape[-1])
     mine.null = lambda: hidden[1:]
-    return mine.generate_from(hidden[:1], 20, 7.5, x) / 2 + 0.5, theirs_
+    found = mine.generate_from(hidden[:1], 20, 7.5, x) / 2 + 0.5
+    return found, their_twenty_steps(diffusers_pipeline(them), *hidden.split(1), x)
+
+
+def their_twenty_steps(pipe: StableDiffusionPipeline, prompt: Tensor, null: Tensor, x: Tensor) -> Tensor:
+    """Pictures of diffusers, from embedded prompts.  Shapes: prompt, null (b t d), x (b 4 h w)"""
+    side = 8 * x.shape[-1]
+    return pipe(
+        prompt_embeds=prompt, negative_prompt_embeds=null, latents=x, num_inference_steps=20,
+        guidance_scale=7.5, output_type="pt", height=side, width=side,
+    ).images  # fmt: skip
+
+
+def ddim() -> DDIMScheduler:
+    """DDIM of diffusers with the schedule of SD 1.5."""
+    return DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+        set_alpha_to_one=False, steps_offset=1,
+    )  # fmt: skip
 
 
 def diffusers_pipeline(them: dict[str, nn.Module]) -> StableDiffusionPipeline:
-    """With DDIM, as SD 1.5's configuration has it."""
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
-    pipe = StableDiffusionPipeline(
-        them["vae"], them["text"], None, them["unet"], scheduler, None, None, requires_safety_checker=False
-    )
+    """diffusers' pipeline of these networks, with DDIM."""
+    parts = them["vae"], them["text"], None, them["unet"], ddim(), None, None
+    pipe = StableDiffusionPipeline(*parts, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 class Pipeline(LatentDiffusion):
-    """Ours, with prompts that are embedded already."""
+    """Our pipeline, for prompts that are already embedded."""
 
     @torch.no_grad()
     def generate_from(self, context: Tensor, steps: int, guidance: float, x: Tensor) -> Tensor:
@@ -172,7 +165,7 @@ def pipeline_of(us: dict[str, nn.Module], side: int) -> Pipeline:
 
 
 def clip_parity(size: str) -> dict[str, float]:
-    """ViT-L/14, both towers."""
+    """Differences of both encoders of CLIP ViT-L/14."""
     layers = (12, 24) if size == "sd15" else (2, 2)
     them = CLIPModel(
         CLIPConfig(
@@ -229,9 +222,7 @@ print(loaded - before, resident("VmHWM") - before, next(pipe.unet.parameters()).
 
 
 def memory_of_loading(them: dict[str, nn.Module], size: str) -> None:
-    """Peak resident memory of a process that loads the original fp16 file, over its size, and after every
-    weight was read.
-    """
+    """Peak resident memory for loading an original fp16 file, relative to the size of the file."""
     from tests.parity.checkpoints import original_unet, original_vae
 
     tensors = original_unet(them["unet"].state_dict(), 4, 2) | original_vae(them["vae"].state_dict(), 4)
@@ -262,7 +253,7 @@ Work = dict[str, Callable[[], object]]
 def work(
     side: str, nets: dict[str, nn.Module], latent: int, device: torch.device, dtype: torch.dtype
 ) -> Work:
-    """What is timed, for one side."""
+    """The tasks that are timed, for one side ("ours" or "theirs")."""
     nets = {k: m.to(device, dtype) for k, m in nets.items()}
     g = torch.Generator().manual_seed(0)
     width = nets["text"].config.hidden_size if side == "theirs" else nets["text"].config.width
@@ -289,9 +280,7 @@ def work(
     def text() -> Tensor:
         return nets["text"](ids) if side == "ours" else nets["text"](ids).last_hidden_state
 
-    def frozen(call: Callable[[], object]) -> Callable[[], object]:
-        return torch.no_grad()(call)
-
+    frozen = torch.no_grad()
     tasks = {
         "UNet forward": frozen(lambda: predict(x, t, context)),
         "UNet forward and backward": backward,
@@ -307,16 +296,7 @@ def work(
         tasks["20 steps with guidance"] = lambda: pipe.generate_from(context, 20, 7.5, x)
     else:
         pipe = diffusers_pipeline(nets)
-        tasks["20 steps with guidance"] = lambda: pipe(
-            prompt_embeds=context,
-            negative_prompt_embeds=context,
-            latents=x,
-            num_inference_steps=20,
-            guidance_scale=7.5,
-            output_type="pt",
-            height=8 * latent,
-            width=8 * latent,
-        )
+        tasks["20 steps with guidance"] = lambda: their_twenty_steps(pipe, context, context, x)
     return tasks
 
 
@@ -326,10 +306,10 @@ def sync(device: torch.device) -> None:
 
 
 def speed(size: str, latent: int, repeats: int, device: torch.device, dtype: torch.dtype) -> None:
-    """Alternating in one process: whatever slows the machine down slows both sides."""
+    """Time both sides, alternating in one process, so that other load affects both equally."""
     torch.manual_seed(0)
     them = theirs(size)
-    us = ours(size, {k: m for k, m in them.items()})
+    us = ours(size, them)
     for module in us.values():
         module.requires_grad_(True)
         if device.type == "cuda":
@@ -364,31 +344,20 @@ def speed(size: str, latent: int, repeats: int, device: torch.device, dtype: tor
 def peak_memory(
     side: str, name: str, size: str, latent: int, device: torch.device, both: dict[str, Work]
 ) -> float:
-    """Bytes above what the weights take: measured here on a GPU, in a process of its own on the CPU."""
+    """Peak memory in bytes, without the weights.  On the CPU it is measured in a separate process."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         both[side][name]()
         return torch.cuda.max_memory_allocated() - before
-    words = [
-        sys.executable,
-        __file__,
-        "memory",
-        "--side",
-        side,
-        "--task",
-        name,
-        "--size",
-        size,
-        "--latent",
-        str(latent),
-    ]
+    words = [sys.executable, __file__, "memory", "--side", side, "--task", name, "--size", size]
+    words += ["--latent", str(latent)]
     done = subprocess.run(words, capture_output=True, text=True, check=True, env=os.environ)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def memory(side: str, task: str, size: str, latent: int) -> None:
-    """Peak resident memory of one task in this process, above what it was before the task."""
+    """Print the peak resident memory of one task in this process, minus the memory before the task."""
     torch.manual_seed(0)
     nets = theirs(size)
     if side == "ours":
@@ -396,14 +365,14 @@ def memory(side: str, task: str, size: str, latent: int) -> None:
         for module in nets.values():
             module.requires_grad_(True)
     call = work(side, nets, latent, torch.device("cpu"), torch.float32)[task]
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins here
+    Path("/proc/self/clear_refs").write_text("5")  # reset the high-water mark
     before = resident("VmRSS")
     call()
     print(json.dumps(resident("VmHWM") - before))
 
 
 def resident(what: str) -> int:
-    """A line of this process's status, in bytes."""
+    """A value of /proc/self/status, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith(what)).split()[1])
 

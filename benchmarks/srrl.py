@@ -1,4 +1,4 @@
-"""Speed of SRRL's inner loops and of a whole rollout, beside this machine's rate of matrix products.
+"""Speed of SRRL's UNet and of a rollout, compared with the rate of matrix products on the same machine.
 
 python benchmarks/srrl.py
 """
@@ -23,7 +23,7 @@ from minireflect.world.prompts import draw_prompts
 def seconds(
     device: torch.device, works: dict[str, Callable[[], object]], repeats: int = 15
 ) -> dict[str, float]:
-    """Median time of each function, alternating, so that other load of the machine affects all alike."""
+    """Median time of each function; they alternate, so that other load affects all equally."""
     taken: dict[str, list[float]] = {name: [] for name in works}
     for i in range(repeats + 2):
         for name, work in works.items():
@@ -37,17 +37,11 @@ def seconds(
 
 
 def measure(pipe: LatentDiffusion, reward: Reward) -> None:
-    """The hot loops against their floor: the rate at which this machine multiplies matrices of 1024, measured
-    in between.
-    """
+    """Print the speed of the UNet and of a rollout; the yardstick is a product of 1024 x 1024 matrices."""
     config, device = preset("cpu").srrl, pipe.device
-    texts = [
-        p.text
-        for p in draw_prompts(
-            "physical", "train", config.prompts_per_iteration, choices(0, "measure", "speed")
-        )
-    ]
-    b = config.prompts_per_iteration * config.group
+    n, chance = config.prompts_per_iteration, choices(0, "measure", "speed")
+    texts = [p.text for p in draw_prompts("physical", "train", n, chance)]
+    b = n * config.group
     x_T, t = pipe.noise(b, rng(0, "measure", "speed")), torch.full((b,), 500, device=device)
     context = pipe.embed(texts).repeat_interleave(config.group, 0)  # (b t d)
     a = torch.randn(1024, 1024, device=device)
@@ -69,13 +63,14 @@ def measure(pipe: LatentDiffusion, reward: Reward) -> None:
         flops[name] = counter.get_total_flops()
     taken = seconds(device, works)
     peak = flops["matrix product"] / taken["matrix product"]
-    print(f"  floor: {peak / 1e9:,.0f} GFLOP/s in float32 on {device}, {torch.get_num_threads()} threads")
+    threads = torch.get_num_threads()
+    print(f"  matrix products: {peak / 1e9:,.0f} GFLOP/s in float32 on {device}, {threads} threads")
     for name in list(works)[1:]:
         rate = flops[name] / taken[name]
         print(
             f"  {name:<27} batch {b}: {flops[name] / b / 1e6:.0f} MFLOP, "
             f"{1e3 * taken[name] / b:.2f} ms per picture, "
-            f"{rate / peak:.0%} of the floor"
+            f"{rate / peak:.0%} of the rate of matrix products"
         )
     start = time.perf_counter()
     drawn = rollout(pipe, texts, reward, config, 0, 0)

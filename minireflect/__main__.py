@@ -11,6 +11,7 @@
 import argparse
 import signal
 import sys
+import warnings
 from contextlib import suppress
 from importlib import import_module
 from inspect import getdoc
@@ -34,6 +35,7 @@ def main(words: list[str] | None = None) -> int:
         # a terminal without Unicode must not stop a run; each line is flushed, to notice a full disk at once
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace", line_buffering=True)
+    warnings.formatwarning = lambda message, *_: f"note: {message}\n"  # without a place in our files
     with suppress(ValueError):  # raised outside the main thread
         for number in stops() - {signal.SIGINT}:
             signal.signal(number, signal.default_int_handler)

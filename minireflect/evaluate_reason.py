@@ -119,4 +119,4 @@ def codec_table(codec: Codec, config: EvaluationConfig) -> Table:
         shares = [part.mean().item() for part in right.split(config.pictures)]
         error = (seen - images).square().mean().item()
         rows[name] = {**dict(zip(ORDER, shares)), "squared error": f"{error:.4f}"}
-    return Table("test scenes read right", rows)
+    return Table("test scenes read correctly", rows)

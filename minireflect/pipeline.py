@@ -70,7 +70,7 @@ def scored(reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
     Raises Refusal if the reward does not give one number per picture, FloatingPointError if a number is not
     finite.
     """
-    given = reward(images.clone(), [*prompts])  # which a reward may change in place
+    given = reward(images.clone(), [*prompts])  # copies, as a reward may change them
     try:
         values = torch.as_tensor(given).detach().cpu()
     except (TypeError, ValueError, RuntimeError):
@@ -78,7 +78,7 @@ def scored(reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
     if values.shape != (len(prompts),) or values.is_complex() or values.layout != torch.strided:
         got = f"shape {tuple(given.shape)}" if isinstance(given, Tensor) else quote(given)
         raise Refusal(f"a reward must give a number for each of {len(prompts)} pictures, got {got}")
-    values = values.float().clone()  # a tensor of inference mode cannot be trained with
+    values = values.float().clone()  # autograd needs a copy if inference mode made it
     if (bad := (~values.isfinite()).nonzero()).numel():
         of = quote(prompts[bad[0]])
         raise FloatingPointError(f"the reward of a picture of {of} is not a finite number")

@@ -88,12 +88,15 @@ class Unfinished(RuntimeError):
 
 
 class RewardFailed(RuntimeError):
-    """A reward of the user's own raised an error; its traceback is printed from there on.  Exit status 1."""
+    """A reward function of the user raised an error. Prints the traceback within the user's code.
+
+    The exit status is 1.
+    """
 
     status = 1
 
     def __init__(self, name: str, error: Exception) -> None:
-        trace = error.__traceback__  # the first frame is ours
+        trace = error.__traceback__  # the first frame is not the user's
         traceback.print_exception(error.with_traceback(trace and trace.tb_next))
         super().__init__(f"--reward {name} raised {type(error).__name__}: {error}".removesuffix(": "))
 
@@ -169,7 +172,7 @@ class Run:
     def _check_free(self) -> None:
         """Raises RunError unless the folder is absent, empty, or of a run that was killed at its start."""
         if (self.folder / "config.json").exists():
-            raise RunError(f"{self.folder} already holds a run; choose another --out, or use --resume")
+            raise RunError(f"{self.folder} already holds a run; choose another --out, or add --resume")
         inside = list(self.folder.iterdir()) if self.folder.exists() else []
         inside += [path for name in FOLDERS for path in (self.folder / name).glob("*")]
         if foreign := [p for p in inside if p.name not in (LOCK, *FOLDERS) and p.suffix != ".tmp"]:

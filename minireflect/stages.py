@@ -196,16 +196,15 @@ def lora(task: Task) -> None:
     pipe, batches = load_base(config, task.device), replace(task.config.evaluation, batch=config.micro_batch)
     pipe.table(task.config.srrl.steps)  # raises if the schedule has fewer steps
     shown = [prompts[i % len(prompts)] for i in range(batches.pictures)]
-    images = {}
+    images, plain = {}, getattr(reward, "plain", reward)  # of several rewards the sum as it is, to be shown
 
     def measure(name: str) -> None:
-        plain = getattr(reward, "plain", reward)
         images[name], score = evaluate_rewards(pipe, plain, shown, task.config.sampler, batches)
         task.measured(name, lambda: score)
 
     measure("base")
     clock = time.time()
-    watch = showcase.album(pipe, reward, [*dict.fromkeys(prompts)][:2], task.config.srrl, task.job)
+    watch = showcase.album(pipe, plain, [*dict.fromkeys(prompts)][:2], task.config.srrl, task.job)
     finetune(config, task.config.srrl, pipe, reward, task.job._replace(watch=watch))
     hours = (time.time() - clock) / 3600
     measure(method)
@@ -219,7 +218,7 @@ def lora(task: Task) -> None:
     task.plot("reward", rows, figures.UNREAD._replace(ylabel=" + ".join(config.reward)))
     task.plot("latents_by_round", rows, *figures.LATENTS)
     first = {name: x[:8] for name, x in images.items()}
-    showcase.compare(first, reward, shown[:8], task.figure("before_and_after"), read=False)
+    showcase.compare(first, plain, shown[:8], task.figure("before_and_after"), read=False)
 
 
 # ------------------------------------------------------------ graphs: RL-RIG

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
@@ -35,7 +36,8 @@ class FarDevice:
 
     def __init__(self) -> None:
         self.waits: Counter[str] = Counter()
-        self.far: dict[int, object] = {}  # storages by address, held so that no address is used again
+        # storages by address; a weak reference frees their memory, and no address is used again
+        self.far: dict[int, StorageWeakRef] = {}
         self.modes = (OnFunctions(self), OnOperations(self))
 
     def __enter__(self) -> "FarDevice":
@@ -51,7 +53,8 @@ class FarDevice:
         return isinstance(x, Tensor) and x.untyped_storage()._cdata in self.far
 
     def mark(self, x: Tensor) -> Tensor:
-        self.far[x.untyped_storage()._cdata] = x.untyped_storage()
+        if not self.is_far(x):
+            self.far[x.untyped_storage()._cdata] = StorageWeakRef(x.untyped_storage())
         return x
 
     def move(self, *modules: nn.Module) -> None:

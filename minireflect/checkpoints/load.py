@@ -61,14 +61,14 @@ def load_checkpoint(path: Place, given: Given = Given()) -> LatentDiffusion:
     if {given.dtype, stored := _stored(found["unet"])} == {torch.float16, torch.bfloat16}:
         said = f"it is stored in {stored}, and {given.dtype} is asked for: its numbers are rounded twice"
         warnings.warn(f"{found['unet'].source}: {said}".replace("torch.", ""), stacklevel=3)
-    unet = _filled(UNet, parts.unet_sizes(found["unet"], family), found["unet"], given.dtype)
+    unet = filled(UNet, parts.unet_sizes(found["unet"], family), found["unet"], given.dtype)
     latents = parts.autoencoder_sizes(found["vae"], family)
-    autoencoder = _filled(Autoencoder, latents, found["vae"], torch.float32)
+    autoencoder = filled(Autoencoder, latents, found["vae"], torch.float32)
     texts = [found[name] for name in ("text_encoder", "text_encoder_2")[: len(family.pads)]]
     configs = [parts.text_sizes(part, family is SDXL) for part in texts]
     if family is SDXL:
         texts[1].shape("text_projection.weight")
-    encoders = [_filled(TextEncoder, config, part, given.dtype) for config, part in zip(configs, texts)]
+    encoders = [filled(TextEncoder, config, part, given.dtype) for config, part in zip(configs, texts)]
     text = TwoTextEncoders(*encoders).eval() if family is SDXL else encoders[0]
     if (width := sum(config.width for config in configs)) != (reads := unet.config.context_width):
         raise WeightsError(f"{path}: its UNet needs prompts of width {reads}, its text encoder gives {width}")
@@ -176,7 +176,7 @@ def _stored(part: Part) -> torch.dtype:
     return halves.pop() if halves in ({torch.float16}, {torch.bfloat16}) else torch.float32
 
 
-def _filled(network: type[nn.Module], config: object, part: Part, dtype: Dtype) -> nn.Module:
+def filled(network: type[nn.Module], config: object, part: Part, dtype: Dtype) -> nn.Module:
     """A frozen network with the part's tensors, which are then removed from the part to save memory."""
     with torch.device("meta"):
         module = network(config).to(dtype or _stored(part))
@@ -200,7 +200,7 @@ def load_clip(path: Place, tokenizer: Folder = None, quick_gelu: bool | None = N
     text, vision, pictures = _clip_parts(folder, file, quick_gelu)
     whole, seen = text._replace(prefix=""), parts.vision_sizes(vision, pictures)
     config = CLIPConfig(parts.text_sizes(text), seen, whole.shape("text_projection.weight")[0])
-    clip = _filled(CLIP, config, whole, None)
+    clip = filled(CLIP, config, whole, None)
     return clip, _tokenizer(path, (None,), clip.text, config.text.length, tokenizer)
 
 

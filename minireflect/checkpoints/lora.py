@@ -21,7 +21,7 @@ from ..pipeline import LatentDiffusion
 from ..ranges import Finite, Positive, all_finite, expect, quote
 from . import files, names
 from .files import WeightsError, named_as, new_names
-from .parts import weights_file
+from .parts import warn_of_metadata, weights_file
 from .stated import check, check_names
 
 Target = LatentDiffusion | nn.Module
@@ -91,6 +91,7 @@ def read_lora(path: Place, res_blocks: int = 2) -> dict[str, Adapter]:
     path = weights_file(Path(path), STEMS)
     tensors = files.read_weights(path)
     check_names("LoRA", tensors, path)
+    warn_of_metadata(path)
     lost: list[str] = []
     layers: dict[str, dict[str, Tensor]] = {}  # NETWORK.LAYER in the names of the file -> A, B, alpha
     for name, spelled in new_names(tensors, SPELLINGS, path).items():

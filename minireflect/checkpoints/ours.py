@@ -22,14 +22,15 @@ from ..disk import Place, parse_json
 from ..models.autoencoder import Autoencoder, AutoencoderConfig, Codec, VQAutoencoder, VQConfig
 from ..models.clip import Matcher, MatcherConfig, TextConfig, TextEncoder
 from ..models.reasongen import ReasonGen, ReasonGenConfig
-from ..models.tokenizer import NoVocabulary, Tokenizer
+from ..models.tokenizer import BytePairs, NoVocabulary, Tokenizer
 from ..models.transformer import Actor, ActorConfig
 from ..models.unet import UNet, UNetConfig
 from ..pipeline import LatentDiffusion, ReasonPipeline
 from ..ranges import quote
 from . import lora, parts
 from .files import WeightsError, load_into, named_as, read_metadata, read_ours, read_weights, save_weights
-from .load import Given, Words, family_of, load_checkpoint, load_clip
+from .load import Given, Words, family_of, filled, load_checkpoint, load_clip
+from .stated import read_stated
 
 SHIPPED = Path(__file__).parent.parent / "pretrained"
 RIG = SHIPPED / "rlrig"  # shipped weights of RL-RIG
@@ -41,6 +42,14 @@ PARTS = ("autoencoder", "text_encoder", "unet")
 CONFIGS: dict[type[nn.Module], type] = {
     Autoencoder: AutoencoderConfig, TextEncoder: TextConfig, UNet: UNetConfig, Matcher: MatcherConfig,
     Actor: ActorConfig, VQAutoencoder: VQConfig, ReasonGen: ReasonGenConfig,
+}  # fmt: skip
+
+
+# Networks of Stable Diffusion that lie alone: part of a name in published files, and how to build them.
+LONE = {
+    "unet": ("time_embed", UNet, parts.unet_sizes),
+    "vae": ("decoder.conv_in", Autoencoder, parts.autoencoder_sizes),
+    "text_encoder": ("token_embedding", TextEncoder, lambda part, family: parts.text_sizes(part)),
 }  # fmt: skip
 
 
@@ -190,7 +199,13 @@ def describe(path: Place) -> str:
     path = Path(path)
     if (path / "model_index.json").is_file():
         return _describe_checkpoint(path)
-    tensors = read_weights(file := parts.weights_file(path, (*parts.STEMS, *lora.STEMS)))
+    try:
+        file = parts.weights_file(path, (*parts.STEMS, *lora.STEMS))
+    except WeightsError:
+        if not path.is_dir() or not (said := _describe_folder(path)):
+            raise
+        return said
+    tensors = read_weights(file)
     if any(name.startswith(parts.UNET_PREFIX) for name in tensors):
         return _describe_checkpoint(path)
     if any("lora" in name for name in tensors):
@@ -201,13 +216,31 @@ def describe(path: Place) -> str:
         clip, words = load_clip(path)
         size = clip.config.vision.size
         return f"{path}: CLIP, {_counted(clip)}; pictures of {size} pixels, {_limit(words)}"
-    config = parse_json(read_metadata(file).get("config", "{}"), dict, f"the configuration in {path}")
+    about = read_metadata(file)
+    config = parse_json(about.get("config", "{}"), dict, f"the configuration in {path}")
     for kind, sizes in CONFIGS.items():
         if config and config.keys() <= sizes.__dataclass_fields__.keys():
             said = ", ".join(f"{key} {value}" for key, value in config.items())
             return f"{path}: {kind.__name__} of minireflect, {_counted(load_module(file, kind)[0])}\n  {said}"
+    if {"step", "memory"} <= about.keys():
+        return f"{path}: the state of a training after {about['step']} steps, {len(tensors)} tensors"
+    for part, (mark, network, sizes) in LONE.items():
+        if any(mark in name for name in tensors):
+            found = parts.read_part(path, part)
+            module = filled(network, sizes(found, parts.SD1), found, None)
+            return f"{path}: the {part} of a Stable Diffusion checkpoint, {_counted(module)}"
     some = ", ".join(f"{name} {tuple(t.shape)}" for name, t in list(tensors.items())[:5])
     return f"{path}: {len(tensors)} tensors of an unknown kind of network: {some}"
+
+
+def _describe_folder(path: Path) -> str:
+    """A folder without one file of weights: files of minireflect, a scheduler, a vocabulary; else nothing."""
+    if values := read_stated("scheduler", path / "scheduler_config.json"):
+        said = ", ".join(f"{key} {value}" for key, value in values.items() if not key.startswith("_"))
+        return f"{path}: the scheduler of a Stable Diffusion checkpoint\n  {said}"
+    if (path / "tokenizer.json").is_file() or (path / "vocab.json").is_file():
+        return f"{path}: a vocabulary of {len(BytePairs(path, 77)):,} tokens"
+    return "\n".join(map(describe, sorted(weights_folder(path).glob("*.safetensors"))))
 
 
 def _describe_checkpoint(path: Path) -> str:

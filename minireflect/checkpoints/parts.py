@@ -18,6 +18,7 @@ from ..disk import read_text
 from ..models.autoencoder import AutoencoderConfig
 from ..models.clip import OPENAI_MEAN, OPENAI_STD, TextConfig, VisionConfig
 from ..models.unet import UNetConfig
+from ..ranges import quote
 from . import files, names
 from .files import WeightsError, first_names, read_json, read_metadata, read_weights, renamed
 from .names import ORIGINAL, UNET_PREFIX, Tensors, count, inside
@@ -30,7 +31,7 @@ class Family(NamedTuple):
     name: str
     heads: int | None  # attention heads of the UNet, the same on all levels; or head_width
     head_width: int | None  # channels per attention head
-    scaling_factor: float  # of the latents: 1 / their standard deviation
+    scaling_factor: float  # 1 / std of the latents
     image_size: int  # pixels
     pads: tuple[str, ...]  # padding token of each text encoder
     prediction: Literal["epsilon", "v", "x0"] = "epsilon"
@@ -157,6 +158,7 @@ def _read_file(path: Path) -> Published:
     if odd := check_names("single file", whole, path):
         raise WeightsError(f"{path} has {len(odd)} tensors of no known part: {first_names(odd)}")
     known = _known_of(path, whole)
+    warn_of_metadata(path, "1" if inside(whole, "cond_stage_model.transformer.") else "2")
     latents = {"scaling_factor": known.pop("scaling_factor", None)}
     for prefix, part in ORIGINAL.items():
         if (tensors := inside(whole, prefix)) and part in parts:
@@ -204,6 +206,17 @@ def _known_of(path: Path, whole: Tensors) -> dict:
     return known | ({"rescale_betas_zero_snr": True} if "ztsnr" in whole else {})
 
 
+def warn_of_metadata(path: Path, layer: str = "1") -> None:
+    """Warn of what the header of a file asks for and is not applied; `layer` is the usual one of its text
+    encoder, counted from the end.
+    """
+    usual = {"modelspec.encoder_layer": layer, "ss_clip_skip": layer, "ss_zero_terminal_snr": "False"}
+    for key, value in read_metadata(path).items():
+        if key in usual and value not in (usual[key], "None", ""):
+            skip = f"; --clip-skip {int(value) - 1} does" if value.isdigit() and layer == "1" else ""
+            warnings.warn(f"{path} asks for {key} {quote(value)}, which is not applied{skip}", stacklevel=5)
+
+
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model", "open_clip_model", "open_clip_pytorch_model")
 # [.VARIANT].safetensors or .bin; with .index[.VARIANT].json for the index of a file in several parts
 ENDINGS = r"(?:\.(\w+))?\.(safetensors|bin)(\.index(?:\.(\w+))?\.json)?"
@@ -224,7 +237,8 @@ def weights_file(path: Path, stems: tuple[str, ...] = STEMS) -> Path:
     here = sorted(file.name for file in path.iterdir() if file.is_file())
     if not (found := [m for name in here if (m := re.fullmatch(rf"(?:{'|'.join(stems)}){ENDINGS}", name))]):
         expected = f"expected {stems[0]}.safetensors, or another known name"
-        raise WeightsError(f"there are no weights in {path}: {expected}; it has {first_names(here)}")
+        has = ", ".join(sorted(file.name for file in path.iterdir())[:3]) or "no files"
+        raise WeightsError(f"there are no weights in {path}: {expected}; it has {has}")
     return path / min(found, key=order)[0]
 
 
@@ -270,7 +284,7 @@ def autoencoder_sizes(part: Part, family: Family) -> AutoencoderConfig:
     config, z = part.config, part.shape("post_quant_conv.weight")[0]
     shift, scale = config.get("shift_factor") or 0.0, config.get("scaling_factor")
     mean = tuple(m + shift for m in config.get("latents_mean") or (z * [0.0] if shift else ()))
-    return AutoencoderConfig(
+    sizes = AutoencoderConfig(
         part.level_channels("encoder.down"), res_blocks=part.count(r"encoder\.down\.0\.layers\.(\d+)\."),
         groups=config.get("norm_num_groups") or 32, latent_channels=z,
         in_channels=part.shape("encoder.conv_in.weight")[1],
@@ -278,6 +292,9 @@ def autoencoder_sizes(part: Part, family: Family) -> AutoencoderConfig:
         mid_attention="encoder.mid.layers.0.attn.norm.weight" in part.tensors,
         mean=mean, std=config.get("latents_std") or (),
     )  # fmt: skip
+    if bool(config.get("latents_mean")) != bool(config.get("latents_std")):
+        raise WeightsError(f"{part.source} states only one of latents_mean and latents_std; give both")
+    return sizes
 
 
 def _transformer_sizes(part: Part, width: int, heads: int) -> dict:

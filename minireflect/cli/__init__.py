@@ -59,13 +59,13 @@ def train_help() -> str:
 def absent(what: str, name: str, names: Iterable[str]) -> str:
     """The first part of an error about an unknown command or option, with the most similar known name."""
     near = difflib.get_close_matches(name[:40].lower(), names, 1)
-    return f"there is no {what} {quote(name)}" + (f", did you mean {near[0]}?" if near else ";")
+    return f"there is no {what} {quote(name)}" + (f" (did you mean {near[0]}?)" if near else "")
 
 
 def known(name: str, names: Iterable[str]) -> None:
     """Raises ValueError if the command does not exist."""
     if name not in names:
-        raise ValueError(f"{absent('command', name, names)} it is one of {', '.join(names)}")
+        raise ValueError(f"{absent('command', name, names)}; the commands are {', '.join(names)}")
 
 
 def lacks_memory(error: BaseException) -> bool:
@@ -164,7 +164,7 @@ def misread(words: list[str], left: list[str], said: str, command: str, record: 
     parts = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
     flags = [name(part.replace("_", "-")) for part in parts]
     if left and re.match("-+[^-0-9.]", left[0]):
-        return f"{absent('option', left[0].partition('=')[0], kinds)} {command} --help lists them"
+        return f"{absent('option', left[0].partition('=')[0], kinds)}; {command} --help lists the options"
     if left:
         after = next((f" after {flag}" for flag in flags[parts.index(left[0]) :: -1] if flag in kinds), "")
         return f"{quote(left[0])} is not expected{after}; {command} --help lists the options"

@@ -171,8 +171,8 @@ def sample_rlrig(args: SampleOptions, prompts: list[str]) -> Said:
     parts = load_parts(weights_folder(args.weights or RIG))
     rows = showcase.edit_strip(parts, graphs, loop, args.seed, args.out)
     found = [[f"{'right' if right else 'wrong'}; {said}" for _, said, right in row] for row in rows]
-    lines = [[f"{f'edit {k}' if k else 'drawn'}: {said}" for k, said in enumerate(row)] for row in found]
-    return [g.sentence for g in graphs], [[line.replace("\n", " ") for line in row] for row in lines]
+    lines = [[f"{f'edit {k}' if k else 'round 0'}: {said}" for k, said in enumerate(row)] for row in found]
+    return [g.sentence for g in graphs], [[line.replace("\n", "; ") for line in row] for row in lines]
 
 
 def sample_reasongen(args: SampleOptions, prompts: list[str]) -> Said:

@@ -95,8 +95,8 @@ def read_prompts(name: str) -> list[str]:
     path = Path(name)
     path = path if path.is_file() else PROMPTS / f"{name}.txt"
     if not path.is_file():
-        ours = ", ".join(sorted(p.stem for p in PROMPTS.glob("*.txt")))
-        raise PromptError(f"there is no file of prompts {name}; shipped ones are {ours}")
+        shipped = ", ".join(sorted(p.stem for p in PROMPTS.glob("*.txt")))
+        raise PromptError(f"there is no file of prompts {name}; shipped ones are {shipped}")
     lines = [line.strip() for line in read_text(path).splitlines()]
     if odd := [line for line in lines if "\0" in line]:  # a file in UTF-16 may also be valid UTF-8
         raise PromptError(f"{path} is not a text file in UTF-8: it has a NUL in {quote(odd[0])}")

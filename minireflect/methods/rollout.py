@@ -61,7 +61,7 @@ class RolloutConfig(Checked):
     renormalise: bool = True
     # amplitude l of new noise; its variance is l^2
     fresh_noise: Share = OPPOSITE.fresh_noise
-    # numbers of last steps to train, one per iteration
+    # numbers of last steps to train, in turn
     suffixes: tuple[Count, ...] = ()
 
     def require(self) -> None:

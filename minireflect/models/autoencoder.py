@@ -51,15 +51,15 @@ from torch import Tensor, nn
 from ..ranges import Checked, Depth, Positive, Several, Size, Weight, finite
 from .blocks import Downsample, Layer, Level, PixelAttention, ResBlock, Upsample, require_levels
 
-EPS = 1e-6  # of the GroupNorms in SD's autoencoder
+EPS = 1e-6  # epsilon of the GroupNorms in SD's autoencoder
 
 
 @dataclass(frozen=True)
 class AutoencoderConfig(Checked):
     channels: tuple[Size, ...]  # one entry per level, from the finest to the coarsest
     res_blocks: Depth = 2  # residual blocks per level in the encoder; one more in the decoder
-    groups: Size = 32  # of every GroupNorm
-    in_channels: Size = 3  # of the pictures
+    groups: Size = 32  # groups of each GroupNorm
+    in_channels: Size = 3  # channels of the pictures
     latent_channels: Size = 4
     scaling_factor: Positive = 1.0  # latents are multiplied by it, so that their std is about 1
     mid_attention: bool = True  # attention between all pixels of the coarsest level
@@ -187,11 +187,11 @@ class VQConfig(Checked):
     patch: Size = 8  # side of a patch in pixels; the downsampling factor of the first autoencoder
     hidden: Size = 128  # channels of the encoders
     width: Size = 64  # channels of the decoder
-    res_blocks: Depth = 2  # of the decoder
-    groups: Size = 8  # of every GroupNorm
+    res_blocks: Depth = 2  # residual blocks of the decoder
+    groups: Size = 8  # groups of each GroupNorm
     forms: Several = 512  # k, entries of the form codebook
     colors: Several = 256  # k, entries of the colour codebook
-    dimensions: Several = 8  # d, of an entry
+    dimensions: Several = 8  # d, dimensions of an entry
     beta: Weight = 0.25  # weight of the commitment loss, as in van den Oord et al.
 
     def require(self) -> None:

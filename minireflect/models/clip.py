@@ -91,7 +91,7 @@ class VisionConfig(Checked):
 class CLIPConfig(Checked):
     text: TextConfig  # with projection=None: CLIP itself projects the pooled state
     vision: VisionConfig
-    width: Size = 768  # of the joint space
+    width: Size = 768  # e, width of the joint space
 
 
 class Block(nn.Module):
@@ -275,7 +275,7 @@ class MatcherConfig(Checked):
     vocabulary: Size  # number of token ids
     eos: Natural  # id of the end-of-text token
     length: Size  # longest sentence, in tokens
-    width: Size = 96  # of both encoders and the head
+    width: Size = 96  # d, width of both encoders and the head
     layers: Depth = 3  # transformer blocks of the text encoder
     vision_layers: Depth = 1  # transformer blocks of the image encoder, after its convolutional stem
     heads: Size = 4

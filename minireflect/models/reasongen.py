@@ -44,14 +44,14 @@ class ReasonGenConfig(Checked):
     vocabulary: Size  # v, number of text token ids, BOS and EOS included and BOI not
     forms: Size  # f, entries of the form codebook
     colors: Size  # k, entries of the colour codebook
-    dimensions: Size = 8  # c, of a codebook entry
+    dimensions: Size = 8  # c, dimensions of a codebook entry
     prompt: Size = 44  # p, longest prompt in tokens; ours have up to 28, a rationale as prompt 44
     rationale: Size = 44  # r, longest rationale in tokens, BOI included; ours have up to 43
-    side: Size = 8  # of the grid of image tokens, n = side^2
+    side: Size = 8  # side of the grid of image tokens, n = side^2
     width: Size = 96
     layers: Depth = 4
     heads: Size = 4
-    hidden: Size = 264  # of the MLP
+    hidden: Size = 264  # width inside the MLPs
 
     @property
     def boi(self) -> int:

@@ -37,8 +37,8 @@ from ..streams import sent
 from .tokenizer import BOS, EOS, Tokenizer
 
 Temperature = Annotated[float, Range(1e-3)]  # logits may overflow at smaller temperatures
-EPS = 1e-6  # of RMSNorm, as in Llama
-BASE = 10_000.0  # of the rotary frequencies (Su et al. 2021, section 3.2.2)
+EPS = 1e-6  # epsilon of RMSNorm, as in Llama
+BASE = 10_000.0  # base of the rotary frequencies (Su et al. 2021, section 3.2.2)
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class TransformerConfig(Checked):
     width: Size = 96
     layers: Depth = 3
     heads: Size = 4
-    hidden: Size = 256  # of the MLP; 8/3 of the width, as in Llama
+    hidden: Size = 256  # width inside the MLP; Llama has 8/3 of the width
 
     def require(self) -> None:
         if self.width % self.heads or self.width // self.heads % 2:
@@ -309,7 +309,7 @@ ANSWERS = ("no", "yes")
 class ActorConfig(Checked):
     vocabulary: Size  # number of token ids
     latent_channels: Size = 4
-    side: Size = 8  # of the latents
+    side: Size = 8  # side of the latents
     read: Size = 60  # tokens of answers and requirements; four things with four relations have 59
     written: Size = 16  # longest edit prompt in tokens, EOS included; one that names two places has 16
     width: Size = 96

@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from ..ranges import Checked, Depth, Range, Size
 from .blocks import Downsample, Layer, Level, ResBlock, SpatialTransformer, Upsample, require_levels, zero
 
-EPS = 1e-5  # of the GroupNorms in SD's UNets
+EPS = 1e-5  # epsilon of the GroupNorms in SD's UNets
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class UNetConfig(Checked):
     heads: Size | tuple[Size, ...] | None = None
     head_width: Size | None = None  # channels per attention head on all levels; or give heads
     use_linear_projection: bool = False  # linear layers (SD 2.x, SDXL), not 1x1 convolutions (SD 1.x)
-    in_channels: Size = 4  # of the latents
-    out_channels: Size = 4  # of the predicted noise
-    groups: Size = 32  # of every GroupNorm
+    in_channels: Size = 4  # channels of the latents
+    out_channels: Size = 4  # channels of the predicted noise
+    groups: Size = 32  # groups of each GroupNorm
     pooled_width: Size | None = None  # SDXL: width of the pooled prompt; None = no added conditioning
     size_count: Size = 6  # SDXL: numbers that state sizes and crop, used only with pooled_width
     size_width: Size = 256  # SDXL: width of the embedding of each of these numbers

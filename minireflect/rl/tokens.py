@@ -13,7 +13,7 @@ ReasonGen-R1 (arXiv 2505.24875).  It is SAC's temperature (Haarnoja et al. 2018,
 Differs from ReasonGen-R1's code:
 - the bound is applied to psi after each step; a first version of their code clamps alpha inside the
   differentiated expression, so the gradient is 0 at the bound and alpha stays there
-- psi takes one step per optimiser step; theirs takes one for every two samples, on each device separately
+- psi takes one step per optimiser step; in their code, one for every two samples, on each device separately
 """
 
 import math

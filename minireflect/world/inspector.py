@@ -11,8 +11,8 @@ The inspector has no parameters, and no network is trained on it.  It works by a
        MEAN_TOLERANCE on average, and if the picture does not lie halfway to another scene.  Otherwise the
        picture is unreadable, and the reading says why.
 
-If the picture is unreadable because a flat strip, two pixels wide, crosses it, the inspector replaces the
-strip with the mean of the lines beside it and reads again.
+If the picture is unreadable and a flat strip, two pixels wide, crosses it, the inspector replaces the strip
+with the mean of the lines beside it and reads again.
 
     inspect(render(scene)).scene.facts == scene.facts
 """

@@ -236,6 +236,8 @@ def near_miss(prompt: Prompt, rng: random.Random, split: str = "train") -> Promp
     """
     if prompt.graph:
         others = [p for p in prompt_set(ARRANGEMENT, split) if p.task == prompt.task and p != prompt]
+        if not others:
+            raise ValueError(f"no near miss: {prompt.task!r} has no other prompt in {split!r}; use 'train'")
         return rng.choice(_nearest(others, lambda p: _graph_distance(prompt.graph, p.graph)))
     law, objects, outcome = LAWS[prompt.law], prompt.objects, prompt.outcome
     if rng.random() < 0.5:

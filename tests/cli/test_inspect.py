@@ -1,16 +1,20 @@
 """minireflect inspect: a picture's reading, or why there is none; what is in a weight file."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from minireflect import caption, sample_scene
 from minireflect.checkpoints.ours import SHIPPED
 from minireflect.world.canvas import write_picture
 from minireflect.world.laws import render_pixels
-from tests.cli.console import refused, run
+from tests.cli.console import ROOT, refused, run
 
 
 def test_a_picture_is_read(tmp_path: Path) -> None:
@@ -59,3 +63,13 @@ def test_what_is_no_picture_is_named_at_once(tmp_path: Path) -> None:
     for name, found in {"cut.jpg": whole[:400], "empty.png": b"", "text.jpg": b"a picture"}.items():
         (tmp_path / name).write_bytes(found)
         refused(run("inspect", name, cwd=tmp_path), f"{name} is not a picture that can be read")
+
+
+def test_a_warning_is_a_note_of_one_line(tmp_path: Path) -> None:
+    layer = "lora_unet_mid_block_attentions_0_proj_in.lora_"
+    matrices = {f"{layer}down.weight": torch.ones(2, 4), f"{layer}up.weight": torch.ones(4, 2)}
+    save_file(matrices, tmp_path / "lora.safetensors", {"ss_clip_skip": "2"})
+    words = [sys.executable, "-m", "minireflect", "inspect", "lora.safetensors"]
+    said = "note: lora.safetensors asks for ss_clip_skip '2', which is not applied; --clip-skip 1 does\n"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=env).stderr == said

@@ -93,7 +93,7 @@ def test_rlrig_from_nothing_to_a_strip(tmp_path: Path) -> None:
     words = ["--method", "rlrig", "red ball on blue box", "--rounds", "1", "--steps", "4", "--weights", "run"]
     drawn = run("sample", *words, "--out", "strip.png", cwd=tmp_path)
     assert drawn.returncode == 0, drawn.stderr[-3000:]
-    assert "a red ball on a blue box" in drawn.stdout and "drawn: " in drawn.stdout
+    assert "a red ball on a blue box" in drawn.stdout and "round 0: " in drawn.stdout
     assert (tmp_path / "strip.png").stat().st_size > 5_000
 
 
@@ -156,8 +156,11 @@ BAD_TRAININGS = {
         ("train: t_star must be in [0, 1], got 1.5",),
     ),
     "a group that cannot compare": (["rlrig", "--group", "1"], ("group must be at least 2, got 1",)),
-    "an unknown command": (["trian"], ("trian", "it is one of srrl, all")),
-    "an unknown option": (["--stepz", "1"], ("no option '--stepz', did you mean --steps?",)),
+    "an unknown command": (["trian"], ("trian", "the commands are srrl, all")),
+    "an unknown option": (
+        ["--stepz", "1"],
+        ("no option '--stepz' (did you mean --steps?); minireflect train srrl --help lists",),
+    ),
     "an option without a value": (["--steps"], ("--steps needs a whole number after it",)),
     "a word for a number": (["--lr=fast"], ("--lr must be a number, got 'fast'",)),
     "a broken number": (["--steps", "1.5"], ("--steps must be a whole number, got '1.5'",)),

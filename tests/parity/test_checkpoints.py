@@ -22,12 +22,13 @@ from minireflect import load_pipeline
 from minireflect.checkpoints import names
 from minireflect.checkpoints.files import WeightsError, new_names, read_weights
 from minireflect.checkpoints.load import Given, load_checkpoint, load_clip
-from minireflect.checkpoints.ours import describe
+from minireflect.checkpoints.ours import RIG, describe
 from minireflect.checkpoints.parts import weights_file
 from minireflect.models.clip import CLIP, CLIPConfig
 from minireflect.models.tokenizer import BytePairs, NoVocabulary, PromptError
 from minireflect.models.unet import Added
 from minireflect.rl.rewards import clip_reward
+from minireflect.run import store
 from tests.cli.console import run
 from tests.models.test_clip import CLIP_H, CLIP_L, similarity
 from tests.small import shaken
@@ -553,3 +554,26 @@ def test_a_picture_that_is_not_finite_is_an_error(checkpoint: Checkpoint) -> Non
     nn.init.constant_(pipe.autoencoder.decoder.conv_out.bias, float("nan"))
     with pytest.raises(FloatingPointError, match="a picture is not a finite number"):
         pipe.decode(torch.zeros(1, 4, 16, 16))
+
+
+def test_each_part_of_a_checkpoint_is_described_alone(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        folder = checkpoint.folder / part
+        for path in () if not folder.exists() else (folder, *folder.glob("*.safetensors")):
+            kind = part.removesuffix("_2")
+            assert describe(path).startswith(f"{path}: the {kind} of a Stable Diffusion checkpoint, ")
+            assert describe(path).endswith("all matched")
+    assert "the scheduler of a Stable Diffusion checkpoint\n  " in describe(checkpoint.folder / "scheduler")
+    assert re.search(r": a vocabulary of \d+ tokens", describe(checkpoint.folder / "tokenizer"))
+    assert "actor.safetensors: Actor of minireflect" in describe(RIG)  # each file of a folder of ours
+    with pytest.raises(WeightsError, match="it has no files"):
+        describe(tmp_path)
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(WeightsError, match="it has notes"):
+        describe(tmp_path)
+
+
+def test_the_state_of_a_training_is_described(tmp_path: Path) -> None:
+    net = nn.Linear(2, 2)
+    store(tmp_path / "s.safetensors", 7, {"net": net}, torch.optim.SGD(net.parameters()), {})
+    assert "the state of a training after 7 steps" in describe(tmp_path / "s.safetensors")

@@ -1,7 +1,9 @@
 """What checkpoints of the field state beside their tensors: the same pictures as diffusers draws."""
 
 import json
+import re
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -271,6 +273,8 @@ ODD = [  # of the right type, and no number that could be meant
     ("vae/config.json", {"scaling_factor": 0}, "above 0, got 0"),
     ("vae/config.json", {"latents_std": [1, 0, 1, 1]}, "above 0, got 0"),
     ("vae/config.json", {"latents_mean": [1, 1, 1]}, "a number for each of 4 latent channels"),
+    ("vae/config.json", {"latents_mean": [1, 1, 1, 1]}, "only one of latents_mean and latents_std"),
+    ("vae/config.json", {"latents_std": [1, 1, 1, 1]}, "only one of latents_mean and latents_std"),
 ]
 
 
@@ -345,6 +349,32 @@ def test_the_yaml_beside_a_file_is_read(tmp_path: Path) -> None:
         file.with_suffix(".yaml").write_text(text)
         with pytest.raises(WeightsError, match=told):
             load_checkpoint(file)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("modelspec.encoder_layer", "2", "encoder_layer '2', which is not applied; --clip-skip 1 does"),
+        ("ss_clip_skip", "2", "ss_clip_skip '2', which is not applied; --clip-skip 1 does"),
+        ("ss_zero_terminal_snr", "True", "ss_zero_terminal_snr 'True', which is not applied$"),
+        ("modelspec.encoder_layer", "1", None),
+        ("ss_clip_skip", "None", None),
+    ],
+)
+def test_metadata_that_changes_the_meaning_of_weights_is_told(
+    key: str, value: str, told: str | None, tmp_path: Path
+) -> None:
+    """Of a single file, and of a LoRA as kohya writes it."""
+    whole = load_file(save_original(theirs_of("sd1", tmp_path), "sd1", tmp_path / "one.safetensors"))
+    layer = "lora_unet_mid_block_attentions_0_proj_in.lora_"
+    down_up = {f"{layer}down.weight": torch.ones(2, 4, 1, 1), f"{layer}up.weight": torch.ones(4, 2, 1, 1)}
+    for read, tensors in ((load_checkpoint, whole), (read_lora, down_up)):
+        save_file(tensors, file := tmp_path / "said.safetensors", {key: value})
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            read(file)
+        said = [str(each.message) for each in caught if key in str(each.message)]
+        assert len(said) == (told is not None) and all(re.search(told, each) for each in said)
 
 
 def test_every_tensor_of_a_single_file_is_of_a_part_or_named(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPModel
 
+from minireflect import figures
 from minireflect.checkpoints.load import Given, load_checkpoint
 from minireflect.evaluate import EvaluationConfig, Score, evaluate_rewards
 from minireflect.methods import learn as learning
@@ -31,7 +32,7 @@ from minireflect.models.lora import LoRAConfig, add_lora, lora_layers
 from minireflect.models.tokenizer import PromptError
 from minireflect.pipeline import LatentDiffusion, SamplerConfig
 from minireflect.rl.rewards import incompressibility
-from minireflect.run import Job, Run
+from minireflect.run import Job, Run, read_metrics
 from minireflect.streams import rng
 from tests.cli.console import refused, run
 from tests.parity.checkpoints import WORDS, pipeline, trainable, vocabulary
@@ -413,3 +414,36 @@ def test_a_training_whose_reward_fails_can_be_resumed(base: Path, prompts: Path,
     first = run("train", *words, "--reward", "failing:mine", "--out", "first", cwd=tmp_path)
     assert first.returncode == 1 and "raised ZeroDivisionError" in first.stderr
     assert not (tmp_path / "first").exists()
+
+
+def test_several_rewards_are_measured_and_shown_as_their_plain_sum(
+    base: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Normalised within a prompt, as they are learnt from, they would be 0 on average."""
+    (tmp_path / "twofold.py").write_text(
+        "def one(images, prompts):\n    return [1.0] * len(images)\n"
+        "def three(images, prompts):\n    return [3.0] * len(images)\n"
+    )
+    said = []  # the rows of a figure
+    monkeypatch.setattr(figures, "strip", lambda rows, *_, **how: said.extend(rows))
+    words = [
+        "srrl",
+        "--base",
+        str(base),
+        "--prompts",
+        str(prompts),
+        *SMALL,
+        "--device",
+        "cpu",
+        "--out",
+        "run",
+    ]
+    words[words.index("--iterations") + 1] = "1"
+    done = run("train", *words, "--reward", "twofold:one", "2*twofold:three", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = read_metrics(tmp_path / "run")
+    assert [row["score"]["reward"] for row in rows if row["stage"] == "evaluation"] == [7.0, 7.0]
+    assert [row["reward"] for row in rows if row["stage"] == "srrl"] == [0.0]
+    pages = [json.loads(page.read_text()) for page in (tmp_path / "run" / "album").glob("*.json")]
+    assert {cell["reward"] for page in pages for cell in page} == {7.0}
+    assert said and all("reward 7.000" in text for row in said for _, text, _ in row if "kept" not in text)

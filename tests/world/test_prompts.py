@@ -1,6 +1,7 @@
 """Prompts: splits, meaning, near misses, scenes that fulfil them; GenEval's metadata, rules and folders."""
 
 import random
+from contextlib import nullcontext
 from itertools import combinations as combinations_of
 
 import pytest
@@ -210,3 +211,14 @@ def test_what_is_trained_on_is_of_the_training_split() -> None:
     assert {(p.law, p.objects, p.graph) for p in asked} <= train
     scenes = [scene for scene in map(sample_scene, range(300)) if scene.law in LAWS]
     assert {(s.law, s.objects, None) for s in scenes} <= train
+
+
+def test_a_prompt_that_is_alone_in_its_split_has_no_near_miss() -> None:
+    for prompt in prompt_set("arrangement", "test"):
+        alone = [p for p in prompt_set("arrangement", "test") if p.task == prompt.task] == [prompt]
+        with (
+            pytest.raises(ValueError, match=r"'colors' has no other prompt in 'test'")
+            if alone
+            else nullcontext()
+        ):
+            near_miss(prompt, random.Random(0), "test")
