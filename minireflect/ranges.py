@@ -164,7 +164,10 @@ def expect(value: object, hint: Any, where: str) -> Any:
     elif origin is dict or typing.is_typeddict(origin):
         known, other = {} if origin is dict else hints(origin), inner[1] if inner else Any
         if isinstance(value, dict):
-            return {k: expect(v, known.get(k, other), f"{where}.{k}"[:QUOTED]) for k, v in value.items()}
+            return {
+                k: expect(v, known.get(k, other), _middle(f"{where}.{k}", 2 * QUOTED))
+                for k, v in value.items()
+            }
     elif isinstance(origin, type) and _is(value, origin):
         if origin is float and not abs(value) <= LARGEST:  # also true for NaN
             raise Refusal(f"{where} must be a finite number of float32, got {value}")

@@ -9,17 +9,21 @@ made from an interrupted run.
 
 import base64
 import json
+import warnings
 from pathlib import Path
 from statistics import fmean
 
 from .disk import read_bytes, read_json, write_text
+from .ranges import expect
 from .run import RunError, flat, read_metrics
+from .world.canvas import read_picture
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 POINTS = 200  # most points of a curve
 # metrics of the reward with those of the inspector, and their labels and kinds; then metrics of other stages
 TRUTHS = (("reward_by_round", "right_by_round"), ("reward", "right"))
 LABELS = {"reward": ("learned reward", "reward"), "right": ("right by the inspector", "right")}
+ROW = {"prompt": str, "round": int, "reward": float, "right": bool | None}  # of a sheet, as the page reads it
 FURTHER = ("accepted", "loss", "kl", "text_entropy", "image_entropy", "sg_iou")
 
 
@@ -27,6 +31,8 @@ def write_report(folders: list[Path], out: Path) -> int:
     """Write the page.  -> its size in bytes.  Raises RunError if a folder is not a run folder."""
     if not folders:
         raise RunError("there is no run; try: minireflect report runs/srrl-1 -o report.html")
+    if out.suffix != ".html":
+        raise RunError(f"the page is written to {out}, whose name must end in .html")
     runs = [described(folder) | {"name": name} for folder, name in zip(folders, names(folders))]
     data = json.dumps(runs).replace("<", "\\u003c")  # so that a prompt cannot close the <script> element
     page = TEMPLATE.read_text("utf-8").replace("/*RUNS*/[]", data)
@@ -103,6 +109,7 @@ def line(rows: list[dict], x: str, key: str) -> dict:
     label, kind = LABELS.get(key.removesuffix("_by_round"), (key, "other"))
     values = [(row[x], row[key]) for row in rows if row.get(key) not in (None, []) and x in row]
     values = [(a, b[0] if isinstance(b, list) else b) for a, b in values]
+    values = [pair for pair in values if all(isinstance(number, int | float) for number in pair)]
     return {"label": label, "kind": kind, "points": values[:: -(-len(values) // POINTS) or 1]}
 
 
@@ -130,10 +137,20 @@ def cost(rows: list[dict]) -> dict[str, float]:
 
 
 def album(folder: Path) -> list[dict]:
-    """The sheets of pictures that a run has saved, in order: iteration, rows, and picture as a data URI."""
+    """The sheets of pictures that a run has saved, in order: iteration, rows, and picture as a data URI.
+
+    A sheet that is damaged or incomplete, as after a kill, is left out with a warning.
+    """
     found = []
     for sheet in sorted((folder / "album").glob("*.jpg")):
-        rows = read_json(sheet.with_suffix(".json"), list)
+        try:
+            step, rows = int(sheet.stem), read_json(sheet.with_suffix(".json"), list[dict])
+            for key, kind in ROW.items():
+                expect([row.get(key) for row in rows], list[kind], key)
+            read_picture(sheet)
+        except (ValueError, OSError) as error:
+            warnings.warn(f"{sheet.name} is left out: {error}", stacklevel=2)
+            continue
         picture = base64.b64encode(read_bytes(sheet)).decode()
-        found.append({"step": int(sheet.stem), "rows": rows, "picture": f"data:image/jpeg;base64,{picture}"})
+        found.append({"step": step, "rows": rows, "picture": f"data:image/jpeg;base64,{picture}"})
     return found

@@ -43,7 +43,8 @@ with suppress(ImportError):  # Windows has no fcntl; there a run folder is not l
     import fcntl
 
 Networks = dict[str, nn.Module]
-Value = float | str | bool | dict | list[float | None] | None  # a value in a line of metrics.jsonl
+Flat = float | str | bool | list[float | None] | None
+Value = Flat | dict  # in metrics.jsonl
 
 
 class ByKind(TypedDict, total=False):
@@ -59,7 +60,7 @@ class ByKind(TypedDict, total=False):
 
 
 # Types in a line of the stage "evaluation"; it has either one score, or scores for each kind of prompts.
-EVALUATION = {"model": str, "score": dict[str, Value] | None, "scores": dict[str, ByKind] | None}
+EVALUATION = {"model": str, "score": dict[str, ByKind | Flat] | None, "scores": dict[str, ByKind] | None}
 # Types in a line of a training stage, of the values that figures, tables and reports read.
 TRAINING = dict.fromkeys(("reward", "right"), float | None)
 TRAINING |= dict.fromkeys(("reward_by_round", "right_by_round"), list[float] | None)

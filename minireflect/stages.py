@@ -194,6 +194,8 @@ def lora(task: Task) -> None:
     config, method = task.config.finetune, task.config.method.upper()
     prompts, reward = read_prompts(config.prompts), chosen_reward(config, task.device)
     pipe, batches = load_base(config, task.device), replace(task.config.evaluation, batch=config.micro_batch)
+    if hasattr(reward, "plain") and task.config.srrl.group == 1:
+        raise ValueError("several rewards are normalised in a group: --group 1 leaves nothing to compare")
     pipe.table(task.config.srrl.steps)  # raises if the schedule has fewer steps
     shown = [prompts[i % len(prompts)] for i in range(batches.pictures)]
     images, plain = {}, getattr(reward, "plain", reward)  # of several rewards the sum as it is, to be shown

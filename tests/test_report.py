@@ -103,6 +103,50 @@ def test_what_is_no_run_is_named(tmp_path: Path) -> None:
     assert [a["step"] for a in described(run)["album"]] == [0]
 
 
+SPOILT = {  # what becomes of a sheet and of its rows, and what the warning says
+    "cut": (lambda jpg, rows: jpg.write_bytes(jpg.read_bytes()[:400]), "not a picture that can be read"),
+    "empty": (lambda jpg, rows: jpg.write_bytes(b""), "not a picture that can be read"),
+    "killed between the two files": (lambda jpg, rows: rows.unlink(), "json does not exist"),
+    "rows that are cut": (lambda jpg, rows: rows.write_text('[{"prom'), "is not JSON"),
+    "rows of numbers": (lambda jpg, rows: rows.write_text("[1, 2]"), "must be an object, got 1"),
+    "rows of another version": (lambda jpg, rows: rows.write_text('[{"prompt": "a"}]'), "round.0. must be"),
+    "a copy": (lambda jpg, rows: jpg.rename(jpg.with_name("copy.jpg")), "copy.jpg is left out: invalid"),
+}
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_a_damaged_sheet_is_left_out_with_a_warning(tmp_path: Path, name: str) -> None:
+    sheet = a_run(tmp_path / "run") / "album" / "00004.jpg"
+    spoil, told = SPOILT[name]
+    spoil(sheet, sheet.with_suffix(".json"))
+    with pytest.warns(UserWarning, match=f"is left out: .*{told}|{told}"):
+        assert [each["step"] for each in album(tmp_path / "run")] == [0]
+
+
+def test_a_run_of_another_version_is_shown_as_far_as_it_is_known(tmp_path: Path) -> None:
+    """Also from a place of another name, where nothing is written."""
+    run = a_run(tmp_path / "before").rename(tmp_path / "after")
+    with open(run / "metrics.jsonl", "a") as file:
+        for values in ({"novelty": {"a": [1]}, "loss": "low"}, {"novelty": None, "loss": 0.5}):
+            file.write(json.dumps({"stage": "future", "step": 0, **values}) + "\n")
+    files = {path: path.stat().st_mtime_ns for path in [run, *run.rglob("*")]}
+    write_report([run], tmp_path / "report.html")
+    (plot,) = described(run)["curves"]["future"]
+    assert plot["lines"][0]["points"] == [(0, 0.5)] and '"after"' in (tmp_path / "report.html").read_text()
+    assert files == {path: path.stat().st_mtime_ns for path in [run, *run.rglob("*")]}
+    with open(run / "metrics.jsonl", "a") as file:
+        odd = {"score": {"physical": {"by_law": [1]}}, "model": "odd"}
+        file.write(json.dumps({"stage": "evaluation", "step": 0, **odd}) + "\n")
+    with pytest.raises(ValueError, match=r"\.physical must be an object or"):
+        described(run)
+
+
+def test_a_page_replaces_nothing_but_a_page(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run")
+    with pytest.raises(RunError, match=r"metrics.jsonl, whose name must end in .html"):
+        write_report([run], run / "metrics.jsonl")
+
+
 def test_an_album_has_a_row_for_each_round_and_changes_no_stream(tmp_path: Path) -> None:
     run, pipe = Run(tmp_path / "run", {}), small_pipeline()
     half = lambda images, texts: (torch.arange(len(images)) % 2).float()  # noqa: E731

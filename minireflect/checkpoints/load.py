@@ -116,8 +116,8 @@ def _tokenizer(path: Path, pads: tuple, encoder: nn.Module, length: int, given: 
         folders = [Path(given or beside[0])] * n
     each, tokens = [], [m.num_embeddings for name, m in encoder.named_modules() if name.endswith("token")]
     for folder, pad, known in zip(folders, pads, tokens):
-        for file in folder.iterdir() if folder.is_dir() else ():
-            existing(file) if file.is_file() else None  # raises on a pointer of git-lfs
+        for file in filter(Path.is_file, folder.glob("*")):
+            existing(file)  # raises on a pointer of git-lfs
         config = read_stated("tokenizer", folder / "tokenizer_config.json")
         if (longest := int(min(length, config.get("model_max_length") or length))) < 3:
             raise WeightsError(f"model_max_length in {folder} must be at least 3, got {longest}")

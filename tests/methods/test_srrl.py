@@ -132,7 +132,7 @@ def test_recipes_are_what_their_papers_do(checkpoint: bool) -> None:
 def test_every_iteration_has_its_own_noise_rate_and_family(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the loop hands to the learner: the reward's values and not the witness's, the schedule of the
+    """What the loop hands to the learner: the reward's values and not the inspector's, the schedule of the
     learning rate, a random stream of the step; and what it adds up.
     """
     given: list[tuple] = []

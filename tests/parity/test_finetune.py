@@ -426,20 +426,10 @@ def test_several_rewards_are_measured_and_shown_as_their_plain_sum(
     )
     said = []  # the rows of a figure
     monkeypatch.setattr(figures, "strip", lambda rows, *_, **how: said.extend(rows))
-    words = [
-        "srrl",
-        "--base",
-        str(base),
-        "--prompts",
-        str(prompts),
-        *SMALL,
-        "--device",
-        "cpu",
-        "--out",
-        "run",
-    ]
-    words[words.index("--iterations") + 1] = "1"
-    done = run("train", *words, "--reward", "twofold:one", "2*twofold:three", cwd=tmp_path)
+    words = ["srrl", "--base", str(base), "--prompts", str(prompts), *SMALL, "--iterations", "1"]
+    words += ["--device", "cpu", "--reward", "twofold:one", "2*twofold:three", "--out", "run"]
+    refused(run("train", *words, "--group", "1", cwd=tmp_path), "--group 1 leaves nothing to compare")
+    done = run("train", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = read_metrics(tmp_path / "run")
     assert [row["score"]["reward"] for row in rows if row["stage"] == "evaluation"] == [7.0, 7.0]
