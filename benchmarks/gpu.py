@@ -236,11 +236,8 @@ def stable_diffusion(place: Place) -> LatentDiffusion:
     vae = (8, 8, 8, 8) if place.tiny else (128, 256, 512, 512)
     torch.manual_seed(0)
     with torch.device(place.device):
-        unet = UNet(
-            UNetConfig(
-                (n, 2 * n, 4 * n, 4 * n), (1, 1, 1, 0), 1, text[0], heads=8, groups=8 if place.tiny else 32
-            )
-        )
+        sizes = {"groups": 8, "res_blocks": 1} if place.tiny else {}
+        unet = UNet(UNetConfig((n, 2 * n, 4 * n, 4 * n), (1, 1, 1, 0), 1, text[0], heads=8, **sizes))
         sizes = {"groups": 4} if place.tiny else {}
         encoder = TextEncoder(TextConfig(49_408, 49_407, width=text[0], layers=text[1], heads=text[2]))
         autoencoder = Autoencoder(AutoencoderConfig(vae, scaling_factor=0.18215, **sizes))
@@ -254,7 +251,8 @@ def sd15(place: Place) -> Iterator[Row]:
     start = time.perf_counter()
     few, many = (2, 2) if place.tiny else (4, 50)
     rows: list[Callable[[], Row]] = [partial(sd15_sampling, place, many)]
-    for checkpointing, batch in product((False, True), (1, 4)):  # few steps: memory does not depend on them
+    batches = (1,) if place.tiny else (1, 4)
+    for checkpointing, batch in product((False, True), batches):  # few steps: memory does not depend on them
         rows.append(partial(lora_row, place, "grpo", batch, checkpointing, few))
     for checkpointing, method in product((False, True), ("grpo", "ddpo", "srrl")):
         rows.append(partial(lora_row, place, method, 2 if place.tiny else 8, checkpointing, many))

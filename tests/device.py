@@ -15,13 +15,14 @@ unless the near one has no dimensions.  The host waits where it reads a far valu
 import sys
 import traceback
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
 FAR, NEAR = torch.device("cuda"), torch.device("cpu")
 SHAPED = {"nonzero", "masked_select", "_unique2", "unique_dim", "bincount"}  # shapes depend on values
@@ -30,12 +31,22 @@ READ = {Tensor.tolist, Tensor.numpy, torch.equal, Tensor.equal}
 PACKAGE = Path(__file__).parent.parent / "minireflect"
 
 
+def tensors_in(values: Iterable[object]) -> Iterator[Tensor]:
+    """Those of lists and tuples too."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from tensors_in(value)
+
+
 class FarDevice:
     """The two modes, and the storages that are far."""
 
     def __init__(self) -> None:
         self.waits: Counter[str] = Counter()
-        self.far: dict[int, object] = {}  # storages by address, held so that no address is used again
+        # storages by address; a weak reference frees their memory, and no address is used again
+        self.far: dict[int, StorageWeakRef] = {}
         self.modes = (OnFunctions(self), OnOperations(self))
 
     def __enter__(self) -> "FarDevice":
@@ -51,7 +62,8 @@ class FarDevice:
         return isinstance(x, Tensor) and x.untyped_storage()._cdata in self.far
 
     def mark(self, x: Tensor) -> Tensor:
-        self.far[x.untyped_storage()._cdata] = x.untyped_storage()
+        if not self.is_far(x):
+            self.far[x.untyped_storage()._cdata] = StorageWeakRef(x.untyped_storage())
         return x
 
     def move(self, *modules: nn.Module) -> None:
@@ -138,7 +150,7 @@ class OnOperations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         it, name = self.it, func.__name__.split(".")[0]
-        tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
+        tensors = [*tensors_in((*args, *(kwargs or {}).values()))]
         far = [x for x in tensors if it.is_far(x)]
         near = [x for x in tensors if x.ndim and not it.is_far(x)]
         out = func(*args, **(kwargs or {}))
@@ -153,9 +165,8 @@ class OnOperations(TorchDispatchMode):
         elif near and name not in ("copy_", "_foreach_add_", "_unsafe_index") and "fused" not in name:
             shapes = [f"{tuple(x.shape)} far {it.is_far(x)}" for x in tensors]
             raise RuntimeError(f"{resolve_name(func) or name}: tensors on two devices: {shapes}")
-        for made in tree_flatten(out)[0]:
-            if isinstance(made, Tensor):
-                it.mark(made)
+        for made in tensors_in((out,)):
+            it.mark(made)
         return out
 
     def indexed(self, args) -> None:

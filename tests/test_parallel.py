@@ -163,6 +163,8 @@ def test_shares_cover_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # ---- the command under torchrun ---------------------------------------------------------------------------
 
+FEW = ["--evaluation.pictures", "2", "--steps", "2", "--prompts-per-iteration", "2", "--rounds", "1"]
+
 
 def torchrun(n: int, *words: str, script: str = "train.py") -> subprocess.Popen:
     launch = [
@@ -208,11 +210,12 @@ def test_torchrun_gives_the_metrics_of_one_process(command: str, stages: list[st
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("short_strips")
 def test_two_under_torchrun_are_one_and_a_killed_rank_stops_both(tmp_path: Path) -> None:
     """Of three runs the first has one process, the second two; the third begins with two, of which one is
     killed, and is resumed with one.
     """
-    words = ["srrl", "--preset", "smoke", "--device", "cpu", "--iterations", "6", "--out"]
+    words = ["srrl", "--preset", "smoke", "--device", "cpu", *FEW, "--iterations", "6", "--out"]
     alone = run("train", *words, "one", cwd=tmp_path)
     assert alone.returncode == 0, alone.stderr
     out = tmp_path / "killed"

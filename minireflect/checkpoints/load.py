@@ -89,10 +89,9 @@ def load_checkpoint(path: Place, given: Given = Given()) -> LatentDiffusion:
 
 
 def family_of(published: Published) -> Family:
-    """SDXL has a second text encoder; SD 2.x has linear projections in the UNet's attention.
+    """SDXL has two text encoders.  SD 2.x has linear projections in its UNet, or a text width of 1024.
 
-    A UNet without attention counts as SD 2.x if the text encoder is 1024 wide.  Raises WeightsError when
-    SDXL's second text encoder is missing.
+    Raises WeightsError when SDXL's second text encoder is missing.
     """
     path, unet = published.path, published.parts["unet"]
     if "text_encoder_2" in published.parts:
@@ -116,8 +115,8 @@ def _tokenizer(path: Path, pads: tuple, encoder: nn.Module, length: int, given: 
         folders = [Path(given or beside[0])] * n
     each, tokens = [], [m.num_embeddings for name, m in encoder.named_modules() if name.endswith("token")]
     for folder, pad, known in zip(folders, pads, tokens):
-        for file in folder.iterdir() if folder.is_dir() else ():
-            existing(file) if file.is_file() else None  # raises on a pointer of git-lfs
+        for file in filter(Path.is_file, folder.glob("*")):
+            existing(file)  # raises on a pointer of git-lfs
         config = read_stated("tokenizer", folder / "tokenizer_config.json")
         if (longest := int(min(length, config.get("model_max_length") or length))) < 3:
             raise WeightsError(f"model_max_length in {folder} must be at least 3, got {longest}")

@@ -45,7 +45,7 @@ CONFIGS: dict[type[nn.Module], type] = {
 }  # fmt: skip
 
 
-# Networks of Stable Diffusion that lie alone: part of a name in published files, and how to build them.
+# Networks of Stable Diffusion in files of their own: part -> text in tensor names, class, sizes.
 LONE = {
     "unet": ("time_embed", UNet, parts.unet_sizes),
     "vae": ("decoder.conv_in", Autoencoder, parts.autoencoder_sizes),
@@ -234,7 +234,7 @@ def describe(path: Place) -> str:
 
 
 def _describe_folder(path: Path) -> str:
-    """A folder without one file of weights: files of minireflect, a scheduler, a vocabulary; else nothing."""
+    """Lines about a folder with a scheduler, a vocabulary, or files of minireflect; "" for other folders."""
     if values := read_stated("scheduler", path / "scheduler_config.json"):
         said = ", ".join(f"{key} {value}" for key, value in values.items() if not key.startswith("_"))
         return f"{path}: the scheduler of a Stable Diffusion checkpoint\n  {said}"

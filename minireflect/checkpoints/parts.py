@@ -33,7 +33,7 @@ class Family(NamedTuple):
     head_width: int | None  # channels per attention head
     scaling_factor: float  # 1 / std of the latents
     image_size: int  # pixels
-    pads: tuple[str, ...]  # padding token of each text encoder
+    pads: tuple[str, ...]  # padding token of each text encoder, if no tokenizer folder states it
     prediction: Literal["epsilon", "v", "x0"] = "epsilon"
 
 
@@ -207,8 +207,9 @@ def _known_of(path: Path, whole: Tensors) -> dict:
 
 
 def warn_of_metadata(path: Path, layer: str = "1") -> None:
-    """Warn of what the header of a file asks for and is not applied; `layer` is the usual one of its text
-    encoder, counted from the end.
+    """Warn if the metadata of a file ask for a setting that is not applied.
+
+    `layer` is the usual layer of the family's text encoder, counted from the end.
     """
     usual = {"modelspec.encoder_layer": layer, "ss_clip_skip": layer, "ss_zero_terminal_snr": "False"}
     for key, value in read_metadata(path).items():

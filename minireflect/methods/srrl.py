@@ -113,11 +113,11 @@ Draw = Callable[[int], tuple[list[str], list[str]]]  # iteration -> prompts, and
 
 
 def train_srrl(
-    config: SRRLConfig, pipe: LatentDiffusion, reward: Reward, draw: Draw, witness: Reward | None, job: Job
+    config: SRRLConfig, pipe: LatentDiffusion, reward: Reward, draw: Draw, inspector: Reward | None, job: Job
 ) -> tuple[LatentDiffusion, Cost]:
     """The training loop.  If the UNet has LoRA adapters, only these are trained.
 
-    witness: the inspector, or None for real pictures.  Its verdicts are logged, and never used for training.
+    inspector: `inspector_reward`, or None for real pictures.  It is logged, and never used for training.
     -> the trained pipeline, and the cost of the training
     """
     run, seed = job.run, job.seed
@@ -136,13 +136,13 @@ def train_srrl(
         cost = Cost(*memory["cost"]).plus(out.cost).plus(Cost(trained=stats.evaluations))
         updates = memory["updates"] + stats.updates
         first = out.rounds[0]
-        seen = statistics(first.path.latents[:, -1], first.images, witness is not None)
+        seen = statistics(first.path.latents[:, -1], first.images, inspector is not None)
         seen |= {"clip_high": stats.clip_high, "clip_low": stats.clip_low}
         if config.group > 1:
             seen["flat"] = zero_variance_groups(first.rewards.cpu()).float().mean().item()
         said = watch(config, run, memory["watch"], seen)
         memory |= {"cost": [*cost], "updates": updates, "history": history.state_dict()}
-        values = report(out, stats, witness, config.accept)
+        values = report(out, stats, inspector, config.accept)
         spent = {"reward_calls": cost.rewards, "unet_evaluations": cost.unet + cost.trained}
         run.log("srrl", step, **values, updates_total=updates, **spent, x0_size=seen["size"], collapse=said)
         run.show("srrl", step, out.rounds[0].images)
@@ -153,11 +153,11 @@ def train_srrl(
     return pipe, Cost(*memory["cost"])
 
 
-def report(out: Rollout, stats: UpdateStats, witness: Reward | None, accept: float) -> dict:
+def report(out: Rollout, stats: UpdateStats, inspector: Reward | None, accept: float) -> dict:
     """The values that an iteration logs."""
     by_round = [r.rewards for r in out.rounds]  # (n g) each
     rewards = torch.cat([r.flatten() for r in by_round])
-    verdicts = [witness(r.images.cpu(), out.texts_of(r)) for r in out.rounds] if witness else []
+    verdicts = [inspector(r.images.cpu(), out.texts_of(r)) for r in out.rounds] if inspector else []
     scales = torch.stack([v.mean() for r in out.rounds for v in moments(r.x_T)])
     means, stds = scales.view(-1, 2).T.tolist()
     return {

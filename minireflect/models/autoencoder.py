@@ -202,6 +202,7 @@ class Quantised(NamedTuple):
     vectors: Tensor  # (b d h w) z_q, the nearest entries; gradients pass to z
     ids: Tensor  # (b h w) indices of the entries
     loss: Tensor  # () L_vq, the mean over patches and dimensions
+    encodings: Tensor  # (b d h w) z, not normalised
 
 
 class Quantiser(nn.Module):
@@ -220,12 +221,12 @@ class Quantiser(nn.Module):
 
     def forward(self, z: Tensor) -> Quantised:
         """Replace each encoding by its nearest entry.  Shapes: z (b d h w), of any length"""
-        z = F.normalize(z, dim=1)
-        rows = rearrange(z, "b d h w -> b h w d")
+        unit = F.normalize(z, dim=1)
+        rows = rearrange(unit, "b d h w -> b h w d")
         ids = (rows @ self.codebook.T).argmax(-1)  # (b h w); of vectors of length 1, the nearest
         entries = self.vectors(ids)  # (b d h w)
-        loss = F.mse_loss(entries, z.detach()) + self.beta * F.mse_loss(z, entries.detach())
-        return Quantised(z + (entries - z).detach(), ids, loss)
+        loss = F.mse_loss(entries, unit.detach()) + self.beta * F.mse_loss(unit, entries.detach())
+        return Quantised(unit + (entries - unit).detach(), ids, loss, z)
 
     def vectors(self, ids: Tensor) -> Tensor:
         """The entries with the given ids.  Shapes: ids (b h w) -> (b d h w)"""
@@ -252,13 +253,6 @@ class Quantiser(nn.Module):
         return m
 
 
-class FormAndColor(NamedTuple):
-    """The two entries of every patch."""
-
-    form: Quantised
-    color: Quantised
-
-
 class VQAutoencoder(nn.Module):
     """Encodes each patch of a picture as a form and its colours; decodes these to latents."""
 
@@ -272,15 +266,13 @@ class VQAutoencoder(nn.Module):
         last = ending(c, config.latent_channels, config.groups).values()
         self.decoder = nn.Sequential(nn.Conv2d(2 * d, c, 3, padding=1), *blocks, *last)
 
-    def forward(self, images: Tensor, twins: Tensor) -> tuple[Tensor, FormAndColor, tuple[Tensor, Tensor]]:
+    def forward(self, images: Tensor, twins: Tensor) -> tuple[Tensor, Quantised, Quantised]:
         """Reconstruct latents from the colours of the pictures and the forms of their twins.
 
-        Shapes: images, twins (b 3 8h 8w) -> latents (b z h w); the entries; the encodings of forms and of
-        colours before quantisation, (b d h w) each
+        Shapes: images, twins (b 3 8h 8w) -> latents (b z h w), forms, colours
         """
-        z = self.see_form(twins), self.see_color(images)
-        found = FormAndColor(self.forms(z[0]), self.colors(z[1]))
-        return self.decoder(torch.cat([found.form.vectors, found.color.vectors], 1)), found, z
+        form, color = self.forms(self.see_form(twins)), self.colors(self.see_color(images))
+        return self.decoder(torch.cat([form.vectors, color.vectors], 1)), form, color
 
     def encode(self, images: Tensor) -> Tensor:
         """Pictures to codes, form * colors + color.  Shapes: images (b 3 8h 8w) -> (b h w)"""
@@ -290,7 +282,7 @@ class VQAutoencoder(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         """Codes to latents.  Raises ValueError on an unknown code.  Shapes: codes (b h w) -> (b z h w)"""
         n = self.config.forms * self.config.colors
-        if ((codes < 0) | (codes >= n)).any():  # one wait for a GPU
+        if ((codes < 0) | (codes >= n)).any():  # waits only once for a GPU
             raise ValueError(f"image tokens must be in [0, {n}), got {codes.min()} to {codes.max()}")
         form, color = codes // self.config.colors, codes % self.config.colors
         return self.decoder(torch.cat([self.forms.vectors(form), self.colors.vectors(color)], 1))

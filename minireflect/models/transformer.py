@@ -181,7 +181,8 @@ class SamplingConfig(Checked):
     def chooser(self, generator: Generator | None, whole: int | None = None) -> Choose:
         """A function that samples token ids from logits; the arguments are those of `pick`.
 
-        Its attribute `total` is the sum of all logits, to check after the last token: one wait for a GPU.
+        Its attribute `total` is the sum of all logits.  Callers check once, after the last token, that it is
+        finite, because each check waits for a GPU.
         """
 
         def choose(logits: Tensor) -> Tensor:

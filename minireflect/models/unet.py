@@ -163,10 +163,10 @@ class UNet(nn.Module):
         return Layer(res, SpatialTransformer(c_out, *sizes, cfg.use_linear_projection))
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor, added: Added | None = None) -> Tensor:
-        """The predicted noise, or what else the schedule's `prediction` names.  `t` is an integer time.
+        """The predicted noise (v or x_0 for schedules with another `prediction`) at the integer time `t`.
 
-        Raises ValueError when the latents do not divide by 2^(levels - 1), on another context width, and
-        when `added` is given without `pooled_width` or the reverse.
+        Raises ValueError unless h and w are multiples of 2^(levels - 1), d is `context_width`, and `added` is
+        given if and only if there is a `pooled_width`.
         Shapes: x (b c h w), t () or (b), context (b t d) -> (b c h w)
         """
         self._check(x, context, added)

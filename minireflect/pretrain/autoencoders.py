@@ -125,7 +125,7 @@ def train_vq(
         pick = torch.cat([pick, pick + n])  # (b) pictures, then their twins
         images = to_tensor(both[pick.numpy()]).to(device)  # (b 3 64 64)
         twin = images.roll(config.batch // 2, 0)  # (b 3 64 64)
-        out, chosen, codes = model(images, twin)  # (b z 8 8)
+        out, *chosen = model(images, twin)  # (b z 8 8); forms, colours
         error = (out - latents[pick]) ** 2  # (b z 8 8)
         values = {"latents": error.mean().item()}
         for (name, used), quantised in zip(counts.named_buffers(), chosen):
@@ -134,12 +134,11 @@ def train_vq(
                 values[f"{name}_used"] = (used > 0).float().mean().item()
                 values[f"{name}_perplexity"] = perplexity(used)
         weights = patch_weights(images, twin, OBJECT_WEIGHT)  # (b 1 8 8)
-        codebooks = chosen.form.loss + chosen.color.loss
-        minimise((weights * error).mean() + codebooks, **values)
+        minimise((weights * error).mean() + sum(quantised.loss for quantised in chosen), **values)
         if (step + 1) % every == 0:
-            for (name, used), z in zip(counts.named_buffers(), codes):
+            for (name, used), quantised in zip(counts.named_buffers(), chosen):
                 if 2 * step < config.steps:
-                    books[name].revive(z.detach(), used, rng(seed, "vq", "revive", name, step))
+                    books[name].revive(quantised.encodings, used, rng(seed, "vq", "revive", name, step))
                 used.zero_()
     return model.eval().requires_grad_(False)
 

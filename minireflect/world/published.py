@@ -149,8 +149,7 @@ def read_benchmark(path: Path) -> list[dict]:
         except csv.Error as error:
             raise ValueError(f"{path} is not a table with commas: {error}") from error
         rows = [{key.lower(): value for key, value in row.items() if key} for row in table]
-        named = [(row.get("category"), row.get("prompts", row.get("prompt"))) for row in rows]
-        tasks = [{"tag": tag, "prompt": prompt} for tag, prompt in named]
+        tasks = [{"tag": r.get("category"), "prompt": r.get("prompts", r.get("prompt"))} for r in rows]
     else:
         tasks = [{"prompt": line.strip()} for line in lines if line.strip() and line[0] != "#"]
     if not tasks or not all(isinstance(task.get("prompt"), str) and task["prompt"] for task in tasks):

@@ -169,11 +169,12 @@ def test_a_picture_is_its_own_colours_and_its_twins_forms() -> None:
     torch.manual_seed(0)
     vq = VQAutoencoder(SMALL).eval()
     images, twins = torch.rand(2, 3, 3, 64, 64, generator=rng(0, "pictures")) * 2 - 1
-    out, found, codes = vq(images, twins)
-    assert torch.equal(found.form.ids, vq.encode(twins) // 16)
-    assert torch.equal(found.color.ids, vq.encode(images) % 16)
-    torch.testing.assert_close(out, vq.decode(found.form.ids * 16 + found.color.ids), atol=1e-6, rtol=0)
-    assert codes[0].shape == codes[1].shape == (3, 4, 8, 8)
+    out, form, color = vq(images, twins)
+    assert torch.equal(form.ids, vq.encode(twins) // 16)
+    assert torch.equal(color.ids, vq.encode(images) % 16)
+    torch.testing.assert_close(out, vq.decode(form.ids * 16 + color.ids), atol=1e-6, rtol=0)
+    assert torch.equal(form.encodings, vq.see_form(twins)) and form.encodings.shape == (3, 4, 8, 8)
+    assert torch.equal(color.encodings, vq.see_color(images))
 
 
 def test_a_picture_of_codes_that_is_not_finite_is_an_error() -> None:

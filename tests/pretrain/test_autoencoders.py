@@ -172,13 +172,13 @@ def test_the_codebooks_loss_and_when_entries_move(tmp_path: Path, monkeypatch: p
     config = VQTraining(steps=4, batch=2, lr=0.0, forms=32, colors=16)
     autoencoder = load_pipeline().autoencoder
     train_vq(config, pixels, twins, autoencoder, job := Job(Run(tmp_path / "run", {})))
-    for (images, twin, out, chosen, _), row in zip(seen, job.run.metrics("vq")):
+    for (images, twin, out, form, color), row in zip(seen, job.run.metrics("vq")):
         assert torch.equal(images, twin.flip(0)) and not torch.equal(images, twin)
         error = (out - autoencoder.encode(images)) ** 2
         differ = torch.nn.functional.max_pool2d((images - twin).abs().amax(1, keepdim=True), 8) > 0.1
         weight = (1 + 4.0 * differ) / (1 + 4.0 * differ).mean()
-        wanted = (weight * error).mean() + chosen.form.loss + chosen.color.loss
+        wanted = (weight * error).mean() + form.loss + color.loss
         assert row["loss"] == pytest.approx(wanted.item(), rel=1e-4)
         assert row["latents"] == pytest.approx(error.mean().item(), rel=1e-4)
-        assert row["forms_used"] == pytest.approx(len(chosen.form.ids.unique()) / 32)
+        assert row["forms_used"] == pytest.approx(len(form.ids.unique()) / 32)
     assert moved == [1, 1, 2, 2]
