@@ -56,7 +56,7 @@ from ..rl.advantage import RewardHistory, zero_variance_groups
 from ..rl.collapse import StopRule, statistics, watch
 from ..run import Job
 from ..streams import rng
-from .learn import LearnConfig, Learner, UpdateStats, learn
+from .learn import MIN_SIGMA, LearnConfig, Learner, UpdateStats, learn
 from .rollout import Cost, Rollout, RolloutConfig, Round, rollout
 
 
@@ -121,6 +121,8 @@ def train_srrl(
     -> the trained pipeline, and the cost of the training
     """
     run, seed = job.run, job.seed
+    if config.objective == "ppo" and not (config.sigmas(pipe.table(config.steps)) > MIN_SIGMA).any():
+        raise ValueError(f"with steps {config.steps} no step draws enough noise for ppo: give more steps")
     history = RewardHistory()
     rounds = config.rounds + 1 if config.mode == "select" else 1
     pictures = config.prompts_per_iteration * config.group * rounds

@@ -68,7 +68,7 @@ def train_diffusion(
     latents = encode_all(autoencoder.encode, data.pixels, device)  # (n 4 8 8)
     tokenizer = Tokenizer.of(data.vocabulary, sizes.prompt_length)
     ids, null = tokenizer(data.captions).to(device), tokenizer([""]).to(device)  # (n t), (1 t)
-    plain = torch.tensor(data.plain)  # (m) rows
+    plain = torch.tensor(data.plain or range(len(latents)))  # (m) rows
     torch.manual_seed(seed)
     # with CLIP's init_std of 0.02 the text encoder hardly learns
     lengths = (len(tokenizer), EOS, tokenizer.length)

@@ -98,6 +98,13 @@ def test_two_steps_resumed_for_two_equal_four_bit_for_bit(tmp_path: Path, object
     assert whole.metrics("srrl") == again.metrics("srrl")
 
 
+def test_ppo_without_a_step_that_it_can_train_is_refused(tmp_path: Path) -> None:
+    """The only step of one lands on the picture, and draws next to no noise."""
+    config, run = replace(CONFIG, objective="ppo", steps=1), Run(tmp_path / "run", {})
+    with pytest.raises(ValueError, match="with steps 1 no step draws enough noise for ppo"):
+        train_srrl(config, small_pipeline(), brightness, four_texts, nothing, Job(run))
+
+
 def test_bad_configurations_are_refused_with_the_numbers() -> None:
     for field, value, message in (
         ("rounds", -1, "rounds must be at least 0"),

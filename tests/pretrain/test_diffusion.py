@@ -150,6 +150,14 @@ def test_plain_captions_come_first_and_a_tenth_is_empty(
         assert 146 < (ids == tokenizer([""])).all(1).sum() < 254  # four standard errors about 200
 
 
+def test_few_pictures_may_have_no_plain_caption(tmp_path: Path) -> None:
+    pipe, data = small_pipeline(), captioned_laws(2, WorldConfig(), choices(0, "start"))
+    config, job = DiffusionTraining(steps=1, batch=2, plain=1.0), Job(Run(tmp_path / "run", {}))
+    data = data._replace(plain=[])
+    train_diffusion(config, BaseSizes(pipe.unet.config, 16, 32), data, pipe.autoencoder, job)
+    assert job.run.metrics("diffusion")[0]["loss"] > 0
+
+
 def test_reading_comes_first_with_its_own_rate_and_levels_are_drawn_as_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
