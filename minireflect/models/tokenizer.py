@@ -125,8 +125,7 @@ class BytePairs:
             words = found.ids[:limit]
             if lost := found.tokens[limit:]:
                 text = "".join(lost).replace("</w>", " ").strip()
-                said = f"the prompt is longer than {limit} tokens; this rest is ignored: {quote(text)}"
-                warnings.warn(said, stacklevel=2)
+                warnings.warn(f"a prompt has more than {limit} tokens; ignored: {quote(text)}", stacklevel=2)
             row[: len(words) + 2] = torch.tensor([self.bos, *words, self.eos])
         return ids
 
@@ -153,8 +152,7 @@ class NoVocabulary(NamedTuple):
     length: int
 
     def __call__(self, prompts: list[str]) -> Tensor:
-        folder = "give the folder of its tokenizer (vocab.json and merges.txt, or tokenizer.json)"
-        how = f"{folder} as load_pipeline(..., tokenizer=FOLDER) or --tokenizer FOLDER"
+        how = "give the folder of vocab.json and merges.txt, or tokenizer.json, as tokenizer or --tokenizer"
         raise PromptError(f"{self.source} has no vocabulary for prompts: {how}")
 
 
@@ -163,8 +161,7 @@ def _engine(folder: Path) -> "tokenizers.Tokenizer":  # noqa: F821  imported bel
     try:
         import tokenizers
     except ImportError as error:
-        hint = "pip install 'minireflect[checkpoints]'"
-        raise ImportError(f"real checkpoints need the tokenizers library: {hint}") from error
+        raise ImportError("checkpoints need tokenizers: pip install 'minireflect[checkpoints]'") from error
     from tokenizers import Regex, models, normalizers, pre_tokenizers
 
     vocabulary, merges, whole = (folder / name for name in ("vocab.json", "merges.txt", "tokenizer.json"))
