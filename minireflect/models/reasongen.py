@@ -251,8 +251,7 @@ class ReasonGen(nn.Module):
 
 def last_of(hidden: Tensor, valid: Tensor) -> Tensor:
     """The state of the last valid token of each row.  Shapes: hidden (b t d), valid (b t) -> (b 1 d)"""
-    at = valid.sum(1) - 1  # (b)
-    return hidden[torch.arange(len(hidden), device=hidden.device), at][:, None]
+    return hidden[torch.arange(len(hidden), device=hidden.device), valid.sum(1) - 1][:, None]
 
 
 def guide(logits: Tensor, without: Tensor, w: float) -> Tensor:
