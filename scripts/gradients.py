@@ -120,8 +120,8 @@ def noise(law: str, pictures: int, folder: Path) -> list[figures.Panel]:
         rows[name] = {"evaluations": spent, **cells, f"pictures for the cosine of grpo's {TARGET}": needed}
     (n2, ne, e2), t = values["remembered"].mean(0).T, pipe.table(SRRLConfig.steps).t.tolist()
     shares = {"share remembered": (ne**2 / (n2 * e2)).tolist(), "predicted": e2.tolist()}
-    told = {f"t = {i}": {k: f"{v[j]:.4f}" for k, v in shares.items()} for j, i in enumerate(t)}
-    print(Table("gradients", rows).markdown, Table("noise level", told).markdown, sep="\n\n")
+    levels = {f"t = {i}": {k: f"{v[j]:.4f}" for k, v in shares.items()} for j, i in enumerate(t)}
+    print(Table("gradients", rows).markdown, Table("noise level", levels).markdown, sep="\n\n")
     lines = [Line(name, sizes, [c.mean().item() for c in of.values()]) for name, of in each.items()]
     left = Panel("Gradients of disjoint pictures", "pictures of each", "cosine, mean of the pairs", lines)
     remembered = [Line(k, t, v) for k, v in shares.items()]

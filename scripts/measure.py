@@ -251,8 +251,8 @@ def measure_captioner(captioner: Reward, n: int) -> Table:
         images = torch.stack([render(s) for s in scenes])  # (m 3 64 64)
         true = [rationale(s, rng=draw) for s in scenes]
         false = [false_rationale(p, s, split, draw) for p, s in zip(prompts, scenes)]
-        for name, told in (("true", true), ("false by one fact", false)):
-            kept = (captioner(images, told) >= ACCEPT_WORD).float()  # (m)
+        for name, texts in (("true", true), ("false by one fact", false)):
+            kept = (captioner(images, texts) >= ACCEPT_WORD).float()  # (m)
             rows[f"{name}, {split} combinations"] = dict(zip(ORDER, (p.mean().item() for p in kept.split(n))))
     return Table("rationales found kept", rows)
 
@@ -264,7 +264,7 @@ def measure_memory(pipe: LatentDiffusion, n: int) -> None:
     both = (draw_prompts(k, "test", n // 2, choices(0, "measure", "memory", k)) for k in KINDS[:2])
     prompts = [prompt for kind in both for prompt in kind]
     found: dict[str, list[Tensor]] = {}
-    for i in tqdm(range(0, len(prompts), 48), "drawing and drawing again", leave=False):
+    for i in tqdm(range(0, len(prompts), 48), "sampling twice", leave=False):
         part = prompts[i : i + 48]
         eps, noise = pipe.eps([p.text for p in part]), rng(0, "measure", "memory", i)
 
@@ -283,10 +283,10 @@ def measure_memory(pipe: LatentDiffusion, n: int) -> None:
             found.setdefault(name, []).append(verdicts(pipe.decode(z), part) > 0.5)
     right = {name: torch.cat(v) for name, v in found.items()}
     first = right.pop("first")
-    print(f"  drawn once: {share(first.tolist())} right")
+    print(f"  first pictures: {share(first.tolist())} right")
     for name, again in right.items():
-        kept, mended = share(again[first].tolist()), share(again[~first].tolist())
-        print(f"  drawn again from {name:<26} of the right ones {kept:<18} of the wrong ones {mended}")
+        kept, repaired = share(again[first].tolist()), share(again[~first].tolist())
+        print(f"  from {name:<26} right stays right {kept:<18} wrong becomes right {repaired}")
 
 
 def twin_scene(prompt: Prompt, draw: random.Random) -> Scene:

@@ -36,12 +36,12 @@ SHOWN = {"overall": "GenEval mean", "physical": "physical laws", "unconventional
 FULL = "SFT + GRPO"
 COOL = 0.2  # a second temperature, at which improbable tokens are rarely sampled
 
-THOUGHTS = ("true", "none", "shuffled")
+RATIONALES = ("true", "none", "shuffled")
 # examples that no prompt asks for, and bfloat16
 BEYOND = ["--recombined", "0.5", "--related-captions", "0.4", "--bf16"]
-DRAWN = ["--rationales", "none", "--dense", "0.5", "--text-only", "32", "--arrangements", "0.4", *BEYOND]
-DRAWN += ["--pictures", "120000", "--steps", "12000"]
-# continues with other pictures
+START = ["--rationales", "none", "--dense", "0.5", "--text-only", "32", "--arrangements", "0.4", *BEYOND]
+START += ["--pictures", "120000", "--steps", "12000"]
+# the base is trained on other pictures a second time
 AGAIN = ["--continued", "--seed", "1", "--pictures", "40000", "--steps", "3000", "--lr", "1e-3"]
 TUNING = ["--continued", "--steps", "1000", "--batch", "48", "--pictures", "20000", "--lr", "5e-4", *BEYOND]
 REINFORCING = ["--no-controls", "--bf16"]
@@ -168,12 +168,12 @@ def main() -> None:
     arms, training = [], {}
     codec = train("vq", args.out / "vq", [])
     captioner = train("captioner", args.out / "captioner", ["--weights", str(codec)])
-    base = train("reason-sft", args.out / "base", [*DRAWN, "--weights", str(captioner)])
-    base = train("reason-sft", args.out / "base-2", [*DRAWN, *AGAIN, "--weights", str(base)])
+    base = train("reason-sft", args.out / "base", [*START, "--weights", str(captioner)])
+    base = train("reason-sft", args.out / "base-2", [*START, *AGAIN, "--weights", str(base)])
     for seed in args.seeds:
         common = ["--seed", str(seed), "--evaluation.pictures", "24"]  # the study measures on its own
         runs = {"sft-base": base, "sft-freed": freed(base, args.out / "freed")}
-        for kind in THOUGHTS:
+        for kind in RATIONALES:
             words = [*common, *TUNING, "--weights", str(base), "--rationales", kind]
             runs[f"sft-{kind}"] = train("reason-sft", args.out / f"sft-{kind}-{seed}", words)
         reinforced = REINFORCED | {n: ("true", o) for n, o in STRAINED.items() if seed == args.seeds[0]}

@@ -153,9 +153,9 @@ def rig_page(
     some = {key: COLUMNS[key] for key in ("sg_iou", "met", "right")}
     ahead = differences("the trained loop minus", arms, minus, some)
     gain = over_seeds([rows[TRAINED]["sg_iou"] / rows["base"]["sg_iou"] - 1 for rows in arms])
-    told = {"arms": means("arm", arms, COLUMNS), "differences": ahead, "fooled": fooled_table(fooled)}
-    told |= {"gain": gain, "checkers": checkers, "seeds": ", ".join(map(str, seeds)), "pictures": pictures}
-    page("rlrig", path, **told)
+    values = {"arms": means("arm", arms, COLUMNS), "differences": ahead, "fooled": fooled_table(fooled)}
+    values |= {"gain": gain, "checkers": checkers, "seeds": ", ".join(map(str, seeds)), "pictures": pictures}
+    page("rlrig", path, **values)
 
 
 def main() -> None:
@@ -175,8 +175,8 @@ def main() -> None:
     groups_figure({g: scores(r) for g, r in groups.items()}, args.docs / "rlrig_groups.png")
     t_star_figure(T_STARS, t_star, args.docs / "rlrig_t_star.png")
     reliability_figure(answers, args.docs / "rlrig_reliability.png")
-    told = checker_table(answers), fooled, args.seeds, args.pictures
-    rig_page(args.docs / "rlrig_study.md", arms, *told)
+    rest = checker_table(answers), fooled, args.seeds, args.pictures
+    rig_page(args.docs / "rlrig_study.md", arms, *rest)
 
 
 if __name__ == "__main__":

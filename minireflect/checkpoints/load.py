@@ -89,10 +89,9 @@ def load_checkpoint(path: Place, given: Given = Given()) -> LatentDiffusion:
 
 
 def family_of(published: Published) -> Family:
-    """SDXL has a second text encoder; SD 2.x has linear projections in the UNet's attention.
+    """SDXL has two text encoders.  SD 2.x has linear projections in its UNet, or a text width of 1024.
 
-    A UNet without attention counts as SD 2.x if the text encoder is 1024 wide.  Raises WeightsError when
-    SDXL's second text encoder is missing.
+    Raises WeightsError when SDXL's second text encoder is missing.
     """
     path, unet = published.path, published.parts["unet"]
     if "text_encoder_2" in published.parts:

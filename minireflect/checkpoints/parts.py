@@ -33,7 +33,7 @@ class Family(NamedTuple):
     head_width: int | None  # channels per attention head
     scaling_factor: float  # 1 / std of the latents
     image_size: int  # pixels
-    pads: tuple[str, ...]  # padding token of each text encoder
+    pads: tuple[str, ...]  # padding token of each text encoder, if no tokenizer folder states it
     prediction: Literal["epsilon", "v", "x0"] = "epsilon"
 
 

@@ -163,7 +163,7 @@ class UNet(nn.Module):
         return Layer(res, SpatialTransformer(c_out, *sizes, cfg.use_linear_projection))
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor, added: Added | None = None) -> Tensor:
-        """The predicted noise, or what else the schedule's `prediction` names.  `t` is an integer time.
+        """The predicted noise (v or x_0 for schedules with another `prediction`) at the integer time `t`.
 
         Raises ValueError unless h and w are multiples of 2^(levels - 1), d is `context_width`, and `added` is
         given if and only if there is a `pooled_width`.

@@ -87,7 +87,8 @@ def corrupt(
     Shapes: images, twins (b 3 64 64), b prompts -> (b 3 64 64)
     """
     chance = Chance(generator, images)
-    kind, way = chance.integers(6), chance.integers(3)  # (b 1 1 1)
+    # (b 1 1 1) kind: 0 clean, 1 noisy latents, 2 and 5 renoised, 3 dull, 4 guess or mix; way: a variant of it
+    kind, way = chance.integers(6), chance.integers(3)
     z = pipe.autoencoder.encode(images)  # (b 4 8 8)
     noise = chance.normal(z.shape)
     latents = torch.where(kind == 1, z + chance.uniform(0, 0.3) * noise, z)

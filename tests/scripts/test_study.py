@@ -151,7 +151,7 @@ def test_the_study_of_reasongen_measures_every_row_on_the_run_that_it_belongs_to
     ]
     monkeypatch.setattr(sys, "argv", words)
     reason_study.main()
-    assert len(asked) == 4 + 2 * (len(reason_study.THOUGHTS) + len(reason_study.REINFORCED)) + len(
+    assert len(asked) == 4 + 2 * (len(reason_study.RATIONALES) + len(reason_study.REINFORCED)) + len(
         reason_study.STRAINED
     )
     starts = {name: w[w.index("--weights") + 1] for name, w in asked if "--weights" in w}
@@ -203,7 +203,7 @@ def test_every_option_of_the_studies_is_one_of_the_command_line() -> None:
     s, r = study, reason_study
     arms = [("srrl", options) for options in s.ARMS.values()]
     arms += [("rlrig", [*rig_study.SHORT, "--group", "2", "--graphs", "4", "--evaluation.seed", "1"])]
-    arms += [("reason-sft", options) for options in ([*r.DRAWN, *r.AGAIN], r.TUNING)]
+    arms += [("reason-sft", options) for options in ([*r.START, *r.AGAIN], r.TUNING)]
     reinforced = [*(options for _, options in r.REINFORCED.values()), *r.STRAINED.values()]
     arms += [("reason-grpo", [*r.REINFORCING, *options]) for options in reinforced]
     for command, options in arms:
