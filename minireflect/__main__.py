@@ -9,10 +9,10 @@
 """
 
 import argparse
+import os
 import signal
 import sys
 import warnings
-from contextlib import suppress
 from importlib import import_module
 from inspect import getdoc
 from io import TextIOWrapper
@@ -31,14 +31,14 @@ def main(words: list[str] | None = None) -> int:
     -> exit status: 0; 1 if a check or run fails; 2 on bad input; 130 if stopped; 141 if the output closes
     """
     command, *rest = (sys.argv[1:] if words is None else words) or [""]
+    sys.stdout, sys.stderr = (s or open(os.devnull, "w") for s in (sys.stdout, sys.stderr))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         # a terminal without Unicode must not stop a run; each line is flushed, to notice a full disk at once
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace", line_buffering=True)
     warnings.formatwarning = lambda message, *_: f"note: {message}\n"  # without a place in our files
-    with suppress(ValueError):  # raised outside the main thread
-        for number in stops() - {signal.SIGINT}:
-            signal.signal(number, signal.default_int_handler)
+    for number in stops() - {signal.SIGINT}:
+        signal.signal(number, signal.default_int_handler)
     try:
         if command in ("", *HELP):
             print(__doc__.strip())

@@ -13,6 +13,7 @@ import json
 import os
 import secrets
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -59,7 +60,12 @@ def replacing(path: Place, durable: bool = True, keep: Path | None = None) -> It
 
 
 def stops() -> set[int]:
-    """The signals that stop a command: Ctrl-C, kill, and a closed terminal unless `nohup` ignores it."""
+    """The signals that stop a command: Ctrl-C, kill, and a closed terminal unless `nohup` ignores it.
+
+    Only the main thread gets signals: in another one there are none.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return set()
     hangup = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows has no SIGHUP
     ignored = signal.getsignal(hangup) == signal.SIG_IGN
     return {signal.SIGINT, signal.SIGTERM, signal.SIGTERM if ignored else hangup}

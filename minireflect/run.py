@@ -303,8 +303,8 @@ class Run:
         if self.stop_signal == number == signal.SIGINT:
             raise KeyboardInterrupt  # a second Ctrl-C stops at once
         self.stop_signal = number
-        with suppress(OSError):  # the terminal may be closed; `print` cannot be used inside another print
-            os.write(2, b"\nfinishing this step, then saving ...\n")
+        with suppress(OSError, AttributeError):  # it may be closed; `print` must not interrupt another print
+            os.write(sys.stderr.fileno(), b"\nfinishing this step, then saving ...\n")
 
 
 @contextmanager

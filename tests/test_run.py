@@ -7,10 +7,12 @@ import os
 import pty
 import select
 import signal
+import socket
 import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
 from pathlib import Path
 
@@ -162,6 +164,7 @@ def test_a_line_cut_short_by_a_kill_is_dropped(tmp_path: Path) -> None:
     assert all(json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
 
 
+@pytest.mark.usefixtures("terminal")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_the_old_signal_handlers_come_back(tmp_path: Path, number: signal.Signals) -> None:
     before = signal.getsignal(number)
@@ -181,7 +184,33 @@ def test_nohup_is_respected(tmp_path: Path) -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+def test_a_thread_can_train(tmp_path: Path) -> None:
+    """As of a notebook's widget or a web page; only the main thread gets signals."""
+    net, done = torch.nn.Linear(1, 1), []
+    steps = Run(tmp_path, {}).steps("s", 3, {"net": net}, torch.optim.SGD(net.parameters(), lr=0.1))
+    thread = threading.Thread(target=lambda: done.extend(steps))
+    thread.start()
+    thread.join()
+    assert done == [0, 1, 2]
+
+
 @pytest.mark.slow
+def test_a_training_without_output_is_stopped_like_another(tmp_path: Path) -> None:
+    """As of a daemon: what is opened next may get the number of the closed stream."""
+    run, words = tmp_path / "run", "-m minireflect train vq --preset smoke --steps 2000 --out"
+    shell = f"exec {sys.executable} {words} {run} >&- 2>&-"
+    process = subprocess.Popen(["sh", "-c", shell], cwd=ROOT)
+    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.terminate()
+    assert process.wait() == 130 and (run / "state" / "vq.safetensors").exists()
+    assert (run / ".lock").read_text() == f"process {process.pid} on {socket.gethostname()}"
+    assert read_metrics(run)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("terminal")
 def test_a_closed_terminal_stops_a_training_that_is_saved(tmp_path: Path) -> None:
     """All that is printed after the terminal is gone fails; the step is finished and saved nevertheless."""
     words = [sys.executable, "-m", "minireflect", "train", "vq", "--preset", "smoke", "--steps", "2000"]
