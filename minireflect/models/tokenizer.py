@@ -164,7 +164,7 @@ def _engine(folder: Path) -> "tokenizers.Tokenizer":  # noqa: F821  imported bel
         raise ImportError("checkpoints need tokenizers: pip install 'minireflect[checkpoints]'") from error
     from tokenizers import Regex, models, normalizers, pre_tokenizers
 
-    vocabulary, merges, whole = (folder / name for name in ("vocab.json", "merges.txt", "tokenizer.json"))
+    vocabulary, merges, single = (folder / name for name in ("vocab.json", "merges.txt", "tokenizer.json"))
     try:
         if vocabulary.is_file() and merges.is_file():
             ends = {"unk_token": END_TEXT, "end_of_word_suffix": "</w>", "continuing_subword_prefix": ""}
@@ -179,8 +179,8 @@ def _engine(folder: Path) -> "tokenizers.Tokenizer":  # noqa: F821  imported bel
             engine.add_special_tokens([t for t in (BEGIN_TEXT, END_TEXT) if t in engine.get_vocab()])
             _add_tokens(engine, folder)
             return engine
-        if whole.is_file():
-            engine = tokenizers.Tokenizer.from_str(whole.read_text("utf-8-sig"))
+        if single.is_file():
+            engine = tokenizers.Tokenizer.from_str(single.read_text("utf-8-sig"))
             engine.no_padding(), engine.no_truncation()
             return engine
     except BaseException as error:  # the library raises bare exceptions, and panics
