@@ -128,8 +128,8 @@ def differences_table(arms: list[Arms]) -> Table:
 def parts_table(scores: list[dict[str, Score]], arm: str) -> Table:
     """Shares of one arm for each task and law, as means over the seeds."""
     heads = ("right", "rationale right", "picture keeps it")
-    parts = scores[0][arm]["parts"]
-    cells = {part: zip(*(seed[arm]["parts"][part] for seed in scores)) for part in parts}
+    parts = [seed[arm]["parts"] for seed in scores]
+    cells = {part: zip(*(seed[part] for seed in parts)) for part in parts[0]}
     return Table(arm, {part: dict(zip(heads, map(over_seeds, values))) for part, values in cells.items()})
 
 

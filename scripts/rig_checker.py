@@ -53,9 +53,8 @@ def asked_of_renders(name: str) -> dict[str, list]:
         whole = [True] * (len(scene.objects) + 1)
         asked = [question(graph, scene, whole, chance) for _ in range(QUESTIONS)]
         ids = tokenizer([r.words for r, _ in asked])
-        logits = matcher(image.expand(QUESTIONS, -1, -1, -1), ids)
-        said = torch.sigmoid(logits).tolist()
-        found += [(p, truth, kind_of(r)) for p, (r, truth) in zip(said, asked)]
+        yes = matcher(image.expand(QUESTIONS, -1, -1, -1), ids).sigmoid().tolist()
+        found += [(p, truth, kind_of(r)) for p, (r, truth) in zip(yes, asked)]
     return dict(zip(("probability", "truth", "kind"), map(list, zip(*found))))
 
 

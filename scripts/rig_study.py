@@ -175,8 +175,7 @@ def main() -> None:
     groups_figure({g: scores(r) for g, r in groups.items()}, args.docs / "rlrig_groups.png")
     t_star_figure(T_STARS, t_star, args.docs / "rlrig_t_star.png")
     reliability_figure(answers, args.docs / "rlrig_reliability.png")
-    rest = checker_table(answers), fooled, args.seeds, args.pictures
-    rig_page(args.docs / "rlrig_study.md", arms, *rest)
+    rig_page(args.docs / "rlrig_study.md", arms, checker_table(answers), fooled, args.seeds, args.pictures)
 
 
 if __name__ == "__main__":

@@ -164,6 +164,7 @@ def test_a_line_cut_short_by_a_kill_is_dropped(tmp_path: Path) -> None:
     assert all(json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
 
 
+@pytest.mark.usefixtures("terminal")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_the_old_signal_handlers_come_back(tmp_path: Path, number: signal.Signals) -> None:
     before = signal.getsignal(number)
@@ -209,6 +210,7 @@ def test_a_training_without_output_is_stopped_like_another(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("terminal")
 def test_a_closed_terminal_stops_a_training_that_is_saved(tmp_path: Path) -> None:
     """All that is printed after the terminal is gone fails; the step is finished and saved nevertheless."""
     words = [sys.executable, "-m", "minireflect", "train", "vq", "--preset", "smoke", "--steps", "2000"]

@@ -147,8 +147,7 @@ def weights_folder(path: Place | None) -> Path:
     """The folder of a run's weights; None = the shipped weights.  Raises WeightsError if it is missing."""
     folder = SHIPPED if path is None else Path(path)
     if not folder.is_dir():
-        takes = "--weights takes the run folder of a training command"
-        raise WeightsError(f"there is no folder {folder}; {takes}")
+        raise WeightsError(f"there is no folder {folder}; --weights takes the run folder of a training")
     return folder / "weights" if (folder / "weights").is_dir() else folder
 
 

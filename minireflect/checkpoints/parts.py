@@ -237,9 +237,8 @@ def weights_file(path: Path, stems: tuple[str, ...] = STEMS) -> Path:
 
     here = sorted(file.name for file in path.iterdir() if file.is_file())
     if not (found := [m for name in here if (m := re.fullmatch(rf"(?:{'|'.join(stems)}){ENDINGS}", name))]):
-        expected = f"expected {stems[0]}.safetensors, or another known name"
         has = ", ".join(sorted(file.name for file in path.iterdir())[:3]) or "no files"
-        raise WeightsError(f"there are no weights in {path}: {expected}; it has {has}")
+        raise WeightsError(f"{path} has no {stems[0]}.safetensors or other file of weights; it has {has}")
     return path / min(found, key=order)[0]
 
 

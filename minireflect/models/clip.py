@@ -83,8 +83,7 @@ class VisionConfig(Checked):
     def require(self) -> None:
         require_multiple("size", self.size, "patch", self.patch)
         if self.stem and (made := stem_patch(self.stem)) != self.patch:
-            halvings = f"{len(self.stem)} + 1 halvings"
-            raise ValueError(f"a stem of {halvings} makes patches of {made} pixels, not of {self.patch}")
+            raise ValueError(f"a stem {self.stem} makes patches of {made} pixels, not of {self.patch}")
 
 
 @dataclass(frozen=True)

@@ -197,17 +197,17 @@ class ReasonGen(nn.Module):
     @torch.no_grad()
     def sample(
         self, prompts: Tensor, sampling: SamplingConfig, generator: Generator,
-        rationale: Tensor | None = None, whole: int | None = None,
+        rationale: Tensor | None = None, all_rows: int | None = None,
     ) -> Sampled:  # fmt: skip
         """Sample a rationale and a picture for each prompt; with given rationales, only the picture.
 
         Given rationales must end in BOI.  A sampled rationale that reaches the length limit is closed with
-        BOI; as `chosen` is False there, the loss leaves this token out.  `whole` is explained at `pick`.
+        BOI; as `chosen` is False there, the loss leaves this token out.  `all_rows` is explained at `pick`.
         Raises FloatingPointError when a logit is not finite.
         Shapes: prompts (b p), rationale (b r)
         """
         cache = self.transformer.cache(len(prompts))
-        hidden, choose = self.read(prompts, EOS, cache), sampling.chooser(generator, whole)  # (b 1 d)
+        hidden, choose = self.read(prompts, EOS, cache), sampling.chooser(generator, all_rows)  # (b 1 d)
         if rationale is None:
             limits = self.config.boi, self.config.rationale
             text = self.transformer.sample(hidden, cache, choose, *limits, forced=True)
@@ -251,8 +251,7 @@ class ReasonGen(nn.Module):
 
 def last_of(hidden: Tensor, valid: Tensor) -> Tensor:
     """The state of the last valid token of each row.  Shapes: hidden (b t d), valid (b t) -> (b 1 d)"""
-    at = valid.sum(1) - 1  # (b)
-    return hidden[torch.arange(len(hidden), device=hidden.device), at][:, None]
+    return hidden[torch.arange(len(hidden), device=hidden.device), valid.sum(1) - 1][:, None]
 
 
 def guide(logits: Tensor, without: Tensor, w: float) -> Tensor:

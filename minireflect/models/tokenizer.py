@@ -125,8 +125,7 @@ class BytePairs:
             words = found.ids[:limit]
             if lost := found.tokens[limit:]:
                 text = "".join(lost).replace("</w>", " ").strip()
-                said = f"the prompt is longer than {limit} tokens; this rest is ignored: {quote(text)}"
-                warnings.warn(said, stacklevel=2)
+                warnings.warn(f"a prompt has more than {limit} tokens; ignored: {quote(text)}", stacklevel=2)
             row[: len(words) + 2] = torch.tensor([self.bos, *words, self.eos])
         return ids
 
@@ -153,8 +152,7 @@ class NoVocabulary(NamedTuple):
     length: int
 
     def __call__(self, prompts: list[str]) -> Tensor:
-        folder = "give the folder of its tokenizer (vocab.json and merges.txt, or tokenizer.json)"
-        how = f"{folder} as load_pipeline(..., tokenizer=FOLDER) or --tokenizer FOLDER"
+        how = "give the folder of vocab.json and merges.txt, or tokenizer.json, as tokenizer or --tokenizer"
         raise PromptError(f"{self.source} has no vocabulary for prompts: {how}")
 
 
@@ -163,11 +161,10 @@ def _engine(folder: Path) -> "tokenizers.Tokenizer":  # noqa: F821  imported bel
     try:
         import tokenizers
     except ImportError as error:
-        hint = "pip install 'minireflect[checkpoints]'"
-        raise ImportError(f"real checkpoints need the tokenizers library: {hint}") from error
+        raise ImportError("checkpoints need tokenizers: pip install 'minireflect[checkpoints]'") from error
     from tokenizers import Regex, models, normalizers, pre_tokenizers
 
-    vocabulary, merges, whole = (folder / name for name in ("vocab.json", "merges.txt", "tokenizer.json"))
+    vocabulary, merges, single = (folder / name for name in ("vocab.json", "merges.txt", "tokenizer.json"))
     try:
         if vocabulary.is_file() and merges.is_file():
             ends = {"unk_token": END_TEXT, "end_of_word_suffix": "</w>", "continuing_subword_prefix": ""}
@@ -182,8 +179,8 @@ def _engine(folder: Path) -> "tokenizers.Tokenizer":  # noqa: F821  imported bel
             engine.add_special_tokens([t for t in (BEGIN_TEXT, END_TEXT) if t in engine.get_vocab()])
             _add_tokens(engine, folder)
             return engine
-        if whole.is_file():
-            engine = tokenizers.Tokenizer.from_str(whole.read_text("utf-8-sig"))
+        if single.is_file():
+            engine = tokenizers.Tokenizer.from_str(single.read_text("utf-8-sig"))
             engine.no_padding(), engine.no_truncation()
             return engine
     except BaseException as error:  # the library raises bare exceptions, and panics

@@ -146,18 +146,18 @@ class Block(nn.Module):
         return x + self.down(F.silu(self.gate(y)) * self.up(y))
 
 
-def pick(log_prob: Tensor, generator: Generator | None, whole: int | None = None) -> Tensor:
+def pick(log_prob: Tensor, generator: Generator | None, all_rows: int | None = None) -> Tensor:
     """Sample a token for each row; without a generator, take the most probable token.
 
-    `whole` is the number of rows over all processes (parallel.py): every process draws the noise of all rows
-    and uses that of its own.  The noise is drawn on the CPU.
+    `all_rows` is the number of rows over all processes (parallel.py).  Every process draws the noise of all
+    rows, on the CPU, and uses that of its own.
     Shapes: log_prob (b v) -> (b)
     """
     if generator is None:
         return log_prob.argmax(-1)
     n, v = log_prob.shape
-    noise = torch.empty(whole or n, v).exponential_(generator=generator)
-    noise = noise[rows(whole)] if whole else noise
+    noise = torch.empty(all_rows or n, v).exponential_(generator=generator)
+    noise = noise[rows(all_rows)] if all_rows else noise
     # with exponential noise E, argmax(p / E) has the distribution p, as in torch.multinomial
     return (log_prob.exp() / sent(noise, log_prob.device)).argmax(-1)
 
@@ -178,7 +178,7 @@ class SamplingConfig(Checked):
     # guidance scale w of image tokens: logits are uncond + w (cond - uncond); 1 = no guidance
     guidance: Weight = 1.0
 
-    def chooser(self, generator: Generator | None, whole: int | None = None) -> Choose:
+    def chooser(self, generator: Generator | None, all_rows: int | None = None) -> Choose:
         """A function that samples token ids from logits; the arguments are those of `pick`.
 
         Its attribute `total` is the sum of all logits.  Callers check once, after the last token, that it is
@@ -187,7 +187,7 @@ class SamplingConfig(Checked):
 
         def choose(logits: Tensor) -> Tensor:
             choose.total = choose.total + logits.sum()
-            return pick(self.log_probs(logits), generator, whole)
+            return pick(self.log_probs(logits), generator, all_rows)
 
         choose.total = 0.0
         return choose
@@ -288,17 +288,18 @@ class Transformer(nn.Module):
         b = len(hidden)
         ids = torch.full((b, length), EOS, device=hidden.device)
         chosen = torch.zeros(b, length, dtype=torch.bool, device=hidden.device)
-        going = torch.ones(b, dtype=torch.bool, device=hidden.device)  # texts that have not ended
+        unfinished = torch.ones(b, dtype=torch.bool, device=hidden.device)  # texts that have not ended
         last = hidden
         for i in range(length):
             if forced and i == length - 1:
                 token = torch.full((b,), end, device=hidden.device)
             else:
-                token, chosen[:, i] = choose(self.head(hidden)[:, 0].float()), going  # (b)
-            ids[:, i] = torch.where(going, token, ids[:, i])
-            hidden = self(self.embed(ids[:, i : i + 1]), cache, going[:, None])
-            last = torch.where(going[:, None, None], hidden, last)
-            going = going & (ids[:, i] != end)  # an early exit would wait for the GPU and change the noise
+                token, chosen[:, i] = choose(self.head(hidden)[:, 0].float()), unfinished  # (b)
+            ids[:, i] = torch.where(unfinished, token, ids[:, i])
+            hidden = self(self.embed(ids[:, i : i + 1]), cache, unfinished[:, None])
+            last = torch.where(unfinished[:, None, None], hidden, last)
+            # no early exit when all have ended: it would wait for the GPU and change the noise of later draws
+            unfinished = unfinished & (ids[:, i] != end)
         return SampledText(ids, chosen, last)
 
 

@@ -174,6 +174,7 @@ def test_a_reader_that_has_read_enough_ends_a_command_quietly(
     assert status == 141 and not (tmp_path / "stderr").read_text()
 
 
+@pytest.mark.usefixtures("terminal")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_command_that_is_terminated_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals

@@ -74,7 +74,7 @@ def test_the_reward_rises_with_regression(tmp_path: Path, mode: str) -> None:
     assert mu[:3].mean() > max(0.1, mu[3].mean())  # what is seen moves up, what is not seen need not
 
 
-@pytest.mark.parametrize("objective", ["ppo", "regress"])
+@pytest.mark.parametrize("objective", [pytest.param("ppo", marks=pytest.mark.slow), "regress"])
 def test_two_steps_resumed_for_two_equal_four_bit_for_bit(tmp_path: Path, objective: str) -> None:
     config = replace(CONFIG, iterations=4, objective=objective, advantage="history", replay=3)
     reward = plus if objective == "regress" else brightness  # the regression asks for a probability

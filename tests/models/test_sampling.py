@@ -21,8 +21,8 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     each: list[Tensor] = []
     real = transformer.pick
 
-    def pick(log_prob: Tensor, generator: Generator | None, whole: int | None = None) -> Tensor:
-        token = real(log_prob, generator, whole)
+    def pick(log_prob: Tensor, generator: Generator | None, all_rows: int | None = None) -> Tensor:
+        token = real(log_prob, generator, all_rows)
         each.append(log_prob.gather(1, token[:, None])[:, 0])
         return token
 

@@ -288,9 +288,7 @@ def test_padding_is_the_checkpoints(real_vocabulary: Path) -> None:
 
 def test_a_long_prompt_is_cut_and_says_what_is_lost(tmp_path: Path) -> None:
     tokenizer = BytePairs(vocabulary(tmp_path), length=6)
-    with pytest.warns(
-        UserWarning, match="longer than 4 tokens; this rest is ignored: .*riding a red bicycle"
-    ):
+    with pytest.warns(UserWarning, match="a prompt has more than 4 tokens; ignored: .*riding a red bicycle"):
         ids = tokenizer(["a photo of a cat riding a red bicycle"])
     assert ids.shape == (1, 6) and ids[0, -1] == tokenizer.eos
 
@@ -459,7 +457,9 @@ def test_a_folder_without_a_part_is_an_error(tmp_path: Path) -> None:
     config.write_text(json.dumps(values))
     for file in (tmp_path / "sd" / "vae").glob("*.safetensors"):
         file.unlink()
-    with pytest.raises(WeightsError, match=r"there are no weights in .*vae"):
+    with pytest.raises(
+        WeightsError, match=r"vae has no diffusion_pytorch_model\.safetensors or other file of weights"
+    ):
         load_checkpoint(tmp_path / "sd")
     with pytest.raises(WeightsError, match=r"model_index.json is missing"):
         load_checkpoint(tmp_path)
@@ -512,7 +512,7 @@ def test_what_a_single_file_does_not_say_is_assumed_aloud(tmp_path: Path) -> Non
     with pytest.warns(UserWarning, match="assuming 'v', as SD 2.x at 768 pixels does"):
         pipe = load_checkpoint(file)
     assert pipe.schedule.config.prediction == "v" and pipe.image_size == 768
-    with pytest.raises(PromptError, match=r"has no vocabulary for prompts: .* --tokenizer FOLDER"):
+    with pytest.raises(PromptError, match=r"has no vocabulary for prompts: .* as tokenizer or --tokenizer"):
         pipe.embed(["a cat"])
     (tmp_path / "v2.yaml").write_text("model:\n  params:\n    parameterization: eps\n")
     assert load_checkpoint(file).schedule.config.prediction == "epsilon"

@@ -137,7 +137,7 @@ def test_in_parts_the_update_is_the_same(base: Path, objective: str) -> None:
         assert (whole[name] - split[name]).abs().max() < 1e-3 * whole[name].abs().max() + 1e-7, name
 
 
-@pytest.mark.parametrize("family", ["sd2", "sdxl"])
+@pytest.mark.parametrize("family", [pytest.param("sd2", marks=pytest.mark.slow), "sdxl"])
 def test_the_other_families_learn_too(family: str, tmp_path: Path) -> None:
     """v-prediction, and two text encoders with a pooled prompt, through rollout, reflection and update."""
     pipeline(family, tmp_path).save_pretrained(tmp_path / "sd")
@@ -165,7 +165,7 @@ def test_parts_are_those_that_were_drawn(base: Path) -> None:
     assert learner.parts(10) == [slice(0, 10)]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
 def test_in_half_precision_the_first_ratio_is_one_and_latents_are_float32(
     base: Path, dtype: torch.dtype
 ) -> None:

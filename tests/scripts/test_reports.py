@@ -131,6 +131,7 @@ def test_runs_of_several_methods_are_columns_of_one_table_and_curves_of_one_figu
     assert (tmp_path / "methods.png").stat().st_size > 5_000
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
     folders = [run_folder(tmp_path / str(i), False, 0.1) for i in range(2)]
     words = [sys.executable, str(Path(seeds.__file__)), *map(str, folders)]
