@@ -100,6 +100,7 @@ def gather(part: Tensor, n: int, unit: int = 1) -> Tensor:
     """Join the results for the `rows` of each process into a batch of n.  Shapes: part (r ...) -> (n ...)"""
     if world() == 1:
         return part
+    part = torch.as_tensor(part)  # a reward may give a list
     own, kind = share(n, unit), torch.uint8 if part.dtype == torch.bool else part.dtype
     whole = torch.zeros(n, *part.shape[1:], dtype=kind, device=part.device)
     whole[own] = part[: own.stop - own.start].to(kind)

@@ -9,18 +9,22 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from minireflect import parallel
 from minireflect.methods.reasongen import ReasonRLConfig, Rewards, train_reason_grpo
 from minireflect.methods.rollout import rollout
 from minireflect.methods.srrl import SRRLConfig, train_srrl
 from minireflect.models.lora import LoRAConfig, add_lora
+from minireflect.parallel import spread
+from minireflect.pipeline import scored
 from minireflect.run import Job, Run, read_metrics
 from minireflect.streams import rng
 from minireflect.tracking import numbers
@@ -110,6 +114,20 @@ def test_two_processes_train_as_one(name: str, tmp_path: Path) -> None:
     for folder in two:
         for mine, theirs in zip(drawn(folder), drawn(one), strict=True):
             assert torch.equal(mine, theirs)
+
+
+KINDS = {"list": Tensor.tolist, "numpy": Tensor.numpy, "bf16": Tensor.bfloat16, "right": lambda v: v > 0.5}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_reward_may_give_numbers_of_any_kind(kind: str, tmp_path: Path) -> None:
+    def work(folder: Path) -> None:
+        images, prompts = torch.linspace(0, 1, 5).view(5, 1, 1, 1).expand(5, 3, 4, 4), list("abcde")
+        reward = lambda x, _: KINDS[kind](x.mean((1, 2, 3)))  # noqa: E731
+        assert torch.equal(scored(partial(spread, reward), images, prompts), scored(reward, images, prompts))
+
+    with_processes(2, work, tmp_path)
 
 
 @pytest.mark.slow
