@@ -53,6 +53,7 @@ def start(folder: Path, *more: str) -> subprocess.Popen:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("terminal")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, number: signal.Signals) -> None:
     folder = tmp_path / "run"

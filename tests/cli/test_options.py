@@ -57,10 +57,10 @@ def test_help_of_the_main_command_fits_a_screen(
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 HELP = """
-import os, resource, sys, torch
+import gc, os, resource, sys, torch
 from minireflect.__main__ import main
+gc.collect(), gc.freeze()  # a child that looks at them would copy them
 own = resource.getrusage(resource.RUSAGE_SELF)
-print(own.ru_utime + own.ru_stime, flush=True)
 for command in sys.argv[1:]:
     process = os.fork()
     if not process:
@@ -72,15 +72,16 @@ for command in sys.argv[1:]:
 """
 
 
+def seconds(*words: str) -> float:
+    """Of CPU, for a process of its own."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, *words], check=True, capture_output=True, cwd=ROOT, env=ENVIRONMENT)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
 def test_help_takes_at_most_two_seconds() -> None:
     """Of CPU, or half more than torch, which a busy machine slows too.  What is quick once is quick."""
-
-    def seconds(*words: str) -> float:
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, *words], check=True, capture_output=True, cwd=ROOT, env=ENVIRONMENT)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
     taken = (seconds("-m", "minireflect", "train", "srrl", "--help") for _ in range(3))
     assert any(t <= 2.0 or t <= 1.5 * seconds("-c", "import torch") for t in taken)
 
@@ -92,11 +93,12 @@ def test_help_of_every_command_takes_at_most_two_seconds() -> None:
     for _ in range(3):
         words = [sys.executable, "-c", HELP, *late]
         done = subprocess.run(words, check=True, capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT)
-        torch, *taken = map(float, done.stdout.split())
-        late = [c for c, t in zip(late, taken, strict=True) if t > max(2.0, 1.5 * torch)]
+        taken = [*map(float, done.stdout.split())]
+        limit = 2.0 if max(taken) <= 2.0 else max(2.0, 1.5 * seconds("-c", "import torch"))
+        late = [c for c, t in zip(late, taken, strict=True) if t > limit]
         if not late:
             return
-    raise AssertionError(f"slow help: {late}, {taken} s; import torch: {torch} s")
+    raise AssertionError(f"slow help: {late}, {taken} s where {limit} s are allowed")
 
 
 @pytest.mark.parametrize(
