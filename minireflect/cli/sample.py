@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import asdict, dataclass, field, replace
+from os.path import isfile
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,7 +21,7 @@ from ..methods.rlrig import LoopConfig, load_parts
 from ..models.lora import merge_lora
 from ..models.transformer import SamplingConfig, Temperature
 from ..pipeline import OPPOSITE, LatentDiffusion, SamplerConfig, chosen_device
-from ..ranges import Checked, Count, Finite, Natural, Share, Weight, plain
+from ..ranges import Checked, Count, Finite, Natural, Share, Weight, plain, quote
 from ..rl.rewards import load_reward, reward_beside
 from ..streams import choices, rng
 from ..world.canvas import read_picture, to_pixels, write_picture
@@ -124,6 +125,9 @@ def check_arguments(args: SampleOptions, way: str) -> None:
     base = args.checkpoint.base
     if not args.prompts:
         raise ValueError('there is no prompt; try: minireflect sample "a tall red candle in still air"')
+    files = [prompt for prompt in args.prompts if base and isfile(prompt)]
+    if files and (len(args.prompts) > 1 or args.out.suffix):
+        raise ValueError(f"{quote(files[0])} is a file of prompts: give it alone, with --out FOLDER")
     if base is None and not all(map(split, args.prompts)):
         raise ValueError("a prompt is empty or contains no words")
     usual = {**vars(SampleOptions()), **vars(CheckpointConfig())}
@@ -208,13 +212,13 @@ def sample_checkpoint(args: SampleOptions, prompts: list[str]) -> Said:
 
 def export(args: SampleOptions, pipe: LatentDiffusion) -> Said:
     """Save pictures of a benchmark's prompts in the folder layout of its scorer, with settings.json."""
-    file = Path(args.prompts[0])
-    about = read_benchmark(file) if file.is_file() else [{"prompt": prompt} for prompt in args.prompts]
+    file = args.prompts[0]
+    about = read_benchmark(Path(file)) if isfile(file) else [{"prompt": prompt} for prompt in args.prompts]
     for i, task in enumerate(about):
         noise, prompts = rng(args.seed, "export", i), [task["prompt"]] * args.each
         images = pipe.generate(prompts, args.steps, args.guidance, args.eta, generator=noise)
         write_samples(args.out, [task], images, first=i)
-    text = json.dumps(asdict(args) | {"prompts": args.prompts[0]}, default=str, indent=2)
+    text = json.dumps(asdict(args), default=str, indent=2)
     write_text(args.out / "settings.json", text + "\n")
     return [], []
 

@@ -393,6 +393,18 @@ def test_bad_input_to_sample_is_one_sentence(base: Path, tmp_path: Path) -> None
         run("sample", "--base", str(base), "--lora", "nowhere", "a cat", cwd=tmp_path),
         "nowhere does not exist",
     )
+    (tmp_path / "many.txt").write_text("a cat")
+    for words in (["many.txt"], ["a cat", "many.txt", "--out", "folder"]):
+        said = "'many.txt' is a file of prompts: give it alone, with --out FOLDER"
+        refused(run("sample", "--base", str(base), *words, cwd=tmp_path), said)
+
+
+def test_exported_prompts_may_be_longer_than_the_name_of_a_file(base: Path, tmp_path: Path) -> None:
+    texts = ["a cat " * 50, "a dog"]
+    few = ["--base", str(base), "--steps", "1", "--each", "1", "--out", "folder"]
+    done = run("sample", *few, *texts, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "folder" / "settings.json").read_text())["prompts"] == texts
 
 
 @pytest.mark.slow
