@@ -75,7 +75,8 @@ def main(words: list[str] | None = None) -> int:
 def inspect(words: list[str]) -> int:
     """usage: minireflect inspect PATH ...
 
-      PATH  checkpoint, CLIP or LoRA (a folder or a file), our own weights, or a picture 64 pixels high
+      PATH  checkpoint, or a part of one, CLIP or LoRA (a folder or a file), a run folder or our own weights,
+            or a picture 64 pixels high
 
     Parts of a file that are not supported are named.
     """
