@@ -94,13 +94,12 @@ def train(config: Config) -> None:
         run.tracking = Tracking(config.log, run.folder) if config.log and not parallel.rank() else None
         do(Task(config, run, source or run.folder / "weights", device), *config.stages)
     except FAILURES as error:
-        if isinstance(error, RuntimeError) and not (lacks_memory(error) or isinstance(error, RewardFailed)):
+        bug = isinstance(error, RuntimeError) and not (lacks_memory(error) or isinstance(error, RewardFailed))
+        if run.abandon() or bug or isinstance(error, ValueError | BrokenPipeError):
             raise
         if isinstance(error, FloatingPointError):
             hint = "the last good state is kept; try a lower learning rate in another --out"
             raise Unfinished(f"{error}, in {run.at}; {hint}") from error
-        if run.abandon() or isinstance(error, ValueError | BrokenPipeError):
-            raise
         said = f"{sentence(error)}, in {run.at}; the saved state is kept, continue with --resume"
         raise Unfinished(f"{said} --out {folder}") from error
     print(f"done in {(time.time() - clock) / 60:.1f} minutes; figures are in {folder / 'figures'}")

@@ -131,7 +131,7 @@ def chosen_reward(config: FinetuneConfig, device: torch.device) -> Reward:
         return clip.to(device), tokenizer
 
     def reward_of(asked: str) -> tuple[float, Reward]:
-        found = re.fullmatch(r"(?:([\d.]+)\*)?([\w.]+(?::\w+)?)(?:=(.+))?", asked)
+        found = re.fullmatch(r"(?:(\d+(?:\.\d*)?(?:e[+-]?\d+)?|\.\d+)\*)?([\w.]+(?::\w+)?)(?:=(.+))?", asked)
         if found is None:
             raise ValueError(f"--reward {asked!r} is not [WEIGHT*]NAME[=PATH] or [WEIGHT*]MODULE:FUNCTION")
         weight, name, path = float(found[1] or 1), found[2], found[3]

@@ -425,6 +425,12 @@ def test_a_training_whose_reward_fails_can_be_resumed(base: Path, prompts: Path,
     sys.modules.pop("failing")
     first = run("train", *words, "--reward", "failing:mine", "--out", "first", cwd=tmp_path)
     assert first.returncode == 1 and "raised ZeroDivisionError" in first.stderr
+    (tmp_path / "failing.py").write_text(good.replace("images.mean", "float('nan') * images.mean"))
+    sys.modules.pop("failing")
+    none = run("train", *words, "--reward", "failing:mine", "--out", "first", cwd=tmp_path)
+    assert none.returncode == 1 and none.stderr.splitlines()[-1].endswith("is not a finite number"), (
+        none.stderr
+    )
     assert not (tmp_path / "first").exists()
 
 

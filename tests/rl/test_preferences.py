@@ -1,5 +1,6 @@
 """Rewards of preferences, against the formulas of their papers' code, written here with transformers."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,11 @@ def test_several_are_normalised_within_their_group(tmp_path: Path, monkeypatch: 
     (tmp_path / "broken.py").write_text("def (")
     with pytest.raises(ValueError, match=r"broken:f: .*syntax"):
         reward_of_module("broken:f")
+    for weight, right in {"1e3": 1e3, ".5": 0.5, "1.2.3": None, ".": None}.items():
+        config = FinetuneConfig(base="x", reward=(f"{weight}*loudness:brightness",))
+        with nullcontext() if right else pytest.raises(ValueError, match=r"is not \[WEIGHT"):
+            plain = chosen_reward(config, torch.device("cpu")).plain(images, asked)
+            torch.testing.assert_close(plain, right * images.mean((1, 2, 3)))
     with pytest.raises(ValueError, match="--reward beauty is not one of"):
         chosen_reward(FinetuneConfig(base="x", reward=("beauty",)), torch.device("cpu"))
 
