@@ -162,12 +162,10 @@ def expect(value: object, hint: Any, where: str) -> Any:
         if len(kinds) == len(value):
             return origin(expect(v, kind, f"{where}[{i}]") for i, (v, kind) in enumerate(zip(value, kinds)))
     elif origin is dict or typing.is_typeddict(origin):
-        known, other = {} if origin is dict else hints(origin), inner[1] if inner else Any
+        kinds, rest = {} if origin is dict else hints(origin), inner[1] if inner else Any
         if isinstance(value, dict):
-            return {
-                k: expect(v, known.get(k, other), _middle(f"{where}.{k}", 2 * QUOTED))
-                for k, v in value.items()
-            }
+            places = {k: _middle(f"{where}.{k}", 2 * QUOTED) for k in value}
+            return {k: expect(v, kinds.get(k, rest), places[k]) for k, v in value.items()}
     elif isinstance(origin, type) and _is(value, origin):
         if origin is float and not abs(value) <= LARGEST:  # also true for NaN
             raise Refusal(f"{where} must be a finite number of float32, got {value}")
