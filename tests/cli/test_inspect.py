@@ -70,6 +70,9 @@ def test_a_warning_is_a_note_of_one_line(tmp_path: Path) -> None:
     matrices = {f"{layer}down.weight": torch.ones(2, 4), f"{layer}up.weight": torch.ones(4, 2)}
     save_file(matrices, tmp_path / "lora.safetensors", {"ss_clip_skip": "2"})
     words = [sys.executable, "-m", "minireflect", "inspect", "lora.safetensors"]
-    said = "note: lora.safetensors asks for ss_clip_skip '2', which is not applied; --clip-skip is one less than it\n"
+    said = "asks for ss_clip_skip '2', which is not applied; --clip-skip is one less than it\n"
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    assert subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=env).stderr == said
+    assert (
+        subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=env).stderr
+        == f"note: lora.safetensors {said}"
+    )
