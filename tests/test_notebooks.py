@@ -90,8 +90,7 @@ def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.notebook
 @pytest.mark.parametrize("path", NOTEBOOKS + SOLUTIONS, ids=lambda p: f"{p.parent.name}-{p.stem}")
 def test_notebook_runs(path: Path) -> None:
-    """The first in a kernel, as `python -m tests.test_notebooks` runs all of them."""
-    executed(path) if path == NOTEBOOKS[0] else runs(path)
+    runs(path)
 
 
 @pytest.mark.notebook
