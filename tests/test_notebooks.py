@@ -19,7 +19,6 @@ from pathlib import Path
 import nbclient
 import nbformat
 import pytest
-from IPython.core.interactiveshell import InteractiveShell
 from PIL import Image
 from traitlets.config import Config
 
@@ -57,16 +56,14 @@ def executed(path: Path) -> nbformat.NotebookNode:
     return notebook
 
 
-class Shell(InteractiveShell):
-    def enable_gui(self, gui: str | None = None) -> None:
-        """`%matplotlib inline` asks for none."""
-
-
 def stepped_through(path: Path) -> None:
     """Every cell, from the notebook's own folder, in this process; raises on the first cell that fails."""
+    from IPython.core.interactiveshell import InteractiveShell  # not in the process that talks to kernels
+
     os.chdir(path.parent)
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    shell = Shell.instance(config=Config({"HistoryManager": {"enabled": False}}))
+    InteractiveShell.enable_gui = lambda shell, gui=None: None  # `%matplotlib inline` asks for none
+    shell = InteractiveShell.instance(config=Config({"HistoryManager": {"enabled": False}}))
     for code in sources(json.loads(path.read_text()), "code"):
         signal.alarm(300)
         shell.run_cell(code, store_history=True).raise_error()
