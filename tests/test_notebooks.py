@@ -8,10 +8,7 @@ import ast
 import base64
 import io
 import json
-import multiprocessing
-import os
 import re
-import signal
 import statistics
 import sys
 from pathlib import Path
@@ -20,7 +17,6 @@ import nbclient
 import nbformat
 import pytest
 from PIL import Image
-from traitlets.config import Config
 
 from tests.parity.checkpoints import trainable
 
@@ -56,27 +52,6 @@ def executed(path: Path) -> nbformat.NotebookNode:
     return notebook
 
 
-def stepped_through(path: Path) -> None:
-    """Every cell, from the notebook's own folder, in this process; raises on the first cell that fails."""
-    from IPython.core.interactiveshell import InteractiveShell  # not in the process that talks to kernels
-
-    os.chdir(path.parent)
-    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    InteractiveShell.enable_gui = lambda shell, gui=None: None  # `%matplotlib inline` asks for none
-    shell = InteractiveShell.instance(config=Config({"HistoryManager": {"enabled": False}}))
-    for code in sources(json.loads(path.read_text()), "code"):
-        signal.alarm(300)
-        shell.run_cell(code, store_history=True).raise_error()
-
-
-def runs(path: Path) -> None:
-    """In a process forked off this one, which has imported torch already: a kernel takes seconds to start."""
-    process = multiprocessing.get_context("fork").Process(target=stepped_through, args=(path,))
-    process.start()
-    process.join()
-    assert process.exitcode == 0, f"status {process.exitcode}"
-
-
 @pytest.fixture(autouse=True)
 def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -87,13 +62,13 @@ def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.notebook
 @pytest.mark.parametrize("path", NOTEBOOKS + SOLUTIONS, ids=lambda p: f"{p.parent.name}-{p.stem}")
 def test_notebook_runs(path: Path) -> None:
-    runs(path)
+    executed(path)
 
 
 @pytest.mark.notebook
 def test_checkpoint_notebook_runs_on_a_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MINIREFLECT_BASE", str(trainable(tmp_path)))
-    runs(ROOT / "notebooks" / "7_real_checkpoints.ipynb")
+    executed(ROOT / "notebooks" / "7_real_checkpoints.ipynb")
 
 
 @pytest.mark.notebook
