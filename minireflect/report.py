@@ -23,8 +23,9 @@ POINTS = 200  # most points of a curve
 # metrics of the reward with those of the inspector, and their labels and kinds; then metrics of other stages
 TRUTHS = (("reward_by_round", "right_by_round"), ("reward", "right"))
 LABELS = {"reward": ("learned reward", "reward"), "right": ("right by the inspector", "right")}
-ROW = {"prompt": str, "round": int, "reward": float, "right": bool | None}  # of a sheet, as the page reads it
 FURTHER = ("accepted", "loss", "kl", "text_entropy", "image_entropy", "sg_iou")
+# types of a row of album/STEP.json
+ROW = {"prompt": str, "round": int, "reward": float, "right": bool | None}
 
 
 def write_report(folders: list[Path], out: Path) -> int:

@@ -7,8 +7,8 @@
     state/STAGE.done            marker of a finished stage
     figures/*.png
 
-After Ctrl-C or `kill -TERM` the current step is finished and saved. `kill -9` loses the steps since the last
-save. Every training loop iterates over `Run.steps`, which saves and restores the state.
+After Ctrl-C, `kill -TERM` or a hangup, the current step is finished and saved. `kill -9` loses the steps
+since the last save. Every training loop iterates over `Run.steps`, which saves and restores the state.
 """
 
 import errno

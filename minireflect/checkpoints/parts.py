@@ -214,7 +214,7 @@ def warn_of_metadata(path: Path, layer: str = "1") -> None:
     usual = {"modelspec.encoder_layer": layer, "ss_clip_skip": layer, "ss_zero_terminal_snr": "False"}
     for key, value in read_metadata(path).items():
         if key in usual and value not in (usual[key], "None", ""):
-            skip = "" if "snr" in key else "; --clip-skip is one less than it"
+            skip = "" if "snr" in key else "; give --clip-skip, this number minus 1"
             warnings.warn(f"{path} asks for {key} {quote(value)}, which is not applied{skip}", stacklevel=5)
 
 

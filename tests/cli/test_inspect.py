@@ -70,7 +70,7 @@ def test_a_warning_is_a_note_of_one_line(tmp_path: Path) -> None:
     matrices = {f"{layer}down.weight": torch.ones(2, 4), f"{layer}up.weight": torch.ones(4, 2)}
     save_file(matrices, tmp_path / "lora.safetensors", {"ss_clip_skip": "2"})
     words = [sys.executable, "-m", "minireflect", "inspect", "lora.safetensors"]
-    said = "asks for ss_clip_skip '2', which is not applied; --clip-skip is one less than it\n"
+    said = "asks for ss_clip_skip '2', which is not applied; give --clip-skip, this number minus 1\n"
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     assert (
         subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=env).stderr

@@ -354,8 +354,16 @@ def test_the_yaml_beside_a_file_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [
-        ("modelspec.encoder_layer", "2", "encoder_layer '2', which is not applied; --clip-skip is one less"),
-        ("ss_clip_skip", "2", "ss_clip_skip '2', which is not applied; --clip-skip is one less"),
+        (
+            "modelspec.encoder_layer",
+            "2",
+            "encoder_layer '2', which is not applied; give --clip-skip, this number minus 1",
+        ),
+        (
+            "ss_clip_skip",
+            "2",
+            "ss_clip_skip '2', which is not applied; give --clip-skip, this number minus 1",
+        ),
         ("ss_zero_terminal_snr", "True", "ss_zero_terminal_snr 'True', which is not applied$"),
         ("modelspec.encoder_layer", "1", None),
         ("ss_clip_skip", "None", None),
