@@ -83,14 +83,14 @@ def asked_of_the_loop(weights: Path) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def checker_table(answers: dict[str, dict[str, list]]) -> Table:
-    """Share of correct answers by kind of question, and the calibration error."""
+    """Share of correct answers by truth and kind of the question, and the calibration error."""
 
     def right(a: dict[str, list], kind: str) -> str:
         asked = zip(a["probability"], a["truth"], a["kind"])
-        rows = [(p >= 0.5) == t for p, t, k in asked if kind in ("all", k)]
+        rows = [(p >= 0.5) == t for p, t, k in asked if kind in ("all", "met" if t else "not met", k)]
         return f"{np.mean(rows):.3f} of {len(rows):,}"
 
-    kinds = ["all", *dict.fromkeys(k for a in answers.values() for k in a["kind"])]
+    kinds = ["all", "met", "not met", *dict.fromkeys(k for a in answers.values() for k in a["kind"])]
     rows = {kind: {name: right(a, kind) for name, a in answers.items()} for kind in kinds}
     errors = {name: calibration(a)[1] for name, a in answers.items()}
     return Table("right answers", rows | {"calibration error": errors})
