@@ -1,5 +1,6 @@
 """Rewards: learned from words, exact from pixels, the size of a JPEG, and the Checker's answers."""
 
+import statistics
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -152,21 +153,20 @@ def test_an_answer_does_not_depend_on_the_other_questions(fused: bool) -> None:
 
 @pytest.mark.parametrize("name", ["checker", "judge"])
 def test_the_shipped_networks_answer_about_held_out_scenes(name: str) -> None:
-    """Half of the requirements are true, half are another graph's; 97 % is what 2,000 questions measure
-    (docs/log.md).
+    """Requirements of the picture's own graph and of another graph.  The networks are cautious, as most of
+    their training pictures were corrupted: docs/rlrig.md has 0.89 and 0.90 of those met, 0.98 of the others.
     """
     check, draw = load_checker(name=name), choices(3, "held-out")
     pictures = [sample_picture(draw, "test") for _ in range(60)]
     images = torch.stack([render(scene) for _, scene in pictures])
     graphs = [g for g, _ in pictures]
-    right = []
+    said: dict[bool, list[bool]] = {True: [], False: []}  # answers, by the truth
     for asked in (graphs, graphs[1:] + graphs[:1]):
-        answers = check(images, asked)
-        for (_, scene), graph, met in zip(pictures, asked, answers.met):
-            right += [
-                r.met_by(scene.objects) == bool(said) for r, said in zip(graph.requirements, met.tolist())
-            ]
-    assert len(right) > 400 and sum(right) / len(right) > 0.94
+        for (_, scene), graph, met in zip(pictures, asked, check(images, asked).met.tolist()):
+            for requirement, yes in zip(graph.requirements, met):
+                said[requirement.met_by(scene.objects)].append(yes)
+    assert min(map(len, said.values())) > 300
+    assert statistics.mean(said[True]) > 0.84 and statistics.mean(said[False]) < 0.03
 
 
 def test_the_matchers_reward_is_its_probability() -> None:
