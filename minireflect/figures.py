@@ -7,7 +7,6 @@ notebook with `%matplotlib inline` shows the figure that a cell returns.
 
 import textwrap
 from collections.abc import Callable, Sequence
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from .disk import replacing
 from .ranges import plain
+from .world.canvas import to_pixels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +27,8 @@ INK, TRUTH, REWARD, BASE, OTHER, WRONG = "#282e3c", "#28a046", "#285adc", "#9999
 Cell = tuple[Tensor, str, bool | None]
 DPI = 110  # of figures in a notebook
 FONT = 9  # points, for all texts
-SIDE = 1.35  # inches of a picture in a notebook: slightly more than 128 pixels, with its frame
+SIDE = 1.35  # inches of a picture: more than 128 pixels in a notebook
+STEP = 1.45  # inches from one picture to the next
 PAGE = 9.0  # inches; pages shrink wider figures to this width
 Bars = dict[str, dict[str, tuple[float, float, float]]]  # group -> name -> share, both ends of interval
 
@@ -175,36 +176,19 @@ def bars(path: Path | None, xlabel: str, plots: dict[str, Bars]) -> "Figure":
     return save(panels[0].figure, path)
 
 
-def picture(axes: "Axes", image: Tensor, mark: str = "", right: bool | None = None) -> None:
-    """Show a picture with a text under it, and a green frame if it is right, a red one if it is wrong.
-
-    Shapes: image (3 h w)
-    """
-    axes.imshow(((image.clamp(-1, 1) + 1) / 2).permute(1, 2, 0).numpy(), interpolation="nearest")
-    axes.set(xticks=[], yticks=[])
-    color, width = (INK, 1) if right is None else (TRUTH if right else WRONG, 2)
-    axes.spines[:].set(color=color, linewidth=width)
-    axes.set_xlabel(mark, fontsize=FONT * max(1.0, axes.figure.get_figwidth() / PAGE), parse_math=False)
+def edge(right: bool | None) -> dict[str, str | int]:
+    """Style of a frame: green if the picture is right, red if it is wrong, thin if that is not known."""
+    color = INK if right is None else TRUTH if right else WRONG
+    return {"color": color, "linewidth": 1 if right is None else 2}
 
 
 def gallery(cells: Sequence[Cell | None], columns: int = 6, labels: Sequence[str] = ()) -> "Figure":
-    """For a notebook: pictures in rows, each with its text below, and `labels` left of the rows.
+    """For a notebook: pictures in rows, each with its text below, and `labels` above the rows.
 
     A cell that is None leaves its place empty.
     """
-    rows, width = -(-len(cells) // columns), (SIDE + 0.07) * columns + 0.3 * bool(labels)
-    shrunk = max(1.0, width / PAGE)
-    marks = [wrap(cell[1], int(19 / shrunk)) if cell else "" for cell in cells]
-    below = 0.17 * shrunk * (1 + max(mark.count("\n") for mark in marks))  # inches
-    plots = new_figure(width, (SIDE + below + 0.05) * rows, rows, columns)
-    for axes, cell, mark in zip_longest(plots, cells, marks):
-        if cell:
-            picture(axes, cell[0], mark, cell[2])
-        else:
-            axes.set(xticks=[], yticks=[], frame_on=False)
-    for axes, label in zip(plots[::columns], labels):
-        axes.set_ylabel(wrap(label, int(18 / shrunk)), fontsize=FONT * shrunk)
-    return plots[0].figure
+    rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
+    return strip(rows, labels or [""] * len(rows))
 
 
 def slider(name: str, values: Sequence[float], draw: "Callable[..., Figure]") -> None:
@@ -225,32 +209,44 @@ def wrap(text: str, width: int = 34) -> str:
 
 
 def strip(
-    rows: list[list[Cell]], labels: Sequence[str], heads: Sequence[str], path: Path, abreast: int = 1
-) -> None:
-    """Save rows of pictures with a label above each row and a text under each picture.
+    rows: Sequence[Sequence[Cell | None]], labels: Sequence[str], heads: Sequence[str] = (),
+    path: Path | None = None, abreast: int = 1,
+) -> "Figure":  # fmt: skip
+    """Draw rows of pictures with a label above each row and a text under each picture, and save the figure if
+    there is a path.
 
-    `heads` are the titles of the columns, such as rounds or models. `abreast` rows are put side by side.
+    `heads` are the titles of the columns, such as rounds or models. `abreast` rows are put side by side. A
+    cell that is None leaves its place empty.
     """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    # one plot, whose coordinates are inches from the top left: a plot per picture takes five times as long
     columns, fits = max(map(len, rows)), min(abreast, len(rows))
-    shrunk = max(1.0, 1.65 * columns * fits / PAGE)
-    labels = [wrap(plain(label), int(22 * columns / shrunk)) for label in labels]
-    above = shrunk * (19 + 12 * max(label.count("\n") for label in labels[:abreast]))  # points, of the heads
-    rows = [[(image, wrap(mark, int(21 / shrunk)), right) for image, mark, right in row] for row in rows]
-    most = max(text.count("\n") for text in [*labels, *(mark for row in rows for _, mark, _ in row)])
-    # taller than needed: the compressed layout closes the gaps, and `save` cuts off the margin
-    lanes, widths = -(-len(rows) // abreast), [*[1] * columns, 0.06] * fits  # a narrow gap after every row
-    height = lanes * (2.4 + 0.2 * shrunk * most)  # inches
-    plots = new_figure(1.65 * columns * fits, height, lanes, len(widths), width_ratios=widths)
-    text = {"xycoords": "axes fraction", "textcoords": "offset points", "size": FONT * shrunk}
-    for i, axes in enumerate(plots):
-        row, k = divmod(i, columns + 1)
-        if row < len(rows) and k < len(rows[row]):
-            picture(axes, *rows[row][k])
-        else:
-            axes.set_axis_off()
-        if k == 0 and row < len(rows):  # an empty title reserves the height of the label, but not its width
-            axes.annotate(labels[row], (0, 1), (0, 4), in_layout=False, parse_math=False, **text)
-            axes.set_title("\n" * (1 + labels[row].count("\n")), fontsize=FONT * shrunk)
-        if row < abreast and k < len(heads) and any(k < len(below) for below in rows[row::abreast]):
-            axes.annotate(heads[k], (0, 1), (0, above), weight="bold", parse_math=False, **text)
-    save(plots[0].figure, path)
+    width = STEP * columns + 0.1  # of a row
+    shrunk = max(1.0, fits * width / PAGE)
+    line, text = 0.155 * shrunk, {"size": FONT * shrunk, "parse_math": False}
+    labels = [wrap(plain(label), int(20 * columns / shrunk)) for label in labels]
+    axes, y = Figure(dpi=DPI).add_axes((0, 0, 1, 1)), line * bool(heads)
+    for k, head in enumerate(heads):
+        for i in range(fits):
+            if any(k < len(row) for row in rows[i::abreast]):
+                axes.text(i * width + STEP * k, 0, head, va="top", weight="bold", **text)
+    for first in range(0, len(rows), abreast):
+        lane, below = range(first, min(first + abreast, len(rows))), 0
+        y += line * max(1.5 + labels[i].count("\n") if labels[i] else 0 for i in lane)
+        for i in lane:
+            axes.text((i - first) * width, y - 0.05, labels[i], va="bottom", **text)
+            for k, cell in enumerate(rows[i]):
+                if cell:
+                    x, mark = (i - first) * width + STEP * k, wrap(cell[1], int(20 / shrunk))
+                    place = (x, x + SIDE, y + SIDE, y)
+                    axes.imshow(to_pixels(cell[0][None])[0], extent=place, interpolation="nearest")
+                    axes.add_patch(Rectangle((x, y), SIDE, SIDE, fill=False, **edge(cell[2])))
+                    axes.text(x + SIDE / 2, y + SIDE + 0.05, mark, ha="center", va="top", **text)
+                    below = max(below, 1 + mark.count("\n") if mark else 0)
+        y += SIDE + line * below + 0.1
+    axes.set(xlim=(0, fits * width), ylim=(y, 0), aspect="auto")
+    axes.set_axis_off()
+    axes.figure.set_size_inches(fits * width, y)
+    return save(axes.figure, path)
