@@ -344,7 +344,7 @@ def trainable(folder: Path, level: float = 1.0) -> Path:
     return folder / "sd"
 
 
-def taught(base: Path, steps: int = 300) -> None:
+def taught(base: Path, steps: int = 150) -> None:
     """Train the UNet of a base a little, on latents of one random colour each, so that it predicts noise."""
     pipe = StableDiffusionPipeline.from_pretrained(base)
     unet, abar = pipe.unet.train(), pipe.scheduler.alphas_cumprod
