@@ -176,10 +176,10 @@ def bars(path: Path | None, xlabel: str, plots: dict[str, Bars]) -> "Figure":
     return save(panels[0].figure, path)
 
 
-def edge(right: bool | None) -> dict[str, str | int]:
+def edge(right: bool | None) -> dict[str, object]:
     """Style of a frame: green if the picture is right, red if it is wrong, thin if that is not known."""
     color = INK if right is None else TRUTH if right else WRONG
-    return {"color": color, "linewidth": 1 if right is None else 2}
+    return {"color": color, "linewidth": 1 if right is None else 2, "clip_on": False}
 
 
 def gallery(cells: Sequence[Cell | None], columns: int = 6, labels: Sequence[str] = ()) -> "Figure":

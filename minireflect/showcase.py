@@ -85,8 +85,9 @@ def compare(
 ) -> list[list[Cell]]:  # fmt: skip
     """Save a strip with one row per prompt and verdicts under the pictures.
 
-    A picture that equals the one before it in its row is labelled "kept". `notes` are texts above the
-    verdicts of a column. `read=False` shows only the reward, for pictures that the inspector cannot read.
+    `notes` are texts above the verdicts of a column. Without notes, a picture that equals the one before it
+    in its row is labelled "kept". `read=False` shows only the reward, for pictures that the inspector cannot
+    read.
 
     Shapes: columns (n 3 h w) each, n prompts -> n rows of cells
     """
@@ -96,8 +97,8 @@ def compare(
         above = notes[name] if notes else [""] * len(prompts)
         for row, image, text, value, note in zip(rows, images.cpu(), prompts, values, above):
             shown, said, right = verdict(image, text, value) if read else (image, f"reward {value:.3f}", None)
-            if row and torch.equal(row[-1][0], shown):
-                said = "kept: " + row[-1][1].splitlines()[-1].removeprefix("kept: ")
+            if row and not notes and torch.equal(row[-1][0], shown):
+                said = "kept: " + row[-1][1].removeprefix("kept: ")
             row.append((shown, f"{note}\n{said}".strip(), right))
     figures.strip(rows, prompts, list(columns), path, abreast=2 if len(rows) > 4 else 1)
     return rows

@@ -69,7 +69,7 @@ def test_notes_stand_above_the_verdict(tmp_path: Path) -> None:
     columns = {name: torch.ones(1, 3, 32, 32) for name in ("one", "two")}
     notes = {"one": ["first"], "two": ["second"]}
     (row,) = compare(columns, brightness, ["a fox"], tmp_path / "x.png", notes, read=False)
-    assert [mark for _, mark, _ in row] == ["first\nreward 1.000", "second\nkept: reward 1.000"]
+    assert [mark for _, mark, _ in row] == ["first\nreward 1.000", "second\nreward 1.000"]
 
 
 def test_the_fixed_prompts_are_the_first_of_every_law() -> None:
