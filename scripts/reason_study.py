@@ -4,11 +4,12 @@
 
 It writes docs/reasongen_study.md and docs/reasongen_*.png.
 
-All seeds share the codebooks, the captioner that reads rationales, and the base.  The base is trained to
-generate pictures from prompts and dense captions, and to write rationales, but not to generate a picture from
-its own rationale.  For each seed it is then fine-tuned in three ways (with true rationales, with none, and
-with those of other scenes), followed by GRPO.  Each seed has its own training, evaluation prompts and noise;
-all rows of a seed share prompts.  The study can be stopped at any time, and continues when started again.
+All seeds share the shipped codebooks, the captioner that reads rationales, and the base.  The base is trained
+to generate pictures from prompts and dense captions, and to write rationales, but not to generate a picture
+from its own rationale.  For each seed it is then fine-tuned in three ways (with true rationales, with none,
+and with those of other scenes), followed by GRPO.  Each seed has its own training, evaluation prompts and
+noise; all rows of a seed share prompts.  The study can be stopped at any time, and continues when started
+again.
 """
 
 import argparse
@@ -166,8 +167,7 @@ def reason_page(path: Path, scores: list[dict[str, Score]], seeds: list[int], pi
 def main() -> None:
     args = arguments(__doc__, "runs/reason", 360, "prompts of each kind in every row")
     arms, training = [], {}
-    codec = train("vq", args.out / "vq", [])
-    captioner = train("captioner", args.out / "captioner", ["--weights", str(codec)])
+    captioner = train("captioner", args.out / "captioner", [])
     base = train("reason-sft", args.out / "base", [*START, "--weights", str(captioner)])
     base = train("reason-sft", args.out / "base-2", [*START, *AGAIN, "--weights", str(base)])
     for seed in args.seeds:

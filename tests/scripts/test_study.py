@@ -151,15 +151,11 @@ def test_the_study_of_reasongen_measures_every_row_on_the_run_that_it_belongs_to
     ]
     monkeypatch.setattr(sys, "argv", words)
     reason_study.main()
-    assert len(asked) == 4 + 2 * (len(reason_study.RATIONALES) + len(reason_study.REINFORCED)) + len(
+    assert len(asked) == 3 + 2 * (len(reason_study.RATIONALES) + len(reason_study.REINFORCED)) + len(
         reason_study.STRAINED
     )
     starts = {name: w[w.index("--weights") + 1] for name, w in asked if "--weights" in w}
-    assert [starts[name].split("/")[-1] for name in ("captioner", "base", "base-2")] == [
-        "vq",
-        "captioner",
-        "base",
-    ]
+    assert [starts[name].split("/")[-1] for name in ("base", "base-2")] == ["captioner", "base"]
     assert starts["grpo-freed-1"].endswith("base-2") and starts["sft-true-1"].endswith("base-2")
     assert starts["grpo-none-1"].endswith("sft-none-1") and starts["grpo-steady-0"].endswith("sft-true-0")
     page = (tmp_path / "docs" / "reasongen_study.md").read_text()
