@@ -8,9 +8,12 @@ import ast
 import base64
 import io
 import json
+import os
 import re
 import statistics
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbclient
@@ -55,7 +58,7 @@ def executed(path: Path) -> nbformat.NotebookNode:
 
 
 def stepped_through(path: Path) -> None:
-    """As `executed`, by the blocking client and without the outputs.
+    """As `executed`, in a kernel, by the blocking client and without the outputs.
 
     nbclient's asynchronous client sometimes misses a reply that has arrived, and waits until its timeout.
     """
@@ -70,6 +73,17 @@ def stepped_through(path: Path) -> None:
         manager.shutdown_kernel(now=True)
 
 
+@pytest.fixture(scope="session")
+def stepper() -> Iterator[subprocess.Popen]:
+    """The process of tests/stepped.py."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment.pop("MINIREFLECT_BASE", None)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-m", "tests.stepped"], env=environment, **pipes) as process:
+        yield process
+        process.stdin.close()
+
+
 @pytest.fixture(autouse=True)
 def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -79,8 +93,18 @@ def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.notebook
 @pytest.mark.parametrize("path", NOTEBOOKS + SOLUTIONS, ids=lambda p: f"{p.parent.name}-{p.stem}")
-def test_notebook_runs(path: Path) -> None:
-    stepped_through(path)
+def test_notebook_runs(path: Path, stepper: subprocess.Popen) -> None:
+    print(path, file=stepper.stdin, flush=True)
+    assert json.loads(stepper.stdout.readline()) == ""
+
+
+@pytest.mark.notebook
+def test_a_notebook_with_a_cell_that_fails_is_told(tmp_path: Path, stepper: subprocess.Popen) -> None:
+    cells = [nbformat.v4.new_code_cell(code) for code in ("%matplotlib inline", "1 + 1", "print('a', 1 / 0)")]
+    for name, some in (("works", cells[:2]), ("fails", cells), ("works", cells[:2])):
+        nbformat.write(nbformat.v4.new_notebook(cells=some), tmp_path / "x.ipynb")
+        print(tmp_path / "x.ipynb", file=stepper.stdin, flush=True)
+        assert ("ZeroDivisionError" in json.loads(stepper.stdout.readline())) == (name == "fails")
 
 
 @pytest.mark.notebook
