@@ -221,7 +221,7 @@ def strip(
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
-    # one plot, whose coordinates are inches from the top left: a plot per picture takes five times as long
+    # one plot, whose coordinates are inches from the top left: a plot per picture takes twice as long
     columns, fits = max(map(len, rows)), min(abreast, len(rows))
     width = STEP * columns + 0.1  # of a row
     shrunk = max(1.0, fits * width / PAGE)
