@@ -6,6 +6,7 @@ traceback of the first cell that failed, or "".  Cells run as in a kernel, in a 
 
 import json
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -18,6 +19,8 @@ from traitlets.config import Config
 import minireflect.figures
 import minireflect.methods.srrl
 
+SECONDS = 300  # at most, for a cell
+
 
 class Shell(InteractiveShell):
     def enable_gui(self, gui: str | None = None) -> None:
@@ -29,21 +32,20 @@ def step_through(path: Path) -> None:
     shell = Shell.instance(config=Config(HistoryManager={"enabled": False}))
     for cell in json.loads(path.read_text())["cells"]:
         if cell["cell_type"] == "code":
+            signal.alarm(SECONDS)  # ends the process
             shell.run_cell("".join(cell["source"])).raise_error()
 
 
 def in_a_fork(path: Path) -> str:
-    """-> the traceback, or "" """
+    """Step through a notebook in a process of its own.  -> the traceback of the first failure, or "" """
     answer, told = os.pipe()
     child = os.fork()
     if child:
         os.close(told)
         with os.fdopen(answer) as pipe:
             said = pipe.read()
-        os.waitpid(child, 0)
-        return (
-            said.removesuffix("done") if said.endswith("done") else said + "the process of the notebook ended"
-        )
+        status = os.waitpid(child, 0)[1]
+        return said or (f"the process ended with status {status}" if status else "")
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1), os.dup2(silence, 2)
     with os.fdopen(told, "w") as pipe:
@@ -51,7 +53,6 @@ def in_a_fork(path: Path) -> str:
             step_through(path)
         except BaseException:
             pipe.write(traceback.format_exc())
-        pipe.write("done")
     os._exit(0)
 
 

@@ -187,9 +187,13 @@ def test_a_head_stands_above_a_column_that_only_rows_below_have(tmp_path: Path, 
     red = torch.tensor([1.0, -1.0, -1.0])[:, None, None].expand(3, 8, 8)
     rows = [[(red, "right", True)], [(red, "", None)] * 2]
     figures.strip(rows, ["short", "long"], ["round 0", "round 1", "round 2"], tmp_path / "x.png")
-    heads = [text for text in saved[0].axes[0].texts if text.get_weight() == "bold"]
+    (axes,) = saved[0].axes
+    words = [text.get_text() for text in axes.texts if text.get_ha() == "left"]
+    assert sorted(words) == ["long", "round 0", "round 1", "short"] and len(axes.images) == 3
+    heads = [text for text in axes.texts if text.get_weight() == "bold"]
     assert [text.get_text() for text in heads] == ["round 0", "round 1"]
-    assert len(saved[0].axes[0].images) == 3
+    below = [image.get_extent()[0] for image in axes.images[1:]]
+    assert [text.get_position()[0] for text in heads] == pytest.approx(below)
 
 
 def test_wrap_breaks_at_words_and_keeps_lines() -> None:
