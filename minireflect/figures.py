@@ -59,7 +59,7 @@ class Panel(NamedTuple):
 # The plots of a run. "reward_by_round 0" is the first value of the list reward_by_round.
 # fmt: off
 LEARNING = Panel(
-    "Round 0 of training prompts (held-out combinations are harder)", "reward calls",
+    "Round 0 of training prompts (dotted: evaluation, see the table)", "reward calls",
     "share right, mean reward", [
         Line("learned reward, mean", "reward_calls", "reward_by_round 0", REWARD, 15),
         Line("right by the inspector, share", "reward_calls", "right_by_round 0", TRUTH, 15)], ylim=(0, 1))

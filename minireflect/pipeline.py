@@ -88,8 +88,8 @@ def scored(reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
 # A picture with at least this reward is accepted: it is more likely right than wrong.
 ACCEPT = 0.5
 
-# How a refused picture is turned into noise: re-noise it in 5 steps without guidance, replace a quarter of
-# the variance by new noise, and take the negative. Of the wrong pictures of the base, 0.62 are right when
+# How a refused picture is turned into noise: re-noise it in 5 steps without the prompt, replace a quarter
+# of the variance by new noise, and take the negative. Of the wrong pictures of the base, 0.62 are right when
 # sampled from it, 0.44 from new noise, and 0.18 from their own noise (scripts/measure.py memory).
 OPPOSITE = ReflectionConfig(w_renoise=0.0, steps=5, fresh_noise=0.5, wrong="opposite")
 

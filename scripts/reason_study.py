@@ -159,7 +159,12 @@ def entropy_figure(training: dict[str, list[list[dict]]], targets: dict[str, flo
 def reason_page(path: Path, scores: list[dict[str, Score]], seeds: list[int], pictures: int) -> None:
     arms = rows_of(scores)
     columns = {key: COLUMNS.get(key, key) for key in arms[0][FULL]}
-    tables = {"arms": means("arm", arms, columns), "differences": differences_table(arms)}
+    table = means("arm", arms, columns)
+    for arm, row in table.rows.items():
+        row["tokens"] = f"{sum(seed[arm]['tokens'] for seed in arms) / len(arms):.0f}"
+        if not any(seed[arm]["planned"] for seed in arms):  # the model writes no rationale
+            row |= dict.fromkeys((COLUMNS["planned"], COLUMNS["kept"]), "")
+    tables = {"arms": table, "differences": differences_table(arms)}
     tables["parts"] = parts_table(scores, f"{FULL}, temperature {COOL}")
     page("reasongen", path, seeds=", ".join(map(str, seeds)), pictures=pictures, **tables)
 

@@ -346,8 +346,8 @@ def steps_to_train(out: Rollout, advantage: list[Tensor], updates: int, generato
 
     Rounds whose advantages are all 0 are left out, and so are steps with sigma <= MIN_SIGMA.  A change of eps
     moves the mean of a step by c standard deviations.  With ten steps, |c| is between 0.97 and 1.32, but 8.3
-    at the step before the last (sigma 0.04): its gradient would dominate, and its KL would be 64 times as
-    large.  A step with sigma 0 has no density at all.
+    at the step before the last (sigma 0.04): its gradient would dominate, and its KL would be 40 to 70 times
+    as large.  A step with sigma 0 has no density at all.
     """
     trained = [(k, out.rounds[k].sigmas) for k, A in enumerate(advantage) if A.any()]
     pairs = [(k, i) for k, sigmas in trained for i, sigma in enumerate(sigmas) if sigma > MIN_SIGMA]

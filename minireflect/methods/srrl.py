@@ -37,7 +37,7 @@ Differs from the released code:
 - every iteration has its own random stream; no accumulated gradient is dropped
 - advantages compare the rounds of a prompt; all rounds are trained
 - guidance is 1 in rollouts by default, at half the cost; the model learns to do without guidance
-- re-noising takes 5 steps without guidance, brings the noise to the scale of the prior, and replaces a
+- re-noising takes 5 steps without the prompt, brings the noise to the scale of the prior, and replaces a
   quarter of its variance by new noise
 `--method paper` has the choices of the released code.
 
