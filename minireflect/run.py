@@ -146,7 +146,8 @@ class Run:
     """
 
     def __init__(self, folder: str | Path, config: dict, resume: bool = False) -> None:
-        self.folder, self.stop_signal, self.made, self.at = Path(folder), 0, None, "the start"
+        self.folder, self.stop_signal, self.at = Path(folder), 0, "the start"
+        self.made: list[Path] = []  # folders that this process created, the deepest first
         self.tracking: Tracking | None = None  # set by `train --log`
         written = self.folder / "config.json"
         try:
@@ -154,15 +155,14 @@ class Run:
                 raise RunError(f"there is no run to resume in {folder}: config.json is missing")
             if not resume:
                 self._check_free()
-                missing = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
-                self.made = missing[-1] if missing else None
+                self.made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
                 self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = locked(self.folder)
             if resume:
                 self._check_same(read_json(written), config)
             else:
                 self._check_free()  # again: another process may have started a run before the lock
-                self.made = self.made or self.folder
+                self.made = self.made or [self.folder]
             self._recover()
             if not resume:
                 write_text(written, json.dumps(config, indent=2) + "\n")
@@ -176,7 +176,7 @@ class Run:
             raise RunError(f"{self.folder} already holds a run; choose another --out, or add --resume")
         inside = list(self.folder.iterdir()) if self.folder.exists() else []
         inside += [path for name in FOLDERS for path in (self.folder / name).glob("*")]
-        if foreign := [p for p in inside if p.name not in (LOCK, *FOLDERS) and p.suffix != ".tmp"]:
+        if foreign := [p for p in inside if p.name not in (LOCK, *FOLDERS) and not p.match(".*.tmp")]:
             what = f"neither empty nor a run folder: it contains {quote(foreign[0].name)}"
             raise RunError(f"{self.folder} is {what}; choose another --out")
 
@@ -204,14 +204,19 @@ class Run:
                 path.unlink(missing_ok=True)
 
     def abandon(self) -> bool:
-        """Remove the folder if this process created it and no training step has been saved.
+        """Remove the folder if this process started the run and no training step has been saved.
+
+        Parents that it created are removed if they are empty.
 
         -> whether the folder was removed
         """
         kept = {path.suffix for path in (self.folder / "state").glob("*")} & {".safetensors", ".done"}
-        if self.made is None or kept:
+        if not self.made or kept:
             return False
-        shutil.rmtree(self.made, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        for parent in self.made[1:]:
+            with suppress(OSError):  # it contains something else
+                parent.rmdir()
         return True
 
     def _check_same(self, old: dict, new: dict) -> None:

@@ -121,15 +121,20 @@ def test_another_run_is_never_overwritten(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="already holds a run"):
         Run(tmp_path / "a", {"lr": 1})
     (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "diary.txt").write_text("dear diary")
-    with pytest.raises(RunError, match="neither empty nor a run folder"):
-        Run(tmp_path / "b", {})
-    assert (tmp_path / "b" / "diary.txt").read_text() == "dear diary"
+    for name in ("diary.txt", "diary.tmp"):
+        (tmp_path / "b" / name).write_text("dear diary")
+        with pytest.raises(RunError, match="neither empty nor a run folder"):
+            Run(tmp_path / "b", {})
+        assert (tmp_path / "b" / name).read_text() == "dear diary"
+        (tmp_path / "b" / name).unlink()
 
 
 def test_a_start_that_fails_leaves_no_folder(tmp_path: Path) -> None:
     Run(tmp_path / "a" / "b", {}).abandon()
     assert not list(tmp_path.iterdir())
+    first, second = Run(tmp_path / "new" / "a", {}), Run(tmp_path / "new" / "b", {})
+    first.abandon()
+    assert not first.folder.exists() and (second.folder / "config.json").exists()
     begun = Run(tmp_path / "a" / "b", {})
     net = torch.nn.Linear(1, 1)
     for _ in begun.steps("s", 1, {"net": net}, torch.optim.SGD(net.parameters())):

@@ -27,7 +27,6 @@ from ..checkpoints.files import read_weights
 from ..checkpoints.load import Given, load_checkpoint, load_clip
 from ..checkpoints.lora import save_lora
 from ..diffusion.schedule import Prediction
-from ..disk import read_text
 from ..models.clip import CLIP
 from ..models.lora import LoRAConfig, add_lora
 from ..models.tokenizer import BytePairs, NoVocabulary, PromptError
@@ -37,6 +36,7 @@ from ..rl.rewards import aesthetic_reward, clip_reward, compressibility, incompr
 from ..run import Job, RewardFailed, keeping
 from ..streams import choices, rng
 from ..world.canvas import to_pixels, write_picture
+from ..world.published import read_benchmark
 from .srrl import Draw, SRRLConfig, train_srrl
 
 PROMPTS = Path(__file__).parent.parent / "prompts"
@@ -88,22 +88,16 @@ class FinetuneConfig(CheckpointConfig):
 
 
 def read_prompts(name: str) -> list[str]:
-    """Read the prompts of a file, or of a file in `PROMPTS` by its name, without empty and # lines.
+    """Read the prompts of a file (`read_benchmark`), or of a file in `PROMPTS` by its name.
 
-    Raises PromptError, or Refusal if the file is not a text.
+    Raises PromptError if there is no such file, and ValueError if it has no prompts.
     """
     path = Path(name)
     path = path if path.is_file() else PROMPTS / f"{name}.txt"
     if not path.is_file():
         shipped = ", ".join(sorted(p.stem for p in PROMPTS.glob("*.txt")))
         raise PromptError(f"there is no file of prompts {name}; shipped ones are {shipped}")
-    lines = [line.strip() for line in read_text(path).splitlines()]
-    if odd := [line for line in lines if "\0" in line]:  # a file in UTF-16 may also be valid UTF-8
-        raise PromptError(f"{path} is not a text file in UTF-8: it has a NUL in {quote(odd[0])}")
-    prompts = [line for line in lines if line and not line.startswith("#")]
-    if not prompts:
-        raise PromptError(f"{path} has no prompts; expected one prompt a line")
-    return prompts
+    return [task["prompt"] for task in read_benchmark(path)]
 
 
 def load_base(config: FinetuneConfig, device: torch.device) -> LatentDiffusion:

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..disk import read_bytes, replacing
 from ..ranges import Refusal
 
 SIZE, MARGIN, SUPERSAMPLE = 64, 8, 4
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # that are read; for others Pillow may start a program
 WALL = 3  # thickness of a box's walls, in pixels
 
 # fmt: off
@@ -98,13 +99,17 @@ def write_picture(pixels: np.ndarray, path: Path) -> None:
 
 
 def read_picture(path: Path) -> np.ndarray:
-    """Read a picture file as RGB.  -> (h w 3) uint8
+    """Read a picture file of one of FORMATS as RGB, upright.  -> (h w 3) uint8
 
-    Raises Refusal if the file is no picture, and OSError if it cannot be opened.
+    Raises Refusal if the file is no picture or has several, and OSError if it cannot be opened.
     """
     whole = read_bytes(path)
     try:
-        with Image.open(io.BytesIO(whole)) as image:
-            return np.asarray(image.convert("RGB"))
-    except (SyntaxError, ValueError, OSError, Image.DecompressionBombError) as error:
-        raise Refusal(f"{path} is not a picture that can be read: {error}") from error
+        with Image.open(io.BytesIO(whole), formats=FORMATS) as image:
+            if (n := getattr(image, "n_frames", 1)) > 1:
+                raise ValueError(f"it has {n} frames; save one of them as a file")
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except (SyntaxError, ValueError, OSError, RuntimeError, Image.DecompressionBombError) as error:
+        unknown = isinstance(error, UnidentifiedImageError)
+        why = f"its format is none of {', '.join(FORMATS)}" if unknown else error
+        raise Refusal(f"{path} is not a picture that can be read: {why}") from error

@@ -12,6 +12,7 @@ entities may leave the colour open.
 import math
 import random
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
@@ -230,20 +231,28 @@ def parse_graph(text: str) -> SceneGraph:
 
     Every entity must have a colour.  Raises GraphError.
     """
+    clauses = re.split(r"\s*;\s*|\s*,\s*|\s+and\s+", " ".join(text.lower().split()).rstrip(".;"))
+    return graph_of(found.groups() if (found := CLAUSE.fullmatch(c)) else (c,) for c in clauses if c)
+
+
+def graph_of(clauses: Iterable[tuple[str, ...]]) -> SceneGraph:
+    """The graph of triples and single entities in words.  Raises GraphError."""
     entities: dict[str, Entity] = {}  # label in the singular -> entity
 
     def index_of(words: str) -> int:
         entity = parse_entity(words)
         key = f"{entity.color} {entity.name}"
-        entities[key] = entity if entity.count > 1 else entities.get(key, entity)
+        known = entities.get(key, entity)
+        same = known.count == entity.count or 1 in (known.count, entity.count)
+        _require(same, f"{known.label} or {entity.label}? give one number")
+        entities[key] = max(known, entity, key=lambda e: e.count)
         return list(entities).index(key)
 
     relations = []
-    for clause in re.split(r"\s*;\s*|\s*,\s*|\s+and\s+", " ".join(text.lower().split()).rstrip(".;")):
-        if found := CLAUSE.fullmatch(clause):
-            relations.append((index_of(found[1]), found[2], index_of(found[3])))
-        elif clause:
-            index_of(clause)
+    for words, *rest in clauses:
+        i = index_of(words)
+        if rest:
+            relations.append((i, rest[0], index_of(rest[1])))
     return SceneGraph(tuple(entities.values()), tuple(dict.fromkeys(relations)))
 
 

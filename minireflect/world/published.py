@@ -17,17 +17,19 @@ so a position is right if it holds for any two of the named objects.
 """
 
 import csv
+import io
 import json
 import re
-from operator import index
+from collections import Counter
 from pathlib import Path
+from typing import TypedDict
 
 from torch import Tensor
 
 from ..disk import parse_json, read_text, write_text
-from ..ranges import Refusal, quote
+from ..ranges import Count, Refusal, expect, hints, quote
 from .canvas import to_pixels, write_picture
-from .graphs import SYNONYMS, Entity, GraphError, SceneGraph, holds, parse_entity, parse_graph
+from .graphs import SYNONYMS, Entity, GraphError, SceneGraph, graph_of, holds, parse_entity, parse_graph
 from .prompts import TASKS, Prompt
 from .scenes import Objects
 
@@ -46,12 +48,44 @@ def read_graphs(text: str) -> list[SceneGraph]:
     if not re.match(r"{.*}\r?\n", written):
         return [from_laion_sg(written)]
     graphs = []
-    for number, line in enumerate(written.splitlines(), 1):
+    for number, line in enumerate(written.split("\n"), 1):
         try:
             graphs += [from_laion_sg(line)] if line.strip() else []
         except GraphError as error:
             raise GraphError(f"line {number} of {text}: {error}") from None
     return graphs
+
+
+# the three forms of graphs; other keys, such as the prompt and the address of a picture, are not needed
+class Item(TypedDict):
+    item_id: int | str
+    label: str
+    attributes: list[str]
+
+
+class Link(TypedDict):
+    item1: int | str
+    relation: str
+    item2: int | str
+
+
+class Place(TypedDict):
+    obj1: str
+    locality: str
+    obj2: str
+
+
+class Number(TypedDict):
+    obj_name: str
+    num: Count
+
+
+FORMS = {
+    "items": TypedDict("Items", {"items": list[Item], "relations": list[Link]}),
+    "triples": TypedDict("Triples", {"triples": list[tuple[str, str, str]]}),
+    "nouns": TypedDict("Nouns", {"nouns": list[str], "attr_nouns": list[str] | None,
+                                 "spatial_info": Place | None, "numeracy_info": list[Number] | None}),
+}  # fmt: skip
 
 
 def from_laion_sg(text: str) -> SceneGraph:
@@ -64,16 +98,28 @@ def from_laion_sg(text: str) -> SceneGraph:
     Equal items become one entity with a count.  Raises GraphError, also for objects that this world lacks.
     """
     try:
-        labels, links, numbers = _facts(parse_json(text, dict, "it"))
-        numbers = {i: index(n) for i, n in numbers.items()}
-        strays = [i for s, _, o in links for i in (s, o) if i not in labels]
+        data = parse_json(text, dict, "it")
+        form = next((form for form in FORMS if form in data), "none of these")
+        keys = {key for other in FORMS.values() for key in hints(other)} - hints(FORMS.get(form, dict)).keys()
+        if form not in FORMS or not keys.isdisjoint(data):
+            raise ValueError(f"it has {' and '.join([form, *sorted(keys & data.keys())])}")
+        things, links, numbers = _facts(expect(data, FORMS[form], "it"))
+        labels = dict(things)
+        twice = [i for i, n in Counter([i for i, _ in things]).items() if n > 1]
+        strays = [i for s, _, o in links for i in (s, o) if i not in labels] + [*(numbers.keys() - labels)]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         forms = "items and relations, triples, or nouns"
         why = quote(str(error) or type(error).__name__)
         raise GraphError(f"not a graph of LAION-SG or T2I-R1, which has {forms}: {why}") from None
-    kinds = {i: parse_entity(label) for i, label in labels.items()}
+    if twice:
+        raise GraphError(f"item {quote(twice[0])} is listed twice")
+    links = [(s, " ".join(p.lower().replace("_", " ").split()), o) for s, p, o in links]
+    links = [(s, SYNONYMS.get(p, p), o) for s, p, o in links]
+    if form == "triples":
+        return graph_of((s.lower(), p, o.lower()) for s, p, o in links)
+    kinds = {i: parse_entity(label.lower()) for i, label in things}
     if strays:
-        raise GraphError(f"a relation names item {quote(strays[0])}, which is not among the items")
+        raise GraphError(f"a relation or number names item {quote(strays[0])}, which is not among the items")
     counts: dict[Entity, int] = {}
     for i, kind in kinds.items():
         counts[kind] = counts.get(kind, 0) + numbers.get(i, kind.count)
@@ -82,23 +128,22 @@ def from_laion_sg(text: str) -> SceneGraph:
     return SceneGraph(tuple(Entity(e.name, e.color, counts[e]) for e in alike), tuple(relations))
 
 
-def _facts(data: dict) -> tuple[dict, list[tuple], dict]:
-    """-> id -> label of every item; relations (id, predicate, id); id -> count of the items with a count"""
+def _facts(data: dict) -> tuple[list[tuple], list[tuple], dict]:
+    """-> (id, label) of every item; relations (id, predicate, id); id -> count of the items with a count"""
     if "triples" in data:
-        links, labels = data["triples"], {words: words for s, _, o in data["triples"] for words in (s, o)}
-    elif "nouns" in data:
-        at, full = data.get("spatial_info"), data.get("attr_nouns") or []
-        named = {noun: [words for words in full if words.split()[-1] == noun] for noun in data["nouns"]}
-        labels = {noun: words[0] if words else noun for noun, words in named.items()}
-        links = [(at["obj1"], at["locality"], at["obj2"])] if at else []
-    else:
-        words = {i["item_id"]: [*map(str, i.get("attributes", [])), i["label"]] for i in data["items"]}
-        labels = {i: " ".join(of_item) for i, of_item in words.items()}
-        links = [(r["item1"], r["relation"], r["item2"]) for r in data.get("relations", [])]
-    said = {i["obj_name"]: i["num"] for i in data.get("numeracy_info") or []}
-    predicates = [" ".join(str(p).lower().replace("_", " ").split()) for _, p, _ in links]
-    links = [(s, SYNONYMS.get(p, p), o) for (s, _, o), p in zip(links, predicates)]
-    return {i: label.lower() for i, label in labels.items()}, links, said
+        return [], data["triples"], {}
+    if "items" in data:
+        labels = [(i["item_id"], " ".join([*i.get("attributes", []), i["label"]])) for i in data["items"]]
+        return labels, [(r["item1"], r["relation"], r["item2"]) for r in data.get("relations", [])], {}
+    full, at = data.get("attr_nouns") or [], data.get("spatial_info")
+    named = {noun: [words for words in full if words.split()[-1] == noun] for noun in data["nouns"]}
+    if sum(map(len, named.values())) != len(full) or any(len(words) > 1 for words in named.values()):
+        raise ValueError(f"each of attr_nouns must end in another one of nouns: {', '.join(full)}")
+    said = [(number["obj_name"], number["num"]) for number in data.get("numeracy_info") or []]
+    if len(dict(said)) < len(said):
+        raise ValueError("numeracy_info has two numbers for one noun")
+    links = [(at["obj1"], at["locality"], at["obj2"])] if at else []
+    return [(noun, *(named[noun] or [noun])) for noun in data["nouns"]], links, dict(said)
 
 
 def geneval_right(things: Objects, prompt: Prompt) -> bool:
@@ -125,10 +170,15 @@ def write_samples(folder: Path, about: list[dict], images: Tensor, first: int = 
     Each prompt has a folder, FOLDER/00000, with metadata.jsonl and samples/0000.png, samples/0001.png, ...
     about: the metadata of each of n prompts.
     first: the number of the first prompt.
+    Raises Refusal if there are pictures of a prompt already.
     Shapes: images (n*k 3 h w) in [-1, 1], with the k images of a prompt next to each other
     """
     for i, (values, part) in enumerate(zip(about, images.split(len(images) // len(about))), first):
         place = folder / f"{i:05d}"
+        if any(place.glob("samples/*")):
+            raise Refusal(
+                f"{place} already has pictures, which would be mixed with new ones; use another folder"
+            )
         (place / "samples").mkdir(parents=True, exist_ok=True)
         write_text(place / "metadata.jsonl", json.dumps(values))
         for j, pixels in enumerate(to_pixels(part)):
@@ -136,22 +186,40 @@ def write_samples(folder: Path, about: list[dict], images: Tensor, first: int = 
 
 
 def read_benchmark(path: Path) -> list[dict]:
-    """Read the tasks of a benchmark: GenEval's .jsonl, DrawBench's .csv, or a text file with a prompt a line.
+    """Read the tasks of a benchmark: GenEval's .jsonl, DrawBench's .csv, or a .txt file with a prompt a line.
 
-    -> a dictionary for each task, with the key "prompt".  Raises ValueError if a task has no prompt.
+    Empty lines are left out, and in a .txt file lines that begin with #.  Raises ValueError if a task has no
+    prompt.  -> a dictionary for each task, with the key "prompt"
     """
-    lines = read_text(path).splitlines()
-    if path.suffix == ".jsonl":
-        tasks = [parse_json(line, dict, f"a line of {path}") for line in lines if line.strip()]
-    elif path.suffix == ".csv":
-        try:
-            table = [*csv.DictReader(lines)]
-        except csv.Error as error:
-            raise ValueError(f"{path} is not a table with commas: {error}") from error
-        rows = [{key.lower(): value for key, value in row.items() if key} for row in table]
-        tasks = [{"tag": r.get("category"), "prompt": r.get("prompts", r.get("prompt"))} for r in rows]
+    text, kind = read_text(path), path.suffix.lower()
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    if "\0" in text:  # a file in UTF-16 may also be valid UTF-8
+        raise ValueError(f"{path} is not a text file in UTF-8: it has a NUL")
+    if kind == ".jsonl":
+        tasks = [parse_json(line, dict, f"a line of {path}") for line in lines]
+    elif kind == ".csv":
+        tasks = _table(text, path)
+    elif kind in (".txt", ""):
+        tasks = [{"prompt": line} for line in lines if line[0] != "#"]
     else:
-        tasks = [{"prompt": line.strip()} for line in lines if line.strip() and line[0] != "#"]
-    if not tasks or not all(isinstance(task.get("prompt"), str) and task["prompt"] for task in tasks):
+        raise ValueError(f"{path} is not read as prompts: its name must end in .txt, .jsonl or .csv")
+    if not tasks or not all(isinstance(p := task.get("prompt"), str) and p.strip() for task in tasks):
         raise ValueError(f"{path} has no prompts: not GenEval's .jsonl, DrawBench's .csv, or a prompt a line")
     return tasks
+
+
+def _table(text: str, path: Path) -> list[dict]:
+    """The tasks of a table in the format of DrawBench."""
+    try:
+        head, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path} is not a table with commas: {error}") from error
+    head = [name.strip().lower() for name in head]
+    if len(set(head) & {"prompt", "prompts"}) != 1 or len(set(head)) < len(head):
+        said = "needs one column Prompts, and no two columns of one name"
+        raise ValueError(f"{path} {said}; it has {quote(', '.join(head))}")
+    if odd := [row for row in rows if row and len(row) != len(head)]:
+        said = f"{quote(odd[0])} has {len(odd[0])} cells, not {len(head)}; quote texts with commas"
+        raise ValueError(f"a row of {path} does not fit its head: {said}")
+    tasks = [dict(zip(head, row)) for row in rows if row]
+    return [{"tag": t.get("category"), "prompt": t.get("prompts", t.get("prompt"))} for t in tasks]

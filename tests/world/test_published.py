@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
+from minireflect.ranges import Refusal
 from minireflect.streams import choices
 from minireflect.world.canvas import read_picture
 from minireflect.world.graphs import Entity, GraphError, SceneGraph, parse_graph
@@ -30,7 +32,7 @@ def test_items_that_are_alike_are_counted() -> None:
 # records of the forms that T2I-R1's and LAION-SG's repositories have, on things of the world
 RECORDS = {
     '{"triples": [["red ball", "on", "blue box"]]}': "red ball on blue box",
-    '{"triples": [["red ball", "left_of", "blue box"], ["red ball", "above", "green cone"]]}':
+    '{"triples": [["red ball", "left_of", "blue box"], ["the Red  ball", "above", "green cone"]]}':
         "red ball left of blue box; red ball above green cone",
     '{"task_type": "spatial", "prompt": "a red ball on the left of a blue box", "nouns": ["ball", "box"],'
     ' "attr_nouns": ["red ball", "blue box"], "spatial_info": {"obj1": "ball", "obj2": "box",'
@@ -63,6 +65,25 @@ LACKING = {
     ' "relations": [{"item1": 0, "relation": "on", "item2": 7}]}': "item 7",
     **dict.fromkeys(("[", "{}", '{"items": [{"label": "ball"}]}', "3"), "not a graph of LAION-SG or T2I-R1"),
     NO_WORDS: "not a graph",
+    # nothing of a record is dropped or made up
+    '{"items": [{"item_id": 1, "label": "ball", "attributes": ["red"]},'
+    ' {"item_id": 1, "label": "cone", "attributes": ["red"]}]}': "item 1 is listed twice",
+    '{"items": [{"item_id": 1, "label": "ball", "attributes": ["red"]},'
+    ' {"item_id": 1.0, "label": "cone", "attributes": ["red"]}]}': "item_id must be",
+    '{"items": [{"item_id": 1, "label": "ball", "attributes": ["red"]}], "triples": []}': "items and triples",
+    '{"items": [{"item_id": 1, "label": "ball", "attributes": ["red"]}], "numeracy_info": []}':
+        "items and numeracy_info",
+    '{"nouns": ["ball"], "attr_nouns": ["red ball", "blue ball"]}': "attr_nouns",
+    '{"nouns": ["ball"], "attr_nouns": ["red ball", "green cone"]}': "attr_nouns",
+    '{"nouns": ["red ball", "red ball"]}': "listed twice",
+    '{"nouns": ["red ball"], "numeracy_info": [{"obj_name": "cone", "num": 2}]}': "item 'cone'",
+    '{"nouns": ["red ball"], "numeracy_info": [{"obj_name": "red ball", "num": 2},'
+    ' {"obj_name": "red ball", "num": 3}]}': "two numbers",
+    **{f'{{"nouns": ["red ball"], "numeracy_info": [{{"obj_name": "red ball", "num": {n}}}]}}': "num must be"
+       for n in ("true", "0", "-1", "2.0")},
+    '{"triples": ["abc"]}': "triples",
+    '{"triples": [["two red balls", "above", "blue box"], ["three red balls", "above", "blue box"]]}':
+        "give one number",
 }  # fmt: skip
 
 
@@ -143,9 +164,41 @@ def test_pictures_go_where_its_scripts_look(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name, text", [
     ("a.jsonl", '{"prompt": 5}'), ("a.jsonl", '{"tag": "x"}'), ("a.jsonl", "[]"), ("a.txt", ""),
-    ("a.csv", "Prompts\n" + 200_000 * "x"),
+    ("a.csv", "Prompts\n" + 200_000 * "x"), ("a.csv", "Prompts\na red cat, on a bike"),
+    ("a.jsonl", '{"prompt": " "}'), ("a.csv", "Prompts,prompts\na cat,a dog"), ("a.csv", 'Prompts\n"a cat'),
+    ("a.json", '["a cat"]'), ("a.tsv", "Prompts\ta cat"), ("a.txt", "a\0cat"), ("a.txt", "  # a comment"),
 ])  # fmt: skip
 def test_a_benchmark_without_prompts_is_refused(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=name):
         read_benchmark(tmp_path / name)
+
+
+def test_texts_of_a_benchmark_are_read_whole(tmp_path: Path) -> None:
+    (tmp_path / "a.CSV").write_text('Prompts,Category\n"a cat\non a mat, asleep",x\n\n')
+    assert read_benchmark(tmp_path / "a.CSV") == [{"tag": "x", "prompt": "a cat\non a mat, asleep"}]
+    (tmp_path / "a.JSONL").write_text('{"prompt": "a\u2028cat"}\r\n\n')
+    assert read_benchmark(tmp_path / "a.JSONL") == [{"prompt": "a\u2028cat"}]
+    graph = {"items": [{"item_id": 1, "label": "ball", "attributes": ["red"]}], "caption": "a\u2028b"}
+    (tmp_path / "a.jsonl").write_text(2 * (json.dumps(graph, ensure_ascii=False) + "\n"))
+    assert [g.sentence for g in read_graphs(str(tmp_path / "a.jsonl"))] == 2 * ["a red ball"]
+
+
+def test_pictures_of_two_exports_are_not_mixed(tmp_path: Path) -> None:
+    write_samples(tmp_path, [{"prompt": "a cat"}], torch.zeros(3, 3, 8, 8))
+    with pytest.raises(Refusal, match="already has pictures"):
+        write_samples(tmp_path, [{"prompt": "a dog"}], torch.zeros(1, 3, 8, 8))
+
+
+def test_pictures_are_read_upright_and_without_starting_a_program(tmp_path: Path) -> None:
+    file, wide = tmp_path / "x.png", Image.new("RGB", (4, 2), "red")
+    turned = Image.Exif()
+    turned[0x0112] = 6  # orientation: a quarter turn
+    wide.save(file, "JPEG", exif=turned)
+    assert read_picture(file).shape == (4, 2, 3)
+    wide.save(file, "EPS")
+    with pytest.raises(Refusal, match="not a picture that can be read: its format is none of PNG"):
+        read_picture(file)
+    wide.save(file, "GIF", save_all=True, append_images=[Image.new("RGB", (4, 2), "blue")])
+    with pytest.raises(Refusal, match="2 frames"):
+        read_picture(file)
