@@ -10,6 +10,7 @@ All other modules use these functions.
 import errno
 import io
 import json
+import math
 import os
 import secrets
 import signal
@@ -117,8 +118,10 @@ def read_text(path: Place) -> str:
         raise Refusal(f"{path} is not a text file: {error.reason} at byte {error.start}") from None
 
 
-def _refused(constant: str) -> None:
-    raise ValueError(f"{constant} is not valid JSON")
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):  # also of 1e999
+        raise ValueError(f"{text} is not a finite number")
+    return value
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -134,15 +137,16 @@ def _depth(value: object) -> int:
     return 1 + max(map(_depth, inner), default=0)
 
 
-def parse_json(text: str | bytes, kind: Any, where: object, constant: Callable = _refused) -> Any:
+def parse_json(text: str | bytes, kind: Any, where: object, number: Callable = _finite) -> Any:
     """The value of a JSON text, checked against the type `kind`.
 
-    `constant` is called for NaN, Infinity and -Infinity: they are not valid JSON, but Python writes them. It
-    raises by default. Raises Refusal, whose message begins with `where`, on invalid JSON or another type.
+    `number` reads numbers with a point or an exponent, and NaN, Infinity and -Infinity, which are not valid
+    JSON, but Python writes them. By default it refuses what is not finite, as 1e999. Raises Refusal, whose
+    message begins with `where`, on invalid JSON or another type.
     """
     try:
-        unique = _unique if constant is _refused else None  # files of other libraries may repeat a key
-        value = json.loads(text, parse_constant=constant, object_pairs_hook=unique)
+        unique = _unique if number is _finite else None  # files of other libraries may repeat a key
+        value = json.loads(text, parse_constant=number, parse_float=number, object_pairs_hook=unique)
         if _depth(value) > DEEPEST:
             raise RecursionError
     except (ValueError, RecursionError) as error:

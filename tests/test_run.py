@@ -388,6 +388,18 @@ def test_a_torn_end_of_metrics_is_dropped_and_a_torn_middle_is_named(tmp_path: P
         read_metrics(tmp_path)
 
 
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "Infinity", "NaN"])
+def test_a_number_that_is_not_finite_is_named_and_not_written_again(tmp_path: Path, number: str) -> None:
+    trained(tmp_path, steps=1)
+    line = f'{{"stage": "s", "step": 0, "nested": {{"a": [{number}]}}}}\n'
+    (tmp_path / "metrics.jsonl").write_text(line)
+    with pytest.raises(ValueError, match=f"line 1 of .* is not JSON: {number} is not a finite number"):
+        Run(tmp_path, {}, resume=True)
+    assert (tmp_path / "metrics.jsonl").read_text() == line
+    (tmp_path / "metrics.jsonl").write_text(line.replace(number, "1e9"))
+    assert trained(tmp_path, steps=2, resume=True) == [1]
+
+
 def test_lines_of_an_editor_are_left_out(tmp_path: Path) -> None:
     """Empty lines, the line ends and the byte order mark of Windows, and no end of the last line."""
     (tmp_path / "metrics.jsonl").write_bytes(
