@@ -31,7 +31,7 @@ from ..models.clip import CLIP
 from ..models.lora import LoRAConfig, add_lora
 from ..models.tokenizer import BytePairs, NoVocabulary, PromptError
 from ..pipeline import LatentDiffusion, Reward, SamplerConfig
-from ..ranges import Checked, Count, Natural, quote
+from ..ranges import Checked, Count, Natural, expect, quote
 from ..rl.rewards import aesthetic_reward, clip_reward, compressibility, incompressibility, weighted
 from ..run import Job, RewardFailed, keeping
 from ..streams import choices, rng
@@ -42,6 +42,7 @@ from .srrl import Draw, SRRLConfig, train_srrl
 PROMPTS = Path(__file__).parent.parent / "prompts"
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 JPEG = {"incompressibility": incompressibility, "compressibility": compressibility}
+CLIPS = ("clip", "aesthetic", "pickscore", "hps")  # rewards that read a CLIP, the first two that of --clip
 MEASURED, SAMPLER = 16, SamplerConfig(steps=20, guidance=5.0)  # number and sampler of measured pictures
 
 
@@ -114,6 +115,14 @@ def load_base(config: FinetuneConfig, device: torch.device) -> LatentDiffusion:
     return pipe.to(device)
 
 
+def parsed(asked: str) -> tuple[float, str, str | None]:
+    """Weight, name and path of a reward such as "0.5*pickscore=PATH".  Raises ValueError."""
+    found = re.fullmatch(r"(?:(\d+(?:\.\d*)?(?:e[+-]?\d+)?|\.\d+)\*)?([\w.]+(?::\w+)?)(?:=(.+))?", asked)
+    if found is None or (found[3] and (":" in found[2] or found[2] in JPEG)):  # these have no file
+        raise ValueError(f"--reward {asked!r} is not [WEIGHT*]NAME[=PATH] or [WEIGHT*]MODULE:FUNCTION")
+    return expect(float(found[1] or 1), float, f"the weight in --reward {asked}"), found[2], found[3]
+
+
 def chosen_reward(config: FinetuneConfig, device: torch.device) -> Reward:
     """The rewards of the config as one reward.  Raises ValueError if one is unknown, or lacks its file."""
 
@@ -124,25 +133,21 @@ def chosen_reward(config: FinetuneConfig, device: torch.device) -> Reward:
         clip, tokenizer = load_clip(path, config.tokenizer, quick)
         return clip.to(device), tokenizer
 
-    def reward_of(asked: str) -> tuple[float, Reward]:
-        found = re.fullmatch(r"(?:(\d+(?:\.\d*)?(?:e[+-]?\d+)?|\.\d+)\*)?([\w.]+(?::\w+)?)(?:=(.+))?", asked)
-        if found is None:
-            raise ValueError(f"--reward {asked!r} is not [WEIGHT*]NAME[=PATH] or [WEIGHT*]MODULE:FUNCTION")
-        weight, name, path = float(found[1] or 1), found[2], found[3]
+    def reward_of(name: str, path: str | None) -> Reward:
         if ":" in name:
-            return weight, reward_of_module(name)
+            return reward_of_module(name)
         if name in JPEG:
-            return weight, JPEG[name]
+            return JPEG[name]
         if name == "aesthetic" and path:
-            return weight, aesthetic_reward(clip_of(config.clip, name)[0], read_weights(path))
-        if name == "clip" or (name in ("pickscore", "hps") and path):
+            return aesthetic_reward(clip_of(config.clip, name)[0], read_weights(path), path)
+        if name == "clip" or (name in CLIPS and path):
             clip, tokenizer = clip_of(path or config.clip, name)
             tokenizer([""])  # without a vocabulary, raises an error that says which option to give
-            return weight, clip_reward(clip, tokenizer, scaled=name != "clip")
+            return clip_reward(clip, tokenizer, scaled=name != "clip")
         names = "clip, pickscore=PATH, hps=PATH, aesthetic=HEAD, MODULE:FUNCTION"
-        raise ValueError(f"--reward {asked} is not one of {', '.join(JPEG)}, {names}")
+        raise ValueError(f"--reward {name} is not one of {', '.join(JPEG)}, {names}")
 
-    return weighted([reward_of(each) for each in config.reward])
+    return weighted([(weight, reward_of(*named)) for weight, *named in map(parsed, config.reward)])
 
 
 def reward_of_module(name: str) -> Reward:

@@ -32,7 +32,7 @@ from ..checkpoints.ours import RIG, load_module, or_shipped, weights_folder, wor
 from ..models.clip import CLIP, Matcher
 from ..models.tokenizer import EOS, BytePairs, Tokenizer, trim, up_to
 from ..pipeline import Reward, scored
-from ..ranges import finite, quote
+from ..ranges import Refusal, all_finite, finite, quote
 from ..world.canvas import to_pixels
 from ..world.graphs import SceneGraph
 from ..world.inspector import inspect_all
@@ -156,17 +156,24 @@ def image_features(clip: CLIP, images: Tensor, batch: int) -> Tensor:
     return torch.cat(found)
 
 
-def aesthetic_reward(clip: CLIP, head: dict[str, Tensor], batch: int = 32) -> Reward:
+def aesthetic_reward(clip: CLIP, head: dict[str, Tensor], source: str = "head", batch: int = 32) -> Reward:
     """LAION's aesthetic score, about 1 to 10: a linear head on the image embeddings of CLIP ViT-L/14.
 
     The prompts are not used.
     head: the tensors of its file, one linear layer (version 1), or five without activations (version 2).
-    Raises ValueError if the tensors have other shapes.
+    source: the name of the file, for messages.
+    Raises Refusal if the tensors have other names or shapes, or numbers that are not finite.
     """
-    layers = sorted({name.removesuffix("weight") for name in head if name.endswith("weight")})
-    sizes = [head[f"{name}weight"].shape for name in layers]
-    if not layers or sizes[0][1:] != (clip.config.width,) or sizes[-1][0] != 1:
-        raise ValueError(f"an aesthetic head reads {clip.config.width} numbers and writes one; found {sizes}")
+    names = {name.removesuffix("weight").removesuffix("bias") for name in head}
+    layers = sorted(names, key=lambda name: (len(name), name))  # layers.10. comes after layers.2.
+    sizes = [clip.config.width, *(head.get(f"{name}bias", torch.empty(0)).numel() for name in layers)]
+    each = [*zip(layers, sizes, sizes[1:])]
+    wanted = {f"{name}weight": (o, i) for name, i, o in each} | {f"{name}bias": (o,) for name, _, o in each}
+    found = {name: tuple(tensor.shape) for name, tensor in head.items()}
+    if found != wanted or sizes[-1] != 1:
+        raise Refusal(f"{source} is no aesthetic head from {sizes[0]} numbers to one; it has {quote(found)}")
+    if not all(tensor.is_floating_point() and all_finite(tensor) for tensor in head.values()):
+        raise Refusal(f"{source} is no aesthetic head: its tensors are not finite floating-point numbers")
 
     @torch.no_grad()
     def reward(images: Tensor, prompts: list[str]) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
 from minireflect.checkpoints.load import load_clip
-from minireflect.methods.finetune import FinetuneConfig, chosen_reward, reward_of_module
+from minireflect.methods.finetune import FinetuneConfig, chosen_reward, parsed, reward_of_module
 from minireflect.rl.rewards import aesthetic_reward, incompressibility, weighted
 from minireflect.run import RewardFailed
 from tests.parity.checkpoints import WORDS, vocabulary
@@ -74,8 +74,55 @@ def test_the_aesthetic_head_is_linear_on_normalised_features(
         expected = layer(expected)
     clip = load_clip(folder)[0]
     assert torch.allclose(aesthetic_reward(clip, head)(images, [""] * 3), expected[:, 0], atol=1e-5)
-    with pytest.raises(ValueError, match="an aesthetic head reads 16 numbers"):
-        aesthetic_reward(clip, {"weight": torch.zeros(1, 9), "bias": torch.zeros(1)})
+
+
+WHOLE = {
+    "0.weight": torch.ones(4, 16),
+    "0.bias": torch.ones(4),
+    "1.weight": torch.ones(1, 4),
+    "1.bias": torch.ones(1),
+}
+OTHER_HEADS = {
+    "no bias": {"weight": torch.zeros(1, 16)},
+    "nothing": {},
+    "another width": {"weight": torch.zeros(1, 9), "bias": torch.zeros(1)},
+    "more than one number": {"weight": torch.zeros(2, 16), "bias": torch.zeros(2)},
+    "layers that do not fit each other": WHOLE | {"1.weight": torch.ones(1, 5)},
+    "a bias of another layer": WHOLE | {"0.bias": torch.ones(3)},
+    "a scalar": WHOLE | {"1.weight": torch.ones(())},
+    "an extra tensor": WHOLE | {"scale": torch.ones(1)},
+    "an extra bias": WHOLE | {"2.bias": torch.ones(1)},
+    "NaN": WHOLE | {"0.bias": torch.tensor([1, 1, torch.nan, 1])},
+    "infinity": WHOLE | {"1.weight": torch.full((1, 4), torch.inf)},
+    "quantised weights": WHOLE | {"0.weight": torch.ones(4, 16, dtype=torch.int8)},
+}
+
+
+@pytest.mark.parametrize("what", OTHER_HEADS)
+def test_what_is_no_aesthetic_head_is_refused(
+    what: str, theirs: tuple[CLIPModel, Path], tmp_path: Path
+) -> None:
+    torch.save(OTHER_HEADS[what], tmp_path / "head.pt")
+    config = FinetuneConfig(base="x", reward=(f"aesthetic={tmp_path / 'head.pt'}",), clip=str(theirs[1]))
+    with pytest.raises(ValueError, match=r"head\.pt is no aesthetic head|head\.pt .*no tensors") as error:
+        chosen_reward(config, torch.device("cpu"))
+    assert "\n" not in str(error.value)
+
+
+def test_ten_layers_are_in_the_order_of_their_numbers(theirs: tuple[CLIPModel, Path]) -> None:
+    sizes = [16, *range(30, 20, -1), 1]
+    head = {}
+    for n, (i, o) in enumerate(zip(sizes, sizes[1:])):
+        head |= {f"layers.{n}.weight": torch.ones(o, i), f"layers.{n}.bias": torch.ones(o)}
+    aesthetic_reward(load_clip(theirs[1])[0], head)
+
+
+@pytest.mark.parametrize("weight", ["1e999", "1e39", "nan", "inf", "-1"])
+def test_a_weight_that_is_not_finite_is_refused(weight: str) -> None:
+    with pytest.raises(ValueError, match=r"--reward '?[\w-]+\*incompressibility'? (is not|must be a finite)"):
+        parsed(f"{weight}*incompressibility")
+    with pytest.raises(ValueError, match=r"'incompressibility=x' is not \[WEIGHT"):
+        parsed("incompressibility=x")
 
 
 def test_several_are_normalised_within_their_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
