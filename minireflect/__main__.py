@@ -8,19 +8,24 @@
 `minireflect COMMAND --help` lists the options of a command.
 """
 
-import argparse
-import os
-import signal
 import sys
-import warnings
-from importlib import import_module
-from inspect import getdoc
-from io import TextIOWrapper
-from pathlib import Path
 
-from .cli import HELP, PICTURES, TRAINED, known, lacks_memory, refuse, sentence, train_help
-from .disk import mute, stops
-from .ranges import QUOTED, plain
+try:
+    import argparse
+    import os
+    import signal
+    import warnings
+    from importlib import import_module
+    from inspect import getdoc
+    from io import TextIOWrapper
+    from pathlib import Path
+
+    from .cli import HELP, PICTURES, TRAINED, known, lacks_memory, refuse, sentence, train_help
+    from .disk import mute, stops
+    from .ranges import QUOTED, plain
+except KeyboardInterrupt:  # `main` handles it later
+    print("minireflect: stopped", file=sys.stderr)
+    sys.exit(130)
 
 COMMANDS = ("sample", "train", "report", "inspect")  # a command's modules are imported only when it runs
 
@@ -54,9 +59,8 @@ def main(words: list[str] | None = None) -> int:
             known(rest[0], TRAINED)
         return import_module(f".cli.{command}", __package__).main(rest)
     except KeyboardInterrupt as stop:
-        said = str(stop) or "stopped; a run can be resumed from its last saved state"
         try:
-            print(f"minireflect {command}: {said}", file=sys.stderr)
+            print(f"minireflect {command}: {str(stop) or 'stopped'}", file=sys.stderr)
         except OSError:  # the terminal was closed
             mute(sys.stdout, sys.stderr)
         return 130

@@ -28,7 +28,7 @@ from ..world.canvas import read_picture, to_pixels, write_picture
 from ..world.layout import lay_out
 from ..world.prompts import split
 from ..world.published import read_benchmark, read_graphs, write_samples
-from . import PICTURES, read
+from . import PICTURES, check_effect, note_guidance, read
 
 ABOUT = """\
 Sample pictures of prompts. The inspector's verdict and the learned reward are shown under each picture. In
@@ -41,6 +41,7 @@ READ = {
     "checkpoint": {"rounds", "steps", "guidance", "eta", "blind", "w_denoise", "w_renoise", "lora",
                    "lora_scale", "each", "device", *vars(CheckpointConfig())},
 }  # fmt: skip
+TABLES = (".jsonl", ".csv", ".json", ".tsv", ".txt")  # endings of files of prompts
 ALL = {"prompts", "out", "seed", "check", "checkpoint"}
 # defaults that differ from 0 rounds and from SamplerConfig; 7.5 is diffusers' default for Stable Diffusion
 DEFAULTS = {"rlrig": {"rounds": LoopConfig.rounds}, "checkpoint": {"guidance": 7.5, "eta": 0.0}}
@@ -95,14 +96,18 @@ def main(words: list[str]) -> int:
     """Run `minireflect sample` with these arguments.  -> exit status"""
     args = read(words, "sample PROMPT ...", ABOUT, SampleOptions())
     if args.check:
+        if args != SampleOptions(check=True):
+            raise ValueError("--check samples the committed picture again; give it no prompt or other option")
         return check()
     way = args.method if args.checkpoint.base is None else "checkpoint"
     check_arguments(args, way)
     sampler = measured_with(args.weights) if way == "srrl" else SamplerConfig()
     defaults = {"rounds": 0} | asdict(sampler) | DEFAULTS.get(way, {})
     missing = {name: value for name, value in defaults.items() if getattr(args, name) is None}
+    args = replace(args, **missing)
+    note_guidance(args.guidance)
     with torch.no_grad():
-        said = WAYS[way](replace(args, **missing), list(args.prompts))
+        said = WAYS[way](args, list(args.prompts))
     for head, lines in zip(*said):
         print("\n".join([plain(head), *(f"  {line}" for line in lines)]))
     print(f"written to {args.out}")
@@ -125,20 +130,30 @@ def check_arguments(args: SampleOptions, way: str) -> None:
     base = args.checkpoint.base
     if not args.prompts:
         raise ValueError('there is no prompt; try: minireflect sample "a tall red candle in still air"')
-    files = [prompt for prompt in args.prompts if base and isfile(prompt)]
+    files = [text for text in args.prompts if base and (isfile(text) or text.lower().endswith(TABLES))]
+    if missing := [file for file in files if not isfile(file)]:
+        raise ValueError(f"there is no file of prompts {quote(missing[0])}; check its path")
     if files and (len(args.prompts) > 1 or args.out.suffix):
         raise ValueError(f"{quote(files[0])} is a file of prompts: give it alone, with --out FOLDER")
     if base is None and not all(map(split, args.prompts)):
         raise ValueError("a prompt is empty or contains no words")
     usual = {**vars(SampleOptions()), **vars(CheckpointConfig())}
     given = {name for name, value in {**vars(args), **vars(args.checkpoint)}.items() if value != usual[name]}
-    if unread := sorted(given - READ[way] - ALL):
-        flags = ", ".join(f"--{name}" for name in unread).replace("_", "-")
-        named = {name: f"--method {name}" for name in READ} | {"checkpoint": "--base PATH"}
-        fitting = [named[name] for name, read in READ.items() if {*unread} <= read]
-        raise ValueError(f"{flags} has no effect here; try {' or '.join(fitting) or 'other methods'}")
-    if args.out.suffix.lower() not in (*PICTURES, ".pdf", ".svg", *([""] if base else [])):
-        raise ValueError(f"--out {args.out} must end in .png, .jpg, .pdf or .svg")
+    unread, rounds = given - READ[way] - ALL, args.rounds or 0
+    named = {name: f"--method {name}" for name in READ} | {"checkpoint": "--base PATH"}
+    fitting = [named[name] for name, read in READ.items() if unread <= read]
+    scales = {args.guidance, *[args.w_denoise, args.w_renoise][: 2 * rounds]}
+    idle = {
+        f"here; try {' or '.join(fitting) or 'other methods'}": unread,
+        "without --out FOLDER": ["each"] * bool(args.out.suffix),
+        "without --lora PATH": ["lora_scale"] * (args.lora is None),
+        "without --rounds 1 or more": ["blind", "w_denoise", "w_renoise"] * (not rounds),
+        "without --blind": ["w_denoise", "w_renoise"] * (not args.blind and base is None),
+        "with guidance 1": ["negative"] * (scales == {1}),
+    }
+    check_effect(given, idle)
+    if args.out.suffix.lower() not in (*PICTURES, ".pdf", ".svg", *([""] if base and args.out.name else [])):
+        raise ValueError(f"--out {args.out} must end in .png, .jpg, .pdf or .svg, or with --base be a folder")
     folder = args.out.absolute().parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise ValueError(f"there is no folder {folder} in which {args.out.name} can be written")
@@ -198,9 +213,9 @@ def sample_checkpoint(args: SampleOptions, prompts: list[str]) -> Said:
         load_lora(pipe, args.lora, args.lora_scale)
         for network in networks_of(pipe).values():
             merge_lora(network)
-    if not args.out.suffix:
-        return export(args, pipe)
     sampler = SamplerConfig(args.steps, args.guidance, args.eta)
+    if not args.out.suffix:
+        return export(args, pipe, sampler)
     rounds = showcase.sampled_rounds(pipe, prompts, sampler, blind(args), args.seed)  # (b 3 h w) each
     if len(rounds) == 1 and args.out.suffix.lower() in PICTURES:
         write_picture(np.concatenate(to_pixels(rounds["round 0"]), 1), args.out)  # side by side
@@ -210,14 +225,14 @@ def sample_checkpoint(args: SampleOptions, prompts: list[str]) -> Said:
     return [], []
 
 
-def export(args: SampleOptions, pipe: LatentDiffusion) -> Said:
-    """Save pictures of a benchmark's prompts in the folder layout of its scorer, with settings.json."""
+def export(args: SampleOptions, pipe: LatentDiffusion, sampler: SamplerConfig) -> Said:
+    """Save the last round of a benchmark's prompts in the folder layout of its scorer, with settings.json."""
     file = args.prompts[0]
     about = read_benchmark(Path(file)) if isfile(file) else [{"prompt": prompt} for prompt in args.prompts]
     for i, task in enumerate(about):
         noise, prompts = rng(args.seed, "export", i), [task["prompt"]] * args.each
-        images = pipe.generate(prompts, args.steps, args.guidance, args.eta, generator=noise)
-        write_samples(args.out, [task], images, first=i)
+        *_, x_0 = pipe.blind_rounds(prompts, pipe.noise(args.each, noise), sampler, blind(args), noise)
+        write_samples(args.out, [task], pipe.decode(x_0), first=i)
     text = json.dumps(asdict(args), default=str, indent=2)
     write_text(args.out / "settings.json", text + "\n")
     return [], []

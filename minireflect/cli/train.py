@@ -11,12 +11,13 @@ import torch
 from .. import parallel
 from ..checkpoints import ours
 from ..config import PRESETS, Config, options_of, preset, read_config, to_dict
-from ..methods.finetune import MEASURED, SAMPLER
+from ..methods.finetune import CLIPS, MEASURED, SAMPLER, parsed
+from ..methods.learn import UNREAD
 from ..methods.srrl import RECIPES, recipe
 from ..pipeline import best_device, chosen_device
-from ..run import RewardFailed, Run, RunError, Unfinished
+from ..run import RewardFailed, Run, RunError, Unfinished, flat
 from ..tracking import Tracking
-from . import TRAINED, lacks_memory, read, refuse, sentence
+from . import TRAINED, check_effect, lacks_memory, note_guidance, read, refuse, sentence
 
 COSTS = {"smoke": "takes seconds, learns nothing", "gpu": "larger batches and budgets, for a CUDA GPU"}
 CHOICES = {"preset": PRESETS, "scenes": ("laws", "graphs"), "method": tuple(RECIPES)}
@@ -40,8 +41,8 @@ def defaults(named: str | None, words: list[str]) -> Config:
     seen = first.parse_known_args(words)[0]
     # the second pass refuses values that are not among the choices
     chosen = {name: value for name, value in vars(seen).items() if value in CHOICES.get(name, ())}
-    if seen.resume and seen.out is None:
-        raise RunError("--resume needs --out RUN, the folder of the run to continue")
+    if not seen.out and (seen.resume or seen.out is not None):
+        raise RunError("--out needs the folder of a run; --resume needs --out RUN, the run to continue")
     if seen.resume:
         config = read_config(Path(seen.out))
         if named not in (None, config.command):
@@ -61,13 +62,31 @@ def defaults(named: str | None, words: list[str]) -> Config:
 
 
 def parse(words: list[str], config: Config) -> Config:
-    """Second pass: all options of the command. Paths become absolute, to resume the run from any folder."""
-    about = f"Train {TRAINED[config.command][0]}."
+    """Second pass: all options of the command. Paths become absolute, to resume the run from any folder.
+
+    Raises ValueError if an option was changed that has no effect.
+    """
+    about, usual = f"Train {TRAINED[config.command][0]}.", flat(to_dict(config))
     config = replace(config, **vars(read(words, f"train {config.command}", about, options_of(config))))
+    given = {name: value for name, value in flat(to_dict(config)).items() if value != usual.get(name)}
+    check_effect(given, idle(config))
+    note_guidance(*(value for name, value in given.items() if name.endswith("guidance")))
     paths = {name: getattr(config.finetune, name) for name in ("base", "clip", "prompts", "tokenizer", "vae")}
     there = {name: str(Path(path).resolve()) for name, path in paths.items() if path and Path(path).exists()}
     weights = config.weights and config.weights.absolute()
     return replace(config, weights=weights, finetune=replace(config.finetune, **there))
+
+
+def idle(config: Config) -> dict[str, list[str]]:
+    """The options that have no effect beside the others, by reason; their names are those in config.json."""
+    rig, names = "rlrig" in config.stages, {parsed(each)[1] for each in config.finetune.reward}
+    at, learner = ("rlrig.editor", config.rlrig.editor) if rig else ("srrl", config.srrl)
+    return {
+        f"with objective {learner.objective}": [f"{at}.{name}" for name in UNREAD[learner.objective]],
+        "with --mode blind": ["srrl.wrong", "srrl.redraw"] * (config.srrl.mode == "blind"),
+        "with these rewards": ["finetune.clip"] * names.isdisjoint(CLIPS[:2])
+        + ["finetune.clip_activation"] * names.isdisjoint(CLIPS),
+    }
 
 
 FAILURES = (ValueError, OSError, ImportError, MemoryError, FloatingPointError, RuntimeError)
@@ -93,6 +112,10 @@ def train(config: Config) -> None:
     try:
         run.tracking = Tracking(config.log, run.folder) if config.log and not parallel.rank() else None
         do(Task(config, run, source or run.folder / "weights", device), *config.stages)
+    except KeyboardInterrupt as stop:
+        if str(stop) or not any((run.folder / "state").glob("*.safetensors")):
+            raise
+        raise KeyboardInterrupt(f"stopped; continue the saved run with --resume --out {folder}") from stop
     except FAILURES as error:
         bug = isinstance(error, RuntimeError) and not (lacks_memory(error) or isinstance(error, RewardFailed))
         if run.abandon() or bug or isinstance(error, ValueError | BrokenPipeError):

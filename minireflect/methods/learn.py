@@ -57,6 +57,9 @@ MIN_SIGMA = 0.1  # ppo: steps with less noise are not trained, see `steps_to_tra
 # Scale of a loss in float16, where gradients below 6e-8 become 0.  Without it, gradients of a log-probability
 # that is averaged over 16,384 dimensions would be 0.
 HALF_SCALE = 2.0**16
+# Options that an objective does not read.  A recipe may set them, the command line refuses them.
+UNREAD = {"grpo": ("clip_range", "ratio", "kl"), "ppo": ("replay",)}
+UNREAD["regress"] = ("advantage", "pull", *UNREAD["grpo"])
 
 
 @dataclass(frozen=True)
@@ -89,8 +92,9 @@ class LearnConfig(Checked):
     kl: Weight = 0.0
 
     def require(self) -> None:
-        if self.objective != "ppo" and self.kl > 0:
-            raise ValueError(f"kl applies to objective ppo only; for {self.objective}, use pull")
+        for name in ("kl", "ratio") if self.objective != "ppo" else ():  # no recipe sets these for another
+            if getattr(self, name) != getattr(LearnConfig, name):
+                raise ValueError(f"{name} has no effect with objective {self.objective}; use objective ppo")
 
     def lr_factor(self, step: int, iterations: int) -> float:
         """The factor of the learning rate in iteration `step`: linear warm-up, 1, and linear decay to 0."""

@@ -20,6 +20,7 @@ from minireflect.pipeline import SamplerConfig
 from tests.cli.console import ROOT, refused, run
 from tests.small import Stopped, stop
 
+BASE = ["--base", "x", "a red ball"]
 BAD_SAMPLES = {
     "an unknown word": (["a pink bal in still air"], ("'pink'", "'bal'", "nearest: ", "ball")),
     "an empty prompt": ([""], ("prompt is empty",)),
@@ -59,6 +60,32 @@ BAD_SAMPLES = {
         ["a red ball", "--base", "x", "--method", "rlrig"],
         ("--method has",),
     ),
+    "a check with other weights": (["--check", "--weights", "X", "--seed", "5"], ("--check", "no prompt or")),
+    "a check of a prompt": (["--check", "a red ball"], ("--check",)),
+    "blind rounds that are none": (["a red ball", "--blind"], ("--blind has no effect without --rounds 1",)),
+    "a guidance of blind rounds": (
+        ["a red ball", "--rounds", "1", "--w-renoise", "0.5"],
+        ("--w-renoise has no effect without --blind; leave it out",),
+    ),
+    "a guidance of no rounds": (
+        [*BASE, "--w-denoise", "2"],
+        ("--w-denoise has no effect without --rounds 1 or more",),
+    ),
+    "a number of pictures without a folder": (
+        [*BASE, "--each", "7", "--out", "a.png"],
+        ("--each has no effect without --out FOLDER",),
+    ),
+    "a scale of no adapter": ([*BASE, "--lora-scale", "0.5"], ("--lora-scale has no effect without --lora",)),
+    "a negative prompt that is not read": (
+        [*BASE, "--negative", "blurry", "--guidance", "1"],
+        ("--negative has no effect with guidance 1",),
+    ),
+    "no folder": ([*BASE, "--out", ""], ("must end in", "folder")),
+    "the current folder": ([*BASE, "--out", "./"], ("must end in", "folder")),
+    **{
+        f"a missing file of prompts, {name}": ([*BASE[:2], name, "--out", "folder"], (name, "check its path"))
+        for name in ("no.jsonl", "no.csv", "a b.JSON", "x/no.tsv", "no.txt")
+    },
     "a missing annotation": (["--method", "rlrig", "nowhere.json"], ("cannot read nowhere.json",)),
 }
 
@@ -110,6 +137,16 @@ def test_a_run_is_sampled_as_it_was_measured(
         with pytest.raises(Stopped):
             run(*words, cwd=tmp_path)
     assert [astuple(how) for how in seen] == [(7, 1.75, 0.25), (9, 1.75, 0.25), (7, 2, 0), (20, 1, 1)]
+
+
+@pytest.mark.parametrize("words", [["--guidance", "0"], ["--method", "reasongen", "--guidance", "0"]])
+def test_a_guidance_that_ignores_the_prompt_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    for way in sample.WAYS:
+        monkeypatch.setitem(sample.WAYS, way, lambda *_: ([], []))
+    with pytest.warns(UserWarning, match="guidance 0 ignores the prompt"):
+        assert run("sample", "a red ball", *words, cwd=tmp_path).returncode == 0
 
 
 @pytest.mark.slow
@@ -185,7 +222,15 @@ def test_a_command_that_is_terminated_says_so(
         done = run("sample", "a red ball", cwd=tmp_path)
     finally:
         signal.signal(number, kept)
-    assert done.returncode == 130 and done.stderr.startswith("minireflect sample: stopped")
+    assert done.returncode == 130 and done.stderr == "minireflect sample: stopped\n"
+
+
+def test_ctrl_c_before_the_command_is_imported_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "tyro.py").write_text("raise KeyboardInterrupt")
+    words = [sys.executable, "-m", "minireflect", "sample", "a red ball"]
+    env = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "minireflect: stopped\n")
 
 
 def test_a_long_command_is_cut(tmp_path: Path) -> None:

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from minireflect import stages
 from minireflect.checkpoints.files import read_weights
+from minireflect.cli.train import defaults, parse
+from minireflect.config import changed, to_dict
 from minireflect.methods.rlrig import RIG_PARTS as PARTS
 from tests.cli.console import refused, run
 
@@ -141,6 +144,7 @@ def test_reasongen_from_nothing_to_pictures(tmp_path: Path) -> None:
     assert bad.returncode == 2 and "reasongen.safetensors" in bad.stderr and "Traceback" not in bad.stderr
 
 
+JPEG = ["--base", "x", "--reward", "incompressibility"]
 BAD_TRAININGS = {
     "resume from nowhere": (["--resume", "--out", "nowhere"], ("nowhere",)),
     "resume without a folder": (["--resume"], ("--out",)),
@@ -156,6 +160,39 @@ BAD_TRAININGS = {
         ("train: t_star must be in [0, 1], got 1.5",),
     ),
     "a group that cannot compare": (["rlrig", "--group", "1"], ("group must be at least 2, got 1",)),
+    "an empty folder name": (["--out", ""], ("--out needs the folder of a run",)),
+    "to resume no folder": (["--resume", "--out", ""], ("--resume needs --out RUN",)),
+    "PPO's clip without PPO": (["--clip-range", "0.5"], ("--clip-range has no effect with objective grpo",)),
+    "PPO's ratio without PPO": (["--ratio", "guard"], ("ratio has no effect with objective grpo; use",)),
+    "PPO's KL without PPO": (["--kl", "0.1"], ("kl has no effect with objective grpo; use objective ppo",)),
+    "a replay that PPO has not": (
+        ["--method", "ddpo", "--replay", "2"],
+        ("--replay has no effect with objective ppo; leave it out",),
+    ),
+    "what regression does not read": (
+        ["--objective", "regress", "--pull", "0.1", "--advantage", "group"],
+        ("--advantage, --pull has no effect with objective regress",),
+    ),
+    "a clip of the editor": (
+        ["rlrig", "--editor.clip-range", "0.5"],
+        ("--editor.clip-range has no effect with objective regress",),
+    ),
+    "the noise of refused pictures, which blind rounds have not": (
+        ["--mode", "blind", "--wrong", "fresh", "--redraw", "all"],
+        ("--redraw, --wrong has no effect with --mode blind",),
+    ),
+    "CLIP for a reward that has none": (
+        [*JPEG, "--clip", "PATH", "--clip-activation", "gelu"],
+        ("--clip, --clip-activation has no effect with these rewards",),
+    ),
+    "another CLIP than that of the reward": (
+        ["--base", "x", "--reward", "hps=PATH", "--clip", "PATH", "--clip-activation", "gelu"],
+        ("--clip has no effect with these rewards",),
+    ),
+    "a weight that is not finite": (
+        ["--base", "x", "--reward", "1e999*incompressibility"],
+        ("the weight in --reward 1e999*incompressibility must be a finite number",),
+    ),
     "an unknown command": (["trian"], ("trian", "the commands are srrl, all")),
     "an unknown option": (
         ["--stepz", "1"],
@@ -178,6 +215,48 @@ def test_bad_input_to_train_is_one_sentence(tmp_path: Path, what: str) -> None:
     done = run("train", *words, cwd=tmp_path)
     refused(done, *parts)
     assert list(tmp_path.iterdir()) == [] and done.stderr.count("\n") == 1 and len(done.stderr) < 320
+
+
+@pytest.mark.parametrize("objective", ["grpo", "regress", "ppo"])
+@pytest.mark.parametrize("method", ["srrl", "paper", "ddpo", "grpo"])
+@pytest.mark.parametrize("base", [[], ["--base", "x"]])
+def test_every_recipe_may_have_another_objective(objective: str, method: str, base: list[str]) -> None:
+    """The recipe's own options may have no effect, then."""
+    words = ["--method", method, "--objective", objective, *base]
+    assert parse(words, defaults("srrl", words)).srrl.objective == objective
+    words = ["--preset", "smoke", "--editor.objective", objective]
+    assert parse(words, defaults("rlrig", words)).rlrig.editor.objective == objective
+
+
+def test_a_run_with_an_option_that_has_no_effect_can_be_resumed(tmp_path: Path) -> None:
+    words = ["--method", "ddpo", *JPEG]
+    config = changed(parse(words, defaults("srrl", words)), {"finetune": {"clip": "PATH"}})
+    (tmp_path / "config.json").write_text(
+        json.dumps(to_dict(changed(config, {"srrl": {"objective": "grpo"}})))
+    )
+    words = ["--resume", "--out", str(tmp_path)]
+    assert parse(words, defaults(None, words)).srrl.clip_range == 1e-4
+
+
+def test_a_training_without_prompts_is_said(tmp_path: Path) -> None:
+    words = ["--sampler.guidance", "0"]
+    with pytest.warns(UserWarning, match="guidance 0 ignores the prompt"):
+        parse(words, defaults("srrl", words))
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_only_a_run_with_a_saved_state_is_said_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved: bool
+) -> None:
+    def interrupted(task: stages.Task, *_: str) -> None:
+        if saved:
+            (task.run.folder / "state" / "srrl.safetensors").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages, "do", interrupted)
+    done = run("train", "--preset", "smoke", "--out", "run", cwd=tmp_path)
+    more = "; continue the saved run with --resume --out run" if saved else ""
+    assert (done.returncode, done.stderr) == (130, f"minireflect train: stopped{more}\n")
 
 
 def test_a_log_without_its_package_is_refused_and_leaves_no_folder(

@@ -1,5 +1,6 @@
 """The learner: ratio 1 before the first update, gradients by hand, a replay that keeps the latest."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -26,10 +27,38 @@ from minireflect.methods.learn import (
     steps_to_train,
 )
 from minireflect.methods.rollout import rollout
+from minireflect.methods.srrl import SRRLConfig
 from minireflect.rl.advantage import RewardHistory
 from minireflect.streams import rng
 from tests.methods.common import CONFIG, REFUSED, learn_from, likes_the_first_and_third, one_iteration, plus
 from tests.small import TEXTS, brightness, nothing, shaken, small_pipeline
+
+OTHERS = {
+    "advantage": "shrunk", "pull": 0.9, "anchor_below": 600, "batch": 7, "updates": 1, "replay": 1,
+    "clip_range": 1e-6, "ratio": "guard", "kl": 50.0, "noise": "window",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("objective", learning.UNREAD)
+def test_an_objective_reads_all_options_but_those_that_are_listed(objective: str) -> None:
+    """An option that is read changes what two iterations learn."""
+    config = replace(CONFIG, objective=objective, pull=0.3, replay=2, batch=16)
+
+    def learnt(config: SRRLConfig) -> list[Tensor]:
+        pipe = small_pipeline()
+        learner = Learner.of(pipe, config, config.guidance, 64)
+        for step in range(2):
+            out = rollout(pipe, TEXTS, plus, config, 0, step)
+            learn(learner, out, 1.0, rng(0, "update", step))
+        return [p.clone() for p in pipe.unet.parameters()]
+
+    def changes(name: str) -> bool:
+        other = copy.copy(config)
+        object.__setattr__(other, name, OTHERS[name])  # `require` would refuse some that are not read
+        return not all(map(torch.equal, first, learnt(other)))
+
+    first = learnt(config)
+    assert {name for name in OTHERS if not changes(name)} == {*learning.UNREAD[objective]}
 
 
 @pytest.mark.parametrize("mode", ["select", "blind"])

@@ -118,8 +118,9 @@ def test_bad_configurations_are_refused_with_the_numbers() -> None:
     few = "advantage group needs two pictures of a prompt or more, got one; try --group 4"
     with pytest.raises(ValueError, match=few):
         replace(CONFIG, group=1, rounds=0)
-    with pytest.raises(ValueError, match="kl applies to objective ppo only; for regress, use pull"):
-        replace(CONFIG, objective="regress", kl=0.1)
+    for other in ({"kl": 0.1}, {"ratio": "guard"}):
+        with pytest.raises(ValueError, match="has no effect with objective regress; use objective ppo"):
+            replace(CONFIG, objective="regress", **other)
 
 
 @pytest.mark.parametrize("checkpoint", [False, True])

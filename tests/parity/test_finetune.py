@@ -407,6 +407,20 @@ def test_exported_prompts_may_be_longer_than_the_name_of_a_file(base: Path, tmp_
     assert json.loads((tmp_path / "folder" / "settings.json").read_text())["prompts"] == texts
 
 
+def test_an_export_has_the_rounds_that_its_settings_state(base: Path, tmp_path: Path) -> None:
+    words = ["sample", "--base", str(base), "--steps", "1", "--each", "2", "a cat"]
+    ways = {
+        "plain": [], "again": ["--rounds", "0"], "round": ["--rounds", "1"],
+        "other": ["--rounds", "1", "--blind", "--w-renoise", "3"],
+    }  # fmt: skip
+    seen = {}
+    for folder, more in ways.items():
+        assert run(*words, "--out", folder, *more, cwd=tmp_path).returncode == 0
+        seen[folder] = (tmp_path / folder / "00000" / "samples" / "0001.png").read_bytes()
+    assert seen["plain"] == seen["again"] and len({*seen.values()}) == 3
+    assert json.loads((tmp_path / "round" / "settings.json").read_text())["rounds"] == 1
+
+
 @pytest.mark.slow
 def test_a_training_whose_reward_fails_can_be_resumed(base: Path, prompts: Path, tmp_path: Path) -> None:
     good = "def mine(images, prompts):\n    return images.mean((1, 2, 3))\n"
