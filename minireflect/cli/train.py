@@ -20,6 +20,7 @@ from ..tracking import Tracking
 from . import TRAINED, check_effect, lacks_memory, note_guidance, read, refuse, sentence
 
 COSTS = {"smoke": "takes seconds, learns nothing", "gpu": "larger batches and budgets, for a CUDA GPU"}
+UNSTARTED = ("all", "autoencoder")  # commands that start from random weights
 CHOICES = {"preset": PRESETS, "scenes": ("laws", "graphs"), "method": tuple(RECIPES)}
 
 
@@ -84,6 +85,7 @@ def idle(config: Config) -> dict[str, list[str]]:
     return {
         f"with objective {learner.objective}": [f"{at}.{name}" for name in UNREAD[learner.objective]],
         "with --mode blind": ["srrl.wrong", "srrl.redraw"] * (config.srrl.mode == "blind"),
+        "with random weights at the start": ["weights"] * (config.command in UNSTARTED),
         "with these rewards": ["finetune.clip"] * names.isdisjoint(CLIPS[:2])
         + ["finetune.clip_activation"] * names.isdisjoint(CLIPS),
     }
@@ -133,7 +135,7 @@ def source_of(config: Config) -> Path | None:
     """The folder of the weights to start from; None for random weights or a published checkpoint."""
     if config.real and config.weights is not None:
         raise ValueError("--weights (a run of minireflect) cannot be combined with --base (a checkpoint)")
-    if config.real or config.command in ("all", "autoencoder"):
+    if config.real or config.command in UNSTARTED:
         return None
     shipped = {"laws": ours.SHIPPED, "graphs": ours.RIG, "reason": ours.REASON}[config.kind]
     return ours.weights_folder(config.weights or shipped)

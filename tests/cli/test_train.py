@@ -193,6 +193,10 @@ BAD_TRAININGS = {
         ["--base", "x", "--reward", "1e999*incompressibility"],
         ("the weight in --reward 1e999*incompressibility must be a finite number",),
     ),
+    "weights that nothing starts from": (
+        ["all", "--weights", "x"],
+        ("--weights has no effect with random weights at the start; leave it out",),
+    ),
     "an unknown command": (["trian"], ("trian", "the commands are srrl, all")),
     "an unknown option": (
         ["--stepz", "1"],
