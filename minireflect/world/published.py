@@ -20,7 +20,6 @@ import csv
 import io
 import json
 import re
-from collections import Counter
 from pathlib import Path
 from typing import TypedDict
 
@@ -57,34 +56,15 @@ def read_graphs(text: str) -> list[SceneGraph]:
 
 
 # the three forms of graphs; other keys, such as the prompt and the address of a picture, are not needed
-class Item(TypedDict):
-    item_id: int | str
-    label: str
-    attributes: list[str]
-
-
-class Link(TypedDict):
-    item1: int | str
-    relation: str
-    item2: int | str
-
-
-class Place(TypedDict):
-    obj1: str
-    locality: str
-    obj2: str
-
-
-class Number(TypedDict):
-    obj_name: str
-    num: Count
-
-
 FORMS = {
-    "items": TypedDict("Items", {"items": list[Item], "relations": list[Link]}),
+    "items": TypedDict("Items", {
+        "items": list[TypedDict("Item", {"item_id": int | str, "label": str, "attributes": list[str]})],
+        "relations": list[TypedDict("Link", {"item1": int | str, "relation": str, "item2": int | str})]}),
     "triples": TypedDict("Triples", {"triples": list[tuple[str, str, str]]}),
-    "nouns": TypedDict("Nouns", {"nouns": list[str], "attr_nouns": list[str] | None,
-                                 "spatial_info": Place | None, "numeracy_info": list[Number] | None}),
+    "nouns": TypedDict("Nouns", {
+        "nouns": list[str], "attr_nouns": list[str] | None,
+        "spatial_info": TypedDict("Place", {"obj1": str, "locality": str, "obj2": str}) | None,
+        "numeracy_info": list[TypedDict("Number", {"obj_name": str, "num": Count})] | None}),
 }  # fmt: skip
 
 
@@ -104,14 +84,13 @@ def from_laion_sg(text: str) -> SceneGraph:
         if form not in FORMS or not keys.isdisjoint(data):
             raise ValueError(f"it has {' and '.join([form, *sorted(keys & data.keys())])}")
         things, links, numbers = _facts(expect(data, FORMS[form], "it"))
-        labels = dict(things)
-        twice = [i for i, n in Counter([i for i, _ in things]).items() if n > 1]
-        strays = [i for s, _, o in links for i in (s, o) if i not in labels] + [*(numbers.keys() - labels)]
+        ids = [i for i, _ in things]
+        strays = [i for s, _, o in links for i in (s, o) if i not in ids] + [*(numbers.keys() - {*ids})]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         forms = "items and relations, triples, or nouns"
         why = quote(str(error) or type(error).__name__)
         raise GraphError(f"not a graph of LAION-SG or T2I-R1, which has {forms}: {why}") from None
-    if twice:
+    if twice := [i for k, i in enumerate(ids) if i in ids[:k]]:
         raise GraphError(f"item {quote(twice[0])} is listed twice")
     links = [(s, " ".join(p.lower().replace("_", " ").split()), o) for s, p, o in links]
     links = [(s, SYNONYMS.get(p, p), o) for s, p, o in links]
