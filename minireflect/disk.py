@@ -145,8 +145,7 @@ def parse_json(text: str | bytes, kind: Any, where: object, number: Callable = _
     message begins with `where`, on invalid JSON or another type.
     """
     try:
-        unique = _unique if number is _finite else None  # files of other libraries may repeat a key
-        value = json.loads(text, parse_constant=number, parse_float=number, object_pairs_hook=unique)
+        value = json.loads(text, parse_constant=number, parse_float=number, object_pairs_hook=_unique)
         if _depth(value) > DEEPEST:
             raise RecursionError
     except (ValueError, RecursionError) as error:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
-from zipfile import ZipFile, is_zipfile
+from zipfile import is_zipfile
 
 import safetensors.torch
 import torch
@@ -91,6 +91,10 @@ def read_weights(path: Place) -> Tensors:
         if len(unwrapped := inside(found, wrapper[0])) < len(found):
             break
         found = unwrapped
+    for dtype, name in {t.dtype: name for name, t in found.items() if t.is_floating_point()}.items():
+        problem = f"{path} holds {quote(name)} in {dtype}, which cannot be converted; use another precision"
+        with named_as(problem, RuntimeError):
+            torch.zeros(8, dtype=torch.uint8).view(dtype).float()
     return found
 
 
@@ -174,27 +178,29 @@ def _read_parts(index: Path) -> Tensors:
     for part in sorted(set(where.values())):
         if part != Path(part).name or part.endswith(".json") or len(part) > 200:
             raise WeightsError(f"{index} names {quote(part)}; the parts must be in the folder of the index")
-        found |= read_weights(index.parent / part)
-    if lost := sorted(where.keys() - found.keys()):
-        first = quote(lost[0])
-        raise WeightsError(f"{index} lists {len(lost)} tensors that its files do not have, such as {first}")
+        tensors, named = read_weights(index.parent / part), {n for n, file in where.items() if file == part}
+        if lost := sorted(named - tensors.keys()):
+            some = f"{len(lost)} tensors that its files do not have, such as {quote(lost[0])} in {part}"
+            raise WeightsError(f"{index} lists {some}")
+        if more := sorted(tensors.keys() - named):
+            raise WeightsError(f"{index.parent / part} has {quote(more[0])}, which {index.name} does not say")
+        found |= tensors
     return found
 
 
 def _read_torch(path: Path) -> Tensors:
     """The tensors of a torch file, read with `weights_only`: no code in the file is executed."""
     try:
-        if is_zipfile(path) and any(name.endswith("/constants.pkl") for name in ZipFile(path).namelist()):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch warns that TorchScript is deprecated
-                # OpenAI's CLIP is such an archive; its program is not run
-                return dict(torch.jit.load(str(path), "cpu").state_dict())
+        if is_zipfile(path):  # opened as torch.jit.load does, so that both find the same records
+            archive = torch._C.PyTorchFileReader(str(path))
+            if archive.has_record("constants.pkl"):
+                return _read_script(path, archive)
         # files from before torch 1.6, which are not zip files, cannot be mapped into memory
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except pickle.UnpicklingError as error:
         named = re.search(r"(?:GLOBAL|global) (\S+)", str(error).replace("\n", " "))
         what = f"it uses {named[1]}" if named else "it contains more than tensors"
-        why = f"is a pickle that may run code when it is opened, so it was not opened: {what}"
+        why = f"may run code when it is opened, so it was not opened: {what}"
         raise WeightsError(f"{path} {why}; use the safetensors file of this checkpoint") from error
     except Exception as error:  # torch raises many kinds of error on truncated files
         first = quote(str(error).partition("\n")[0])
@@ -213,6 +219,20 @@ def _read_torch(path: Path) -> Tensors:
     if odd := [name for name, t in found.items() if t.layout != torch.strided or t.is_quantized or t.is_meta]:
         raise WeightsError(f"{path} holds {quote(odd[0])}, which is sparse, quantised or without data")
     return {name: t.detach() for name, t in found.items()}
+
+
+def _read_script(path: Path, archive: torch._C.PyTorchFileReader) -> Tensors:
+    """The tensors of a TorchScript archive, such as OpenAI's CLIP.
+
+    Only the method `__setstate__` of the program in it would run.  Raises UnpicklingError if there is one.
+    """
+    programs = [archive.get_record(name) for name in archive.get_all_records() if name.endswith(".py")]
+    with open(path, "rb") as file:  # a file with PTMF here is read in another format, not as an archive
+        if file.read(8)[4:] == b"PTMF" or any(b"__setstate__" in program for program in programs):
+            raise pickle.UnpicklingError("GLOBAL __setstate__")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns that TorchScript is deprecated
+        return dict(torch.jit.load(str(path), "cpu").state_dict())
 
 
 # --- names and modules --------------------------------------------------------------------------------------

@@ -1,16 +1,20 @@
 """Weights: what is written comes back, what does not fit is named, and a file is never half there."""
 
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from minireflect.checkpoints.files import (
     WeightsError,
     load_into,
     new_names,
+    read_json,
     read_metadata,
     read_weights,
     save_weights,
@@ -178,3 +182,92 @@ def test_weights_that_are_not_finite_are_named_and_not_loaded(value: float) -> N
     with pytest.raises(WeightsError, match=r"not finite 2\.weight"):
         load_into(net, tensors)
     assert all(torch.equal(before[name], t) for name, t in net.state_dict().items())
+
+
+# --- files that lie, or run ---------------------------------------------------------------------------------
+class Runs(nn.Module):
+    """Opened by `torch.jit.load`, it writes a file."""
+
+    weight: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.zeros(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[Tensor, bool]:
+        return self.weight, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[Tensor, bool]) -> None:
+        self.training = state[1]
+        self.weight = torch.from_file("it-ran", True, 4).fill_(1.0)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("inner", [False, True])
+def test_a_program_in_a_torchscript_archive_does_not_run(
+    inner: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.jit.save(torch.jit.script(nn.Sequential(nn.Linear(2, 3), Runs()) if inner else Runs()), "evil.pt")
+    with pytest.raises(WeightsError, match=r"may run code .* was not opened: it uses __setstate__; use the"):
+        read_weights("evil.pt")
+    (tmp_path / "mobile.pt").write_bytes(b"PK\3\4PTMF" + Path("evil.pt").read_bytes()[8:])
+    with pytest.raises(WeightsError, match="may run code|truncated or not a torch file"):
+        read_weights("mobile.pt")
+    assert not Path("it-ran").exists()
+    torch.jit.load("evil.pt")
+    assert Path("it-ran").exists()  # the trap is in the file
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("make", [torch.jit.script, lambda net: torch.jit.trace(net, torch.zeros(1, 3))])
+def test_the_tensors_of_a_torchscript_archive_are_read(make: Callable, tmp_path: Path) -> None:
+    """As OpenAI published CLIP."""
+    net = network().half()
+    net.register_buffer("input_resolution", torch.tensor(224))
+    torch.jit.save(make(net.float()).half(), tmp_path / "ViT.pt")
+    found = read_weights(tmp_path / "ViT.pt")
+    assert found.keys() == net.state_dict().keys() and found["0.weight"].dtype == torch.float16
+    assert all(torch.equal(found[name], t.half()) for name, t in net.state_dict().items())
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_a_type_that_cannot_be_converted_is_named(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"net.{suffix}"
+    four = torch.zeros(2, 3, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+    whole = {"a": torch.zeros(2, dtype=torch.float8_e5m2), "b": four}
+    (torch.save if suffix == "pt" else save_file)(whole, path)
+    with pytest.raises(WeightsError, match="holds 'b' in torch.float4_e2m1fn_x2, which cannot be converted"):
+        read_weights(path)
+
+
+PARTS = {"one.safetensors": ["a", "b"], "two.safetensors": ["a", "c"]}
+
+
+@pytest.mark.parametrize(
+    ("where", "told"),
+    [
+        ({"a": "one", "b": "one", "c": "two"}, "two.safetensors has 'a', which all.json does not say"),
+        ({"a": "two", "b": "one", "c": "two"}, "one.safetensors has 'a', which all.json does not say"),
+        ({"a": "two", "b": "two"}, "lists 1 tensors that its files do not have, such as 'b' in two.safe"),
+        ({"b": "one"}, "one.safetensors has 'a', which all.json does not say"),
+    ],
+)
+def test_an_index_that_does_not_say_where_each_tensor_is(where: dict, told: str, tmp_path: Path) -> None:
+    for part, names in PARTS.items():
+        save_file({name: torch.zeros(1) for name in names}, tmp_path / part)
+    about = {"weight_map": {name: f"{part}.safetensors" for name, part in where.items()}}
+    (tmp_path / "all.json").write_text(json.dumps(about))
+    with pytest.raises(WeightsError, match=told):
+        read_weights(tmp_path / "all.json")
+
+
+def test_a_key_that_a_published_json_repeats_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"act_fn": "silu", "act_fn": "relu"}')
+    with pytest.raises(WeightsError, match="config.json is not JSON: the key 'act_fn' appears twice"):
+        read_json(tmp_path / "config.json")
