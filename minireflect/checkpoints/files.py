@@ -216,6 +216,8 @@ def _read_torch(path: Path) -> Tensors:
             with named_as(str(path), Refusal):
                 content[name] = torch.tensor(float(expect(value, Finite, name)))
     found = {name: t for name, t in content.items() if isinstance(t, Tensor)}
+    if odd := [name for name, value in content.items() if isinstance(value, dict) and value]:
+        raise WeightsError(f"{path} holds {quote(odd[0])}, which is no tensor; expected only tensors by name")
     if odd := [name for name, t in found.items() if t.layout != torch.strided or t.is_quantized or t.is_meta]:
         raise WeightsError(f"{path} holds {quote(odd[0])}, which is sparse, quantised or without data")
     return {name: t.detach() for name, t in found.items()}

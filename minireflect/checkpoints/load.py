@@ -72,6 +72,9 @@ def load_checkpoint(path: Place, given: Given = Given()) -> LatentDiffusion:
     text = TwoTextEncoders(*encoders).eval() if family is SDXL else encoders[0]
     if (width := sum(config.width for config in configs)) != (reads := unet.config.context_width):
         raise WeightsError(f"{path}: its UNet needs prompts of width {reads}, its text encoder gives {width}")
+    if family is SDXL and (reads := unet.config.pooled_width) != (width := configs[1].projection):
+        told = f"a pooled prompt of width {reads}, its second text encoder gives {width}"
+        raise WeightsError(f"{path}: its UNet needs {told}; addition_time_embed_dim may be wrong")
     if (z := latents.latent_channels) != (reads := unet.config.in_channels):
         raise WeightsError(f"{found['vae'].source} has {z} latent channels, but the UNet needs {reads}")
     schedule, factor = _schedule(published, given.prediction, family), latents.factor
@@ -117,6 +120,7 @@ def _tokenizer(path: Path, pads: tuple, encoder: nn.Module, length: int, given: 
     for folder, pad, known in zip(folders, pads, tokens):
         for file in filter(Path.is_file, folder.glob("*")):
             existing(file)  # raises on a pointer of git-lfs
+        read_stated("tokenizer", folder / "special_tokens_map.json")
         config = read_stated("tokenizer", folder / "tokenizer_config.json")
         if (longest := int(min(length, config.get("model_max_length") or length))) < 3:
             raise WeightsError(f"model_max_length in {folder} must be at least 3, got {longest}")
@@ -136,8 +140,9 @@ def _schedule(published: Published, prediction: Prediction | None, family: Famil
     """
     path, kind, abar = published.path, published.scheduler.get("_class_name"), published.abar
     known = dict(published.scheduler) if kind else SD_NOISE | published.scheduler
-    if family is not SDXL:  # diffusers' pipelines of SD 1.x and 2.x correct these two in older folders
-        known |= {"steps_offset": 1, "clip_sample": False}
+    # diffusers' pipelines of SD 1.x and 2.x correct clip_sample and steps_offset in older folders
+    if family is not SDXL and known.get("clip_sample", True) is True:
+        known["clip_sample"] = False
     if kind not in ("DDIMScheduler", "DDPMScheduler", "HeunDiscreteScheduler"):
         known.pop("clip_sample", None)  # the other schedulers ignore it
     known = check("scheduler", known, f"{path} (scheduler)")
@@ -155,8 +160,8 @@ def _schedule(published: Published, prediction: Prediction | None, family: Famil
     euler = kind not in (None, "DDIMScheduler", "DDPMScheduler", "PNDMScheduler")
     config = ScheduleConfig(
         *(known[key] for key in list(SD_NOISE)[:4]), prediction=prediction or ours[stated], zero_snr=zero,
-        spacing=known["timestep_spacing"], offset=known["steps_offset"] or 0, euler=euler,
-        set_alpha_to_one=bool(known["set_alpha_to_one"]),
+        spacing=known["timestep_spacing"], offset=(known["steps_offset"] or 0) if family is SDXL else 1,
+        euler=euler, set_alpha_to_one=bool(known["set_alpha_to_one"]),
     )  # fmt: skip
     if abar is not None and not (off := (Schedule(config).abar - abar).abs().max()) <= 5e-3:  # bfloat16's
         raise WeightsError(f"{path} has another noise schedule: its alphas_cumprod is off by {off:.3f}")
@@ -209,8 +214,10 @@ def _clip_parts(folder: Path, file: Path, quick_gelu: bool | None) -> tuple[Part
     if any(name.startswith("text_model.") for name in tensors):
         config = read_stated("CLIP", folder / "config.json")
         pictures = read_stated("preprocessor", folder / "preprocessor_config.json")
-        text, vision = (config.get(key) or {} for key in ("text_config", "vision_config"))
-        default, table, said = "quick_gelu", names.TRANSFORMERS_CLIP, config  # transformers' default
+        # transformers prefers KEY_dict, which older files have, to KEY
+        stated = {key.removesuffix("_dict"): c for key, c in sorted(config.items()) if c is not None}
+        text, vision = (stated.get(key) or {} for key in ("text_config", "vision_config"))
+        default, table, said = "quick_gelu", names.TRANSFORMERS_CLIP, text and vision  # transformers' default
     else:
         config = read_stated("open_clip", folder / "open_clip_config.json")
         model, seen = (config.get(key) or {} for key in ("model_cfg", "preprocess_cfg"))

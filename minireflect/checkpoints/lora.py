@@ -109,7 +109,7 @@ def read_lora(path: Place, res_blocks: int = 2) -> dict[str, Adapter]:
     adapters: dict[str, Adapter] = {}
     with named_as(str(path), ValueError):
         ours = parse_json(about.get(OUR_ALPHAS, "{}"), dict[str, Positive], OUR_ALPHAS)
-        stated = _configuration(path, about, next(iter(tensors), "").startswith("base_model."))
+        stated = _configuration(path, about, any(n.startswith("base_model.") for n in tensors))
     for network in NETWORKS:
         inside = names.inside(layers, f"{network}.")
         table = unet if network == "unet" else names.TRANSFORMERS_CLIP_TEXT

@@ -152,10 +152,12 @@ def part_of(tensors: Tensors, part: str, config: dict, source: str) -> Part:
 
 def _read_file(path: Path) -> Published:
     whole, parts = read_weights(path), {}
+    odd, average = check_names("single file", whole, path), "averaged weights (model_ema) and no others"
     if not inside(whole, UNET_PREFIX):
-        expected = f"it has {first_names(whole)}, expected {UNET_PREFIX[:-1]}..."
+        has = average if any(name.startswith("model_ema.") for name in whole) else first_names(whole)
+        expected = f"it has {has}, expected {UNET_PREFIX[:-1]}..."
         raise WeightsError(f"{path} is not an original file of Stable Diffusion: {expected}")
-    if odd := check_names("single file", whole, path):
+    if odd:
         raise WeightsError(f"{path} has {len(odd)} tensors of no known part: {first_names(odd)}")
     known = _known_of(path, whole)
     warn_of_metadata(path, "1" if inside(whole, "cond_stage_model.transformer.") else "2")
@@ -184,15 +186,20 @@ YAML = {
     "parameterization": "prediction_type", "beta_schedule": "beta_schedule", "linear_start": "beta_start",
     "linear_end": "beta_end", "timesteps": "num_train_timesteps", "scale_factor": "scaling_factor",
     "denoiser_scaling": "prediction_type",  # module of a class such as VScaling
+    "rescale_betas_zero_snr": "rescale_betas_zero_snr", "zero_snr": "rescale_betas_zero_snr",
 }  # fmt: skip
 # Values in that file -> values of diffusers' configurations.
 THEIRS = {"v": "v_prediction", "eps": "epsilon", "x0": "sample",
-          "linear": "scaled_linear", "sqrt_linear": "linear"}  # fmt: skip
+          "linear": "scaled_linear", "sqrt_linear": "linear", "true": True, "false": False}  # fmt: skip
+# Beginning of the names of a text encoder -> the layers that its family uses, in that file.
+LAYERS = {"cond_stage_model.transformer.": ["last"], "cond_stage_model.model.": ["penultimate"],
+          "conditioner.": ["hidden", "11", "penultimate"]}  # fmt: skip
 
 
 def _known_of(path: Path, whole: Tensors) -> dict:
     """What a single file, its metadata, and a .yaml file beside it state, with the keys of diffusers."""
     text = read_text(about) if (about := path.with_suffix(".yaml")).is_file() else ""
+    text = re.sub(r"(?m)(^|\s)#.*", "", text)  # comments
     said = re.findall(rf"\b({'|'.join(YAML)})(?:[\"']? *: *[\"']?|\.)([-+.\w]+)", text)
     known = {"prediction_type": read_metadata(path).get("modelspec.prediction_type")}
     with files.named_as(f"{path}, or {about.name} beside it", ValueError, RuntimeError):
@@ -201,6 +208,11 @@ def _known_of(path: Path, whole: Tensors) -> dict:
             known[YAML[key]] = kind(value.removesuffix("Scaling").lower())
         if "scale_factor" in whole:
             known["scaling_factor"] = float(whole["scale_factor"])
+    usual = next((layers for prefix, layers in LAYERS.items() if inside(whole, prefix)), [])
+    layers = re.findall(r"\blayer(?:_idx)?[\"']? *: *[\"']?([-\w]+)", text)
+    if odd := [layer for layer in layers if layer not in (*usual, "null")]:
+        only = f"only {' '.join(usual)} is supported; remove it, and give --clip-skip if it is needed"
+        raise WeightsError(f"{about} asks for layer {odd[0]} of the text encoder, but {only}")
     known |= {"prediction_type": "v"} if "v_pred" in whole else {}
     known = {key: THEIRS.get(value, value) for key, value in known.items() if value not in (None, "")}
     return known | ({"rescale_betas_zero_snr": True} if "ztsnr" in whole else {})
@@ -331,8 +343,14 @@ def vision_sizes(part: Part, pictures: dict) -> VisionConfig:
     mean, std = pictures.get("image_mean"), pictures.get("image_std")
     width, _, patch, _ = part.shape("patch.weight")  # (d 3 p p)
     side = round((part.shape("position.weight")[0] - 1) ** 0.5)  # patches per side, without the class token
+    size = side * patch
+    whole = {"image_size": [size, size], "size": {"shortest_edge": size},
+             "crop_size": {"height": size, "width": size}}  # fmt: skip
+    if odd := [key for key in whole if pictures.get(key) not in (None, size, whole[key])]:
+        asked = f"{odd[0]} = {quote(pictures[odd[0]])}, which is refused: its pictures have sides of {size}"
+        raise WeightsError(f"the configuration of pictures beside {part.source} asks for {asked}")
     return VisionConfig(
-        side * patch, patch, mean=tuple(2 * m - 1 for m in mean) if mean else OPENAI_MEAN,
+        size, patch, mean=tuple(2 * m - 1 for m in mean) if mean else OPENAI_MEAN,
         std=tuple(2 * s for s in std) if std else OPENAI_STD,
         **_transformer_sizes(part, width, VISION_HEADS.get(width, max(1, width // 64))),
     )  # fmt: skip

@@ -14,10 +14,10 @@ docs/checkpoints.md lists all keys.
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from ..models.tokenizer import BEGIN_TEXT, END_TEXT
-from ..ranges import Count, Natural, Positive, Refusal, expect
+from ..ranges import Count, Natural, Positive, Range, Refusal, expect
 from .files import WeightsError, named_as, read_json
 from .names import ORIGINAL
 
@@ -53,15 +53,19 @@ TYPES = {key: kind for kind, keys in {
     dict[str, dict] | None: "added_tokens_decoder", dict[str, float] | None: "alpha_pattern rank_pattern",
     bool: "quick_gelu", Count | None | list[Count]: "num_attention_heads attention_head_dim",
     Count | None | tuple[Count, Count]: "sample_size", Natural: "num_hidden_layers",
-    Count: "heads head_width width num_train_timesteps", Natural | None: "eos_token_id steps_offset",
+    Count: "heads head_width width", Natural | None: "eos_token_id steps_offset",
+    Annotated[int, Range(1, 100_000)]: "num_train_timesteps",
     Count | None: "norm_num_groups addition_time_embed_dim", float: "beta_start beta_end",
     float | None: "shift_factor lora_alpha", Positive | None: "scaling_factor model_max_length",
-    str | None: "beta_schedule hidden_act prediction_type timestep_spacing final_sigmas_type",
+    str | None: "beta_schedule hidden_act prediction_type timestep_spacing final_sigmas_type _class_name",
     bool | None: "rescale_betas_zero_snr force_zeros_for_empty_prompt set_alpha_to_one use_rslora",
-    list | None: "unet vae text_encoder text_encoder_2 scheduler",
-    dict | None: "text_config vision_config model_cfg text_cfg vision_cfg preprocess_cfg",
+    list | None: "scheduler",
+    dict | None: "text_config vision_config text_config_dict vision_config_dict model_cfg text_cfg "
+                 "vision_cfg preprocess_cfg",
     list[float] | None: "image_mean image_std mean std latents_mean latents_std",
 }.items() for key in keys.split()}
+# Keys whose value may be a list of accepted values.
+LISTS = "unet vae text_encoder text_encoder_2 down_block_types up_block_types only_cross_attention"
 ABOUT = "_.* transformers_version torch_dtype dtype architectures "  # diffusers ignores what begins with _
 # Keys that transformers writes into every configuration, most of them for language models.
 GENERIC = ABOUT + """initializer_(range|factor) attention_dropout dropout logit_scale_init_value torchscript
@@ -70,7 +74,7 @@ GENERIC = ABOUT + """initializer_(range|factor) attention_dropout dropout logit_
     add_cross_attention cross_attention_hidden_size tie_.* (max|min)_length do_sample early_stopping
     num_(beams|beam_groups|return_sequences|channels) temperature top_k top_p typical_p is_.*decoder
     .*_penalty .*no_repeat_ngram_size bad_words_ids remove_invalid_values .*suppress_tokens finetuning_task
-    id2label label2id tokenizer_class task_specific_params gradient_checkpointing (text|vision)_config_dict
+    id2label label2id tokenizer_class task_specific_params gradient_checkpointing
     (hidden|vocab|image|patch|intermediate)_size projection_dim max_position_embeddings"""
 YES = (True, None)
 TEXT = table("num_hidden_layers num_attention_heads eos_token_id hidden_act", GENERIC, layer_norm_eps=1e-5,
@@ -85,16 +89,19 @@ DISCRETE = """DDIM DDPM PNDM LMSDiscrete EulerDiscrete EulerAncestralDiscrete He
 FLOW = "a flow model: its network predicts a velocity between noise and picture, not noise"
 EDM = "an EDM model: its network is scaled by sigma_data and takes noise levels, not times"
 DISTILLED = "a consistency model: its network needs a special sampler"
+DIT = "Stable Diffusion 3, Flux or another model whose network is a transformer, not a UNet"
 REFINER = "SDXL's refiner, which only finishes the pictures of another model"
 BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D")
+TEXTS = ("transformers", "CLIPTextModel", "CLIPTextModelWithProjection", None)
 KINDS: dict[str, Table] = {
     "model_index.json": {
         r"_class_name": Rule("refused", "not a pipeline that generates pictures from a prompt alone", (
             "StableDiffusionPipeline", "StableDiffusionXLPipeline", "DiffusionPipeline",
             "StableDiffusionImg2ImgPipeline", "StableDiffusionXLImg2ImgPipeline"))}
-    | table("vae unet text_encoder text_encoder_2 tokenizer tokenizer_2 scheduler "
-            "force_zeros_for_empty_prompt", ABOUT + "safety_checker requires_safety_checker image_encoder "
-            "feature_extractor add_watermarker watermark requires_aesthetics_score"),
+    | table("tokenizer tokenizer_2 scheduler force_zeros_for_empty_prompt",
+            ABOUT + "safety_checker requires_safety_checker image_encoder feature_extractor add_watermarker "
+            "watermark requires_aesthetics_score", vae=("diffusers", "AutoencoderKL", None),
+            unet=("diffusers", "UNet2DConditionModel", None), text_encoder=TEXTS, text_encoder_2=TEXTS),
     "scheduler": {
         r"_class_name": Rule("refused", "EDM, flow and consistency models need special samplers", (
             None, *(f"{name}Scheduler" for name in DISCRETE.split())))}
@@ -124,13 +131,15 @@ KINDS: dict[str, Table] = {
         ABOUT + "(in|out|latent|block_out)_channels layers_per_block sample_size force_upcast "
         "mid_block_add_attention", _class_name="AutoencoderKL", act_fn=("silu", "swish"), use_quant_conv=True,
         use_post_quant_conv=True, down_block_types="DownEncoderBlock2D", up_block_types="UpDecoderBlock2D"),
-    "CLIP": table("text_config vision_config", GENERIC, model_type="clip"),
-    "text encoder": TEXT, "CLIP's text_config": TEXT, "CLIP's vision_config": VISION,
+    "CLIP": table("text_config vision_config text_config_dict vision_config_dict", GENERIC,
+                  model_type="clip"), "text encoder": TEXT,
+    "CLIP's text_config": TEXT, "CLIP's text_config_dict": TEXT,  # transformers prefers the second
+    "CLIP's vision_config": VISION, "CLIP's vision_config_dict": VISION,
     "preprocessor": table(
-        "image_mean image_std", "crop_size size do_convert_rgb do_pad image_processor_type processor_class "
-        "feature_extractor_type data_format input_data_format device return_tensors default_to_square "
-        "disable_grouping pad_size image_seq_length " + ABOUT, rescale_factor=1 / 255, resample=(3, None),
-        do_resize=YES, do_center_crop=YES, do_rescale=YES, do_normalize=YES),
+        "image_mean image_std crop_size size", "do_convert_rgb do_pad image_processor_type processor_class "
+        "feature_extractor_type data_format input_data_format device return_tensors disable_grouping "
+        "pad_size image_seq_length " + ABOUT, rescale_factor=1 / 255, resample=(3, None), do_resize=YES,
+        do_center_crop=YES, do_rescale=YES, do_normalize=YES, default_to_square=(False, None)),
     "tokenizer": table(
         "pad_token added_tokens_decoder model_max_length", "unk_token add_prefix_space errors name_or_path "
         "special_tokens_map_file clean_up_tokenization_spaces use_fast processor_class "
@@ -149,8 +158,11 @@ KINDS: dict[str, Table] = {
         "width head_width", "layers image_size patch_size mlp_ratio patch_dropout output_tokens",
         pool_type="tok", pos_embed_type="learnable", norm_kwargs=({},), act_kwargs=({},)),
     "open_clip's preprocess_cfg": table(
-        "mean std", "size fill_color", mode="RGB", interpolation="bicubic", resize_mode=("shortest", None)),
-    "single file": {f"{re.escape(prefix)}.*": Rule("read") for prefix in ORIGINAL} | {
+        "mean std size", "fill_color", mode="RGB", interpolation="bicubic", resize_mode=("shortest", None)),
+    "single file": {
+        r"(model\.)?(diffusion_model\.)?((single_)?transformer|joint|double|single)_(blocks|layers)\..*":
+            Rule("refused", DIT), r"text_encoders\..*|model\.transformer\..*": Rule("refused", DIT),
+    } | {f"{re.escape(prefix)}.*": Rule("read") for prefix in ORIGINAL} | {
         r"v_pred|ztsnr|alphas_cumprod|denoiser\.sigmas|scale_factor": Rule("read"),
         # other tables of the schedule, which follow from alphas_cumprod, and the state of the training
         r"(alphas|betas|sqrt|log_one_minus|posterior|lvlb)\w*|logvar|denoiser\..*": Rule("harmless"),
@@ -160,7 +172,6 @@ KINDS: dict[str, Table] = {
         r"conditioner\.embedders\.0\.model\..*": Rule("refused", REFINER),
         r"edm_mean|edm_std|edm_vpred\..*": Rule("refused", EDM),
         r"scaled_fp8": Rule("refused", "its float8 weights have scales beside them; use another precision"),
-        r"text_encoders\..*|model\.(transformer|joint_blocks)\..*": Rule("refused", "Stable Diffusion 3"),
         r"embedding_manager\..*|bundle_emb\..*": Rule("refused", "learnt words (textual inversion)"),
     },
     "LoRA": {
@@ -195,7 +206,8 @@ ABSENT: dict[str, dict] = {
        for name in ("HeunDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete")},
     "UNet": {"attention_head_dim": 8, "norm_num_groups": 32}, "text encoder": NETWORK,
     "VAE": {"scaling_factor": 0.18215, "norm_num_groups": 32},
-    "CLIP's text_config": NETWORK, "CLIP's vision_config": NETWORK | {"num_attention_heads": 12},
+    **{f"CLIP's text_config{end}": NETWORK for end in ("", "_dict")},
+    **{f"CLIP's vision_config{end}": NETWORK | {"num_attention_heads": 12} for end in ("", "_dict")},
     "open_clip's text_cfg": {"heads": 8}, "open_clip's vision_cfg": {"width": 768, "head_width": 64},
     "LoRA's configuration": {"lora_alpha": 8.0},
 }
@@ -216,8 +228,9 @@ def check(kind: str, values: Mapping[str, object], source: object) -> dict:
             expect(value, TYPES.get(key, object), f"{key} in {source}")
         if inner in KINDS and value:
             values[key] = check(inner, value, f"{source} ({key})")
-        value = value.get("content", value) if isinstance(value, dict) else value  # the text of a token
-        each = value if isinstance(value, list | tuple) and value and rule.values != NOTHING else [value]
+        if isinstance(value, dict) and key.endswith("_token"):
+            value = value.get("content", value)
+        each = value if isinstance(value, list | tuple) and value and key in LISTS.split() else [value]
         if (rule.values or rule.what == "refused") and not all(part in rule.values for part in each):
             said = f"has {key}" if value is key else f"asks for {key} = {value!r}"
             raise WeightsError(f"{source} {said[:150]}, which is refused: {rule.why}")

@@ -8,6 +8,7 @@ Both turn b prompts into ids (b t): begin token, words, end token, padding.
 
 import difflib
 import warnings
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -16,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..disk import read_json
-from ..ranges import Refusal, expect, quote
+from ..disk import read_json, read_text
+from ..ranges import Natural, Refusal, expect, quote
 from ..world.prompts import split
 
 BOS, EOS = 0, 1  # begin and end of a sentence; EOS is also the padding, as in CLIP
@@ -88,6 +89,7 @@ class Tokenizer:
 # CLIP's own pattern: special tokens, contractions, runs of letters, single digits, runs of anything else
 PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 BEGIN_TEXT, END_TEXT = "<|startoftext|>", "<|endoftext|>"
+SPECIAL = ("pad_token", "additional_special_tokens", "extra_special_tokens")  # keys of special tokens
 
 
 class BytePairs:
@@ -103,7 +105,7 @@ class BytePairs:
         folder = Path(folder)
         self.length = length
         self._engine = _engine(folder)
-        tokens = (BEGIN_TEXT, END_TEXT, pad or _declared_pad(folder))
+        tokens = (BEGIN_TEXT, END_TEXT, pad or next(iter(_special(folder, "pad_token")), END_TEXT))
         ids = [self._engine.token_to_id(token) for token in tokens]
         if None in ids:
             raise PromptError(f"the vocabulary in {folder} has no token {tokens[ids.index(None)]}")
@@ -164,51 +166,85 @@ def _engine(folder: Path) -> "tokenizers.Tokenizer":  # noqa: F821  imported bel
         raise ImportError("checkpoints need tokenizers: pip install 'minireflect[checkpoints]'") from error
     from tokenizers import Regex, models, normalizers, pre_tokenizers
 
-    vocabulary, merges, single = (folder / name for name in ("vocab.json", "merges.txt", "tokenizer.json"))
     try:
-        if vocabulary.is_file() and merges.is_file():
+        ids, pairs, is_single = _vocabulary(folder)
+        if is_single:
+            engine = tokenizers.Tokenizer.from_str(read_text(folder / "tokenizer.json"))
+            engine.no_padding(), engine.no_truncation()
+        else:
             ends = {"unk_token": END_TEXT, "end_of_word_suffix": "</w>", "continuing_subword_prefix": ""}
-            lines = merges.read_text("utf-8-sig").split("\n")
-            pairs = [tuple(line.split(" ")) for line in lines if line.count(" ") == 1 and line[:2] != "#v"]
-            engine = tokenizers.Tokenizer(models.BPE(_json(vocabulary), pairs, **ends))
+            engine = tokenizers.Tokenizer(models.BPE(ids, pairs, **ends))
             spaces = normalizers.Replace(Regex(r"\s+"), " ")
             engine.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
             pieces = pre_tokenizers.Split(Regex(PIECES), behavior="removed", invert=True)
             as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False)
             engine.pre_tokenizer = pre_tokenizers.Sequence([pieces, as_bytes])
-            engine.add_special_tokens([t for t in (BEGIN_TEXT, END_TEXT) if t in engine.get_vocab()])
-            _add_tokens(engine, folder)
-            return engine
-        if single.is_file():
-            engine = tokenizers.Tokenizer.from_str(single.read_text("utf-8-sig"))
-            engine.no_padding(), engine.no_truncation()
-            return engine
+            engine.add_special_tokens([t for t in (BEGIN_TEXT, END_TEXT) if t in ids])
+        made = {"".join(pair) for pair in pairs} | _add_tokens(engine, folder)
+        if lost := [t for t in ids if len(t.removesuffix("</w>")) > 1 and t not in made]:
+            raise Refusal(f"none of its merges gives its token {quote(lost[0])}")
+        return engine
     except BaseException as error:  # the library raises bare exceptions, and panics
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, KeyboardInterrupt | PromptError):
             raise
-        raise PromptError(f"the vocabulary in {folder} cannot be read: {quote(str(error))}") from error
-    raise PromptError(f"no vocabulary in {folder}: neither tokenizer.json nor vocab.json with merges.txt")
+        why = error if isinstance(error, Refusal) else quote(str(error))
+        raise PromptError(f"the vocabulary in {folder} cannot be read: {why}") from error
 
 
-def _add_tokens(engine: "tokenizers.Tokenizer", folder: Path) -> None:  # noqa: F821
-    """Add the tokens, such as learnt words, that transformers stores outside of vocab.json."""
+def _vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, ...]], bool]:
+    """The id of each token, the merges in their order, and whether they are those of tokenizer.json.
+
+    Raises PromptError if there are none, and Refusal if an id or a merge is damaged.
+    """
+    vocabulary, merges, single = (folder / name for name in ("vocab.json", "merges.txt", "tokenizer.json"))
+    if is_single := not (vocabulary.is_file() and merges.is_file()):
+        if not single.is_file():
+            has_no = "neither tokenizer.json nor vocab.json with merges.txt"
+            raise PromptError(f"no vocabulary in {folder}: {has_no}")
+        model = expect(_json(single).get("model"), dict, f"model in {single}")
+        ids, lines = model.get("vocab"), model.get("merges")
+    else:
+        ids, lines = _json(vocabulary), read_text(merges).split("\n")
+        lines = [line.removesuffix("\r") for line in lines[lines[0].startswith("#version") :] if line.strip()]
+    ids, lines = expect(ids, dict[str, Natural], "vocab"), expect(lines, list, "merges")
+    pairs = [tuple(line.split(" ") if isinstance(line, str) else line) for line in lines]
+    if odd := [pair for pair in pairs if len(pair) != 2 or not all(pair)]:
+        raise Refusal(f"a merge must be two words, got {quote(' '.join(odd[0]))}")
+    if twice := [i for i, n in Counter(ids.values()).items() if n > 1]:
+        raise Refusal(f"two tokens have the id {twice[0]}")
+    return ids, pairs, is_single
+
+
+def _add_tokens(engine: "tokenizers.Tokenizer", folder: Path) -> set[str]:  # noqa: F821
+    """Add the tokens, such as learnt words, that transformers stores outside of the vocabulary.
+
+    -> all tokens that were added, also by tokenizer.json
+    """
     stated = _json(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
-    added = {about["content"]: int(i) for i, about in stated.items()} | _json(folder / "added_tokens.json")
-    for token, i in sorted(added.items(), key=lambda pair: pair[1]):
-        engine.add_special_tokens([token])
-        if engine.token_to_id(token) != i:
-            raise ValueError(f"added token {token} needs the id {i}, but gets {engine.token_to_id(token)}")
+    added = [(expect(about.get("content"), str, f"added token {i}"), int(i)) for i, about in stated.items()]
+    added += expect(_json(folder / "added_tokens.json"), dict[str, Natural], "added_tokens.json").items()
+    known = {token.content for token in engine.get_added_tokens_decoder().values()}
+    for token, i in sorted(added, key=lambda pair: pair[1]):
+        if token not in known:
+            engine.add_special_tokens([token])
+        if (found := engine.token_to_id(token)) != i:
+            raise Refusal(f"the added token {quote(token)} needs the id {i}, but gets {found}")
+    special = [t for key in SPECIAL for t in _special(folder, key)]
+    engine.add_special_tokens(special)
+    return {*known, *dict(added), *special}
+
+
+def _special(folder: Path, key: str) -> list[str]:
+    """The special tokens that a folder states under a key."""
+    found = []
+    for file in (folder / "special_tokens_map.json", folder / "tokenizer_config.json"):
+        if value := _json(file).get(key):
+            many = [value] if key == "pad_token" else expect(value, list | dict, f"{key} in {file}")
+            many = many.values() if isinstance(many, dict) else many
+            texts = [each.get("content") if isinstance(each, dict) else each for each in many]
+            found += expect(texts, list[str], f"{key} in {file}")
+    return found
 
 
 def _json(path: Path) -> dict:
     return read_json(path) if path.is_file() else {}
-
-
-def _declared_pad(folder: Path) -> str:
-    """The padding token that the folder states, such as "!" for OpenCLIP; else end-of-text, as in CLIP-L."""
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        token = _json(folder / name).get("pad_token")
-        token = token.get("content") if isinstance(token, dict) else token
-        if expect(token, str | None, f"pad_token in {folder / name}"):
-            return token
-    return END_TEXT

@@ -217,7 +217,7 @@ def test_a_program_in_a_torchscript_archive_does_not_run(
     with pytest.raises(WeightsError, match=r"may run code .* was not opened: it uses __setstate__; use the"):
         read_weights("evil.pt")
     (tmp_path / "mobile.pt").write_bytes(b"PK\3\4PTMF" + Path("evil.pt").read_bytes()[8:])
-    with pytest.raises(WeightsError, match="may run code|truncated or not a torch file"):
+    with pytest.raises(WeightsError, match=r"may run code|truncated or not a torch file"):
         read_weights("mobile.pt")
     assert not Path("it-ran").exists()
     torch.jit.load("evil.pt")
@@ -242,7 +242,7 @@ def test_a_type_that_cannot_be_converted_is_named(suffix: str, tmp_path: Path) -
     four = torch.zeros(2, 3, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
     whole = {"a": torch.zeros(2, dtype=torch.float8_e5m2), "b": four}
     (torch.save if suffix == "pt" else save_file)(whole, path)
-    with pytest.raises(WeightsError, match="holds 'b' in torch.float4_e2m1fn_x2, which cannot be converted"):
+    with pytest.raises(WeightsError, match=r"holds 'b' in torch.float4_e2m1fn_x2, which cannot be converted"):
         read_weights(path)
 
 
@@ -269,5 +269,5 @@ def test_an_index_that_does_not_say_where_each_tensor_is(where: dict, told: str,
 
 def test_a_key_that_a_published_json_repeats_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"act_fn": "silu", "act_fn": "relu"}')
-    with pytest.raises(WeightsError, match="config.json is not JSON: the key 'act_fn' appears twice"):
+    with pytest.raises(WeightsError, match=r"config.json is not JSON: the key 'act_fn' appears twice"):
         read_json(tmp_path / "config.json")

@@ -102,3 +102,27 @@ def test_a_pattern_that_may_never_end_is_refused(tmp_path: Path, pattern: str) -
     with pytest.raises(WeightsError, match="alpha_pattern"):
         scale({pattern: 1.0})
     assert scale({r".*\.(proj_in|proj_out)": 4.0}) == 2
+
+
+LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+
+
+@pytest.mark.parametrize("first", [None, f"unet.{LAYER.replace('to_q', 'to_v')}"])
+def test_the_configuration_of_peft_is_read_whatever_comes_first(first: str | None, tmp_path: Path) -> None:
+    matrices = {"A": torch.ones(2, 64), "B": torch.ones(64, 2)}
+    tensors = {f"base_model.model.{LAYER}.lora_{side}.weight": t for side, t in matrices.items()}
+    if first:  # safetensors stores the larger type first
+        tensors = {f"{first}.lora_{side}.weight": t.double() for side, t in matrices.items()} | tensors
+    save_file(tensors, tmp_path / "mine.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": 6}))
+    assert {found.scale for found in read_lora(tmp_path / "mine.safetensors").values()} == {3.0}
+
+
+@pytest.mark.parametrize("more", [{"config": {"use_dora": True}}, {"metadata": {"lora_alpha": 4}}])
+def test_a_configuration_in_a_torch_file_is_not_dropped(more: dict, tmp_path: Path) -> None:
+    tensors = {f"{LAYER}.lora_A.weight": torch.ones(2, 64), f"{LAYER}.lora_B.weight": torch.ones(64, 2)}
+    torch.save(tensors | {"step": 7}, tmp_path / "plain.pt")
+    assert len(read_lora(tmp_path / "plain.pt")) == 1
+    torch.save(tensors | more, tmp_path / "more.pt")
+    with pytest.raises(WeightsError, match=f"holds '{next(iter(more))}', which is no tensor; expected only"):
+        read_lora(tmp_path / "more.pt")

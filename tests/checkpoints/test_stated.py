@@ -17,6 +17,9 @@ DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "checkpoints.md"
 BEGIN, END = "<!-- what is stated -->\n", "<!-- end of what is stated -->\n"
 TENSORS = ("single file", "LoRA")  # whose keys are names of tensors
 EXAMPLES = {
+    r"(model\.)?(diffusion_model\.)?((single_)?transformer|joint|double|single)_(blocks|layers)\..*": (
+        "model.diffusion_model.joint_blocks.0"
+    ),
     r".*\.(diff(_b)?|w_norm|b_norm)|.*lora_.*\.bias": "unet.x.diff_b",  # of keys that are patterns
     r".*lora(\.|_)(A|B|down|up)\b.*|.*\.lora_linear_layer\.(down|up)\.weight": "unet.x.to_q.lora_A.weight",
 }

@@ -1,13 +1,18 @@
 """Text to ids and back, and where a text ends."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
+from transformers import CLIPTokenizer
 
 from minireflect.models.reasongen import ReasonGenConfig
-from minireflect.models.tokenizer import BOS, EOS, PromptError, Tokenizer, trim, up_to
+from minireflect.models.tokenizer import BOS, EOS, BytePairs, PromptError, Tokenizer, trim, up_to
 from minireflect.streams import choices
 from minireflect.world.captions import rationale, read_rationale
 from minireflect.world.prompts import draw_prompts, split
+from tests.parity.checkpoints import vocabulary
 from tests.small import REASON_WORDS as WORDS
 
 TOKENS = Tokenizer.of(["a red ball at the top left", "two things"], 10)
@@ -70,3 +75,107 @@ def test_rationales_go_through_tokens_and_back() -> None:
 
 def test_a_tex_command_is_no_word() -> None:
     assert split("a red candle $\\frac{$ in air's glow") == ["a", "red", "candle", "in", "air's", "glow"]
+
+
+# --- CLIP's vocabulary --------------------------------------------------------------------------------------
+@pytest.fixture(params=["merges", "json"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A vocabulary in each of its two forms, in which <my-cat> is learnt."""
+    vocabulary(tmp_path)
+    if request.param == "json":
+        theirs(tmp_path).save_pretrained(tmp_path)
+        for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
+            (tmp_path / name).unlink(missing_ok=True)
+    return tmp_path
+
+
+def theirs(folder: Path) -> CLIPTokenizer:
+    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77)
+
+
+TEXT = "a <my-cat> rides! <your-cat>"
+N = 567  # tokens of the small vocabulary
+FLAGS = dict(lstrip=False, rstrip=False, single_word=False, normalized=False, special=True)
+SAID = [
+    ("added_tokens.json", {"<my-cat>": N, "<your-cat>": N + 1}, [N, N + 1]),
+    ("tokenizer_config.json", {"added_tokens_decoder": {str(N): {"content": "<my-cat>", **FLAGS}}}, [N]),
+    ("tokenizer_config.json", {"additional_special_tokens": ["<my-cat>", "<your-cat>"]},
+     [N, N + 1]),
+    ("special_tokens_map.json", {"additional_special_tokens": ["<my-cat>"]}, [N]),
+    ("tokenizer_config.json", {"extra_special_tokens": {"cat_token": "<my-cat>"}}, [N]),
+    ("tokenizer_config.json", {"extra_special_tokens": ["<my-cat>"]}, [N]),
+    ("tokenizer_config.json", {"pad_token": "!"}, [0]),
+    ("special_tokens_map.json", {"bos_token": "<|startoftext|>", "unk_token": "<|endoftext|>"}, []),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("file", "said", "there"), SAID)
+def test_added_tokens_are_read_as_in_transformers(file: str, said: dict, there: list, folder: Path) -> None:
+    (folder / file).write_text(json.dumps(said))
+    found = BytePairs(folder)([TEXT])[0].tolist()
+    assert [i for i in found if i >= N or i == 0][: len(there)] == there
+    if "tokens.json" not in file:  # transformers 5 does not read added_tokens.json
+        expected = CLIPTokenizer.from_pretrained(str(folder), model_max_length=77)(TEXT).input_ids
+        assert found[: len(expected)] == expected
+
+
+MISPLACED = [
+    ("added_tokens.json", {"<my-cat>": N + 5}, f"'<my-cat>' needs the id {N + 5}, but gets {N}"),
+    ("added_tokens.json", {"<my-cat>": True}, "<my-cat> must be a whole number, got True"),
+    ("tokenizer_config.json", {"added_tokens_decoder": {"x": {"content": "<my-cat>"}}}, "'x'"),
+    ("tokenizer_config.json", {"added_tokens_decoder": {str(N): {}}}, f"added token {N} must be a text"),
+    ("tokenizer_config.json", {"additional_special_tokens": "<my-cat>"}, "additional_special_tokens"),
+    ("tokenizer_config.json", {"extra_special_tokens": [5]}, "extra_special_tokens in .* a text, got 5"),
+    ("special_tokens_map.json", {"pad_token": ["!"]}, "pad_token in .* must be a text"),
+]
+
+
+@pytest.mark.parametrize(("file", "said", "told"), MISPLACED)
+def test_added_tokens_that_cannot_be_read_are_named(file: str, said: dict, told: str, folder: Path) -> None:
+    (folder / file).write_text(json.dumps(said))
+    with pytest.raises(PromptError, match=told):
+        BytePairs(folder)
+
+
+def changed(lines: list[str], ids: dict) -> dict[str, tuple[list[str], dict, str]]:
+    """Damaged merges and ids, and what is said of them."""
+    made, last = lines[-1].replace(" ", ""), list(ids)[-1]
+    return {
+        "half": (lines[: len(lines) // 2], ids, "none of its merges gives its token"),
+        "the last is lost": (lines[:-1], ids, f"none of its merges gives its token '{made}'"),
+        "cut": ([*lines[:-1], lines[-1].split(" ")[0]], ids, "a merge must be two words"),
+        "three words": ([*lines, "a b c"], ids, "a merge must be two words, got 'a b c'"),
+        "two spaces": ([*lines[:-1], lines[-1].replace(" ", "  ")], ids, "a merge must be two words"),
+        "comment": ([*lines, "# the end"], ids, "a merge must be two words, got '# the end'"),
+        "a bool": (lines, ids | {last: True}, "must be a whole number, got True"),
+        "negative": (lines, ids | {last: -1}, "must be at least 0, got -1"),
+        "a text": (lines, ids | {last: "5"}, "must be a whole number, got '5'"),
+        "twice": (lines, ids | {last: 7}, "two tokens have the id 7"),
+    }
+
+
+@pytest.mark.parametrize("what", changed(["a b"], {"a": 0}))
+def test_damaged_vocabularies_are_named(what: str, folder: Path) -> None:
+    single = folder / "tokenizer.json"
+    if single.is_file():
+        whole = json.loads(single.read_text("utf-8"))
+        lines = [" ".join(pair) for pair in whole["model"]["merges"]]
+        lines, ids, told = changed(lines, whole["model"]["vocab"])[what]
+        whole["model"] |= {"vocab": ids, "merges": [line.split(" ") for line in lines]}
+        single.write_text(json.dumps(whole), "utf-8")
+    else:
+        header, *lines = (folder / "merges.txt").read_text("utf-8").strip().split("\n")
+        ids = json.loads((folder / "vocab.json").read_text("utf-8"))
+        lines, ids, told = changed(lines, ids)[what]
+        (folder / "merges.txt").write_text("\n".join([header, *lines, ""]), "utf-8")
+        (folder / "vocab.json").write_text(json.dumps(ids), "utf-8")
+    with pytest.raises(PromptError, match=told):
+        BytePairs(folder)
+
+
+def test_a_vocabulary_of_windows_and_without_a_version_is_read(tmp_path: Path) -> None:
+    expected = BytePairs(vocabulary(tmp_path))(["a photo of a cat"])
+    header, _, lines = (tmp_path / "merges.txt").read_text("utf-8").partition("\n")
+    for text in (lines, f"{header}\n{lines}".replace("\n", "\r\n"), f"{header}\n{lines}\n\n"):
+        (tmp_path / "merges.txt").write_bytes(text.encode())
+        assert torch.equal(BytePairs(tmp_path)(["a photo of a cat"]), expected)
