@@ -19,6 +19,7 @@ from minireflect.evaluate import (
     interval,
     law_table,
     off_reward,
+    sample_and_score,
     score,
     wilson,
 )
@@ -63,6 +64,20 @@ def test_prompts_and_graphs_are_of_the_split_that_is_asked_for(
     for graph in evaluation_graphs(replace(config, pictures=10)):
         pairs = {pair_split(graph.entities[s], graph.entities[o]) for s, _, o in graph.relations}
         assert pairs - {"train"} == {split} - {"train"}
+
+
+def test_another_seed_asks_for_other_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[list[str]] = []
+    monkeypatch.setattr(measuring, "sample_and_score", lambda a, b, texts, *_: told.append(texts) or stop())
+    for seed in (1, 2):
+        with pytest.raises(Stopped):
+            evaluate(None, None, SamplerConfig(), EvaluationConfig(pictures=40, seed=seed))
+    assert told[0] != told[1]
+    graphs, prompts = (
+        [f(EvaluationConfig(pictures=10, seed=seed)) for seed in (1, 2)]
+        for f in (evaluation_graphs, evaluation_prompts)
+    )
+    assert graphs[0] != graphs[1] and prompts[0] != prompts[1]
 
 
 def test_a_checkpoints_reward_has_the_standard_error_of_its_mean() -> None:
@@ -120,6 +135,13 @@ def test_batches_share_their_noise_between_models_and_nothing_else() -> None:
     ]
     assert runs[0] == runs[1] and [part for part, _ in runs[0]] == ["ab", "ab", "cd", "cd", "e", "e"]
     assert len({seed for _, seed in runs[0]}) == 6
+
+
+def test_pictures_are_sampled_as_the_sampler_says() -> None:
+    pipe, config = small_pipeline(), EvaluationConfig(pictures=4, batch=4)
+    images, _ = sample_and_score(pipe, brightness, TEXTS, SamplerConfig(3, 2.0, 0.0), config, "x")
+    ((_, noise),) = fixed_batches(TEXTS, config, "", "x")
+    assert torch.equal(images, pipe.generate(TEXTS, 3, 2.0, 0.0, generator=noise()))
 
 
 def test_the_interval_of_a_share_is_wilsons() -> None:

@@ -6,12 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import Tensor
 
 from minireflect.evaluate import EvaluationConfig
 from minireflect.evaluate_graphs import evaluate_loop, evaluation_graphs, iou, named, seen_triples
 from minireflect.rl.rewards import Answers
 from minireflect.streams import choices
-from minireflect.world.graphs import parse_graph
+from minireflect.world.graphs import SceneGraph, parse_graph
 from minireflect.world.laws import render
 from minireflect.world.layout import lay_out
 from minireflect.world.scenes import Object
@@ -41,6 +42,11 @@ def test_metrics_on_graphs_made_by_hand() -> None:
     assert iou({"red ball", "blue block", "green cone"}, named((ball, block))) == 2 / 3
 
 
+def renders(graphs: list[SceneGraph]) -> Tensor:
+    """A right picture of each graph.  -> (n 3 h w)"""
+    return torch.stack([render(lay_out(g, choices(0, "measure", str(i)))) for i, g in enumerate(graphs)])
+
+
 def test_a_loop_is_measured_as_what_it_does() -> None:
     """Of eight pictures the even ones are right at first, the odd ones and the first at the end, the others
     are blank; the Checker accepts the first four.
@@ -49,7 +55,7 @@ def test_a_loop_is_measured_as_what_it_does() -> None:
     graphs = evaluation_graphs(config)
     row = {g: i for i, g in enumerate(graphs)}
     assert len(row) == 8
-    good = torch.stack([render(lay_out(g, choices(0, "measure", str(i)))) for i, g in enumerate(graphs)])
+    good = renders(graphs)
 
     def answers(part: list, met: list[bool]) -> Answers:
         most = max(len(g.requirements) for g in part)
@@ -78,3 +84,24 @@ def test_a_loop_is_measured_as_what_it_does() -> None:
     )  # accepts nothing, so nothing fools it
     assert found["evaluations"] == 40 and found["calls"] == 2 and found["pictures"] == 8
     assert found["relation_iou"] == pytest.approx(5 / 8)
+
+
+def test_judge_and_checker_are_asked_about_the_pictures_at_the_end() -> None:
+    """None is right at first, one of four at the end; Checker and judge accept what is not blank."""
+    config = EvaluationConfig(pictures=4, batch=4)
+    graphs = evaluation_graphs(config)
+    good = renders(graphs)
+
+    def check(images: Tensor, part: list) -> Answers:
+        met = (images != 0).flatten(1).any(1)[:, None].float()
+        return Answers(met, torch.ones_like(met, dtype=torch.bool))
+
+    def loop(part: list, noise: torch.Generator) -> list[SimpleNamespace]:
+        ends = torch.where((torch.arange(4) < 1).view(-1, 1, 1, 1), good, 0.0)
+        n = torch.ones(4, dtype=torch.long)
+        looks = torch.zeros_like(good), ends
+        return [SimpleNamespace(images=x, answers=check(x, part), evaluations=n, calls=n) for x in looks]
+
+    found = evaluate_loop(loop, check, config, "test")
+    assert found["judge"] == found["judge_right"] == found["checker"] == found["checker_right"] == 1 / 4
+    assert found["right"] == 1 / 4 and found["fooled"] == found["judge_fooled"] == 0

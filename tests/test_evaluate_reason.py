@@ -21,6 +21,7 @@ from minireflect.rl.rewards import reward_beside
 from minireflect.world.captions import rationale
 from minireflect.world.laws import render
 from minireflect.world.prompts import TASKS
+from minireflect.world.published import geneval_scores
 from minireflect.world.scenes import ARRANGEMENT
 from tests.small import small_reasongen
 
@@ -91,6 +92,29 @@ def test_pictures_and_rationales_made_by_hand_are_measured_as_what_they_are() ->
     assert found["planned"] == 8 / 24 and found["kept"] == 4 / 16
     assert found["accepted"] == 9 / 24 and found["fooled"] == pytest.approx(4 / 9)
     assert found["tokens"] == 2 * (3 + 64)
+
+
+def test_each_kind_of_prompt_is_counted_by_itself() -> None:
+    """Of eight pictures of each kind four, two and six are right; all rationales state what is asked for."""
+    config, draw = EvaluationConfig(pictures=8, batch=24), random.Random(0)
+    prompts = evaluation_prompts(config)
+    scenes = [p.scene(draw) for p in prompts]
+    right = torch.tensor([i % 8 < (4, 2, 6)[i // 8] for i in range(24)])
+    images = torch.where(right.view(-1, 1, 1, 1), torch.stack([*map(render, scenes)]), 1.0)
+    ids = torch.zeros(24, 64, dtype=torch.long)
+    pipe = SimpleNamespace(
+        sample=lambda *_: Sampled(ids, ids > 0, ids),
+        pictures=lambda _: images,
+        rationales=lambda _: [*map(rationale, scenes)],
+    )
+    found = evaluate_reason(pipe, lambda x, _: torch.ones(len(x)), config)
+    assert (found["physical"], found["unconventional"]) == (2 / 8, 6 / 8)
+    seen = [s.objects if ok else () for s, ok in zip(scenes[:8], right)]
+    assert found["geneval"] == geneval_scores(seen, prompts[:8]) and found["geneval"]["overall"] > 0
+    assert found["planned"] == 1 and found["kept"] == 12 / 24 == 1 - found["fooled"]
+    for name, (ok, planned, kept) in found["parts"].items():
+        rows = [i for i, p in enumerate(prompts) if name == (p.task or f"{p.kind} {p.law}")]
+        assert ok == kept == right[rows].float().mean() and planned == 1
 
 
 def test_the_shipped_model_plans_what_is_asked_and_draws_what_it_planned() -> None:

@@ -13,6 +13,7 @@ from minireflect.checkpoints.ours import save_pipeline
 from minireflect.diffusion import reflection
 from minireflect.diffusion.reflection import ReflectionConfig, renoise_to
 from minireflect.diffusion.sample import denoise, guided, last
+from minireflect.diffusion.schedule import Schedule, ScheduleConfig
 from minireflect.models.clip import Matcher, MatcherConfig
 from minireflect.models.tokenizer import EOS, PromptError, Tokenizer
 from minireflect.pipeline import OPPOSITE, SamplerConfig, scored
@@ -36,6 +37,14 @@ def test_generate_is_the_composition_of_the_parts() -> None:
     eps = guided(pipe.unet, pipe.embed(TEXTS), pipe.embed([""]), 3.0, pipe.schedule)
     by_hand = pipe.decode(last(denoise(eps, x, pipe.schedule.table(5), eta=0.0)))
     assert torch.equal(by_hand, pipe.generate(TEXTS, steps=5, guidance=3.0, eta=0.0, latents=x))
+
+
+def test_drawn_start_noise_has_the_std_of_the_schedule() -> None:
+    schedule = Schedule(ScheduleConfig(euler=True, spacing="trailing", beta_end=0.002))
+    pipes = small_pipeline(), replace(small_pipeline(), schedule=schedule)
+    unit, scaled = (pipe.noise(2, rng(0, "x")) for pipe in pipes)
+    assert schedule.start < 0.95
+    torch.testing.assert_close(scaled, schedule.start * unit)
 
 
 def test_guidance_leads_away_from_the_negative_prompt() -> None:

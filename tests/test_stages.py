@@ -6,19 +6,19 @@ import pytest
 import torch
 
 from minireflect import stages
-from minireflect.checkpoints.ours import RIG, SHIPPED
+from minireflect.checkpoints.ours import REASON, RIG, SHIPPED
 from minireflect.cli import TRAINED
 from minireflect.config import Config
+from minireflect.methods.reasongen import ReasonRLConfig
 from minireflect.models.tokenizer import PromptError
 from minireflect.run import Run
 from tests.cli.console import refused, run
 from tests.small import Stopped, stop
 
 
-def task(folder: Path, source: Path = SHIPPED) -> stages.Task:
-    return stages.Task(
-        Config(), Run(folder, {}, (folder / "config.json").exists()), source, torch.device("cpu")
-    )
+def task(folder: Path, source: Path = SHIPPED, config: Config = Config()) -> stages.Task:
+    run = Run(folder, {}, (folder / "config.json").exists())
+    return stages.Task(config, run, source, torch.device("cpu"))
 
 
 def test_a_model_is_measured_once(tmp_path: Path) -> None:
@@ -64,6 +64,23 @@ def test_the_judge_has_a_seed_of_its_own(tmp_path: Path, monkeypatch: pytest.Mon
         with pytest.raises(Stopped):
             stages.checker(task(tmp_path / name, RIG), name)
     assert told == [("checker", Config().seed), ("judge", Config().seed + 1)]
+
+
+def test_every_attempt_of_an_iteration_asks_other_prompts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, ...]] = []
+
+    def noted(config, pipe, rewards, prompts, *_) -> None:
+        told.extend(tuple(prompts(8, step, number)) for step in (0, 1) for number in range(4))
+        stop()
+
+    monkeypatch.setattr(stages, "train_reason_grpo", noted)
+    monkeypatch.setattr(stages, "evaluate_reason", lambda *_: {"right": 0.5})
+    grpo = ReasonRLConfig(controls=False, recall=0.0, read_rationales=False)
+    with pytest.raises(Stopped):
+        stages.reason_grpo(task(tmp_path / "run", REASON, Config("reason-grpo", grpo=grpo)))
+    assert len({*told}) == 8
 
 
 def test_every_command_has_its_stages() -> None:

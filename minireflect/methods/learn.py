@@ -249,7 +249,7 @@ def forward_gradient(
     loss_sum = kl = torch.zeros((), device=pipe.device)
     for part in learner.parts(len(x_0)):
         with torch.no_grad():
-            context = pipe.text_encoder(ids[part])  # (b s d)
+            context = pipe.text_encoder(ids[part], pipe.clip_skip)  # (b s d)
             base = replace(pipe, unet=learner.base).eps(context, False)(1.0)(x_t[part], t[part])  # (b c h w)
         d = pipe.eps(context, False)(1.0)(x_t[part], t[part]) - base
         gain = (d * (base - noise[part])).flatten(1).mean(1)  # (b)

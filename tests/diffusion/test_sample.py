@@ -140,6 +140,14 @@ def test_renoise_makes_n_moves_for_n(steps: int) -> None:
     torch.testing.assert_close(moves[-1].x, x_T, atol=1e-5, rtol=1e-4)  # constant eps: the inverse is exact
 
 
+def test_renoising_yields_the_picture_that_its_noise_leads_to() -> None:
+    """DDIM (9) at the cleaner level: with one noise for all steps, the picture itself."""
+    x_0 = draw(3, 2, 4, 4)
+    table = Schedule(ScheduleConfig(set_alpha_to_one=True)).table(10)
+    for step in renoise(lambda x, t: torch.full_like(x, 0.3), x_0, table):
+        torch.testing.assert_close(step.x0, x_0, atol=1e-4, rtol=1e-4)
+
+
 def test_renoised_latents_are_at_their_level() -> None:
     """Data of mean 0 and std s: the level of a latent shows in its std, sqrt(abar s^2 + 1 - abar)."""
     s, table = 0.5, SCHEDULE.table(200)

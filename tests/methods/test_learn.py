@@ -413,12 +413,36 @@ def test_ppo_adds_the_pull_to_its_own_gradient(monkeypatch: pytest.MonkeyPatch) 
     torch.testing.assert_close(gradients[1] - gradients[0], wanted, rtol=1e-3, atol=1e-4 * wanted.abs().max())
 
 
-def test_ppos_kl_pulls_to_the_base(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The gradient that `kl` adds is that of torch's KL between the steps' Gaussians, per dimension."""
+def test_ppo_pulls_on_the_pictures_of_all_rounds_with_their_own_prompts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told, zero, pipe = [], torch.zeros(()), small_pipeline()
+    monkeypatch.setattr(learning, "forward_gradient", lambda *a: told.append(a) or (zero, zero))
+    out = rollout(pipe, TEXTS, brightness, CONFIG, 0, 0)
+    learner = Learner.of(pipe, replace(CONFIG, pull=0.3, batch=400), CONFIG.guidance, 64)
+    pull_to_base(learner, out, rng(0, "pull"))
+    ((_, x_0, ids, A, b, _),) = told
+    every = torch.cat([r.path.latents[:, -1] for r in out.rounds])  # (2*4*4 c h w)
+    alike = (x_0[:, None] == every).flatten(2).all(2)  # (400 32)
+    assert alike.any(0).all() and (alike.sum(1) == 1).all()
+    assert torch.equal(ids, pipe.tokenizer([TEXTS[i % 16 // 4] for i in alike.float().argmax(1).tolist()]))
+    assert b == 0.3 and not A.any()
+
+
+@pytest.mark.parametrize("rewards", [None, [[1.0, 0, 0, 0], [0.5] * 4, [0, 1, 2, 3], [1, 1, 1, 0]]])
+def test_ppos_kl_pulls_to_the_base(
+    rewards: list[list[float]] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradient that `kl` adds is that of torch's KL between the steps' Gaussians, per dimension.  It is a
+    mean over the branches that are taught: a group of equal rewards has no KL term either.
+    """
     monkeypatch.setattr(learning, "TRAINED", 1.0), monkeypatch.setattr(training, "MAX_GRAD_NORM", 1e9)
     config, base = replace(CONFIG, rounds=0, steps=3, updates=1), small_pipeline(seed=1)
     pipe = small_pipeline()
     out = rollout(pipe, TEXTS, brightness, config, 0, 0)
+    if rewards:
+        out.rounds[0] = out.rounds[0]._replace(rewards=torch.tensor(rewards))
+    taught = [i for i in range(16) if not rewards or i // 4 != 1]
     gradients = []
     for kl in (0.0, 0.5):
         stats = learn_from(pipe, out, replace(config, kl=kl), lr=0.0, base=base)
@@ -432,7 +456,8 @@ def test_ppos_kl_pulls_to_the_base(monkeypatch: pytest.MonkeyPatch) -> None:
         eps = [p.unet(x, table.t[i].expand(len(x)), context) for p in (pipe, base)]
         x_0 = [(x - (1 - a).sqrt() * e) / a.sqrt() for e in eps]
         mean = [b.sqrt() * z + (1 - b - sigma**2).sqrt() * e for z, e in zip(x_0, eps)]  # DDIM (12)
-        total = total + kl_divergence(Normal(mean[0], sigma), Normal(mean[1], sigma)).mean() / len(trained)
+        kl = kl_divergence(Normal(mean[0], sigma), Normal(mean[1], sigma))  # (n*g c h w)
+        total = total + kl[taught].mean() / len(trained)
     pipe.unet.zero_grad()
     (0.5 * total).backward()
     wanted = torch.cat([p.grad.flatten() for p in pipe.unet.parameters()])
@@ -458,6 +483,36 @@ def test_learning_moves_the_policy_and_not_its_base_at_the_rate_it_is_told(objec
     triples = list(zip(learner.base.parameters(), pipe.unet.parameters(), first))
     assert all(torch.equal(base, p) for base, _, p in triples)
     assert not any(torch.equal(now, p) for _, now, p in triples if p.ndim > 1)
+
+
+def test_the_learner_decays_weights_a_little() -> None:
+    learner = Learner.of(small_pipeline(), CONFIG, CONFIG.guidance, 16)
+    assert {group["weight_decay"] for group in learner.optimizer.param_groups} == {1e-4}
+
+
+@pytest.mark.parametrize("objective", ["grpo", "regress", "ppo"])
+def test_no_gradient_is_left_over_from_before(objective: str) -> None:
+    config = replace(CONFIG, objective=objective, rounds=0, updates=1)
+    out, gradients = rollout(small_pipeline(), TEXTS, plus, config, 0, 0), []
+    for left in (0.0, 9.0):
+        pipe = small_pipeline()
+        for p in pipe.unet.parameters():
+            p.grad = torch.full_like(p, left)
+        learn_from(pipe, out, config, lr=0.0)
+        gradients.append(torch.cat([p.grad.flatten() for p in pipe.unet.parameters()]))
+    assert torch.equal(*gradients) and gradients[0].any()
+
+
+@pytest.mark.parametrize("objective", ["grpo", "ppo"])
+def test_prompts_are_learnt_from_as_they_were_sampled(objective: str) -> None:
+    """With `clip_skip`: the UNet reads the same embedding in the update as in the rollout."""
+    config, pipe, seen = replace(CONFIG, objective=objective, rounds=0, pull=0.3), small_pipeline(), []
+    pipe.clip_skip = 1
+    out = rollout(pipe, TEXTS, brightness, config, 0, 0)
+    pipe.unet.register_forward_pre_hook(lambda _, args: seen.extend(args[2]))
+    learn_from(pipe, out, config)
+    known = pipe.embed(TEXTS)
+    assert seen and all(any(torch.allclose(c, k, atol=1e-5) for k in known) for c in seen)
 
 
 @pytest.mark.parametrize(

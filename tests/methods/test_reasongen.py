@@ -4,6 +4,7 @@ import copy
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,18 +19,20 @@ from minireflect.methods.reasongen import (
     Rewards,
     Samples,
     sample_groups,
+    shares_of,
     token_shares,
     train_reason_grpo,
     update,
 )
 from minireflect.models.reasongen import SamplingConfig
 from minireflect.pretrain.sft import make_examples, sft_loss
+from minireflect.rl.advantage import group_advantage
 from minireflect.rl.rewards import ACCEPT_WORD
-from minireflect.rl.tokens import AdaptiveEntropy
+from minireflect.rl.tokens import AdaptiveEntropy, TokenStats
 from minireflect.run import Job, Run
 from minireflect.world.data import WorldConfig
+from tests.small import Stopped, shaken, small_reasongen, stop
 from tests.small import law_texts as texts
-from tests.small import shaken, small_reasongen
 
 CPU = torch.device("cpu")
 
@@ -97,12 +100,8 @@ def test_only_mixed_groups_are_kept_and_sampling_goes_on_until_there_are_enough(
     samples, stats = sample(better_later)
     assert [n for n, _, _ in asked] == [3, 3] and stats["mixed"] == len(samples.prompts) == 3
     nothing, stats = sample(lambda images, prompts: torch.zeros(len(images)))
-    assert (
-        nothing is None
-        and len(asked) == CONFIG.max_resamples
-        and stats["mixed"] == 0
-        and stats["reward"] == 0
-    )
+    assert nothing is None and stats["mixed"] == 0 and stats["reward"] == 0
+    assert [(step, number) for _, step, number in asked] == [(7, i) for i in range(3)]  # max_resamples
 
 
 def test_the_captioner_must_accept_the_rationale_as_well() -> None:
@@ -181,6 +180,32 @@ def test_tokens_that_were_not_chosen_have_no_gradient() -> None:
     assert p.model.forms.head[0].weight.grad.abs().sum() > 0
 
 
+def test_a_share_has_the_advantages_of_its_own_groups() -> None:
+    p, config = small_reasongen(), ReasonRLConfig(prompts_per_iteration=4, group=4, updates=2)
+    drawn = p.sample([t for t in texts(4) for _ in range(4)], config.sampling, rng(0, "shares"))
+    rewards = torch.tensor([[0.0, 0, 0, 1], [0, 0, 1, 1], [0, 1, 1, 1], [1, 0, 0, 0]])
+    learner = Learner(p, p.model, torch.optim.SGD(p.model.parameters(), lr=0.0))
+    A, seen = group_advantage(rewards).flatten(), []
+    for (_, _, codes), _, batch in shares_of(learner, Samples(texts(4), drawn, rewards), config, rng(0)):
+        alike = (codes[:, None] == drawn.codes).all(2)  # (m n*g)
+        assert (alike.sum(1) == 1).all() and torch.equal(batch.advantage, A[alike.float().argmax(1)])
+        seen += alike.float().argmax(1).tolist()
+    assert sorted(seen) == [*range(16)] and seen != [*range(16)]
+
+
+def test_an_update_reports_the_means_of_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clipped is what is beyond either clip; the ratio is that of the first step."""
+    each = (0.0, 1.0, 0.25, 0.5, 0.0, 2.0, 3.0), (0.0, 3.0, 0.0, 0.25, 9.0, 4.0, 7.0)
+    given = iter([TokenStats(*values) for values in each])
+    monkeypatch.setattr(reasongen, "token_step", lambda *_: next(given))
+    p = small_reasongen()
+    config = ReasonRLConfig(prompts_per_iteration=2, group=2, updates=2)
+    drawn = p.sample([t for t in texts(2) for _ in range(2)], config.sampling, rng(0))
+    learner = Learner(p, p.model, torch.optim.SGD(p.model.parameters(), lr=0.0))
+    stats = update(learner, Samples(texts(2), drawn, torch.tensor([[0.0, 1.0]] * 2)), config, rng(0))
+    assert [stats[k] for k in ("loss", "clipped", "kl", "grad_norm", "first_ratio")] == [2, 0.5, 3, 5, 0]
+
+
 def test_training_logs_what_it_does_and_is_the_same_twice(tmp_path: Path) -> None:
     one, two = small_reasongen(), small_reasongen()
     run = Run(tmp_path / "one", {})
@@ -237,6 +262,22 @@ def test_without_advantage_the_gradient_is_that_of_kl_and_entropies(monkeypatch:
     assert stats["text_entropy"] == pytest.approx(H[0].mean().item(), rel=1e-4)
 
 
+def test_each_weight_follows_the_entropy_of_its_own_tokens() -> None:
+    told: list[tuple[str, float]] = []
+    controls = [
+        SimpleNamespace(alpha=0.0, step=lambda h, name=name: told.append((name, h)))
+        for name in ("text", "image")
+    ]
+    config = ReasonRLConfig(prompts_per_iteration=2, group=2, updates=1, temperature=2.0)
+    p = small_reasongen()
+    drawn = p.sample([t for t in texts(2) for _ in range(2)], config.sampling, rng(0))
+    optimizer = torch.optim.SGD(p.model.requires_grad_(True).parameters(), lr=0.0)
+    learner = Learner(p, small_reasongen().model, optimizer, tuple(controls))
+    stats = update(learner, Samples(texts(2), drawn, torch.tensor([[0.0, 1.0]] * 2)), config, rng(0))
+    assert told == [("text", stats["text_entropy"]), ("image", stats["image_entropy"])]
+    assert told[0][1] != told[1][1]
+
+
 def test_the_reference_stays_what_the_model_was_before_rl(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,6 +291,14 @@ def test_the_reference_stays_what_the_model_was_before_rl(
     monkeypatch.setattr(reasongen, "update", watched)
     train_reason_grpo(CONFIG, p, Rewards(even), texts, None, Job(Run(tmp_path / "run", {})))
     assert distances == [0, 0] and not torch.equal(p.model.where, start.where)
+
+
+def test_adamw_has_the_betas_of_stage_1_and_a_fifth_of_its_decay(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict] = []
+    monkeypatch.setattr(reasongen, "adamw", lambda _, **how: told.append(how) or stop())
+    with pytest.raises(Stopped):
+        train_reason_grpo(ReasonRLConfig(lr=0.1), small_reasongen(), None, texts, None, Job(None, 0))
+    assert told == [{"lr": 0.1, "betas": (0.9, 0.95), "weight_decay": 1e-2}]
 
 
 def test_the_loop_hands_each_iteration_its_rate_noise_and_entropies(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.distributions import Categorical
 
 from minireflect import rng, training
 from minireflect.diffusion.schedule import Schedule, ScheduleConfig
@@ -14,7 +15,7 @@ from minireflect.evaluate import EvaluationConfig
 from minireflect.evaluate_graphs import evaluation_graphs
 from minireflect.methods import learn as learning
 from minireflect.methods import rlrig
-from minireflect.methods.learn import LearnConfig
+from minireflect.methods.learn import LearnConfig, Learner, UpdateStats
 from minireflect.methods.rlrig import (
     EditPrompts,
     LoopConfig,
@@ -34,9 +35,10 @@ from minireflect.methods.rlrig import (
     try_edits,
     update_actor,
 )
+from minireflect.methods.rollout import Rollout
 from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
 from minireflect.models.clip import TextConfig, TextEncoder
-from minireflect.models.tokenizer import EOS, Tokenizer
+from minireflect.models.tokenizer import EOS, Tokenizer, up_to
 from minireflect.models.transformer import Actor, ActorConfig
 from minireflect.models.unet import UNet, UNetConfig
 from minireflect.pipeline import LatentDiffusion
@@ -48,6 +50,7 @@ from minireflect.world.graphs import SceneGraph, parse_graph
 from minireflect.world.inspector import inspect_all
 from minireflect.world.layout import lay_out, pair_split
 from minireflect.world.scenes import Reading
+from tests.small import Stopped, stop
 
 TOKENS = Tokenizer.of(vocabulary(), PROMPT_LENGTH)
 LOOP = LoopConfig(rounds=2, steps=4, t_star=0.5, fresh_noise=0.5, edit_guidance=1.0)
@@ -357,6 +360,17 @@ def test_phase_1_pulls_to_the_actor_before_rl(monkeypatch: pytest.MonkeyPatch) -
     assert stats["kl"] == pytest.approx(sum(rows).item() / len(rows), rel=1e-4)
 
 
+def test_the_actors_entropy_is_a_mean_over_texts() -> None:
+    parts = small_parts()
+    (seen, *_), actor = try_edits(parts, GRAPHS, CONFIG, (3, 1), rng(0, "kl")), parts.actor
+    given = seen.latents.repeat_interleave(3, 0), seen.edit_prompts.read, seen.edit_prompts.sampled.ids
+    H, n = Categorical(logits=actor.all_logits(*given)).entropy(), up_to(given[2], EOS)
+    wanted = ((H * n).sum(1) / n.sum(1)).mean().item()
+    optimizer = torch.optim.SGD(actor.requires_grad_(True).parameters(), lr=0.0)
+    stats = update_actor(actor, small_parts().actor, optimizer, [seen], CONFIG)
+    assert stats["entropy"] == pytest.approx(wanted, rel=1e-4)
+
+
 def test_the_reference_stays_the_actor_before_rl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parts, start, distances = small_parts(), weights(small_parts().actor), []
 
@@ -409,6 +423,13 @@ def test_the_controls_are_the_diffuser_alone_best_of_n_and_the_untrained_loop() 
     assert spent == [([12, 0], [1] * 3, 0), ([48, 0], [4] * 3, 0), ([12, 36], [4] * 3, 3)]
 
 
+def test_best_of_n_costs_no_less_than_the_loop() -> None:
+    """Three edits of three steps, for pictures of four: 9 / 4 is more than two pictures."""
+    loop = replace(LOOP, rounds=3, t_star=0.75, fresh_noise=1.0)
+    assert (loop.generate_cost, loop.edit_cost) == (4, 3)
+    assert "best of 4" in controls(small_parts(), loop)
+
+
 def test_an_iteration_logs_what_it_spent_and_what_it_saw(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -435,13 +456,33 @@ def test_an_iteration_logs_what_it_spent_and_what_it_saw(
     assert one["accepted"] == 0 and one["right"] == pytest.approx(1 / 3)
 
 
-def test_the_editors_rate_warms_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    factors: list[float] = []
+def test_the_editor_learns_at_its_rate_from_its_own_stream_and_replays_all_rounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple] = []
     learnt = rlrig.learn
-    noted = lambda learner, out, factor, noise: factors.append(factor) or learnt(learner, out, factor, noise)  # noqa: E731
+
+    def noted(learner: Learner, out: Rollout, factor: float, noise: torch.Generator) -> UpdateStats:
+        told.append((factor, noise.initial_seed(), len(learner.networks["replay"].values)))
+        return learnt(learner, out, factor, noise)
+
     monkeypatch.setattr(rlrig, "learn", noted)
-    train_editor(replace(CONFIG, editor_iterations=2), small_parts(), Job(Run(tmp_path / "run", {})))
-    assert factors == [CONFIG.editor.lr_factor(step, 2) for step in range(2)] and factors[0] == 1 / 3
+    config = replace(CONFIG, editor_iterations=2)
+    train_editor(config, small_parts(), Job(Run(tmp_path / "run", {}), 5))
+    size = config.editor.replay * config.graphs * config.group * config.rounds
+    rates = [config.editor.lr_factor(step, 2) for step in range(2)]
+    assert told == [(rate, rng(5, "update", i).initial_seed(), size) for i, rate in enumerate(rates)]
+    assert rates[0] == 1 / 3  # it warms up
+
+
+def test_the_actor_learns_at_its_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def noted(actor: Actor, reference: Actor, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        assert [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups] == [(CONFIG.actor_lr, 1e-4)]
+        stop()
+
+    monkeypatch.setattr(rlrig, "update_actor", noted)
+    with pytest.raises(Stopped):
+        train_actor_grpo(CONFIG, small_parts(), Job(Run(tmp_path / "run", {})))
 
 
 def test_the_actor_reads_each_answer_of_the_checker_before_its_requirement() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from minireflect.methods import srrl
 from minireflect.methods.learn import Learner, UpdateStats
 from minireflect.methods.rollout import Rollout, rollout
-from minireflect.methods.srrl import SRRLConfig, mended, recipe, train_srrl
+from minireflect.methods.srrl import SRRLConfig, mended, recipe, report, train_srrl
 from minireflect.run import Interrupted, Job, Run
 from minireflect.streams import rng
 from tests.methods.common import CONFIG, plus
@@ -27,6 +27,29 @@ def test_mended_counts_only_what_was_refused() -> None:
     few = torch.tensor([0, 2, 3])  # the accepted prompt was not drawn again
     assert mended(before, after._replace(rows=few, rewards=after.rewards[few]), 0.5) == pytest.approx(2 / 3)
     assert mended(before._replace(rewards=before.rewards + 1), after, 0.5) is None
+
+
+def test_the_log_of_an_iteration_by_hand() -> None:
+    out, verdicts = rollout(small_pipeline(), TEXTS, brightness, replace(CONFIG, group=2), 0, 0), []
+    first, second = [[0.1, 0.2], [0.3, 0.3], [0.9, 0.0], [0.6, 0.6]], [[0.7, 0.0]] * 3 + [[0.7, 0.7]]
+    now = torch.tensor([first, second])  # (k n g)
+    out.rounds = [r._replace(rewards=v) for r, v in zip(out.rounds, now)]
+
+    def inspector(images: Tensor, asked: list[str]) -> Tensor:
+        verdicts.append(asked)
+        return torch.full((8,), len(verdicts) / 4)
+
+    row = report(out, UpdateStats(1.0, 2.0, 3.0, 4, 5), inspector, 0.5)
+    assert row["reward"] == pytest.approx(now.mean().item())
+    assert row["reward_se"] == pytest.approx(now.std().item() / 4)
+    assert row["reward_by_round"] == pytest.approx(now.mean((1, 2)).tolist())
+    assert row["right"] == pytest.approx(0.375) and row["right_by_round"] == pytest.approx([0.25, 0.5])
+    assert verdicts == [[text for text in TEXTS for _ in range(2)]] * 2
+    assert row["pictures_by_round"] == [8, 8] and row["flat_groups"] == 3 and row["mended"] == [1.0]
+    for i, r in enumerate(out.rounds):
+        x = r.x_T.flatten(1)
+        assert row["latent_mean"][i] == pytest.approx(x.mean(1).mean().item(), abs=1e-6)
+        assert row["latent_std"][i] == pytest.approx(x.std(1, correction=0).mean().item(), rel=1e-5)
 
 
 @pytest.mark.slow

@@ -56,6 +56,12 @@ def test_the_actor_scores_tokens_as_it_sampled_them(heard: list[Tensor]) -> None
     assert (scored - torch.stack(heard, 1))[out.chosen].abs().max() < 1e-4  # the cache sums in another order
 
 
+def test_the_temperature_divides_the_logits() -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.0]])
+    found = transformer.SamplingConfig(temperature=0.5).log_probs(logits)
+    torch.testing.assert_close(found, (2 * logits).log_softmax(-1))
+
+
 @pytest.mark.parametrize("ruin", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("part", ["transformer.head.weight", "forms.head.2.bias", "colors.head.2.bias"])
 def test_logits_of_reasongen_that_are_not_finite_are_not_sampled_from(part: str, ruin: float) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from minireflect import caption, inspect, load_pipeline, render, rng, sample_scene
 from minireflect.diffusion.schedule import Schedule, ScheduleConfig
+from minireflect.pretrain import corrupt as corrupting
 from minireflect.pretrain.corrupt import (
     Chance,
     block_error,
@@ -85,6 +86,14 @@ def test_labels_compare_a_corrupted_picture_with_its_clean_render() -> None:
     assert torch.equal(again, images)
 
 
+def test_every_batch_of_pictures_is_corrupted_by_its_own_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    told, scene = [], sample_scene(0)
+    monkeypatch.setattr(corrupting, "corrupt", lambda pipe, clean, twins, texts, chance: clean)
+    pipe = SimpleNamespace(device=torch.device("cpu"))
+    corrupt_all(pipe, [scene] * 130, [scene] * 130, ["x"] * 130, lambda x, *_: x[:, 0, 0, 0], told.append)
+    assert told == [0, 128]
+
+
 @pytest.mark.parametrize(("error", "shows"), [(0.2, True), (0.3, False)])
 def test_a_block_that_is_a_quarter_off_shows_nothing(error: float, shows: bool) -> None:
     """In [0, 1], the mean of 4x4 pixels of one colour; for the scene as for its objects."""
@@ -123,3 +132,28 @@ def test_ghosts_are_blends_or_halves_of_two_pictures_and_dull_ones_are_a_little_
     assert 0.87 < dim.min() < 0.9 and 0.98 < dim.max() < 1.01
     spread = dull(white, blended.logical_or(~blended), chance).std((1, 2, 3))
     assert spread.min() < 0.01 and 0.14 < spread.max() < 0.152
+
+
+def test_one_picture_in_six_stays_clean_and_every_way_changes_the_others() -> None:
+    """With an autoencoder that makes constant pictures a little darker, and a network that predicts no noise;
+    a picture is 0.5 everywhere, its twin -0.5.
+    """
+    images = torch.full((60, 3, 64, 64), 0.5)
+    schedule = Schedule(ScheduleConfig())
+    pipe = SimpleNamespace(
+        autoencoder=SimpleNamespace(encode=lambda x: x[:, :1, ::8, ::8].expand(-1, 4, -1, -1).clone()),
+        decode=lambda z: torch.nn.functional.interpolate(z[:, :3], scale_factor=8) - 0.01,
+        eps=lambda texts: lambda w: lambda x, t: torch.zeros_like(x),
+        table=schedule.table,
+        schedule=schedule,
+    )
+    found = corrupt(pipe, images, -images, ["x"] * 60, rng(0, "kinds"))
+    chance = Chance(rng(0, "kinds"), images)
+    kind, way = (chance.integers(n).flatten() for n in (6, 3))
+    encoded = pipe.decode(pipe.autoencoder.encode(images))
+    same, plain = ((found == x).flatten(1).all(1) for x in (images, encoded))
+    assert torch.equal(same, kind == 0) and 3 < same.sum() < 20
+    for rows in (kind == 1, kind == 2, kind == 3, kind == 5, (kind == 4) & (way == 0)):
+        assert rows.any() and not plain[rows].any()
+    rows = (kind == 4) & (way > 0)
+    assert rows.any() and not plain[rows].all()  # a neighbour is as the picture itself

@@ -129,6 +129,19 @@ def test_one_step_of_the_base_against_its_formulas(
         torch.testing.assert_close(new, decay * old + (1 - decay) * raw[f"raw/unet.{name}"])
 
 
+def test_both_averaged_networks_are_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, data = small_pipeline(), captioned_laws(2, WorldConfig(), choices(0, "start"))
+    config, job = DiffusionTraining(steps=2, batch=2, lr=1e-2), Job(Run(tmp_path / "run", {}))
+    made = train_diffusion(config, BaseSizes(pipe.unet.config, 16, 32), data, pipe.autoencoder, job)
+    saved = read_weights(tmp_path / "run" / "state" / "diffusion.safetensors")
+    for name in ("text_encoder", "unet"):
+        for key, value in getattr(made, name).state_dict().items():
+            assert torch.equal(value, saved[f"averaged/{name}.{key}"])
+    assert not torch.equal(
+        saved["averaged/text_encoder.token.weight"], saved["raw/text_encoder.token.weight"]
+    )
+
+
 def test_plain_captions_come_first_and_a_tenth_is_empty(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,7 +42,7 @@ from minireflect.training import Training, optimise
 from minireflect.world.captions import hints, rationale
 from minireflect.world.data import WorldConfig, training_pairs
 from minireflect.world.graphs import parse_graph
-from minireflect.world.laws import render
+from minireflect.world.laws import LAWS, render
 from minireflect.world.layout import lay_out, pair_split, sample_picture
 from minireflect.world.prompts import KINDS, all_texts, draw_prompts, near_miss, prompt_set, understand
 from minireflect.world.scenes import SPLITS, Object, Reading, Scene, arrangement
@@ -153,6 +153,32 @@ def test_each_use_logs_its_losses_and_changes_its_network(tmp_path: Path, name: 
     assert not torch.equal(trained.next_word.weight, untrained.next_word.weight)
 
 
+@pytest.mark.parametrize(
+    ("name", "stream"), [("reward", "captions"), ("checker", "questions"), ("captioner", "styles")]
+)
+def test_every_step_has_its_own_questions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, stream: str
+) -> None:
+    told: list[tuple] = []
+
+    def clean(_: object, scenes: list[Scene], *__: object) -> tuple[torch.Tensor, torch.Tensor]:
+        """Renders as they are, with a label or an error map each."""
+        n = len(scenes)
+        label = torch.ones(n, dtype=torch.bool) if name == "reward" else torch.zeros(n, 16, 16)
+        return torch.stack([*map(render, scenes)]), label
+
+    monkeypatch.setattr(matcher, "choices", lambda *path: told.append(path) or choices(*path))
+    monkeypatch.setattr(matcher, "corrupt_all", clean)
+    job, config = Job(Run(tmp_path / "run", {}), 5), Training(pictures=2, steps=2, batch=2)
+    if name == "captioner":
+        train_captioner(config, WorldConfig(), WORDS, job)
+    elif name == "reward":
+        train_reward(config, load_pipeline(), job)
+    else:
+        train_checker(config, "checker", load_pipeline(RIG), job)
+    assert told[1:] == [(5, name, stream, step) for step in range(2)]
+
+
 def test_a_reward_starts_from_a_given_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At a learning rate of 0 it stays what it was."""
     pipe, job = load_pipeline(), Job(Run(tmp_path / "run", {}))
@@ -216,13 +242,15 @@ def test_an_object_is_hidden_by_an_error_in_any_of_its_blocks(row: int, column: 
     assert visible(error, scene) == [not (6 <= row <= 9 and 6 <= column <= 9), False]
 
 
-def test_the_reward_learns_from_training_prompts_of_all_kinds() -> None:
+def test_the_reward_learns_from_training_prompts_of_all_kinds_and_laws() -> None:
     draw = random.Random(0)
     drawn = [fair_prompt(draw) for _ in range(400)]
     train = {(p.law, p.objects, p.graph) for kind in KINDS for p in prompt_set(kind, "train")}
     assert {(p.law, p.objects, p.graph) for p in drawn} <= train
     counts = {kind: sum(p.kind == kind for p in drawn) for kind in (*KINDS, "stated")}
     assert min(counts.values()) > 70  # a quarter each, less four standard errors
+    laws = Counter(p.law for p in drawn)
+    assert {*laws} == {*LAWS, "arrangement"} and min(laws.values()) > 14  # 37 each, less four standard errors
     tasks = [p.task == "position" for p in drawn if p.task]
     assert 0.6 < sum(tasks) / len(tasks) < 0.95
 

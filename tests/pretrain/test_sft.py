@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from minireflect import rng
+from minireflect import rng, training
 from minireflect.checkpoints.ours import RIG, load_pipeline
-from minireflect.models.reasongen import SamplingConfig
+from minireflect.models.reasongen import ReasonGen, SamplingConfig
 from minireflect.models.tokenizer import EOS, trim, up_to
 from minireflect.models.transformer import Actor, ActorConfig, questions
 from minireflect.pretrain import sft
@@ -35,6 +35,14 @@ from minireflect.world.layout import pair_split, sample_graph
 from minireflect.world.prompts import sample_scene, understand
 from tests.small import REASON_WORDS as WORDS
 from tests.small import Stopped, begin_with, small_reasongen, stop
+
+
+@pytest.fixture
+def settings(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
+    """What AdamW is given; a training stops there."""
+    told: list[dict] = []
+    monkeypatch.setattr(training, "adamw", lambda _, **how: told.append(how) or stop())
+    return told
 
 
 def examples(**options: float | str) -> Examples:
@@ -114,6 +122,15 @@ def test_the_text_only_loss_of_a_rationale_is_its_loss_beside_the_picture() -> N
     assert not any(w.grad is not None and w.grad.any() for w in image_parts)
 
 
+@torch.no_grad()
+def test_rationales_only_are_learnt_with_short_prompts() -> None:
+    """The prompt of a rationale without a picture is never the rationale."""
+    model, data = small_reasongen(rationale=64).model, examples(pictures=12, dense=1.0)
+    loss = text_only_loss(model, data, 8, False, rng(0, "test"))
+    wanted = text_only_loss(model, data._replace(prompts=data.short_prompts), 8, False, rng(0, "test"))
+    torch.testing.assert_close(loss, wanted)
+
+
 def test_bfloat16_gives_nearly_the_same_losses(tmp_path: Path) -> None:
     """Products have 8 bits, weights stay float32: losses agree within a hundredth, but not exactly."""
     losses = {}
@@ -137,6 +154,13 @@ def test_training_goes_on_from_a_given_model(tmp_path: Path) -> None:
     trained = train_reasongen(training, WorldConfig(), start.codec, job, start)
     assert all(torch.equal(a, b) for a, b in zip(before, trained.model.parameters()))
     assert not trained.writes_rationale and start.writes_rationale
+
+
+def test_the_model_is_trained_with_its_own_settings_of_adamw(tmp_path: Path, settings: list[dict]) -> None:
+    start, job = small_reasongen(rationale=64), Job(Run(tmp_path / "run", {}))
+    with pytest.raises(Stopped):
+        train_reasongen(ReasonTraining(3, steps=1, lr=0.1), WorldConfig(), start.codec, job, start)
+    assert settings == [{"lr": 0.1, "betas": (0.9, 0.95), "weight_decay": 5e-2}]
 
 
 @pytest.mark.parametrize("empty", [0.0, 1.0])
@@ -184,6 +208,22 @@ def test_text_only_is_added_and_the_world_has_the_share_of_arrangements(
     job, start = Job(Run(tmp_path / "run", {})), small_reasongen(rationale=64)
     train_reasongen(ReasonTraining(3, steps=1, text_only=5), WorldConfig(), start.codec, job, start)
     assert job.run.metrics("reason-sft")[0]["loss"] == 3 and worlds[0].arrangements == 0.35
+
+
+def test_rationales_without_pictures_are_drawn_anew_each_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+    monkeypatch.setattr(sft, "sft_loss", lambda model, *_: (0 * model.where.sum(), {}))
+
+    def noted(model: ReasonGen, data: Examples, n: int, bf16: bool, chance: torch.Generator) -> torch.Tensor:
+        seeds.append(chance.initial_seed())
+        return 0 * model.where.sum()
+
+    monkeypatch.setattr(sft, "text_only_loss", noted)
+    job, start = Job(Run(tmp_path / "run", {}), 5), small_reasongen(rationale=64)
+    train_reasongen(ReasonTraining(3, steps=2, text_only=5), WorldConfig(), start.codec, job, start)
+    assert seeds == [rng(5, "reason-sft", "told", step).initial_seed() for step in range(2)]
 
 
 def test_shuffled_examples_have_the_rationales_of_other_pictures() -> None:
@@ -257,6 +297,13 @@ def test_imitation_starts_from_a_given_actor(tmp_path: Path, monkeypatch: pytest
         written = pipe.tokenizer.encode([example.edit], start.config.written)
         log_probs.append(start(latents, read, written)[0, : len(example.edit.split()) + 1])  # and its end
     assert job.run.metrics("actor")[0]["loss"] == pytest.approx(-torch.cat(log_probs).mean().item(), rel=1e-4)
+
+
+def test_the_actor_is_trained_with_its_own_settings_of_adamw(tmp_path: Path, settings: list[dict]) -> None:
+    pipe, job = load_pipeline(RIG), Job(Run(tmp_path / "run", {}))
+    with pytest.raises(Stopped):
+        train_actor(Training(pictures=2, steps=1, lr=0.1), pipe.autoencoder, pipe.tokenizer, job)
+    assert settings == [{"lr": 0.1, "betas": (0.9, 0.999), "weight_decay": 1e-2}]
 
 
 def test_latents_are_noised_by_up_to_a_third_of_their_std(

@@ -39,6 +39,14 @@ def test_what_stays_in_the_range_is_no_sign() -> None:
     assert signs(BASE | {"unreadable": 1.0}, BASE | {"unreadable": 1.0}) == []  # as the base
 
 
+@pytest.mark.parametrize(("before", "now", "said"), [(0.8, 1.0, True), (0.8, 0.95, False), (1.0, 1.0, False)])
+def test_pictures_that_are_all_unreadable_are_a_sign_if_some_were_read_before(
+    before: float, now: float, said: bool
+) -> None:
+    base = BASE | {"unreadable": before}
+    assert any("unreadable" in sign for sign in signs(base | {"unreadable": now}, base)) is said
+
+
 def test_statistics_of_grey_and_of_noise() -> None:
     noise = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
     grey = torch.zeros(2, 3, 64, 64)

@@ -27,6 +27,14 @@ def test_one_step_makes_tokens_of_better_samples_likelier_and_leaves_unchosen_on
     torch.testing.assert_close(now.grad[mask], -torch.tensor([0.25, 0.25, -0.5]))  # w A rho, of norm below 1
 
 
+def test_a_step_forgets_the_gradient_of_the_step_before() -> None:
+    now = policy(1, 2)
+    now.grad = torch.full((1, 2), 9.0)
+    batch = TokenBatch(now.detach(), now.detach(), torch.tensor([1.0]), torch.full((1, 2), 0.5))
+    token_step(now, batch, torch.optim.SGD([now], lr=0.0), 0.2, 0.0)
+    torch.testing.assert_close(now.grad, torch.full((1, 2), -0.5))
+
+
 def test_a_token_beyond_the_clip_has_no_gradient() -> None:
     now = policy(1, 2)
     before = now.detach().clone()

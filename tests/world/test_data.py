@@ -11,7 +11,6 @@ from minireflect.models.reasongen import ReasonGenConfig
 from minireflect.streams import choices
 from minireflect.world.captions import rationale
 from minireflect.world.data import (
-    STATED_UNLAWFUL,
     WorldConfig,
     captioned_graphs,
     recolored,
@@ -42,12 +41,12 @@ def test_the_training_world_has_the_documented_gaps() -> None:
     assert abs(1 - sum(announced) / len(announced) - world.kept) < 0.06
 
 
-def test_what_a_caption_merely_states_is_true() -> None:
+def test_what_a_caption_merely_states_is_true_and_half_of_it_breaks_the_law() -> None:
     world, draw = WorldConfig(arrangements=0, silent=0, announced=0), random.Random(0)
     pairs = [training_pair(world, draw) for _ in range(1_000)]
     assert all(understand(c).fulfilled_by(Reading(s, 0.0)) for s, c in pairs)
     unlawful = sum(s.outcome != LAWS[s.law].lawful(s.objects) for s, _ in pairs) / len(pairs)
-    assert abs(unlawful - STATED_UNLAWFUL) < 0.06
+    assert abs(unlawful - 0.5) < 0.06
 
 
 def test_a_share_out_of_range_is_named() -> None:

@@ -1,6 +1,7 @@
 """Prompts: splits, meaning, near misses, scenes that fulfil them; GenEval's metadata, rules and folders."""
 
 import random
+from collections import Counter
 from contextlib import nullcontext
 from itertools import combinations as combinations_of
 
@@ -166,6 +167,14 @@ def test_the_mix_of_prompts_has_its_shares_and_refuses_impossible_ones() -> None
     assert len({*drawn}) == 4  # every step of every seed has its own
     with pytest.raises(ValueError, match="must be at least 0"):
         PromptMix(physical=-0.1)
+
+
+def test_every_law_has_its_share_of_the_mix_and_a_family_of_its_own() -> None:
+    drawn, families = PromptMix(physical=1, unconventional=1, arrangement=0).draw(0, 400, 0)
+    asked = [understand(text) for text in drawn]
+    assert families == [f"{p.kind}/{p.law}" for p in asked]
+    counts = Counter(p.law for p in asked)
+    assert {*counts} == {*LAWS} and min(counts.values()) > 23  # 50 each, less four standard errors
 
 
 def test_scenes_come_from_their_seed_alone() -> None:
