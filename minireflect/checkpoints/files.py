@@ -183,7 +183,7 @@ def _read_parts(index: Path) -> Tensors:
             some = f"{len(lost)} tensors that its files do not have, such as {quote(lost[0])} in {part}"
             raise WeightsError(f"{index} lists {some}")
         if more := sorted(tensors.keys() - named):
-            raise WeightsError(f"{index.parent / part} has {quote(more[0])}, which {index.name} does not say")
+            raise WeightsError(f"{part} has {quote(more[0])}, but {index} does not say so; get both again")
         found |= tensors
     return found
 

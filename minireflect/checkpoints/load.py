@@ -141,8 +141,7 @@ def _schedule(published: Published, prediction: Prediction | None, family: Famil
     path, kind, abar = published.path, published.scheduler.get("_class_name"), published.abar
     known = dict(published.scheduler) if kind else SD_NOISE | published.scheduler
     # diffusers' pipelines of SD 1.x and 2.x correct clip_sample and steps_offset in older folders
-    if family is not SDXL and known.get("clip_sample", True) is True:
-        known["clip_sample"] = False
+    known |= {"clip_sample": False} if family is not SDXL and known.get("clip_sample", True) is True else {}
     if kind not in ("DDIMScheduler", "DDPMScheduler", "HeunDiscreteScheduler"):
         known.pop("clip_sample", None)  # the other schedulers ignore it
     known = check("scheduler", known, f"{path} (scheduler)")

@@ -131,9 +131,8 @@ KINDS: dict[str, Table] = {
         ABOUT + "(in|out|latent|block_out)_channels layers_per_block sample_size force_upcast "
         "mid_block_add_attention", _class_name="AutoencoderKL", act_fn=("silu", "swish"), use_quant_conv=True,
         use_post_quant_conv=True, down_block_types="DownEncoderBlock2D", up_block_types="UpDecoderBlock2D"),
-    "CLIP": table("text_config vision_config text_config_dict vision_config_dict", GENERIC,
-                  model_type="clip"), "text encoder": TEXT,
-    "CLIP's text_config": TEXT, "CLIP's text_config_dict": TEXT,  # transformers prefers the second
+    "CLIP": table("(text|vision)_config(_dict)?", GENERIC, model_type="clip"), "text encoder": TEXT,
+    "CLIP's text_config": TEXT, "CLIP's text_config_dict": TEXT,
     "CLIP's vision_config": VISION, "CLIP's vision_config_dict": VISION,
     "preprocessor": table(
         "image_mean image_std crop_size size", "do_convert_rgb do_pad image_processor_type processor_class "

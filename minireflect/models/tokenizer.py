@@ -172,8 +172,8 @@ def _engine(folder: Path) -> "tokenizers.Tokenizer":  # noqa: F821  imported bel
             engine = tokenizers.Tokenizer.from_str(read_text(folder / "tokenizer.json"))
             engine.no_padding(), engine.no_truncation()
         else:
-            ends = {"unk_token": END_TEXT, "end_of_word_suffix": "</w>", "continuing_subword_prefix": ""}
-            engine = tokenizers.Tokenizer(models.BPE(ids, pairs, **ends))
+            model = models.BPE(ids, pairs, unk_token=END_TEXT, end_of_word_suffix="</w>")
+            engine = tokenizers.Tokenizer(model)
             spaces = normalizers.Replace(Regex(r"\s+"), " ")
             engine.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
             pieces = pre_tokenizers.Split(Regex(PIECES), behavior="removed", invert=True)
