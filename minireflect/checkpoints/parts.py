@@ -273,6 +273,12 @@ def unet_sizes(part: Part, family: Family) -> UNetConfig:
     down, up = _depths(part, "down"), _depths(part, "up")[::-1]
     keys, added = part.ending("cross_attn.k.weight"), part.ending("added.fc1.weight")
     size_width = config.get("addition_time_embed_dim") or 256
+    attends = "CrossAttn" if "mid.layers.0.attn.norm.weight" in part.tensors else ""
+    has = {"mid_block_type": f"UNetMidBlock2D{attends}" if part.count(r"mid\.layers\.(\d+)\.") else None,
+           "addition_embed_type": "text_time" if added else None}  # fmt: skip
+    if odd := [key for key in has if config.get(key, has[key]) != has[key]]:
+        said = f"states {odd[0]} = {config[odd[0]]!r}, but its tensors are of {has[odd[0]]!r}"
+        raise WeightsError(f"config.json beside {source} {said}")
     return UNetConfig(
         channels, tuple(depths[0] for depths in down), part.count(r"mid\.layers\.0\.attn\.blocks\.(\d+)\."),
         context_width=keys[1] if keys else 0, res_blocks=part.count(r"down\.0\.layers\.(\d+)\."),

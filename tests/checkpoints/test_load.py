@@ -105,6 +105,10 @@ def saved(tmp_path: Path) -> Callable[..., Path]:
 T5, UNET_3D = ["transformers", "T5EncoderModel"], ["diffusers", "UNet3DConditionModel"]
 REFUSED = [
     ("sdxl", "unet/config.json", {"addition_time_embed_dim": 128}, "pooled prompt of width 792, .* gives 24"),
+    ("sd1", "unet/config.json", {"mid_block_type": None}, "mid_block_type = None, .* are of 'UNetMid"),
+    ("sd1", "unet/config.json", {"mid_block_type": "UNetMidBlock2D"}, "mid_block_type = 'UNet.*, but"),
+    ("sdxl", "unet/config.json", {"addition_embed_type": None}, "addition_embed_type = None, .* 'text_time'"),
+    ("sd1", "unet/config.json", {"addition_embed_type": "text_time"}, "= 'text_time', but .* are of None"),
     ("sd1", "scheduler/scheduler_config.json", {"num_train_timesteps": 10**15}, r"num_.* \[1, 100000\]"),
     (
         "sd1",
