@@ -233,8 +233,7 @@ class LatentDiffusion:
         reflection = replace(OPPOSITE, rounds=rounds) if reward else ReflectionConfig(rounds, steps=steps)
         sampler = SamplerConfig(steps, guidance, eta)
         generator = generator or torch.Generator().manual_seed(0)
-        if guidance == 0:
-            warnings.warn("guidance 0 ignores the prompt; guidance 1 samples without guidance", stacklevel=2)
+        note_guidance(guidance)
         start = self.schedule.start
         shape = (len(prompts), *self.latent_shape)
         if not isinstance(latents, Tensor | None) or (latents is not None and latents.shape != shape):
@@ -320,6 +319,12 @@ def chosen_device(name: str | None) -> torch.device:
         return torch.empty(0, device=name or best_device()).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise Refusal(f"torch cannot use the device {name} on this machine; omit --device") from error
+
+
+def note_guidance(*scales: float) -> None:
+    """Warn if a scale is 0, which ignores the prompt."""
+    if 0 in scales:
+        warnings.warn("guidance 0 ignores the prompt; guidance 1 samples without guidance", stacklevel=3)
 
 
 def best_device() -> str:

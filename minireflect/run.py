@@ -146,8 +146,7 @@ class Run:
     """
 
     def __init__(self, folder: str | Path, config: dict, resume: bool = False) -> None:
-        self.folder, self.stop_signal, self.at = Path(folder), 0, "the start"
-        self.made: list[Path] = []  # folders that this process created, the deepest first
+        self.folder, self.stop_signal, self.made, self.at = Path(folder), 0, [], "the start"
         self.tracking: Tracking | None = None  # set by `train --log`
         written = self.folder / "config.json"
         try:
@@ -155,6 +154,7 @@ class Run:
                 raise RunError(f"there is no run to resume in {folder}: config.json is missing")
             if not resume:
                 self._check_free()
+                # folders that this process creates, the deepest first
                 self.made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
                 self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = locked(self.folder)

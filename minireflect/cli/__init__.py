@@ -9,7 +9,6 @@ import io
 import re
 import shutil
 import typing
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import redirect_stderr
 from dataclasses import fields, is_dataclass
@@ -75,11 +74,6 @@ def check_effect(given: Iterable[str], idle: dict[str, Iterable[str]]) -> None:
         if unread := sorted({*given} & {*names}):
             flags = ", ".join(f"--{name.partition('.')[2] or name}" for name in unread).replace("_", "-")
             raise ValueError(f"{flags} has no effect {why}{'' if ';' in why else '; leave it out'}")
-
-
-def note_guidance(*scales: float | None) -> None:
-    if 0 in scales:
-        warnings.warn("guidance 0 ignores the prompt; guidance 1 samples without guidance", stacklevel=2)
 
 
 def lacks_memory(error: BaseException) -> bool:

@@ -20,7 +20,7 @@ from ..methods.finetune import CheckpointConfig, FinetuneConfig, load_base
 from ..methods.rlrig import LoopConfig, load_parts
 from ..models.lora import merge_lora
 from ..models.transformer import SamplingConfig, Temperature
-from ..pipeline import OPPOSITE, LatentDiffusion, SamplerConfig, chosen_device
+from ..pipeline import OPPOSITE, LatentDiffusion, SamplerConfig, chosen_device, note_guidance
 from ..ranges import Checked, Count, Finite, Natural, Share, Weight, plain, quote
 from ..rl.rewards import load_reward, reward_beside
 from ..streams import choices, rng
@@ -28,7 +28,7 @@ from ..world.canvas import read_picture, to_pixels, write_picture
 from ..world.layout import lay_out
 from ..world.prompts import split
 from ..world.published import read_benchmark, read_graphs, write_samples
-from . import PICTURES, check_effect, note_guidance, read
+from . import PICTURES, check_effect, read
 
 ABOUT = """\
 Sample pictures of prompts. The inspector's verdict and the learned reward are shown under each picture. In

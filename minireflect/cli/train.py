@@ -14,10 +14,10 @@ from ..config import PRESETS, Config, options_of, preset, read_config, to_dict
 from ..methods.finetune import CLIPS, MEASURED, SAMPLER, parsed
 from ..methods.learn import UNREAD
 from ..methods.srrl import RECIPES, recipe
-from ..pipeline import best_device, chosen_device
+from ..pipeline import best_device, chosen_device, note_guidance
 from ..run import RewardFailed, Run, RunError, Unfinished, flat
 from ..tracking import Tracking
-from . import TRAINED, check_effect, lacks_memory, note_guidance, read, refuse, sentence
+from . import TRAINED, check_effect, lacks_memory, read, refuse, sentence
 
 COSTS = {"smoke": "takes seconds, learns nothing", "gpu": "larger batches and budgets, for a CUDA GPU"}
 UNSTARTED = ("all", "autoencoder")  # commands that start from random weights

@@ -41,7 +41,7 @@ class RolloutConfig(Checked):
     steps: Count = 10
     # guidance w of the branches, in rollout and update
     guidance: Weight = 1.0
-    # steps that draw noise (for ppo)
+    # steps that draw noise
     noise: Literal["all", "window", "preserving"] = "all"
     # whether reflection uses the reward
     mode: Literal["select", "blind"] = "select"

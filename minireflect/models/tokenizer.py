@@ -239,8 +239,8 @@ def _special(folder: Path, key: str) -> list[str]:
     found = []
     for file in (folder / "special_tokens_map.json", folder / "tokenizer_config.json"):
         if value := _json(file).get(key):
-            many = [value] if key == "pad_token" else expect(value, list | dict, f"{key} in {file}")
-            many = many.values() if isinstance(many, dict) else many
+            many = [value] if key == "pad_token" else [*value.values()] if isinstance(value, dict) else value
+            many = expect(many, list, f"{key} in {file}")
             texts = [each.get("content") if isinstance(each, dict) else each for each in many]
             found += expect(texts, list[str], f"{key} in {file}")
     return found

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
 from ..disk import read_bytes, replacing
 from ..ranges import Refusal
 
 SIZE, MARGIN, SUPERSAMPLE = 64, 8, 4
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # that are read; for others Pillow may start a program
+FORMATS = "PNG", "JPEG", "WEBP", "BMP", "GIF"  # that are read; for others Pillow may start a program
 WALL = 3  # thickness of a box's walls, in pixels
 
 # fmt: off
@@ -110,6 +110,6 @@ def read_picture(path: Path) -> np.ndarray:
                 raise ValueError(f"it has {n} frames; save one of them as a file")
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except (SyntaxError, ValueError, OSError, RuntimeError, Image.DecompressionBombError) as error:
-        unknown = isinstance(error, UnidentifiedImageError)
-        why = f"its format is none of {', '.join(FORMATS)}" if unknown else error
-        raise Refusal(f"{path} is not a picture that can be read: {why}") from error
+        # the part of the error before the address of the buffer
+        said = f"{str(error).partition(' <')[0]}; formats are {', '.join(FORMATS)}"
+        raise Refusal(f"{path} is not a picture that can be read: {said}") from error

@@ -84,13 +84,13 @@ def from_laion_sg(text: str) -> SceneGraph:
         if form not in FORMS or not keys.isdisjoint(data):
             raise ValueError(f"it has {' and '.join([form, *sorted(keys & data.keys())])}")
         things, links, numbers = _facts(expect(data, FORMS[form], "it"))
-        ids = [i for i, _ in things]
-        strays = [i for s, _, o in links for i in (s, o) if i not in ids] + [*(numbers.keys() - {*ids})]
+        ids, counted = [i for i, _ in things], [i for i, _ in numbers]
+        strays = [i for i in (*(i for s, _, o in links for i in (s, o)), *counted) if i not in ids]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         forms = "items and relations, triples, or nouns"
         why = quote(str(error) or type(error).__name__)
         raise GraphError(f"not a graph of LAION-SG or T2I-R1, which has {forms}: {why}") from None
-    if twice := [i for k, i in enumerate(ids) if i in ids[:k]]:
+    if twice := [i for each in (ids, counted) for k, i in enumerate(each) if i in each[:k]]:
         raise GraphError(f"item {quote(twice[0])} is listed twice")
     links = [(s, " ".join(p.lower().replace("_", " ").split()), o) for s, p, o in links]
     links = [(s, SYNONYMS.get(p, p), o) for s, p, o in links]
@@ -101,28 +101,26 @@ def from_laion_sg(text: str) -> SceneGraph:
         raise GraphError(f"a relation or number names item {quote(strays[0])}, which is not among the items")
     counts: dict[Entity, int] = {}
     for i, kind in kinds.items():
-        counts[kind] = counts.get(kind, 0) + numbers.get(i, kind.count)
+        counts[kind] = counts.get(kind, 0) + dict(numbers).get(i, kind.count)
     alike = list(counts)
     relations = dict.fromkeys((alike.index(kinds[s]), p, alike.index(kinds[o])) for s, p, o in links)
     return SceneGraph(tuple(Entity(e.name, e.color, counts[e]) for e in alike), tuple(relations))
 
 
-def _facts(data: dict) -> tuple[list[tuple], list[tuple], dict]:
-    """-> (id, label) of every item; relations (id, predicate, id); id -> count of the items with a count"""
+def _facts(data: dict) -> tuple[list[tuple], list[tuple], list[tuple]]:
+    """-> (id, label) of every item; relations (id, predicate, id); (id, count) of items with a count"""
     if "triples" in data:
-        return [], data["triples"], {}
+        return [], data["triples"], []
     if "items" in data:
         labels = [(i["item_id"], " ".join([*i.get("attributes", []), i["label"]])) for i in data["items"]]
-        return labels, [(r["item1"], r["relation"], r["item2"]) for r in data.get("relations", [])], {}
+        return labels, [(r["item1"], r["relation"], r["item2"]) for r in data.get("relations", [])], []
     full, at = data.get("attr_nouns") or [], data.get("spatial_info")
     named = {noun: [words for words in full if words.split()[-1] == noun] for noun in data["nouns"]}
     if sum(map(len, named.values())) != len(full) or any(len(words) > 1 for words in named.values()):
         raise ValueError(f"each of attr_nouns must end in another one of nouns: {', '.join(full)}")
     said = [(number["obj_name"], number["num"]) for number in data.get("numeracy_info") or []]
-    if len(dict(said)) < len(said):
-        raise ValueError("numeracy_info has two numbers for one noun")
     links = [(at["obj1"], at["locality"], at["obj2"])] if at else []
-    return [(noun, *(named[noun] or [noun])) for noun in data["nouns"]], links, dict(said)
+    return [(noun, *(named[noun] or [noun])) for noun in data["nouns"]], links, said
 
 
 def geneval_right(things: Objects, prompt: Prompt) -> bool:
@@ -195,10 +193,8 @@ def _table(text: str, path: Path) -> list[dict]:
         raise ValueError(f"{path} is not a table with commas: {error}") from error
     head = [name.strip().lower() for name in head]
     if len(set(head) & {"prompt", "prompts"}) != 1 or len(set(head)) < len(head):
-        said = "needs one column Prompts, and no two columns of one name"
-        raise ValueError(f"{path} {said}; it has {quote(', '.join(head))}")
+        raise ValueError(f"{path} needs one column Prompts, and none twice; it has {quote(', '.join(head))}")
     if odd := [row for row in rows if row and len(row) != len(head)]:
-        said = f"{quote(odd[0])} has {len(odd[0])} cells, not {len(head)}; quote texts with commas"
-        raise ValueError(f"a row of {path} does not fit its head: {said}")
+        raise ValueError(f"a row of {path} has {len(odd[0])} cells, not {len(head)}; quote texts with commas")
     tasks = [dict(zip(head, row)) for row in rows if row]
     return [{"tag": t.get("category"), "prompt": t.get("prompts", t.get("prompt"))} for t in tasks]

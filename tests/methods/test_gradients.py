@@ -113,7 +113,11 @@ def sampled(request: pytest.FixtureRequest) -> tuple[Learner, Rollout]:
     world = {"one": ONE, "two": TWO}[request.param]
     base = Network(world).requires_grad_(False)
     pipe = LatentDiffusion(
-        lambda texts: torch.zeros(len(texts), 1), lambda ids, skip: ids[..., None], Network(world), None, SCHEDULE
+        lambda texts: torch.zeros(len(texts), 1),
+        lambda ids, skip: ids[..., None],
+        Network(world),
+        None,
+        SCHEDULE,
     )
     learner = Learner(pipe, base, {}, None, LearnConfig(anchor_below=0), 1.0)
     table, context = SCHEDULE.table(STEPS), torch.zeros(N, 1, 1)

@@ -214,7 +214,7 @@ def test_prompts_come_from_a_file_or_from_ours(prompts: Path, tmp_path: Path) ->
         read_prompts("nowhere")
     empty = tmp_path / "empty.txt"
     empty.write_text("# nothing\n\n")
-    with pytest.raises(ValueError, match="empty.txt has no prompts: .* or a prompt a line"):
+    with pytest.raises(ValueError, match=r"empty.txt has no prompts: .* or a prompt a line"):
         read_prompts(str(empty))
     empty.write_bytes("a red ball".encode("utf-16-le"))
     with pytest.raises(ValueError, match="not a text file in UTF-8: it has a NUL"):
