@@ -80,9 +80,9 @@ def from_laion_sg(text: str) -> SceneGraph:
     try:
         data = parse_json(text, dict, "it")
         form = next((form for form in FORMS if form in data), "none of these")
-        keys = {key for other in FORMS.values() for key in hints(other)} - hints(FORMS.get(form, dict)).keys()
-        if form not in FORMS or not keys.isdisjoint(data):
-            raise ValueError(f"it has {' and '.join([form, *sorted(keys & data.keys())])}")
+        others = {key for name in FORMS if name != form for key in hints(FORMS[name])} & data.keys()
+        if form not in FORMS or others:
+            raise ValueError(f"it has {' and '.join([form, *sorted(others)])}")
         things, links, numbers = _facts(expect(data, FORMS[form], "it"))
         ids, counted = [i for i, _ in things], [i for i, _ in numbers]
         strays = [i for i in (*(i for s, _, o in links for i in (s, o)), *counted) if i not in ids]
@@ -153,9 +153,7 @@ def write_samples(folder: Path, about: list[dict], images: Tensor, first: int = 
     for i, (values, part) in enumerate(zip(about, images.split(len(images) // len(about))), first):
         place = folder / f"{i:05d}"
         if any(place.glob("samples/*")):
-            raise Refusal(
-                f"{place} already has pictures, which would be mixed with new ones; use another folder"
-            )
+            raise Refusal(f"{place} already has pictures; export into another folder")
         (place / "samples").mkdir(parents=True, exist_ok=True)
         write_text(place / "metadata.jsonl", json.dumps(values))
         for j, pixels in enumerate(to_pixels(part)):
