@@ -13,8 +13,9 @@ bottom").  It occurs in training captions only.
 Splits differ in their combinations of objects.  One combination in five is held out from all training.  Half
 of these are for validation, on which choices are made; the other half are for test, which is only reported.
 Arrangements with the same content are in one split: "a ball left of a cone" and "a cone right of a ball".
-Tasks with at most five contents (single object, two objects) are in all splits.  Only what the prompt states
-is held out; a colour that it leaves open may be the same in all splits.
+Tasks with at most five contents (single object, two objects) are in training only; an evaluation of all tasks
+takes the training prompts of these.  Only what the prompt states is held out; a colour that it leaves open
+may be the same in all splits.
 
 A picture fulfils a prompt if the inspector reads every fact of the prompt in it, and nothing else.  The
 milder rules of GenEval's tables are in published.py.
@@ -138,7 +139,7 @@ def _graphs(task: str) -> list[SceneGraph]:
 
 
 def _part(items: list, name: str, split: str) -> tuple:
-    """The items that belong to a split.  Five items or fewer are in all splits.
+    """The items that belong to a split.  Five items or fewer are all in training.
 
     The order is shuffled with a seed made of `name`.  Then every fifth item is held out; held-out items go
     to validation and test in turns.
@@ -146,7 +147,7 @@ def _part(items: list, name: str, split: str) -> tuple:
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is not one of {', '.join(map(repr, SPLITS))}")
     if len(items) <= HELD_OUT_EVERY:
-        return tuple(items)
+        return tuple(items) if split == "train" else ()
     order = list(items)
     random.Random(f"split/{name}").shuffle(order)
     parts = {"validation": order[:: 2 * HELD_OUT_EVERY], "test": order[HELD_OUT_EVERY :: 2 * HELD_OUT_EVERY]}
@@ -171,10 +172,21 @@ def all_texts() -> list[str]:
 
 
 # --------------------------------------------------------------------------------- random prompts and scenes
+@cache
+def _by_group(kind: str, split: str) -> dict[str, list[Prompt]]:
+    """The prompts of each law or task in a split; those of training for a task that has none in the split."""
+    groups: dict[str, list[Prompt]] = {p.group: [] for p in prompt_set(kind, "train")}
+    for prompt in prompt_set(kind, split):
+        groups[prompt.group].append(prompt)
+    return {name: prompts or _by_group(kind, "train")[name] for name, prompts in groups.items()}
+
+
 def draw_prompts(kind: str, split: str, n: int, rng: random.Random) -> list[Prompt]:
-    """`n` random prompts of one kind.  Laws or tasks take turns, so that each has an equal share."""
-    pool = prompt_set(kind, split)
-    groups = [[p for p in pool if p.group == group] for group in dict.fromkeys(p.group for p in pool)]
+    """`n` random prompts of one kind.  Laws or tasks take turns, so that each has an equal share.
+
+    Prompts of the tasks single object and two objects are from training in every split.
+    """
+    groups = list(_by_group(kind, split).values())
     return [rng.choice(groups[i % len(groups)]) for i in range(n)]
 
 
@@ -222,9 +234,8 @@ def sample_scene(seed: int, law: str = "", split: str = "train", lawful: bool | 
 
 
 def sample_arrangement(split: str, rng: random.Random) -> Prompt:
-    """A random prompt of a random task of GenEval."""
-    task = rng.choice(TASKS)
-    return rng.choice([p for p in prompt_set(ARRANGEMENT, split) if p.task == task])
+    """A random prompt of a random task of GenEval, as in `draw_prompts`."""
+    return rng.choice(_by_group(ARRANGEMENT, split)[rng.choice(TASKS)])
 
 
 # ------------------------------------------------------------------------------------------------ near misses
@@ -235,7 +246,7 @@ def near_miss(prompt: Prompt, rng: random.Random, split: str = "train") -> Promp
     sizes of both balls of a balance change together.  For an arrangement, the graph changes within its task.
     """
     if prompt.graph:
-        others = [p for p in prompt_set(ARRANGEMENT, split) if p.task == prompt.task and p != prompt]
+        others = [p for p in _by_group(ARRANGEMENT, split)[prompt.task] if p != prompt]
         if not others:
             raise ValueError(f"no near miss: {prompt.task!r} has no other prompt in {split!r}; use 'train'")
         return rng.choice(_nearest(others, lambda p: _graph_distance(prompt.graph, p.graph)))

@@ -23,6 +23,7 @@ from minireflect.world.prompts import (
     law_prompt,
     near_miss,
     prompt_set,
+    sample_arrangement,
     sample_scene,
     understand,
 )
@@ -44,9 +45,8 @@ def test_train_and_held_out_combinations_are_disjoint_and_complete(name: str) ->
 def test_prompts_of_the_splits_are_disjoint() -> None:
     for kind in KINDS:
         for one, other in combinations_of(SPLITS, 2):
-            shared = {p.text for p in prompt_set(kind, one)} & {p.text for p in prompt_set(kind, other)}
-            few = [p.text for p in prompt_set(kind, one) if p.task in ("single object", "two objects")]
-            assert shared == set(few)  # three of each
+            assert not {p.text for p in prompt_set(kind, one)} & {p.text for p in prompt_set(kind, other)}
+            assert not {p.content for p in prompt_set(kind, one)} & {p.content for p in prompt_set(kind, other)}
 
 
 def facts(prompt: Prompt) -> set[str]:
@@ -62,20 +62,22 @@ def facts(prompt: Prompt) -> set[str]:
 @pytest.mark.parametrize("split", SPLITS[1:])
 def test_what_a_held_out_arrangement_asks_for_is_in_no_other_split_in_other_words(split: str) -> None:
     rest = [p for other in SPLITS if other != split for p in prompt_set("arrangement", other)]
-    few = {"single object", "two objects"}  # of three contents each, in all splits
-    known = [facts(p) for p in rest if p.task not in few]
-    new = [p for p in prompt_set("arrangement", split) if p.task not in few]
+    known, new = [facts(p) for p in rest], prompt_set("arrangement", split)
     assert not [p.text for p in new if facts(p) in known]
-    assert {p.task for p in new} == {*TASKS} - few
+    assert {p.task for p in new} == {*TASKS} - {"single object", "two objects"}  # of three contents each
     mirrored = [p for p in new if p.task in ("position", "color attribution")]
     assert all(sum(facts(p) == facts(q) for q in mirrored) == 2 for p in mirrored)  # both ways to say it
 
 
-def test_every_task_of_geneval_has_prompts_in_every_split() -> None:
-    for split in SPLITS:
-        prompts = prompt_set("arrangement", split)
-        assert list(dict.fromkeys(p.task for p in prompts)) == list(TASKS)
-        assert all(p.group == p.task and p.text == p.graph.sentence for p in prompts)
+@pytest.mark.parametrize("split", SPLITS)
+def test_an_evaluation_has_all_tasks_of_geneval_and_of_these_two_are_from_training(split: str) -> None:
+    few, kind = {"single object", "two objects"}, "arrangement"
+    drawn = draw_prompts(kind, split, 12, random.Random(0))
+    drawn += [sample_arrangement(split, random.Random(i)) for i in range(60)]
+    assert [p.task for p in drawn[:12]] == [*TASKS] * 2 and {p.task for p in drawn[12:]} == {*TASKS}
+    assert all(p in prompt_set(kind, "train" if p.task in few else split) for p in drawn)
+    for prompt in prompt_set(kind, split):
+        assert prompt.group == prompt.task and prompt.text == prompt.graph.sentence
 
 
 @pytest.mark.parametrize("name", LAWS)
@@ -143,7 +145,8 @@ def test_a_near_miss_is_of_its_split_and_differs_as_little_as_can_be(split: str)
 
 def test_scenes_are_of_the_split_and_obey_the_law_as_asked() -> None:
     for split in SPLITS:
-        arranged = [p.graph for p in prompt_set("arrangement", split)]
+        few = [p for p in prompt_set("arrangement", "train") if p.task in ("single object", "two objects")]
+        arranged = [p.graph for p in (*prompt_set("arrangement", split), *few)]
         for i in range(30):
             scene = sample_scene(i, "arrangement", split)
             assert any(graph.fulfilled_by(scene.objects) for graph in arranged)
