@@ -45,8 +45,9 @@ def test_train_and_held_out_combinations_are_disjoint_and_complete(name: str) ->
 def test_prompts_of_the_splits_are_disjoint() -> None:
     for kind in KINDS:
         for one, other in combinations_of(SPLITS, 2):
-            assert not {p.text for p in prompt_set(kind, one)} & {p.text for p in prompt_set(kind, other)}
-            assert not {p.content for p in prompt_set(kind, one)} & {p.content for p in prompt_set(kind, other)}
+            here, there = prompt_set(kind, one), prompt_set(kind, other)
+            assert not {p.text for p in here} & {p.text for p in there}
+            assert not {p.content for p in here} & {p.content for p in there}
 
 
 def facts(prompt: Prompt) -> set[str]:
