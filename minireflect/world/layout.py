@@ -51,22 +51,20 @@ def lay_out(
     order = graph.in_order((), TOUCHING, "the relations form a cycle of things that touch")
     for _ in range(layouts):
         placed: Placed = []
-        for i in [j for j in order for _ in range(graph.entities[j].count)]:
-            name, color = graph.entities[i].name, graph.entities[i].color
-            spots = [keep[i]] if keep and i in keep else _spots(graph, i, placed, rng)
-            things = (Object(name, color, xy=xy) for xy in spots)
-            if (thing := next((t for t in things if _fits(graph, i, t, placed)), None)) is None:
-                break
-            placed.append((i, thing))
-        else:
+        with suppress(StopIteration):  # no spot fits an object
+            for i in [j for j in order for _ in range(graph.entities[j].count)]:
+                name, color = graph.entities[i].name, graph.entities[i].color
+                spots = [keep[i]] if keep and i in keep else _spots(graph, i, placed, rng)
+                things = (Object(name, color, xy=xy) for xy in spots)
+                placed.append((i, next(t for t in things if _fits(graph, i, t, placed))))
             return arrangement(thing for _, thing in placed)
     raise GraphError(f"no layout was found that shows all of this in one picture: {graph.sentence}")
 
 
 def _spots(graph: SceneGraph, i: int, placed: Placed, rng: random.Random) -> Iterator[XY]:
     """Random places for an object of entity i.  If it must touch a placed object, they are next to that."""
-    bases = dict(placed)  # an entity that is touched is a single object, and is placed already
-    contacts = [(p, bases[o]) for s, p, o in graph.relations if s == i and p in TOUCHING]
+    # an entity that is touched is a single object, and is placed already
+    contacts = [(p, dict(placed)[o]) for s, p, o in graph.relations if s == i and p in TOUCHING]
     r = Object(graph.entities[i].name).radius
     edges = r + 3, 60 - r
     for _ in range(SPOTS):
@@ -93,8 +91,7 @@ def _fits(graph: SceneGraph, i: int, thing: Object, placed: Placed) -> bool:
         between = [(p, s) for s, p, o in graph.relations if {s, o} == {i, j}]
         if not all(holds(p, *((thing, other) if s == i else (other, thing))) for p, s in between):
             return False
-        apart = distance(thing, other) >= r + other.radius + GAP
-        if not (apart or any(p in TOUCHING for p, _ in between)):
+        if distance(thing, other) < r + other.radius + GAP and not any(p in TOUCHING for p, _ in between):
             return False
     return True
 
