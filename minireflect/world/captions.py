@@ -168,7 +168,7 @@ class Plan(NamedTuple):
         """Whether a picture of this plan fulfils the prompt.  Relations are judged by the nine places."""
         graph = prompt.graph
         if graph is None:
-            return self == (prompt.law, prompt.objects, prompt.outcome)
+            return self == prompt.content
         numbers = [r for r in graph.requirements if not r.object]
         if self.law != ARRANGEMENT or not all(r.met_by(self.objects) for r in numbers):
             return False

@@ -187,10 +187,12 @@ def test_scenes_come_from_their_seed_alone() -> None:
 
 
 def test_unknown_names_are_explained() -> None:
-    with pytest.raises(ValueError, match="no law named 'gravitas'"):
+    with pytest.raises(ValueError, match=r"law must be one of balance, .*, arrangement, got gravitas"):
         sample_scene(0, "gravitas")
-    with pytest.raises(ValueError, match="is not one of 'train'"):
+    with pytest.raises(ValueError, match="split must be one of train, validation, test, got 'held-out'"):
         combinations("balance", "held-out")
+    with pytest.raises(ValueError, match=r"prompt kind must be one of physical, .* stated, got moral"):
+        prompt_set("moral", "train")
 
 
 def test_silent_and_stated_prompts_want_the_same_lawful_picture() -> None:
