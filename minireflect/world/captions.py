@@ -120,7 +120,7 @@ def scripted_edit(graph: SceneGraph, met: Sequence[bool], rng: Random, seen: Sce
     layout = None
     for keep in (right, {}):
         with suppress(GraphError):
-            layout = layout or lay_out(graph, rng, keep, layouts=20)
+            layout = layout or lay_out(graph, rng, keep, tries=20)
     if layout is None:
         return ""
     unmet = [r for r, ok in zip(graph.relations, met[len(graph.entities) :]) if not ok]

@@ -266,13 +266,11 @@ def parse_entity(words: str) -> Entity:
 
 def random_graph(rng: random.Random) -> SceneGraph:
     """A graph of random entities and relations.  Raises GraphError if they are not allowed together."""
-    wanted = rng.randint(1, MAX_RELATIONS)  # number of relations
-    while True:
+    wanted, pairs = rng.randint(1, MAX_RELATIONS), []  # number of relations, and pairs that can be related
+    while len(pairs) < wanted:
         things = rng.randint(2, MAX_THINGS)
         counts = [2, *[1] * (things - 2)] if things > 2 and rng.random() < 0.25 else [1] * things
         pairs = [(i, j) for i in range(len(counts)) for j in range(i)]
-        if wanted <= len(pairs):
-            break
     kinds = rng.sample([(n, c) for n in THINGS for c in COLORS], len(counts))
     # a generator expression, so that the draws alternate with those of the predicates
     ordered = (rng.sample(pair, 2) for pair in rng.sample(pairs, wanted))

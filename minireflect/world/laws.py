@@ -81,10 +81,8 @@ class Balance(Law):
     nature = "{0.size}", {"big": "left", "small": "right"}
     reasons = {"left": "the {0.color} ball is bigger and heavier, so the left pan goes down",
                "right": "the {1.color} ball is bigger and heavier, so the right pan goes down"}  # fmt: skip
-    combinations = [
-        (Object("ball", a, size, "left"), Object("ball", b, other, "right"))
-        for (a, b), (size, other) in product(permutations(COLORS, 2), permutations(("big", "small")))
-    ]
+    kinds = product(permutations(COLORS, 2), permutations(("big", "small")))  # of the left and right ball
+    combinations = [(Object("ball", a, s, "left"), Object("ball", b, t, "right")) for (a, b), (s, t) in kinds]
 
     def draw(self, pen: Pen, outcome: str, left: Object, right: Object) -> None:
         tilt = 6 if outcome == "left" else -6
