@@ -186,8 +186,7 @@ class SceneGraph:
     @property
     def triples(self) -> tuple[tuple[str, str, str], ...]:
         """The relations as strings: ("red ball", "on", "blue box")."""
-        e = self.entities
-        return tuple((e[s].label, p, e[o].label) for s, p, o in self.relations)
+        return tuple((self.entities[s].label, p, self.entities[o].label) for s, p, o in self.relations)
 
     @property
     def sentence(self) -> str:
