@@ -110,7 +110,7 @@ def prompt_set(kind: str, split: str) -> tuple[Prompt, ...]:
     expect(kind, Literal[(*KINDS, "stated")], "prompt kind")
     if kind == ARRANGEMENT:
         return tuple(prompt for task in TASKS for prompt in _arrangements(task, split))
-    prompts: list[Prompt] = []
+    prompts: list[Prompt] = []  # some of other kinds: the outcome decides the kind
     for law, rule in LAWS.items():
         for objects in combinations(law, split):
             prompts += [law_prompt(law, objects, o, kind != "stated") for o in (None, *rule.outcomes)]
