@@ -89,8 +89,7 @@ class Entity:
     def label(self) -> str:
         """The entity as written in a triple: "red ball", "two red balls"."""
         noun = f"{self.color} {self.name}".strip()
-        plural = f"{NUMBERS[self.count]} {noun}{'es' if noun.endswith('x') else 's'}"
-        return noun if self.count == 1 else plural
+        return noun if self.count == 1 else f"{NUMBERS[self.count]} {noun}{'es' if noun[-1] == 'x' else 's'}"
 
     @property
     def words(self) -> str:
