@@ -100,8 +100,7 @@ def corrupt(
         latents[rows] = last(denoise(eps, x_t, table, 1.0, generator))
     rows = ((kind == 4) & (way == 0)).flatten().nonzero().flatten()
     if len(rows):
-        t = chance.uniform(850, 990).long().flatten()[rows]
-        latents[rows] = guess(pipe, z[rows], noise[rows], t)
+        latents[rows] = guess(pipe, z[rows], noise[rows], chance.uniform(850, 990).long().flatten()[rows])
     mixed = (kind == 4) & (way > 0)
     latents = torch.where(mixed, mix(z, pipe.autoencoder.encode(twins), way == 1, chance), latents)
     pictures = torch.where(kind == 3, dull(images, way == 0, chance), pipe.decode(latents))

@@ -38,26 +38,25 @@ class Pen:
         self.image = Image.new("RGB", (side, side), PALETTE["paper"])
         self.ink = ImageDraw.Draw(self.image)
 
-    def _at(self, x: float, y: float) -> tuple[float, float]:
-        return (x + MARGIN) * SUPERSAMPLE, (y + MARGIN) * SUPERSAMPLE
+    def _at(self, *points: tuple[float, float]) -> list[tuple[float, float]]:
+        return [((x + MARGIN) * SUPERSAMPLE, (y + MARGIN) * SUPERSAMPLE) for x, y in points]
 
     def rect(self, x0: float, y0: float, x1: float, y1: float, color: str) -> None:
-        (a, b), (c, d) = self._at(x0, y0), self._at(x1, y1)
+        (a, b), (c, d) = self._at((x0, y0), (x1, y1))
         self.ink.rectangle((a, b, c - 1, d - 1), fill=PALETTE[color])  # Pillow includes the far edge
 
     def ellipse(self, x: float, y: float, rx: float, ry: float, color: str) -> None:
-        (a, b), (c, d) = self._at(x - rx, y - ry), self._at(x + rx, y + ry)
+        (a, b), (c, d) = self._at((x - rx, y - ry), (x + rx, y + ry))
         self.ink.ellipse((a, b, c - 1, d - 1), fill=PALETTE[color])
 
     def circle(self, x: float, y: float, r: float, color: str) -> None:
         self.ellipse(x, y, r, r, color)
 
     def polygon(self, points: list[tuple[float, float]], color: str) -> None:
-        self.ink.polygon([self._at(x, y) for x, y in points], fill=PALETTE[color])
+        self.ink.polygon(self._at(*points), fill=PALETTE[color])
 
     def line(self, points: list[tuple[float, float]], width: float, color: str) -> None:
-        points = [self._at(x, y) for x, y in points]
-        self.ink.line(points, PALETTE[color], round(width * SUPERSAMPLE), joint="curve")
+        self.ink.line(self._at(*points), PALETTE[color], round(width * SUPERSAMPLE), joint="curve")
 
     def shape(self, name: str, x: float, y: float, r: float, color: str) -> None:
         """A ball, block, cone, cylinder or hollow box, centred at (x, y), of half height `r`."""
@@ -78,7 +77,7 @@ class Pen:
                 self.rect(x + near, y - r, x + far, y + r, color)
 
     def canvas(self) -> np.ndarray:
-        """The finished canvas, margin included.  Shape (80 80 3), uint8."""
+        """The finished canvas, margin included.  Shape (80 80 3), uint8, read-only as Pillow's arrays are."""
         return np.asarray(self.image.reduce(SUPERSAMPLE))
 
 

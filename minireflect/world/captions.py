@@ -113,32 +113,27 @@ def scripted_edit(graph: SceneGraph, met: Sequence[bool], rng: Random, seen: Sce
         Without `seen`, all objects get new places.
     Returns "" if every requirement is met, or if no layout is found.
     """
-    if not (wrong := entities_to_correct(graph, met, rng)):
+    if all(met):
         return ""
+    n = len(graph.entities)
+    unmet = [r for r, ok in zip(graph.relations, met[n:]) if not ok]
+    # correct the entities in the wrong number, and one random entity of each unmet relation
+    wrong = [i for i in range(n) if not met[i]]
+    for s, _, o in unmet:
+        if s not in wrong and o not in wrong:
+            wrong.append(rng.choice((s, o)))
+    wrong = wrong or [rng.randrange(n)]  # too many objects: choose any entity
     single = [(i, e) for i, e in enumerate(graph.entities) if seen and i not in wrong and e.count == 1]
     right = {i: thing.xy for i, e in single for thing in seen.objects if e.matches(thing)}
     layout = None
     for keep in (right, {}):
         with suppress(GraphError):
-            layout = layout or lay_out(graph, rng, keep, layouts=20)
+            layout = layout or lay_out(graph, rng, keep, tries=20)
     if layout is None:
         return ""
-    unmet = [r for r, ok in zip(graph.relations, met[len(graph.entities) :]) if not ok]
     related = [i for s, _, o in unmet if {s, o} & set(wrong) for i in (s, o)]  # in the order of the sentence
     entities = [graph.entities[i] for i in dict.fromkeys([i for i in wrong if i not in related] + related)]
     return hints([thing for e in entities for thing in layout.objects if e.matches(thing)][:MAX_HINTS])
-
-
-def entities_to_correct(graph: SceneGraph, met: Sequence[bool], rng: Random) -> list[int]:
-    """The indices of entities in the wrong number, and of one random entity of each unmet relation."""
-    n = len(graph.entities)
-    wrong = [i for i in range(n) if not met[i]]
-    for (s, _, o), ok in zip(graph.relations, met[n:]):
-        if not ok and s not in wrong and o not in wrong:
-            wrong.append(rng.choice((s, o)))
-    if not wrong and not all(met):  # too many objects: choose any entity
-        wrong = [rng.randrange(n)]
-    return wrong
 
 
 # ------------------------------------------------------------------------------------------------- rationales
@@ -168,7 +163,7 @@ class Plan(NamedTuple):
         """Whether a picture of this plan fulfils the prompt.  Relations are judged by the nine places."""
         graph = prompt.graph
         if graph is None:
-            return self == (prompt.law, prompt.objects, prompt.outcome)
+            return self == prompt.content
         numbers = [r for r in graph.requirements if not r.object]
         if self.law != ARRANGEMENT or not all(r.met_by(self.objects) for r in numbers):
             return False

@@ -145,11 +145,10 @@ def recolored(scene: Scene, rng: random.Random) -> Scene:
 def recombined_pair(rng: random.Random) -> tuple[Scene, str]:
     """A scene of a law with objects that no prompt has ("a brown flag"), any outcome, and a true caption."""
     law = rng.choice(list(LAWS))
-    known = _appearances(law, SPLITS)
     while True:
         objects = tuple(_variant(law, o, rng) for o in rng.choice(combinations(law, "train")))
         inks = [o.color for o in objects if o.color]
-        if _appearance(objects) not in known and len(set(inks)) == len(inks):
+        if _appearance(objects) not in _appearances(law, SPLITS) and len(set(inks)) == len(inks):
             break
     outcome = rng.choice(list(LAWS[law].outcomes))
     return jitter(Scene(law, objects, outcome), rng), law_prompt(law, objects, outcome, defiant=False).text

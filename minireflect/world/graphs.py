@@ -25,16 +25,14 @@ SMALL = (*SHAPES, "cylinder")  # shapes that can be on, inside or in front of an
 THINGS = (*SMALL, "box")  # all shapes
 FLAT = ("block", "cylinder", "box")  # shapes on which another can rest
 SYNONYMS = {
-    "cube": "block", "sphere": "ball",
-    "on the left of": "left of", "on the right of": "right of", "on the bottom of": "below",
-    "on top of": "on", "on the top of": "on",
+    "cube": "block", "sphere": "ball", "on the left of": "left of", "on the right of": "right of",
+    "on the bottom of": "below", "on top of": "on", "on the top of": "on",
 }  # fmt: skip
 NUMBERS = ("no", "one", "two", "three", "four")
 
 RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}  # y points down
 TOUCHING = ("on", "inside", "in front of")
 PREDICATES = (*RELATIONS, *TOUCHING)
-Predicates = tuple[str, ...]
 CONVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 DEAD_ZONE = 0.1  # GenEval's: share of the sum of both sizes that is subtracted from the offset
 
@@ -71,7 +69,7 @@ def holds(predicate: str, a: Object, b: Object) -> bool:
     raise ValueError(f"no relation {predicate!r}; there are {', '.join(PREDICATES)}")
 
 
-def _require(kept: bool, message: str) -> None:
+def _require(kept: object, message: str) -> None:
     if not kept:
         raise GraphError(message)
 
@@ -91,8 +89,7 @@ class Entity:
     def label(self) -> str:
         """The entity as written in a triple: "red ball", "two red balls"."""
         noun = f"{self.color} {self.name}".strip()
-        plural = f"{NUMBERS[self.count]} {noun}{'es' if noun.endswith('x') else 's'}"
-        return noun if self.count == 1 else plural
+        return noun if self.count == 1 else f"{NUMBERS[self.count]} {noun}{'es' if noun[-1] == 'x' else 's'}"
 
     @property
     def words(self) -> str:
@@ -109,8 +106,7 @@ class Requirement:
 
     @property
     def words(self) -> str:
-        relation = f" {self.predicate} {self.object.words}" if self.object else ""
-        return self.subject.words + relation
+        return self.subject.words + (f" {self.predicate} {self.object.words}" if self.object else "")
 
     def met_by(self, things: Objects) -> bool:
         """Whether these objects meet the requirement.
@@ -156,17 +152,17 @@ class SceneGraph:
                 _require(single, f"{said}: only a single thing can be {predicate} a single thing")
                 colors = a.color != b.color
                 _require(colors, f"{said}: things that touch must differ in colour, or they look like one")
-        fault = "the relations contradict each other"  # A is left of B, and B is left of A
-        self.in_order(("left of",), ("right of",), fault, " left of ")
-        self.in_order(("above", "on"), ("below", "in front of"), fault, " above ")
+        # such as: A is left of B, and B is left of A
+        self.in_order(("left of",), ("right of",), "the relations contradict each other")
+        self.in_order(("above", "on"), ("below", "in front of"), "the relations contradict each other")
 
-    def in_order(self, forward: Predicates, backward: Predicates, fault: str, joint: str = ", ") -> list[int]:
+    def in_order(self, forward: tuple[str, ...], backward: tuple[str, ...], why: str) -> list[int]:
         """Sort the indices of the entities.
 
         The subject of a `forward` relation comes before its object; the subject of a `backward` relation
         comes after its object.
-        Raises GraphError if these relations form a cycle.  The message is `fault`, followed by the labels in
-        the cycle, joined by `joint`.
+        Raises GraphError if these relations form a cycle.  The message is `why`, followed by the labels in
+        the cycle, joined by the first `forward` relation, or by commas if there is none.
         """
         first = {i: set() for i in range(len(self.entities))}  # index -> indices that must come before it
         for s, predicate, o in self.relations:
@@ -176,22 +172,20 @@ class SceneGraph:
         try:
             return list(TopologicalSorter(first).static_order())
         except CycleError as error:
-            cycle = joint.join(self.entities[i].label for i in error.args[1])
-            raise GraphError(f"{fault}: {cycle}") from None
+            joint = f" {forward[0]} " if forward else ", "
+            raise GraphError(f"{why}: {joint.join(self.entities[i].label for i in error.args[1])}") from None
 
     @cached_property
     def requirements(self) -> tuple[Requirement, ...]:
         """The requirements of the entities and the relations, and the total number of objects."""
         e = self.entities
-        total = Entity("thing", "", sum(entity.count for entity in e))
         relations = (Requirement(e[s], p, e[o]) for s, p, o in self.relations)
-        return (*map(Requirement, e), *relations, Requirement(total))
+        return (*map(Requirement, e), *relations, Requirement(Entity("thing", "", sum(x.count for x in e))))
 
     @property
     def triples(self) -> tuple[tuple[str, str, str], ...]:
         """The relations as strings: ("red ball", "on", "blue box")."""
-        e = self.entities
-        return tuple((e[s].label, p, e[o].label) for s, p, o in self.relations)
+        return tuple((self.entities[s].label, p, self.entities[o].label) for s, p, o in self.relations)
 
     @property
     def sentence(self) -> str:
@@ -243,8 +237,8 @@ def graph_of(clauses: Iterable[tuple[str, ...]]) -> SceneGraph:
         entity = parse_entity(words)
         key = f"{entity.color} {entity.name}"
         known = entities.get(key, entity)
-        same = known.count == entity.count or 1 in (known.count, entity.count)
-        _require(same, f"{known.label} or {entity.label}? give one number")
+        # "a red ball" may be one of the "two red balls"
+        _require(len({1, known.count, entity.count}) < 3, f"{known.label} or {entity.label}? give one number")
         entities[key] = max(known, entity, key=lambda e: e.count)
         return list(entities).index(key)
 
@@ -259,9 +253,7 @@ def graph_of(clauses: Iterable[tuple[str, ...]]) -> SceneGraph:
 def parse_entity(words: str) -> Entity:
     """Parse "a red ball", "the red ball", "two red balls" or "red cube".  Raises GraphError."""
     found, known = ENTITY.fullmatch(" ".join(words.split())), ", ".join(PREDICATES)
-    if not found:
-        said = f"a thing is a colour and a name, and relations are {known}"
-        raise GraphError(f"cannot read {quote(words)}: {said}")
+    _require(found, f"cannot read {quote(words)}: a thing is a colour and a name, and relations are {known}")
     number, color, name = found.groups()
     if number:
         name = name.removesuffix("es" if name.endswith("xes") else "s")
@@ -272,13 +264,11 @@ def parse_entity(words: str) -> Entity:
 
 def random_graph(rng: random.Random) -> SceneGraph:
     """A graph of random entities and relations.  Raises GraphError if they are not allowed together."""
-    wanted = rng.randint(1, MAX_RELATIONS)  # number of relations
-    while True:
+    wanted, pairs = rng.randint(1, MAX_RELATIONS), []  # number of relations, and pairs that can be related
+    while len(pairs) < wanted:
         things = rng.randint(2, MAX_THINGS)
         counts = [2, *[1] * (things - 2)] if things > 2 and rng.random() < 0.25 else [1] * things
         pairs = [(i, j) for i in range(len(counts)) for j in range(i)]
-        if wanted <= len(pairs):
-            break
     kinds = rng.sample([(n, c) for n in THINGS for c in COLORS], len(counts))
     # a generator expression, so that the draws alternate with those of the predicates
     ordered = (rng.sample(pair, 2) for pair in rng.sample(pairs, wanted))

@@ -140,13 +140,12 @@ def _filter() -> tuple[list[Scene], np.ndarray, np.ndarray, np.ndarray, np.ndarr
 
     -> n scenes, mean (768), basis (768 d), points (n d), squared lengths of the points (n)
     """
-    steps = range(-REACH, REACH + 1, STRIDE)
     pairs = [(name, objects) for name, law in LAWS.items() for objects in law.combinations]
     every = [Scene(name, objects, outcome) for name, objects in pairs for outcome in LAWS[name].outcomes]
     canvases = np.stack([canvas(*scene.facts) for scene in every]).astype(np.float32) / 255  # (n 80 80 3)
     halves = _halved(canvases)  # (n 40 40 3), cropped below at half resolution, as camera positions are even
     scenes, points = [], []
-    for x, y in product(steps, steps):
+    for x, y in product(range(-REACH, REACH + 1, STRIDE), repeat=2):
         top, left = (MARGIN - y) // 2, (MARGIN - x) // 2
         view = halves[:, top : top + SIZE // 2, left : left + SIZE // 2]  # (n 32 32 3)
         points.append(_halved(view).reshape(len(every), -1))  # means of 4x4 blocks
@@ -171,9 +170,8 @@ def _law_candidates(pixels: np.ndarray) -> list[Scene]:
     for scene in list(best.values())[:CANDIDATES]:
         x, y = scene.shift
         for dx, dy in ((1, 0), (0, 1)):  # refine x, then y: the error is smooth in the position
-            shifts = [(x + d * dx, y + d * dy) for d in (-1, 0, 1)]
-            views = [_float_pixels(replace(scene, shift=s)) for s in shifts]
-            error, (x, y) = min((np.square(view - pixels).sum(), s) for view, s in zip(views, shifts))
+            views = [replace(scene, shift=(x + d * dx, y + d * dy)) for d in (-1, 0, 1)]
+            error, (x, y) = min((np.square(_float_pixels(v) - pixels).sum(), v.shift) for v in views)
         found.append((error, replace(scene, shift=(x, y))))
     return [scene for _, scene in sorted(found, key=lambda pair: pair[0])]
 
@@ -223,8 +221,7 @@ def _inks(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     way = np.array([PALETTE[c] for c in COLORS], np.float32) / 255 - PAPER  # (5 3)
     off = pixels - PAPER
     share = np.clip(off @ way.T / (way**2).sum(1), 0, 1.2)  # (64 64 5)
-    error = ((off[..., None, :] - share[..., None] * way) ** 2).sum(3)
-    ink = error.argmin(2)
+    ink = ((off[..., None, :] - share[..., None] * way) ** 2).sum(3).argmin(2)  # of the least squared error
     return ink, np.take_along_axis(share, ink[..., None], 2)[..., 0]
 
 
@@ -244,8 +241,8 @@ def _find_shapes(pixels: np.ndarray) -> Scene | None:
     shapes: list[Object] = []
     for c, mask, box in spots:
         others = np.logical_or.reduce([other for _, other, _ in spots]) & ~mask
-        hidden = ndimage.binary_dilation(others) & ~mask  # what is behind another shape cannot be seen
-        shape = _fit(np.where(ink == c, share, 0.0), hidden, box, COLORS[c])
+        # what is behind another shape cannot be seen
+        shape = _fit(np.where(ink == c, share, 0.0), ndimage.binary_dilation(others) & ~mask, box, COLORS[c])
         # a shape in front of a box can divide the box into two spots
         if not any(s.words == shape.words and distance(s, shape) <= 3 for s in shapes):
             shapes.append(shape)
@@ -266,7 +263,6 @@ def _fit(share: np.ndarray, hidden: np.ndarray, box: tuple[slice, slice], color:
         r = Object(name).radius
         for y, x in product(*(range(side.stop - r - 1, side.start + r + 2) for side in box)):
             window = np.s_[y + pad : y + pad + STAMP, x + pad : x + pad + STAMP]
-            error = ((target[window] - stamp) ** 2 * visible[window]).sum()
-            errors[Object(name, color, xy=(x, y))] = float(error)
+            errors[Object(name, color, xy=(x, y))] = ((target[window] - stamp) ** 2 * visible[window]).sum()
     middle = tuple((side.start + side.stop) // 2 for side in reversed(box))
     return min(errors, key=errors.get, default=Object("ball", color, xy=middle))  # no shape is that large

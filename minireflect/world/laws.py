@@ -81,10 +81,8 @@ class Balance(Law):
     nature = "{0.size}", {"big": "left", "small": "right"}
     reasons = {"left": "the {0.color} ball is bigger and heavier, so the left pan goes down",
                "right": "the {1.color} ball is bigger and heavier, so the right pan goes down"}  # fmt: skip
-    combinations = [
-        (Object("ball", a, size, "left"), Object("ball", b, other, "right"))
-        for (a, b), (size, other) in product(permutations(COLORS, 2), permutations(("big", "small")))
-    ]
+    kinds = product(permutations(COLORS, 2), permutations(("big", "small")))  # of the left and right ball
+    combinations = [(Object("ball", a, s, "left"), Object("ball", b, t, "right")) for (a, b), (s, t) in kinds]
 
     def draw(self, pen: Pen, outcome: str, left: Object, right: Object) -> None:
         tilt = 6 if outcome == "left" else -6
@@ -123,10 +121,8 @@ class Shadow(Law):
     words = "the sun {0.where} of a {1.words}"
     nature = "{0.place}", dict(OPPOSITES)
     reasons = {a: f"light comes from the {b}, so the shadow falls to the {a}" for a, b in OPPOSITES}
-    combinations = [
-        (Object("sun", place=side), Object(shape, color, "tall"))
-        for side, shape, color in product(SIDES, ("tower", "cone", "tree"), COLORS)
-    ]
+    kinds = product(SIDES, ("tower", "cone", "tree"), COLORS)
+    combinations = [(Object("sun", place=side), Object(shape, color, "tall")) for side, shape, color in kinds]
 
     def draw(self, pen: Pen, outcome: str, sun: Object, thing: Object) -> None:
         pen.rect(-8, 46, 72, 72, "ground")
@@ -183,8 +179,7 @@ class Magnet(Law):
             pen.rect(x - half, 14, x + half, 24, color)
         for pole in (x - 8, x + 8):
             pen.rect(pole - 3, 19, pole + 3, 24, "ink")
-        y = 24 + r if outcome == "lifted" else 57 - r
-        pen.shape(thing.name, x, y, r, thing.color.split()[0])
+        pen.shape(thing.name, x, 24 + r if outcome == "lifted" else 57 - r, r, thing.color.split()[0])
 
 
 class Vessels(Law):
@@ -277,9 +272,7 @@ def _draw(law: str, objects: Objects, outcome: str) -> np.ndarray:
             pen.shape(o.name, *o.xy, o.radius, o.color)
     else:
         LAWS[law].draw(pen, outcome, *objects)
-    pixels = pen.canvas()
-    pixels.setflags(write=False)
-    return pixels
+    return pen.canvas()
 
 
 _of_law = lru_cache(512)(_draw)  # holds all 488 canvases of the laws, 19 kB each; arrangements are too many

@@ -1,15 +1,15 @@
 """Layouts of scene graphs, and random scene graphs that have a layout.
 
-    scene = lay_out(parse_graph("red ball on blue box"), random.Random(0))
+    scene = lay_out(parse_graph("red ball on blue box"), Random(0))
 
 A layout is found by trial and error: shapes are placed one after the other, at random places where every
 relation holds.
 """
 
 import math
-import random
 from collections.abc import Iterator
 from contextlib import suppress
+from random import Random
 
 from .graphs import TOUCHING, Entity, GraphError, SceneGraph, holds, random_graph
 from .scenes import COLORS, SPLITS, Object, Scene, arrangement, distance
@@ -22,7 +22,7 @@ XY = tuple[int, int]
 Placed = list[tuple[int, Object]]  # objects with the index of their entity
 
 
-def arrange(graph: SceneGraph, rng: random.Random) -> Scene:
+def arrange(graph: SceneGraph, rng: Random) -> Scene:
     """A random scene of a GenEval task.  Its shapes do not touch; colours that the graph leaves open vary."""
     things = [(e.name, e.color) for e in graph.entities for _ in range(e.count)]
     while True:
@@ -38,42 +38,38 @@ def arrange(graph: SceneGraph, rng: random.Random) -> Scene:
             return arrangement(objects)
 
 
-def lay_out(
-    graph: SceneGraph, rng: random.Random, keep: dict[int, XY] | None = None, layouts: int = LAYOUTS
-) -> Scene:
+def lay_out(graph: SceneGraph, rng: Random, keep: dict[int, XY] | None = None, tries: int = LAYOUTS) -> Scene:
     """A random scene of a graph whose entities all have a colour.
 
     keep: fixed places, by the index of the entity.
-    layouts: number of attempts.
+    tries: number of attempts.
     Raises GraphError if no layout is found.
     """
     # the object of a touching relation is placed before its subject
     order = graph.in_order((), TOUCHING, "the relations form a cycle of things that touch")
-    for _ in range(layouts):
+    for _ in range(tries):
         placed: Placed = []
-        for i in [j for j in order for _ in range(graph.entities[j].count)]:
-            name, color = graph.entities[i].name, graph.entities[i].color
-            spots = [keep[i]] if keep and i in keep else _spots(graph, i, placed, rng)
-            things = (Object(name, color, xy=xy) for xy in spots)
-            if (thing := next((t for t in things if _fits(graph, i, t, placed)), None)) is None:
-                break
-            placed.append((i, thing))
-        else:
+        with suppress(StopIteration):  # no spot fits an object
+            for i in [j for j in order for _ in range(graph.entities[j].count)]:
+                name, color = graph.entities[i].name, graph.entities[i].color
+                spots = [keep[i]] if keep and i in keep else _spots(graph, i, placed, rng)
+                things = (Object(name, color, xy=xy) for xy in spots)
+                placed.append((i, next(t for t in things if _fits(graph, i, t, placed))))
             return arrangement(thing for _, thing in placed)
     raise GraphError(f"no layout was found that shows all of this in one picture: {graph.sentence}")
 
 
-def _spots(graph: SceneGraph, i: int, placed: Placed, rng: random.Random) -> Iterator[XY]:
+def _spots(graph: SceneGraph, i: int, placed: Placed, rng: Random) -> Iterator[XY]:
     """Random places for an object of entity i.  If it must touch a placed object, they are next to that."""
-    bases = dict(placed)  # an entity that is touched is a single object, and is placed already
-    contacts = [(p, bases[o]) for s, p, o in graph.relations if s == i and p in TOUCHING]
+    # an entity that is touched is a single object, and is placed already
+    contacts = [(p, dict(placed)[o]) for s, p, o in graph.relations if s == i and p in TOUCHING]
     r = Object(graph.entities[i].name).radius
     edges = r + 3, 60 - r
     for _ in range(SPOTS):
         yield _touching(*contacts[0], r, rng) if contacts else (rng.randint(*edges), rng.randint(*edges))
 
 
-def _touching(predicate: str, base: Object, r: int, rng: random.Random) -> XY:
+def _touching(predicate: str, base: Object, r: int, rng: Random) -> XY:
     """A random place for a shape of radius `r` that is on, inside or in front of `base`."""
     x, y = base.xy
     if predicate == "on":
@@ -93,8 +89,7 @@ def _fits(graph: SceneGraph, i: int, thing: Object, placed: Placed) -> bool:
         between = [(p, s) for s, p, o in graph.relations if {s, o} == {i, j}]
         if not all(holds(p, *((thing, other) if s == i else (other, thing))) for p, s in between):
             return False
-        apart = distance(thing, other) >= r + other.radius + GAP
-        if not (apart or any(p in TOUCHING for p, _ in between)):
+        if distance(thing, other) < r + other.radius + GAP and not any(p in TOUCHING for p, _ in between):
             return False
     return True
 
@@ -105,11 +100,11 @@ def pair_split(a: Entity, b: Entity) -> str:
     Graphs of every split relate pairs of "train"; only graphs of a held-out split relate pairs of that split.
     """
     names = sorted(f"{e.color} {e.name}" for e in (a, b))
-    chance = random.Random(f"pair/{names}").random()
+    chance = Random(f"pair/{names}").random()
     return "train" if chance >= HELD_OUT else "validation" if chance < HELD_OUT / 2 else "test"
 
 
-def sample_graph(rng: random.Random, split: str = "train") -> SceneGraph:
+def sample_graph(rng: Random, split: str = "train") -> SceneGraph:
     """A random graph of two to four objects and one to four relations.
 
     A graph of a held-out split has at least one relation between a pair of that split, see `pair_split`.
@@ -124,11 +119,11 @@ def sample_graph(rng: random.Random, split: str = "train") -> SceneGraph:
             if pairs - {"train"} != {split} - {"train"}:
                 continue
             for seed in range(3):  # keep only graphs that are easy to lay out
-                lay_out(graph, random.Random(seed), layouts=20)
+                lay_out(graph, Random(seed), tries=20)
             return graph
 
 
-def sample_picture(rng: random.Random, split: str = "train") -> tuple[SceneGraph, Scene]:
+def sample_picture(rng: Random, split: str = "train") -> tuple[SceneGraph, Scene]:
     """A random graph, and a scene of it."""
     while True:
         graph = sample_graph(rng, split)

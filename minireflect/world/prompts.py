@@ -23,12 +23,12 @@ milder rules of GenEval's tables are in published.py.
 
 import random
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from itertools import permutations, product
+from typing import Literal
 
-from ..ranges import Checked, Weight
+from ..ranges import Checked, Weight, expect
 from ..streams import choices
 from .graphs import RELATIONS, SHAPES, Entity, SceneGraph
 from .laws import LAWS
@@ -72,7 +72,7 @@ class Prompt:
         scene = reading.scene
         if self.graph and scene and scene.law == ARRANGEMENT:
             return self.graph.fulfilled_by(scene.objects)
-        return scene is not None and scene.facts == (self.law, self.objects, self.outcome)
+        return scene is not None and scene.facts == self.content
 
     def scene(self, rng: random.Random) -> Scene:
         """A random scene that fulfils the prompt."""
@@ -107,16 +107,14 @@ def combinations(law: str, split: str) -> tuple[Objects, ...]:
 @cache
 def prompt_set(kind: str, split: str) -> tuple[Prompt, ...]:
     """Every prompt of one of KINDS, or "stated", in one of SPLITS, in a fixed order.  Raises ValueError."""
-    pairs = [(law, objects) for law in LAWS for objects in combinations(law, split)]
-    if kind == "physical":
-        return tuple(law_prompt(law, objects) for law, objects in pairs)
-    if kind == "unconventional":
-        return tuple(law_prompt(law, things, o) for law, things in pairs for o in LAWS[law].unlawful(things))
-    if kind == "stated":
-        return tuple(law_prompt(law, things, o, False) for law, things in pairs for o in LAWS[law].outcomes)
-    if kind != ARRANGEMENT:
-        raise ValueError(f"prompt kind {kind!r} is not one of {', '.join(KINDS)}")
-    return tuple(prompt for task in TASKS for prompt in _arrangements(task, split))
+    expect(kind, Literal[(*KINDS, "stated")], "prompt kind")
+    if kind == ARRANGEMENT:
+        return tuple(prompt for task in TASKS for prompt in _arrangements(task, split))
+    prompts: list[Prompt] = []  # some of other kinds: the outcome decides the kind
+    for law, rule in LAWS.items():
+        for objects in combinations(law, split):
+            prompts += [law_prompt(law, objects, o, kind != "stated") for o in (None, *rule.outcomes)]
+    return tuple(prompt for prompt in prompts if prompt.kind == kind)
 
 
 def _arrangements(task: str, split: str) -> list[Prompt]:
@@ -144,8 +142,7 @@ def _part(items: list, name: str, split: str) -> tuple:
     The order is shuffled with a seed made of `name`.  Then every fifth item is held out; held-out items go
     to validation and test in turns.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split {split!r} is not one of {', '.join(map(repr, SPLITS))}")
+    expect(split, Literal[SPLITS], "split")
     if len(items) <= HELD_OUT_EVERY:
         return tuple(items) if split == "train" else ()
     order = list(items)
@@ -175,9 +172,8 @@ def all_texts() -> list[str]:
 @cache
 def _by_group(kind: str, split: str) -> dict[str, list[Prompt]]:
     """The prompts of each law or task in a split; those of training for a task that has none in the split."""
-    groups: dict[str, list[Prompt]] = {p.group: [] for p in prompt_set(kind, "train")}
-    for prompt in prompt_set(kind, split):
-        groups[prompt.group].append(prompt)
+    names = TASKS if kind == ARRANGEMENT else LAWS
+    groups = {name: [p for p in prompt_set(kind, split) if p.group == name] for name in names}
     return {name: prompts or _by_group(kind, "train")[name] for name, prompts in groups.items()}
 
 
@@ -222,11 +218,9 @@ def sample_scene(seed: int, law: str = "", split: str = "train", lawful: bool | 
     Raises ValueError if there is no such law or split.
     """
     rng = random.Random(f"scene/{seed}")
-    law = law or rng.choice([*LAWS, ARRANGEMENT])
+    law = expect(law or rng.choice([*LAWS, ARRANGEMENT]), Literal[(*LAWS, ARRANGEMENT)], "law")
     if law == ARRANGEMENT:
         return sample_arrangement(split, rng).scene(rng)
-    if law not in LAWS:
-        raise ValueError(f"no law named {law!r}; there are {', '.join(LAWS)} and {ARRANGEMENT}")
     objects = rng.choice(combinations(law, split))
     lawful = rng.random() < 0.5 if lawful is None else lawful
     outcome = LAWS[law].lawful(objects) if lawful else rng.choice(LAWS[law].unlawful(objects))
@@ -249,21 +243,21 @@ def near_miss(prompt: Prompt, rng: random.Random, split: str = "train") -> Promp
         others = [p for p in _by_group(ARRANGEMENT, split)[prompt.task] if p != prompt]
         if not others:
             raise ValueError(f"no near miss: {prompt.task!r} has no other prompt in {split!r}; use 'train'")
-        return rng.choice(_nearest(others, lambda p: _graph_distance(prompt.graph, p.graph)))
+        return rng.choice(_nearest(others, [_graph_distance(prompt.graph, p.graph) for p in others]))
     law, objects, outcome = LAWS[prompt.law], prompt.objects, prompt.outcome
     if rng.random() < 0.5:
         outcome = rng.choice([o for o in law.outcomes if o != outcome])
     else:
         others = [o for o in combinations(prompt.law, split) if o != prompt.objects]
-        objects = rng.choice(_nearest(others, lambda o: _differences(prompt.objects, o)))
+        objects = rng.choice(_nearest(others, [_differences(prompt.objects, other) for other in others]))
     silent = outcome == law.lawful(objects) and rng.random() < 0.5
     return law_prompt(prompt.law, objects, None if silent else outcome)
 
 
-def _nearest(others: list, distance: Callable[..., int]) -> list:
+def _nearest(others: list, distances: list[int]) -> list:
     """All elements with the smallest distance."""
-    least = min(map(distance, others))
-    return [other for other in others if distance(other) == least]
+    least = min(distances)
+    return [other for other, distance in zip(others, distances) if distance == least]
 
 
 def _graph_distance(a: SceneGraph, b: SceneGraph) -> int:

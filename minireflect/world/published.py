@@ -36,14 +36,11 @@ from .scenes import Objects
 def read_graphs(text: str) -> list[SceneGraph]:
     """Parse triples or a sentence, or read a .json or .jsonl file with one graph or one graph a line.
 
-    `from_laion_sg` has the formats of a file.  Raises GraphError.
+    `from_laion_sg` has the formats of a file.  Raises GraphError, and the errors of `read_text`.
     """
     if not text.lower().endswith((".json", ".jsonl")):
         return [parse_graph(text)]
-    try:
-        written = read_text(text).strip()
-    except (OSError, Refusal) as error:
-        raise GraphError(f"cannot read {text}: {getattr(error, 'strerror', None) or error}") from None
+    written = read_text(text).strip()
     if not re.match(r"{.*}\r?\n", written):
         return [from_laion_sg(written)]
     graphs = []
@@ -85,11 +82,9 @@ def from_laion_sg(text: str) -> SceneGraph:
             raise ValueError(f"it has {' and '.join([form, *sorted(others)])}")
         things, links, numbers = _facts(expect(data, FORMS[form], "it"))
         ids, counted = [i for i, _ in things], [i for i, _ in numbers]
-        strays = [i for i in (*(i for s, _, o in links for i in (s, o)), *counted) if i not in ids]
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        forms = "items and relations, triples, or nouns"
-        why = quote(str(error) or type(error).__name__)
-        raise GraphError(f"not a graph of LAION-SG or T2I-R1, which has {forms}: {why}") from None
+    except (ValueError, LookupError) as error:
+        why = f"which has items and relations, triples, or nouns: {quote(str(error))}"
+        raise GraphError(f"not a graph of LAION-SG or T2I-R1, {why}") from None
     if twice := [i for each in (ids, counted) for k, i in enumerate(each) if i in each[:k]]:
         raise GraphError(f"item {quote(twice[0])} is listed twice")
     links = [(s, " ".join(p.lower().replace("_", " ").split()), o) for s, p, o in links]
@@ -97,14 +92,12 @@ def from_laion_sg(text: str) -> SceneGraph:
     if form == "triples":
         return graph_of((s.lower(), p, o.lower()) for s, p, o in links)
     kinds = {i: parse_entity(label.lower()) for i, label in things}
-    if strays:
+    if strays := [i for i in (*(i for s, _, o in links for i in (s, o)), *counted) if i not in kinds]:
         raise GraphError(f"a relation or number names item {quote(strays[0])}, which is not among the items")
-    counts: dict[Entity, int] = {}
-    for i, kind in kinds.items():
-        counts[kind] = counts.get(kind, 0) + dict(numbers).get(i, kind.count)
-    alike = list(counts)
+    alike = list(dict.fromkeys(kinds.values()))
+    counts = [sum(dict(numbers).get(i, k.count) for i, k in kinds.items() if k == kind) for kind in alike]
     relations = dict.fromkeys((alike.index(kinds[s]), p, alike.index(kinds[o])) for s, p, o in links)
-    return SceneGraph(tuple(Entity(e.name, e.color, counts[e]) for e in alike), tuple(relations))
+    return SceneGraph(tuple(Entity(e.name, e.color, n) for e, n in zip(alike, counts)), tuple(relations))
 
 
 def _facts(data: dict) -> tuple[list[tuple], list[tuple], list[tuple]]:

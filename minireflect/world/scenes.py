@@ -7,6 +7,7 @@ turn it into words, and `inspect` recovers it from pixels alone.
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import permutations
 
 SPLITS = ("train", "validation", "test")  # of prompts and graphs; the last two are held out from training
 COLORS = ("red", "green", "blue", "yellow", "purple")
@@ -82,13 +83,12 @@ class Reading:
         read = self.scene
         if read is None or read.law != ARRANGEMENT or truth.law != ARRANGEMENT:
             return read is not None and read.facts == truth.facts
-        unmatched = list(read.objects)
-        for o in truth.objects:
-            near = [p for p in unmatched if p.words == o.words and distance(p, o) <= SAME_PLACE]
-            if not near:
-                return False
-            unmatched.remove(near[0])
-        return not unmatched
+
+        def alike(a: Object, b: Object) -> bool:
+            return a.words == b.words and distance(a, b) <= SAME_PLACE
+
+        orders = permutations(read.objects) if len(read.objects) == len(truth.objects) else ()
+        return any(all(map(alike, order, truth.objects)) for order in orders)
 
 
 def distance(a: Object, b: Object) -> int:

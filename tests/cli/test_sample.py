@@ -86,7 +86,7 @@ BAD_SAMPLES = {
         f"a missing file of prompts, {name}": ([*BASE[:2], name, "--out", "folder"], (name, "check its path"))
         for name in ("no.jsonl", "no.csv", "a b.JSON", "x/no.tsv", "no.txt")
     },
-    "a missing annotation": (["--method", "rlrig", "nowhere.json"], ("cannot read nowhere.json",)),
+    "a missing annotation": (["--method", "rlrig", "nowhere.json"], ("nowhere.json does not exist",)),
 }
 
 

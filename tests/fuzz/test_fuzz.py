@@ -141,8 +141,8 @@ SG = {
 @FUZZ
 @given(TEXT, tampered(SG))
 def test_graphs(text: str, annotation: str) -> None:
-    ends_well(lambda: lay_out(parse_graph(text), choices(0, "fuzz"), layouts=3))
-    ends_well(lambda: lay_out(from_laion_sg(annotation), choices(0, "fuzz"), layouts=3))
+    ends_well(lambda: lay_out(parse_graph(text), choices(0, "fuzz"), tries=3))
+    ends_well(lambda: lay_out(from_laion_sg(annotation), choices(0, "fuzz"), tries=3))
 
 
 RUN = {"weights": None, **to_dict(preset("smoke"))}

@@ -45,8 +45,9 @@ def test_train_and_held_out_combinations_are_disjoint_and_complete(name: str) ->
 def test_prompts_of_the_splits_are_disjoint() -> None:
     for kind in KINDS:
         for one, other in combinations_of(SPLITS, 2):
-            assert not {p.text for p in prompt_set(kind, one)} & {p.text for p in prompt_set(kind, other)}
-            assert not {p.content for p in prompt_set(kind, one)} & {p.content for p in prompt_set(kind, other)}
+            here, there = prompt_set(kind, one), prompt_set(kind, other)
+            assert not {p.text for p in here} & {p.text for p in there}
+            assert not {p.content for p in here} & {p.content for p in there}
 
 
 def facts(prompt: Prompt) -> set[str]:
@@ -186,10 +187,12 @@ def test_scenes_come_from_their_seed_alone() -> None:
 
 
 def test_unknown_names_are_explained() -> None:
-    with pytest.raises(ValueError, match="no law named 'gravitas'"):
+    with pytest.raises(ValueError, match=r"law must be one of balance, .*, arrangement, got gravitas"):
         sample_scene(0, "gravitas")
-    with pytest.raises(ValueError, match="is not one of 'train'"):
+    with pytest.raises(ValueError, match="split must be one of train, validation, test, got 'held-out'"):
         combinations("balance", "held-out")
+    with pytest.raises(ValueError, match=r"prompt kind must be one of physical, .* stated, got moral"):
+        prompt_set("moral", "train")
 
 
 def test_silent_and_stated_prompts_want_the_same_lawful_picture() -> None:
