@@ -7,7 +7,7 @@ lists the groups that each command has.
 import json
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, make_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import tyro
 
@@ -104,6 +104,9 @@ FIELDS = {  # further fields of Config that each command or stage reads
 }  # fmt: skip
 PREFIXED = ("mix", "sampler", "evaluation")  # their options are named --mix.physical and so on
 
+# options with few values, from which other defaults follow, and their values
+CHOICES = {name: get_args(hints(Config)[name]) for name in ("preset", "scenes", "method")}
+
 # Options that differ from the defaults, by preset, by kind, and by "preset kind".
 TINY = {"pictures": 32, "steps": 3, "batch": 4}
 # fmt: off
@@ -139,7 +142,6 @@ CHANGES: dict[str, dict[str, dict]] = {
     "smoke reason": {"evaluation": {"pictures": 6, "batch": 6}},
 }
 # fmt: on
-PRESETS = ("cpu", "gpu", "smoke")
 
 
 def preset(

@@ -103,8 +103,7 @@ def main(words: list[str]) -> int:
     check_arguments(args, way)
     sampler = measured_with(args.weights) if way == "srrl" else SamplerConfig()
     defaults = {"rounds": 0} | asdict(sampler) | DEFAULTS.get(way, {})
-    missing = {name: value for name, value in defaults.items() if getattr(args, name) is None}
-    args = replace(args, **missing)
+    args = replace(args, **{key: value for key, value in defaults.items() if getattr(args, key) is None})
     note_guidance(args.guidance)
     with torch.no_grad():
         said = WAYS[way](args, list(args.prompts))
@@ -233,8 +232,7 @@ def export(args: SampleOptions, pipe: LatentDiffusion, sampler: SamplerConfig) -
         noise, prompts = rng(args.seed, "export", i), [task["prompt"]] * args.each
         *_, x_0 = pipe.blind_rounds(prompts, pipe.noise(args.each, noise), sampler, blind(args), noise)
         write_samples(args.out, [task], pipe.decode(x_0), first=i)
-    text = json.dumps(asdict(args), default=str, indent=2)
-    write_text(args.out / "settings.json", text + "\n")
+    write_text(args.out / "settings.json", json.dumps(asdict(args), default=str, indent=2) + "\n")
     return [], []
 
 

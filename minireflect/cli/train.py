@@ -10,10 +10,10 @@ import torch
 
 from .. import parallel
 from ..checkpoints import ours
-from ..config import PRESETS, Config, options_of, preset, read_config, to_dict
+from ..config import CHOICES, Config, options_of, preset, read_config, to_dict
 from ..methods.finetune import CLIPS, MEASURED, SAMPLER, parsed
 from ..methods.learn import UNREAD
-from ..methods.srrl import RECIPES, recipe
+from ..methods.srrl import recipe
 from ..pipeline import best_device, chosen_device, note_guidance
 from ..run import RewardFailed, Run, RunError, Unfinished, flat
 from ..tracking import Tracking
@@ -21,7 +21,6 @@ from . import TRAINED, check_effect, lacks_memory, read, refuse, sentence
 
 COSTS = {"smoke": "takes seconds, learns nothing", "gpu": "larger batches and budgets, for a CUDA GPU"}
 UNSTARTED = ("all", "autoencoder")  # commands that start from random weights
-CHOICES = {"preset": PRESETS, "scenes": ("laws", "graphs"), "method": tuple(RECIPES)}
 
 
 def main(words: list[str]) -> int:
@@ -91,9 +90,6 @@ def idle(config: Config) -> dict[str, list[str]]:
     }
 
 
-FAILURES = (ValueError, OSError, ImportError, MemoryError, FloatingPointError, RuntimeError)
-
-
 def train(config: Config) -> None:
     """Create the run folder and run the stages; a start that fails leaves no folder."""
     from ..stages import Task, do  # imported late: --help does not need the training code
@@ -118,7 +114,7 @@ def train(config: Config) -> None:
         if str(stop) or not any((run.folder / "state").glob("*.safetensors")):
             raise
         raise KeyboardInterrupt(f"stopped; continue the saved run with --resume --out {folder}") from stop
-    except FAILURES as error:
+    except (ValueError, OSError, ImportError, FloatingPointError, MemoryError, RuntimeError) as error:
         bug = isinstance(error, RuntimeError) and not (lacks_memory(error) or isinstance(error, RewardFailed))
         if run.abandon() or bug or isinstance(error, ValueError | BrokenPipeError):
             raise
