@@ -115,13 +115,11 @@ def main(words: list[str]) -> int:
 
 def measured_with(weights: Path | None) -> SamplerConfig:
     """The sampler of the evaluation of the run with these weights; the default if they are of no run."""
+    from ..config import read_config  # imported late: --help does not need it
+
     folder = weights_folder(weights)
     run = folder.parent if folder.name == "weights" else folder
-    if not (run / "config.json").exists():
-        return SamplerConfig()
-    from ..config import read_config
-
-    return read_config(run).sampler
+    return read_config(run).sampler if (run / "config.json").exists() else SamplerConfig()
 
 
 def check_arguments(args: SampleOptions, way: str) -> None:

@@ -11,7 +11,7 @@ import torch
 from .. import parallel
 from ..checkpoints import ours
 from ..config import CHOICES, Config, options_of, preset, read_config, to_dict
-from ..methods.finetune import CLIPS, MEASURED, SAMPLER, parsed
+from ..methods.finetune import CLIPS, MEASURED, SAMPLER, FinetuneConfig, parsed
 from ..methods.learn import UNREAD
 from ..methods.srrl import recipe
 from ..pipeline import best_device, chosen_device, note_guidance
@@ -55,9 +55,8 @@ def defaults(named: str | None, words: list[str]) -> Config:
     name = "cpu" if real and name == "gpu" else name  # the recipes of checkpoints are already meant for a GPU
     config = replace(preset(name, command, chosen.get("scenes", "laws"), recipe(method, real)), method=method)
     if real:
-        measured = replace(config.evaluation, pictures=min(MEASURED, config.evaluation.pictures))
-        config = replace(config, sampler=SAMPLER, evaluation=measured)
-        config = replace(config, finetune=replace(config.finetune, base=seen.base))
+        few = replace(config.evaluation, pictures=min(MEASURED, config.evaluation.pictures))
+        config = replace(config, sampler=SAMPLER, evaluation=few, finetune=FinetuneConfig(base=seen.base))
     return config
 
 
@@ -84,6 +83,7 @@ def idle(config: Config) -> dict[str, list[str]]:
     return {
         f"with objective {learner.objective}": [f"{at}.{name}" for name in UNREAD[learner.objective]],
         "with --mode blind": ["srrl.wrong", "srrl.redraw"] * (config.srrl.mode == "blind"),
+        "with --base, which names the weights to start from": ["weights"] * config.real,
         "with random weights at the start": ["weights"] * (config.command in UNSTARTED),
         "with these rewards": ["finetune.clip"] * names.isdisjoint(CLIPS[:2])
         + ["finetune.clip_activation"] * names.isdisjoint(CLIPS),
@@ -129,8 +129,6 @@ def train(config: Config) -> None:
 
 def source_of(config: Config) -> Path | None:
     """The folder of the weights to start from; None for random weights or a published checkpoint."""
-    if config.real and config.weights is not None:
-        raise ValueError("--weights (a run of minireflect) cannot be combined with --base (a checkpoint)")
     if config.real or config.command in UNSTARTED:
         return None
     shipped = {"laws": ours.SHIPPED, "graphs": ours.RIG, "reason": ours.REASON}[config.kind]
