@@ -120,9 +120,8 @@ def named(hint: Any) -> str:
 
 def _is(value: object, kind: type) -> bool:
     """Whether a value is of a plain type. An int also counts as a float; a bool does not count as an int."""
-    if kind is int or (kind is float and isinstance(value, int)):
-        most = 1 << 63 if kind is int else LARGEST
-        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < most
+    if kind in (int, float) and isinstance(value, int):
+        return not isinstance(value, bool) and abs(value) < (1 << 63 if kind is int else LARGEST)
     return isinstance(value, kind)
 
 
@@ -152,8 +151,7 @@ def expect(value: object, hint: Any, where: str) -> Any:
     elif origin is Literal:
         if value in inner:
             return value
-        said = value if isinstance(value, str) and value.isidentifier() else quote(value)
-        raise Refusal(f"{where} must be one of {', '.join(map(str, inner))}, got {said}")
+        raise Refusal(f"{where} must be one of {', '.join(map(str, inner))}, got {quote(value)}")
     elif origin in (tuple, list) and isinstance(value, list | tuple):
         kinds = inner if origin is tuple and ... not in inner else (inner[:1] or (Any,)) * len(value)
         if len(kinds) == len(value):
