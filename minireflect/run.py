@@ -311,11 +311,10 @@ def keeping(save: Callable[[], None]) -> Iterator[None]:
     """
     try:
         yield
-    except Refusal:
-        raise
-    except BaseException:
-        with suppress(FloatingPointError):  # raise the first error, not that such weights cannot be saved
-            save()
+    except BaseException as error:
+        if not isinstance(error, Refusal):
+            with suppress(FloatingPointError):  # raise the first error, not that such weights cannot be saved
+                save()
         raise
     save()
 

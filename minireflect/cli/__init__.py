@@ -202,6 +202,5 @@ def help_text(usage: str, about: str, record: Any, full: bool = False) -> str:
             groups.setdefault(group, [f"{group}:"]).extend(wrap(text, width, subsequent_indent=" " * left))
     lines = [f"usage: {usage}", *wrap(about, width), *(line for group in groups.values() for line in group)]
     for text in brief.values():
-        wrapped = wrap(text, width, subsequent_indent="  ", break_on_hyphens=False)
-        lines += [line.replace("\0", " ") for line in wrapped]
-    return "\n".join(lines)
+        lines += wrap(text, width, subsequent_indent="  ", break_on_hyphens=False)
+    return "\n".join(lines).replace("\0", " ")

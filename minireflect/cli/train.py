@@ -25,8 +25,7 @@ UNSTARTED = ("all", "autoencoder")  # commands that start from random weights
 
 def main(words: list[str]) -> int:
     """Run `minireflect train` with these arguments.  -> exit status"""
-    named = words[0] if words and not words[0].startswith("-") else None
-    words = words[1:] if named else words
+    named, words = (None, words) if not words or words[0].startswith("-") else (words[0], words[1:])
     train(parse(words, defaults(named, words)))
     return 0
 
