@@ -7,7 +7,7 @@ lists the groups that each command has.
 import json
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, make_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import tyro
 
@@ -28,13 +28,24 @@ from .training import Training
 from .world.data import WorldConfig
 from .world.prompts import PromptMix
 
+COMMON = ("preset", "seed", "out", "resume", "weights", "device", "log")  # options of every command
+FIELDS = {  # further fields of Config that each command or stage reads
+    "srrl": "srrl mix sampler evaluation method", "all": "scenes",
+    "lora": "srrl finetune sampler evaluation method",
+    "autoencoder": "autoencoder scenes", "diffusion": "diffusion scenes", "reward": "reward",
+    "checker": "checker", "actor": "actor", "rlrig": "rlrig evaluation",
+    "vq": "vq evaluation", "captioner": "captioner",
+    "reason-sft": "sft evaluation", "reason-grpo": "grpo mix evaluation",
+}  # fmt: skip
+PREFIXED = ("mix", "sampler", "evaluation")  # their options are named --mix.physical and so on
+
 
 @dataclass(frozen=True)
 class Config(Checked):
     """All options of a run. The defaults are those of the preset cpu. `world` can only be set in Python."""
 
     # command of `minireflect train`
-    command: str = "srrl"
+    command: Literal[tuple(name for name in FIELDS if name != "lora")] = "srrl"
     # budget (default: gpu on a CUDA GPU)
     preset: Literal["cpu", "gpu", "smoke"] = "cpu"
     # seed of all random numbers
@@ -93,16 +104,8 @@ SEVERAL = {  # commands with several stages
     "all laws": "autoencoder diffusion reward srrl", "checker laws": "checker judge",
     "all graphs": "autoencoder diffusion checker judge actor rlrig",
 }  # fmt: skip
-COMMON = ("preset", "seed", "out", "resume", "weights", "device", "log")  # options of every command
-FIELDS = {  # further fields of Config that each command or stage reads
-    "srrl": "srrl mix sampler evaluation method", "all": "scenes",
-    "lora": "srrl finetune sampler evaluation method",
-    "autoencoder": "autoencoder scenes", "diffusion": "diffusion scenes", "reward": "reward",
-    "checker": "checker", "actor": "actor", "rlrig": "rlrig evaluation",
-    "vq": "vq evaluation", "captioner": "captioner",
-    "reason-sft": "sft evaluation", "reason-grpo": "grpo mix evaluation",
-}  # fmt: skip
-PREFIXED = ("mix", "sampler", "evaluation")  # their options are named --mix.physical and so on
+# options with few values, from which other defaults follow, and their values
+CHOICES = {name: get_args(hints(Config)[name]) for name in ("preset", "scenes", "method")}
 
 # Options that differ from the defaults, by preset, by kind, and by "preset kind".
 TINY = {"pictures": 32, "steps": 3, "batch": 4}
@@ -139,17 +142,14 @@ CHANGES: dict[str, dict[str, dict]] = {
     "smoke reason": {"evaluation": {"pictures": 6, "batch": 6}},
 }
 # fmt: on
-PRESETS = ("cpu", "gpu", "smoke")
 
 
-def preset(
-    name: str, command: str = "srrl", scenes: str = "laws", recipe: SRRLConfig | None = None
-) -> Config:
-    """The options of a command with the preset cpu, gpu or smoke, starting from the SRRL options `recipe`.
+def preset(name: str, command: str = "srrl", scenes: str = "laws", srrl: SRRLConfig = SRRLConfig()) -> Config:
+    """The options of a command with the preset cpu, gpu or smoke, starting from the SRRL options `srrl`.
 
     Raises ValueError on another preset.
     """
-    config = Config(command, name, scenes=scenes, srrl=recipe or SRRLConfig())
+    config = Config(command, name, scenes=scenes, srrl=srrl)
     for key in (config.kind, name, f"{name} {config.kind}"):
         config = changed(config, CHANGES.get(key, {}))
     return config
@@ -197,11 +197,8 @@ def read_config(folder: Path) -> Config:
         raise Refusal(f"there is no run to resume in {folder}: cannot read {path}")
     try:
         values = read_json(path)
-        commands = Literal[tuple(name for name in FIELDS if name != "lora")]
-        expect(values.get("command"), commands, "command")
         weights = expect(values.pop("weights", None), str | None, "weights")
-        named = [expect(values.get(name), str, name) for name in ("preset", "command", "scenes")]
-        config = changed(preset(*named), values)
+        config = changed(preset(*map(values.get, ("preset", "command", "scenes"))), values)
         return replace(config, weights=weights and Path(weights), out=folder, resume=True)
     except ValueError as error:
         raise Refusal(f"{path} is not a valid configuration of minireflect train: {error}") from error

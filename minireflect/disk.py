@@ -25,6 +25,7 @@ from .ranges import Refusal, expect, quote
 
 Place = str | Path
 LARGEST = 1 << 28  # bytes: larger files are not read
+TEMPORARY = ".*.tmp"  # names of the temporary files that a killed process leaves
 DEEPEST = 50  # levels of nested lists and objects in JSON
 
 
@@ -56,8 +57,7 @@ def replacing(path: Place, durable: bool = True, keep: Path | None = None) -> It
             os.replace(path, keep)
         os.replace(temporary, path)
     finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)
 
 
 def stops() -> set[int]:
@@ -84,12 +84,6 @@ def check_place(path: Path) -> None:
     with suppress(FileNotFoundError):
         if not S_ISREG(path.stat().st_mode):
             raise OSError(errno.EEXIST, "it is not a regular file", str(path))
-
-
-def remove_temporaries(folder: Path) -> None:
-    """Remove the temporary files of `replacing` that a killed process left behind."""
-    for left in folder.glob(".*.tmp"):
-        left.unlink()
 
 
 def write_text(path: Place, text: str) -> None:

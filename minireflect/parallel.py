@@ -90,8 +90,6 @@ def spread(f: Callable[..., Tensor], *batch: Tensor | Sequence, unit: int = 1) -
 
     Shapes: each of batch (b ...) -> (b ...)
     """
-    if world() == 1:
-        return f(*batch)
     n = len(batch[0])
     return gather(f(*(values[rows(n, unit)] for values in batch)), n, unit)
 

@@ -83,8 +83,6 @@ class Range(NamedTuple):
         return (self.low < value if self.above else self.low <= value) and value <= self.high
 
     def __str__(self) -> str:
-        if self.low == -math.inf:
-            return "a finite number"
         if self.high == math.inf:
             return f"above {self.low:g}" if self.above else f"at least {self.low:g}"
         return f"in {'(' if self.above else '['}{self.low:g}, {self.high:g}]"
@@ -95,7 +93,7 @@ Several = Annotated[int, Range(2)]
 Natural = Annotated[int, Range(0)]  # 0 is allowed
 Share = Annotated[float, Range(0, 1)]
 Weight = Annotated[float, Range(0)]
-Finite = Annotated[float, Range(-math.inf)]
+Finite = float  # `expect` refuses every float that is not finite
 Positive = Annotated[float, Range(0, above=True)]
 Size = Annotated[int, Range(1, 1 << 20)]  # a width of a network; the limit guards against damaged files
 Depth = Annotated[int, Range(0, 1_000)]  # a number of layers
@@ -114,8 +112,7 @@ def named(hint: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(map(named, inner))
     if origin is Annotated:
-        ranges = [str(mark) for mark in inner[1:] if isinstance(mark, Range) and mark.low > -math.inf]
-        return " ".join([named(inner[0]), *ranges])
+        return " ".join([named(inner[0]), *(str(mark) for mark in inner[1:] if isinstance(mark, Range))])
     if origin is tuple:
         return f"a list, each {named(inner[0])}" if ... in inner else f"a list of {len(inner)}"
     return NAMES.get(dict if typing.is_typeddict(origin) else origin, getattr(origin, "__name__", "another"))
@@ -123,9 +120,8 @@ def named(hint: Any) -> str:
 
 def _is(value: object, kind: type) -> bool:
     """Whether a value is of a plain type. An int also counts as a float; a bool does not count as an int."""
-    if kind is int or (kind is float and isinstance(value, int)):
-        most = 1 << 63 if kind is int else LARGEST
-        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < most
+    if kind in (int, float) and isinstance(value, int):
+        return not isinstance(value, bool) and abs(value) < (1 << 63 if kind is int else LARGEST)
     return isinstance(value, kind)
 
 
@@ -155,8 +151,7 @@ def expect(value: object, hint: Any, where: str) -> Any:
     elif origin is Literal:
         if value in inner:
             return value
-        said = value if isinstance(value, str) and value.isidentifier() else quote(value)
-        raise Refusal(f"{where} must be one of {', '.join(map(str, inner))}, got {said}")
+        raise Refusal(f"{where} must be one of {', '.join(map(str, inner))}, got {quote(value)}")
     elif origin in (tuple, list) and isinstance(value, list | tuple):
         kinds = inner if origin is tuple and ... not in inner else (inner[:1] or (Any,)) * len(value)
         if len(kinds) == len(value):

@@ -35,7 +35,8 @@ from tqdm import tqdm
 
 from . import parallel
 from .checkpoints.files import WeightsError, load_into, read_ours, save_weights
-from .disk import parse_json, read_bytes, read_json, read_text, remove_temporaries, stops, write_text
+from .checkpoints.names import inside
+from .disk import TEMPORARY, parse_json, read_bytes, read_json, read_text, stops, write_text
 from .ranges import Refusal, expect, quote
 from .tracking import PICTURES_EVERY, Tracking, numbers
 
@@ -75,10 +76,6 @@ class RunError(Refusal):
     """A run folder cannot be used as asked; the message is one sentence for the user."""
 
 
-class InUse(RunError):
-    """Another process uses the folder."""
-
-
 class Unfinished(RuntimeError):
     """A run failed after its start: disk full, out of memory, or a number that is not finite.
 
@@ -88,13 +85,8 @@ class Unfinished(RuntimeError):
     status = 1
 
 
-class RewardFailed(RuntimeError):
-    """A reward function of the user raised an error. Prints the traceback within the user's code.
-
-    The exit status is 1.
-    """
-
-    status = 1
+class RewardFailed(Unfinished):
+    """A reward function of the user raised an error. Prints the traceback within the user's code."""
 
     def __init__(self, name: str, error: Exception) -> None:
         trace = error.__traceback__  # the first frame is not the user's
@@ -113,7 +105,7 @@ _LOCKS: WeakValueDictionary[tuple[int, int], io.FileIO] = WeakValueDictionary()
 def locked(folder: Path) -> io.FileIO:
     """Lock a folder until the returned file is closed or the process ends.
 
-    Raises InUse, which names the process that holds the lock, and OSError if the lock file is a link.
+    Raises RunError, which names the process that holds the lock, and OSError if the lock file is a link.
     """
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
     file = io.FileIO(os.open(folder / LOCK, flags, 0o666), "r+")
@@ -125,14 +117,14 @@ def locked(folder: Path) -> io.FileIO:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         who = quote(file.read(200).decode(errors="replace")).strip("'") or "another process"
-        raise InUse(f"{folder} is in use by {who}; wait until it ends, or choose another --out") from None
+        raise RunError(f"{folder} is in use by {who}; wait until it ends, or choose another --out") from None
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
             raise
         said = f"cannot lock {folder}: its file system has no locks; do not start a second run in it"
         print(said, file=sys.stderr)
     if about.st_nlink > 1 or not os.path.samestat(os.stat(folder / LOCK), about):
-        raise InUse(f"{folder / LOCK} is a link, or another process is removing it")
+        raise RunError(f"{folder / LOCK} is a link, or another process is removing it")
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
     return _LOCKS.setdefault((about.st_dev, about.st_ino), file)
@@ -174,9 +166,8 @@ class Run:
         """Raises RunError unless the folder is absent, empty, or of a run that was killed at its start."""
         if (self.folder / "config.json").exists():
             raise RunError(f"{self.folder} already holds a run; choose another --out, or add --resume")
-        inside = list(self.folder.iterdir()) if self.folder.exists() else []
-        inside += [path for name in FOLDERS for path in (self.folder / name).glob("*")]
-        if foreign := [p for p in inside if p.name not in (LOCK, *FOLDERS) and not p.match(".*.tmp")]:
+        inside = [path for name in ("", *FOLDERS) for path in (self.folder / name).glob("*")]
+        if foreign := [p for p in inside if p.name not in (LOCK, *FOLDERS) and not p.match(TEMPORARY)]:
             what = f"neither empty nor a run folder: it contains {quote(foreign[0].name)}"
             raise RunError(f"{self.folder} is {what}; choose another --out")
 
@@ -192,7 +183,8 @@ class Run:
         for name in FOLDERS:
             (self.folder / name).mkdir(exist_ok=True)
         for name in ("", "album", *FOLDERS):
-            remove_temporaries(self.folder / name)
+            for left in (self.folder / name).glob(TEMPORARY):
+                left.unlink()
         if (self.folder / "metrics.jsonl").exists():
             self._write_metrics(read_metrics(self.folder))
         markers = [path for path in (self.folder / "state").glob("*") if path.suffix in (".done", ".begun")]
@@ -223,8 +215,7 @@ class Run:
         old, new = flat(old), flat(new)
         both = {key: (old.get(key), new.get(key)) for key in sorted({*old, *new})}
         if changes := [f"{k} was {quote(a)}, now {quote(b)}" for k, (a, b) in both.items() if a != b]:
-            said = f"the run in {self.folder} was started with other options"
-            raise RunError(f"{said}: {'; '.join(changes)}")
+            raise RunError(f"the run in {self.folder} was started with other options: {'; '.join(changes)}")
 
     def log(self, stage: str, step: int, **values: float | int | str | dict | list | None) -> None:
         """Append a line to metrics.jsonl.  Raises FloatingPointError if a number is not finite."""
@@ -283,9 +274,8 @@ class Run:
         # drop the lines of steps after the saved state: these steps are repeated
         rows = read_metrics(self.folder)
         self._write_metrics([row for row in rows if row["stage"] != stage or row["step"] < start])
-        steps = range(start, total)
-        quiet = {"dynamic_ncols": True, "disable": parallel.rank() > 0}
-        self.bar = bar = tqdm(steps, stage, total, initial=start, unit="step", **quiet)
+        how = {"initial": start, "unit": "step", "dynamic_ncols": True, "disable": parallel.rank() > 0}
+        self.bar = bar = tqdm(range(start, total), stage, total, **how)
         handlers = {s: signal.signal(s, self._remember) for s in stops()}
         try:
             for step in bar:
@@ -321,11 +311,10 @@ def keeping(save: Callable[[], None]) -> Iterator[None]:
     """
     try:
         yield
-    except Refusal:
-        raise
-    except BaseException:
-        with suppress(FloatingPointError):  # raise the first error, not that such weights cannot be saved
-            save()
+    except BaseException as error:
+        if not isinstance(error, Refusal):
+            with suppress(FloatingPointError):  # raise the first error, not that such weights cannot be saved
+                save()
         raise
     save()
 
@@ -386,12 +375,9 @@ def restore(path: Path, total: int, networks: Networks, optimizer: Optimizer, me
     then unchanged.
     """
     tensors, about = read_ours(path, checked=True)
-    parts: dict[str, dict[str, Tensor]] = {name: {} for name in networks}
-    for key, tensor in tensors.items():
-        part, _, name = key.partition("/")
-        if part not in (*networks, "optimizer"):
-            raise WeightsError(f"{path} is the state of another training: it contains {quote(key)}")
-        parts.setdefault(part, {})[name] = tensor
+    parts = {name: inside(tensors, f"{name}/") for name in (*networks, "optimizer")}
+    if other := [key for key in tensors if key.partition("/")[0] not in parts]:
+        raise WeightsError(f"{path} is the state of another training: it contains {quote(other[0])}")
     step = parse_json(about.get("step", "null"), int, f"step in {path}")
     if not 0 <= step <= total:
         raise WeightsError(f"{path} states {step} finished steps, but the training has {total}")
@@ -399,7 +385,7 @@ def restore(path: Path, total: int, networks: Networks, optimizer: Optimizer, me
     kinds, theirs = ({key: type(value) for key, value in of.items()} for of in (memory, found))
     if kinds != theirs:
         raise WeightsError(f"{path} has another memory: expected {', '.join(kinds) or 'none'}")
-    slots = _slots(path, parts.get("optimizer", {}), optimizer)
+    slots = _slots(path, parts["optimizer"], optimizer)
     for name, network in networks.items():
         load_into(network, parts[name], source=f"{path}, {name}")
     optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -321,25 +321,21 @@ def reason_grpo(task: Task) -> None:
     measure("SFT")
     for n in BEST_OF if config.grpo.controls else ():
         measure(f"SFT, best of {n}", n)
-    known = None
-    if config.grpo.recall:
-        wanted = replace(config.grpo.examples, rationales="true" if pipe.writes_rationale else "none")
-        known = make_examples(wanted, config.world, pipe, task.job)
+    wanted = replace(config.grpo.examples, rationales="true" if pipe.writes_rationale else "none")
+    known = make_examples(wanted, config.world, pipe, task.job) if config.grpo.recall else None
     with keeping(partial(ours.save_reasongen, weights, "reasongen", pipe)):
         train_reason_grpo(config.grpo, pipe, Rewards(reward, reader), prompts, known, task.job)
     measure("SFT + GRPO")
     targets = [("target, text", config.grpo.text_entropy, figures.REWARD)]
     targets.append(("target, image", config.grpo.image_entropy, figures.TRUTH))
-    shares, entropy, weights = figures.TOKENS
-    panels = shares, entropy._replace(levels=targets), weights
-    task.plot("reason_grpo", task.run.metrics("reason-grpo"), *panels)
+    share, entropy, weight = figures.TOKENS
+    task.plot("reason_grpo", task.run.metrics("reason-grpo"), share, entropy._replace(levels=targets), weight)
     show_reasongen(task, pipe, reward, f"{(time.time() - clock) / 60:.1f} minutes")
 
 
 def show_reasongen(task: Task, pipe: ReasonPipeline, reward: Reward, last: str = "") -> None:
     """Report the scores of all models, and plot samples of the first prompts of each kind."""
-    rows = {name: table_row(score) for name, score in task.scores().items()}
-    task.report(Table("test prompts", rows), last)
+    task.report(Table("test prompts", {name: table_row(s) for name, s in task.scores().items()}), last)
     texts = [p.text for p in evaluation_prompts(replace(task.config.evaluation, pictures=3))]
     showcase.rationale_strip(pipe, reward, texts, SAMPLING, task.config.seed, task.figure("thoughts"))
 

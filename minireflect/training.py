@@ -48,8 +48,8 @@ def lr_factor(step: int, steps: int) -> float:
 
 
 Loss = tuple[Tensor, dict[str, float]]  # a scalar loss (), and named values to log
-Minimise = Callable[..., None]  # minimise(loss, **values to log): one optimiser step
-Step = tuple[int, Generator, Minimise]  # the generator is for choosing the batch
+# step, generator for choosing the batch, and minimise(loss, **values to log): one optimiser step
+Step = tuple[int, Generator, Callable[..., None]]
 
 
 def optimise(

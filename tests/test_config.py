@@ -71,7 +71,7 @@ def test_presets() -> None:
     assert preset("smoke", scenes="graphs").diffusion.reading_steps == 3
     assert preset("cpu", scenes="graphs").diffusion.steps == 8_000
     assert preset("cpu", "reason-grpo").mix != preset("cpu").mix
-    assert preset("smoke", recipe=SRRLConfig(rounds=0)).srrl.rounds == 0
+    assert preset("smoke", srrl=SRRLConfig(rounds=0)).srrl.rounds == 0
     for bad in ({"name": "huge"}, {"name": "cpu", "scenes": "dreams"}):
         with pytest.raises(ValueError, match="must be one of"):
             preset(**bad)

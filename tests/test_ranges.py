@@ -37,7 +37,7 @@ def test_values_inside_their_range_pass() -> None:
         ("weight", 1e39, r"weight must be a finite number of float32, got 1e\+39"),
         ("lr", 0.0, "lr must be above 0, got 0.0"),
         ("size", 0, "size must be at least 1, got 0"),
-        ("mode", "Fast", "mode must be one of fast, exact, got Fast"),
+        ("mode", "Fast", "mode must be one of fast, exact, got 'Fast'"),
         ("suffixes", (1, 0), r"suffixes\[1\] must be at least 1, got 0"),
     ],
 )

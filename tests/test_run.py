@@ -21,7 +21,7 @@ import torch
 
 from minireflect import run as run_module
 from minireflect.checkpoints.files import read_ours, read_weights, save_weights
-from minireflect.run import Interrupted, InUse, Run, RunError, flat, keeping, read_metrics
+from minireflect.run import Interrupted, Run, RunError, flat, keeping, read_metrics
 
 ROOT = Path(__file__).parent.parent
 LOOP = """
@@ -264,7 +264,7 @@ def test_another_process_is_refused_and_told_who_holds_the_folder(tmp_path: Path
         try:
             run_module._LOCKS.clear()  # as a process that was not forked off the holder
             Run(tmp_path / "a", {}, resume=True)
-        except InUse as error:
+        except RunError as error:
             os._exit(0 if f"process {os.getppid()} on" in str(error) else 3)
         os._exit(4)
     assert os.WEXITSTATUS(os.waitpid(process, 0)[1]) == 0

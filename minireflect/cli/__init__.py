@@ -10,7 +10,7 @@ import re
 import shutil
 import typing
 from collections.abc import Iterable, Iterator
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from dataclasses import fields, is_dataclass
 from functools import lru_cache, partial
 from itertools import takewhile
@@ -102,7 +102,6 @@ class Option(NamedTuple):
     group: str  # heading in the help: the name of the record that has the field
     flag: str  # as typed, followed by its default
     help: str  # the comment above the field, and the choices
-    field: tuple[type, str]  # the class that defines the field, and the name of the field
     kind: Any  # the type of the value
 
 
@@ -127,9 +126,8 @@ def options(record: Any, prefix: str = "", group: str = "run") -> Iterator[Optio
         elif Suppress not in marks:
             kind = typing.get_args(kind)[0] if value is None else kind  # of `Path | None`
             choices = f" ({'|'.join(typing.get_args(kind))})" if typing.get_origin(kind) is Literal else ""
-            owners = [c for c in home.__mro__ if name in vars(c).get("__annotations__", {})]
             shown = f"{flag.upper()} ..." if Positional in marks else typed(flag, value, kind)
-            yield Option(group, shown, comments(home).get(name, "") + choices, (owners[-1], name), kind)
+            yield Option(group, shown, comments(home).get(name, "") + choices, kind)
     for value, inner, name in nested:
         yield from options(value, inner, name)
 
@@ -152,14 +150,11 @@ def read(words: list[str], command: str, about: str, default: Any) -> Any:
         about += " The value after a name is its default; --help-all explains every option."
         print(help_text(f"minireflect {command} [OPTIONS]", about, default, full="--help-all" in words))
         raise SystemExit(0)
-    said, left = io.StringIO(), []
-    try:
-        with redirect_stderr(said):
-            off = (tyro.conf.HelptextFromCommentsOff,)  # `help_text` below replaces tyro's help
-            how = {"default": default, "return_unknown_args": True, "config": off}
-            record, left = tyro.cli(type(default), args=words, **how)
-    except SystemExit:
-        record = None
+    said, record, left = io.StringIO(), None, []
+    # `help_text` below replaces tyro's help
+    how = {"default": default, "return_unknown_args": True, "config": (tyro.conf.HelptextFromCommentsOff,)}
+    with redirect_stderr(said), suppress(SystemExit):
+        record, left = tyro.cli(type(default), args=words, **how)
     if record is None or left:
         raise Refusal(misread(words, left, said.getvalue(), f"minireflect {command}", default))
     return record
@@ -207,6 +202,5 @@ def help_text(usage: str, about: str, record: Any, full: bool = False) -> str:
             groups.setdefault(group, [f"{group}:"]).extend(wrap(text, width, subsequent_indent=" " * left))
     lines = [f"usage: {usage}", *wrap(about, width), *(line for group in groups.values() for line in group)]
     for text in brief.values():
-        wrapped = wrap(text, width, subsequent_indent="  ", break_on_hyphens=False)
-        lines += [line.replace("\0", " ") for line in wrapped]
-    return "\n".join(lines)
+        lines += wrap(text, width, subsequent_indent="  ", break_on_hyphens=False)
+    return "\n".join(lines).replace("\0", " ")

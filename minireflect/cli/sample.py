@@ -103,8 +103,7 @@ def main(words: list[str]) -> int:
     check_arguments(args, way)
     sampler = measured_with(args.weights) if way == "srrl" else SamplerConfig()
     defaults = {"rounds": 0} | asdict(sampler) | DEFAULTS.get(way, {})
-    missing = {name: value for name, value in defaults.items() if getattr(args, name) is None}
-    args = replace(args, **missing)
+    args = replace(args, **{key: value for key, value in defaults.items() if getattr(args, key) is None})
     note_guidance(args.guidance)
     with torch.no_grad():
         said = WAYS[way](args, list(args.prompts))
@@ -116,13 +115,11 @@ def main(words: list[str]) -> int:
 
 def measured_with(weights: Path | None) -> SamplerConfig:
     """The sampler of the evaluation of the run with these weights; the default if they are of no run."""
+    from ..config import read_config  # imported late: --help does not need it
+
     folder = weights_folder(weights)
     run = folder.parent if folder.name == "weights" else folder
-    if not (run / "config.json").exists():
-        return SamplerConfig()
-    from ..config import read_config
-
-    return read_config(run).sampler
+    return read_config(run).sampler if (run / "config.json").exists() else SamplerConfig()
 
 
 def check_arguments(args: SampleOptions, way: str) -> None:
@@ -233,8 +230,7 @@ def export(args: SampleOptions, pipe: LatentDiffusion, sampler: SamplerConfig) -
         noise, prompts = rng(args.seed, "export", i), [task["prompt"]] * args.each
         *_, x_0 = pipe.blind_rounds(prompts, pipe.noise(args.each, noise), sampler, blind(args), noise)
         write_samples(args.out, [task], pipe.decode(x_0), first=i)
-    text = json.dumps(asdict(args), default=str, indent=2)
-    write_text(args.out / "settings.json", text + "\n")
+    write_text(args.out / "settings.json", json.dumps(asdict(args), default=str, indent=2) + "\n")
     return [], []
 
 

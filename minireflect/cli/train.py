@@ -10,10 +10,10 @@ import torch
 
 from .. import parallel
 from ..checkpoints import ours
-from ..config import PRESETS, Config, options_of, preset, read_config, to_dict
-from ..methods.finetune import CLIPS, MEASURED, SAMPLER, parsed
+from ..config import CHOICES, Config, options_of, preset, read_config, to_dict
+from ..methods.finetune import CLIPS, MEASURED, SAMPLER, FinetuneConfig, parsed
 from ..methods.learn import UNREAD
-from ..methods.srrl import RECIPES, recipe
+from ..methods.srrl import recipe
 from ..pipeline import best_device, chosen_device, note_guidance
 from ..run import RewardFailed, Run, RunError, Unfinished, flat
 from ..tracking import Tracking
@@ -21,13 +21,11 @@ from . import TRAINED, check_effect, lacks_memory, read, refuse, sentence
 
 COSTS = {"smoke": "takes seconds, learns nothing", "gpu": "larger batches and budgets, for a CUDA GPU"}
 UNSTARTED = ("all", "autoencoder")  # commands that start from random weights
-CHOICES = {"preset": PRESETS, "scenes": ("laws", "graphs"), "method": tuple(RECIPES)}
 
 
 def main(words: list[str]) -> int:
     """Run `minireflect train` with these arguments.  -> exit status"""
-    named = words[0] if words and not words[0].startswith("-") else None
-    words = words[1:] if named else words
+    named, words = (None, words) if not words or words[0].startswith("-") else (words[0], words[1:])
     train(parse(words, defaults(named, words)))
     return 0
 
@@ -56,9 +54,8 @@ def defaults(named: str | None, words: list[str]) -> Config:
     name = "cpu" if real and name == "gpu" else name  # the recipes of checkpoints are already meant for a GPU
     config = replace(preset(name, command, chosen.get("scenes", "laws"), recipe(method, real)), method=method)
     if real:
-        measured = replace(config.evaluation, pictures=min(MEASURED, config.evaluation.pictures))
-        config = replace(config, sampler=SAMPLER, evaluation=measured)
-        config = replace(config, finetune=replace(config.finetune, base=seen.base))
+        few = replace(config.evaluation, pictures=min(MEASURED, config.evaluation.pictures))
+        config = replace(config, sampler=SAMPLER, evaluation=few, finetune=FinetuneConfig(base=seen.base))
     return config
 
 
@@ -85,13 +82,11 @@ def idle(config: Config) -> dict[str, list[str]]:
     return {
         f"with objective {learner.objective}": [f"{at}.{name}" for name in UNREAD[learner.objective]],
         "with --mode blind": ["srrl.wrong", "srrl.redraw"] * (config.srrl.mode == "blind"),
+        "with --base, which names the weights to start from": ["weights"] * config.real,
         "with random weights at the start": ["weights"] * (config.command in UNSTARTED),
         "with these rewards": ["finetune.clip"] * names.isdisjoint(CLIPS[:2])
         + ["finetune.clip_activation"] * names.isdisjoint(CLIPS),
     }
-
-
-FAILURES = (ValueError, OSError, ImportError, MemoryError, FloatingPointError, RuntimeError)
 
 
 def train(config: Config) -> None:
@@ -118,7 +113,7 @@ def train(config: Config) -> None:
         if str(stop) or not any((run.folder / "state").glob("*.safetensors")):
             raise
         raise KeyboardInterrupt(f"stopped; continue the saved run with --resume --out {folder}") from stop
-    except FAILURES as error:
+    except (ValueError, OSError, ImportError, FloatingPointError, MemoryError, RuntimeError) as error:
         bug = isinstance(error, RuntimeError) and not (lacks_memory(error) or isinstance(error, RewardFailed))
         if run.abandon() or bug or isinstance(error, ValueError | BrokenPipeError):
             raise
@@ -133,8 +128,6 @@ def train(config: Config) -> None:
 
 def source_of(config: Config) -> Path | None:
     """The folder of the weights to start from; None for random weights or a published checkpoint."""
-    if config.real and config.weights is not None:
-        raise ValueError("--weights (a run of minireflect) cannot be combined with --base (a checkpoint)")
     if config.real or config.command in UNSTARTED:
         return None
     shipped = {"laws": ours.SHIPPED, "graphs": ours.RIG, "reason": ours.REASON}[config.kind]

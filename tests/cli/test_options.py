@@ -5,25 +5,44 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tyro.conf import Suppress
 
 from minireflect.__main__ import COMMANDS
 from minireflect.cli import TRAINED, Option, options
 from minireflect.cli.sample import SampleOptions
 from minireflect.cli.train import defaults
 from minireflect.config import options_of
+from minireflect.ranges import hints
 from tests.cli.console import ROOT, run
 
 LORA = "srrl --base x"
 
 
+def records() -> dict[str, Any]:
+    """The options of each command."""
+    names = {name: name.split() for name in (*TRAINED, LORA)}
+    trained = {f"train {name}": options_of(defaults(words[0], words[1:])) for name, words in names.items()}
+    return trained | {"sample": SampleOptions()}
+
+
 def commands() -> Iterator[tuple[str, list[Option]]]:
-    for name in (*TRAINED, LORA):
-        words = name.split()
-        yield f"train {name}", list(options(options_of(defaults(words[0], words[1:]))))
-    yield "sample", list(options(SampleOptions()))
+    for name, record in records().items():
+        yield name, list(options(record))
+
+
+def sources(record: Any) -> Iterator[tuple[type, str]]:
+    """The class that defines each option of a record, and the name of its field."""
+    home = getattr(record, "SOURCE", type(record))
+    for name, hint in hints(type(record)).items():
+        if is_dataclass(value := getattr(record, name)):
+            yield from sources(value)
+        elif Suppress not in getattr(hint, "__metadata__", ()):
+            yield [c for c in home.__mro__ if name in vars(c).get("__annotations__", {})][-1], name
 
 
 def test_every_option_has_help() -> None:
@@ -36,8 +55,8 @@ def test_there_are_at_most_130_options() -> None:
         o.flag.split()[0] for _, found in commands() for o in found
     }  # a name means the same in all commands
     assert len(names) <= 130, len(names)
-    fields = {o.field for _, found in commands() for o in found}  # as many values can be chosen
-    assert len(fields) <= 130, len(fields)
+    values = {pair for record in records().values() for pair in sources(record)}  # as many can be chosen
+    assert len(values) <= 130, len(values)
 
 
 def test_no_two_options_of_a_command_share_a_name() -> None:
