@@ -114,11 +114,9 @@ class Autoencoder(nn.Module):
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
-        self.config = config
-        z = config.latent_channels
+        self.config, z = config, config.latent_channels
         self.encoder = encoder(config)
-        self.quant_conv = nn.Conv2d(2 * z, 2 * z, 1)
-        self.post_quant_conv = nn.Conv2d(z, z, 1)
+        self.quant_conv, self.post_quant_conv = nn.Conv2d(2 * z, 2 * z, 1), nn.Conv2d(z, z, 1)
         self.decoder = decoder(config)
 
     def _mean_and_std(self, like: Tensor) -> Iterator[Tensor]:

@@ -123,8 +123,7 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.config = config
         d, sizes = config.width, (config.heads, config.quick_gelu, config.hidden)
-        self.token = nn.Embedding(config.vocabulary, d)
-        self.position = nn.Embedding(config.length, d)
+        self.token, self.position = nn.Embedding(config.vocabulary, d), nn.Embedding(config.length, d)
         self.blocks = nn.ModuleList(Block(d, *sizes) for _ in range(config.layers))
         self.norm_out = nn.LayerNorm(d)
         if config.projection is not None:
@@ -200,8 +199,7 @@ class ConvStem(nn.Module):
         super().__init__()
         self.conv_in = nn.Conv2d(3, channels[0], 4, stride=2, padding=1)
         self.down = nn.ModuleList(Downsample(c) for c in channels)
-        widths = zip(channels, (*channels[1:], width))
-        self.res = nn.ModuleList(ResBlock(a, b, groups=8, eps=1e-5) for a, b in widths)
+        self.res = nn.ModuleList(ResBlock(a, b, 8, 1e-5) for a, b in zip(channels, (*channels[1:], width)))
 
     def forward(self, images: Tensor) -> Tensor:
         """Shapes: images (b 3 h w) -> (b d h/p w/p)"""
@@ -217,13 +215,10 @@ class VisionEncoder(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.config = config
-        d = config.width
+        d, p = config.width, config.patch
         self.class_token = nn.Parameter(torch.randn(d) * d**-0.5)
-        if config.stem:
-            self.patch = ConvStem(config.stem, d)
-        else:
-            self.patch = nn.Conv2d(3, d, config.patch, stride=config.patch, bias=False)
-        self.position = nn.Embedding(1 + (config.size // config.patch) ** 2, d)
+        self.patch = ConvStem(config.stem, d) if config.stem else nn.Conv2d(3, d, p, stride=p, bias=False)
+        self.position = nn.Embedding(1 + (config.size // p) ** 2, d)
         self.norm_in = nn.LayerNorm(d)
         sizes = (config.heads, config.quick_gelu, config.hidden)
         self.blocks = nn.Sequential(*(Block(d, *sizes) for _ in range(config.layers)))
@@ -250,8 +245,7 @@ class CLIP(nn.Module):
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
         self.config = config
-        self.text = TextEncoder(config.text)
-        self.vision = VisionEncoder(config.vision)
+        self.text, self.vision = TextEncoder(config.text), VisionEncoder(config.vision)
         self.text_projection = nn.Linear(config.text.width, config.width, bias=False)
         self.image_norm = nn.LayerNorm(config.vision.width)
         self.image_projection = nn.Linear(config.vision.width, config.width, bias=False)
@@ -336,8 +330,7 @@ class Matcher(nn.Module):
         sizes = config.width, config.heads, config.fused
         self.blocks = nn.ModuleList(CrossBlock(*sizes) for _ in range(config.depth))
         self.norm_out = nn.LayerNorm(config.width)
-        self.verdict = nn.Linear(config.width, 1)
-        self.next_word = nn.Linear(config.width, config.vocabulary)
+        self.verdict, self.next_word = nn.Linear(config.width, 1), nn.Linear(config.width, config.vocabulary)
 
     def attend(self, patches: Tensor, hidden: Tensor) -> Tensor:
         """The states of the words after attention to the patches; b/p consecutive sentences for each picture.

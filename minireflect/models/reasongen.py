@@ -33,9 +33,6 @@ from ..ranges import Checked, Depth, Size, finite
 from .tokenizer import BOS, EOS, trim, up_to
 from .transformer import Cache, Choose, RMSNorm, SampledText, SamplingConfig, Transformer, TransformerConfig
 
-# std of the initial weights that read a codebook entry; large, as neighbouring entries differ by only 0.2
-SHARPNESS = 3.0
-
 Pair = tuple[Tensor, Tensor]
 
 
@@ -98,7 +95,7 @@ class Codebook(nn.Module):
         self.aligner = nn.Sequential(nn.Linear(c, m), nn.SiLU(), nn.Linear(m, d), RMSNorm(d))
         self.head = nn.Sequential(nn.Linear(c, m), nn.SiLU(), nn.Linear(m, d))
         for network in (self.aligner, self.head):
-            nn.init.normal_(network[0].weight, std=SHARPNESS)
+            nn.init.normal_(network[0].weight, std=3.0)  # large, as neighbouring entries differ by only 0.2
 
     def forward(self) -> Entries:
         return Entries(self.aligner(self.vectors), self.head(self.vectors))
