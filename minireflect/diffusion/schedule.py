@@ -21,13 +21,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..ranges import Checked, Count, Natural, expect
+from ..ranges import Checked, Count, Natural, Share, expect
 from ..streams import sent
 
-BetaSchedule = Literal["scaled_linear", "linear"]
 Prediction = Literal["epsilon", "v", "x0"]
 Spacing = Literal["leading", "trailing", "linspace"]
-NO_SIGNAL = 1e-8  # replaces an alpha-bar of 0, by which DDIM (9) would divide
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class ScheduleConfig(Checked):
     train_steps: Count = 1000  # T, number of noise levels
     beta_start: float = 0.00085  # variance added at the first level
     beta_end: float = 0.012  # variance added at the last level
-    beta_schedule: BetaSchedule = "scaled_linear"  # "scaled_linear" is linear in sqrt(beta)
+    beta_schedule: Literal["scaled_linear", "linear"] = "scaled_linear"  # the first is linear in sqrt(beta)
     prediction: Prediction = "epsilon"  # what the network outputs
     # scale alpha-bar so that the last level has (almost) no signal (arXiv 2305.08891)
     zero_snr: bool = False
@@ -86,8 +84,7 @@ class StepTable:
         leads to a clean image, or if `t` and `t_prev` have the same alpha-bar.
         Raises ValueError if eta is outside [0, 1].
         """
-        if not 0 <= eta <= 1:
-            raise ValueError(f"eta {eta} is outside [0, 1]")
+        eta = expect(eta, Share, "eta")
         abar, abar_prev = self.abar.double(), self.abar_prev.double()
         var = (1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev)  # DDIM (16), squared, eta 1
         return (eta * var.clamp(min=0).sqrt()).float()
@@ -107,7 +104,7 @@ class Schedule:
         if config.zero_snr:
             first, final = abar[0].sqrt(), abar[-1].sqrt()
             abar = ((abar.sqrt() - final) * first / (first - final)) ** 2  # arXiv 2305.08891, algorithm 1
-            abar[-1] = NO_SIGNAL
+            abar[-1] = 1e-8  # not 0, as DDIM (9) divides by it
         self.abar = abar.float()
 
     @property

@@ -78,7 +78,7 @@ def test_wrong_numbers_are_named() -> None:
         schedule.table(1000)  # would ask for level 1000 of 0..999
     with pytest.raises(ValueError, match="karras"):
         schedule.table(20, "karras")
-    with pytest.raises(ValueError, match=r"eta 1\.5"):
+    with pytest.raises(ValueError, match=r"eta must be in \[0, 1\], got 1\.5"):
         schedule.table(20).sigma(1.5)
     for bad in (
         {"train_steps": 0},
