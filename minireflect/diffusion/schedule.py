@@ -96,10 +96,8 @@ class Schedule:
     def __init__(self, config: ScheduleConfig) -> None:
         self.config = config
         T, start, end = config.train_steps, config.beta_start, config.beta_end
-        if config.beta_schedule == "linear":
-            beta = torch.linspace(start, end, T, dtype=torch.float64)
-        else:
-            beta = torch.linspace(start**0.5, end**0.5, T, dtype=torch.float64) ** 2
+        power = 1 if config.beta_schedule == "linear" else 2
+        beta = torch.linspace(start ** (1 / power), end ** (1 / power), T, dtype=torch.float64) ** power
         abar = (1 - beta).cumprod(0)  # DDPM (4)
         if config.zero_snr:
             first, final = abar[0].sqrt(), abar[-1].sqrt()
@@ -181,9 +179,8 @@ class Schedule:
             t = (T - torch.arange(steps, dtype=torch.float64) * (T / steps)).round().long() - 1
         else:  # linspace
             t = torch.linspace(0, T - 1, steps, dtype=torch.float64).round().long().flip(0)
-        if t[0] >= T or t[-1] < 0:
-            span = f"span t = {t[-1]}..{t[0]}, outside 0..{T - 1}"
-            raise ValueError(f"{steps} {spacing} steps with offset {offset} {span}")
+        if t[0] >= T:  # with leading spacing only
+            raise ValueError(f"{steps} steps, offset {offset}, span t = {t[-1]}..{t[0]}, outside 0..{T - 1}")
 
         t_prev = torch.cat([t[1:], t.new_tensor([-1])]) if self.config.euler else t - T // steps
         t_prev = torch.where(t_prev < 0, -1 if self.config.set_alpha_to_one else 0, t_prev)

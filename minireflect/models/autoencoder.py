@@ -90,9 +90,8 @@ def encoder(config: AutoencoderConfig) -> nn.Sequential:
     Shapes of its layers: conv_in -> (b c0 h w), down and mid -> (b cn h/f w/f), conv_out -> (b 2z h/f w/f)
     """
     first, last = config.channels[0], config.channels[-1]
-    half = partial(Downsample, pad_all_around=False)
     start = nn.Conv2d(config.in_channels, first, 3, padding=1)
-    down = levels(config.channels, config.res_blocks, half, config.groups)
+    down = levels(config.channels, config.res_blocks, partial(Downsample, pad_all_around=False), config)
     layers = {"conv_in": start, "down": down, "mid": middle(last, config)}
     return nn.Sequential(OrderedDict(layers | ending(last, 2 * config.latent_channels, config.groups)))
 
@@ -105,7 +104,7 @@ def decoder(config: AutoencoderConfig) -> nn.Sequential:
     first, last = config.channels[-1], config.channels[0]
     start = nn.Conv2d(config.latent_channels, first, 3, padding=1)
     layers = {"conv_in": start, "mid": middle(first, config)}
-    layers["up"] = levels(config.channels[::-1], config.res_blocks + 1, Upsample, config.groups)
+    layers["up"] = levels(config.channels[::-1], config.res_blocks + 1, Upsample, config)
     return nn.Sequential(OrderedDict(layers | ending(last, config.in_channels, config.groups)))
 
 
@@ -153,14 +152,14 @@ class Autoencoder(nn.Module):
         return self.decoder(self.post_quant_conv(latents / self.config.scaling_factor * std + mean))
 
 
-def levels(channels: tuple[int, ...], n: int, resize: Callable, groups: int) -> nn.Sequential:
+def levels(channels: tuple[int, ...], n: int, resize: Callable, config: AutoencoderConfig) -> nn.Sequential:
     """One level of `n` residual blocks for each entry of `channels`.
 
     The first level takes `channels[0]` input channels.  All levels but the last end with `resize(channels)`.
     """
     made = nn.Sequential()
     for i, (c, c_out) in enumerate(zip((channels[0], *channels), channels)):
-        layers = [Layer(ResBlock(c if j == 0 else c_out, c_out, groups, EPS)) for j in range(n)]
+        layers = [Layer(ResBlock(c if j == 0 else c_out, c_out, config.groups, EPS)) for j in range(n)]
         made.append(Level(layers, resize(c_out) if i + 1 < len(channels) else None))
     return made
 

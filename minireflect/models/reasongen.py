@@ -57,9 +57,8 @@ class ReasonGenConfig(Checked):
 
     @property
     def transformer(self) -> TransformerConfig:
-        length = self.prompt + self.rationale + self.side**2
-        sizes = (self.width, self.layers, self.heads, self.hidden)
-        return TransformerConfig(self.vocabulary + 1, length, *sizes)
+        n = self.prompt + self.rationale + self.side**2  # longest sequence
+        return TransformerConfig(self.vocabulary + 1, n, self.width, self.layers, self.heads, self.hidden)
 
 
 class Sampled(NamedTuple):
@@ -203,14 +202,13 @@ class ReasonGen(nn.Module):
         Raises FloatingPointError when a logit is not finite.
         Shapes: prompts (b p), rationale (b r)
         """
-        cache = self.transformer.cache(len(prompts))
+        cache, boi = self.transformer.cache(len(prompts)), self.config.boi
         hidden, choose = self.read(prompts, EOS, cache), sampling.chooser(generator, all_rows)  # (b 1 d)
         if rationale is None:
-            limits = self.config.boi, self.config.rationale
-            text = self.transformer.sample(hidden, cache, choose, *limits, forced=True)
+            text = self.transformer.sample(hidden, cache, choose, boi, self.config.rationale, forced=True)
         else:
             chosen = torch.zeros_like(rationale, dtype=torch.bool)
-            text = SampledText(rationale, chosen, self.read(rationale, self.config.boi, cache))
+            text = SampledText(rationale, chosen, self.read(rationale, boi, cache))
         codes = self.sample_codes(text.hidden, cache, choose, sampling.guidance)
         finite(choose.total, "a logit of a sampled rationale or picture")
         return Sampled(text.ids, text.chosen, codes)

@@ -103,10 +103,9 @@ def timestep_embedding(t: Tensor, width: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
-def mlp(width_in: int, width: int) -> nn.Sequential:
+def mlp(d: int, e: int) -> nn.Sequential:
     """Two linear layers that map an embedding to the width of the time embedding.  (b d) -> (b e)"""
-    first, second = nn.Linear(width_in, width), nn.Linear(width, width)
-    return nn.Sequential(OrderedDict(fc1=first, silu=nn.SiLU(), fc2=second))
+    return nn.Sequential(OrderedDict(fc1=nn.Linear(d, e), silu=nn.SiLU(), fc2=nn.Linear(e, e)))
 
 
 class UNet(nn.Module):
