@@ -14,7 +14,6 @@ Differs from diffusers: alpha-bar is accumulated in float64 before it is stored 
 number for number, including the levels to which the steps lead (see `Schedule.table`).
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -57,8 +56,8 @@ class StepTable:
     """S steps from noise to image: step i takes a latent from level `t[i]` to level `t_prev[i]`.
 
     `t_prev` is -1 for a clean image (alpha-bar 1).  Slices are tables too: for example, the branches of a
-    prompt share the steps `table[:k]`, and each runs `table[k:]` alone.  Iteration yields tables of one step.
-    The tensors are on the CPU, so that a comparison of sigma with 0 does not wait for the GPU.
+    prompt share the steps `table[:k]`, and each runs `table[k:]` alone.  The tensors are on the CPU, so
+    that a comparison of sigma with 0 does not wait for the GPU.
     """
 
     t: Tensor  # [S] long, descending
@@ -73,9 +72,6 @@ class StepTable:
         if not isinstance(part, slice) or part.step not in (None, 1):
             raise TypeError(f"a table takes slices without a step, table[i:j]; got table[{part!r}]")
         return StepTable(self.t[part], self.t_prev[part], self.abar[part], self.abar_prev[part])
-
-    def __iter__(self) -> Iterator["StepTable"]:
-        return (self[i : i + 1] for i in range(len(self)))
 
     def sigma(self, eta: float) -> Tensor:
         """Standard deviation of the noise that every step draws, [S].  A step with 0 is deterministic.
