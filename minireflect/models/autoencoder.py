@@ -255,9 +255,8 @@ class VQAutoencoder(nn.Module):
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, d, c = config, config.dimensions, config.width
         self.see_form, self.see_color = see_patch(config), see_patch(config)
-        d, c = config.dimensions, config.width
         self.forms, self.colors = (Quantiser(k, d, config.beta) for k in (config.forms, config.colors))
         blocks = [ResBlock(c, c, config.groups, EPS) for _ in range(config.res_blocks)]
         last = ending(c, config.latent_channels, config.groups).values()

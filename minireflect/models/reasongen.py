@@ -109,9 +109,8 @@ class ReasonGen(nn.Module):
 
     def __init__(self, config: ReasonGenConfig, codebooks: Pair | None = None) -> None:
         super().__init__()
-        self.config = config
+        self.config, d, m = config, config.width, config.hidden
         self.transformer = Transformer(config.transformer)
-        d, m = config.width, config.hidden
         if codebooks is None:
             sizes = (config.forms, config.colors)
             codebooks = tuple(F.normalize(torch.randn(k, config.dimensions), dim=-1) for k in sizes)

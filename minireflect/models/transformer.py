@@ -339,8 +339,7 @@ class Actor(nn.Module):
 
         Shapes: latents (b c h w), ids (b n), written (b t) -> (b t)
         """
-        log_prob = self.all_logits(latents, ids, written).log_softmax(-1)  # (b t v)
-        return torch.gather(log_prob, 2, written[..., None])[..., 0]
+        return self.all_logits(latents, ids, written).log_softmax(-1).gather(2, written[..., None])[..., 0]
 
     @torch.no_grad()
     def write(self, latents: Tensor, ids: Tensor, generator: Generator | None) -> SampledText:
