@@ -208,8 +208,7 @@ class LatentDiffusion:
 
             def eps(x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
                 each = zip(x.split(m), t.split(m), cond.split(m), strict=True)
-                guide = (guided(self.predict, c, null, w, self.schedule)(x, t) for x, t, c in each)
-                return torch.cat([*guide])  # (b c h w)
+                return torch.cat([guided(self.predict, c, null, w, self.schedule)(x, t) for x, t, c in each])
 
             each = partial(spread, eps, unit=self.micro_batch or 1) if shared else eps
             return lambda x, t: each(x, t.expand(len(x)), cond)
