@@ -9,7 +9,6 @@ trained network.  It follows the analytic examples of EDM (Karras et al. 2022, a
               = sqrt(1 - abar) sum_k p(k | x) (x - sqrt(abar) mean_k) / v_k
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -46,8 +45,8 @@ class GaussianMixture:
         abar = abar.to(x).expand(len(x))[:, None]
         centred = x[:, None] - abar[..., None].sqrt() * means
         var = abar * stds**2 + 1 - abar
-        log_gauss = -0.5 * (centred**2).sum(-1) / var - 0.5 * x.shape[1] * (2 * math.pi * var).log()
-        log_weight = weights.log().expand(len(x), -1).masked_fill(~self._allowed(cls, x), -math.inf)
+        log_gauss = -0.5 * (centred**2).sum(-1) / var - 0.5 * x.shape[1] * (2 * torch.pi * var).log()
+        log_weight = weights.log().expand(len(x), -1).masked_fill(~self._allowed(cls, x), -torch.inf)
         return log_gauss + log_weight.log_softmax(-1), centred, var
 
     def _allowed(self, cls: int | Tensor | None, x: Tensor) -> Tensor:
@@ -80,9 +79,9 @@ class GaussianMixture:
         noise = torch.randn(n, self.means.shape[1], generator=generator, dtype=self.means.dtype)
         return self.means[k] + self.stds[k, None] * noise
 
-    def context(self, cls: int | Tensor | None, n: int = 1) -> Tensor:
-        """`cls` as the context that `model` takes.  -> (n 1 1)"""
-        return torch.as_tensor(NULL if cls is None else cls).float().expand(n)[:, None, None]
+    def context(self, cls: int | None) -> Tensor:
+        """`cls` as the context that `model` takes.  -> (1 1 1)"""
+        return torch.full((1, 1, 1), float(NULL if cls is None else cls))
 
     def model(self, schedule: Schedule) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """A function with the interface of a network, which outputs the schedule's prediction type.

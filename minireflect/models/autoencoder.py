@@ -5,10 +5,11 @@ The variational autoencoder; one class serves the toy and the real sizes of Stab
     Rombach et al. 2022, "Latent Diffusion", section 3.1 and appendix G
     Kingma & Welling 2014, "Auto-Encoding Variational Bayes", for the Gaussian latents
 
-    encode:  images -> mean, logvar of each latent -> a sample (or the mean), times scaling_factor
+    encode:  images -> mean, logvar of each latent -> the mean, times scaling_factor
     decode:  latents / scaling_factor -> images
 
-Differs from the references: residual branches start at zero (see blocks.py).
+Differs from the references: residual branches start at zero (see blocks.py).  `encode` returns the mean; only
+the training of the autoencoder samples latents.
 
 The vector-quantised autoencoder, which turns a picture into the image tokens of ReasonGen-R1:
 
@@ -40,7 +41,6 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -91,7 +91,7 @@ def encoder(config: AutoencoderConfig) -> nn.Sequential:
     """
     first, last = config.channels[0], config.channels[-1]
     start = nn.Conv2d(config.in_channels, first, 3, padding=1)
-    down = levels(config.channels, config.res_blocks, partial(Downsample, pad_all_around=False), config)
+    down = levels(config.channels, config.res_blocks, lambda c: Downsample(c, pad_all_around=False), config)
     layers = {"conv_in": start, "down": down, "mid": middle(last, config)}
     return nn.Sequential(OrderedDict(layers | ending(last, 2 * config.latent_channels, config.groups)))
 
@@ -134,15 +134,12 @@ class Autoencoder(nn.Module):
         mean, logvar = self.quant_conv(self.encoder(images)).chunk(2, dim=1)
         return mean, logvar.clamp(-30, 20)  # latent-diffusion's bounds: exp stays finite in float32
 
-    def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Scaled latents: their mean, or a sample if there is a generator.
+    def encode(self, images: Tensor) -> Tensor:
+        """Scaled latents, the means of their distributions.
 
         Shapes: images (b 3 h w) -> (b z h/f w/f).  Raises ValueError unless h and w are multiples of f.
         """
-        z, logvar = self.moments(images)
-        if generator is not None:
-            noise = torch.randn(z.shape, generator=generator, device=generator.device).to(z)
-            z = z + (logvar / 2).exp() * noise
+        z, _ = self.moments(images)
         mean, std = self._mean_and_std(z)
         return (z - mean) / std * self.config.scaling_factor
 
