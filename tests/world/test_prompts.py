@@ -46,7 +46,9 @@ def test_prompts_of_the_splits_are_disjoint() -> None:
     for kind in KINDS:
         for one, other in combinations_of(SPLITS, 2):
             assert not {p.text for p in prompt_set(kind, one)} & {p.text for p in prompt_set(kind, other)}
-            assert not {p.content for p in prompt_set(kind, one)} & {p.content for p in prompt_set(kind, other)}
+            assert not {p.content for p in prompt_set(kind, one)} & {
+                p.content for p in prompt_set(kind, other)
+            }
 
 
 def facts(prompt: Prompt) -> set[str]:
