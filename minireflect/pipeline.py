@@ -208,8 +208,7 @@ class LatentDiffusion:
 
             def eps(x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
                 each = zip(x.split(m), t.split(m), cond.split(m), strict=True)
-                guide = (guided(self.predict, c, null, w, self.schedule)(x, t) for x, t, c in each)
-                return torch.cat([*guide])  # (b c h w)
+                return torch.cat([guided(self.predict, c, null, w, self.schedule)(x, t) for x, t, c in each])
 
             each = partial(spread, eps, unit=self.micro_batch or 1) if shared else eps
             return lambda x, t: each(x, t.expand(len(x)), cond)
@@ -234,8 +233,7 @@ class LatentDiffusion:
         sampler = SamplerConfig(steps, guidance, eta)
         generator = generator or torch.Generator().manual_seed(0)
         note_guidance(guidance)
-        start = self.schedule.start
-        shape = (len(prompts), *self.latent_shape)
+        start, shape = self.schedule.start, (len(prompts), *self.latent_shape)
         if not isinstance(latents, Tensor | None) or (latents is not None and latents.shape != shape):
             got = tuple(latents.shape) if isinstance(latents, Tensor) else quote(latents)
             raise ValueError(f"latents must be a tensor of shape {shape}, got {got}")

@@ -69,16 +69,12 @@ def ddim_step(
     left = (1 - abar_prev - sigma**2).clamp(min=0)  # rounding may make it -1e-8
     mean = abar_prev.sqrt() * x0 + left.sqrt() * eps  # DDIM (12), without the noise
 
-    if x_prev is not None:
-        x_prev = x_prev.float()
-    elif draw:
-        if generator is None:
-            raise ValueError("a step with sigma > 0 draws noise; pass a generator")
-        x_prev = mean + sigma * normal(x.shape, generator, x.device)
-    else:
-        x_prev = mean
+    if draw and generator is None:
+        raise ValueError("a step with sigma > 0 draws noise; pass a generator")
+    if x_prev is None:
+        x_prev = mean + sigma * normal(x.shape, generator, x.device) if draw else mean
     log_prob = gaussian_log_prob(x_prev.detach(), mean, sigma.flatten())
-    return DDIMStep(x_prev, mean, sigma.flatten(), x0, log_prob)
+    return DDIMStep(x_prev.float(), mean, sigma.flatten(), x0, log_prob)
 
 
 def gaussian_log_prob(x: Tensor, mean: Tensor, sigma: Tensor) -> Tensor:

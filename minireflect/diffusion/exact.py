@@ -9,7 +9,6 @@ trained network.  It follows the analytic examples of EDM (Karras et al. 2022, a
               = sqrt(1 - abar) sum_k p(k | x) (x - sqrt(abar) mean_k) / v_k
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,28 +17,25 @@ from torch import Generator, Tensor
 
 from .schedule import Schedule
 
-NULL = -1  # the class id of "no condition"
+NULL = -1  # the `cls` of "no condition"
 
 
 @dataclass(frozen=True, eq=False)
 class GaussianMixture:
     """A mixture of k isotropic Gaussians in d dimensions.
 
-    The condition `cls` of the methods is a class id, or a tensor with one id per sample.  It restricts the
-    mixture to the components of that class; None or -1 is unconditional.  Results have the precision of x.
+    The condition `cls` of the methods is the index of a component, or a tensor with one index per sample.  It
+    restricts the mixture to that component; None or -1 is unconditional.  Results have the precision of x.
     """
 
     means: Tensor  # [k, d]
     stds: Tensor  # [k]
     weights: Tensor  # [k], need not sum to 1
-    classes: Tensor | None = None  # [k] long, the class of each component; None gives each its own class
 
     def __post_init__(self) -> None:
-        k = len(self.means)
-        for name in ("stds", "weights", "classes"):
-            value = getattr(self, name)
-            if value is not None and value.shape != (k,):
-                raise ValueError(f"{name} must be [{k}] to match means, got {tuple(value.shape)}")
+        for name, value in {"stds": self.stds, "weights": self.weights}.items():
+            if value.shape != self.means.shape[:1]:
+                raise ValueError(f"{name} must be [{len(self.means)}], as means, got {tuple(value.shape)}")
         if not (self.stds > 0).all() or not (self.weights > 0).all():
             raise ValueError("stds and weights must be positive")
 
@@ -49,17 +45,16 @@ class GaussianMixture:
         abar = abar.to(x).expand(len(x))[:, None]
         centred = x[:, None] - abar[..., None].sqrt() * means
         var = abar * stds**2 + 1 - abar
-        log_gauss = -0.5 * (centred**2).sum(-1) / var - 0.5 * x.shape[1] * (2 * math.pi * var).log()
-        log_weight = weights.log().expand(len(x), -1).masked_fill(~self._allowed(cls, x), -math.inf)
+        log_gauss = -0.5 * (centred**2).sum(-1) / var - 0.5 * x.shape[1] * (2 * torch.pi * var).log()
+        log_weight = weights.log().expand(len(x), -1).masked_fill(~self._allowed(cls, x), -torch.inf)
         return log_gauss + log_weight.log_softmax(-1), centred, var
 
     def _allowed(self, cls: int | Tensor | None, x: Tensor) -> Tensor:
-        """The components of the class.  Shapes: cls () or (b), x (b d) -> (b k) bool"""
+        """The components that `cls` allows.  Shapes: cls () or (b), x (b d) -> (b k) bool"""
         cls = torch.as_tensor(NULL if cls is None else cls, device=x.device).long().expand(len(x))[:, None]
-        classes = torch.arange(len(self.means)) if self.classes is None else self.classes
-        allowed = (cls == NULL) | (cls == classes.to(x.device))
+        allowed = (cls == NULL) | (cls == torch.arange(len(self.means), device=x.device))
         if not allowed.any(1).all():
-            raise ValueError(f"no component has class {cls[~allowed.any(1)].flatten().unique().tolist()}")
+            raise ValueError(f"there is no component {cls[~allowed.any(1)].flatten().unique().tolist()}")
         return allowed
 
     def log_prob(self, x: Tensor, abar: Tensor, cls: int | Tensor | None = None) -> Tensor:
@@ -84,9 +79,9 @@ class GaussianMixture:
         noise = torch.randn(n, self.means.shape[1], generator=generator, dtype=self.means.dtype)
         return self.means[k] + self.stds[k, None] * noise
 
-    def context(self, cls: int | Tensor | None, n: int = 1) -> Tensor:
-        """The class id as the context that `model` takes.  -> (n 1 1)"""
-        return torch.as_tensor(NULL if cls is None else cls).float().expand(n)[:, None, None]
+    def context(self, cls: int | None) -> Tensor:
+        """`cls` as the context that `model` takes.  -> (1 1 1)"""
+        return torch.full((1, 1, 1), float(NULL if cls is None else cls))
 
     def model(self, schedule: Schedule) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """A function with the interface of a network, which outputs the schedule's prediction type.

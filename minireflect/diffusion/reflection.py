@@ -144,8 +144,7 @@ def reflect(
     Shapes: x0 (n c h w), accepted (n) bool -> rows (m) long, on the CPU, x_T (m c h w)
     """
     accepted = accepted.cpu()
-    chosen = ~accepted if config.redraw == "refused" else torch.ones_like(accepted)
-    rows = chosen.nonzero().flatten()  # (m)
+    rows = (~accepted | (config.redraw == "all")).nonzero().flatten()  # (m)
     if not len(rows):
         return rows, x0[:0]
     value = {"opposite": -1.0, "fresh": 0.0, "repeat": 1.0}[config.wrong]

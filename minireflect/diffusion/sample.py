@@ -27,8 +27,6 @@ from .ddim import ddim_step, renoise_step
 from .schedule import Schedule, StepTable
 
 EpsFn = Callable[[Tensor, Tensor], Tensor]  # x_t (b c h w), t () or (b) long -> eps (b c h w)
-
-
 # x (b c h w), t (b) long, context (b t d) -> output (b c h w)
 Model = Callable[[Tensor, Tensor, Tensor], Tensor]
 

@@ -14,20 +14,17 @@ Differs from diffusers: alpha-bar is accumulated in float64 before it is stored 
 number for number, including the levels to which the steps lead (see `Schedule.table`).
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ..ranges import Checked, Count, Natural, expect
+from ..ranges import Checked, Count, Natural, Share, expect
 from ..streams import sent
 
-BetaSchedule = Literal["scaled_linear", "linear"]
 Prediction = Literal["epsilon", "v", "x0"]
 Spacing = Literal["leading", "trailing", "linspace"]
-NO_SIGNAL = 1e-8  # replaces an alpha-bar of 0, by which DDIM (9) would divide
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ class ScheduleConfig(Checked):
     train_steps: Count = 1000  # T, number of noise levels
     beta_start: float = 0.00085  # variance added at the first level
     beta_end: float = 0.012  # variance added at the last level
-    beta_schedule: BetaSchedule = "scaled_linear"  # "scaled_linear" is linear in sqrt(beta)
+    beta_schedule: Literal["scaled_linear", "linear"] = "scaled_linear"  # the first is linear in sqrt(beta)
     prediction: Prediction = "epsilon"  # what the network outputs
     # scale alpha-bar so that the last level has (almost) no signal (arXiv 2305.08891)
     zero_snr: bool = False
@@ -59,8 +56,8 @@ class StepTable:
     """S steps from noise to image: step i takes a latent from level `t[i]` to level `t_prev[i]`.
 
     `t_prev` is -1 for a clean image (alpha-bar 1).  Slices are tables too: for example, the branches of a
-    prompt share the steps `table[:k]`, and each runs `table[k:]` alone.  Iteration yields tables of one step.
-    The tensors are on the CPU, so that a comparison of sigma with 0 does not wait for the GPU.
+    prompt share the steps `table[:k]`, and each runs `table[k:]` alone.  The tensors are on the CPU, so
+    that a comparison of sigma with 0 does not wait for the GPU.
     """
 
     t: Tensor  # [S] long, descending
@@ -76,9 +73,6 @@ class StepTable:
             raise TypeError(f"a table takes slices without a step, table[i:j]; got table[{part!r}]")
         return StepTable(self.t[part], self.t_prev[part], self.abar[part], self.abar_prev[part])
 
-    def __iter__(self) -> Iterator["StepTable"]:
-        return (self[i : i + 1] for i in range(len(self)))
-
     def sigma(self, eta: float) -> Tensor:
         """Standard deviation of the noise that every step draws, [S].  A step with 0 is deterministic.
 
@@ -86,8 +80,7 @@ class StepTable:
         leads to a clean image, or if `t` and `t_prev` have the same alpha-bar.
         Raises ValueError if eta is outside [0, 1].
         """
-        if not 0 <= eta <= 1:
-            raise ValueError(f"eta {eta} is outside [0, 1]")
+        eta = expect(eta, Share, "eta")
         abar, abar_prev = self.abar.double(), self.abar_prev.double()
         var = (1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev)  # DDIM (16), squared, eta 1
         return (eta * var.clamp(min=0).sqrt()).float()
@@ -99,15 +92,13 @@ class Schedule:
     def __init__(self, config: ScheduleConfig) -> None:
         self.config = config
         T, start, end = config.train_steps, config.beta_start, config.beta_end
-        if config.beta_schedule == "linear":
-            beta = torch.linspace(start, end, T, dtype=torch.float64)
-        else:
-            beta = torch.linspace(start**0.5, end**0.5, T, dtype=torch.float64) ** 2
+        power = 1 if config.beta_schedule == "linear" else 2
+        beta = torch.linspace(start ** (1 / power), end ** (1 / power), T, dtype=torch.float64) ** power
         abar = (1 - beta).cumprod(0)  # DDPM (4)
         if config.zero_snr:
             first, final = abar[0].sqrt(), abar[-1].sqrt()
             abar = ((abar.sqrt() - final) * first / (first - final)) ** 2  # arXiv 2305.08891, algorithm 1
-            abar[-1] = NO_SIGNAL
+            abar[-1] = 1e-8  # not 0, as DDIM (9) divides by it
         self.abar = abar.float()
 
     @property
@@ -184,9 +175,8 @@ class Schedule:
             t = (T - torch.arange(steps, dtype=torch.float64) * (T / steps)).round().long() - 1
         else:  # linspace
             t = torch.linspace(0, T - 1, steps, dtype=torch.float64).round().long().flip(0)
-        if t[0] >= T or t[-1] < 0:
-            span = f"span t = {t[-1]}..{t[0]}, outside 0..{T - 1}"
-            raise ValueError(f"{steps} {spacing} steps with offset {offset} {span}")
+        if t[0] >= T:  # with leading spacing only
+            raise ValueError(f"{steps} steps, offset {offset}, span t = {t[-1]}..{t[0]}, outside 0..{T - 1}")
 
         t_prev = torch.cat([t[1:], t.new_tensor([-1])]) if self.config.euler else t - T // steps
         t_prev = torch.where(t_prev < 0, -1 if self.config.set_alpha_to_one else 0, t_prev)

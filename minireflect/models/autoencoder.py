@@ -5,10 +5,11 @@ The variational autoencoder; one class serves the toy and the real sizes of Stab
     Rombach et al. 2022, "Latent Diffusion", section 3.1 and appendix G
     Kingma & Welling 2014, "Auto-Encoding Variational Bayes", for the Gaussian latents
 
-    encode:  images -> mean, logvar of each latent -> a sample (or the mean), times scaling_factor
+    encode:  images -> mean, logvar of each latent -> the mean, times scaling_factor
     decode:  latents / scaling_factor -> images
 
-Differs from the references: residual branches start at zero (see blocks.py).
+Differs from the references: residual branches start at zero (see blocks.py).  `encode` returns the mean; only
+the training of the autoencoder samples latents.
 
 The vector-quantised autoencoder, which turns a picture into the image tokens of ReasonGen-R1:
 
@@ -40,7 +41,6 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -90,9 +90,8 @@ def encoder(config: AutoencoderConfig) -> nn.Sequential:
     Shapes of its layers: conv_in -> (b c0 h w), down and mid -> (b cn h/f w/f), conv_out -> (b 2z h/f w/f)
     """
     first, last = config.channels[0], config.channels[-1]
-    half = partial(Downsample, pad_all_around=False)
     start = nn.Conv2d(config.in_channels, first, 3, padding=1)
-    down = levels(config.channels, config.res_blocks, half, config.groups)
+    down = levels(config.channels, config.res_blocks, lambda c: Downsample(c, pad_all_around=False), config)
     layers = {"conv_in": start, "down": down, "mid": middle(last, config)}
     return nn.Sequential(OrderedDict(layers | ending(last, 2 * config.latent_channels, config.groups)))
 
@@ -105,7 +104,7 @@ def decoder(config: AutoencoderConfig) -> nn.Sequential:
     first, last = config.channels[-1], config.channels[0]
     start = nn.Conv2d(config.latent_channels, first, 3, padding=1)
     layers = {"conv_in": start, "mid": middle(first, config)}
-    layers["up"] = levels(config.channels[::-1], config.res_blocks + 1, Upsample, config.groups)
+    layers["up"] = levels(config.channels[::-1], config.res_blocks + 1, Upsample, config)
     return nn.Sequential(OrderedDict(layers | ending(last, config.in_channels, config.groups)))
 
 
@@ -114,11 +113,9 @@ class Autoencoder(nn.Module):
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
-        self.config = config
-        z = config.latent_channels
+        self.config, z = config, config.latent_channels
         self.encoder = encoder(config)
-        self.quant_conv = nn.Conv2d(2 * z, 2 * z, 1)
-        self.post_quant_conv = nn.Conv2d(z, z, 1)
+        self.quant_conv, self.post_quant_conv = nn.Conv2d(2 * z, 2 * z, 1), nn.Conv2d(z, z, 1)
         self.decoder = decoder(config)
 
     def _mean_and_std(self, like: Tensor) -> Iterator[Tensor]:
@@ -137,15 +134,12 @@ class Autoencoder(nn.Module):
         mean, logvar = self.quant_conv(self.encoder(images)).chunk(2, dim=1)
         return mean, logvar.clamp(-30, 20)  # latent-diffusion's bounds: exp stays finite in float32
 
-    def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Scaled latents: their mean, or a sample if there is a generator.
+    def encode(self, images: Tensor) -> Tensor:
+        """Scaled latents, the means of their distributions.
 
         Shapes: images (b 3 h w) -> (b z h/f w/f).  Raises ValueError unless h and w are multiples of f.
         """
-        z, logvar = self.moments(images)
-        if generator is not None:
-            noise = torch.randn(z.shape, generator=generator, device=generator.device).to(z)
-            z = z + (logvar / 2).exp() * noise
+        z, _ = self.moments(images)
         mean, std = self._mean_and_std(z)
         return (z - mean) / std * self.config.scaling_factor
 
@@ -155,14 +149,14 @@ class Autoencoder(nn.Module):
         return self.decoder(self.post_quant_conv(latents / self.config.scaling_factor * std + mean))
 
 
-def levels(channels: tuple[int, ...], n: int, resize: Callable, groups: int) -> nn.Sequential:
+def levels(channels: tuple[int, ...], n: int, resize: Callable, config: AutoencoderConfig) -> nn.Sequential:
     """One level of `n` residual blocks for each entry of `channels`.
 
     The first level takes `channels[0]` input channels.  All levels but the last end with `resize(channels)`.
     """
     made = nn.Sequential()
     for i, (c, c_out) in enumerate(zip((channels[0], *channels), channels)):
-        layers = [Layer(ResBlock(c if j == 0 else c_out, c_out, groups, EPS)) for j in range(n)]
+        layers = [Layer(ResBlock(c if j == 0 else c_out, c_out, config.groups, EPS)) for j in range(n)]
         made.append(Level(layers, resize(c_out) if i + 1 < len(channels) else None))
     return made
 
@@ -258,9 +252,8 @@ class VQAutoencoder(nn.Module):
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, d, c = config, config.dimensions, config.width
         self.see_form, self.see_color = see_patch(config), see_patch(config)
-        d, c = config.dimensions, config.width
         self.forms, self.colors = (Quantiser(k, d, config.beta) for k in (config.forms, config.colors))
         blocks = [ResBlock(c, c, config.groups, EPS) for _ in range(config.res_blocks)]
         last = ending(c, config.latent_channels, config.groups).values()

@@ -38,13 +38,10 @@ def require_levels(channels: tuple[int, ...], **divisors: int) -> None:
         require_multiple("channels", c, name, divisor)
 
 
-FEW = 4  # largest number of pixels at which Conv3x3 is computed as a matrix product
-
-
 class Conv3x3(nn.Conv2d):
     """A 3x3 convolution with padding 1.
 
-    On a CPU, torch reorders the weights in memory in every call.  For maps of at most FEW pixels this takes
+    On a CPU, torch reorders the weights in memory in every call.  For maps of at most 4 pixels this takes
     most of the time, and multiplying unfolded patches with the weights is up to five times as fast.
     """
 
@@ -53,7 +50,7 @@ class Conv3x3(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: x (b c h w) -> (b c2 h w)"""
-        if x.shape[2] * x.shape[3] > FEW:
+        if x.shape[2] * x.shape[3] > 4:
             return super().forward(x)
         patches = rearrange(F.unfold(x, 3, padding=1), "b patch pixel -> (b pixel) patch")
         y = F.linear(patches, self.weight.flatten(1), self.bias)  # (b*h*w c2)
@@ -68,11 +65,9 @@ class ResBlock(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, groups: int, eps: float, time_width: int | None = None) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, c_in, eps=eps)
-        self.conv1 = Conv3x3(c_in, c_out)
+        self.norm1, self.conv1 = nn.GroupNorm(groups, c_in, eps=eps), Conv3x3(c_in, c_out)
         self.time = None if time_width is None else nn.Linear(time_width, c_out)
-        self.norm2 = nn.GroupNorm(groups, c_out, eps=eps)
-        self.conv2 = zero(Conv3x3(c_out, c_out))
+        self.norm2, self.conv2 = nn.GroupNorm(groups, c_out, eps=eps), zero(Conv3x3(c_out, c_out))
         self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
 
     def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
@@ -182,14 +177,13 @@ class SpatialTransformer(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """Shapes: x (b c h w), context (b t d) -> (b c h w)"""
-        pixels, image = "b c h w -> b (h w) c", "b (h w) c -> b c h w"
+        pixels, grid, h = "b c h w -> b (h w) c", "b (h w) c -> b c h w", x.shape[2]
         y = self.norm(x).to(memory_format=channels_last)  # makes 1x1 convolutions faster on a CPU
         y = self.proj_in(rearrange(y, pixels)) if self.linear else rearrange(self.proj_in(y), pixels)
         for block in self.blocks:
             y = block(y, context)  # (b h*w c)
-        if self.linear:
-            return x + rearrange(self.proj_out(y), image, h=x.shape[2])
-        return x + self.proj_out(rearrange(y, image, h=x.shape[2]))
+        y = rearrange(self.proj_out(y), grid, h=h) if self.linear else self.proj_out(rearrange(y, grid, h=h))
+        return x + y
 
 
 class PixelAttention(nn.Module):
@@ -197,8 +191,7 @@ class PixelAttention(nn.Module):
 
     def __init__(self, channels: int, groups: int, eps: float) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(groups, channels, eps=eps)
-        self.self_attn = Attention(channels, heads=1, bias=True)
+        self.norm, self.self_attn = nn.GroupNorm(groups, channels, eps=eps), Attention(channels, 1, bias=True)
 
     def forward(self, x: Tensor, context: None = None) -> Tensor:
         """Shapes: x (b c h w) -> (b c h w)"""

@@ -96,12 +96,12 @@ class CLIPConfig(Checked):
 class Block(nn.Module):
     """A pre-norm transformer block: self-attention, then a feed-forward layer, both residual."""
 
-    def __init__(self, width: int, heads: int, quick_gelu: bool, hidden: int | None = None) -> None:
+    def __init__(self, config: TextConfig | VisionConfig) -> None:
         super().__init__()
-        self.quick_gelu, hidden = quick_gelu, hidden or 4 * width
-        self.norm1, self.attn = nn.LayerNorm(width), Attention(width, heads, bias=True)
-        self.norm2 = nn.LayerNorm(width)
-        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        d, hidden, self.quick_gelu = config.width, config.hidden or 4 * config.width, config.quick_gelu
+        self.norm1, self.attn = nn.LayerNorm(d), Attention(d, config.heads, bias=True)
+        self.norm2 = nn.LayerNorm(d)
+        self.fc1, self.fc2 = nn.Linear(d, hidden), nn.Linear(hidden, d)
 
     def forward(self, x: Tensor, causal: bool = False) -> Tensor:
         """Shapes: x (b t d) -> (b t d)"""
@@ -121,11 +121,9 @@ class TextEncoder(nn.Module):
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.config = config
-        d, sizes = config.width, (config.heads, config.quick_gelu, config.hidden)
-        self.token = nn.Embedding(config.vocabulary, d)
-        self.position = nn.Embedding(config.length, d)
-        self.blocks = nn.ModuleList(Block(d, *sizes) for _ in range(config.layers))
+        self.config, d = config, config.width
+        self.token, self.position = nn.Embedding(config.vocabulary, d), nn.Embedding(config.length, d)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm_out = nn.LayerNorm(d)
         if config.projection is not None:
             self.text_projection = nn.Linear(d, config.projection, bias=False)
@@ -200,8 +198,7 @@ class ConvStem(nn.Module):
         super().__init__()
         self.conv_in = nn.Conv2d(3, channels[0], 4, stride=2, padding=1)
         self.down = nn.ModuleList(Downsample(c) for c in channels)
-        widths = zip(channels, (*channels[1:], width))
-        self.res = nn.ModuleList(ResBlock(a, b, groups=8, eps=1e-5) for a, b in widths)
+        self.res = nn.ModuleList(ResBlock(a, b, 8, 1e-5) for a, b in zip(channels, (*channels[1:], width)))
 
     def forward(self, images: Tensor) -> Tensor:
         """Shapes: images (b 3 h w) -> (b d h/p w/p)"""
@@ -216,17 +213,12 @@ class VisionEncoder(nn.Module):
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.config = config
-        d = config.width
+        self.config, d, p = config, config.width, config.patch
         self.class_token = nn.Parameter(torch.randn(d) * d**-0.5)
-        if config.stem:
-            self.patch = ConvStem(config.stem, d)
-        else:
-            self.patch = nn.Conv2d(3, d, config.patch, stride=config.patch, bias=False)
-        self.position = nn.Embedding(1 + (config.size // config.patch) ** 2, d)
+        self.patch = ConvStem(config.stem, d) if config.stem else nn.Conv2d(3, d, p, stride=p, bias=False)
+        self.position = nn.Embedding(1 + (config.size // p) ** 2, d)
         self.norm_in = nn.LayerNorm(d)
-        sizes = (config.heads, config.quick_gelu, config.hidden)
-        self.blocks = nn.Sequential(*(Block(d, *sizes) for _ in range(config.layers)))
+        self.blocks = nn.Sequential(*(Block(config) for _ in range(config.layers)))
         nn.init.normal_(self.position.weight, std=config.init_std)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -250,8 +242,7 @@ class CLIP(nn.Module):
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
         self.config = config
-        self.text = TextEncoder(config.text)
-        self.vision = VisionEncoder(config.vision)
+        self.text, self.vision = TextEncoder(config.text), VisionEncoder(config.vision)
         self.text_projection = nn.Linear(config.text.width, config.width, bias=False)
         self.image_norm = nn.LayerNorm(config.vision.width)
         self.image_projection = nn.Linear(config.vision.width, config.width, bias=False)
@@ -330,14 +321,12 @@ class Matcher(nn.Module):
 
     def __init__(self, config: MatcherConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, d = config, config.width
         self.text, self.vision = TextEncoder(config.text), VisionEncoder(config.vision)
-        self.norm_patches = nn.LayerNorm(config.width)
-        sizes = config.width, config.heads, config.fused
-        self.blocks = nn.ModuleList(CrossBlock(*sizes) for _ in range(config.depth))
-        self.norm_out = nn.LayerNorm(config.width)
-        self.verdict = nn.Linear(config.width, 1)
-        self.next_word = nn.Linear(config.width, config.vocabulary)
+        self.norm_patches = nn.LayerNorm(d)
+        self.blocks = nn.ModuleList(CrossBlock(d, config.heads, config.fused) for _ in range(config.depth))
+        self.norm_out = nn.LayerNorm(d)
+        self.verdict, self.next_word = nn.Linear(d, 1), nn.Linear(d, config.vocabulary)
 
     def attend(self, patches: Tensor, hidden: Tensor) -> Tensor:
         """The states of the words after attention to the patches; b/p consecutive sentences for each picture.

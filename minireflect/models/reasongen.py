@@ -15,8 +15,8 @@ its logit.  Entries that are similar thus have similar embeddings, even those th
 first network is the "aligner" of Janus (arXiv 2410.13848); in place of the second, Janus learns one free
 vector for each entry.  The embedding of an image token is the sum of the embeddings of form and colours.
 
-Log-probabilities refer to the distribution that tokens are sampled from, so they include temperature, top-k,
-top-p and guidance.
+Log-probabilities refer to the distribution that tokens are sampled from, so they include temperature and
+guidance.
 
 arXiv 2505.24875, section 3.  Shapes: b batch; p, r, n tokens of prompt, rationale and picture; v words, f
 forms, k colours; c dimensions of a codebook entry, d width.
@@ -32,9 +32,6 @@ from torch import Generator, Tensor, nn
 from ..ranges import Checked, Depth, Size, finite
 from .tokenizer import BOS, EOS, trim, up_to
 from .transformer import Cache, Choose, RMSNorm, SampledText, SamplingConfig, Transformer, TransformerConfig
-
-# std of the initial weights that read a codebook entry; large, as neighbouring entries differ by only 0.2
-SHARPNESS = 3.0
 
 Pair = tuple[Tensor, Tensor]
 
@@ -60,9 +57,8 @@ class ReasonGenConfig(Checked):
 
     @property
     def transformer(self) -> TransformerConfig:
-        length = self.prompt + self.rationale + self.side**2
-        sizes = (self.width, self.layers, self.heads, self.hidden)
-        return TransformerConfig(self.vocabulary + 1, length, *sizes)
+        n = self.prompt + self.rationale + self.side**2  # longest sequence
+        return TransformerConfig(self.vocabulary + 1, n, self.width, self.layers, self.heads, self.hidden)
 
 
 class Sampled(NamedTuple):
@@ -98,7 +94,7 @@ class Codebook(nn.Module):
         self.aligner = nn.Sequential(nn.Linear(c, m), nn.SiLU(), nn.Linear(m, d), RMSNorm(d))
         self.head = nn.Sequential(nn.Linear(c, m), nn.SiLU(), nn.Linear(m, d))
         for network in (self.aligner, self.head):
-            nn.init.normal_(network[0].weight, std=SHARPNESS)
+            nn.init.normal_(network[0].weight, std=3.0)  # large, as neighbouring entries differ by only 0.2
 
     def forward(self) -> Entries:
         return Entries(self.aligner(self.vectors), self.head(self.vectors))
@@ -113,9 +109,8 @@ class ReasonGen(nn.Module):
 
     def __init__(self, config: ReasonGenConfig, codebooks: Pair | None = None) -> None:
         super().__init__()
-        self.config = config
+        self.config, d, m = config, config.width, config.hidden
         self.transformer = Transformer(config.transformer)
-        d, m = config.width, config.hidden
         if codebooks is None:
             sizes = (config.forms, config.colors)
             codebooks = tuple(F.normalize(torch.randn(k, config.dimensions), dim=-1) for k in sizes)
@@ -206,14 +201,13 @@ class ReasonGen(nn.Module):
         Raises FloatingPointError when a logit is not finite.
         Shapes: prompts (b p), rationale (b r)
         """
-        cache = self.transformer.cache(len(prompts))
+        cache, boi = self.transformer.cache(len(prompts)), self.config.boi
         hidden, choose = self.read(prompts, EOS, cache), sampling.chooser(generator, all_rows)  # (b 1 d)
         if rationale is None:
-            limits = self.config.boi, self.config.rationale
-            text = self.transformer.sample(hidden, cache, choose, *limits, forced=True)
+            text = self.transformer.sample(hidden, cache, choose, boi, self.config.rationale, forced=True)
         else:
             chosen = torch.zeros_like(rationale, dtype=torch.bool)
-            text = SampledText(rationale, chosen, self.read(rationale, self.config.boi, cache))
+            text = SampledText(rationale, chosen, self.read(rationale, boi, cache))
         codes = self.sample_codes(text.hidden, cache, choose, sampling.guidance)
         finite(choose.total, "a logit of a sampled rationale or picture")
         return Sampled(text.ids, text.chosen, codes)

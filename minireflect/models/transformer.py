@@ -32,13 +32,11 @@ from einops import rearrange
 from torch import Generator, Tensor, nn
 
 from ..parallel import rows
-from ..ranges import Checked, Depth, Natural, Range, Size, Weight, finite
+from ..ranges import Checked, Depth, Range, Size, Weight, finite
 from ..streams import sent
 from .tokenizer import BOS, EOS, Tokenizer
 
 Temperature = Annotated[float, Range(1e-3)]  # logits may overflow at smaller temperatures
-EPS = 1e-6  # epsilon of RMSNorm, as in Llama
-BASE = 10_000.0  # base of the rotary frequencies (Su et al. 2021, section 3.2.2)
 
 
 @dataclass(frozen=True)
@@ -81,14 +79,14 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: x (b t d) -> (b t d)"""
-        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + EPS)
+        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)  # as in Llama
 
 
-def rotation(length: int, width: int) -> tuple[Tensor, Tensor]:
-    """cos and sin of the rotary angles.  -> (length width) each; columns i and i + width/2 are equal"""
-    frequency = BASE ** -(torch.arange(0, width, 2) / width)  # (width/2)
-    angle = torch.arange(length)[:, None] * frequency  # (length width/2)
-    return torch.cat([angle, angle], 1).cos(), torch.cat([angle, angle], 1).sin()
+def rotation(length: int, width: int) -> Tensor:
+    """cos and sin of the rotary angles.  -> (2 length width); columns i and i + width/2 are equal"""
+    frequency = 10_000.0 ** -(torch.arange(0, width, 2) / width)  # (width/2); Su et al. 2021, section 3.2.2
+    angle = (torch.arange(length)[:, None] * frequency).repeat(1, 2)  # (length width)
+    return torch.stack([angle.cos(), angle.sin()])
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -101,32 +99,24 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat([-second, first], -1) * sin
 
 
-class Shared(NamedTuple):
-    """Inputs that are the same for all layers of one call."""
-
-    cos: Tensor  # arguments of `rotate`: (t d/n) or (b 1 t d/n)
-    sin: Tensor
-    mask: Tensor | None  # (t u) or (b 1 t u) bool; None = each token attends to itself and all earlier tokens
-    cache: Cache | None
-
-
 class CausalAttention(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        d = config.width
-        self.heads = config.heads
-        self.q, self.k, self.v = (nn.Linear(d, d, bias=False) for _ in range(3))
-        self.out = nn.Linear(d, d, bias=False)
+        d, self.heads = config.width, config.heads
+        self.q, self.k, self.v, self.out = (nn.Linear(d, d, bias=False) for _ in range(4))
 
-    def forward(self, x: Tensor, shared: Shared, layer: int) -> Tensor:
-        """Shapes: x (b t d) -> (b t d)"""
+    def forward(self, x: Tensor, i: int, rotary: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
+        """Layer i.  `rotary` is cos and sin for `rotate`; no mask: each token attends to all earlier tokens.
+
+        Shapes: x (b t d), rotary (2 t d/n) or (2 b 1 t d/n), mask (t u) or (b 1 t u) bool -> (b t d)
+        """
         q, k, v = (rearrange(f(x), "b t (n d) -> b n t d", n=self.heads) for f in (self.q, self.k, self.v))
-        q, k = rotate(q, shared.cos, shared.sin), rotate(k, shared.cos, shared.sin)
-        if shared.cache is not None:
-            k, v = shared.cache.add(layer, k, v)
-        causal = shared.mask is None and q.shape[2] > 1
+        q, k = rotate(q, *rotary), rotate(k, *rotary)
+        if cache is not None:
+            k, v = cache.add(i, k, v)
+        causal = mask is None and q.shape[2] > 1
         with torch.autocast(x.device.type, enabled=False):  # the gradient in bf16 is slow on CPUs
-            y = F.scaled_dot_product_attention(q, k, v.to(q.dtype), attn_mask=shared.mask, is_causal=causal)
+            y = F.scaled_dot_product_attention(q, k, v.to(q.dtype), attn_mask=mask, is_causal=causal)
         return self.out(rearrange(y, "b n t d -> b t (n d)"))
 
 
@@ -139,9 +129,9 @@ class Block(nn.Module):
         self.gate, self.up = nn.Linear(d, h, bias=False), nn.Linear(d, h, bias=False)
         self.down = nn.Linear(h, d, bias=False)
 
-    def forward(self, x: Tensor, shared: Shared, layer: int) -> Tensor:
-        """Shapes: x (b t d) -> (b t d)"""
-        x = x + self.attn(self.norm1(x), shared, layer)
+    def forward(self, x: Tensor, *shared: object) -> Tensor:
+        """`shared` are the other arguments of `CausalAttention`.  Shapes: x (b t d) -> (b t d)"""
+        x = x + self.attn(self.norm1(x), *shared)
         y = self.norm2(x)
         return x + self.down(F.silu(self.gate(y)) * self.up(y))
 
@@ -155,8 +145,7 @@ def pick(log_prob: Tensor, generator: Generator | None, all_rows: int | None = N
     """
     if generator is None:
         return log_prob.argmax(-1)
-    n, v = log_prob.shape
-    noise = torch.empty(all_rows or n, v).exponential_(generator=generator)
+    noise = torch.empty(all_rows or len(log_prob), log_prob.shape[1]).exponential_(generator=generator)
     noise = noise[rows(all_rows)] if all_rows else noise
     # with exponential noise E, argmax(p / E) has the distribution p, as in torch.multinomial
     return (log_prob.exp() / sent(noise, log_prob.device)).argmax(-1)
@@ -169,12 +158,8 @@ Choose = Callable[[Tensor], Tensor]  # logits (b v) -> token ids (b)
 class SamplingConfig(Checked):
     """The distribution from which the next token is sampled."""
 
-    # divides the logits; for greedy decoding use top_k 1
+    # divides the logits
     temperature: Temperature = 1.0
-    # sample from the k most probable tokens only; 0 = all
-    top_k: Natural = 0
-    # sample from the smallest set of tokens with at least this total probability; 1 = all
-    top_p: Annotated[float, Range(0, 1, above=True)] = 1.0
     # guidance scale w of image tokens: logits are uncond + w (cond - uncond); 1 = no guidance
     guidance: Weight = 1.0
 
@@ -193,22 +178,11 @@ class SamplingConfig(Checked):
         return choose
 
     def log_probs(self, logits: Tensor) -> Tensor:
-        """Log-probabilities of the distribution that tokens are sampled from; -inf for excluded tokens.
+        """Log-probabilities of the distribution that tokens are sampled from.
 
-        Applies the temperature, then top-k, then top-p (Holtzman et al. 2020, arXiv 1904.09751).  Guidance is
-        applied to the logits before this.
-        Shapes: logits (... v) -> (... v)
+        Guidance is applied to the logits before this.  Shapes: logits (... v) -> (... v)
         """
-        logits = logits / self.temperature
-        if 0 < self.top_k < logits.shape[-1]:
-            least = logits.topk(self.top_k, -1).values[..., -1:]
-            logits = logits.masked_fill(logits < least, -torch.inf)
-        if self.top_p < 1:
-            ranked, order = logits.sort(-1, descending=True)
-            share = ranked.softmax(-1)
-            beyond = share.cumsum(-1) - share >= self.top_p  # more probable tokens alone reach top_p
-            logits = logits.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), -torch.inf)
-        return logits.log_softmax(-1)
+        return (logits / self.temperature).log_softmax(-1)
 
 
 class SampledText(NamedTuple):
@@ -233,9 +207,8 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm_out = RMSNorm(config.width)
         self.head = nn.Linear(config.width, config.vocabulary, bias=False)
-        cos, sin = rotation(config.length, config.width // config.heads)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
+        rotary = rotation(config.length, config.width // config.heads)
+        self.register_buffer("rotary", rotary, persistent=False)
         for name, weight in self.named_parameters():  # as in GPT-2, with larger stds for a small width
             if weight.ndim == 2:
                 last = name.endswith(("out.weight", "down.weight"))
@@ -261,16 +234,16 @@ class Transformer(nn.Module):
             cache.padded = True
             cache.valid[:, start:end] = True if valid is None else valid
             valid = cache.valid[:, :end]  # (b u)
-        mask, cos, sin = None, self.cos[start:end], self.sin[start:end]  # (t d/n)
+        mask, rotary = None, self.rotary[:, start:end]  # (2 t d/n)
         if valid is not None or (start and end - start > 1):
             # each new token attends to all cached tokens, and to new tokens up to itself
             mask = torch.ones(end - start, end, dtype=torch.bool, device=x.device).tril(start)  # (t u)
         if valid is not None:  # padding attends to itself only: a softmax over no tokens is not finite
             mask = (mask & valid[:, None, None]) | mask.new_ones(mask.shape).tril(start).triu(start)
             at = (valid.cumsum(1) - 1).clamp(min=0)[:, start:]  # (b t) positions
-            cos, sin = self.cos[at][:, None], self.sin[at][:, None]  # (b 1 t d/n)
+            rotary = self.rotary[:, at][:, :, None]  # (2 b 1 t d/n)
         for i, block in enumerate(self.blocks):
-            x = block(x, Shared(cos, sin, mask, cache), i)  # (b t d)
+            x = block(x, i, rotary, mask, cache)  # (b t d)
         if cache is not None:
             cache.used = end
         return self.norm_out(x)
@@ -285,11 +258,10 @@ class Transformer(nn.Module):
         ends with `end`; `chosen` is False for this token.
         Shapes: hidden (b 1 d)
         """
-        b = len(hidden)
+        b, last = len(hidden), hidden
         ids = torch.full((b, length), EOS, device=hidden.device)
         chosen = torch.zeros(b, length, dtype=torch.bool, device=hidden.device)
         unfinished = torch.ones(b, dtype=torch.bool, device=hidden.device)  # texts that have not ended
-        last = hidden
         for i in range(length):
             if forced and i == length - 1:
                 token = torch.full((b,), end, device=hidden.device)
@@ -304,9 +276,6 @@ class Transformer(nn.Module):
 
 
 # --- the Actor of RL-RIG ------------------------------------------------------------------------------------
-ANSWERS = ("no", "yes")
-
-
 @dataclass(frozen=True)
 class ActorConfig(Checked):
     vocabulary: Size  # number of token ids
@@ -355,8 +324,7 @@ class Actor(nn.Module):
 
         Shapes: latents (b c h w), ids (b n), written (b t) -> (b t)
         """
-        log_prob = self.all_logits(latents, ids, written).log_softmax(-1)  # (b t v)
-        return torch.gather(log_prob, 2, written[..., None])[..., 0]
+        return self.all_logits(latents, ids, written).log_softmax(-1).gather(2, written[..., None])[..., 0]
 
     @torch.no_grad()
     def write(self, latents: Tensor, ids: Tensor, generator: Generator | None) -> SampledText:
@@ -365,11 +333,10 @@ class Actor(nn.Module):
         Raises FloatingPointError when a logit is not finite.
         Shapes: latents (b c h w), ids (b n)
         """
-        cache = self.transformer.cache(len(latents))
+        cache, choose = self.transformer.cache(len(latents)), SamplingConfig().chooser(generator)
         begin = torch.full_like(ids[:, :1], BOS)
         rows = torch.cat([self.read(latents, ids), self.transformer.embed(begin)], 1)  # (b s+1 d)
         hidden = self.transformer(rows, cache)[:, -1:]  # (b 1 d)
-        choose = SamplingConfig().chooser(generator)
         text = self.transformer.sample(hidden, cache, choose, EOS, self.config.written)
         finite(choose.total, "a logit of a sampled edit prompt")
         return text
@@ -383,5 +350,5 @@ def questions(tokenizer: Tokenizer, asked: list[list[str]], answers: list[list[b
     -> (b length).  Raises PromptError when a row needs more tokens.
     """
     rows = [sorted(zip(*row), key=lambda pair: pair[0]) for row in zip(answers, asked)]
-    texts = [" ".join(f"{ANSWERS[met]} {requirement}" for met, requirement in row) for row in rows]
+    texts = [" ".join(f"{'yes' if met else 'no'} {requirement}" for met, requirement in row) for row in rows]
     return tokenizer.encode(texts, length + 1)[:, :-1]  # without the end token: BOS follows

@@ -103,10 +103,9 @@ def timestep_embedding(t: Tensor, width: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
-def mlp(width_in: int, width: int) -> nn.Sequential:
+def mlp(d: int, e: int) -> nn.Sequential:
     """Two linear layers that map an embedding to the width of the time embedding.  (b d) -> (b e)"""
-    first, second = nn.Linear(width_in, width), nn.Linear(width, width)
-    return nn.Sequential(OrderedDict(fc1=first, silu=nn.SiLU(), fc2=second))
+    return nn.Sequential(OrderedDict(fc1=nn.Linear(d, e), silu=nn.SiLU(), fc2=nn.Linear(e, e)))
 
 
 class UNet(nn.Module):
@@ -117,9 +116,8 @@ class UNet(nn.Module):
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
-        self.config = config
-        self.checkpointing = False
-        first, last = config.channels[0], config.channels[-1]
+        self.config, self.checkpointing = config, False
+        first, coarsest = config.channels[0], len(config.channels) - 1
 
         self.time = mlp(first, config.time_width)
         if config.pooled_width is not None:
@@ -131,22 +129,19 @@ class UNet(nn.Module):
         self.down = nn.ModuleList()
         skips, c = [first], first  # channels of the stored feature maps, and of the current one
         for i, (c_out, depths) in enumerate(zip(config.channels, config.layers(config.down, 0))):
-            layers = [self._layer(c if j == 0 else c_out, i, depth) for j, depth in enumerate(depths)]
-            is_coarsest = i == len(config.channels) - 1
-            self.down.append(Level(layers, None if is_coarsest else Downsample(c_out)))
-            skips += [c_out] * (len(depths) + (not is_coarsest))
+            layers = [self._layer(c if j == 0 else c_out, i, n) for j, n in enumerate(depths)]
+            self.down.append(Level(layers, Downsample(c_out) if i < coarsest else None))
+            skips += [c_out] * (len(depths) + (i < coarsest))
             c = c_out
 
-        mid = [config.mid_depth, 0][: config.mid_blocks]  # two residual blocks with attention between them
-        self.mid = Level([self._layer(last, len(config.channels) - 1, depth) for depth in mid])
+        # two residual blocks with attention between them
+        self.mid = Level([self._layer(c, coarsest, n) for n in [config.mid_depth, 0][: config.mid_blocks]])
 
         self.up = nn.ModuleList()
         for i, (c_out, depths) in reversed([*enumerate(zip(config.channels, config.layers(config.up, 1)))]):
-            layers = []
-            for depth in depths:
-                layers.append(self._layer(c + skips.pop(), i, depth))
-                c = c_out
-            self.up.append(Level(layers, Upsample(c) if i > 0 else None))
+            layers = [self._layer((c if j == 0 else c_out) + skips.pop(), i, n) for j, n in enumerate(depths)]
+            self.up.append(Level(layers, Upsample(c_out) if i > 0 else None))
+            c = c_out
 
         self.norm_out = nn.GroupNorm(config.groups, first, eps=EPS)
         self.conv_out = zero(nn.Conv2d(first, config.out_channels, 3, padding=1))
@@ -200,8 +195,7 @@ class UNet(nn.Module):
         temb = self.time(timestep_embedding(t.expand(x.shape[0]), self.config.channels[0]).to(x.dtype))
         if added is None:
             return temb
-        sizes = timestep_embedding(added.sizes.flatten(), self.config.size_width)  # (b*6 d)
-        sizes = sizes.reshape(x.shape[0], -1)  # (b 6*d)
+        sizes = timestep_embedding(added.sizes.flatten(), self.config.size_width).view(len(x), -1)  # (b 6*d)
         return temb + self.added(torch.cat([added.pooled, sizes.to(x.dtype)], dim=1))
 
     def _run(self, layer: Layer, x: Tensor, temb: Tensor, context: Tensor) -> Tensor:

@@ -48,7 +48,6 @@ def test_slices_are_tables() -> None:
     assert torch.cat([prefix.t, suffix.t]).equal(table.t)
     assert torch.cat([prefix.sigma(1.0), suffix.sigma(1.0)]).equal(table.sigma(1.0))
     assert prefix.abar_prev[-1] == suffix.abar[0]
-    assert [int(step.t) for step in table] == table.t.tolist()
     with pytest.raises(TypeError, match="table"):
         table[3]
     with pytest.raises(TypeError, match="table"):
@@ -78,7 +77,7 @@ def test_wrong_numbers_are_named() -> None:
         schedule.table(1000)  # would ask for level 1000 of 0..999
     with pytest.raises(ValueError, match="karras"):
         schedule.table(20, "karras")
-    with pytest.raises(ValueError, match=r"eta 1\.5"):
+    with pytest.raises(ValueError, match=r"eta must be in \[0, 1\], got 1\.5"):
         schedule.table(20).sigma(1.5)
     for bad in (
         {"train_steps": 0},

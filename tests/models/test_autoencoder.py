@@ -37,23 +37,12 @@ def test_toy_takes_pictures_of_64_to_latents_of_8() -> None:
     assert autoencoder.decode(latents).shape == (1, 3, 64, 64)
 
 
-def test_sampled_latents_have_the_stated_moments() -> None:
+def test_latents_are_the_scaled_means() -> None:
     torch.manual_seed(0)
     autoencoder = shaken(Autoencoder(TINY))
     images = torch.rand(1, 3, 16, 16) * 2 - 1
-    state = torch.get_rng_state()
     with torch.no_grad():
-        mean, logvar = autoencoder.moments(images)
-        assert torch.equal(autoencoder.encode(images), 0.5 * mean)
-        many = images.expand(500, -1, -1, -1)
-        samples = autoencoder.encode(many, torch.Generator().manual_seed(1))
-        again = autoencoder.encode(many, torch.Generator().manual_seed(1))
-    assert torch.equal(samples, again)
-    assert torch.equal(state, torch.get_rng_state())  # the global stream is not touched
-    std = 0.5 * (logvar / 2).exp()
-    z = (samples.mean(0) - 0.5 * mean[0]) / (std[0] / 500**0.5)
-    assert z.abs().max() < 5  # 64 standard normal numbers: one beyond 5 has odds of 4 in 100,000
-    assert ((samples.std(0) / std[0]) - 1).abs().max() < 0.16  # its own error is 1/sqrt(2 * 500) = 0.03
+        assert torch.equal(autoencoder.encode(images), 0.5 * autoencoder.moments(images)[0])
 
 
 def test_overfits_one_batch() -> None:
