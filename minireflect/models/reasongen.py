@@ -15,8 +15,8 @@ its logit.  Entries that are similar thus have similar embeddings, even those th
 first network is the "aligner" of Janus (arXiv 2410.13848); in place of the second, Janus learns one free
 vector for each entry.  The embedding of an image token is the sum of the embeddings of form and colours.
 
-Log-probabilities refer to the distribution that tokens are sampled from, so they include temperature and
-guidance.
+Log-probabilities refer to the distribution that tokens are sampled from, so they include temperature, top-k,
+top-p and guidance.
 
 arXiv 2505.24875, section 3.  Shapes: b batch; p, r, n tokens of prompt, rationale and picture; v words, f
 forms, k colours; c dimensions of a codebook entry, d width.

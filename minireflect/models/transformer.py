@@ -32,7 +32,7 @@ from einops import rearrange
 from torch import Generator, Tensor, nn
 
 from ..parallel import rows
-from ..ranges import Checked, Depth, Range, Size, Weight, finite
+from ..ranges import Checked, Depth, Natural, Range, Size, Weight, finite
 from ..streams import sent
 from .tokenizer import BOS, EOS, Tokenizer
 
@@ -158,8 +158,12 @@ Choose = Callable[[Tensor], Tensor]  # logits (b v) -> token ids (b)
 class SamplingConfig(Checked):
     """The distribution from which the next token is sampled."""
 
-    # divides the logits
+    # divides the logits; for greedy decoding use top_k 1
     temperature: Temperature = 1.0
+    # sample from the k most probable tokens only; 0 = all
+    top_k: Natural = 0
+    # sample from the smallest set of tokens with at least this total probability; 1 = all
+    top_p: Annotated[float, Range(0, 1, above=True)] = 1.0
     # guidance scale w of image tokens: logits are uncond + w (cond - uncond); 1 = no guidance
     guidance: Weight = 1.0
 
@@ -178,11 +182,22 @@ class SamplingConfig(Checked):
         return choose
 
     def log_probs(self, logits: Tensor) -> Tensor:
-        """Log-probabilities of the distribution that tokens are sampled from.
+        """Log-probabilities of the distribution that tokens are sampled from; -inf for excluded tokens.
 
-        Guidance is applied to the logits before this.  Shapes: logits (... v) -> (... v)
+        Applies the temperature, then top-k, then top-p (Holtzman et al. 2020, arXiv 1904.09751).  Guidance is
+        applied to the logits before this.
+        Shapes: logits (... v) -> (... v)
         """
-        return (logits / self.temperature).log_softmax(-1)
+        logits = logits / self.temperature
+        if 0 < self.top_k < logits.shape[-1]:
+            least = logits.topk(self.top_k, -1).values[..., -1:]
+            logits = logits.masked_fill(logits < least, -torch.inf)
+        if self.top_p < 1:
+            ranked, order = logits.sort(-1, descending=True)
+            share = ranked.softmax(-1)
+            beyond = share.cumsum(-1) - share >= self.top_p  # more probable tokens alone reach top_p
+            logits = logits.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), -torch.inf)
+        return logits.log_softmax(-1)
 
 
 class SampledText(NamedTuple):

@@ -14,8 +14,8 @@ SIZES = ReasonGenConfig(
 CODES = 24  # forms times colours
 WAYS = {
     "plain": SamplingConfig(),
-    "cool": SamplingConfig(temperature=0.7),
-    "guided": SamplingConfig(guidance=2.5),
+    "cool": SamplingConfig(temperature=0.7, top_k=9),
+    "guided": SamplingConfig(top_p=0.9, guidance=2.5),
 }
 
 

@@ -124,9 +124,29 @@ def test_tokens_come_as_often_as_their_probability_says() -> None:
     torch.testing.assert_close(share, torch.tensor([0.5, 0.3, 0.2]), atol=0.015, rtol=0)  # 4 standard errors
 
 
-def test_bad_sampling_is_named() -> None:
-    with pytest.raises(ValueError, match=r"temperature must be at least 0.001, got 0.0"):
-        SamplingConfig(temperature=0.0)
+def test_top_k_and_top_p_keep_the_likeliest_tokens() -> None:
+    log_prob = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    for config, kept in (
+        (SamplingConfig(top_k=3), 3),
+        (SamplingConfig(top_p=0.8), 2),
+        (SamplingConfig(top_p=0.81), 3),
+    ):
+        found = config.log_probs(log_prob).exp()
+        wanted = torch.tensor([0.5, 0.3, 0.15, 0.05]) * (torch.arange(4) < kept)
+        torch.testing.assert_close(found[0], wanted / wanted.sum())
+
+
+@pytest.mark.parametrize(
+    "bad, named",
+    [
+        ({"temperature": 0.0}, "temperature must be at least 0.001, got 0.0"),
+        ({"top_p": 0.0}, r"top_p must be in \(0, 1\], got 0.0"),
+        ({"top_k": -1}, "top_k must be at least 0, got -1"),
+    ],
+)
+def test_bad_sampling_is_named(bad: dict, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        SamplingConfig(**bad)
 
 
 def test_the_norm_is_rms_norm_with_llamas_eps() -> None:
