@@ -233,7 +233,8 @@ class LatentDiffusion:
         sampler = SamplerConfig(steps, guidance, eta)
         generator = generator or torch.Generator().manual_seed(0)
         note_guidance(guidance)
-        start, shape = self.schedule.start, (len(prompts), *self.latent_shape)
+        start = self.schedule.start
+        shape = (len(prompts), *self.latent_shape)
         if not isinstance(latents, Tensor | None) or (latents is not None and latents.shape != shape):
             got = tuple(latents.shape) if isinstance(latents, Tensor) else quote(latents)
             raise ValueError(f"latents must be a tensor of shape {shape}, got {got}")

@@ -113,7 +113,8 @@ class Autoencoder(nn.Module):
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
-        self.config, z = config, config.latent_channels
+        self.config = config
+        z = config.latent_channels
         self.encoder = encoder(config)
         self.quant_conv, self.post_quant_conv = nn.Conv2d(2 * z, 2 * z, 1), nn.Conv2d(z, z, 1)
         self.decoder = decoder(config)
@@ -252,7 +253,8 @@ class VQAutoencoder(nn.Module):
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
-        self.config, d, c = config, config.dimensions, config.width
+        self.config = config
+        d, c = config.dimensions, config.width
         self.see_form, self.see_color = see_patch(config), see_patch(config)
         self.forms, self.colors = (Quantiser(k, d, config.beta) for k in (config.forms, config.colors))
         blocks = [ResBlock(c, c, config.groups, EPS) for _ in range(config.res_blocks)]

@@ -177,13 +177,14 @@ class SpatialTransformer(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """Shapes: x (b c h w), context (b t d) -> (b c h w)"""
-        pixels, grid, h = "b c h w -> b (h w) c", "b (h w) c -> b c h w", x.shape[2]
+        pixels, image = "b c h w -> b (h w) c", "b (h w) c -> b c h w"
         y = self.norm(x).to(memory_format=channels_last)  # makes 1x1 convolutions faster on a CPU
         y = self.proj_in(rearrange(y, pixels)) if self.linear else rearrange(self.proj_in(y), pixels)
         for block in self.blocks:
             y = block(y, context)  # (b h*w c)
-        y = rearrange(self.proj_out(y), grid, h=h) if self.linear else self.proj_out(rearrange(y, grid, h=h))
-        return x + y
+        if self.linear:
+            return x + rearrange(self.proj_out(y), image, h=x.shape[2])
+        return x + self.proj_out(rearrange(y, image, h=x.shape[2]))
 
 
 class PixelAttention(nn.Module):

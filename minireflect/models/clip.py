@@ -98,7 +98,8 @@ class Block(nn.Module):
 
     def __init__(self, config: TextConfig | VisionConfig) -> None:
         super().__init__()
-        d, hidden, self.quick_gelu = config.width, config.hidden or 4 * config.width, config.quick_gelu
+        self.quick_gelu, d = config.quick_gelu, config.width
+        hidden = config.hidden or 4 * d
         self.norm1, self.attn = nn.LayerNorm(d), Attention(d, config.heads, bias=True)
         self.norm2 = nn.LayerNorm(d)
         self.fc1, self.fc2 = nn.Linear(d, hidden), nn.Linear(hidden, d)
@@ -121,7 +122,8 @@ class TextEncoder(nn.Module):
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.config, d = config, config.width
+        self.config = config
+        d = config.width
         self.token, self.position = nn.Embedding(config.vocabulary, d), nn.Embedding(config.length, d)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm_out = nn.LayerNorm(d)
@@ -198,7 +200,8 @@ class ConvStem(nn.Module):
         super().__init__()
         self.conv_in = nn.Conv2d(3, channels[0], 4, stride=2, padding=1)
         self.down = nn.ModuleList(Downsample(c) for c in channels)
-        self.res = nn.ModuleList(ResBlock(a, b, 8, 1e-5) for a, b in zip(channels, (*channels[1:], width)))
+        widths = zip(channels, (*channels[1:], width))
+        self.res = nn.ModuleList(ResBlock(a, b, groups=8, eps=1e-5) for a, b in widths)
 
     def forward(self, images: Tensor) -> Tensor:
         """Shapes: images (b 3 h w) -> (b d h/p w/p)"""
@@ -213,7 +216,8 @@ class VisionEncoder(nn.Module):
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.config, d, p = config, config.width, config.patch
+        self.config = config
+        d, p = config.width, config.patch
         self.class_token = nn.Parameter(torch.randn(d) * d**-0.5)
         self.patch = ConvStem(config.stem, d) if config.stem else nn.Conv2d(3, d, p, stride=p, bias=False)
         self.position = nn.Embedding(1 + (config.size // p) ** 2, d)
@@ -321,7 +325,8 @@ class Matcher(nn.Module):
 
     def __init__(self, config: MatcherConfig) -> None:
         super().__init__()
-        self.config, d = config, config.width
+        self.config = config
+        d = config.width
         self.text, self.vision = TextEncoder(config.text), VisionEncoder(config.vision)
         self.norm_patches = nn.LayerNorm(d)
         self.blocks = nn.ModuleList(CrossBlock(d, config.heads, config.fused) for _ in range(config.depth))

@@ -109,7 +109,8 @@ class ReasonGen(nn.Module):
 
     def __init__(self, config: ReasonGenConfig, codebooks: Pair | None = None) -> None:
         super().__init__()
-        self.config, d, m = config, config.width, config.hidden
+        self.config = config
+        d, m = config.width, config.hidden
         self.transformer = Transformer(config.transformer)
         if codebooks is None:
             sizes = (config.forms, config.colors)

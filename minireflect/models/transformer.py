@@ -102,7 +102,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class CausalAttention(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        d, self.heads = config.width, config.heads
+        d = config.width
+        self.heads = config.heads
         self.q, self.k, self.v, self.out = (nn.Linear(d, d, bias=False) for _ in range(4))
 
     def forward(self, x: Tensor, i: int, rotary: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
@@ -273,10 +274,11 @@ class Transformer(nn.Module):
         ends with `end`; `chosen` is False for this token.
         Shapes: hidden (b 1 d)
         """
-        b, last = len(hidden), hidden
+        b = len(hidden)
         ids = torch.full((b, length), EOS, device=hidden.device)
         chosen = torch.zeros(b, length, dtype=torch.bool, device=hidden.device)
         unfinished = torch.ones(b, dtype=torch.bool, device=hidden.device)  # texts that have not ended
+        last = hidden
         for i in range(length):
             if forced and i == length - 1:
                 token = torch.full((b,), end, device=hidden.device)
@@ -348,7 +350,8 @@ class Actor(nn.Module):
         Raises FloatingPointError when a logit is not finite.
         Shapes: latents (b c h w), ids (b n)
         """
-        cache, choose = self.transformer.cache(len(latents)), SamplingConfig().chooser(generator)
+        cache = self.transformer.cache(len(latents))
+        choose = SamplingConfig().chooser(generator)
         begin = torch.full_like(ids[:, :1], BOS)
         rows = torch.cat([self.read(latents, ids), self.transformer.embed(begin)], 1)  # (b s+1 d)
         hidden = self.transformer(rows, cache)[:, -1:]  # (b 1 d)

@@ -116,7 +116,8 @@ class UNet(nn.Module):
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
-        self.config, self.checkpointing = config, False
+        self.config = config
+        self.checkpointing = False
         first, coarsest = config.channels[0], len(config.channels) - 1
 
         self.time = mlp(first, config.time_width)
