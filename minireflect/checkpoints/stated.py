@@ -50,19 +50,17 @@ def refused(why: str, keys: str) -> Table:
 # fmt: off
 # Key -> its type, in every kind of file.
 TYPES = {key: kind for kind, keys in {
-    dict[str, dict] | None: "added_tokens_decoder", dict[str, float] | None: "alpha_pattern rank_pattern",
-    bool: "quick_gelu", Count | None | list[Count]: "num_attention_heads attention_head_dim",
-    Count | None | tuple[Count, Count]: "sample_size", Natural: "num_hidden_layers",
-    Count: "heads head_width width", Natural | None: "eos_token_id steps_offset",
-    Annotated[int, Range(1, 100_000)]: "num_train_timesteps",
-    Count | None: "norm_num_groups addition_time_embed_dim", float: "beta_start beta_end",
-    float | None: "shift_factor lora_alpha", Positive | None: "scaling_factor model_max_length",
-    str | None: "beta_schedule hidden_act prediction_type timestep_spacing final_sigmas_type _class_name",
+    bool: "quick_gelu", list | None: "scheduler", float: "beta_start beta_end", Natural: "num_hidden_layers",
     bool | None: "rescale_betas_zero_snr force_zeros_for_empty_prompt set_alpha_to_one use_rslora",
-    list | None: "scheduler",
-    dict | None: "text_config vision_config text_config_dict vision_config_dict model_cfg text_cfg "
-                 "vision_cfg preprocess_cfg",
+    str | None: "beta_schedule hidden_act prediction_type timestep_spacing final_sigmas_type _class_name",
+    Count: "heads head_width width", Count | None: "norm_num_groups addition_time_embed_dim",
+    Count | None | list[Count]: "num_attention_heads attention_head_dim",
+    Count | None | tuple[Count, Count]: "sample_size", Natural | None: "eos_token_id steps_offset",
+    Annotated[int, Range(1, 100_000)]: "num_train_timesteps", float | None: "shift_factor lora_alpha",
+    Positive | None: "scaling_factor model_max_length", dict[str, dict] | None: "added_tokens_decoder",
     list[float] | None: "image_mean image_std mean std latents_mean latents_std",
+    dict[str, float] | None: "alpha_pattern rank_pattern", dict | None: "text_config vision_config "
+    "text_config_dict vision_config_dict model_cfg text_cfg vision_cfg preprocess_cfg",
 }.items() for key in keys.split()}
 # Keys whose value may be a list of accepted values.
 LISTS = "unet vae text_encoder text_encoder_2 down_block_types up_block_types only_cross_attention"
@@ -86,7 +84,6 @@ SAMPLERS = """solver_(order|type|p) algorithm_type lower_order_final euler_at_fi
     skip_prk_steps noise_sampler_seed use_noise_sampler """
 DISCRETE = """DDIM DDPM PNDM LMSDiscrete EulerDiscrete EulerAncestralDiscrete HeunDiscrete KDPM2Discrete
     KDPM2AncestralDiscrete DPMSolverMultistep DPMSolverSinglestep DPMSolverSDE UniPCMultistep DEISMultistep"""
-FLOW = "a flow model: its network predicts a velocity between noise and picture, not noise"
 EDM = "an EDM model: its network is scaled by sigma_data and takes noise levels, not times"
 DISTILLED = "a consistency model: its network needs a special sampler"
 DIT = "Stable Diffusion 3, Flux or another model whose network is a transformer, not a UNet"
@@ -111,7 +108,8 @@ KINDS: dict[str, Table] = {
             timestep_spacing=("leading", "trailing", "linspace"), clip_sample=(False, None),
             final_sigmas_type=("zero", None), timestep_type=("discrete", None), predict_epsilon=(True, None),
             prediction_type=("epsilon", "v_prediction", "sample"), interpolation_type=("linear", None))
-    | refused(FLOW, "use_flow_sigmas .*shift.* .*_image_seq_len invert_sigmas stochastic_sampling")
+    | refused("a flow model: its network predicts a velocity between noise and picture, not noise",
+              "use_flow_sigmas .*shift.* .*_image_seq_len invert_sigmas stochastic_sampling")
     | refused(DISTILLED, "original_inference_steps timestep_scaling") | refused(EDM, "sigma_data"),
     "UNet": table(
         "attention_head_dim num_attention_heads norm_num_groups addition_time_embed_dim sample_size",
@@ -131,9 +129,8 @@ KINDS: dict[str, Table] = {
         ABOUT + "(in|out|latent|block_out)_channels layers_per_block sample_size force_upcast "
         "mid_block_add_attention", _class_name="AutoencoderKL", act_fn=("silu", "swish"), use_quant_conv=True,
         use_post_quant_conv=True, down_block_types="DownEncoderBlock2D", up_block_types="UpDecoderBlock2D"),
-    "CLIP": table("(text|vision)_config(_dict)?", GENERIC, model_type="clip"), "text encoder": TEXT,
-    "CLIP's text_config": TEXT, "CLIP's text_config_dict": TEXT,
-    "CLIP's vision_config": VISION, "CLIP's vision_config_dict": VISION,
+    "CLIP": table("(text|vision)_config(_dict)?", GENERIC, model_type="clip"),
+    "text encoder": TEXT, "CLIP's text_config": TEXT, "CLIP's vision_config": VISION,
     "preprocessor": table(
         "image_mean image_std crop_size size", "do_convert_rgb do_pad image_processor_type processor_class "
         "feature_extractor_type data_format input_data_format device return_tensors disable_grouping "
@@ -204,11 +201,9 @@ ABSENT: dict[str, dict] = {
     **{f"{name}Scheduler": {"beta_start": 0.00085, "beta_end": 0.012}
        for name in ("HeunDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete")},
     "UNet": {"attention_head_dim": 8, "norm_num_groups": 32}, "text encoder": NETWORK,
-    "VAE": {"scaling_factor": 0.18215, "norm_num_groups": 32},
-    **{f"CLIP's text_config{end}": NETWORK for end in ("", "_dict")},
-    **{f"CLIP's vision_config{end}": NETWORK | {"num_attention_heads": 12} for end in ("", "_dict")},
-    "open_clip's text_cfg": {"heads": 8}, "open_clip's vision_cfg": {"width": 768, "head_width": 64},
-    "LoRA's configuration": {"lora_alpha": 8.0},
+    "VAE": {"scaling_factor": 0.18215, "norm_num_groups": 32}, "CLIP's text_config": NETWORK,
+    "CLIP's vision_config": NETWORK | {"num_attention_heads": 12}, "open_clip's text_cfg": {"heads": 8},
+    "open_clip's vision_cfg": {"width": 768, "head_width": 64}, "LoRA's configuration": {"lora_alpha": 8.0},
 }
 # fmt: on
 
@@ -222,7 +217,7 @@ def check(kind: str, values: Mapping[str, object], source: object) -> dict:
     of_class, owner = ABSENT.get(str(values.get("_class_name")), {}), kind.partition("'")[0]
     values = {**ABSENT.get(kind, {}), **of_class, **values} if values else {}
     for key, value in values.items():
-        rule, inner = rule_of(kind, key), f"{owner}'s {key}"
+        rule, inner = rule_of(kind, key), f"{owner}'s {key.removesuffix('_dict')}"
         with named_as("", Refusal):
             expect(value, TYPES.get(key, object), f"{key} in {source}")
         if inner in KINDS and value:
