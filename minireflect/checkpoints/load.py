@@ -189,25 +189,25 @@ def filled(network: type[nn.Module], config: object, part: Part, dtype: Dtype) -
 
 
 # --- CLIP ---------------------------------------------------------------------------------------------------
-def load_clip(path: Place, tokenizer: Folder = None, quick_gelu: bool | None = None) -> tuple[CLIP, Words]:
+def load_clip(path: Place, tokenizer: Folder = None, activation: str | None = None) -> tuple[CLIP, Words]:
     """Load CLIP from a folder of transformers' CLIPModel, or from OpenCLIP's state dict (a file or a folder).
 
-    `quick_gelu` overrides the activation, which a state dict without a configuration file does not state.
-    OpenAI's weights need True, and LAION's False, the default for OpenCLIP.  `tokenizer` is that of `Given`.
+    `activation` overrides that of the configuration file, which a state dict alone does not have.  OpenAI's
+    weights need "quick_gelu", and LAION's "gelu", the default for OpenCLIP.  `tokenizer` is that of `Given`.
     Raises WeightsError when a file is missing, not supported, or does not fit.
     """
     path = Path(path)
     if not path.exists():
         raise WeightsError(f"there is no CLIP at {path}")
     folder, file = path if path.is_dir() else path.parent, weights_file(path)
-    text, vision, pictures = _clip_parts(folder, file, quick_gelu)
+    text, vision, pictures = _clip_parts(folder, file, activation)
     whole, seen = text._replace(prefix=""), parts.vision_sizes(vision, pictures)
     config = CLIPConfig(parts.text_sizes(text), seen, whole.shape("text_projection.weight")[0])
     clip = filled(CLIP, config, whole, None)
     return clip, _tokenizer(path, (None,), clip.text, config.text.length, tokenizer)
 
 
-def _clip_parts(folder: Path, file: Path, quick_gelu: bool | None) -> tuple[Part, Part, dict]:
+def _clip_parts(folder: Path, file: Path, activation: str | None) -> tuple[Part, Part, dict]:
     """Text encoder, image encoder, and the configuration of the pictures, with the keys of transformers."""
     tensors = read_weights(file)
     if any(name.startswith("text_model.") for name in tensors):
@@ -227,11 +227,10 @@ def _clip_parts(folder: Path, file: Path, quick_gelu: bool | None) -> tuple[Part
         openai = "input_resolution" in tensors  # written by OpenAI's own program
         default, table = "quick_gelu" if model.get("quick_gelu", openai) else "gelu", names.OPEN_CLIP
         tensors, said = names.open_clip(tensors), openai or "quick_gelu" in model
-    if quick_gelu is None and not said:
+    if activation is None and not said:
         hint = "LAION's need gelu; OpenAI's, and those trained from them, quick_gelu (--clip-activation)"
         warnings.warn(f"{file} does not state its activation: assuming {default}; {hint}", stacklevel=4)
-    asked = {True: "quick_gelu", False: "gelu", None: None}[quick_gelu]
-    text, vision = (c | {"hidden_act": asked or c.get("hidden_act") or default} for c in (text, vision))
+    text, vision = (c | {"hidden_act": activation or c.get("hidden_act") or default} for c in (text, vision))
     ours = Part(renamed(tensors, table, file), text, str(file), "text.").shortened()
     seen = ours._replace(config=vision, prefix="vision.").shortened()
     return ours._replace(tensors=seen.tensors), seen, pictures

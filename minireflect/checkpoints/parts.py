@@ -320,7 +320,7 @@ def _transformer_sizes(part: Part, width: int, heads: int) -> dict:
     return dict(
         width=width, layers=part.count(r"blocks\.(\d+)\."), hidden=part.shape("blocks.0.fc1.weight")[0],
         heads=part.config.get("num_attention_heads") or heads,
-        quick_gelu=part.config["hidden_act"] == "quick_gelu",
+        quick_gelu={"quick_gelu": True, "gelu": False}[part.config["hidden_act"]],
     )  # fmt: skip
 
 

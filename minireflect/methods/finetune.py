@@ -29,7 +29,7 @@ from ..checkpoints.lora import save_lora
 from ..diffusion.schedule import Prediction
 from ..models.clip import CLIP
 from ..models.lora import LoRAConfig, add_lora
-from ..models.tokenizer import BytePairs, NoVocabulary, PromptError
+from ..models.tokenizer import BytePairs, PromptError
 from ..pipeline import LatentDiffusion, Reward, SamplerConfig
 from ..ranges import Checked, Count, Natural, expect, quote
 from ..rl.rewards import aesthetic_reward, clip_reward, compressibility, incompressibility, weighted
@@ -108,8 +108,7 @@ def load_base(config: FinetuneConfig, device: torch.device) -> LatentDiffusion:
     if isinstance(size, tuple) and len(size) != 2:
         raise ValueError(f"--size takes one number, or height and width, got {size}")
     pipe = load_checkpoint(config.base, Given(dtype, config.tokenizer, config.prediction, size, config.vae))
-    if isinstance(pipe.tokenizer, NoVocabulary):
-        pipe.tokenizer([""])  # raises an error that says which option to give
+    pipe.tokenizer([""])  # without a vocabulary, raises an error that says which option to give
     pipe.micro_batch, pipe.negative, pipe.clip_skip = config.micro_batch, config.negative, config.clip_skip
     pipe.unet.checkpointing = config.checkpointing
     return pipe.to(device)
@@ -129,8 +128,7 @@ def chosen_reward(config: FinetuneConfig, device: torch.device) -> Reward:
     def clip_of(path: str | None, name: str) -> tuple[CLIP, BytePairs]:
         if path is None:
             raise ValueError(f"--reward {name} needs --clip PATH; --reward incompressibility does not")
-        quick = {None: None, "gelu": False, "quick_gelu": True}[config.clip_activation]
-        clip, tokenizer = load_clip(path, config.tokenizer, quick)
+        clip, tokenizer = load_clip(path, config.tokenizer, config.clip_activation)
         return clip.to(device), tokenizer
 
     def reward_of(name: str, path: str | None) -> Reward:
