@@ -69,8 +69,7 @@ def save_lora(path: Place, unet: nn.Module) -> None:
     which means a scale of 1.  `load_lora` finds the original scale in the metadata.
     Raises ValueError when the UNet has no adapters.
     """
-    layers = lora_layers(unet)
-    if not layers:
+    if not (layers := lora_layers(unet)):
         raise ValueError("there is no LoRA to save: call add_lora first")
     tensors = {}
     for name, theirs in new_names(layers, names.TO_DIFFUSERS).items():

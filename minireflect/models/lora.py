@@ -30,8 +30,7 @@ class LoRAConfig(Checked):
     # name endings of the linear layers that are trained, such as "cross_attn.q" or "ff.up"
     targets: tuple[str, ...] = ("q", "k", "v", "out")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def require(self) -> None:
         if not self.targets:
             raise ValueError("targets is empty: name the layers to train, such as q k v out")
 
