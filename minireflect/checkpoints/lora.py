@@ -174,9 +174,8 @@ def load_lora(target: Target, path: Place, strength: float = 1.0) -> Target:
         if not takes_lora(layer):
             wrong["extra"].append(name + ("" if layer is None else f", a {type(layer).__name__}"))
         elif (A.shape[1], B.shape[0]) != (layer.weight.shape[1], len(layer.weight)) or len(A) != B.shape[1]:
-            expected = f"(r {layer.weight.shape[1]}) and ({len(layer.weight)} r)"
-            found = f"{tuple(A.shape)} and {tuple(B.shape)}"
-            wrong["misshapen"].append(f"{name}: expected {expected}, found {found}")
+            fits = f"(r {layer.weight.shape[1]}) and ({len(layer.weight)} r)"
+            wrong["misshapen"].append(f"{name}: expected {fits}, found {tuple(A.shape)} and {tuple(B.shape)}")
     files.refuse(f"{path} does not fit this network: of {len(adapters)} layers", wrong)
     install(whole, {name: (len(found.A), strength * found.scale) for name, found in adapters.items()}, None)
     for name, found in adapters.items():
