@@ -124,35 +124,31 @@ KINDS: dict[str, Table] = {
     | refused("no UNet of Stable Diffusion uses it", """center_input_sample class_embed.* num_class_embeds
               encoder_hid_dim.* dual_cross_attention cross_attention_norm time_embedding_(dim|act_fn)
               timestep_post_act resnet_skip_time_act""") | refused(DISTILLED, "time_cond_proj_dim"),
-    "VAE": table(
-        "scaling_factor shift_factor latents_mean latents_std norm_num_groups",
+    "VAE": table("scaling_factor shift_factor latents_mean latents_std norm_num_groups",
         ABOUT + "(in|out|latent|block_out)_channels layers_per_block sample_size force_upcast "
         "mid_block_add_attention", _class_name="AutoencoderKL", act_fn=("silu", "swish"), use_quant_conv=True,
         use_post_quant_conv=True, down_block_types="DownEncoderBlock2D", up_block_types="UpDecoderBlock2D"),
     "CLIP": table("(text|vision)_config(_dict)?", GENERIC, model_type="clip"),
     "text encoder": TEXT, "CLIP's text_config": TEXT, "CLIP's vision_config": VISION,
-    "preprocessor": table(
-        "image_mean image_std crop_size size", "do_convert_rgb do_pad image_processor_type processor_class "
-        "feature_extractor_type data_format input_data_format device return_tensors disable_grouping "
-        "pad_size image_seq_length " + ABOUT, rescale_factor=1 / 255, resample=(3, None), do_resize=YES,
-        do_center_crop=YES, do_rescale=YES, do_normalize=YES, default_to_square=(False, None)),
-    "tokenizer": table(
-        "pad_token added_tokens_decoder model_max_length", "unk_token add_prefix_space errors name_or_path "
-        "special_tokens_map_file clean_up_tokenization_spaces use_fast processor_class "
-        "additional_special_tokens extra_special_tokens backend is_local local_files_only "
-        "add_.*_token " + ABOUT, do_lower_case=YES, padding_side=("right", None),
-        truncation_side=("right", None), bos_token=(BEGIN_TEXT, None), eos_token=(END_TEXT, None),
+    "preprocessor": table("image_mean image_std crop_size size", "do_convert_rgb do_pad image_processor_type "
+        "processor_class feature_extractor_type data_format input_data_format device return_tensors "
+        "disable_grouping pad_size image_seq_length " + ABOUT, rescale_factor=1 / 255, resample=(3, None),
+        do_resize=YES, do_center_crop=YES, do_rescale=YES, do_normalize=YES, default_to_square=(False, None)),
+    "tokenizer": table("pad_token added_tokens_decoder model_max_length", "unk_token add_prefix_space errors "
+        "name_or_path special_tokens_map_file clean_up_tokenization_spaces use_fast processor_class backend "
+        "additional_special_tokens extra_special_tokens is_local local_files_only add_.*_token " + ABOUT,
+        do_lower_case=YES, padding_side=("right", None), truncation_side=("right", None),
+        bos_token=(BEGIN_TEXT, None), eos_token=(END_TEXT, None),
         tokenizer_class=("CLIPTokenizer", "CLIPTokenizerFast", "TokenizersBackend", None)),
     "open_clip": table("model_cfg preprocess_cfg", "custom_text tags name"),
-    "open_clip's model_cfg": table(
-        "quick_gelu text_cfg vision_cfg", "embed_dim init_logit_scale output_dict cast_dtype",
-        custom_text=(False, None)),
+    "open_clip's model_cfg": table("quick_gelu text_cfg vision_cfg",
+        "embed_dim init_logit_scale output_dict cast_dtype", custom_text=(False, None)),
     "open_clip's text_cfg": table(
-        "heads", "context_length vocab_size width layers mlp_ratio pad_id output_tokens", norm_kwargs=({},),
-        pool_type=("argmax", "eos"), proj_type=("linear",), act_kwargs=({},), eos_id=(49407, 2)),
+        "heads", "context_length vocab_size width layers mlp_ratio pad_id output_tokens", norm_kwargs={},
+        pool_type=("argmax", "eos"), proj_type="linear", act_kwargs={}, eos_id=(49407, 2)),
     "open_clip's vision_cfg": table(
         "width head_width", "layers image_size patch_size mlp_ratio patch_dropout output_tokens",
-        pool_type="tok", pos_embed_type="learnable", norm_kwargs=({},), act_kwargs=({},)),
+        pool_type="tok", pos_embed_type="learnable", norm_kwargs={}, act_kwargs={}),
     "open_clip's preprocess_cfg": table(
         "mean std size", "fill_color", mode="RGB", interpolation="bicubic", resize_mode=("shortest", None)),
     "single file": {
@@ -181,11 +177,10 @@ KINDS: dict[str, Table] = {
         r"bundle_emb\..*|emb_params|string_to_param": Rule("refused", "learnt words; only LoRA is supported"),
         r".*lora(\.|_)(A|B|down|up)\b.*|.*\.lora_linear_layer\.(down|up)\.weight": Rule("read"),
     },
-    "LoRA's configuration": table(
-        "lora_alpha alpha_pattern use_rslora", ABOUT + "r rank_pattern task_type auto_mapping peft_version "
-        "base_model_name_or_path revision inference_mode target_modules exclude_modules lora_dropout "
-        "layers_to_transform layers_pattern megatron_config megatron_core loftq_config eva_config "
-        "qalora_group_size runtime_config ensure_weight_tying arrow_config",
+    "LoRA's configuration": table("lora_alpha alpha_pattern use_rslora", ABOUT + "r rank_pattern task_type "
+        "auto_mapping peft_version base_model_name_or_path revision inference_mode target_modules "
+        "exclude_modules lora_dropout layers_to_transform layers_pattern megatron_config megatron_core "
+        "loftq_config eva_config qalora_group_size runtime_config ensure_weight_tying arrow_config",
         peft_type=("LORA", None), bias=("none", None),
         init_lora_weights=(True, False, None, "gaussian", "eva", "orthogonal"))
     | refused("a DoRA: a LoRA with column lengths", "use_dora"),
