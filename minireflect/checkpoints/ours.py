@@ -152,9 +152,8 @@ def load_reasongen(folder: Place = REASON, name: str = "reasongen", device: Devi
     """
     path = Path(folder) / f"{name}.safetensors"
     model, about = load_module(path, ReasonGen)
-    tokenizer = words_of(path, about, model.config.prompt, model.config.vocabulary)
-    codec = load_codec(folder).to(device)
-    return ReasonPipeline(model.to(device), tokenizer, codec, writes_rationale=about.get("thinks") != "no")
+    words = words_of(path, about, model.config.prompt, model.config.vocabulary)
+    return ReasonPipeline(model.to(device), words, load_codec(folder).to(device), about.get("thinks") != "no")
 
 
 def save_reasongen(folder: Path, name: str, pipe: ReasonPipeline) -> None:
@@ -236,12 +235,11 @@ def _describe_checkpoint(path: Path) -> str:
         warnings.simplefilter("always")
         pipe, family = load_checkpoint(path), family_of(parts.read_published(path)).name
     c = pipe.schedule.config
-    betas = f"beta {c.beta_start} to {c.beta_end} {c.beta_schedule}"
-    about = [f"predicts {c.prediction}, {c.train_steps} levels, {betas}", _limit(pipe.tokenizer)]
+    said = f"{c.train_steps} levels, beta {c.beta_start} to {c.beta_end} {c.beta_schedule}"
     networks = [f"{n:13} {_counted(getattr(pipe, n))}" for n in ("autoencoder", "text_encoder", "unet")]
     notes = dict.fromkeys(f"note: {each.message}" for each in caught)  # without repetitions
     title = f"{path}: {family}, pictures of {' x '.join(map(str, pipe.sides))}"
-    return "\n  ".join([title, *networks, *about, *notes])
+    return "\n  ".join([title, *networks, f"predicts {c.prediction}, {said}", _limit(pipe.tokenizer), *notes])
 
 
 def _limit(tokenizer: Words) -> str:

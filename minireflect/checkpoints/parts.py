@@ -127,8 +127,7 @@ def read_published(path: Path, vae: Path | None = None) -> Published:
 
 def _read_folder(path: Path) -> Published:
     index = read_stated("model_index.json", path / "model_index.json", needed=True)
-    there = [part for part in PARTS if (index.get(part) or [None])[0] or (path / part).is_dir()]
-    parts = {part: read_part(path / part, part) for part in there}
+    parts = {p: read_part(path / p, p) for p in PARTS if (index.get(p) or [None])[0] or (path / p).is_dir()}
     scheduler = read_json(file := path / "scheduler" / "scheduler_config.json")
     if (named := (index.get("scheduler") or [None])[-1]) and not scheduler:
         raise WeightsError(f"{file} is missing or empty, but model_index.json names a scheduler")
