@@ -32,21 +32,15 @@ OUR_ALPHAS = "minireflect_alphas"  # metadata key of our files: layer name -> al
 
 # kohya writes _ for every dot in a layer's name.  WORDS are the parts of names that contain a _ themselves.
 KOHYA = {"unet": "unet", "te": "text_encoder", "te1": "text_encoder", "te2": "text_encoder_2"}
-WORDS = (
-    "(?:down|up|mid|transformer|input|middle|output)_blocks?|time_emb_proj|(?:time|add)_embed(?:ding)?"
-    "|label_emb|(?:emb|in|out)_layers|linear_[12]|conv_(?:in|out|shortcut)|skip_connection|text_model"
-    "|text_projection|self_attn|proj_(?:in|out)|(?:[qkv]|out)_proj|to_(?:[qkv]|out)|[a-z0-9]+"
-)
-
-
-def dotted(kohya: re.Match) -> str:
-    """kohya's network and layer names, as NETWORK.LAYER with dots."""
-    return ".".join([KOHYA[kohya[1]], *re.findall(WORDS, kohya[2])])
-
+WORDS = """(?x) (?:down|up|mid|transformer|input|middle|output)_blocks? | time_emb_proj | label_emb
+    | (?:time|add)_embed(?:ding)? | (?:emb|in|out)_layers | linear_[12] | conv_(?:in|out|shortcut)
+    | skip_connection | text_model | text_projection | self_attn | proj_(?:in|out) | (?:[qkv]|out)_proj
+    | to_(?:[qkv]|out) | [a-z0-9]+"""
 
 # A table from the tensor names of all tools to NETWORK.LAYER/A, NETWORK.LAYER/B or NETWORK.LAYER/alpha.
 SPELLINGS = [
-    (r"^((base_model\.)?model\.|diffusion_model\.)+", ""), (r"^lora_(unet|te[12]?)_([^.]+)", dotted),
+    (r"^((base_model\.)?model\.|diffusion_model\.)+", ""),
+    (r"^lora_(unet|te[12]?)_([^.]+)", lambda m: ".".join([KOHYA[m[1]], *re.findall(WORDS, m[2])])),
     (r"^(?=(text_model|encoder)\.)", "text_encoder."), (r"^(?!(unet|text_encoder(_2)?)\.)", "unet."),
     (r"\.processor\b", ""), (r"([._]lora(_linear_layer)?([._](A|B|down|up))?)?\.(lora_)?alpha$", "/alpha"),
     (r"[._]lora(_linear_layer)?[._](A|down)(\.[^.]+)?\.weight$", "/A"),
