@@ -360,9 +360,9 @@ def test_a_statistic_that_is_not_finite_is_not_logged(tmp_path: Path, kl: object
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
-    save_weights(tmp_path / "w.safetensors", {"a": torch.ones(2)})
+    save_weights(tmp_path / "w.safetensors", {"a": torch.ones(2)}, {})
     with pytest.raises(FloatingPointError, match=r"a, to be saved in w\.safetensors, is not a finite number"):
-        save_weights(tmp_path / "w.safetensors", {"a": torch.tensor([1.0, torch.inf])})
+        save_weights(tmp_path / "w.safetensors", {"a": torch.tensor([1.0, torch.inf])}, {})
     assert torch.equal(read_weights(tmp_path / "w.safetensors")["a"], torch.ones(2))
 
 

@@ -30,7 +30,6 @@ from .names import Table, Tensors, inside
 
 Strings = dict[str, str]
 SHOWN = 10  # names listed per kind of mismatch, before "and 123 more"
-TORCH_FILES = (".ckpt", ".pt", ".pth", ".bin")
 CHECKSUM = "minireflect_checksum"  # metadata key of `checksum` in files of minireflect
 # Prefixes that distributed training and torch.compile add to every name.
 WRAPPERS = r"(module|_orig_mod|_fsdp_wrapped_module)\."
@@ -56,17 +55,15 @@ def checksum(tensors: Tensors, metadata: Strings) -> str:
 
 
 def save_weights(
-    path: Place, tensors: Tensors, metadata: Strings | None = None, durable: bool = True,
-    keep: Path | None = None,
-) -> None:  # fmt: skip
+    path: Place, tensors: Tensors, metadata: Strings, durable: bool = True, keep: Path | None = None
+) -> None:
     """Write a safetensors file, with a checksum in its metadata; `durable` and `keep` as in `replacing`.
 
     Raises FloatingPointError when a number is not finite; then nothing is written.
     """
-    metadata, file = metadata or {}, Path(path).name
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     for name, t in tensors.items():
-        finite(t, f"{name}, to be saved in {file},")
+        finite(t, f"{name}, to be saved in {Path(path).name},")
     metadata = {**metadata, CHECKSUM: checksum(tensors, metadata)}
     with replacing(path, durable, keep) as written:
         written.write(safetensors.torch.save(tensors, metadata))
@@ -87,10 +84,8 @@ def read_weights(path: Place) -> Tensors:
     else:
         with _opened(path) as file:  # tensors are views of the mapped file: unused ones are not read
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
-    while wrapper := re.match(WRAPPERS, next(iter(found), "")):
-        if len(unwrapped := inside(found, wrapper[0])) < len(found):
-            break
-        found = unwrapped
+    while (m := re.match(WRAPPERS, next(iter(found), ""))) and all(n.startswith(m[0]) for n in found):
+        found = inside(found, m[0])
     for dtype, name in {t.dtype: name for name, t in found.items() if t.is_floating_point()}.items():
         problem = f"{path} holds {quote(name)} in {dtype}, which cannot be converted; use another precision"
         with named_as(problem, RuntimeError):
@@ -99,12 +94,12 @@ def read_weights(path: Place) -> Tensors:
 
 
 def read_metadata(path: Place) -> Strings:
-    """The metadata of a safetensors file without CHECKSUM; empty for other kinds of file."""
+    """The metadata of a safetensors file; empty for other kinds of file."""
     path = existing(path)
     if path.suffix == ".json" or is_torch(path):
         return {}
     with _opened(path) as file:
-        return {key: value for key, value in (file.metadata() or {}).items() if key != CHECKSUM}
+        return file.metadata() or {}
 
 
 def read_ours(path: Place, checked: bool = False) -> tuple[Tensors, Strings]:
@@ -112,9 +107,7 @@ def read_ours(path: Place, checked: bool = False) -> tuple[Tensors, Strings]:
 
     Raises WeightsError when the checksum is wrong; with `checked`, also when there is no checksum.
     """
-    tensors = read_weights(path)
-    with _opened(Path(path)) as file:
-        metadata = file.metadata() or {}
+    tensors, metadata = read_weights(path), read_metadata(path)
     if (checked or CHECKSUM in metadata) and metadata.get(CHECKSUM) != checksum(tensors, metadata):
         raise WeightsError(f"{path} is damaged: its tensors are not those that were saved (checksum)")
     return tensors, metadata
@@ -140,7 +133,7 @@ def is_torch(path: Path) -> bool:
     with open(path, "rb") as file:
         start = file.read(9)
     mislabelled = path.suffix == ".safetensors" and start.startswith((b"PK", b"\x80"))
-    return start[8:] != b"{" and (path.suffix in TORCH_FILES or mislabelled)
+    return start[8:] != b"{" and (path.suffix in (".ckpt", ".pt", ".pth", ".bin") or mislabelled)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from ..models.unet import UNet
 from ..pipeline import LatentDiffusion
 from . import names, parts
 from .files import WeightsError, existing, load_into, read_weights, renamed
-from .parts import SD2, SDXL, Family, Part, Published, read_published, weights_file
+from .parts import SD2, SDXL, Family, Part, Published, autoencoder_sizes, read_published, weights_file
 from .stated import check, read_stated
 
 Dtype, Folder = torch.dtype | None, Place | None
@@ -62,8 +62,7 @@ def load_checkpoint(path: Place, given: Given = Given()) -> LatentDiffusion:
         said = f"it is stored in {stored}, and {given.dtype} is asked for: its numbers are rounded twice"
         warnings.warn(f"{found['unet'].source}: {said}".replace("torch.", ""), stacklevel=3)
     unet = filled(UNet, parts.unet_sizes(found["unet"], family), found["unet"], given.dtype)
-    latents = parts.autoencoder_sizes(found["vae"], family)
-    autoencoder = filled(Autoencoder, latents, found["vae"], torch.float32)
+    autoencoder = filled(Autoencoder, autoencoder_sizes(found["vae"], family), found["vae"], torch.float32)
     texts = [found[name] for name in ("text_encoder", "text_encoder_2")[: len(family.pads)]]
     configs = [parts.text_sizes(part, family is SDXL) for part in texts]
     if family is SDXL:
@@ -75,9 +74,9 @@ def load_checkpoint(path: Place, given: Given = Given()) -> LatentDiffusion:
     if family is SDXL and (reads := unet.config.pooled_width) != (width := configs[1].projection):
         told = f"a pooled prompt of width {reads}, its second text encoder gives {width}"
         raise WeightsError(f"{path}: its UNet needs {told}; addition_time_embed_dim may be wrong")
-    if (z := latents.latent_channels) != (reads := unet.config.in_channels):
+    if (z := autoencoder.config.latent_channels) != (reads := unet.config.in_channels):
         raise WeightsError(f"{found['vae'].source} has {z} latent channels, but the UNet needs {reads}")
-    schedule, factor = _schedule(published, given.prediction, family), latents.factor
+    schedule, factor = _schedule(published, given.prediction, family), autoencoder.config.factor
     size, side = given.image_size, found["unet"].config.get("sample_size")  # in pixels, in latents
     if size is None and side:
         size = side * factor if isinstance(side, int) else tuple(n * factor for n in side)
@@ -189,36 +188,33 @@ def filled(network: type[nn.Module], config: object, part: Part, dtype: Dtype) -
 
 
 # --- CLIP ---------------------------------------------------------------------------------------------------
-def load_clip(path: Place, tokenizer: Folder = None, quick_gelu: bool | None = None) -> tuple[CLIP, Words]:
+def load_clip(path: Place, tokenizer: Folder = None, activation: str | None = None) -> tuple[CLIP, Words]:
     """Load CLIP from a folder of transformers' CLIPModel, or from OpenCLIP's state dict (a file or a folder).
 
-    `quick_gelu` overrides the activation, which a state dict without a configuration file does not state.
-    OpenAI's weights need True, and LAION's False, the default for OpenCLIP.  `tokenizer` is that of `Given`.
+    `activation` overrides that of the configuration file, which a state dict alone does not have.  OpenAI's
+    weights need "quick_gelu", and LAION's "gelu", the default for OpenCLIP.  `tokenizer` is that of `Given`.
     Raises WeightsError when a file is missing, not supported, or does not fit.
     """
     path = Path(path)
-    if not path.exists():
-        raise WeightsError(f"there is no CLIP at {path}")
-    folder, file = path if path.is_dir() else path.parent, weights_file(path)
-    text, vision, pictures = _clip_parts(folder, file, quick_gelu)
+    text, vision, pictures = _clip_parts(weights_file(path), activation)
     whole, seen = text._replace(prefix=""), parts.vision_sizes(vision, pictures)
     config = CLIPConfig(parts.text_sizes(text), seen, whole.shape("text_projection.weight")[0])
     clip = filled(CLIP, config, whole, None)
     return clip, _tokenizer(path, (None,), clip.text, config.text.length, tokenizer)
 
 
-def _clip_parts(folder: Path, file: Path, quick_gelu: bool | None) -> tuple[Part, Part, dict]:
+def _clip_parts(file: Path, activation: str | None) -> tuple[Part, Part, dict]:
     """Text encoder, image encoder, and the configuration of the pictures, with the keys of transformers."""
     tensors = read_weights(file)
     if any(name.startswith("text_model.") for name in tensors):
-        config = read_stated("CLIP", folder / "config.json")
-        pictures = read_stated("preprocessor", folder / "preprocessor_config.json")
+        config = read_stated("CLIP", file.parent / "config.json")
+        pictures = read_stated("preprocessor", file.parent / "preprocessor_config.json")
         # transformers prefers KEY_dict, which older files have, to KEY
         stated = {key.removesuffix("_dict"): c for key, c in sorted(config.items()) if c is not None}
         text, vision = (stated.get(key) or {} for key in ("text_config", "vision_config"))
         default, table, said = "quick_gelu", names.TRANSFORMERS_CLIP, text and vision  # transformers' default
     else:
-        config = read_stated("open_clip", folder / "open_clip_config.json")
+        config = read_stated("open_clip", file.parent / "open_clip_config.json")
         model, seen = (config.get(key) or {} for key in ("model_cfg", "preprocess_cfg"))
         text, vision = (model.get(key) or {} for key in ("text_cfg", "vision_cfg"))
         pictures = {f"image_{key}": value for key, value in seen.items()}
@@ -227,11 +223,10 @@ def _clip_parts(folder: Path, file: Path, quick_gelu: bool | None) -> tuple[Part
         openai = "input_resolution" in tensors  # written by OpenAI's own program
         default, table = "quick_gelu" if model.get("quick_gelu", openai) else "gelu", names.OPEN_CLIP
         tensors, said = names.open_clip(tensors), openai or "quick_gelu" in model
-    if quick_gelu is None and not said:
+    if activation is None and not said:
         hint = "LAION's need gelu; OpenAI's, and those trained from them, quick_gelu (--clip-activation)"
         warnings.warn(f"{file} does not state its activation: assuming {default}; {hint}", stacklevel=4)
-    asked = {True: "quick_gelu", False: "gelu", None: None}[quick_gelu]
-    text, vision = (c | {"hidden_act": asked or c.get("hidden_act") or default} for c in (text, vision))
+    text, vision = (c | {"hidden_act": activation or c.get("hidden_act") or default} for c in (text, vision))
     ours = Part(renamed(tensors, table, file), text, str(file), "text.").shortened()
     seen = ours._replace(config=vision, prefix="vision.").shortened()
     return ours._replace(tensors=seen.tensors), seen, pictures

@@ -32,21 +32,15 @@ OUR_ALPHAS = "minireflect_alphas"  # metadata key of our files: layer name -> al
 
 # kohya writes _ for every dot in a layer's name.  WORDS are the parts of names that contain a _ themselves.
 KOHYA = {"unet": "unet", "te": "text_encoder", "te1": "text_encoder", "te2": "text_encoder_2"}
-WORDS = (
-    "(?:down|up|mid|transformer|input|middle|output)_blocks?|time_emb_proj|(?:time|add)_embed(?:ding)?"
-    "|label_emb|(?:emb|in|out)_layers|linear_[12]|conv_(?:in|out|shortcut)|skip_connection|text_model"
-    "|text_projection|self_attn|proj_(?:in|out)|(?:[qkv]|out)_proj|to_(?:[qkv]|out)|[a-z0-9]+"
-)
-
-
-def dotted(kohya: re.Match) -> str:
-    """kohya's network and layer names, as NETWORK.LAYER with dots."""
-    return ".".join([KOHYA[kohya[1]], *re.findall(WORDS, kohya[2])])
-
+WORDS = """(?x) (?:down|up|mid|transformer|input|middle|output)_blocks? | time_emb_proj | label_emb
+    | (?:time|add)_embed(?:ding)? | (?:emb|in|out)_layers | linear_[12] | conv_(?:in|out|shortcut)
+    | skip_connection | text_model | text_projection | self_attn | proj_(?:in|out) | (?:[qkv]|out)_proj
+    | to_(?:[qkv]|out) | [a-z0-9]+"""
 
 # A table from the tensor names of all tools to NETWORK.LAYER/A, NETWORK.LAYER/B or NETWORK.LAYER/alpha.
 SPELLINGS = [
-    (r"^((base_model\.)?model\.|diffusion_model\.)+", ""), (r"^lora_(unet|te[12]?)_([^.]+)", dotted),
+    (r"^((base_model\.)?model\.|diffusion_model\.)+", ""),
+    (r"^lora_(unet|te[12]?)_([^.]+)", lambda m: ".".join([KOHYA[m[1]], *re.findall(WORDS, m[2])])),
     (r"^(?=(text_model|encoder)\.)", "text_encoder."), (r"^(?!(unet|text_encoder(_2)?)\.)", "unet."),
     (r"\.processor\b", ""), (r"([._]lora(_linear_layer)?([._](A|B|down|up))?)?\.(lora_)?alpha$", "/alpha"),
     (r"[._]lora(_linear_layer)?[._](A|down)(\.[^.]+)?\.weight$", "/A"),
@@ -69,8 +63,7 @@ def save_lora(path: Place, unet: nn.Module) -> None:
     which means a scale of 1.  `load_lora` finds the original scale in the metadata.
     Raises ValueError when the UNet has no adapters.
     """
-    layers = lora_layers(unet)
-    if not layers:
+    if not (layers := lora_layers(unet)):
         raise ValueError("there is no LoRA to save: call add_lora first")
     tensors = {}
     for name, theirs in new_names(layers, names.TO_DIFFUSERS).items():
@@ -175,9 +168,8 @@ def load_lora(target: Target, path: Place, strength: float = 1.0) -> Target:
         if not takes_lora(layer):
             wrong["extra"].append(name + ("" if layer is None else f", a {type(layer).__name__}"))
         elif (A.shape[1], B.shape[0]) != (layer.weight.shape[1], len(layer.weight)) or len(A) != B.shape[1]:
-            expected = f"(r {layer.weight.shape[1]}) and ({len(layer.weight)} r)"
-            found = f"{tuple(A.shape)} and {tuple(B.shape)}"
-            wrong["misshapen"].append(f"{name}: expected {expected}, found {found}")
+            fits = f"(r {layer.weight.shape[1]}) and ({len(layer.weight)} r)"
+            wrong["misshapen"].append(f"{name}: expected {fits}, found {tuple(A.shape)} and {tuple(B.shape)}")
     files.refuse(f"{path} does not fit this network: of {len(adapters)} layers", wrong)
     install(whole, {name: (len(found.A), strength * found.scale) for name, found in adapters.items()}, None)
     for name, found in adapters.items():

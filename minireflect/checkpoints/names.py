@@ -66,8 +66,7 @@ _QKV = "to_q q  to_k k  to_v v  to_out.0 out  to_out out "
 _LEVELS = f"""{_QKV} down_blocks down  up_blocks up  mid_block mid  downsamplers.0 resize  upsamplers.0 resize
     resnets.# layers.#.res  attentions.# layers.#.attn  conv_shortcut skip  conv_norm_out norm_out """
 # diffusers and latent-diffusion use the same names inside a transformer block.
-_BLOCK = """ff.net.0.proj ff.up  ff.net.2 ff.down  transformer_blocks blocks
-    attn1 self_attn  attn2 cross_attn """
+_BLOCK = "ff.net.0.proj ff.up  ff.net.2 ff.down  transformer_blocks blocks  attn1 self_attn  attn2 cross_attn"
 _UNET = f"""time_embedding.linear_# time.fc#  add_embedding.linear_# added.fc#  time_emb_proj time
     {_BLOCK} {_LEVELS}"""
 DIFFUSERS_UNET, TO_DIFFUSERS = words(_UNET), words(_UNET, backwards=True)

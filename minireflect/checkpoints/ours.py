@@ -11,7 +11,7 @@ The file of the text encoder also has the vocabulary, and the file of the UNet t
 
 import json
 import warnings
-from dataclasses import MISSING, asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -26,7 +26,6 @@ from ..models.tokenizer import BytePairs, NoVocabulary, Tokenizer
 from ..models.transformer import Actor, ActorConfig
 from ..models.unet import UNet, UNetConfig
 from ..pipeline import LatentDiffusion, ReasonPipeline
-from ..ranges import quote
 from . import lora, parts
 from .files import WeightsError, load_into, named_as, read_metadata, read_ours, read_weights, save_weights
 from .load import Given, Words, family_of, filled, load_checkpoint, load_clip
@@ -36,7 +35,6 @@ SHIPPED = Path(__file__).parent.parent / "pretrained"
 RIG = SHIPPED / "rlrig"  # shipped weights of RL-RIG
 REASON = SHIPPED / "reasongen"  # shipped weights of ReasonGen-R1
 Device = torch.device | str
-PARTS = ("autoencoder", "text_encoder", "unet")
 
 # The networks that are saved in files of minireflect, and the classes of their configurations.
 CONFIGS: dict[type[nn.Module], type] = {
@@ -81,17 +79,10 @@ def stated(path: Place, about: dict[str, str], key: str, kind: type) -> object:
 
     Raises WeightsError when it is missing, of another kind, or has values out of range.
     """
-    name = kind.__name__
     if key not in about:
-        raise WeightsError(f"{path} was not saved by minireflect: it has no {name}")
-    with named_as(str(path), ValueError):
-        values = parse_json(about[key], dict, key)
-        if unknown := sorted(values.keys() - {f.name for f in fields(kind)}):
-            raise WeightsError(f"it is not a {name}: it has the unknown keys {quote(', '.join(unknown))}")
-        needed = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
-        if missing := sorted(set(needed) - values.keys()):
-            raise WeightsError(f"its {name} has no {', '.join(missing)}")
-        return kind(**values)
+        raise WeightsError(f"{path} was not saved by minireflect: it has no {kind.__name__}")
+    with named_as(f"{path} does not hold a {kind.__name__}", ValueError, TypeError):
+        return kind(**parse_json(about[key], dict, key))
 
 
 def words_of(path: Place, about: dict[str, str], length: int, vocabulary: int) -> Tokenizer:
@@ -133,14 +124,12 @@ def load_pipeline(path: Place | None = None, unet: str = "unet", **given: object
     return LatentDiffusion(words, text_encoder, network, autoencoder, schedule)
 
 
-def save_pipeline(pipe: LatentDiffusion, folder: Path, parts: tuple[str, ...] = PARTS) -> None:
-    """Write each of `parts` as FOLDER/PART.safetensors."""
-    about = {
-        "text_encoder": {"words": " ".join(getattr(pipe.tokenizer, "words", ()))},
-        "unet": {"schedule": json.dumps(asdict(pipe.schedule.config))},
-    }
-    for name in parts:
-        save_module(folder / f"{name}.safetensors", getattr(pipe, name), about.get(name, {}))
+def save_pipeline(pipe: LatentDiffusion, folder: Path) -> None:
+    """Write the autoencoder, the text encoder and the UNet as FOLDER/PART.safetensors."""
+    words, schedule = " ".join(pipe.tokenizer.words), json.dumps(asdict(pipe.schedule.config))
+    save_module(folder / "autoencoder.safetensors", pipe.autoencoder, {})
+    save_module(folder / "text_encoder.safetensors", pipe.text_encoder, {"words": words})
+    save_module(folder / "unet.safetensors", pipe.unet, {"schedule": schedule})
 
 
 def weights_folder(path: Place | None) -> Path:
@@ -163,9 +152,8 @@ def load_reasongen(folder: Place = REASON, name: str = "reasongen", device: Devi
     """
     path = Path(folder) / f"{name}.safetensors"
     model, about = load_module(path, ReasonGen)
-    tokenizer = words_of(path, about, model.config.prompt, model.config.vocabulary)
-    codec = load_codec(folder).to(device)
-    return ReasonPipeline(model.to(device), tokenizer, codec, writes_rationale=about.get("thinks") != "no")
+    words = words_of(path, about, model.config.prompt, model.config.vocabulary)
+    return ReasonPipeline(model.to(device), words, load_codec(folder).to(device), about.get("thinks") != "no")
 
 
 def save_reasongen(folder: Path, name: str, pipe: ReasonPipeline) -> None:
@@ -247,12 +235,11 @@ def _describe_checkpoint(path: Path) -> str:
         warnings.simplefilter("always")
         pipe, family = load_checkpoint(path), family_of(parts.read_published(path)).name
     c = pipe.schedule.config
-    betas = f"beta {c.beta_start} to {c.beta_end} {c.beta_schedule}"
-    about = [f"predicts {c.prediction}, {c.train_steps} levels, {betas}", _limit(pipe.tokenizer)]
-    networks = [f"{part:13} {_counted(getattr(pipe, part))}" for part in PARTS]
+    said = f"{c.train_steps} levels, beta {c.beta_start} to {c.beta_end} {c.beta_schedule}"
+    networks = [f"{n:13} {_counted(getattr(pipe, n))}" for n in ("autoencoder", "text_encoder", "unet")]
     notes = dict.fromkeys(f"note: {each.message}" for each in caught)  # without repetitions
     title = f"{path}: {family}, pictures of {' x '.join(map(str, pipe.sides))}"
-    return "\n  ".join([title, *networks, *about, *notes])
+    return "\n  ".join([title, *networks, f"predicts {c.prediction}, {said}", _limit(pipe.tokenizer), *notes])
 
 
 def _limit(tokenizer: Words) -> str:

@@ -127,8 +127,7 @@ def read_published(path: Path, vae: Path | None = None) -> Published:
 
 def _read_folder(path: Path) -> Published:
     index = read_stated("model_index.json", path / "model_index.json", needed=True)
-    there = [part for part in PARTS if (index.get(part) or [None])[0] or (path / part).is_dir()]
-    parts = {part: read_part(path / part, part) for part in there}
+    parts = {p: read_part(path / p, p) for p in PARTS if (index.get(p) or [None])[0] or (path / p).is_dir()}
     scheduler = read_json(file := path / "scheduler" / "scheduler_config.json")
     if (named := (index.get("scheduler") or [None])[-1]) and not scheduler:
         raise WeightsError(f"{file} is missing or empty, but model_index.json names a scheduler")
@@ -152,9 +151,9 @@ def part_of(tensors: Tensors, part: str, config: dict, source: str) -> Part:
 
 def _read_file(path: Path) -> Published:
     whole, parts = read_weights(path), {}
-    odd, average = check_names("single file", whole, path), "averaged weights (model_ema) and no others"
+    odd, averaged = check_names("single file", whole, path), inside(whole, "model_ema.")
     if not inside(whole, UNET_PREFIX):
-        has = average if any(name.startswith("model_ema.") for name in whole) else first_names(whole)
+        has = "averaged weights (model_ema) and no others" if averaged else first_names(whole)
         expected = f"it has {has}, expected {UNET_PREFIX[:-1]}..."
         raise WeightsError(f"{path} is not an original file of Stable Diffusion: {expected}")
     if odd:
@@ -163,15 +162,14 @@ def _read_file(path: Path) -> Published:
     warn_of_metadata(path, "1" if inside(whole, "cond_stage_model.transformer.") else "2")
     latents = {"scaling_factor": known.pop("scaling_factor", None)}
     for prefix, part in ORIGINAL.items():
-        if (tensors := inside(whole, prefix)) and part in parts:
+        if not (tensors := inside(whole, prefix)):
+            continue
+        if part in parts:
             raise WeightsError(f"{path} has a second {part} ({prefix}*); only one can be used")
-        if tensors:
-            parts[part] = part_of(tensors, part, latents, f"{path} ({prefix}*)")
-            if n := parts[part].config.get("num_hidden_layers"):
-                warnings.warn(
-                    f"{path}: using {n} of {n + 1} blocks of its text encoder, as SD 2.x", stacklevel=4
-                )
-    if any(name.startswith("model_ema.") for name in whole):
+        parts[part] = part_of(tensors, part, latents, f"{path} ({prefix}*)")
+        if n := parts[part].config.get("num_hidden_layers"):
+            warnings.warn(f"{path}: using {n} of {n + 1} blocks of its text encoder, as SD 2.x", stacklevel=4)
+    if averaged:
         warnings.warn(f"{path}: its averaged weights (model_ema) are ignored", stacklevel=4)
     abar = whole["alphas_cumprod"].flatten().float() if "alphas_cumprod" in whole else ()
     if "denoiser.sigmas" in whole:  # in SDXL's files: std of the noise divided by that of the signal
@@ -245,7 +243,7 @@ def weights_file(path: Path, stems: tuple[str, ...] = STEMS) -> Path:
 
     def order(match: re.Match) -> tuple:
         variant = match[1] or match[4]
-        return match[2] == "bin", variant is not None, variant != "fp16", not match[3]
+        return match[2] == "bin", [None, "fp16", variant].index(variant), not match[3]
 
     here = sorted(file.name for file in path.iterdir() if file.is_file())
     if not (found := [m for name in here if (m := re.fullmatch(rf"(?:{'|'.join(stems)}){ENDINGS}", name))]):
@@ -320,7 +318,7 @@ def _transformer_sizes(part: Part, width: int, heads: int) -> dict:
     return dict(
         width=width, layers=part.count(r"blocks\.(\d+)\."), hidden=part.shape("blocks.0.fc1.weight")[0],
         heads=part.config.get("num_attention_heads") or heads,
-        quick_gelu=part.config["hidden_act"] == "quick_gelu",
+        quick_gelu={"quick_gelu": True, "gelu": False}[part.config["hidden_act"]],
     )  # fmt: skip
 
 
@@ -348,8 +346,7 @@ def vision_sizes(part: Part, pictures: dict) -> VisionConfig:
     """
     mean, std = pictures.get("image_mean"), pictures.get("image_std")
     width, _, patch, _ = part.shape("patch.weight")  # (d 3 p p)
-    side = round((part.shape("position.weight")[0] - 1) ** 0.5)  # patches per side, without the class token
-    size = side * patch
+    size = patch * round((part.shape("position.weight")[0] - 1) ** 0.5)  # positions without the class token
     whole = {"image_size": [size, size], "size": {"shortest_edge": size},
              "crop_size": {"height": size, "width": size}}  # fmt: skip
     if odd := [key for key in whole if pictures.get(key) not in (None, size, whole[key])]:

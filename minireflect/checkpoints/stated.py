@@ -50,19 +50,17 @@ def refused(why: str, keys: str) -> Table:
 # fmt: off
 # Key -> its type, in every kind of file.
 TYPES = {key: kind for kind, keys in {
-    dict[str, dict] | None: "added_tokens_decoder", dict[str, float] | None: "alpha_pattern rank_pattern",
-    bool: "quick_gelu", Count | None | list[Count]: "num_attention_heads attention_head_dim",
-    Count | None | tuple[Count, Count]: "sample_size", Natural: "num_hidden_layers",
-    Count: "heads head_width width", Natural | None: "eos_token_id steps_offset",
-    Annotated[int, Range(1, 100_000)]: "num_train_timesteps",
-    Count | None: "norm_num_groups addition_time_embed_dim", float: "beta_start beta_end",
-    float | None: "shift_factor lora_alpha", Positive | None: "scaling_factor model_max_length",
-    str | None: "beta_schedule hidden_act prediction_type timestep_spacing final_sigmas_type _class_name",
+    bool: "quick_gelu", list | None: "scheduler", float: "beta_start beta_end", Natural: "num_hidden_layers",
     bool | None: "rescale_betas_zero_snr force_zeros_for_empty_prompt set_alpha_to_one use_rslora",
-    list | None: "scheduler",
-    dict | None: "text_config vision_config text_config_dict vision_config_dict model_cfg text_cfg "
-                 "vision_cfg preprocess_cfg",
+    str | None: "beta_schedule hidden_act prediction_type timestep_spacing final_sigmas_type _class_name",
+    Count: "heads head_width width", Count | None: "norm_num_groups addition_time_embed_dim",
+    Count | None | list[Count]: "num_attention_heads attention_head_dim",
+    Count | None | tuple[Count, Count]: "sample_size", Natural | None: "eos_token_id steps_offset",
+    Annotated[int, Range(1, 100_000)]: "num_train_timesteps", float | None: "shift_factor lora_alpha",
+    Positive | None: "scaling_factor model_max_length", dict[str, dict] | None: "added_tokens_decoder",
     list[float] | None: "image_mean image_std mean std latents_mean latents_std",
+    dict[str, float] | None: "alpha_pattern rank_pattern", dict | None: "text_config vision_config "
+    "text_config_dict vision_config_dict model_cfg text_cfg vision_cfg preprocess_cfg",
 }.items() for key in keys.split()}
 # Keys whose value may be a list of accepted values.
 LISTS = "unet vae text_encoder text_encoder_2 down_block_types up_block_types only_cross_attention"
@@ -86,7 +84,6 @@ SAMPLERS = """solver_(order|type|p) algorithm_type lower_order_final euler_at_fi
     skip_prk_steps noise_sampler_seed use_noise_sampler """
 DISCRETE = """DDIM DDPM PNDM LMSDiscrete EulerDiscrete EulerAncestralDiscrete HeunDiscrete KDPM2Discrete
     KDPM2AncestralDiscrete DPMSolverMultistep DPMSolverSinglestep DPMSolverSDE UniPCMultistep DEISMultistep"""
-FLOW = "a flow model: its network predicts a velocity between noise and picture, not noise"
 EDM = "an EDM model: its network is scaled by sigma_data and takes noise levels, not times"
 DISTILLED = "a consistency model: its network needs a special sampler"
 DIT = "Stable Diffusion 3, Flux or another model whose network is a transformer, not a UNet"
@@ -111,7 +108,8 @@ KINDS: dict[str, Table] = {
             timestep_spacing=("leading", "trailing", "linspace"), clip_sample=(False, None),
             final_sigmas_type=("zero", None), timestep_type=("discrete", None), predict_epsilon=(True, None),
             prediction_type=("epsilon", "v_prediction", "sample"), interpolation_type=("linear", None))
-    | refused(FLOW, "use_flow_sigmas .*shift.* .*_image_seq_len invert_sigmas stochastic_sampling")
+    | refused("a flow model: its network predicts a velocity between noise and picture, not noise",
+              "use_flow_sigmas .*shift.* .*_image_seq_len invert_sigmas stochastic_sampling")
     | refused(DISTILLED, "original_inference_steps timestep_scaling") | refused(EDM, "sigma_data"),
     "UNet": table(
         "attention_head_dim num_attention_heads norm_num_groups addition_time_embed_dim sample_size",
@@ -126,36 +124,31 @@ KINDS: dict[str, Table] = {
     | refused("no UNet of Stable Diffusion uses it", """center_input_sample class_embed.* num_class_embeds
               encoder_hid_dim.* dual_cross_attention cross_attention_norm time_embedding_(dim|act_fn)
               timestep_post_act resnet_skip_time_act""") | refused(DISTILLED, "time_cond_proj_dim"),
-    "VAE": table(
-        "scaling_factor shift_factor latents_mean latents_std norm_num_groups",
+    "VAE": table("scaling_factor shift_factor latents_mean latents_std norm_num_groups",
         ABOUT + "(in|out|latent|block_out)_channels layers_per_block sample_size force_upcast "
         "mid_block_add_attention", _class_name="AutoencoderKL", act_fn=("silu", "swish"), use_quant_conv=True,
         use_post_quant_conv=True, down_block_types="DownEncoderBlock2D", up_block_types="UpDecoderBlock2D"),
-    "CLIP": table("(text|vision)_config(_dict)?", GENERIC, model_type="clip"), "text encoder": TEXT,
-    "CLIP's text_config": TEXT, "CLIP's text_config_dict": TEXT,
-    "CLIP's vision_config": VISION, "CLIP's vision_config_dict": VISION,
-    "preprocessor": table(
-        "image_mean image_std crop_size size", "do_convert_rgb do_pad image_processor_type processor_class "
-        "feature_extractor_type data_format input_data_format device return_tensors disable_grouping "
-        "pad_size image_seq_length " + ABOUT, rescale_factor=1 / 255, resample=(3, None), do_resize=YES,
-        do_center_crop=YES, do_rescale=YES, do_normalize=YES, default_to_square=(False, None)),
-    "tokenizer": table(
-        "pad_token added_tokens_decoder model_max_length", "unk_token add_prefix_space errors name_or_path "
-        "special_tokens_map_file clean_up_tokenization_spaces use_fast processor_class "
-        "additional_special_tokens extra_special_tokens backend is_local local_files_only "
-        "add_.*_token " + ABOUT, do_lower_case=YES, padding_side=("right", None),
-        truncation_side=("right", None), bos_token=(BEGIN_TEXT, None), eos_token=(END_TEXT, None),
+    "CLIP": table("(text|vision)_config(_dict)?", GENERIC, model_type="clip"),
+    "text encoder": TEXT, "CLIP's text_config": TEXT, "CLIP's vision_config": VISION,
+    "preprocessor": table("image_mean image_std crop_size size", "do_convert_rgb do_pad image_processor_type "
+        "processor_class feature_extractor_type data_format input_data_format device return_tensors "
+        "disable_grouping pad_size image_seq_length " + ABOUT, rescale_factor=1 / 255, resample=(3, None),
+        do_resize=YES, do_center_crop=YES, do_rescale=YES, do_normalize=YES, default_to_square=(False, None)),
+    "tokenizer": table("pad_token added_tokens_decoder model_max_length", "unk_token add_prefix_space errors "
+        "name_or_path special_tokens_map_file clean_up_tokenization_spaces use_fast processor_class backend "
+        "additional_special_tokens extra_special_tokens is_local local_files_only add_.*_token " + ABOUT,
+        do_lower_case=YES, padding_side=("right", None), truncation_side=("right", None),
+        bos_token=(BEGIN_TEXT, None), eos_token=(END_TEXT, None),
         tokenizer_class=("CLIPTokenizer", "CLIPTokenizerFast", "TokenizersBackend", None)),
     "open_clip": table("model_cfg preprocess_cfg", "custom_text tags name"),
-    "open_clip's model_cfg": table(
-        "quick_gelu text_cfg vision_cfg", "embed_dim init_logit_scale output_dict cast_dtype",
-        custom_text=(False, None)),
+    "open_clip's model_cfg": table("quick_gelu text_cfg vision_cfg",
+        "embed_dim init_logit_scale output_dict cast_dtype", custom_text=(False, None)),
     "open_clip's text_cfg": table(
-        "heads", "context_length vocab_size width layers mlp_ratio pad_id output_tokens", norm_kwargs=({},),
-        pool_type=("argmax", "eos"), proj_type=("linear",), act_kwargs=({},), eos_id=(49407, 2)),
+        "heads", "context_length vocab_size width layers mlp_ratio pad_id output_tokens", norm_kwargs={},
+        pool_type=("argmax", "eos"), proj_type="linear", act_kwargs={}, eos_id=(49407, 2)),
     "open_clip's vision_cfg": table(
         "width head_width", "layers image_size patch_size mlp_ratio patch_dropout output_tokens",
-        pool_type="tok", pos_embed_type="learnable", norm_kwargs=({},), act_kwargs=({},)),
+        pool_type="tok", pos_embed_type="learnable", norm_kwargs={}, act_kwargs={}),
     "open_clip's preprocess_cfg": table(
         "mean std size", "fill_color", mode="RGB", interpolation="bicubic", resize_mode=("shortest", None)),
     "single file": {
@@ -184,11 +177,10 @@ KINDS: dict[str, Table] = {
         r"bundle_emb\..*|emb_params|string_to_param": Rule("refused", "learnt words; only LoRA is supported"),
         r".*lora(\.|_)(A|B|down|up)\b.*|.*\.lora_linear_layer\.(down|up)\.weight": Rule("read"),
     },
-    "LoRA's configuration": table(
-        "lora_alpha alpha_pattern use_rslora", ABOUT + "r rank_pattern task_type auto_mapping peft_version "
-        "base_model_name_or_path revision inference_mode target_modules exclude_modules lora_dropout "
-        "layers_to_transform layers_pattern megatron_config megatron_core loftq_config eva_config "
-        "qalora_group_size runtime_config ensure_weight_tying arrow_config",
+    "LoRA's configuration": table("lora_alpha alpha_pattern use_rslora", ABOUT + "r rank_pattern task_type "
+        "auto_mapping peft_version base_model_name_or_path revision inference_mode target_modules "
+        "exclude_modules lora_dropout layers_to_transform layers_pattern megatron_config megatron_core "
+        "loftq_config eva_config qalora_group_size runtime_config ensure_weight_tying arrow_config",
         peft_type=("LORA", None), bias=("none", None),
         init_lora_weights=(True, False, None, "gaussian", "eva", "orthogonal"))
     | refused("a DoRA: a LoRA with column lengths", "use_dora"),
@@ -204,11 +196,9 @@ ABSENT: dict[str, dict] = {
     **{f"{name}Scheduler": {"beta_start": 0.00085, "beta_end": 0.012}
        for name in ("HeunDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete")},
     "UNet": {"attention_head_dim": 8, "norm_num_groups": 32}, "text encoder": NETWORK,
-    "VAE": {"scaling_factor": 0.18215, "norm_num_groups": 32},
-    **{f"CLIP's text_config{end}": NETWORK for end in ("", "_dict")},
-    **{f"CLIP's vision_config{end}": NETWORK | {"num_attention_heads": 12} for end in ("", "_dict")},
-    "open_clip's text_cfg": {"heads": 8}, "open_clip's vision_cfg": {"width": 768, "head_width": 64},
-    "LoRA's configuration": {"lora_alpha": 8.0},
+    "VAE": {"scaling_factor": 0.18215, "norm_num_groups": 32}, "CLIP's text_config": NETWORK,
+    "CLIP's vision_config": NETWORK | {"num_attention_heads": 12}, "open_clip's text_cfg": {"heads": 8},
+    "open_clip's vision_cfg": {"width": 768, "head_width": 64}, "LoRA's configuration": {"lora_alpha": 8.0},
 }
 # fmt: on
 
@@ -222,7 +212,7 @@ def check(kind: str, values: Mapping[str, object], source: object) -> dict:
     of_class, owner = ABSENT.get(str(values.get("_class_name")), {}), kind.partition("'")[0]
     values = {**ABSENT.get(kind, {}), **of_class, **values} if values else {}
     for key, value in values.items():
-        rule, inner = rule_of(kind, key), f"{owner}'s {key}"
+        rule, inner = rule_of(kind, key), f"{owner}'s {key.removesuffix('_dict')}"
         with named_as("", Refusal):
             expect(value, TYPES.get(key, object), f"{key} in {source}")
         if inner in KINDS and value:

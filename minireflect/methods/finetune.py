@@ -27,9 +27,8 @@ from ..checkpoints.files import read_weights
 from ..checkpoints.load import Given, load_checkpoint, load_clip
 from ..checkpoints.lora import save_lora
 from ..diffusion.schedule import Prediction
-from ..models.clip import CLIP
 from ..models.lora import LoRAConfig, add_lora
-from ..models.tokenizer import BytePairs, NoVocabulary, PromptError
+from ..models.tokenizer import PromptError
 from ..pipeline import LatentDiffusion, Reward, SamplerConfig
 from ..ranges import Checked, Count, Natural, expect, quote
 from ..rl.rewards import aesthetic_reward, clip_reward, compressibility, incompressibility, weighted
@@ -93,8 +92,7 @@ def read_prompts(name: str) -> list[str]:
 
     Raises PromptError if there is no such file, and ValueError if it has no prompts.
     """
-    path = Path(name)
-    path = path if path.is_file() else PROMPTS / f"{name}.txt"
+    path = Path(name) if Path(name).is_file() else PROMPTS / f"{name}.txt"
     if not path.is_file():
         shipped = ", ".join(sorted(p.stem for p in PROMPTS.glob("*.txt")))
         raise PromptError(f"there is no file of prompts {name}; shipped ones are {shipped}")
@@ -108,8 +106,7 @@ def load_base(config: FinetuneConfig, device: torch.device) -> LatentDiffusion:
     if isinstance(size, tuple) and len(size) != 2:
         raise ValueError(f"--size takes one number, or height and width, got {size}")
     pipe = load_checkpoint(config.base, Given(dtype, config.tokenizer, config.prediction, size, config.vae))
-    if isinstance(pipe.tokenizer, NoVocabulary):
-        pipe.tokenizer([""])  # raises an error that says which option to give
+    pipe.tokenizer([""])  # without a vocabulary, raises an error that says which option to give
     pipe.micro_batch, pipe.negative, pipe.clip_skip = config.micro_batch, config.negative, config.clip_skip
     pipe.unet.checkpointing = config.checkpointing
     return pipe.to(device)
@@ -126,26 +123,22 @@ def parsed(asked: str) -> tuple[float, str, str | None]:
 def chosen_reward(config: FinetuneConfig, device: torch.device) -> Reward:
     """The rewards of the config as one reward.  Raises ValueError if one is unknown, or lacks its file."""
 
-    def clip_of(path: str | None, name: str) -> tuple[CLIP, BytePairs]:
-        if path is None:
-            raise ValueError(f"--reward {name} needs --clip PATH; --reward incompressibility does not")
-        quick = {None: None, "gelu": False, "quick_gelu": True}[config.clip_activation]
-        clip, tokenizer = load_clip(path, config.tokenizer, quick)
-        return clip.to(device), tokenizer
-
     def reward_of(name: str, path: str | None) -> Reward:
         if ":" in name:
             return reward_of_module(name)
         if name in JPEG:
             return JPEG[name]
-        if name == "aesthetic" and path:
-            return aesthetic_reward(clip_of(config.clip, name)[0], read_weights(path), path)
-        if name == "clip" or (name in CLIPS and path):
-            clip, tokenizer = clip_of(path or config.clip, name)
-            tokenizer([""])  # without a vocabulary, raises an error that says which option to give
-            return clip_reward(clip, tokenizer, scaled=name != "clip")
-        names = "clip, pickscore=PATH, hps=PATH, aesthetic=HEAD, MODULE:FUNCTION"
-        raise ValueError(f"--reward {name} is not one of {', '.join(JPEG)}, {names}")
+        if name not in CLIPS or not (path or name == "clip"):
+            names = "clip, pickscore=PATH, hps=PATH, aesthetic=HEAD, MODULE:FUNCTION"
+            raise ValueError(f"--reward {name} is not one of {', '.join(JPEG)}, {names}")
+        source = config.clip if name == "aesthetic" else path or config.clip
+        if source is None:
+            raise ValueError(f"--reward {name} needs --clip PATH; --reward incompressibility does not")
+        clip, tokenizer = load_clip(source, config.tokenizer, config.clip_activation)
+        if name == "aesthetic":
+            return aesthetic_reward(clip.to(device), read_weights(path), path)
+        tokenizer([""])  # without a vocabulary, raises an error that says which option to give
+        return clip_reward(clip.to(device), tokenizer, scaled=name != "clip")
 
     return weighted([(weight, reward_of(*named)) for weight, *named in map(parsed, config.reward)])
 
@@ -198,8 +191,8 @@ def finetune(
     def texts(step: int) -> tuple[list[str], list[str]]:
         if config.every and step and step % config.every == 0:  # before the iteration `step`
             save_lora(folder / "weights" / f"lora_{step}.safetensors", pipe.unet)
-            how, noise = (srrl.steps, srrl.guidance, 0.0), rng(job.seed, "shown")
-            images = pipe.generate(prompts[:4], *how, generator=noise)
+            noise = rng(job.seed, "shown")
+            images = pipe.generate(prompts[:4], srrl.steps, srrl.guidance, 0.0, generator=noise)
             picture = rearrange(to_pixels(images), "b h w c -> h (b w) c")
             write_picture(picture, folder / "figures" / f"samples_{step}.png")
         return draw(step)

@@ -30,8 +30,7 @@ class LoRAConfig(Checked):
     # name endings of the linear layers that are trained, such as "cross_attn.q" or "ff.up"
     targets: tuple[str, ...] = ("q", "k", "v", "out")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def require(self) -> None:
         if not self.targets:
             raise ValueError("targets is empty: name the layers to train, such as q k v out")
 
@@ -65,7 +64,7 @@ def add_lora(module: nn.Module, config: LoRAConfig, generator: Generator | None 
     ValueError when no layer's name ends in a target, and as `install`.
     """
     ends = tuple(f".{t}" for t in config.targets)
-    chosen = {n: m for n, m in module.named_modules() if f".{n}".endswith(ends)}
+    chosen = [n for n, _ in module.named_modules() if f".{n}".endswith(ends)]
     for target, end in zip(config.targets, ends):
         if not any(f".{n}".endswith(end) for n in chosen):
             raise ValueError(f"no layer's name ends in {target!r}; try q, k, v, out, ff.up or ff.down")

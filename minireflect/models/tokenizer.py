@@ -102,8 +102,7 @@ class BytePairs:
     """
 
     def __init__(self, folder: str | Path, length: int = 77, pad: str | None = None) -> None:
-        folder = Path(folder)
-        self.length = length
+        folder, self.length = Path(folder), length
         self._engine = _engine(folder)
         tokens = (BEGIN_TEXT, END_TEXT, pad or next(iter(_special(folder, "pad_token")), END_TEXT))
         ids = [self._engine.token_to_id(token) for token in tokens]
@@ -161,19 +160,18 @@ class NoVocabulary(NamedTuple):
 def _engine(folder: Path) -> "tokenizers.Tokenizer":  # noqa: F821  imported below: an optional dependency
     """The tokenizer of the `tokenizers` library with a folder's vocabulary and CLIP's preprocessing."""
     try:
-        import tokenizers
+        from tokenizers import Regex, models, normalizers, pre_tokenizers
+        from tokenizers import Tokenizer as Engine
     except ImportError as error:
         raise ImportError("checkpoints need tokenizers: pip install 'minireflect[checkpoints]'") from error
-    from tokenizers import Regex, models, normalizers, pre_tokenizers
 
     try:
         ids, pairs, is_single = _vocabulary(folder)
         if is_single:
-            engine = tokenizers.Tokenizer.from_str(read_text(folder / "tokenizer.json"))
+            engine = Engine.from_str(read_text(folder / "tokenizer.json"))
             engine.no_padding(), engine.no_truncation()
         else:
-            model = models.BPE(ids, pairs, unk_token=END_TEXT, end_of_word_suffix="</w>")
-            engine = tokenizers.Tokenizer(model)
+            engine = Engine(models.BPE(ids, pairs, unk_token=END_TEXT, end_of_word_suffix="</w>"))
             spaces = normalizers.Replace(Regex(r"\s+"), " ")
             engine.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
             pieces = pre_tokenizers.Split(Regex(PIECES), behavior="removed", invert=True)
@@ -199,8 +197,7 @@ def _vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, ...]], bo
     vocabulary, merges, single = (folder / name for name in ("vocab.json", "merges.txt", "tokenizer.json"))
     if is_single := not (vocabulary.is_file() and merges.is_file()):
         if not single.is_file():
-            has_no = "neither tokenizer.json nor vocab.json with merges.txt"
-            raise PromptError(f"no vocabulary in {folder}: {has_no}")
+            raise PromptError(f"{folder} has neither tokenizer.json nor vocab.json with merges.txt")
         model = expect(_json(single).get("model"), dict, f"model in {single}")
         ids, lines = model.get("vocab"), model.get("merges")
     else:

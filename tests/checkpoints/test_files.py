@@ -11,7 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from minireflect.checkpoints.files import (
+    CHECKSUM,
     WeightsError,
+    checksum,
     load_into,
     new_names,
     read_json,
@@ -37,9 +39,9 @@ def test_round_trip(tmp_path: Path) -> None:
     back = read_weights(path)
     assert back.keys() == tensors.keys()
     assert all(torch.equal(back[name], t) for name, t in tensors.items())
-    assert read_metadata(path) == {"config": "tiny"}
-    save_weights(path, tensors)
-    assert read_metadata(path) == {}
+    assert read_metadata(path) == {"config": "tiny", CHECKSUM: checksum(tensors, {"config": "tiny"})}
+    save_weights(path, tensors, {})
+    assert read_metadata(path) == {CHECKSUM: checksum(tensors, {})}
     assert os.listdir(tmp_path) == ["net.safetensors"]
     (tmp_path / "plain").touch()
     assert (
@@ -49,7 +51,7 @@ def test_round_trip(tmp_path: Path) -> None:
 
 def test_unreadable_files_are_named_in_one_sentence(tmp_path: Path) -> None:
     whole, cut, foreign, empty = (tmp_path / name for name in ("whole", "cut", "foreign", "empty"))
-    save_weights(whole, filled(1))
+    save_weights(whole, filled(1), {})
     cut.write_bytes(whole.read_bytes()[:-7])
     torch.save(filled(1), foreign)
     empty.touch()
@@ -68,7 +70,7 @@ def test_unreadable_files_are_named_in_one_sentence(tmp_path: Path) -> None:
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "net.safetensors"
-    save_weights(path, filled(1))
+    save_weights(path, filled(1), {})
     before = path.read_bytes()
 
     def dies_half_way(handle: int) -> None:
@@ -80,7 +82,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     for name, broken in (("fsync", dies_half_way), ("replace", dies_at_the_end)):
         with monkeypatch.context() as patch, pytest.raises(OSError):
             patch.setattr(os, name, broken)
-            save_weights(path, filled(2))
+            save_weights(path, filled(2), {})
         assert path.read_bytes() == before
         assert os.listdir(tmp_path) == ["net.safetensors"]
 
@@ -90,7 +92,7 @@ def test_the_bytes_reach_the_disk_before_the_name(tmp_path: Path, monkeypatch: p
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda fd: (calls.append("fsync"), fsync(fd)))
     monkeypatch.setattr(os, "replace", lambda a, b: (calls.append("replace"), replace(a, b)))
-    save_weights(tmp_path / "net.safetensors", filled(1))
+    save_weights(tmp_path / "net.safetensors", filled(1), {})
     assert calls == ["fsync", "replace"]
 
 

@@ -10,6 +10,9 @@ from transformers import CLIPConfig, CLIPModel
 
 from minireflect.checkpoints.files import WeightsError
 from minireflect.checkpoints.load import load_checkpoint, load_clip
+from minireflect.checkpoints.ours import SHIPPED, load_module, stated
+from minireflect.models.clip import TextConfig
+from minireflect.models.unet import UNet
 from tests.parity.checkpoints import pipeline
 
 SMALL = dict(hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
@@ -135,3 +138,12 @@ def test_what_a_folder_says_is_not_dropped(
 ) -> None:
     with pytest.raises(WeightsError, match=told):
         load_checkpoint(saved(family, file, **change))
+
+
+def test_a_file_of_another_network_is_named() -> None:
+    with pytest.raises(WeightsError, match=r"text_encoder.* does not hold a UNetConfig: .*'vocabulary'"):
+        load_module(SHIPPED / "text_encoder.safetensors", UNet)
+    with pytest.raises(WeightsError, match=r"^here does not hold a TextConfig: .*'vocabulary' and 'eos'"):
+        stated("here", {"config": "{}"}, "config", TextConfig)
+    with pytest.raises(WeightsError, match="not hold a TextConfig: eos must be at least 0, got -1"):
+        stated("here", {"config": '{"vocabulary": 9, "eos": -1}'}, "config", TextConfig)

@@ -378,7 +378,7 @@ def test_open_clip_state_dict(tmp_path: Path, quick: bool) -> None:
     assert isinstance(tokenizer, NoVocabulary)
     save_file({n: t.contiguous() for n, t in theirs.state_dict().items()}, tmp_path / "one.safetensors")
     (tmp_path / "open_clip_config.json").unlink()
-    alone, _ = load_clip(tmp_path / "one.safetensors", quick_gelu=quick)
+    alone, _ = load_clip(tmp_path / "one.safetensors", activation="quick_gelu" if quick else "gelu")
     assert torch.equal(alone.text_projection.weight, clip.text_projection.weight)
 
 
