@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import fmean
 
 from .disk import read_bytes, read_json, write_text
+from .evaluate import law_bars
 from .ranges import expect
 from .run import RunError, flat, read_metrics
 from .world.canvas import read_picture
@@ -63,7 +64,7 @@ def described(folder: Path) -> dict:
         "heading": heading(scores, trained),
         "config": {key: str(value) for key, value in flat(config).items()},
         "curves": {stage: curves([row for row in rows if row["stage"] == stage]) for stage in stages},
-        "laws": laws(scores),
+        "laws": law_bars(scores),
         "scores": {model: plain(score) for model, score in scores.items()},
         "cost": cost(trained),
         "album": album(folder),
@@ -112,17 +113,6 @@ def line(rows: list[dict], x: str, key: str) -> dict:
     values = [(a, b[0] if isinstance(b, list) else b) for a, b in values]
     values = [pair for pair in values if all(isinstance(number, int | float) for number in pair)]
     return {"label": label, "kind": kind, "points": values[:: -(-len(values) // POINTS) or 1]}
-
-
-def laws(scores: dict) -> dict:
-    """Kind of prompts -> law -> model -> share of right pictures and both ends of its interval."""
-    found: dict = {}
-    for model, kinds in scores.items():
-        for kind, score in kinds.items():
-            for law, share in score.get("by_law", {}).items() if isinstance(score, dict) else ():
-                ends = score.get("intervals", {}).get(law, (share, share))
-                found.setdefault(kind, {}).setdefault(law, {})[model] = [share, *ends]
-    return found
 
 
 def plain(score: dict) -> dict[str, float]:
