@@ -139,9 +139,8 @@ def album(folder: Path) -> list[dict]:
             for key, kind in ROW.items():
                 expect([row.get(key) for row in rows], list[kind], key)
             read_picture(sheet)
+            picture = base64.b64encode(read_bytes(sheet)).decode()
+            found.append({"step": step, "rows": rows, "picture": f"data:image/jpeg;base64,{picture}"})
         except (ValueError, OSError) as error:
             warnings.warn(f"{sheet.name} is left out: {error}", stacklevel=2)
-            continue
-        picture = base64.b64encode(read_bytes(sheet)).decode()
-        found.append({"step": step, "rows": rows, "picture": f"data:image/jpeg;base64,{picture}"})
     return found

@@ -156,10 +156,9 @@ def album(
             columns = torch.linspace(0, latents.shape[1] - 1, STAGES).round().long()
             shown = pipe.decode(latents[:, columns].flatten(0, 1)).float().cpu()  # (n*stages 3 h w)
             sheet.append(F.interpolate(shown, PAGE, mode="area").unflatten(0, (-1, STAGES)))
-            rewards = round_.rewards[:, 0].tolist()
-            for i, value, image in zip(round_.rows.tolist(), rewards, round_.images.cpu()):
+            for i, value, image in zip(round_.rows.tolist(), round_.rewards, round_.images.cpu()):
                 right = verdict(image, texts[i])[2] if image.shape[-1] == 64 else None
-                rows.append({"prompt": texts[i], "round": k, "reward": value, "right": right})
+                rows.append({"prompt": texts[i], "round": k, "reward": value.item(), "right": right})
         (pixels,) = to_pixels(rearrange(torch.cat(sheet), "n s c h w -> 1 c (n h) (s w)"))
         path = job.run.folder / "album" / f"{step:05}.jpg"
         path.parent.mkdir(exist_ok=True)
