@@ -205,8 +205,7 @@ def by_seed(rows: list[dict]) -> list[dict]:
     seeds: dict[int, dict] = {seed: {} for seed in sorted({r["seed"] for r in rows})}
     for r in rows:
         found = {kind: r[kind]["accuracy"] for kind in KINDS}
-        found["mean"] = sum(found.values()) / len(KINDS)
-        seeds[r["seed"]][f"{r['arm']} · {r['way']}"] = found
+        seeds[r["seed"]][f"{r['arm']} · {r['way']}"] = found | {"mean": sum(found.values()) / len(KINDS)}
     return list(seeds.values())
 
 
