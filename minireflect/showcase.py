@@ -114,12 +114,10 @@ def sampled_rounds(
     -> columns of a strip, (b 3 h w) each
     """
     noise = rng(seed, "sample")
-    x_T = pipe.noise(len(prompts), noise)
-    if reward:
-        rounds = pipe.selected_rounds(prompts, reward, x_T, sampler, reflection, noise)
-    else:
-        rounds = map(pipe.decode, pipe.blind_rounds(prompts, x_T, sampler, reflection, noise))
-    return {f"round {k}": images for k, images in enumerate(rounds)}
+    how = pipe.noise(len(prompts), noise), sampler, reflection, noise
+    rounds = pipe.selected_rounds(prompts, reward, *how) if reward else pipe.blind_rounds(prompts, *how)
+    # blind rounds are latents
+    return {f"round {k}": x if reward else pipe.decode(x) for k, x in enumerate(rounds)}
 
 
 def same_noise(
@@ -181,9 +179,8 @@ def animation(pipe: LatentDiffusion, reward: Reward, texts: list[str], seed: int
     scenes = [("denoise", x, None) for x in out.rounds[0].path.latents.unbind(1)]
     scenes += [("score", x_0, accepted)] * HOLD
     for again in out.rounds[1:]:
-        eps = pipe.eps(out.context[again.rows])(config.w_renoise)
-        back = [step.x for step in renoise(eps, x_0[again.rows], pipe.table(config.renoise_steps))]
-        moves = [("re-noise refused pictures", x) for x in back]
+        eps, table = pipe.eps(out.context[again.rows])(config.w_renoise), pipe.table(config.renoise_steps)
+        moves = [("re-noise refused pictures", step.x) for step in renoise(eps, x_0[again.rows], table)]
         moves += [("denoise from the negative noise", x) for x in again.path.latents.unbind(1)]
         scenes += [(words, x_0.index_copy(0, again.rows, x), accepted) for words, x in moves]
         found = again.rewards[:, 0] >= config.accept
