@@ -37,6 +37,7 @@ from minireflect.methods.srrl import SRRLConfig
 from minireflect.models.lora import LoRAConfig, add_lora
 from minireflect.pipeline import LatentDiffusion
 from minireflect.streams import rng
+from scripts.reports import described
 
 words = Words()
 TEXTS = ["a red ball", "a tall red candle in still air"]
@@ -102,10 +103,8 @@ def theirs(nets: dict[str, nn.Module]) -> Iteration:
         A = ((groups - groups.mean(1, True)) / (groups.std(1, keepdim=True) + CONFIG.std_floor)).flatten()
         optimizer.zero_grad()
         for i in torch.randperm(NOISY, generator=rng(0, "update", step))[:TRAINED].tolist():
-            log_prob = (
-                gaussian(scheduler.timesteps[i], path[i], context).log_prob(path[i + 1]).mean((1, 2, 3))
-            )
-            ratio = (log_prob - log_probs[i]).exp()
+            now = gaussian(scheduler.timesteps[i], path[i], context)
+            ratio = (now.log_prob(path[i + 1]).mean((1, 2, 3)) - log_probs[i]).exp()
             clipped = ratio.clamp(1 - CONFIG.clip_range, 1 + CONFIG.clip_range)
             (torch.maximum(-A * ratio, -A * clipped).mean() / TRAINED).backward()
         norm = nn.utils.clip_grad_norm_(trained, 1.0)
@@ -164,9 +163,7 @@ def compare(size: str, repeats: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("--small", dest="size", action="store_const", const="small", default="sd15")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--size", choices=("sd15", "small"), help=argparse.SUPPRESS)

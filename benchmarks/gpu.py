@@ -17,7 +17,6 @@ Needs torch, torchvision and the dependencies of the package.  For a machine wit
 scipy matplotlib ...` on another one, copy the folder, and run `PYTHONPATH=.:deps python benchmarks/gpu.py`.
 """
 
-import argparse
 import gc
 import importlib.util
 import json
@@ -59,6 +58,7 @@ from minireflect.pipeline import LatentDiffusion, best_device
 from minireflect.rl.rewards import load_reward
 from minireflect.run import read_metrics
 from minireflect.streams import rng
+from scripts.reports import described
 
 Row = dict[str, float | str]
 PROMPTS = ["a tall red candle in still air", "a big wooden ball on the left of a water tank"]
@@ -90,9 +90,8 @@ def train(*words: str, seconds: float | None = None) -> Path:
     """Run `minireflect train` in a separate process, for at most `seconds`.  -> the run folder"""
     command = [sys.executable, str(ROOT / "train.py"), *words]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(command, env=environment, **output)
     try:
         said = process.communicate(timeout=seconds)[0]
         if process.returncode:
@@ -167,9 +166,8 @@ def iteration(
 ) -> tuple[Row, Learner]:
     """One iteration of SRRL with a trivial reward: seconds of rollout and update, and the learner."""
     row: Row = {}
-    learner = learner or Learner.of(
-        pipe, config, config.guidance, len(texts) * config.group * (config.rounds + 1)
-    )
+    most = len(texts) * config.group * (config.rounds + 1)
+    learner = learner or Learner.of(pipe, config, config.guidance, most)
     learner.history = learner.history or srrl.RewardHistory()
     with clocked(row, "rollout", pipe.device):
         out = rollout(pipe, texts, bright, config, 0, 0)
@@ -182,23 +180,10 @@ def iteration(
 def train_part(place: Place) -> Iterator[Row]:
     """`train srrl` with the preset cpu, in this process, with times of its parts."""
     times: Row = {}
-    reward = load_reward(device=place.device)
-
-    def clocked_reward(images: Tensor, prompts: list[str]) -> Tensor:
-        with clocked(times, "reward", place.device):
-            return reward(images, prompts)
-
-    def timed(name: str, f: Callable) -> Callable:
-        def run(*args: object) -> object:
-            with clocked(times, name, place.device):
-                return f(*args)
-
-        return run
-
-    kept, srrl.rollout, srrl.learn = (
-        (srrl.rollout, srrl.learn),
-        *(timed(name, f) for name, f in (("rollout", srrl.rollout), ("update", srrl.learn))),
-    )
+    reward, kept = load_reward(device=place.device), (srrl.rollout, srrl.learn)
+    named = {"reward": reward, "rollout": srrl.rollout, "update": srrl.learn}
+    timed = {name: clocked(times, name, place.device)(function) for name, function in named.items()}
+    srrl.rollout, srrl.learn = timed["rollout"], timed["update"]
     try:
         from minireflect.evaluate import evaluate
         from minireflect.run import Job, Run
@@ -208,7 +193,8 @@ def train_part(place: Place) -> Iterator[Row]:
         with TemporaryDirectory() as folder:
             texts = partial(config.mix.draw, config.seed, config.srrl.prompts_per_iteration)
             with clocked(times, "training", place.device):
-                srrl.train_srrl(config.srrl, pipe, clocked_reward, texts, None, Job(Run(folder + "/run", {})))
+                job = Job(Run(folder + "/run", {}))
+                srrl.train_srrl(config.srrl, pipe, timed["reward"], texts, None, job)
         with clocked(times, "evaluation", place.device):
             scores = evaluate(pipe, reward, config.sampler, config.evaluation)
     finally:
@@ -356,9 +342,7 @@ def table(lines: list[dict]) -> str:
 
 
 def main(words: list[str] | None = None) -> list[dict]:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("parts", nargs="*", default=[*PARTS], help=", ".join(PARTS))
     parser.add_argument("--tiny", action="store_true", help="tiny sizes")
     parser.add_argument("--device", default=best_device())

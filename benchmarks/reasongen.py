@@ -8,10 +8,10 @@ medians of alternating runs.  The last line is the time of complete pictures: ra
 decoding.  Needs the [test] dependencies.
 """
 
-import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -26,6 +26,7 @@ from minireflect.pipeline import ReasonPipeline
 from minireflect.pretrain.sft import reason_tokenizer
 from minireflect.streams import choices, rng
 from minireflect.world.prompts import draw_prompts
+from scripts.reports import described
 from tests.parity.llama import llama
 
 
@@ -46,9 +47,7 @@ def in_one(model: ReasonGen) -> Transformer:
 
 @torch.no_grad()
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("--pictures", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
@@ -75,7 +74,8 @@ def main() -> int:
         pipe.pictures(pipe.sample(texts, SamplingConfig(), rng(0, "benchmark")).codes)
 
     works = {"ours": ours, "transformers": generate, "pictures": pictures}
-    taken = seconds(torch.device("cpu"), works, args.repeats)
+    timed = seconds(torch.device("cpu"), works, args.repeats)
+    taken = {name: median(times) for name, times in timed.items()}
     total = args.pictures * tokens
     for name in ("ours", "transformers"):
         print(f"{name}: {taken[name]:.2f} s, {total / taken[name]:,.0f} tokens a second")

@@ -8,25 +8,27 @@
 Nothing is downloaded: the weights are random.  Needs the [test] dependencies.
 """
 
-import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 
+from benchmarks.srrl import seconds
 from minireflect.checkpoints import names
 from minireflect.checkpoints.files import load_into
+from minireflect.diffusion.sample import denoise, last
 from minireflect.diffusion.schedule import Schedule, ScheduleConfig
 from minireflect.models.autoencoder import Autoencoder, AutoencoderConfig
 from minireflect.models.clip import CLIP, TextConfig, TextEncoder, VisionConfig
@@ -34,25 +36,22 @@ from minireflect.models.clip import CLIPConfig as OurCLIP
 from minireflect.models.tokenizer import NoVocabulary
 from minireflect.models.unet import UNet, UNetConfig
 from minireflect.pipeline import LatentDiffusion, best_device
-
-sys.path.insert(0, str(Path(__file__).parent.parent))  # for tests/parity/checkpoints.py
+from minireflect.run import Networks
+from scripts.reports import described
 
 CHANNELS = {"sd15": (320, 640, 1280, 1280), "small": (64, 128, 256, 256)}
 TEXT = {"sd15": (768, 12), "small": (128, 4)}
 VAE = {"sd15": (128, 256, 512, 512), "small": (32, 64, 128, 128)}
 
 
-def theirs(size: str) -> dict[str, nn.Module]:
+def theirs(size: str) -> Networks:
     """The networks of diffusers and transformers, on the CPU in float32."""
     width, layers = TEXT[size]
     unet = UNet2DConditionModel(
-        block_out_channels=CHANNELS[size],
-        cross_attention_dim=width,
-        attention_head_dim=8,
-        sample_size=64,
+        block_out_channels=CHANNELS[size], cross_attention_dim=width, attention_head_dim=8, sample_size=64,
         down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-    )
+    )  # fmt: skip
     vae = AutoencoderKL(
         block_out_channels=VAE[size], layers_per_block=2, down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4, scaling_factor=0.18215, sample_size=512,
@@ -64,8 +63,8 @@ def theirs(size: str) -> dict[str, nn.Module]:
     return {"unet": unet.eval(), "vae": vae.eval(), "text": text.eval()}
 
 
-def ours(size: str, other: dict[str, nn.Module]) -> dict[str, nn.Module]:
-    """Our networks, with the tensors of the other networks."""
+def ours(size: str, other: Networks) -> Networks:
+    """Our networks, with the tensors of the other networks, to be trained."""
     width, layers = TEXT[size]
     with torch.device("meta"):
         unet = UNet(UNetConfig(CHANNELS[size], (1, 1, 1, 0), 1, width, heads=8))
@@ -74,7 +73,22 @@ def ours(size: str, other: dict[str, nn.Module]) -> dict[str, nn.Module]:
     load_into(unet, other["unet"].state_dict(), names.DIFFUSERS_UNET)
     load_into(vae, other["vae"].state_dict(), names.DIFFUSERS_AUTOENCODER)
     load_into(text, other["text"].state_dict(), names.TRANSFORMERS_CLIP_TEXT)
-    return {"unet": unet.eval(), "vae": vae.eval(), "text": text.eval()}
+    nets = {"unet": unet, "vae": vae, "text": text}
+    return {name: net.eval().requires_grad_(True) for name, net in nets.items()}
+
+
+def calls(nets: Networks) -> dict[str, Callable[..., Tensor]]:
+    """The functions of one side that are compared; both sides have the same inputs and outputs."""
+    unet, vae, text = nets["unet"], nets["vae"], nets["text"]
+    if isinstance(unet, UNet):
+        encode = {"autoencoder encode": lambda images: vae.moments(images)[0]}
+        return {"text encoder": text, "UNet forward": unet, **encode, "autoencoder decode": vae.decode}
+    return {
+        "text encoder": lambda ids: text(ids).last_hidden_state,
+        "UNet forward": lambda x, t, context: unet(x, t, context).sample,
+        "autoencoder encode": lambda images: vae.encode(images).latent_dist.mean,
+        "autoencoder decode": lambda x: vae.decode(x / 0.18215).sample,
+    }
 
 
 def off(found: Tensor, expected: Tensor) -> float:
@@ -90,39 +104,39 @@ def parity(size: str, latent: int) -> None:
     torch.manual_seed(0)
     them = theirs(size)
     us = ours(size, them)
-    print(
-        f"UNet: {sum(p.numel() for p in us['unet'].parameters()):,} parameters, "
-        f"{len(us['unet'].state_dict())} tensors"
-    )
+    sizes = [p.numel() for p in us["unet"].parameters()]
+    print(f"UNet: {sum(sizes):,} parameters, {len(us['unet'].state_dict())} tensors")
     x, t = torch.randn(1, 4, latent, latent), torch.tensor([501])
     ids = torch.randint(0, 49_000, (2, 77))
     ids[:, 20:] = 49_407
-    hidden = them["text"](ids).last_hidden_state
-    rows = {"text encoder": off(us["text"](ids), hidden)}
-    rows["UNet"] = off(us["unet"](x, t, hidden[:1]), them["unet"](x, t, hidden[:1]).sample)
+    hidden = calls(them)["text encoder"](ids)
     images = torch.rand(1, 3, 8 * latent, 8 * latent) * 2 - 1
-    mean = them["vae"].encode(images).latent_dist.mean
-    rows["autoencoder, encode"] = off(us["vae"].moments(images)[0], mean)
-    rows["autoencoder, decode"] = off(us["vae"].decode(x), them["vae"].decode(x / 0.18215).sample)
-    picture = twenty_steps(us, them, hidden, x)
-    rows["picture, 20 DDIM steps, guidance 7.5 (absolute, of a range of 1)"] = (
-        (picture[0] - picture[1]).abs().max().item()
-    )
-    us.clear()
+    inputs = (ids,), (x, t, hidden[:1]), (images,), (x,)
+    mine, other = calls(us), calls(them)
+    rows = {name: off(mine[name](*given), other[name](*given)) for name, given in zip(mine, inputs)}
+    found = our_twenty_steps(our_pipeline(us, hidden[1:], 8 * latent), hidden[:1], x) / 2 + 0.5
+    expected = their_twenty_steps(diffusers_pipeline(them), *hidden.split(1), x)
+    difference = (found - expected).abs().max().item()
+    rows["picture, 20 DDIM steps, guidance 7.5 (absolute, of a range of 1)"] = difference
+    del us, mine  # our networks
     rows |= clip_parity(size)
     for name, value in rows.items():
         print(f"{name:66} {value:.1e}")
     memory_of_loading(them, size)
 
 
-def twenty_steps(
-    us: dict[str, nn.Module], them: dict[str, nn.Module], hidden: Tensor, x: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Pictures in [0, 1] of our pipeline and of diffusers', from the same prompt, null prompt and noise."""
-    mine = pipeline_of(us, 8 * x.shape[-1])
-    mine.null = lambda: hidden[1:]
-    found = mine.generate_from(hidden[:1], 20, 7.5, x) / 2 + 0.5
-    return found, their_twenty_steps(diffusers_pipeline(them), *hidden.split(1), x)
+def our_pipeline(us: Networks, null: Tensor, side: int) -> LatentDiffusion:
+    """Our pipeline of these networks, with an embedded null prompt."""
+    schedule = Schedule(ScheduleConfig())
+    pipe = LatentDiffusion(NoVocabulary("", 77), us["text"], us["unet"], us["vae"], schedule, side)
+    pipe.null = lambda: null
+    return pipe
+
+
+@torch.no_grad()
+def our_twenty_steps(pipe: LatentDiffusion, prompt: Tensor, x: Tensor) -> Tensor:
+    """Pictures of our pipeline, from an embedded prompt.  Shapes: prompt (b t d), x (b 4 h/8 w/8)"""
+    return pipe.decode(last(denoise(pipe.eps(prompt)(7.5), x, pipe.table(20))))
 
 
 def their_twenty_steps(pipe: StableDiffusionPipeline, prompt: Tensor, null: Tensor, x: Tensor) -> Tensor:
@@ -142,7 +156,7 @@ def ddim() -> DDIMScheduler:
     )  # fmt: skip
 
 
-def diffusers_pipeline(them: dict[str, nn.Module]) -> StableDiffusionPipeline:
+def diffusers_pipeline(them: Networks) -> StableDiffusionPipeline:
     """diffusers' pipeline of these networks, with DDIM."""
     parts = them["vae"], them["text"], None, them["unet"], ddim(), None, None
     pipe = StableDiffusionPipeline(*parts, requires_safety_checker=False)
@@ -150,48 +164,17 @@ def diffusers_pipeline(them: dict[str, nn.Module]) -> StableDiffusionPipeline:
     return pipe
 
 
-class Pipeline(LatentDiffusion):
-    """Our pipeline, for prompts that are already embedded."""
-
-    @torch.no_grad()
-    def generate_from(self, context: Tensor, steps: int, guidance: float, x: Tensor) -> Tensor:
-        from minireflect.diffusion.sample import denoise, last
-
-        return self.decode(last(denoise(self.eps(context)(guidance), x, self.table(steps))))
-
-
-def pipeline_of(us: dict[str, nn.Module], side: int) -> Pipeline:
-    return Pipeline(NoVocabulary("", 77), us["text"], us["unet"], us["vae"], Schedule(ScheduleConfig()), side)
-
-
 def clip_parity(size: str) -> dict[str, float]:
     """Differences of both encoders of CLIP ViT-L/14."""
     layers = (12, 24) if size == "sd15" else (2, 2)
-    them = CLIPModel(
-        CLIPConfig(
-            text_config=dict(
-                vocab_size=49_408,
-                hidden_size=768,
-                intermediate_size=3072,
-                num_hidden_layers=layers[0],
-                num_attention_heads=12,
-                eos_token_id=49_407,
-            ),
-            vision_config=dict(
-                image_size=224,
-                patch_size=14,
-                hidden_size=1024,
-                intermediate_size=4096,
-                num_hidden_layers=layers[1],
-                num_attention_heads=16,
-            ),
-            projection_dim=768,
-        )
-    ).eval()
+    text = {"vocab_size": 49_408, "eos_token_id": 49_407, "num_hidden_layers": layers[0]}
+    text |= {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
+    vision = {"image_size": 224, "patch_size": 14, "num_hidden_layers": layers[1]}
+    vision |= {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16}
+    them = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=768)).eval()
     with torch.device("meta"):
-        us = CLIP(
-            OurCLIP(TextConfig(49_408, 49_407, layers=layers[0]), VisionConfig(layers=layers[1]), width=768)
-        )
+        config = TextConfig(49_408, 49_407, layers=layers[0]), VisionConfig(layers=layers[1])
+        us = CLIP(OurCLIP(*config, width=768))
     load_into(us, them.state_dict(), names.TRANSFORMERS_CLIP)
     images, ids = torch.randn(2, 3, 224, 224), torch.randint(0, 49_000, (2, 77))
     ids[:, 9] = 49_407
@@ -221,28 +204,21 @@ print(loaded - before, resident("VmHWM") - before, next(pipe.unet.parameters()).
 """
 
 
-def memory_of_loading(them: dict[str, nn.Module], size: str) -> None:
+def memory_of_loading(them: Networks, size: str) -> None:
     """Peak resident memory for loading an original fp16 file, relative to the size of the file."""
     from tests.parity.checkpoints import original_unet, original_vae
 
     tensors = original_unet(them["unet"].state_dict(), 4, 2) | original_vae(them["vae"].state_dict(), 4)
-    tensors |= {
-        f"cond_stage_model.transformer.text_model.{n.removeprefix('text_model.')}": t
-        for n, t in them["text"].state_dict().items()
-    }
+    text = {n.removeprefix("text_model."): t for n, t in them["text"].state_dict().items()}
+    tensors |= {f"cond_stage_model.transformer.text_model.{n}": t for n, t in text.items()}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"{size}.safetensors"
         save_file({n: t.half().contiguous() for n, t in tensors.items()}, file)
-        done = subprocess.run(
-            [sys.executable, "-c", LOADING, str(file)], capture_output=True, text=True, check=True
-        )
-        loaded, touched, dtype = done.stdout.split()
+        command = [sys.executable, "-c", LOADING, str(file)]
+        loaded, touched, dtype = subprocess.check_output(command, text=True).split()
         bytes_ = file.stat().st_size
-    print(
-        f"fp16 file of {bytes_ / 1e9:.2f} GB loaded as {dtype}: "
-        f"peak {int(loaded) / bytes_:.2f} times its size, "
-        f"{int(touched) / bytes_:.2f} after every weight was read"
-    )
+    said = f"fp16 file of {bytes_ / 1e9:.2f} GB loaded as {dtype}: peak {int(loaded) / bytes_:.2f}"
+    print(f"{said} times its size, {int(touched) / bytes_:.2f} after every weight was read")
 
 
 # --- speed --------------------------------------------------------------------------------------------------
@@ -250,59 +226,29 @@ def memory_of_loading(them: dict[str, nn.Module], size: str) -> None:
 Work = dict[str, Callable[[], object]]
 
 
-def work(
-    side: str, nets: dict[str, nn.Module], latent: int, device: torch.device, dtype: torch.dtype
-) -> Work:
-    """The tasks that are timed, for one side ("ours" or "theirs")."""
+def work(nets: Networks, size: str, latent: int, device: torch.device, dtype: torch.dtype) -> Work:
+    """The tasks that are timed, for the networks of one side."""
     nets = {k: m.to(device, dtype) for k, m in nets.items()}
-    g = torch.Generator().manual_seed(0)
-    width = nets["text"].config.hidden_size if side == "theirs" else nets["text"].config.width
+    g, (width, _) = torch.Generator().manual_seed(0), TEXT[size]
     x = torch.randn(1, 4, latent, latent, generator=g).to(device, dtype)
     context = torch.randn(1, 77, width, generator=g).to(device, dtype)
     images = torch.randn(1, 3, 8 * latent, 8 * latent, generator=g).to(device, dtype)
     t, ids = torch.tensor([501], device=device), torch.full((2, 77), 49_407, device=device)
-
-    def predict(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        return nets["unet"](x, t, context) if side == "ours" else nets["unet"](x, t, context).sample
+    both, inputs = calls(nets), ((ids,), (x, t, context), (images,), (x,))
 
     def backward() -> None:
-        predict(x, t, context).float().square().mean().backward()
+        both["UNet forward"](x, t, context).float().square().mean().backward()
         nets["unet"].zero_grad(set_to_none=True)
 
-    def encode() -> Tensor:
-        return (
-            nets["vae"].moments(images)[0] if side == "ours" else nets["vae"].encode(images).latent_dist.mean
-        )
-
-    def decode() -> Tensor:
-        return nets["vae"].decode(x) if side == "ours" else nets["vae"].decode(x / 0.18215).sample
-
-    def text() -> Tensor:
-        return nets["text"](ids) if side == "ours" else nets["text"](ids).last_hidden_state
-
-    frozen = torch.no_grad()
-    tasks = {
-        "UNet forward": frozen(lambda: predict(x, t, context)),
-        "UNet forward and backward": backward,
-        "text encoder": frozen(text),
-        "autoencoder encode": frozen(encode),
-        "autoencoder decode": frozen(decode),
-    }
+    tasks = {name: torch.no_grad()(partial(both[name], *given)) for name, given in zip(both, inputs)}
+    tasks["UNet forward and backward"] = backward
     if dtype != torch.float32:
         return tasks
-    if side == "ours":
-        pipe = pipeline_of(nets, 8 * latent)
-        pipe.null = lambda: context
-        tasks["20 steps with guidance"] = lambda: pipe.generate_from(context, 20, 7.5, x)
+    if isinstance(nets["unet"], UNet):
+        steps = partial(our_twenty_steps, our_pipeline(nets, context, 8 * latent), context, x)
     else:
-        pipe = diffusers_pipeline(nets)
-        tasks["20 steps with guidance"] = lambda: their_twenty_steps(pipe, context, context, x)
-    return tasks
-
-
-def sync(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+        steps = partial(their_twenty_steps, diffusers_pipeline(nets), context, context, x)
+    return tasks | {"20 steps with guidance": steps}
 
 
 def speed(size: str, latent: int, repeats: int, device: torch.device, dtype: torch.dtype) -> None:
@@ -310,61 +256,42 @@ def speed(size: str, latent: int, repeats: int, device: torch.device, dtype: tor
     torch.manual_seed(0)
     them = theirs(size)
     us = ours(size, them)
-    for module in us.values():
-        module.requires_grad_(True)
-        if device.type == "cuda":
-            module.to(memory_format=torch.channels_last)  # as LatentDiffusion.to does there
-    both = {
-        "ours": work("ours", us, latent, device, dtype),
-        "theirs": work("theirs", them, latent, device, dtype),
-    }
-    print(
-        f"| {size}, latents {latent} x {latent}, {device}, {str(dtype)[6:]}, "
-        f"{torch.get_num_threads()} threads | ours, s | theirs, s | ratio | peak memory, ratio |"
-    )
-    print("|---|---|---|---|---|")
+    for module in us.values() if device.type == "cuda" else ():
+        module.to(memory_format=torch.channels_last)  # as LatentDiffusion.to does there
+    sides = {"ours": us, "theirs": them}
+    both = {side: work(nets, size, latent, device, dtype) for side, nets in sides.items()}
+    where = f"{device}, {str(dtype)[6:]}, {torch.get_num_threads()} threads"
+    heads = "ours, s | theirs, s | ratio | peak memory, ratio"
+    print(f"| {size}, latents {latent} x {latent}, {where} | {heads} |\n|---|---|---|---|---|")
     for name in both["ours"]:
-        times: dict[str, list[float]] = {"ours": [], "theirs": []}
-        for i in range(repeats + 1):
-            for side in ("ours", "theirs") if i % 2 else ("theirs", "ours"):
-                sync(device)
-                start = time.perf_counter()
-                both[side][name]()
-                sync(device)
-                if i:  # the first is a warm-up
-                    times[side].append(time.perf_counter() - start)
-        mine, other = (statistics.median(times[s]) for s in ("ours", "theirs"))
-        ratio = statistics.median(a / b for a, b in zip(times["ours"], times["theirs"]))
-        memory = [peak_memory(s, name, size, latent, device, both) for s in ("ours", "theirs")]
-        print(
-            f"| {name} | {mine:.3f} | {other:.3f} | {ratio:.2f} | {memory[0] / memory[1]:.2f} |", flush=True
-        )
+        times = seconds(device, {side: tasks[name] for side, tasks in both.items()}, repeats).values()
+        mine, other = map(statistics.median, times)
+        ratio = statistics.median(a / b for a, b in zip(*times))
+        memory = [peak_memory(s, name, size, latent, device, tasks[name]) for s, tasks in both.items()]
+        found = f"{mine:.3f} | {other:.3f} | {ratio:.2f} | {memory[0] / memory[1]:.2f}"
+        print(f"| {name} | {found} |", flush=True)
 
 
 def peak_memory(
-    side: str, name: str, size: str, latent: int, device: torch.device, both: dict[str, Work]
+    side: str, name: str, size: str, latent: int, device: torch.device, call: Callable[[], object]
 ) -> float:
     """Peak memory in bytes, without the weights.  On the CPU it is measured in a separate process."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        both[side][name]()
+        call()
         return torch.cuda.max_memory_allocated() - before
     words = [sys.executable, __file__, "memory", "--side", side, "--task", name, "--size", size]
     words += ["--latent", str(latent)]
-    done = subprocess.run(words, capture_output=True, text=True, check=True, env=os.environ)
-    return json.loads(done.stdout.splitlines()[-1])
+    said = subprocess.check_output(words, text=True, stderr=subprocess.DEVNULL)  # warnings of diffusers
+    return json.loads(said.splitlines()[-1])
 
 
 def memory(side: str, task: str, size: str, latent: int) -> None:
     """Print the peak resident memory of one task in this process, minus the memory before the task."""
     torch.manual_seed(0)
-    nets = theirs(size)
-    if side == "ours":
-        nets = ours(size, nets)
-        for module in nets.values():
-            module.requires_grad_(True)
-    call = work(side, nets, latent, torch.device("cpu"), torch.float32)[task]
+    nets = ours(size, theirs(size)) if side == "ours" else theirs(size)
+    call = work(nets, size, latent, torch.device("cpu"), torch.float32)[task]
     Path("/proc/self/clear_refs").write_text("5")  # reset the high-water mark
     before = resident("VmRSS")
     call()
@@ -378,29 +305,24 @@ def resident(what: str) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("what", choices=("parity", "loading", "speed", "memory"))
-    parser.add_argument("--small", action="store_true")
-    parser.add_argument("--size", choices=tuple(CHANNELS))
-    parser.add_argument(
-        "--latent", type=int, default=32, help="side of the latents (default: 32, pictures of 256)"
-    )
+    parser.add_argument("--size", choices=tuple(CHANNELS), default="sd15")
+    parser.add_argument("--small", dest="size", action="store_const", const="small")
+    parser.add_argument("--latent", type=int, default=32, help="side of the latents (default: 32)")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default=best_device())
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--side"), parser.add_argument("--task")
     args = parser.parse_args()
-    size = args.size or ("small" if args.small else "sd15")
     if args.what == "parity":
-        parity(size, args.latent)
+        parity(args.size, args.latent)
     elif args.what == "loading":
-        memory_of_loading(theirs(size), size)
+        memory_of_loading(theirs(args.size), args.size)
     elif args.what == "speed":
-        speed(size, args.latent, args.repeats, torch.device(args.device), getattr(torch, args.dtype))
+        speed(args.size, args.latent, args.repeats, torch.device(args.device), getattr(torch, args.dtype))
     else:
-        memory(args.side, args.task, size, args.latent)
+        memory(args.side, args.task, args.size, args.latent)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ python benchmarks/srrl.py
 import argparse
 import time
 from collections.abc import Callable
+from statistics import median
 
-import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -20,20 +20,18 @@ from minireflect.streams import choices, rng
 from minireflect.world.prompts import draw_prompts
 
 
-def seconds(
-    device: torch.device, works: dict[str, Callable[[], object]], repeats: int = 15
-) -> dict[str, float]:
-    """Median time of each function; they alternate, so that other load affects all equally."""
+def seconds(device: torch.device, works: dict[str, Callable], repeats: int = 15) -> dict[str, list[float]]:
+    """Times of each function; they alternate, so that other load affects all equally."""
     taken: dict[str, list[float]] = {name: [] for name in works}
-    for i in range(repeats + 2):
-        for name, work in works.items():
+    for i in range(repeats + 1):
+        for name in works if i % 2 else reversed(works):
             start = time.perf_counter()
-            work()
+            works[name]()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            if i >= 2:  # the first two warm up
+            if i:  # the first is a warm-up
                 taken[name].append(time.perf_counter() - start)
-    return {name: float(np.median(times)) for name, times in taken.items()}
+    return taken
 
 
 def measure(pipe: LatentDiffusion, reward: Reward) -> None:
@@ -61,26 +59,20 @@ def measure(pipe: LatentDiffusion, reward: Reward) -> None:
         with FlopCounterMode(display=False) as counter:
             work()
         flops[name] = counter.get_total_flops()
-    taken = seconds(device, works)
+    taken = {name: median(times) for name, times in seconds(device, works).items()}
     peak = flops["matrix product"] / taken["matrix product"]
     threads = torch.get_num_threads()
     print(f"  matrix products: {peak / 1e9:,.0f} GFLOP/s in float32 on {device}, {threads} threads")
     for name in list(works)[1:]:
-        rate = flops[name] / taken[name]
-        print(
-            f"  {name:<27} batch {b}: {flops[name] / b / 1e6:.0f} MFLOP, "
-            f"{1e3 * taken[name] / b:.2f} ms per picture, "
-            f"{rate / peak:.0%} of the rate of matrix products"
-        )
+        cost = f"{flops[name] / b / 1e6:.0f} MFLOP, {1e3 * taken[name] / b:.2f} ms per picture"
+        reached = flops[name] / taken[name] / peak
+        print(f"  {name:<27} batch {b}: {cost}, {reached:.0%} of the rate of matrix products")
     start = time.perf_counter()
     drawn = rollout(pipe, texts, reward, config, 0, 0)
-    minutes = (time.perf_counter() - start) / 60
-    pictures = sum(len(r.images) for r in drawn.rounds)
-    share = drawn.cost.unet * taken["UNet, forward"] / b / 60 / minutes
-    print(
-        f"  rollout of SRRL: {pictures / minutes / 60:.1f} pictures per second, "
-        f"{share:.0%} of the time in the UNet"
-    )
+    spent = time.perf_counter() - start
+    rate = sum(len(r.images) for r in drawn.rounds) / spent
+    share = drawn.cost.unet * taken["UNet, forward"] / b / spent
+    print(f"  rollout of SRRL: {rate:.1f} pictures per second, {share:.0%} of the time in the UNet")
 
 
 if __name__ == "__main__":

@@ -200,8 +200,8 @@ def law_table(models: dict[str, dict[str, Score]]) -> Table:
         for kind, s in scores.items():
             if missing := sorted(ByKind.__annotations__.keys() - s.keys()):
                 raise Refusal(f"the score of {name}, {kind}, has no {', '.join(missing)}")
-            low, high = s["interval"]
-            cells = {f"{kind}: right by the inspector": f"{s['accuracy']:.3f} [{low:.2f}, {high:.2f}]"}
+            right = "{:.3f} [{:.2f}, {:.2f}]".format(s["accuracy"], *s["interval"])
+            cells = {f"{kind}: right by the inspector": right}
             cells |= {f"{kind}, {law}": f"{share:.2f}" for law, share in s["by_law"].items()}
             cells |= {f"{kind}: learned reward": s["reward"], f"{kind}: unreadable": s["unreadable"]}
             cells |= {f"{kind}: diversity within a law": s["diversity"]}
@@ -210,12 +210,16 @@ def law_table(models: dict[str, dict[str, Score]]) -> Table:
     return Table("test prompts", rows)
 
 
-def law_bars(models: dict[str, dict[str, Score]]) -> dict[str, Score]:
-    """Data for `figures.bars`: accuracy and interval of each law; one plot per kind, one group per model."""
+def law_bars(models: dict[str, Score]) -> dict[str, Score]:
+    """Data for `figures.bars`: accuracy and interval of each law; one plot per kind, one group per model.
+
+    Scores of other evaluations, which are not by law, are left out.
+    """
     plots: dict[str, Score] = {}
     for name, scores in models.items():
         for kind, s in scores.items():
-            ends = s["intervals"]
-            shares = {law: (share, *ends.get(law, (share,) * 2)) for law, share in s["by_law"].items()}
-            plots.setdefault(f"{kind}, test prompts", {})[f"{name}: {s['accuracy']:.2f}"] = shares
+            if isinstance(s, dict) and {"accuracy", "by_law"} <= s.keys():
+                ends = s.get("intervals", {})
+                shares = {law: (share, *ends.get(law, (share, share))) for law, share in s["by_law"].items()}
+                plots.setdefault(f"{kind}, test prompts", {})[f"{name}: {s['accuracy']:.2f}"] = shares
     return plots

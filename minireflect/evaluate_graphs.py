@@ -26,9 +26,9 @@ from .world.scenes import Object
 Loop = Callable[[list[SceneGraph], torch.Generator], Iterable[Any]]
 
 
-def iou(asked: set, seen: set) -> float:
-    """Intersection over union of two sets; 0 if both are empty."""
-    return len(asked & seen) / len(asked | seen) if asked | seen else 0.0
+def iou(pairs: Iterable[tuple[set, set]]) -> float:
+    """The mean over pairs of sets of intersection over union, which is 0 if both sets are empty."""
+    return float(np.mean([len(asked & seen) / max(1, len(asked | seen)) for asked, seen in pairs]))
 
 
 def named(things: Iterable[Object | Entity]) -> set[str]:
@@ -71,20 +71,18 @@ def evaluate_loop(loop: Loop, judge: Checker, config: EvaluationConfig, name: st
     judged = judge(images, graphs)
     read = [[r.scene.objects if r.scene else () for r in inspect_all(x)] for x in (first, images)]
     was, right = (np.array([g.fulfilled_by(t) for g, t in zip(graphs, of)]) for of in read)
-    things = read[1]
     accepted, liked = accepted.numpy(), judged.met.all(1).cpu().numpy()
-    triples = [(set(g.triples), seen_triples(t, g)) for g, t in zip(graphs, things)]
-    kinds = [(named(g.entities), named(t)) for g, t in zip(graphs, things)]
-    predicates = [({p for _, p, _ in a}, {p for _, p, _ in b}) for a, b in triples]
-    met = [np.mean([r.met_by(t) for r in g.requirements]) for g, t in zip(graphs, things)]
+    ends = list(zip(graphs, read[1]))  # each graph, and the objects of its last picture
+    triples = [(set(g.triples), seen_triples(t, g)) for g, t in ends]
     return {
         "pictures": len(graphs),
-        "sg_iou": mean_iou(triples),
-        "entity_iou": mean_iou(kinds),  # of the objects, by colour and name
-        "relation_iou": mean_iou(predicates),
-        "met": float(np.mean(met)),  # share of the requirements that are met
+        "sg_iou": iou(triples),
+        "entity_iou": iou((named(g.entities), named(t)) for g, t in ends),  # of objects, by colour and name
+        "relation_iou": iou(({p for _, p, _ in a}, {p for _, p, _ in b}) for a, b in triples),
+        # share of the requirements that are met
+        "met": float(np.mean([np.mean([r.met_by(t) for r in g.requirements]) for g, t in ends])),
         "right": float(right.mean()),  # share of the pictures that meet all requirements
-        "unreadable": sum(not t for t in things) / len(things),  # share of the pictures
+        "unreadable": sum(not t for _, t in ends) / len(ends),  # share of the pictures
         "checker": checker.mean().item(),  # share of the requirements that the Checker calls met
         "checker_right": float(accepted.mean()),  # share of the pictures that the Checker accepts
         "judge": judged.share.mean().item(),  # as "checker", by the judge
@@ -96,11 +94,6 @@ def evaluate_loop(loop: Loop, judge: Checker, config: EvaluationConfig, name: st
         "evaluations": evaluations.double().mean().item(),  # UNet evaluations per picture
         "calls": calls.double().mean().item(),  # Checker calls per picture
     }
-
-
-def mean_iou(pairs: Iterable[tuple[set, set]]) -> float:
-    """The mean IoU of pairs of sets."""
-    return float(np.mean([iou(asked, seen) for asked, seen in pairs]))
 
 
 def share(of: np.ndarray, among: np.ndarray) -> float:

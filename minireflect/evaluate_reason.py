@@ -117,6 +117,5 @@ def codec_table(codec: Codec, config: EvaluationConfig) -> Table:
         seen = torch.cat([way(x.to(device)).cpu() for x in images.split(config.batch)])
         right = torch.tensor([float(p.fulfilled_by(r)) for p, r in zip(prompts, inspect_all(seen))])
         shares = [part.mean().item() for part in right.split(config.pictures)]
-        error = (seen - images).square().mean().item()
-        rows[name] = {**dict(zip(ORDER, shares)), "squared error": f"{error:.4f}"}
+        rows[name] = dict(zip(ORDER, shares)) | {"squared error": f"{(seen - images).square().mean():.4f}"}
     return Table("test scenes read correctly", rows)

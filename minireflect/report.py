@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import fmean
 
 from .disk import read_bytes, read_json, write_text
+from .evaluate import law_bars
 from .ranges import expect
 from .run import RunError, flat, read_metrics
 from .world.canvas import read_picture
@@ -63,7 +64,7 @@ def described(folder: Path) -> dict:
         "heading": heading(scores, trained),
         "config": {key: str(value) for key, value in flat(config).items()},
         "curves": {stage: curves([row for row in rows if row["stage"] == stage]) for stage in stages},
-        "laws": laws(scores),
+        "laws": law_bars(scores),
         "scores": {model: plain(score) for model, score in scores.items()},
         "cost": cost(trained),
         "album": album(folder),
@@ -114,17 +115,6 @@ def line(rows: list[dict], x: str, key: str) -> dict:
     return {"label": label, "kind": kind, "points": values[:: -(-len(values) // POINTS) or 1]}
 
 
-def laws(scores: dict) -> dict:
-    """Kind of prompts -> law -> model -> share of right pictures and both ends of its interval."""
-    found: dict = {}
-    for model, kinds in scores.items():
-        for kind, score in kinds.items():
-            for law, share in score.get("by_law", {}).items() if isinstance(score, dict) else ():
-                ends = score.get("intervals", {}).get(law, (share, share))
-                found.setdefault(kind, {}).setdefault(law, {})[model] = [share, *ends]
-    return found
-
-
 def plain(score: dict) -> dict[str, float]:
     """The numbers of a score, without those of single laws; named "physical.accuracy" if it has kinds."""
     return {k: v for k, v in flat(score).items() if isinstance(v, float) and "by_law" not in k}
@@ -149,9 +139,8 @@ def album(folder: Path) -> list[dict]:
             for key, kind in ROW.items():
                 expect([row.get(key) for row in rows], list[kind], key)
             read_picture(sheet)
+            picture = base64.b64encode(read_bytes(sheet)).decode()
+            found.append({"step": step, "rows": rows, "picture": f"data:image/jpeg;base64,{picture}"})
         except (ValueError, OSError) as error:
             warnings.warn(f"{sheet.name} is left out: {error}", stacklevel=2)
-            continue
-        picture = base64.b64encode(read_bytes(sheet)).decode()
-        found.append({"step": step, "rows": rows, "picture": f"data:image/jpeg;base64,{picture}"})
     return found

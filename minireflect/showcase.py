@@ -114,12 +114,10 @@ def sampled_rounds(
     -> columns of a strip, (b 3 h w) each
     """
     noise = rng(seed, "sample")
-    x_T = pipe.noise(len(prompts), noise)
-    if reward:
-        rounds = pipe.selected_rounds(prompts, reward, x_T, sampler, reflection, noise)
-    else:
-        rounds = map(pipe.decode, pipe.blind_rounds(prompts, x_T, sampler, reflection, noise))
-    return {f"round {k}": images for k, images in enumerate(rounds)}
+    how = pipe.noise(len(prompts), noise), sampler, reflection, noise
+    rounds = pipe.selected_rounds(prompts, reward, *how) if reward else pipe.blind_rounds(prompts, *how)
+    # blind rounds are latents
+    return {f"round {k}": x if reward else pipe.decode(x) for k, x in enumerate(rounds)}
 
 
 def same_noise(
@@ -156,10 +154,9 @@ def album(
             columns = torch.linspace(0, latents.shape[1] - 1, STAGES).round().long()
             shown = pipe.decode(latents[:, columns].flatten(0, 1)).float().cpu()  # (n*stages 3 h w)
             sheet.append(F.interpolate(shown, PAGE, mode="area").unflatten(0, (-1, STAGES)))
-            rewards = round_.rewards[:, 0].tolist()
-            for i, value, image in zip(round_.rows.tolist(), rewards, round_.images.cpu()):
+            for i, value, image in zip(round_.rows.tolist(), round_.rewards, round_.images.cpu()):
                 right = verdict(image, texts[i])[2] if image.shape[-1] == 64 else None
-                rows.append({"prompt": texts[i], "round": k, "reward": value, "right": right})
+                rows.append({"prompt": texts[i], "round": k, "reward": value.item(), "right": right})
         (pixels,) = to_pixels(rearrange(torch.cat(sheet), "n s c h w -> 1 c (n h) (s w)"))
         path = job.run.folder / "album" / f"{step:05}.jpg"
         path.parent.mkdir(exist_ok=True)
@@ -182,9 +179,8 @@ def animation(pipe: LatentDiffusion, reward: Reward, texts: list[str], seed: int
     scenes = [("denoise", x, None) for x in out.rounds[0].path.latents.unbind(1)]
     scenes += [("score", x_0, accepted)] * HOLD
     for again in out.rounds[1:]:
-        eps = pipe.eps(out.context[again.rows])(config.w_renoise)
-        back = [step.x for step in renoise(eps, x_0[again.rows], pipe.table(config.renoise_steps))]
-        moves = [("re-noise refused pictures", x) for x in back]
+        eps, table = pipe.eps(out.context[again.rows])(config.w_renoise), pipe.table(config.renoise_steps)
+        moves = [("re-noise refused pictures", step.x) for step in renoise(eps, x_0[again.rows], table)]
         moves += [("denoise from the negative noise", x) for x in again.path.latents.unbind(1)]
         scenes += [(words, x_0.index_copy(0, again.rows, x), accepted) for words, x in moves]
         found = again.rewards[:, 0] >= config.accept

@@ -134,7 +134,7 @@ def parts_table(scores: list[dict[str, Score]], arm: str) -> Table:
     return Table(arm, {part: dict(zip(heads, map(over_seeds, values))) for part, values in cells.items()})
 
 
-def entropy_figure(training: dict[str, list[list[dict]]], targets: dict[str, float], path: Path) -> None:
+def entropy_figure(training: dict[str, list[list[dict]]], path: Path) -> None:
     """Entropy of text and image tokens, reward, and share of right pictures; a line for each seed.
 
     The second row of panels shows the runs of STRAINED.
@@ -150,7 +150,7 @@ def entropy_figure(training: dict[str, list[list[dict]]], targets: dict[str, flo
                     x, y = [r["step"] for r in shown], [r[key] for r in shown]
                     lines.append(Line("_seed" if number else label, x, y, color, span=6))
             words = key.replace("_", " ").replace("right", "right by the inspector")
-            levels = [] if share else [("target", targets[key.split("_")[0]], TRUTH)]
+            levels = [] if share else [("target", getattr(preset("cpu").grpo, key), TRUTH)]
             label = f"{words}, {'share' if share else 'nats per token'}"
             panels.append(Panel(title, "iteration", label, lines, levels, (0, 1 if share else None)))
     curves(path, *panels, columns=4)
@@ -158,8 +158,7 @@ def entropy_figure(training: dict[str, list[list[dict]]], targets: dict[str, flo
 
 def reason_page(path: Path, scores: list[dict[str, Score]], seeds: list[int], pictures: int) -> None:
     arms = rows_of(scores)
-    columns = {key: COLUMNS.get(key, key) for key in arms[0][FULL]}
-    table = means("arm", arms, columns)
+    table = means("arm", arms, {key: COLUMNS.get(key, key) for key in arms[0][FULL]})
     for arm, row in table.rows.items():
         row["tokens"] = f"{sum(seed[arm]['tokens'] for seed in arms) / len(arms):.0f}"
         if not any(seed[arm]["planned"] for seed in arms):  # the model writes no rationale
@@ -188,9 +187,8 @@ def main() -> None:
             if start == "true":
                 training.setdefault(name, []).append(read_metrics(runs[f"grpo-{name}"], "reason-grpo"))
         arms.append({arm: measured(runs[run] / "weights", args, seed, arm) for arm, (run, _) in ARMS.items()})
-    targets = {"text": preset("cpu").grpo.text_entropy, "image": preset("cpu").grpo.image_entropy}
     arms_figure(rows_of(arms), SHOWN, args.docs / "reasongen_arms.png")
-    entropy_figure(training, targets, args.docs / "reasongen_entropy.png")
+    entropy_figure(training, args.docs / "reasongen_entropy.png")
     reason_page(args.docs / "reasongen_study.md", arms, args.seeds, args.pictures)
 
 

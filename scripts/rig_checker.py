@@ -96,16 +96,15 @@ def checker_table(answers: dict[str, dict[str, list]]) -> Table:
     return Table("right answers", rows | {"calibration error": errors})
 
 
-def calibration(answers: dict[str, list], bins: int = 10) -> tuple[list[tuple[float, float, int]], float]:
-    """(mean probability, share true, number) of each bin, and the expected calibration error.
+def calibration(answers: dict[str, list], bins: int = 10) -> tuple[np.ndarray, float]:
+    """Mean probability, share true and number of each bin, and the expected calibration error.
 
-    Guo et al. 2017, equation 3
+    Guo et al. 2017, equation 3.  -> (3 bins), without empty bins, and the error
     """
     p, t = np.array(answers["probability"]), np.array(answers["truth"], float)
-    which = np.minimum((p * bins).astype(int), bins - 1)
-    chosen = [which == b for b in range(bins) if (which == b).any()]
-    rows = [(p[c].mean(), t[c].mean(), int(c.sum())) for c in chosen]
-    return rows, sum(n * abs(a - b) for a, b, n in rows) / len(p)
+    of = np.minimum((p * bins).astype(int), bins - 1)
+    rows = [(p[of == b].mean(), t[of == b].mean(), (of == b).sum()) for b in np.unique(of)]
+    return np.array(rows).T, sum(n * abs(a - b) for a, b, n in rows) / len(p)
 
 
 if __name__ == "__main__":

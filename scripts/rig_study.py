@@ -107,8 +107,7 @@ def reliability_figure(answers: dict[str, dict[str, list]], path: Path) -> None:
     """Share of true requirements against the predicted probability."""
     lines = [Line("perfectly calibrated", [0, 1], [0, 1], INK, style=":")]
     for (name, found), color in zip(answers.items(), (REWARD, TRUTH)):
-        rows, error = calibration(found)
-        x, y, _ = zip(*rows)
+        (x, y, _), error = calibration(found)
         lines.append(Line(f"{name}: error {error:.3f}", x, y, color, style="o-"))
     curves(path, Panel("Questions about test scenes", "probability of yes", "share that is true", lines))
 

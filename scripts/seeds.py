@@ -29,9 +29,8 @@ def measured(folder: Path) -> Arms:
         raise ValueError(f"{folder} holds no finished run of srrl")
     found = {}
     for row in (rows[0], rows[-1]):
-        values = flat(row.get("scores") or row["score"]).items()
-        names = {k: k.replace(".by_law.", ", ").replace(".", ": ") for k, v in values if isinstance(v, float)}
-        found[row["model"]] = {name: dict(values)[key] for key, name in names.items()}
+        values = {k: v for k, v in flat(row.get("scores") or row["score"]).items() if isinstance(v, float)}
+        found[row["model"]] = {k.replace(".by_law.", ", ").replace(".", ": "): values[k] for k in values}
     return found
 
 

@@ -22,7 +22,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,7 +34,7 @@ from minireflect.diffusion.reflection import ReflectionConfig
 from minireflect.diffusion.sample import evaluations
 from minireflect.evaluate import EvaluationConfig, Table, score
 from minireflect.figures import OTHER, REWARD, TRUTH, Panel, curves, smooth
-from minireflect.methods.rollout import RolloutConfig, rollout
+from minireflect.methods.rollout import Cost, RolloutConfig, rollout
 from minireflect.pipeline import OPPOSITE, LatentDiffusion
 from minireflect.rl.rewards import Reward, inspector_reward, load_reward
 from minireflect.run import read_metrics
@@ -76,12 +75,7 @@ Logs = dict[str, list[list[dict]]]  # arm -> its runs -> metrics of each iterati
 
 
 # ------------------------------------------------------------------ ways of sampling, with counted costs
-class Drawn(NamedTuple):
-    images: Tensor  # (b 3 h w)
-    unet: int  # evaluations for all b
-    rewards: int  # reward calls for all b
-
-
+Drawn = tuple[Tensor, Cost]  # pictures (b 3 h w), and the cost of all b
 Way = Callable[[LatentDiffusion, Reward, list[str], int, int], Drawn]  # pipe, judge, texts, seed, batch
 
 
@@ -91,28 +85,26 @@ def plain(steps: int, rounds: int = 0) -> Way:
 
     def way(pipe: LatentDiffusion, judge: Reward, texts: list[str], seed: int, batch: int) -> Drawn:
         how, noise = (steps, SAMPLER.guidance, SAMPLER.eta, rounds), rng(seed, "plain", batch)
-        return Drawn(pipe.generate(texts, *how, generator=noise), len(texts) * cost, 0)
+        return pipe.generate(texts, *how, generator=noise), Cost(len(texts) * cost)
 
     return way
 
 
-def searched(**options: object) -> Way:
-    """The picture with the highest reward in a rollout.  Without rounds this is best-of-N."""
-    config = RolloutConfig(steps=SAMPLER.steps, guidance=SAMPLER.guidance, **options)
+def best_of(n: int) -> Way:
+    """The picture with the highest reward of n."""
+    config = RolloutConfig(group=n, steps=SAMPLER.steps, guidance=SAMPLER.guidance, rounds=0)
 
     def way(pipe: LatentDiffusion, judge: Reward, texts: list[str], seed: int, batch: int) -> Drawn:
         out = rollout(pipe, texts, judge, config, seed, batch)
-        rewards = torch.cat([r.rewards for r in out.rounds], 1)  # (b k*g)
-        images = torch.stack([r.images.unflatten(0, (len(texts), -1)) for r in out.rounds], 1).flatten(1, 2)
-        best = images[torch.arange(len(texts)), rewards.argmax(1)]  # (b 3 h w)
-        return Drawn(best, out.cost.unet, out.cost.rewards)
+        images = out.rounds[0].images.unflatten(0, (len(texts), n))
+        return images[torch.arange(len(texts)), out.rounds[0].rewards.argmax(1)], out.cost
 
     return way
 
 
-def while_wrong(redraw: ReflectionConfig, rounds: int = 3) -> Way:
-    """Pictures that the reward refuses are sampled again, at most `rounds` times."""
-    redraw = replace(redraw, rounds=rounds)
+def while_wrong(redraw: ReflectionConfig) -> Way:
+    """Pictures that the reward refuses are sampled again, at most three times."""
+    redraw = replace(redraw, rounds=3)
 
     def way(pipe: LatentDiffusion, judge: Reward, texts: list[str], seed: int, batch: int) -> Drawn:
         asked = []
@@ -124,9 +116,8 @@ def while_wrong(redraw: ReflectionConfig, rounds: int = 3) -> Way:
         noise = rng(seed, "plain", batch)
         x_T = pipe.noise(len(texts), noise)
         *_, images = pipe.selected_rounds(texts, counted, x_T, SAMPLER, redraw, noise)
-        again = sum(asked[1:])
-        cost = len(texts) * SAMPLER.cost + again * (redraw.renoise_cost + SAMPLER.cost)
-        return Drawn(images, cost, sum(asked))
+        cost = len(texts) * SAMPLER.cost + sum(asked[1:]) * (redraw.renoise_cost + SAMPLER.cost)
+        return images, Cost(cost, rewards=sum(asked))
 
     return way
 
@@ -136,8 +127,8 @@ MORE_WAYS: dict[str, Way] = {  # measured with the base only
     "new noise while wrong": while_wrong(replace(OPPOSITE, fresh_noise=1.0)),
     "reflect, blind": plain(SAMPLER.steps, rounds=1),
     "twice the steps": plain(2 * SAMPLER.steps),
-    "best of 2": searched(rounds=0, group=2),
-    "best of 4": searched(rounds=0, group=4),
+    "best of 2": best_of(2),
+    "best of 4": best_of(4),
 }
 
 
@@ -158,11 +149,11 @@ def measure(pipe: LatentDiffusion, judge: Reward, way: Way, seed: int, pictures:
         texts = [p.text for p in prompts]
         parts = {i: texts[i : i + config.batch] for i in range(0, pictures, config.batch)}
         drawn = [way(pipe, judge, part, 2_000 + seed, i) for i, part in parts.items()]
-        images = torch.cat([d.images for d in drawn])
-        values = torch.cat([judge(d.images, part) for d, part in zip(drawn, parts.values())])
+        images = torch.cat([x for x, _ in drawn])
+        values = torch.cat([judge(x, part) for (x, _), part in zip(drawn, parts.values())])
         row[kind] = score(images, prompts, values) | {"diversity": diversity(pipe, images, texts)}
         for cost in ("unet", "rewards"):  # per picture
-            row[cost] += sum(getattr(d, cost) for d in drawn) / (pictures * len(KINDS))
+            row[cost] += sum(getattr(spent, cost) for _, spent in drawn) / (pictures * len(KINDS))
     return row
 
 
@@ -214,8 +205,7 @@ def by_seed(rows: list[dict]) -> list[dict]:
     seeds: dict[int, dict] = {seed: {} for seed in sorted({r["seed"] for r in rows})}
     for r in rows:
         found = {kind: r[kind]["accuracy"] for kind in KINDS}
-        found["mean"] = sum(found.values()) / len(KINDS)
-        seeds[r["seed"]][f"{r['arm']} · {r['way']}"] = found
+        seeds[r["seed"]][f"{r['arm']} · {r['way']}"] = found | {"mean": sum(found.values()) / len(KINDS)}
     return list(seeds.values())
 
 

@@ -21,8 +21,8 @@ from minireflect.world.scenes import Object
 def test_metrics_on_graphs_made_by_hand() -> None:
     """The set definitions of LAION-SG, on cases counted with a pencil."""
     a, b = {("x", "on", "y"), ("y", "on", "z")}, {("x", "on", "y"), ("z", "on", "y")}
-    assert iou(a, a) == 1 and iou(a, b) == iou(b, a) == 1 / 3
-    assert iou(a, set()) == 0 and iou(set(), set()) == 0
+    assert iou([(a, a)]) == 1 and iou([(a, b)]) == iou([(b, a)]) == 1 / 3 and iou([(a, a), (a, b)]) == 2 / 3
+    assert iou([(a, set())]) == 0 and iou([(set(), set())]) == 0
     graph = parse_graph("red ball left of blue block; green cone above blue block")
     ball, block, cone = (
         Object("ball", "red", xy=(12, 40)),
@@ -37,9 +37,9 @@ def test_metrics_on_graphs_made_by_hand() -> None:
     over = Object("ball", "red", xy=(38, 10))
     seen = seen_triples((over, block, cone), graph)
     assert seen == {("red ball", "above", "blue block"), ("green cone", "above", "blue block")}
-    assert iou(set(graph.triples), seen) == 1 / 3
+    assert iou([(set(graph.triples), seen)]) == 1 / 3
     assert named((ball, ball, block)) == {"red ball", "blue block"}
-    assert iou({"red ball", "blue block", "green cone"}, named((ball, block))) == 2 / 3
+    assert iou([({"red ball", "blue block", "green cone"}, named((ball, block)))]) == 2 / 3
 
 
 def renders(graphs: list[SceneGraph]) -> Tensor:

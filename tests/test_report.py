@@ -82,9 +82,9 @@ def test_a_page_has_the_laws_costs_and_options_of_every_run(tmp_path: Path) -> N
     page = (tmp_path / "new" / "page.html").read_text()
     runs = json.loads(re.search(r"const runs = (\[.*\]);", page)[1])
     assert [run["name"] for run in runs] == ["one", "two"]
-    heat = runs[0]["laws"]["physical"]["heat"]
-    assert heat["base"] == pytest.approx([0.4, 0.3, 0.5]) and heat["SRRL"] == pytest.approx([0.7, 0.6, 0.8])
-    assert runs[0]["laws"]["physical"]["wind"]["base"] == [0.4, 0.4, 0.4]  # no interval was logged
+    base, SRRL = (runs[0]["laws"]["physical, test prompts"][m] for m in ("base: 0.40", "SRRL: 0.70"))
+    assert base["heat"] == pytest.approx([0.4, 0.3, 0.5]) and SRRL["heat"] == pytest.approx([0.7, 0.6, 0.8])
+    assert base["wind"] == [0.4, 0.4, 0.4]  # no interval was logged
     assert runs[0]["cost"] == {"iterations": 4, "reward calls": 30}
     assert runs[1]["config"]["srrl.lr"] == "0.0001" and [a["step"] for a in runs[1]["album"]] == [0, 4]
     assert page.count("</script>") == 1 and not re.search(
