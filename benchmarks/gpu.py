@@ -167,10 +167,9 @@ def iteration(
 ) -> tuple[Row, Learner]:
     """One iteration of SRRL with a trivial reward: seconds of rollout and update, and the learner."""
     row: Row = {}
-    learner = learner or Learner.of(
+    learner = learner or Learner(
         pipe, config, config.guidance, len(texts) * config.group * (config.rounds + 1)
     )
-    learner.history = learner.history or srrl.RewardHistory()
     with clocked(row, "rollout", pipe.device):
         out = rollout(pipe, texts, bright, config, 0, 0)
     with clocked(row, "update", pipe.device):

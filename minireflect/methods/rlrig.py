@@ -368,7 +368,7 @@ def train_actor_grpo(config: RLRIGConfig, parts: Parts, job: Job) -> Actor:
 def train_editor(config: RLRIGConfig, parts: Parts, job: Job) -> LatentDiffusion:
     """Phase 2: train the editor on G edits for each edit prompt.  -> the editor"""
     pictures, total = config.graphs * config.group * config.rounds, config.editor_iterations
-    learner = Learner.of(parts.editor, config.editor, config.loop.edit_guidance, pictures)
+    learner = Learner(parts.editor, config.editor, config.loop.edit_guidance, pictures)
     memory, tries = {"calls": 0, "evaluations": 0, "watch": {}}, (1, config.group)
     for step in job.run.steps("phase-2", total, learner.networks, learner.optimizer, memory=memory):
         graphs, noise = graphs_of(job.seed, step, config), rng(job.seed, "phase 2", step)

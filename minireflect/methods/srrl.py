@@ -123,14 +123,11 @@ def train_srrl(
     run, seed = job.run, job.seed
     if config.objective == "ppo" and not (config.sigmas(pipe.table(config.steps)) > MIN_SIGMA).any():
         raise ValueError(f"with steps {config.steps} no step draws enough noise for ppo: give more steps")
-    history = RewardHistory()
     rounds = config.rounds + 1 if config.mode == "select" else 1
-    pictures = config.prompts_per_iteration * config.group * rounds
-    learner = Learner.of(pipe, config, config.guidance, pictures)
-    learner.history = history if config.advantage == "history" else None
-    memory: dict = {"cost": [0, 0, 0], "updates": 0, "history": history.state_dict(), "watch": {}}
+    learner = Learner(pipe, config, config.guidance, config.prompts_per_iteration * config.group * rounds)
+    memory: dict = {"cost": [0, 0, 0], "updates": 0, "history": {}, "watch": {}}
     for step in run.steps("srrl", config.iterations, learner.networks, learner.optimizer, memory=memory):
-        history.load_state_dict(memory["history"])
+        learner.history = RewardHistory(**memory["history"])
         job.watch(step)
         texts, families = draw(step)
         out = replace(rollout(pipe, texts, reward, config, seed, step), families=families)
@@ -143,11 +140,11 @@ def train_srrl(
         if config.group > 1:
             seen["flat"] = zero_variance_groups(first.rewards.cpu()).float().mean().item()
         said = watch(config, run, memory["watch"], seen)
-        memory |= {"cost": [*cost], "updates": updates, "history": history.state_dict()}
+        memory |= {"cost": [*cost], "updates": updates, "history": vars(learner.history)}
         values = report(out, stats, inspector, config.accept)
         spent = {"reward_calls": cost.rewards, "unet_evaluations": cost.unet + cost.trained}
         run.log("srrl", step, **values, updates_total=updates, **spent, x0_size=seen["size"], collapse=said)
-        run.show("srrl", step, out.rounds[0].images)
+        run.show("srrl", step, first.images)
         shown = {"reward": values["reward_by_round"], "right": values["right_by_round"]}
         run.bar.set_postfix(**{k: f"{v[0]:.2f}" for k, v in shown.items() if v}, kl=f"{stats.kl:.1f}")
     pipe.unet.eval().requires_grad_(False)
