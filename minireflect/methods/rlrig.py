@@ -305,6 +305,8 @@ class RLRIGConfig(TokenConfig):
     editor: LearnConfig = EDITOR
 
     def require(self) -> None:
+        if self.editor.advantage == "history":
+            raise ValueError("editor.advantage history needs prompts that recur; use shrunk or group")
         if not self.loop.edit_steps:
             raise ValueError("an edit has no steps; increase loop.steps or loop.t-star")
 
