@@ -143,8 +143,8 @@ class Parts(NamedTuple):
     def act(self, latents: Tensor, graphs: Graphs, answers: Answers, generator: Generator) -> EditPrompts:
         """Sample edit prompts from the Actor.  Shapes: latents (b c h w), b graphs, b answers"""
         tokenizer, asked = self.diffuser.tokenizer, [[r.words for r in g.requirements] for g in graphs]
-        met = [row[: len(words)] for row, words in zip(answers.met.tolist(), asked)]
-        read = questions(tokenizer, asked, met, self.actor.config.read).to(latents.device)  # (b s)
+        # (b s); `questions` leaves out the answers in the padding, which have no requirement
+        read = questions(tokenizer, asked, answers.met.tolist(), self.actor.config.read).to(latents.device)
         sampled = self.actor.write(latents, read, generator)
         return EditPrompts(tokenizer.decode(sampled.ids), read, sampled)
 
@@ -371,17 +371,16 @@ def train_editor(config: RLRIGConfig, parts: Parts, job: Job) -> LatentDiffusion
     """Phase 2: train the editor on G edits for each edit prompt.  -> the editor"""
     pictures, total = config.graphs * config.group * config.rounds, config.editor_iterations
     learner = Learner(parts.editor, config.editor, config.loop.edit_guidance, pictures)
-    memory, tries = {"calls": 0, "evaluations": 0, "watch": {}}, (1, config.group)
-    for step in job.run.steps("phase-2", total, learner.networks, learner.optimizer, memory=memory):
+    run, memory, tries = job.run, {"calls": 0, "evaluations": 0, "watch": {}}, (1, config.group)
+    for step in run.steps("phase-2", total, learner.networks, learner.optimizer, memory=memory):
         graphs, noise = graphs_of(job.seed, step, config), rng(job.seed, "phase 2", step)
         if rounds := try_edits(parts, graphs, config, tries, noise):
             out, factor = as_rollout(parts.editor, rounds, config), config.editor.lr_factor(step, total)
             stats = learn(learner, out, factor, rng(job.seed, "update", step))
             seen = statistics(rounds[0].path.latents[:, -1], rounds[0].images)
-            said = watch(config, job.run, memory["watch"], seen)
-            values = summary(rounds, config, memory, job) | stats._asdict() | {"collapse": said}
-            job.run.log("phase-2", step, **values)
-            job.run.show("phase-2", step, rounds[0].images)
+            said = watch(config, run, memory["watch"], seen)
+            run.log("phase-2", step, **summary(rounds, config, memory, job), **stats._asdict(), collapse=said)
+            run.show("phase-2", step, rounds[0].images)
     parts.editor.unet.eval().requires_grad_(False)
     return parts.editor
 
@@ -395,7 +394,8 @@ def as_rollout(editor: LatentDiffusion, rounds: list[Edits], config: RLRIGConfig
     out = Rollout(texts, editor.embed(texts))
     tail = config.loop.reflection.tail(editor.table(config.loop.steps))
     for r, rows in zip(rounds, torch.arange(len(texts)).split([len(r.rows) for r in rounds])):
-        rewards = r.rewards if config.editor.objective != "regress" else r.after.all_hold.view_as(r.rewards)
+        all_hold = r.after.probability.prod(1).view_as(r.rewards)  # if they were independent
+        rewards = all_hold if config.editor.objective == "regress" else r.rewards
         x = r.path.latents[:: r.group, 0]
         out.rounds.append(Round(rows, x, tail, tail.sigma(ETA), r.path, r.images, rewards.cpu()))
     return out
