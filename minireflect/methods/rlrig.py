@@ -353,8 +353,8 @@ def update_actor(
     return stats._asdict() | first | {"flat_groups": flat}
 
 
-def train_actor_grpo(config: RLRIGConfig, parts: Parts, job: Job) -> Actor:
-    """Phase 1: train the Actor on G edit prompts for each picture.  -> the Actor"""
+def train_actor_grpo(config: RLRIGConfig, parts: Parts, job: Job) -> None:
+    """Phase 1: train the Actor, in place, on G edit prompts for each picture."""
     reference = copy.deepcopy(parts.actor).eval().requires_grad_(False)
     actor = parts.actor.requires_grad_(True)
     optimizer = torch.optim.AdamW(actor.parameters(), lr=config.actor_lr, weight_decay=1e-4)
@@ -364,11 +364,11 @@ def train_actor_grpo(config: RLRIGConfig, parts: Parts, job: Job) -> Actor:
         if rounds := try_edits(parts, graphs, config, tries, noise):
             stats = update_actor(actor, reference, optimizer, rounds, config)
             job.run.log("phase-1", step, **summary(rounds, config, memory, job), **stats)
-    return actor.eval().requires_grad_(False)
+    actor.eval().requires_grad_(False)
 
 
-def train_editor(config: RLRIGConfig, parts: Parts, job: Job) -> LatentDiffusion:
-    """Phase 2: train the editor on G edits for each edit prompt.  -> the editor"""
+def train_editor(config: RLRIGConfig, parts: Parts, job: Job) -> None:
+    """Phase 2: train the editor, in place, on G edits for each edit prompt."""
     pictures, total = config.graphs * config.group * config.rounds, config.editor_iterations
     learner = Learner(parts.editor, config.editor, config.loop.edit_guidance, pictures)
     run, memory, tries = job.run, {"calls": 0, "evaluations": 0, "watch": {}}, (1, config.group)
@@ -382,7 +382,6 @@ def train_editor(config: RLRIGConfig, parts: Parts, job: Job) -> LatentDiffusion
             run.log("phase-2", step, **summary(rounds, config, memory, job), **stats._asdict(), collapse=said)
             run.show("phase-2", step, rounds[0].images)
     parts.editor.unet.eval().requires_grad_(False)
-    return parts.editor
 
 
 def as_rollout(editor: LatentDiffusion, rounds: list[Edits], config: RLRIGConfig) -> Rollout:

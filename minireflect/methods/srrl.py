@@ -86,13 +86,12 @@ CHECKPOINT = LARGE | {"updates": 4, "batch": 32, "std_floor": 1e-3}
 # SRRL as released (arXiv 2505.22407): DDPO with blind reflection
 BLIND = {"mode": "blind", "rounds": 1, "w_renoise": 0.1, "renoise_steps": 20, "renormalise": False}
 PAPER = DDPO | BLIND | {"fresh_noise": 0.0, "group": 5, "suffixes": (1, 5, 9), "guidance": 5.0}
-# Rewards of real pictures have no value that means "accepted", so every prompt has two rounds.
-PAIRS = {"advantage": "group", "rounds": 1, "redraw": "all", "group": 2}
 
 # Options of each method for the synthetic world, and for a real checkpoint.  DDPO's clip applies to the mean
 # log-probability: 1e-4 allows 1.6 nats at 4 x 64 x 64 dimensions.
 RECIPES = {
-    "srrl": ({}, CHECKPOINT | PAIRS),
+    # rewards of real pictures have no value that means "accepted", so every prompt has two rounds
+    "srrl": ({}, CHECKPOINT | {"advantage": "group", "rounds": 1, "redraw": "all", "group": 2}),
     "paper": (PAPER | {"lr": 3e-5, "prompts_per_iteration": 8}, CHECKPOINT | PAPER | {"clip_range": 1e-4}),
     "ddpo": (DDPO | TOY | {"lr": 3e-5}, CHECKPOINT | DDPO | {"clip_range": 1e-4}),
     "grpo": (GRPO | TOY, CHECKPOINT | GRPO),
