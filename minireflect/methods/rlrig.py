@@ -180,10 +180,9 @@ def edit(
 
     Shapes: x0 (b c h w), b prompts -> latents (b s+1 c h w)
     """
-    make_eps, table = pipe.eps(prompts), pipe.table(config.steps)
-    x = renoise_to(make_eps(W_INVERT), x0, table, config.reflection, generator)
-    tail = config.reflection.tail(table)
-    return collect(x, denoise(make_eps(config.edit_guidance), x, tail, ETA, generator))
+    make_eps, table, how = pipe.eps(prompts), pipe.table(config.steps), config.reflection
+    x = renoise_to(make_eps(W_INVERT), x0, table, how, generator)
+    return collect(x, denoise(make_eps(config.edit_guidance), x, how.tail(table), ETA, generator))
 
 
 class Edits(NamedTuple):

@@ -153,5 +153,4 @@ def patch_weights(images: Tensor, twins: Tensor, weight: float) -> Tensor:
 
 def perplexity(used: Tensor) -> float:
     """exp(entropy) of the use of entries: k if all are used equally often.  Shapes: used (k) counts"""
-    share = used / used.sum().clamp(min=1)
-    return torch.special.entr(share).sum().exp().item()
+    return torch.special.entr(used / used.sum().clamp(min=1)).sum().exp().item()

@@ -80,8 +80,7 @@ def caption_loss(logits: Tensor, ids: Tensor) -> Tensor:
     """
     after = ids[:, 1:]  # (b t-1)
     counts = up_to(after, EOS)  # (b t-1) not the padding
-    total = F.cross_entropy(logits[:, :-1][counts], after[counts], reduction="sum")
-    return total / max(1, int(counts.sum()))
+    return F.cross_entropy(logits[:, :-1][counts], after[counts], reduction="sum") / max(1, int(counts.sum()))
 
 
 def verdict_loss(logits: Tensor, holds: Tensor) -> Loss:
@@ -90,8 +89,7 @@ def verdict_loss(logits: Tensor, holds: Tensor) -> Loss:
     Shapes: logits (b), holds (b) of 0 and 1
     """
     loss = F.binary_cross_entropy_with_logits(logits, holds)
-    right = ((logits > 0) == (holds > 0.5)).float().mean()
-    return loss, {"loss": loss.item(), "right": right.item()}
+    return loss, {"loss": loss.item(), "right": ((logits > 0) == (holds > 0.5)).float().mean().item()}
 
 
 # ------------------------------------------------------------------------------------------- SRRL's reward
