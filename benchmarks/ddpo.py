@@ -56,7 +56,7 @@ def red(images: Tensor, prompts: list[str]) -> Tensor:
 def ours(nets: dict[str, nn.Module]) -> Iteration:
     pipe = LatentDiffusion(words, nets["text"], nets["unet"], nets["vae"], Schedule(ScheduleConfig()), 64)
     add_lora(pipe.eval().unet, LoRAConfig(rank=4), rng(0, "lora"))
-    learner = Learner.of(pipe, CONFIG, CONFIG.guidance, PICTURES)
+    learner = Learner(pipe, CONFIG, CONFIG.guidance, PICTURES)
 
     def iteration(step: int) -> tuple[Tensor, float]:
         out = rollout(pipe, TEXTS, red, CONFIG, 0, step)

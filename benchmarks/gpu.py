@@ -167,8 +167,7 @@ def iteration(
     """One iteration of SRRL with a trivial reward: seconds of rollout and update, and the learner."""
     row: Row = {}
     most = len(texts) * config.group * (config.rounds + 1)
-    learner = learner or Learner.of(pipe, config, config.guidance, most)
-    learner.history = learner.history or srrl.RewardHistory()
+    learner = learner or Learner(pipe, config, config.guidance, most)
     with clocked(row, "rollout", pipe.device):
         out = rollout(pipe, texts, bright, config, 0, 0)
     with clocked(row, "update", pipe.device):

@@ -75,7 +75,7 @@ def part(pipe: LatentDiffusion, reward: Reward, texts: list[str], step: int) -> 
         if config.noise not in outs:
             outs[config.noise] = rollout(pipe, texts, reward, config, SEED, step)
         pipe.unet.zero_grad()
-        learner = Learner.of(pipe, config, config.guidance, PART)
+        learner = Learner(pipe, config, config.guidance, PART)
         stats = learn(learner, outs[config.noise], 0.0, rng(SEED, name, step))
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in pipe.unet.parameters()]
         whole = torch.cat([g.flatten() for g in grads])[::KEPT]  # 0 if the rewards of all groups are equal

@@ -24,7 +24,6 @@ Otherwise it would learn the small defects of its own pictures.
 
 import copy
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal, NamedTuple
 
@@ -110,9 +109,8 @@ class Replay(nn.Module):
     """
 
     def __init__(
-        self, iterations: int, pictures: int, latent_shape: tuple[int, int, int], tokens: int,
-        device: torch.device | str = "cpu",
-    ) -> None:  # fmt: skip
+        self, iterations: int, pictures: int, latent_shape: tuple[int, ...], tokens: int, device: torch.device
+    ) -> None:
         super().__init__()
         self.iterations, size = iterations, iterations * pictures
         self.register_buffer("latents", torch.zeros(size, *latent_shape, device=device))  # (m c h w)
@@ -150,32 +148,24 @@ class UpdateStats(NamedTuple):
     first_ratio: float | None = None  # exp(largest |log-ratio|) - 1 before the first update; must be 0
 
 
-@dataclass
 class Learner:
     """A policy with its base, its optimiser and its replay."""
 
-    pipe: LatentDiffusion  # its UNet is the policy
-    base: UNet  # the policy before training, frozen
-    networks: dict[str, nn.Module]  # saved by a run: "unet" (the UNet or its LoRA adapters) and "replay"
-    optimizer: torch.optim.Optimizer
-    config: LearnConfig
-    guidance: float  # of the branches in sampling
-    history: adv.RewardHistory | None = None  # past rewards, for the advantage "history" (E6)
+    def __init__(self, pipe: LatentDiffusion, config: LearnConfig, guidance: float, pictures: int) -> None:
+        """Train the UNet of `pipe`, which is the policy, or its LoRA adapters if it has some.
 
-    @staticmethod
-    def of(pipe: LatentDiffusion, config: LearnConfig, guidance: float, pictures: int) -> "Learner":
-        """A learner that trains the UNet or, if it has some, its LoRA adapters.
-
+        guidance: of the branches in sampling.
         pictures: the largest number of pictures of an iteration.
         """
-        base = reference(pipe.unet)
+        self.pipe, self.config, self.guidance = pipe, config, guidance
+        self.base = reference(pipe.unet)  # the policy before training, frozen
         trained = adapters(pipe.unet) if lora_layers(pipe.unet) else pipe.unet
-        networks = {"unet": trained.requires_grad_(True)}
+        self.networks = {"unet": trained.requires_grad_(True)}  # saved by a run
         if config.objective != "ppo":
             shapes = pipe.latent_shape, pipe.tokenizer.length
-            networks["replay"] = Replay(config.replay, pictures, *shapes, pipe.device)
-        optimizer = adamw(trained.parameters(), lr=config.lr, weight_decay=WEIGHT_DECAY)
-        return Learner(pipe, base, networks, optimizer, config, guidance)
+            self.networks["replay"] = Replay(config.replay, pictures, *shapes, pipe.device)
+        self.optimizer = adamw(trained.parameters(), lr=config.lr, weight_decay=WEIGHT_DECAY)
+        self.history = adv.RewardHistory()  # past rewards, for the advantage "history" (E6)
 
     @property
     def scale(self) -> float:
@@ -452,5 +442,4 @@ def mean_of(nats: Tensor, pipe: LatentDiffusion) -> Tensor:
     return nats / math.prod(pipe.latent_shape)
 
 
-Objective = Callable[[Learner, Rollout, Generator], UpdateStats]
-OBJECTIVES: dict[str, Objective] = {"grpo": grpo, "regress": regress, "ppo": ppo}
+OBJECTIVES = {"grpo": grpo, "regress": regress, "ppo": ppo}

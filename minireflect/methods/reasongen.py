@@ -192,22 +192,20 @@ def token_shares(chosen: Tensor, image_tokens: int) -> Tensor:
 @torch.no_grad()
 def shares_of(learner: Learner, samples: Samples, config: ReasonRLConfig, noise: Generator) -> list[Share]:
     """Divide the groups into random shares, one for each optimiser step, with the old log-probabilities."""
-    pipe, model, g = learner.pipe, learner.pipe.model, config.group
-    device = samples.sampled.codes.device
-    prompts = trim(pipe.tokenizer([t for t in samples.prompts for _ in range(g)]), EOS)  # (n*g p)
-    prompts = sent(prompts, device)
-    written = trim(samples.sampled.rationale, model.config.boi)  # (n*g r)
-    all_chosen = samples.sampled.chosen[:, : written.shape[1]]
+    pipe, models, g = learner.pipe, (learner.pipe.model, learner.reference), config.group
+    written, all_chosen, codes = samples.sampled
+    written, device = trim(written, pipe.model.config.boi), codes.device  # (n*g r)
+    texts = [t for t in samples.prompts for _ in range(g)]
+    prompts = sent(trim(pipe.tokenizer(texts), EOS), device)  # (n*g p)
     advantage = sent(group_advantage(samples.rewards).flatten(), device)  # (n*g)
     shares = []
     for groups in torch.randperm(len(samples.prompts), generator=noise).chunk(config.updates):
         rows = sent((groups[:, None] * g + torch.arange(g)).flatten(), device)  # (m) of all processes
-        chosen, codes, own = all_chosen[rows], samples.sampled.codes, share(len(rows))
+        chosen, own = all_chosen[rows, : written.shape[1]], share(len(rows))
         weight = token_shares(chosen, codes.shape[1])[own]  # (m r+n)
         rows, chosen = rows[own], chosen[own]
         given = prompts[rows], written[rows], codes[rows]
         # not those of sampling: its cache rounds differently from `update`, so the first ratio would not be 1
-        models = model, learner.reference
         old, reference = (torch.cat(m.log_probs(*given, config.sampling), 1) for m in models)
         shares.append((given, chosen, TokenBatch(old, reference, advantage[rows], weight)))
     return shares
@@ -219,15 +217,13 @@ def update(learner: Learner, samples: Samples, config: ReasonRLConfig, noise: Ge
     `clipped` is the share of tokens beyond the clip; `first_ratio` is `TokenStats.ratio_error` of the first
     step, which must be 0; KL and entropies are in nats per token.
     """
-    model = learner.pipe.model
-    rows = []
+    model, rows = learner.pipe.model, []
     for given, chosen, tokens in shares_of(learner, samples, config, noise):
         choices = model.choices(*given, config.sampling)
         now = torch.cat(model.chosen(choices, *given[1:]), 1)  # (m r+n)
         # an image token is a form, and colours given that form, so their entropies add up
         nats = entropy_of(choices.text) * chosen, entropy_of(choices.forms) + entropy_of(choices.colors)
-        counts = torch.stack([chosen.sum().float(), now.new_full((), nats[1].numel())])
-        counts = total(counts).clamp(min=1)
+        counts = total(torch.stack([chosen.sum().float(), now.new_full((), nats[1].numel())])).clamp(min=1)
         H = torch.stack([v.sum() for v in nats]) / counts  # (2) this process's part of the mean entropies
         more = [sum(control.alpha * h for control, h in zip(learner.entropies, H))]
         if learner.examples:  # every process has the same pictures

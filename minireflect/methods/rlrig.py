@@ -143,8 +143,8 @@ class Parts(NamedTuple):
     def act(self, latents: Tensor, graphs: Graphs, answers: Answers, generator: Generator) -> EditPrompts:
         """Sample edit prompts from the Actor.  Shapes: latents (b c h w), b graphs, b answers"""
         tokenizer, asked = self.diffuser.tokenizer, [[r.words for r in g.requirements] for g in graphs]
-        met = [row[: len(words)] for row, words in zip(answers.met.tolist(), asked)]
-        read = questions(tokenizer, asked, met, self.actor.config.read).to(latents.device)  # (b s)
+        # (b s); `questions` leaves out the answers in the padding, which have no requirement
+        read = questions(tokenizer, asked, answers.met.tolist(), self.actor.config.read).to(latents.device)
         sampled = self.actor.write(latents, read, generator)
         return EditPrompts(tokenizer.decode(sampled.ids), read, sampled)
 
@@ -180,10 +180,9 @@ def edit(
 
     Shapes: x0 (b c h w), b prompts -> latents (b s+1 c h w)
     """
-    make_eps, table = pipe.eps(prompts), pipe.table(config.steps)
-    x = renoise_to(make_eps(W_INVERT), x0, table, config.reflection, generator)
-    tail = config.reflection.tail(table)
-    return collect(x, denoise(make_eps(config.edit_guidance), x, tail, ETA, generator))
+    make_eps, table, how = pipe.eps(prompts), pipe.table(config.steps), config.reflection
+    x = renoise_to(make_eps(W_INVERT), x0, table, how, generator)
+    return collect(x, denoise(make_eps(config.edit_guidance), x, how.tail(table), ETA, generator))
 
 
 class Edits(NamedTuple):
@@ -305,6 +304,8 @@ class RLRIGConfig(TokenConfig):
     editor: LearnConfig = EDITOR
 
     def require(self) -> None:
+        if self.editor.advantage == "history":
+            raise ValueError("editor.advantage history needs prompts that recur; use shrunk or group")
         if not self.loop.edit_steps:
             raise ValueError("an edit has no steps; increase loop.steps or loop.t-star")
 
@@ -351,8 +352,8 @@ def update_actor(
     return stats._asdict() | first | {"flat_groups": flat}
 
 
-def train_actor_grpo(config: RLRIGConfig, parts: Parts, job: Job) -> Actor:
-    """Phase 1: train the Actor on G edit prompts for each picture.  -> the Actor"""
+def train_actor_grpo(config: RLRIGConfig, parts: Parts, job: Job) -> None:
+    """Phase 1: train the Actor, in place, on G edit prompts for each picture."""
     reference = copy.deepcopy(parts.actor).eval().requires_grad_(False)
     actor = parts.actor.requires_grad_(True)
     optimizer = torch.optim.AdamW(actor.parameters(), lr=config.actor_lr, weight_decay=1e-4)
@@ -362,26 +363,24 @@ def train_actor_grpo(config: RLRIGConfig, parts: Parts, job: Job) -> Actor:
         if rounds := try_edits(parts, graphs, config, tries, noise):
             stats = update_actor(actor, reference, optimizer, rounds, config)
             job.run.log("phase-1", step, **summary(rounds, config, memory, job), **stats)
-    return actor.eval().requires_grad_(False)
+    actor.eval().requires_grad_(False)
 
 
-def train_editor(config: RLRIGConfig, parts: Parts, job: Job) -> LatentDiffusion:
-    """Phase 2: train the editor on G edits for each edit prompt.  -> the editor"""
+def train_editor(config: RLRIGConfig, parts: Parts, job: Job) -> None:
+    """Phase 2: train the editor, in place, on G edits for each edit prompt."""
     pictures, total = config.graphs * config.group * config.rounds, config.editor_iterations
-    learner = Learner.of(parts.editor, config.editor, config.loop.edit_guidance, pictures)
-    memory, tries = {"calls": 0, "evaluations": 0, "watch": {}}, (1, config.group)
-    for step in job.run.steps("phase-2", total, learner.networks, learner.optimizer, memory=memory):
+    learner = Learner(parts.editor, config.editor, config.loop.edit_guidance, pictures)
+    run, memory, tries = job.run, {"calls": 0, "evaluations": 0, "watch": {}}, (1, config.group)
+    for step in run.steps("phase-2", total, learner.networks, learner.optimizer, memory=memory):
         graphs, noise = graphs_of(job.seed, step, config), rng(job.seed, "phase 2", step)
         if rounds := try_edits(parts, graphs, config, tries, noise):
             out, factor = as_rollout(parts.editor, rounds, config), config.editor.lr_factor(step, total)
             stats = learn(learner, out, factor, rng(job.seed, "update", step))
             seen = statistics(rounds[0].path.latents[:, -1], rounds[0].images)
-            said = watch(config, job.run, memory["watch"], seen)
-            values = summary(rounds, config, memory, job) | stats._asdict() | {"collapse": said}
-            job.run.log("phase-2", step, **values)
-            job.run.show("phase-2", step, rounds[0].images)
+            said = watch(config, run, memory["watch"], seen)
+            run.log("phase-2", step, **summary(rounds, config, memory, job), **stats._asdict(), collapse=said)
+            run.show("phase-2", step, rounds[0].images)
     parts.editor.unet.eval().requires_grad_(False)
-    return parts.editor
 
 
 def as_rollout(editor: LatentDiffusion, rounds: list[Edits], config: RLRIGConfig) -> Rollout:
@@ -393,7 +392,8 @@ def as_rollout(editor: LatentDiffusion, rounds: list[Edits], config: RLRIGConfig
     out = Rollout(texts, editor.embed(texts))
     tail = config.loop.reflection.tail(editor.table(config.loop.steps))
     for r, rows in zip(rounds, torch.arange(len(texts)).split([len(r.rows) for r in rounds])):
-        rewards = r.rewards if config.editor.objective != "regress" else r.after.all_hold.view_as(r.rewards)
+        all_hold = r.after.probability.prod(1).view_as(r.rewards)  # if they were independent
+        rewards = all_hold if config.editor.objective == "regress" else r.rewards
         x = r.path.latents[:: r.group, 0]
         out.rounds.append(Round(rows, x, tail, tail.sigma(ETA), r.path, r.images, rewards.cpu()))
     return out

@@ -106,13 +106,6 @@ class Round(NamedTuple):
     images: Tensor  # (n*g 3 h w)
     rewards: Tensor  # (n g), on the CPU
 
-    @property
-    def best(self) -> tuple[Tensor, Tensor]:
-        """The best branch of each prompt.  -> reward (n), clean latent (n c h w)"""
-        n, g = self.rewards.shape
-        value, best = self.rewards.max(1)  # (n)
-        return value, self.path.latents[sent(best + torch.arange(n) * g, self.path.latents.device), -1]
-
 
 class Cost(NamedTuple):
     """Counts of UNet evaluations (the forward pass of one picture) and reward calls."""
@@ -195,8 +188,9 @@ def rollout(
 
     for k in range(config.rounds + 1 if config.mode == "select" else 1):
         if k:
-            value, x_0 = out.rounds[-1].best
-            noise = rng(seed, "reflect", step, k - 1)
+            value, best = out.rounds[-1].rewards.max(1)  # (n) the best branch of each prompt
+            best = sent(best + config.group * torch.arange(len(best)), pipe.device)  # rows of the latents
+            x_0, noise = out.rounds[-1].path.latents[best, -1], rng(seed, "reflect", step, k - 1)
             again, x_T = reflect(renoise_eps, x_0, value >= config.accept, back, config.reflection, noise)
             rows = rows[again]
             if not len(rows):

@@ -86,13 +86,12 @@ CHECKPOINT = LARGE | {"updates": 4, "batch": 32, "std_floor": 1e-3}
 # SRRL as released (arXiv 2505.22407): DDPO with blind reflection
 BLIND = {"mode": "blind", "rounds": 1, "w_renoise": 0.1, "renoise_steps": 20, "renormalise": False}
 PAPER = DDPO | BLIND | {"fresh_noise": 0.0, "group": 5, "suffixes": (1, 5, 9), "guidance": 5.0}
-# Rewards of real pictures have no value that means "accepted", so every prompt has two rounds.
-PAIRS = {"advantage": "group", "rounds": 1, "redraw": "all", "group": 2}
 
 # Options of each method for the synthetic world, and for a real checkpoint.  DDPO's clip applies to the mean
 # log-probability: 1e-4 allows 1.6 nats at 4 x 64 x 64 dimensions.
 RECIPES = {
-    "srrl": ({}, CHECKPOINT | PAIRS),
+    # rewards of real pictures have no value that means "accepted", so every prompt has two rounds
+    "srrl": ({}, CHECKPOINT | {"advantage": "group", "rounds": 1, "redraw": "all", "group": 2}),
     "paper": (PAPER | {"lr": 3e-5, "prompts_per_iteration": 8}, CHECKPOINT | PAPER | {"clip_range": 1e-4}),
     "ddpo": (DDPO | TOY | {"lr": 3e-5}, CHECKPOINT | DDPO | {"clip_range": 1e-4}),
     "grpo": (GRPO | TOY, CHECKPOINT | GRPO),
@@ -123,14 +122,11 @@ def train_srrl(
     run, seed = job.run, job.seed
     if config.objective == "ppo" and not (config.sigmas(pipe.table(config.steps)) > MIN_SIGMA).any():
         raise ValueError(f"with steps {config.steps} no step draws enough noise for ppo: give more steps")
-    history = RewardHistory()
     rounds = config.rounds + 1 if config.mode == "select" else 1
-    pictures = config.prompts_per_iteration * config.group * rounds
-    learner = Learner.of(pipe, config, config.guidance, pictures)
-    learner.history = history if config.advantage == "history" else None
-    memory: dict = {"cost": [0, 0, 0], "updates": 0, "history": history.state_dict(), "watch": {}}
+    learner = Learner(pipe, config, config.guidance, config.prompts_per_iteration * config.group * rounds)
+    memory: dict = {"cost": [0, 0, 0], "updates": 0, "history": {}, "watch": {}}
     for step in run.steps("srrl", config.iterations, learner.networks, learner.optimizer, memory=memory):
-        history.load_state_dict(memory["history"])
+        learner.history = RewardHistory(**memory["history"])
         job.watch(step)
         texts, families = draw(step)
         out = replace(rollout(pipe, texts, reward, config, seed, step), families=families)
@@ -143,11 +139,11 @@ def train_srrl(
         if config.group > 1:
             seen["flat"] = zero_variance_groups(first.rewards.cpu()).float().mean().item()
         said = watch(config, run, memory["watch"], seen)
-        memory |= {"cost": [*cost], "updates": updates, "history": history.state_dict()}
+        memory |= {"cost": [*cost], "updates": updates, "history": vars(learner.history)}
         values = report(out, stats, inspector, config.accept)
         spent = {"reward_calls": cost.rewards, "unet_evaluations": cost.unet + cost.trained}
         run.log("srrl", step, **values, updates_total=updates, **spent, x0_size=seen["size"], collapse=said)
-        run.show("srrl", step, out.rounds[0].images)
+        run.show("srrl", step, first.images)
         shown = {"reward": values["reward_by_round"], "right": values["right_by_round"]}
         run.bar.set_postfix(**{k: f"{v[0]:.2f}" for k, v in shown.items() if v}, kl=f"{stats.kl:.1f}")
     pipe.unet.eval().requires_grad_(False)

@@ -62,26 +62,25 @@ def train_autoencoder(
     The factor is kept if scripts/shipped.py has frozen the encoder.
     Shapes: pixels (n 64 64 3) uint8
     """
-    seed, device = job.seed, job.device
-    torch.manual_seed(seed)  # torch initialises weights from its global generator
-    model = Autoencoder(network).to(device, memory_format=torch.channels_last)
+    torch.manual_seed(job.seed)  # torch initialises weights from its global generator
+    model = Autoencoder(network).to(job.device, memory_format=torch.channels_last)
     for step, generator, minimise in optimise("autoencoder", config, {"autoencoder": model}, job, decay=1e-4):
         pick = torch.randint(len(pixels), (config.batch,), generator=generator)
-        images = to_tensor(pixels[pick.numpy()]).to(device)  # (b 3 64 64)
+        images = to_tensor(pixels[pick.numpy()]).to(job.device)  # (b 3 64 64)
         mean, logvar = model.moments(images)  # (b 4 8 8)
-        generator = rng(seed, "autoencoder", "noise", step)
-        noise = torch.randn(mean.shape, generator=generator).to(device)  # (b 4 8 8)
+        generator = rng(job.seed, "autoencoder", "noise", step)
+        noise = torch.randn(mean.shape, generator=generator).to(job.device)  # (b 4 8 8)
         std = (logvar / 2).exp()
         if config.noise:
             largest = config.noise / model.config.scaling_factor
-            added = largest * torch.rand(len(mean), 1, 1, 1, generator=generator).to(device)
+            added = largest * torch.rand(len(mean), 1, 1, 1, generator=generator).to(job.device)
             std = (std**2 + added**2).sqrt()
         error = model.decoder(model.post_quant_conv(mean + std * noise)) - images  # (b 3 64 64)
         kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()  # Kingma & Welling (10), nats per dimension
         mse = (error**2).mean()
         minimise(error.abs().mean() + mse + config.kl * kl, mse=mse.item(), kl=kl.item())
     if model.quant_conv.weight.requires_grad:
-        means = [model.moments(to_tensor(part).to(device))[0] for part in np.array_split(pixels[:1024], 8)]
+        means = [model.moments(to_tensor(x).to(job.device))[0] for x in np.array_split(pixels[:1024], 8)]
         model.config = replace(model.config, scaling_factor=1 / torch.cat(means).std().item())
     return model.eval().requires_grad_(False)
 
@@ -112,9 +111,8 @@ def train_vq(
     """
     seed, device, every = job.seed, job.device, max(1, config.steps // REVIVALS)
     torch.manual_seed(seed)
-    autoencoder = autoencoder.to(device).eval().requires_grad_(False)
     n, both = len(pixels), np.concatenate([pixels, twins])
-    latents = encode_all(autoencoder.encode, both, device)  # (2n z 8 8)
+    latents = encode_all(autoencoder.to(device).encode, both, device)  # (2n z 8 8)
     model = VQAutoencoder(VQConfig(latents.shape[1], forms=config.forms, colors=config.colors)).to(device)
     books = {"forms": model.forms, "colors": model.colors}
     counts = nn.Module()  # how often each entry was used lately; a module, so that the run saves it
@@ -155,5 +153,4 @@ def patch_weights(images: Tensor, twins: Tensor, weight: float) -> Tensor:
 
 def perplexity(used: Tensor) -> float:
     """exp(entropy) of the use of entries: k if all are used equally often.  Shapes: used (k) counts"""
-    share = used / used.sum().clamp(min=1)
-    return torch.special.entr(share).sum().exp().item()
+    return torch.special.entr(used / used.sum().clamp(min=1)).sum().exp().item()

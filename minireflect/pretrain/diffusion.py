@@ -63,18 +63,16 @@ def train_diffusion(
     config: DiffusionTraining, sizes: BaseSizes, data: Captioned, autoencoder: Autoencoder, job: Job
 ) -> LatentDiffusion:
     """Train text encoder and UNet to generate pictures from captions.  -> a pipeline with averaged weights"""
-    seed, device = job.seed, job.device
-    autoencoder = autoencoder.to(device).eval().requires_grad_(False)
-    latents = encode_all(autoencoder.encode, data.pixels, device)  # (n 4 8 8)
+    latents = encode_all(autoencoder.to(job.device).encode, data.pixels, job.device)  # (n 4 8 8)
     tokenizer = Tokenizer.of(data.vocabulary, sizes.prompt_length)
-    ids, null = tokenizer(data.captions).to(device), tokenizer([""]).to(device)  # (n t), (1 t)
+    ids, null = tokenizer(data.captions).to(job.device), tokenizer([""]).to(job.device)  # (n t), (1 t)
     plain = torch.tensor(data.plain or range(len(latents)))  # (m) rows
-    torch.manual_seed(seed)
+    torch.manual_seed(job.seed)
     # with CLIP's init_std of 0.02 the text encoder hardly learns
     lengths = (len(tokenizer), EOS, tokenizer.length)
     text = TextConfig(*lengths, sizes.text_width, layers=3, heads=4, init_std=1.0)
     raw = nn.ModuleDict({"text_encoder": TextEncoder(text), "unet": UNet(sizes.unet)})
-    raw = raw.to(device, memory_format=torch.channels_last)  # a third faster on the CPU
+    raw = raw.to(job.device, memory_format=torch.channels_last)  # a third faster on the CPU
     if config.reading_steps:
         learn_to_read(config, raw["text_encoder"], latents, ids, plain, job)
     averaged = copy.deepcopy(raw).requires_grad_(False)
@@ -86,17 +84,16 @@ def train_diffusion(
         if step < config.plain * config.steps:
             pick = plain[pick % len(plain)]
         t = torch.multinomial(chance, config.batch, replacement=True, generator=generator)  # (b)
-        weight, t = weights[t].to(device).view(-1, 1, 1, 1), t.to(device)
-        noise = torch.randn(config.batch, *latents.shape[1:], generator=generator).to(device)  # (b 4 8 8)
+        weight, t = weights[t].to(job.device).view(-1, 1, 1, 1), t.to(job.device)
+        noise = torch.randn(config.batch, *latents.shape[1:], generator=generator).to(job.device)  # (b 4 8 8)
         empty = torch.rand(config.batch, 1, generator=generator) < EMPTY  # (b 1)
-        x0, words = latents[pick], torch.where(empty.to(device), null, ids[pick])
+        x0, words = latents[pick], torch.where(empty.to(job.device), null, ids[pick])
         output = raw["unet"](schedule.add_noise(x0, t, noise), t, raw["text_encoder"](words))
         minimise((weight * (output - schedule.target(x0, noise, t)) ** 2).mean())  # DDPM (14)
         decay = min(EMA, (1 + step) / (10 + step))  # smaller at first, to forget the random weights
         with torch.no_grad():
             torch._foreach_lerp_(list(averaged.parameters()), list(raw.parameters()), 1 - decay)
-    networks = averaged["text_encoder"], averaged["unet"]
-    return LatentDiffusion(tokenizer, *networks, autoencoder, schedule).eval()
+    return LatentDiffusion(tokenizer, *averaged.values(), autoencoder, schedule).eval()
 
 
 class Reader(nn.Module):

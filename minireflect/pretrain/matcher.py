@@ -80,8 +80,7 @@ def caption_loss(logits: Tensor, ids: Tensor) -> Tensor:
     """
     after = ids[:, 1:]  # (b t-1)
     counts = up_to(after, EOS)  # (b t-1) not the padding
-    total = F.cross_entropy(logits[:, :-1][counts], after[counts], reduction="sum")
-    return total / max(1, int(counts.sum()))
+    return F.cross_entropy(logits[:, :-1][counts], after[counts], reduction="sum") / max(1, int(counts.sum()))
 
 
 def verdict_loss(logits: Tensor, holds: Tensor) -> Loss:
@@ -90,36 +89,34 @@ def verdict_loss(logits: Tensor, holds: Tensor) -> Loss:
     Shapes: logits (b), holds (b) of 0 and 1
     """
     loss = F.binary_cross_entropy_with_logits(logits, holds)
-    right = ((logits > 0) == (holds > 0.5)).float().mean()
-    return loss, {"loss": loss.item(), "right": right.item()}
+    return loss, {"loss": loss.item(), "right": ((logits > 0) == (holds > 0.5)).float().mean().item()}
 
 
 # ------------------------------------------------------------------------------------------- SRRL's reward
 def train_reward(config: Training, pipe: LatentDiffusion, job: Job) -> Matcher:
     """Train SRRL's reward: whether a prompt holds for a picture."""
-    seed, device = job.seed, job.device
-    draw = choices(seed, "reward", "pictures")
+    draw = choices(job.seed, "reward", "pictures")
     prompts = [fair_prompt(draw) for _ in range(config.pictures)]
     scenes = [p.scene(draw) for p in prompts]
     twins = [replace(near_miss(p, draw).scene(draw), shift=s.shift) for p, s in zip(prompts, scenes)]
-    texts, stream = [p.text for p in prompts], partial(rng, seed, "reward", "spoil")
-    images, shown = corrupt_all(pipe.to(device), scenes, twins, texts, still_shows, stream)
+    texts, stream = [p.text for p in prompts], partial(rng, job.seed, "reward", "spoil")
+    images, shown = corrupt_all(pipe.to(job.device), scenes, twins, texts, still_shows, stream)
     model = new_matcher("reward", pipe.tokenizer, job)
-    joint = JointSpace(model.config.width).to(device)
+    joint = JointSpace(model.config.width).to(job.device)
     both = {"reward": model, "joint": joint}
     for step, generator, minimise in optimise("reward", config, both, job, decay=1e-2):
         pick = torch.randperm(len(images), generator=generator)[: config.batch].tolist()
-        draw, b = choices(seed, "reward", "captions", step), len(pick)
+        draw, b = choices(job.seed, "reward", "captions", step), len(pick)
         false = [false_prompt(prompts[i], scenes[i], prompts, draw).text for i in pick]
         texts = [prompts[i].text for i in pick] + false + [stated(prompts[i]).text for i in pick]
         ids = to_ids(pipe.tokenizer, texts, job)  # (3b t)
-        patches = model.vision(images[pick].to(device))  # (b n d)
+        patches = model.vision(images[pick].to(job.device))  # (b n d)
         hidden = model.text(ids)  # (3b t d)
         logits = model.match(patches.repeat(2, 1, 1), hidden[: 2 * b], ids[: 2 * b])  # (2b)
-        holds = torch.cat([shown[pick].float(), torch.zeros(b)]).to(device)  # (2b)
+        holds = torch.cat([shown[pick].float(), torch.zeros(b)]).to(job.device)  # (2b)
         match, values = verdict_loss(logits, holds)
         contrast = joint.loss(patches[:, 0], model.text.pooled(hidden[:b], ids[:b]), ids[:b])
-        seen = shown[pick].to(device)  # (b) bool; only these pictures still show their caption
+        seen = shown[pick].to(job.device)  # (b) bool; only these pictures still show their caption
         caption = caption_loss(model.describe(patches[seen], hidden[2 * b :][seen]), ids[2 * b :][seen])
         values |= {"contrast": contrast.item(), "caption": caption.item()}
         minimise(match + CONTRAST * contrast + caption, **values)
@@ -182,27 +179,26 @@ def train_checker(config: Training, name: str, pipe: LatentDiffusion, job: Job) 
 
     `name` is "checker" or "judge"; each has its own pictures, random streams and size.
     """
-    seed, device = job.seed, job.device
-    draw = choices(seed, name, "pictures")
+    draw = choices(job.seed, name, "pictures")
     graphs, scenes = zip(*(sample_picture(draw) for _ in range(config.pictures)))
     twins = [changed(s, draw) for s in scenes]
-    texts, stream = [g.sentence for g in graphs], partial(rng, seed, name, "spoil")
+    texts, stream = [g.sentence for g in graphs], partial(rng, job.seed, name, "spoil")
     label = lambda images, clean, _: block_error(images, clean)  # noqa: E731
-    images, errors = corrupt_all(pipe.to(device), scenes, twins, texts, label, stream)
+    images, errors = corrupt_all(pipe.to(job.device), scenes, twins, texts, label, stream)
     shown = [visible(error, scene) for error, scene in zip(errors, scenes)]
     model = new_matcher(name, pipe.tokenizer, job).to(memory_format=torch.channels_last)
     for step, generator, minimise in optimise(name, config, {name: model}, job, decay=1e-2):
         pick = torch.randperm(len(images), generator=generator)[: config.batch].tolist()
-        draw = choices(seed, name, "questions", step)
+        draw = choices(job.seed, name, "questions", step)
         rows = [i for i in pick for _ in range(QUESTIONS)]
         asked, met = zip(*(question(graphs[i], scenes[i], shown[i], draw, RELATIONS) for i in rows))
         ids = to_ids(pipe.tokenizer, [r.words for r in asked], job)  # (q t)
         captions = to_ids(pipe.tokenizer, [hints(scenes[i].objects) for i in pick], job)  # (b t)
-        patches = model.vision(images[pick].to(device))  # (b n d)
+        patches = model.vision(images[pick].to(job.device))  # (b n d)
         logits = model.match(patches, model.text(ids), ids)  # (q)
-        match, values = verdict_loss(logits, torch.tensor(met, device=device).float())
+        match, values = verdict_loss(logits, torch.tensor(met, device=job.device).float())
         # (b) bool; only pictures that are visible as a whole have a true caption
-        whole = torch.tensor([all(shown[i]) for i in pick], device=device)
+        whole = torch.tensor([all(shown[i]) for i in pick], device=job.device)
         words = model.describe(patches[whole], model.text(captions)[whole])  # (m t v)
         caption = caption_loss(words, captions[whole])
         minimise(match + caption, caption=caption.item(), **values)
@@ -295,15 +291,14 @@ def varied(record: Fact, field: str, values: Sequence[str | int], draw: random.R
 # -------------------------------------------------------------------- the captioner that reads rationales
 def train_captioner(config: Training, world: WorldConfig, tokenizer: Tokenizer, job: Job) -> Matcher:
     """Train a network to describe pictures with rationales, in all their styles."""
-    seed, device = job.seed, job.device
-    draw = choices(seed, "captioner", "pictures")
+    draw = choices(job.seed, "captioner", "pictures")
     world = replace(world, arrangements=ARRANGEMENTS)
     pixels, scenes, _ = training_pairs(config.pictures, world, draw, RECOMBINED)
     model = new_matcher("captioner", tokenizer, job)
     for step, generator, minimise in optimise("captioner", config, {"captioner": model}, job, decay=1e-2):
         pick = torch.randint(len(pixels), (config.batch,), generator=generator)
-        draw = choices(seed, "captioner", "styles", step)
+        draw = choices(job.seed, "captioner", "styles", step)
         ids = to_ids(tokenizer, [rationale(scenes[i], rng=draw) for i in pick.tolist()], job)  # (b t)
-        patches = model.vision(to_tensor(pixels[pick.numpy()]).to(device))  # (b n d)
+        patches = model.vision(to_tensor(pixels[pick.numpy()]).to(job.device))  # (b n d)
         minimise(caption_loss(model.describe(patches, model.text(ids)), ids))
     return model.eval().requires_grad_(False)

@@ -168,21 +168,20 @@ def train_reasongen(
     config: ReasonTraining, world: WorldConfig, codec: Codec, job: Job, start: ReasonPipeline | None = None
 ) -> ReasonPipeline:
     """Train the model to write rationales and generate pictures, from random weights or those of `start`."""
-    seed, device = job.seed, job.device
-    torch.manual_seed(seed)
+    torch.manual_seed(job.seed)
     if start is None:
         tokenizer, vq = reason_tokenizer(), codec.vq
         sizes = ReasonGenConfig(len(tokenizer), vq.config.forms, vq.config.colors, vq.config.dimensions)
-        model = ReasonGen(sizes, (vq.forms.codebook, vq.colors.codebook)).to(device)
+        model = ReasonGen(sizes, (vq.forms.codebook, vq.colors.codebook)).to(job.device)
     else:
-        model, tokenizer = start.model.to(device).train().requires_grad_(True), start.tokenizer
+        model, tokenizer = start.model.to(job.device).train().requires_grad_(True), start.tokenizer
     pipe = ReasonPipeline(model, tokenizer, codec, writes_rationale=config.rationales != "none")
     data = make_examples(config, world, pipe, job)
     how = {"decay": 5e-2, "beta2": 0.95}
     for step, generator, minimise in optimise("reason-sft", config, {"model": model}, job, **how):
         loss, nats = sft_loss(model, data, config, generator)
         if config.text_only:
-            generator = rng(seed, "reason-sft", "told", step)
+            generator = rng(job.seed, "reason-sft", "told", step)
             of_text = text_only_loss(model, data, config.text_only, config.bf16, generator)
             loss, nats["text_only"] = loss + of_text, of_text.item()
         minimise(loss, **nats)
@@ -239,20 +238,19 @@ def imitation_example(draw: random.Random) -> Example:
 
 def train_actor(config: Training, autoencoder: Autoencoder, tokenizer: Tokenizer, job: Job) -> Actor:
     """Train an Actor to imitate the script."""
-    seed, device = job.seed, job.device
-    draw = choices(seed, "actor", "pictures")
+    draw = choices(job.seed, "actor", "pictures")
     scenes, requirements, answers, edits = zip(*(imitation_example(draw) for _ in range(config.pictures)))
     pixels = np.stack([render_pixels(scene) for scene in scenes])
-    latents = encode_all(autoencoder.to(device).encode, pixels, device)  # (n 4 8 8)
-    torch.manual_seed(seed)
-    actor = Actor(ActorConfig(len(tokenizer))).to(device)
-    ids = questions(tokenizer, requirements, answers, actor.config.read).to(device)  # (n s)
-    written = tokenizer.encode(edits, actor.config.written).to(device)  # (n t)
+    latents = encode_all(autoencoder.to(job.device).encode, pixels, job.device)  # (n 4 8 8)
+    torch.manual_seed(job.seed)
+    actor = Actor(ActorConfig(len(tokenizer))).to(job.device)
+    ids = questions(tokenizer, requirements, answers, actor.config.read).to(job.device)  # (n s)
+    written = tokenizer.encode(edits, actor.config.written).to(job.device)  # (n t)
     mask = up_to(written, EOS)  # (n t)
     for _, generator, minimise in optimise("actor", config, {"actor": actor}, job, decay=1e-2):
         pick = torch.randperm(len(latents), generator=generator)[: config.batch]
         std = NOISE * torch.rand(len(pick), 1, 1, 1, generator=generator)
-        noise = (std * torch.randn(len(pick), *latents.shape[1:], generator=generator)).to(device)
+        noise = (std * torch.randn(len(pick), *latents.shape[1:], generator=generator)).to(job.device)
         log_prob = actor(latents[pick] + noise, ids[pick], written[pick])  # (b t)
         minimise(-log_prob[mask[pick]].mean())
     return actor.eval().requires_grad_(False)

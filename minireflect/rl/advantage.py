@@ -15,6 +15,7 @@ Differs from the released SRRL:
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -84,16 +85,18 @@ def reward_weights(rewards: Tensor, floor: float) -> Tensor:
     return finite_or_nan(rewards).float() / (rewards.float().nansum(1, keepdim=True) + floor)
 
 
+@dataclass
 class RewardHistory:
     """The rewards of each key (a prompt, or a family of prompts) in the last `stages` stages.
 
-    Each call of `add` is a stage.  At most `max_keys` keys are kept, those that were seen last.
+    Each call of `add` is a stage.  At most `max_keys` keys are kept, those that were seen last.  A run saves
+    the fields as JSON.
     """
 
-    def __init__(self, stages: int = 8, max_keys: int = 4096) -> None:
-        self.stages, self.max_keys = stages, max_keys
-        self.stage = 0  # stages seen so far
-        self.rewards: Rewards = {}  # the key that was seen last is at the end
+    stages: int = 8
+    max_keys: int = 4096
+    stage: int = 0  # stages seen so far
+    rewards: Rewards = field(default_factory=dict)  # the key that was seen last is at the end
 
     def past(self, key: str) -> list[float]:
         """The rewards of the key, oldest first."""
@@ -111,13 +114,6 @@ class RewardHistory:
         oldest = self.stage - self.stages
         recent = {k: [e for e in entries if e[0] >= oldest] for k, entries in known.items()}
         self.rewards = dict([(k, entries) for k, entries in recent.items() if entries][-self.max_keys :])
-
-    def state_dict(self) -> dict[str, int | Rewards]:
-        """The state in types that JSON can store."""
-        return {"stage": self.stage, "rewards": self.rewards}
-
-    def load_state_dict(self, state: dict[str, int | Rewards]) -> None:
-        self.stage, self.rewards = state["stage"], state["rewards"]
 
 
 def by_key(keys: Sequence[str], rewards: Tensor) -> dict[str, list[float]]:

@@ -62,11 +62,10 @@ def signs(now: dict[str, float | None], base: dict[str, float | None]) -> list[s
     at |= {name: value for name, value in now.items() if value is not None}
     size, size_0, clipped = at["size"], base["size"] or 1.0, max(at["clip_high"], at["clip_low"])
     unread, unread_0 = at["unreadable"], base.get("unreadable", 0.0)
-    unread_limit = min(1, unread_0 + HALF)
     wrong = {
         f"mean |x_0| is {size:.2f}, the base's {size_0:.2f}": not 1 / FACTOR <= size / size_0 <= FACTOR,
         f"{at['constant']:.0%} of the pictures are nearly constant": at["constant"] > HALF,
-        f"{unread:.0%} of the pictures are unreadable": unread >= unread_limit > unread_0,
+        f"{unread:.0%} of the pictures are unreadable": unread >= min(1, unread_0 + HALF) > unread_0,
         "nearly all groups have equal rewards": at["flat"] >= ALL,
         "nearly all samples are stopped by one clip": clipped >= ALL,
     }

@@ -243,15 +243,9 @@ class Answers(NamedTuple):
         return (self.met & self.asked).sum(1) / self.asked.sum(1)
 
     @property
-    def all_hold(self) -> Tensor:
-        """The probability that all requirements are met, if they were independent.  -> (b) in [0, 1]"""
-        return self.probability.prod(1)
-
-    @property
     def score(self) -> Tensor:
         """The value that `keep_best` compares: f(x), with ties decided by the mean probability.  -> (b)"""
-        mean = (self.probability * self.asked).sum(1) / self.asked.sum(1)
-        return self.share + 1e-3 * mean
+        return self.share + 1e-3 * ((self.probability * self.asked).sum(1) / self.asked.sum(1))
 
     def rows(self, rows: Tensor) -> "Answers":
         return Answers(self.probability[rows], self.asked[rows])

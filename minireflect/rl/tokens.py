@@ -80,9 +80,7 @@ def token_step(
     now, old, reference = (torch.where(counted, v, 0.0) for v in (now, batch.old, batch.reference))
     ppo = ppo_clip(now, old, A, clip, weight)
     kl = (weight * token_kl(now, reference)).sum()
-    loss = ppo.loss + beta * kl  # GRPO (3)
-    for term in more:
-        loss = loss + term
+    loss = sum(more, ppo.loss + beta * kl)  # GRPO (3), and the further terms
     optimizer.zero_grad(set_to_none=True)
     (loss * torch.where(loss.isfinite(), 1.0, torch.nan)).backward()  # NaN gradients for an infinite loss
     sum_gradients(p for group in optimizer.param_groups for p in group["params"])

@@ -37,7 +37,7 @@ def learn_from(
     """One call of `learn` with plain gradient descent at `lr`, or AdamW at the config's, from a base that is
     the untrained policy.
     """
-    learner = Learner.of(pipe, config, config.guidance, 64)
+    learner = Learner(pipe, config, config.guidance, 64)
     learner.base = (base or small_pipeline()).unet
     if lr is not None:
         learner.optimizer = torch.optim.SGD(pipe.unet.parameters())

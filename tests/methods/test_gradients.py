@@ -111,7 +111,6 @@ def test_what_the_picture_remembers_of_a_step_s_noise(part: float) -> None:
 def sampled(request: pytest.FixtureRequest) -> tuple[Learner, Rollout]:
     """N pictures of the exact policy in 200 steps, with the product's sampler."""
     world = {"one": ONE, "two": TWO}[request.param]
-    base = Network(world).requires_grad_(False)
     pipe = LatentDiffusion(
         lambda texts: torch.zeros(len(texts), 1),
         lambda ids, skip: ids[..., None],
@@ -119,7 +118,7 @@ def sampled(request: pytest.FixtureRequest) -> tuple[Learner, Rollout]:
         None,
         SCHEDULE,
     )
-    learner = Learner(pipe, base, {}, None, LearnConfig(anchor_below=0), 1.0)
+    learner = Learner(pipe, LearnConfig("ppo", anchor_below=0), 1.0, N)
     table, context = SCHEDULE.table(STEPS), torch.zeros(N, 1, 1)
     x_T, noise = torch.randn(N, *SHAPE, generator=rng(0, "start")), rng(0, "steps")
     path = collect(x_T, denoise(pipe.eps(context)(1.0), x_T, table, 1.0, noise))

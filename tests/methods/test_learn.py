@@ -46,7 +46,7 @@ def test_an_objective_reads_all_options_but_those_that_are_listed(objective: str
 
     def learnt(config: SRRLConfig) -> list[Tensor]:
         pipe = small_pipeline()
-        learner = Learner.of(pipe, config, config.guidance, 64)
+        learner = Learner(pipe, config, config.guidance, 64)
         for step in range(2):
             out = rollout(pipe, TEXTS, plus, config, 0, step)
             learn(learner, out, 1.0, rng(0, "update", step))
@@ -97,7 +97,7 @@ def test_refused_rounds_are_learnt_from_with_their_own_prompts() -> None:
         path=again.path._replace(latents=again.path.latents.unflatten(0, (4, 2))[kept].flatten(0, 1)),
     )
     out.rounds[1] = part
-    learner = Learner.of(pipe, config, config.guidance, 16)
+    learner = Learner(pipe, config, config.guidance, 16)
     regress(learner, out, rng(0, "update"))
     replay = learner.networks["replay"]
     first = out.rounds[0].rewards
@@ -162,7 +162,7 @@ def test_almost_noiseless_steps_are_left_out_and_why(monkeypatch: pytest.MonkeyP
 
 def test_the_replay_holds_the_pictures_of_the_latest_iterations() -> None:
     """Whatever an iteration gave: with few or many pictures, those of the last two are there."""
-    replay = Replay(2, 6, (1, 1, 1), 2)
+    replay = Replay(2, 6, (1, 1, 1), 2, torch.device("cpu"))
     kept: list[set[int]] = []
     for first, n in ((0, 6), (6, 2), (8, 1), (9, 4), (13, 6), (19, 6)):
         latents = torch.arange(first, first + float(n)).view(n, 1, 1, 1)
@@ -184,7 +184,7 @@ def test_regression_fits_what_the_reward_accepts(monkeypatch: pytest.MonkeyPatch
     out = rollout(pipe, TEXTS, brightness, config, 0, 0)
     only_first = torch.zeros(4, 4).index_fill_(1, torch.tensor([0]), 1.0)  # (n g)
     out.rounds[0] = out.rounds[0]._replace(rewards=only_first)
-    learner = Learner.of(pipe, config, config.guidance, 16)
+    learner = Learner(pipe, config, config.guidance, 16)
     regress(learner, out, rng(0, "update"))
     replay = learner.networks["replay"]
     rows = torch.multinomial(replay.values, 4_000, replacement=True, generator=rng(0, "draw"))
@@ -266,7 +266,7 @@ def test_the_forward_gradient_against_the_loss_written_out(monkeypatch: pytest.M
     """With A of both signs, micro-batches, and levels on both sides of the anchor."""
     pipe, base = small_pipeline(), small_pipeline(seed=1).unet
     pipe.micro_batch = 3
-    learner = Learner.of(pipe, replace(CONFIG, objective="grpo"), CONFIG.guidance, 16)
+    learner = Learner(pipe, replace(CONFIG, objective="grpo"), CONFIG.guidance, 16)
     learner.base = base
     t, share = torch.tensor([700, 20, 400, 900, 149, 150, 999, 5]), torch.rand(8, generator=rng(0, "share"))
     monkeypatch.setattr(learning, "levels", lambda *a: (t, share))
@@ -381,7 +381,7 @@ def test_pull_and_anchor_are_the_same_for_ppo() -> None:
     config = replace(CONFIG, pull=0.3, updates=1, kl=0.0)
     pipe = small_pipeline()
     out = rollout(pipe, TEXTS, brightness, config, 0, 0)
-    learner = Learner.of(pipe, config, config.guidance, 64)
+    learner = Learner(pipe, config, config.guidance, 64)
     assert pull_to_base(learner, out, rng(0, "u")) == 0
     assert all(p.grad is None or not p.grad.any() for p in pipe.unet.parameters())
     learner.base = small_pipeline(seed=1).unet
@@ -403,7 +403,7 @@ def test_ppo_adds_the_pull_to_its_own_gradient(monkeypatch: pytest.MonkeyPatch) 
     for pull in (0.0, 0.3):
         learn_from(pipe, out, replace(config, pull=pull), lr=0.0, base=base)
         gradients.append(torch.cat([p.grad.flatten() for p in pipe.unet.parameters()]))
-    learner = Learner.of(pipe, replace(config, pull=0.3), config.guidance, 64)
+    learner = Learner(pipe, replace(config, pull=0.3), config.guidance, 64)
     learner.base = base.unet
     pipe.unet.zero_grad()
     chance = rng(0, "update", 0)
@@ -419,7 +419,7 @@ def test_ppo_pulls_on_the_pictures_of_all_rounds_with_their_own_prompts(
     told, zero, pipe = [], torch.zeros(()), small_pipeline()
     monkeypatch.setattr(learning, "forward_gradient", lambda *a: told.append(a) or (zero, zero))
     out = rollout(pipe, TEXTS, brightness, CONFIG, 0, 0)
-    learner = Learner.of(pipe, replace(CONFIG, pull=0.3, batch=400), CONFIG.guidance, 64)
+    learner = Learner(pipe, replace(CONFIG, pull=0.3, batch=400), CONFIG.guidance, 64)
     pull_to_base(learner, out, rng(0, "pull"))
     ((_, x_0, ids, A, b, _),) = told
     every = torch.cat([r.path.latents[:, -1] for r in out.rounds])  # (2*4*4 c h w)
@@ -476,7 +476,7 @@ def test_the_learning_rate_warms_up_and_cools_down() -> None:
 def test_learning_moves_the_policy_and_not_its_base_at_the_rate_it_is_told(objective: str) -> None:
     config, pipe = replace(CONFIG, objective=objective, rounds=0, lr=1e-2), small_pipeline()
     out = rollout(pipe, TEXTS, plus, config, 0, 0)
-    learner = Learner.of(pipe, config, config.guidance, 16)
+    learner = Learner(pipe, config, config.guidance, 16)
     learn(learner, out, 0.25, rng(0, "update"))
     assert {group["lr"] for group in learner.optimizer.param_groups} == {0.25e-2}
     first = small_pipeline().unet.parameters()
@@ -486,7 +486,7 @@ def test_learning_moves_the_policy_and_not_its_base_at_the_rate_it_is_told(objec
 
 
 def test_the_learner_decays_weights_a_little() -> None:
-    learner = Learner.of(small_pipeline(), CONFIG, CONFIG.guidance, 16)
+    learner = Learner(small_pipeline(), CONFIG, CONFIG.guidance, 16)
     assert {group["weight_decay"] for group in learner.optimizer.param_groups} == {1e-4}
 
 
@@ -570,7 +570,7 @@ def test_the_logged_kl_is_the_mean_over_uniform_levels(below: int) -> None:
     """However the levels are drawn: of 20,000 pictures, against every level once."""
     pipe = replace(small_pipeline(), unet=Constant(0.3))
     config = replace(CONFIG, objective="grpo", anchor_below=below, rounds=0)
-    learner = Learner.of(pipe, config, config.guidance, 16)
+    learner = Learner(pipe, config, config.guidance, 16)
     learner.base = Constant(0.2)
     x_0, ids = torch.zeros(20_000, 1, 2, 2), torch.zeros(20_000, 1, dtype=torch.long)
     _, kl = forward_gradient(learner, x_0, ids, torch.zeros(20_000), 0.3, rng(0, "kl"))

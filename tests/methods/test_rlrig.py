@@ -316,6 +316,8 @@ def test_errors_name_the_bad_option() -> None:
         RLRIGConfig(group=1)
     with pytest.raises(ValueError, match=r"an edit has no steps; increase loop\.steps or loop\.t-star"):
         RLRIGConfig(loop=LoopConfig(t_star=0.0))
+    with pytest.raises(ValueError, match=r"editor\.advantage history needs prompts that recur"):
+        RLRIGConfig(editor=LearnConfig(advantage="history"))
 
 
 def test_graphs_of_an_iteration_are_of_the_training_split_and_differ() -> None:

@@ -29,7 +29,7 @@ def of_srrl(objective: str, steps: int, updates: int) -> Counter[str]:
     pipe = small_pipeline()
     with FarDevice() as device:
         device.move(pipe.unet, pipe.text_encoder, pipe.autoencoder)
-        learner = Learner.of(pipe, config, config.guidance, 16)
+        learner = Learner(pipe, config, config.guidance, 16)
         device.move(learner.base)
         assert learner.optimizer.defaults["fused"]
         device.waits.clear()

@@ -92,7 +92,7 @@ def one_update(
     pipe: LatentDiffusion, config: SRRLConfig
 ) -> tuple[dict[str, torch.Tensor], float | None, Rollout]:
     """Rollout and one iteration of updates.  -> the adapters after it, `first_ratio`, what was drawn"""
-    learner = Learner.of(pipe, replace(config, lr=1.0), config.guidance, 64)
+    learner = Learner(pipe, replace(config, lr=1.0), config.guidance, 64)
     trained = learner.networks["unet"]
     learner.optimizer = torch.optim.SGD(trained.parameters())
     drawn = rollout(pipe, TEXTS, incompressibility, config, 0, 0)
@@ -154,7 +154,7 @@ def test_the_other_families_learn_too(family: str, tmp_path: Path) -> None:
 def test_parts_are_those_that_were_drawn(base: Path) -> None:
     """Each part has its own backward pass, or memory would hold the graph of all."""
     pipe = with_lora(base, micro_batch=4)
-    learner = Learner.of(pipe, QUICK, QUICK.guidance, 10)
+    learner = Learner(pipe, QUICK, QUICK.guidance, 10)
     assert learner.parts(10) == [slice(0, 4), slice(4, 8), slice(8, 10)]
     seen: list[int] = []
     pipe.unet.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
@@ -183,12 +183,13 @@ def test_in_half_precision_the_first_ratio_is_one_and_latents_are_float32(
 def test_float16_gradients_are_scaled_and_scaled_back() -> None:
     half = torch.nn.Linear(1, 1, bias=False).half()
     half.weight = torch.nn.Parameter(half.weight.detach(), requires_grad=False)
-    half.lora = torch.nn.Parameter(torch.zeros(1))
-    loss = (1e-9 * half.lora.half().float()).sum()  # a gradient that float16 cannot hold
-    optimizer = torch.optim.SGD([half.lora], lr=1.0)
-    learner = Learner(SimpleNamespace(unet=half), half, {}, optimizer, SRRLConfig(), 1.0)
+    half.added = torch.nn.Parameter(torch.zeros(1))
+    loss = (1e-9 * half.added.half().float()).sum()  # a gradient that float16 cannot hold
+    optimizer = torch.optim.SGD([half.added], lr=1.0)
+    learner = Learner(SimpleNamespace(unet=half), SRRLConfig(objective="ppo"), 1.0, 1)
+    learner.optimizer = optimizer
     learner.backward(loss)
-    assert half.lora.grad.item() == pytest.approx(1e-9 * HALF_SCALE, rel=1e-2)
+    assert half.added.grad.item() == pytest.approx(1e-9 * HALF_SCALE, rel=1e-2)
     assert learner.step() == pytest.approx(1e-9, rel=1e-2)
 
 

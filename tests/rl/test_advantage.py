@@ -124,13 +124,12 @@ def test_history_survives_json() -> None:
     history = RewardHistory(stages=3, max_keys=5)
     for i in range(6):
         history.add([f"k{i % 4}", "same"], draw(2, 3, seed=i))
-    again = RewardHistory(stages=3, max_keys=5)
-    again.load_state_dict(json.loads(json.dumps(history.state_dict())))
+    again = RewardHistory(**json.loads(json.dumps(vars(history))))
     for i in range(6, 12):
         keys, rewards = [f"k{i % 4}", "same"], draw(2, 3, seed=i)
         assert history_advantage(history, keys, rewards).equal(history_advantage(again, keys, rewards))
         history.add(keys, rewards), again.add(keys, rewards)
-        assert history.state_dict() == again.state_dict()
+        assert history == again
 
 
 def test_best_and_worst() -> None:
