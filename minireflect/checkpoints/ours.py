@@ -35,6 +35,7 @@ SHIPPED = Path(__file__).parent.parent / "pretrained"
 RIG = SHIPPED / "rlrig"  # shipped weights of RL-RIG
 REASON = SHIPPED / "reasongen"  # shipped weights of ReasonGen-R1
 Device = torch.device | str
+PARTS = ("autoencoder", "text_encoder", "unet")
 
 # The networks that are saved in files of minireflect, and the classes of their configurations.
 CONFIGS: dict[type[nn.Module], type] = {
@@ -124,12 +125,12 @@ def load_pipeline(path: Place | None = None, unet: str = "unet", **given: object
     return LatentDiffusion(words, text_encoder, network, autoencoder, schedule)
 
 
-def save_pipeline(pipe: LatentDiffusion, folder: Path) -> None:
-    """Write the autoencoder, the text encoder and the UNet as FOLDER/PART.safetensors."""
+def save_pipeline(pipe: LatentDiffusion, folder: Path, parts: tuple[str, ...] = PARTS) -> None:
+    """Write each of `parts` as FOLDER/PART.safetensors."""
     words, schedule = " ".join(pipe.tokenizer.words), json.dumps(asdict(pipe.schedule.config))
-    save_module(folder / "autoencoder.safetensors", pipe.autoencoder, {})
-    save_module(folder / "text_encoder.safetensors", pipe.text_encoder, {"words": words})
-    save_module(folder / "unet.safetensors", pipe.unet, {"schedule": schedule})
+    about = {"text_encoder": {"words": words}, "unet": {"schedule": schedule}}
+    for name in parts:
+        save_module(folder / f"{name}.safetensors", getattr(pipe, name), about.get(name, {}))
 
 
 def weights_folder(path: Place | None) -> Path:
@@ -236,7 +237,7 @@ def _describe_checkpoint(path: Path) -> str:
         pipe, family = load_checkpoint(path), family_of(parts.read_published(path)).name
     c = pipe.schedule.config
     said = f"{c.train_steps} levels, beta {c.beta_start} to {c.beta_end} {c.beta_schedule}"
-    networks = [f"{n:13} {_counted(getattr(pipe, n))}" for n in ("autoencoder", "text_encoder", "unet")]
+    networks = [f"{part:13} {_counted(getattr(pipe, part))}" for part in PARTS]
     notes = dict.fromkeys(f"note: {each.message}" for each in caught)  # without repetitions
     title = f"{path}: {family}, pictures of {' x '.join(map(str, pipe.sides))}"
     return "\n  ".join([title, *networks, f"predicts {c.prediction}, {said}", _limit(pipe.tokenizer), *notes])

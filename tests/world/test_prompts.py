@@ -187,7 +187,7 @@ def test_scenes_come_from_their_seed_alone() -> None:
 
 
 def test_unknown_names_are_explained() -> None:
-    with pytest.raises(ValueError, match=r"law must be one of balance, .*, arrangement, got gravitas"):
+    with pytest.raises(ValueError, match=r"law must be one of balance, .*, arrangement, got 'gravitas'"):
         sample_scene(0, "gravitas")
     with pytest.raises(ValueError, match="split must be one of train, validation, test, got 'held-out'"):
         combinations("balance", "held-out")
