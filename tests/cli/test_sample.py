@@ -109,7 +109,8 @@ def test_broken_weight_files_are_named(tmp_path: Path) -> None:
         "truncated",
     )
     shutil.copy(tmp_path / "reward.safetensors", tmp_path / "unet.safetensors")
-    refused(run("sample", "a red ball", "--weights", ".", "--out", "x.png", cwd=tmp_path), "does not hold a UNetConfig")
+    done = run("sample", "a red ball", "--weights", ".", "--out", "x.png", cwd=tmp_path)
+    refused(done, "does not hold a UNetConfig")
     assert not (tmp_path / "x.png").exists()
 
 

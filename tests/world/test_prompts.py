@@ -191,7 +191,7 @@ def test_unknown_names_are_explained() -> None:
         sample_scene(0, "gravitas")
     with pytest.raises(ValueError, match="split must be one of train, validation, test, got 'held-out'"):
         combinations("balance", "held-out")
-    with pytest.raises(ValueError, match=r"prompt kind must be one of physical, .* stated, got moral"):
+    with pytest.raises(ValueError, match=r"prompt kind must be one of physical, .* stated, got 'moral'"):
         prompt_set("moral", "train")
 
 
