@@ -392,7 +392,8 @@ def as_rollout(editor: LatentDiffusion, rounds: list[Edits], config: RLRIGConfig
     out = Rollout(texts, editor.embed(texts))
     tail = config.loop.reflection.tail(editor.table(config.loop.steps))
     for r, rows in zip(rounds, torch.arange(len(texts)).split([len(r.rows) for r in rounds])):
-        all_hold = r.after.probability.prod(1).view_as(r.rewards)  # if they were independent
+        # the probability that all requirements are met, if they are independent
+        all_hold = r.after.probability.prod(1).view_as(r.rewards)
         rewards = all_hold if config.editor.objective == "regress" else r.rewards
         x = r.path.latents[:: r.group, 0]
         out.rounds.append(Round(rows, x, tail, tail.sigma(ETA), r.path, r.images, rewards.cpu()))
