@@ -82,7 +82,6 @@ def idle(config: Config) -> dict[str, list[str]]:
     return {
         f"with objective {learner.objective}": [f"{at}.{name}" for name in UNREAD[learner.objective]],
         "with --mode blind": ["srrl.wrong", "srrl.redraw"] * (config.srrl.mode == "blind"),
-        "with --base, which names the weights to start from": ["weights"] * config.real,
         "with random weights at the start": ["weights"] * (config.command in UNSTARTED),
         "with these rewards": ["finetune.clip"] * names.isdisjoint(CLIPS[:2])
         + ["finetune.clip_activation"] * names.isdisjoint(CLIPS),
@@ -128,6 +127,8 @@ def train(config: Config) -> None:
 
 def source_of(config: Config) -> Path | None:
     """The folder of the weights to start from; None for random weights or a published checkpoint."""
+    if config.real and config.weights is not None:
+        raise ValueError("--weights (a run of minireflect) cannot be combined with --base (a checkpoint)")
     if config.real or config.command in UNSTARTED:
         return None
     shipped = {"laws": ours.SHIPPED, "graphs": ours.RIG, "reason": ours.REASON}[config.kind]

@@ -242,6 +242,15 @@ def test_a_run_with_an_option_that_has_no_effect_can_be_resumed(tmp_path: Path) 
     assert parse(words, defaults(None, words)).srrl.clip_range == 1e-4
 
 
+def test_a_run_of_a_checkpoint_that_also_names_weights_is_refused(tmp_path: Path) -> None:
+    words = ["--base", "x"]
+    config = to_dict(parse(words, defaults("srrl", words))) | {"weights": "y"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    refused(
+        run("train", "--resume", "--out", ".", cwd=tmp_path), "--weights", "cannot be combined with --base"
+    )
+
+
 def test_a_training_without_prompts_is_said(tmp_path: Path) -> None:
     words = ["--sampler.guidance", "0"]
     with pytest.warns(UserWarning, match="guidance 0 ignores the prompt"):
