@@ -84,12 +84,18 @@ def read_weights(path: Place) -> Tensors:
     else:
         with _opened(path) as file:  # tensors are views of the mapped file: unused ones are not read
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
-    while (m := re.match(WRAPPERS, next(iter(found), ""))) and all(n.startswith(m[0]) for n in found):
-        found = inside(found, m[0])
+    found = _unwrapped(found)
     for dtype, name in {t.dtype: name for name, t in found.items() if t.is_floating_point()}.items():
         problem = f"{path} holds {quote(name)} in {dtype}, which cannot be converted; use another precision"
         with named_as(problem, RuntimeError):
             torch.zeros(8, dtype=torch.uint8).view(dtype).float()
+    return found
+
+
+def _unwrapped(found: dict) -> dict:
+    """The values by their names without the WRAPPERS that all names have."""
+    while (m := re.match(WRAPPERS, next(iter(found), ""))) and all(n.startswith(m[0]) for n in found):
+        found = inside(found, m[0])
     return found
 
 
@@ -166,7 +172,8 @@ def read_json(path: Path) -> dict:
 def _read_parts(index: Path) -> Tensors:
     """The tensors of all files that an index names; these must be in the folder of the index."""
     with named_as(f"{index} is not the index of a file in several parts", Refusal):
-        where = expect(read_json(index).get("weight_map"), dict[str, str], "weight_map")  # tensor -> file
+        # tensor -> file
+        where = _unwrapped(expect(read_json(index).get("weight_map"), dict[str, str], "weight_map"))
     found: Tensors = {}
     for part in sorted(set(where.values())):
         if part != Path(part).name or part.endswith(".json") or len(part) > 200:

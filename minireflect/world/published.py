@@ -94,6 +94,8 @@ def from_laion_sg(text: str) -> SceneGraph:
     kinds = {i: parse_entity(label.lower()) for i, label in things}
     if strays := [i for i in (*(i for s, _, o in links for i in (s, o)), *counted) if i not in kinds]:
         raise GraphError(f"a relation or number names item {quote(strays[0])}, which is not among the items")
+    if odd := [i for i, n in numbers if kinds[i].count not in (1, n)]:
+        raise GraphError(f"item {quote(odd[0])} has another number in numeracy_info")
     alike = list(dict.fromkeys(kinds.values()))
     counts = [sum(dict(numbers).get(i, k.count) for i, k in kinds.items() if k == kind) for kind in alike]
     relations = dict.fromkeys((alike.index(kinds[s]), p, alike.index(kinds[o])) for s, p, o in links)

@@ -269,6 +269,14 @@ def test_an_index_that_does_not_say_where_each_tensor_is(where: dict, told: str,
         read_weights(tmp_path / "all.json")
 
 
+def test_the_parts_of_a_distributed_training_are_read(tmp_path: Path) -> None:
+    where = {"module._orig_mod.a": "one.safetensors", "module._orig_mod.b": "two.safetensors"}
+    for name, part in where.items():
+        save_file({name: torch.zeros(1)}, tmp_path / part)
+    (tmp_path / "all.json").write_text(json.dumps({"weight_map": where}))
+    assert sorted(read_weights(tmp_path / "all.json")) == ["a", "b"]
+
+
 def test_a_key_that_a_published_json_repeats_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"act_fn": "silu", "act_fn": "relu"}')
     with pytest.raises(WeightsError, match=r"config.json is not JSON: the key 'act_fn' appears twice"):

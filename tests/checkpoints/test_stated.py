@@ -48,10 +48,9 @@ def tables() -> str:
     for kind, rules in KINDS.items():
         groups: dict[str, list[str]] = {}
         for pattern, rule in rules.items():
-            groups.setdefault(said(rule), []).append("`" + pattern.replace("|", "\\|") + "`")
-        lines += [
-            f"| {kind} | {' '.join(keys)} | {verdict.replace('|', '')} |" for verdict, keys in groups.items()
-        ]
+            groups.setdefault(said(rule), []).append(f"`{pattern}`")
+        rows = ((kind, " ".join(keys), verdict) for verdict, keys in groups.items())
+        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     return "\n".join(lines) + "\n"
 
 

@@ -77,6 +77,8 @@ LACKING = {
     '{"nouns": ["ball"], "attr_nouns": ["red ball", "green cone"]}': "attr_nouns",
     '{"nouns": ["red ball", "red ball"]}': "listed twice",
     '{"nouns": ["red ball"], "numeracy_info": [{"obj_name": "cone", "num": 2}]}': "item 'cone'",
+    '{"nouns": ["two red balls"], "numeracy_info": [{"obj_name": "two red balls", "num": 3}]}':
+        "another number",
     '{"nouns": ["red ball"], "numeracy_info": [{"obj_name": "red ball", "num": 2},'
     ' {"obj_name": "red ball", "num": 3}]}': "listed twice",
     **{f'{{"nouns": ["red ball"], "numeracy_info": [{{"obj_name": "red ball", "num": {n}}}]}}': "num must be"
