@@ -1,6 +1,7 @@
 """Measure the inspector, the shipped networks and reflection; the documents quote these figures.
 
     python scripts/measure.py inspector autoencoder base reward captioner memory [--weights RUN] [--n 2000]
+    python scripts/measure.py gap --runs RUN ...
 
 All random numbers have fixed seeds that no training uses.  Prompts ask for test combinations.
 """
@@ -8,16 +9,17 @@ All random numbers have fixed seeds that no training uses.  Prompts ask for test
 import io
 import random
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import count, islice
+from itertools import count, islice, product
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageFilter
-from reports import auc, described
+from reports import auc, described, over_seeds
 from torch import Tensor
 from tqdm import tqdm
 
@@ -186,8 +188,24 @@ def measure_autoencoder(autoencoder: Autoencoder, n: int) -> None:
 
 
 def measure_base(pipe: LatentDiffusion, reward: Reward, n: int) -> None:
-    scores = evaluate(pipe, reward, SamplerConfig(), EvaluationConfig(pictures=n), KINDS)
-    print(law_table({"base": scores}))
+    print(law_table({"base": evaluate(pipe, reward, SamplerConfig(), EvaluationConfig(pictures=n), KINDS)}))
+
+
+def measure_gap(runs: list[Path], n: int) -> None:
+    """Reward minus truth of trained models: the mean over prompts, with its 95 % interval over prompts."""
+    for split, kind in product(("validation", "test"), KINDS[:2]):
+        off, config = defaultdict(list), EvaluationConfig(n, split)
+        prompts = draw_prompts(kind, split, n, choices(config.seed, "evaluate", kind))
+        texts = [p.text for p in prompts]
+        for run in runs:
+            how = texts, preset("cpu").sampler, config, kind
+            images, rewards = sample_and_score(load_pipeline(run), load_reward(run), *how)
+            for text, gap in zip(texts, (rewards - verdicts(images, prompts)).tolist()):
+                off[text].append(gap)
+        mean = {text: float(np.mean(gaps)) for text, gaps in off.items()}
+        most = max(mean, key=lambda text: abs(mean[text]))
+        found = f"{over_seeds([*mean.values()])} over {len(mean)} prompts; {mean[most]:.3f} of {most!r}"
+        print(f"  {kind}, {split}: {found}")
 
 
 def measure_reward(pipe: LatentDiffusion, reward: Reward, n: int) -> None:
@@ -310,6 +328,7 @@ def main() -> None:
         "inspector": lambda: measure_inspector(args.n),
         "autoencoder": lambda: measure_autoencoder(load_autoencoder(weights_folder(args.weights)), args.n),
         "base": lambda: measure_base(base(), load_reward(args.weights), args.n),
+        "gap": lambda: measure_gap(args.runs, min(args.n, 256)),
         "reward": lambda: measure_reward(base(), load_reward(args.weights), args.n),
         "captioner": lambda: print(measure_captioner(load_captioner(args.weights), min(args.n, 240))),
         "memory": lambda: measure_memory(base(), min(args.n, 512)),
@@ -317,6 +336,7 @@ def main() -> None:
     parser.add_argument("what", nargs="+", choices=measures)
     parser.add_argument("--weights", type=Path, help="run folder (default: the shipped weights)")
     parser.add_argument("--unet", default="unet", help="unet, or base_unet for that before training by srrl")
+    parser.add_argument("--runs", nargs="+", type=Path, help="run folders of srrl, for gap")
     parser.add_argument("--n", type=int, default=2_000, help="pictures (default: %(default)s)")
     args = parser.parse_args()
     torch.set_grad_enabled(False)

@@ -44,8 +44,7 @@ def asked_of_renders(name: str) -> dict[str, list]:
     chance = choices(SEED, "questions")
     pictures = [sample_picture(chance, "test") for _ in range(SCENES)]
     images = torch.stack([render(scene) for _, scene in pictures])
-    pipe = load_pipeline(RIG)
-    half = SCENES // 2
+    pipe, half = load_pipeline(RIG), SCENES // 2
     images[half:] = torch.cat([pipe.decode(pipe.autoencoder.encode(x)) for x in images[half:].split(100)])
     matcher, tokenizer = load_matcher(RIG / f"{name}.safetensors", "cpu")
     found: list[tuple[float, bool, str]] = []

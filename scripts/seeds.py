@@ -40,18 +40,16 @@ def table(runs: list[Arms]) -> Table:
     if any(values.keys() != names.keys() for arms in runs for values in arms.values()):
         raise ValueError("the runs have different measures: compare runs that differ in seed or method only")
     methods = list(dict.fromkeys(arm for arms in runs for arm in arms if arm != "base"))
-    columns = {}
-    for arm in ("base", *methods):
-        columns |= means("", [{arm: arms[arm]} for arms in runs if arm in arms], names).rows
     ahead = {f"{method} - base": (method, "base") for method in methods}
-    columns |= differences("", runs, ahead, names).rows
+    columns = differences("", runs, ahead, names).rows
+    for arm in (*reversed(methods), "base"):
+        columns = means("", [{arm: arms[arm]} for arms in runs if arm in arms], names).rows | columns
     return Table(f"{len(runs)} runs", {n: {c: row[n] for c, row in columns.items()} for n in names})
 
 
 def figure(folders: list[Path], methods: list[str], path: Path) -> None:
     """A figure of the training reward of each run, in the colour of its method."""
-    panel, colors = figures.UNREAD, dict(zip(dict.fromkeys(methods), COLORS))
-    lines = []
+    panel, colors, lines = figures.UNREAD, dict(zip(dict.fromkeys(methods), COLORS)), []
     for folder, method in zip(folders, methods):
         line = figures.Line(f"{method}, {folder.name}", "reward_calls", "reward", colors[method], span=5)
         lines += figures.of_run(panel._replace(lines=[line]), read_metrics(folder, "srrl")).lines
