@@ -1,6 +1,8 @@
 """What a CLIP and a checkpoint state: it is read as the libraries do, or refused by name."""
 
+import functools
 import json
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -92,12 +94,25 @@ def test_another_size_of_the_pictures_is_refused(about: dict, clip: Path) -> Non
 
 
 # --- folders of Stable Diffusion ----------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A function family -> the folder of a saved pipeline, made once."""
+
+    @functools.cache
+    def make(family: str) -> Path:
+        folder = tmp_path_factory.mktemp(family)
+        pipeline(family, folder).save_pretrained(folder / "sd")
+        return folder / "sd"
+
+    return make
+
+
 @pytest.fixture
-def saved(tmp_path: Path) -> Callable[..., Path]:
-    """A function (family, JSON file, keys of it to change) -> the folder of a saved pipeline."""
+def saved(made: Callable[[str], Path], tmp_path: Path) -> Callable[..., Path]:
+    """A function (family, JSON file, keys of it to change) -> the folder of a copy of a saved pipeline."""
 
     def save(family: str, file: str, **changes: object) -> Path:
-        pipeline(family, tmp_path).save_pretrained(tmp_path / "sd")
+        shutil.copytree(made(family), tmp_path / "sd")
         path = tmp_path / "sd" / file
         path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | changes))
         return tmp_path / "sd"

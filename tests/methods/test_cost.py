@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minireflect.diffusion.reflection import ReflectionConfig
 from minireflect.methods.rlrig import LoopConfig, edit
@@ -17,6 +17,21 @@ from minireflect.streams import rng
 from tests.small import TEXTS, brightness, small_pipeline
 
 N = len(TEXTS)
+
+
+class Zeros(nn.Module):
+    """Predicts no noise: what is counted depends on the number of its calls alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        return self.weight * x
+
+
+def idle_pipeline() -> LatentDiffusion:
+    return replace(small_pipeline(), unet=Zeros())
 
 
 @contextmanager
@@ -39,7 +54,7 @@ def accepts_the_first(images: Tensor, prompts: list[str]) -> Tensor:
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 @pytest.mark.parametrize("rounds", [0, 1, 2])
 def test_generate_costs_what_it_promises(rounds: int, guidance: float) -> None:
-    pipe, sampler = small_pipeline(), SamplerConfig(3, guidance)
+    pipe, sampler = idle_pipeline(), SamplerConfig(3, guidance)
     blind, opposite = ReflectionConfig(rounds=rounds, steps=3), replace(OPPOSITE, rounds=rounds)
     with counted(pipe) as calls:
         pipe.generate(TEXTS, 3, guidance, rounds=rounds)
@@ -65,7 +80,7 @@ def test_a_rollout_costs_what_it_promises(
         group=2, steps=4, guidance=3.0, mode=mode, rounds=2, redraw=redraw, wrong=wrong, w_renoise=0.1,
         renoise_steps=3, suffixes=suffixes,
     )  # fmt: skip
-    pipe = small_pipeline()
+    pipe = idle_pipeline()
     with counted(pipe) as calls:
         out = rollout(pipe, TEXTS, accepts_the_first, config, 0, 1)
     each = [N] if mode == "blind" else [N, N, N] if redraw == "all" else [N, N - 1, N - 1]
@@ -77,7 +92,7 @@ def test_a_rollout_costs_what_it_promises(
 @pytest.mark.parametrize("fresh_noise", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("t_star", [0.0, 0.5, 1.0])
 def test_an_edit_costs_what_it_promises(t_star: float, fresh_noise: float) -> None:
-    pipe, config = small_pipeline(), LoopConfig(t_star=t_star, steps=4, fresh_noise=fresh_noise)
+    pipe, config = idle_pipeline(), LoopConfig(t_star=t_star, steps=4, fresh_noise=fresh_noise)
     x0 = pipe.noise(N, rng(0, "x"))
     with counted(pipe) as calls:
         edit(pipe, x0, TEXTS, config, rng(0, "edit"))

@@ -58,6 +58,19 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return copy
 
 
+@pytest.fixture(scope="module")
+def sdxl(tmp_path_factory: pytest.TempPathFactory) -> DiffusionPipeline:
+    """diffusers' pipeline with the networks of `saved("sdxl")`."""
+    return pipeline("sdxl", tmp_path_factory.mktemp("sdxl"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    """The tensors of an original file of SD 1.x."""
+    folder = tmp_path_factory.mktemp("whole")
+    return load_file(save_original(pipeline("sd1", folder), "sd1", folder / "one.safetensors"))
+
+
 def theirs_of(family: str, folder: Path, unet: dict | None = None, scheduler: object = None) -> object:
     """diffusers' pipeline and its folder `folder`/sd, with another UNet or scheduler."""
     theirs = pipeline(family, folder)
@@ -101,10 +114,14 @@ SCHEDULERS = {
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_levels_and_noise_are_those_of_the_scheduler(name: str, tmp_path: Path) -> None:
+def test_levels_and_noise_are_those_of_the_scheduler(
+    name: str, sdxl: DiffusionPipeline, saved: Callable[..., Path], tmp_path: Path
+) -> None:
     scheduler, steps, guidance = SCHEDULERS[name]
-    theirs = theirs_of("sdxl", tmp_path, scheduler=scheduler)
-    assert off(theirs, load_checkpoint(tmp_path / "sd"), steps, guidance) < 1e-3
+    folder, theirs = saved("sdxl", tmp_path), type(sdxl)(**sdxl.components | {"scheduler": scheduler})
+    theirs.set_progress_bar_config(disable=True)
+    theirs.save_config(folder), theirs.scheduler.save_pretrained(folder / "scheduler")
+    assert off(theirs, load_checkpoint(folder), steps, guidance) < 1e-3
 
 
 DISTILLED = {
@@ -370,10 +387,9 @@ def test_the_yaml_beside_a_file_is_read(tmp_path: Path) -> None:
     ],
 )
 def test_metadata_that_changes_the_meaning_of_weights_is_told(
-    key: str, value: str, told: str | None, tmp_path: Path
+    key: str, value: str, told: str | None, whole: dict[str, Tensor], tmp_path: Path
 ) -> None:
     """Of a single file, and of a LoRA as kohya writes it."""
-    whole = load_file(save_original(theirs_of("sd1", tmp_path), "sd1", tmp_path / "one.safetensors"))
     layer = "lora_unet_mid_block_attentions_0_proj_in.lora_"
     down_up = {f"{layer}down.weight": torch.ones(2, 4, 1, 1), f"{layer}up.weight": torch.ones(4, 2, 1, 1)}
     for read, tensors in ((load_checkpoint, whole), (read_lora, down_up)):
@@ -385,8 +401,9 @@ def test_metadata_that_changes_the_meaning_of_weights_is_told(
         assert len(said) == (told is not None) and all(re.search(told, each) for each in said)
 
 
-def test_every_tensor_of_a_single_file_is_of_a_part_or_named(tmp_path: Path) -> None:
-    whole = load_file(save_original(theirs_of("sd1", tmp_path), "sd1", tmp_path / "one.safetensors"))
+def test_every_tensor_of_a_single_file_is_of_a_part_or_named(
+    whole: dict[str, Tensor], tmp_path: Path
+) -> None:
     table = DDIMScheduler(**SD, num_train_timesteps=500).alphas_cumprod
     sigmas = (1 / table - 1).sqrt().flip(0).contiguous()
     for noise in {"alphas_cumprod": table.bfloat16()}, {"denoiser.sigmas": sigmas}:
@@ -433,7 +450,6 @@ def test_the_folder_of_a_unet_alone(tmp_path: Path) -> None:
 
 def test_an_absent_alpha_of_peft(tmp_path: Path) -> None:
     """It is 8 of any rank: LoraConfig's."""
-    theirs_of("sd1", tmp_path)
     name = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora"
     tensors = {f"base_model.model.{name}_{side}.weight": torch.ones(*shape) for side, shape in
                {"A": (2, 64), "B": (64, 2)}.items()}  # fmt: skip
@@ -470,7 +486,7 @@ def test_heads_that_a_clip_does_not_state(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["to_q.lora_up.bias", "to_q.lora.down.bias"])
 def test_no_tensor_of_a_lora_is_dropped(name: str, tmp_path: Path) -> None:
-    path = kohya(theirs_of("sd1", tmp_path), tmp_path / "kohya.safetensors")
+    path = kohya(pipeline("sd1", tmp_path), tmp_path / "kohya.safetensors")
     more = {f"lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_{name}": torch.ones(64)}
     save_file(load_file(path) | more, path)
     with pytest.raises(WeightsError, match=name):

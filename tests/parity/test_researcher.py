@@ -25,7 +25,7 @@ SHORT += ["--evaluation.pictures", "64"]
 MORE = ["--lr", "1e-2", "--lora.rank", "8", "--lora.targets", *["q", "k", "v", "out", "ff.up", "ff.down"]]
 REPLAY = ["--iterations", "12", "--batch", "64", "--updates", "8", "--pull", "0.03"]
 LEARNING = {
-    "ddpo": ["--iterations", "16", "--group", "16", "--clip-range", "3e-2"],
+    "ddpo": ["--iterations", "12", "--group", "16", "--clip-range", "3e-2"],
     "grpo": [*REPLAY, "--group", "32"],
     "srrl": [*REPLAY, "--group", "16"],  # two rounds of each
 }
