@@ -9,6 +9,7 @@ import pytest
 
 from minireflect.models.reasongen import ReasonGenConfig
 from minireflect.streams import choices
+from minireflect.world import data
 from minireflect.world.captions import rationale
 from minireflect.world.data import (
     WorldConfig,
@@ -151,3 +152,12 @@ def test_arrangements_of_the_training_world_are_training_prompts() -> None:
     pairs = [training_pair(WorldConfig(arrangements=1.0), draw) for _ in range(300)]
     assert {caption for _, caption in pairs} <= known
     assert all(understand(caption).graph.fulfilled_by(scene.objects) for scene, caption in pairs)
+
+
+def test_half_of_the_relations_of_training_captions_are_random(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[float] = []
+    monkeypatch.setattr(
+        data, "training_caption", lambda graph, scene, draw, kept: told.append(kept) or graph.sentence
+    )
+    captioned_graphs(2, random.Random(0))
+    assert told == [0.5, 0.5]
