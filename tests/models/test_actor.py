@@ -68,3 +68,9 @@ def test_the_actor_reads_what_is_unmet_first() -> None:
     assert TOKENS.decode(ids) == ["no a blue box yes a red ball yes two things"]
     with pytest.raises(ValueError, match="12 words, at most 11 fit"):
         questions(TOKENS, [["a red ball"] * 3], [[True] * 3], 11)
+
+
+def test_places_of_the_picture_begin_with_embeddings_of_their_own() -> None:
+    torch.manual_seed(0)
+    where = Actor(ActorConfig(len(TOKENS))).where
+    assert where.std().item() == pytest.approx(1.0, rel=0.1) and len(where.unique(dim=0)) == 64

@@ -172,3 +172,21 @@ def test_a_picture_of_codes_that_is_not_finite_is_an_error() -> None:
         [*codec.autoencoder.parameters()][-1].fill_(torch.inf)  # clamped it would look like a picture
     with pytest.raises(FloatingPointError, match="a picture is not a finite number"):
         codec.pictures(torch.zeros(1, 16, dtype=torch.long))
+
+
+def test_log_variances_stay_within_the_bounds_of_latent_diffusion() -> None:
+    net = Autoencoder(TINY)
+    with torch.no_grad():
+        net.quant_conv.bias.copy_(torch.tensor([0.0, 0.0, 0.0, 0.0, 99.0, -99.0, 99.0, -99.0]))
+        _, logvar = net.moments(torch.zeros(1, 3, 16, 16))
+    assert logvar.amax((0, 2, 3)).tolist() == logvar.amin((0, 2, 3)).tolist() == [20.0, -30.0] * 2
+
+
+def test_an_entry_is_revived_far_from_the_nearest_entry() -> None:
+    """Nearest, and not on average: beside an entry, whose opposite is another entry, nothing is far."""
+    q = Quantiser(3, 2)
+    with torch.no_grad():
+        q.words.weight.copy_(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]]))
+    z = torch.tensor([[1.0, 0.0]] * 200 + [[0.0, -1.0]]).T.reshape(1, 2, 201, 1)
+    assert q.revive(z, torch.tensor([3, 0, 2]), rng(0, "revive")) == 1
+    assert q.codebook[1].tolist() == pytest.approx([0.0, -1.0], abs=0.1)

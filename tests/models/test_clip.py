@@ -184,3 +184,10 @@ def test_a_block_takes_no_pictures_and_several_sentences_to_one() -> None:
         alone = block(words[i : i + 1], patches[i // 2 : i // 2 + 1])
         torch.testing.assert_close(together[i : i + 1], alone, atol=1e-5, rtol=0)
     assert block(words[:0], patches[:0]).shape == (0, 5, 16)
+
+
+def test_embeddings_begin_with_the_std_that_is_stated() -> None:
+    torch.manual_seed(0)
+    text = TextEncoder(replace(TEXT, length=200, init_std=0.3))
+    assert text.token.weight.std().item() == pytest.approx(0.3, rel=0.1)
+    assert text.position.weight.std().item() == pytest.approx(0.15, rel=0.1)

@@ -109,3 +109,9 @@ def test_bad_options_are_one_sentence() -> None:
         add_lora(unet, LoRAConfig())
     with pytest.raises(ValueError, match="no LoRA to save"):
         save_lora("x.safetensors", small_unet())
+
+
+def test_a_begins_uniform_within_one_over_the_root_of_the_inputs() -> None:
+    for layer in lora_layers(add_lora(small_unet(), LoRAConfig(rank=8))).values():
+        largest = layer.lora.A.abs().max().item() * layer.weight.shape[1] ** 0.5
+        assert 0.9 < largest <= 1 and not layer.lora.B.any()

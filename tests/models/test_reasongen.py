@@ -131,3 +131,12 @@ def test_guidance_1_is_the_conditional_and_0_the_unconditional_model() -> None:
     a, b = torch.randn(2, 4, 8, generator=rng(0, "guide")).unbind()
     torch.testing.assert_close(guide(a, b, 1.0), a)
     assert torch.equal(guide(a, b, 0.0), b)
+
+
+def test_codebooks_and_positions_begin_wide() -> None:
+    """Neighbouring entries differ by 0.2 only, and positions by nothing but their embeddings."""
+    net = model()
+    for book in (net.forms, net.colors):
+        for network in (book.aligner, book.head):
+            assert network[0].weight.std().item() == pytest.approx(3.0, rel=0.2)
+    assert net.where.std().item() == pytest.approx(1.0, rel=0.2)

@@ -162,3 +162,10 @@ def test_norms_add_to_the_variance_what_sds_networks_add() -> None:
         variance = flat.var(2, correction=0, keepdim=True)
         wanted = (flat - flat.mean(2, keepdim=True)) / (variance + eps).sqrt()
         torch.testing.assert_close(norm(x).view(2, 4, -1), wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_residual_branches_and_the_output_begin_at_zero() -> None:
+    net = UNet(TINY)
+    x, temb, words = torch.randn(2, 16, 8, 8), torch.randn(2, 64), torch.randn(2, 3, 12)
+    assert torch.equal(net.down[0].layers[0](x, temb, words), x)
+    assert not net(x[:, :4], torch.tensor(5), words).any()

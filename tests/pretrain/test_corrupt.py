@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from minireflect import caption, inspect, load_pipeline, render, rng, sample_scene
-from minireflect.diffusion.schedule import Schedule, ScheduleConfig
+from minireflect.diffusion.schedule import Schedule, ScheduleConfig, StepTable
 from minireflect.pretrain import corrupt as corrupting
 from minireflect.pretrain.corrupt import (
     Chance,
@@ -157,3 +157,35 @@ def test_one_picture_in_six_stays_clean_and_every_way_changes_the_others() -> No
         assert rows.any() and not plain[rows].any()
     rows = (kind == 4) & (way > 0)
     assert rows.any() and not plain[rows].all()  # a neighbour is as the picture itself
+    noise = (found - encoded)[kind == 1].flatten(1).std(1)
+    assert noise.max() < 0.32  # of latents whose std is 1
+
+
+def test_guesses_are_from_high_levels_and_up_to_eight_steps_are_drawn_again_with_noise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    levels, tables, etas = [], set(), set()
+    monkeypatch.setattr(corrupting, "guess", lambda pipe, z, noise, t: levels.extend(t.tolist()) or z)
+
+    def denoised(eps: object, x: Tensor, table: StepTable, eta: float, chance: torch.Generator) -> list:
+        tables.add(len(table)), etas.add(eta)
+        assert table.t_prev[-1] == 0  # the last steps
+        return [SimpleNamespace(x=x)]
+
+    monkeypatch.setattr(corrupting, "denoise", denoised)
+    schedule, images = Schedule(ScheduleConfig()), torch.zeros(60, 3, 8, 8)
+    pipe = SimpleNamespace(
+        autoencoder=SimpleNamespace(encode=lambda x: torch.zeros(60, 4, 1, 1)),
+        decode=lambda z: images, eps=lambda texts: lambda w: None, table=schedule.table, schedule=schedule,
+    )  # fmt: skip
+    for seed in range(60):
+        corrupt(pipe, images, images, ["x"] * 60, rng(seed, "kinds"))
+    assert tables == {1, 2, 3, 4, 5, 6, 7, 8} and etas == {1.0}
+    assert 850 <= min(levels) < 860 and 980 < max(levels) < 990
+
+
+@pytest.mark.parametrize(("share", "shows"), [(0.4, True), (0.46, True), (0.485, False), (0.5, False)])
+def test_nearly_halfway_to_the_twin_shows_neither(share: float, shows: bool) -> None:
+    """The error must be less than 0.9 times that against the twin: a share below 0.9 / 1.9 = 0.474."""
+    clean, twin = torch.zeros(1, 3, 16, 16), torch.full((1, 3, 16, 16), 0.6)
+    assert still_shows(clean + share * twin, clean, twin).item() is shows

@@ -161,3 +161,50 @@ def test_nine_places() -> None:
     assert [place((x, y)) for y in (10, 32, 54) for x in (10, 32, 54)] == [
         "top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right",
     ]  # fmt: skip
+
+
+def test_the_forms_of_training_captions_have_their_shares() -> None:
+    """Of 1,000: 0.35 the sentence, 0.25 with one or two places, 0.1 these places alone, 0.2 all places, 0.1
+    two requirements; four standard errors.
+    """
+    graph, draw = parse_graph("red ball left of blue box; green cone above blue box"), random.Random(0)
+    scene, found = lay_out(graph, random.Random(0)), [0] * 5
+    for _ in range(1_000):
+        text = training_caption(graph, scene, draw, 1.0)
+        places, whole = text.count(" at the "), text.startswith(graph.sentence)
+        assert not whole or places < 3
+        found[
+            0 if text == graph.sentence else 1 if whole else 4 if not places else 3 if places == 3 else 2
+        ] += 1
+    for share, n in zip((0.35, 0.25, 0.1, 0.2, 0.1), found):
+        assert abs(n / 1_000 - share) < 4 * (share * (1 - share) / 1_000) ** 0.5
+
+
+def test_a_relation_that_is_not_kept_is_another() -> None:
+    graph, draw = parse_graph("red ball left of blue box"), random.Random(0)
+    changed = [randomise_relations(graph, draw, 0.0).relations[0] for _ in range(60)]
+    assert all(r[1] != "left of" for r in changed) and len({*changed}) == 6
+
+
+def test_what_is_right_stays_where_it_is_and_at_most_two_are_named() -> None:
+    """An object in the wrong number also explains its relation, so the other object keeps its place."""
+    graph, draw = parse_graph("red ball left of blue block"), random.Random(0)
+    scene = Scene("arrangement", (Object("block", "blue", xy=(40, 32)),), "")
+    met = [r.met_by(scene.objects) for r in graph.requirements]
+    assert met == [False, True, False, False]
+    for _ in range(20):
+        said = scripted_edit(graph, met, draw, scene)
+        assert said.startswith("a red ball at the ") and said.endswith(" and a blue block at the right")
+    many = parse_graph("red ball, blue box, green cone and yellow block")
+    assert scripted_edit(many, [False] * 5, draw).count(" at the ") == 2
+
+
+def test_styles_are_random_and_rows_are_read_from_the_top() -> None:
+    low, high = Object("ball", "red", xy=(12, 50)), Object("cone", "blue", xy=(50, 12))
+    scene, draw = Scene("arrangement", (low, high), ""), random.Random(0)
+    rows, columns = (rationale(scene, style) for style in ("rows", "columns"))
+    assert rows.index("cone") < rows.index("ball") and columns.index("ball") < columns.index("cone")
+    law = sample_scene(0, "gravity")
+    written = [rationale(law, rng=draw) for _ in range(60)]
+    assert {*written} == {rationale(law, style) for style in LAW_STYLES}
+    assert min(written.count(text) for text in {*written}) > 6

@@ -1,15 +1,16 @@
 """Layouts of scene graphs, read back by the inspector, and random graphs of the splits."""
 
+import math
 import random
 from dataclasses import replace
 
 import pytest
 
-from minireflect.world.graphs import THINGS, Entity
+from minireflect.world.graphs import THINGS, Entity, SceneGraph, parse_graph
 from minireflect.world.inspector import inspect
 from minireflect.world.laws import render
-from minireflect.world.layout import lay_out, pair_split, sample_graph, sample_picture
-from minireflect.world.scenes import COLORS, SPLITS, Object
+from minireflect.world.layout import arrange, lay_out, pair_split, sample_graph, sample_picture
+from minireflect.world.scenes import COLORS, SPLITS, Object, distance
 
 
 def test_the_inspector_reads_back_what_was_laid_out() -> None:
@@ -78,3 +79,22 @@ def test_graphs_are_of_the_training_split_unless_another_is_named() -> None:
         graph, scene = sample_picture(draw, split)
         assert split in {pair_split(graph.entities[s], graph.entities[o]) for s, _, o in graph.relations}
         assert graph.fulfilled_by(scene.objects)
+
+
+def test_shapes_that_do_not_touch_are_three_pixels_apart_and_those_of_a_task_nineteen() -> None:
+    """The smallest distances of many layouts; between the centres of a task's shapes."""
+    draw, apart, between = random.Random(0), [], []
+    for _ in range(60):
+        a, b = lay_out(parse_graph("red ball and blue box"), draw).objects
+        apart.append(distance(a, b) - a.radius - b.radius)
+        a, b = arrange(SceneGraph((Entity("ball", "red"), Entity("cone", "blue"))), draw).objects
+        between.append(math.dist(a.xy, b.xy))
+    assert min(apart) == 3 and 19 <= min(between) < 21
+
+
+def test_half_of_the_held_out_pairs_are_for_validation() -> None:
+    things = [Entity(name, color) for name in THINGS for color in COLORS]
+    splits = [pair_split(a, b) for i, a in enumerate(things) for b in things[:i]]  # 300 pairs
+    assert abs(splits.count("validation") / 300 - 0.1) < 0.07 and abs(splits.count("test") / 300 - 0.1) < 0.07
+    held_out = splits.count("validation") / (300 - splits.count("train"))
+    assert 0.3 < held_out < 0.7

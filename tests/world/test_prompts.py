@@ -237,3 +237,20 @@ def test_a_prompt_that_is_alone_in_its_split_has_no_near_miss() -> None:
             else nullcontext()
         ):
             near_miss(prompt, random.Random(0), "test")
+
+
+def test_the_default_mix_is_of_laws_and_a_tenth_of_arrangements() -> None:
+    """Of 1,000 prompts, four standard errors."""
+    _, families = PromptMix().draw(0, 1_000, 0)
+    shares = Counter(family.split("/")[0] for family in families)
+    assert abs(shares["physical"] - 450) < 63 and abs(shares["unconventional"] - 450) < 63
+    assert abs(shares["arrangement"] - 100) < 38
+
+
+def test_half_of_the_lawful_near_misses_name_their_outcome_and_half_of_the_scenes_are_lawful() -> None:
+    draw, prompt = random.Random(0), prompt_set("unconventional", "train")[0]
+    missed = Counter(near_miss(prompt, draw).kind for _ in range(400))
+    assert missed["physical"] > 60 and abs(missed["physical"] / missed["stated"] - 1) < 0.6
+    scenes = [sample_scene(i, "gravity") for i in range(200)]
+    lawful = sum(s.outcome == LAWS["gravity"].lawful(s.objects) for s in scenes)
+    assert 72 < lawful < 128
