@@ -2,6 +2,7 @@
 codes are used; a decoder can be trained further.
 """
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -159,14 +160,24 @@ def test_the_autoencoders_loss_is_error_and_kl(
     assert row["loss"] == pytest.approx(wanted.item(), rel=1e-4)
 
 
-def test_the_codebooks_loss_and_when_entries_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("looks", "moves"), [(120, [1, 1, 2, 2]), (2, [2, 2])])
+def test_the_codebooks_loss_and_when_entries_move(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, looks: int, moves: list[int]
+) -> None:
     """Weighted error of latents from a picture's colours and its twin's forms, and both codebooks' losses;
-    counts since the last look; entries move in the first half.
+    counts since the last look, of which there are `looks` or one a step; entries move in the first half.
     """
+    monkeypatch.setattr(autoencoders, "REVIVALS", looks)
     seen, moved, revive, forward = [], [], Quantiser.revive, VQAutoencoder.forward
+    used: list[torch.Tensor] = []
     watched = lambda self, *x: seen.append((*x, *forward(self, *x))) or seen[-1][2:]  # noqa: E731
     monkeypatch.setattr(VQAutoencoder, "forward", watched)
-    monkeypatch.setattr(Quantiser, "revive", lambda self, *x: moved.append(len(seen)) or revive(self, *x))
+
+    def watched_revive(self: Quantiser, z: torch.Tensor, counts: torch.Tensor, *more: object) -> int:
+        moved.append(len(seen)), used.append(counts.clone())
+        return revive(self, z, counts, *more)
+
+    monkeypatch.setattr(Quantiser, "revive", watched_revive)
     pixels, scenes, _ = training_pairs(3, WorldConfig(), choices(0, "vq"))
     twins = np.stack([render_pixels(recolored(s, choices(0, "twins"))) for s in scenes])
     config = VQTraining(steps=4, batch=2, lr=0.0, forms=32, colors=16)
@@ -180,5 +191,35 @@ def test_the_codebooks_loss_and_when_entries_move(tmp_path: Path, monkeypatch: p
         wanted = (weight * error).mean() + form.loss + color.loss
         assert row["loss"] == pytest.approx(wanted.item(), rel=1e-4)
         assert row["latents"] == pytest.approx(error.mean().item(), rel=1e-4)
-        assert row["forms_used"] == pytest.approx(len(form.ids.unique()) / 32)
-    assert moved == [1, 1, 2, 2]
+    every = max(1, 4 // looks)
+    for last in range(every, 5, every):
+        ids = torch.cat([form.ids for *_, form, _ in seen[last - every : last]])
+        assert job.run.metrics("vq")[last - 1]["forms_used"] == pytest.approx(len(ids.unique()) / 32)
+        if last in moved:
+            assert torch.equal(used[2 * (last // every - 1)], ids.flatten().bincount(minlength=32).float())
+    assert moved == moves
+
+
+def test_without_a_gradient_weights_decay_by_a_ten_thousandth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AdamW multiplies by 1 - lr decay.  The encoder of latents that the decoder does not see does not learn;
+    nor do entries that are chosen for no patch.
+    """
+    pixels, _, _ = training_pairs(2, WorldConfig(), choices(0, "pictures"))
+    torch.manual_seed(5)
+    start = Autoencoder(TINY)
+    torch.nn.init.zeros_(start.post_quant_conv.weight)
+    monkeypatch.setattr(autoencoders, "Autoencoder", lambda _: copy.deepcopy(start))
+    job = Job(Run(tmp_path / "run", {}))
+    model = train_autoencoder(AutoencoderTraining(steps=1, batch=2, lr=0.5, kl=0.0), TINY, pixels, job)
+    after = model.encoder.state_dict()
+    for name, before in start.encoder.state_dict().items():
+        torch.testing.assert_close(after[name], before * (1 - 0.5e-4), rtol=1e-6, atol=0)
+    books = VQAutoencoder(VQConfig(forms=512, colors=256))
+    begin_with(monkeypatch, autoencoders, tmp_path, vq=books)
+    monkeypatch.setattr(Quantiser, "revive", lambda *_: 0)
+    autoencoder = load_pipeline().autoencoder
+    trained = train_vq(VQTraining(steps=1, batch=2, lr=0.5), pixels, pixels, autoencoder, job)
+    ratio = (trained.forms.words.weight / books.forms.words.weight).flatten()
+    assert ((ratio - (1 - 0.5e-4)).abs() < 1e-6).float().mean() > 0.5

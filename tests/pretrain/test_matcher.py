@@ -376,6 +376,20 @@ def test_the_captioner_learns_the_rationales_of_its_pictures(
     assert job.run.metrics("captioner")[0]["loss"] == pytest.approx(loss.item(), rel=1e-4)
 
 
+def test_the_words_that_no_rationale_uses_decay_by_a_hundredth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have no gradient, so AdamW multiplies them by 1 - lr decay."""
+    monkeypatch.setattr(matcher, "rationale", lambda scene, **_: "a red ball")
+    start, job = matcher.new_matcher("captioner", WORDS, Job(None, 3)), Job(Run(tmp_path / "run", {}))
+    begin_with(monkeypatch, matcher, tmp_path, captioner=start)
+    config = replace(CAPTIONER_TRAINING, pictures=2, steps=1, batch=2, lr=0.5)
+    net = train_captioner(config, WorldConfig(), WORDS, job)
+    unused = [i for i in range(len(WORDS)) if i not in WORDS(["a red ball"])]
+    before, after = (x.text.token.weight[unused] for x in (start, net))
+    torch.testing.assert_close(after, before * (1 - 0.5e-2), rtol=1e-6, atol=0)
+
+
 def test_questions_are_about_relations_as_often_as_asked_and_of_corrupted_pictures_the_graphs_own() -> None:
     draw = random.Random(0)
     graph, scene = sample_picture(draw)

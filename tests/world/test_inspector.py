@@ -232,6 +232,54 @@ def test_the_tolerances_are_those_that_the_header_states(worst: float, mean: flo
     assert inspect(image).readable is readable
 
 
+@pytest.mark.parametrize(("share", "readable"), [(0.46, True), (0.48, False)])
+def test_a_picture_is_read_up_to_47_percent_of_the_way_to_another_scene(share: float, readable: bool) -> None:
+    stone = replace(*LAWS["gravity"].combinations[0], size="small")
+    grey, brown = (
+        render(Scene("gravity", (replace(stone, color=color),), "floor")) for color in ("grey", "brown")
+    )
+    assert inspect((1 - share) * grey + share * brown).readable == readable
+
+
+def test_the_other_scene_is_found_behind_camera_positions_and_a_second_scene() -> None:
+    """The four nearest points of the filter are of one scene here; the other scene is the third here."""
+    stone = replace(*LAWS["gravity"].combinations[0], size="small", color="grey")
+    block = Object("block", "iron", "small", "right")
+    pairs = [
+        ("gravity", "floor", (2, 1), replace(stone, place="left"), replace(stone, place="middle")),
+        ("buoyancy", "sinks", (-2, 0), block, replace(block, color="wooden")),
+    ]
+    for law, outcome, moved, *both in pairs:
+        one, two = (render(Scene(law, (o,), outcome, moved)) for o in both)
+        assert "halfway" in inspect(0.52 * one + 0.48 * two).why
+
+
+@pytest.mark.parametrize(("share", "seen"), [(0.75, True), (0.55, True), (0.45, False)])
+def test_the_ink_of_a_pale_shape_is_seen_from_one_half(share: float, seen: bool) -> None:
+    """The tolerances then decide: of the pale shapes that are seen only the first is read."""
+    scene = arrangement([Object("cylinder", "red", xy=(20, 30))])
+    paper = torch.tensor(PALETTE["paper"])[:, None, None] / 127.5 - 1
+    reading = inspect(paper + share * (render(scene) - paper))
+    assert reading.agrees_with(scene) == (share > 0.7)
+    assert ("red cylinder" in (reading.why or caption(scene))) == seen
+
+
+def test_two_equal_shapes_six_pixels_apart_remain_two() -> None:
+    places = {"red": [(31, 39), (25, 35)], "blue": [(33, 37)]}
+    red = [Object("cylinder", "red", xy=xy) for xy in places["red"]]
+    scene = arrangement([*red, Object("block", "blue", xy=places["blue"][0])])
+    assert inspect(render(scene)).agrees_with(scene)
+
+
+@pytest.mark.parametrize("channel", [0, 1, 2])
+def test_a_strip_that_is_off_in_one_channel_is_forgiven(channel: int) -> None:
+    """0.4 of [0, 1] in two of eight rows are 0.1 in a band, too much; over the channels they are 0.13."""
+    scene = Scene("gravity", LAWS["gravity"].combinations[0], "floor")
+    image = render(scene)
+    image[channel, 20:22] -= 0.8
+    assert inspect(image).agrees_with(scene)
+
+
 @pytest.mark.parametrize(("std", "readable"), [(0.07, True), (0.09, False)])
 def test_a_strip_is_forgiven_if_it_is_flat(std: float, readable: bool) -> None:
     """Rows that alternate by `std`, of [0, 1], along a dark strip: the header's tolerance is 0.08."""
