@@ -226,3 +226,32 @@ def test_scores_of_a_changed_metrics_file_are_named() -> None:
     for wrong in ({}, {"geneval": 0.5}):
         with pytest.raises(ValueError, match="geneval must be an object, got"):
             table_row(wrong)
+
+
+def test_by_default_256_test_prompts_of_each_kind_are_measured_by_seed_1000(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The seed of a training is 0, so its prompts and noise are others; the kinds are drawn independently."""
+    told, objects = [], []
+    monkeypatch.setattr(measuring, "draw_prompts", lambda *given: told.append(given) or draw_prompts(*given))
+    monkeypatch.setattr(
+        measuring, "sample_and_score", lambda _, __, texts, *___: (torch.zeros(len(texts), 3, 1, 1), None)
+    )
+    monkeypatch.setattr(
+        measuring, "score", lambda _, prompts, __: objects.append([p.objects for p in prompts])
+    )
+    evaluate(None, None, SamplerConfig(), EvaluationConfig())
+    assert EvaluationConfig().seed == 1_000
+    assert [given[:3] for given in told] == [("physical", "test", 256), ("unconventional", "test", 256)]
+    assert sum(one == two for one, two in zip(*objects)) < 128
+
+
+def test_the_interval_of_a_law_is_of_its_own_pictures() -> None:
+    draw = choices(0, "score")
+    prompts = [
+        [p for p in prompt_set("physical", "test") if p.law == law][:3] for law in ("shadow", "gravity")
+    ]
+    images = torch.stack([render(p.scene(draw)) for p in prompts[0]] + [torch.ones(3, 64, 64)] * 3)
+    found = score(images, prompts[0] + prompts[1], torch.zeros(6))
+    assert found["by_law"] == {"shadow": 1, "gravity": 0}
+    assert found["intervals"] == {"shadow": wilson(1.0, 3), "gravity": wilson(0.0, 3)}

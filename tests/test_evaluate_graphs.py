@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from minireflect import evaluate_graphs
 from minireflect.evaluate import EvaluationConfig
 from minireflect.evaluate_graphs import evaluate_loop, evaluation_graphs, iou, named, seen_triples
 from minireflect.rl.rewards import Answers
@@ -15,7 +16,7 @@ from minireflect.streams import choices
 from minireflect.world.graphs import SceneGraph, parse_graph
 from minireflect.world.laws import render
 from minireflect.world.layout import lay_out
-from minireflect.world.scenes import Object
+from minireflect.world.scenes import Object, arrangement
 
 
 def test_metrics_on_graphs_made_by_hand() -> None:
@@ -105,3 +106,15 @@ def test_judge_and_checker_are_asked_about_the_pictures_at_the_end() -> None:
     found = evaluate_loop(loop, check, config, "test")
     assert found["judge"] == found["judge_right"] == found["checker"] == found["checker_right"] == 1 / 4
     assert found["right"] == 1 / 4 and found["fooled"] == found["judge_fooled"] == 0
+
+
+def test_the_share_of_requirements_that_are_met_counts_each_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ball is there; the block is not, so neither is their relation, nor are there two things."""
+    graph = parse_graph("red ball left of blue block")
+    monkeypatch.setattr(evaluate_graphs, "evaluation_graphs", lambda _: [graph])
+    image = render(arrangement([Object("ball", "red", xy=(12, 40))]))[None]
+    no, n = Answers(torch.zeros(1, 4), torch.ones(1, 4, dtype=torch.bool)), torch.ones(1)
+    look = SimpleNamespace(images=image, answers=no, evaluations=n, calls=n)
+    config = EvaluationConfig(pictures=1)
+    found = evaluate_graphs.evaluate_loop(lambda *_: [look], lambda *_: no, config, "test")
+    assert len(graph.requirements) == 4 and found["met"] == pytest.approx(1 / 4)

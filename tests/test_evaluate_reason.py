@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import minireflect.evaluate_reason as evaluate_reason_file
 from minireflect.checkpoints.ours import load_reasongen
 from minireflect.evaluate import EvaluationConfig, Table
 from minireflect.evaluate_reason import (
@@ -20,7 +21,7 @@ from minireflect.models.reasongen import Sampled, SamplingConfig
 from minireflect.rl.rewards import reward_beside
 from minireflect.world.captions import rationale
 from minireflect.world.laws import render
-from minireflect.world.prompts import TASKS
+from minireflect.world.prompts import TASKS, sample_scene
 from minireflect.world.published import geneval_scores
 from minireflect.world.scenes import ARRANGEMENT
 from tests.small import small_reasongen
@@ -108,6 +109,7 @@ def test_each_kind_of_prompt_is_counted_by_itself() -> None:
         rationales=lambda _: [*map(rationale, scenes)],
     )
     found = evaluate_reason(pipe, lambda x, _: torch.ones(len(x)), config)
+    assert [p.kind for p in prompts[::8]] == ["arrangement", "physical", "unconventional"]
     assert (found["physical"], found["unconventional"]) == (2 / 8, 6 / 8)
     seen = [s.objects if ok else () for s, ok in zip(scenes[:8], right)]
     assert found["geneval"] == geneval_scores(seen, prompts[:8]) and found["geneval"]["overall"] > 0
@@ -152,3 +154,33 @@ def test_renders_are_read_right_and_an_untrained_codebook_loses_all() -> None:
     assert (
         torch.tensor([table.rows["through the codebook"][k] for k in ("arrangement", "physical")]).sum() == 0
     )
+
+
+def test_a_picture_of_a_law_shows_no_objects_of_a_task() -> None:
+    """The ball of a law is no ball on an empty page, so no task is fulfilled by it."""
+    config = EvaluationConfig(pictures=24, batch=72, split="train")
+    ball = sample_scene(0, "balance")
+    assert ball.objects[0].name == "ball"
+    assert any(p.text == "a ball" for p in evaluation_prompts(config)[:24])
+    ids = torch.zeros(72, 4, dtype=torch.long)
+    pipe = SimpleNamespace(
+        sample=lambda *_: Sampled(ids, ids > 0, ids),
+        pictures=lambda _: render(ball).expand(72, -1, -1, -1),
+        rationales=lambda _: [""] * 72,
+    )
+    found = evaluate_reason(pipe, lambda x, _: torch.ones(len(x)), config)
+    assert set(found["geneval"].values()) == {0.0}
+
+
+def test_the_pictures_of_the_codecs_table_depend_on_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = evaluation_prompts(EvaluationConfig(pictures=2))
+    monkeypatch.setattr(evaluate_reason_file, "evaluation_prompts", lambda _: prompts)
+    drawn: list[Tensor] = []
+    monkeypatch.setattr(evaluate_reason_file, "render", lambda s: drawn.append(render(s)) or drawn[-1])
+    for seed in (1, 2):
+        codec_table(small_reasongen().codec, EvaluationConfig(pictures=2, batch=6, seed=seed))
+    assert not torch.equal(torch.stack(drawn[:6]), torch.stack(drawn[6:]))
+
+
+def test_tables_are_sampled_at_the_temperature_that_the_documents_state() -> None:
+    assert SamplingConfig(temperature=0.8) == evaluate_reason_file.SAMPLING

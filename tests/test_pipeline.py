@@ -288,3 +288,30 @@ def test_a_reward_beyond_float32_is_not_finite() -> None:
 def test_prompts_may_be_a_tuple() -> None:
     one, two = (small_pipeline().generate(of(TEXTS), steps=1) for of in (list, tuple))
     assert torch.equal(one, two)
+
+
+def test_a_picture_is_compared_with_the_best_so_far_and_not_with_the_last() -> None:
+    pipe, values = small_pipeline(), iter((0.4, 0.3, 0.35))
+    x_T, noise = pipe.noise(1, rng(0, "sample")), rng(1, "sample")
+    reward = lambda images, _: torch.tensor([next(values)])  # noqa: E731
+    shown = [
+        *pipe.selected_rounds(
+            TEXTS[:1], reward, x_T, SamplerConfig(steps=2), replace(OPPOSITE, rounds=2), noise
+        )
+    ]
+    assert torch.equal(shown[0], shown[1]) and torch.equal(shown[0], shown[2])
+    assert next(values, None) is None
+
+
+@pytest.mark.parametrize("rounds", [0, 1])
+@pytest.mark.parametrize("eta", [0.0, 0.5])
+def test_the_noise_of_the_steps_is_the_samplers(eta: float, rounds: int) -> None:
+    """With a reward that accepts all and without one: one sampling with this eta."""
+    pipe = small_pipeline()
+    x_T = pipe.noise(4, rng(0, "sample"))
+    reward = (lambda images, _: torch.ones(4)) if rounds else None
+    given = {"latents": x_T, "generator": rng(1, "sample"), "reward": reward}
+    shown = pipe.generate(TEXTS, 3, eta=eta, rounds=rounds, **given)
+    with torch.no_grad():
+        x_0 = last(denoise(pipe.eps(TEXTS)(1.0), x_T, pipe.table(3), eta, rng(1, "sample")))
+    torch.testing.assert_close(shown, pipe.decode(x_0))

@@ -97,3 +97,13 @@ def test_only_eulers_samplers_that_begin_at_the_last_level_start_below_unit_nois
     euler = Schedule(ScheduleConfig(euler=True, spacing=spacing)).start
     assert euler == pytest.approx(1 if spacing == "leading" else (1 - levels[-1].item()) ** 0.5, abs=1e-9)
     assert Schedule(ScheduleConfig(spacing=spacing)).start == 1
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_sigma_is_proportional_to_eta(eta: float) -> None:
+    """DDIM (16), in float64 from the squared cumulative product of a schedule."""
+    abar = (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2).cumprod(0)
+    now, before = abar[751], abar[701]
+    wanted = eta * ((1 - before) / (1 - now) * (1 - now / before)).sqrt()
+    table = Schedule(ScheduleConfig()).table(20)
+    assert table.t[4] == 751 and table.sigma(eta)[4].item() == pytest.approx(wanted.item(), rel=1e-4)

@@ -74,3 +74,16 @@ def test_places_of_the_picture_begin_with_embeddings_of_their_own() -> None:
     torch.manual_seed(0)
     where = Actor(ActorConfig(len(TOKENS))).where
     assert where.std().item() == pytest.approx(1.0, rel=0.1) and len(where.unique(dim=0)) == 64
+
+
+@torch.no_grad()
+def test_each_place_of_the_picture_has_a_vector_of_its_own() -> None:
+    """It is added to what the place looks like: at all places it acts as the bias does."""
+    actor = small_actor()
+    latents, ids = inputs(2)
+    before, v = actor.read(latents, ids), torch.randn(16, generator=rng(0, "v"))
+    actor.where += v
+    moved = actor.read(latents, ids)
+    actor.look.bias -= v
+    torch.testing.assert_close(actor.read(latents, ids), before, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(moved, before)

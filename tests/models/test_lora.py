@@ -115,3 +115,8 @@ def test_a_begins_uniform_within_one_over_the_root_of_the_inputs() -> None:
     for layer in lora_layers(add_lora(small_unet(), LoRAConfig(rank=8))).values():
         largest = layer.lora.A.abs().max().item() * layer.weight.shape[1] ** 0.5
         assert 0.9 < largest <= 1 and not layer.lora.B.any()
+
+
+def test_without_an_alpha_the_scale_is_1() -> None:
+    layers = lora_layers(add_lora(small_unet(), LoRAConfig(rank=4)))
+    assert {layer.scale for layer in layers.values()} == {1.0}

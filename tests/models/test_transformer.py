@@ -134,6 +134,8 @@ def test_top_k_and_top_p_keep_the_likeliest_tokens() -> None:
         found = config.log_probs(log_prob).exp()
         wanted = torch.tensor([0.5, 0.3, 0.15, 0.05]) * (torch.arange(4) < kept)
         torch.testing.assert_close(found[0], wanted / wanted.sum())
+    half = SamplingConfig(top_p=0.5).log_probs(torch.zeros(1, 4)).exp()  # two of four reach it exactly
+    assert sorted(half[0].tolist()) == [0, 0, 0.5, 0.5]
 
 
 @pytest.mark.parametrize(
