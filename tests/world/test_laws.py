@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from minireflect.world import laws
-from minireflect.world.canvas import to_pixels, to_tensor
+from minireflect.world.canvas import PALETTE, to_pixels, to_tensor
 from minireflect.world.laws import LAWS, render, render_pixels
 from minireflect.world.scenes import Object, Scene, arrangement
 
@@ -67,3 +67,34 @@ def test_canvases_are_kept_of_the_laws_alone() -> None:
     for x in range(100):
         render(arrangement((Object("ball", "red", xy=(20, x)),)))
     assert laws._of_law.cache_info().currsize == kept.currsize
+
+
+def places_of(law: str, objects: tuple[Object, ...], outcome: str, color: str) -> np.ndarray:
+    """Rows and columns, from the middle, of the pixels that have this colour.  -> (2 n)"""
+    off = render_pixels(Scene(law, objects, outcome)).astype(int) - PALETTE[color]
+    return np.stack((np.abs(off).max(2) <= 8).nonzero()) - 31.5
+
+
+def test_the_pictures_show_what_the_names_of_the_outcomes_say() -> None:
+    """What floats is above where it sinks; shadow, flame and higher water are on the side of their name."""
+    for law, up, down in (
+        ("buoyancy", "floats", "sinks"),
+        ("magnet", "lifted", "floor"),
+        ("gravity", "ceiling", "floor"),
+    ):
+        for objects in LAWS[law].combinations:
+            color = objects[0].color.split()[0]
+            high, low = (places_of(law, objects, outcome, color)[0].mean() for outcome in (up, down))
+            assert high < low - 5, objects
+    for law, color in (("shadow", "shade"), ("flame", "flame")):
+        for objects in LAWS[law].combinations[:4]:
+            left, right = (places_of(law, objects, side, color)[1].mean() for side in ("left", "right"))
+            assert left < -0.5 and right > 0.5, objects
+    objects = LAWS["vessels"].combinations[0]
+    for outcome, sign in (("left", -1), ("right", 1), ("level", 0)):
+        y, x = places_of("vessels", objects, outcome, objects[-1].color)
+        assert np.sign(y[x < 0].min() - y[x > 0].min()) == sign, outcome
+    for objects in LAWS["mirror"].combinations[:4]:
+        for outcome in ("flipped", "same"):
+            pixels = render_pixels(Scene("mirror", objects, outcome)).astype(int)
+            assert (np.abs(pixels - pixels[:, ::-1]).max() < 60) == (outcome == "flipped")
