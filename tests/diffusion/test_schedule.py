@@ -107,3 +107,9 @@ def test_sigma_is_proportional_to_eta(eta: float) -> None:
     wanted = eta * ((1 - before) / (1 - now) * (1 - now / before)).sqrt()
     table = Schedule(ScheduleConfig()).table(20)
     assert table.t[4] == 751 and table.sigma(eta)[4].item() == pytest.approx(wanted.item(), rel=1e-4)
+
+
+def test_a_schedule_of_zero_terminal_snr_ends_in_noise() -> None:
+    """What is left of the picture at the last level, sqrt(abar), is a ten-thousandth."""
+    schedule = Schedule(ScheduleConfig(zero_snr=True))
+    assert schedule.abar[-1].sqrt().item() == pytest.approx(1e-4)
