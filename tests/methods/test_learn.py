@@ -629,3 +629,22 @@ def test_the_gradient_of_ppo_against_the_loss_written_out(
     assert (stats.clip_high, stats.clip_low) == pytest.approx((high.item(), low.item()))
     steps = 16 * len(losses)
     assert stats.evaluations == 2 * steps + 2 * config.batch  # with guidance, and the pictures of the KL
+
+
+class Half(torch.nn.Module):
+    """One trained weight in float32 beside a frozen one in float16, as LoRA on a float16 base."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen = torch.nn.Parameter(torch.zeros((), dtype=torch.float16), requires_grad=False)
+        self.eps = torch.nn.Parameter(torch.tensor(0.5))
+
+
+def test_a_gradient_that_float16_cannot_hold_arrives_unscaled() -> None:
+    """The gradient is 1e-8, a sixth of float16's smallest number; the step and its norm are those of it."""
+    pipe = replace(small_pipeline(), unet=Half())
+    learner = Learner(pipe, CONFIG, CONFIG.guidance, 16)
+    learner.optimizer = torch.optim.SGD([pipe.unet.eps], lr=1e6)
+    learner.backward(1e-8 * pipe.unet.eps.half().float())
+    assert learner.step().item() == pytest.approx(1e-8, rel=1e-3)
+    assert pipe.unet.eps.item() == pytest.approx(0.5 - 0.01, rel=1e-5)
