@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from minireflect import rng
+from minireflect.parallel import MAX
+from minireflect.rl import tokens
 from minireflect.rl.tokens import (
     AdaptiveEntropy,
     TokenBatch,
@@ -197,3 +199,11 @@ def test_the_kl_term_has_the_weights_of_the_tokens() -> None:
 
 def test_the_clip_is_the_best_of_ppos_paper() -> None:
     assert TokenConfig().clip_range == 0.2  # arXiv 1707.06347, table 1
+
+
+def test_the_ratio_error_is_the_largest_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "total", lambda x, of=None: x + 0.25 if of is MAX else x)
+    now = policy()
+    same = now.detach().clone()
+    batch = TokenBatch(same, same, torch.zeros(2), token_weights(torch.ones(2, 3, dtype=torch.bool)))
+    assert token_step(now, batch, torch.optim.SGD([now], lr=0.0), 0.2, 0.0).ratio_error == 0.25
