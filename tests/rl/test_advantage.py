@@ -187,3 +187,9 @@ def test_groups_of_unlike_sizes_against_numpy_and_fractions() -> None:
     of_three, of_two = [1.0, -1.0, 0.0], [-2 / 3, 5 / 6]  # 2 (R - 2/4) and 2 (R - (7/4) / 3)
     for row, wanted in zip(shrunk_advantage(torch.tensor(R)), (of_three, of_two, [0.25])):
         assert row[: len(wanted)].tolist() == pytest.approx(wanted) and row[len(wanted) :].isnan().all()
+
+
+def test_the_history_has_room_for_four_thousand_prompts() -> None:
+    history, keys = RewardHistory(), [str(i) for i in range(4_100)]
+    history.add(keys, torch.arange(4_100.0))
+    assert [*history.rewards] == keys[-4096:] and history.past("4099") == [4099] and history.past("3") == []

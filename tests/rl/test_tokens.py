@@ -207,3 +207,10 @@ def test_the_ratio_error_is_the_largest_of_all_processes(monkeypatch: pytest.Mon
     same = now.detach().clone()
     batch = TokenBatch(same, same, torch.zeros(2), token_weights(torch.ones(2, 3, dtype=torch.bool)))
     assert token_step(now, batch, torch.optim.SGD([now], lr=0.0), 0.2, 0.0).ratio_error == 0.25
+
+
+def test_the_reference_of_the_kl_has_no_gradient() -> None:
+    now, reference = policy(), policy().detach().add(0.5).requires_grad_()
+    token_kl(now, reference).sum().backward()
+    torch.testing.assert_close(now.grad, torch.full_like(now, 1 - math.exp(0.5)))
+    assert reference.grad is None
