@@ -88,7 +88,8 @@ def test_only_mixed_groups_are_kept_and_sampling_goes_on_until_there_are_enough(
         number = torch.arange(len(images))
         return ((number >= 4) & (number % 4 == 1)).float()
 
-    _, stats = sample(all_but_first)
+    samples, stats = sample(all_but_first)
+    assert samples.rewards.tolist() == [[0, 1, 0, 0]] * 3
     assert [n for n, _, _ in asked] == [3, 2] and (stats["groups"], stats["mixed"]) == (5, 3)
     assert stats["reward"] == pytest.approx(3 / 20)
 
@@ -186,11 +187,18 @@ def test_a_share_has_the_advantages_of_its_own_groups() -> None:
     rewards = torch.tensor([[0.0, 0, 0, 1], [0, 0, 1, 1], [0, 1, 1, 1], [1, 0, 0, 0]])
     learner = Learner(p, p.model, torch.optim.SGD(p.model.parameters(), lr=0.0))
     A, seen = group_advantage(rewards).flatten(), []
-    for (_, _, codes), _, batch in shares_of(learner, Samples(texts(4), drawn, rewards), config, rng(0)):
+    ends = 0
+    samples = Samples(texts(4), drawn, rewards)
+    for (_, words, codes), chosen, batch in shares_of(learner, samples, config, rng(0)):
         alike = (codes[:, None] == drawn.codes).all(2)  # (m n*g)
+        r = words.shape[1]
+        wanted = drawn.chosen[alike.float().argmax(1), :r]
+        assert torch.equal(chosen, wanted) and torch.equal(batch.weight[:, :r] > 0, wanted)
+        ends += int((chosen & (words == p.model.config.boi)).sum())
         assert (alike.sum(1) == 1).all() and torch.equal(batch.advantage, A[alike.float().argmax(1)])
         seen += alike.float().argmax(1).tolist()
     assert sorted(seen) == [*range(16)] and seen != [*range(16)]
+    assert ends > 0  # an end that the policy chose is learnt like its other tokens
 
 
 def test_an_update_reports_the_means_of_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
