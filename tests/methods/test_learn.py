@@ -109,8 +109,8 @@ def test_refused_rounds_are_learnt_from_with_their_own_prompts() -> None:
     first = out.rounds[0].rewards
     total = first.sum(1)
     total[kept] += part.rewards.sum(1)
-    expected = torch.cat([(first / (total + learning.FLOOR)[:, None]).flatten(),
-                          (part.rewards / (total[kept] + learning.FLOOR)[:, None]).flatten()])  # fmt: skip
+    expected = torch.cat([(first / (total + 0.5)[:, None]).flatten(),
+                          (part.rewards / (total[kept] + 0.5)[:, None]).flatten()])  # fmt: skip
     assert torch.allclose(replay.values[:12], expected)
     assert torch.equal(replay.ids[8:12], pipe.tokenizer([TEXTS[1], TEXTS[1], TEXTS[3], TEXTS[3]]))
 
@@ -155,6 +155,8 @@ def test_almost_noiseless_steps_are_left_out_and_why(monkeypatch: pytest.MonkeyP
     assert strength[8] > 8 and sorted(strength)[-2] < 1.4  # the figures in the docstring of `steps_to_train`
     out = rollout(small_pipeline(), TEXTS, brightness, replace(CONFIG, steps=10), 0, 0)
     everything = [torch.ones(r.rewards.numel()) for r in out.rounds]
+    usual = [pair for chunk in steps_to_train(out, everything, 2, rng(0, "u")) for pair in chunk]
+    assert len(usual) == 8 and max(i for _, i in usual) < 8  # half of eight steps in each of two rounds
     monkeypatch.setattr(learning, "TRAINED", 1.0)
     for least, count in ((0.0, 10), (0.1, 8)):
         monkeypatch.setattr(learning, "MIN_SIGMA", least)
@@ -443,7 +445,7 @@ def test_ppos_kl_pulls_to_the_base(
     mean over the branches that are taught: a group of equal rewards has no KL term either.
     """
     monkeypatch.setattr(learning, "TRAINED", 1.0), monkeypatch.setattr(training, "MAX_GRAD_NORM", 1e9)
-    config, base = replace(CONFIG, rounds=0, steps=3, updates=1), small_pipeline(seed=1)
+    config, base = replace(CONFIG, rounds=0, steps=4, updates=1), small_pipeline(seed=1)
     pipe = small_pipeline()
     out = rollout(pipe, TEXTS, brightness, config, 0, 0)
     if rewards:
@@ -456,6 +458,7 @@ def test_ppos_kl_pulls_to_the_base(
     (round_,), total = out.rounds, 0.0
     table, context = round_.table, pipe.embed([text for text in TEXTS for _ in range(4)])
     trained = [i for i, sigma in enumerate(table.sigma(1.0)) if sigma > learning.MIN_SIGMA]
+    assert len(trained) > 1  # each has its weight in the mean
     assert stats.evaluations == 2 * 16 * len(trained) + 2 * config.batch  # of the policy and of the base
     for i in trained:
         x, a, b, sigma = round_.path.latents[:, i], table.abar[i], table.abar_prev[i], table.sigma(1.0)[i]
@@ -629,3 +632,22 @@ def test_the_gradient_of_ppo_against_the_loss_written_out(
     assert (stats.clip_high, stats.clip_low) == pytest.approx((high.item(), low.item()))
     steps = 16 * len(losses)
     assert stats.evaluations == 2 * steps + 2 * config.batch  # with guidance, and the pictures of the KL
+
+
+class Half(torch.nn.Module):
+    """One trained weight in float32 beside a frozen one in float16, as LoRA on a float16 base."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen = torch.nn.Parameter(torch.zeros((), dtype=torch.float16), requires_grad=False)
+        self.eps = torch.nn.Parameter(torch.tensor(0.5))
+
+
+def test_a_gradient_that_float16_cannot_hold_arrives_unscaled() -> None:
+    """The gradient is 1e-8, a sixth of float16's smallest number; the step and its norm are those of it."""
+    pipe = replace(small_pipeline(), unet=Half())
+    learner = Learner(pipe, CONFIG, CONFIG.guidance, 16)
+    learner.optimizer = torch.optim.SGD([pipe.unet.eps], lr=1e6)
+    learner.backward(1e-8 * pipe.unet.eps.half().float())
+    assert learner.step().item() == pytest.approx(1e-8, rel=1e-3)
+    assert pipe.unet.eps.item() == pytest.approx(0.5 - 0.01, rel=1e-5)

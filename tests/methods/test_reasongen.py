@@ -88,7 +88,8 @@ def test_only_mixed_groups_are_kept_and_sampling_goes_on_until_there_are_enough(
         number = torch.arange(len(images))
         return ((number >= 4) & (number % 4 == 1)).float()
 
-    _, stats = sample(all_but_first)
+    samples, stats = sample(all_but_first)
+    assert samples.rewards.tolist() == [[0, 1, 0, 0]] * 3
     assert [n for n, _, _ in asked] == [3, 2] and (stats["groups"], stats["mixed"]) == (5, 3)
     assert stats["reward"] == pytest.approx(3 / 20)
 
@@ -186,11 +187,18 @@ def test_a_share_has_the_advantages_of_its_own_groups() -> None:
     rewards = torch.tensor([[0.0, 0, 0, 1], [0, 0, 1, 1], [0, 1, 1, 1], [1, 0, 0, 0]])
     learner = Learner(p, p.model, torch.optim.SGD(p.model.parameters(), lr=0.0))
     A, seen = group_advantage(rewards).flatten(), []
-    for (_, _, codes), _, batch in shares_of(learner, Samples(texts(4), drawn, rewards), config, rng(0)):
+    ends = 0
+    samples = Samples(texts(4), drawn, rewards)
+    for (_, words, codes), chosen, batch in shares_of(learner, samples, config, rng(0)):
         alike = (codes[:, None] == drawn.codes).all(2)  # (m n*g)
+        r = words.shape[1]
+        wanted = drawn.chosen[alike.float().argmax(1), :r]
+        assert torch.equal(chosen, wanted) and torch.equal(batch.weight[:, :r] > 0, wanted)
+        ends += int((chosen & (words == p.model.config.boi)).sum())
         assert (alike.sum(1) == 1).all() and torch.equal(batch.advantage, A[alike.float().argmax(1)])
         seen += alike.float().argmax(1).tolist()
     assert sorted(seen) == [*range(16)] and seen != [*range(16)]
+    assert ends > 0  # an end that the policy chose is learnt like its other tokens
 
 
 def test_an_update_reports_the_means_of_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,6 +325,8 @@ def test_the_loop_hands_each_iteration_its_rate_noise_and_entropies(
     def updated(learner: Learner, samples: Samples, config: ReasonRLConfig, noise: torch.Generator) -> dict:
         rates = {group["lr"] for group in learner.optimizer.param_groups}
         given.append((learner, rates, noise.initial_seed()))
+        for control, alpha in zip(learner.entropies, (0.001 * len(given), -0.002)):
+            control.psi.data.fill_(math.asinh(alpha))
         return {"loss": 0.0}
 
     (
@@ -335,6 +345,8 @@ def test_the_loop_hands_each_iteration_its_rate_noise_and_entropies(
     ].examples is known
     rows = run.metrics("reason-grpo")
     assert [row["reward_calls"] for row in rows] == [20, 40, 60]
+    assert [row["alpha_text"] for row in rows] == pytest.approx([0.001, 0.002, 0.003])
+    assert [row["alpha_image"] for row in rows] == pytest.approx([-0.002] * 3)
     assert [row["tokens"] for row in rows] == [k * 20 * (2.5 + 64) for k in (1, 2, 3)]
     assert config.sampling.temperature == config.temperature != 1 and config.examples.recombined == 0.5
 
@@ -357,3 +369,25 @@ def test_a_reward_is_a_finite_number_a_sample(part: str, values: object, error: 
     assert Rewards(**whole)(images, texts, texts).tolist() == [1, 1]  # a list is as good
     with pytest.raises(error, match=said):
         Rewards(**(whole | {part: lambda images, texts: values}))(images, texts, texts)
+
+
+@pytest.mark.parametrize(("bound", "terms"), [(0.0, 0), (5e-3, 2)])
+def test_a_bound_of_zero_leaves_the_entropies_out(
+    bound: float, terms: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+    some = Samples(texts(3), None, torch.zeros(3, 4)), {}
+    monkeypatch.setattr(reasongen, "sample_groups", lambda *_: some)
+    monkeypatch.setattr(
+        reasongen, "update", lambda learner, *_: told.append(len(learner.entropies)) or stop()
+    )
+    config, run = replace(CONFIG, entropy_bound=bound), Run(tmp_path / "run", {})
+    with pytest.raises(Stopped):
+        train_reason_grpo(config, small_reasongen(), Rewards(even), texts, None, Job(run))
+    assert told == [terms]
+
+
+def test_true_pictures_are_recalled_and_a_picture_at_one_half_is_accepted_by_default() -> None:
+    assert (ReasonRLConfig().recall, ReasonRLConfig().recall_batch) == (0.3, 48)  # docs/log.md, `--recall`
+    judge = Rewards(lambda images, prompts: torch.tensor([0.5, 0.4999]))
+    assert judge(torch.zeros(2, 3, 8, 8), ["a", "b"], ["", ""]).tolist() == [1, 0]

@@ -155,6 +155,11 @@ def test_recipes_are_what_their_papers_do(checkpoint: bool) -> None:
     assert (grpo.objective, grpo.advantage) == ("grpo", "group") and srrl.objective == "grpo"
     paper = recipe("paper", checkpoint)
     assert (paper.objective, paper.mode, paper.w_renoise, paper.suffixes) == ("ppo", "blind", 0.1, (1, 5, 9))
+    # the released SRRL: 20 steps at guidance 5, re-noised in 20 with 0.1; five branches, two passes over each
+    assert (paper.steps, paper.guidance, paper.renoise_steps, paper.group) == (20, 5.0, 20, 5)
+    assert (paper.renormalise, paper.fresh_noise, paper.pull) == (False, 0.0, 0.0)
+    assert paper.updates == ddpo.updates == 2 and ddpo.steps == 20
+    assert not checkpoint or paper.clip_range == ddpo.clip_range == 1e-4
     assert ddpo.group == grpo.group == 4 and srrl.wrong == "opposite"
     with pytest.raises(ValueError, match="'dpo' is not one of srrl, paper, ddpo, grpo"):
         recipe("dpo")
@@ -164,12 +169,14 @@ def test_every_iteration_has_its_own_noise_rate_and_family(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the loop hands to the learner: the reward's values and not the inspector's, the schedule of the
-    learning rate, a random stream of the step; and what it adds up.
+    learning rate, a random stream of the step, the history of the iterations before; and what it adds up.
     """
-    given: list[tuple] = []
+    given, known = [], []
 
     def noted(learner: Learner, out: Rollout, factor: float, noise: torch.Generator) -> UpdateStats:
         given.append((learner, out, factor, noise.initial_seed()))
+        known.append(learner.history.past("a"))
+        learner.history.add(["a"], torch.tensor([float(len(known))]))
         return UpdateStats(0.0, 0.0, 0.0, 3, 7)
 
     monkeypatch.setattr(srrl, "learn", noted)
@@ -180,6 +187,7 @@ def test_every_iteration_has_its_own_noise_rate_and_family(
     learners, outs, factors, seeds = zip(*given)
     assert factors == pytest.approx([1 / 3, 2 / 3, 1, 1 / 2])
     assert seeds == tuple(rng(5, "update", step).initial_seed() for step in range(4))
+    assert known == [[], [1], [1, 2], [1, 2, 3]]
     assert [out.families for out in outs] == [draw(step)[1] for step in range(4)]
     for out in outs:
         for r in out.rounds:
@@ -193,3 +201,30 @@ def test_every_iteration_has_its_own_noise_rate_and_family(
     last = run.metrics("srrl")[-1]
     assert (last["updates_total"], last["reward_calls"]) == (12, 128)
     assert last["unet_evaluations"] == cost.unet + 28 and last["right"] == 0
+
+
+def test_signs_of_a_collapse_are_those_of_the_first_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model's own pictures, before any is drawn again; one group of four is flat, and no branch is."""
+    outs, watched, stats = [], [], UpdateStats(0.0, 0.0, 0.0, 1, 1, 0.25, 0.5)
+    monkeypatch.setattr(srrl, "learn", lambda learner, out, *_: outs.append(out) or stats)
+    monkeypatch.setattr(srrl, "watch", lambda rule, run, memory, seen: watched.append(seen))
+
+    def flat_for_the_first(images: Tensor, prompts: list[str]) -> Tensor:
+        return torch.where(torch.tensor([p == TEXTS[0] for p in prompts]), 0.5, brightness(images, prompts))
+
+    run = Run(tmp_path / "run", {})
+    train_srrl(
+        replace(CONFIG, iterations=1, group=2),
+        small_pipeline(),
+        flat_for_the_first,
+        four_texts,
+        nothing,
+        Job(run),
+    )
+    first, last = outs[0].rounds
+    sizes = [r.path.latents[:, -1].double().abs().mean().item() for r in (first, last)]
+    pale = (first.images.double().flatten(1).std(1) < 0.05).double().mean().item()
+    wanted = {"size": sizes[0], "constant": pale, "flat": 0.25, "clip_high": 0.25, "clip_low": 0.5}
+    assert watched == [pytest.approx(wanted, rel=1e-5)] and sizes[0] != pytest.approx(sizes[1], rel=1e-4)

@@ -177,3 +177,19 @@ def test_an_infinite_reward_is_refused_and_a_missing_one_is_not() -> None:
             function(torch.tensor([[1.0, torch.inf]]))
     for function in functions[:3]:
         assert function(torch.tensor([[1.0, 0.0, torch.nan]]))[0, :2].isfinite().all()
+
+
+def test_groups_of_unlike_sizes_against_numpy_and_fractions() -> None:
+    """The std is over the members that a group has; the mean of `shrunk` counts one more of reward 1/2."""
+    R = np.array([[1.0, 0.0, 0.5, np.nan], [0.25, 1.0, np.nan, np.nan], [0.75, np.nan, np.nan, np.nan]])
+    want = (R - np.nanmean(R, 1, keepdims=True))[:2] / (np.nanstd(R[:2], 1, ddof=1, keepdims=True) + 0.1)
+    np.testing.assert_allclose(group_advantage(torch.tensor(R), eps=0.1)[:2].numpy(), want, rtol=1e-6)
+    of_three, of_two = [1.0, -1.0, 0.0], [-2 / 3, 5 / 6]  # 2 (R - 2/4) and 2 (R - (7/4) / 3)
+    for row, wanted in zip(shrunk_advantage(torch.tensor(R)), (of_three, of_two, [0.25])):
+        assert row[: len(wanted)].tolist() == pytest.approx(wanted) and row[len(wanted) :].isnan().all()
+
+
+def test_the_history_has_room_for_four_thousand_prompts() -> None:
+    history, keys = RewardHistory(), [str(i) for i in range(4_100)]
+    history.add(keys, torch.arange(4_100.0))
+    assert [*history.rewards] == keys[-4096:] and history.past("4099") == [4099] and history.past("3") == []

@@ -1,10 +1,12 @@
 """Signs of a collapse: grey and noise are named, healthy pictures are not."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from minireflect.rl import collapse
 from minireflect.rl.collapse import PATIENCE, Collapsed, StopRule, signs, statistics, watch
 from minireflect.run import Run
 
@@ -17,8 +19,8 @@ BASE = {"size": 0.8, "constant": 0.0, "unreadable": 0.1}
         ({"size": 1.3}, "mean |x_0| is 1.30, the base's 0.80"), ({"size": 0.5}, "mean |x_0| is 0.50"),
         ({"constant": 0.6}, "60% of the pictures are nearly constant"),
         ({"unreadable": 0.6}, "60% of the pictures"),
-        ({"flat": 1.0}, "nearly all groups"),
-        ({"clip_low": 0.97}, "one clip"), ({"clip_high": 0.97}, "one clip"),
+        ({"flat": 1.0}, "nearly all groups"), ({"flat": 0.95}, "nearly all groups"),
+        ({"clip_low": 0.95}, "one clip"), ({"clip_high": 0.97}, "one clip"),
     ],
 )  # fmt: skip
 def test_each_sign_is_named(change: dict[str, float], said: str) -> None:
@@ -70,3 +72,14 @@ def test_it_is_said_once_and_stops_only_when_asked(tmp_path: Path, capsys: pytes
         watch(StopRule(stop_on_collapse=True), run, memory, now)
     with pytest.raises(Collapsed, match="stopped by --stop-on-collapse"):
         watch(StopRule(stop_on_collapse=True), run, memory, bad)
+
+
+def test_the_inspector_reads_sixteen_pictures_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, nothing = [], SimpleNamespace(scene=None)
+    monkeypatch.setattr(
+        collapse, "inspect_all", lambda images: read.append(images) or [nothing] * len(images)
+    )
+    images = torch.arange(20.0).view(20, 1, 1, 1).expand(20, 3, 64, 64)
+    for n in (20, 3):
+        assert statistics(images[:n], images[:n])["unreadable"] == 1
+    assert [x[:, 0, 0, 0].tolist() for x in read] == [[*range(16)], [0, 1, 2]]

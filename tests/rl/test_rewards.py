@@ -20,6 +20,7 @@ from minireflect.rl.rewards import (
     caption_reward,
     clip_reward,
     compressibility,
+    image_features,
     incompressibility,
     inspector_reward,
     load_checker,
@@ -204,3 +205,18 @@ def test_clip_sees_what_pillow_makes_of_the_picture() -> None:
     assert ((seen[0][0].permute(1, 2, 0) + 1) * 127.5 - small).abs().max() < 1.5
     reward(image.sign(), [""])
     assert seen[1].abs().max() == 1  # bicubic overshoots at edges
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_clip_sees_the_centre_of_a_picture_whose_shorter_side_is_its_own(turned: bool) -> None:
+    """Pictures of 4x10 and 10x4, of which the middle four remain, each pixel as it was."""
+    seen: list[Tensor] = []
+    clip = SimpleNamespace(
+        config=SimpleNamespace(vision=SimpleNamespace(size=4)),
+        text_projection=SimpleNamespace(weight=torch.zeros(1)),
+        encode_image=lambda x: seen.append(x) or x.flatten(1),
+    )
+    images = torch.linspace(-1, 1, 240).view(2, 3, 4, 10)
+    image_features(clip, images.mT if turned else images, batch=2)
+    (x,) = seen
+    torch.testing.assert_close(x.mT if turned else x, images[..., 3:7])

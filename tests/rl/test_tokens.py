@@ -6,7 +6,17 @@ import pytest
 import torch
 
 from minireflect import rng
-from minireflect.rl.tokens import AdaptiveEntropy, TokenBatch, entropy_of, token_kl, token_step, token_weights
+from minireflect.parallel import MAX
+from minireflect.rl import tokens
+from minireflect.rl.tokens import (
+    AdaptiveEntropy,
+    TokenBatch,
+    TokenConfig,
+    entropy_of,
+    token_kl,
+    token_step,
+    token_weights,
+)
 
 
 def policy(rows: int = 2, tokens: int = 3) -> torch.Tensor:
@@ -166,3 +176,41 @@ def test_a_loss_that_is_not_finite_is_an_error_and_changes_nothing(what: str) ->
     with pytest.raises(FloatingPointError, match="a gradient is not finite"):
         token_step(now, batch, torch.optim.AdamW([now]), 0.2, 2.0, *more)
     assert torch.equal(now.detach(), before)
+
+
+def test_adams_epsilon_is_outside_of_the_root() -> None:
+    """The first step is lr g / (|g| + 1e-8), whatever the size of g: here 1e-6, from psi = 0."""
+    control = AdaptiveEntropy(target=0.0, bound=1.0, lr=0.1)
+    control.step(1e-6)
+    assert control.psi.item() == pytest.approx(0.1 / 1.01, rel=1e-4)
+
+
+def test_the_kl_term_has_the_weights_of_the_tokens() -> None:
+    """The gradient and the statistic of beta sum w (r - 1 - log r), with A = 0 and unlike weights."""
+    now = torch.nn.Parameter(torch.tensor([[-1.0, -2.0], [-0.5, -3.0]]))
+    ref, w = torch.tensor([[-1.5, -1.0], [-0.6, -9.0]]), torch.tensor([[0.5, 0.3], [0.2, 0.0]])
+    batch = TokenBatch(now.detach().clone(), ref, torch.zeros(2), w)
+    optimizer = torch.optim.SGD([now], lr=0.0)
+    stats = token_step(now, batch, optimizer, 0.2, 0.1)
+    log_r = (ref - now.detach()).double()
+    assert stats.kl == pytest.approx((w * (log_r.exp() - 1 - log_r)).sum().item(), rel=1e-5)
+    torch.testing.assert_close(now.grad, (0.1 * w * (1 - log_r.exp())).float())
+
+
+def test_the_clip_is_the_best_of_ppos_paper() -> None:
+    assert TokenConfig().clip_range == 0.2  # arXiv 1707.06347, table 1
+
+
+def test_the_ratio_error_is_the_largest_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "total", lambda x, of=None: x + 0.25 if of is MAX else x)
+    now = policy()
+    same = now.detach().clone()
+    batch = TokenBatch(same, same, torch.zeros(2), token_weights(torch.ones(2, 3, dtype=torch.bool)))
+    assert token_step(now, batch, torch.optim.SGD([now], lr=0.0), 0.2, 0.0).ratio_error == 0.25
+
+
+def test_the_reference_of_the_kl_has_no_gradient() -> None:
+    now, reference = policy(), policy().detach().add(0.5).requires_grad_()
+    token_kl(now, reference).sum().backward()
+    torch.testing.assert_close(now.grad, torch.full_like(now, 1 - math.exp(0.5)))
+    assert reference.grad is None
