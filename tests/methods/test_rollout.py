@@ -163,3 +163,13 @@ def test_every_place_that_draws_has_a_stream_of_its_own() -> None:
     noises = torch.stack(seen).flatten(1)  # (2*3*(4 + 8*4) 64)
     alike = torch.corrcoef(noises) - torch.eye(len(noises))
     assert len(noises) == 216 and alike.abs().max() < 0.7  # chance: 0.125 each, six of them are 0.75
+
+
+def test_a_picture_is_renoised_with_its_own_prompt_in_later_rounds_too() -> None:
+    how = {"w_renoise": 0.5, "fresh_noise": 0.0, "wrong": "repeat", "renormalise": False, "rounds": 2}
+    pipe, config = small_pipeline(), replace(REFUSED, **how)
+    _, second, third = rollout(pipe, TEXTS, likes_the_first_and_third, config, 0, 0).rounds
+    best = second.path.latents[second.rewards.argmax(1) + torch.tensor([0, config.group]), -1]
+    back = last(renoise(pipe.eps([TEXTS[1], TEXTS[3]])(0.5), best, pipe.table(config.renoise_steps)))
+    assert third.rows.tolist() == [1, 3]
+    torch.testing.assert_close(third.x_T, back, atol=1e-5, rtol=1e-5)

@@ -1,5 +1,7 @@
 """The autoencoder has the published size, samples its latents as stated, and learns."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -43,6 +45,20 @@ def test_latents_are_the_scaled_means() -> None:
     images = torch.rand(1, 3, 16, 16) * 2 - 1
     with torch.no_grad():
         assert torch.equal(autoencoder.encode(images), 0.5 * autoencoder.moments(images)[0])
+
+
+def test_latents_are_normalised_by_the_stated_mean_and_std() -> None:
+    """(z - mean) / std * scaling_factor, per channel, as in diffusers; decoding takes it back."""
+    mean, std = (0.1, -0.2, 0.3, 0.0), (1.0, 2.0, 0.5, 1.5)
+    autoencoder = shaken(Autoencoder(replace(TINY, mean=mean, std=std)))
+    images = torch.rand(1, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        z, latents = autoencoder.moments(images)[0], autoencoder.encode(images)
+        for i in range(4):
+            torch.testing.assert_close(latents[:, i], (z[:, i] - mean[i]) / std[i] * 0.5)
+        plain = shaken(Autoencoder(TINY))
+        plain.load_state_dict(autoencoder.state_dict())
+        torch.testing.assert_close(autoencoder.decode(latents), plain.decode(0.5 * z))
 
 
 def test_overfits_one_batch() -> None:
