@@ -105,11 +105,14 @@ def read_bytes(path: Place) -> bytes:
 
 
 def read_text(path: Place) -> str:
-    """The text of a UTF-8 file.  Raises Refusal if it is not UTF-8, and the errors of `read_bytes`."""
+    """The text of a UTF-8 file; its lines end in "\\n".
+
+    Raises Refusal if it is not UTF-8, and the errors of `read_bytes`.
+    """
     try:
-        return read_bytes(path).decode("utf-8-sig")
+        return read_bytes(path).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
-        raise Refusal(f"{path} is not a text file: {error.reason} at byte {error.start}") from None
+        raise Refusal(f"{path} is not a text file in UTF-8: {error.reason} at byte {error.start}") from None
 
 
 def _finite(text: str) -> float:

@@ -40,15 +40,14 @@ def read_graphs(text: str) -> list[SceneGraph]:
     """
     if not text.lower().endswith((".json", ".jsonl")):
         return [parse_graph(text)]
-    written = read_text(text).strip()
-    if not re.match(r"{.*}\r?\n", written):
-        return [from_laion_sg(written)]
-    graphs = []
-    for number, line in enumerate(written.split("\n"), 1):
+    written, graphs = read_text(text).strip(), []
+    lines = written.split("\n") if re.match(r"{.*}\s*\n", written) else [written]
+    for number, line in enumerate(lines, 1):
         try:
-            graphs += [from_laion_sg(line)] if line.strip() else []
+            graphs += [from_laion_sg(line)] if line.strip() or not written else []
         except GraphError as error:
-            raise GraphError(f"line {number} of {text}: {error}") from None
+            line = f"line {number} of " if len(lines) > 1 else ""
+            raise GraphError(f"{line}{text}: {error}") from None
     return graphs
 
 
@@ -82,9 +81,10 @@ def from_laion_sg(text: str) -> SceneGraph:
             raise ValueError(f"it has {' and '.join([form, *sorted(others)])}")
         things, links, numbers = _facts(expect(data, FORMS[form], "it"))
         ids, counted = [i for i, _ in things], [i for i, _ in numbers]
-    except (ValueError, LookupError) as error:
-        why = f"which has items and relations, triples, or nouns: {quote(str(error))}"
-        raise GraphError(f"not a graph of LAION-SG or T2I-R1, {why}") from None
+    except (ValueError, KeyError) as error:
+        why = f"a record has no {error}" if isinstance(error, KeyError) else error
+        form = "items and relations, triples, or nouns"
+        raise GraphError(f"not a graph of LAION-SG or T2I-R1, which has {form}: {why}") from None
     if twice := [i for each in (ids, counted) for k, i in enumerate(each) if i in each[:k]]:
         raise GraphError(f"item {quote(twice[0])} is listed twice")
     links = [(s, " ".join(p.lower().replace("_", " ").split()), o) for s, p, o in links]
@@ -110,9 +110,9 @@ def _facts(data: dict) -> tuple[list[tuple], list[tuple], list[tuple]]:
         labels = [(i["item_id"], " ".join([*i.get("attributes", []), i["label"]])) for i in data["items"]]
         return labels, [(r["item1"], r["relation"], r["item2"]) for r in data.get("relations", [])], []
     full, at = data.get("attr_nouns") or [], data.get("spatial_info")
-    named = {noun: [words for words in full if words.split()[-1] == noun] for noun in data["nouns"]}
+    named = {noun: [words for words in full if words.split()[-1:] == [noun]] for noun in data["nouns"]}
     if sum(map(len, named.values())) != len(full) or any(len(words) > 1 for words in named.values()):
-        raise ValueError(f"each of attr_nouns must end in another one of nouns: {', '.join(full)}")
+        raise ValueError(f"each of attr_nouns must end in another one of nouns: {quote(', '.join(full))}")
     said = [(number["obj_name"], number["num"]) for number in data.get("numeracy_info") or []]
     links = [(at["obj1"], at["locality"], at["obj2"])] if at else []
     return [(noun, *(named[noun] or [noun])) for noun in data["nouns"]], links, said
@@ -162,26 +162,28 @@ def read_benchmark(path: Path) -> list[dict]:
     prompt.  -> a dictionary for each task, with the key "prompt"
     """
     text, kind = read_text(path), path.suffix.lower()
-    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    lines = {number: line.strip() for number, line in enumerate(text.split("\n"), 1) if line.strip()}
     if "\0" in text:  # a file in UTF-16 may also be valid UTF-8
         raise ValueError(f"{path} is not a text file in UTF-8: it has a NUL")
     if kind == ".jsonl":
-        tasks = [parse_json(line, dict, f"a line of {path}") for line in lines]
+        tasks = [parse_json(line, dict, f"line {number} of {path}") for number, line in lines.items()]
     elif kind == ".csv":
         tasks = _table(text, path)
     elif kind in (".txt", ""):
-        tasks = [{"prompt": line} for line in lines if line[0] != "#"]
+        tasks = [{"prompt": line} for line in lines.values() if line[0] != "#"]
     else:
         raise ValueError(f"{path} is not read as prompts: its name must end in .txt, .jsonl or .csv")
-    if not tasks or not all(isinstance(p := task.get("prompt"), str) and p.strip() for task in tasks):
-        raise ValueError(f"{path} has no prompts: not GenEval's .jsonl, DrawBench's .csv, or a prompt a line")
+    for number, task in enumerate(tasks or [{}], 1):
+        if not (isinstance(prompt := task.get("prompt"), str) and prompt.strip()):
+            formats = "not GenEval's .jsonl, DrawBench's .csv, or a prompt a line"
+            raise ValueError(f"{path} has no prompt {number}: {formats}")
     return tasks
 
 
 def _table(text: str, path: Path) -> list[dict]:
     """The tasks of a table in the format of DrawBench."""
     try:
-        head, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+        head, *rows = [*csv.reader(io.StringIO(text, newline=""), strict=True)] or [[]]
     except (ValueError, csv.Error) as error:
         raise ValueError(f"{path} is not a table with commas: {error}") from error
     head = [name.strip().lower() for name in head]

@@ -215,7 +215,7 @@ def test_prompts_come_from_a_file_or_from_ours(prompts: Path, tmp_path: Path) ->
         read_prompts("nowhere")
     empty = tmp_path / "empty.txt"
     empty.write_text("# nothing\n\n")
-    with pytest.raises(ValueError, match=r"empty.txt has no prompts: .* or a prompt a line"):
+    with pytest.raises(ValueError, match=r"empty.txt has no prompt 1: .* or a prompt a line"):
         read_prompts(str(empty))
     empty.write_bytes("a red ball".encode("utf-16-le"))
     with pytest.raises(ValueError, match="not a text file in UTF-8: it has a NUL"):
@@ -223,6 +223,17 @@ def test_prompts_come_from_a_file_or_from_ours(prompts: Path, tmp_path: Path) ->
     empty.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="not a text file"):
         read_prompts(str(empty))
+    for name, text, said in [
+        ("a.jsonl", '{"prompt": "a"}\n\n{"prompt": " "}', "has no prompt 2: not GenEval's"),
+        ("a.jsonl", '{"prompt": "a"}\n\n{"prompt": ', "line 3 of .* is not JSON"),
+        ("a.csv", "Prompts,Category\na,b\n,\n", "has no prompt 2"),
+        ("a.csv", "", "needs one column Prompts"),
+    ]:
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match=said):
+            read_prompts(str(tmp_path / name))
+    empty.write_bytes(b"a cat\ra dog\r")  # the ends of lines of an old Mac
+    assert read_prompts(str(empty)) == ["a cat", "a dog"]
 
 
 def test_prompts_are_drawn_anew_each_step_and_again_the_same() -> None:

@@ -63,8 +63,9 @@ LACKING = {
     '{"items": [], "relations": [{"item1": [], "relation": "on", "item2": 0}]}': "not a graph",
     '{"items": [{"item_id": 0, "label": "ball", "attributes": ["red"]}],'
     ' "relations": [{"item1": 0, "relation": "on", "item2": 7}]}': "item 7",
-    **dict.fromkeys(("[", "{}", '{"items": [{"label": "ball"}]}', "3"), "not a graph of LAION-SG or T2I-R1"),
-    NO_WORDS: "not a graph",
+    **dict.fromkeys(("[", "{}", "3"), "not a graph of LAION-SG or T2I-R1"),
+    '{"items": [{"label": "ball"}]}': "not a graph of LAION-SG or T2I-R1.*: a record has no 'item_id'",
+    NO_WORDS: "not a graph.*: each of attr_nouns must end in another one of nouns",
     # nothing of a record is dropped or made up
     '{"items": [{"item_id": 1, "label": "ball", "attributes": ["red"]},'
     ' {"item_id": 1, "label": "cone", "attributes": ["red"]}]}': "item 1 is listed twice",
@@ -103,6 +104,12 @@ def test_a_file_has_a_graph_or_one_a_line(tmp_path: Path) -> None:
     assert read_graphs(str(file)) == [parse_graph(text) for text in RECORDS.values()]
     file.write_text("\n".join([*lines, next(iter(LACKING))]))
     with pytest.raises(GraphError, match=r"line 6 of .*: no thing named 'car'"):
+        read_graphs(str(file))
+    for end in ("\r", " \r\n", "\n\n"):
+        file.write_bytes(end.join([*lines, ""]).encode())
+        assert read_graphs(str(file)) == [parse_graph(text) for text in RECORDS.values()], repr(end)
+    file.write_text("")
+    with pytest.raises(GraphError, match=r"graphs.json: not a graph"):  # which of several files
         read_graphs(str(file))
 
 
