@@ -231,7 +231,7 @@ class LatentDiffusion:
             raise PromptError("there is no prompt")
         reflection = replace(OPPOSITE, rounds=rounds) if reward else ReflectionConfig(rounds, steps=steps)
         sampler = SamplerConfig(steps, guidance, eta)
-        generator = generator or torch.Generator().manual_seed(0)
+        generator = expect(generator, Generator | None, "generator") or Generator().manual_seed(0)
         note_guidance(guidance)
         start = self.schedule.start
         shape = (len(prompts), *self.latent_shape)

@@ -131,6 +131,7 @@ def expect(value: object, hint: Any, where: str) -> Any:
     Raises Refusal, whose message begins with `where`, if the value has another type or is out of range.
     """
     origin, inner = typing.get_origin(hint) or hint, typing.get_args(hint)
+    value = value.item() if getattr(value, "ndim", None) == 0 else value  # of numpy or torch
     if hint in (Any, object):
         return value
     if origin in (typing.Union, types.UnionType):

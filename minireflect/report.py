@@ -55,7 +55,7 @@ def described(folder: Path) -> dict:
     try:
         config = read_json(folder / "config.json")
     except (OSError, ValueError) as error:
-        raise RunError(f"{folder} is not a run folder: cannot read {folder / 'config.json'}") from error
+        raise RunError(f"{folder} is not a run folder: {error}") from error
     rows = read_metrics(folder)
     stages = [s for s in dict.fromkeys(row["stage"] for row in rows) if s != "evaluation"]
     scores = {row["model"]: row.get("scores") or row["score"] for row in rows if row["stage"] == "evaluation"}

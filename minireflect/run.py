@@ -88,7 +88,7 @@ class Unfinished(RuntimeError):
 class RewardFailed(Unfinished):
     """A reward function of the user raised an error. Prints the traceback within the user's code."""
 
-    def __init__(self, name: str, error: Exception) -> None:
+    def __init__(self, name: str, error: BaseException) -> None:
         trace = error.__traceback__  # the first frame is not the user's
         traceback.print_exception(error.with_traceback(trace and trace.tb_next))
         super().__init__(f"--reward {name} raised {type(error).__name__}: {error}".removesuffix(": "))

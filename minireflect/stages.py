@@ -194,9 +194,12 @@ def lora(task: Task) -> None:
     config, method = task.config.finetune, task.config.method.upper()
     prompts, reward = read_prompts(config.prompts), chosen_reward(config, task.device)
     pipe, batches = load_base(config, task.device), replace(task.config.evaluation, batch=config.micro_batch)
-    if hasattr(reward, "plain") and task.config.srrl.group == 1:
+    srrl, several = task.config.srrl, hasattr(reward, "plain")
+    if several and srrl.group == 1:
         raise ValueError("several rewards are normalised in a group: --group 1 leaves nothing to compare")
-    pipe.table(task.config.srrl.steps)  # raises if the schedule has fewer steps
+    if srrl.objective == "regress" and (several or config.reward == ("compressibility",)):
+        raise ValueError("--objective regress takes one reward without a weight, which is never negative")
+    pipe.table(srrl.steps)  # raises if the schedule has fewer steps
     shown = [prompts[i % len(prompts)] for i in range(batches.pictures)]
     images, plain = {}, getattr(reward, "plain", reward)  # of several rewards the sum as it is, to be shown
 
@@ -206,8 +209,8 @@ def lora(task: Task) -> None:
 
     measure("base")
     clock = time.time()
-    watch = showcase.album(pipe, plain, [*dict.fromkeys(prompts)][:2], task.config.srrl, task.job)
-    finetune(config, task.config.srrl, pipe, reward, task.job._replace(watch=watch))
+    watch = showcase.album(pipe, plain, [*dict.fromkeys(prompts)][:2], srrl, task.job)
+    finetune(config, srrl, pipe, reward, task.job._replace(watch=watch))
     hours = (time.time() - clock) / 3600
     measure(method)
     rows = task.run.metrics("srrl")

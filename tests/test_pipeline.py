@@ -30,6 +30,11 @@ def test_generate_is_determined_by_its_generator() -> None:
     assert torch.equal(one, two) and not torch.equal(one, other)
 
 
+def test_a_generator_of_numpy_is_refused() -> None:
+    with pytest.raises(ValueError, match="generator must be Generator, got Generator"):
+        small_pipeline().generate(TEXTS, steps=np.int64(1), generator=np.random.default_rng(0))
+
+
 def test_generate_is_the_composition_of_the_parts() -> None:
     """The seven lines of the design: embed, guide, denoise, decode."""
     pipe = small_pipeline()

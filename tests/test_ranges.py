@@ -4,7 +4,9 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import pytest
+import torch
 
 from minireflect.ranges import Checked, Count, Natural, Positive, Share, Weight
 
@@ -24,6 +26,13 @@ class Record(Checked):
 
 def test_values_inside_their_range_pass() -> None:
     Record(), Record(1, 0, 0.0, 1e9, 1e-30, 8, (1, 5)), Record(share=1.0)
+
+
+def test_numbers_of_numpy_and_torch_pass_as_those_of_python() -> None:
+    record = Record(np.int64(3), torch.tensor(1), share=np.float32(0.5), name=np.str_("y"))
+    assert record == Record(3, 1, share=0.5, name="y") and type(record.steps) is int
+    with pytest.raises(ValueError, match=r"steps must be a whole number, got 3\.0"):
+        Record(np.float64(3))
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,10 @@ def test_a_page_has_the_laws_costs_and_options_of_every_run(tmp_path: Path) -> N
 
 
 def test_what_is_no_run_is_named(tmp_path: Path) -> None:
-    for folders, said in (([], "there is no run"), ([tmp_path / "none"], "config.json")):
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "config.json").write_text("{")
+    torn = [tmp_path / "torn"], "config.json is not JSON"
+    for folders, said in (([], "there is no run"), ([tmp_path / "none"], "config.json"), torn):
         with pytest.raises(RunError, match=said):
             write_report(folders, tmp_path / "page.html")
     assert main(["report", "--foo"]) == 2

@@ -117,18 +117,25 @@ def _tokenizer(path: Path, pads: tuple, encoder: nn.Module, length: int, given: 
         folders = [Path(given or beside[0])] * n
     each, tokens = [], [m.num_embeddings for name, m in encoder.named_modules() if name.endswith("token")]
     for folder, pad, known in zip(folders, pads, tokens):
-        for file in filter(Path.is_file, folder.glob("*")):
-            existing(file)  # raises on a pointer of git-lfs
-        read_stated("tokenizer", folder / "special_tokens_map.json")
-        config = read_stated("tokenizer", folder / "tokenizer_config.json")
-        if (longest := int(min(length, config.get("model_max_length") or length))) < 3:
-            raise WeightsError(f"model_max_length in {folder} must be at least 3, got {longest}")
-        words = BytePairs(folder, longest, pad)
-        if len(words) > known:
+        if len(words := vocabulary(folder, length, pad)) > known:
             has = f"the vocabulary in {folder} has {len(words):,} tokens, the text encoder {known:,}"
             raise WeightsError(f"{has}: the embeddings of added tokens are not in this checkpoint")
         each.append(words)
     return each[0] if n == 1 else TwoBytePairs(*each)
+
+
+def vocabulary(folder: Path, length: int = 77, pad: str | None = None) -> BytePairs:
+    """CLIP's vocabulary in a folder, for prompts of at most `length` tokens.
+
+    Raises WeightsError when its configuration is not supported.
+    """
+    for file in filter(Path.is_file, folder.glob("*")):
+        existing(file)  # raises on a pointer of git-lfs
+    read_stated("tokenizer", folder / "special_tokens_map.json")
+    config = read_stated("tokenizer", folder / "tokenizer_config.json")
+    if (longest := int(min(length, config.get("model_max_length") or length))) < 3:
+        raise WeightsError(f"model_max_length in {folder} must be at least 3, got {longest}")
+    return BytePairs(folder, longest, pad)
 
 
 def _schedule(published: Published, prediction: Prediction | None, family: Family) -> Schedule:

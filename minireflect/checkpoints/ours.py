@@ -22,13 +22,13 @@ from ..disk import Place, parse_json
 from ..models.autoencoder import Autoencoder, AutoencoderConfig, Codec, VQAutoencoder, VQConfig
 from ..models.clip import Matcher, MatcherConfig, TextConfig, TextEncoder
 from ..models.reasongen import ReasonGen, ReasonGenConfig
-from ..models.tokenizer import BytePairs, NoVocabulary, Tokenizer
+from ..models.tokenizer import NoVocabulary, Tokenizer
 from ..models.transformer import Actor, ActorConfig
 from ..models.unet import UNet, UNetConfig
 from ..pipeline import LatentDiffusion, ReasonPipeline
 from . import lora, parts
 from .files import WeightsError, load_into, named_as, read_metadata, read_ours, read_weights, save_weights
-from .load import Given, Words, family_of, filled, load_checkpoint, load_clip
+from .load import Given, Words, family_of, filled, load_checkpoint, load_clip, vocabulary
 from .stated import read_stated
 
 SHIPPED = Path(__file__).parent.parent / "pretrained"
@@ -227,7 +227,7 @@ def _describe_folder(path: Path) -> str:
         said = ", ".join(f"{key} {value}" for key, value in values.items() if not key.startswith("_"))
         return f"{path}: the scheduler of a Stable Diffusion checkpoint\n  {said}"
     if (path / "tokenizer.json").is_file() or (path / "vocab.json").is_file():
-        return f"{path}: a vocabulary of {len(BytePairs(path, 77)):,} tokens"
+        return f"{path}: a vocabulary of {len(vocabulary(path)):,} tokens"
     return "\n".join(map(describe, sorted(weights_folder(path).glob("*.safetensors"))))
 
 

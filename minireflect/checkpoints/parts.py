@@ -78,6 +78,12 @@ class Part(NamedTuple):
         levels = range(self.count(rf"{re.escape(path)}\.(\d+)\."))
         return tuple(self.shape(f"{path}.{i}.layers.0.res.conv1.weight")[0] for i in levels)
 
+    def agrees(self, has: dict) -> None:
+        """Raises WeightsError when the configuration states another value of a key than the tensors have."""
+        if odd := [key for key in has if self.config.get(key, has[key]) != has[key]]:
+            said = f"states {odd[0]} = {self.config[odd[0]]!r}, but its tensors are of {has[odd[0]]!r}"
+            raise WeightsError(f"config.json beside {self.source} {said}")
+
     def shortened(self) -> "Part":
         """Keep the first `num_hidden_layers` blocks of the configuration; fewer than stored is a "clip skip".
 
@@ -274,9 +280,11 @@ def unet_sizes(part: Part, family: Family) -> UNetConfig:
     attends = "CrossAttn" if "mid.layers.0.attn.norm.weight" in part.tensors else ""
     has = {"mid_block_type": f"UNetMidBlock2D{attends}" if part.count(r"mid\.layers\.(\d+)\.") else None,
            "addition_embed_type": "text_time" if added else None}  # fmt: skip
-    if odd := [key for key in has if config.get(key, has[key]) != has[key]]:
-        said = f"states {odd[0]} = {config[odd[0]]!r}, but its tensors are of {has[odd[0]]!r}"
-        raise WeightsError(f"config.json beside {source} {said}")
+    depths, key = [max(level, default=0) for level in down], "transformer_layers_per_block"
+    each = config[key] if isinstance(config.get(key), list) else [config.get(key)] * len(depths)
+    if any(n and isinstance(k, int) and n != k for n, k in zip(depths, each)):  # lists of lists are not read
+        has[key] = depths
+    part.agrees(has)
     return UNetConfig(
         channels, tuple(depths[0] for depths in down), part.count(r"mid\.layers\.0\.attn\.blocks\.(\d+)\."),
         context_width=keys[1] if keys else 0, res_blocks=part.count(r"down\.0\.layers\.(\d+)\."),
@@ -308,6 +316,7 @@ def autoencoder_sizes(part: Part, family: Family) -> AutoencoderConfig:
         mid_attention="encoder.mid.layers.0.attn.norm.weight" in part.tensors,
         mean=mean, std=config.get("latents_std") or (),
     )  # fmt: skip
+    part.agrees({"mid_block_add_attention": sizes.mid_attention, "layers_per_block": sizes.res_blocks})
     if bool(config.get("latents_mean")) != bool(config.get("latents_std")):
         raise WeightsError(f"{part.source} states only one of latents_mean and latents_std; give both")
     return sizes

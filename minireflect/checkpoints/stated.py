@@ -92,7 +92,7 @@ BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2
 TEXTS = ("transformers", "CLIPTextModel", "CLIPTextModelWithProjection", None)
 KINDS: dict[str, Table] = {
     "model_index.json": {
-        r"_class_name": Rule("refused", "not a pipeline that generates pictures from a prompt alone", (
+        r"_class_name": Rule("refused", "not Stable Diffusion 1.x, 2.x or SDXL from a prompt alone", (
             "StableDiffusionPipeline", "StableDiffusionXLPipeline", "DiffusionPipeline",
             "StableDiffusionImg2ImgPipeline", "StableDiffusionXLImg2ImgPipeline"))}
     | table("tokenizer tokenizer_2 scheduler force_zeros_for_empty_prompt",

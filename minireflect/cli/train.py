@@ -34,7 +34,7 @@ def defaults(named: str | None, words: list[str]) -> Config:
     """First pass: the defaults of all options, from the run to resume, or from preset, method and --base."""
     first = argparse.ArgumentParser("minireflect train COMMAND", add_help=False, allow_abbrev=False)
     for name in (*CHOICES, "device", "base", "out"):
-        first.add_argument(f"--{name}", nargs="?")
+        first.add_argument(f"--{name}", nargs="?", const="")
     first.add_argument("--resume", action="store_true")
     first.error = refuse
     seen = first.parse_known_args(words)[0]
@@ -78,10 +78,13 @@ def parse(words: list[str], config: Config) -> Config:
 def idle(config: Config) -> dict[str, list[str]]:
     """The options that have no effect beside the others, by reason; their names are those in config.json."""
     rig, names = "rlrig" in config.stages, {parsed(each)[1] for each in config.finetune.reward}
-    at, learner = ("rlrig.editor", config.rlrig.editor) if rig else ("srrl", config.srrl)
+    srrl = config.srrl
+    at, learner = ("rlrig.editor", config.rlrig.editor) if rig else ("srrl", srrl)
+    scales = {srrl.guidance, config.sampler.guidance, *[srrl.w_renoise][: srrl.rounds]}
     return {
         f"with objective {learner.objective}": [f"{at}.{name}" for name in UNREAD[learner.objective]],
-        "with --mode blind": ["srrl.wrong", "srrl.redraw"] * (config.srrl.mode == "blind"),
+        "with --mode blind": ["srrl.wrong", "srrl.redraw"] * (srrl.mode == "blind"),
+        "with guidance 1": ["finetune.negative"] * (scales == {1} and srrl.mode != "blind"),
         "with random weights at the start": ["weights"] * (config.command in UNSTARTED),
         "with these rewards": ["finetune.clip"] * names.isdisjoint(CLIPS[:2])
         + ["finetune.clip_activation"] * names.isdisjoint(CLIPS),

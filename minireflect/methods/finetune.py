@@ -140,7 +140,7 @@ def chosen_reward(config: FinetuneConfig, device: torch.device) -> Reward:
         tokenizer([""])  # without a vocabulary, raises an error that says which option to give
         return clip_reward(clip.to(device), tokenizer, scaled=name != "clip")
 
-    return weighted([(weight, reward_of(*named)) for weight, *named in map(parsed, config.reward)])
+    return weighted([(weight, reward_of(*named)) for weight, *named in map(parsed, config.reward or ("",))])
 
 
 def reward_of_module(name: str) -> Reward:
@@ -156,7 +156,7 @@ def reward_of_module(name: str) -> Reward:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, SyntaxError, TypeError) as error:
         raise ValueError(f"--reward {name}: {error}; expected MODULE:FUNCTION") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RewardFailed(name, error) from error
     if not callable(found):
         raise ValueError(f"--reward {name} is not a function, but {quote(found)}")
@@ -164,7 +164,7 @@ def reward_of_module(name: str) -> Reward:
     def reward(images: Tensor, prompts: list[str]) -> Tensor:
         try:
             return found(images, prompts)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise RewardFailed(name, error) from error
 
     return reward

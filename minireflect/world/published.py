@@ -83,8 +83,7 @@ def from_laion_sg(text: str) -> SceneGraph:
         ids, counted = [i for i, _ in things], [i for i, _ in numbers]
     except (ValueError, KeyError) as error:
         why = f"a record has no {error}" if isinstance(error, KeyError) else error
-        form = "items and relations, triples, or nouns"
-        raise GraphError(f"not a graph of LAION-SG or T2I-R1, which has {form}: {why}") from None
+        raise GraphError(f"not a graph of LAION-SG or T2I-R1, with items, triples or nouns: {why}") from None
     if twice := [i for each in (ids, counted) for k, i in enumerate(each) if i in each[:k]]:
         raise GraphError(f"item {quote(twice[0])} is listed twice")
     links = [(s, " ".join(p.lower().replace("_", " ").split()), o) for s, p, o in links]

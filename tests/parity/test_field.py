@@ -27,6 +27,7 @@ from transformers import CLIPConfig, CLIPModel
 from minireflect.checkpoints.files import WeightsError
 from minireflect.checkpoints.load import Given, load_checkpoint, load_clip
 from minireflect.checkpoints.lora import load_lora, networks_of, read_lora
+from minireflect.checkpoints.ours import describe
 from minireflect.models.clip import OPENAI_MEAN, OPENAI_STD
 from minireflect.models.lora import merge_lora
 from minireflect.pipeline import LatentDiffusion
@@ -279,6 +280,29 @@ def test_what_would_change_the_picture_is_refused(
     folder = saved("sdxl", tmp_path, file, **change)
     with pytest.raises(WeightsError, match=f"asks for {told}.*which is refused"):
         load_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("unet/config.json", {"transformer_layers_per_block": [1, 1]}),
+        ("vae/config.json", {"mid_block_add_attention": False}),
+    ],
+)
+def test_a_configuration_that_contradicts_its_tensors_is_refused(
+    file: str, change: dict, saved: Callable[..., Path], tmp_path: Path
+) -> None:
+    """diffusers leaves out the tensors that such a configuration does not state, and draws other pictures."""
+    with pytest.raises(WeightsError, match=f"states {next(iter(change))} = .*, but its tensors are of"):
+        load_checkpoint(saved("sdxl", tmp_path, file, **change))
+
+
+def test_a_vocabulary_is_described_only_if_it_is_read_as_in_a_checkpoint(
+    saved: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = saved("sd1", tmp_path, "tokenizer/tokenizer_config.json", bos_token="<s>")
+    with pytest.raises(WeightsError, match="asks for bos_token = '<s>'"):
+        describe(folder / "tokenizer")
 
 
 ODD = [  # of the right type, and no number that could be meant

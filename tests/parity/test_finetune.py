@@ -374,6 +374,18 @@ BAD = {
         ["srrl", "--base", "nowhere", "--reward", "compressibility"],
         ("there is no checkpoint", "nowhere"),
     ),
+    "no base after it": (["srrl", "--base"], ("--base needs a text",)),
+    "no reward after it": (["srrl", "--base", ".", "--reward"], ("--reward '' is not [WEIGHT*]NAME",)),
+    "a negative prompt that is not used": (
+        [
+            "--base",
+            ".",
+            "--method",
+            "grpo",
+            *["--guidance", "1", "--sampler.guidance", "1", "--negative", "x"],
+        ],
+        ("--negative has no effect with guidance 1",),
+    ),
     "another command": (["diffusion", "--base", "."], ("use it with the command srrl",)),
     "clip without CLIP": (["srrl", "--base", "."], ("needs --clip PATH",)),
     "no such prompts": (
@@ -436,8 +448,11 @@ def test_an_export_has_the_rounds_that_its_settings_state(base: Path, tmp_path: 
 @pytest.mark.slow
 def test_a_training_whose_reward_fails_can_be_resumed(base: Path, prompts: Path, tmp_path: Path) -> None:
     good = "def mine(images, prompts):\n    return images.mean((1, 2, 3))\n"
+    (tmp_path / "leaving.py").write_text("import sys\ndef mine(images, prompts):\n    sys.exit(3)\n")
     bad = "n = []\n" + good.replace("return", "n.append(1)\n    return 1 / (len(n) < 7) *")
     words = ["srrl", "--base", str(base), "--prompts", str(prompts), *SMALL, "--device", "cpu"]
+    left = run("train", *words, "--reward", "leaving:mine", "--out", "run", cwd=tmp_path)
+    assert left.returncode == 1 and "--reward leaving:mine raised SystemExit: 3" in left.stderr, left.stderr
     (tmp_path / "failing.py").write_text(bad)
     done = run("train", *words, "--reward", "failing:mine", "--out", "run", cwd=tmp_path)
     said = "--reward failing:mine raised ZeroDivisionError: division by zero, in step 1 of srrl; the saved"
@@ -473,6 +488,9 @@ def test_several_rewards_are_measured_and_shown_as_their_plain_sum(
     words = ["srrl", "--base", str(base), "--prompts", str(prompts), *SMALL, "--iterations", "1"]
     words += ["--device", "cpu", "--reward", "twofold:one", "2*twofold:three", "--out", "run"]
     refused(run("train", *words, "--group", "1", cwd=tmp_path), "--group 1 leaves nothing to compare")
+    one_reward = "--objective regress takes one reward without a weight, which is never negative"
+    for more in ([], ["--reward", "compressibility"]):
+        refused(run("train", *words, *more, "--objective", "regress", cwd=tmp_path), one_reward)
     done = run("train", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = read_metrics(tmp_path / "run")
