@@ -15,7 +15,7 @@ from minireflect.diffusion.reflection import ReflectionConfig, renoise_to
 from minireflect.diffusion.sample import denoise, guided, last
 from minireflect.diffusion.schedule import Schedule, ScheduleConfig
 from minireflect.models.clip import Matcher, MatcherConfig
-from minireflect.models.tokenizer import EOS, PromptError, Tokenizer
+from minireflect.models.tokenizer import EOS, NoVocabulary, PromptError, Tokenizer
 from minireflect.pipeline import OPPOSITE, SamplerConfig, scored
 from minireflect.rl.rewards import load_reward
 from minireflect.streams import choices, rng
@@ -28,6 +28,12 @@ def test_generate_is_determined_by_its_generator() -> None:
     one, two, other = (pipe.generate(TEXTS, steps=3, generator=rng(seed, "x")) for seed in (0, 0, 1))
     assert one.shape == (4, 3, 32, 32) and one.abs().max() <= 1
     assert torch.equal(one, two) and not torch.equal(one, other)
+
+
+def test_a_pipeline_with_a_published_vocabulary_is_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="save its LoRA with save_lora"):
+        save_pipeline(replace(small_pipeline(), tokenizer=NoVocabulary("a.safetensors", 77)), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_generator_of_numpy_is_refused() -> None:

@@ -126,7 +126,9 @@ def load_pipeline(path: Place | None = None, unet: str = "unet", **given: object
 
 
 def save_pipeline(pipe: LatentDiffusion, folder: Path, parts: tuple[str, ...] = PARTS) -> None:
-    """Write each of `parts` as FOLDER/PART.safetensors."""
+    """Write each of `parts` as FOLDER/PART.safetensors.  Raises WeightsError for a published checkpoint."""
+    if not isinstance(pipe.tokenizer, Tokenizer):
+        raise WeightsError("a published checkpoint is not saved in our files; save its LoRA with save_lora")
     words, schedule = " ".join(pipe.tokenizer.words), json.dumps(asdict(pipe.schedule.config))
     about = {"text_encoder": {"words": words}, "unet": {"schedule": schedule}}
     for name in parts:
