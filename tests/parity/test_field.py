@@ -60,12 +60,6 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="module")
-def sdxl(tmp_path_factory: pytest.TempPathFactory) -> DiffusionPipeline:
-    """diffusers' pipeline with the networks of `saved("sdxl")`."""
-    return pipeline("sdxl", tmp_path_factory.mktemp("sdxl"))
-
-
-@pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
     """The tensors of an original file of SD 1.x."""
     folder = tmp_path_factory.mktemp("whole")
@@ -115,14 +109,10 @@ SCHEDULERS = {
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_levels_and_noise_are_those_of_the_scheduler(
-    name: str, sdxl: DiffusionPipeline, saved: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_levels_and_noise_are_those_of_the_scheduler(name: str, tmp_path: Path) -> None:
     scheduler, steps, guidance = SCHEDULERS[name]
-    folder, theirs = saved("sdxl", tmp_path), type(sdxl)(**sdxl.components | {"scheduler": scheduler})
-    theirs.set_progress_bar_config(disable=True)
-    theirs.save_config(folder), theirs.scheduler.save_pretrained(folder / "scheduler")
-    assert off(theirs, load_checkpoint(folder), steps, guidance) < 1e-3
+    theirs = theirs_of("sdxl", tmp_path, scheduler=scheduler)
+    assert off(theirs, load_checkpoint(tmp_path / "sd"), steps, guidance) < 1e-3
 
 
 DISTILLED = {
