@@ -282,7 +282,8 @@ def unet_sizes(part: Part, family: Family) -> UNetConfig:
            "addition_embed_type": "text_time" if added else None}  # fmt: skip
     depths, key = [max(level, default=0) for level in down], "transformer_layers_per_block"
     each = config[key] if isinstance(config.get(key), list) else [config.get(key)] * len(depths)
-    if any(n and isinstance(k, int) and n != k for n, k in zip(depths, each)):  # lists of lists are not read
+    if any(n and isinstance(k, int) and n != k for n, k in zip(depths, each)):
+        # a level without attention states a number that is not used; lists of lists are not compared
         has[key] = depths
     part.agrees(has)
     return UNetConfig(

@@ -140,6 +140,7 @@ def chosen_reward(config: FinetuneConfig, device: torch.device) -> Reward:
         tokenizer([""])  # without a vocabulary, raises an error that says which option to give
         return clip_reward(clip.to(device), tokenizer, scaled=name != "clip")
 
+    # an empty list stands for --reward without a name, which `parsed` refuses
     return weighted([(weight, reward_of(*named)) for weight, *named in map(parsed, config.reward or ("",))])
 
 

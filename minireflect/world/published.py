@@ -44,10 +44,11 @@ def read_graphs(text: str) -> list[SceneGraph]:
     lines = written.split("\n") if re.match(r"{.*}\s*\n", written) else [written]
     for number, line in enumerate(lines, 1):
         try:
+            # empty lines are left out, but an empty file is refused
             graphs += [from_laion_sg(line)] if line.strip() or not written else []
         except GraphError as error:
-            line = f"line {number} of " if len(lines) > 1 else ""
-            raise GraphError(f"{line}{text}: {error}") from None
+            where = f"line {number} of {text}" if len(lines) > 1 else text
+            raise GraphError(f"{where}: {error}") from None
     return graphs
 
 
