@@ -119,6 +119,7 @@ def test_each_kind_of_prompt_is_counted_by_itself() -> None:
         assert ok == kept == right[rows].float().mean() and planned == 1
 
 
+@pytest.mark.slow
 def test_the_shipped_model_plans_what_is_asked_and_draws_what_it_planned() -> None:
     """Far below what it reaches, far above chance; 24 prompts of each kind, of training combinations."""
     config = EvaluationConfig(pictures=24, split="train")

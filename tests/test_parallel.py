@@ -154,6 +154,7 @@ def reason(folder: Path) -> None:
     train_reason_grpo(config, pipe, bright, law_texts, None, Job(Run(folder / "run", {})))
 
 
+@pytest.mark.slow
 def test_two_processes_reinforce_tokens_as_one(tmp_path: Path) -> None:
     (one,), two = (with_processes(n, reason, tmp_path) for n in (1, 2))
     expected = read_metrics(one / "run", "reason-grpo")

@@ -217,6 +217,7 @@ def test_the_word_to_come_is_described_without_being_read() -> None:
     assert (one[:, 3:] - two[:, 3:]).abs().max() > 1e-4
 
 
+@pytest.mark.slow
 def test_the_shipped_base_draws_and_the_shipped_reward_judges() -> None:
     """Not a smoke test: the base is right on some physical prompts, and the reward prefers renders to their
     twins.

@@ -541,6 +541,7 @@ def test_every_iteration_of_a_phase_has_its_own_graphs_and_noise(
     ]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_shipped_networks_agree_with_the_inspector_about_pictures_of_the_base() -> None:
     """Three pictures in ten are unreadable.  Networks trained on corrupted pictures with wrong labels agree

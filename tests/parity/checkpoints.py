@@ -304,20 +304,20 @@ def save_original(pipe: DiffusionPipeline, family: str, path: Path) -> Path:
     return path
 
 
-def trainable(folder: Path, level: float = 1.0) -> Path:
+def trainable(folder: Path, level: float = 1.0, width: int = 32) -> Path:
     """A base whose pixels have the mean `level`.  At 1 they are mostly blown out to white: a JPEG grows where
     they darken, which a small policy can learn.
 
-    Latents of 8 x 8, pictures of 32 x 32; saved in diffusers' layout.
+    Latents of 8 x 8, pictures of 32 x 32, `width` channels in the UNet; saved in diffusers' layout.
     """
     pipe = pipeline("sd1", folder)
     pipe.unet = shaken(
         UNet2DConditionModel(
-            block_out_channels=(32, 64),
+            block_out_channels=(width, 2 * width),
             layers_per_block=1,
             norm_num_groups=8,
             sample_size=8,
-            attention_head_dim=4,
+            attention_head_dim=width // 8,
             down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
             up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
             cross_attention_dim=64,

@@ -137,7 +137,8 @@ def test_in_parts_the_update_is_the_same(base: Path, objective: str) -> None:
         assert (whole[name] - split[name]).abs().max() < 1e-3 * whole[name].abs().max() + 1e-7, name
 
 
-@pytest.mark.parametrize("family", [pytest.param("sd2", marks=pytest.mark.slow), "sdxl"])
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["sd2", "sdxl"])
 def test_the_other_families_learn_too(family: str, tmp_path: Path) -> None:
     """v-prediction, and two text encoders with a pooled prompt, through rollout, reflection and update."""
     pipeline(family, tmp_path).save_pretrained(tmp_path / "sd")

@@ -22,18 +22,25 @@ REWARD, LINES = (re.search(rf"```{kind}\n(.*?)```", PAGE, re.S)[1] for kind in (
 SHORT = ["--device", "cpu", "--steps", "4", "--sampler.steps", "4", "--guidance", "1"]
 SHORT += ["--sampler.guidance", "1", "--micro-batch", "64", "--prompts-per-iteration", "2"]
 SHORT += ["--evaluation.pictures", "64"]
-MORE = ["--lr", "1e-2", "--lora.rank", "8", "--lora.targets", *["q", "k", "v", "out", "ff.up", "ff.down"]]
-REPLAY = ["--iterations", "12", "--batch", "64", "--updates", "8", "--pull", "0.03"]
+MORE = [
+    "--iterations",
+    "12",
+    "--lora.rank",
+    "8",
+    "--lora.targets",
+    *["q", "k", "v", "out", "ff.up", "ff.down"],
+]
+FORWARD = ["--batch", "128", "--lr", "3e-2", "--pull", "0.01", "--group", "16"]
 LEARNING = {
-    "ddpo": ["--iterations", "12", "--group", "16", "--clip-range", "3e-2"],
-    "grpo": [*REPLAY, "--group", "32"],
-    "srrl": [*REPLAY, "--group", "16"],  # two rounds of each
+    "ddpo": ["--lr", "1e-2", "--clip-range", "3e-2", "--group", "16"],
+    "grpo": [*FORWARD, "--updates", "1"],
+    "srrl": [*FORWARD, "--updates", "2", "--replay", "1"],  # two rounds of each
 }
 
 
 def make(folder: Path) -> Path:
     """What the page takes to be there: BASE, prompts.txt and mymodule.py."""
-    trainable(folder, 0.0).rename(folder / "BASE")
+    trainable(folder, 0.0, 16).rename(folder / "BASE")
     (folder / "mymodule.py").write_text(REWARD)
     (folder / "prompts.txt").write_text("\n".join(WORDS[:2]) + "\n")
     return folder
@@ -87,6 +94,7 @@ def placed(words: list[str]) -> list[str]:
     return [str(ROOT / word) if word.startswith("scripts/") else word for word in words]
 
 
+@pytest.mark.slow
 def test_pictures_and_lora_are_saved_on_the_way(tmp_path: Path) -> None:
     """What `--every` saves is the LoRA of that time, and the training is the same without it."""
     folder = make(tmp_path)

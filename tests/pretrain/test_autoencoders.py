@@ -40,6 +40,7 @@ from tests.small import begin_with
 TINY = AutoencoderConfig(channels=(8, 8, 8, 8), res_blocks=1, groups=4)
 
 
+@pytest.mark.slow
 def test_the_error_falls_and_latents_have_a_std_of_1(tmp_path: Path) -> None:
     pixels, _, _ = training_pairs(16, WorldConfig(), choices(0, "pictures"))
     config, job = AutoencoderTraining(steps=60, batch=4, lr=4e-3), Job(Run(tmp_path / "run", {}))
