@@ -475,6 +475,7 @@ def test_the_editor_learns_at_its_rate_from_its_own_stream_and_replays_all_round
     rates = [config.editor.lr_factor(step, 2) for step in range(2)]
     assert told == [(rate, rng(5, "update", i).initial_seed(), size) for i, rate in enumerate(rates)]
     assert rates[0] == 1 / 3  # it warms up
+    assert RLRIGConfig().editor.objective == "regress"  # docs/rlrig.md
 
 
 def test_the_actor_learns_at_its_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
