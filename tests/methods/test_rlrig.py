@@ -1,6 +1,8 @@
 """RL-RIG: the loop, keep-best and costs; both phases of Reflection-GRPO."""
 
+import os
 import random
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,13 +45,13 @@ from minireflect.models.transformer import Actor, ActorConfig
 from minireflect.models.unet import UNet, UNetConfig
 from minireflect.pipeline import LatentDiffusion
 from minireflect.rl.rewards import Answers, load_checker
-from minireflect.run import Job, Run
-from minireflect.world.captions import PROMPT_LENGTH
+from minireflect.run import Interrupted, Job, Run
+from minireflect.world.captions import PROMPT_LENGTH, edit_prompt
 from minireflect.world.captions import graph_vocabulary as vocabulary
 from minireflect.world.graphs import SceneGraph, parse_graph
 from minireflect.world.inspector import inspect_all
 from minireflect.world.layout import lay_out, pair_split
-from minireflect.world.scenes import Reading
+from minireflect.world.scenes import COLORS, Reading
 from tests.small import Stopped, stop
 
 TOKENS = Tokenizer.of(vocabulary(), PROMPT_LENGTH)
@@ -435,20 +437,33 @@ def test_best_of_n_costs_no_less_than_the_loop() -> None:
 def test_an_iteration_logs_what_it_spent_and_what_it_saw(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To an inspector that finds the first edit of each graph right, a third of three edits each is right."""
+    """To an inspector that finds the first edit of each graph right, a third of three edits each is right.
+    The second iteration is that of a resumed run.
+    """
     scenes = [lay_out(graph, random.Random(0)) for graph in graphs_of(0, 0, CONFIG)]
     readings = [Reading(s if i == 0 else None, 0.0) for s in scenes for i in range(3)]
     monkeypatch.setattr(rlrig, "inspect_all", lambda images: readings)
-    parts, seen = small_parts(), []
-    unet = Counting(parts.diffuser.unet)
-    parts.diffuser.unet = parts.editor.unet = unet
+    seen, first, again = [], small_parts(), small_parts()
+    unet = Counting(first.diffuser.unet)
+    for parts in (first, again):
+        parts.diffuser.unet = parts.editor.unet = unet
 
     def checker(images: Tensor, graphs: list[SceneGraph]) -> Answers:
+        if not seen:
+            os.kill(os.getpid(), signal.SIGINT)  # the first iteration is finished and saved
         seen.append(fickle_checker(images, graphs))
         return seen[-1]
 
+    begun, learnt = [], update_actor
+    monkeypatch.setattr(rlrig, "update_actor", lambda *given: begun.append(state_of(given)) or learnt(*given))
     config = replace(CONFIG, actor_iterations=2)
-    train_actor_grpo(config, parts._replace(checker=checker), Job(run := Run(tmp_path / "run", {})))
+    with pytest.raises(Interrupted):
+        train_actor_grpo(config, first._replace(checker=checker), Job(Run(tmp_path / "run", {})))
+    run = Run(tmp_path / "run", {}, resume=True)
+    train_actor_grpo(config, again._replace(checker=checker), Job(run))
+    (_, before), (moved, after) = begun
+    assert same(moved, weights(first.actor)) and (before, after) == (0, 2)  # steps of AdamW
+    assert not any(p.requires_grad for p in again.actor.parameters())
     one, two = run.metrics("phase-1")
     assert two["checker_calls"] == sum(len(a.asked) for a in seen) == 2 * (3 + 2 * 9)
     assert two["unet_evaluations"] == unet.count == 2 * one["unet_evaluations"]
@@ -458,19 +473,50 @@ def test_an_iteration_logs_what_it_spent_and_what_it_saw(
     assert one["accepted"] == 0 and one["right"] == pytest.approx(1 / 3)
 
 
+def state_of(given: tuple) -> tuple[list[Tensor], int]:
+    """Of the arguments of `update_actor`: the Actor's weights, and the steps that AdamW has taken."""
+    actor, _, optimizer, *_ = given
+    steps = [int(v["step"]) for v in optimizer.state.values()]
+    return weights(actor), max(steps, default=0)
+
+
 def test_the_editor_learns_at_its_rate_from_its_own_stream_and_replays_all_rounds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also in a resumed run, where pictures and costs of the first iteration are known."""
     told: list[tuple] = []
-    learnt = rlrig.learn
+    learnt, known, watched, shown = rlrig.learn, [], [], []
 
     def noted(learner: Learner, out: Rollout, factor: float, noise: torch.Generator) -> UpdateStats:
-        told.append((factor, noise.initial_seed(), len(learner.networks["replay"].values)))
+        replay, steps = learner.networks["replay"], [int(v["step"]) for v in learner.optimizer.state.values()]
+        told.append((factor, noise.initial_seed(), len(replay.values)))
+        known.append((int(replay.iteration), max(steps, default=0), learner.guidance))
+        if len(told) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
         return learnt(learner, out, factor, noise)
 
-    monkeypatch.setattr(rlrig, "learn", noted)
-    config = replace(CONFIG, editor_iterations=2)
-    train_editor(config, small_parts(), Job(Run(tmp_path / "run", {}), 5))
+    def counted(rule: RLRIGConfig, run: Run, memory: dict, seen: dict) -> str:
+        watched.append((memory.setdefault("seen", len(watched)), seen["size"]))
+        return "grey"
+
+    rounds, tried = [], rlrig.try_edits
+    monkeypatch.setattr(rlrig, "learn", noted), monkeypatch.setattr(rlrig, "watch", counted)
+    monkeypatch.setattr(rlrig, "try_edits", lambda *given: rounds.append(tried(*given)) or rounds[-1])
+    monkeypatch.setattr(Run, "show", lambda self, stage, step, images: shown.append(images))
+    loop = replace(LOOP, edit_guidance=1.5)
+    config, parts = replace(CONFIG, editor_iterations=2, loop=loop), small_parts()
+    with pytest.raises(Interrupted):
+        train_editor(config, small_parts(), Job(Run(tmp_path / "run", {}), 5))
+    train_editor(config, parts, Job(run := Run(tmp_path / "run", {}, resume=True), 5))
+    assert known == [(0, 0, 1.5), (1, config.editor.updates, 1.5)]
+    sizes = [r[0].path.latents[:, -1].abs().mean().item() for r in rounds]
+    assert watched == [(0, pytest.approx(size, rel=1e-5)) for size in sizes]
+    assert [images is r[0].images for images, r in zip(shown, rounds)] == [True, True]
+    assert not any(p.requires_grad for p in parts.editor.unet.parameters())
+    one, two = run.metrics("phase-2")
+    assert two["checker_calls"] == sum(3 + sum(len(r.images) for r in edits) for edits in rounds)
+    assert two["collapse"] == "grey" and one["pictures_by_round"] == [len(r.rows) for r in rounds[0]]
+    assert one["before"] == pytest.approx(rounds[0][0].before.share.mean().item())
     size = config.editor.replay * config.graphs * config.group * config.rounds
     rates = [config.editor.lr_factor(step, 2) for step in range(2)]
     assert told == [(rate, rng(5, "update", i).initial_seed(), size) for i, rate in enumerate(rates)]
@@ -555,3 +601,33 @@ def test_the_shipped_networks_agree_with_the_inspector_about_pictures_of_the_bas
     for name in ("checker", "judge"):
         answers = load_checker(name=name)(images, graphs)
         assert len(true) > 300 and (answers.met[answers.asked] == true).float().mean() > 0.78, name
+
+
+def test_each_try_begins_at_its_own_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two edit prompts of each picture, and two edits of each prompt; the best of the four is kept."""
+    texts, asked, edited, judged = [f"a {color} ball at the top" for color in COLORS] + [""], [], [], []
+    edits = rlrig.edit
+
+    def act(latents: Tensor, graphs: list, answers: Answers, noise: torch.Generator) -> EditPrompts:
+        asked.append((latents, graphs, answers.probability))
+        return EditPrompts(texts)
+
+    def unsure(images: Tensor, graphs: list[SceneGraph]) -> Answers:
+        p = 0.5 * (1e3 * images.mean((1, 2, 3)) % 1)[:, None]  # below one half, and of each its own
+        judged.append((graphs, p))
+        return Answers(p, torch.ones_like(p, dtype=torch.bool))
+
+    monkeypatch.setattr(rlrig, "edit", lambda *given: edited.append(given) or edits(*given))
+    parts = small_parts(unsure)
+    first, then = reflect_and_edit(parts, GRAPHS, replace(LOOP, rounds=1), rng(0), act, tries=(2, 2))
+    ((latents, graphs, known),), twice, four = asked, [0, 0, 1, 1, 2, 2], [i // 4 for i in range(12)]
+    assert torch.equal(latents, first.latents[twice]) and graphs == [GRAPHS[i] for i in twice]
+    assert torch.equal(known, first.answers.probability[twice])
+    ((_, x0, prompts, *_),) = edited
+    assert torch.equal(x0, first.latents[four])
+    assert prompts == [edit_prompt(GRAPHS[i // 4], texts[i // 2]) for i in range(12)]
+    (_, before), (of, after) = judged
+    assert of == [GRAPHS[i] for i in four]
+    kept = torch.cat([before.view(3, 1), after.view(3, 4)], 1).amax(1)  # (3) of the picture and its edits
+    assert torch.equal(then.answers.probability[:, 0], kept) and (kept > before[:, 0]).any()
+    torch.testing.assert_close(then.images, parts.editor.decode(then.latents), rtol=1e-4, atol=1e-5)
