@@ -106,7 +106,9 @@ def test_the_reward_rises_with_regression(tmp_path: Path, mode: str) -> None:
     "objective", ["grpo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ppo", "regress"))]
 )
 def test_two_steps_resumed_for_two_equal_four_bit_for_bit(tmp_path: Path, objective: str) -> None:
-    config = replace(CONFIG, iterations=4, objective=objective, advantage="history", replay=3)
+    """With rounds of some prompts, so that pictures leave the replay by their age."""
+    config = replace(CONFIG, iterations=4, objective=objective, advantage="history", replay=2)
+    config = replace(config, redraw="refused", accept=0.12 if objective == "regress" else -0.2)
     reward = plus if objective == "regress" else brightness  # the regression asks for a probability
     whole = Run(tmp_path / "whole", {})
     expected, cost = train_srrl(config, small_pipeline(), reward, four_texts, nothing, Job(whole))
@@ -126,6 +128,7 @@ def test_two_steps_resumed_for_two_equal_four_bit_for_bit(tmp_path: Path, object
         assert torch.equal(a, b), name
     assert cost == cost_again
     assert whole.metrics("srrl") == again.metrics("srrl")
+    assert 4 * 16 < cost.rewards < 4 * 32
 
 
 def test_ppo_without_a_step_that_it_can_train_is_refused(tmp_path: Path) -> None:
