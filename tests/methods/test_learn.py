@@ -657,14 +657,23 @@ class Half(torch.nn.Module):
         self.eps = torch.nn.Parameter(torch.tensor(0.5))
 
 
-def test_a_gradient_that_float16_cannot_hold_arrives_unscaled() -> None:
-    """The gradient is 1e-8, a sixth of float16's smallest number; the step and its norm are those of it."""
+def test_a_gradient_that_float16_cannot_hold_arrives_unscaled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradient is 1e-8, a sixth of float16's smallest number; the step and its norm are those of it.  One
+    that is too large, also of a fused optimiser, is reported with a hint.
+    """
     pipe = replace(small_pipeline(), unet=Half())
     learner = Learner(pipe, CONFIG, CONFIG.guidance, 16)
     learner.optimizer = torch.optim.SGD([pipe.unet.eps], lr=1e6)
     learner.backward(1e-8 * pipe.unet.eps.half().float())
     assert learner.step().item() == pytest.approx(1e-8, rel=1e-3)
     assert pipe.unet.eps.item() == pytest.approx(0.5 - 0.01, rel=1e-5)
+    learner.backward(torch.inf * pipe.unet.eps)
+    with pytest.raises(FloatingPointError, match="use --precision bf16 instead of fp16"):
+        learner.step()
+    large = learning.UpdateStats(0.0, 0.0, math.inf, 1, 1)
+    monkeypatch.setattr(learning, "OBJECTIVES", {CONFIG.objective: lambda *_: large})
+    with pytest.raises(FloatingPointError, match="use --precision bf16 instead of fp16"):
+        learn(learner, None, 1.0, rng(0))
 
 
 @pytest.mark.parametrize("objective", ["grpo", "regress", "ppo"])
