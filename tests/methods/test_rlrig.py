@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 from minireflect import rng, training
+from minireflect.checkpoints.files import read_weights
+from minireflect.checkpoints.ours import RIG
 from minireflect.diffusion.schedule import Schedule, ScheduleConfig
 from minireflect.evaluate import EvaluationConfig
 from minireflect.evaluate_graphs import evaluation_graphs
@@ -324,6 +326,7 @@ def test_errors_name_the_bad_option() -> None:
 
 def test_graphs_of_an_iteration_are_of_the_training_split_and_differ() -> None:
     assert graphs_of(0, 0, CONFIG) == graphs_of(0, 0, CONFIG) != graphs_of(0, 1, CONFIG)
+    assert graphs_of(0, 0, CONFIG) != graphs_of(1, 0, CONFIG)
     for graph in graphs_of(0, 2, replace(CONFIG, graphs=40)):
         pairs = {pair_split(graph.entities[s], graph.entities[o]) for s, _, o in graph.relations}
         assert pairs == {"train"}
@@ -342,6 +345,15 @@ def test_the_shipped_loop_keeps_right_pictures_and_edits_the_others() -> None:
     assert later and torch.equal(later[-1].images[accepted], first.images[accepted])
     assert (later[-1].answers.score >= first.answers.score).all()
     assert all(text.count(" at the ") >= 1 for text in later[-1].edits.edit_prompts.texts)  # it names places
+    answers = [load_checker(name=name)(first.images, graphs).probability for name in ("checker", "judge")]
+    assert torch.equal(first.answers.probability, answers[0]) and not torch.equal(*answers)
+    for network, name in (
+        (parts.actor, "actor"),
+        (parts.editor.unet, "editor"),
+        (parts.diffuser.unet, "unet"),
+    ):
+        saved = read_weights(RIG / f"{name}.safetensors")
+        assert all(torch.equal(v, saved[key].float()) for key, v in network.state_dict().items()), name
 
 
 def test_phase_1_pulls_to_the_actor_before_rl(monkeypatch: pytest.MonkeyPatch) -> None:
