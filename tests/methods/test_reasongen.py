@@ -26,8 +26,9 @@ from minireflect.methods.reasongen import (
     train_reason_grpo,
     update,
 )
-from minireflect.models.reasongen import SamplingConfig
-from minireflect.pretrain.sft import make_examples, sft_loss
+from minireflect.models.reasongen import Sampled, SamplingConfig
+from minireflect.pipeline import ReasonPipeline
+from minireflect.pretrain.sft import ReasonTraining, make_examples, sft_loss
 from minireflect.rl.advantage import group_advantage
 from minireflect.rl.rewards import ACCEPT_WORD
 from minireflect.rl.tokens import AdaptiveEntropy, TokenStats
@@ -67,15 +68,27 @@ def test_rationales_and_pictures_have_half_of_the_weight_each() -> None:
     assert text.sum() == 0 and image.sum().item() == pytest.approx(1)
 
 
-def test_only_mixed_groups_are_kept_and_sampling_goes_on_until_there_are_enough() -> None:
-    asked = []
+def test_only_mixed_groups_are_kept_and_sampling_goes_on_until_there_are_enough(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The inspector finds those of the first attempt right, and no others."""
+    asked, drawn, said, draw = [], [], [], ReasonPipeline.sample
+
+    def sampled(self: ReasonPipeline, prompts: list[str], *rest: object) -> Sampled:
+        said.append(prompts), drawn.append(draw(self, prompts, *rest))
+        return drawn[-1]
+
+    monkeypatch.setattr(ReasonPipeline, "sample", sampled)
+    monkeypatch.setattr(
+        reasongen, "inspector_reward", lambda images, texts: torch.full((len(texts),), float(len(drawn) == 1))
+    )
 
     def prompts(n: int, step: int, number: int) -> list[str]:
         asked.append((n, step, number))
         return texts(n, step, number)
 
     def sample(reward):
-        asked.clear()
+        asked.clear(), drawn.clear(), said.clear()
         return sample_groups(small_reasongen(), Rewards(reward), prompts, CONFIG, 7, rng(0, "groups"))
 
     samples, stats = sample(even)
@@ -93,7 +106,10 @@ def test_only_mixed_groups_are_kept_and_sampling_goes_on_until_there_are_enough(
     samples, stats = sample(all_but_first)
     assert samples.rewards.tolist() == [[0, 1, 0, 0]] * 3
     assert [n for n, _, _ in asked] == [3, 2] and (stats["groups"], stats["mixed"]) == (5, 3)
-    assert stats["reward"] == pytest.approx(3 / 20)
+    assert stats["reward"] == pytest.approx(3 / 20) and stats["right"] == pytest.approx(12 / 20)
+    assert said == [[text for text in texts(*call) for _ in range(4)] for call in asked]
+    words = torch.cat([sampled.chosen.sum(1) for sampled in drawn])  # (20)
+    assert stats["words"] == pytest.approx(words.double().mean().item())
 
     def better_later(images: Tensor, prompts: list[str]) -> Tensor:
         """One group of the first call is mixed, and all of later ones: more than wanted."""
@@ -365,7 +381,10 @@ def test_the_loop_hands_each_iteration_its_rate_noise_and_entropies(
     assert [row["alpha_text"] for row in rows] == pytest.approx([0.001, 0.002, 0.003])
     assert [row["alpha_image"] for row in rows] == pytest.approx([-0.002] * 3)
     assert [row["tokens"] for row in rows] == [k * 20 * (2.5 + 64) for k in (1, 2, 3)]
-    assert config.sampling.temperature == config.temperature != 1 and config.examples.recombined == 0.5
+    assert config.sampling.temperature == config.temperature != 1
+    recalled = replace(config, bf16=True, recall_pictures=7, recall_batch=3).examples
+    wanted = ReasonTraining(recombined=0.5, related_captions=0.4, pictures=7, batch=3, bf16=True)
+    assert recalled == wanted
 
 
 @pytest.mark.parametrize("part", ["picture", "rationale"])
