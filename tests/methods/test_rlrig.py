@@ -114,8 +114,10 @@ def test_an_edit_at_t_star_0_returns_the_picture() -> None:
     path = edit(pipe, x0, ["a red ball"] * 3, replace(LOOP, t_star=0.0), rng(0, "edit"))
     assert torch.equal(path.latents[:, -1], x0) and path.log_probs.shape == (3, 0)
     assert replace(LOOP, t_star=0.0).edit_cost == 0
-    moved = edit(pipe, x0, ["a red ball"] * 3, LOOP, rng(0, "edit")).latents[:, -1]
-    assert not torch.equal(moved, x0)
+    moved, other = (edit(pipe, x0, [text] * 3, LOOP, rng(0, "edit")) for text in ("a red ball", "a blue box"))
+    assert not torch.equal(moved.latents[:, -1], x0)
+    assert torch.equal(moved.latents[:, 0], other.latents[:, 0])  # the inversion does not use the prompt
+    assert not torch.equal(moved.latents[:, -1], other.latents[:, -1])
 
 
 def test_a_picture_that_meets_all_requirements_is_not_edited() -> None:
@@ -569,13 +571,14 @@ def test_phase_1_compares_the_edits_of_a_picture(monkeypatch: pytest.MonkeyPatch
     )
     actor = parts.actor.requires_grad_(True)
     optimizer = torch.optim.SGD(actor.parameters(), lr=1.0)
-    stats = update_actor(actor, small_parts().actor, optimizer, rounds, replace(CONFIG, beta=0.1))
+    config = replace(CONFIG, beta=0.1, clip_range=0.3)
+    stats = update_actor(actor, small_parts().actor, optimizer, rounds, config)
     R = torch.cat([r.after.share.view(-1, 3) for r in rounds]).double()
     A = ((R - R.mean(1, keepdim=True)) / (R.std(1, keepdim=True) + 0.02)).flatten().float()
     assert len(batches) == 2 and A.any()
     for batch, rest in batches:
         torch.testing.assert_close(batch.advantage, A)
-        assert rest == (CONFIG.clip_range, 0.1)
+        assert rest == (0.3, 0.1)
     assert stats["first_ratio"] == 0 < stats["ratio_error"]  # of the first step, and of the second
 
 
