@@ -165,6 +165,7 @@ def test_recipes_are_what_their_papers_do(checkpoint: bool) -> None:
     assert (srrl == SRRLConfig()) == (not checkpoint)
     assert (ddpo.objective, ddpo.advantage, ddpo.pull) == ("ppo", "history", 0)
     assert (grpo.objective, grpo.advantage) == ("grpo", "group") and srrl.objective == "grpo"
+    assert srrl.pull == grpo.pull > 0
     paper = recipe("paper", checkpoint)
     assert (paper.objective, paper.mode, paper.w_renoise, paper.suffixes) == ("ppo", "blind", 0.1, (1, 5, 9))
     # the released SRRL: 20 steps at guidance 5, re-noised in 20 with 0.1; five branches, two passes over each
