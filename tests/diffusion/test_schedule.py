@@ -19,6 +19,8 @@ def test_stored_lists() -> None:
     for table in (schedule.table(4, "trailing"), Schedule(trailing).table(4)):
         assert table.t.tolist() == [999, 749, 499, 249]
     assert table.t_prev.tolist() == [749, 499, 249, -1] and table.abar_prev[-1] == 1
+    thirds = Schedule(trailing).table(3)  # a third of 1000 is no whole number of levels
+    assert thirds.t.tolist() == [999, 666, 332] and thirds.t_prev.tolist() == [666, 332, -1]
     assert schedule.table(4, "linspace").t.tolist() == [999, 666, 333, 0]
     sigma = schedule.table(20).sigma(1.0)
     want = {951: 0.644, 501: 0.429, 101: 0.167, 51: 0.0406, 1: 0.0206}  # ddpo-pytorch's sampler, measured
