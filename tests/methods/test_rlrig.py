@@ -417,6 +417,7 @@ def test_the_editor_learns_from_each_prompts_own_edits(objective: str) -> None:
         assert out.texts_of(round_) == edits.prompts
         torch.testing.assert_close(out.context_of(round_), parts.editor.embed(edits.prompts))
         assert len(round_.table) == LOOP.edit_steps and torch.equal(round_.x_T, edits.path.latents[::3, 0])
+        assert torch.equal(round_.sigmas, round_.table.sigma(1.0))
         p = edits.after.probability.view(-1, 3, 2)
         wanted = (p >= 0.5).float().mean(2) if objective == "ppo" else p[..., 0] * p[..., 1]
         torch.testing.assert_close(round_.rewards, wanted)
