@@ -14,8 +14,9 @@ from minireflect.diffusion import reflection
 from minireflect.diffusion.reflection import ReflectionConfig, renoise_to
 from minireflect.diffusion.sample import denoise, guided, last
 from minireflect.diffusion.schedule import Schedule, ScheduleConfig
-from minireflect.models.clip import Matcher, MatcherConfig
+from minireflect.models.clip import Matcher, MatcherConfig, TextConfig, TextEncoder, TwoTextEncoders
 from minireflect.models.tokenizer import EOS, NoVocabulary, PromptError, Tokenizer
+from minireflect.models.unet import Added
 from minireflect.pipeline import OPPOSITE, SamplerConfig, scored
 from minireflect.rl.rewards import load_reward
 from minireflect.streams import choices, rng
@@ -327,3 +328,29 @@ def test_the_noise_of_the_steps_is_the_samplers(eta: float, rounds: int) -> None
     with torch.no_grad():
         x_0 = last(denoise(pipe.eps(TEXTS)(1.0), x_T, pipe.table(3), eta, rng(1, "sample")))
     torch.testing.assert_close(shown, pipe.decode(x_0))
+
+
+class Told(torch.nn.Module):
+    """Keeps what SDXL's UNet is given beside latents, level and prompt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.added = torch.nn.Parameter(torch.zeros(())), []
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, context: torch.Tensor, added: Added) -> torch.Tensor:
+        self.added.append(added)
+        return x
+
+
+def test_sdxl_is_told_the_original_size_no_crop_and_the_target_size() -> None:
+    """In the order of arXiv 2307.01952, section 2.2, with heights before widths, as its checkpoints were
+    trained.
+    """
+    sizes = {"width": 8, "layers": 1, "heads": 1}
+    encoders = [TextEncoder(TextConfig(9, EOS, 4, projection=n, **sizes)) for n in (None, 6)]
+    text = TwoTextEncoders(*encoders).eval()
+    pipe = replace(small_pipeline(), unet=Told(), text_encoder=text, image_size=(32, 64))
+    pipe.predict(pipe.noise(2, rng(0)), torch.tensor(500), torch.arange(2 * 5 * 16.0).view(2, 5, 16))
+    ((pooled, told),) = pipe.unet.added
+    assert told.tolist() == [[32, 64, 0, 0, 32, 64]] * 2
+    assert pooled.tolist() == [[64 + i for i in range(6)], [144 + i for i in range(6)]]

@@ -23,7 +23,7 @@ from ..world.canvas import SIZE
 from ..world.inspector import inspect_all
 
 FACTOR, HALF, ALL = 1.5, 0.5, 0.95
-CONTRAST = 0.05  # a picture is constant below this standard deviation of its pixels, in [-1, 1]
+CONTRAST = 0.05  # a picture is constant if no channel has this standard deviation, in [-1, 1]
 READ = 16  # pictures that the inspector reads in each iteration
 PATIENCE = 3  # iterations with signs until `--stop-on-collapse` ends the run
 
@@ -44,7 +44,7 @@ def statistics(x_0: Tensor, images: Tensor, readable: bool = True) -> dict[str, 
     readable: whether the pictures are of the synthetic world; the inspector reads those of 64x64 pixels.
     Shapes: x_0 (b c h w), images (b 3 h w) in [-1, 1]
     """
-    contrast = images.float().flatten(1).std(1)
+    contrast = images.float().flatten(2).std(2).amax(1)
     both = torch.stack([x_0.float().abs().mean(), (contrast < CONTRAST).float().mean()])
     found = dict(zip(("size", "constant"), both.tolist()))
     if readable and images.shape[1:] == (3, SIZE, SIZE):

@@ -99,6 +99,9 @@ def test_sigma_zero_has_no_density_and_no_nan() -> None:
     scored.log_prob.sum().backward()
     assert eps.grad.isfinite().all() and (eps.grad[[0, 2]] == 0).all() and (eps.grad[1] != 0).all()
     assert (gaussian_log_prob(x, x, zero) == 0).all()
+    drawn = ddim_step(x, eps, *step_numbers()[:2], torch.tensor([0.0, 0.1, 0.0]), generator=rng())
+    still = (drawn.x_prev == drawn.mean).flatten(1)
+    assert still[[0, 2]].all() and not still[1].any()
 
 
 def test_rounding_under_the_root_is_clamped() -> None:
@@ -132,7 +135,8 @@ def test_noise_is_the_generators_and_the_global_stream_is_untouched() -> None:
 
 def test_half_precision_latents_are_computed_in_float32() -> None:
     step = ddim_step(draw(*SHAPE).half(), draw(*SHAPE, seed=2).half(), *step_numbers(), generator=rng())
-    assert all(v.dtype == torch.float32 for v in step)
+    again = ddim_step(draw(*SHAPE), draw(*SHAPE, seed=2), *step_numbers(), x_prev=draw(*SHAPE).half())
+    assert all(v.dtype == torch.float32 for v in (*step, *again))
 
 
 def test_gradient_of_the_log_prob_is_the_score_function() -> None:

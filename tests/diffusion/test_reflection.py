@@ -150,6 +150,9 @@ def test_renoise_to_options() -> None:
     torch.testing.assert_close(mean, torch.zeros(50), atol=1e-5, rtol=0)
     torch.testing.assert_close(std, torch.ones(50), atol=1e-5, rtol=0)
 
+    faint = renoise_to(lambda x, t: 1e-3 * noise(50), 0 * x0, TABLE, ReflectionConfig())
+    torch.testing.assert_close(moments(faint)[1], torch.ones(50), atol=1e-4, rtol=0)
+
     partly = renoise_to(eps, x0, TABLE, ReflectionConfig(strength=0.5))
     abar = TABLE.abar[10]
     # the noise in it, not the picture in it
@@ -179,6 +182,8 @@ def test_the_opposite_noise_avoids_a_picture_and_the_same_noise_repeats_it() -> 
     )
     torch.testing.assert_close(opposite, -same)
     assert same.equal(renoise_to(unguided, x0, TABLE, config))
+    up, down = (renoise_to(unguided, x0, TABLE, PUBLISHED, sign=s * torch.ones(1000)) for s in (1.0, -1.0))
+    torch.testing.assert_close(down, -up)  # also as published, without renormalising
     sign = torch.where(wrong, -1.0, 1.0)
     judged = renoise_to(unguided, x0, TABLE, config, sign=sign)
     assert judged.equal(torch.where(wrong[:, None, None, None], opposite, same))

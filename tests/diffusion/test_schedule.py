@@ -15,7 +15,12 @@ def test_stored_lists() -> None:
     assert schedule.table(20).t_prev.tolist() == [*range(901, 0, -50), 0]
     # 1000 / 30 is not whole: t_prev from the table
     assert schedule.table(30).t.tolist() == list(range(958, 0, -33))
-    assert schedule.table(4, "trailing").t.tolist() == [999, 749, 499, 249]
+    trailing = ScheduleConfig(spacing="trailing", euler=True, set_alpha_to_one=True)
+    for table in (schedule.table(4, "trailing"), Schedule(trailing).table(4)):
+        assert table.t.tolist() == [999, 749, 499, 249]
+    assert table.t_prev.tolist() == [749, 499, 249, -1] and table.abar_prev[-1] == 1
+    thirds = Schedule(trailing).table(3)  # a third of 1000 is no whole number of levels
+    assert thirds.t.tolist() == [999, 666, 332] and thirds.t_prev.tolist() == [666, 332, -1]
     assert schedule.table(4, "linspace").t.tolist() == [999, 666, 333, 0]
     sigma = schedule.table(20).sigma(1.0)
     want = {951: 0.644, 501: 0.429, 101: 0.167, 51: 0.0406, 1: 0.0206}  # ddpo-pytorch's sampler, measured
@@ -110,6 +115,12 @@ def test_sigma_is_proportional_to_eta(eta: float) -> None:
 
 
 def test_a_schedule_of_zero_terminal_snr_ends_in_noise() -> None:
-    """What is left of the picture at the last level, sqrt(abar), is a ten-thousandth."""
+    """What is left of the picture at the last level, sqrt(abar), is a ten-thousandth.  The first level stays,
+    and those between are moved in proportion (arXiv 2305.08891, section 3.1).
+    """
     schedule = Schedule(ScheduleConfig(zero_snr=True))
     assert schedule.abar[-1].sqrt().item() == pytest.approx(1e-4)
+    before, after = Schedule(ScheduleConfig()).abar.sqrt(), schedule.abar.sqrt()
+    assert after[0].item() == pytest.approx(before[0].item(), rel=1e-6)
+    share = (before[500] - before[-1]) / (before[0] - before[-1])
+    assert (after[500] / after[0]).item() == pytest.approx(share.item(), rel=1e-4)

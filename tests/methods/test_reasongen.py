@@ -2,6 +2,8 @@
 
 import copy
 import math
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,12 +26,13 @@ from minireflect.methods.reasongen import (
     train_reason_grpo,
     update,
 )
-from minireflect.models.reasongen import SamplingConfig
-from minireflect.pretrain.sft import make_examples, sft_loss
+from minireflect.models.reasongen import Sampled, SamplingConfig
+from minireflect.pipeline import ReasonPipeline
+from minireflect.pretrain.sft import ReasonTraining, make_examples, sft_loss
 from minireflect.rl.advantage import group_advantage
 from minireflect.rl.rewards import ACCEPT_WORD
 from minireflect.rl.tokens import AdaptiveEntropy, TokenStats
-from minireflect.run import Job, Run
+from minireflect.run import Interrupted, Job, Run
 from minireflect.world.data import WorldConfig
 from tests.small import Stopped, shaken, small_reasongen, stop
 from tests.small import law_texts as texts
@@ -65,15 +68,27 @@ def test_rationales_and_pictures_have_half_of_the_weight_each() -> None:
     assert text.sum() == 0 and image.sum().item() == pytest.approx(1)
 
 
-def test_only_mixed_groups_are_kept_and_sampling_goes_on_until_there_are_enough() -> None:
-    asked = []
+def test_only_mixed_groups_are_kept_and_sampling_goes_on_until_there_are_enough(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The inspector finds those of the first attempt right, and no others."""
+    asked, drawn, said, draw = [], [], [], ReasonPipeline.sample
+
+    def sampled(self: ReasonPipeline, prompts: list[str], *rest: object) -> Sampled:
+        said.append(prompts), drawn.append(draw(self, prompts, *rest))
+        return drawn[-1]
+
+    monkeypatch.setattr(ReasonPipeline, "sample", sampled)
+    monkeypatch.setattr(
+        reasongen, "inspector_reward", lambda images, texts: torch.full((len(texts),), float(len(drawn) == 1))
+    )
 
     def prompts(n: int, step: int, number: int) -> list[str]:
         asked.append((n, step, number))
         return texts(n, step, number)
 
     def sample(reward):
-        asked.clear()
+        asked.clear(), drawn.clear(), said.clear()
         return sample_groups(small_reasongen(), Rewards(reward), prompts, CONFIG, 7, rng(0, "groups"))
 
     samples, stats = sample(even)
@@ -91,7 +106,10 @@ def test_only_mixed_groups_are_kept_and_sampling_goes_on_until_there_are_enough(
     samples, stats = sample(all_but_first)
     assert samples.rewards.tolist() == [[0, 1, 0, 0]] * 3
     assert [n for n, _, _ in asked] == [3, 2] and (stats["groups"], stats["mixed"]) == (5, 3)
-    assert stats["reward"] == pytest.approx(3 / 20)
+    assert stats["reward"] == pytest.approx(3 / 20) and stats["right"] == pytest.approx(12 / 20)
+    assert said == [[text for text in texts(*call) for _ in range(4)] for call in asked]
+    words = torch.cat([sampled.chosen.sum(1) for sampled in drawn])  # (20)
+    assert stats["words"] == pytest.approx(words.double().mean().item())
 
     def better_later(images: Tensor, prompts: list[str]) -> Tensor:
         """One group of the first call is mixed, and all of later ones: more than wanted."""
@@ -313,9 +331,10 @@ def test_the_loop_hands_each_iteration_its_rate_noise_and_entropies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The learning rate, the random streams of a step, the targets of text and of image entropy, the pictures
-    to recall; and what it adds up: calls of the reward, tokens of text and of pictures.
+    to recall; and what it adds up: calls of the reward, tokens of text and of pictures.  The second and third
+    iteration are those of a resumed run.
     """
-    p, given, drawn = small_reasongen(), [], []
+    p, given, drawn, begun, watched = small_reasongen(), [], [], [], []
     found = {"groups": 5, "words": 2.5, "reward": 0.5, "right": 0.0, "mixed": 3, "size": 1.0, "constant": 0.0}
 
     def sampled(pipe, rewards, ask, config, step: int, noise: torch.Generator):
@@ -325,17 +344,31 @@ def test_the_loop_hands_each_iteration_its_rate_noise_and_entropies(
     def updated(learner: Learner, samples: Samples, config: ReasonRLConfig, noise: torch.Generator) -> dict:
         rates = {group["lr"] for group in learner.optimizer.param_groups}
         given.append((learner, rates, noise.initial_seed()))
+        where, moments = learner.pipe.model.where, learner.optimizer.state.values()
+        steps = max((int(v["step"]) for v in moments), default=0), *(int(c.steps) for c in learner.entropies)
+        begun.append((where.mean().item(), learner.entropies[0].alpha, steps))
+        where.sum().backward(), learner.optimizer.step(), where.data.fill_(len(given))
         for control, alpha in zip(learner.entropies, (0.001 * len(given), -0.002)):
-            control.psi.data.fill_(math.asinh(alpha))
+            control.step(0.0), control.psi.data.fill_(math.asinh(alpha))
+        if len(given) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
         return {"loss": 0.0}
 
-    (
-        monkeypatch.setattr(reasongen, "sample_groups", sampled),
-        monkeypatch.setattr(reasongen, "update", updated),
-    )
-    config, known, run = replace(CONFIG, iterations=3), object(), Run(tmp_path / "run", {})
-    train_reason_grpo(config, p, Rewards(even), texts, known, Job(run, 5))
+    def counted(rule: ReasonRLConfig, run: Run, memory: dict, seen: dict) -> str:
+        watched.append(memory.setdefault("seen", len(watched)))
+        return "grey"
+
+    for name, stub in (("sample_groups", sampled), ("update", updated), ("watch", counted)):
+        monkeypatch.setattr(reasongen, name, stub)
+    config, known = replace(CONFIG, iterations=3), object()
+    with pytest.raises(Interrupted):
+        train_reason_grpo(config, p, Rewards(even), texts, known, Job(Run(tmp_path / "run", {}), 5))
+    run, p = Run(tmp_path / "run", {}, resume=True), small_reasongen()
+    model = train_reason_grpo(config, p, Rewards(even), texts, known, Job(run, 5))
+    assert model is p.model and not any(w.requires_grad for w in model.parameters())
     learners, rates, seeds = zip(*given)
+    assert begun[0][1:] == (0, (0, 0, 0)) and watched == [0, 0, 0]
+    assert begun[1:] == [(n, pytest.approx(0.001 * n), (n, n, n)) for n in (1, 2)]
     assert rates == tuple({1e-2 * training.lr_factor(step, 3)} for step in range(3)) and rates[0] != rates[2]
     assert drawn == [rng(5, "reason-grpo", step).initial_seed() for step in range(3)]
     assert list(seeds) == [rng(5, "update", step).initial_seed() for step in range(3)]
@@ -344,11 +377,14 @@ def test_the_loop_hands_each_iteration_its_rate_noise_and_entropies(
         0
     ].examples is known
     rows = run.metrics("reason-grpo")
-    assert [row["reward_calls"] for row in rows] == [20, 40, 60]
+    assert [row["reward_calls"] for row in rows] == [20, 40, 60] and rows[2]["collapse"] == "grey"
     assert [row["alpha_text"] for row in rows] == pytest.approx([0.001, 0.002, 0.003])
     assert [row["alpha_image"] for row in rows] == pytest.approx([-0.002] * 3)
     assert [row["tokens"] for row in rows] == [k * 20 * (2.5 + 64) for k in (1, 2, 3)]
-    assert config.sampling.temperature == config.temperature != 1 and config.examples.recombined == 0.5
+    assert config.sampling.temperature == config.temperature != 1
+    recalled = replace(config, bf16=True, recall_pictures=7, recall_batch=3).examples
+    wanted = ReasonTraining(recombined=0.5, related_captions=0.4, pictures=7, batch=3, bf16=True)
+    assert recalled == wanted
 
 
 @pytest.mark.parametrize("part", ["picture", "rationale"])

@@ -1,6 +1,8 @@
 """RL-RIG: the loop, keep-best and costs; both phases of Reflection-GRPO."""
 
+import os
 import random
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +12,8 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 from minireflect import rng, training
+from minireflect.checkpoints.files import read_weights
+from minireflect.checkpoints.ours import RIG
 from minireflect.diffusion.schedule import Schedule, ScheduleConfig
 from minireflect.evaluate import EvaluationConfig
 from minireflect.evaluate_graphs import evaluation_graphs
@@ -43,13 +47,13 @@ from minireflect.models.transformer import Actor, ActorConfig
 from minireflect.models.unet import UNet, UNetConfig
 from minireflect.pipeline import LatentDiffusion
 from minireflect.rl.rewards import Answers, load_checker
-from minireflect.run import Job, Run
-from minireflect.world.captions import PROMPT_LENGTH
+from minireflect.run import Interrupted, Job, Run
+from minireflect.world.captions import PROMPT_LENGTH, edit_prompt
 from minireflect.world.captions import graph_vocabulary as vocabulary
 from minireflect.world.graphs import SceneGraph, parse_graph
 from minireflect.world.inspector import inspect_all
 from minireflect.world.layout import lay_out, pair_split
-from minireflect.world.scenes import Reading
+from minireflect.world.scenes import COLORS, Reading
 from tests.small import Stopped, stop
 
 TOKENS = Tokenizer.of(vocabulary(), PROMPT_LENGTH)
@@ -110,8 +114,10 @@ def test_an_edit_at_t_star_0_returns_the_picture() -> None:
     path = edit(pipe, x0, ["a red ball"] * 3, replace(LOOP, t_star=0.0), rng(0, "edit"))
     assert torch.equal(path.latents[:, -1], x0) and path.log_probs.shape == (3, 0)
     assert replace(LOOP, t_star=0.0).edit_cost == 0
-    moved = edit(pipe, x0, ["a red ball"] * 3, LOOP, rng(0, "edit")).latents[:, -1]
-    assert not torch.equal(moved, x0)
+    moved, other = (edit(pipe, x0, [text] * 3, LOOP, rng(0, "edit")) for text in ("a red ball", "a blue box"))
+    assert not torch.equal(moved.latents[:, -1], x0)
+    assert torch.equal(moved.latents[:, 0], other.latents[:, 0])  # the inversion does not use the prompt
+    assert not torch.equal(moved.latents[:, -1], other.latents[:, -1])
 
 
 def test_a_picture_that_meets_all_requirements_is_not_edited() -> None:
@@ -322,6 +328,7 @@ def test_errors_name_the_bad_option() -> None:
 
 def test_graphs_of_an_iteration_are_of_the_training_split_and_differ() -> None:
     assert graphs_of(0, 0, CONFIG) == graphs_of(0, 0, CONFIG) != graphs_of(0, 1, CONFIG)
+    assert graphs_of(0, 0, CONFIG) != graphs_of(1, 0, CONFIG)
     for graph in graphs_of(0, 2, replace(CONFIG, graphs=40)):
         pairs = {pair_split(graph.entities[s], graph.entities[o]) for s, _, o in graph.relations}
         assert pairs == {"train"}
@@ -333,13 +340,23 @@ def test_generating_depends_on_the_noise_alone() -> None:
     assert torch.equal(a, b) and not torch.equal(a, generate(pipe, GRAPHS, LOOP, rng(1, "draw")))
 
 
-def test_the_shipped_loop_keeps_right_pictures_and_edits_the_others() -> None:
+def test_the_shipped_loop_keeps_right_pictures_and_edits_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(rlrig, "load_checker", lambda *given: asked.append(given[1]) or load_checker(*given))
     parts, graphs = load_parts(), graphs_of(5, 0, replace(CONFIG, graphs=12))
     first, *later = loop_of(parts, LoopConfig(rounds=1))(graphs, rng(0, "shipped"))
     accepted = first.answers.met.all(1)
     assert later and torch.equal(later[-1].images[accepted], first.images[accepted])
     assert (later[-1].answers.score >= first.answers.score).all()
     assert all(text.count(" at the ") >= 1 for text in later[-1].edits.edit_prompts.texts)  # it names places
+    assert asked == ["checker"]  # not the judge
+    for network, name in (
+        (parts.actor, "actor"),
+        (parts.editor.unet, "editor"),
+        (parts.diffuser.unet, "unet"),
+    ):
+        saved = read_weights(RIG / f"{name}.safetensors")
+        assert all(torch.equal(v, saved[key].float()) for key, v in network.state_dict().items()), name
 
 
 def test_phase_1_pulls_to_the_actor_before_rl(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -400,6 +417,7 @@ def test_the_editor_learns_from_each_prompts_own_edits(objective: str) -> None:
         assert out.texts_of(round_) == edits.prompts
         torch.testing.assert_close(out.context_of(round_), parts.editor.embed(edits.prompts))
         assert len(round_.table) == LOOP.edit_steps and torch.equal(round_.x_T, edits.path.latents[::3, 0])
+        assert torch.equal(round_.sigmas, round_.table.sigma(1.0))
         p = edits.after.probability.view(-1, 3, 2)
         wanted = (p >= 0.5).float().mean(2) if objective == "ppo" else p[..., 0] * p[..., 1]
         torch.testing.assert_close(round_.rewards, wanted)
@@ -435,20 +453,33 @@ def test_best_of_n_costs_no_less_than_the_loop() -> None:
 def test_an_iteration_logs_what_it_spent_and_what_it_saw(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To an inspector that finds the first edit of each graph right, a third of three edits each is right."""
+    """To an inspector that finds the first edit of each graph right, a third of three edits each is right.
+    The second iteration is that of a resumed run.
+    """
     scenes = [lay_out(graph, random.Random(0)) for graph in graphs_of(0, 0, CONFIG)]
     readings = [Reading(s if i == 0 else None, 0.0) for s in scenes for i in range(3)]
     monkeypatch.setattr(rlrig, "inspect_all", lambda images: readings)
-    parts, seen = small_parts(), []
-    unet = Counting(parts.diffuser.unet)
-    parts.diffuser.unet = parts.editor.unet = unet
+    seen, first, again = [], small_parts(), small_parts()
+    unet = Counting(first.diffuser.unet)
+    for parts in (first, again):
+        parts.diffuser.unet = parts.editor.unet = unet
 
     def checker(images: Tensor, graphs: list[SceneGraph]) -> Answers:
+        if not seen:
+            os.kill(os.getpid(), signal.SIGINT)  # the first iteration is finished and saved
         seen.append(fickle_checker(images, graphs))
         return seen[-1]
 
+    begun, learnt = [], update_actor
+    monkeypatch.setattr(rlrig, "update_actor", lambda *given: begun.append(state_of(given)) or learnt(*given))
     config = replace(CONFIG, actor_iterations=2)
-    train_actor_grpo(config, parts._replace(checker=checker), Job(run := Run(tmp_path / "run", {})))
+    with pytest.raises(Interrupted):
+        train_actor_grpo(config, first._replace(checker=checker), Job(Run(tmp_path / "run", {})))
+    run = Run(tmp_path / "run", {}, resume=True)
+    train_actor_grpo(config, again._replace(checker=checker), Job(run))
+    (_, before), (moved, after) = begun
+    assert same(moved, weights(first.actor)) and (before, after) == (0, 2)  # steps of AdamW
+    assert not any(p.requires_grad for p in again.actor.parameters())
     one, two = run.metrics("phase-1")
     assert two["checker_calls"] == sum(len(a.asked) for a in seen) == 2 * (3 + 2 * 9)
     assert two["unet_evaluations"] == unet.count == 2 * one["unet_evaluations"]
@@ -458,23 +489,55 @@ def test_an_iteration_logs_what_it_spent_and_what_it_saw(
     assert one["accepted"] == 0 and one["right"] == pytest.approx(1 / 3)
 
 
+def state_of(given: tuple) -> tuple[list[Tensor], int]:
+    """Of the arguments of `update_actor`: the Actor's weights, and the steps that AdamW has taken."""
+    actor, _, optimizer, *_ = given
+    steps = [int(v["step"]) for v in optimizer.state.values()]
+    return weights(actor), max(steps, default=0)
+
+
 def test_the_editor_learns_at_its_rate_from_its_own_stream_and_replays_all_rounds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also in a resumed run, where pictures and costs of the first iteration are known."""
     told: list[tuple] = []
-    learnt = rlrig.learn
+    learnt, known, watched, shown = rlrig.learn, [], [], []
 
     def noted(learner: Learner, out: Rollout, factor: float, noise: torch.Generator) -> UpdateStats:
-        told.append((factor, noise.initial_seed(), len(learner.networks["replay"].values)))
+        replay, steps = learner.networks["replay"], [int(v["step"]) for v in learner.optimizer.state.values()]
+        told.append((factor, noise.initial_seed(), len(replay.values)))
+        known.append((int(replay.iteration), max(steps, default=0), learner.guidance))
+        if len(told) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
         return learnt(learner, out, factor, noise)
 
-    monkeypatch.setattr(rlrig, "learn", noted)
-    config = replace(CONFIG, editor_iterations=2)
-    train_editor(config, small_parts(), Job(Run(tmp_path / "run", {}), 5))
+    def counted(rule: RLRIGConfig, run: Run, memory: dict, seen: dict) -> str:
+        watched.append((memory.setdefault("seen", len(watched)), seen["size"]))
+        return "grey"
+
+    rounds, tried = [], rlrig.try_edits
+    monkeypatch.setattr(rlrig, "learn", noted), monkeypatch.setattr(rlrig, "watch", counted)
+    monkeypatch.setattr(rlrig, "try_edits", lambda *given: rounds.append(tried(*given)) or rounds[-1])
+    monkeypatch.setattr(Run, "show", lambda self, stage, step, images: shown.append(images))
+    loop = replace(LOOP, edit_guidance=1.5)
+    config, parts = replace(CONFIG, editor_iterations=2, loop=loop), small_parts()
+    with pytest.raises(Interrupted):
+        train_editor(config, small_parts(), Job(Run(tmp_path / "run", {}), 5))
+    train_editor(config, parts, Job(run := Run(tmp_path / "run", {}, resume=True), 5))
+    assert known == [(0, 0, 1.5), (1, config.editor.updates, 1.5)]
+    sizes = [r[0].path.latents[:, -1].abs().mean().item() for r in rounds]
+    assert watched == [(0, pytest.approx(size, rel=1e-5)) for size in sizes]
+    assert [images is r[0].images for images, r in zip(shown, rounds)] == [True, True]
+    assert not any(p.requires_grad for p in parts.editor.unet.parameters())
+    one, two = run.metrics("phase-2")
+    assert two["checker_calls"] == sum(3 + sum(len(r.images) for r in edits) for edits in rounds)
+    assert two["collapse"] == "grey" and one["pictures_by_round"] == [len(r.rows) for r in rounds[0]]
+    assert one["before"] == pytest.approx(rounds[0][0].before.share.mean().item())
     size = config.editor.replay * config.graphs * config.group * config.rounds
     rates = [config.editor.lr_factor(step, 2) for step in range(2)]
     assert told == [(rate, rng(5, "update", i).initial_seed(), size) for i, rate in enumerate(rates)]
     assert rates[0] == 1 / 3  # it warms up
+    assert RLRIGConfig().editor.objective == "regress"  # docs/rlrig.md
 
 
 def test_the_actor_learns_at_its_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -510,13 +573,14 @@ def test_phase_1_compares_the_edits_of_a_picture(monkeypatch: pytest.MonkeyPatch
     )
     actor = parts.actor.requires_grad_(True)
     optimizer = torch.optim.SGD(actor.parameters(), lr=1.0)
-    stats = update_actor(actor, small_parts().actor, optimizer, rounds, replace(CONFIG, beta=0.1))
+    config = replace(CONFIG, beta=0.1, clip_range=0.3)
+    stats = update_actor(actor, small_parts().actor, optimizer, rounds, config)
     R = torch.cat([r.after.share.view(-1, 3) for r in rounds]).double()
     A = ((R - R.mean(1, keepdim=True)) / (R.std(1, keepdim=True) + 0.02)).flatten().float()
     assert len(batches) == 2 and A.any()
     for batch, rest in batches:
         torch.testing.assert_close(batch.advantage, A)
-        assert rest == (CONFIG.clip_range, 0.1)
+        assert rest == (0.3, 0.1)
     assert stats["first_ratio"] == 0 < stats["ratio_error"]  # of the first step, and of the second
 
 
@@ -555,3 +619,33 @@ def test_the_shipped_networks_agree_with_the_inspector_about_pictures_of_the_bas
     for name in ("checker", "judge"):
         answers = load_checker(name=name)(images, graphs)
         assert len(true) > 300 and (answers.met[answers.asked] == true).float().mean() > 0.78, name
+
+
+def test_each_try_begins_at_its_own_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two edit prompts of each picture, and two edits of each prompt; the best of the four is kept."""
+    texts, asked, edited, judged = [f"a {color} ball at the top" for color in COLORS] + [""], [], [], []
+    edits = rlrig.edit
+
+    def act(latents: Tensor, graphs: list, answers: Answers, noise: torch.Generator) -> EditPrompts:
+        asked.append((latents, graphs, answers.probability))
+        return EditPrompts(texts)
+
+    def unsure(images: Tensor, graphs: list[SceneGraph]) -> Answers:
+        p = 0.5 * (1e3 * images.mean((1, 2, 3)) % 1)[:, None]  # below one half, and of each its own
+        judged.append((graphs, p))
+        return Answers(p, torch.ones_like(p, dtype=torch.bool))
+
+    monkeypatch.setattr(rlrig, "edit", lambda *given: edited.append(given) or edits(*given))
+    parts = small_parts(unsure)
+    first, then = reflect_and_edit(parts, GRAPHS, replace(LOOP, rounds=1), rng(0), act, tries=(2, 2))
+    ((latents, graphs, known),), twice, four = asked, [0, 0, 1, 1, 2, 2], [i // 4 for i in range(12)]
+    assert torch.equal(latents, first.latents[twice]) and graphs == [GRAPHS[i] for i in twice]
+    assert torch.equal(known, first.answers.probability[twice])
+    ((_, x0, prompts, *_),) = edited
+    assert torch.equal(x0, first.latents[four])
+    assert prompts == [edit_prompt(GRAPHS[i // 4], texts[i // 2]) for i in range(12)]
+    (_, before), (of, after) = judged
+    assert of == [GRAPHS[i] for i in four]
+    kept = torch.cat([before.view(3, 1), after.view(3, 4)], 1).amax(1)  # (3) of the picture and its edits
+    assert torch.equal(then.answers.probability[:, 0], kept) and (kept > before[:, 0]).any()
+    torch.testing.assert_close(then.images, parts.editor.decode(then.latents), rtol=1e-4, atol=1e-5)

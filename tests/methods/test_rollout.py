@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from minireflect.diffusion import reflection
-from minireflect.diffusion.sample import last, renoise
+from minireflect.diffusion.reflection import ReflectionConfig
+from minireflect.diffusion.sample import denoise, last, renoise
 from minireflect.methods.rollout import rollout
+from minireflect.streams import rng
 from tests.methods.common import CONFIG, REFUSED, likes_the_first_and_third
 from tests.small import TEXTS, brightness, small_pipeline
 
@@ -173,3 +175,34 @@ def test_a_picture_is_renoised_with_its_own_prompt_in_later_rounds_too() -> None
     back = last(renoise(pipe.eps([TEXTS[1], TEXTS[3]])(0.5), best, pipe.table(config.renoise_steps)))
     assert third.rows.tolist() == [1, 3]
     torch.testing.assert_close(third.x_T, back, atol=1e-5, rtol=1e-5)
+
+
+def test_branches_follow_ddim_with_their_own_prompt_guidance_and_noise() -> None:
+    """By equation 12, after the two steps that a group shares, in rounds of four prompts and of two."""
+    pipe, config = small_pipeline(), replace(REFUSED, suffixes=(2,), guidance=3.0, rounds=1, group=3)
+    table = pipe.schedule.table(4)
+    for k, r in enumerate(rollout(pipe, TEXTS, likes_the_first_and_third, config, 5, 0).rounds):
+        texts, x = [TEXTS[i] for i in ((0, 1, 2, 3), (1, 3))[k]], r.path.latents
+        shared = denoise(pipe.eps(texts)(3.0), r.x_T, table[:2], 1.0, rng(5, "branch", 0, k))
+        torch.testing.assert_close(x[::3, 0], last(shared))
+        cond, null = (pipe.embed([t for t in v for _ in range(3)]) for v in (texts, [""] * len(texts)))
+        for i, j in ((0, 2), (1, 3)):  # of the branch, of the table
+            a, b, sigma = table.abar[j], table.abar_prev[j], table.sigma(1.0)[j]
+            eps = [pipe.unet(x[:, i], table.t[j].expand(len(x)), c) for c in (null, cond)]
+            eps = eps[0] + 3 * (eps[1] - eps[0])
+            mean = b.sqrt() * (x[:, i] - (1 - a).sqrt() * eps) / a.sqrt() + (1 - b - sigma**2).sqrt() * eps
+            torch.testing.assert_close(r.path.means[:, i], mean, rtol=1e-4, atol=1e-4)
+            assert r.sigmas[i] == sigma and ((x[:, i + 1] - mean) / sigma).std() == pytest.approx(1, abs=0.15)
+        torch.testing.assert_close(r.images, pipe.decode(x[:, -1]))
+
+
+def test_the_options_of_reflection_are_handed_on() -> None:
+    how = {"rounds": 2, "w_renoise": 0.3, "renormalise": False, "fresh_noise": 0.6, "wrong": "fresh"}
+    how |= {"redraw": "all"}
+    assert replace(CONFIG, renoise_steps=7, **how).reflection == ReflectionConfig(steps=7, **how)
+
+
+def test_blind_rounds_have_new_noise_each() -> None:
+    config = replace(CONFIG, mode="blind", fresh_noise=1.0)
+    one, two = (rollout(small_pipeline(), TEXTS, brightness, replace(config, rounds=n), 0, 0) for n in (1, 2))
+    assert not torch.equal(one.rounds[0].x_T, two.rounds[0].x_T)

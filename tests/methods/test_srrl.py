@@ -50,6 +50,11 @@ def test_the_log_of_an_iteration_by_hand() -> None:
         x = r.x_T.flatten(1)
         assert row["latent_mean"][i] == pytest.approx(x.mean(1).mean().item(), abs=1e-6)
         assert row["latent_std"][i] == pytest.approx(x.std(1, correction=0).mean().item(), rel=1e-5)
+    stats = UpdateStats(1.0, 2.0, 3.0, 4, 5)
+    out.rounds *= 2  # the third mends what the second did not accept, which is nothing
+    assert report(out, stats, None, 0.5)["mended"] == [1.0, None, 1.0]
+    out.rounds = [out.rounds[0]._replace(rows=torch.tensor([0]), rewards=torch.tensor([[0.3]]))]
+    assert report(out, stats, None, 0.5)["reward_se"] is None  # one picture has no spread
 
 
 @pytest.mark.slow
@@ -97,9 +102,13 @@ def test_the_reward_rises_with_regression(tmp_path: Path, mode: str) -> None:
     assert mu[:3].mean() > max(0.1, mu[3].mean())  # what is seen moves up, what is not seen need not
 
 
-@pytest.mark.parametrize("objective", [pytest.param("ppo", marks=pytest.mark.slow), "regress"])
+@pytest.mark.parametrize(
+    "objective", ["grpo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ppo", "regress"))]
+)
 def test_two_steps_resumed_for_two_equal_four_bit_for_bit(tmp_path: Path, objective: str) -> None:
-    config = replace(CONFIG, iterations=4, objective=objective, advantage="history", replay=3)
+    """With rounds of some prompts, so that pictures leave the replay by their age."""
+    config = replace(CONFIG, iterations=4, objective=objective, advantage="history", replay=2)
+    config = replace(config, redraw="refused", accept=0.12 if objective == "regress" else -0.2)
     reward = plus if objective == "regress" else brightness  # the regression asks for a probability
     whole = Run(tmp_path / "whole", {})
     expected, cost = train_srrl(config, small_pipeline(), reward, four_texts, nothing, Job(whole))
@@ -119,6 +128,7 @@ def test_two_steps_resumed_for_two_equal_four_bit_for_bit(tmp_path: Path, object
         assert torch.equal(a, b), name
     assert cost == cost_again
     assert whole.metrics("srrl") == again.metrics("srrl")
+    assert 4 * 16 < cost.rewards < 4 * 32
 
 
 def test_ppo_without_a_step_that_it_can_train_is_refused(tmp_path: Path) -> None:
@@ -139,8 +149,10 @@ def test_bad_configurations_are_refused_with_the_numbers() -> None:
         with pytest.raises(ValueError, match=message):
             replace(CONFIG, **{field: value})
     few = "advantage group needs two pictures of a prompt or more, got one; try --group 4"
-    with pytest.raises(ValueError, match=few):
-        replace(CONFIG, group=1, rounds=0)
+    for one in ({"rounds": 0}, {"mode": "blind"}):
+        with pytest.raises(ValueError, match=few):
+            replace(CONFIG, group=1, **one)
+    assert replace(CONFIG, group=1, rounds=0, objective="regress").advantage == "group"  # it reads none
     for other in ({"kl": 0.1}, {"ratio": "guard"}):
         with pytest.raises(ValueError, match="has no effect with objective regress; use objective ppo"):
             replace(CONFIG, objective="regress", **other)
@@ -153,6 +165,7 @@ def test_recipes_are_what_their_papers_do(checkpoint: bool) -> None:
     assert (srrl == SRRLConfig()) == (not checkpoint)
     assert (ddpo.objective, ddpo.advantage, ddpo.pull) == ("ppo", "history", 0)
     assert (grpo.objective, grpo.advantage) == ("grpo", "group") and srrl.objective == "grpo"
+    assert srrl.pull == grpo.pull > 0
     paper = recipe("paper", checkpoint)
     assert (paper.objective, paper.mode, paper.w_renoise, paper.suffixes) == ("ppo", "blind", 0.1, (1, 5, 9))
     # the released SRRL: 20 steps at guidance 5, re-noised in 20 with 0.1; five branches, two passes over each
@@ -161,6 +174,12 @@ def test_recipes_are_what_their_papers_do(checkpoint: bool) -> None:
     assert paper.updates == ddpo.updates == 2 and ddpo.steps == 20
     assert not checkpoint or paper.clip_range == ddpo.clip_range == 1e-4
     assert ddpo.group == grpo.group == 4 and srrl.wrong == "opposite"
+    assert (srrl.renoise_steps, srrl.w_renoise, srrl.fresh_noise**2, srrl.renormalise) == (5, 0, 0.25, True)
+    if checkpoint:  # rewards have no value that means accepted, and differ little
+        assert srrl.redraw == "all" and srrl.std_floor == grpo.std_floor == 1e-3
+    else:
+        assert srrl.redraw == "refused" and paper.lr == ddpo.lr == 3e-5
+        assert ddpo.prompts_per_iteration * 4 == pytest.approx(srrl.prompts_per_iteration * 1.3, rel=0.05)
     with pytest.raises(ValueError, match="'dpo' is not one of srrl, paper, ddpo, grpo"):
         recipe("dpo")
 
@@ -171,7 +190,7 @@ def test_every_iteration_has_its_own_noise_rate_and_family(
     """What the loop hands to the learner: the reward's values and not the inspector's, the schedule of the
     learning rate, a random stream of the step, the history of the iterations before; and what it adds up.
     """
-    given, known = [], []
+    given, known, watched = [], [], []
 
     def noted(learner: Learner, out: Rollout, factor: float, noise: torch.Generator) -> UpdateStats:
         given.append((learner, out, factor, noise.initial_seed()))
@@ -179,12 +198,17 @@ def test_every_iteration_has_its_own_noise_rate_and_family(
         learner.history.add(["a"], torch.tensor([float(len(known))]))
         return UpdateStats(0.0, 0.0, 0.0, 3, 7)
 
-    monkeypatch.setattr(srrl, "learn", noted)
+    def counted(rule: SRRLConfig, run: Run, memory: dict, seen: dict) -> None:
+        watched.append(memory.setdefault("seen", len(watched)))
+
+    monkeypatch.setattr(srrl, "learn", noted), monkeypatch.setattr(srrl, "watch", counted)
     config = replace(CONFIG, objective="grpo", iterations=4, cooldown=0.5, replay=3)
     run = Run(tmp_path / "run", {})
     draw = lambda step: (TEXTS, [f"{step} {text[2]}" for text in TEXTS])  # noqa: E731
-    _, cost = train_srrl(config, small_pipeline(), brightness, draw, nothing, Job(run, 5))
+    pipe, cost = train_srrl(config, small_pipeline(), brightness, draw, nothing, Job(run, 5))
     learners, outs, factors, seeds = zip(*given)
+    assert watched == [0] * 4  # all are compared with the first
+    assert not any(p.requires_grad for p in pipe.unet.parameters())
     assert factors == pytest.approx([1 / 3, 2 / 3, 1, 1 / 2])
     assert seeds == tuple(rng(5, "update", step).initial_seed() for step in range(4))
     assert known == [[], [1], [1, 2], [1, 2, 3]]
@@ -193,7 +217,7 @@ def test_every_iteration_has_its_own_noise_rate_and_family(
         for r in out.rounds:
             torch.testing.assert_close(r.rewards.flatten(), brightness(r.images, []))
     starts = torch.stack([out.rounds[0].x_T for out in outs])
-    assert len(starts.flatten(1).unique(dim=0)) == 4
+    assert torch.equal(starts, torch.stack([pipe.noise(4, rng(5, "start", step)) for step in range(4)]))
     assert (
         len(learners[0].networks["replay"].values) == 3 * 4 * 4 * 2
     )  # iterations, prompts, branches, rounds
@@ -203,28 +227,35 @@ def test_every_iteration_has_its_own_noise_rate_and_family(
     assert last["unet_evaluations"] == cost.unet + 28 and last["right"] == 0
 
 
+@pytest.mark.parametrize(("group", "flat"), [(2, {"flat": 0.25}), (1, {})])
 def test_signs_of_a_collapse_are_those_of_the_first_round(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    group: int, flat: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The model's own pictures, before any is drawn again; one group of four is flat, and no branch is."""
+    """The model's own pictures, before any is drawn again.  One group of four is flat; a group of a single
+    branch is no sign.
+    """
     outs, watched, stats = [], [], UpdateStats(0.0, 0.0, 0.0, 1, 1, 0.25, 0.5)
     monkeypatch.setattr(srrl, "learn", lambda learner, out, *_: outs.append(out) or stats)
-    monkeypatch.setattr(srrl, "watch", lambda rule, run, memory, seen: watched.append(seen))
+    monkeypatch.setattr(srrl, "watch", lambda rule, run, memory, seen: watched.append(seen) or "grey")
+    asked = []
 
     def flat_for_the_first(images: Tensor, prompts: list[str]) -> Tensor:
-        return torch.where(torch.tensor([p == TEXTS[0] for p in prompts]), 0.5, brightness(images, prompts))
+        """In the first round; in the second for all."""
+        asked.append(prompts)
+        flat = torch.tensor([p == TEXTS[0] or len(asked) > 1 for p in prompts])
+        return torch.where(flat, 0.5, brightness(images, prompts))
 
-    run = Run(tmp_path / "run", {})
-    train_srrl(
-        replace(CONFIG, iterations=1, group=2),
-        small_pipeline(),
-        flat_for_the_first,
-        four_texts,
-        nothing,
-        Job(run),
-    )
+    shown, told, found = [], [], srrl.statistics
+    monkeypatch.setattr(Run, "show", lambda self, stage, step, images: shown.append(images))
+    monkeypatch.setattr(srrl, "statistics", lambda *given: told.append(given[2]) or found(*given))
+    config, run = replace(CONFIG, iterations=1, group=group), Run(tmp_path / "run", {})
+    inspector = nothing if group > 1 else None
+    train_srrl(config, small_pipeline(), flat_for_the_first, four_texts, inspector, Job(run))
     first, last = outs[0].rounds
+    assert told == [group > 1] and shown[0] is first.images  # without an inspector nothing is read
     sizes = [r.path.latents[:, -1].double().abs().mean().item() for r in (first, last)]
-    pale = (first.images.double().flatten(1).std(1) < 0.05).double().mean().item()
-    wanted = {"size": sizes[0], "constant": pale, "flat": 0.25, "clip_high": 0.25, "clip_low": 0.5}
+    pale = (first.images.double().std((2, 3)) < 0.05).all(1).double().mean().item()
+    wanted = {"size": sizes[0], "constant": pale, "clip_high": 0.25, "clip_low": 0.5} | flat
     assert watched == [pytest.approx(wanted, rel=1e-5)] and sizes[0] != pytest.approx(sizes[1], rel=1e-4)
+    (row,) = run.metrics("srrl")
+    assert row["collapse"] == "grey" and row["x0_size"] == watched[0]["size"]

@@ -27,6 +27,7 @@ def model(seed: int = 0) -> ReasonGen:
 def prompts(b: int = 6) -> Tensor:
     ids = torch.randint(2, 12, (b, 5), generator=rng(0, "prompts"))
     ids[:, 0], ids[:, -1] = BOS, EOS
+    ids[::2, 3] = EOS  # a word shorter
     return ids
 
 

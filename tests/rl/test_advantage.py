@@ -184,6 +184,8 @@ def test_groups_of_unlike_sizes_against_numpy_and_fractions() -> None:
     R = np.array([[1.0, 0.0, 0.5, np.nan], [0.25, 1.0, np.nan, np.nan], [0.75, np.nan, np.nan, np.nan]])
     want = (R - np.nanmean(R, 1, keepdims=True))[:2] / (np.nanstd(R[:2], 1, ddof=1, keepdims=True) + 0.1)
     np.testing.assert_allclose(group_advantage(torch.tensor(R), eps=0.1)[:2].numpy(), want, rtol=1e-6)
+    same = torch.tensor([[2.0, 2.0, np.nan], [2.0, 1.0, np.nan]])
+    assert all(zero_variance_groups(v).tolist() == [True, False] for v in (same, -same))
     of_three, of_two = [1.0, -1.0, 0.0], [-2 / 3, 5 / 6]  # 2 (R - 2/4) and 2 (R - (7/4) / 3)
     for row, wanted in zip(shrunk_advantage(torch.tensor(R)), (of_three, of_two, [0.25])):
         assert row[: len(wanted)].tolist() == pytest.approx(wanted) and row[len(wanted) :].isnan().all()

@@ -83,3 +83,11 @@ def test_the_inspector_reads_sixteen_pictures_at_most(monkeypatch: pytest.Monkey
     for n in (20, 3):
         assert statistics(images[:n], images[:n])["unreadable"] == 1
     assert [x[:, 0, 0, 0].tolist() for x in read] == [[*range(16)], [0, 1, 2]]
+
+
+def test_a_picture_of_one_colour_is_constant() -> None:
+    """Whatever the colour; contrast in one channel is contrast."""
+    red = torch.tensor([1.0, -1.0, -1.0]).view(1, 3, 1, 1).expand(2, 3, 8, 8).clone()
+    assert statistics(red, red)["constant"] == 1
+    red[0, 1, ::2] = -0.7
+    assert statistics(red, red)["constant"] == 0.5

@@ -123,6 +123,8 @@ def test_answers_count_only_what_is_asked() -> None:
     p = torch.tensor([[0.9, 0.4, 0.6], [0.9, 0.3, 1.0]])
     asked = torch.tensor([[True, True, True], [True, True, False]])
     answers = Answers(p, asked)
+    for values, one in zip((p, asked), answers.rows(torch.tensor([1]))):
+        assert torch.equal(one, values[1:])
     assert answers.share.tolist() == pytest.approx([2 / 3, 1 / 2])
     assert answers.score.tolist() == pytest.approx([2 / 3 + 1e-3 * 1.9 / 3, 1 / 2 + 1e-3 * 0.6])
     assert Answers(torch.tensor([[0.5]]), asked[:1, :1]).met.item()  # as often right as wrong: met

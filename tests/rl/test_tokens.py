@@ -201,6 +201,17 @@ def test_the_clip_is_the_best_of_ppos_paper() -> None:
     assert TokenConfig().clip_range == 0.2  # arXiv 1707.06347, table 1
 
 
+def test_a_norm_that_is_not_finite_is_an_error_also_of_a_fused_optimiser(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It skips the step and does not raise."""
+    monkeypatch.setattr(tokens, "take_step", lambda optimizer: torch.tensor(math.inf))
+    now = policy()
+    batch = TokenBatch(now.detach(), now.detach(), torch.zeros(2), torch.full((2, 3), 1 / 6))
+    with pytest.raises(FloatingPointError, match="a gradient is not finite"):
+        token_step(now, batch, torch.optim.SGD([now], lr=0.0), 0.2, 0.0)
+
+
 def test_the_ratio_error_is_the_largest_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokens, "total", lambda x, of=None: x + 0.25 if of is MAX else x)
     now = policy()

@@ -271,6 +271,12 @@ def test_two_equal_shapes_six_pixels_apart_remain_two() -> None:
     assert inspect(render(scene)).agrees_with(scene)
 
 
+def test_a_box_that_another_divides_is_read_once() -> None:
+    """Its two parts fit boxes a pixel apart."""
+    scene = arrangement([Object("box", "blue", xy=(33, 36)), Object("box", "red", xy=(33, 39))])
+    assert inspect(render(scene)).agrees_with(scene)
+
+
 @pytest.mark.parametrize("channel", [0, 1, 2])
 def test_a_strip_that_is_off_in_one_channel_is_forgiven(channel: int) -> None:
     """0.4 of [0, 1] in two of eight rows are 0.1 in a band, too much; over the channels they are 0.13."""
