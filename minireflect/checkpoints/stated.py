@@ -53,14 +53,15 @@ TYPES = {key: kind for kind, keys in {
     bool: "quick_gelu", list | None: "scheduler", float: "beta_start beta_end", Natural: "num_hidden_layers",
     bool | None: "rescale_betas_zero_snr force_zeros_for_empty_prompt set_alpha_to_one use_rslora",
     str | None: "beta_schedule hidden_act prediction_type timestep_spacing final_sigmas_type _class_name",
-    Count: "heads head_width width", Count | None: "norm_num_groups addition_time_embed_dim",
+    Count: "heads head_width width r", Count | None: "norm_num_groups addition_time_embed_dim",
     Count | None | list[Count]: "num_attention_heads attention_head_dim",
     Count | None | tuple[Count, Count]: "sample_size", Natural | None: "eos_token_id steps_offset",
     Annotated[int, Range(1, 100_000)]: "num_train_timesteps", float | None: "shift_factor lora_alpha",
     Positive | None: "scaling_factor model_max_length", dict[str, dict] | None: "added_tokens_decoder",
     list[float] | None: "image_mean image_std mean std latents_mean latents_std",
-    dict[str, float] | None: "alpha_pattern rank_pattern", dict | None: "text_config vision_config "
-    "text_config_dict vision_config_dict model_cfg text_cfg vision_cfg preprocess_cfg",
+    dict[str, float] | None: "alpha_pattern", dict[str, Count] | None: "rank_pattern",
+    dict | None: "text_config vision_config text_config_dict vision_config_dict model_cfg text_cfg "
+    "vision_cfg preprocess_cfg",
 }.items() for key in keys.split()}
 # Keys whose value may be a list of accepted values.
 LISTS = "unet vae text_encoder text_encoder_2 down_block_types up_block_types only_cross_attention"
@@ -180,7 +181,7 @@ KINDS: dict[str, Table] = {
     "LoRA's configuration": table("lora_alpha alpha_pattern use_rslora", ABOUT + "r rank_pattern task_type "
         "auto_mapping peft_version base_model_name_or_path revision inference_mode target_modules "
         "exclude_modules lora_dropout layers_to_transform layers_pattern megatron_config megatron_core "
-        "loftq_config eva_config qalora_group_size runtime_config ensure_weight_tying arrow_config",
+        "loftq_config eva_config qalora_group_size runtime_config ensure_weight_tying",
         peft_type=("LORA", None), bias=("none", None),
         init_lora_weights=(True, False, None, "gaussian", "eva", "orthogonal"))
     | refused("a DoRA: a LoRA with column lengths", "use_dora"),

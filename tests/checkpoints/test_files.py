@@ -181,8 +181,9 @@ def test_weights_that_are_not_finite_are_named_and_not_loaded(value: float) -> N
     net, tensors = network(), filled(1.0)
     before = {name: t.clone() for name, t in net.state_dict().items()}
     tensors["2.weight"][1, 2] = value
-    with pytest.raises(WeightsError, match=r"not finite 2\.weight"):
-        load_into(net, tensors)
+    for kind in (torch.float32, torch.float16, torch.float8_e5m2):
+        with pytest.raises(WeightsError, match=r"not finite 2\.weight"):
+            load_into(net, tensors | {"2.weight": tensors["2.weight"].to(kind)})
     assert all(torch.equal(before[name], t) for name, t in net.state_dict().items())
 
 
