@@ -205,7 +205,7 @@ def _known_of(path: Path, whole: Tensors) -> dict:
     text = read_text(about) if (about := path.with_suffix(".yaml")).is_file() else ""
     text = re.sub(r"(?m)(^|\s)#.*", "", text)  # comments
     said = re.findall(rf"\b({'|'.join(YAML)})(?:[\"']? *: *[\"']?|\.)([-+.\w]+)", text)
-    known = {"prediction_type": read_metadata(path).get("modelspec.prediction_type")}
+    known: dict = {}
     with files.named_as(f"{path}, or {about.name} beside it", ValueError, RuntimeError):
         for key, value in reversed(said):  # the first of several values remains
             kind = str if value.isidentifier() else int if value.isdigit() else float
@@ -217,7 +217,12 @@ def _known_of(path: Path, whole: Tensors) -> dict:
     if odd := [layer for layer in layers if layer not in (*usual, "null")]:
         only = f"only {' '.join(usual)} is supported; remove it, and give --clip-skip if it is needed"
         raise WeightsError(f"{about} asks for layer {odd[0]} of the text encoder, but {only}")
-    known |= {"prediction_type": "v"} if "v_pred" in whole else {}
+    marked = "v" if "v_pred" in whole else None
+    types = [read_metadata(path).get("modelspec.prediction_type"), known.get("prediction_type"), marked]
+    if len({THEIRS.get(each, each) for each in types if each}) > 1:
+        which = "its metadata, the .yaml file beside it and its tensors disagree about what its UNet predicts"
+        warnings.warn(f"{path}: {which}; the last of {types} is used, or give --prediction", stacklevel=5)
+    known |= {"prediction_type": next(filter(None, reversed(types)), None)}
     known = {key: THEIRS.get(value, value) for key, value in known.items() if value not in (None, "")}
     return known | ({"rescale_betas_zero_snr": True} if "ztsnr" in whole else {})
 
@@ -227,10 +232,11 @@ def warn_of_metadata(path: Path, layer: str = "1") -> None:
 
     `layer` is the usual layer of the family's text encoder, counted from the end.
     """
-    usual = {"modelspec.encoder_layer": layer, "ss_clip_skip": layer, "ss_zero_terminal_snr": "False"}
+    usual = {"modelspec.encoder_layer": layer, "ss_clip_skip": layer, "ss_zero_terminal_snr": "False",
+             "modelspec.timestep_range": "0,1000"}  # fmt: skip
     for key, value in read_metadata(path).items():
         if key in usual and value not in (usual[key], "None", ""):
-            skip = "" if "snr" in key else "; give --clip-skip, this number minus 1"
+            skip = "" if re.search("snr|range", key) else "; give --clip-skip, this number minus 1"
             warnings.warn(f"{path} asks for {key} {quote(value)}, which is not applied{skip}", stacklevel=5)
 
 

@@ -239,6 +239,25 @@ def test_the_tensors_of_a_torchscript_archive_are_read(make: Callable, tmp_path:
     assert all(torch.equal(found[name], t.half()) for name, t in net.state_dict().items())
 
 
+@pytest.mark.parametrize("name", ["a.safetensors", "A.SAFETENSORS", "a.ckpt", "A.CKPT"])
+@pytest.mark.parametrize("old", [False, True])
+def test_a_torch_file_is_known_by_its_first_bytes(name: str, old: bool, tmp_path: Path) -> None:
+    torch.save(filled(1), tmp_path / name, _use_new_zipfile_serialization=not old)
+    assert read_weights(tmp_path / name).keys() == filled(1).keys()
+    torch.save({"a": Path()}, tmp_path / name, _use_new_zipfile_serialization=not old)
+    with pytest.raises(WeightsError, match="may run code when it is opened, so it was not opened: it uses"):
+        read_weights(tmp_path / name)
+
+
+def test_what_stands_beside_the_weights_in_a_torch_file_is_named(tmp_path: Path) -> None:
+    torch.save({"model_ema": filled(2), "state_dict": filled(1), "schema": {}}, tmp_path / "a.pt")
+    with pytest.warns(UserWarning, match=r"averaged weights \('model_ema'\) are ignored") as told:
+        assert read_weights(tmp_path / "a.pt")["0.weight"].unique().tolist() == [1]
+    assert len(told) == 1
+    torch.save({**filled(1), 3: torch.zeros(1)}, tmp_path / "a.pt")
+    assert "3" in read_weights(tmp_path / "a.pt")  # no part of a network has this name, so it is refused
+
+
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
 def test_a_type_that_cannot_be_converted_is_named(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"net.{suffix}"

@@ -396,6 +396,8 @@ def test_the_yaml_beside_a_file_is_read(tmp_path: Path) -> None:
             "ss_clip_skip '2', which is not applied; give --clip-skip, this number minus 1",
         ),
         ("ss_zero_terminal_snr", "True", "ss_zero_terminal_snr 'True', which is not applied$"),
+        ("modelspec.timestep_range", "0,500", "timestep_range '0,500', which is not applied$"),
+        ("modelspec.timestep_range", "0,1000", None),
         ("modelspec.encoder_layer", "1", None),
         ("ss_clip_skip", "None", None),
     ],
@@ -441,6 +443,20 @@ def test_every_tensor_of_a_single_file_is_of_a_part_or_named(
         save_file(whole | {name: torch.ones(2)}, tmp_path / "odd.safetensors")
         with pytest.raises(WeightsError, match=told):
             load_checkpoint(tmp_path / "odd.safetensors")
+
+
+def test_two_statements_of_what_a_unet_predicts_are_told(whole: dict[str, Tensor], tmp_path: Path) -> None:
+    save_file(
+        whole | {"v_pred": torch.ones(0)},
+        file := tmp_path / "odd.safetensors",
+        {"modelspec.prediction_type": "v"},
+    )
+    with pytest.warns(UserWarning) as told:
+        assert load_checkpoint(file).schedule.config.prediction == "v"
+    assert not [each for each in told if "disagree" in str(each.message)]
+    file.with_suffix(".yaml").write_text("parameterization: eps")
+    with pytest.warns(UserWarning, match="disagree about what its UNet predicts; the last of .*'v'. is used"):
+        assert load_checkpoint(file).schedule.config.prediction == "v"
 
 
 def test_a_unet_that_writes_a_variance_is_refused(tmp_path: Path) -> None:
