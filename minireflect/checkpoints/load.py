@@ -58,6 +58,9 @@ def load_checkpoint(path: Place, given: Given = Given()) -> LatentDiffusion:
     """
     published = read_published(Path(path), None if given.vae is None else Path(given.vae))
     family, found = family_of(published), published.parts
+    named = published.index.get("_class_name") or ""
+    if named.startswith("StableDiffusion") and ("XL" in named) != (family is SDXL):
+        raise WeightsError(f"{path}: model_index.json says {named}, but its networks are of {family.name}")
     if {given.dtype, stored := _stored(found["unet"])} == {torch.float16, torch.bfloat16}:
         said = f"it is stored in {stored}, and {given.dtype} is asked for: its numbers are rounded twice"
         warnings.warn(f"{found['unet'].source}: {said}".replace("torch.", ""), stacklevel=3)
@@ -151,6 +154,8 @@ def _schedule(published: Published, prediction: Prediction | None, family: Famil
     if kind not in ("DDIMScheduler", "DDPMScheduler", "HeunDiscreteScheduler"):
         known.pop("clip_sample", None)  # the other schedulers ignore it
     known = check("scheduler", known, f"{path} (scheduler)")
+    if kind not in (None, "DDIMScheduler", "PNDMScheduler"):
+        known["set_alpha_to_one"] = True  # the others ignore this key, which SDXL's folder has beside Euler's
     own = [key for key, value in known.items() if key.startswith("use_") and value]  # other noise levels
     if kind and (own or kind not in DDIM_LIKE):
         asked = f"{kind} with {', '.join(own)}" if own else kind
