@@ -117,7 +117,7 @@ def _tokenizer(path: Path, pads: tuple, encoder: nn.Module, length: int, given: 
         beside = [f for f in beside if (f / "tokenizer.json").is_file() or (f / "vocab.json").is_file()]
         if given is None and not beside:
             return NoVocabulary(path, n * length)
-        folders = [Path(given or beside[0])] * n
+        folders = [Path(beside[0] if given is None else given)] * n
     each, tokens = [], [m.num_embeddings for name, m in encoder.named_modules() if name.endswith("token")]
     for folder, pad, known in zip(folders, pads, tokens):
         if len(words := vocabulary(folder, length, pad)) > known:
