@@ -24,7 +24,7 @@ from .models.reasongen import ReasonGen, Sampled, SamplingConfig
 from .models.tokenizer import BytePairs, NoVocabulary, PromptError, Tokenizer, TwoBytePairs
 from .models.unet import Added, UNet
 from .parallel import gather, rows, spread
-from .ranges import Checked, Count, Refusal, Share, Weight, expect, finite, quote
+from .ranges import Checked, Count, Refusal, Share, Weight, expect, finite, floats, quote
 from .streams import normal, sent
 
 
@@ -148,7 +148,8 @@ class LatentDiffusion:
 
     def to(self, device: torch.device | str) -> "LatentDiffusion":
         """Move the networks to a device; on a GPU in the format channels_last, for fast convolutions."""
-        layout = torch.channels_last if torch.device(device).type == "cuda" else torch.preserve_format
+        device = chosen_device(device)
+        layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
         for part in (self.text_encoder, self.unet, self.autoencoder):
             part.to(device, memory_format=layout)
         return self
@@ -234,10 +235,9 @@ class LatentDiffusion:
         generator = expect(generator, Generator | None, "generator") or Generator().manual_seed(0)
         note_guidance(guidance)
         start = self.schedule.start
-        shape = (len(prompts), *self.latent_shape)
-        if not isinstance(latents, Tensor | None) or (latents is not None and latents.shape != shape):
-            got = tuple(latents.shape) if isinstance(latents, Tensor) else quote(latents)
-            raise ValueError(f"latents must be a tensor of shape {shape}, got {got}")
+        expect(reward, Callable | None, "reward")
+        if latents is not None:
+            floats(latents, " ".join(map(str, (len(prompts), *self.latent_shape))), "latents")
         x_T = self.noise(len(prompts), generator) if latents is None else start * latents.to(self.device)
         if reward and rounds:
             *_, images = self.selected_rounds(prompts, reward, x_T, sampler, reflection, generator)
@@ -306,6 +306,7 @@ class LatentDiffusion:
         def pictures(x: Tensor) -> Tensor:
             return torch.cat([self.autoencoder.decode(part) for part in x.split(self.micro_batch or len(x))])
 
+        floats(latents, f"b {self.autoencoder.config.latent_channels} h w", "latents")
         images = spread(pictures, latents, unit=self.micro_batch or 1)
         half = next(self.unet.parameters()).dtype == torch.float16
         finite(images, f"a picture{', as float16 may overflow (--precision bf16),' if half else ''}")

@@ -14,6 +14,7 @@ import math
 import reprlib
 import types
 import typing
+from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -72,6 +73,22 @@ def finite(values: T, what: str) -> T:
     return values
 
 
+def floats(value: T, shape: str, what: str) -> T:
+    """Return a tensor of floating-point numbers.  `shape` has a size or a letter (any size) for each axis.
+
+    Raises Refusal, whose message begins with `what`, on another value.
+    """
+    axes, sizes, dtype = shape.split(), tuple(getattr(value, "shape", ())), getattr(value, "dtype", None)
+    fits = len(sizes) == len(axes) and all(axis in (str(n), *"bchw") for n, axis in zip(sizes, axes))
+    dense = str(getattr(value, "layout", "")) == "torch.strided" and not value.is_meta
+    if not (fits and dense and dtype.is_floating_point):
+        how = f"{getattr(value, 'layout', type(value).__name__)} on {getattr(value, 'device', 'cpu')}"
+        got = quote(value) if dtype is None else f"{sizes} of {dtype}, {how}"
+        asked = f"a tensor of shape ({', '.join(axes)}) of floating-point numbers"
+        raise Refusal(f"{what} must be {asked}, got {got}")
+    return value
+
+
 # --- types and ranges ---------------------------------------------------------------------------------------
 class Range(NamedTuple):
     """The numbers from `low` to `high`, both included; with `above=True` `low` itself is excluded."""
@@ -101,7 +118,7 @@ Depth = Annotated[int, Range(0, 1_000)]  # a number of layers
 
 NAMES = {
     int: "a whole number", float: "a number", str: "a text", bool: "true or false", dict: "an object",
-    list: "a list", tuple: "a list", types.NoneType: "null", Path: "a path",
+    list: "a list", tuple: "a list", types.NoneType: "null", Path: "a path", Callable: "a function",
 }  # fmt: skip
 
 

@@ -7,17 +7,21 @@ import numpy as np
 import pytest
 import torch
 
-from minireflect import inspect, load_pipeline, render, sample_scene
+from minireflect import caption, inspect, load_pipeline, rationale, render, sample_scene
 from minireflect.checkpoints.files import WeightsError
+from minireflect.checkpoints.load import load_checkpoint
+from minireflect.checkpoints.lora import load_lora
 from minireflect.checkpoints.ours import save_pipeline
 from minireflect.diffusion import reflection
 from minireflect.diffusion.reflection import ReflectionConfig, renoise_to
-from minireflect.diffusion.sample import denoise, guided, last
+from minireflect.diffusion.sample import denoise, guided, last, renoise
 from minireflect.diffusion.schedule import Schedule, ScheduleConfig
 from minireflect.models.clip import Matcher, MatcherConfig
+from minireflect.models.lora import LoRAConfig, add_lora
 from minireflect.models.tokenizer import EOS, NoVocabulary, PromptError, Tokenizer
-from minireflect.pipeline import OPPOSITE, SamplerConfig, scored
+from minireflect.pipeline import OPPOSITE, LatentDiffusion, SamplerConfig, scored
 from minireflect.rl.rewards import load_reward
+from minireflect.run import Run
 from minireflect.streams import choices, rng
 from minireflect.world.prompts import all_texts, draw_prompts, near_miss
 from tests.small import TEXTS, brightness, small_pipeline
@@ -158,12 +162,57 @@ def test_blind_rounds_sample_everything_again() -> None:
         ),
         ({"prompts": TEXTS, "latents": [[0.0]]}, ValueError, r"a tensor of shape .*, got \[\[0.0\]\]"),
         ({"prompts": TEXTS, "latents": np.zeros((4, 4, 2, 2))}, ValueError, "a tensor of shape"),
+        (
+            {"prompts": TEXTS, "latents": torch.zeros(4, 4, 4, 4, device="meta")},
+            ValueError,
+            "strided on meta",
+        ),
+        ({"prompts": TEXTS, "latents": torch.zeros(4, 4, 4, 4).long()}, ValueError, "got .* of torch.int64"),
+        ({"prompts": TEXTS, "reward": "clip"}, ValueError, "reward must be a function, got 'clip'"),
         ({"prompts": ["a red ball " * 20]}, PromptError, "words"),
     ],
 )
 def test_bad_requests_are_explained(words: dict, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         small_pipeline().generate(**words)
+
+
+CALLS = {  # of the functions that the documents name, with values that they cannot use
+    "scene must be Scene, got None": lambda pipe, here: render(None),
+    "scene must be Scene, got 'a ball'": lambda pipe, here: caption("a ball"),
+    "scene must be Scene, got 3": lambda pipe, here: rationale(3),
+    r"of shape \(3, 64, 64\), not \(\)": lambda pipe, here: inspect("ball.png"),
+    r"in \[-1, 1\], must be .* of torch.uint8": lambda pipe, here: inspect(render(sample_scene(3)).byte()),
+    r"shape \(b, 4, h, w\) .*, got \(4, 8, 8\)": lambda pipe, here: pipe.decode(torch.zeros(4, 8, 8)),
+    r"shape \(b, 3, h, w\)": lambda pipe, here: pipe.autoencoder.encode(torch.zeros(3, 16, 16)),
+    "cannot use the device nodevice": lambda pipe, here: pipe.to("nodevice"),
+    "cannot use the device gpu": lambda pipe, here: load_reward(device="gpu"),
+    "steps must be a whole number": lambda pipe, here: pipe.table(2.5),
+    "refine must be at least 0": lambda pipe, here: last(renoise(None, torch.ones(1), pipe.table(2), -1)),
+    "prompts must be a list": lambda pipe, here: load_reward()(torch.zeros(1, 3, 64, 64), "a ball"),
+    r"shape \(2, 3, h, w\)": lambda pipe, here: load_reward()(torch.zeros(1, 3, 64, 64), TEXTS[:2]),
+    "such as pipe.unet, not of a Latent": lambda pipe, here: add_lora(pipe, LoRAConfig()),
+    "config must be LoRAConfig, got 4": lambda pipe, here: add_lora(pipe.unet, 4),
+    "its UNet has a LoRA": lambda pipe, here: save_pipeline(lora_in(pipe), here),
+    "strength must be a finite number": lambda pipe, here: load_lora(pipe, here / "a", float("nan")),
+    "target must be LatentDiffusion or UNet": lambda pipe, here: load_lora(pipe.autoencoder, here / "a"),
+    "dtype must be None or one of torch": lambda pipe, here: load_pipeline(here, dtype="fp16"),
+    "image_size must be a whole number": lambda pipe, here: load_pipeline(here, image_size=0),
+    "given must be Given": lambda pipe, here: load_checkpoint(here, None),
+    "not JSON compliant": lambda pipe, here: Run(here / "run", {"lr": float("nan")}),
+}
+
+
+def lora_in(pipe: LatentDiffusion) -> LatentDiffusion:
+    add_lora(pipe.unet, LoRAConfig())
+    return pipe
+
+
+@pytest.mark.parametrize("said", CALLS)
+def test_what_a_documented_function_cannot_use_is_named(said: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=said):
+        CALLS[said](small_pipeline(), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_pipeline_comes_back_from_disk(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ published values of its family (SD 1.x, SD 2.x or SDXL).  Nothing is downloaded.
 """
 
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -22,11 +22,13 @@ from ..models.clip import CLIP, CLIPConfig, TextEncoder, TwoTextEncoders
 from ..models.tokenizer import BytePairs, NoVocabulary, TwoBytePairs
 from ..models.unet import UNet
 from ..pipeline import LatentDiffusion
+from ..ranges import Checked, Size, expect
 from . import names, parts
 from .files import WeightsError, existing, load_into, read_weights, renamed
 from .parts import SD2, SDXL, Family, Part, Published, autoencoder_sizes, read_published, weights_file
 from .stated import check, read_stated
 
+FLOATS = torch.float32, torch.bfloat16, torch.float16, torch.float64
 Dtype, Folder = torch.dtype | None, Place | None
 # The schedule of all Stable Diffusion families, used where a checkpoint states nothing else.
 SD_NOISE = {
@@ -38,15 +40,22 @@ DDIM_LIKE = [f"{name}Scheduler" for name in ["DDIM", "DDPM", "EulerDiscrete", "E
 Words = BytePairs | TwoBytePairs | NoVocabulary
 
 
-class Given(NamedTuple):
+@dataclass(frozen=True)
+class Given(Checked):
     """Values that override those of a Stable Diffusion checkpoint; None = the checkpoint's own."""
 
     # of UNet and text encoder; the autoencoder is always float32, as SDXL's overflows in half precision
-    dtype: Dtype = None
+    dtype: object = None  # a torch.dtype of FLOATS
     tokenizer: Folder = None  # folder of CLIP's vocabulary, for a single file without one beside it
     prediction: Prediction | None = None  # what the UNet predicts: "epsilon", "v" or "x0"
-    image_size: int | tuple[int, int] | None = None  # in pixels: one side of a square, or height and width
+    image_size: Size | tuple[Size, Size] | None = None  # in pixels: one side of a square, or height and width
     vae: Folder = None  # another autoencoder: a folder, or a file in diffusers' or the original layout
+
+    def require(self) -> None:
+        if self.dtype not in (None, *FLOATS):
+            raise ValueError(
+                f"dtype must be None or one of {', '.join(map(str, FLOATS))}, got {self.dtype!r}"
+            )
 
 
 # --- Stable Diffusion ---------------------------------------------------------------------------------------
@@ -56,6 +65,7 @@ def load_checkpoint(path: Place, given: Given = Given()) -> LatentDiffusion:
     Raises WeightsError when a file is missing, when a key is not supported (stated.py), or when tensors do
     not fit; the error names them.
     """
+    expect(given, Given, "given")
     published = read_published(Path(path), None if given.vae is None else Path(given.vae))
     family, found = family_of(published), published.parts
     named = published.index.get("_class_name") or ""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..disk import Place, parse_json
 from ..models.clip import TwoTextEncoders
 from ..models.lora import install, lora_layers, takes_lora
+from ..models.unet import UNet
 from ..pipeline import LatentDiffusion
 from ..ranges import Finite, Positive, all_finite, expect, quote
 from . import files, names
@@ -176,6 +177,7 @@ def load_lora(target: Target, path: Place, strength: float = 1.0) -> Target:
     `strength` multiplies the updates of all adapters.  Raises WeightsError, which names the layers that do
     not fit, and ValueError when a network already has adapters.
     """
+    expect(target, LatentDiffusion | UNet, "target"), expect(strength, Finite, "strength")
     networks = networks_of(target) if isinstance(target, LatentDiffusion) else {"unet": target}
     adapters = read_lora(path, networks["unet"].config.res_blocks)
     whole = nn.ModuleDict({n: m for n, m in networks.items() if any(k.startswith(f"{n}.") for k in adapters)})

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
+from ..ranges import Natural, expect
 from ..streams import sent
 from .ddim import ddim_step, renoise_step
 from .schedule import Schedule, StepTable
@@ -107,7 +108,7 @@ def renoise(eps_fn: EpsFn, x0: Tensor, table: StepTable, refine: int = 0) -> Ite
     of one more network evaluation a step.
     Shapes: x0 (b c h w) at level table.t_prev[-1]; every step yields a latent (b c h w) at level table.t
     """
-    x = x0
+    x, refine = x0, expect(refine, Natural, "refine")
     for i in reversed(range(len(table))):
         t, abar, abar_prev = table.t[i], table.abar[i], table.abar_prev[i]
         with torch.no_grad():

@@ -167,7 +167,7 @@ class Schedule:
         """
         T, offset = self.config.train_steps, self.config.offset
         spacing = expect(spacing or self.config.spacing, Spacing, "spacing")
-        if not 1 <= steps <= T:
+        if not 1 <= (steps := expect(steps, int, "steps")) <= T:
             raise ValueError(f"steps {steps} is outside 1..{T} (train_steps)")
         if spacing == "leading":
             t = torch.arange(steps).flip(0) * (T // steps) + offset

@@ -51,7 +51,7 @@ import torch
 
 from ..diffusion.reflection import moments
 from ..pipeline import LatentDiffusion, Reward
-from ..ranges import Count
+from ..ranges import Count, expect
 from ..rl.advantage import RewardHistory, zero_variance_groups
 from ..rl.collapse import StopRule, statistics, watch
 from ..run import Job
@@ -119,6 +119,8 @@ def train_srrl(
     inspector: `inspector_reward`, or None for real pictures.  It is logged, and never used for training.
     -> the trained pipeline, and the cost of the training
     """
+    for kind, value in {SRRLConfig: config, LatentDiffusion: pipe, Callable: reward, Job: job}.items():
+        expect(value, kind, f"the {kind.__name__} of train_srrl")
     run, seed = job.run, job.seed
     if config.objective == "ppo" and not (config.sigmas(pipe.table(config.steps)) > MIN_SIGMA).any():
         raise ValueError(f"with steps {config.steps} no step draws enough noise for ppo: give more steps")
@@ -128,7 +130,9 @@ def train_srrl(
     for step in run.steps("srrl", config.iterations, learner.networks, learner.optimizer, memory=memory):
         learner.history = RewardHistory(**memory["history"])
         job.watch(step)
-        texts, families = draw(step)
+        texts, families = expect(draw(step), tuple[list[str], list[str]], "what draw(step) returns")
+        if not 0 < len(texts) == len(families):
+            raise ValueError(f"draw({step}) must give prompts and as many families; got {len(texts)} prompts")
         out = replace(rollout(pipe, texts, reward, config, seed, step), families=families)
         stats = learn(learner, out, config.lr_factor(step, config.iterations), rng(seed, "update", step))
         cost = Cost(*memory["cost"]).plus(out.cost).plus(Cost(trained=stats.evaluations))

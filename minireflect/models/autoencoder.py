@@ -48,7 +48,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..ranges import Checked, Depth, Positive, Several, Size, Weight, finite
+from ..ranges import Checked, Depth, Positive, Several, Size, Weight, finite, floats
 from .blocks import Downsample, Layer, Level, PixelAttention, ResBlock, Upsample, require_levels
 
 EPS = 1e-6  # epsilon of the GroupNorms in SD's autoencoder
@@ -130,6 +130,7 @@ class Autoencoder(nn.Module):
         Shapes: images (b 3 h w) -> (b z h/f w/f), (b z h/f w/f)
         """
         f = self.config.factor
+        floats(images, f"b {self.config.in_channels} h w", "images")
         if images.shape[2] % f or images.shape[3] % f:
             raise ValueError(f"pictures of {images.shape[2]} x {images.shape[3]} are not a multiple of {f}")
         mean, logvar = self.quant_conv(self.encoder(images)).chunk(2, dim=1)

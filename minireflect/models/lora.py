@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from ..ranges import Checked, Count, Positive
+from ..ranges import Checked, Count, Positive, expect
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,9 @@ def add_update(layer: Adapted, inputs: tuple[Tensor], y: Tensor) -> Tensor:
 
 
 def lora_layers(module: nn.Module) -> dict[str, Adapted]:
-    """The layers that have an adapter, by name."""
+    """The layers that have an adapter, by name.  Raises ValueError if `module` is no network."""
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"a LoRA is of one network, such as pipe.unet, not of a {type(module).__name__}")
     return {name: layer for name, layer in module.named_modules() if hasattr(layer, "lora")}
 
 
@@ -63,6 +65,7 @@ def add_lora(module: nn.Module, config: LoRAConfig, generator: Generator | None 
     A is drawn on the CPU from `generator`, or from torch's global generator if there is none.  Raises
     ValueError when no layer's name ends in a target, and as `install`.
     """
+    expect(config, LoRAConfig, "config"), lora_layers(module)
     ends = tuple(f".{t}" for t in config.targets)
     chosen = [n for n, _ in module.named_modules() if f".{n}".endswith(ends)]
     for target, end in zip(config.targets, ends):

@@ -31,8 +31,8 @@ from torch import Tensor
 from ..checkpoints.ours import RIG, load_module, or_shipped, weights_folder, words_of
 from ..models.clip import CLIP, Matcher
 from ..models.tokenizer import EOS, BytePairs, Tokenizer, trim, up_to
-from ..pipeline import Reward, scored
-from ..ranges import Refusal, all_finite, finite, quote
+from ..pipeline import Reward, chosen_device, scored
+from ..ranges import Refusal, all_finite, expect, finite, floats, quote
 from ..world.canvas import to_pixels
 from ..world.graphs import SceneGraph
 from ..world.inspector import inspect_all
@@ -50,7 +50,8 @@ def matcher_reward(matcher: Matcher, tokenizer: Tokenizer, batch: int = 256) -> 
     @torch.no_grad()
     def reward(images: Tensor, prompts: list[str]) -> Tensor:
         device = next(matcher.parameters()).device
-        images, ids = images.to(device), tokenizer(prompts).to(device)
+        ids = tokenizer(expect(prompts, list[str], "prompts")).to(device)
+        images = floats(images, f"{len(prompts)} 3 h w", "images").to(device).float()
         parts = [matcher(x, y) for x, y in zip(images.split(batch), ids.split(batch))]
         return finite(torch.sigmoid(torch.cat(parts).float()), "the learned reward of a picture")
 
@@ -89,7 +90,7 @@ def load_matcher(path: Path, device: torch.device | str) -> tuple[Matcher, Token
 
 def load_reward(path: str | Path | None = None, device: torch.device | str = "cpu") -> Reward:
     """The learned reward of a run or of a folder of weights; None for the shipped one."""
-    return matcher_reward(*load_matcher(weights_folder(path) / "reward.safetensors", device))
+    return matcher_reward(*load_matcher(weights_folder(path) / "reward.safetensors", chosen_device(device)))
 
 
 def reward_beside(folder: str | Path, device: torch.device | str = "cpu") -> Reward:

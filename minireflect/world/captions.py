@@ -32,6 +32,7 @@ from functools import cache
 from random import Random
 from typing import NamedTuple
 
+from ..ranges import expect
 from .graphs import NUMBERS, PREDICATES, RELATIONS, SHAPES, THINGS, Entity, GraphError, SceneGraph
 from .laws import LAWS
 from .layout import lay_out
@@ -48,7 +49,7 @@ RELATION_ACCURACY = 0.5
 
 def caption(scene: Scene) -> str:
     """One sentence: every fact of a law's scene, its outcome included; or the objects of an arrangement."""
-    if scene.law != ARRANGEMENT:
+    if expect(scene, Scene, "scene").law != ARRANGEMENT:
         return law_prompt(scene.law, scene.objects, scene.outcome).text
     return " and ".join(f"a {thing.words}" for thing in scene.objects)
 
@@ -197,7 +198,7 @@ def rationale(scene: Scene, style: str = "", rng: Random | None = None) -> str:
         `rng` is given, else the first.
     Raises ValueError if the scene has no such style.
     """
-    styles = ARRANGEMENT_STYLES if scene.law == ARRANGEMENT else LAW_STYLES
+    styles = ARRANGEMENT_STYLES if expect(scene, Scene, "scene").law == ARRANGEMENT else LAW_STYLES
     style = style or (rng.choice(styles) if rng else styles[0])
     if style not in styles:
         raise ValueError(f"no style {style!r} for {scene.law}; there are {', '.join(styles)}")

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
+from ..ranges import floats
 from .canvas import MARGIN, PALETTE, SIZE
 from .captions import caption
 from .graphs import THINGS
@@ -50,8 +51,9 @@ PAPER = np.array(PALETTE["paper"], np.float32) / 255
 
 def inspect(image: Tensor) -> Reading:
     """Read one picture.  Raises ValueError if it has another shape.  Shapes: image (3 64 64) in [-1, 1]"""
-    if (shape := tuple(image.shape)) != (3, SIZE, SIZE):
+    if (shape := tuple(getattr(image, "shape", ()))) != (3, SIZE, SIZE):
         raise ValueError(f"the inspector reads pictures of shape (3, {SIZE}, {SIZE}), not {shape}")
+    floats(image, f"3 {SIZE} {SIZE}", "a picture for the inspector, in [-1, 1],")
     pixels = (image.detach().float().cpu().permute(1, 2, 0).numpy() + 1) / 2  # (64 64 3) in [0, 1]
     if not np.isfinite(pixels).all():
         return Reading(None, 1.0, "the picture has pixels that are not finite numbers")

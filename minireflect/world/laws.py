@@ -24,6 +24,7 @@ from itertools import permutations, product
 import numpy as np
 from torch import Tensor
 
+from ..ranges import expect
 from .canvas import MARGIN, SIZE, Pen, to_tensor
 from .scenes import ARRANGEMENT, COLORS, Object, Objects, Scene
 
@@ -291,4 +292,4 @@ def render_pixels(scene: Scene) -> np.ndarray:
 
 def render(scene: Scene) -> Tensor:
     """The scene as a tensor.  -> (3 64 64) float32 in [-1, 1]"""
-    return to_tensor(render_pixels(scene)[None])[0]
+    return to_tensor(render_pixels(expect(scene, Scene, "scene"))[None])[0]

@@ -52,6 +52,25 @@ def test_the_log_of_an_iteration_by_hand() -> None:
         assert row["latent_std"][i] == pytest.approx(x.std(1, correction=0).mean().item(), rel=1e-5)
 
 
+ONE = [TEXTS[0]]
+ODD = [
+    ({"config": {"iterations": 1}}, "the SRRLConfig of train_srrl must be SRRLConfig, got"),
+    ({"pipe": None}, "the LatentDiffusion of train_srrl must be LatentDiffusion, got None"),
+    ({"reward": "clip"}, "the Callable of train_srrl must be a function, got 'clip'"),
+    ({"draw": lambda step: ONE}, "what draw.step. returns must be a list of 2"),
+    ({"draw": lambda step: ([3], ONE)}, "must be a text, got 3"),
+    ({"draw": lambda step: ([], [])}, r"draw\(0\) must give prompts and as many families; got 0"),
+    ({"draw": lambda step: (ONE, [])}, r"draw\(0\) must give prompts and as many families; got 1"),
+]
+
+
+@pytest.mark.parametrize(("change", "said"), ODD)
+def test_what_the_training_cannot_use_is_named(change: dict, said: str, tmp_path: Path) -> None:
+    given = {"config": CONFIG, "pipe": small_pipeline(), "reward": brightness, "draw": four_texts} | change
+    with pytest.raises(ValueError, match=said):
+        train_srrl(**given, inspector=None, job=Job(Run(tmp_path / "run", {})))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("mode", "advantage"), [("select", "history"), ("blind", "group")])
 def test_the_reward_rises_with_ppo(tmp_path: Path, mode: str, advantage: str) -> None:
