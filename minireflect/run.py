@@ -140,6 +140,7 @@ class Run:
     def __init__(self, folder: str | Path, config: dict, resume: bool = False) -> None:
         self.folder, self.stop_signal, self.made, self.at = Path(folder), 0, [], "the start"
         self.tracking: Tracking | None = None  # set by `train --log`
+        text = json.dumps(config, indent=2, allow_nan=False) + "\n"
         written = self.folder / "config.json"
         try:
             if resume and not written.is_file():
@@ -157,7 +158,7 @@ class Run:
                 self.made = self.made or [self.folder]
             self._recover()
             if not resume:
-                write_text(written, json.dumps(config, indent=2) + "\n")
+                write_text(written, text)
         except OSError as error:
             self.abandon()
             raise RunError(f"cannot write to {folder}: {error.strerror}") from error

@@ -15,6 +15,7 @@ from minireflect.diffusion.reflection import ReflectionConfig, renoise_to
 from minireflect.diffusion.sample import denoise, guided, last
 from minireflect.diffusion.schedule import Schedule, ScheduleConfig
 from minireflect.models.clip import Matcher, MatcherConfig, TextConfig, TextEncoder, TwoTextEncoders
+from minireflect.models.lora import LoRAConfig, add_lora
 from minireflect.models.tokenizer import EOS, NoVocabulary, PromptError, Tokenizer
 from minireflect.models.unet import Added
 from minireflect.pipeline import OPPOSITE, SamplerConfig, scored
@@ -165,6 +166,21 @@ def test_blind_rounds_sample_everything_again() -> None:
 def test_bad_requests_are_explained(words: dict, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         small_pipeline().generate(**words)
+
+
+def test_a_pipeline_with_a_lora_is_not_saved_in_our_files(tmp_path: Path) -> None:
+    """They could not be read back."""
+    pipe = small_pipeline()
+    add_lora(pipe.unet, LoRAConfig())
+    with pytest.raises(WeightsError, match="its UNet has a LoRA: call merge_lora first"):
+        save_pipeline(pipe, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("size", [0, -8, (32,), (32, 32, 32), 2.5])
+def test_a_size_of_pictures_is_one_number_or_two(size: object, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="image_size must be a whole number"):
+        load_pipeline(tmp_path, image_size=size)
 
 
 def test_a_pipeline_comes_back_from_disk(tmp_path: Path) -> None:

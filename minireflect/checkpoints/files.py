@@ -137,9 +137,9 @@ def is_torch(path: Path) -> bool:
     A safetensors file begins with 8 bytes of length and a brace, and may have the suffix of a torch file.
     """
     with open(path, "rb") as file:
-        start = file.read(9)
-    mislabelled = path.suffix == ".safetensors" and start.startswith((b"PK", b"\x80"))
-    return start[8:] != b"{" and (path.suffix in (".ckpt", ".pt", ".pth", ".bin") or mislabelled)
+        start, suffix = file.read(9), path.suffix.lower()
+    mislabelled = suffix == ".safetensors" and start.startswith((b"PK", b"\x80"))
+    return start[8:] != b"{" and (suffix in (".ckpt", ".pt", ".pth", ".bin") or mislabelled)
 
 
 @contextmanager
@@ -195,8 +195,11 @@ def _read_torch(path: Path) -> Tensors:
             archive = torch._C.PyTorchFileReader(str(path))
             if archive.has_record("constants.pkl"):
                 return _read_script(path, archive)
-        # files from before torch 1.6, which are not zip files, cannot be mapped into memory
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+        # Only zip files can be mapped into memory, which those from before torch 1.6 are not.  A name that
+        # ends in .safetensors makes recent torch read that format instead; an open file has no name.
+        mapped = is_zipfile(path) and path.suffix != ".safetensors"
+        with open(path, "rb") as file:
+            content = torch.load(path if mapped else file, "cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         named = re.search(r"(?:GLOBAL|global) (\S+)", str(error).replace("\n", " "))
         what = f"it uses {named[1]}" if named else "it contains more than tensors"
@@ -207,10 +210,12 @@ def _read_torch(path: Path) -> Tensors:
         raise WeightsError(f"{path} is truncated or not a torch file: {first}") from error
     for key in ("state_dict", "model_state_dict", "model", "module"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
+            for name in filter(re.compile(r"(?i)(.*_)?ema(_.*)?").fullmatch, map(str, content)):
+                warnings.warn(f"{path}: its averaged weights ({quote(name)}) are ignored", stacklevel=5)
             content = content[key]
     if not isinstance(content, dict):
         raise WeightsError(f"{path} holds a {type(content).__name__}, expected a dict of tensors by name")
-    content = {name: value for name, value in content.items() if isinstance(name, str)}
+    content = {str(name): value for name, value in content.items()}
     for name, value in content.items():  # the alpha of a LoRA may be a number; others are dropped
         if name.endswith("alpha") and isinstance(value, int | float | str):
             with named_as(str(path), Refusal):

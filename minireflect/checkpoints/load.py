@@ -9,8 +9,8 @@ published values of its family (SD 1.x, SD 2.x or SDXL).  Nothing is downloaded.
 """
 
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -22,6 +22,7 @@ from ..models.clip import CLIP, CLIPConfig, TextEncoder, TwoTextEncoders
 from ..models.tokenizer import BytePairs, NoVocabulary, TwoBytePairs
 from ..models.unet import UNet
 from ..pipeline import LatentDiffusion
+from ..ranges import Checked, Size
 from . import names, parts
 from .files import WeightsError, existing, load_into, read_weights, renamed
 from .parts import SD2, SDXL, Family, Part, Published, autoencoder_sizes, read_published, weights_file
@@ -38,14 +39,15 @@ DDIM_LIKE = [f"{name}Scheduler" for name in ["DDIM", "DDPM", "EulerDiscrete", "E
 Words = BytePairs | TwoBytePairs | NoVocabulary
 
 
-class Given(NamedTuple):
+@dataclass(frozen=True)
+class Given(Checked):
     """Values that override those of a Stable Diffusion checkpoint; None = the checkpoint's own."""
 
     # of UNet and text encoder; the autoencoder is always float32, as SDXL's overflows in half precision
-    dtype: Dtype = None
+    dtype: object = None  # a torch.dtype
     tokenizer: Folder = None  # folder of CLIP's vocabulary, for a single file without one beside it
     prediction: Prediction | None = None  # what the UNet predicts: "epsilon", "v" or "x0"
-    image_size: int | tuple[int, int] | None = None  # in pixels: one side of a square, or height and width
+    image_size: Size | tuple[Size, Size] | None = None  # in pixels: one side of a square, or height and width
     vae: Folder = None  # another autoencoder: a folder, or a file in diffusers' or the original layout
 
 
@@ -58,6 +60,9 @@ def load_checkpoint(path: Place, given: Given = Given()) -> LatentDiffusion:
     """
     published = read_published(Path(path), None if given.vae is None else Path(given.vae))
     family, found = family_of(published), published.parts
+    named = published.index.get("_class_name") or ""
+    if named.startswith("StableDiffusion") and ("XL" in named) != (family is SDXL):
+        raise WeightsError(f"{path}: model_index.json says {named}, but its networks are of {family.name}")
     if {given.dtype, stored := _stored(found["unet"])} == {torch.float16, torch.bfloat16}:
         said = f"it is stored in {stored}, and {given.dtype} is asked for: its numbers are rounded twice"
         warnings.warn(f"{found['unet'].source}: {said}".replace("torch.", ""), stacklevel=3)
@@ -114,7 +119,7 @@ def _tokenizer(path: Path, pads: tuple, encoder: nn.Module, length: int, given: 
         beside = [f for f in beside if (f / "tokenizer.json").is_file() or (f / "vocab.json").is_file()]
         if given is None and not beside:
             return NoVocabulary(path, n * length)
-        folders = [Path(given or beside[0])] * n
+        folders = [Path(beside[0] if given is None else given)] * n
     each, tokens = [], [m.num_embeddings for name, m in encoder.named_modules() if name.endswith("token")]
     for folder, pad, known in zip(folders, pads, tokens):
         if len(words := vocabulary(folder, length, pad)) > known:
@@ -151,6 +156,8 @@ def _schedule(published: Published, prediction: Prediction | None, family: Famil
     if kind not in ("DDIMScheduler", "DDPMScheduler", "HeunDiscreteScheduler"):
         known.pop("clip_sample", None)  # the other schedulers ignore it
     known = check("scheduler", known, f"{path} (scheduler)")
+    if kind not in (None, "DDIMScheduler", "PNDMScheduler"):
+        known["set_alpha_to_one"] = True  # the others ignore this key, which SDXL's folder has beside Euler's
     own = [key for key, value in known.items() if key.startswith("use_") and value]  # other noise levels
     if kind and (own or kind not in DDIM_LIKE):
         asked = f"{kind} with {', '.join(own)}" if own else kind

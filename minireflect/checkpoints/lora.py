@@ -8,6 +8,7 @@ the file must fit.
 """
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -40,6 +41,8 @@ WORDS = """(?x) (?:down|up|mid|transformer|input|middle|output)_blocks? | time_e
 # A table from the tensor names of all tools to NETWORK.LAYER/A, NETWORK.LAYER/B or NETWORK.LAYER/alpha.
 SPELLINGS = [
     (r"^((base_model\.)?model\.|diffusion_model\.)+", ""),
+    (r"^text_encoders\.clip_[lh]\.transformer\.", "text_encoder."),  # ComfyUI's own, as clip_g
+    (r"^text_encoders\.clip_g\.transformer\.", "text_encoder_2."),
     (r"^lora_(unet|te[12]?)_([^.]+)", lambda m: ".".join([KOHYA[m[1]], *re.findall(WORDS, m[2])])),
     (r"^(?=(text_model|encoder)\.)", "text_encoder."), (r"^(?!(unet|text_encoder(_2)?)\.)", "unet."),
     (r"\.processor\b", ""), (r"([._]lora(_linear_layer)?([._](A|B|down|up))?)?\.(lora_)?alpha$", "/alpha"),
@@ -81,6 +84,8 @@ def read_lora(path: Place, res_blocks: int = 2) -> dict[str, Adapter]:
     block numbers of the original code.
     Raises WeightsError when a tensor is not part of a LoRA, or is not supported; the error names it.
     """
+    if all(any(Path(path).glob(f"{stem}.*")) for stem in STEMS):
+        raise WeightsError(f"{path} has two LoRAs, {' and '.join(STEMS)}; give the path of one of the files")
     path = weights_file(Path(path), STEMS)
     tensors = files.read_weights(path)
     check_names("LoRA", tensors, path)
@@ -108,8 +113,8 @@ def read_lora(path: Place, res_blocks: int = 2) -> dict[str, Adapter]:
         table = unet if network == "unet" else names.TRANSFORMERS_CLIP_TEXT
         for theirs, name in new_names(inside, [(r"$", ".lora"), *table, (r"\.lora$", "")], path).items():
             A, B, alpha = _numbers(f"{path} has {theirs}", inside[theirs])
-            scale = ours.get(name) or _scale(stated[network], theirs, len(A), alpha)
-            adapters[f"{network}.{name}"] = Adapter(A, B / ours.get(name, 1.0), scale)
+            scale = _scale(path, stated[network], theirs, (len(A), alpha))
+            adapters[f"{network}.{name}"] = Adapter(A, B / ours.get(name, 1.0), ours.get(name, scale))
     return adapters
 
 
@@ -120,8 +125,10 @@ def _numbers(source: str, found: dict[str, Tensor]) -> tuple[Tensor, Tensor, flo
     if not matrices or (alpha is not None and (alpha.numel() != 1 or alpha.is_complex())):
         shapes = ", ".join(f"{kind} {tuple(t.shape)} {t.dtype}" for kind, t in found.items())
         raise WeightsError(f"{source} with {shapes}; expected matrices of finite numbers, and one alpha")
-    if A.ndim == 4 and A.shape[2:] != (1, 1):
+    if max(A.shape[2:] + B.shape[2:], default=1) > 1:
         raise WeightsError(f"{source}, a convolution LoRA of shape {tuple(A.shape)}; only 1x1 is supported")
+    if len(A) != B.shape[1]:
+        raise WeightsError(f"{source} with A of rank {len(A)}, but B of rank {B.shape[1]}")
     with named_as(source, ValueError):
         alpha = None if alpha is None else expect(float(alpha), Finite, "alpha")
     return A.flatten(1), B.flatten(1).float(), alpha
@@ -137,20 +144,30 @@ def _configuration(path: Path, about: dict[str, str], peft: bool) -> dict[str, d
     return {name: check("LoRA's configuration", c, "its configuration") for name, c in found.items()}
 
 
-def _scale(config: dict, layer: str, rank: int, alpha: float | None) -> float:
-    """alpha / r, or alpha / sqrt(r) with `use_rslora` (arXiv 2312.03732).
+def _scale(path: Path, config: dict, layer: str, found: tuple[int, float | None]) -> float:
+    """alpha / r, or alpha / sqrt(r) with `use_rslora` (arXiv 2312.03732); `found` are those of the tensors.
 
     Without a tensor alpha, `alpha_pattern` or `lora_alpha` in the configuration state it; otherwise it is r.
-    A pattern matches the end of a layer's name, as in peft.
+    Raises WeightsError when the configuration states another r or alpha than the tensors.
     """
-    patterns, general = config.get("alpha_pattern") or {}, config.get("lora_alpha")
-    if alpha is None:
-        with named_as(f"alpha_pattern {quote(list(patterns))}", re.error, OverflowError, RecursionError):
-            if any(re.search(r"\)[*+?{]", p) or len(re.findall(r"[*+?({]", p)) > 4 for p in patterns):
-                raise re.error("repeated groups, or more than four repetitions, may take too long")
-            found = [value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", layer)]
-        alpha = found[0] if found else rank if general is None else general
+    rank, alpha = found
+    for what, key, has in (("rank", "r", rank), ("alpha", "lora_alpha", alpha)):
+        said = _matched(config, f"{what}_pattern", layer, config.get(key))
+        if None not in (has, said) and not math.isclose(has, said, rel_tol=4e-3):  # alpha may be in bfloat16
+            odd = f"{what} {has:g}, but its configuration says {said:g} ({what}_pattern or {key})"
+            raise WeightsError(f"{path}: the tensors of {layer} have {odd}")
+    alpha = next(value for value in (alpha, said, rank) if value is not None)
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)
+
+
+def _matched(config: dict, key: str, layer: str, general: float | None) -> float | None:
+    """The value of the first pattern that matches the end of a layer's name, as in peft; else `general`."""
+    patterns = config.get(key) or {}
+    with named_as(f"{key} {quote(list(patterns))}", re.error, OverflowError, RecursionError):
+        if any(re.search(r"\)[*+?{]", p) or len(re.findall(r"[*+?({]", p)) > 4 for p in patterns):
+            raise re.error("repeated groups, or more than four repetitions, may take too long")
+        found = (value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", layer))
+        return next(found, general)
 
 
 def load_lora(target: Target, path: Place, strength: float = 1.0) -> Target:
@@ -159,6 +176,7 @@ def load_lora(target: Target, path: Place, strength: float = 1.0) -> Target:
     `strength` multiplies the updates of all adapters.  Raises WeightsError, which names the layers that do
     not fit, and ValueError when a network already has adapters.
     """
+    expect(strength, Finite, "strength")
     networks = networks_of(target) if isinstance(target, LatentDiffusion) else {"unet": target}
     adapters = read_lora(path, networks["unet"].config.res_blocks)
     whole = nn.ModuleDict({n: m for n, m in networks.items() if any(k.startswith(f"{n}.") for k in adapters)})

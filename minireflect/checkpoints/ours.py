@@ -21,6 +21,7 @@ from ..diffusion.schedule import Schedule, ScheduleConfig
 from ..disk import Place, parse_json
 from ..models.autoencoder import Autoencoder, AutoencoderConfig, Codec, VQAutoencoder, VQConfig
 from ..models.clip import Matcher, MatcherConfig, TextConfig, TextEncoder
+from ..models.lora import lora_layers
 from ..models.reasongen import ReasonGen, ReasonGenConfig
 from ..models.tokenizer import NoVocabulary, Tokenizer
 from ..models.transformer import Actor, ActorConfig
@@ -127,6 +128,8 @@ def load_pipeline(path: Place | None = None, unet: str = "unet", **given: object
 
 def save_pipeline(pipe: LatentDiffusion, folder: Path, parts: tuple[str, ...] = PARTS) -> None:
     """Write each of `parts` as FOLDER/PART.safetensors.  Raises WeightsError for a published checkpoint."""
+    if lora_layers(pipe.unet):
+        raise WeightsError("its UNet has a LoRA: call merge_lora first, or save it with save_lora")
     if not isinstance(pipe.tokenizer, Tokenizer):
         raise WeightsError("a published checkpoint is not saved in our files; save its LoRA with save_lora")
     words, schedule = " ".join(pipe.tokenizer.words), json.dumps(asdict(pipe.schedule.config))

@@ -80,7 +80,9 @@ class Part(NamedTuple):
 
     def agrees(self, has: dict) -> None:
         """Raises WeightsError when the configuration states another value of a key than the tensors have."""
-        if odd := [key for key in has if self.config.get(key, has[key]) != has[key]]:
+        stated = {key: self.config[key] for key in has if key in self.config}
+        one = {key: [has[key]] * len(each) for key, each in stated.items() if isinstance(each, list)}
+        if odd := [key for key, said in stated.items() if said not in (has[key], one.get(key, has[key]))]:
             said = f"states {odd[0]} = {self.config[odd[0]]!r}, but its tensors are of {has[odd[0]]!r}"
             raise WeightsError(f"config.json beside {self.source} {said}")
 
@@ -205,7 +207,7 @@ def _known_of(path: Path, whole: Tensors) -> dict:
     text = read_text(about) if (about := path.with_suffix(".yaml")).is_file() else ""
     text = re.sub(r"(?m)(^|\s)#.*", "", text)  # comments
     said = re.findall(rf"\b({'|'.join(YAML)})(?:[\"']? *: *[\"']?|\.)([-+.\w]+)", text)
-    known = {"prediction_type": read_metadata(path).get("modelspec.prediction_type")}
+    known: dict = {}
     with files.named_as(f"{path}, or {about.name} beside it", ValueError, RuntimeError):
         for key, value in reversed(said):  # the first of several values remains
             kind = str if value.isidentifier() else int if value.isdigit() else float
@@ -217,7 +219,12 @@ def _known_of(path: Path, whole: Tensors) -> dict:
     if odd := [layer for layer in layers if layer not in (*usual, "null")]:
         only = f"only {' '.join(usual)} is supported; remove it, and give --clip-skip if it is needed"
         raise WeightsError(f"{about} asks for layer {odd[0]} of the text encoder, but {only}")
-    known |= {"prediction_type": "v"} if "v_pred" in whole else {}
+    marked = "v" if "v_pred" in whole else None
+    types = [read_metadata(path).get("modelspec.prediction_type"), known.get("prediction_type"), marked]
+    if len({THEIRS.get(each, each) for each in types if each}) > 1:
+        which = "its metadata, the .yaml file beside it and its tensors disagree about what its UNet predicts"
+        warnings.warn(f"{path}: {which}; the last of {types} is used, or give --prediction", stacklevel=5)
+    known |= {"prediction_type": next(filter(None, reversed(types)), None)}
     known = {key: THEIRS.get(value, value) for key, value in known.items() if value not in (None, "")}
     return known | ({"rescale_betas_zero_snr": True} if "ztsnr" in whole else {})
 
@@ -227,10 +234,11 @@ def warn_of_metadata(path: Path, layer: str = "1") -> None:
 
     `layer` is the usual layer of the family's text encoder, counted from the end.
     """
-    usual = {"modelspec.encoder_layer": layer, "ss_clip_skip": layer, "ss_zero_terminal_snr": "False"}
+    usual = {"modelspec.encoder_layer": layer, "ss_clip_skip": layer, "ss_zero_terminal_snr": "False",
+             "modelspec.timestep_range": "0,1000"}  # fmt: skip
     for key, value in read_metadata(path).items():
         if key in usual and value not in (usual[key], "None", ""):
-            skip = "" if "snr" in key else "; give --clip-skip, this number minus 1"
+            skip = "" if re.search("snr|range", key) else "; give --clip-skip, this number minus 1"
             warnings.warn(f"{path} asks for {key} {quote(value)}, which is not applied{skip}", stacklevel=5)
 
 
@@ -242,20 +250,27 @@ ENDINGS = r"(?:\.(\w+))?\.(safetensors|bin)(\.index(?:\.(\w+))?\.json)?"
 def weights_file(path: Path, stems: tuple[str, ...] = STEMS) -> Path:
     """The path itself if it is a file; in a folder, the file of weights (or its index) with one of the stems.
 
-    Prefers safetensors to torch files, and full precision to half.  Raises WeightsError if there is none.
+    Prefers safetensors to torch files, and full precision to half.  Raises WeightsError if there is none, or
+    if there are several other variants.
     """
     if not path.is_dir():
         return files.existing(path)
 
     def order(match: re.Match) -> tuple:
-        variant = match[1] or match[4]
-        return match[2] == "bin", [None, "fp16", variant].index(variant), not match[3]
+        return match[2] == "bin", [None, "fp16", variant(match)].index(variant(match)), not match[3]
+
+    def variant(match: re.Match) -> str | None:
+        return match[1] or match[4]
 
     here = sorted(file.name for file in path.iterdir() if file.is_file())
     if not (found := [m for name in here if (m := re.fullmatch(rf"(?:{'|'.join(stems)}){ENDINGS}", name))]):
         has = ", ".join(sorted(file.name for file in path.iterdir())[:3]) or "no files"
         raise WeightsError(f"{path} has no {stems[0]}.safetensors or other file of weights; it has {has}")
-    return path / min(found, key=order)[0]
+    best = min(found, key=order)
+    same = [m for m in found if order(m)[:2] == order(best)[:2]]
+    if other := [m[0] for m in same if variant(m) != variant(best)]:
+        raise WeightsError(f"{path} has {best[0]} and {other[0]}, and nothing says which; keep one of them")
+    return path / best[0]
 
 
 # --- sizes --------------------------------------------------------------------------------------------------
@@ -278,8 +293,11 @@ def unet_sizes(part: Part, family: Family) -> UNetConfig:
     keys, added = part.ending("cross_attn.k.weight"), part.ending("added.fc1.weight")
     size_width = config.get("addition_time_embed_dim") or 256
     attends = "CrossAttn" if "mid.layers.0.attn.norm.weight" in part.tensors else ""
+    res_blocks, linear = part.count(r"down\.0\.layers\.(\d+)\."), len(part.ending(PROJECTION)) == 2
     has = {"mid_block_type": f"UNetMidBlock2D{attends}" if part.count(r"mid\.layers\.(\d+)\.") else None,
-           "addition_embed_type": "text_time" if added else None}  # fmt: skip
+           "addition_embed_type": "text_time" if added else None, "in_channels": 4, "out_channels": 4,
+           "block_out_channels": list(channels), "layers_per_block": res_blocks}  # fmt: skip
+    has |= {"cross_attention_dim": keys[1], "use_linear_projection": linear} if keys else {}
     depths, key = [max(level, default=0) for level in down], "transformer_layers_per_block"
     each = config[key] if isinstance(config.get(key), list) else [config.get(key)] * len(depths)
     if any(n and isinstance(k, int) and n != k for n, k in zip(depths, each)):
@@ -288,10 +306,10 @@ def unet_sizes(part: Part, family: Family) -> UNetConfig:
     part.agrees(has)
     return UNetConfig(
         channels, tuple(depths[0] for depths in down), part.count(r"mid\.layers\.0\.attn\.blocks\.(\d+)\."),
-        context_width=keys[1] if keys else 0, res_blocks=part.count(r"down\.0\.layers\.(\d+)\."),
+        context_width=keys[1] if keys else 0, res_blocks=res_blocks,
         heads=heads, head_width=head_width, groups=config.get("norm_num_groups") or 32,
         pooled_width=added[1] - 6 * size_width if added else None, size_width=size_width,
-        use_linear_projection=len(part.ending(PROJECTION)) == 2,
+        use_linear_projection=linear,
         mid_blocks=part.count(r"mid\.layers\.(\d+)\."), down=down, up=up,
     )  # fmt: skip
 
@@ -317,16 +335,22 @@ def autoencoder_sizes(part: Part, family: Family) -> AutoencoderConfig:
         mid_attention="encoder.mid.layers.0.attn.norm.weight" in part.tensors,
         mean=mean, std=config.get("latents_std") or (),
     )  # fmt: skip
-    part.agrees({"mid_block_add_attention": sizes.mid_attention, "layers_per_block": sizes.res_blocks})
+    part.agrees({"mid_block_add_attention": sizes.mid_attention, "layers_per_block": sizes.res_blocks,
+                 "block_out_channels": list(sizes.channels), "latent_channels": z})  # fmt: skip
     if bool(config.get("latents_mean")) != bool(config.get("latents_std")):
         raise WeightsError(f"{part.source} states only one of latents_mean and latents_std; give both")
     return sizes
 
 
-def _transformer_sizes(part: Part, width: int, heads: int) -> dict:
-    """Fields that TextConfig and VisionConfig share; `heads` is used if the configuration states none."""
+def _transformer_sizes(part: Part, width: int, heads: int, **sizes: int) -> dict:
+    """Fields that TextConfig and VisionConfig share; `heads` is used if the configuration states none.
+
+    Raises WeightsError when the configuration states another width or other `sizes` than the tensors.
+    """
+    hidden = part.shape("blocks.0.fc1.weight")[0]
+    part.agrees({"hidden_size": width, "intermediate_size": hidden, **sizes})
     return dict(
-        width=width, layers=part.count(r"blocks\.(\d+)\."), hidden=part.shape("blocks.0.fc1.weight")[0],
+        width=width, layers=part.count(r"blocks\.(\d+)\."), hidden=hidden,
         heads=part.config.get("num_attention_heads") or heads,
         quick_gelu={"quick_gelu": True, "gelu": False}[part.config["hidden_act"]],
     )  # fmt: skip
@@ -338,10 +362,11 @@ def text_sizes(part: Part, penultimate: bool = False) -> TextConfig:
     eos = part.config.get("eos_token_id", 2)
     eos = min(vocabulary - 1, 49_407) if eos == 2 else eos  # 2 is an error in older files; CLIP's is 49,407
     projection = None if part.prefix else part.tensors.get("text_projection.weight")
+    length, heads = part.shape("position.weight")[0], max(1, width // 64)  # published: 64 channels a head
     return TextConfig(
-        vocabulary, eos, part.shape("position.weight")[0], penultimate=penultimate,
+        vocabulary, eos, length, penultimate=penultimate,
         projection=None if projection is None else len(projection),
-        **_transformer_sizes(part, width, max(1, width // 64)),  # published encoders have 64 channels a head
+        **_transformer_sizes(part, width, heads, vocab_size=vocabulary, max_position_embeddings=length),
     )  # fmt: skip
 
 
@@ -362,8 +387,9 @@ def vision_sizes(part: Part, pictures: dict) -> VisionConfig:
     if odd := [key for key in whole if pictures.get(key) not in (None, size, whole[key])]:
         asked = f"{odd[0]} = {quote(pictures[odd[0]])}, which is refused: its pictures have sides of {size}"
         raise WeightsError(f"the configuration of pictures beside {part.source} asks for {asked}")
+    heads = VISION_HEADS.get(width, max(1, width // 64))
     return VisionConfig(
         size, patch, mean=tuple(2 * m - 1 for m in mean) if mean else OPENAI_MEAN,
         std=tuple(2 * s for s in std) if std else OPENAI_STD,
-        **_transformer_sizes(part, width, VISION_HEADS.get(width, max(1, width // 64))),
+        **_transformer_sizes(part, width, heads, image_size=size, patch_size=patch),
     )  # fmt: skip

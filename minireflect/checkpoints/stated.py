@@ -53,17 +53,19 @@ TYPES = {key: kind for kind, keys in {
     bool: "quick_gelu", list | None: "scheduler", float: "beta_start beta_end", Natural: "num_hidden_layers",
     bool | None: "rescale_betas_zero_snr force_zeros_for_empty_prompt set_alpha_to_one use_rslora",
     str | None: "beta_schedule hidden_act prediction_type timestep_spacing final_sigmas_type _class_name",
-    Count: "heads head_width width", Count | None: "norm_num_groups addition_time_embed_dim",
+    Count: "heads head_width width r", Count | None: "norm_num_groups addition_time_embed_dim",
     Count | None | list[Count]: "num_attention_heads attention_head_dim",
     Count | None | tuple[Count, Count]: "sample_size", Natural | None: "eos_token_id steps_offset",
     Annotated[int, Range(1, 100_000)]: "num_train_timesteps", float | None: "shift_factor lora_alpha",
     Positive | None: "scaling_factor model_max_length", dict[str, dict] | None: "added_tokens_decoder",
     list[float] | None: "image_mean image_std mean std latents_mean latents_std",
-    dict[str, float] | None: "alpha_pattern rank_pattern", dict | None: "text_config vision_config "
-    "text_config_dict vision_config_dict model_cfg text_cfg vision_cfg preprocess_cfg",
+    dict[str, float] | None: "alpha_pattern", dict[str, Count] | None: "rank_pattern",
+    dict | None: "text_config vision_config text_config_dict vision_config_dict model_cfg text_cfg "
+    "vision_cfg preprocess_cfg",
 }.items() for key in keys.split()}
 # Keys whose value may be a list of accepted values.
-LISTS = "unet vae text_encoder text_encoder_2 down_block_types up_block_types only_cross_attention"
+LISTS = """unet vae text_encoder text_encoder_2 tokenizer tokenizer_2 down_block_types up_block_types
+    only_cross_attention"""
 ABOUT = "_.* transformers_version torch_dtype dtype architectures "  # diffusers ignores what begins with _
 # Keys that transformers writes into every configuration, most of them for language models.
 GENERIC = ABOUT + """initializer_(range|factor) attention_dropout dropout logit_scale_init_value torchscript
@@ -90,15 +92,17 @@ DIT = "Stable Diffusion 3, Flux or another model whose network is a transformer,
 REFINER = "SDXL's refiner, which only finishes the pictures of another model"
 BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D")
 TEXTS = ("transformers", "CLIPTextModel", "CLIPTextModelWithProjection", None)
+WORDS = ("transformers", "CLIPTokenizer", "CLIPTokenizerFast", "TokenizersBackend", None)
 KINDS: dict[str, Table] = {
     "model_index.json": {
         r"_class_name": Rule("refused", "not Stable Diffusion 1.x, 2.x or SDXL from a prompt alone", (
             "StableDiffusionPipeline", "StableDiffusionXLPipeline", "DiffusionPipeline",
             "StableDiffusionImg2ImgPipeline", "StableDiffusionXLImg2ImgPipeline"))}
-    | table("tokenizer tokenizer_2 scheduler force_zeros_for_empty_prompt",
+    | table("scheduler force_zeros_for_empty_prompt",
             ABOUT + "safety_checker requires_safety_checker image_encoder feature_extractor add_watermarker "
             "watermark requires_aesthetics_score", vae=("diffusers", "AutoencoderKL", None),
-            unet=("diffusers", "UNet2DConditionModel", None), text_encoder=TEXTS, text_encoder_2=TEXTS),
+            unet=("diffusers", "UNet2DConditionModel", None), text_encoder=TEXTS, text_encoder_2=TEXTS,
+            tokenizer=WORDS, tokenizer_2=WORDS),
     "scheduler": {
         r"_class_name": Rule("refused", "EDM, flow and consistency models need special samplers", (
             None, *(f"{name}Scheduler" for name in DISCRETE.split())))}
@@ -139,7 +143,7 @@ KINDS: dict[str, Table] = {
         "additional_special_tokens extra_special_tokens is_local local_files_only add_.*_token " + ABOUT,
         do_lower_case=YES, padding_side=("right", None), truncation_side=("right", None),
         bos_token=(BEGIN_TEXT, None), eos_token=(END_TEXT, None),
-        tokenizer_class=("CLIPTokenizer", "CLIPTokenizerFast", "TokenizersBackend", None)),
+        tokenizer_class=WORDS[1:]),
     "open_clip": table("model_cfg preprocess_cfg", "custom_text tags name"),
     "open_clip's model_cfg": table("quick_gelu text_cfg vision_cfg",
         "embed_dim init_logit_scale output_dict cast_dtype", custom_text=(False, None)),
@@ -180,7 +184,7 @@ KINDS: dict[str, Table] = {
     "LoRA's configuration": table("lora_alpha alpha_pattern use_rslora", ABOUT + "r rank_pattern task_type "
         "auto_mapping peft_version base_model_name_or_path revision inference_mode target_modules "
         "exclude_modules lora_dropout layers_to_transform layers_pattern megatron_config megatron_core "
-        "loftq_config eva_config qalora_group_size runtime_config ensure_weight_tying arrow_config",
+        "loftq_config eva_config qalora_group_size runtime_config ensure_weight_tying",
         peft_type=("LORA", None), bias=("none", None),
         init_lora_weights=(True, False, None, "gaussian", "eva", "orthogonal"))
     | refused("a DoRA: a LoRA with column lengths", "use_dora"),

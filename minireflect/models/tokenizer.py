@@ -167,17 +167,16 @@ def _engine(folder: Path) -> "tokenizers.Tokenizer":  # noqa: F821  imported bel
 
     try:
         ids, pairs, is_single = _vocabulary(folder)
-        if is_single:
-            engine = Engine.from_str(read_text(folder / "tokenizer.json"))
-            engine.no_padding(), engine.no_truncation()
-        else:
-            engine = Engine(models.BPE(ids, pairs, unk_token=END_TEXT, end_of_word_suffix="</w>"))
-            spaces = normalizers.Replace(Regex(r"\s+"), " ")
-            engine.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
-            pieces = pre_tokenizers.Split(Regex(PIECES), behavior="removed", invert=True)
-            as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False)
-            engine.pre_tokenizer = pre_tokenizers.Sequence([pieces, as_bytes])
-            engine.add_special_tokens([t for t in (BEGIN_TEXT, END_TEXT) if t in ids])
+        model = models.BPE(ids, pairs, unk_token=END_TEXT, end_of_word_suffix="</w>")
+        engine = Engine.from_str(read_text(folder / "tokenizer.json")) if is_single else Engine(model)
+        engine.no_padding(), engine.no_truncation()
+        engine.model = model  # as in transformers, tokenizer.json states only the vocabulary
+        spaces = normalizers.Replace(Regex(r"\s+"), " ")
+        engine.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
+        pieces = pre_tokenizers.Split(Regex(PIECES), behavior="removed", invert=True)
+        as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        engine.pre_tokenizer = pre_tokenizers.Sequence([pieces, as_bytes])
+        engine.add_special_tokens([t for t in (BEGIN_TEXT, END_TEXT) if t in ids])
         made = {"".join(pair) for pair in pairs} | _add_tokens(engine, folder)
         if lost := [t for t in ids if len(t.removesuffix("</w>")) > 1 and t not in made]:
             raise Refusal(f"none of its merges gives its token {quote(lost[0])}")
@@ -195,15 +194,21 @@ def _vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, ...]], bo
     Raises PromptError if there are none, and Refusal if an id or a merge is damaged.
     """
     vocabulary, merges, single = (folder / name for name in ("vocab.json", "merges.txt", "tokenizer.json"))
+    whole = _json(single)
+    model = expect(whole.get("model") or {}, dict, f"model in {single}")
+    theirs = expect(model.get("vocab") or {}, dict, f"vocab in {single}")
     if is_single := not (vocabulary.is_file() and merges.is_file()):
         if not single.is_file():
             raise PromptError(f"{folder} has neither tokenizer.json nor vocab.json with merges.txt")
-        model = expect(_json(single).get("model"), dict, f"model in {single}")
-        ids, lines = model.get("vocab"), model.get("merges")
+        ids, lines = theirs, model.get("merges")
     else:
         ids, lines = _json(vocabulary), read_text(merges).split("\n")
         lines = [line.removesuffix("\r") for line in lines[lines[0].startswith("#version") :] if line.strip()]
     ids, lines = expect(ids, dict[str, Natural], "vocab"), expect(lines, list, "merges")
+    if left := [key for key in ("padding", "truncation") if "'Left'" in str(whole.get(key))]:
+        raise Refusal(f"{single} asks for {left[0]} on the left, which is refused")
+    if odd := [token for token, i in ids.items() if theirs.get(token, i) != i]:
+        raise Refusal(f"{vocabulary.name} and {single.name} have other ids for {quote(odd[0])}")
     pairs = [tuple(line.split(" ") if isinstance(line, str) else line) for line in lines]
     if odd := [pair for pair in pairs if len(pair) != 2 or not all(pair)]:
         raise Refusal(f"a merge must be two words, got {quote(' '.join(odd[0]))}")

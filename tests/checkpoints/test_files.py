@@ -181,8 +181,9 @@ def test_weights_that_are_not_finite_are_named_and_not_loaded(value: float) -> N
     net, tensors = network(), filled(1.0)
     before = {name: t.clone() for name, t in net.state_dict().items()}
     tensors["2.weight"][1, 2] = value
-    with pytest.raises(WeightsError, match=r"not finite 2\.weight"):
-        load_into(net, tensors)
+    for kind in (torch.float32, torch.float16, torch.float8_e5m2):
+        with pytest.raises(WeightsError, match=r"not finite 2\.weight"):
+            load_into(net, tensors | {"2.weight": tensors["2.weight"].to(kind)})
     assert all(torch.equal(before[name], t) for name, t in net.state_dict().items())
 
 
@@ -236,6 +237,25 @@ def test_the_tensors_of_a_torchscript_archive_are_read(make: Callable, tmp_path:
     found = read_weights(tmp_path / "ViT.pt")
     assert found.keys() == net.state_dict().keys() and found["0.weight"].dtype == torch.float16
     assert all(torch.equal(found[name], t.half()) for name, t in net.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "A.SAFETENSORS", "a.ckpt", "A.CKPT"])
+@pytest.mark.parametrize("old", [False, True])
+def test_a_torch_file_is_known_by_its_first_bytes(name: str, old: bool, tmp_path: Path) -> None:
+    torch.save(filled(1), tmp_path / name, _use_new_zipfile_serialization=not old)
+    assert read_weights(tmp_path / name).keys() == filled(1).keys()
+    torch.save({"a": Path()}, tmp_path / name, _use_new_zipfile_serialization=not old)
+    with pytest.raises(WeightsError, match="may run code when it is opened, so it was not opened: it uses"):
+        read_weights(tmp_path / name)
+
+
+def test_what_stands_beside_the_weights_in_a_torch_file_is_named(tmp_path: Path) -> None:
+    torch.save({"model_ema": filled(2), "state_dict": filled(1), "schema": {}}, tmp_path / "a.pt")
+    with pytest.warns(UserWarning, match=r"averaged weights \('model_ema'\) are ignored") as told:
+        assert read_weights(tmp_path / "a.pt")["0.weight"].unique().tolist() == [1]
+    assert len(told) == 1
+    torch.save({**filled(1), 3: torch.zeros(1)}, tmp_path / "a.pt")
+    assert "3" in read_weights(tmp_path / "a.pt")  # no part of a network has this name, so it is refused
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])

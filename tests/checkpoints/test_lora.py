@@ -1,6 +1,7 @@
 """LoRA files: what is written comes back, older layouts are read, and what does not fit is named."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from minireflect.checkpoints.files import WeightsError
-from minireflect.checkpoints.lora import load_lora, read_lora, save_lora
+from minireflect.checkpoints.lora import STEMS, load_lora, read_lora, save_lora
 from minireflect.models.lora import LoRAConfig, add_lora, lora_layers
 from minireflect.models.unet import UNet, UNetConfig
 from tests.models.test_lora import learnt, small_unet
@@ -126,3 +127,57 @@ def test_a_configuration_in_a_torch_file_is_not_dropped(more: dict, tmp_path: Pa
     torch.save(tensors | more, tmp_path / "more.pt")
     with pytest.raises(WeightsError, match=f"holds '{next(iter(more))}', which is no tensor; expected only"):
         read_lora(tmp_path / "more.pt")
+
+
+MEANS = {"r": 4, "lora_alpha": 6, "peft_type": "LORA"}  # what adapter_config.json says
+PAIR = {f"unet.{LAYER}.lora_A.weight": torch.ones(2, 64), f"unet.{LAYER}.lora_B.weight": torch.ones(64, 2)}
+
+
+@pytest.mark.parametrize(
+    ("config", "more", "said"),
+    [
+        ({}, {}, "rank 2, but its configuration says 4 "),
+        ({"r": 2, "rank_pattern": {"to_q": 3}}, {}, "rank 2, but its configuration says 3 "),
+        ({"r": 2}, {"alpha": torch.tensor(4.0)}, "alpha 4, but its configuration says 6 "),
+        ({"r": "two"}, {}, "r in its configuration must be a whole number"),
+        (
+            {"rank_pattern": {"to_q": 2.5}},
+            {},
+            "rank_pattern in its configuration.to_q must be a whole number",
+        ),
+        ({"r": 2, "arrow_config": {"top_k": 3}}, {}, "arrow_config"),
+        ({"r": 2}, {"lora_A.weight": torch.ones(2, 16, 2, 2, 1)}, "a convolution LoRA"),
+        ({"r": 2}, {"lora_B.weight": torch.ones(64, 3)}, "A of rank 2, but B of rank 3"),
+        ({"r": 2}, {"lora_A.weight": torch.full((2, 64), torch.nan).to(torch.float8_e5m2)}, "finite"),
+        ({"rank_pattern": {"to_q": 2}}, {"alpha": torch.tensor(6.0)}, ""),  # as peft reads it
+    ],
+)
+def test_what_a_lora_states_twice_must_agree(config: dict, more: dict, said: str, tmp_path: Path) -> None:
+    tensors = PAIR | {f"unet.{LAYER}.{name}": t for name, t in more.items()}
+    header = {f"unet.{key}": value for key, value in (MEANS | config).items()}
+    save_file(tensors, tmp_path / "mine.safetensors", {"lora_adapter_metadata": json.dumps(header)})
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(MEANS | config))
+    for path in (tmp_path / "mine.safetensors", tmp_path):
+        if said:
+            with pytest.raises(WeightsError, match=re.escape(said)) as error:
+                read_lora(path)
+            assert "\n" not in str(error.value)
+        else:
+            assert [found.scale for found in read_lora(path).values()] == [3.0]
+
+
+def test_a_folder_with_two_loras_is_refused(tmp_path: Path) -> None:
+    for stem in STEMS:
+        save_file(PAIR, tmp_path / f"{stem}.safetensors")
+    with pytest.raises(WeightsError, match="has two LoRAs, adapter_model and pytorch_lora_weights; give"):
+        read_lora(tmp_path)
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("l", ""), ("h", ""), ("g", "_2")])
+def test_the_text_encoders_of_comfyui_are_named(theirs: str, ours: str, tmp_path: Path) -> None:
+    layer = f"text_encoders.clip_{theirs}.transformer.text_model.encoder.layers.0.self_attn.q_proj"
+    save_file(
+        {name.replace(f"unet.{LAYER}", layer): t for name, t in PAIR.items()}, tmp_path / "a.safetensors"
+    )
+    assert [*read_lora(tmp_path / "a.safetensors")] == [f"text_encoder{ours}.blocks.0.attn.q"]

@@ -137,6 +137,26 @@ def test_added_tokens_that_cannot_be_read_are_named(file: str, said: dict, told:
         BytePairs(folder)
 
 
+@pytest.mark.parametrize("folder", ["json"], indirect=True)
+def test_tokenizer_json_states_the_vocabulary_and_nothing_else(folder: Path) -> None:
+    """transformers 5 makes CLIP's tokenizer from the vocabulary and the merges, whatever else is there."""
+    path, expected = folder / "tokenizer.json", BytePairs(folder)([TEXT])
+    whole = json.loads(path.read_text("utf-8"))
+    odd = {"dropout": 0.9, "ignore_merges": True, "end_of_word_suffix": None, "type": "WordLevel"}
+    model = {"model": whole["model"] | odd}
+    for change in (model, {"pre_tokenizer": None}, {"normalizer": None}):
+        path.write_text(json.dumps(whole | change), "utf-8")
+        assert torch.equal(BytePairs(folder)([TEXT]), expected)
+    side = dict(direction="Left", strategy="BatchLongest", pad_to_multiple_of=None, pad_id=0, pad_type_id=0)
+    path.write_text(json.dumps(whole | {"padding": side | {"pad_token": "!"}}), "utf-8")
+    with pytest.raises(PromptError, match=r"tokenizer.json asks for padding on the left, which is refused"):
+        BytePairs(folder)
+    path.write_text(json.dumps(whole), "utf-8")
+    vocabulary(folder, ["quite another text"])
+    with pytest.raises(PromptError, match=r"vocab.json and tokenizer.json have other ids for "):
+        BytePairs(folder)
+
+
 def changed(lines: list[str], ids: dict) -> dict[str, tuple[list[str], dict, str]]:
     """Damaged merges and ids, and what is said of them."""
     made, last = lines[-1].replace(" ", ""), list(ids)[-1]

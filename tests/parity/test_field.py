@@ -28,6 +28,7 @@ from minireflect.checkpoints.files import WeightsError
 from minireflect.checkpoints.load import Given, load_checkpoint, load_clip
 from minireflect.checkpoints.lora import load_lora, networks_of, read_lora
 from minireflect.checkpoints.ours import describe
+from minireflect.checkpoints.parts import weights_file
 from minireflect.models.clip import OPENAI_MEAN, OPENAI_STD
 from minireflect.models.lora import merge_lora
 from minireflect.pipeline import LatentDiffusion
@@ -112,6 +113,9 @@ SCHEDULERS = {
 def test_levels_and_noise_are_those_of_the_scheduler(name: str, tmp_path: Path) -> None:
     scheduler, steps, guidance = SCHEDULERS[name]
     theirs = theirs_of("sdxl", tmp_path, scheduler=scheduler)
+    file = tmp_path / "sd" / "scheduler" / "scheduler_config.json"
+    others = {"set_alpha_to_one": False, "skip_prk_steps": True}  # of other classes, as in SDXL's own folder
+    file.write_text(json.dumps(others | json.loads(file.read_text())))
     assert off(theirs, load_checkpoint(tmp_path / "sd"), steps, guidance) < 1e-3
 
 
@@ -254,6 +258,7 @@ CHANGED = [  # a sampler that clips where nothing is said, another side of the w
         "interpolation_type",
     ),  # Euler's
     ("scheduler/scheduler_config.json", {"predict_epsilon": False}, "predict_epsilon"),  # of older DDPM
+    ("model_index.json", {"tokenizer": ["transformers", "T5Tokenizer"]}, "tokenizer"),
     ("unet/config.json", {"only_cross_attention": [False, True]}, "only_cross_attention"),
     ("tokenizer/tokenizer_config.json", {"padding_side": "left"}, "padding_side"),
     ("tokenizer/tokenizer_config.json", {"truncation_side": "left"}, "truncation_side"),
@@ -276,15 +281,36 @@ def test_what_would_change_the_picture_is_refused(
     ("file", "change"),
     [
         ("unet/config.json", {"transformer_layers_per_block": [1, 1]}),
+        ("unet/config.json", {"cross_attention_dim": 99}),
+        ("unet/config.json", {"layers_per_block": [1, 3]}),
+        ("unet/config.json", {"use_linear_projection": False}),
         ("vae/config.json", {"mid_block_add_attention": False}),
+        ("vae/config.json", {"block_out_channels": [32, 32]}),
+        ("text_encoder/config.json", {"hidden_size": 96}),
+        ("text_encoder_2/config.json", {"vocab_size": 5}),
     ],
 )
 def test_a_configuration_that_contradicts_its_tensors_is_refused(
     file: str, change: dict, saved: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """diffusers leaves out the tensors that such a configuration does not state, and draws other pictures."""
+    """diffusers fails, or leaves out the tensors that are not stated, and draws other pictures."""
     with pytest.raises(WeightsError, match=f"states {next(iter(change))} = .*, but its tensors are of"):
         load_checkpoint(saved("sdxl", tmp_path, file, **change))
+
+
+def test_a_folder_that_is_ambiguous_is_refused(saved: Callable[..., Path], tmp_path: Path) -> None:
+    folder = saved("sdxl", tmp_path, "model_index.json", _class_name="StableDiffusionPipeline")
+    with pytest.raises(WeightsError, match="says StableDiffusionPipeline, but its networks are of SDXL"):
+        load_checkpoint(folder)
+    weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    for variant in ("ema", "non_ema"):
+        shutil.copy(weights, weights.with_suffix(f".{variant}.safetensors"))
+    assert weights_file(weights.parent) == weights
+    weights.unlink()
+    with pytest.raises(
+        WeightsError, match=r"has .*\.ema\.safetensors and .*\.non_ema\.safetensors, and nothing"
+    ):
+        weights_file(weights.parent)
 
 
 def test_a_vocabulary_is_described_only_if_it_is_read_as_in_a_checkpoint(
@@ -396,6 +422,8 @@ def test_the_yaml_beside_a_file_is_read(tmp_path: Path) -> None:
             "ss_clip_skip '2', which is not applied; give --clip-skip, this number minus 1",
         ),
         ("ss_zero_terminal_snr", "True", "ss_zero_terminal_snr 'True', which is not applied$"),
+        ("modelspec.timestep_range", "0,500", "timestep_range '0,500', which is not applied$"),
+        ("modelspec.timestep_range", "0,1000", None),
         ("modelspec.encoder_layer", "1", None),
         ("ss_clip_skip", "None", None),
     ],
@@ -441,6 +469,20 @@ def test_every_tensor_of_a_single_file_is_of_a_part_or_named(
         save_file(whole | {name: torch.ones(2)}, tmp_path / "odd.safetensors")
         with pytest.raises(WeightsError, match=told):
             load_checkpoint(tmp_path / "odd.safetensors")
+
+
+def test_two_statements_of_what_a_unet_predicts_are_told(whole: dict[str, Tensor], tmp_path: Path) -> None:
+    save_file(
+        whole | {"v_pred": torch.ones(0)},
+        file := tmp_path / "odd.safetensors",
+        {"modelspec.prediction_type": "v"},
+    )
+    with pytest.warns(UserWarning) as told:
+        assert load_checkpoint(file).schedule.config.prediction == "v"
+    assert not [each for each in told if "disagree" in str(each.message)]
+    file.with_suffix(".yaml").write_text("parameterization: eps")
+    with pytest.warns(UserWarning, match="disagree about what its UNet predicts; the last of .*'v'. is used"):
+        assert load_checkpoint(file).schedule.config.prediction == "v"
 
 
 def test_a_unet_that_writes_a_variance_is_refused(tmp_path: Path) -> None:
