@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import json
+import math
 import os
 import pty
 import select
@@ -458,3 +459,10 @@ def test_a_file_system_without_locks_is_said(
     assert "has no locks; do not start a second run in it" in capsys.readouterr().err
     with pytest.raises(RunError, match="cannot write to"):
         Run(tmp_path / "b", {})
+
+
+def test_options_that_are_no_json_leave_no_folder(tmp_path: Path) -> None:
+    for config, error in (({"lr": math.nan}, ValueError), ({"lr": object()}, TypeError)):
+        with pytest.raises(error, match="JSON"):
+            Run(tmp_path / "run", config)
+    assert not list(tmp_path.iterdir())

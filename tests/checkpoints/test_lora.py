@@ -181,3 +181,9 @@ def test_the_text_encoders_of_comfyui_are_named(theirs: str, ours: str, tmp_path
         {name.replace(f"unet.{LAYER}", layer): t for name, t in PAIR.items()}, tmp_path / "a.safetensors"
     )
     assert [*read_lora(tmp_path / "a.safetensors")] == [f"text_encoder{ours}.blocks.0.attn.q"]
+
+
+def test_a_strength_is_a_finite_number(tmp_path: Path) -> None:
+    save_lora(tmp_path / "a.safetensors", learnt(add_lora(small_unet(), LoRAConfig(rank=2))))
+    with pytest.raises(ValueError, match="strength must be a finite number"):
+        load_lora(small_unet(), tmp_path / "a.safetensors", float("nan"))

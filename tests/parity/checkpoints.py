@@ -8,6 +8,8 @@ one.
 
 import json
 import re
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -20,7 +22,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -35,21 +37,30 @@ WORDS = [
 FAMILIES = ("sd1", "sd2", "sdxl")
 
 
+def byte_pairs(words: list[list[str]], most: int) -> list[str]:
+    """The most frequent pair again and again; of two alike the first by the alphabet, in every process."""
+    merges: list[str] = []
+    while pairs := Counter(pair for word in words for pair in pairwise(word)):
+        if len(merges) == most:
+            break
+        best = max(sorted(pairs), key=pairs.__getitem__)
+        merges.append(" ".join(best))
+        for word in words:
+            for i in range(len(word) - 2, -1, -1):
+                if tuple(word[i : i + 2]) == best:
+                    word[i : i + 2] = ["".join(best)]
+    return merges
+
+
 def vocabulary(folder: Path, texts: list[str] = WORDS, size: int = 700) -> Path:
     """A byte-pair vocabulary in CLIP's format: bytes, bytes at the end of a word, merges, begin, end."""
     folder.mkdir(parents=True, exist_ok=True)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet(), key=ord)
-    engine = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    engine.pre_tokenizer = pre_tokenizers.Sequence(
+    pieces = pre_tokenizers.Sequence(
         [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
-    trainer = trainers.BpeTrainer(
-        vocab_size=size, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
-    )
-    engine.train_from_iterator([t.lower() for t in texts] * 4, trainer)
-    merges = [
-        " ".join(m) if isinstance(m, list) else m for m in json.loads(engine.to_str())["model"]["merges"]
-    ]
+    words = [piece for text in texts for piece, _ in pieces.pre_tokenize_str(text.lower())]
+    merges = byte_pairs([[*word[:-1], word[-1] + "</w>"] for word in words], size - 2 * len(alphabet))
     tokens = dict.fromkeys(
         [*alphabet, *[c + "</w>" for c in alphabet], *[m.replace(" ", "") for m in merges]]
     )

@@ -34,7 +34,7 @@ FORWARD = ["--batch", "128", "--lr", "3e-2", "--pull", "0.01", "--group", "16"]
 LEARNING = {
     "ddpo": ["--lr", "1e-2", "--clip-range", "3e-2", "--group", "16"],
     "grpo": [*FORWARD, "--updates", "1"],
-    "srrl": [*FORWARD, "--updates", "2", "--replay", "1"],  # two rounds of each
+    "srrl": [*FORWARD, "--updates", "2", "--replay", "1", "--iterations", "18"],  # two rounds of each
 }
 
 
