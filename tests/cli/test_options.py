@@ -99,6 +99,7 @@ def seconds(*words: str) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
+@pytest.mark.slow
 def test_help_takes_at_most_two_seconds() -> None:
     """Of CPU, or half more than torch, which a busy machine slows too.  What is quick once is quick."""
     taken = (seconds("-m", "minireflect", "train", "srrl", "--help") for _ in range(3))

@@ -86,6 +86,7 @@ class Gaussian(torch.nn.Module):
         return (1 - abar).sqrt() * (x - abar.sqrt() * self.mu)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["select", "blind"])
 def test_the_reward_rises_with_regression(tmp_path: Path, mode: str) -> None:
     config = replace(

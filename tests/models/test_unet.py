@@ -50,6 +50,7 @@ def test_starts_by_predicting_zero() -> None:
     assert not UNet(TINY)(*batch(TINY)).any()
 
 
+@pytest.mark.slow
 def test_overfits_one_batch() -> None:
     torch.manual_seed(0)
     unet = UNet(TINY)

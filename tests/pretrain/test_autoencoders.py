@@ -86,6 +86,7 @@ def test_perplexity_is_the_size_of_an_evenly_used_codebook() -> None:
     assert perplexity(torch.tensor([7.0, 0, 0])) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_error_and_the_codec_comes_back_from_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

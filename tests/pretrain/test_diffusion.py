@@ -61,6 +61,7 @@ def test_importance_sampling_of_noise_levels_keeps_the_mean_loss_and_lowers_its_
     assert spreads[0] > spreads[1] > spreads[2]
 
 
+@pytest.mark.slow
 def test_the_text_encoder_learns_to_read_places(tmp_path: Path) -> None:
     """Four captions, four pictures that differ in one place: after 150 steps they are told apart."""
     words = ["red", "left", "right", "top", "bottom"]
