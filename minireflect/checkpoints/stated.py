@@ -119,7 +119,8 @@ KINDS: dict[str, Table] = {
         "attention_head_dim num_attention_heads norm_num_groups addition_time_embed_dim sample_size",
         ABOUT + "(in|out|block_out)_channels .*layers_per_block cross_attention_dim use_linear_projection "
         "upcast_attention dropout projection_class_embeddings_input_dim addition_embed_type_num_heads "
-        "mid_block_only_cross_attention", down_block_types=BLOCKS, up_block_types=BLOCKS,
+        "mid_block_only_cross_attention decay inv_gamma min_decay power optimization_step update_after_step "
+        "use_ema_warmup", down_block_types=BLOCKS, up_block_types=BLOCKS,
         _class_name="UNet2DConditionModel", act_fn=("silu", "swish"), flip_sin_to_cos=True, freq_shift=0,
         norm_eps=1e-5, resnet_time_scale_shift="default", addition_embed_type=(None, "text_time"),
         conv_in_kernel=3, conv_out_kernel=3, time_embedding_type="positional", attention_type="default",

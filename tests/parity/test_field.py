@@ -18,6 +18,7 @@ from diffusers import (
     PNDMScheduler,
     UNet2DConditionModel,
 )
+from diffusers.training_utils import EMAModel
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
@@ -150,6 +151,18 @@ def test_size_negative_prompt_and_clip_skip(tmp_path: Path) -> None:
         assert off(theirs, ours, size=(32, 48), negative_prompt=WORDS[1], clip_skip=1) < 1e-3
         plain = load_checkpoint(tmp_path / family / "sd", Given(image_size=(32, 48)))
         assert off(theirs, plain, size=(32, 48), negative_prompt=WORDS[1], clip_skip=1) > 1e-3
+
+
+def test_averaged_weights_state_how_they_were_averaged(tmp_path: Path) -> None:
+    """The folder unet_ema of diffusers' training scripts in the place of unet."""
+    theirs = pipeline("sd1", tmp_path)
+    theirs.save_pretrained(tmp_path / "sd")
+    unet = theirs.unet
+    EMAModel(unet.parameters(), model_cls=type(unet), model_config=unet.config).save_pretrained(
+        tmp_path / "sd" / "unet"
+    )
+    assert "optimization_step" in (tmp_path / "sd" / "unet" / "config.json").read_text()
+    assert off(theirs, load_checkpoint(tmp_path / "sd")) < 1e-3
 
 
 @torch.no_grad()
