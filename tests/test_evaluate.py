@@ -34,6 +34,7 @@ from minireflect.world.scenes import SPLITS
 from tests.small import TEXTS, Stopped, brightness, small_pipeline, stop
 
 
+@pytest.mark.slow
 def test_evaluation_is_fixed_and_its_table_has_every_law() -> None:
     pipe = load_pipeline()
     config = EvaluationConfig(pictures=16, batch=16)

@@ -32,6 +32,7 @@ def even(images: Tensor, prompts: list[str]) -> Tensor:
     return (1e4 * images.mean((1, 2, 3)).double() % 1 > 0.5).float()
 
 
+@pytest.mark.slow
 def test_an_untrained_model_is_measured_as_what_it_is() -> None:
     """Noise for pictures and sentences: nothing is right, promised or kept, and best-of-N costs N times the
     tokens.

@@ -65,6 +65,7 @@ def test_what_is_no_picture_is_named_at_once(tmp_path: Path) -> None:
         refused(run("inspect", name, cwd=tmp_path), f"{name} is not a picture that can be read")
 
 
+@pytest.mark.slow
 def test_a_warning_is_a_note_of_one_line(tmp_path: Path) -> None:
     layer = "lora_unet_mid_block_attentions_0_proj_in.lora_"
     matrices = {f"{layer}down.weight": torch.ones(2, 4), f"{layer}up.weight": torch.ones(4, 2)}

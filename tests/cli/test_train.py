@@ -323,7 +323,9 @@ def test_resume_says_what_the_run_is(tmp_path: Path, finished: Finished) -> None
     refused(run("train", "actor", "--resume", "--out", "run", cwd=tmp_path), "a run of vq, not of actor")
 
 
-@pytest.mark.parametrize("ruin", [Path.unlink, lambda path: os.truncate(path, 1_000)])
+@pytest.mark.parametrize(
+    "ruin", [Path.unlink, pytest.param(lambda path: os.truncate(path, 1_000), marks=pytest.mark.slow)]
+)
 def test_weights_that_were_deleted_or_cut_are_made_again_from_the_state(
     tmp_path: Path, ruin: Callable[[Path], None], finished: Finished
 ) -> None:

@@ -340,6 +340,7 @@ def test_generating_depends_on_the_noise_alone() -> None:
     assert torch.equal(a, b) and not torch.equal(a, generate(pipe, GRAPHS, LOOP, rng(1, "draw")))
 
 
+@pytest.mark.slow
 def test_the_shipped_loop_keeps_right_pictures_and_edits_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr(rlrig, "load_checker", lambda *given: asked.append(given[1]) or load_checker(*given))

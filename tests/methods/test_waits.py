@@ -17,6 +17,7 @@ from minireflect.training import adamw
 from tests.device import FAR, FarDevice
 from tests.small import TEXTS, law_texts, small_pipeline, small_reasongen
 
+pytestmark = pytest.mark.slow
 SIZES = {"prompts_per_iteration": 4, "rounds": 1, "redraw": "all", "batch": 4, "group": 2}
 
 

@@ -49,7 +49,10 @@ class Checkpoint(NamedTuple):
     words: Path
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+OF_EACH = [pytest.param(name, marks=pytest.mark.slow if name == "sd2" else ()) for name in FAMILIES]
+
+
+@pytest.fixture(scope="module", params=OF_EACH)
 def checkpoint(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Checkpoint]:

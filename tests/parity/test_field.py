@@ -207,7 +207,7 @@ def kohya(theirs: DiffusionPipeline, path: Path, alpha: float = 2.0) -> Path:
     return path
 
 
-@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+@pytest.mark.parametrize("family", ["sd1", pytest.param("sdxl", marks=pytest.mark.slow)])
 def test_a_lora_of_kohya_with_its_text_encoders(family: str, tmp_path: Path) -> None:
     theirs = theirs_of(family, tmp_path)
     path = kohya(theirs, tmp_path / "kohya.safetensors")
@@ -252,6 +252,7 @@ ABSENT = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("file", "key"), [(file, key) for file, keys in ABSENT.items() for key in keys])
 def test_an_absent_key_means_what_the_library_takes(
     file: str, key: str, saved: Callable[..., Path], tmp_path: Path

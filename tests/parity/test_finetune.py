@@ -476,6 +476,7 @@ def test_a_training_whose_reward_fails_can_be_resumed(base: Path, prompts: Path,
     assert not (tmp_path / "first").exists()
 
 
+@pytest.mark.slow
 def test_several_rewards_are_measured_and_shown_as_their_plain_sum(
     base: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
