@@ -22,9 +22,9 @@ from ..models.clip import CLIP, CLIPConfig, TextEncoder, TwoTextEncoders
 from ..models.tokenizer import BytePairs, NoVocabulary, TwoBytePairs
 from ..models.unet import UNet
 from ..pipeline import LatentDiffusion
-from ..ranges import Checked, Size
+from ..ranges import Checked, Size, expect
 from . import names, parts
-from .files import WeightsError, existing, load_into, read_weights, renamed
+from .files import WeightsError, existing, load_into, read_json, read_weights, renamed
 from .parts import SD2, SDXL, Family, Part, Published, autoencoder_sizes, read_published, weights_file
 from .stated import check, read_stated
 
@@ -222,7 +222,11 @@ def _clip_parts(file: Path, activation: str | None) -> tuple[Part, Part, dict]:
     tensors = read_weights(file)
     if any(name.startswith("text_model.") for name in tensors):
         config = read_stated("CLIP", file.parent / "config.json")
-        pictures = read_stated("preprocessor", file.parent / "preprocessor_config.json")
+        both = read_json(file.parent / "processor_config.json")  # transformers 5 writes only this file
+        if pictures := expect(both.get("image_processor") or {}, dict, "image_processor"):
+            pictures = check("preprocessor", pictures, file.parent / "processor_config.json")
+        else:
+            pictures = read_stated("preprocessor", file.parent / "preprocessor_config.json")
         # transformers prefers KEY_dict, which older files have, to KEY
         stated = {key.removesuffix("_dict"): c for key, c in sorted(config.items()) if c is not None}
         text, vision = (stated.get(key) or {} for key in ("text_config", "vision_config"))

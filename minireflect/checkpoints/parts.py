@@ -224,7 +224,8 @@ def _known_of(path: Path, whole: Tensors) -> dict:
     if len({THEIRS.get(each, each) for each in types if each}) > 1:
         which = "its metadata, the .yaml file beside it and its tensors disagree about what its UNet predicts"
         warnings.warn(f"{path}: {which}; the last of {types} is used, or give --prediction", stacklevel=5)
-    known |= {"prediction_type": next(filter(None, reversed(types)), None)}
+    usual_of_yaml = "eps" if "beta_start" in known else None  # default of the original program
+    known |= {"prediction_type": next(filter(None, reversed(types)), usual_of_yaml)}
     known = {key: THEIRS.get(value, value) for key, value in known.items() if value not in (None, "")}
     return known | ({"rescale_betas_zero_snr": True} if "ztsnr" in whole else {})
 

@@ -141,7 +141,9 @@ KINDS: dict[str, Table] = {
         do_resize=YES, do_center_crop=YES, do_rescale=YES, do_normalize=YES, default_to_square=(False, None)),
     "tokenizer": table("pad_token added_tokens_decoder model_max_length", "unk_token add_prefix_space errors "
         "name_or_path special_tokens_map_file clean_up_tokenization_spaces use_fast processor_class backend "
-        "additional_special_tokens extra_special_tokens is_local local_files_only add_.*_token " + ABOUT,
+        "additional_special_tokens extra_special_tokens is_local local_files_only add_.*_token from_slow "
+        "tokenizer_file max_length truncation_strategy stride pad_to_multiple_of pad_token_type_id "
+        "model_type model_input_names trust_remote_code revision subfolder cache_dir " + ABOUT,
         do_lower_case=YES, padding_side=("right", None), truncation_side=("right", None),
         bos_token=(BEGIN_TEXT, None), eos_token=(END_TEXT, None),
         tokenizer_class=WORDS[1:]),

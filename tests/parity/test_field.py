@@ -485,6 +485,33 @@ def test_every_tensor_of_a_single_file_is_of_a_part_or_named(
             load_checkpoint(tmp_path / "odd.safetensors")
 
 
+def test_a_yaml_without_a_parameterization_is_of_epsilon(tmp_path: Path) -> None:
+    """As of SD 2's 512-pixel base: the original program's own default.  The default of the family is v."""
+    file = save_original(pipeline("sd2", tmp_path), "sd2", tmp_path / "one.safetensors")
+    file.with_suffix(".yaml").write_text("linear_start: 0.00085\nlinear_end: 0.0120")
+    with pytest.warns(UserWarning) as told:
+        assert load_checkpoint(file).schedule.config.prediction == "epsilon"
+    assert not [each for each in told if "assuming" in str(each.message)]
+    file.with_suffix(".yaml").unlink()
+    with pytest.warns(UserWarning, match="does not say what its UNet predicts; assuming 'v'"):
+        assert load_checkpoint(file).schedule.config.prediction == "v"
+
+
+def test_a_pipeline_that_was_sampled_and_saved_again_is_read(tmp_path: Path) -> None:
+    """transformers writes how the tokenizer was called last, and where its file was."""
+    theirs = theirs_of("sd1", tmp_path)
+    for name in ("once", "twice"):
+        theirs(PROMPT, num_inference_steps=1, height=32, width=32)
+        theirs.save_pretrained(tmp_path / name)
+        theirs = DiffusionPipeline.from_pretrained(tmp_path / name)
+        theirs.set_progress_bar_config(disable=True)
+    about = tmp_path / "twice" / "tokenizer" / "tokenizer_config.json"
+    stated = json.loads(about.read_text())
+    assert stated["max_length"] == 77 and stated["truncation_strategy"] == "longest_first"
+    about.write_text(json.dumps(stated | {"tokenizer_file": "nowhere/tokenizer.json"}))
+    assert off(theirs, load_checkpoint(tmp_path / "twice")) < 1e-3
+
+
 def test_two_statements_of_what_a_unet_predicts_are_told(whole: dict[str, Tensor], tmp_path: Path) -> None:
     save_file(
         whole | {"v_pred": torch.ones(0)},
@@ -545,9 +572,15 @@ def test_heads_that_a_clip_does_not_state(tmp_path: Path) -> None:
         ({"do_normalize": False}, "do_normalize"),
         ({"image_std": [1, 0, 1]}, "above 0, got 0"),
     ):
-        (tmp_path / "preprocessor_config.json").write_text(json.dumps(stated))
-        with pytest.raises(ValueError, match=told):
-            load_clip(tmp_path)
+        nested = {"image_processor": stated}  # of transformers 5
+        for name, inside in (("preprocessor", stated), ("processor", nested)):
+            (file := tmp_path / f"{name}_config.json").write_text(json.dumps(inside))
+            with pytest.raises(ValueError, match=told):
+                load_clip(tmp_path)
+            file.unlink()
+    grey = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    file.write_text(json.dumps({"image_processor": grey}))
+    assert load_clip(tmp_path)[0].config.vision.mean == (0.0,) * 3
     for file in tmp_path.glob("*config.json"):
         file.unlink()
     with pytest.warns(UserWarning, match="does not state its activation: assuming quick_gelu"):
