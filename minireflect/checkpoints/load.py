@@ -222,11 +222,10 @@ def _clip_parts(file: Path, activation: str | None) -> tuple[Part, Part, dict]:
     tensors = read_weights(file)
     if any(name.startswith("text_model.") for name in tensors):
         config = read_stated("CLIP", file.parent / "config.json")
-        both = read_json(file.parent / "processor_config.json")  # transformers 5 writes only this file
-        if pictures := expect(both.get("image_processor") or {}, dict, "image_processor"):
-            pictures = check("preprocessor", pictures, file.parent / "processor_config.json")
-        else:
-            pictures = read_stated("preprocessor", file.parent / "preprocessor_config.json")
+        processor = read_json(file.parent / "processor_config.json")  # transformers 5 writes only this file
+        pictures = expect(processor.get("image_processor") or {}, dict, "image_processor")
+        pictures = check("preprocessor", pictures, "processor_config.json")
+        pictures = pictures or read_stated("preprocessor", file.parent / "preprocessor_config.json")
         # transformers prefers KEY_dict, which older files have, to KEY
         stated = {key.removesuffix("_dict"): c for key, c in sorted(config.items()) if c is not None}
         text, vision = (stated.get(key) or {} for key in ("text_config", "vision_config"))

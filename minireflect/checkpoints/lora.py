@@ -113,7 +113,7 @@ def read_lora(path: Place, res_blocks: int = 2) -> dict[str, Adapter]:
         table = unet if network == "unet" else names.TRANSFORMERS_CLIP_TEXT
         for theirs, name in new_names(inside, [(r"$", ".lora"), *table, (r"\.lora$", "")], path).items():
             A, B, alpha = _numbers(f"{path} has {theirs}", inside[theirs])
-            scale = _scale(path, stated[network], theirs, (len(A), alpha))
+            scale = _scale(path, stated[network], theirs, len(A), alpha)
             adapters[f"{network}.{name}"] = Adapter(A, B / ours.get(name, 1.0), ours.get(name, scale))
     return adapters
 
@@ -144,19 +144,21 @@ def _configuration(path: Path, about: dict[str, str], peft: bool) -> dict[str, d
     return {name: check("LoRA's configuration", c, "its configuration") for name, c in found.items()}
 
 
-def _scale(path: Path, config: dict, layer: str, found: tuple[int, float | None]) -> float:
-    """alpha / r, or alpha / sqrt(r) with `use_rslora` (arXiv 2312.03732); `found` are those of the tensors.
+def _scale(path: Path, config: dict, layer: str, rank: int, alpha: float | None) -> float:
+    """alpha / r, or alpha / sqrt(r) with `use_rslora` (arXiv 2312.03732).
 
-    Without a tensor alpha, `alpha_pattern` or `lora_alpha` in the configuration state it; otherwise it is r.
+    rank and alpha are those of the tensors.  Without a tensor alpha, `alpha_pattern` or `lora_alpha` in the
+    configuration state it; otherwise it is r.  A pattern matches the end of a layer's name, as in peft.
     Raises WeightsError when the configuration states another r or alpha than the tensors.
     """
-    rank, alpha = found
-    for what, key, has in (("rank", "r", rank), ("alpha", "lora_alpha", alpha)):
-        said = _matched(config, f"{what}_pattern", layer, config.get(key))
+    stated_rank = _matched(config, "rank_pattern", layer, config.get("r"))
+    stated_alpha = _matched(config, "alpha_pattern", layer, config.get("lora_alpha"))
+    both = ("rank", "r", rank, stated_rank), ("alpha", "lora_alpha", alpha, stated_alpha)
+    for what, key, has, said in both:
         if None not in (has, said) and not math.isclose(has, said, rel_tol=4e-3):  # alpha may be in bfloat16
             odd = f"{what} {has:g}, but its configuration says {said:g} ({what}_pattern or {key})"
             raise WeightsError(f"{path}: the tensors of {layer} have {odd}")
-    alpha = next(value for value in (alpha, said, rank) if value is not None)
+    alpha = next(value for value in (alpha, stated_alpha, rank) if value is not None)
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)
 
 

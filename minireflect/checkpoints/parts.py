@@ -80,11 +80,12 @@ class Part(NamedTuple):
 
     def agrees(self, has: dict) -> None:
         """Raises WeightsError when the configuration states another value of a key than the tensors have."""
-        stated = {key: self.config[key] for key in has if key in self.config}
-        one = {key: [has[key]] * len(each) for key, each in stated.items() if isinstance(each, list)}
-        if odd := [key for key, said in stated.items() if said not in (has[key], one.get(key, has[key]))]:
-            said = f"states {odd[0]} = {self.config[odd[0]]!r}, but its tensors are of {has[odd[0]]!r}"
-            raise WeightsError(f"config.json beside {self.source} {said}")
+        for key, value in has.items():
+            said = self.config.get(key, value)
+            each = said if isinstance(said, list) else [said]  # a number may be stated once for each level
+            if said != value and any(number != value for number in each):
+                odd = f"states {key} = {said!r}, but its tensors are of {value!r}"
+                raise WeightsError(f"config.json beside {self.source} {odd}")
 
     def shortened(self) -> "Part":
         """Keep the first `num_hidden_layers` blocks of the configuration; fewer than stored is a "clip skip".
@@ -224,8 +225,8 @@ def _known_of(path: Path, whole: Tensors) -> dict:
     if len({THEIRS.get(each, each) for each in types if each}) > 1:
         which = "its metadata, the .yaml file beside it and its tensors disagree about what its UNet predicts"
         warnings.warn(f"{path}: {which}; the last of {types} is used, or give --prediction", stacklevel=5)
-    usual_of_yaml = "eps" if "beta_start" in known else None  # default of the original program
-    known |= {"prediction_type": next(filter(None, reversed(types)), usual_of_yaml)}
+    default = "eps" if "beta_start" in known else None  # of the original program, if there is a .yaml file
+    known |= {"prediction_type": next(filter(None, reversed(types)), default)}
     known = {key: THEIRS.get(value, value) for key, value in known.items() if value not in (None, "")}
     return known | ({"rescale_betas_zero_snr": True} if "ztsnr" in whole else {})
 

@@ -92,7 +92,7 @@ DIT = "Stable Diffusion 3, Flux or another model whose network is a transformer,
 REFINER = "SDXL's refiner, which only finishes the pictures of another model"
 BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D")
 TEXTS = ("transformers", "CLIPTextModel", "CLIPTextModelWithProjection", None)
-WORDS = ("transformers", "CLIPTokenizer", "CLIPTokenizerFast", "TokenizersBackend", None)
+TOKENIZERS = ("transformers", "CLIPTokenizer", "CLIPTokenizerFast", "TokenizersBackend", None)
 KINDS: dict[str, Table] = {
     "model_index.json": {
         r"_class_name": Rule("refused", "not Stable Diffusion 1.x, 2.x or SDXL from a prompt alone", (
@@ -102,7 +102,7 @@ KINDS: dict[str, Table] = {
             ABOUT + "safety_checker requires_safety_checker image_encoder feature_extractor add_watermarker "
             "watermark requires_aesthetics_score", vae=("diffusers", "AutoencoderKL", None),
             unet=("diffusers", "UNet2DConditionModel", None), text_encoder=TEXTS, text_encoder_2=TEXTS,
-            tokenizer=WORDS, tokenizer_2=WORDS),
+            tokenizer=TOKENIZERS, tokenizer_2=TOKENIZERS),
     "scheduler": {
         r"_class_name": Rule("refused", "EDM, flow and consistency models need special samplers", (
             None, *(f"{name}Scheduler" for name in DISCRETE.split())))}
@@ -146,7 +146,7 @@ KINDS: dict[str, Table] = {
         "model_type model_input_names trust_remote_code revision subfolder cache_dir " + ABOUT,
         do_lower_case=YES, padding_side=("right", None), truncation_side=("right", None),
         bos_token=(BEGIN_TEXT, None), eos_token=(END_TEXT, None),
-        tokenizer_class=WORDS[1:]),
+        tokenizer_class=TOKENIZERS[1:]),
     "open_clip": table("model_cfg preprocess_cfg", "custom_text tags name"),
     "open_clip's model_cfg": table("quick_gelu text_cfg vision_cfg",
         "embed_dim init_logit_scale output_dict cast_dtype", custom_text=(False, None)),
